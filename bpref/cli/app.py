@@ -1,0 +1,33 @@
+"""The `bpref` command: its subcommands, and the exit codes they share."""
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from bpref.cli.errors import UsageError
+
+app = typer.Typer(
+    name="bpref",
+    help="Back-propagation derived by hand, verified against automatic differentiation.",
+    epilog="Example: bpref train digits --epochs 20 --out run",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0 done, 1 something was found wrong, 2 wrong use, 130 interrupted."""
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except UsageError as error:
+        print(f"bpref: {error}", file=sys.stderr)
+        return 2
+    except TyperException as error:
+        print(f"bpref: {error.format_message()}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("bpref: interrupted", file=sys.stderr)
+        return 130

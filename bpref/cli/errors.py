@@ -1,0 +1,21 @@
+"""How a command says that what it was given is wrong: one line on stderr, exit code 2."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UsageError(Exception):
+    """What the user gave is wrong; the message is one line that says what, and what was expected."""
+
+
+@contextmanager
+def blaming_the_input() -> Iterator[None]:
+    """Turn the `ValueError`, `TypeError` or `OSError` that a wrong input raises into a `UsageError`.
+
+    For the part of a command that reads and checks what the user gave; not for the computation after it,
+    where such an error is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,10 @@
+"""Combinators: layers in, a layer out. None of them looks into `dparams`."""
+
+from bpref.compose.objective import objective
+from bpref.compose.parallel import parallel
+from bpref.compose.remat import remat
+from bpref.compose.residual import residual
+from bpref.compose.scan import scan
+from bpref.compose.serial import serial
+
+__all__ = ["objective", "parallel", "remat", "residual", "scan", "serial"]

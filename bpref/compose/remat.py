@@ -1,0 +1,29 @@
+"""remat: keep the input, make the rest again.
+
+The cache of f is a function of (params, x), and params are given to the backward anyway: so keep x alone, and
+run f's forward once more when its cache is needed. Memory falls from f's cache to the size of x, for one
+more forward.
+
+Outside a loop XLA sees both forwards in one program and merges them, so that nothing is saved; inside `scan`
+the two are in different loops, and it pays.
+"""
+
+from typing import Any, NamedTuple
+
+from bpref.layer import Layer
+
+
+class RematCache(NamedTuple):
+    x: Any
+
+
+def remat(layer: Layer) -> Layer:
+    """The same function with `cache := x`; the backward runs the forward again."""
+
+    def forward(params, x):
+        return layer.forward(params, x)[0], RematCache(x)
+
+    def backward(params, cache, dy):
+        return layer.backward(params, layer.forward(params, cache.x)[1], dy)
+
+    return Layer(layer.init, forward, backward, "remat", (layer,), remat)

@@ -1,0 +1,47 @@
+"""What every activation shares: the adjoint of a function applied element by element.
+
+Forward: `y = g(x)`. The differential is `dy_i = g'(x_i) dx_i`, a diagonal matrix, which is its own transpose:
+the cotangent is `dx = dy g'(x)`, the seed's `dZ = dA g'(Z)`. An activation therefore states two things,
+`g` with what it keeps, and `g'` of what was kept. Half precision is computed in float32 and rounded once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.layer import Layer, no_params
+
+
+def elementwise(
+    name: str,
+    g: Callable[[Array], tuple[Array, Any]],
+    slope: Callable[[Any], Array],
+) -> Layer:
+    """The layer of `y = g(x)`, element by element, for `x` of any shape and floating dtype.
+
+    Args:
+      name: what error messages call the layer.
+      g: `x -> (y, cache)`; the cache is a NamedTuple of arrays of x's shape, kept in x's dtype or as booleans.
+      slope: `cache -> g'(x)`, of x's shape; booleans where g' is 0 or 1.
+    """
+
+    def forward(params, x):
+        require_floating(name, "x", x)
+        y, cache = g(widen(x))
+        return y.astype(x.dtype), _in_dtype(cache, x.dtype)
+
+    def backward(params, cache, dy):
+        derivative = slope(_in_dtype(cache, wide_dtype(dy.dtype)))
+        if derivative.dtype == bool:
+            return (), jnp.where(derivative, dy, 0)
+        return (), (widen(dy) * derivative).astype(dy.dtype)
+
+    return Layer(no_params, forward, backward, name)
+
+
+def _in_dtype(cache: Any, dtype: Any) -> Any:
+    """The cache with its floating-point fields in `dtype`; masks stay booleans."""
+    return type(cache)(*(v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in cache))

@@ -1,0 +1,131 @@
+"""The one abstraction: a layer is a forward and its hand-derived backward, as pure functions.
+
+    init     (key, x)            -> params
+    forward  (params, x)         -> (y, cache)
+    backward (params, cache, dy) -> (dparams, dx)
+
+`params`, `x`, `y` and `cache` are pytrees of arrays; `dV` is the derivative of the objective J with respect
+to V and has V's tree, shapes and dtypes, with `None` where V is not differentiable (integers, PRNG keys,
+running statistics). Combinators take layers and return a layer, and never look into `dparams`: whatever a
+leaf puts there, one reverse sweep carries to its place. `map_leaves` is how a sweep is made to carry
+something other than the gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
+
+import jax
+import jax.numpy as jnp
+
+
+class Layer(NamedTuple):
+    """A forward, its backward, and what is needed to build and to rebuild them.
+
+    Attributes:
+      init: `(key, x) -> params`; `x` is an array, a `jax.ShapeDtypeStruct`, or a pytree of them.
+      forward: `(params, x) -> (y, cache)`; the cache holds what the derivation says must be kept, and no
+        parameters: those are given to `backward` again.
+      backward: `(params, cache, dy) -> (dparams, dx)`.
+      name: what error messages and reports call this layer.
+      parts: the layers that a combinator was made of; empty for a leaf.
+      rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
+    """
+
+    init: Callable[[Any, Any], Any]
+    forward: Callable[[Any, Any], tuple[Any, Any]]
+    backward: Callable[[Any, Any, Any], tuple[Any, Any]]
+    name: str
+    parts: tuple["Layer", ...] = ()
+    rebuild: Optional[Callable[..., "Layer"]] = None
+
+
+def no_params(key: Any, x: Any) -> tuple[()]:
+    """The `init` of every layer without parameters."""
+    return ()
+
+
+def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
+    """Rebuild `layer` with every leaf replaced by `f(leaf)`, the combinators as they were."""
+    if layer.rebuild is None:
+        return f(layer)
+    return layer.rebuild(*(map_leaves(f, part) for part in layer.parts))
+
+
+def leaf_paths(layer: Layer) -> list[str]:
+    """Where each leaf stands, such as `1.0 linear`, in the order of their parameters in the tree."""
+    if layer.rebuild is None:
+        return [layer.name]
+    return [
+        f"{index}{'.' if path[0].isdigit() else ' '}{path}"
+        for index, part in enumerate(layer.parts)
+        for path in leaf_paths(part)
+    ]
+
+
+def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
+    """The bridge: `(params, x) -> y`, a `jax.custom_vjp` function whose reverse is the layer's own backward.
+
+    `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero.
+    """
+
+    @jax.custom_vjp
+    def apply(params, x):
+        return layer.forward(params, x)[0]
+
+    def forward(params, x):
+        y, cache = layer.forward(params, x)
+        return y, (params, cache)
+
+    def backward(residuals, dy):
+        return layer.backward(*residuals, dy)
+
+    apply.defvjp(forward, backward)
+    return apply
+
+
+def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[Any, Any, Any]:
+    """One forward and one backward sweep: `(y, dparams, dx)`.
+
+    Args:
+      layer: any layer or composition.
+      params: its parameters.
+      x: its input.
+      dy: the cotangent of `y`; left out, the output must be a scalar and `dy` is 1.
+
+    Raises:
+      ValueError: `dy` is left out and the output is not one scalar.
+    """
+    y, cache = layer.forward(params, x)
+    if dy is None:
+        if jax.tree.structure(y).num_leaves != 1 or jnp.shape(jax.tree.leaves(y)[0]) != ():
+            shapes = jax.tree.map(jnp.shape, y)
+            raise ValueError(f"{layer.name}: dy is needed, since the output is not a scalar but {shapes}")
+        dy = jax.tree.map(jnp.ones_like, y)
+    dparams, dx = layer.backward(params, cache, dy)
+    return y, dparams, dx
+
+
+def trainable(layer: Layer, params: Any, x: Any) -> Any:
+    """Which leaves of `params` are trained: a tree of `params`' structure that holds True and False.
+
+    A leaf is trained unless the backward's cotangent for it is `None`, as for a PRNG key or a running
+    statistic. Nothing is computed: the sweep is traced by shape alone.
+    """
+
+    def sweep(params, x):
+        y, cache = layer.forward(params, x)
+        return layer.backward(params, cache, y)[0]
+
+    return has_cotangent(params, jax.eval_shape(sweep, params, x))
+
+
+def has_cotangent(params: Any, dparams: Any) -> Any:
+    """A tree of `params`' structure: False under every `None` of `dparams`, True elsewhere."""
+    return jax.tree.map(
+        lambda d, p: jax.tree.map(lambda _: d is not None, p), dparams, params, is_leaf=lambda d: d is None
+    )
+
+
+def select(mask: Any, params: Any) -> Any:
+    """`params` with `None` in place of every leaf where `mask` is False: what an optimiser is given."""
+    return jax.tree.map(lambda keep, p: p if keep else None, mask, params)

@@ -1,0 +1,85 @@
+"""What a rule is to those who verify it: how to make the layer, what it must equal, and inputs worth trying.
+
+A rule file ends with one `RULE`; everything else (laws, sabotage, `bpref explain`, tables, benchmarks) reads that.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from bpref.layer import Layer
+
+
+class Real(NamedTuple):
+    """An array of floating-point numbers, for a case: its named axes and the values it may take.
+
+    Attributes:
+      axes: names separated by spaces, such as "N d"; the same name is the same size throughout a case.
+      low, high: the range that random values come from.
+      points: values that are always among the first elements: kinks, and the far ends of the domain.
+      simplex: whether the last axis is a distribution (positive, sum 1).
+    """
+
+    axes: str
+    low: float = -4.0
+    high: float = 4.0
+    points: tuple[float, ...] = ()
+    simplex: bool = False
+
+
+class Integer(NamedTuple):
+    """An array of integers in `[low, high)`; `high` may name an axis, such as "C" for labels."""
+
+    axes: str
+    low: int
+    high: int | str
+    points: tuple[int, ...] = ()
+
+
+class Interval(NamedTuple):
+    """A real hyperparameter: `typical` is verified everywhere, any value from `low` to `high` may be drawn."""
+
+    low: float
+    high: float
+    typical: float
+
+
+class Size(NamedTuple):
+    """An integer hyperparameter that is the size of the named axis, such as the number of outputs."""
+
+    axis: str
+
+
+class Case(NamedTuple):
+    """One way of calling a rule.
+
+    Attributes:
+      name: distinguishes the cases of one rule, such as "no bias".
+      x: a pytree of `Real` and `Integer`.
+      hyper: what `make` and `reference` are called with: plain values, `Interval`s or `Size`s.
+      never_empty: axes that a drawn shape may not leave empty, since the function has no value there.
+    """
+
+    name: str
+    x: Any
+    hyper: Mapping[str, Any] = {}
+    never_empty: tuple[str, ...] = ()
+
+
+class Rule(NamedTuple):
+    """A layer, what it is verified against, and where its formula comes from.
+
+    Attributes:
+      name: its key in `RULES`.
+      make: `(**hyper) -> Layer`; the module it is defined in has the derivation as its docstring.
+      reference: `(params, x, **hyper) -> y`, an independent naive forward, or a library's own.
+      cases: the calls that the laws are tried on.
+      cite: the source of the formula.
+      larger_cache: empty, or the reason why the cache is larger than what `jax.vjp` keeps.
+    """
+
+    name: str
+    make: Callable[..., Layer]
+    reference: Callable[..., Any]
+    cases: tuple[Case, ...]
+    cite: str
+    larger_cache: str = ""

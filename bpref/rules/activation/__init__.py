@@ -1,0 +1,1 @@
+"""Rules applied element by element."""

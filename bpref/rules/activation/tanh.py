@@ -1,0 +1,52 @@
+"""tanh: y = tanh(x), element by element.
+
+Differential: delta y = (1 - tanh(x)^2) delta x. The adjoint of an elementwise function is a product:
+
+    dx = dy (1 - y^2)                                                     x, y, dy, dx: one shape
+
+Cached: y alone. The derivative is a function of the output, and the next layer keeps that output anyway.
+
+Numerical care: 1 - y^2 is computed as (1 - y)(1 + y), whose factors are exact or round once, where
+squaring first would cancel near |y| = 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+
+class TanhCache(NamedTuple):
+    y: Float[Array, "..."]
+
+
+def tanh() -> Layer:
+    """y = tanh(x) for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def g(x):
+        y = jnp.tanh(x)
+        return y, TanhCache(y)
+
+    def slope(cache):
+        return (1 - cache.y) * (1 + cache.y)
+
+    return elementwise("tanh", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.tanh(x)
+
+
+RULE = Rule(
+    "tanh",
+    tanh,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0))),),
+    cite="LeCun et al., 'Efficient BackProp' (1998), section 4.4",
+)

@@ -1,0 +1,1 @@
+"""Rules that contract a parameter matrix with their input."""

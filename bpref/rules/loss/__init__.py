@@ -1,0 +1,1 @@
+"""Rules that end in one number, the mean over the batch included."""

@@ -1,0 +1,47 @@
+"""cast_params: parameters stored in one dtype, used in another.
+
+Forward: f(cast(P), x). Rounding to a narrower dtype has no derivative worth having; the convention of
+mixed-precision training is to pass the cotangent straight through it, so dP is f's own dP, cast back to P's
+dtype. The update then happens in the wide dtype, where small steps are not lost.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpref.layer import Layer
+
+
+def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Layer]:
+    """A leaf transformation, for `map_leaves`: parameters kept in `stored`, computed with in `dtype`.
+
+    Args:
+      dtype: what the layer computes in, such as bfloat16; its input must come in this dtype.
+      stored: what floating-point parameters and their cotangents are held in.
+    """
+
+    def transform(leaf: Layer) -> Layer:
+        def init(key, x):
+            wide_x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, _recast(v.dtype, dtype, stored)), x)
+            return leaf.init(key, wide_x)
+
+        def forward(params, x):
+            return leaf.forward(_cast(params, dtype), x)
+
+        def backward(params, cache, dy):
+            dparams, dx = leaf.backward(_cast(params, dtype), cache, dy)
+            return _cast(dparams, stored), dx
+
+        return Layer(init, forward, backward, leaf.name)
+
+    return transform
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda v: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+
+
+def _recast(dtype: Any, narrow: Any, wide: Any) -> Any:
+    return wide if dtype == jnp.dtype(narrow) else dtype

@@ -1,0 +1,103 @@
+"""update_in_backward: the seed's own loop. Compute a layer's gradient, update it, go on to the layer below.
+
+The parameter slot of a leaf's backward returns the *updated* parameters, and the optimiser's new state, in
+place of the gradient: when the sweep reaches the input, the step is done. dx is computed with the old
+parameters, as the derivation demands, so the result equals a full backward followed by a full update.
+
+That holds for any optimiser whose update of a parameter reads that parameter's own gradient, state and value
+alone. One that mixes parameters (clipping by the global norm, say) needs the whole gradient first, and is
+refused: its update is traced on two parameters, and the trace is searched for a path from the one to the other.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.interpreters import partial_eval
+
+from bpref.layer import Layer, has_cotangent, select, trainable
+
+
+class Updated(NamedTuple):
+    """What a leaf's params become: its own params, and the optimiser's state for them."""
+
+    params: Any
+    state: Any
+
+
+def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Layer], Layer]:
+    """A leaf transformation, for `map_leaves`: the backward returns updated parameters.
+
+    Of the network `map_leaves(update_in_backward(optimizer), network)`, `init` gives the parameters that
+    `network.init` gives for the same key, each leaf's wrapped in `Updated` with its optimiser state; `backward`
+    returns the tree to go on with, and dx. `params_of` takes the plain parameters out.
+
+    Args:
+      optimizer: any optax transformation that updates each array from its own gradient, state and value.
+
+    Raises:
+      ValueError: the optimiser's update of one array depends on another's.
+    """
+    if mixes_parameters(optimizer):
+        raise ValueError(
+            "update_in_backward: this optimizer's update of one parameter depends on another parameter's gradient "
+            "(as clipping by the global norm does), so it needs the whole gradient before its first update; "
+            "use the gradient of the whole network with it, or an optimizer that treats each parameter by itself"
+        )
+
+    def transform(leaf: Layer) -> Layer:
+        def init(key, x):
+            params = leaf.init(key, x)
+            return Updated(params, optimizer.init(select(trainable(leaf, params, x), params)))
+
+        def forward(updated, x):
+            return leaf.forward(updated.params, x)
+
+        def backward(updated, cache, dy):
+            dparams, dx = leaf.backward(updated.params, cache, dy)
+            return _apply(optimizer, updated, dparams), dx
+
+        return Layer(init, forward, backward, leaf.name)
+
+    return transform
+
+
+def _apply(optimizer: optax.GradientTransformation, updated: Updated, dparams: Any) -> Updated:
+    mask = has_cotangent(updated.params, dparams)
+    trained = select(mask, updated.params)
+    updates, state = optimizer.update(dparams, updated.state, trained)
+    stepped = optax.apply_updates(trained, updates)
+    params = jax.tree.map(lambda keep, new, old: new if keep else old, mask, stepped, updated.params)
+    return Updated(params, state)
+
+
+def params_of(tree: Any) -> Any:
+    """The plain parameters of a network whose leaves update in the backward."""
+    return jax.tree.map(
+        lambda node: node.params if isinstance(node, Updated) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, Updated),
+    )
+
+
+def mixes_parameters(optimizer: optax.GradientTransformation, steps: int = 3) -> bool:
+    """Whether the optimiser's update of one parameter can depend on another parameter, within `steps` updates.
+
+    Decided by data flow in the traced program, not by values: no threshold has to be crossed for it to be seen.
+    """
+
+    def updates_of_first(own, other):
+        params = {"own": own[0], "other": other[0]}
+        state = optimizer.init(params)
+        updates = params
+        for own_gradient, other_gradient in zip(own[1:], other[1:], strict=True):
+            updates, state = optimizer.update({"own": own_gradient, "other": other_gradient}, state, params)
+        return updates["own"]
+
+    arrays = [jnp.ones((2, 2))] * (steps + 1)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        program = jax.make_jaxpr(updates_of_first)(arrays, arrays)
+    _, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
+    return any(used[len(arrays) :])
