@@ -18,7 +18,8 @@ No 1/N stands here: the mean over the batch belongs to the loss, and arrives ins
 
 Cached: A alone, which dW needs. dA needs W, which is a parameter; db needs nothing.
 
-Numerical care: products of half-precision matrices accumulate in float32, and so does the sum of db.
+Numerical care: products of half-precision matrices accumulate in float32, and so does the sum of db; b is added
+before Z is rounded.
 """
 
 from typing import Any, NamedTuple
@@ -75,24 +76,25 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
         W, b = params
         _require_fit(who, W, A)
         Z = _product(A, W, contract=((A.ndim - 1,), (1,)))
-        return Z if b is None else Z + lax.broadcast_in_dim(b, Z.shape, (Z.ndim - 1,)), LinearCache(A)
+        if b is not None:
+            Z = Z + lax.broadcast_in_dim(b.astype(Z.dtype), Z.shape, (Z.ndim - 1,))
+        return Z.astype(A.dtype), LinearCache(A)
 
     def backward(params, cache, dZ):
         W, b = params
         A = cache.A
         examples = tuple(range(A.ndim - 1))
-        dW = _product(dZ, A, contract=(examples, examples))
+        dW = _product(dZ, A, contract=(examples, examples)).astype(W.dtype)
         db = None if b is None else jnp.sum(dZ, examples, wide_dtype(dZ.dtype)).astype(b.dtype)
-        dA = _product(dZ, W, contract=((dZ.ndim - 1,), (0,)))
+        dA = _product(dZ, W, contract=((dZ.ndim - 1,), (0,))).astype(A.dtype)
         return LinearParams(dW, db), dA
 
     return Layer(init, forward, backward, who)
 
 
 def _product(left: Array, right: Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
-    """The matrix product over the contracted axes, accumulated in at least float32, in left's dtype."""
-    wide = wide_dtype(left.dtype)
-    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=wide).astype(left.dtype)
+    """The matrix product over the contracted axes, in at least float32."""
+    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=wide_dtype(left.dtype))
 
 
 def _require_fit(who: str, W: Any, A: Any) -> None:

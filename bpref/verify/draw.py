@@ -1,0 +1,105 @@
+"""Concrete inputs for a rule's case: sizes for its axes, values for its arrays, numbers for its hyperparameters."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.layer import Layer
+from bpref.rule import Case, Integer, Interval, Real, Rule, Size
+
+
+class Example(NamedTuple):
+    """A case with everything filled in: what `examine` compares, and what a failure is reproduced from.
+
+    Attributes:
+      rule: the rule's name.
+      layer: the layer under test.
+      reference: `(params, x) -> y`, the naive forward.
+      params, x: NumPy arrays.
+      dys: cotangents of y, stacked along a new first axis.
+      cache_excuse: why the cache may be larger than autodiff's, or empty.
+    """
+
+    rule: str
+    layer: Layer
+    reference: Any
+    params: Any
+    x: Any
+    dys: Any
+    cache_excuse: str = ""
+
+
+COTANGENTS = 2
+
+
+def draw(
+    rule: Rule,
+    case: Case,
+    sizes: Mapping[str, int],
+    seed: int,
+    dtype: Any = jnp.float64,
+    hyper: Mapping[str, Any] | None = None,
+) -> Example:
+    """Random values for a case, rounded to `dtype` first; `hyper` replaces the typical hyperparameters."""
+    rng = np.random.default_rng(seed)
+    x = jax.tree.map(lambda spec: values(spec, sizes, rng, dtype), case.x, is_leaf=is_spec)
+    return fill(rule, case, sizes, x, rng, hyper)
+
+
+def fill(
+    rule: Rule, case: Case, sizes: Mapping[str, int], x: Any, rng: Any, hyper: Mapping[str, Any] | None = None
+) -> Example:
+    """The example for a given x: random parameters and cotangents of the shapes that the layer says."""
+    chosen = hyperparameters(case, sizes) | dict(hyper or {})
+    layer = rule.make(**chosen)
+    with jax.enable_x64(True):
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        y = jax.eval_shape(layer.forward, params, x)[0]
+    params = jax.tree.map(lambda v: rng.normal(size=v.shape).astype(v.dtype), params)
+    dys = jax.tree.map(lambda v: rng.normal(size=(COTANGENTS, *v.shape)).astype(v.dtype), y)
+
+    def reference(params, x):
+        return rule.reference(params, x, **chosen)
+
+    return Example(rule.name, layer, reference, params, x, dys, rule.larger_cache)
+
+
+def is_spec(v: Any) -> bool:
+    return isinstance(v, Real | Integer)
+
+
+def axes_of(case: Case) -> list[str]:
+    """The named axes of a case, those of its arrays and those that are hyperparameters, in order."""
+    of_arrays = [name for spec in jax.tree.leaves(case.x, is_leaf=is_spec) for name in spec.axes.split()]
+    of_sizes = [v.axis for v in case.hyper.values() if isinstance(v, Size)]
+    return list(dict.fromkeys(of_arrays + of_sizes))
+
+
+def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What `make` is called with: sizes looked up, intervals at their typical value."""
+
+    def value(v):
+        if isinstance(v, Size):
+            return sizes[v.axis]
+        return v.typical if isinstance(v, Interval) else v
+
+    return {name: value(v) for name, v in case.hyper.items()}
+
+
+def values(spec: Real | Integer, sizes: Mapping[str, int], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    """A random array for one specification, its special points first."""
+    shape = tuple(sizes[name] for name in spec.axes.split())
+    if isinstance(spec, Integer):
+        high = sizes[spec.high] if isinstance(spec.high, str) else spec.high
+        v = rng.integers(spec.low, max(high, spec.low + 1), shape).astype(np.int32)
+    else:
+        v = rng.uniform(spec.low, spec.high, shape)
+        if spec.simplex:
+            v = np.exp(v) / np.exp(v).sum(-1, keepdims=True)
+        v = v.astype(dtype)
+    points = np.asarray(spec.points, v.dtype)[: v.size]
+    v.reshape(-1)[: points.size] = points
+    return v

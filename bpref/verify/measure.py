@@ -1,0 +1,53 @@
+"""How far two arrays are apart: relatively, and in units of the last place of a dtype."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+NEGLIGIBLE = 1e-3
+"""An element this much smaller than the largest of its array is compared on that scale, not on its own."""
+
+
+class Ulps(NamedTuple):
+    """Errors in units of the last place: over all elements, the median, the 99th percentile and the maximum."""
+
+    median: float
+    p99: float
+    maximum: float
+
+
+def relative_error(value: Any, truth: Any) -> Any:
+    """The largest elementwise error, relative to the element, or to 1e-3 of the array's largest element.
+
+    NumPy arrays give a NumPy scalar, JAX arrays (traced ones too) a JAX scalar. A NaN anywhere, or an infinity
+    in one alone, is an infinite error: NaN equals nothing. An empty array has none.
+    """
+    xp = truth.__array_namespace__()
+    largest = xp.max(xp.where(xp.isfinite(truth), xp.abs(truth), 0), initial=0)
+    return xp.max(_apart(value, truth, xp.maximum(xp.abs(truth), NEGLIGIBLE * largest), xp), initial=0)
+
+
+def ulp_errors(value: np.ndarray, truth: np.ndarray, dtype: Any) -> np.ndarray:
+    """Elementwise errors in units of the last place that `truth` has in `dtype`, flattened.
+
+    An element that rounding the array's largest one would swallow is measured by that rounding.
+    """
+    value, truth = (np.asarray(v, np.float64).reshape(-1) for v in (value, truth))
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    magnitude = np.where(np.isfinite(truth), np.abs(truth), 0.0)
+    magnitude = np.maximum(magnitude, max(eps * np.max(magnitude, initial=0.0), tiny))
+    return _apart(value, truth, eps * np.exp2(np.floor(np.log2(magnitude))), np)
+
+
+def summarise(errors: np.ndarray) -> Ulps:
+    """Median, 99th percentile and maximum of a flat array; zeros when it is empty."""
+    if errors.size == 0:
+        return Ulps(0.0, 0.0, 0.0)
+    return Ulps(*(float(v) for v in np.quantile(errors, [0.5, 0.99, 1.0], method="higher")))
+
+
+def _apart(value: Any, truth: Any, scale: Any, xp: Any) -> Any:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors = xp.abs(value - truth) / scale
+    return xp.where(value == truth, 0, xp.where(xp.isfinite(errors), errors, xp.inf))

@@ -1,0 +1,105 @@
+"""The oracle: the only file that differentiates. Everything else in bpref is derived by hand and held against it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+Function = Callable[..., Any]
+
+
+def is_differentiable(v: Any) -> bool:
+    """Whether an array has a cotangent: real or complex floating-point numbers do; integers and keys do not."""
+    return jnp.issubdtype(v.dtype, jnp.inexact)
+
+
+def with_cotangents(f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple]]:
+    """`f(*args)`, and the function that takes the cotangent of its output to those of `args`.
+
+    The cotangents have the tree of `args`, with `None` for what is not differentiable.
+    """
+    of_chosen, chosen, fill = _restricted(f, args)
+    y, transpose = jax.vjp(of_chosen, *chosen)
+    return y, lambda dy: fill(transpose(dy), None)
+
+
+def gradient(f: Function) -> Callable[..., tuple]:
+    """The function that gives the cotangents of all arguments of a scalar `f`."""
+
+    def cotangents_of(*args):
+        y, cotangents = with_cotangents(f, *args)
+        return cotangents(jnp.ones_like(y))
+
+    return cotangents_of
+
+
+def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """A scalar `f(*args)`, and its derivative with respect to every value that `f` has named.
+
+    A value is named by `jax.ad_checkpoint.checkpoint_name(z, "Z2")` at the top level of `f`. Each derivative is
+    that of a perturbation added to the value right there, all else as it was: dJ/dZ2 in the derivation's sense.
+    """
+    program = jax.make_jaxpr(f)(*args)
+    named = {e.params["name"]: e.outvars[0].aval for e in program.jaxpr.eqns if e.primitive.name == "name"}
+
+    def perturbed(perturbations):
+        values: dict[Any, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+        values.update(zip(program.jaxpr.invars, jax.tree.leaves(args), strict=True))
+
+        def read(v):
+            return v.val if isinstance(v, Literal) else values[v]
+
+        for equation in program.jaxpr.eqns:
+            inputs = [read(v) for v in equation.invars]
+            if equation.primitive.name == "name":
+                outputs = [inputs[0] + perturbations[equation.params["name"]]]
+            else:
+                result = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+                outputs = result if equation.primitive.multiple_results else [result]
+            values.update(zip(equation.outvars, outputs, strict=True))
+        (J,) = (read(v) for v in program.jaxpr.outvars)
+        return J
+
+    nothing = {name: jnp.zeros(aval.shape, aval.dtype) for name, aval in named.items()}
+    return jax.value_and_grad(perturbed)(nothing)
+
+
+def bytes_kept_by_autodiff(f: Function, params: Any, x: Any) -> int:
+    """The bytes that `jax.vjp` of `f(params, x)` keeps for its reverse sweep, counted as `bytes_kept` does."""
+
+    def residuals(params, x):
+        of_chosen, chosen, _ = _restricted(f, (params, x))
+        return jax.vjp(of_chosen, *chosen)[1]
+
+    return bytes_kept(residuals, params, x)
+
+
+def bytes_kept(cache_of: Function, params: Any, x: Any) -> int:
+    """The bytes of the arrays in `cache_of(params, x)`: each array once, no parameters, no constants.
+
+    A parameter is given to the backward anyway; what depends on no input is made again for nothing.
+    """
+    program = jax.make_jaxpr(lambda params, x: jax.tree.leaves(cache_of(params, x)))(params, x).jaxpr
+    count = len(jax.tree.leaves(params))
+    of_input = set(program.invars)
+    for equation in program.eqns:
+        if any(v in of_input for v in equation.invars if not isinstance(v, Literal)):
+            of_input.update(equation.outvars)
+    kept = {v for v in program.outvars if not isinstance(v, Literal)} - set(program.invars[:count])
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept & of_input)
+
+
+def _restricted(f: Function, args: tuple) -> tuple[Function, list, Callable[[Any, Any], Any]]:
+    """`f` of its differentiable leaves alone, those leaves, and how to put such a list back into `args`' tree."""
+    leaves, tree = jax.tree.flatten(args)
+    where = [i for i, v in enumerate(leaves) if is_differentiable(v)]
+
+    def fill(chosen, others):
+        filled = list(leaves) if others is args else [others] * len(leaves)
+        for i, v in zip(where, chosen, strict=True):
+            filled[i] = v
+        return jax.tree.unflatten(tree, filled)
+
+    return lambda *chosen: f(*fill(chosen, args)), [leaves[i] for i in where], fill
