@@ -6,6 +6,8 @@ import typer
 from typer.exceptions import TyperException
 
 from bpref.cli.errors import UsageError
+from bpref.cli.explain import explain
+from bpref.cli.verify import verify
 
 app = typer.Typer(
     name="bpref",
@@ -16,6 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
+app.command(epilog="Example: bpref explain linear")(explain)
 
 
 def run(arguments: list[str]) -> int:

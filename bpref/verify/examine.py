@@ -4,6 +4,7 @@ Everything a law compares is computed in one compiled program, the hand's and th
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,29 +40,49 @@ class Swept(NamedTuple):
     x: Any
 
 
-Examiner = Callable[[Any, Any, Any], tuple[Swept, Swept, Swept, Swept]]
+class Seen(NamedTuple):
+    """The values of one run, by name: y, and for each cotangent a stack of one entry per dy.
+
+    Attributes:
+      hand, oracle: y and the cotangents, derived by hand and by autodiff of the reference.
+      combined: the hand's cotangents of 2 dys[0] - 3 dys[1], for the law of linearity.
+      zero: the hand's cotangents of 0.
+    """
+
+    hand: dict[str, np.ndarray]
+    oracle: dict[str, np.ndarray]
+    combined: dict[str, np.ndarray]
+    zero: dict[str, np.ndarray]
+
+
+Examiner = Callable[[Any, Any, Any], Seen]
+
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+"""The same arithmetic in slower code: an examination runs each program once or twice, and compiling it is the cost."""
 
 
 def examiner(layer: Layer, reference: Callable[[Any, Any], Any]) -> Examiner:
-    """The compiled program `(params, x, dys) -> (hand, oracle, combined, zero)`, each a `Swept`.
+    """The compiled program `(params, x, dys) -> Seen`: a forward, and one backward per dy, by hand and by the oracle."""
 
-    `combined` is the hand's backward of 2 dys[0] - 3 dys[1], and `zero` that of 0, for the law of linearity.
-    """
-
+    @partial(jax.jit, compiler_options=QUICK_COMPILATION)
     def program(params, x, dys):
         y, cache = layer.forward(params, x)
-        backward = jax.vmap(lambda dy: layer.backward(params, cache, dy))
         y_reference, cotangents = with_cotangents(reference, params, x)
-        combined = jax.tree.map(lambda v: (2 * v[0] - 3 * v[1])[None], dys)
-        zero = jax.tree.map(lambda v: jnp.zeros_like(v[:1]), dys)
-        return (
-            Swept(y, *backward(dys)),
-            Swept(y_reference, *jax.vmap(cotangents)(dys)),
-            Swept(y, *backward(combined)),
-            Swept(y, *backward(zero)),
+        more = jax.tree.map(lambda v: jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]), dys)
+        by_hand = jax.vmap(lambda dy: layer.backward(params, cache, dy))(more)
+        return Swept(y, *by_hand), Swept(y_reference, *jax.vmap(cotangents)(dys))
+
+    def run(params, x, dys):
+        hand, oracle = (named(swept) for swept in program(params, x, dys))
+        stacks = {name: v for name, v in hand.items() if not _is_output(name)}
+        return Seen(
+            hand | {name: v[:-2] for name, v in stacks.items()},
+            oracle,
+            {name: v[-2] for name, v in stacks.items()},
+            {name: v[-1] for name, v in stacks.items()},
         )
 
-    return jax.jit(program)
+    return run
 
 
 def examine(example: Example, program: Examiner | None = None) -> tuple[list[Finding], float]:
@@ -71,22 +92,21 @@ def examine(example: Example, program: Examiner | None = None) -> tuple[list[Fin
         findings = structure(example.layer, params, x, jax.tree.map(lambda v: v[0], dys))
         if findings:
             return findings, float("inf")
-        swept = (program or examiner(example.layer, example.reference))(params, x, dys)
-        hand, oracle, combined, zero = (named(s) for s in swept)
-    errors = {name: float(relative_error(v, oracle[name])) for name, v in hand.items()}
+        seen = (program or examiner(example.layer, example.reference))(params, x, dys)
+    errors = {name: float(relative_error(v, seen.oracle[name])) for name, v in seen.hand.items()}
     findings += [
-        Finding("forward" if name == "y" else "backward", name, f"relative error {error:.1e} in float64", error)
+        Finding("forward" if _is_output(name) else "backward", name, f"relative error {error:.1e} in float64", error)
         for name, error in errors.items()
         if not error <= ROUND_OFF
     ]
-    for name in (n for n in hand if n != "y"):
-        u, v = hand[name]
+    for name, combined in seen.combined.items():
+        u, v = seen.hand[name]
         # The terms may cancel: the sum is held against their size, not against its own.
-        scale = np.max(np.abs(oracle[name]), initial=np.finfo(float).tiny)
-        error = float(np.max(np.abs((2 * u - 3 * v) - combined[name][0]), initial=0.0) / scale)
+        scale = np.max(np.abs(seen.oracle[name]), initial=np.finfo(float).tiny)
+        error = float(np.max(np.abs((2 * u - 3 * v) - combined), initial=0.0) / scale)
         if not error <= ROUND_OFF:
             findings.append(Finding("linear", name, f"b(2u - 3v) is off 2b(u) - 3b(v) by {error:.1e}", error))
-        if np.any(zero[name]):
+        if np.any(seen.zero[name]):
             findings.append(Finding("linear", name, "b(0) is not 0"))
     return findings, max(errors.values())
 
@@ -105,6 +125,10 @@ def structure(layer: Layer, params: Any, x: Any, dy: Any) -> list[Finding]:
         for name in expected | came
         if came.get(name) != expected.get(name)
     ]
+
+
+def _is_output(name: str) -> bool:
+    return name.split("[")[0].split(".")[0] == "y"
 
 
 def _with_nones(swept: Swept) -> list:
@@ -127,12 +151,12 @@ def precision(example: Example, dtype: Any, program: Examiner | None = None) -> 
     """The errors in `dtype` of every value, the truth computed in float64 from the same inputs rounded to `dtype`."""
     program = program or examiner(example.layer, example.reference)
     inputs = rounded((example.params, example.x, example.dys), dtype)
-    hand, autodiff, _, _ = (named(s) for s in program(*inputs))
+    seen = program(*inputs)
     with jax.enable_x64(True):
-        truth = named(program(*widened(inputs))[1])
+        truth = program(*widened(inputs)).oracle
     return [
-        Precision(name, ulp_errors(v, truth[name], dtype), ulp_errors(autodiff[name], truth[name], dtype))
-        for name, v in hand.items()
+        Precision(name, *(ulp_errors(values[name], true, dtype) for values in (seen.hand, seen.oracle)))
+        for name, true in truth.items()
     ]
 
 

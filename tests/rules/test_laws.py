@@ -1,0 +1,207 @@
+"""The laws of DESIGN, each for every rule and each of its cases: a new rule gets all of them without a line here."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from bpref.layer import as_function
+from bpref.rule import Case, Real, Rule
+from bpref.rules import RULES
+from bpref.verify import oracle
+from bpref.verify.catalogue import imprecise, sizes_of
+from bpref.verify.draw import axes_of, draw, is_spec
+from bpref.verify.examine import (
+    ROUND_OFF,
+    Swept,
+    cache_bytes,
+    examine,
+    examiner,
+    named,
+    precision,
+    rounded,
+    widened,
+)
+from bpref.verify.measure import relative_error
+from bpref.verify.sabotage import sabotages
+from tests.conftest import SEED, SLOW_TO_COMPILE
+from tests.rules.drawing import drawn
+
+EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+EVERY_CASE = pytest.mark.parametrize(
+    ("rule", "case"),
+    [pytest.param(r, c, id=f"{r.name}-{c.name}") for r in RULES.values() for c in r.cases],
+)
+HALVES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+
+
+def small(case: Case, size: int = 3) -> dict[str, int]:
+    return dict.fromkeys(axes_of(case), size)
+
+
+def without_points(case: Case) -> Case:
+    """The case away from its kinks and far ends, where second derivatives are what the formula says."""
+    plain = jax.tree.map(
+        lambda spec: spec._replace(points=()) if isinstance(spec, Real) else spec, case.x, is_leaf=is_spec
+    )
+    return case._replace(x=plain)
+
+
+def sweep(layer):
+    """The hand's forward and one backward, as a function of arrays alone."""
+
+    def run(params, x, dy):
+        y, cache = layer.forward(params, x)
+        return Swept(y, *layer.backward(params, cache, dy))
+
+    return run
+
+
+def first(dys):
+    return jax.tree.map(lambda v: v[0], dys)
+
+
+def assert_same(came: Swept, expected: Swept, tolerance: float = ROUND_OFF) -> None:
+    came, expected = named(came), named(expected)
+    assert list(came) == list(expected)
+    errors = {name: float(relative_error(v, expected[name])) for name, v in came.items()}
+    assert max(errors.values()) <= tolerance, errors
+
+
+@EVERY_RULE
+def test_laws_1_to_5_on_whatever_hypothesis_draws(rule: Rule):
+    """Forward, backward, linearity and structure in float64; precision in float32 and bfloat16."""
+
+    @settings(SLOW_TO_COMPILE, max_examples=8)
+    @given(st.data())
+    def property_of(data):
+        example, snippet = data.draw(drawn(rule))
+        note(f"To reproduce:\n{snippet}")
+        program = examiner(example.layer, example.reference)
+        assert examine(example, program)[0] == []
+        for dtype in (jnp.float32, jnp.bfloat16):
+            eps = float(jnp.finfo(dtype).eps)
+            inputs = rounded((example.params, example.x, example.dys), dtype)
+            seen = program(*inputs)
+            with jax.enable_x64(True):
+                truth = program(*widened(inputs)).oracle
+            for name, v in truth.items():
+                unit = eps * np.max(np.abs(v), initial=np.finfo(np.float32).tiny)
+                of_hand, of_autodiff = (
+                    np.max(np.abs(s[name].astype(np.float64) - v), initial=0.0) / unit for s in (seen.hand, seen.oracle)
+                )
+                assert of_hand <= 2 * of_autodiff + 2, (name, jnp.dtype(dtype).name, of_hand, of_autodiff)
+
+    property_of()
+
+
+@EVERY_CASE
+def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
+    findings, error = examine(draw(rule, case, sizes_of(case), SEED))
+    assert findings == []
+    assert error <= ROUND_OFF
+
+
+@HALVES
+@EVERY_CASE
+def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case, dtype):
+    example = draw(rule, case, sizes_of(case), SEED + 1)
+    assert [f for row in precision(example, dtype) for f in imprecise(row, dtype)] == []
+
+
+@EVERY_CASE
+def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
+    example = draw(rule, case, small(case), SEED)
+    again = draw(rule, case, small(case), SEED + 1)
+    run = sweep(example.layer)
+    with jax.enable_x64(True):
+        compiled = jax.jit(chex.assert_max_traces(run, n=1))
+        for e in (example, again):
+            assert_same(compiled(e.params, e.x, first(e.dys)), run(e.params, e.x, first(e.dys)))
+
+
+@EVERY_CASE
+def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
+    layer = draw(rule, case, small(case), SEED).layer
+    run = sweep(layer)
+    examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
+    inputs = [(e.params, e.x, first(e.dys)) for e in examples]
+    with jax.enable_x64(True):
+        together = jax.jit(jax.vmap(run))(*jax.tree.map(lambda *v: np.stack(v), *inputs))
+        compiled = jax.jit(run)
+        one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled(*i) for i in inputs))
+    assert_same(together, one_by_one)
+
+
+@EVERY_CASE
+def test_law_8_empty_axes_work_or_are_refused_by_name(rule: Rule, case: Case):
+    for axis in axes_of(case):
+        sizes = small(case) | {axis: 0}
+        if axis in case.never_empty:
+            with pytest.raises(ValueError, match=f"^{rule.name}"):
+                draw(rule, case, sizes, SEED)
+        else:
+            assert examine(draw(rule, case, sizes, SEED))[0] == [], axis
+
+
+@EVERY_CASE
+def test_law_8_one_of_everything(rule: Rule, case: Case):
+    assert examine(draw(rule, case, small(case, 1), SEED))[0] == []
+
+
+@EVERY_CASE
+def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
+    example = draw(rule, case, small(case), SEED)
+    run = jax.jit(sweep(example.layer))
+
+    def strided(v):
+        return np.repeat(v, 2, axis=-1)[..., ::2] if v.ndim else v
+
+    def repeated(v):
+        return np.broadcast_to(v[:1], v.shape) if v.ndim else v
+
+    with jax.enable_x64(True):
+        for changed in (strided, repeated):
+            x = jax.tree.map(changed, example.x)
+            dense = jax.tree.map(np.array, x)
+            dy = first(example.dys)
+            assert_same(run(example.params, x, dy), run(example.params, dense, dy), tolerance=0.0)
+
+
+@EVERY_CASE
+def test_law_9_differentiable_once_more(rule: Rule, case: Case):
+    example = draw(rule, without_points(case), small(case), SEED)
+    weights = draw(rule, without_points(case), small(case), SEED + 1)
+
+    def second(f):
+        def projected(params, x, dy):
+            cotangents = oracle.with_cotangents(f, params, x)[1](dy)
+            chosen = jax.tree.leaves(((weights.params, weights.x), cotangents))
+            half = len(jax.tree.leaves(cotangents))
+            directions = [v for v in chosen[:-half] if oracle.is_differentiable(v)]
+            return sum(jnp.vdot(u, v) for u, v in zip(directions, chosen[-half:], strict=True))
+
+        return jax.jit(oracle.gradient(projected))
+
+    with jax.enable_x64(True):
+        inputs = example.params, example.x, first(example.dys)
+        by_hand, by_oracle = second(as_function(example.layer))(*inputs), second(example.reference)(*inputs)
+    assert_same(Swept(by_hand[2], *by_hand[:2]), Swept(by_oracle[2], *by_oracle[:2]))
+
+
+@EVERY_RULE
+def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule):
+    sizes = np.sum([cache_bytes(draw(rule, case, sizes_of(case), SEED)) for case in rule.cases], 0)
+    assert sizes[0] <= sizes[1] or rule.larger_cache
+
+
+@EVERY_CASE
+def test_law_11_sabotage_is_rejected(rule: Rule, case: Case):
+    example = draw(rule, without_points(case), small(case), SEED)
+    tried = list(sabotages(example))
+    assert tried, "nothing could be spoiled"
+    passed = [(s.where, s.how) for s in tried if all(f.where != s.where for f in examine(s.example)[0])]
+    assert passed == []
