@@ -9,15 +9,19 @@ alone. One that mixes parameters (clipping by the global norm, say) needs the wh
 refused: its update is traced on two parameters, and the trace is searched for a path from the one to the other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.interpreters import partial_eval
 
 from bpref.layer import Layer, has_cotangent, select, trainable
+
+if TYPE_CHECKING:
+    import optax
 
 
 class Updated(NamedTuple):
@@ -65,6 +69,8 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
 
 
 def _apply(optimizer: optax.GradientTransformation, updated: Updated, dparams: Any) -> Updated:
+    import optax  # whoever has an optimizer has it loaded; `import bpref` is spared it
+
     mask = has_cotangent(updated.params, dparams)
     trained = select(mask, updated.params)
     updates, state = optimizer.update(dparams, updated.state, trained)

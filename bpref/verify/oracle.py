@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 Function = Callable[..., Any]
 
@@ -49,7 +48,7 @@ def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
         values.update(zip(program.jaxpr.invars, jax.tree.leaves(args), strict=True))
 
         def read(v):
-            return v.val if isinstance(v, Literal) else values[v]
+            return v.val if _is_literal(v) else values[v]
 
         for equation in program.jaxpr.eqns:
             inputs = [read(v) for v in equation.invars]
@@ -85,10 +84,15 @@ def bytes_kept(cache_of: Function, params: Any, x: Any) -> int:
     count = len(jax.tree.leaves(params))
     of_input = set(program.invars)
     for equation in program.eqns:
-        if any(v in of_input for v in equation.invars if not isinstance(v, Literal)):
+        if any(v in of_input for v in equation.invars if not _is_literal(v)):
             of_input.update(equation.outvars)
-    kept = {v for v in program.outvars if not isinstance(v, Literal)} - set(program.invars[:count])
+    kept = {v for v in program.outvars if not _is_literal(v)} - set(program.invars[:count])
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept & of_input)
+
+
+def _is_literal(v: Any) -> bool:
+    """Whether an operand in a program is a constant written into it, and not a variable."""
+    return hasattr(v, "val")
 
 
 def _restricted(f: Function, args: tuple) -> tuple[Function, list, Callable[[Any, Any], Any]]:

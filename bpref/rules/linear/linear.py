@@ -114,15 +114,17 @@ def reference(params: LinearParams, x: Array, features: int, bias: bool = True) 
     return Z + jnp.broadcast_to(params.b, Z.shape) if bias else Z
 
 
+_NOT_EMPTY = ("d", "m")
+
 RULE = Rule(
     "linear",
     linear,
     reference,
     cases=(
-        Case("bias", Real("N d"), {"features": Size("m")}),
-        Case("no bias", Real("N d"), {"features": Size("m"), "bias": False}),
-        Case("sequence", Real("B T d"), {"features": Size("m")}),
-        Case("one example", Real("d"), {"features": Size("m")}),
+        Case("bias", Real("N d"), {"features": Size("m")}, _NOT_EMPTY),
+        Case("no bias", Real("N d"), {"features": Size("m"), "bias": False}, _NOT_EMPTY),
+        Case("sequence", Real("B T d"), {"features": Size("m")}, _NOT_EMPTY),
+        Case("one example", Real("d"), {"features": Size("m")}, _NOT_EMPTY),
     ),
     cite="DataLearner, 'Back-propagation derived by hand' (2019), sections 2 and 3",
 )

@@ -1,0 +1,40 @@
+"""What every loss asks of its input, the pair (prediction, target), before anything is computed."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def as_pair(who: str, x: Any) -> tuple[Array, Array]:
+    """`x` as two arrays; raises `TypeError` unless it is a pair."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
+        raise TypeError(f"{who}: x is {came}, expected a pair (prediction, target)")
+    return jnp.asarray(x[0]), jnp.asarray(x[1])
+
+
+def require_one_shape(who: str, argument: str, prediction: Array, target: Array) -> None:
+    """Raise `ValueError` unless both have the same shape; nothing is broadcast."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"{who}: {argument} has shape {prediction.shape}, target {target.shape}; expected one shape")
+
+
+def require_one_dtype(who: str, argument: str, prediction: Array, target: Array) -> None:
+    """Raise `TypeError` unless both have the same dtype."""
+    if prediction.dtype != target.dtype:
+        raise TypeError(
+            f"{who}: {argument} has dtype {prediction.dtype}, target {target.dtype}; cast one to the other's"
+        )
+
+
+def require_batch(who: str, count: int) -> int:
+    """The number of terms that the mean is taken over; raises `ValueError` when there are none."""
+    if count == 0:
+        raise ValueError(f"{who}: the batch is empty, its mean is not defined")
+    return count
+
+
+def count_examples(prediction: Array) -> int:
+    """N, the size of the first axis; a scalar is one example."""
+    return prediction.shape[0] if prediction.ndim else 1

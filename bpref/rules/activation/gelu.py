@@ -1,0 +1,82 @@
+"""gelu: y = x P(x), element by element, with P the distribution function of a standard normal, or nearly.
+
+    erf form:   P(x) = erfc(-x / sqrt(2)) / 2,      P'(x) = exp(-x^2 / 2) / sqrt(2 pi)
+    tanh form:  P(x) = (1 + tanh(v / 2)) / 2 = s(v),   P'(x) = s(v) s(-v) v',   s(v) = 1 / (1 + exp(-v))
+                v = k x (1 + c x^2),   v' = k (1 + 3 c x^2),   k = sqrt(8 / pi),   c = 0.044715
+
+Differential: delta y = (P(x) + x P'(x)) delta x, so the adjoint is
+
+    dx = dy (P(x) + x P'(x))                                              x, y, dy, dx: one shape
+
+which in the tanh form is dy s(v) (1 + x v' s(-v)).
+
+Cached: x alone. y is not monotonic, so it does not determine the derivative.
+
+Numerical care: for negative x, 1 + erf and 1 + tanh cancel to nothing (`jax.nn` writes the latter); erfc and s(v)
+do not, so the tail on the left is a small number with a relative error of about |v| rounding errors.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+K = math.sqrt(8 / math.pi)
+C = 0.044715
+
+
+class GeluCache(NamedTuple):
+    x: Float[Array, "..."]
+
+
+def P(x: Array) -> Array:
+    return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * x)
+
+
+def gelu(approximate: bool = True) -> Layer:
+    """y = x P(x) for x of any shape, in the tanh form or, with `approximate=False`, the erf form.
+
+    Raises `TypeError` when x is not floating-point.
+    """
+    s = jax.lax.logistic
+
+    def g_tanh(x):
+        return x * s(K * x * (1 + C * (x * x))), GeluCache(x)
+
+    def slope_tanh(cache):
+        x = cache.x
+        x2 = x * x
+        v = K * x * (1 + C * x2)
+        dv = K * (1 + 3 * C * x2)
+        return s(v) * (1 + x * dv * s(-v))
+
+    def g_erf(x):
+        return x * P(x), GeluCache(x)
+
+    def slope_erf(cache):
+        x = cache.x
+        return P(x) + x * (math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * (x * x)))
+
+    return elementwise("gelu", g_tanh, slope_tanh) if approximate else elementwise("gelu", g_erf, slope_erf)
+
+
+def reference(params: tuple[()], x: Array, approximate: bool = True) -> Array:
+    return jax.nn.gelu(x, approximate=approximate)
+
+
+X = Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))
+
+RULE = Rule(
+    "gelu",
+    gelu,
+    reference,
+    cases=(Case("tanh form", X, {"approximate": True}), Case("erf form", X, {"approximate": False})),
+    cite="arXiv:1606.08415",
+)

@@ -1,0 +1,52 @@
+"""hard_sigmoid: y = relu6(x + 3) / 6 = min(max(x + 3, 0), 6) / 6, element by element.
+
+Differential: delta y = [|x| < 3] / 6 delta x, so the adjoint is
+
+    dx = dy [|x| < 3] / 6                                                 x, y, dy, dx: one shape
+
+At the kinks x = -3 and x = 3 the subgradient is 0, as in `jax.nn.hard_sigmoid`.
+
+Cached: whether x is inside, one byte an element. The slope takes two values, and this tells which.
+
+Numerical care: the kinks are looked for in x and not in x + 3, whose rounding moves them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+
+class HardSigmoidCache(NamedTuple):
+    inside: Bool[Array, "..."]
+
+
+def hard_sigmoid() -> Layer:
+    """y = min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def g(x):
+        return jnp.minimum(jnp.maximum(x + 3, 0), 6) / 6, HardSigmoidCache(abs(x) < 3)
+
+    def slope(cache):
+        return jnp.where(cache.inside, 1 / 6, 0.0)
+
+    return elementwise("hard_sigmoid", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.hard_sigmoid(x)
+
+
+RULE = Rule(
+    "hard_sigmoid",
+    hard_sigmoid,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 3.0, -3.0, 1e4, -1e4))),),
+    cite="arXiv:1905.02244, section 5.2",
+)

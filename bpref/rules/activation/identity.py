@@ -1,0 +1,50 @@
+"""identity: y = x, element by element.
+
+Differential: delta y = delta x, so the adjoint hands the cotangent on:
+
+    dx = dy                                                               x, y, dy, dx: one shape
+
+The activation of a linear output layer, `A[L] = Z[L]`.
+
+Cached: nothing; the derivative is 1 everywhere.
+
+Numerical care: none; the forward and the backward are exact.
+"""
+
+from typing import NamedTuple
+
+from jax import Array
+
+from bpref.dtypes import require_floating
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+
+class IdentityCache(NamedTuple):
+    pass
+
+
+def identity() -> Layer:
+    """y = x for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def forward(params, x):
+        require_floating("identity", "x", x)
+        return x, IdentityCache()
+
+    def backward(params, cache, dy):
+        return (), dy
+
+    return Layer(no_params, forward, backward, "identity")
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return x
+
+
+RULE = Rule(
+    "identity",
+    identity,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4))),),
+    cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), section 6.2.2.1",
+)

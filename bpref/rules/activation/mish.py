@@ -1,0 +1,64 @@
+"""mish: y = x t(x), element by element, with t(x) = tanh(log(1 + exp(x))).
+
+With E = exp(x), tanh(log(1 + E)) = ((1 + E)^2 - 1) / ((1 + E)^2 + 1), so that
+
+    t = E (E + 2) / D,    D = E (E + 2) + 2.
+
+Differential: delta t = 4 E (1 + E) / D^2 delta x, and delta y = t delta x + x delta t, so the adjoint is
+
+    dx = dy (t + x 4 E (1 + E) / D^2)                                     x, y, dy, dx: one shape
+
+Cached: x alone. y is not monotonic, so it does not determine the derivative.
+
+Numerical care: t and its derivative are ratios of sums of positive terms, so neither cancels at either end,
+where 1 - tanh^2 would; D^2 is divided out one D at a time. Beyond x = 40, t is 1 and its derivative times x is
+below 1e-32: taking min(x, 40) there changes no bit and keeps E^2 from overflowing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+LARGE = 40.0
+
+
+class MishCache(NamedTuple):
+    x: Float[Array, "..."]
+
+
+def mish() -> Layer:
+    """y = x tanh(log(1 + exp(x))) for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def g(x):
+        E = jnp.exp(jnp.minimum(x, LARGE))
+        N = E * (E + 2)
+        return x * (N / (N + 2)), MishCache(x)
+
+    def slope(cache):
+        x = jnp.minimum(cache.x, LARGE)
+        E = jnp.exp(x)
+        N = E * (E + 2)
+        D = N + 2
+        return (N + x * (4 * E * (1 + E) / D)) / D
+
+    return elementwise("mish", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.mish(x)
+
+
+RULE = Rule(
+    "mish",
+    mish,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cite="arXiv:1908.08681",
+)

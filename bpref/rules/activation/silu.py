@@ -1,0 +1,53 @@
+"""silu: y = x s(x), element by element, with s(x) = 1 / (1 + exp(-x)); also known as swish.
+
+Differential: s'(x) = s(x) s(-x), so delta y = (s(x) + x s(x) s(-x)) delta x, and the adjoint is
+
+    dx = dy s(x) (1 + x s(-x))                                            x, y, dy, dx: one shape
+
+Cached: x alone. y is not monotonic, so it does not determine the derivative; s(x) is cheaper to compute
+again than to keep, and x is what precision needs.
+
+Numerical care: 1 - s(x) is written s(-x), which does not cancel for large x. For very negative x the
+derivative is the product of exp(x) and 1 + x, with the relative precision of either.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+
+class SiluCache(NamedTuple):
+    x: Float[Array, "..."]
+
+
+def silu() -> Layer:
+    """y = x / (1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
+    s = jax.lax.logistic
+
+    def g(x):
+        return x * s(x), SiluCache(x)
+
+    def slope(cache):
+        x = cache.x
+        return s(x) * (1 + x * s(-x))
+
+    return elementwise("silu", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.silu(x)
+
+
+RULE = Rule(
+    "silu",
+    silu,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cite="arXiv:1702.03118",
+)

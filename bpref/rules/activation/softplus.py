@@ -1,0 +1,54 @@
+"""softplus: y = log(1 + exp(x)), element by element.
+
+Differential: delta y = exp(x) / (1 + exp(x)) delta x. Since 1 + exp(x) = exp(y), that is 1 - exp(-y):
+
+    dx = dy (1 - exp(-y))                                                 x, y, dy, dx: one shape
+
+Cached: y alone. The derivative is a function of the output, which the next layer keeps anyway, and loses nothing
+by it: a relative error of y becomes y / (exp(y) - 1) < 1 times that error in the derivative.
+
+Numerical care: y is max(x, 0) + log1p(exp(-|x|)), where the exponential cannot overflow and both terms are
+positive; 1 - exp(-y) is -expm1(-y), which keeps full relative precision for very negative x. -|x| is written
+min(x, -x): JAX differentiates it to 0 at x = 0 and |x| to 1, so only the former gives y''(0) = 1/4 there.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+
+class SoftplusCache(NamedTuple):
+    y: Float[Array, "..."]
+
+
+def softplus() -> Layer:
+    """y = log(1 + exp(x)) for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def g(x):
+        y = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
+        return y, SoftplusCache(y)
+
+    def slope(cache):
+        return -jnp.expm1(-cache.y)
+
+    return elementwise("softplus", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.softplus(x)
+
+
+RULE = Rule(
+    "softplus",
+    softplus,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cite="Dugas et al., 'Incorporating second-order functional knowledge for better option pricing' (2000)",
+)

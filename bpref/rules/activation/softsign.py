@@ -1,0 +1,53 @@
+"""softsign: y = x / (1 + |x|), element by element.
+
+Differential: by the quotient rule delta y = ((1 + |x|) - x sign(x)) / (1 + |x|)^2 delta x, and x sign(x) = |x|:
+
+    dx = dy / (1 + |x|)^2                                                 x, y, dy, dx: one shape
+
+There is no kink: the derivative at x = 0 is 1 from both sides.
+
+Cached: x alone. The output would do, since 1 / (1 + |x|) = 1 - |y|, but that difference cancels as |y| nears 1,
+and the tails here are long.
+
+Numerical care: the reciprocal is taken first and squared after, so that the square does not overflow.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from bpref.elementwise import elementwise
+from bpref.layer import Layer
+from bpref.rule import Case, Real, Rule
+
+
+class SoftsignCache(NamedTuple):
+    x: Float[Array, "..."]
+
+
+def softsign() -> Layer:
+    """y = x / (1 + |x|) for x of any shape; raises `TypeError` when x is not floating-point."""
+
+    def g(x):
+        return x / (1 + abs(x)), SoftsignCache(x)
+
+    def slope(cache):
+        r = 1 / (1 + abs(cache.x))
+        return r * r
+
+    return elementwise("softsign", g, slope)
+
+
+def reference(params: tuple[()], x: Array) -> Array:
+    return jax.nn.soft_sign(x)
+
+
+RULE = Rule(
+    "softsign",
+    softsign,
+    reference,
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cite="Bergstra et al., 'Quadratic polynomials learn better image features' (2009)",
+)

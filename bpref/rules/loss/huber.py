@@ -1,0 +1,107 @@
+"""huber: a square near zero, a line beyond delta, as a mean over the batch.
+
+Forward, with the prediction y_hat and the target y of one shape (N, ...), n the example and k whatever axes
+follow the first (a scalar is one example), and D the hyperparameter `delta`:
+
+    e_nk = y_hat_nk - y_nk
+    c_nk = min(max(e_nk, -D), D)              the clipped error
+    h_nk = c_nk (e_nk - c_nk / 2)
+    J    = 1/N sum_n sum_k h_nk                                           J: ()
+
+h is 1/2 e^2 where |e| <= D, since c = e, and D (|e| - D / 2) beyond, since c = D sign(e): one form, no branch.
+Terms of one example are summed, not averaged, as in `square`, which it becomes for a large D.
+
+Differential: delta h = c delta e. Inside, c = e; outside, c is constant, and h's slope is c; the change of c itself
+contributes (e - c) delta c, which is 0 on both sides. Hence
+
+    dy_hat_nk = dJ c_nk / N                                               (N, ...)
+    dy_nk     = -dJ c_nk / N                                              (N, ...)
+
+The batch mean's 1/N enters here, once: the gradient of `square`, clipped.
+
+Kinks: none in h or its derivative, which is continuous at |e| = D. The second derivative jumps there, from 1 to 0.
+
+Cached: the clipped error c. Both adjoints are multiples of it; e is not needed.
+
+Numerical care: half precision is computed and summed in float32; c is kept in the prediction's dtype.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.pairs import as_pair, count_examples, require_batch, require_one_dtype, require_one_shape
+from bpref.rule import Case, Interval, Real, Rule
+
+
+class HuberCache(NamedTuple):
+    clipped_error: Float[Array, "..."]
+
+
+def huber(delta: float = 1.0) -> Layer:
+    """J = 1/N sum h(y_hat - y), with h(e) = e^2 / 2 for |e| <= delta and delta (|e| - delta / 2) beyond.
+
+    Args:
+      delta: the error at which the square turns into a line, in the units of the prediction.
+
+    Returns:
+      A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
+      scalar J in the prediction's dtype.
+
+    Raises:
+      ValueError: delta is not positive; prediction and target differ in shape; N is 0.
+      TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
+    """
+    who = "huber"
+    if not delta > 0:
+        raise ValueError(f"{who}: delta is {delta!r}, expected a positive number")
+
+    def forward(params, x):
+        y_hat, y = as_pair(who, x)
+        require_floating(who, "prediction", y_hat)
+        require_one_shape(who, "prediction", y_hat, y)
+        require_one_dtype(who, "prediction", y_hat, y)
+        N = require_batch(who, count_examples(y_hat))
+        e = widen(y_hat) - widen(y)
+        c = jnp.clip(e, -delta, delta)
+        J = jnp.sum(c * (e - 0.5 * c)) / N
+        return J.astype(y_hat.dtype), HuberCache(c.astype(y_hat.dtype))
+
+    def backward(params, cache, dJ):
+        c = cache.clipped_error
+        N = count_examples(c)
+        dy_hat = (widen(dJ) / N * widen(c)).astype(c.dtype)
+        return (), (dy_hat, -dy_hat)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], delta: float = 1.0) -> Array:
+    import optax
+
+    terms = optax.huber_loss(*x, delta=delta)
+    return jnp.mean(jnp.sum(terms, axis=tuple(range(1, terms.ndim))))
+
+
+_FAR = (100.0, -100.0)
+
+RULE = Rule(
+    "huber",
+    huber,
+    reference,
+    cases=(
+        Case("one output", (Real("N"), Real("N")), {"delta": Interval(0.1, 10.0, 1.0)}, never_empty=("N",)),
+        Case(
+            "several outputs",
+            (Real("N d", points=_FAR), Real("N d")),
+            {"delta": Interval(0.1, 10.0, 2.5)},
+            never_empty=("N",),
+        ),
+        Case("sequence", (Real("B T d"), Real("B T d")), never_empty=("B",)),
+    ),
+    cite="Huber, 'Robust estimation of a location parameter' (1964), Annals of Mathematical Statistics 35",
+)

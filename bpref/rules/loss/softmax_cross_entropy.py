@@ -1,0 +1,294 @@
+"""softmax_cross_entropy: how many nats the target is from the softmax of the logits, a mean over the positions.
+
+Forward, with logits z of shape (..., C), n running over all leading axes (the positions), c and k over the classes,
+and for each position a target distribution t, which a label y stands for as t_c = [c = y]:
+
+    q_nc = (1 - s) t_nc + s / C               s: `smoothing`              (..., C)
+    l_n  = log sum_c exp(z_nc)                                            (...,)
+    J    = 1/N sum_n (sum_c q_nc (l_n - z_nc) + w l_n^2)                  w: `z_loss`, J: ()
+
+N counts the positions, or those whose label is not `ignored`; the others add nothing to J and N is at least 1, so
+that a batch of nothing but ignored labels has J = 0 and a gradient of 0.
+
+Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc and Q_n = sum_c q_nc (1 for a label;
+for a dense target nothing is assumed):
+
+    delta J = 1/N sum_nc ((Q_n + 2 w l_n) p_nc - q_nc) delta z_nc + (1 - s) (l_n - z_nc) delta t_nc
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dz_nc = dJ ((Q_n + 2 w l_n) p_nc - q_nc) / N                          (..., C)
+    dt_nc = dJ (1 - s) (l_n - z_nc) / N           None for labels         (..., C)
+
+Both are 0 where the label is ignored.
+
+Cached: the logits and the target; labels as they came. The softmax is made again from them in the backward. To
+keep p as well would double the cache, and in half precision round every probability; a loss is where the sweep
+turns round, so that under one jit XLA merges the second softmax with the first, and it costs nothing.
+
+Numerical care:
+- Exponentials are of d = z - m, m the position's largest logit, and never overflow.
+- With a label, 1 - p_y cancels once the network is confident. What is summed is R = sum over c != y of exp(d_c),
+  the classes other than y; with E = exp(d_y) the sum over all is S = R + E, and
+
+      p_y - 1 = -R / S          l - z_y = log(1 + R / E)
+
+  have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7.
+- p is exp(d) / S and not exp(z - l), which inherits the rounding of l: 1e-3 for logits of 1e4 in float32.
+- Half precision is computed and summed in float32 and rounded once.
+- A logit of -inf is a class of probability 0: it has a gradient of 0 (-q_c in general) and, where q_c is 0, no
+  loss, since 0 times infinity is taken as 0. A position whose logits are all -inf has no softmax, and is NaN.
+
+There is no kink: m is a shift that cancels, and is held constant.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.layer import Layer, no_params
+from bpref.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
+from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class SoftmaxCrossEntropyCache(NamedTuple):
+    logits: Float[Array, "... C"]
+    target: Int[Array, "..."] | Float[Array, "... C"]
+
+
+def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_loss: float = 0.0) -> Layer:
+    """J = mean over the positions of -sum_c q_c log softmax(z)_c, and z_loss times logsumexp(z)^2.
+
+    Args:
+      smoothing: s in [0, 1]; the target t becomes q = (1 - s) t + s / C, as in `optax.smooth_labels`.
+      ignored: a label, such as -1, whose positions give no loss and no gradient, and do not count in the mean.
+      z_loss: the weight of the squared log-sum-exp, which keeps logits from drifting (PaLM: 1e-4).
+
+    Returns:
+      A layer with params `()`, x `(logits, target)` and y the scalar J in the logits' dtype. The logits are
+      `(..., C)`; the target is integer labels `(...)`, whose cotangent is None, or distributions `(..., C)` of the
+      logits' dtype: the dtype tells which.
+
+      A label outside `[0, C)` cannot be seen while tracing. It is never silent: J is NaN, and so is the gradient
+      of that position's logits (of no other), which tells where it stands.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no positions or no classes.
+      TypeError: x is no pair; the logits are not floating-point; the target is neither integer nor of the logits'
+        dtype; `ignored` is given with distributions.
+    """
+    who = "softmax_cross_entropy"
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
+    if not z_loss >= 0:
+        raise ValueError(f"{who}: z_loss is {z_loss!r}, expected a number of at least 0")
+
+    def forward(params, x):
+        logits, target = as_pair(who, x)
+        _require_fit(who, logits, target, ignored)
+        J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
+        return J.astype(logits.dtype), SoftmaxCrossEntropyCache(logits, target)
+
+    def backward(params, cache, dJ):
+        adjoint = _from_labels if _is_label(cache.target) else _from_distributions
+        dlogits, dtarget = adjoint(*cache, widen(dJ))
+        return (), (dlogits.astype(cache.logits.dtype), dtarget)
+
+    def _of_labels(logits, label):
+        y = _signed(label)
+        m, d = _shifted(logits)
+        d_y = _at(y, logits) - m
+        R = jnp.sum(_others(y, d), -1, keepdims=True)
+        E = jnp.exp(d_y)
+        log_S = jnp.log(R + E)
+        terms = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / E), log_S - d_y)
+        if smoothing:
+            terms += smoothing * (log_S - jnp.mean(d, -1, keepdims=True))
+        if z_loss:
+            terms += z_loss * (m + log_S) ** 2
+        weight, N = _weights(y, logits)
+        return jnp.sum(jnp.where(weight == 0, 0, weight * terms)) / N
+
+    def _from_labels(logits, label, dJ):
+        y = _signed(label)
+        m, d = _shifted(logits)
+        others = _others(y, d)
+        R = jnp.sum(others, -1, keepdims=True)
+        E = jnp.exp(_at(y, logits) - m)
+        S = R + E
+        C = d.shape[-1]
+        pull = 2 * z_loss * (m + jnp.log(S)) if z_loss else jnp.zeros_like(S)
+        slope_y = (pull * E - R) / S + smoothing * (1 - 1 / C)
+        slope = jnp.where(_own(y, d), slope_y, (1 + pull) / S * others - smoothing / C)
+        weight, N = _weights(y, logits)
+        return jnp.where(weight == 0, 0, dJ / N * weight * slope), None
+
+    def _weights(y, logits):
+        """1 for a position that counts, 0 for an ignored one, NaN for a label that is no class; and N."""
+        is_class = ((y >= 0) & (y < logits.shape[-1]))[..., None]
+        weight = jnp.where(is_class, 1, jnp.nan).astype(wide_dtype(logits.dtype))
+        if ignored is None:
+            return weight, y.size
+        counts = (y != ignored)[..., None]
+        return jnp.where(counts, weight, 0), jnp.maximum(jnp.sum(counts, dtype=weight.dtype), 1)
+
+    def _of_distributions(logits, t):
+        m, d = _shifted(logits)
+        q = _smooth(t)
+        log_S = jnp.log(jnp.sum(jnp.exp(d), -1, keepdims=True))
+        terms = jnp.sum(jnp.where(q == 0, 0, q * (log_S - d)), -1, keepdims=True)
+        if z_loss:
+            terms += z_loss * (m + log_S) ** 2
+        return jnp.sum(terms) / terms.size
+
+    def _from_distributions(logits, t, dJ):
+        m, d = _shifted(logits)
+        q = _smooth(t)
+        e = jnp.exp(d)
+        S = jnp.sum(e, -1, keepdims=True)
+        log_S = jnp.log(S)
+        Q = jnp.sum(q, -1, keepdims=True)
+        pull = 2 * z_loss * (m + log_S) if z_loss else jnp.zeros_like(S)
+        g = dJ / S.size
+        dlogits = g * ((Q + pull) * (e / S) - q)
+        dt = g * (1 - smoothing) * (log_S - d)
+        return dlogits, dt.astype(t.dtype)
+
+    def _smooth(t):
+        return (1 - smoothing) * widen(t) + smoothing / t.shape[-1]
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _is_label(target: Array) -> bool:
+    return jnp.issubdtype(target.dtype, jnp.integer)
+
+
+def _signed(label: Array) -> Array:
+    """Labels of at least 32 bits with a sign, which can be compared with any class and with `ignored`."""
+    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
+
+
+def _shifted(logits: Array) -> tuple[Array, Array]:
+    """m and d = z - m, in at least float32."""
+    z = widen(logits)
+    m = lax.stop_gradient(jnp.max(z, -1, keepdims=True))
+    return m, z - m
+
+
+def _own(y: Array, d: Array) -> Array:
+    """[c = y], of d's shape."""
+    return lax.broadcasted_iota(y.dtype, d.shape, d.ndim - 1) == y[..., None]
+
+
+def _others(y: Array, d: Array) -> Array:
+    """exp(d_c) where c != y, and 0 where c = y."""
+    return jnp.where(_own(y, d), 0, jnp.exp(d))
+
+
+def _at(y: Array, logits: Array) -> Array:
+    """z_y in at least float32; some other class's where the label is no class."""
+    nearest = jnp.clip(y, 0, logits.shape[-1] - 1)
+    return widen(jnp.take_along_axis(logits, nearest[..., None], -1, mode="clip"))
+
+
+def _require_fit(who: str, logits: Array, target: Array, ignored: int | None) -> None:
+    require_floating(who, "logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"{who}: logits have shape {logits.shape}, expected (..., C) with at least one class C")
+    if _is_label(target):
+        if target.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"{who}: target has shape {target.shape}, expected {logits.shape[:-1]}, "
+                f"logits' shape {logits.shape} without its last axis C"
+            )
+    else:
+        if target.dtype != logits.dtype and not jnp.issubdtype(target.dtype, jnp.floating):
+            raise TypeError(
+                f"{who}: target has dtype {target.dtype}, expected integer labels or the logits' {logits.dtype}"
+            )
+        require_one_dtype(who, "logits", logits, target)
+        require_one_shape(who, "logits", logits, target)
+        if ignored is not None:
+            raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
+    require_batch(who, logits.size)
+
+
+def reference(
+    params: tuple[()],
+    x: tuple[Array, Array],
+    smoothing: float = 0.0,
+    ignored: int | None = None,
+    z_loss: float = 0.0,
+) -> Array:
+    import optax
+
+    logits, target = x
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        terms = optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing) if smoothing else target)
+    else:
+        label = target if ignored is None else jnp.where(target == ignored, 0, target)
+        if smoothing:
+            one_hot = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
+            terms = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, smoothing))
+        else:
+            terms = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    if z_loss:
+        terms += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+    if ignored is None:
+        return jnp.mean(terms)
+    kept = target != ignored
+    return jnp.sum(jnp.where(kept, terms, 0)) / jnp.maximum(jnp.sum(kept, dtype=terms.dtype), 1)
+
+
+_SMOOTHING = Interval(0.0, 0.5, 0.1)
+_Z_LOSS = Interval(0.0, 0.1, 1e-4)
+_FAR = (1e4, -1e4)
+
+RULE = Rule(
+    "softmax_cross_entropy",
+    softmax_cross_entropy,
+    reference,
+    cases=(
+        Case("labels", (Real("N C", points=_FAR), Integer("N", 0, "C")), never_empty=("N", "C")),
+        Case(
+            "labels, smoothing",
+            (Real("N C"), Integer("N", 0, "C")),
+            {"smoothing": _SMOOTHING},
+            never_empty=("N", "C"),
+        ),
+        Case(
+            "labels, ignored",
+            (Real("N C"), Integer("N", 0, "C", points=(-1,))),
+            {"ignored": -1},
+            never_empty=("N", "C"),
+        ),
+        Case("labels, z-loss", (Real("N C"), Integer("N", 0, "C")), {"z_loss": _Z_LOSS}, never_empty=("N", "C")),
+        Case(
+            "sequence, everything",
+            (Real("B T C"), Integer("B T", 0, "C", points=(-1,))),
+            {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS},
+            never_empty=("B", "T", "C"),
+        ),
+        Case("distributions", (Real("N C"), Real("N C", simplex=True)), never_empty=("N", "C")),
+        Case(
+            "distributions, not normalised, everything",
+            (Real("N C"), Real("N C", 0.0, 1.0)),
+            {"smoothing": _SMOOTHING, "z_loss": _Z_LOSS},
+            never_empty=("N", "C"),
+        ),
+        Case(
+            "distributions, sequence",
+            (Real("B T C"), Real("B T C", simplex=True)),
+            {"z_loss": _Z_LOSS},
+            never_empty=("B", "T", "C"),
+        ),
+        Case("one example", (Real("C"), Integer("", 0, "C")), never_empty=("C",)),
+    ),
+    cite="Bridle, 'Training stochastic model recognition algorithms as networks' (1990); smoothing: "
+    "arXiv:1512.00567, section 7; z-loss: PaLM, arXiv:2204.02311, section 5",
+)

@@ -1,0 +1,173 @@
+"""Combinators: the sweep through any nesting of them is the derivative of the composition, leaf by leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bpref
+from bpref.verify import oracle
+from bpref.verify.examine import ROUND_OFF, bytes_kept
+from bpref.verify.measure import relative_error
+from tests.conftest import SEED, SLOW_TO_COMPILE
+
+WIDTH = 3
+
+
+def networks(depth: int) -> st.SearchStrategy[bpref.Layer]:
+    """Layers from (N, 3) to (N, 3), of every combinator, nested up to `depth` deep."""
+    leaf = st.sampled_from([bpref.linear(WIDTH), bpref.linear(WIDTH, bias=False), bpref.tanh(), bpref.silu()])
+    if depth == 0:
+        return leaf
+    inner = networks(depth - 1)
+    return st.one_of(
+        leaf,
+        st.lists(inner, min_size=1, max_size=3).map(lambda layers: bpref.serial(*layers)),
+        inner.map(bpref.residual),
+        inner.map(bpref.remat),
+        st.tuples(inner, st.integers(1, 3)).map(lambda given: bpref.scan(*given)),
+        st.tuples(inner, inner).map(lambda pair: side_by_side(*pair)),
+    )
+
+
+def side_by_side(left: bpref.Layer, right: bpref.Layer) -> bpref.Layer:
+    """`parallel` between two plain layers of this test's own that split an array in two and join it again."""
+    split = bpref.Layer(lambda key, x: (), lambda p, x: ((x, x), ()), lambda p, c, dy: ((), dy[0] + dy[1]), "copy")
+    join = bpref.Layer(lambda key, x: (), lambda p, x: (x[0] + x[1], ()), lambda p, c, dy: ((), (dy, dy)), "add")
+    return bpref.serial(split, bpref.parallel(left, right), join)
+
+
+def assert_derivative(layer: bpref.Layer, x, key=SEED) -> None:
+    """The hand's sweep through `layer` equals the oracle's, in float64; and its forward the bridge's."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(x, jnp.float64)
+        params = layer.init(jax.random.key(key), x)
+
+        @jax.jit
+        def both(params, x):
+            y, dparams, dx = bpref.backpropagate(layer, params, x, dy=jnp.cos(layer.forward(params, x)[0]))
+            _, cotangents = oracle.with_cotangents(lambda p, x: layer.forward(p, x)[0], params, x)
+            return (dparams, dx), cotangents(jnp.cos(y)), y, bpref.as_function(layer)(params, x)
+
+        hand, truth, y, bridged = both(params, x)
+    assert jax.tree.structure(hand) == jax.tree.structure(truth)
+    errors = jax.tree.map(lambda h, t: float(relative_error(np.asarray(h), np.asarray(t))), hand, truth)
+    assert max(jax.tree.leaves(errors)) <= ROUND_OFF, errors
+    np.testing.assert_array_equal(y, bridged)
+
+
+@settings(SLOW_TO_COMPILE, max_examples=15)
+@given(networks(depth=3), st.integers(1, 3))
+def test_any_nesting_of_combinators_is_differentiated_right(layer, N):
+    assert_derivative(layer, np.random.default_rng(SEED).normal(size=(N, WIDTH)))
+
+
+def test_the_nesting_of_the_design_document():
+    body = bpref.remat(bpref.residual(bpref.serial(bpref.linear(5), bpref.tanh(), bpref.linear(5))))
+    layer = bpref.serial(bpref.linear(5), bpref.scan(body, 4), bpref.tanh(), bpref.linear(2))
+    assert_derivative(layer, np.random.default_rng(SEED).normal(size=(7, 3)))
+
+
+@pytest.mark.parametrize("integer", [True, False], ids=["integer target", "dense target"])
+def test_objective_is_a_layer_whose_target_may_have_no_cotangent(integer):
+    rng = np.random.default_rng(SEED)
+    layer = bpref.objective(bpref.serial(bpref.linear(4), bpref.tanh(), bpref.linear(3)), bpref.softmax_cross_entropy())
+    X = rng.normal(size=(6, 2)).astype(np.float32)
+    y = np.array([0, 1, 2, 2, 1, 0]) if integer else np.full((6, 3), 1 / 3, np.float32)
+    params = layer.init(jax.random.key(SEED), (X, y))
+    J, (dnetwork, dloss), (dX, dy) = bpref.backpropagate(layer, params, (X, y))
+    assert J.shape == ()
+    assert dloss == ()
+    assert dX.shape == X.shape
+    assert dnetwork[0].W.shape == (4, 2)
+    assert dy is None if integer else dy.shape == y.shape
+    through_bridge = oracle.gradient(lambda p, X: bpref.as_function(layer)(p, (X, y)))(params, X)
+    np.testing.assert_allclose(through_bridge[0][0][0].W, dnetwork[0].W, rtol=1e-6)
+
+
+def test_scan_equals_the_same_layers_in_series():
+    block = bpref.serial(bpref.linear(3), bpref.tanh())
+    stacked, unrolled = bpref.scan(block, 4), bpref.serial(*[block] * 4)
+    x = jnp.asarray(np.random.default_rng(SEED).normal(size=(5, 3)), jnp.float32)
+    params = stacked.init(jax.random.key(SEED), x)
+    slices = tuple(jax.tree.map(lambda v, l=l: v[l], params) for l in range(4))
+    y, dparams, dx = bpref.backpropagate(stacked, params, x, x)
+    y_unrolled, dslices, dx_unrolled = bpref.backpropagate(unrolled, slices, x, x)
+    np.testing.assert_allclose(y, y_unrolled, rtol=1e-6)
+    np.testing.assert_allclose(dx, dx_unrolled, rtol=1e-5)
+    for l, of_layer in enumerate(dslices):
+        jax.tree.map(lambda a, b, l=l: np.testing.assert_allclose(a[l], b, rtol=1e-5, atol=1e-7), dparams, of_layer)
+
+
+def test_remat_keeps_its_input_alone_and_pays_inside_a_scan():
+    block = bpref.serial(*[bpref.serial(bpref.linear(64), bpref.gelu())] * 3)
+    x = jnp.zeros((128, 64), jnp.float32)
+
+    def compiled(layer):
+        params = layer.init(jax.random.key(SEED), x)
+        sweep = jax.jit(lambda p, x: bpref.backpropagate(layer, p, x, x)[1:])
+        kept = bytes_kept(lambda p, x: layer.forward(p, x)[1], params, x)
+        return kept, sweep.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    kept, temp = compiled(bpref.scan(block, 16))
+    kept_remat, temp_remat = compiled(bpref.scan(bpref.remat(block), 16))
+    assert kept_remat == 16 * x.size * 4
+    assert kept == 6 * kept_remat
+    assert temp_remat < 0.5 * temp
+
+
+def test_leaves_are_named_by_where_they_stand_and_map_leaves_reaches_each_once():
+    layer = bpref.serial(
+        bpref.linear(3, name="in"), bpref.scan(bpref.residual(bpref.tanh()), 2), bpref.parallel(bpref.relu())
+    )
+    assert bpref.leaf_paths(layer) == ["0 linear 'in'", "1.0.0 tanh", "2.0 relu"]
+    seen = []
+    again = bpref.map_leaves(lambda leaf: (seen.append(leaf.name), leaf)[1], layer)
+    assert seen == ["linear 'in'", "tanh", "relu"]
+    assert bpref.leaf_paths(again) == bpref.leaf_paths(layer)
+    assert again.name == "serial"
+
+
+BAD_CALLS = {
+    "serial of nothing": (lambda: bpref.serial(), "serial: no layer was given, expected at least one"),
+    "parallel of nothing": (lambda: bpref.parallel(), "parallel: no layer was given, expected at least one"),
+    "scan of no length": (
+        lambda: bpref.scan(bpref.tanh(), 0),
+        "scan: length is 0, expected a positive integer",
+    ),
+    "params of another network": (
+        lambda: bpref.serial(bpref.tanh(), bpref.relu()).forward(((),), jnp.ones(2)),
+        "serial: params is a tuple of 1, expected a tuple of 2, one for each of (tanh, relu)",
+    ),
+    "parallel of one array": (
+        lambda: bpref.parallel(bpref.tanh(), bpref.relu()).forward(((), ()), jnp.ones(2)),
+        "parallel: x is ArrayImpl, expected a tuple of 2, one for each of (tanh, relu)",
+    ),
+    "residual that changes the shape": (
+        lambda: bpref.residual(bpref.linear(3)).init(jax.random.key(0), jnp.ones((2, 4)))
+        and bpref.residual(bpref.linear(3)).forward(
+            bpref.linear(3).init(jax.random.key(0), jnp.ones((2, 4))), jnp.ones((2, 4))
+        ),
+        "residual: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
+    ),
+    "scan that changes the shape": (
+        lambda: bpref.scan(bpref.linear(3), 2).forward(
+            jax.tree.map(lambda v: jnp.stack([v, v]), bpref.linear(3).init(jax.random.key(0), jnp.ones((2, 4)))),
+            jnp.ones((2, 4)),
+        ),
+        "scan: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
+    ),
+    "backpropagate from no scalar": (
+        lambda: bpref.backpropagate(bpref.tanh(), (), jnp.ones(2)),
+        "tanh: dy is needed, since the output is not a scalar but (2,)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, message):
+    with pytest.raises(ValueError) as refused:
+        call()
+    assert str(refused.value) == message

@@ -1,0 +1,114 @@
+"""The house as DESIGN draws it, read off the source: who imports whom, who differentiates, what is exported."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bpref
+from bpref.rules import RULES
+
+ROOT = Path(bpref.__file__).parent
+FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+FLOORS = ("ground", "compose", "rules", "transforms", "verify", "models", "train", "cli")
+"""Imports point only towards the front of this list; the files directly in bpref/ are the ground floor."""
+
+MAY_NOT_READ = {"transforms": {"compose", "rules"}, "rules": {"compose"}, "verify": {"compose", "rules", "transforms"}}
+"""Floors that lie in front, and are not needed: verify knows no rule by name."""
+
+DIFFERENTIATION = {
+    "grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpose", "jacfwd", "jacrev", "hessian",
+    "check_grads", "vjp_p", "make_jvp", "jet",
+}  # fmt: skip
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules that a file imports, wherever in it the import stands."""
+    modules = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            modules |= {str(node.module)} | {f"{node.module}.{a.name}" for a in node.names}
+    return modules
+
+
+def floor_of(file: str) -> str:
+    return file.split("/")[0] if "/" in file else "ground"
+
+
+def floors_read(tree: ast.AST) -> set[str]:
+    own = {m.split(".")[1] for m in imported(tree) if m.startswith("bpref.")}
+    return {name if name in FLOORS else "ground" for name in own}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in ("__init__.py", "__main__.py")])
+def test_imports_point_only_upward(file: str):
+    floor = floor_of(file)
+    allowed = set(FLOORS[: FLOORS.index(floor) + 1]) - MAY_NOT_READ.get(floor, set())
+    assert floors_read(FILES[file]) <= allowed
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != "verify/oracle.py"])
+def test_only_the_oracle_differentiates(file: str):
+    names = {node.attr for node in ast.walk(FILES[file]) if isinstance(node, ast.Attribute)}
+    names |= {node.id for node in ast.walk(FILES[file]) if isinstance(node, ast.Name)}
+    names |= {a.name.split(".")[-1] for n in ast.walk(FILES[file]) if isinstance(n, ast.ImportFrom) for a in n.names}
+    strings = {n.value for n in ast.walk(FILES[file]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert not (names | strings) & DIFFERENTIATION
+
+
+def test_the_oracle_does_differentiate():
+    """The test above can fail: it would, of the one file that it leaves out."""
+    tree = FILES["verify/oracle.py"]
+    assert {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & DIFFERENTIATION == {"vjp", "value_and_grad"}
+
+
+def test_rules_do_not_import_each_other():
+    rule_files = {f for f in FILES if f.startswith("rules/") and not f.endswith("__init__.py")}
+    for file in rule_files:
+        assert not {m for m in imported(FILES[file]) if m.startswith("bpref.rules")}, file
+
+
+def test_every_rule_file_is_in_rules():
+    files = {f for f in FILES if f.startswith("rules/") and not f.endswith("__init__.py")}
+    in_table = {Path(inspect.getfile(r.make)).relative_to(ROOT).as_posix() for r in RULES.values()}
+    assert files == in_table
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_is_named_after_its_file_and_derives_itself(rule):
+    module = importlib.import_module(rule.make.__module__)
+    assert rule.name == rule.make.__name__ == module.__name__.split(".")[-1]
+    assert rule.cite
+    assert module.__doc__.startswith(f"{rule.name}: ")
+    for heading in ("Differential", "Cached", "Numerical care"):
+        assert heading in module.__doc__, f"the derivation has no {heading!r}"
+    made, naive = (list(inspect.signature(f).parameters.values()) for f in (rule.make, rule.reference))
+    defaults = {p.name: p.default for p in naive[2:]}
+    assert defaults == {p.name: p.default for p in made if p.name != "name"}, "reference is called as make is"
+
+
+def test_all_is_what_is_exported():
+    tree = FILES["__init__.py"]
+    names = [a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert sorted(names) == sorted(bpref.__all__)
+    for name in bpref.__all__:
+        assert inspect.getdoc(getattr(bpref, name)), f"{name} has no docstring"
+    assert {rule.name for rule in RULES.values()} <= set(bpref.__all__)
+
+
+def test_no_file_has_more_than_400_lines():
+    assert {f: n for f in FILES if (n := len((ROOT / f).read_text().splitlines())) > 400} == {}
+
+
+def test_import_loads_nothing_heavy():
+    """Neither an extra, nor optax: whoever has no optimiser does not wait for one."""
+    program = "import sys, bpref; print(sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    heavy = {"optax", "chex", "typer", "rich", "matplotlib", "sklearn", "safetensors", "hypothesis", "flax", "torch"}
+    assert heavy & set(ast.literal_eval(loaded)) == set()
