@@ -78,16 +78,19 @@ def bytes_kept_by_autodiff(f: Function, params: Any, x: Any) -> int:
 def bytes_kept(cache_of: Function, params: Any, x: Any) -> int:
     """The bytes of the arrays in `cache_of(params, x)`: each array once, no parameters, no constants.
 
-    A parameter is given to the backward anyway; what depends on no input is made again for nothing.
+    A parameter, also in another layout, is given to the backward anyway; what depends on no input is a constant.
     """
     program = jax.make_jaxpr(lambda params, x: jax.tree.leaves(cache_of(params, x)))(params, x).jaxpr
-    count = len(jax.tree.leaves(params))
+    of_params = set(program.invars[: len(jax.tree.leaves(params))])
     of_input = set(program.invars)
     for equation in program.eqns:
-        if any(v in of_input for v in equation.invars if not _is_literal(v)):
+        operands = {v for v in equation.invars if not _is_literal(v)}
+        if operands & of_input:
             of_input.update(equation.outvars)
-    kept = {v for v in program.outvars if not _is_literal(v)} - set(program.invars[:count])
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept & of_input)
+        if equation.primitive.name in ("transpose", "reshape") and operands <= of_params:
+            of_params.update(equation.outvars)
+    kept = {v for v in program.outvars if not _is_literal(v)} & of_input - of_params
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
 
 
 def _is_literal(v: Any) -> bool:

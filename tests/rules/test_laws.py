@@ -15,6 +15,7 @@ from bpref.verify import oracle
 from bpref.verify.catalogue import imprecise, sizes_of
 from bpref.verify.draw import axes_of, draw, is_spec
 from bpref.verify.examine import (
+    QUICK_COMPILATION,
     ROUND_OFF,
     Swept,
     cache_bytes,
@@ -117,8 +118,9 @@ def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
     example = draw(rule, case, small(case), SEED)
     again = draw(rule, case, small(case), SEED + 1)
     run = sweep(example.layer)
+    chex.clear_trace_counter()
     with jax.enable_x64(True):
-        compiled = jax.jit(chex.assert_max_traces(run, n=1))
+        compiled = jax.jit(chex.assert_max_traces(run, n=1), compiler_options=QUICK_COMPILATION)
         for e in (example, again):
             assert_same(compiled(e.params, e.x, first(e.dys)), run(e.params, e.x, first(e.dys)))
 
@@ -130,8 +132,8 @@ def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
     examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
     inputs = [(e.params, e.x, first(e.dys)) for e in examples]
     with jax.enable_x64(True):
-        together = jax.jit(jax.vmap(run))(*jax.tree.map(lambda *v: np.stack(v), *inputs))
-        compiled = jax.jit(run)
+        together = jax.jit(jax.vmap(run), compiler_options=QUICK_COMPILATION)(*jax.tree.map(lambda *v: np.stack(v), *inputs))
+        compiled = jax.jit(run, compiler_options=QUICK_COMPILATION)
         one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled(*i) for i in inputs))
     assert_same(together, one_by_one)
 
@@ -155,7 +157,7 @@ def test_law_8_one_of_everything(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
     example = draw(rule, case, small(case), SEED)
-    run = jax.jit(sweep(example.layer))
+    run = jax.jit(sweep(example.layer), compiler_options=QUICK_COMPILATION)
 
     def strided(v):
         return np.repeat(v, 2, axis=-1)[..., ::2] if v.ndim else v
@@ -184,7 +186,7 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
             directions = [v for v in chosen[:-half] if oracle.is_differentiable(v)]
             return sum(jnp.vdot(u, v) for u, v in zip(directions, chosen[-half:], strict=True))
 
-        return jax.jit(oracle.gradient(projected))
+        return jax.jit(oracle.gradient(projected), compiler_options=QUICK_COMPILATION)
 
     with jax.enable_x64(True):
         inputs = example.params, example.x, first(example.dys)

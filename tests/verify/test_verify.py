@@ -1,0 +1,171 @@
+"""The checker checked: it rejects what is wrong, names where, and measures what it says it measures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.activation import tanh as tanh_rule
+from bpref.rules.linear import linear as linear_rule
+from bpref.verify import oracle
+from bpref.verify.checked import check_leaves
+from bpref.verify.examine import ROUND_OFF
+from bpref.verify.measure import relative_error, summarise, ulp_errors
+from tests.conftest import SEED
+
+
+def with_backward(rule: bpref.Rule, change) -> bpref.Rule:
+    """The rule, its layer's backward replaced by `change(layer) -> backward`."""
+
+    def make(**hyper):
+        layer = rule.make(**hyper)
+        return layer._replace(backward=change(layer))
+
+    return rule._replace(make=make)
+
+
+WRONG_BACKWARDS = {
+    "the cotangent's dtype": (
+        lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).astype(jnp.float16)),
+        "x: structure: its cotangent is float16[64, 24], expected float64[64, 24]",
+    ),
+    "no cotangent": (lambda layer: lambda p, c, dy: (p, None), "x: structure: its cotangent is None, expected"),
+    "a clipped cotangent": (
+        lambda layer: lambda p, c, dy: (p, jnp.clip(dy, -1, 1) * (1 - c.y**2)),
+        "x: linear: b(2u - 3v) is off 2b(u) - 3b(v) by",
+    ),
+    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: linear: b(0) is not 0"),
+    "NaN in one element": (
+        lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(jnp.nan)),
+        "x: backward: relative error inf in float64",
+    ),
+    "one element of 1536 zeroed": (
+        lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(0)),
+        "x: backward: relative error 1.0e+00 in float64",
+    ),
+    "float32 inside": (
+        lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).astype(jnp.float32).astype(dy.dtype)),
+        "x: backward: relative error",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BACKWARDS)
+def test_a_wrong_backward_is_named(name):
+    change, message = WRONG_BACKWARDS[name]
+    report = bpref.verify_rule(with_backward(tanh_rule.RULE, change), SEED)
+    assert not report.ok
+    assert any(finding.startswith(message) for finding in report.findings), report.findings
+
+
+def test_an_imprecise_backward_is_rejected_though_its_derivation_is_right():
+    """1 - y^2 from a y that went through bfloat16 only in the low precisions."""
+
+    def coarse(layer):
+        def backward(p, c, dy):
+            y = c.y if c.y.dtype == jnp.float64 else c.y.astype(jnp.bfloat16).astype(c.y.dtype)
+            return p, dy * (1 - y**2)
+
+        return backward
+
+    report = bpref.verify_rule(with_backward(tanh_rule.RULE, coarse), SEED)
+    assert [f.split(":")[:2] for f in report.findings] == [["x", " precision"]]
+    assert report.float64 <= ROUND_OFF
+
+
+def test_a_wrong_forward_and_a_large_cache_are_named():
+    def make():
+        layer = tanh_rule.tanh()
+
+        def forward(params, x):
+            y, cache = layer.forward(params, x)
+            return y * 1.001, (cache, x, x + 1)
+
+        return layer._replace(forward=forward, backward=lambda p, c, dy: layer.backward(p, c[0], dy * 1.001))
+
+    report = bpref.verify_rule(tanh_rule.RULE._replace(make=make), SEED)
+    assert report.findings[0].startswith("y: forward: relative error 1.0e-03")
+    assert report.findings[-1] == "cache: 18432 bytes are kept, jax.vjp keeps 12288"
+
+
+def test_a_right_rule_is_not_accused():
+    report = bpref.verify_rule(linear_rule.RULE, SEED)
+    assert report.findings == ()
+    assert report.ok
+    assert report.cases == 4
+    assert report.float64 <= 1e-12
+    assert report.cache_bytes == report.autodiff_bytes
+
+
+def divided_by_batch(leaf: bpref.Layer) -> bpref.Layer:
+    def backward(params, cache, dZ):
+        (dW, db), dA = leaf.backward(params, cache, dZ)
+        return type(params)(dW / len(dZ), db), dA
+
+    return leaf._replace(backward=backward)
+
+
+@pytest.mark.parametrize("wrong", ["0 linear", "1.0.0.0 linear 'inner'", "3 linear"])
+def test_checked_names_the_leaf_that_is_wrong_and_no_other(wrong):
+    block = bpref.residual(bpref.serial(bpref.linear(4, name="inner"), bpref.tanh()))
+    net = bpref.serial(bpref.linear(4), bpref.scan(bpref.remat(block), 3), bpref.tanh(), bpref.linear(2))
+    wrong = wrong if "inner" not in wrong else "1.0.0.0.0 linear 'inner'"
+    paths = iter(bpref.leaf_paths(net))
+    net = bpref.map_leaves(lambda leaf: divided_by_batch(leaf) if next(paths) == wrong else leaf, net)
+    x = jnp.asarray(np.random.default_rng(SEED).normal(size=(8, 3)), jnp.float32)
+    reports = check_leaves(net, net.init(jax.random.key(SEED), x), x)
+    assert [r.path for r in reports] == bpref.leaf_paths(net)
+    assert [r.path for r in reports if r.error > ROUND_OFF] == [wrong]
+    (accused,) = (r for r in reports if r.path == wrong)
+    assert accused.error == pytest.approx(7 / 8)
+    assert accused.where.startswith("params.W")
+
+
+def test_check_leaves_with_integer_targets_and_under_no_x64():
+    net = bpref.objective(bpref.serial(bpref.linear(3), bpref.relu()), bpref.softmax_cross_entropy())
+    x = (jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))
+    reports = check_leaves(net, net.init(jax.random.key(SEED), x), x)
+    assert [r.path for r in reports] == ["0.0 linear", "0.1 relu", "1 softmax_cross_entropy"]
+    assert max(r.error for r in reports) <= ROUND_OFF
+    assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_the_oracle_differentiates_at_a_named_value():
+    """J = (2 z)^2 at z = x + 1 named: dJ/dz = 8 z, whatever came before z."""
+
+    def f(x):
+        z = jax.ad_checkpoint.checkpoint_name(x + 1, "z")
+        return ((2 * z) ** 2).sum()
+
+    J, named = oracle.cotangents_of_names(f, jnp.array([1.0, 2.0]))
+    assert float(J) == 52
+    np.testing.assert_array_equal(named["z"], [16, 24])
+
+
+def test_the_bytes_kept_by_autodiff_are_counted_once_and_without_parameters():
+    x, W = jnp.ones((5, 3)), jnp.ones((4, 3))
+    assert oracle.bytes_kept_by_autodiff(lambda W, x: x @ W.T, W, x) == x.size * 4
+    assert oracle.bytes_kept(lambda W, x: (x, W, x, jnp.ones(7)), W, x) == x.size * 4
+
+
+def test_relative_error_has_one_scale_for_small_elements_and_forgives_no_nan():
+    truth = np.array([1.0, 1e-6, 0.0])
+    assert relative_error(truth, truth) == 0
+    assert relative_error(truth + [1e-3, 0, 0], truth) == pytest.approx(1e-3)
+    assert relative_error(truth + [0, 1e-6, 0], truth) == pytest.approx(1e-3)
+    assert relative_error(np.array([np.nan, 1e-6, 0]), truth) == np.inf
+    assert relative_error(np.array([np.nan]), np.array([np.nan])) == np.inf
+    assert relative_error(np.array([np.inf]), np.array([np.inf])) == 0
+    assert relative_error(np.array([np.inf]), np.array([-np.inf])) == np.inf
+    assert relative_error(np.zeros((0, 3)), np.zeros((0, 3))) == 0
+    assert float(jax.jit(relative_error)(jnp.array([1.0, 3.0]), jnp.array([1.0, 2.0]))) == 0.5
+
+
+def test_an_ulp_is_the_gap_between_neighbours():
+    one = np.array([1.0])
+    assert ulp_errors(np.nextafter(np.float32(1), np.float32(2)), one, jnp.float32)[0] == 1
+    assert ulp_errors(np.float64(1 + 2**-8), one, jnp.bfloat16)[0] == 0.5
+    assert ulp_errors(np.array([np.nan]), one, jnp.float32)[0] == np.inf
+    assert summarise(np.arange(101.0)) == (50, 99, 100)
+    assert summarise(np.array([])) == (0, 0, 0)
