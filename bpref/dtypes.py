@@ -23,6 +23,11 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
+def cast(x: Array, dtype: Any) -> Array:
+    """`x` in `dtype`; the same array, and nothing to trace, when it already is."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def widen(x: Array) -> Array:
-    """`x` in at least float32; the same array when it already is."""
-    return x.astype(wide_dtype(x.dtype))
+    """`x` in at least float32."""
+    return cast(x, wide_dtype(x.dtype))

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.dtypes import cast, require_floating, wide_dtype, widen
 from bpref.layer import Layer, no_params
 
 
@@ -31,17 +31,17 @@ def elementwise(
     def forward(params, x):
         require_floating(name, "x", x)
         y, cache = g(widen(x))
-        return y.astype(x.dtype), _in_dtype(cache, x.dtype)
+        return cast(y, x.dtype), _in_dtype(cache, x.dtype)
 
     def backward(params, cache, dy):
         derivative = slope(_in_dtype(cache, wide_dtype(dy.dtype)))
         if derivative.dtype == bool:
             return (), jnp.where(derivative, dy, 0)
-        return (), (widen(dy) * derivative).astype(dy.dtype)
+        return (), cast(lax.mul(widen(dy), derivative), dy.dtype)
 
     return Layer(no_params, forward, backward, name)
 
 
 def _in_dtype(cache: Any, dtype: Any) -> Any:
     """The cache with its floating-point fields in `dtype`; masks stay booleans."""
-    return type(cache)(*(v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in cache))
+    return type(cache)(*(cast(v, dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in cache))

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import require_floating, wide_dtype
+from bpref.dtypes import cast, require_floating, wide_dtype, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -77,16 +77,16 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
         _require_fit(who, W, A)
         Z = _product(A, W, contract=((A.ndim - 1,), (1,)))
         if b is not None:
-            Z = Z + lax.broadcast_in_dim(b.astype(Z.dtype), Z.shape, (Z.ndim - 1,))
-        return Z.astype(A.dtype), LinearCache(A)
+            Z = lax.add(Z, lax.broadcast_in_dim(cast(b, Z.dtype), Z.shape, (Z.ndim - 1,)))
+        return cast(Z, A.dtype), LinearCache(A)
 
     def backward(params, cache, dZ):
         W, b = params
         A = cache.A
         examples = tuple(range(A.ndim - 1))
-        dW = _product(dZ, A, contract=(examples, examples)).astype(W.dtype)
-        db = None if b is None else jnp.sum(dZ, examples, wide_dtype(dZ.dtype)).astype(b.dtype)
-        dA = _product(dZ, W, contract=((dZ.ndim - 1,), (0,))).astype(A.dtype)
+        dW = cast(_product(dZ, A, contract=(examples, examples)), W.dtype)
+        db = None if b is None else cast(jnp.sum(widen(dZ), examples), b.dtype)
+        dA = cast(_product(dZ, W, contract=((dZ.ndim - 1,), (0,))), A.dtype)
         return LinearParams(dW, db), dA
 
     return Layer(init, forward, backward, who)

@@ -23,8 +23,8 @@ Labels are kept as they came.
 
 Numerical care: exp is only taken of -|x|, and log(1 + .) is log1p, so that no logit overflows and a confident right
 answer keeps its small loss. dx is computed in its first form: s(x) - 1 would cancel for a large x with t = 1, where
--s(-x) is exact to the last bit. Half precision is computed in float32 and rounded once. There is no kink: max and
-|.| meet at x = 0 in a smooth sum.
+-s(-x) is exact to the last bit. Half precision is computed in float32 and rounded once. An infinite logit makes J
+infinite or NaN. There is no kink: max and |.| meet at x = 0 in a smooth sum.
 """
 
 from typing import NamedTuple

@@ -24,7 +24,8 @@ Both are 0 where the label is ignored.
 
 Cached: the logits and the target; labels as they came. The softmax is made again from them in the backward. To
 keep p as well would double the cache, and in half precision round every probability; a loss is where the sweep
-turns round, so that under one jit XLA merges the second softmax with the first, and it costs nothing.
+turns round, so that under one jit XLA merges the second softmax with the first. Compiled apart from its forward, the
+backward pays for it with two more passes over the logits.
 
 Numerical care:
 - Exponentials are of d = z - m, m the position's largest logit, and never overflow.
@@ -95,7 +96,7 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
 
     def backward(params, cache, dJ):
         adjoint = _from_labels if _is_label(cache.target) else _from_distributions
-        dlogits, dtarget = adjoint(*cache, widen(dJ))
+        dlogits, dtarget = adjoint(cache.logits, cache.target, widen(dJ))
         return (), (dlogits.astype(cache.logits.dtype), dtarget)
 
     def _of_labels(logits, label):
@@ -199,7 +200,7 @@ def _at(y: Array, logits: Array) -> Array:
 def _require_fit(who: str, logits: Array, target: Array, ignored: int | None) -> None:
     require_floating(who, "logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{who}: logits have shape {logits.shape}, expected (..., C) with at least one class C")
+        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (..., C) with at least one class C")
     if _is_label(target):
         if target.shape != logits.shape[:-1]:
             raise ValueError(
