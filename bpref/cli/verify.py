@@ -79,7 +79,8 @@ def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
     bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         task = bar.add_task("", total=len(chosen), last="")
-        running = {pool.submit(_verify_one, name, seed): name for name in chosen}
+        longest_first = sorted(chosen, key=lambda name: -len(RULES[name].cases) if name in RULES else -9)
+        running = {pool.submit(_verify_one, name, seed): name for name in longest_first}
         try:
             for done in as_completed(running):
                 bar.update(task, advance=1, last=running[done])

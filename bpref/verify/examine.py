@@ -57,7 +57,11 @@ class Seen(NamedTuple):
 
 Examiner = Callable[[Any, Any, Any], Seen]
 
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+QUICK_COMPILATION: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 """The same arithmetic in slower code: an examination runs each program once or twice, and compiling it is the cost."""
 
 
