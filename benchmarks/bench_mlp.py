@@ -2,14 +2,17 @@
 
     python benchmarks/bench_mlp.py [--json FILE] [--shapes 3x64,4x256] [--seconds 4]
 
-Each row is one network, depth x width, and each figure the ratio hand / other: below 1 is better. Both steps of
-the first comparison compute the same loss and the same SGD update, jitted, with donated parameters.
+Each row is one network, depth x width, and each figure the ratio hand / other, median and quartiles: below 1 is
+better. All steps compute the same loss and the same SGD update on the same data; those in JAX are jitted, with donated
+parameters. `layers` is the composition of bpref's layers with optax's update, `layers, updating` the same with
+`update_in_backward`, `the seed` is `bpref.models.mlp` as it stands.
 """
 
 import argparse
+import itertools
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ import optax
 from paired import Ratio, paired, repetitions
 
 import bpref
+from bpref.models import mlp
 
 SHAPES = ("3x64", "4x256", "8x1024", "64x128")
 EXAMPLES, ALPHA = 128, 1e-3
@@ -38,7 +42,7 @@ class Problem(NamedTuple):
 def problem(depth: int, width: int) -> Problem:
     rng = np.random.default_rng(0)
     widths = [width] * depth + [1]
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    pairs = list(itertools.pairwise(widths))
     W = [(rng.normal(size=(n, m)) / m**0.5).astype(np.float32) for m, n in pairs]
     b = [np.zeros(n, np.float32) for _, n in pairs]
     X, y = rng.normal(size=(EXAMPLES, width)), rng.normal(size=(EXAMPLES, 1))
@@ -48,27 +52,25 @@ def problem(depth: int, width: int) -> Problem:
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def by_hand(p: Problem) -> tuple[Step, Any]:
-    """The layers of bpref, their backward sweep, and optax's SGD."""
+def network(p: Problem) -> bpref.Layer:
     layers = [layer for n in p.widths[1:-1] for layer in (bpref.linear(n), bpref.tanh())]
-    objective = bpref.objective(bpref.serial(*layers, bpref.linear(1)), bpref.square())
-    optimizer = optax.sgd(ALPHA)
+    return bpref.objective(bpref.serial(*layers, bpref.linear(1)), bpref.square())
+
+
+def layers(p: Problem) -> tuple[Step, Any]:
+    objective, optimizer = network(p), optax.sgd(ALPHA)
     params = objective.init(jax.random.key(0), (p.X, p.y))
+    state = optimizer.init(params)
 
     def step(params, X, y):
         J, dparams, _ = bpref.backpropagate(objective, params, (X, y))
-        return optax.apply_updates(params, optimizer.update(dparams, optimizer.init(params))[0]), J
+        return optax.apply_updates(params, optimizer.update(dparams, state)[0]), J
 
-    own = iter(zip(p.W, p.b, strict=True))
-    linear = type(params[0][0])
-    return step, jax.tree.map(lambda _: linear(*next(own)), params, is_leaf=lambda v: isinstance(v, linear))
+    return step, params
 
 
 def updating(p: Problem) -> tuple[Step, Any]:
-    """The same, each layer updated as soon as its gradient is there."""
-    layers = [layer for n in p.widths[1:-1] for layer in (bpref.linear(n), bpref.tanh())]
-    objective = bpref.objective(bpref.serial(*layers, bpref.linear(1)), bpref.square())
-    objective = bpref.map_leaves(bpref.update_in_backward(optax.sgd(ALPHA)), objective)
+    objective = bpref.map_leaves(bpref.update_in_backward(optax.sgd(ALPHA)), network(p))
 
     def step(params, X, y):
         J, updated, _ = bpref.backpropagate(objective, params, (X, y))
@@ -77,9 +79,20 @@ def updating(p: Problem) -> tuple[Step, Any]:
     return step, objective.init(jax.random.key(0), (p.X, p.y))
 
 
+def seed(p: Problem) -> tuple[Step, Any]:
+    g = [bpref.tanh()] * (len(p.W) - 1) + [bpref.identity()]
+
+    def step(params, X, y):
+        y_hat, kept = mlp.forward(params, X, g)
+        return mlp.update(params, mlp.backward(params, kept, y, g), ALPHA), mlp.cost(y_hat, y)
+
+    return step, mlp.Params((None, *p.W), (None, *p.b))
+
+
 def by_autodiff(p: Problem) -> tuple[Step, Any]:
     """What a user of JAX writes: the loss, `jax.value_and_grad`, optax's SGD."""
     optimizer = optax.sgd(ALPHA)
+    state = optimizer.init((p.W, p.b))
 
     def loss(params, X, y):
         A = X
@@ -90,7 +103,7 @@ def by_autodiff(p: Problem) -> tuple[Step, Any]:
 
     def step(params, X, y):
         J, gradient = jax.value_and_grad(loss)(params, X, y)
-        return optax.apply_updates(params, optimizer.update(gradient, optimizer.init(params))[0]), J
+        return optax.apply_updates(params, optimizer.update(gradient, state)[0]), J
 
     return step, list(zip(p.W, p.b, strict=True))
 
@@ -117,7 +130,7 @@ def in_numpy(p: Problem) -> Callable[[], Any]:
 def in_torch(p: Problem) -> Callable[[], Any] | None:
     """PyTorch's eager step on the same device, or None where PyTorch is not installed."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return None
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -140,76 +153,87 @@ def in_torch(p: Problem) -> Callable[[], Any] | None:
     return step
 
 
+BY_HAND = {"layers": layers, "layers, updating": updating, "the seed": seed}
+
+
 class Row(NamedTuple):
-    """One comparison: the ratios hand / other; tracing, compiling and memory are those of compiled programs alone."""
+    """One comparison, hand / other. What is not compiled has a step time alone; temp_bytes are hand's and other's."""
 
     shape: str
+    hand: str
     other: str
     step: Ratio
-    trace: Ratio | None = None
+    trace_and_lower: Ratio | None = None
     compile: Ratio | None = None
     temp_bytes: tuple[int, int] | None = None
 
+    def __str__(self) -> str:
+        """A row of the table that `main` prints."""
+        memory = f"{self.temp_bytes[0] / self.temp_bytes[1]:.2f} of {self.temp_bytes[1]:,} B" if self.temp_bytes else ""
+        figures = (self.step, self.trace_and_lower or "", self.compile or "", memory)
+        return " | ".join(("", self.shape, self.hand, self.other, *map(str, figures), "")).strip()
 
-def compare(shape: str, seconds: float) -> list[Row]:
+
+class Program(NamedTuple):
+    """A jitted step: its compiled form, how to lower it afresh, and a call of it on its own donated parameters."""
+
+    lower: Callable[[], Any]
+    temp_bytes: int
+    run: Callable[[], Any]
+
+
+def program(step: Step, params: Any, X: Any, y: Any) -> Program:
+    def lower():
+        return jax.jit(lambda params, X, y: step(params, X, y), donate_argnums=0).trace(params, X, y).lower()
+
+    compiled = lower().compile()
+    memory = compiled.memory_analysis()
+    state = [jax.tree.map(jnp.array, params)]
+
+    def run():
+        state[0], J = compiled(state[0], X, y)
+        return J
+
+    return Program(lower, memory.temp_size_in_bytes if memory else 0, run)
+
+
+def compare(shape: str, seconds: float) -> Iterator[Row]:
     depth, width = map(int, shape.split("x"))
     p = problem(depth, width)
-    steps = {"hand": by_hand(p), "updating": updating(p), "autodiff": by_autodiff(p)}
     X, y = jnp.asarray(p.X), jnp.asarray(p.y)
-
-    def lowered(which):
-        step, params = steps[which]
-        fresh = jax.jit(lambda params, X, y: step(params, X, y), donate_argnums=0)
-        return fresh.trace(params, X, y).lower()
-
-    def compiled_fresh(which):
-        program = lowered(which)
-        return lambda: program.compile()
-
-    def running(which):
-        program, params = lowered(which).compile(), jax.tree.map(jnp.array, steps[which][1])
-        state = [params]
-
-        def run():
-            state[0], J = program(state[0], X, y)
-            return J
-
-        return program, run
-
-    programs = {which: running(which) for which in steps}
-    rows = []
-    for hand, other in (("hand", "autodiff"), ("updating", "autodiff")):
-        temp = tuple(programs[w][0].memory_analysis().temp_size_in_bytes for w in (hand, other))
-        step = paired(programs[hand][1], programs[other][1], repetitions(programs[other][1], seconds), warm=5)
-        trace = paired(lambda h=hand: lowered(h) and None, lambda o=other: lowered(o) and None, pairs=15, warm=2)
-        compiling = paired(lambda h=hand: compiled_fresh(h)() and None, lambda o=other: compiled_fresh(o)() and None, 3)
-        rows.append(Row(shape, f"{hand} / jax.value_and_grad", step, trace, compiling, (temp[0], temp[1])))
-    for name, run in (("NumPy", in_numpy(p)), ("PyTorch eager", in_torch(p))):
+    autodiff = program(*by_autodiff(p), X, y)
+    for name, make in BY_HAND.items():
+        hand = program(*make(p), X, y)
+        step = paired(hand.run, autodiff.run, repetitions(autodiff.run, seconds), warm=5)
+        trace = paired(hand.lower, autodiff.lower, pairs=15, warm=2)
+        compiling = paired(hand.lower().compile, autodiff.lower().compile, pairs=3, warm=0)
+        temp = (hand.temp_bytes, autodiff.temp_bytes)
+        yield Row(shape, name, "jax.value_and_grad + optax", step, trace, compiling, temp)
+    hand = program(*layers(p), X, y)
+    for other, run in (("NumPy", in_numpy(p)), ("PyTorch eager", in_torch(p))):
         if run is not None:
-            step = paired(programs["hand"][1], run, repetitions(run, seconds), warm=3)
-            rows.append(Row(shape, f"hand / {name}", step))
-    return rows
+            yield Row(shape, "layers", other, paired(hand.run, run, repetitions(run, seconds), warm=3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="networks as depth x width, separated by commas")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each pair of steps is timed for")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {EXAMPLES} examples, ratios: median (quartiles)")
-    print(f"{'network':8} {'':32} {'step':>18} {'trace + lower':>18} {'with compile':>18}   temp memory")
+    print(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {EXAMPLES} examples; hand / other, median (quartiles)\n"
+    )
+    print("| network | by hand | other | step | trace + lower | compile | temp memory |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     rows = []
     for shape in arguments.shapes.split(","):
         for row in compare(shape, arguments.seconds):
-            temp = f"{row.temp_bytes[0] / row.temp_bytes[1]:.2f} of {row.temp_bytes[1]:,} B" if row.temp_bytes else ""
-            print(f"{row.shape:8} {row.other:32} {row.step!s:>18} {row.trace or ''!s:>18} {row.compile or ''!s:>18}   {temp}")
+            print(row, flush=True)
             rows.append(row)
     if arguments.json:
         machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "host": platform.machine()}
-        figures = [
-            {k: v._asdict() if isinstance(v, Ratio) else v for k, v in row._asdict().items()} for row in rows
-        ]
+        figures = [{k: v._asdict() if isinstance(v, Ratio) else v for k, v in row._asdict().items()} for row in rows]
         arguments.json.write_text(json.dumps({"machine": machine, "rows": figures}, indent=1) + "\n")
 
 

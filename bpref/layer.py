@@ -77,7 +77,8 @@ def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
         return y, (params, cache)
 
     def backward(residuals, dy):
-        return layer.backward(*residuals, dy)
+        params, cache = residuals
+        return layer.backward(params, cache, dy)
 
     apply.defvjp(forward, backward)
     return apply

@@ -65,7 +65,10 @@ def test_only_the_oracle_differentiates(file: str):
 def test_the_oracle_does_differentiate():
     """The test above can fail: it would, of the one file that it leaves out."""
     tree = FILES["verify/oracle.py"]
-    assert {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & DIFFERENTIATION == {"vjp", "value_and_grad"}
+    assert {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & DIFFERENTIATION == {
+        "vjp",
+        "value_and_grad",
+    }
 
 
 def test_rules_do_not_import_each_other():

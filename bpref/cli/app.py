@@ -7,6 +7,7 @@ from typer.exceptions import TyperException
 
 from bpref.cli.errors import UsageError
 from bpref.cli.explain import explain
+from bpref.cli.train import EXAMPLE, train
 from bpref.cli.verify import verify
 
 app = typer.Typer(
@@ -22,18 +23,14 @@ app = typer.Typer(
 
 app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
 app.command(epilog="Example: bpref explain linear")(explain)
+app.command(epilog=EXAMPLE)(train)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 something was found wrong, 2 wrong use, 130 interrupted."""
     try:
         return app(arguments, standalone_mode=False) or 0
-    except UsageError as error:
-        print(f"bpref: {error}", file=sys.stderr)
+    except (UsageError, TyperException) as error:
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        print(f"bpref: {message}", file=sys.stderr)
         return 2
-    except TyperException as error:
-        print(f"bpref: {error.format_message()}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("bpref: interrupted", file=sys.stderr)
-        return 130

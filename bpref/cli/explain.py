@@ -8,7 +8,7 @@ import typer
 
 from bpref.cli.errors import blaming_the_input
 from bpref.rules import RULES
-from bpref.train.nearest import require_known
+from bpref.nearest import require_known
 
 
 def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, such as linear or gelu.")]) -> None:
@@ -19,5 +19,5 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, su
     module = sys.modules[rule.make.__module__]
     print(inspect.cleandoc(module.__doc__ or ""))
     print(f"\nbpref.{name}{inspect.signature(rule.make)}\n")
-    print("    " + inspect.getdoc(rule.make).replace("\n", "\n    "))
+    print("    " + (inspect.getdoc(rule.make) or "").replace("\n", "\n    "))
     print(f"\nSource: {rule.cite}")

@@ -38,8 +38,9 @@ def scan(layer: Layer, length: int) -> Layer:
         return lax.scan(body, x, params, length)
 
     def backward(params, caches, dy):
-        def body(dy, slice):
-            dp, dx = layer.backward(*slice, dy)
+        def body(dy, slices):
+            p, cache = slices
+            dp, dx = layer.backward(p, cache, dy)
             return dx, dp
 
         dx, dparams = lax.scan(body, dy, (params, caches), length, reverse=True)

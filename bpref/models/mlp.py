@@ -99,7 +99,7 @@ def cost(y_hat: Float[Array, "N nL"], y: Float[Array, "N nL"]) -> Float[Array, "
 
 def backward(params: Params, kept: Kept, y: Float[Array, "N nL"], g: Sequence[Layer]) -> Cotangents:
     """The derivative of J with respect to every A, Z, W and b."""
-    W, b = params
+    W = params.W
     A, Z = kept
     L = require_activations(params, g)
     dA: list[Any] = [None] * (L + 1)

@@ -3,6 +3,7 @@ that very intermediate, or, for the equations that differentiate nothing, agains
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ def verify_equations(seed: int = 0, examples: int = 9) -> list[Equation]:
 
 def random_problem(n: Sequence[int], rng: np.random.Generator, examples: int) -> tuple[mlp.Params, Any, Any]:
     """Parameters, X (N, n[0]) and y (N, n[L]), normally distributed, in float64."""
-    W = (None, *(rng.normal(size=(fan_out, fan_in)) for fan_in, fan_out in zip(n[:-1], n[1:], strict=True)))
+    W = (None, *(rng.normal(size=(fan_out, fan_in)) for fan_in, fan_out in pairwise(n)))
     b = (None, *(rng.normal(size=width) for width in n[1:]))
     return mlp.Params(W, b), rng.normal(size=(examples, n[0])), rng.normal(size=(examples, n[-1]))
 
@@ -81,7 +82,9 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
         return Equation(text, l, float(relative_error(np.asarray(ours), np.asarray(truth))))
 
     for l in range(1, L + 1):
-        naive = [[sum(params.W[l][k] * a) + params.b[l][k] for k in range(len(params.b[l]))] for a in np.asarray(A[l - 1])]
+        naive = [
+            [sum(params.W[l][k] * a) + params.b[l][k] for k in range(len(params.b[l]))] for a in np.asarray(A[l - 1])
+        ]
         yield equation("Z[l] = A[l-1] W[l]^T + b[l]", l, Z[l], naive)
         yield equation("A[l] = g[l](Z[l])", l, A[l], RULES[names[l - 1]].reference((), Z[l]))
     yield equation("J = 1/N sum 1/2 (y_hat - y)^2", None, J, optax.l2_loss(A[L], y).sum(1).mean())
@@ -94,7 +97,7 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
 
     alone = [by_hand(params, X[i : i + 1], y[i : i + 1]) for i in range(len(X))]
     yield equation("batch mean: J", None, J, np.mean([one[1] for one in alone]))
-    descended = optax.apply_updates((params.W, params.b), _sgd_updates(params, (hand.dW, hand.db), alpha))
+    descended: Any = optax.apply_updates((params.W, params.b), _sgd_updates(params, (hand.dW, hand.db), alpha))
     for l in range(1, L + 1):
         yield equation("batch mean: dW[l]", l, hand.dW[l], np.mean([one[2].dW[l] for one in alone], 0))
         yield equation("batch mean: db[l]", l, hand.db[l], np.mean([one[2].db[l] for one in alone], 0))

@@ -97,7 +97,7 @@ def mixes_parameters(optimizer: optax.GradientTransformation, steps: int = 3) ->
     def updates_of_first(own, other):
         params = {"own": own[0], "other": other[0]}
         state = optimizer.init(params)
-        updates = params
+        updates: Any = params
         for own_gradient, other_gradient in zip(own[1:], other[1:], strict=True):
             updates, state = optimizer.update({"own": own_gradient, "other": other_gradient}, state, params)
         return updates["own"]

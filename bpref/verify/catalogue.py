@@ -73,8 +73,17 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
         findings.append(f"cache: {cache[0]} bytes are kept, jax.vjp keeps {cache[1]}")
     float32, bfloat16 = (_summary(seen) for seen in rows.values())
     seconds = time.perf_counter() - start
+    hand_bytes, autodiff_bytes = map(int, cache)
     return RuleReport(
-        rule.name, len(rule.cases), max(errors), float32, bfloat16, *map(int, cache), tuple(findings), seconds
+        rule.name,
+        len(rule.cases),
+        max(errors),
+        float32,
+        bfloat16,
+        hand_bytes,
+        autodiff_bytes,
+        tuple(findings),
+        seconds,
     )
 
 

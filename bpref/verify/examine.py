@@ -66,7 +66,7 @@ QUICK_COMPILATION: dict[str, Any] = {
 
 
 def examiner(layer: Layer, reference: Callable[[Any, Any], Any]) -> Examiner:
-    """The compiled program `(params, x, dys) -> Seen`: a forward, and one backward per dy, by hand and by the oracle."""
+    """The compiled program `(params, x, dys) -> Seen`: a forward and one backward per dy, by hand and by the oracle."""
 
     @partial(jax.jit, compiler_options=QUICK_COMPILATION)
     def program(params, x, dys):

@@ -146,9 +146,11 @@ BAD_CALLS = {
         "parallel: x is ArrayImpl, expected a tuple of 2, one for each of (tanh, relu)",
     ),
     "residual that changes the shape": (
-        lambda: bpref.residual(bpref.linear(3)).init(jax.random.key(0), jnp.ones((2, 4)))
-        and bpref.residual(bpref.linear(3)).forward(
-            bpref.linear(3).init(jax.random.key(0), jnp.ones((2, 4))), jnp.ones((2, 4))
+        lambda: (
+            bpref.residual(bpref.linear(3)).init(jax.random.key(0), jnp.ones((2, 4)))
+            and bpref.residual(bpref.linear(3)).forward(
+                bpref.linear(3).init(jax.random.key(0), jnp.ones((2, 4))), jnp.ones((2, 4))
+            )
         ),
         "residual: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
     ),

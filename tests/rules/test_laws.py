@@ -132,7 +132,9 @@ def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
     examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
     inputs = [(e.params, e.x, first(e.dys)) for e in examples]
     with jax.enable_x64(True):
-        together = jax.jit(jax.vmap(run), compiler_options=QUICK_COMPILATION)(*jax.tree.map(lambda *v: np.stack(v), *inputs))
+        together = jax.jit(jax.vmap(run), compiler_options=QUICK_COMPILATION)(
+            *jax.tree.map(lambda *v: np.stack(v), *inputs)
+        )
         compiled = jax.jit(run, compiler_options=QUICK_COMPILATION)
         one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled(*i) for i in inputs))
     assert_same(together, one_by_one)
@@ -192,6 +194,13 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
         inputs = example.params, example.x, first(example.dys)
         by_hand, by_oracle = second(as_function(example.layer))(*inputs), second(example.reference)(*inputs)
     assert_same(Swept(by_hand[2], *by_hand[:2]), Swept(by_oracle[2], *by_oracle[:2]))
+
+
+@EVERY_CASE
+def test_the_forwards_own_autodiff_agrees_at_kinks_and_far_ends(rule: Rule, case: Case):
+    """What `checked` compares with: it has no reference, and must accuse no right layer at any value."""
+    example = draw(rule, case, sizes_of(case), SEED)
+    assert examine(example._replace(reference=lambda params, x: example.layer.forward(params, x)[0]))[0] == []
 
 
 @EVERY_RULE

@@ -68,9 +68,7 @@ def test_three_steps_equal_three_full_updates(name):
         params, updated = params[0][0], updated[0][0]
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), bpref.params_of(updated), params)
         return
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), bpref.params_of(updated), params
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), bpref.params_of(updated), params)
 
 
 @pytest.mark.parametrize("name", MIXING)

@@ -152,8 +152,8 @@ def test_the_bytes_kept_by_autodiff_are_counted_once_and_without_parameters():
 def test_relative_error_has_one_scale_for_small_elements_and_forgives_no_nan():
     truth = np.array([1.0, 1e-6, 0.0])
     assert relative_error(truth, truth) == 0
-    assert relative_error(truth + [1e-3, 0, 0], truth) == pytest.approx(1e-3)
-    assert relative_error(truth + [0, 1e-6, 0], truth) == pytest.approx(1e-3)
+    assert relative_error(truth + np.array([1e-3, 0, 0]), truth) == pytest.approx(1e-3)
+    assert relative_error(truth + np.array([0, 1e-6, 0]), truth) == pytest.approx(1e-3)
     assert relative_error(np.array([np.nan, 1e-6, 0]), truth) == np.inf
     assert relative_error(np.array([np.nan]), np.array([np.nan])) == np.inf
     assert relative_error(np.array([np.inf]), np.array([np.inf])) == 0

@@ -40,7 +40,7 @@ def elu(alpha: float = 1.0) -> Layer:
         raise ValueError(f"elu: alpha is {alpha}, expected a positive number")
 
     def g(x):
-        return jnp.maximum(x, 0) + alpha * jnp.expm1(jnp.minimum(x, 0)), EluCache(x)
+        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x))), EluCache(x)
 
     def slope(cache):
         return jnp.where(cache.x > 0, 1, alpha * jnp.exp(jnp.minimum(cache.x, 0)))

@@ -31,7 +31,8 @@ def hard_sigmoid() -> Layer:
     """y = min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.minimum(jnp.maximum(x + 3, 0), 6) / 6, HardSigmoidCache(abs(x) < 3)
+        y = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
+        return y, HardSigmoidCache(abs(x) < 3)
 
     def slope(cache):
         return jnp.where(cache.inside, 1 / 6, 0.0)

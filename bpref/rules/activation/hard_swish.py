@@ -33,7 +33,7 @@ def hard_swish() -> Layer:
     """y = x min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        h = jnp.minimum(jnp.maximum(x + 3, 0), 6) / 6
+        h = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
         return x * h, HardSwishCache(x)
 
     def slope(cache):

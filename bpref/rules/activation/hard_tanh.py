@@ -31,7 +31,7 @@ def hard_tanh() -> Layer:
     """y = min(max(x, -1), 1) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.minimum(jnp.maximum(x, -1), 1), HardTanhCache(abs(x) <= 1)
+        return jnp.where(x < -1, -1, jnp.where(x > 1, 1, x)), HardTanhCache(abs(x) <= 1)
 
     def slope(cache):
         return cache.inside

@@ -31,7 +31,7 @@ def relu() -> Layer:
     """y = max(x, 0) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.maximum(x, 0), ReluCache(x > 0)
+        return jnp.where(x <= 0, 0, x), ReluCache(x > 0)
 
     def slope(cache):
         return cache.positive

@@ -31,7 +31,7 @@ def relu6() -> Layer:
     """y = min(max(x, 0), 6) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.minimum(jnp.maximum(x, 0), 6), Relu6Cache((x > 0) & (x < 6))
+        return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x)), Relu6Cache((x > 0) & (x < 6))
 
     def slope(cache):
         return cache.inside

@@ -40,7 +40,8 @@ def selu() -> Layer:
     """y = scale elu(x, alpha) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return SCALE * (jnp.maximum(x, 0) + ALPHA * jnp.expm1(jnp.minimum(x, 0))), SeluCache(x)
+        y = jnp.where(x > 0, x, ALPHA * jnp.expm1(jnp.where(x > 0, 0, x)))
+        return SCALE * y, SeluCache(x)
 
     def slope(cache):
         return jnp.where(cache.x > 0, SCALE, SCALE * ALPHA * jnp.exp(jnp.minimum(cache.x, 0)))

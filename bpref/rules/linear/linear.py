@@ -104,14 +104,12 @@ def _require_fit(who: str, W: Any, A: Any) -> None:
     if A.ndim == 0:
         raise ValueError(f"{who}: x is a scalar, W expects {W.shape[1]} features in its last axis (W: {W.shape})")
     if A.shape[-1] != W.shape[1]:
-        raise ValueError(
-            f"{who}: x has {A.shape[-1]} features in its last axis, W expects {W.shape[1]} (W: {W.shape})"
-        )
+        raise ValueError(f"{who}: x has {A.shape[-1]} features in its last axis, W expects {W.shape[1]} (W: {W.shape})")
 
 
 def reference(params: LinearParams, x: Array, features: int, bias: bool = True) -> Array:
     Z = jnp.einsum("...j,kj->...k", x, params.W)
-    return Z + jnp.broadcast_to(params.b, Z.shape) if bias else Z
+    return Z if params.b is None else Z + jnp.broadcast_to(params.b, Z.shape)
 
 
 _NOT_EMPTY = ("d", "m")

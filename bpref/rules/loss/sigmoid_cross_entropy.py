@@ -68,7 +68,7 @@ def sigmoid_cross_entropy() -> Layer:
         n = require_batch(who, x.size)
         cache = SigmoidCrossEntropyCache(x, t)
         x, t = _in_wide(cache)
-        J = jnp.sum(jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))) / n
+        J = jnp.sum(jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))) / n
         return J.astype(cache.logits.dtype), cache
 
     def backward(params, cache, dJ):
@@ -104,7 +104,7 @@ RULE = Rule(
     reference,
     cases=(
         Case("labels", (Real("N", points=_FAR), Integer("N", 0, 2)), never_empty=("N",)),
-        Case("probabilities", (Real("N d", points=_FAR), Real("N d", 0.0, 1.0)), never_empty=("N", "d")),
+        Case("probabilities", (Real("N d", points=(0.0, *_FAR)), Real("N d", 0.0, 1.0)), never_empty=("N", "d")),
         Case("sequence", (Real("B T d"), Integer("B T d", 0, 2)), never_empty=("B", "T", "d")),
     ),
     cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), section 6.2.2.2",

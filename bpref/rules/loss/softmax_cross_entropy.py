@@ -106,7 +106,7 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
         R = jnp.sum(_others(y, d), -1, keepdims=True)
         E = jnp.exp(d_y)
         log_S = jnp.log(R + E)
-        terms = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / E), log_S - d_y)
+        terms = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), log_S - d_y)
         if smoothing:
             terms += smoothing * (log_S - jnp.mean(d, -1, keepdims=True))
         if z_loss:

@@ -1,0 +1,156 @@
+"""`bpref train`: the seed's network, or any like it, on real data; its gradient is verified before the first step."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bpref.cli.errors import UsageError, blaming_the_input
+
+if TYPE_CHECKING:
+    from bpref.train.recipes import Recipe
+    from bpref.train.table import Table
+
+EXAMPLE = (
+    "Examples: bpref train | bpref train digits --epochs 20 --out run | "
+    "bpref train --data table.csv --target price --layers 128,64 --optimizer adam --learning-rate 0.001"
+)
+
+
+DEFAULT = "diabetes"
+"""What is trained on where nothing is named: the seed's own setting."""
+
+
+def train(
+    dataset: Annotated[str | None, typer.Argument(help="diabetes or digits. [default: diabetes]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The column of --data to predict; in a .npz, its array [default: y].")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="regression or classification. [default: as the target looks]")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Width of each hidden layer. [default: 64,64,64 for diabetes, 256 for digits, else 64,64]"),
+    ] = None,
+    activation: Annotated[str | None, typer.Option(help="After each hidden layer. [default: by data set]")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="square, huber, or a cross-entropy. [default: square; softmax_cross_entropy]")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, momentum, adam, adamw, ... [default: sgd for diabetes, else adamw]")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The largest. [default: by optimizer]")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, linear, cosine, exponential, warmup_cosine. [default: cosine]")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of the weights, not of the biases. [default: by data set]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times through the training split. [default: by data set]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in one step. [default: 32]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, the parameters and the order of examples.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    update_in_backward: Annotated[
+        bool, typer.Option("--update-in-backward", help="Update each layer as soon as its gradient is there.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu or tpu. [default: the fastest there is]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new directory for params.safetensors, metrics.jsonl and loss.png. [default: none]"),
+    ] = None,
+) -> int:
+    """Train a network on real data by its hand-derived gradient, verified before the first step.
+
+    Without arguments: a regression on the diabetes data with hidden layers, one output neuron, the square loss
+    and gradient descent. 20% of the examples are held out for the test.
+    """
+    from bpref.cli.training import run
+    from bpref.train.record import require_new
+
+    with blaming_the_input():
+        if out is not None:
+            require_new(out)
+        table, recipe = choose_table(dataset, data, target, task)
+        given = {
+            "layers": None if layers is None else widths(layers),
+            "activation": activation,
+            "loss": loss,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "weight_decay": weight_decay,
+            "epochs": epochs,
+            "batch_size": batch_size,
+        }
+        recipe = with_given(recipe, given)
+    name = str(data) if data is not None else dataset or DEFAULT
+    return run(
+        name, table, recipe, seed=seed, dtype=dtype, update_in_backward=update_in_backward, device=device, out=out
+    )
+
+
+def choose_table(
+    dataset: str | None, data: Path | None, target: str | None, task: str | None
+) -> tuple["Table", "Recipe"]:
+    """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
+    from bpref.train.embedded import EMBEDDED
+    from bpref.nearest import require_known
+    from bpref.train.recipes import OWN_DATA, RECIPES
+
+    if data is None:
+        for option, value in (("--target", target), ("--task", task)):
+            if value is not None:
+                raise UsageError(f"{option} goes with --data, a table of your own")
+        dataset = dataset or DEFAULT
+        require_known("data set", dataset, EMBEDDED)
+        return EMBEDDED[dataset](), RECIPES[dataset]
+    if dataset is not None:
+        raise UsageError(f"both {dataset!r} and --data are given; train on one of them")
+    if task is not None:
+        require_known("task", task, OWN_DATA)
+    table = read(data, target, task)
+    return table, OWN_DATA[table.task]
+
+
+def read(data: Path, target: str | None, task: Any) -> "Table":
+    """The user's own table, by the file's suffix."""
+    from bpref.train.read_csv import read_csv
+    from bpref.train.read_npz import read_npz
+
+    try:
+        match data.suffix.lower():
+            case ".npz":
+                return read_npz(data, target or "y", task)
+            case ".csv":
+                if target is None:
+                    raise UsageError("--data with a .csv needs --target, the name of the column to predict")
+                return read_csv(data, target, task)
+    except OSError as error:
+        raise UsageError(f"{data}: {error.strerror}") from error
+    raise UsageError(f"{data}: expected a file that ends in .csv or .npz")
+
+
+def widths(layers: str) -> tuple[int, ...]:
+    """`64,64` as numbers."""
+    try:
+        return tuple(int(width) for width in layers.split(",") if layers)
+    except ValueError:
+        raise UsageError(
+            f"layers is {layers!r}, expected the width of each hidden layer, at least 1, such as 64,64"
+        ) from None
+
+
+def with_given(recipe: "Recipe", given: dict[str, Any]) -> "Recipe":
+    """The recipe with what was given in place of its own; another optimizer comes with its own learning rate."""
+    from bpref.nearest import require_known
+    from bpref.train.optimizers import OPTIMIZERS
+
+    given = {option: value for option, value in given.items() if value is not None}
+    optimizer = given.get("optimizer", recipe.optimizer)
+    require_known("optimizer", optimizer, OPTIMIZERS)
+    if optimizer != recipe.optimizer:
+        given.setdefault("learning_rate", OPTIMIZERS[optimizer].learning_rate)
+    return replace(recipe, **given)

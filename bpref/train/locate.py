@@ -1,0 +1,52 @@
+"""Where a value first stopped being a finite number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpref.layer import Layer, leaf_paths, map_leaves
+
+
+def first_non_finite(J: Layer, params: Any, batch: Any) -> str:
+    """The first place, in the order of computation, with a NaN or an infinity: forward first, then backward.
+
+    Args:
+      J: an objective, `objective(network, loss)`, that does not update in its backward.
+      params, batch: the values to compute it at.
+
+    Returns:
+      Such as "the output of 2 linear"; leaves have their path in the network. If nothing is there, the
+      values are finite and their squares are not: "the gradient's norm".
+    """
+    network, loss = J.parts
+    paths = iter([*leaf_paths(network), loss.name])
+    places: list[str] = []
+
+    def look(values: Any, place: str) -> None:
+        if not all(
+            bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(values) if jnp.issubdtype(v.dtype, jnp.floating)
+        ):
+            places.append(place)
+
+    def watched(leaf: Layer) -> Layer:
+        path = next(paths)
+
+        def forward(params, x):
+            look(params, f"the parameters of {path}")
+            y, cache = leaf.forward(params, x)
+            look(y, f"the output of {path}")
+            return y, cache
+
+        def backward(params, cache, dy):
+            dparams, dx = leaf.backward(params, cache, dy)
+            look((dparams, dx), f"the gradient of {path}")
+            return dparams, dx
+
+        return Layer(leaf.init, forward, backward, leaf.name)
+
+    watching = map_leaves(watched, J)
+    with jax.disable_jit():
+        y, cache = watching.forward(params, batch)
+        watching.backward(params, cache, jnp.ones_like(y))
+    return places[0] if places else "the gradient's norm"

@@ -1,0 +1,81 @@
+"""A fully connected network and its loss, by name: what the command line trains."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bpref.compose import serial
+from bpref.layer import Layer
+from bpref.rules import RULES
+from bpref.rules.linear.linear import linear
+from bpref.nearest import require_known
+from bpref.train.table import Task
+
+
+def _of_kind(kind: str) -> dict[str, Callable[[], Layer]]:
+    return {name: rule.make for name, rule in RULES.items() if rule.make.__module__.startswith(f"bpref.rules.{kind}.")}
+
+
+ACTIVATIONS = _of_kind("activation")
+"""Every activation's rule, by name."""
+
+LOSSES = _of_kind("loss")
+"""Every loss's rule, by name."""
+
+CLASS_LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+"""The losses that read a prediction as logits of classes; the others measure a distance, and serve both tasks."""
+
+
+def fully_connected(widths: Sequence[int], activation: str, outputs: int) -> Layer:
+    """`serial(linear, activation, ..., linear)`: a hidden layer for each of `widths`, and a linear output.
+
+    Raises:
+      ValueError: there is no width, or one is not positive; the activation is unknown.
+    """
+    require_known("activation", activation, ACTIVATIONS)
+    if not widths or min(widths) < 1:
+        given = ",".join(str(width) for width in widths)
+        raise ValueError(f"layers is {given!r}, expected the width of each hidden layer, at least 1, such as 64,64")
+    hidden = [layer for width in widths for layer in (linear(width), ACTIVATIONS[activation]())]
+    return serial(*hidden, linear(outputs))
+
+
+def loss_named(name: str, task: Task) -> Layer:
+    """The loss called `name`; raises `ValueError` when there is none, or when it does not fit the task."""
+    require_known("loss", name, LOSSES)
+    if task == "regression" and name in CLASS_LOSSES:
+        fitting = ", ".join(loss for loss in LOSSES if loss not in CLASS_LOSSES)
+        raise ValueError(f"loss {name} is for classes, and this target is a quantity; there is {fitting}")
+    return LOSSES[name]()
+
+
+def as_target(loss: str, y: np.ndarray, classes: int) -> np.ndarray:
+    """y as the loss expects it beside the prediction (N, m).
+
+    A quantity (N,) becomes (N, 1). Labels (N,) stay as they are for softmax_cross_entropy, and become (N, C),
+    1 for the class and 0 for the others, for any other loss.
+    """
+    if not classes:
+        return y[:, None]
+    return y if loss == "softmax_cross_entropy" else np.eye(classes)[y]
+
+
+def r2(prediction: Array, target: Array) -> Array:
+    """1 - sum of squared errors / sum of squares about the mean; the same in any units. Both (N, 1); N > 1."""
+    residual = jnp.sum((target - prediction) ** 2)
+    return 1 - residual / jnp.sum((target - jnp.mean(target)) ** 2)
+
+
+def accuracy(prediction: Array, target: Array) -> Array:
+    """The share of examples whose largest logit is their class's; target: (N,) labels, or (N, C) of 0 and 1."""
+    labels = target if target.ndim == 1 else jnp.argmax(target, axis=-1)
+    return jnp.mean(jnp.argmax(prediction, axis=-1).astype(labels.dtype) == labels)
+
+
+METRICS: dict[Task, tuple[str, Callable[[Array, Array], Array]]] = {
+    "regression": ("R^2", r2),
+    "classification": ("accuracy", accuracy),
+}
+"""By task, the score that is reported on the test split, and its name."""

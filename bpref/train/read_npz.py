@@ -1,0 +1,76 @@
+"""read_npz: a user's own NumPy archive as a `Table`."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bpref.nearest import require_known
+from bpref.train.table import Table, Task, require_floating_matrix
+
+
+def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
+    """The table in an `.npz` file with the array X, the target's array and, if there is one, `feature_names`.
+
+    Args:
+      path: written by `numpy.savez` or `savez_compressed`.
+      target: the name of the target's array, (N,) or (N, 1).
+      task: left out, a floating-point target is regression, an integer or text one classification.
+
+    Raises:
+      OSError: the file cannot be read.
+      TypeError: X is not floating-point.
+      ValueError: it is not such an archive, or its arrays are no `Table`. Integer class labels must be
+        0 ... C-1, and each of them must occur.
+    """
+    arrays = _read_arrays(path)
+    require_known("array", "X", arrays)
+    require_known("array", target, arrays)
+    X, y = arrays["X"], arrays[target]
+    require_floating_matrix(X)
+    if y.shape == (len(X), 1):
+        y = y[:, 0]
+    names = tuple(str(name) for name in arrays.get("feature_names", ()))
+    if y.ndim != 1:
+        raise ValueError(f"{target} has shape {y.shape}, expected ({len(X)},), one for each row of X")
+    if task == "regression" or (task is None and np.issubdtype(y.dtype, np.floating)):
+        return Table(X, y.astype(X.dtype) if np.issubdtype(y.dtype, np.integer) else y, names, target)
+    labels, classes = _labels(y, target)
+    return Table(X, labels, names, target, classes)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a .npz archive of plain arrays, as numpy.savez writes it ({error})") from error
+
+
+def _labels(y: np.ndarray, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels 0 ... C-1, and the names of the C classes."""
+    if y.dtype.kind in "US":
+        classes, labels = np.unique(y, return_inverse=True)
+        return labels, tuple(str(name) for name in classes)
+    whole = _whole(y, target)
+    C = len(np.unique(whole))
+    outside = np.flatnonzero((whole < 0) | (whole >= C))
+    if outside.size:
+        row = outside[0]
+        raise ValueError(
+            f"row {row + 1}, {target}: label {whole[row]} is out of range, "
+            f"expected 0 ... {C - 1} for {C} distinct labels"
+        )
+    return whole, tuple(str(label) for label in range(C))
+
+
+def _whole(y: Any, target: str) -> np.ndarray:
+    if not (np.issubdtype(y.dtype, np.integer) or np.issubdtype(y.dtype, np.floating)):
+        raise TypeError(f"{target} has dtype {y.dtype}, expected integer or text class labels")
+    with np.errstate(invalid="ignore"):
+        whole = y.astype(np.int64)
+    wrong = np.flatnonzero(whole != y)
+    if wrong.size:
+        raise ValueError(f"row {wrong[0] + 1}, {target}: label {y[wrong[0]]} is not an integer")
+    return whole

@@ -1,0 +1,36 @@
+"""Recipes: what `bpref train` uses where the command line does not say."""
+
+from dataclasses import dataclass
+
+from bpref.train.table import Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; every one of them is an option of `bpref train`.
+
+    A `batch_size` of None is 32, or all the examples there are to train on if those are fewer.
+    """
+
+    layers: tuple[int, ...]
+    activation: str
+    loss: str
+    optimizer: str
+    learning_rate: float
+    schedule: str
+    weight_decay: float
+    epochs: int
+    batch_size: int | None
+
+
+RECIPES: dict[str, Recipe] = {
+    "diabetes": Recipe((64, 64, 64), "relu", "square", "sgd", 0.02, "cosine", 0.05, 400, None),
+    "digits": Recipe((256,), "relu", "softmax_cross_entropy", "adamw", 0.002, "cosine", 1.0, 30, None),
+}
+"""By embedded data set. They were chosen on parts of the training splits alone, never on a test split."""
+
+OWN_DATA: dict[Task, Recipe] = {
+    "regression": Recipe((64, 64), "relu", "square", "adamw", 0.001, "cosine", 0.1, 200, None),
+    "classification": Recipe((64, 64), "relu", "softmax_cross_entropy", "adamw", 0.001, "cosine", 0.01, 100, None),
+}
+"""By task, for a table of the user's own."""

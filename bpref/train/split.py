@@ -1,0 +1,77 @@
+"""split: which examples are trained on and which are held out, and one scale for both."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bpref.train.table import Table, count
+
+
+class Split(NamedTuple):
+    """A table in two parts, standardised by the mean and the deviation of the training part alone.
+
+    Attributes:
+      X, y: the training part: (n, d) and (n,).
+      X_test, y_test: the part held out: (m, d) and (m,).
+      y_mean, y_scale: a regression target in its own units is `y * y_scale + y_mean`; 0 and 1 for classes.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    y_mean: float
+    y_scale: float
+
+
+def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
+    """Hold out `test_fraction` of the examples, rounded up, and standardise.
+
+    The parts are those of scikit-learn's `train_test_split(X, y, test_size=test_fraction, random_state=seed)`,
+    so that scores can be compared with what is published for it. A column that happens to be constant in the
+    training part is centred and not scaled.
+
+    Raises:
+      ValueError: a part has no example; the regression targets held out are all the same, so that R^2 has no
+        value; a column's values are too large to standardise; `seed` is not in 0 ... 2**32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}, expected an integer in 0 ... {2**32 - 1}")
+    N = len(table.X)
+    held_out = int(np.ceil(test_fraction * N))
+    if not 0 < held_out < N:
+        raise ValueError(f"test fraction {test_fraction} of {count(N, 'example')} leaves none to train or none to test")
+    order = np.random.RandomState(seed).permutation(N)
+    test, train = order[:held_out], order[held_out:]
+    X = _standardise(table.X, train, table.feature_names)[0]
+    if table.task == "classification":
+        return Split(X[train], table.y[train], X[test], table.y[test], 0.0, 1.0)
+    y, y_mean, y_scale = _standardise(table.y[:, None], train, (table.target_name,))
+    y = y[:, 0]
+    if (y[test] == y[test][0]).all():
+        raise ValueError(
+            f"{table.target_name} has one value in the {count(held_out, 'example')} held out by seed {seed}, "
+            "which R^2 cannot be computed from: more data or another seed is needed"
+        )
+    return Split(X[train], y[train], X[test], y[test], float(y_mean[0]), float(y_scale[0]))
+
+
+def _standardise(v: np.ndarray, train: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rows of v by the mean and the deviation of the rows `train`, and these two."""
+    v = v.astype(np.float64)
+    constant = (v[train] == v[train[0]]).all(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = v[train].mean(axis=0), np.where(constant, 1.0, v[train].std(axis=0))
+        standard = (v - mean) / scale
+    for column, name in enumerate(names):
+        if not (np.isfinite(standard[:, column]).all() and np.isfinite(scale[column])):
+            raise ValueError(f"{name}: its values are too large to standardise (up to {np.abs(v[:, column]).max():g})")
+    return standard, mean, scale
+
+
+def least_squares_r2(parts: Split) -> float:
+    """The test R^2 of the best linear fit to the training part: what a network should not fall behind."""
+    ones = np.ones((len(parts.X), 1))
+    weights = np.linalg.lstsq(np.hstack([ones, parts.X]), parts.y, rcond=None)[0]
+    residual = parts.y_test - weights[0] - parts.X_test @ weights[1:]
+    return float(1 - np.sum(residual**2) / np.sum((parts.y_test - parts.y_test.mean()) ** 2))

@@ -1,0 +1,130 @@
+"""start: what is fixed before the first step: the parameters, the data on the device, the order of the examples."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from bpref.layer import Layer
+from bpref.nearest import require_known
+from bpref.train.step import Stepper, layer_by_layer, training_objective, whole_gradient
+from bpref.train.table import count
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+"""What can be computed in, by name. With bfloat16 the parameters and the loss stay in float32."""
+
+
+class Start(NamedTuple):
+    """A training about to begin: everything that is known before its first step.
+
+    Attributes:
+      stepper: what a step does.
+      state: the stepper's state before the first step.
+      data: X and y on the device, in the dtype that is computed in.
+      order: `(epoch) -> rows`, the rows of each of its batches, (steps, batch_size); epochs count from 1.
+      dtype: its name.
+    """
+
+    stepper: Stepper
+    state: Any
+    data: tuple[Array, Array]
+    order: Callable[[int], Array]
+    dtype: str
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the objective: the network's, and the loss's."""
+        return self.stepper.params(self.state)
+
+    def batch(self, epoch: int, step: int) -> tuple[Array, Array]:
+        """X and y of a step; epochs count from 1, the steps of an epoch from 0."""
+        rows = np.asarray(self.order(epoch)[step])
+        return jax.tree.map(lambda v: jnp.asarray(np.asarray(v)[rows]), self.data)
+
+    def first(self) -> tuple[Any, tuple[Any, Any]]:
+        """The parameters and the batch of the first step, NumPy arrays."""
+        with precision(self.dtype):
+            return jax.device_get((self.params, self.batch(1, 0)))
+
+
+def start(
+    network: Layer,
+    loss: Layer,
+    optimizer: optax.GradientTransformation,
+    train: tuple[Any, Any],
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    update_in_backward: bool = False,
+) -> Start:
+    """The first half of `fit`: check what was given, and draw the parameters."""
+    require_known("dtype", dtype, DTYPES)
+    N = count_examples("the training data", train)
+    batch_size = N if batch_size is None else batch_size
+    steps = steps_per_epoch(N, batch_size)
+    with precision(dtype):
+        J = training_objective(network, loss, DTYPES[dtype])
+        stepper = (layer_by_layer if update_in_backward else whole_gradient)(J, optimizer)
+        data = as_arrays(train, dtype)
+
+        @jax.jit
+        def init(seed, batch):
+            init_key, order_key = jax.random.split(jax.random.key(seed))
+            return stepper.init(init_key, batch), order_key
+
+        @jax.jit
+        def order(key, epoch):
+            rows = jax.random.permutation(jax.random.fold_in(key, epoch), N)
+            return rows[: steps * batch_size].reshape(steps, batch_size)
+
+        batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype), data)
+        jax.eval_shape(J.forward, jax.eval_shape(J.init, jax.random.key(0), batch), batch)
+        state, order_key = init(np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch))
+        return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype)
+
+
+def require_epochs(epochs: int) -> None:
+    """Raise `ValueError` unless there is at least one epoch."""
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}, expected at least 1")
+
+
+def steps_per_epoch(N: int, batch_size: int) -> int:
+    """`N // batch_size`; raises `ValueError` unless 1 <= batch_size <= N."""
+    if not 1 <= batch_size <= N:
+        there = f"there is {count(N, 'example')}" if N == 1 else f"there are {count(N, 'example')}"
+        raise ValueError(f"batch size is {batch_size}, expected 1 ... {N}: {there} to train on")
+    return N // batch_size
+
+
+def count_examples(what: str, data: tuple[Any, Any]) -> int:
+    """N; raises unless X is floating-point, (N, ...) with N > 0, and y has as many rows."""
+    X, y = (np.asarray(v) for v in data)
+    if not jnp.issubdtype(X.dtype, jnp.floating):
+        raise TypeError(f"{what}: X has dtype {X.dtype}, expected a floating-point dtype such as float32")
+    if X.ndim == 0 or len(X) == 0:
+        raise ValueError(f"{what}: X has shape {X.shape}, expected (N, ...) with at least one example")
+    if y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"{what}: y has shape {y.shape}, expected ({len(X)}, ...), one entry for each row of X")
+    return len(X)
+
+
+def as_arrays(data: tuple[Any, Any], dtype: str) -> tuple[Array, Array]:
+    """X in `dtype`; y too, but in at least float32, unless it holds labels."""
+    X, y = (np.asarray(v) for v in data)
+    wide = "float32" if dtype == "bfloat16" else dtype
+    y = y.astype(wide if jnp.issubdtype(y.dtype, jnp.floating) else np.int32)
+    return jnp.asarray(X.astype(DTYPES[dtype])), jnp.asarray(y)
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """float64 for as long as it is computed in, and nowhere else."""
+    with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+        yield

@@ -1,0 +1,141 @@
+"""One step of training: the sweep through the network, and the update of every parameter.
+
+Either the whole gradient first and then one update (optax's way), or the seed's own loop, which updates a layer
+as soon as its gradient is there and goes on to the layer below.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from bpref.compose import objective
+from bpref.dtypes import widen
+from bpref.layer import Layer, backpropagate, has_cotangent, map_leaves, select, trainable
+from bpref.transforms import Updated, cast_params, params_of, update_in_backward
+
+
+class Stepper(NamedTuple):
+    """What a training loop needs; `state` is the parameters and the optimiser's state, in one tree.
+
+    Attributes:
+      init: `(key, (X, y)) -> state`.
+      step: `(state, (X, y)) -> (state, J, norms)`; `norms` has the gradient's Euclidean norm by layer.
+      params: `(state) -> params`, those of the objective: a pair, the network's and the loss's.
+      objective: the layer `(X, y) -> J`, as it is computed in training.
+    """
+
+    init: Callable[[Array, Any], Any]
+    step: Callable[[Any, Any], tuple[Any, Array, dict[str, Array]]]
+    params: Callable[[Any], Any]
+    objective: Layer
+
+
+def whole_gradient(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:
+    """A step of the objective J: the gradient of all parameters, then their update."""
+
+    def init(key, batch):
+        params = J.init(key, batch)
+        return Updated(params, optimizer.init(select(trainable(J, params, batch), params)))
+
+    def step(state, batch):
+        value, dparams, _ = backpropagate(J, state.params, batch)
+        mask = has_cotangent(state.params, dparams)
+        trained = select(mask, state.params)
+        updates, moments = optimizer.update(dparams, state.state, trained)
+        stepped = optax.apply_updates(trained, updates)
+        params = jax.tree.map(lambda keep, new, old: new if keep else old, mask, stepped, state.params)
+        return Updated(params, moments), value, norms_by_layer(dparams[0])
+
+    return Stepper(init, step, lambda state: state.params, J)
+
+
+def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:
+    """A step of the objective J in one sweep, in which each layer's update follows its gradient.
+
+    Raises:
+      ValueError: the optimiser's update of one parameter depends on another's gradient.
+    """
+    updating = map_leaves(update_in_backward(optax.chain(record_norm(), optimizer)), J)
+
+    def step(state, batch):
+        value, state, _ = backpropagate(updating, state, batch)
+        return state, value, _recorded_norms(state[0])
+
+    return Stepper(updating.init, step, params_of, J)
+
+
+def training_objective(network: Layer, loss: Layer, dtype: Any) -> Layer:
+    """`objective(network, loss)`; for a half-precision dtype, parameters and the loss stay in float32.
+
+    The network then takes X in `dtype` and computes in it, and the loss takes y in float32.
+    """
+    if jnp.finfo(dtype).bits >= 32:
+        return objective(network, loss)
+    return objective(map_leaves(cast_params(dtype), network), _of_widened(loss))
+
+
+def _of_widened(loss: Layer) -> Layer:
+    """The loss of a prediction widened to float32; the prediction's cotangent is rounded to its dtype."""
+
+    def init(key, x):
+        y_hat, y = x
+        return loss.init(key, (jax.ShapeDtypeStruct(y_hat.shape, jnp.float32), y))
+
+    def forward(params, x):
+        y_hat, y = x
+        J, cache = loss.forward(params, (widen(y_hat), y))
+        return J, (cache, jnp.zeros((0,), y_hat.dtype))
+
+    def backward(params, cache, dJ):
+        cache, of_dtype = cache
+        dparams, (dy_hat, dy) = loss.backward(params, cache, dJ)
+        return dparams, (dy_hat.astype(of_dtype.dtype), dy)
+
+    return Layer(init, forward, backward, loss.name)
+
+
+class NormState(NamedTuple):
+    norm: Array
+
+
+def record_norm() -> optax.GradientTransformation:
+    """Passes the gradient on as it is, and keeps its Euclidean norm as its state."""
+
+    def init(params):
+        return NormState(jnp.zeros((), jnp.result_type(float)))
+
+    def update(updates, state, params=None):
+        return updates, NormState(_norm(updates).astype(state.norm.dtype))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _recorded_norms(tree: Any) -> dict[str, Array]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Updated))[0]
+    return {name_of(path): _norm(leaf.state[0].norm) for path, leaf in leaves if jax.tree.leaves(leaf.params)}
+
+
+def norms_by_layer(dparams: Any) -> dict[str, Array]:
+    """The Euclidean norm of each layer's gradient, under the layer's place in the tree: `0`, `2`, `4.1`."""
+    by_layer: dict[str, list[Array]] = {}
+    for name, d in flat_names(dparams).items():
+        by_layer.setdefault(name.rpartition(".")[0], []).append(d)
+    return {layer: _norm(arrays) for layer, arrays in by_layer.items()}
+
+
+def flat_names(params: Any) -> dict[str, Array]:
+    """The arrays of a tree by their place in it, such as `0.W` and `0.b`."""
+    return {name_of(path): p for path, p in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A path of `jax.tree_util` as one name."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _norm(tree: Any) -> Array:
+    return jnp.sqrt(sum(jnp.sum(widen(v) ** 2) for v in jax.tree.leaves(tree)))

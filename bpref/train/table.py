@@ -1,0 +1,119 @@
+"""Table: examples as rows, one target, and the promise that both are fit to train on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Task = Literal["regression", "classification"]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """N examples of d features, and what is to be predicted from them.
+
+    Attributes:
+      X: (N, d), floating-point and finite; no column is constant.
+      y: (N,), floating-point and finite for regression; class labels 0 ... C-1, integers, for classification.
+      feature_names: d names, for messages.
+      target_name: what y is called in messages.
+      classes: the C names of the classes; empty for regression.
+
+    Raises:
+      TypeError: X is not floating-point; y is neither floating-point (regression) nor integer (classification).
+      ValueError: shapes that do not fit, fewer than two examples, a value that is not finite, a constant
+        column, a constant target, a label out of range. The message names the row (the first one is row 1)
+        and the column.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    feature_names: tuple[str, ...] = ()
+    target_name: str = "y"
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        X, y = np.asarray(self.X), np.asarray(self.y)
+        object.__setattr__(self, "X", X)
+        object.__setattr__(self, "y", y)
+        require_floating_matrix(X)
+        if not self.feature_names:
+            object.__setattr__(self, "feature_names", tuple(f"column {j + 1}" for j in range(X.shape[1])))
+        if len(self.feature_names) != X.shape[1]:
+            raise ValueError(f"X has {X.shape[1]} columns, but there are {len(self.feature_names)} feature names")
+        if y.shape != X.shape[:1]:
+            raise ValueError(f"{self.target_name} has shape {y.shape}, expected ({len(X)},), one for each row of X")
+        if len(X) < 2:
+            raise ValueError(f"the data has {count(len(X), 'example')}, expected at least two: to train and to test on")
+        require_finite(X, self.feature_names)
+        require_varying(X, self.feature_names)
+        if self.task == "regression":
+            self._require_numbers()
+        else:
+            self._require_labels()
+
+    @property
+    def task(self) -> Task:
+        """Regression, unless there are classes."""
+        return "classification" if self.classes else "regression"
+
+    def _require_numbers(self) -> None:
+        if not np.issubdtype(self.y.dtype, np.floating):
+            raise TypeError(
+                f"{self.target_name} has dtype {self.y.dtype}, expected a floating-point dtype for regression "
+                "(or the names of the classes)"
+            )
+        require_finite(self.y[:, None], (self.target_name,))
+        if (self.y == self.y[0]).all():
+            raise ValueError(
+                f"{self.target_name} is constant ({self.y[0]:g} in all {len(self.y)} rows): there is nothing to learn"
+            )
+
+    def _require_labels(self) -> None:
+        if not np.issubdtype(self.y.dtype, np.integer):
+            raise TypeError(f"{self.target_name} has dtype {self.y.dtype}, expected integer class labels")
+        if len(self.classes) == 1:
+            raise ValueError(f"{self.target_name} has one class, {self.classes[0]!r}: there is nothing to tell apart")
+        outside = np.flatnonzero((self.y < 0) | (self.y >= len(self.classes)))
+        if outside.size:
+            row = outside[0]
+            raise ValueError(
+                f"row {row + 1}, {self.target_name}: label {self.y[row]} is out of range, "
+                f"expected 0 ... {len(self.classes) - 1} for {len(self.classes)} classes"
+            )
+
+
+def require_floating_matrix(X: np.ndarray) -> None:
+    """Raise unless X is (N, d) and floating-point, with at least one row and one column."""
+    if not np.issubdtype(X.dtype, np.floating):
+        raise TypeError(f"X has dtype {X.dtype}, expected a floating-point dtype; cast it: X.astype('float32')")
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {X.shape}, expected (N, d): one row for each example")
+    if X.shape[1] == 0:
+        raise ValueError(f"X has shape {X.shape}, expected (N, d) with at least one feature d")
+    if X.shape[0] == 0:
+        raise ValueError(f"X has shape {X.shape}: the data is empty")
+
+
+def require_finite(X: np.ndarray, names: Sequence[str]) -> None:
+    """Raise `ValueError` that names the first row and column where X is NaN or infinite."""
+    bad = np.argwhere(~np.isfinite(X))
+    if bad.size:
+        row, column = bad[0]
+        raise ValueError(f"row {row + 1}, {names[column]}: {X[row, column]} is not a finite number")
+
+
+def require_varying(X: np.ndarray, names: Sequence[str]) -> None:
+    """Raise `ValueError` that names the first column of X whose values are all the same."""
+    constant = np.flatnonzero((X[0] == X).all(axis=0))
+    if constant.size:
+        column = constant[0]
+        raise ValueError(
+            f"{names[column]} is constant ({X[0, column]:g} in all {len(X)} rows) and tells nothing; leave it out"
+        )
+
+
+def count(n: int, noun: str) -> str:
+    """`1 example`, `3 examples`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,88 @@
+"""`bpref verify` and `bpref explain`, as a user calls them."""
+
+import json
+import re
+
+import jax.numpy as jnp
+import pytest
+
+import bpref.rules
+from bpref.cli.app import run
+from bpref.rules.activation import tanh as tanh_rule
+
+
+def test_verify_prints_a_row_for_each_named_rule_and_writes_its_figures(capsys, tmp_path):
+    file = tmp_path / "figures.json"
+    assert run(["verify", "tanh", "relu", "--seed", "3", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "seed 3" in out
+    assert [line.split()[0] for line in out.splitlines() if line.rstrip().endswith("ok")] == ["tanh", "relu"]
+    assert "2 rules, 2 cases, 0 equations: all right" in out
+    figures = json.loads(file.read_text())
+    assert figures["seed"] == 3
+    assert [r["name"] for r in figures["rules"]] == ["tanh", "relu"]
+    assert figures["rules"][0]["float64"] <= 1e-12
+    assert figures["rules"][0]["bfloat16"]["hand"]["median"] <= 1
+    assert figures["rules"][0]["ok"] is True
+
+
+def test_verify_seed_shows_each_equation(capsys):
+    assert run(["verify", "seed"]) == 0
+    out = capsys.readouterr().out
+    assert "dZ[l] = dA[l] g[l]'(Z[l])" in out
+    assert "0 rules, 0 cases, 89 equations: all right" in out
+
+
+def test_verify_rejects_a_rule_broken_on_purpose(capsys, monkeypatch):
+    def broken():
+        layer = tanh_rule.tanh()
+        return layer._replace(backward=lambda p, c, dy: (p, dy * (1 - jnp.abs(c.y))))
+
+    monkeypatch.setitem(bpref.rules.RULES, "tanh", tanh_rule.RULE._replace(make=broken))
+    assert run(["verify", "tanh"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG" in out
+    assert "tanh: x: backward: relative error" in out
+    assert "1 wrong: tanh" in out
+
+
+def test_explain_prints_the_derivation(capsys):
+    assert run(["explain", "linear"]) == 0
+    out = capsys.readouterr().out
+    assert "dW = dZ^T A" in out
+    assert "bpref.linear(features: int, bias: bool = True, name: str = '')" in out
+    assert "Source: DataLearner" in out
+
+
+@pytest.mark.parametrize("name", bpref.rules.RULES)
+def test_every_rule_explains_itself(name, capsys):
+    assert run(["explain", name]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+
+
+def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(capsys, tmp_path):
+    kept = tmp_path / "kept.json"
+    kept.write_text("before")
+    wrong = {
+        ("verify", "tahn"): "bpref: unknown rule 'tahn'; the nearest is tanh",
+        ("explain", "gleu"): "bpref: unknown rule 'gleu'; the nearest are",
+        ("verify", "tanh", "--json", str(kept)): f"bpref: --json {kept}: the file exists, and nothing is overwritten",
+        ("verify", "tanh", "--json", "/nowhere/at/all.json"): "bpref: --json /nowhere/at/all.json: there is no folder",
+        ("verify", "--seed", "-1"): "bpref: Invalid value for '--seed'",
+        ("explain",): "bpref: Missing argument 'NAME'",
+        ("verfy",): "bpref: No such command 'verfy'",
+        ("verify", "--fast"): "bpref: No such option: --fast",
+    }
+    for arguments, message in wrong.items():
+        assert run(list(arguments)) == 2
+        streams = capsys.readouterr()
+        assert streams.err.startswith(message)
+        assert streams.err.count("\n") == 1
+        assert streams.out == ""
+    assert kept.read_text() == "before"
+
+
+@pytest.mark.parametrize("command", ["", "verify", "explain", "train"])
+def test_help_shows_an_example(command, capsys):
+    assert run([command, "--help"] if command else ["--help"]) == 0
+    assert re.search("Examples?: bpref ", " ".join(capsys.readouterr().out.split()))

@@ -1,0 +1,220 @@
+"""The training loop: the same numbers as a loop written out, twice the same bits, and a clean stop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bpref.compose import objective, remat, residual, scan, serial
+from bpref.layer import backpropagate
+from bpref.rules import RULES
+from bpref.rules.linear.linear import linear
+from bpref.rules.loss.square import square
+from bpref.train import Diverged, fit
+from bpref.train.network import accuracy, r2
+from bpref.train.optimizers import make_optimizer
+from bpref.train.start import start
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+tanh, relu = RULES["tanh"].make, RULES["relu"].make
+
+
+def data(N=22, d=3):
+    draw = np.random.default_rng(0)
+    X = draw.normal(size=(N, d))
+    return X, np.sin(X[:, :1]) + 0.1 * draw.normal(size=(N, 1))
+
+
+def network():
+    return serial(linear(5), tanh(), linear(1))
+
+
+def leaves(fitted):
+    return jax.tree.leaves(fitted.params)
+
+
+def test_an_epoch_is_what_a_loop_written_out_computes():
+    X, y = data()
+    optimizer = optax.adam(0.01)
+    fitted = fit(network(), square(), optimizer, (X, y), epochs=3, batch_size=5, seed=4, dtype="float64")
+    with jax.enable_x64(True):
+        begin = start(network(), square(), optimizer, (X, y), batch_size=5, seed=4, dtype="float64")
+        J = objective(network(), square())
+        params = begin.params
+        state = optimizer.init(params)
+        losses, norms = [], []
+        for epoch in (1, 2, 3):
+            for rows in np.asarray(begin.order(epoch)):
+                value, dparams, _ = backpropagate(J, params, (jnp.asarray(X[rows]), jnp.asarray(y[rows])))
+                losses.append(float(value))
+                norms.append(float(optax.tree.norm(dparams[0][2])))
+                updates, state = optimizer.update(dparams, state, params)
+                params = optax.apply_updates(params, updates)
+        for ours, theirs in zip(leaves(fitted), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(np.concatenate([e.losses for e in fitted.history]), losses, rtol=1e-13)
+    np.testing.assert_allclose(np.concatenate([e.gradient_norms["2"] for e in fitted.history]), norms, rtol=1e-12)
+
+
+def test_every_epoch_has_its_own_order_and_no_example_twice():
+    X, y = data()
+    begin = start(network(), square(), optax.sgd(0.1), (X, y), batch_size=5)
+    first, second = (np.asarray(begin.order(epoch)) for epoch in (1, 2))
+    assert first.shape == (4, 5)
+    assert len(set(first.ravel())) == 20
+    assert (first != second).any()
+    np.testing.assert_array_equal(begin.batch(2, 3)[0], X[second[3]].astype(np.float32))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    def run(seed):
+        return leaves(fit(linear(1), square(), optax.adam(0.01), data(), epochs=3, batch_size=7, seed=seed))
+
+    first = run(1)
+    assert all((a == b).all() for a, b in zip(first, run(1), strict=True))
+    assert any((a != b).any() for a, b in zip(first, run(2), strict=True))
+
+
+def test_updating_in_the_backward_gives_the_same_parameters_and_norms():
+    deep = serial(linear(4), scan(remat(residual(serial(linear(4), tanh()))), 3), linear(1))
+    whole, layerwise = (
+        fit(
+            deep,
+            square(),
+            make_optimizer("adamw", 0.05, steps=8, schedule="cosine", weight_decay=0.1),
+            data(),
+            epochs=2,
+            batch_size=5,
+            dtype="float64",
+            update_in_backward=in_backward,
+        )
+        for in_backward in (False, True)
+    )
+    for ours, theirs in zip(leaves(layerwise), leaves(whole), strict=True):
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    norms, expected = (fitted.history[-1].gradient_norms for fitted in (layerwise, whole))
+    np.testing.assert_allclose(norms["0"], expected["0"], rtol=1e-12)
+    np.testing.assert_allclose(norms["1.0"], expected["1.0"], rtol=1e-12)
+
+
+def test_float64_stays_inside():
+    fit(network(), square(), optax.sgd(0.1), data(), epochs=1, dtype="float64")
+    assert jnp.ones(()).dtype == jnp.float32
+
+
+def test_bfloat16_keeps_parameters_in_float32_and_learns():
+    def run(dtype):
+        return fit(network(), square(), optax.adam(0.03), data(), data(), epochs=40, dtype=dtype, metric=r2)
+
+    half, single = run("bfloat16"), run("float32")
+    assert {p.dtype for p in leaves(half)} == {np.dtype(np.float32)}
+    assert half.history[-1].test_score == pytest.approx(single.history[-1].test_score, abs=0.03)
+    assert single.history[-1].test_score > 0.8
+
+
+def test_classes_and_a_full_batch():
+    X, y = data(40)
+    labels = (y[:, 0] > 0).astype(int)
+    loss = RULES["softmax_cross_entropy"].make()
+    both = (X, labels), (X, labels)
+    fitted = fit(serial(linear(8), relu(), linear(2)), loss, optax.adam(0.05), *both, epochs=60, metric=accuracy)
+    assert fitted.history[-1].test_score >= 0.95
+    assert [epoch.losses.shape for epoch in fitted.history[:2]] == [(1,), (1,)]
+    assert list(fitted.history[0].gradient_norms) == ["0", "2"]
+    assert fitted.examples_per_second > 0
+
+
+def test_a_later_epoch_compiles_nothing():
+    counted = []
+
+    def counting(prediction, target):
+        counted.append(1)
+        return r2(prediction, target)
+
+    fit(network(), square(), optax.sgd(0.1), data(), data(), epochs=5, batch_size=4, metric=counting)
+    assert len(counted) == 1
+
+
+def test_a_learning_rate_too_large_stops_at_the_step_and_names_the_layer():
+    seen = []
+    with pytest.raises(Diverged) as error:
+        fit(
+            serial(linear(5), relu(), linear(1)),
+            square(),
+            optax.sgd(1e4),
+            data(),
+            epochs=50,
+            batch_size=11,
+            update_in_backward=True,
+            on_epoch=seen.append,
+        )
+    stopped = error.value
+    assert str(stopped) == (
+        f"training stopped at step {stopped.step} (epoch {stopped.epoch}): {stopped.place} is not finite any more; "
+        "lower the learning rate"
+    )
+    assert (stopped.step - 1) // 2 + 1 == stopped.epoch == len(seen) + 1
+    assert stopped.place in {"the output of 2 linear", "the output of square", "the gradient of 0 linear"}
+    assert all(np.isfinite(epoch.losses).all() for epoch in seen)
+
+
+def test_the_layer_that_is_named_is_the_first_one():
+    X, y = data()
+    X[3] = 3e38
+    with pytest.raises(Diverged) as error:
+        fit(serial(linear(50), relu(), linear(1)), square(), optax.sgd(1.0), (X, y), epochs=1)
+    assert str(error.value) == (
+        "training stopped at step 1 (epoch 1): the output of 0 linear is not finite any more; lower the learning rate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs is 0, expected at least 1"),
+        ({"batch_size": 23}, ValueError, "batch size is 23, expected 1 ... 22: there are 22 examples to train on"),
+        ({"batch_size": 0}, ValueError, "batch size is 0, expected 1 ... 22: there are 22 examples to train on"),
+        ({"dtype": "float23"}, ValueError, "unknown dtype 'float23'; there is float32, float64, bfloat16"),
+        (
+            {"train": (np.ones((4, 3), int), np.ones((4, 1)))},
+            TypeError,
+            "the training data: X has dtype int64, expected a floating-point dtype such as float32",
+        ),
+        (
+            {"train": (np.ones((0, 3)), np.ones((0, 1)))},
+            ValueError,
+            "the training data: X has shape (0, 3), expected (N, ...) with at least one example",
+        ),
+        (
+            {"test": (np.ones((4, 3)), np.ones((3, 1)))},
+            ValueError,
+            "the test data: y has shape (3, 1), expected (4, ...), one entry for each row of X",
+        ),
+        (
+            {"test": (np.ones((4, 2)), np.ones((4, 1)))},
+            ValueError,
+            "linear: x has 2 features in its last axis, W expects 3 (W: (5, 3))",
+        ),
+    ],
+)
+def test_refused(change, kind, message):
+    settings = {"train": data(), "epochs": 1, **change}
+    with pytest.raises(kind) as error:
+        fit(network(), square(), optax.sgd(0.1), **settings)
+    assert str(error.value) == message
+
+
+def test_a_target_of_the_wrong_shape_is_refused_before_the_first_step():
+    X, y = data()
+    with pytest.raises(ValueError, match="square"):
+        fit(network(), square(), optax.sgd(0.1), (X, y[:, 0]), epochs=1)
+
+
+def test_an_optimizer_that_mixes_parameters_is_refused_in_the_backward():
+    clipping = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="depends on another parameter's gradient"):
+        fit(network(), square(), clipping, data(), epochs=1, update_in_backward=True)
+    assert len(fit(network(), square(), clipping, data(), epochs=1).history) == 1
