@@ -96,9 +96,13 @@ def examine(example: Example, program: Examiner | None = None) -> tuple[list[Fin
         findings = structure(example.layer, params, x, jax.tree.map(lambda v: v[0], dys))
         if findings:
             return findings, float("inf")
-        seen = (program or examiner(example.layer, example.reference))(params, x, dys)
+        return judge((program or examiner(example.layer, example.reference))(params, x, dys))
+
+
+def judge(seen: Seen) -> tuple[list[Finding], float]:
+    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
     errors = {name: float(relative_error(v, seen.oracle[name])) for name, v in seen.hand.items()}
-    findings += [
+    findings = [
         Finding("forward" if _is_output(name) else "backward", name, f"relative error {error:.1e} in float64", error)
         for name, error in errors.items()
         if not error <= ROUND_OFF
