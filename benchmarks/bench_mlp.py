@@ -221,9 +221,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each pair of steps is timed for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    print(
-        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {EXAMPLES} examples; hand / other, median (quartiles)\n"
-    )
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {EXAMPLES} examples; median (quartiles)\n")
     print("| network | by hand | other | step | trace + lower | compile | temp memory |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     rows = []

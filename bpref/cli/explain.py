@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from bpref.cli.errors import blaming_the_input
-from bpref.rules import RULES
 from bpref.nearest import require_known
+from bpref.rules import RULES
 
 
 def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, such as linear or gelu.")]) -> None:

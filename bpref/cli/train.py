@@ -96,8 +96,8 @@ def choose_table(
     dataset: str | None, data: Path | None, target: str | None, task: str | None
 ) -> tuple["Table", "Recipe"]:
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
-    from bpref.train.embedded import EMBEDDED
     from bpref.nearest import require_known
+    from bpref.train.embedded import EMBEDDED
     from bpref.train.recipes import OWN_DATA, RECIPES
 
     if data is None:

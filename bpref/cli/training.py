@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bpref.cli.errors import blaming_the_input
 from bpref.compose import objective
 from bpref.layer import Layer
+from bpref.nearest import require_known
 from bpref.train import loop
 from bpref.train.loop import Diverged, Epoch, Fitted
-from bpref.nearest import require_known
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import Recipe
@@ -105,10 +105,23 @@ def run(
             return 1
     print(summary(fitted, score, parts, table))
     if record is not None:
-        settings = {"data": name, **asdict(recipe), "seed": seed, "dtype": dtype}
+        settings = {"data": name, **asdict(recipe), "seed": seed, "dtype": dtype, "units": units(table, parts)}
         record.finish(fitted.params, fitted.history, f"test {score}", settings)
         print("written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT)))
     return 0
+
+
+def units(table: Table, parts: Split) -> dict[str, Any]:
+    """How a user's own numbers become the network's input, and its output theirs again."""
+    return {
+        "features": table.feature_names,
+        "mean": parts.X_mean.tolist(),
+        "scale": parts.X_scale.tolist(),
+        "target": table.target_name,
+        "target_mean": parts.y_mean,
+        "target_scale": parts.y_scale,
+        "classes": [str(name) for name in table.classes],
+    }
 
 
 def gradient_is_right(J: Layer, begin: Start) -> bool:

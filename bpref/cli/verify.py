@@ -14,8 +14,8 @@ from rich.table import Table
 
 from bpref.cli.errors import blaming_the_input
 from bpref.models.mlp_equations import Equation, verify_equations
-from bpref.rules import RULES
 from bpref.nearest import require_known
+from bpref.rules import RULES
 from bpref.verify import RuleReport, verify_rule
 from bpref.verify.catalogue import Errors
 from bpref.verify.measure import Ulps

@@ -8,9 +8,9 @@ from jax import Array
 
 from bpref.compose import serial
 from bpref.layer import Layer
+from bpref.nearest import require_known
 from bpref.rules import RULES
 from bpref.rules.linear.linear import linear
-from bpref.nearest import require_known
 from bpref.train.table import Task
 
 

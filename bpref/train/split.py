@@ -13,13 +13,16 @@ class Split(NamedTuple):
     Attributes:
       X, y: the training part: (n, d) and (n,).
       X_test, y_test: the part held out: (m, d) and (m,).
-      y_mean, y_scale: a regression target in its own units is `y * y_scale + y_mean`; 0 and 1 for classes.
+      X_mean, X_scale: (d,); an example in its own units is `X * X_scale + X_mean`.
+      y_mean, y_scale: likewise a regression target; 0 and 1 for classes.
     """
 
     X: np.ndarray
     y: np.ndarray
     X_test: np.ndarray
     y_test: np.ndarray
+    X_mean: np.ndarray
+    X_scale: np.ndarray
     y_mean: float
     y_scale: float
 
@@ -43,9 +46,9 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
         raise ValueError(f"test fraction {test_fraction} of {count(N, 'example')} leaves none to train or none to test")
     order = np.random.RandomState(seed).permutation(N)
     test, train = order[:held_out], order[held_out:]
-    X = _standardise(table.X, train, table.feature_names)[0]
+    X, X_mean, X_scale = _standardise(table.X, train, table.feature_names)
     if table.task == "classification":
-        return Split(X[train], table.y[train], X[test], table.y[test], 0.0, 1.0)
+        return Split(X[train], table.y[train], X[test], table.y[test], X_mean, X_scale, 0.0, 1.0)
     y, y_mean, y_scale = _standardise(table.y[:, None], train, (table.target_name,))
     y = y[:, 0]
     if (y[test] == y[test][0]).all():
@@ -53,7 +56,7 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
             f"{table.target_name} has one value in the {count(held_out, 'example')} held out by seed {seed}, "
             "which R^2 cannot be computed from: more data or another seed is needed"
         )
-    return Split(X[train], y[train], X[test], y[test], float(y_mean[0]), float(y_scale[0]))
+    return Split(X[train], y[train], X[test], y[test], X_mean, X_scale, float(y_mean[0]), float(y_scale[0]))
 
 
 def _standardise(v: np.ndarray, train: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from jax import Array
 
 from bpref.compose import objective
 from bpref.dtypes import widen
-from bpref.layer import Layer, backpropagate, has_cotangent, map_leaves, select, trainable
-from bpref.transforms import Updated, cast_params, params_of, update_in_backward
+from bpref.layer import Layer, backpropagate, map_leaves, select, trainable
+from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
 
 
 class Stepper(NamedTuple):
@@ -43,12 +43,7 @@ def whole_gradient(J: Layer, optimizer: optax.GradientTransformation) -> Stepper
 
     def step(state, batch):
         value, dparams, _ = backpropagate(J, state.params, batch)
-        mask = has_cotangent(state.params, dparams)
-        trained = select(mask, state.params)
-        updates, moments = optimizer.update(dparams, state.state, trained)
-        stepped = optax.apply_updates(trained, updates)
-        params = jax.tree.map(lambda keep, new, old: new if keep else old, mask, stepped, state.params)
-        return Updated(params, moments), value, norms_by_layer(dparams[0])
+        return apply_update(optimizer, state, dparams), value, norms_by_layer(dparams[0])
 
     return Stepper(init, step, lambda state: state.params, J)
 

@@ -61,14 +61,15 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
 
         def backward(updated, cache, dy):
             dparams, dx = leaf.backward(updated.params, cache, dy)
-            return _apply(optimizer, updated, dparams), dx
+            return apply_update(optimizer, updated, dparams), dx
 
         return Layer(init, forward, backward, leaf.name)
 
     return transform
 
 
-def _apply(optimizer: optax.GradientTransformation, updated: Updated, dparams: Any) -> Updated:
+def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dparams: Any) -> Updated:
+    """One update of parameters and optimiser state; what has no cotangent stays as it is."""
     import optax  # whoever has an optimizer has it loaded; `import bpref` is spared it
 
     mask = has_cotangent(updated.params, dparams)

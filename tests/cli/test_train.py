@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from bpref.cli.app import run
@@ -58,6 +59,25 @@ def test_a_run_reports_and_writes(csv_file, tmp_path, capsys):
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert lines[3].startswith(f"test R^2 {epochs[1]['test_score']:.4f} ")
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_written_predicts_in_the_users_own_units(csv_file, tmp_path, capsys):
+    """params.safetensors alone, NumPy alone: the test R^2 that the run printed."""
+    out = tmp_path / "run"
+    options = ["--layers", "8", "--epochs", "20", "--learning-rate", "0.05", "--out", str(out)]
+    assert run(["train", "--data", str(csv_file), "--target", "y", *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    p = load_file(out / "params.safetensors")
+    with safe_open(out / "params.safetensors", "np") as file:
+        units = json.loads(file.metadata()["settings"])["units"]
+    table = np.loadtxt(csv_file, delimiter=",", skiprows=1)
+    held_out = np.random.RandomState(0).permutation(20)[:4]
+    X, y = table[held_out, :2], table[held_out, 2]
+    A = np.maximum((X - units["mean"]) / units["scale"] @ p["0.W"].T + p["0.b"], 0)
+    y_hat = (A @ p["2.W"].T + p["2.b"])[:, 0] * units["target_scale"] + units["target_mean"]
+    r2 = 1 - np.sum((y - y_hat) ** 2) / np.sum((y - y.mean()) ** 2)
+    assert (units["features"], units["target"], units["classes"]) == (["a", "b"], "y", [])
+    assert float(printed[3].split()[2]) == pytest.approx(r2, abs=1e-4)
 
 
 def test_without_arguments_it_is_the_seeds_setting_and_beats_the_linear_baseline(capsys):
