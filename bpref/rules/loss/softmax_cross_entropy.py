@@ -153,9 +153,12 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
         S = jnp.sum(e, -1, keepdims=True)
         log_S = jnp.log(S)
         Q = jnp.sum(q, -1, keepdims=True)
-        pull = 2 * z_loss * (m + log_S) if z_loss else jnp.zeros_like(S)
+        p = e / S
+        slope = Q * p - q
+        if z_loss:
+            slope += 2 * z_loss * (m + log_S) * p
         g = dJ / S.size
-        dlogits = g * ((Q + pull) * (e / S) - q)
+        dlogits = g * slope
         dt = g * (1 - smoothing) * (log_S - d)
         return dlogits, dt.astype(t.dtype)
 
