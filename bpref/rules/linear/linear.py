@@ -85,7 +85,7 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
         A = cache.A
         examples = tuple(range(A.ndim - 1))
         dW = cast(_product(dZ, A, contract=(examples, examples)), W.dtype)
-        db = None if b is None else cast(jnp.sum(widen(dZ), examples), b.dtype)
+        db = None if b is None else cast(lax.reduce_sum(widen(dZ), examples), b.dtype)
         dA = cast(_product(dZ, W, contract=((dZ.ndim - 1,), (0,))), A.dtype)
         return LinearParams(dW, db), dA
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import require_floating, widen
+from bpref.dtypes import cast, require_floating, widen
 from bpref.layer import Layer, no_params
 from bpref.pairs import as_pair, count_examples, require_batch, require_one_dtype, require_one_shape
 from bpref.rule import Case, Real, Rule
@@ -61,13 +61,13 @@ def square() -> Layer:
         require_one_dtype(who, "prediction", y_hat, y)
         N = require_batch(who, count_examples(y_hat))
         error = widen(y_hat) - widen(y)
-        J = 0.5 * jnp.sum(error * error) / N
-        return J.astype(y_hat.dtype), SquareCache(error.astype(y_hat.dtype))
+        J = jnp.sum(error * error) * (0.5 / N)
+        return cast(J, y_hat.dtype), SquareCache(cast(error, y_hat.dtype))
 
     def backward(params, cache, dJ):
         error = cache.error
         N = count_examples(error)
-        dy_hat = (widen(dJ) / N * widen(error)).astype(error.dtype)
+        dy_hat = cast(widen(error) * (widen(dJ) * (1 / N)), error.dtype)
         return (), (dy_hat, -dy_hat)
 
     return Layer(no_params, forward, backward, who)
