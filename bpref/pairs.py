@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.dtypes import require_floating
+
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:
     """`x` as two arrays; raises `TypeError` unless it is a pair."""
@@ -12,6 +14,15 @@ def as_pair(who: str, x: Any) -> tuple[Array, Array]:
         came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
         raise TypeError(f"{who}: x is {came}, expected a pair (prediction, target)")
     return jnp.asarray(x[0]), jnp.asarray(x[1])
+
+
+def as_matching_pair(who: str, argument: str, x: Any) -> tuple[Array, Array]:
+    """`x` as two floating-point arrays of one shape and one dtype; raises `TypeError` or `ValueError` otherwise."""
+    prediction, target = as_pair(who, x)
+    require_floating(who, argument, prediction)
+    require_one_shape(who, argument, prediction, target)
+    require_one_dtype(who, argument, prediction, target)
+    return prediction, target
 
 
 def require_one_shape(who: str, argument: str, prediction: Array, target: Array) -> None:

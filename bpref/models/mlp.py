@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import require_floating
 from bpref.layer import Layer
+from bpref.rules.linear.linear import linear
 
 
 class Params(NamedTuple):
@@ -60,9 +61,7 @@ def init(key: Array, n: Sequence[int], dtype: Any = jnp.float32) -> Params:
     W: list[Any] = [None] * (L + 1)
     b: list[Any] = [None] * (L + 1)
     for l, layer_key in zip(range(1, L + 1), jax.random.split(key, L), strict=True):
-        limit = (3 / n[l - 1]) ** 0.5
-        W[l] = jax.random.uniform(layer_key, (n[l], n[l - 1]), dtype, -limit, limit)
-        b[l] = jnp.zeros(n[l], dtype)
+        W[l], b[l] = linear(n[l]).init(layer_key, jax.ShapeDtypeStruct((1, n[l - 1]), dtype))
     return Params(tuple(W), tuple(b))
 
 

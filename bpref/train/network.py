@@ -9,19 +9,14 @@ from jax import Array
 from bpref.compose import serial
 from bpref.layer import Layer
 from bpref.nearest import require_known
-from bpref.rules import RULES
+from bpref.rules import KINDS, RULES
 from bpref.rules.linear.linear import linear
 from bpref.train.table import Task
 
-
-def _of_kind(kind: str) -> dict[str, Callable[[], Layer]]:
-    return {name: rule.make for name, rule in RULES.items() if rule.make.__module__.startswith(f"bpref.rules.{kind}.")}
-
-
-ACTIVATIONS = _of_kind("activation")
+ACTIVATIONS: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in KINDS["activation"]}
 """Every activation's rule, by name."""
 
-LOSSES = _of_kind("loss")
+LOSSES: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in KINDS["loss"]}
 """Every loss's rule, by name."""
 
 CLASS_LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy")

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import require_floating, widen
+from bpref.dtypes import widen
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, count_examples, require_batch, require_one_dtype, require_one_shape
+from bpref.pairs import as_matching_pair, count_examples, require_batch
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -61,10 +61,7 @@ def huber(delta: float = 1.0) -> Layer:
         raise ValueError(f"{who}: delta is {delta!r}, expected a positive number")
 
     def forward(params, x):
-        y_hat, y = as_pair(who, x)
-        require_floating(who, "prediction", y_hat)
-        require_one_shape(who, "prediction", y_hat, y)
-        require_one_dtype(who, "prediction", y_hat, y)
+        y_hat, y = as_matching_pair(who, "prediction", x)
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         c = jnp.clip(e, -delta, delta)

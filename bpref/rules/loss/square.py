@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, count_examples, require_batch, require_one_dtype, require_one_shape
+from bpref.pairs import as_matching_pair, count_examples, require_batch
 from bpref.rule import Case, Real, Rule
 
 
@@ -55,10 +55,7 @@ def square() -> Layer:
     who = "square"
 
     def forward(params, x):
-        y_hat, y = as_pair(who, x)
-        require_floating(who, "prediction", y_hat)
-        require_one_shape(who, "prediction", y_hat, y)
-        require_one_dtype(who, "prediction", y_hat, y)
+        y_hat, y = as_matching_pair(who, "prediction", x)
         N = require_batch(who, count_examples(y_hat))
         error = widen(y_hat) - widen(y)
         J = jnp.sum(error * error) * (0.5 / N)
