@@ -13,7 +13,7 @@ import optax
 from bpref.models import mlp
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.examine import QUICK_COMPILATION, ROUND_OFF
+from bpref.verify.examine import ROUND_OFF, quick_compilation
 from bpref.verify.measure import relative_error
 
 ALPHA = 0.1
@@ -64,12 +64,12 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
     def J_of(params, X, y):
         return mlp.cost(mlp.forward(params, X, g)[0], y)
 
-    @partial(jax.jit, compiler_options=QUICK_COMPILATION)
+    @partial(jax.jit, compiler_options=quick_compilation())
     def by_hand(params, X, y):
         y_hat, kept = mlp.forward(params, X, g)
         return kept, mlp.cost(y_hat, y), mlp.backward(params, kept, y, g)
 
-    @partial(jax.jit, compiler_options=QUICK_COMPILATION)
+    @partial(jax.jit, compiler_options=quick_compilation())
     def by_oracle(params, X, y):
         named = oracle.cotangents_of_names(lambda X: J_of(params, X, y), X)[1]
         return named, oracle.gradient(lambda params: J_of(params, X, y))(params)[0]

@@ -15,7 +15,6 @@ from bpref.verify import oracle
 from bpref.verify.catalogue import imprecise, sizes_of
 from bpref.verify.draw import axes_of, draw, is_spec
 from bpref.verify.examine import (
-    QUICK_COMPILATION,
     ROUND_OFF,
     Swept,
     cache_bytes,
@@ -24,6 +23,7 @@ from bpref.verify.examine import (
     judge,
     named,
     precision,
+    quick_compilation,
     rounded,
     widened,
 )
@@ -121,7 +121,7 @@ def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
     run = sweep(example.layer)
     chex.clear_trace_counter()
     with jax.enable_x64(True):
-        compiled = jax.jit(chex.assert_max_traces(run, n=1), compiler_options=QUICK_COMPILATION)
+        compiled = jax.jit(chex.assert_max_traces(run, n=1), compiler_options=quick_compilation())
         for e in (example, again):
             assert_same(compiled(e.params, e.x, first(e.dys)), run(e.params, e.x, first(e.dys)))
 
@@ -133,10 +133,10 @@ def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
     examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
     inputs = [(e.params, e.x, first(e.dys)) for e in examples]
     with jax.enable_x64(True):
-        together = jax.jit(jax.vmap(run), compiler_options=QUICK_COMPILATION)(
+        together = jax.jit(jax.vmap(run), compiler_options=quick_compilation())(
             *jax.tree.map(lambda *v: np.stack(v), *inputs)
         )
-        compiled = jax.jit(run, compiler_options=QUICK_COMPILATION)
+        compiled = jax.jit(run, compiler_options=quick_compilation())
         one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled(*i) for i in inputs))
     assert_same(together, one_by_one)
 
@@ -160,7 +160,7 @@ def test_law_8_one_of_everything(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
     example = draw(rule, case, small(case), SEED)
-    run = jax.jit(sweep(example.layer), compiler_options=QUICK_COMPILATION)
+    run = jax.jit(sweep(example.layer), compiler_options=quick_compilation())
 
     def strided(v):
         return np.repeat(v, 2, axis=-1)[..., ::2] if v.ndim else v
@@ -189,7 +189,7 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
             directions = [v for v in chosen[:-half] if oracle.is_differentiable(v)]
             return sum(jnp.vdot(u, v) for u, v in zip(directions, chosen[-half:], strict=True))
 
-        return jax.jit(oracle.gradient(projected), compiler_options=QUICK_COMPILATION)
+        return jax.jit(oracle.gradient(projected), compiler_options=quick_compilation())
 
     with jax.enable_x64(True):
         inputs = example.params, example.x, first(example.dys)
