@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -18,8 +19,6 @@ QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 
 @pytest.fixture(autouse=True)
 def _promotion():
-    import jax
-
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -41,7 +40,7 @@ def test_a_run_reports_and_writes(csv_file, tmp_path, capsys):
     assert lines[0] == (f"{csv_file}: 20 examples, 2 features -> y (regression); 16 to train on, 4 held out by seed 0")
     assert lines[1] == (
         "network 2 -> 3 -> 1, relu, square; adamw, learning rate 0.001 constant, weight decay 0.1, "
-        "2 epochs in batches of 16, float32 on cpu"
+        f"2 epochs in batches of 16, float32 on {jax.default_backend()}"
     )
     assert lines[2].startswith(
         "gradient of the first batch, 4 layers with the loss, in float64: largest error against the oracle "
@@ -106,7 +105,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
     assert run([*arguments, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("2 features -> label (2 classes); 48 to train on, 12 held out by seed 0")
-    assert "bfloat16 on cpu" in lines[1]
+    assert f"bfloat16 on {jax.default_backend()}" in lines[1]
     assert float(lines[3].split()[2].rstrip(",")) >= 0.9
 
 
@@ -176,7 +175,6 @@ def test_data_that_cannot_be_trained_on_is_exit_code_2(csv_file, capsys):
 
 
 def test_a_device_that_is_not_there(capsys):
-    import jax
 
     if any(device.platform == "tpu" for device in jax.devices()):
         pytest.skip("there is a TPU here")
