@@ -5,16 +5,17 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from bpref.cli.errors import UsageError
+from bpref.cli.errors import Interrupted, UsageError
 from bpref.cli.explain import explain
 from bpref.cli.train import EXAMPLE, train
 from bpref.cli.verify import verify
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="bpref",
     help="Back-propagation derived by hand, verified against automatic differentiation.",
     epilog="Example: bpref train digits --epochs 20 --out run",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,7 +30,13 @@ app.command(epilog=EXAMPLE)(train)
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 something was found wrong, 2 wrong use, 130 interrupted."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            print("bpref: interrupted", file=sys.stderr)
+        return code
+    except Interrupted as interrupted:
+        print(f"bpref: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
     except (UsageError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         print(f"bpref: {message}", file=sys.stderr)

@@ -8,6 +8,25 @@ class UsageError(Exception):
     """What the user gave is wrong; the message is one line that says what, and what was expected."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C; the message is one line that says what there is so far."""
+
+
+@contextmanager
+def blaming_the_size(what: str) -> Iterator[None]:
+    """Turn running out of memory into a `UsageError` that names what was too large."""
+    import jax
+
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or any(
+            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Out of memory")
+        ):
+            raise UsageError(f"{what} does not fit into memory") from error
+        raise
+
+
 @contextmanager
 def blaming_the_input() -> Iterator[None]:
     """Turn the `ValueError`, `TypeError` or `OSError` that a wrong input raises into a `UsageError`.

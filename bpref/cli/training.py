@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bpref.cli.errors import blaming_the_input
+from bpref.cli.errors import Interrupted, blaming_the_input, blaming_the_size
 from bpref.compose import objective
 from bpref.layer import Layer
 from bpref.nearest import require_known
@@ -71,18 +71,20 @@ def run(
     )
     with jax.default_device(placed):
         print(describe(name, table, parts, recipe, dtype, placed.platform, seed))
-        begin = start(
-            network,
-            loss,
-            optimizer,
-            train,
-            batch_size=batch_size,
-            seed=seed,
-            dtype=dtype,
-            update_in_backward=update_in_backward,
-        )
-        if not gradient_is_right(objective(network, loss), begin):
-            return 1
+        widths = ",".join(map(str, recipe.layers))
+        with blaming_the_size(f"a network with layers {widths} in batches of {batch_size}"):
+            begin = start(
+                network,
+                loss,
+                optimizer,
+                train,
+                batch_size=batch_size,
+                seed=seed,
+                dtype=dtype,
+                update_in_backward=update_in_backward,
+            )
+            if not gradient_is_right(objective(network, loss), begin):
+                return 1
         with blaming_the_input():
             record = None if out is None else Record(out)
         score, metric = METRICS[table.task]
@@ -98,8 +100,7 @@ def run(
 
                 fitted = loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch)
         except KeyboardInterrupt:
-            print(f"bpref: interrupted after {count(len(done), 'epoch')}{so_far(record)}", file=sys.stderr)
-            return 130
+            raise Interrupted(f"interrupted after {count(len(done), 'epoch')}{so_far(record)}") from None
         except Diverged as diverged:
             print(f"bpref: {diverged} (it is {recipe.learning_rate:g}){so_far(record)}", file=sys.stderr)
             return 1

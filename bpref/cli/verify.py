@@ -38,10 +38,8 @@ def verify(
     with blaming_the_input():
         for name in names or []:
             require_known("rule", name, [*RULES, SEED_NETWORK])
-        if json_file is not None and not json_file.parent.is_dir():
-            raise ValueError(f"--json {json_file}: there is no folder {json_file.parent}")
-        if json_file is not None and json_file.exists():
-            raise ValueError(f"--json {json_file}: the file exists, and nothing is overwritten; name a new one")
+        if json_file is not None:
+            require_new_file(json_file)
     chosen = names or [*RULES, SEED_NETWORK]
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
@@ -73,10 +71,22 @@ def verify(
     return 1 if wrong else 0
 
 
+def require_new_file(path: Path) -> None:
+    """Raise `ValueError` unless a file can be made there, and none is."""
+    if path.exists():
+        raise ValueError(f"--json {path}: it exists, and nothing is overwritten; name a new file")
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except OSError as error:
+        raise ValueError(f"--json {path}: {error.strerror}") from error
+
+
 def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
     """Each name and what was seen of it, as it comes, on all cores, with a progress bar where there is a terminal."""
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"))
-    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         task = bar.add_task("", total=len(chosen), last="")
         longest_first = sorted(chosen, key=lambda name: -len(RULES[name].cases) if name in RULES else -9)

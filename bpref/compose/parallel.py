@@ -6,7 +6,7 @@ transpose: dx_i is f_i's backward of dy_i.
 
 import jax
 
-from bpref.compose.serial import require_one_each
+from bpref.compose.serial import require_layers, require_one_each
 from bpref.layer import Layer
 
 
@@ -19,8 +19,7 @@ def parallel(*layers: Layer) -> Layer:
     Raises:
       ValueError: there is no layer; or, at the call, x or params do not have one entry per layer.
     """
-    if not layers:
-        raise ValueError("parallel: no layer was given, expected at least one")
+    require_layers("parallel", layers)
 
     def init(key, x):
         require_one_each("parallel", layers, x, "x")

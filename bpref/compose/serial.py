@@ -17,8 +17,7 @@ def serial(*layers: Layer) -> Layer:
     Raises:
       ValueError: there is no layer; or, at the call, there are not as many params as layers.
     """
-    if not layers:
-        raise ValueError("serial: no layer was given, expected at least one")
+    require_layers("serial", layers)
 
     def init(key, x):
         params = []
@@ -43,6 +42,18 @@ def serial(*layers: Layer) -> Layer:
         return tuple(reversed(dparams)), dy
 
     return Layer(init, forward, backward, "serial", layers, serial)
+
+
+def require_layers(who: str, layers: tuple[Layer, ...]) -> None:
+    """Raise `ValueError` when there is no layer, `TypeError` when something else is among them."""
+    if not layers:
+        raise ValueError(f"{who}: no layer was given, expected at least one")
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            what = getattr(layer, "__name__", type(layer).__name__)
+            raise TypeError(
+                f"{who}: {what} is no Layer; give layers one by one, each made, as in {who}(linear(64), tanh())"
+            )
 
 
 def require_one_each(who: str, layers: tuple[Layer, ...], given: tuple, what: str = "params") -> None:

@@ -36,7 +36,7 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
 
     Raises:
       ValueError: a part has no example; the regression targets held out are all the same, so that R^2 has no
-        value; a column's values are too large to standardise; `seed` is not in 0 ... 2**32 - 1.
+        value; a column's values are too large or too small to standardise; `seed` is not in 0 ... 2**32 - 1.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, expected an integer in 0 ... {2**32 - 1}")
@@ -63,12 +63,13 @@ def _standardise(v: np.ndarray, train: np.ndarray, names: tuple[str, ...]) -> tu
     """All rows of v by the mean and the deviation of the rows `train`, and these two."""
     v = v.astype(np.float64)
     constant = (v[train] == v[train[0]]).all(axis=0)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean, scale = v[train].mean(axis=0), np.where(constant, 1.0, v[train].std(axis=0))
         standard = (v - mean) / scale
     for column, name in enumerate(names):
         if not (np.isfinite(standard[:, column]).all() and np.isfinite(scale[column])):
-            raise ValueError(f"{name}: its values are too large to standardise (up to {np.abs(v[:, column]).max():g})")
+            size = "large" if np.abs(v[:, column]).max() > 1 else "small"
+            raise ValueError(f"{name}: its values are too {size} to standardise (up to {np.abs(v[:, column]).max():g})")
     return standard, mean, scale
 
 

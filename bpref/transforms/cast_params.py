@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bpref.dtypes import cast
 from bpref.layer import Layer
 
 
@@ -28,19 +29,20 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
             return leaf.init(key, wide_x)
 
         def forward(params, x):
-            return leaf.forward(_cast(params, dtype), x)
+            return leaf.forward(_cast(params, stored, dtype), x)
 
         def backward(params, cache, dy):
-            dparams, dx = leaf.backward(_cast(params, dtype), cache, dy)
-            return _cast(dparams, stored), dx
+            dparams, dx = leaf.backward(_cast(params, stored, dtype), cache, dy)
+            return _cast(dparams, dtype, stored), dx
 
         return Layer(init, forward, backward, leaf.name)
 
     return transform
 
 
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda v: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+def _cast(tree: Any, source: Any, target: Any) -> Any:
+    """Arrays of the dtype `source` in `target`; any other, as when all is verified in float64, as it is."""
+    return jax.tree.map(lambda v: cast(v, target) if v.dtype == source else v, tree)
 
 
 def _recast(dtype: Any, narrow: Any, wide: Any) -> Any:

@@ -42,8 +42,13 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
       optimizer: any optax transformation that updates each array from its own gradient, state and value.
 
     Raises:
-      ValueError: the optimiser's update of one array depends on another's.
+      ValueError: the optimiser's update of one array depends on another's, or on random numbers.
     """
+    if draws_random_numbers(optimizer):
+        raise ValueError(
+            "update_in_backward: this optimizer draws random numbers, and would draw the same ones for every layer; "
+            "use the gradient of the whole network with it"
+        )
     if mixes_parameters(optimizer):
         raise ValueError(
             "update_in_backward: this optimizer's update of one parameter depends on another parameter's gradient "
@@ -87,6 +92,17 @@ def params_of(tree: Any) -> Any:
         tree,
         is_leaf=lambda node: isinstance(node, Updated),
     )
+
+
+def draws_random_numbers(optimizer: optax.GradientTransformation) -> bool:
+    """Whether an update draws from a PRNG: its state would start alike in every layer."""
+
+    def update(p):
+        return optimizer.update(p, optimizer.init(p), p)[0]
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        program = str(jax.make_jaxpr(update)(jnp.ones(2)))
+    return "random_bits" in program or "threefry" in program
 
 
 def mixes_parameters(optimizer: optax.GradientTransformation, steps: int = 3) -> bool:

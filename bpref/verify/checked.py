@@ -40,18 +40,38 @@ def checked(leaf: Layer) -> Layer:
         return y, CheckedCache(cache, x)
 
     def backward(params, cache, dy):
-        dparams, dx = leaf.backward(params, cache.cache, dy)
+        hand = leaf.backward(params, cache.cache, dy)
         _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
-        return LeafErrors(*map(_errors, (dparams, dx), cotangents(dy))), dx
+        oracle = cotangents(dy)
+        _require_same_tree(leaf, hand, oracle)
+        return LeafErrors(
+            *(jax.tree.map(_error, *pair, is_leaf=_is_none) for pair in zip(hand, oracle, strict=True))
+        ), hand[1]
 
     return Layer(leaf.init, forward, backward, leaf.name)
 
 
-def _errors(hand: Any, oracle: Any) -> Any:
-    def error(h, o):
-        return None if h is None else relative_error(h, o)
+def _error(hand: Any, oracle: Any) -> Any:
+    """The error of one cotangent; infinite where it is missing and not zero, or has another shape."""
+    if oracle is None:
+        return None if hand is None else jnp.inf
+    if hand is None:
+        return jnp.where(jnp.any(oracle != 0), jnp.inf, 0.0)
+    return relative_error(hand, oracle) if hand.shape == oracle.shape else jnp.inf
 
-    return jax.tree.map(error, hand, oracle, is_leaf=lambda v: v is None)
+
+def _require_same_tree(leaf: Layer, hand: Any, oracle: Any) -> None:
+    """Raise `ValueError` unless the backward returned a pair with the tree of (params, x), and a dx to go on with."""
+    came, expected = (jax.tree.structure(tree, is_leaf=_is_none) for tree in (hand, oracle))
+    if came != expected:
+        raise ValueError(f"{leaf.name}: its backward returned {came}, expected (dparams, dx) as {expected}")
+    missing = jax.tree.map(lambda h, o: h is None and o is not None, hand[1], oracle[1], is_leaf=_is_none)
+    if any(jax.tree.leaves(missing)):
+        raise ValueError(f"{leaf.name}: its backward returned no dx, so the layers below have no cotangent")
+
+
+def _is_none(v: Any) -> bool:
+    return v is None
 
 
 class LeafReport(NamedTuple):

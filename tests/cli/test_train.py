@@ -129,6 +129,10 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
             "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64",
         ),
         (["--layers", ""], "layers is '', expected the width of each hidden layer, at least 1, such as 64,64"),
+        (
+            ["--layers", "1000000000000"],
+            "a network with layers 1000000000000 in batches of 32 does not fit into memory",
+        ),
         (["--layers", "a"], "layers is 'a', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--activation", "rellu"], "unknown activation 'rellu'; the nearest are relu, relu6, elu"),
         (["--loss", "sqare"], "unknown loss 'sqare'; the nearest is square"),
@@ -166,6 +170,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, csv_file, tmp
     assert printed.err == f"bpref: {placed(message)}\n"
     assert printed.out == ""
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_network_that_does_not_fit_into_memory(capsys):
+    assert run(["train", "--layers", "1000000000000"]) == 2
+    message = "a network with layers 1000000000000 in batches of 32 does not fit into memory"
+    assert capsys.readouterr().err == f"bpref: {message}\n"
 
 
 def test_data_that_cannot_be_trained_on_is_exit_code_2(csv_file, capsys):

@@ -66,8 +66,13 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(capsys, tmp_path):
     wrong = {
         ("verify", "tahn"): "bpref: unknown rule 'tahn'; the nearest is tanh",
         ("explain", "gleu"): "bpref: unknown rule 'gleu'; the nearest are",
-        ("verify", "tanh", "--json", str(kept)): f"bpref: --json {kept}: the file exists, and nothing is overwritten",
-        ("verify", "tanh", "--json", "/nowhere/at/all.json"): "bpref: --json /nowhere/at/all.json: there is no folder",
+        ("verify", "tanh", "--json", str(kept)): f"bpref: --json {kept}: it exists, and nothing is overwritten",
+        (
+            "verify",
+            "tanh",
+            "--json",
+            "/nowhere/at/all.json",
+        ): "bpref: --json /nowhere/at/all.json: No such file or directory",
         ("verify", "--seed", "-1"): "bpref: Invalid value for '--seed'",
         ("explain",): "bpref: Missing argument 'NAME'",
         ("verfy",): "bpref: No such command 'verfy'",
@@ -80,6 +85,20 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(capsys, tmp_path):
         assert streams.err.count("\n") == 1
         assert streams.out == ""
     assert kept.read_text() == "before"
+
+
+def test_ctrl_c_is_said_in_one_line(capsys, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bpref.cli.verify._with_progress", interrupted)
+    assert run(["verify", "tanh"]) == 130
+    assert capsys.readouterr().err == "bpref: interrupted\n"
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert run([]) == 0
+    assert capsys.readouterr().out.startswith("Usage: ")
 
 
 @pytest.mark.parametrize("command", ["", "verify", "explain", "train"])

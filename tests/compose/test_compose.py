@@ -168,6 +168,13 @@ BAD_CALLS = {
 }
 
 
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(TypeError, match=r"^serial: list is no Layer"):
+        bpref.serial([bpref.tanh()])
+    with pytest.raises(TypeError, match=r"^parallel: tanh is no Layer"):
+        bpref.parallel(bpref.relu(), bpref.tanh)
+
+
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError) as refused:

@@ -82,6 +82,16 @@ def test_an_optimizer_that_mixes_parameters_is_refused(name):
     )
 
 
+def test_an_optimizer_that_draws_random_numbers_is_refused():
+    """Its state would start alike in every layer, and every layer of one shape would get the same noise."""
+    with pytest.raises(ValueError) as refused:
+        bpref.update_in_backward(optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.1)))
+    assert str(refused.value) == (
+        "update_in_backward: this optimizer draws random numbers, and would draw the same ones for every layer; "
+        "use the gradient of the whole network with it"
+    )
+
+
 def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state():
     """A layer with a PRNG key and a running statistic among its params, whose cotangents are None."""
 

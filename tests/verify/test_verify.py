@@ -122,6 +122,59 @@ def test_checked_names_the_leaf_that_is_wrong_and_no_other(wrong):
     assert accused.where.startswith("params.W")
 
 
+def test_a_missing_gradient_is_an_infinite_error_and_an_unused_parameter_is_none():
+    def without_dW(leaf):
+        return leaf._replace(
+            backward=lambda p, c, dZ: (type(p)(None, leaf.backward(p, c, dZ)[0].b), leaf.backward(p, c, dZ)[1])
+        )
+
+    unused = bpref.Layer(lambda key, x: jnp.ones(2), lambda p, x: (x, ()), lambda p, c, dy: (None, dy), "unused")
+    net = bpref.serial(unused, bpref.tanh(), without_dW(bpref.linear(2)))
+    x = jnp.ones((4, 3)) / 2
+    reports = check_leaves(net, net.init(jax.random.key(SEED), x), x)
+    assert [r.path for r in reports if r.error > ROUND_OFF] == ["2 linear"]
+    assert reports[2].error == np.inf
+    assert reports[2].where == "params.W"
+
+
+MALFORMED = {
+    "no dx": (lambda p, c, dy: (p, None), "its backward returned no dx, so the layers below have no cotangent"),
+    "three of them": (
+        lambda p, c, dy: (p, dy, dy),
+        "its backward returned PyTreeDef(((), *, *)), expected (dparams, dx)",
+    ),
+    "another tree": (lambda p, c, dy: (dy, dy), "its backward returned PyTreeDef((*, *)), expected (dparams, dx)"),
+}
+
+
+@pytest.mark.parametrize(("backward", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_backward_is_named(backward, message):
+    net = bpref.serial(bpref.tanh(), bpref.relu()._replace(backward=backward, name="mine"))
+    with pytest.raises(ValueError, match=r"^mine: ") as refused:
+        check_leaves(net, ((), ()), jnp.ones((4, 3)))
+    assert message in str(refused.value)
+
+
+def test_a_cotangent_of_another_shape_is_an_infinite_error_though_it_would_broadcast():
+    net = bpref.linear(3)._replace(
+        backward=lambda p, c, dZ: (type(p)(dZ.T @ c.A, dZ.sum(0, keepdims=True)), dZ @ p.W),
+    )
+    (report,) = check_leaves(net, net.init(jax.random.key(SEED), jnp.ones((4, 2))), jnp.ones((4, 2)))
+    assert (report.error, report.where) == (np.inf, "params.b")
+
+
+def test_a_right_network_is_not_accused_at_one_hot_targets_or_in_mixed_precision():
+    net = bpref.serial(bpref.linear(3), bpref.tanh(), bpref.linear(3))
+    mixed = bpref.objective(bpref.map_leaves(bpref.cast_params(jnp.bfloat16), net), bpref.softmax_cross_entropy())
+    x = (
+        jnp.asarray(np.random.default_rng(SEED).normal(size=(5, 2)), jnp.bfloat16),
+        jax.nn.one_hot(jnp.arange(5) % 3, 3),
+    )
+    x = (x[0], x[1].astype(jnp.bfloat16))
+    reports = check_leaves(mixed, mixed.init(jax.random.key(SEED), x), x)
+    assert max(r.error for r in reports) <= ROUND_OFF
+
+
 def test_check_leaves_with_integer_targets_and_under_no_x64():
     net = bpref.objective(bpref.serial(bpref.linear(3), bpref.relu()), bpref.softmax_cross_entropy())
     x = (jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))

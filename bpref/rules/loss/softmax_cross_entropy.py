@@ -141,7 +141,8 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
         m, d = _shifted(logits)
         q = _smooth(t)
         log_S = jnp.log(jnp.sum(jnp.exp(d), -1, keepdims=True))
-        terms = jnp.sum(jnp.where(q == 0, 0, q * (log_S - d)), -1, keepdims=True)
+        nats = jnp.where((q == 0) & jnp.isinf(d), 0, log_S - d)
+        terms = jnp.sum(q * nats, -1, keepdims=True)
         if z_loss:
             terms += z_loss * (m + log_S) ** 2
         return jnp.sum(terms) / terms.size
@@ -278,7 +279,7 @@ RULE = Rule(
             {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS},
             never_empty=("B", "T", "C"),
         ),
-        Case("distributions", (Real("N C"), Real("N C", simplex=True)), never_empty=("N", "C")),
+        Case("distributions", (Real("N C"), Real("N C", simplex=True, points=(0.0, 1.0))), never_empty=("N", "C")),
         Case(
             "distributions, not normalised, everything",
             (Real("N C"), Real("N C", 0.0, 1.0)),
