@@ -129,10 +129,6 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
             "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64",
         ),
         (["--layers", ""], "layers is '', expected the width of each hidden layer, at least 1, such as 64,64"),
-        (
-            ["--layers", "1000000000000"],
-            "a network with layers 1000000000000 in batches of 32 does not fit into memory",
-        ),
         (["--layers", "a"], "layers is 'a', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--activation", "rellu"], "unknown activation 'rellu'; the nearest are relu, relu6, elu"),
         (["--loss", "sqare"], "unknown loss 'sqare'; the nearest is square"),
