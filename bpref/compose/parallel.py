@@ -13,8 +13,7 @@ from bpref.layer import Layer
 def parallel(*layers: Layer) -> Layer:
     """The product of layers: `(x_1, ..., x_n) -> (y_1, ..., y_n)`.
 
-    Params, cache, x and y are tuples, one entry per layer. To give one x to several layers, put `fan_out(n)`
-    before it.
+    Params, cache, x and y are tuples, one entry per layer.
 
     Raises:
       ValueError: there is no layer; or, at the call, x or params do not have one entry per layer.
