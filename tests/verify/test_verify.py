@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import bpref
 from bpref.rules.activation import tanh as tanh_rule
@@ -137,6 +138,21 @@ def test_a_missing_gradient_is_an_infinite_error_and_an_unused_parameter_is_none
     assert reports[2].where == "params.W"
 
 
+def test_one_none_may_stand_for_a_whole_subtree():
+    layer = bpref.Layer(
+        lambda key, x: {"state": {"mean": jnp.ones(2), "count": jnp.int32(3)}, "scale": jnp.float32(2)},
+        lambda p, x: (p["scale"] * x, x),
+        lambda p, x, dy: ({"state": None, "scale": jnp.vdot(x, dy)}, p["scale"] * dy),
+        "scale",
+    )
+    x = jnp.ones((2, 3))
+    (right,) = check_leaves(layer, layer.init(None, x), x)
+    assert right.error <= ROUND_OFF
+    wrong = layer._replace(backward=lambda p, x, dy: (None, p["scale"] * dy))
+    (accused,) = check_leaves(wrong, layer.init(None, x), x)
+    assert (accused.error, accused.where) == (np.inf, "params['scale']")
+
+
 MALFORMED = {
     "no dx": (lambda p, c, dy: (p, None), "its backward returned no dx, so the layers below have no cotangent"),
     "three of them": (
@@ -188,7 +204,7 @@ def test_the_oracle_differentiates_at_a_named_value():
     """J = (2 z)^2 at z = x + 1 named: dJ/dz = 8 z, whatever came before z."""
 
     def f(x):
-        z = jax.ad_checkpoint.checkpoint_name(x + 1, "z")
+        z = checkpoint_name(x + 1, "z")
         return ((2 * z) ** 2).sum()
 
     J, named = oracle.cotangents_of_names(f, jnp.array([1.0, 2.0]))
