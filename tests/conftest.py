@@ -3,6 +3,7 @@
 import os
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -14,6 +15,13 @@ settings.register_profile("ci", derandomize=True, deadline=None, database=None, 
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 SLOW_TO_COMPILE = settings(suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture
+def standard_promotion():
+    """optax mixes dtypes; what trains through it runs with the promotion that its users have."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def pytest_report_header():

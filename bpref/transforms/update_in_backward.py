@@ -39,7 +39,9 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
     returns the tree to go on with, and dx. `params_of` takes the plain parameters out.
 
     Args:
-      optimizer: any optax transformation that updates each array from its own gradient, state and value.
+      optimizer: any optax transformation that updates each array from its own gradient, state and value. Inside
+        `scan` an array is one layer's slice: an optimiser that takes a norm of each array (lamb, adafactor) takes
+        it layer by layer there, where an update of the stacked parameters would take it of the whole stack.
 
     Raises:
       ValueError: the optimiser's update of one array depends on another's, or on random numbers.

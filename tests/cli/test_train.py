@@ -17,10 +17,7 @@ from bpref.train.record import Record
 QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture
