@@ -1,0 +1,157 @@
+"""What a check says: findings, a verdict for every argument, and the report that holds both."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+from bpref.verify.measure import Ulps
+
+OK, WRONG, IMPRECISE, CANNOT_TELL = "ok", "wrong", "imprecise", "cannot tell"
+
+BY_GRAVITY = (WRONG, IMPRECISE, CANNOT_TELL, OK)
+"""The verdicts; that of a whole report is the gravest of its arguments'."""
+
+KINDS = (
+    "factor",
+    "sign",
+    "zero",
+    "transposed",
+    "swapped",
+    "missing_sum",
+    "mean_for_sum",
+    "sparse",
+    "shifted",
+    "missing_term",
+    "nonlinear",
+    "clipped",
+    "nonfinite",
+    "dtype",
+    "structure",
+    "impure",
+    "imprecise",
+    "kink",
+    "unexplained",
+)
+"""What a finding may be. `impure` is a function whose value depends on how it is called: eager or under jit, alone
+or under vmap, for the first or the second time."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, or worth knowing.
+
+    Attributes:
+      where: the value: `y`, or the argument by its parameter name and the path inside it, such as `params.W`.
+      kind: one of `KINDS`.
+      detail: what was seen, in one line, with figures; more lines show the residual's pattern.
+      error: the largest relative error, elementwise; in ulps for `imprecise`.
+    """
+
+    where: str
+    kind: str
+    detail: str
+    error: float = math.inf
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.kind}: {self.detail}"
+
+
+class Precision(NamedTuple):
+    """Errors in ulps of one dtype against the float64 truth: by hand, and autodiff's own in that dtype.
+
+    Attributes:
+      dtype: its name.
+      hand, autodiff: median, 99th percentile and maximum.
+      worst: the index of the hand's largest error.
+    """
+
+    dtype: str
+    hand: Ulps
+    autodiff: Ulps
+    worst: tuple[int, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """What was found of one value: the output `y`, or the cotangent of one argument.
+
+    Attributes:
+      where: as in `Finding`.
+      verdict: `ok`, `wrong`, `imprecise` or `cannot tell`.
+      detail: why, in one line.
+      error: the largest relative error in the derivation.
+      precision: one entry for each working dtype.
+    """
+
+    where: str
+    verdict: str
+    detail: str
+    error: float
+    precision: tuple[Precision, ...] = ()
+
+
+class Report(NamedTuple):
+    """What `check` says. Printed, it is a table; `.ok` is True only where every value was found right.
+
+    Attributes:
+      name: what was checked.
+      oracle: what it was held against.
+      key: the seed of every random draw; the same key gives the same report.
+      verdicts: one for the output where a reference is given, and one for each differentiable argument.
+      findings: what is wrong, the gravest first, and the kinks that were met.
+      notes: what else a reader should know, such as a cast down to float32 inside.
+    """
+
+    name: str
+    oracle: str
+    key: int
+    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """The gravest verdict of all."""
+        return min((v.verdict for v in self.verdicts), key=BY_GRAVITY.index, default=CANNOT_TELL)
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict == OK
+
+    def raise_if_wrong(self) -> "Report":
+        """Raise `AssertionError` with the report if anything is wrong or imprecise; else the report itself."""
+        if self.verdict in (WRONG, IMPRECISE):
+            raise AssertionError(f"\n{self}")
+        return self
+
+    def to_json(self) -> str:
+        """The whole report as one JSON object; an infinite or undefined error is a string."""
+        plain = {
+            "name": self.name,
+            "verdict": self.verdict,
+            "ok": self.ok,
+            "oracle": self.oracle,
+            "key": self.key,
+            "verdicts": [_plain(v) for v in self.verdicts],
+            "findings": [_plain(f) for f in self.findings],
+            "notes": list(self.notes),
+        }
+        return json.dumps(plain, indent=1)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}   {self.oracle}   key {self.key}"]
+        names = max((len(v.where) for v in self.verdicts), default=0)
+        kinds = max((len(v.verdict) for v in self.verdicts), default=0)
+        for v in self.verdicts:
+            word = v.verdict if v.verdict == OK else v.verdict.upper()
+            first, *more = v.detail.splitlines() or [""]
+            lines.append(f"  {v.where:{names}}   {word:{kinds}}   {first}".rstrip())
+            lines += [" " * (names + kinds + 8) + line for line in more]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def _plain(v: Any) -> Any:
+    """Named tuples as dictionaries, and numbers that JSON has no word for as strings."""
+    if hasattr(v, "_asdict"):
+        return {name: _plain(value) for name, value in v._asdict().items()}
+    if isinstance(v, tuple):
+        return [_plain(item) for item in v]
+    return str(v) if isinstance(v, float) and not math.isfinite(v) else v
