@@ -28,17 +28,34 @@ from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
 from bpref.transforms import cast_params, params_of, update_in_backward
-from bpref.verify import check_leaves, checked, verify_rule
+from bpref.verify import (
+    Finding,
+    Precision,
+    Report,
+    Verdict,
+    assert_gradient,
+    check,
+    check_leaves,
+    checked,
+    strip_custom_rules,
+    verify_rule,
+)
 
 __all__ = [
     "RULES",
     "Case",
+    "Finding",
     "Layer",
+    "Precision",
+    "Report",
     "Rule",
+    "Verdict",
     "as_function",
+    "assert_gradient",
     "backpropagate",
     "cast_params",
     "celu",
+    "check",
     "check_leaves",
     "checked",
     "elu",
@@ -71,6 +88,7 @@ __all__ = [
     "softplus",
     "softsign",
     "square",
+    "strip_custom_rules",
     "tanh",
     "trainable",
     "update_in_backward",

@@ -13,8 +13,9 @@ import optax
 from bpref.models import mlp
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.examine import ROUND_OFF, quick_compilation
+from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
+from bpref.verify.program import quick_compilation
 
 ALPHA = 0.1
 

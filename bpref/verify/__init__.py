@@ -1,6 +1,23 @@
 """Verification: the oracle, the laws held against it, and who is to blame when they do not hold."""
 
 from bpref.verify.catalogue import RuleReport, verify_rule
+from bpref.verify.check import assert_gradient, check
 from bpref.verify.checked import LeafErrors, LeafReport, check_leaves, checked
+from bpref.verify.report import Finding, Precision, Report, Verdict
+from bpref.verify.strip import strip_custom_rules
 
-__all__ = ["LeafErrors", "LeafReport", "RuleReport", "check_leaves", "checked", "verify_rule"]
+__all__ = [
+    "Finding",
+    "LeafErrors",
+    "LeafReport",
+    "Precision",
+    "Report",
+    "RuleReport",
+    "Verdict",
+    "assert_gradient",
+    "check",
+    "check_leaves",
+    "checked",
+    "strip_custom_rules",
+    "verify_rule",
+]

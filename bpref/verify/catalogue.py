@@ -1,18 +1,31 @@
 """A whole rule, every case of it: what `bpref verify` shows in one line of its table."""
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpref.rule import Case, Rule
-from bpref.verify.draw import axes_of, draw
-from bpref.verify.examine import Finding, Precision, cache_bytes, examine, examiner, precision
+from bpref.verify.diagnose import diagnose
+from bpref.verify.draw import Example, axes_of, draw
+from bpref.verify.evidence import residuals
+from bpref.verify.examine import Held, Point, effect_of_rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
+from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
+from bpref.verify.precision import Row, rows_in, within
+from bpref.verify.prepare import Prepared, prepare
+from bpref.verify.program import Seen
+from bpref.verify.report import Finding
+from bpref.verify.subject import as_subject
 
 SIZES = (64, 24, 5, 3)
 """The sizes of a case's axes, in order: all different, and enough elements for a 99th percentile."""
+
+WORKING = ("float32", "bfloat16")
+"""The dtypes in which a rule's precision is measured."""
 
 
 class Errors(NamedTuple):
@@ -55,18 +68,18 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
     start = time.perf_counter()
     findings: list[str] = []
     errors: list[float] = []
-    rows: dict[Any, list[Precision]] = {jnp.float32: [], jnp.bfloat16: []}
+    rows: dict[str, list[Row]] = {name: [] for name in WORKING}
     cache = np.zeros(2, int)
     for case in rule.cases:
         example = draw(rule, case, sizes_of(case), seed)
-        program = examiner(example.layer, example.reference)
-        wrong, error = examine(example, program)
+        ready = prepare_example(example, WORKING)
+        wrong, error = examine(example, ready)
         errors.append(error)
-        if all(f.law != "structure" for f in wrong):
-            for dtype, seen in rows.items():
-                compared = precision(example, dtype, program)
-                wrong += [f for row in compared for f in imprecise(row, dtype)]
-                seen += compared
+        if all(f.kind != "structure" for f in wrong):
+            seen = precision(example, ready)
+            wrong += [f for row in seen for f in imprecise(row)]
+            for row, name in zip(seen, np.repeat(WORKING, len(seen) // len(WORKING)), strict=True):
+                rows[str(name)].append(row)
             cache += cache_bytes(example)
         findings += [f"{case.name}: {f}" if case.name else str(f) for f in wrong]
     if cache[0] > cache[1] and not rule.larger_cache:
@@ -92,16 +105,66 @@ def sizes_of(case: Case) -> dict[str, int]:
     return dict(zip(axes_of(case), SIZES, strict=False))
 
 
-def imprecise(row: Precision, dtype: Any) -> list[Finding]:
+def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared:
+    """The programs of a rule's example, the rule's own reference as the oracle."""
+    with jax.enable_x64(True):
+        return prepare(as_subject(example.layer, (example.params, example.x), example.reference), working)
+
+
+def run(example: Example, ready: Prepared) -> tuple[Point, Seen]:
+    """The example as a point in float64, and what is seen there."""
+    point = Point(jax.tree.leaves((example.params, example.x)), jax.tree.leaves(example.dys))
+    return point, run_in_float64(ready.wide, [point])[0]
+
+
+def examine(example: Example, ready: Prepared | None = None) -> tuple[list[Finding], float]:
+    """The laws of the derivation, in float64: structure, forward, backward, linearity. And the largest error seen."""
+    ready = ready or prepare_example(example)
+    if ready.formal:
+        return list(ready.formal), float("inf")
+    point, seen = run(example, ready)
+    return judge(ready, point, seen)
+
+
+def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], float]:
+    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
+    held = hold(ready.wide, [point], [seen], ready.jittered)
+    together = stacked([seen])
+    absent = [Finding(name, "structure", "the backward returned None for it") for name in ready.wide.absent]
+    nonlinear = linearity(together, lambda: effect_of_rounding(ready.wide, [point], ready.jittered))
+    residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
+    wrong = [
+        Finding(h.where, *diagnose(residual_of(h.where, h)), h.error)
+        for h in held
+        if h.is_wrong and all(f.where != h.where for f in nonlinear)
+    ]
+    return absent + wrong + nonlinear, max(h.error for h in held)
+
+
+def precision(example: Example, ready: Prepared) -> list[Row]:
+    """The errors of every value in each of the working dtypes, one dtype after the other."""
+    point, seen = run(example, ready)
+    held: dict[str, Held] = {h.where: h for h in hold(ready.wide, [point], [seen], ready.jittered)}
+    return [row for working in ready.narrow for row in rows_in(ready, working, [point], [point], held).values()]
+
+
+def imprecise(row: Row) -> list[Finding]:
     """The law of precision: no worse than twice autodiff's own error, and one unit more for a rounding of ours."""
-    hand, autodiff = summarise(row.hand), summarise(row.autodiff)
-    if hand.p99 <= 2 * autodiff.p99 + 1 and hand.median <= 2 * autodiff.median + 1:
+    if within(row):
         return []
-    detail = f"{hand.p99:.1f} ulps of {jnp.dtype(dtype).name} (p99), autodiff {autodiff.p99:.1f}"
-    return [Finding("precision", row.where, detail, hand.p99)]
+    hand, autodiff = summarise(row.hand), summarise(row.autodiff)
+    detail = f"{hand.p99:.1f} ulps of {row.dtype} (p99), autodiff {autodiff.p99:.1f}"
+    return [Finding(row.where, "imprecise", detail, hand.p99)]
 
 
-def _summary(rows: list[Precision]) -> Errors:
+def cache_bytes(example: Example) -> tuple[int, int]:
+    """What the hand's forward keeps, and what `jax.vjp` of the reference keeps, in float32."""
+    params, x = rounded((example.params, example.x), jnp.float32)
+    hand = bytes_kept(lambda params, x: example.layer.forward(params, x)[1], params, x)
+    return hand, bytes_kept_by_autodiff(example.reference, params, x)
+
+
+def _summary(rows: list[Row]) -> Errors:
     def pooled(arrays):
         return summarise(np.concatenate(arrays) if arrays else np.array([np.inf]))
 

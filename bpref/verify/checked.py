@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.layer import Layer, leaf_paths, map_leaves
-from bpref.verify.examine import name_of, widened
+from bpref.verify.examine import widened
 from bpref.verify.measure import relative_error
+from bpref.verify.naming import path_text
 from bpref.verify.oracle import with_cotangents
 
 
@@ -124,5 +125,7 @@ def _worst(path: str, errors: LeafErrors) -> LeafReport:
         error = np.asarray(error)
         if not error.max() <= report.error:
             place = np.unravel_index(int(error.argmax()), error.shape)
-            report = LeafReport(path, float(error.max()), name_of(leaf_path) + "".join(f"[{int(i)}]" for i in place))
+            report = LeafReport(
+                path, float(error.max()), path_text(leaf_path).removeprefix(".") + "".join(f"[{int(i)}]" for i in place)
+            )
     return report

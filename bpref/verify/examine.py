@@ -1,211 +1,177 @@
-"""The examination: a layer's forward and backward beside the oracle's, on one example, law by law.
+"""The examination in float64: is the derivation right, at every element, of every argument, at every point?
 
-Everything a law compares is computed in one compiled program, the hand's and the oracle's side by side.
+Nothing is tuned: two float64 programs for the same derivative agree to round-off, and where one of them amplifies
+round-off, the check measures by how much, by rounding every operation of both at random (`bpref.verify.jitter`).
 """
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bpref.layer import Layer
-from bpref.verify.draw import Example
-from bpref.verify.measure import relative_error, ulp_errors
-from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff, is_differentiable, with_cotangents
+from bpref.verify.kinks import Kinks, at_kinks
+from bpref.verify.measure import sample_errors
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.program import Program, Seen
 
 ROUND_OFF = 1e-10
 """The relative error in float64 above which a derivation is wrong: a thousand times what round-off makes."""
 
+AMPLIFIED = 100
+"""How many times the effect of rounding every operation at random an error may be, where that effect is larger."""
 
-class Finding(NamedTuple):
-    """One law that does not hold: which, for which value (`y`, `params.W`, `x`, ...), how, and by how much."""
-
-    law: str
-    where: str
-    detail: str
-    error: float = float("inf")
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.law}: {self.detail}"
+UNDECIDED = 1e-6
+"""Where round-off may make a larger relative error than this, a sample says nothing."""
 
 
-class Swept(NamedTuple):
-    """One forward and its backwards, by hand or by the oracle; cotangents have a leading axis, one entry per dy."""
+class Point(NamedTuple):
+    """Where a derivation is tried: its array leaves, and a stack of cotangents for each output."""
 
-    y: Any
-    params: Any
-    x: Any
+    leaves: list[Any]
+    dys: list[Any]
 
 
-class Seen(NamedTuple):
-    """The values of one run, by name: y, and for each cotangent a stack of one entry per dy.
+class Held(NamedTuple):
+    """One value, the hand's held against the oracle's.
 
     Attributes:
-      hand, oracle: y and the cotangents, derived by hand and by autodiff of the reference.
-      combined: the hand's cotangents of 2 dys[0] - 3 dys[1], for the law of linearity.
-      zero: the hand's cotangents of 0.
+      where: its name.
+      hand, oracle: one sample for each point and cotangent along the first axis.
+      error: the largest relative error, elementwise, where it can be judged.
+      allowed: what round-off may have made at the worst sample.
+      vouched: whether a sample that round-off cannot have spoilt is right.
+      kinked: the elements where the hand has another subgradient than the oracle; None where that was not asked.
+      unjudged: how many elements the oracle has no finite value for.
+      right: for each sample, whether it is right.
     """
-
-    hand: dict[str, np.ndarray]
-    oracle: dict[str, np.ndarray]
-    combined: dict[str, np.ndarray]
-    zero: dict[str, np.ndarray]
-
-
-Examiner = Callable[[Any, Any, Any], Seen]
-
-QUICK_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
-
-@cache
-def quick_compilation() -> dict[str, Any]:
-    """Options for the same arithmetic in slower code, those of them that this version of XLA knows.
-
-    An examination runs each program once or twice, and compiling it is the cost: they save four fifths of it.
-    """
-
-    def is_known(name: str, value: Any) -> bool:
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            return False
-        return True
-
-    return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
-
-
-def examiner(layer: Layer, reference: Callable[[Any, Any], Any]) -> Examiner:
-    """The compiled program `(params, x, dys) -> Seen`: a forward and one backward per dy, by hand and by the oracle."""
-
-    @partial(jax.jit, compiler_options=quick_compilation())
-    def program(params, x, dys):
-        y, cache = layer.forward(params, x)
-        y_reference, cotangents = with_cotangents(reference, params, x)
-        more = jax.tree.map(lambda v: jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]), dys)
-        by_hand = jax.vmap(lambda dy: layer.backward(params, cache, dy))(more)
-        return Swept(y, *by_hand), Swept(y_reference, *jax.vmap(cotangents)(dys))
-
-    def run(params, x, dys):
-        hand, oracle = (named(swept) for swept in program(params, x, dys))
-        stacks = {name: v for name, v in hand.items() if not _is_output(name)}
-        return Seen(
-            hand | {name: v[:-2] for name, v in stacks.items()},
-            oracle,
-            {name: v[-2] for name, v in stacks.items()},
-            {name: v[-1] for name, v in stacks.items()},
-        )
-
-    return run
-
-
-def examine(example: Example, program: Examiner | None = None) -> tuple[list[Finding], float]:
-    """The laws of the derivation, in float64: structure, forward, backward, linearity. And the largest error seen."""
-    with jax.enable_x64(True):
-        params, x, dys = widened((example.params, example.x, example.dys))
-        findings = structure(example.layer, params, x, jax.tree.map(lambda v: v[0], dys))
-        if findings:
-            return findings, float("inf")
-        return judge((program or examiner(example.layer, example.reference))(params, x, dys))
-
-
-def judge(seen: Seen) -> tuple[list[Finding], float]:
-    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
-    errors = {name: float(relative_error(v, seen.oracle[name])) for name, v in seen.hand.items()}
-    findings = [
-        Finding("forward" if _is_output(name) else "backward", name, f"relative error {error:.1e} in float64", error)
-        for name, error in errors.items()
-        if not error <= ROUND_OFF
-    ]
-    for name, combined in seen.combined.items():
-        u, v = seen.hand[name]
-        # The terms may cancel: the sum is held against their size, not against its own.
-        scale = np.max(np.abs(seen.oracle[name]), initial=np.finfo(float).tiny)
-        error = float(np.max(np.abs((2 * u - 3 * v) - combined), initial=0.0) / scale)
-        if not error <= ROUND_OFF:
-            findings.append(Finding("linear", name, f"b(2u - 3v) is off 2b(u) - 3b(v) by {error:.1e}", error))
-        if np.any(seen.zero[name]):
-            findings.append(Finding("linear", name, "b(0) is not 0"))
-    return findings, max(errors.values())
-
-
-def structure(layer: Layer, params: Any, x: Any, dy: Any) -> list[Finding]:
-    """Cotangents have the tree, shapes and dtypes of the primals, and `None` where there is no derivative."""
-
-    def sweep(params, x, dy):
-        return layer.backward(params, layer.forward(params, x)[1], dy)
-
-    cotangents = jax.eval_shape(sweep, params, x, dy)
-    expected = {name_of(path): _kind(v) for path, v in _with_nones(Swept(None, params, x))}
-    came = {name_of(path): _kind(v) for path, v in _with_nones(Swept(None, *cotangents))}
-    return [
-        Finding("structure", name, f"its cotangent is {came.get(name)}, expected {expected.get(name)}")
-        for name in expected | came
-        if came.get(name) != expected.get(name)
-    ]
-
-
-def _is_output(name: str) -> bool:
-    return name.split("[")[0].split(".")[0] == "y"
-
-
-def _with_nones(swept: Swept) -> list:
-    return jax.tree_util.tree_flatten_with_path(swept, is_leaf=lambda v: v is None)[0]
-
-
-def _kind(v: Any) -> str | None:
-    return None if v is None or not is_differentiable(v) else f"{v.dtype}{list(v.shape)}"
-
-
-class Precision(NamedTuple):
-    """Elementwise errors in ulps of one value in one dtype, by hand and by autodiff, against the float64 truth."""
 
     where: str
     hand: np.ndarray
-    autodiff: np.ndarray
+    oracle: np.ndarray
+    error: float
+    allowed: float
+    vouched: bool = True
+    kinked: np.ndarray | None = None
+    unjudged: int = 0
+    right: np.ndarray | None = None
 
+    @property
+    def kinks(self) -> int:
+        return 0 if self.kinked is None else int(self.kinked.sum())
 
-def precision(example: Example, dtype: Any, program: Examiner | None = None) -> list[Precision]:
-    """The errors in `dtype` of every value, the truth computed in float64 from the same inputs rounded to `dtype`."""
-    program = program or examiner(example.layer, example.reference)
-    inputs = rounded((example.params, example.x, example.dys), dtype)
-    seen = program(*inputs)
-    with jax.enable_x64(True):
-        truth = program(*widened(inputs)).oracle
-    return [
-        Precision(name, *(ulp_errors(values[name], true, dtype) for values in (seen.hand, seen.oracle)))
-        for name, true in truth.items()
-    ]
+    @property
+    def is_wrong(self) -> bool:
+        return not self.error <= self.allowed
 
+    @property
+    def is_right_where_small(self) -> bool:
+        """Whether the samples with the smallest cotangents, the last ones, are right, and only others wrong."""
+        return self.right is not None and bool(np.all(self.right[-len(self.right) // 3 :]))
 
-def cache_bytes(example: Example) -> tuple[int, int]:
-    """What the hand's forward keeps, and what `jax.vjp` of the reference keeps, in float32."""
-    params, x = rounded((example.params, example.x), jnp.float32)
-    hand = bytes_kept(lambda params, x: example.layer.forward(params, x)[1], params, x)
-    return hand, bytes_kept_by_autodiff(example.reference, params, x)
-
-
-def named(swept: Swept) -> dict[str, Any]:
-    """The leaves by name, such as `y`, `params.W` and `x[0]`, as NumPy arrays; `None` has no name."""
-    paths = jax.tree_util.tree_flatten_with_path(swept)[0]
-    return {name_of(path): np.asarray(v) for path, v in paths}
-
-
-def name_of(path: Any) -> str:
-    """A leaf's path as a user would write it: `params.W`, `x[0]`."""
-    return jax.tree_util.keystr(path).removeprefix(".")
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing was judged, or an error is too large to pass and too small to accuse."""
+        nothing = self.oracle.size > 0 and self.unjudged == self.oracle.size
+        return nothing or (not self.is_wrong and not self.vouched)
 
 
 def widened(tree: Any) -> Any:
-    return rounded(tree, np.float64)
+    """Every floating-point leaf in float64, every complex one in complex128, as NumPy arrays."""
+    return jax.tree.map(_wide, tree)
+
+
+def _wide(v: Any) -> Any:
+    if not is_differentiable(v):
+        return v
+    v = np.asarray(v)
+    return v.astype(np.complex128 if np.issubdtype(v.dtype, np.complexfloating) else np.float64)
 
 
 def rounded(tree: Any, dtype: Any) -> Any:
-    """Every floating-point leaf in `dtype`, as NumPy arrays."""
-    return jax.tree.map(lambda v: np.asarray(v).astype(dtype) if is_differentiable(v) else v, tree)
+    """Every real floating-point leaf in `dtype`, as NumPy arrays."""
+
+    def one(v):
+        real = is_differentiable(v) and not np.issubdtype(v.dtype, np.complexfloating)
+        return np.asarray(v).astype(dtype) if real else v
+
+    return jax.tree.map(one, tree)
+
+
+def run_in_float64(program: Program, points: Sequence[Point]) -> list[Seen]:
+    """The program's values at every point; called with x64 switched on, and only then."""
+    with jax.enable_x64(True):
+        return [program.run(*p) for p in points]
+
+
+def stacked(seen: Sequence[Seen]) -> Seen:
+    """The values of several points in one: cotangents one after the other, outputs and sums one for each point."""
+
+    def of(field: Callable[[Seen], dict], join: Callable) -> dict[str, np.ndarray]:
+        return {name: join([field(s)[name] for s in seen]) for name in field(seen[0])}
+
+    return Seen(
+        of(lambda s: s.y, np.stack),
+        of(lambda s: s.y_oracle, np.stack),
+        of(lambda s: s.hand, np.concatenate),
+        of(lambda s: s.oracle, np.concatenate),
+        of(lambda s: s.combined, np.stack),
+        of(lambda s: s.zero, np.stack),
+        of(lambda s: s.alone, np.stack),
+    )
+
+
+def pairs(seen: Seen) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every value by name, the hand's and the oracle's, where both have one of the same shape."""
+    both = {name: (v, seen.y_oracle[name]) for name, v in seen.y.items() if name in seen.y_oracle}
+    both |= {name: (v, seen.oracle[name]) for name, v in seen.hand.items() if name in seen.oracle}
+    return {name: (hand, oracle) for name, (hand, oracle) in both.items() if hand.shape == oracle.shape}
+
+
+def hold(
+    program: Program, points: Sequence[Point], seen: Sequence[Seen], jittered: Callable[[], Program]
+) -> list[Held]:
+    """Every value of the hand's held against the oracle's; only where they disagree is more computed."""
+    held = [_hold(name, *pair) for name, pair in pairs(stacked(seen)).items()]
+    suspects = {h.where for h in held if h.is_wrong}
+    if not suspects:
+        return held
+    rounding = effect_of_rounding(program, points, jittered)
+    kinks = {name: at_kinks(program.run, points, seen, name) for name in suspects if name in seen[0].hand}
+    again = pairs(stacked(seen))
+    return [_hold(h.where, *again[h.where], rounding[h.where], kinks.get(h.where)) for h in held]
+
+
+def effect_of_rounding(
+    program: Program, points: Sequence[Point], jittered: Callable[[], Program]
+) -> dict[str, np.ndarray]:
+    """What round-off may make of each value, one relative error for each sample."""
+    plain, rounded_at_random = (pairs(stacked(run_in_float64(p, points))) for p in (program, jittered()))
+
+    def effect(v, w):
+        errors = sample_errors(w, v)
+        return np.where(np.isfinite(errors), errors, 0.0).reshape(len(v), -1).max(axis=1, initial=0.0)
+
+    return {
+        name: np.maximum(
+            ROUND_OFF, AMPLIFIED * np.maximum(*(effect(*p) for p in zip(pair, rounded_at_random[name], strict=True)))
+        )
+        for name, pair in plain.items()
+    }
+
+
+def _hold(
+    where: str, hand: np.ndarray, oracle: np.ndarray, limits: np.ndarray | float = ROUND_OFF, kinks: Kinks | None = None
+) -> Held:
+    errors = sample_errors(hand, oracle)
+    unjudged = ~np.isfinite(oracle) & (hand != oracle)
+    kinked = None if kinks is None else kinks.accepted & ~unjudged
+    skipped = unjudged if kinked is None else unjudged | kinked
+    errors = np.where(skipped, 0.0, errors).reshape(len(hand), -1)
+    worst = errors.max(axis=1, initial=0.0)
+    excess = worst / limits
+    sample = int(np.argmax(excess)) if excess.size else 0
+    error, allowed = (float(np.broadcast_to(v, worst.shape)[sample]) if worst.size else 0.0 for v in (worst, limits))
+    sound = (worst <= limits) & (np.broadcast_to(limits, worst.shape) <= UNDECIDED)
+    vouched = bool(np.any(sound)) or not worst.size
+    return Held(where, hand, oracle, error, allowed, vouched, kinked, int(unjudged.sum()), worst <= limits)

@@ -28,6 +28,14 @@ def relative_error(value: Any, truth: Any) -> Any:
     return xp.max(_apart(value, truth, xp.maximum(xp.abs(truth), NEGLIGIBLE * largest), xp), initial=0)
 
 
+def sample_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The elementwise errors of `relative_error`, each sample along the first axis by itself; shape of `truth`."""
+    inner = tuple(range(1, truth.ndim))
+    magnitude = np.abs(truth)
+    largest = np.max(np.where(np.isfinite(truth), magnitude, 0), axis=inner, keepdims=True, initial=0)
+    return _apart(value, truth, np.maximum(magnitude, NEGLIGIBLE * largest), np)
+
+
 def ulp_errors(value: np.ndarray, truth: np.ndarray, dtype: Any) -> np.ndarray:
     """Elementwise errors in units of the last place that `truth` has in `dtype`, flattened.
 

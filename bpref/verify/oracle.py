@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify.named import cut_at_names, with_names
 
 Function = Callable[..., Any]
 
@@ -37,32 +40,67 @@ def gradient(f: Function) -> Callable[..., tuple]:
 def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
     """A scalar `f(*args)`, and its derivative with respect to every value that `f` has named.
 
-    A value is named by `jax.ad_checkpoint.checkpoint_name(z, "Z2")` at the top level of `f`. Each derivative is
-    that of a perturbation added to the value right there, all else as it was: dJ/dZ2 in the derivation's sense.
+    A value is named by `jax.ad_checkpoint.checkpoint_name(z, "Z2")`, where `bpref.verify.named` finds it. Each
+    derivative is that of a perturbation added to the value right there, all else as it was: dJ/dZ2 in the
+    derivation's sense.
     """
-    program = jax.make_jaxpr(f)(*args)
-    named = {e.params["name"]: e.outvars[0].aval for e in program.jaxpr.eqns if e.primitive.name == "name"}
+    shapes: dict[str, Any] = {}
+
+    def collect(name, z):
+        shapes[name] = jax.ShapeDtypeStruct(z.shape, z.dtype)
+        return z
+
+    jax.eval_shape(with_names(f, collect), *args)
 
     def perturbed(perturbations):
-        values: dict[Any, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-        values.update(zip(program.jaxpr.invars, jax.tree.leaves(args), strict=True))
+        return with_names(f, lambda name, z: z + perturbations[name])(*args)
 
-        def read(v):
-            return v.val if _is_literal(v) else values[v]
+    return jax.value_and_grad(perturbed)({name: jnp.zeros(v.shape, v.dtype) for name, v in shapes.items()})
 
-        for equation in program.jaxpr.eqns:
-            inputs = [read(v) for v in equation.invars]
-            if equation.primitive.name == "name":
-                outputs = [inputs[0] + perturbations[equation.params["name"]]]
-            else:
-                result = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-                outputs = result if equation.primitive.multiple_results else [result]
-            values.update(zip(equation.outvars, outputs, strict=True))
-        (J,) = (read(v) for v in program.jaxpr.outvars)
-        return J
 
-    nothing = {name: jnp.zeros(aval.shape, aval.dtype) for name, aval in named.items()}
-    return jax.value_and_grad(perturbed)(nothing)
+def cotangents_by_name(
+    f: Function, args: tuple, dy: Any, shifts: dict[str, Any], hand: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the cotangents of named values are, and what each would be if those after it were `hand`'s.
+
+    Args:
+      f: a function that names its values.
+      args: its arguments, JAX arrays.
+      dy: the cotangent of its output.
+      shifts: what is added to each of the named values that are asked for, of its shape and dtype.
+      hand: somebody's cotangents of some of these.
+
+    Returns:
+      The values; their cotangents; and for each name of `hand` one step of back-propagation: the derivative of
+      `<dy, y>` and of `<hand[w], w>` for every w, along the paths that lead through no named value.
+    """
+
+    def shifted(shifts):
+        values = {}
+
+        def at_name(name, z):
+            if name not in shifts:
+                return z
+            values[name] = z + shifts[name].astype(z.dtype)
+            return values[name]
+
+        y = with_names(f, at_name)(*args)
+        return y, values
+
+    (y, values), of_shifts = with_cotangents(shifted, shifts)
+    nothing = jax.tree.map(jnp.zeros_like, values)
+    used = {name: values[name] for name in hand}
+    outputs, of_values = with_cotangents(lambda used: cut_at_names(f)(used, *args), used)
+    return values, of_shifts((as_cotangent(dy, y), nothing))[0], of_values(as_cotangent((hand, dy), outputs))[0]
+
+
+def as_cotangent(dy: Any, y: Any) -> Any:
+    """Arrays of the tree of `y` as its cotangent: in its dtypes, with JAX's `float0` for integers."""
+
+    def one(dv, v):
+        return dv.astype(v.dtype) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
+
+    return jax.tree.map(one, dy, y)
 
 
 def bytes_kept_by_autodiff(f: Function, params: Any, x: Any) -> int:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import bpref
 from bpref.verify import oracle
-from bpref.verify.examine import ROUND_OFF, bytes_kept
+from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
+from bpref.verify.oracle import bytes_kept
 from tests.conftest import SEED, SLOW_TO_COMPILE
 
 WIDTH = 3

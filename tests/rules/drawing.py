@@ -62,7 +62,7 @@ def drawn(draw: st.DrawFn, rule: Rule) -> Drawn:
         "import numpy as np\n"
         "from bpref.rules import RULES\n"
         "from bpref.verify.draw import fill\n"
-        "from bpref.verify.examine import examine\n"
+        "from bpref.verify.catalogue import examine\n"
         f"rule = RULES[{rule.name!r}]\n"
         f"x = {written}\n"
         f"example = fill(rule, rule.cases[{index}], {chosen_sizes}, x, np.random.default_rng({seed}), {chosen_hyper})\n"

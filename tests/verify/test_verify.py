@@ -29,25 +29,25 @@ def with_backward(rule: bpref.Rule, change) -> bpref.Rule:
 WRONG_BACKWARDS = {
     "the cotangent's dtype": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).astype(jnp.float16)),
-        "x: structure: its cotangent is float16[64, 24], expected float64[64, 24]",
+        "x: dtype: its cotangent is float16, expected float64",
     ),
-    "no cotangent": (lambda layer: lambda p, c, dy: (p, None), "x: structure: its cotangent is None, expected"),
+    "no cotangent": (lambda layer: lambda p, c, dy: (p, None), "x: structure: the backward returned None for it"),
     "a clipped cotangent": (
         lambda layer: lambda p, c, dy: (p, jnp.clip(dy, -1, 1) * (1 - c.y**2)),
-        "x: linear: b(2u - 3v) is off 2b(u) - 3b(v) by",
+        "x: nonlinear: b(2u - 3v) is off 2b(u) - 3b(v) by",
     ),
-    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: linear: b(0) is not 0"),
+    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: nonlinear: b(0) is not 0"),
     "NaN in one element": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(jnp.nan)),
-        "x: backward: relative error inf in float64",
+        "x: nonfinite: ",
     ),
     "one element of 1536 zeroed": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(0)),
-        "x: backward: relative error 1.0e+00 in float64",
+        "x: sparse: wrong only at row 3 of axis 0 and column 4 of axis 1, zero there",
     ),
     "float32 inside": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).astype(jnp.float32).astype(dy.dtype)),
-        "x: backward: relative error",
+        "x: unexplained: no simple pattern",
     ),
 }
 
@@ -71,7 +71,7 @@ def test_an_imprecise_backward_is_rejected_though_its_derivation_is_right():
         return backward
 
     report = bpref.verify_rule(with_backward(tanh_rule.RULE, coarse), SEED)
-    assert [f.split(":")[:2] for f in report.findings] == [["x", " precision"]]
+    assert [f.split(":")[:2] for f in report.findings] == [["x", " imprecise"]]
     assert report.float64 <= ROUND_OFF
 
 
@@ -86,7 +86,7 @@ def test_a_wrong_forward_and_a_large_cache_are_named():
         return layer._replace(forward=forward, backward=lambda p, c, dy: layer.backward(p, c[0], dy * 1.001))
 
     report = bpref.verify_rule(tanh_rule.RULE._replace(make=make), SEED)
-    assert report.findings[0].startswith("y: forward: relative error 1.0e-03")
+    assert report.findings[0].startswith("y: unexplained: no simple pattern: 1535 of 1536 values are wrong")
     assert report.findings[-1] == f"cache: 18432 bytes are kept, jax.vjp keeps {report.autodiff_bytes}"
 
 
@@ -150,7 +150,7 @@ def test_one_none_may_stand_for_a_whole_subtree():
     assert right.error <= ROUND_OFF
     wrong = layer._replace(backward=lambda p, x, dy: (None, p["scale"] * dy))
     (accused,) = check_leaves(wrong, layer.init(None, x), x)
-    assert (accused.error, accused.where) == (np.inf, "params['scale']")
+    assert (accused.error, accused.where) == (np.inf, "params.scale")
 
 
 MALFORMED = {

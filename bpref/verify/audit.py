@@ -1,0 +1,119 @@
+"""audit: every custom derivative rule inside a function, held against its own primal at the values that flow there."""
+
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bpref.verify.check import check
+from bpref.verify.naming import function_name
+from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, OK, Finding, Report
+from bpref.verify.sites import Site, sites
+
+
+class SiteReport(NamedTuple):
+    """What was found of one rule at one place.
+
+    Attributes:
+      name: the function that the rule belongs to.
+      kind: `custom_vjp` or `custom_jvp`.
+      file, line: where it is called.
+      defined: `file:line` of the rule, where known.
+      verdict: the gravest over the calls that were looked at.
+      detail: why nothing could be said, if so.
+      reports: one for each call that was looked at.
+    """
+
+    name: str
+    kind: str
+    file: str
+    line: int
+    defined: str
+    verdict: str
+    detail: str
+    reports: tuple[Report, ...]
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else "unknown place"
+
+
+class AuditReport(NamedTuple):
+    """What `audit` says: one entry for each rule and place; `.ok` where every rule that ran is right."""
+
+    name: str
+    key: int
+    sites: tuple[SiteReport, ...]
+
+    @property
+    def verdict(self) -> str:
+        return min((s.verdict for s in self.sites), key=BY_GRAVITY.index, default=OK)
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict == OK
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, `where` with the rule's name in front."""
+        return tuple(
+            f._replace(where=f"{s.name}.{f.where}") for s in self.sites for report in s.reports for f in report.findings
+        )
+
+    def raise_if_wrong(self) -> "AuditReport":
+        """Raise `AssertionError` with the report if a rule is wrong or imprecise; else the report itself."""
+        if self.verdict not in (OK, CANNOT_TELL):
+            raise AssertionError(f"\n{self}")
+        return self
+
+    def to_json(self) -> str:
+        """The whole as one JSON object."""
+        of_sites = [
+            s._asdict() | {"reports": [json.loads(report.to_json()) for report in s.reports]} for s in self.sites
+        ]
+        plain = {"name": self.name, "verdict": self.verdict, "ok": self.ok, "key": self.key, "sites": of_sites}
+        return json.dumps(plain, indent=1)
+
+    def __str__(self) -> str:
+        count = len(self.sites)
+        lines = [f"{self.name}   {count} custom rule{'s' * (count != 1)}   key {self.key}"]
+        for s in self.sites:
+            word = s.verdict if s.verdict == OK else s.verdict.upper()
+            defined = f", its rule at {s.defined}" if s.defined else ""
+            lines.append(f"  {s.name} ({s.kind})   {word}   called at {s.place}{defined}")
+            lines += [f"    {s.detail}"] if s.detail else []
+            wrong = next((r for r in s.reports if r.verdict == s.verdict and not r.ok), None)
+            lines += [f"  {line}" for line in str(wrong).splitlines()[1:]] if wrong else []
+        return "\n".join(lines)
+
+
+def audit(fun: Callable[..., Any], *args: Any, key: int | None = None) -> AuditReport:
+    """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
+
+    The rules are found wherever they are: inside jit, scan, while, cond and remat, inside other rules, in a library's
+    code. Each is checked at the values that really flow into it, and at fresh values like them.
+
+    Args:
+      fun: any JAX function: a model's `apply`, a library's loss, an optimiser's step.
+      args: what it is called with, concrete; pytrees of arrays.
+      key: the seed of every random draw; left out, a new one, which the report names.
+
+    Returns:
+      One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run.
+    """
+    key = secrets.randbelow(10**6) if key is None else key
+    return AuditReport(function_name(fun), key, tuple(_audited(site, key) for site in sites(fun, *args)))
+
+
+def _audited(site: Site, key: int) -> SiteReport:
+    about = site.name, site.kind, site.file, site.line, site.defined
+    if not site.calls:
+        return SiteReport(*about, OK, "it did not run: nothing is known of it", ())
+    reports, problems = [], []
+    for inputs in site.calls:
+        try:
+            reports.append(check(site.bound, *inputs, reference=site.primal, key=key)._replace(name=site.name))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            problems.append(str(error).splitlines()[0])
+    verdict = min((r.verdict for r in reports), key=BY_GRAVITY.index, default=CANNOT_TELL)
+    return SiteReport(*about, verdict, "" if reports else problems[0], tuple(reports))

@@ -1,0 +1,109 @@
+"""check: is a hand-derived gradient right, and if not, where and why?"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+from bpref.verify import precision
+from bpref.verify.evidence import residuals
+from bpref.verify.examine import Held, Point, effect_of_rounding, hold, run_in_float64, stacked
+from bpref.verify.judge import Evidence, judge
+from bpref.verify.laws import linearity
+from bpref.verify.prepare import Prepared, lifted, prepared, sample, scales
+from bpref.verify.program import Seen
+from bpref.verify.report import Precision, Report
+from bpref.verify.subject import OWN_PRIMAL, as_subject
+
+
+def check(
+    fun: Any,
+    *args: Any,
+    reference: Callable[..., Any] | None = None,
+    backward: Callable[[tuple, Any], tuple] | None = None,
+    key: int | None = None,
+    dtypes: Sequence[Any] | None = None,
+    linear: bool = True,
+) -> Report:
+    """Hold a hand-derived gradient against an oracle, and say for each argument whether it is right.
+
+    Args:
+      fun: a `jax.custom_vjp` or `jax.custom_jvp` function, a function that contains such rules, a `Layer` (then
+        `args` are its params and x), or, with `backward`, any function: JAX, NumPy, PyTorch, a compiled kernel.
+      args: what `fun` is called with: pytrees of arrays, or of `jax.ShapeDtypeStruct`s, which are filled with random
+        values. Strings, integers and functions among them are held fixed.
+      reference: a function of the same arguments that the oracle differentiates; left out, it differentiates `fun`
+        itself with every custom rule stripped (`strip_custom_rules`).
+      backward: `(args, dy) -> cotangents of args`, a tuple with `None` for what has no cotangent.
+      key: the seed of every random draw; left out, a new one, which the report names.
+      dtypes: the floating-point dtypes in which the precision is measured; left out, those of `args`.
+      linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
+        then held against the oracle for small cotangents.
+
+    Returns:
+      A `Report`: printed, a table; `.ok` where everything is right.
+
+    Raises:
+      TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
+    """
+    key = secrets.randbelow(10**6) if key is None else key
+    ready = prepared(as_subject(fun, args, reference, backward), dtypes)
+    return _report(ready, key, linear)
+
+
+def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
+    """`check`, for a test: raises `AssertionError` with the report unless everything is right."""
+    report = check(fun, *args, **options)
+    if not report.ok:
+        raise AssertionError(f"\n{report}")
+
+
+def _report(ready: Prepared, key: int, linear: bool) -> Report:
+    narrow, wide, seen = sample(ready, key, linear)
+    held = _held(ready, wide, seen)
+    if ready.casts_to and not ready.is_lifted and any(h.is_wrong for h in held.values()):
+        ready = lifted(ready)
+        seen = run_in_float64(ready.wide, wide)
+        held = _held(ready, wide, seen)
+    together = stacked(seen)
+    rounding = cache(lambda: effect_of_rounding(ready.wide, wide, ready.jittered))
+    said = [*ready.formal, *(linearity(together, rounding) if linear else ())]
+    rows = _precision(ready, narrow, wide, held)
+    residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
+    verdicts, findings = [], []
+    for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle)):
+        if name in together.y_oracle and ready.subject.oracle == OWN_PRIMAL and not held[name].is_wrong:
+            continue
+        in_dtypes, coarse = rows.get(name, ((), ()))
+        of_name = tuple(f for f in said if f.where == name)
+        evidence = Evidence(
+            name, held.get(name), of_name, partial(residual_of, name, held.get(name)), in_dtypes, coarse
+        )
+        verdict, found = judge(evidence)
+        verdicts.append(verdict)
+        findings += found
+    oracle = f"float64 oracle: {ready.subject.oracle}"
+    return Report(ready.subject.name, oracle, key, tuple(verdicts), tuple(findings), _notes(ready))
+
+
+def _held(ready: Prepared, points: list[Point], seen: list[Seen]) -> dict[str, Held]:
+    return {h.where: h for h in hold(ready.wide, points, seen, ready.jittered)}
+
+
+def _notes(ready: Prepared) -> tuple[str, ...]:
+    casts = f"it casts down to {ready.casts_to} inside; the derivation was judged without those casts"
+    loops = f"vmap was not used: {ready.wide.unbatched}"
+    return tuple(note for note, applies in ((casts, ready.casts_to), (loops, ready.wide.unbatched)) if applies)
+
+
+def _precision(
+    ready: Prepared, narrow: list[Point], wide: list[Point], held: dict[str, Held]
+) -> dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]]:
+    """For each value: its errors in every working dtype, and those of them that are worse than autodiff's."""
+    found: dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]] = {}
+    for working in ready.narrow:
+        for name, row in precision.rows_in(ready, working, narrow, wide, held).items():
+            p = row.summary()
+            before, coarse = found.get(name, ((), ()))
+            found[name] = (*before, p), (*coarse, p) if row.is_coarse else coarse
+    return found

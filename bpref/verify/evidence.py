@@ -1,0 +1,64 @@
+"""What a diagnosis of one wrong value is made from: the arrays of all samples, brought to one scale."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import numpy as np
+
+from bpref.verify.diagnose import Residual
+from bpref.verify.examine import ROUND_OFF, Held, Point
+from bpref.verify.prepare import Prepared
+from bpref.verify.program import COTANGENTS, Seen
+from bpref.verify.terms import contributions
+
+Arrays = dict[str, np.ndarray]
+
+
+def residuals(
+    ready: Prepared, points: list[Point], seen: Seen, scales: Sequence[float], nonlinear: set[str]
+) -> Callable[[str, Held | None], Residual]:
+    """`(name, held) -> Residual` for the values of one stacked run.
+
+    The points' cotangents differ by the powers of two in `scales`. They are divided out, except for the values whose
+    backward is not linear.
+    """
+    leaves = [np.stack([p.leaves[i] for p in points]) for i in range(len(points[0].leaves))]
+    dys = [np.concatenate([p.dys[i] for p in points]) for i in range(len(points[0].dys))]
+    of_samples = np.repeat(scales, COTANGENTS)
+
+    def scaled(arrays: Arrays) -> Arrays:
+        return {name: v / of_samples.reshape(-1, *[1] * (v.ndim - 1)) for name, v in arrays.items()}
+
+    @cache
+    def terms() -> dict[str, Arrays]:
+        return contributions(ready.subject, points)
+
+    def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
+        return level(terms()[name])
+
+    def of_output(name: str, held: Held | None) -> Residual:
+        others = {n: v for n, v in seen.y_oracle.items() if n != name}
+        args = dict(zip(ready.subject.names, leaves, strict=True))
+        round_off = held.allowed if held else ROUND_OFF
+        return Residual(name, seen.y[name], seen.y_oracle[name], others, args, {}, {}, round_off)
+
+    def of_cotangent(name: str, held: Held | None) -> Residual:
+        level: Callable[[Arrays], Arrays] = dict if name in nonlinear else scaled
+        hand, oracle = level(seen.hand), level(seen.oracle)
+        outputs = {n: np.repeat(v, COTANGENTS, axis=0) for n, v in seen.y_oracle.items()}
+        return Residual(
+            where=name,
+            hand=hand.get(name, np.zeros_like(oracle[name])),
+            oracle=oracle[name],
+            others={n: v for n, v in oracle.items() if n != name},
+            args={n: np.repeat(v, COTANGENTS, axis=0) for n, v in zip(ready.subject.names, leaves, strict=True)},
+            y=outputs,
+            dy=level(dict(zip(outputs, dys, strict=False))),
+            round_off=held.allowed if held else ROUND_OFF,
+            terms=partial(terms_of, name, level),
+        )
+
+    def residual(name: str, held: Held | None) -> Residual:
+        return of_output(name, held) if name in seen.y_oracle else of_cotangent(name, held)
+
+    return residual

@@ -1,0 +1,133 @@
+"""A program as one flat list of numbered equations, so that one of them can be changed and the rest shared."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from bpref.verify.loops import closed
+from bpref.verify.rewrite import as_it_is, is_literal
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
+"""Primitives that are calls: their programs take their place."""
+NOT_THE_USERS = (str(Path(jax.__file__).parent), str(Path(__file__).parent))
+"""Where code is that calls the user's: JAX's, and the verifier's."""
+
+
+class Node(NamedTuple):
+    """One equation of a flat program: which values it reads and makes, by number, and where its code is.
+
+    Attributes:
+      line: file and line, for a reader.
+      place: the exact place in the code, through all calls: shared by the equations of an unrolled loop.
+    """
+
+    equation: JaxprEqn
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    line: str
+    place: tuple
+
+
+class Flat(NamedTuple):
+    """A program with all calls inlined. Values are numbered; its inputs come first.
+
+    Attributes:
+      types: shape and dtype of every value.
+      constants: those values that are known.
+      nodes: the equations, in order.
+      outputs: the values that it returns.
+    """
+
+    types: list[jax.ShapeDtypeStruct]
+    constants: dict[int, Any]
+    nodes: list[Node]
+    outputs: list[int]
+
+
+def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
+    """A closed jaxpr with the calls in it inlined; `line` is said of an equation that has none of its own."""
+    flat = Flat([], {}, [], [])
+
+    def new(aval: Any) -> int:
+        flat.types.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+        return len(flat.types) - 1
+
+    def constant(aval: Any, value: Any) -> int:
+        flat.constants[number := new(aval)] = value
+        return number
+
+    def walk(program: ClosedJaxpr, inputs: Sequence[int], line: str, place: tuple) -> list[int]:
+        jaxpr = program.jaxpr
+        of = dict(zip(jaxpr.invars, inputs, strict=True))
+        of.update((v, constant(v.aval, c)) for v, c in zip(jaxpr.constvars, program.consts, strict=True))
+
+        def number(v: Any) -> int:
+            return constant(v.aval, np.asarray(v.val, v.aval.dtype)) if is_literal(v) else of[v]
+
+        for equation in jaxpr.eqns:
+            ins, name = [number(v) for v in equation.invars], equation.primitive.name
+            own_line, own_place = origin(equation)
+            here = (own_line or line, place + own_place)
+            if name in INLINED:
+                body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+                outs = walk(closed(body), ins, *here)
+            elif name == "convert_element_type" and ins[0] in flat.constants:
+                aval = equation.outvars[0].aval
+                outs = [constant(aval, jnp.asarray(flat.constants[ins[0]], aval.dtype))]
+            else:
+                outs = [new(v.aval) for v in equation.outvars]
+                flat.nodes.append(Node(equation, tuple(ins), tuple(outs), *here))
+            of.update(zip(equation.outvars, outs, strict=True))
+        return [number(v) for v in jaxpr.outvars]
+
+    flat.outputs.extend(walk(program, [new(v.aval) for v in program.jaxpr.invars], line, ()))
+    return flat
+
+
+def values_of(program: Flat, inputs: Sequence[Any]) -> dict[int, Any]:
+    """Every value of a program."""
+    values = dict(enumerate(inputs)) | program.constants
+    for node in program.nodes:
+        values.update(zip(node.outs, as_it_is(node.equation, [values[i] for i in node.ins]), strict=True))
+    return values
+
+
+def outputs_with(program: Flat, values: dict[int, Any], at: int, apply: Callable[..., Sequence[Any]]) -> list[Any]:
+    """The outputs where the node `at` computes `apply`; only what depends on it is computed again."""
+    node = program.nodes[at]
+    new = dict(zip(node.outs, apply(*(values[i] for i in node.ins)), strict=True))
+    for later in program.nodes[at + 1 :]:
+        if any(i in new for i in later.ins):
+            operands = [new.get(i, values[i]) for i in later.ins]
+            new.update(zip(later.outs, as_it_is(later.equation, operands), strict=True))
+    return [new.get(i, values[i]) for i in program.outputs]
+
+
+def used_values(program: Flat) -> set[int]:
+    """The values on which an output depends."""
+    used = set(program.outputs)
+    for node in reversed(program.nodes):
+        if used.intersection(node.outs):
+            used.update(node.ins)
+    return used
+
+
+def origin(equation: JaxprEqn) -> tuple[str, tuple]:
+    """File and line that an equation comes from, in whoever's code calls JAX, and the exact place; empty if unknown."""
+    trace = equation.source_info.traceback
+    if not trace:
+        return "", ()
+    lines = [(f.file_name, f.line_num) for f in trace.frames if _is_users(f.file_name)]
+    # Two products in one line are two places, which the line's number does not tell.
+    raw = getattr(trace, "raw_frames", None)
+    place = [(c.co_filename, at) for c, at in zip(*raw(), strict=True) if _is_users(c.co_filename)] if raw else lines
+    return next((f"{Path(file).name}:{line}" for file, line in lines), ""), tuple(place)
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith(NOT_THE_USERS)

@@ -1,0 +1,189 @@
+"""check_intermediates: of a derivation's cotangents of named intermediates, which is the first wrong step?"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bpref.verify.diagnose import Diagnosis, Residual, diagnose, diagnose_shape
+from bpref.verify.examine import widened
+from bpref.verify.naming import function_name, leaf_names
+from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
+from bpref.verify.step_errors import Beside, beside
+from bpref.verify.steps import Case, Steps, cases, prepare
+
+
+class IntermediatesReport(NamedTuple):
+    """What `check_intermediates` says. Printed, it is a table in backward order, the last computed value first.
+
+    Attributes:
+      name: the forward's name.
+      oracle: what the cotangents were held against.
+      key: the seed of every random draw.
+      verdicts: one for each name, in backward order.
+      findings: the steps that are wrong by themselves, in backward order.
+      consequences: the names that are wrong only because they were computed, rightly, from others that are wrong;
+        and for each of them, from which.
+      notes: what else a reader should know.
+    """
+
+    name: str
+    oracle: str
+    key: int
+    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
+    consequences: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self._table.ok
+
+    @property
+    def verdict(self) -> str:
+        """The gravest verdict of all."""
+        return self._table.verdict
+
+    @property
+    def first_wrong(self) -> str | None:
+        """The name at which back-propagation goes wrong first; None if it does not."""
+        return self.findings[0].where if self.findings else None
+
+    def raise_if_wrong(self) -> "IntermediatesReport":
+        """Raise `AssertionError` with the report if any step is wrong; else the report itself."""
+        if self.verdict == WRONG:
+            raise AssertionError(f"\n{self}")
+        return self
+
+    def to_json(self) -> str:
+        """The whole report as one JSON object."""
+        whole = json.loads(self._table.to_json())
+        more = {"first_wrong": self.first_wrong, "consequences": {k: list(v) for k, v in self.consequences.items()}}
+        return json.dumps(whole | more, indent=1)
+
+    def __str__(self) -> str:
+        first = f"\n  first wrong step: d{self.first_wrong}" if self.findings else ""
+        return f"{self._table}{first}"
+
+    @property
+    def _table(self) -> Report:
+        return Report(self.name, self.oracle, self.key, self.verdicts, self.findings, self.notes)
+
+
+def check_intermediates(
+    forward: Callable[..., Any],
+    args: Sequence[Any],
+    cotangents: Mapping[str, Any] | Callable[[tuple, Any], Mapping[str, Any]],
+    dy: Any = None,
+    key: int | None = None,
+) -> IntermediatesReport:
+    """Hold hand-computed cotangents of a forward's intermediates against autodiff's, step by step.
+
+    A step is judged by itself: the cotangent of a value is what the hand's own cotangents of the values computed
+    from it make of it. A cotangent that is wrong and yet right for those is wrong only as their consequence.
+
+    Args:
+      forward: a function that names its intermediates, `z = jax.ad_checkpoint.checkpoint_name(z, "Z2")`; also inside
+        jit, remat and custom rules, which are stripped; not inside loops and branches.
+      args: the arguments of `forward`, a tuple: pytrees of arrays, or of specifications where `cotangents` is a
+        function.
+      cotangents: `{"Z2": dZ2, ...}`, arrays computed for these `args` and `dy`, which are then judged by the
+        precision of their dtype; or a function `(args, dy) -> {"Z2": dZ2, ...}`, which is judged in float64, at
+        several points. What is named and not given is not looked at.
+      dy: the cotangent of the output; left out, 1 for a scalar output, and random for a function's.
+      key: the seed of every random draw; left out, a new one, which the report names.
+
+    Raises:
+      TypeError, ValueError: a call that cannot be checked: a name that the forward does not give, or gives twice, or
+        gives inside a loop; no scalar output and no `dy`.
+    """
+    if not isinstance(args, tuple | list):
+        raise TypeError(f"check_intermediates: args is a {type(args).__name__}, expected the tuple of forward's args")
+    key = secrets.randbelow(10**6) if key is None else key
+    steps = prepare(forward, tuple(args), cotangents, dy, key)
+    seen = cases(steps, key)
+    return _report(function_name(forward), steps, seen, key)
+
+
+class _Judged(NamedTuple):
+    verdict: Verdict
+    finding: Finding | None = None
+    because: tuple[str, ...] = ()
+
+
+def _report(name: str, steps: Steps, seen: list[Case], key: int) -> IntermediatesReport:
+    judged: dict[str, _Judged] = {}
+    for where in reversed(steps.shapes):
+        judged[where] = _judge(where, steps, seen, judged)
+    return IntermediatesReport(
+        name,
+        "backward order   float64 oracle: its own primal, differentiated",
+        key,
+        tuple(j.verdict for j in judged.values()),
+        tuple(j.finding for j in judged.values() if j.finding),
+        {where: j.because for where, j in judged.items() if j.because},
+        steps.notes,
+    )
+
+
+def _judge(where: str, steps: Steps, seen: list[Case], judged: dict[str, _Judged]) -> _Judged:
+    misfit = steps.misfits.get(where)
+    if misfit is not None:
+        detail = f"its cotangent is {misfit}, expected {steps.shapes[where].dtype}{list(steps.shapes[where].shape)}"
+        return _wrong(Finding(where, *_of_misfit(where, detail, steps, seen)))
+    whole = beside(where, steps, seen, "total")
+    if whole.is_right:
+        return _Judged(Verdict(where, OK, whole.text(), whole.error))
+    doubtful = tuple(w for w in steps.uses[where] if judged[w].verdict.verdict != OK)
+    alone = beside(where, steps, seen, "step") if doubtful else whole
+    if alone.is_right and whole.is_wrong:
+        of = " and ".join(f"d{w}" for w in doubtful)
+        verdict = judged[doubtful[0]].verdict.verdict if len(doubtful) == 1 else WRONG
+        detail = f"only because of {of}, from which it is rightly computed"
+        return _Judged(Verdict(where, verdict, detail, whole.error), None, doubtful)
+    if not (alone.is_wrong and whole.is_wrong):
+        return _Judged(Verdict(where, CANNOT_TELL, alone.open_text(), alone.error))
+    if where not in steps.live:
+        hint = "nothing is computed from this value: go on with what checkpoint_name returns"
+        return _wrong(Finding(where, "structure", hint, alone.error))
+    found = diagnose(_residual(where, steps, seen, alone))
+    return _wrong(Finding(where, found.kind, found.detail, alone.error), doubtful)
+
+
+def _wrong(finding: Finding, doubtful: tuple[str, ...] = ()) -> _Judged:
+    more = f"\nnot only because of {' and '.join(f'd{w}' for w in doubtful)}" if doubtful else ""
+    return _Judged(Verdict(finding.where, WRONG, finding.detail + more, finding.error), finding)
+
+
+def _of_misfit(where: str, detail: str, steps: Steps, seen: list[Case]) -> Diagnosis:
+    hand = [widened(case.misshapen[where]) for case in seen]
+    if not all(np.issubdtype(v.dtype, np.inexact) for v in hand):
+        return Diagnosis("structure", detail)
+    residual = _residual(where, steps, seen, None)
+    return diagnose_shape(residual._replace(hand=np.stack(hand)))
+
+
+def _residual(where: str, steps: Steps, seen: list[Case], held: Beside | None) -> Residual:
+    """What a diagnosis is made from: the step beside the one that is right for the same incoming cotangents."""
+
+    def stacked(values: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        return {n: np.stack([v[n] for v in values]) for n in values[0]}
+
+    expected = stacked([case.step | {n: v for n, v in case.total.items() if n not in case.step} for case in seen])
+    arguments = {n: np.stack([case.leaves[i] for case in seen]) for i, n in enumerate(steps.names)}
+    values = stacked([case.values for case in seen])
+    outputs = leaf_names("y", seen[0].dy)
+    dys = [np.stack(v) for v in zip(*(jax.tree.leaves(case.dy) for case in seen), strict=True)]
+    return Residual(
+        where=where,
+        hand=expected[where] if held is None else np.stack([case.hand[where] for case in seen]),
+        oracle=expected[where],
+        others={n: v for n, v in expected.items() if n != where},
+        args=arguments | values,
+        y={},
+        dy={n: v for n, v in zip(outputs, dys, strict=True) if np.issubdtype(v.dtype, np.inexact)},
+        round_off=steps.round_off if held is None else held.round_off,
+    )

@@ -1,0 +1,83 @@
+"""From what was seen to a verdict: for each value, is it right, and what is wrong with it?"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpref.verify import precision
+from bpref.verify.diagnose import diagnose, diagnose_shape
+from bpref.verify.examine import Held
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Precision, Verdict
+
+
+class Evidence(NamedTuple):
+    """Everything that is known about one value when it is judged.
+
+    Attributes:
+      where: its name.
+      held: the hand's beside the oracle's; None if the hand has no array of that shape.
+      findings: what the laws have said of it already.
+      residual: what a diagnosis is made from, as a function, since it is seldom needed.
+      rows: its errors in the working dtypes.
+      imprecise: which of these are worse than autodiff's.
+    """
+
+    where: str
+    held: Held | None
+    findings: tuple[Finding, ...]
+    residual: Any
+    precision: tuple[Precision, ...]
+    imprecise: tuple[Precision, ...]
+
+
+def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
+    """The verdict on one value, and the findings that it rests on."""
+    findings = [f for f in e.findings if f.kind in ("structure", "dtype")]
+    if not findings:
+        findings = _derivation(e)
+    if findings:
+        return Verdict(e.where, WRONG, _lines(findings), max(f.error for f in findings), e.precision), findings
+    assert e.held is not None
+    kinks = [Finding(e.where, "kink", _kink(e.held), 0.0)] if e.held.kinks else []
+    if e.held.is_open:
+        return Verdict(e.where, CANNOT_TELL, _open(e.held), e.held.error, e.precision), kinks
+    if e.imprecise:
+        coarse = [
+            Finding(e.where, "imprecise", precision.long_text(p), p.hand.p99)
+            if np.isfinite(p.hand.maximum)
+            else Finding(e.where, "nonfinite", f"in {p.dtype} it is NaN or infinite where autodiff is not")
+            for p in e.imprecise
+        ]
+        return Verdict(e.where, IMPRECISE, _lines(coarse), e.held.error, e.precision), coarse + kinks
+    figures = [f"{e.held.error:.0e} in float64", *map(precision.text, e.precision)]
+    return Verdict(e.where, OK, "; ".join(figures + [f.detail for f in kinks]), e.held.error, e.precision), kinks
+
+
+def _derivation(e: Evidence) -> list[Finding]:
+    nonlinear = [f for f in e.findings if f.kind == "nonlinear"]
+    if e.held is None:
+        residual = e.residual()
+        found = diagnose_shape(residual)
+        return [Finding(e.where, *found)]
+    if e.held.is_wrong:
+        if nonlinear and e.held.is_right_where_small and np.all(np.isfinite(e.held.hand)):
+            return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
+        found = diagnose(e.residual())
+        if nonlinear and found.kind not in ("clipped", "nonfinite"):
+            return nonlinear
+        return [Finding(e.where, found.kind, found.detail, e.held.error)]
+    return [*nonlinear, *(f for f in e.findings if f.kind == "impure")]
+
+
+def _lines(findings: list[Finding]) -> str:
+    return "\n".join(f.detail for f in findings)
+
+
+def _kink(held: Held) -> str:
+    return f"at {held.kinks} kinks it has another subgradient than the oracle, as right"
+
+
+def _open(held: Held) -> str:
+    if held.unjudged == held.oracle.size:
+        return "the oracle is NaN or infinite at every element, at every point"
+    return f"off by {held.error:.1e}, which round-off may explain: it makes up to {held.allowed:.0e} here"

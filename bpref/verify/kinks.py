@@ -1,0 +1,89 @@
+"""Kinks and ties: where a function has no derivative, any subgradient between the one-sided ones is right.
+
+Close to such a point the gradient takes several values, and every subgradient is a mean of these. A hand-derived
+cotangent is accepted there if each element lies between the gradients found nearby, and if each sum that all of
+those agree on (the elements of a tied maximum share one cotangent) is the hand's as well.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.points import generator
+
+STEP = 1e-7
+"""How far 'nearby' is, relative to an array's size."""
+
+SMOOTH = 1e-9
+"""How near the mean of opposite neighbours is to a smooth gradient between them, relatively."""
+
+JUMP = 1e-3
+"""The relative change of the gradient over such a step that only a kink can make."""
+
+PAIRS = 5
+"""How many pairs of opposite neighbours are looked at; in the first all inputs have moved up, and down."""
+
+
+class Kinks(NamedTuple):
+    """Which elements of the hand's cotangent are right though they differ from the oracle's; (samples, *shape)."""
+
+    accepted: np.ndarray
+
+
+def at_kinks(
+    run: Callable[[list[Any], list[Any]], Any], points: Sequence[Any], seen: Sequence[Any], name: str
+) -> Kinks:
+    """Look at the neighbourhood of every point for the cotangent called `name`."""
+    accepted = []
+    for point, s in zip(points, seen, strict=True):
+        hand, oracle = s.hand[name], s.oracle[name]
+        if hand.shape != oracle.shape or np.array_equal(hand, oracle):
+            accepted.append(np.zeros(oracle.shape, bool))
+            continue
+        with jax.enable_x64(True):
+            nearby = np.stack([run(leaves, point.dys).oracle[name] for leaves in _neighbours(point.leaves)])
+        accepted.append(
+            np.stack([_accepted(*sample) for sample in zip(hand, oracle, np.swapaxes(nearby, 0, 1), strict=True)])
+        )
+    return Kinks(np.concatenate(accepted))
+
+
+def _neighbours(leaves: list[Any]) -> Iterator[list[Any]]:
+    rng = generator(0, 2)
+    for i in range(PAIRS):
+        steps = [_step(v, rng, i) if is_differentiable(v) else 0 for v in leaves]
+        for sign in (1, -1):
+            yield [v + sign * step if is_differentiable(v) else v for v, step in zip(leaves, steps, strict=True)]
+
+
+def _step(v: np.ndarray, rng: np.random.Generator, which: int) -> np.ndarray:
+    size = np.sqrt(np.mean(np.abs(v) ** 2)) if v.size else 1.0
+    return STEP * (size or 1.0) * (rng.normal(size=v.shape) if which else np.ones(v.shape))
+
+
+def _accepted(hand: np.ndarray, oracle: np.ndarray, nearby: np.ndarray) -> np.ndarray:
+    """Which elements have a kink that the hand is right at; none, if the hand breaks a sum that all neighbours keep.
+
+    A function may be smooth where its formula has a kink, and autodiff of the formula be wrong at that one point:
+    there the hand must be what its neighbours are.
+    """
+    if np.iscomplexobj(hand) or not np.all(np.isfinite(nearby)) or not np.all(np.isfinite(hand)):
+        return np.zeros(hand.shape, bool)
+    scale = np.max(np.abs(nearby), initial=0.0)
+    low, high, middle = nearby.min(axis=0), nearby.max(axis=0), nearby.mean(axis=0)
+    kinked = high - low > JUMP * scale
+    slack = JUMP * 0.1 * scale
+    between = (hand >= low - slack) & (hand <= high + slack)
+    smoothed = ~kinked & (np.abs(oracle - middle) > slack) & (np.abs(hand - middle) <= SMOOTH * scale)
+    if not np.all(between[kinked]):
+        return np.zeros(hand.shape, bool)
+    for axis in (None, *range(hand.ndim)):
+        sums = nearby.sum(axis=tuple(range(1, nearby.ndim)) if axis is None else axis + 1)
+        agreed = sums.max(axis=0) - sums.min(axis=0) <= slack
+        touched = kinked.any(axis=axis) if kinked.ndim else kinked
+        if np.any(agreed & touched & (np.abs(hand.sum(axis=axis) - sums.mean(axis=0)) > 10 * slack)):
+            return np.zeros(hand.shape, bool)
+    return kinked | smoothed

@@ -1,0 +1,192 @@
+"""Lifting a function into float64: the mathematics that it says, whatever dtypes it computes in.
+
+A function that casts down inside (to bfloat16 for a product, to float32 for a kernel) has a float64 derivative that
+no float64 input shows. Lifted, every real floating value is float64 and every complex one complex128: casts between
+them do nothing, and a half-precision reduction or product is done in full.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from bpref.verify.lift_rules import lift_rule
+from bpref.verify.loops import CONTROL_FLOW, closed
+from bpref.verify.rewrite import Recurse, as_it_is, evaluate, traced
+from bpref.verify.strip import OPAQUE, RULES_OF_JAX, is_opaque
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def lift(fun: F, at: Any = None) -> F:
+    """The function that computes what `fun` says with every floating-point value in float64 or complex128.
+
+    It is called under `jax.enable_x64(True)`, with arguments of any dtype. `fun` is traced at the dtypes that come, or
+    with real arguments of dtype `at`, so that what it chooses by dtype (an epsilon, a mask's value) is chosen by those.
+    A literal such as 0.1 is exact only if they are float64. Custom derivative rules stay, lifted
+    themselves: forward, backward and tangents. For the primal's own derivative, lift the stripped function.
+
+    Left alone: casts to integers; kernels and callbacks, which are given the dtypes that they were traced with, and
+    rules over them. Random numbers are those of the dtype that they were drawn in.
+
+    Raises:
+      ValueError: where 64-bit numbers are not enabled.
+      NotImplementedError: for a bitcast of a floating-point value, whose bits are those of one dtype.
+    """
+
+    @wraps(fun)
+    def lifted(*args, **kwargs):
+        if jnp.result_type(float) != jnp.float64:
+            raise ValueError("lift: 64-bit numbers are not enabled; call it under jax.enable_x64(True)")
+        program, _, to_tree = traced(fun, *jax.tree.map(lambda v: _real_at(v, at), (args, kwargs)))
+        inputs = [wide(v) for v in jax.tree.leaves((args, kwargs)) if isinstance(v, jax.Array)]
+        return to_tree(evaluate(program, inputs, in_float64, wide))
+
+    return lifted  # type: ignore[return-value]
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float64 for a real floating dtype, complex128 for a complex one, any other as it is."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float64)
+    return np.dtype(np.complex128) if jnp.issubdtype(dtype, jnp.complexfloating) else dtype
+
+
+def wide(v: Any) -> Any:
+    """An array of floating-point numbers, or a constant, in the wide dtype of its kind."""
+    dtype = getattr(v, "dtype", None)
+    if dtype is None or wide_dtype(dtype) == dtype:
+        return v
+    return jnp.asarray(np.asarray(v) if not isinstance(v, jax.Array) else v, wide_dtype(dtype))
+
+
+def in_float64(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+    """For `evaluate` with `wide` constants: the equation over wide values."""
+    name = equation.primitive.name
+    if name in RULES_OF_JAX and not is_opaque(equation.params["call_jaxpr"]):
+        return lift_rule(equation, inputs, recurse)
+    if name in CONTROL_FLOW:
+        return NotImplemented
+    if name in OPAQUE or name in RULES_OF_JAX or name == "bitcast_convert_type":
+        if name == "bitcast_convert_type" and _bits(equation.invars[0].aval):
+            raise NotImplementedError(
+                "lift: a bitcast of a floating-point value (bitcast_convert_type, as jnp.signbit, jnp.frexp and "
+                "jnp.copysign do): its bits are those of one dtype, and have no meaning in float64"
+            )
+        narrow = [_as_traced(x, v.aval) for x, v in zip(inputs, equation.invars, strict=True)]
+        return [wide(v) for v in as_it_is(equation, narrow)]
+    if name == "reduce_precision":
+        return list(inputs)
+    return [wide(v) for v in as_it_is(equation, inputs, **_wide_parameters(equation, recurse))]
+
+
+def narrowest(program: ClosedJaxpr, wide: Any) -> np.dtype | None:
+    """The narrowest floating dtype that a value computed from the inputs is cast down to, inner programs included.
+
+    Args:
+      program: traced at inputs of dtype `wide`.
+      wide: what counts as not cast down: this dtype, or one with as many bits of precision.
+
+    Returns:
+      None where nothing is cast down. Casts to integers do not count, nor do constants.
+    """
+    found, _ = _narrowed(program.jaxpr, [True] * len(program.jaxpr.invars))
+    bits = {dtype: jnp.finfo(dtype).nmant for dtype in found if jnp.finfo(dtype).nmant < jnp.finfo(wide).nmant}
+    return min(bits, key=lambda dtype: (bits[dtype], str(dtype)), default=None)
+
+
+def _real_at(v: Any, dtype: Any) -> Any:
+    real = isinstance(v, jax.Array) and jnp.issubdtype(v.dtype, jnp.floating)
+    return v if dtype is None or not real else lax.convert_element_type(v, dtype)
+
+
+def _as_traced(x: Any, aval: Any) -> Any:
+    return x if wide_dtype(aval.dtype) == aval.dtype else lax.convert_element_type(x, aval.dtype)
+
+
+def _wide_parameters(equation: JaxprEqn, recurse: Recurse) -> dict[str, Any]:
+    """The parameters that name a dtype, an algorithm of one, or a scalar program (of a reduction), made wide."""
+
+    def widened(v: Any) -> Any:
+        if isinstance(v, np.dtype):
+            return wide_dtype(v)
+        if isinstance(v, lax.DotAlgorithmPreset | lax.DotAlgorithm):
+            return None
+        if isinstance(v, ClosedJaxpr | Jaxpr):
+            inner = closed(v)
+            avals = [jax.ShapeDtypeStruct(a.shape, wide_dtype(a.dtype)) for a in inner.in_avals]
+            again = jax.make_jaxpr(lambda *xs: recurse(inner, xs))(*avals)
+            return again if isinstance(v, ClosedJaxpr) else again.jaxpr
+        return v
+
+    return {name: widened(v) for name, v in equation.params.items()}
+
+
+def _narrowed(jaxpr: Jaxpr, of_inputs: Sequence[bool]) -> tuple[set[np.dtype], list[bool]]:
+    """The dtypes that values are cast down to, and which outputs depend on the inputs that `of_inputs` marks."""
+    found: set[np.dtype] = set()
+    depends = {v for v, mark in zip(jaxpr.invars, of_inputs, strict=True) if mark}
+
+    for equation in jaxpr.eqns:
+        marks = [not hasattr(v, "val") and v in depends for v in equation.invars]
+        inside, out_marks = _inside(equation, marks)
+        found |= inside
+        depends.update(v for v, mark in zip(equation.outvars, out_marks, strict=True) if mark)
+        if equation.primitive.name in CONTROL_FLOW or equation.primitive.name in RULES_OF_JAX:
+            continue
+        bits = [_bits(v.aval) for v, mark in zip(equation.invars, marks, strict=True) if mark and _bits(v.aval)]
+        if equation.primitive.name == "reduce_precision" and bits:
+            found |= _as_precise_as(equation.params["mantissa_bits"], bits[0])
+        found |= {_dtype(v.aval) for v in equation.outvars if bits and 0 < _bits(v.aval) < max(bits)}
+    return found, [not hasattr(v, "val") and v in depends for v in jaxpr.outvars]
+
+
+def _inside(equation: JaxprEqn, marks: Sequence[bool]) -> tuple[set[np.dtype], list[bool]]:
+    """The same of the programs that an equation holds; a loop is gone through until no more of its carry depends."""
+    p, name = equation.params, equation.primitive.name
+    everything = [any(marks)] * len(equation.outvars)
+    if name == "scan":
+        fixed, n = p["num_consts"], p["num_carry"]
+        return _until_settled(p["jaxpr"].jaxpr, list(marks), fixed, n)
+    if name == "while":
+        c, b = p["cond_nconsts"], p["body_nconsts"]
+        of_body, carry = list(marks[c : c + b]), list(marks[c + b :])
+        return _until_settled(p["body_jaxpr"].jaxpr, of_body + carry, b, len(carry))
+    if name == "cond":
+        each = [_narrowed(branch.jaxpr, marks[1:]) for branch in p["branches"]]
+        outs = [any(of_branch) for of_branch in zip(*(o for _, o in each), strict=True)]
+        return set().union(*(f for f, _ in each)), outs
+    inner = p.get("jaxpr") or p.get("call_jaxpr") or p.get("call")
+    if (name in CONTROL_FLOW or name in RULES_OF_JAX) and inner is not None:
+        return _narrowed(closed(inner).jaxpr, marks)
+    return set(), everything
+
+
+def _until_settled(body: Jaxpr, marks: list[bool], fixed: int, carried: int) -> tuple[set[np.dtype], list[bool]]:
+    while True:
+        found, outs = _narrowed(body, marks)
+        carry = [a or b for a, b in zip(marks[fixed : fixed + carried], outs[:carried], strict=True)]
+        if carry == marks[fixed : fixed + carried]:
+            return found, outs
+        marks = [*marks[:fixed], *carry, *marks[fixed + carried :]]
+
+
+def _bits(aval: Any) -> int:
+    """The bits of a floating dtype's mantissa, 0 for any other."""
+    return jnp.finfo(_dtype(aval)).nmant if jnp.issubdtype(_dtype(aval), jnp.inexact) else 0
+
+
+def _dtype(aval: Any) -> Any:
+    """An array's dtype; an effect's token, which has none, counts as a boolean."""
+    return getattr(aval, "dtype", np.dtype(bool))
+
+
+def _as_precise_as(mantissa: int, bits: int) -> set[np.dtype]:
+    """The known dtype of a reduced precision, or the next more precise one."""
+    known = sorted((jnp.dtype(t) for t in ("bfloat16", "float16", "float32")), key=lambda t: jnp.finfo(t).nmant)
+    return {next(t for t in known if jnp.finfo(t).nmant >= mantissa)} if mantissa < bits and mantissa <= 23 else set()

@@ -1,0 +1,140 @@
+"""Tracing control flow again, through JAX's public functions, with the programs inside evaluated anew."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
+    """The program, closed over no constants where it is an open one."""
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+
+
+def retrace_scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+    """`lax.scan` over the same axis, in the same direction; the inputs are constants, carry and what is scanned."""
+    p = equation.params
+    consts, init, xs = split(inputs, p["num_consts"], p["num_carry"])
+
+    def body(carry, x):
+        outputs = recurse(p["jaxpr"], [*consts, *carry, *x])
+        return strong(outputs[: len(init)]), outputs[len(init) :]
+
+    carry, ys = lax.scan(body, strong(init), xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    return [*carry, *ys]
+
+
+def retrace_while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+    """`lax.while_loop`, from the same parts."""
+    return lax.while_loop(*parts_of_while(equation, inputs, recurse))
+
+
+def parts_of_while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> tuple[Callable, Callable, list]:
+    """A loop's predicate, its body and its first carry.
+
+    A predicate with a shape, as vmap makes it, is true while any element goes on; the body then keeps the others.
+    """
+    p = equation.params
+    of_cond, of_body, init = split(inputs, p["cond_nconsts"], p["body_nconsts"])
+
+    def each_going(carry):
+        return recurse(p["cond_jaxpr"], [*of_cond, *carry])[0]
+
+    def body(carry):
+        return strong(recurse(p["body_jaxpr"], [*of_body, *carry]))
+
+    def body_where_going(carry):
+        on = each_going(carry)
+        return [_select(on, new, old) for new, old in zip(body(carry), carry, strict=True)]
+
+    if p["cond_jaxpr"].out_avals[0].shape:
+        return lambda carry: jnp.any(each_going(carry)), body_where_going, strong(init)
+    return each_going, body, strong(init)
+
+
+def retrace_cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+    """`lax.switch`; the branches of `lax.platform_dependent` are called through the same function again."""
+    index, *operands = inputs
+    branches = [lambda *xs, b=b: strong(recurse(b, xs)) for b in equation.params["branches"]]
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index, branches, *operands)
+    named = {p: b for ps, b in zip(platforms, branches, strict=True) if ps is not None for p in ps}
+    default = branches[platforms.index(None)] if None in platforms else None
+    return lax.platform_dependent(*operands, default=default, **named)
+
+
+def retrace_remat(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+    """`jax.checkpoint`, with its policy."""
+    p = equation.params
+    body = closed(p["jaxpr"])
+    again = jax.checkpoint(lambda *xs: recurse(body, xs), policy=p["policy"], prevent_cse=p["prevent_cse"])
+    return again(*inputs)
+
+
+def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+    """`lax.custom_linear_solve`: its derivative solves the same equation again, and is JAX's own, no user's rule."""
+    programs, lengths = equation.params["jaxprs"], equation.params["const_lengths"]
+    *consts, b = split(inputs, *lengths)
+    of = dict(zip(programs._fields, zip(programs, consts, strict=True), strict=True))
+
+    def call(name: str, v: Sequence[Any]) -> Any:
+        program, constants = of[name]
+        outputs = recurse(program, [*constants, *v])
+        return (outputs[: len(b)], outputs[len(b) :]) if "solve" in name and has_aux else outputs
+
+    has_aux = len(programs.solve.out_avals) > len(b)
+    outputs = lax.custom_linear_solve(
+        lambda v: call("matvec", v),
+        list(b),
+        lambda _, v: call("solve", v),
+        None if programs.transpose_solve is None else lambda _, v: call("transpose_solve", v),
+        symmetric=programs.vecmat is programs.matvec,
+        has_aux=has_aux,
+    )
+    return [*outputs[0], *outputs[1]] if has_aux else list(outputs)
+
+
+def inline(name: str) -> Callable[..., list]:
+    """Evaluates the program that is the parameter `name` in its place."""
+    return lambda equation, inputs, recurse: recurse(closed(equation.params[name]), inputs)
+
+
+CONTROL_FLOW: dict[str, Callable[..., list]] = {
+    "scan": retrace_scan,
+    "while": retrace_while,
+    "cond": retrace_cond,
+    "remat2": retrace_remat,
+    "checkpoint": retrace_remat,
+    "custom_linear_solve": retrace_linear_solve,
+    "linear_solve": retrace_linear_solve,
+    "jit": inline("jaxpr"),
+    "pjit": inline("jaxpr"),
+    "closed_call": inline("call_jaxpr"),
+    "core_call": inline("call_jaxpr"),
+    "custom_vmap_call": inline("call"),
+}
+"""How each primitive that holds programs is traced again, by its name."""
+
+
+def split(values: Sequence[Any], *lengths: int) -> list[list]:
+    """Runs of these lengths from the front of a list, and the rest."""
+    runs, start = [], 0
+    for n in lengths:
+        runs.append(list(values[start : start + n]))
+        start += n
+    return [*runs, list(values[start:])]
+
+
+def strong(values: Sequence[Any]) -> list:
+    """The same arrays, none weakly typed: a carry must leave a body as it came in, and branches must agree."""
+    return [
+        lax.convert_element_type(v, v.dtype) if getattr(v, "weak_type", False) else v for v in map(jnp.asarray, values)
+    ]
+
+
+def _select(on: Any, new: Any, old: Any) -> Any:
+    return jnp.where(jnp.reshape(on, on.shape + (1,) * (new.ndim - on.ndim)), new, old)

@@ -1,0 +1,39 @@
+"""Where in somebody's source an equation comes from."""
+
+import os
+import re
+import sysconfig
+from typing import Any
+
+import jax
+
+MACHINERY = re.compile(
+    "|".join(
+        (
+            re.escape(os.path.dirname(jax.__file__) + os.sep),
+            re.escape(os.path.dirname(__file__) + os.sep),
+            re.escape(sysconfig.get_path("stdlib") + os.sep) + "(?!(?:site|dist)-packages)",
+            "<frozen |<string>",
+        )
+    )
+)
+"""Files whose lines say nothing about the user's program: JAX, the standard library, and this checker."""
+
+FRAMEWORKS = re.compile(r".*[\\/](?:site|dist)-packages[\\/](?:flax|equinox|haiku|penzai)[\\/]")
+"""Libraries that call the user's modules, and are called by them: their caller says more."""
+
+
+def place(source: Any) -> tuple[str, int]:
+    """File and line of the call that made an equation, from its `source_info`; `("", 0)` where none is known.
+
+    The innermost frame outside JAX and outside the frameworks; inside a framework only where there is no other.
+    """
+    frames = source.traceback.frames if source.traceback is not None else ()
+    outside = [(f.file_name, f.line_num) for f in frames if not MACHINERY.match(f.file_name)]
+    return next((f for f in outside if not FRAMEWORKS.match(f[0])), outside[0] if outside else ("", 0))
+
+
+def place_of(function: Any) -> tuple[str, str, int]:
+    """Name, file and line of a traced function, from its `debug_info`; empty where unknown."""
+    known = re.match(r"(.*) at (.+?):(\d+)$", str(getattr(function, "func_src_info", "")))
+    return (known[1], known[2], int(known[3])) if known else (str(getattr(function, "func_name", "")), "", 0)

@@ -1,0 +1,118 @@
+"""Random points at which a derivation is tried: like the values that were given, but in general position.
+
+What a given array evidently is, a fresh one is too: symmetric, triangular, positive, rows that sum to one or have
+unit length, zeros and ones. A derivation may rest on such a property, and is not accused for it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Generator = np.random.Generator
+
+STRENGTHS = (0.3, 0.03, 1e-3)
+"""How far fresh values lie from given ones, relatively; a smaller one is tried where the function is not defined."""
+
+
+def generator(key: int, *stream: int) -> Generator:
+    """Random numbers for a check. No stream of them equals what `default_rng(key)` gives: inputs are often made so."""
+    return np.random.default_rng([0x62707265, key, *stream])
+
+
+def is_specification(v: Any) -> bool:
+    return isinstance(v, jax.ShapeDtypeStruct)
+
+
+def is_key(v: Any) -> bool:
+    """Whether it holds (or specifies) JAX's typed random keys."""
+    return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
+
+
+FILLS: tuple[Callable[[Generator, tuple[int, ...]], np.ndarray], ...] = (
+    lambda rng, shape: rng.normal(size=shape),
+    lambda rng, shape: rng.uniform(0.2, 0.8, shape),
+    lambda rng, shape: _positive_definite(rng, shape),
+)
+"""What a specification is filled with: normal values; or, where the function is not defined there, values between
+0 and 1; or positive definite matrices."""
+
+
+def fill(spec: Any, rng: Generator, fill_with: int, smallest: int) -> Any:
+    """An array for a specification; integers are below `smallest`, so that they may index any axis in sight."""
+    if is_key(spec):
+        return jax.random.split(jax.random.key(int(rng.integers(2**31))), spec.shape)
+    if jnp.issubdtype(spec.dtype, jnp.bool_):
+        return rng.random(spec.shape) < 0.5
+    if jnp.issubdtype(spec.dtype, jnp.integer):
+        return rng.integers(0, smallest, spec.shape).astype(spec.dtype)
+    v = FILLS[fill_with](rng, spec.shape)
+    if jnp.issubdtype(spec.dtype, jnp.complexfloating):
+        v = v + 1j * rng.normal(size=spec.shape)
+    return v.astype(spec.dtype)
+
+
+def smallest_axis(leaves: Sequence[Any]) -> int:
+    """The size of the smallest axis above 1 of the floating-point arrays, or 2."""
+    sizes = [n for v in leaves if jnp.issubdtype(v.dtype, jnp.inexact) for n in v.shape if n > 1]
+    return min(sizes, default=2)
+
+
+def near(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
+    """An array like `v`, in its dtype; integers, keys, and what holds only zeros and ones or signs, as they are."""
+    if not jnp.issubdtype(v.dtype, jnp.inexact) or v.size == 0 or not np.all(np.isfinite(v)) or _is_discrete(v):
+        return v
+    wide = np.asarray(v, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
+    return _alike(_moved(wide, rng, strength), wide).astype(v.dtype)
+
+
+def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
+    """Every element changed, also the zeros: by a part of itself, and where signs are mixed by one of the whole."""
+    size = float(np.sqrt(np.mean(np.abs(v) ** 2))) or 1.0
+    moved = v * np.exp(strength * rng.normal(size=v.shape))
+    noise = strength * size * rng.normal(size=v.shape)
+    if np.iscomplexobj(v):
+        return moved + noise + 1j * strength * size * rng.normal(size=v.shape)
+    if np.all(v == 0) or (np.any(v < 0) and np.any(v > 0)):
+        return moved + noise
+    sign = 1.0 if np.all(v >= 0) else -1.0
+    return np.where(v == 0, sign * np.abs(noise), moved)
+
+
+def _alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """`fresh` with what is special about `given`: symmetric, triangular, rows on the simplex or on the sphere."""
+    if given.ndim > 1 and given.shape[-1] == given.shape[-2] > 1:
+        adjoint = np.conj(np.swapaxes(given, -1, -2))
+        if np.allclose(given, adjoint, rtol=1e-6, atol=0):
+            return (fresh + np.conj(np.swapaxes(fresh, -1, -2))) / 2
+        for triangle in (np.tril, np.triu):
+            if np.array_equal(given, triangle(given)):
+                return triangle(fresh)
+    if given.ndim and given.shape[-1] > 1 and not np.iscomplexobj(given):
+        if np.all(given >= 0) and np.allclose(given.sum(-1), 1, rtol=1e-2):
+            return fresh / fresh.sum(-1, keepdims=True)
+        if np.allclose((given**2).sum(-1), 1, rtol=1e-2):
+            return fresh / np.sqrt((fresh**2).sum(-1, keepdims=True))
+    return fresh
+
+
+def _is_discrete(v: np.ndarray) -> bool:
+    """Whether it is a mask, one-hot or signs, and not just zeros or just ones."""
+    kinds = np.unique(np.asarray(v).reshape(-1)[:10_000])
+    return kinds.size == 2 and bool(np.all(np.isin(np.abs(kinds), (0, 1))))
+
+
+def _positive_definite(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        return rng.uniform(0.2, 0.8, shape)
+    root = rng.normal(size=shape)
+    return root @ np.swapaxes(root, -1, -2) / shape[-1] + np.eye(shape[-1])
+
+
+def exactly(v: np.ndarray) -> np.ndarray:
+    """A float64 array whose values were rounded to another dtype, with what was special about them made exact."""
+    if not jnp.issubdtype(v.dtype, jnp.inexact) or v.size == 0 or not np.all(np.isfinite(v)) or _is_discrete(v):
+        return v
+    return _alike(v, v)

@@ -1,0 +1,220 @@
+"""Everything about a subject that does not depend on the values: traced and compiled once, kept for the next check."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify import points as fresh
+from bpref.verify.examine import Point, run_in_float64, widened
+from bpref.verify.jitter import jittered
+from bpref.verify.laws import form
+from bpref.verify.lift import lift, narrowest
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes
+from bpref.verify.report import Finding
+from bpref.verify.subject import Subject
+
+POINTS = 3
+"""How many points a derivation is tried at; the first has the values that were given."""
+
+SCALES = (1.0, 2.0**20, 2.0**-20)
+"""What the cotangents are multiplied by at each point, so that a clip is met wherever it is set."""
+
+KEPT = 64
+"""How many subjects' programs are kept."""
+
+
+class Working(NamedTuple):
+    """A subject's program in a working dtype: what that is called, the dtypes of leaves and dys, the program."""
+
+    name: str
+    leaves: list[Any]
+    dys: list[Any]
+    program: Program
+
+
+class Prepared(NamedTuple):
+    """A subject's programs.
+
+    Attributes:
+      subject: what is checked.
+      outputs: shapes and dtypes of the differentiable outputs, in the dtypes of the arguments.
+      wide: the program in float64.
+      casts_to: the narrowest dtype that it casts down to inside, or None.
+      is_lifted: whether `wide` leaves those casts out.
+      own: the dtypes of the arguments.
+      narrow: the program in each working dtype.
+      formal: what is wrong with the form of the cotangents.
+      jittered: makes, once, the float64 program with every operation rounded at random.
+    """
+
+    subject: Subject
+    outputs: list[Any]
+    wide: Program
+    casts_to: Any
+    is_lifted: bool
+    own: list[Any]
+    narrow: tuple[Working, ...]
+    formal: tuple[Finding, ...]
+    jittered: Callable[[], Program]
+
+
+def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
+    """The programs of a subject; those made for an equal one before, if there are any."""
+    working = tuple(jnp.dtype(d).name for d in dtypes) if dtypes is not None else None
+    shapes = tuple((v.shape, v.dtype) for v in subject.leaves)
+    name = (subject.identity, shapes, working)
+    if name in _KEPT:
+        _KEPT.move_to_end(name)
+        return _KEPT[name]._replace(subject=subject)
+    _KEPT[name] = made = prepare(subject, working)
+    if len(_KEPT) > KEPT:
+        _KEPT.popitem(last=False)
+    return made
+
+
+_KEPT: OrderedDict[Hashable, Prepared] = OrderedDict()
+
+
+def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
+    """The programs of a subject, traced and compiled; `working` as `dtypes` of `check`."""
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    own = [v.dtype for v in specs]
+    with x64_for(own):
+        outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
+    is_lifted = False
+    try:
+        wide = _in_float64(subject, specs, outputs)
+    except (TypeError, ValueError):
+        # It runs in its own dtypes and not in float64: evaluate what it does in its own, in float64.
+        wide = _in_float64(subject, specs, outputs, partial(lift, at=_narrowest_of(own)))
+        is_lifted = True
+    choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
+    narrow = tuple(
+        _narrow(subject, name, specs, dtypes)
+        for name, dtypes in choices.items()
+        if name not in ("", "float64", "complex128")
+    )
+    in_own = next((w.program for w in narrow if w.leaves == own), wide)
+    casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
+    at = _narrowest_of(own) if is_lifted else None
+    return Prepared(
+        subject,
+        outputs,
+        wide,
+        casts_to,
+        is_lifted,
+        own,
+        narrow,
+        tuple(form(in_own, specs, subject.names)),
+        cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(lift(f, at) if is_lifted else f))),
+    )
+
+
+def lifted(ready: Prepared) -> Prepared:
+    """The same with every cast between floating-point dtypes left out of the float64 program."""
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ready.subject.leaves]
+
+    def in_float64(adapt: Callable[[Callable], Callable]) -> Program:
+        return _in_float64(ready.subject, specs, ready.outputs, adapt)
+
+    return ready._replace(
+        wide=in_float64(lift), is_lifted=True, jittered=cache(lambda: in_float64(lambda f: jittered(lift(f))))
+    )
+
+
+def _in_float64(
+    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = lambda f: f
+) -> Program:
+    with jax.enable_x64(True):
+        dys = [_stack(_wide_spec(v)) for v in outputs]
+        return compile_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
+
+
+def _narrowest_of(dtypes: list[Any]) -> Any:
+    real = [d for d in dtypes if jnp.issubdtype(d, jnp.floating)]
+    return min(real, key=lambda d: jnp.finfo(d).nmant, default=jnp.float32)
+
+
+def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any]) -> Working:
+    leaves = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
+    with x64_for(dtypes):
+        dys = [_stack(v) for v in jax.tree.leaves(output_shapes(subject, leaves)) if is_differentiable(v)]
+        return Working(name, dtypes, [v.dtype for v in dys], compile_program(subject, leaves, dys))
+
+
+def x64_for(dtypes: Iterable[Any]) -> Any:
+    """A context in which arrays of these dtypes stay what they are, and float32 is as wide as usual."""
+    return jax.enable_x64(any(d in (np.float64, np.complex128) for d in dtypes))
+
+
+def _stack(v: Any) -> Any:
+    return jax.ShapeDtypeStruct((COTANGENTS, *v.shape), v.dtype)
+
+
+def _wide_spec(v: Any) -> Any:
+    if not is_differentiable(v):
+        return v
+    return jax.ShapeDtypeStruct(v.shape, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
+
+
+def _in(dtype: Any, working: str) -> Any:
+    return jnp.dtype(working) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def _name_of_dtypes(dtypes: list[Any]) -> str:
+    names = dict.fromkeys(jnp.dtype(d).name for d in dtypes if jnp.issubdtype(d, jnp.inexact))
+    return "/".join(names)
+
+
+def scales(linear: bool) -> tuple[float, ...]:
+    """What the cotangents are multiplied by at each point; all small for a backward that is not meant to be linear."""
+    return SCALES if linear else (SCALES[-1],) * POINTS
+
+
+def sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[Point], list[Seen]]:
+    """The points of a check: in the working dtypes, in float64 as they were run, and what was seen there."""
+    narrow, wide, seen = zip(*(_sample(ready, key, i, scale) for i, scale in enumerate(scales(linear))), strict=True)
+    if not linear:
+        narrow = [Point(p.leaves, [(v * SCALES[-1]).astype(v.dtype) for v in p.dys]) for p in narrow]
+    return list(narrow), list(wide), list(seen)
+
+
+def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
+    """Point number i: fresh values ever nearer to the given ones, until the function is defined there."""
+    for attempt in range(len(fresh.STRENGTHS)):
+        rng = fresh.generator(key, i, attempt)
+        point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
+        exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
+        (values,) = run_in_float64(ready.wide, [exact])
+        if _is_defined(values):
+            break
+    return point, exact, values  # type: ignore[possibly-unbound]
+
+
+def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
+    smallest = fresh.smallest_axis(leaves)
+    return [
+        fresh.fill(v, rng, attempt, smallest)
+        if fresh.is_specification(v)
+        else v
+        if i == 0
+        else fresh.near(v, rng, fresh.STRENGTHS[attempt])
+        for v in leaves
+    ]
+
+
+def _cotangents(output: Any, rng: np.random.Generator) -> np.ndarray:
+    v = rng.normal(size=(COTANGENTS, *output.shape))
+    if jnp.issubdtype(output.dtype, jnp.complexfloating):
+        v = v + 1j * rng.normal(size=v.shape)
+    return v.astype(output.dtype)
+
+
+def _is_defined(seen: Seen) -> bool:
+    return all(np.all(np.isfinite(v)) for v in (*seen.y_oracle.values(), *seen.oracle.values()))

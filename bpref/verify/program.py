@@ -1,0 +1,191 @@
+"""The compiled program of an examination: a subject's forward and its backward, beside the oracle's.
+
+Everything a law compares is computed in one program, the hand's and the oracle's side by side: compiling is the cost.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify.naming import leaf_names
+from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.subject import Misfit, Subject, describe
+
+COTANGENTS = 2
+"""How many random cotangents of the output each point is tried with."""
+
+QUICK_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
+@cache
+def quick_compilation() -> dict[str, Any]:
+    """Options for the same arithmetic in slower code, those of them that this version of XLA knows.
+
+    An examination runs each program a few times, and compiling it is the cost: they save four fifths of it.
+    """
+
+    def is_known(name: str, value: Any) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
+
+
+class Seen(NamedTuple):
+    """The values of one run, by name. Outputs are as they are; cotangents have a leading axis, one entry per dy.
+
+    Attributes:
+      y, y_oracle: the output, by hand and by the oracle.
+      hand, oracle: the cotangents, derived by hand and by autodiff.
+      combined: the hand's cotangents of 2 dys[0] - 3 dys[1], for the law of linearity.
+      zero: the hand's cotangents of 0.
+      alone: the hand's cotangents of dys[0], where the others come from under `vmap`.
+    """
+
+    y: dict[str, np.ndarray]
+    y_oracle: dict[str, np.ndarray]
+    hand: dict[str, np.ndarray]
+    oracle: dict[str, np.ndarray]
+    combined: dict[str, np.ndarray]
+    zero: dict[str, np.ndarray]
+    alone: dict[str, np.ndarray]
+
+
+class Program(NamedTuple):
+    """A subject traced and compiled for inputs of certain shapes and dtypes.
+
+    Attributes:
+      run: `(leaves, dys) -> Seen`, of NumPy arrays.
+      traced: the program as JAX traced it, the subject's jaxpr and the oracle's in one.
+      misfits: what is wrong with the form of a cotangent, by name.
+      absent: the names of the differentiable arguments for which the backward returned `None`.
+      unbatched: why `vmap` could not be used, or empty.
+    """
+
+    run: Callable[[list[Any], list[Any]], Seen]
+    traced: Any
+    misfits: dict[str, str]
+    absent: set[str]
+    unbatched: str
+
+
+def output_name(names: tuple[str, ...]) -> str:
+    """`y`, or `output` for a function that has an argument of that name."""
+    return "output" if any(n.split(".")[0].split("[")[0] == "y" for n in names) else "y"
+
+
+def output_shapes(subject: Subject, leaves: list[Any]) -> Any:
+    """The tree of the output's shapes and dtypes; nothing is computed."""
+    return jax.eval_shape(subject.plain, leaves)
+
+
+def compile_program(
+    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = lambda f: f
+) -> Program:
+    """Trace and compile the examination of `subject` for inputs like these; `dys` are stacks of `COTANGENTS`.
+
+    `adapt` is applied to the whole before it is traced: `lift`, to evaluate it in float64 whatever it casts down to.
+    """
+    misfits: dict[str, str] = {}
+    absent: set[str] = set()
+    unbatched = ""
+    output = output_name(subject.names)
+
+    def by_hand(pull, y, dy):
+        return _fitting(subject, leaves, pull(_completed(dy, y)), misfits, absent)
+
+    def examined(leaves, dys):
+        nonlocal unbatched
+        y, pull = subject.sweep(leaves)
+        y_oracle, cotangents = with_cotangents(subject.primal, leaves)
+        more = [jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]) for v in dys]
+
+        def by_oracle(dy):
+            cotangent = cotangents(_completed(dy, y_oracle))[0]
+            return {name: c for name, c in zip(subject.names, cotangent, strict=True) if c is not None}
+
+        alone = by_hand(pull, y, [v[0] for v in dys])
+        try:
+            together = jax.vmap(lambda dy: by_hand(pull, y, dy))(more)
+        except NotImplementedError as error:
+            unbatched = str(error).splitlines()[0]
+            each = [by_hand(pull, y, [v[i] for v in more]) for i in range(COTANGENTS + 2)]
+            together = {name: jnp.stack([e[name] for e in each]) for name in alone}
+        oracle = [by_oracle([v[i] for v in dys]) for i in range(COTANGENTS)] if unbatched else None
+        stacked = jax.vmap(by_oracle)(dys) if oracle is None else jax.tree.map(lambda *v: jnp.stack(v), *oracle)
+        return _outputs(output, y), _outputs(output, y_oracle), together, stacked, alone
+
+    traced = jax.jit(adapt(examined)).trace(leaves, dys)
+    compiled = traced.lower().compile(compiler_options=quick_compilation())
+
+    def run(leaves, dys):
+        y, y_oracle, together, oracle, alone = jax.device_get(compiled(leaves, dys))
+        return Seen(
+            y,
+            y_oracle,
+            {name: v[:COTANGENTS] for name, v in together.items()},
+            oracle,
+            {name: v[COTANGENTS] for name, v in together.items()},
+            {name: v[COTANGENTS + 1] for name, v in together.items()},
+            alone,
+        )
+
+    return Program(run, traced, misfits, absent, unbatched)
+
+
+def run_eagerly(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, np.ndarray]:
+    """The hand's cotangents, operation by operation, without compiling the whole."""
+    y, pull = subject.sweep([jnp.asarray(v) for v in leaves])
+    cotangents = _fitting(subject, leaves, pull(_completed([jnp.asarray(v) for v in dy], y)), {}, set())
+    return jax.device_get(cotangents)
+
+
+def _outputs(name: str, y: Any) -> dict[str, Any]:
+    return dict(zip(leaf_names(name, y), jax.tree.leaves(y), strict=True))
+
+
+def _completed(dy: list[Any], y: Any) -> Any:
+    """`dy`, given for the differentiable leaves of `y` alone, as a tree of `y`'s; integers have JAX's `float0`."""
+    leaves, tree = jax.tree.flatten(y)
+    given = iter(dy)
+    return jax.tree.unflatten(
+        tree, [next(given) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0) for v in leaves]
+    )
+
+
+def _fitting(
+    subject: Subject, leaves: list[Any], entries: list[Any], misfits: dict[str, str], absent: set[str]
+) -> dict[str, Any]:
+    """Those cotangents that are arrays, by name; what is wrong with the form of one is noted.
+
+    A cotangent of another shape is kept, since its values may say what is wrong.
+    """
+    arrays = {}
+    for name, leaf, entry in zip(subject.names, leaves, entries, strict=True):
+        differentiable = is_differentiable(leaf)
+        if isinstance(entry, Misfit):
+            misfits[name] = entry.detail
+        elif entry is None:
+            absent.update({name} if differentiable else ())
+        elif getattr(entry, "dtype", None) == jax.dtypes.float0:
+            if differentiable:
+                misfits[name] = f"its cotangent is of float0, expected {describe(leaf)}"
+        elif not differentiable:
+            misfits[name] = "it holds no floating-point numbers and has no cotangent; expected None, not an array"
+        else:
+            try:
+                arrays[name] = jnp.asarray(entry)
+            except TypeError:
+                misfits[name] = f"its cotangent is {describe(entry)}, expected {describe(leaf)}"
+    return arrays

@@ -1,0 +1,279 @@
+"""search: is there a shape, a dtype, a value or a hyperparameter for which a hand-derived gradient is wrong?"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpref.verify.check import check
+from bpref.verify.naming import function_name
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
+from bpref.verify.search_draw import (
+    Drawn,
+    Layout,
+    Strategy,
+    Template,
+    arguments,
+    as_template,
+    is_possible,
+    layouts,
+    patterns_of,
+)
+from bpref.verify.simplify import simpler_arguments
+from bpref.verify.snippet import snippet
+
+FIRST, LATER = 40, 8
+"""How many draws of values the plainest layout is tried with, and how many any other: each new one is compiled."""
+
+SHRINKING = 1.0
+"""How much longer than the search a failing case may be made smaller, in units of the search's time."""
+
+REFUSALS = (ValueError, TypeError, ZeroDivisionError, IndexError, AssertionError)
+"""What a function raises for arguments that it does not take."""
+
+
+class SearchReport(NamedTuple):
+    """What `search` says. Printed: what was tried, and if a case failed, its report and a program that shows it.
+
+    Attributes:
+      name: what was searched.
+      key: the seed of every draw: the same cases are tried in the same order, as many as the time allows.
+      tried: how many cases were checked.
+      refused: of these, how many the function did not take: it raised `ValueError`, `TypeError` or the like.
+      undecided: of these, how many ended in 'cannot tell'.
+      seconds: how long it took.
+      args: the arguments of the failing case, made as small as was possible; None if there is none.
+      report: what `check` says of it.
+      snippet: a self-contained program that checks it again.
+      refusal: the first message of a refusal.
+    """
+
+    name: str
+    key: int
+    tried: int
+    refused: int
+    undecided: int
+    seconds: float
+    args: tuple | None = None
+    report: Report | None = None
+    snippet: str = ""
+    refusal: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a case that fails."""
+        return self.report is not None
+
+    @property
+    def ok(self) -> bool:
+        """Whether cases were decided, and all of them found right."""
+        return not self.found and self.tried > self.refused + self.undecided
+
+    def raise_if_wrong(self) -> "SearchReport":
+        """Raise `AssertionError` with the report if a case failed; else the report itself."""
+        if self.found:
+            raise AssertionError(f"\n{self}")
+        return self
+
+    def to_json(self) -> str:
+        """The whole report as one JSON object; the arguments as they stand in the snippet."""
+        whole = self._asdict() | {"found": self.found, "ok": self.ok}
+        del whole["args"]
+        return json.dumps(whole | {"report": json.loads(self.report.to_json()) if self.report else None}, indent=1)
+
+    def __str__(self) -> str:
+        tried = f"{self.tried} cases in {self.seconds:.0f} s, {self.refused} refused, {self.undecided} undecided"
+        if self.report is None:
+            outcome = "no failing case" if self.ok else "nothing could be decided"
+            refusal = f"\n  the first refusal: {self.refusal}" if self.refusal and not self.ok else ""
+            return f"{self.name}   {outcome}   {tried}   key {self.key}{refusal}"
+        return f"{self.name}   FAILS   {tried}   key {self.key}\n\n{self.report}\n\n{self.snippet}"
+
+
+def search(
+    fun: Any,
+    specs: Any,
+    reference: Callable[..., Any] | None = None,
+    backward: Callable[[tuple, Any], tuple] | None = None,
+    seconds: float = 10.0,
+    key: int | None = None,
+    examples: int = 200,
+) -> SearchReport:
+    """Look for arguments for which `check` finds a derivation wrong or imprecise.
+
+    Tried are sizes of 1 and 0, odd and prime ones, square and not; every dtype and hyperparameter given; ties, zeros,
+    repeated indices, rows that hardly vary, huge and subnormal values. What fails is made smaller.
+
+    Args:
+      fun, reference, backward: as `check` takes them.
+      specs: one for each argument, in a tuple (or all of them in one string, apart by spaces): `"f32[N,d]"`, where a
+        letter is a size, the same wherever it occurs; `"f32|bf16[N,d]"`, one of these dtypes, the same for all
+        arguments that give these; `"i32[N]<V"`, integers below the size V; `"f32[N|1,d]"`, N or, broadcast, 1. A list
+        or set, one of its values: hyperparameters, or strings such as these. A Hypothesis strategy that draws arrays.
+        Tuples and dictionaries of all that; and any other value, an array too, as it is.
+      seconds: when to stop; making a failing case smaller may take as long again.
+      key: the seed of every draw; left out, a new one, which the report names.
+      examples: how many cases to try at most.
+
+    Raises:
+      ImportError: Hypothesis is not installed.
+      TypeError, ValueError: the specifications cannot be read.
+    """
+    _require_hypothesis()
+    key = secrets.randbelow(10**6) if key is None else key
+    hunt = _Hunt(fun, as_template(specs), reference, backward, key, seconds)
+    hunt.explore(examples)
+    found = hunt.smallest()
+    known = (function_name(fun), key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
+    if found is None:
+        return SearchReport(*known, refusal=hunt.refusal)
+    args, report = found
+    return SearchReport(*known, args, report, snippet(fun, args, reference, backward, key), hunt.refusal)
+
+
+class _Case(NamedTuple):
+    layout: Layout
+    drawn: Drawn
+
+
+class _Failed(Exception):
+    """Raised inside of Hypothesis, for it to shrink."""
+
+
+class _Hunt:
+    """One search: what was tried so far, and what failed."""
+
+    def __init__(self, fun: Any, template: Template, reference: Any, backward: Any, key: int, seconds: float):
+        self.fun, self.template, self.key = fun, template, key
+        self.options = {"reference": reference, "backward": backward, "key": key}
+        self.start = time.monotonic()
+        self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
+        self.tried = self.refused = self.undecided = 0
+        self.refusal = ""
+        self.failing: tuple[_Case, Report] | None = None
+        self.outcomes: dict[Any, Report | None] = {}
+
+    def explore(self, examples: int) -> None:
+        """Try layouts one after the other, each with many values, until one fails or the time is up."""
+        for i, layout in enumerate(self._rounds()):
+            n = min(FIRST if i == 0 else LATER, examples - self.tried)
+            if n <= 0 or time.monotonic() > self.end or self.failing:
+                return
+            self._explore(layout, n, i)
+
+    def smallest(self) -> tuple[tuple, Report] | None:
+        """The failing case, of smaller sizes and with simpler values if it fails with these too."""
+        if self.failing is None:
+            return None
+        while any(self._fails_alike(smaller) for smaller in self._smaller(self.failing[0])):
+            pass
+        case, report = self.failing
+        args = arguments(self.template, *case)
+        return simpler_arguments(args, report, self._like, lambda: time.monotonic() > self.shrunk_by)
+
+    def _rounds(self) -> Iterator[Layout]:
+        """The layouts; all of them again, if there are so few."""
+        for turn in count():
+            known = list(layouts(self.template, np.random.default_rng([self.key, turn])))
+            yield from known
+
+    def _explore(self, layout: Layout, n: int, i: int) -> None:
+        from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+
+        every_check: Any = list(HealthCheck)
+
+        @seed(self.key * 1009 + i)
+        @settings(
+            max_examples=n,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=every_check,
+            verbosity=Verbosity.quiet,
+            print_blob=False,
+        )
+        @given(_draws(self.template, layout))
+        def trial(drawn):
+            if self._fails_alike(_Case(layout, drawn)):
+                raise _Failed
+
+        with suppress(_Failed):
+            trial()
+
+    def _fails_alike(self, case: _Case) -> bool:
+        """Whether it fails, and as the first failing case did; it is then the one that is kept."""
+        name = (case.layout, case.drawn.patterns, case.drawn.seed, tuple(map(id, case.drawn.given)))
+        if name not in self.outcomes:
+            if time.monotonic() > (self.shrunk_by if self.failing else self.end):
+                return False
+            self.outcomes[name] = self._outcome(arguments(self.template, *case))
+        report = self.outcomes[name]
+        if report is None or (self.failing and not _alike(report, self.failing[1])):
+            return False
+        self.failing = case, report
+        return True
+
+    def _like(self, args: tuple, report: Report) -> Report | None:
+        """The report on these arguments, if they fail as `report` says."""
+        outcome = self._outcome(args)
+        return outcome if outcome is not None and _alike(outcome, report) else None
+
+    def _outcome(self, args: tuple) -> Report | None:
+        """The report, if the arguments fail."""
+        self.tried += self.failing is None
+        try:
+            with np.errstate(all="ignore"):
+                report = check(self.fun, *args, **self.options)
+        except REFUSALS as error:
+            self.refused += self.failing is None
+            self.refusal = self.refusal or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return None
+        self.undecided += report.verdict == CANNOT_TELL and self.failing is None
+        return report if report.verdict in (WRONG, IMPRECISE) else None
+
+    def _smaller(self, case: _Case) -> Iterator[_Case]:
+        """The case with one axis smaller."""
+        for k, (name, size) in enumerate(case.layout.sizes):
+            for less in sorted({1, 2, 3, size // 2}):
+                if less < size:
+                    sizes = (*case.layout.sizes[:k], (name, less), *case.layout.sizes[k + 1 :])
+                    layout = case.layout._replace(sizes=sizes)
+                    if is_possible(self.template, layout):
+                        yield from (_Case(layout, case.drawn._replace(seed=seed)) for seed in (case.drawn.seed, 0, 1))
+
+
+def _alike(report: Report, other: Report) -> bool:
+    """Whether two failures may have one cause: as grave, of the same argument."""
+    return report.verdict == other.verdict and report.findings[0].where == other.findings[0].where
+
+
+def _draws(template: Template, layout: Layout) -> Any:
+    """A Hypothesis strategy for the values of a layout: all of them ordinary, or a few of the leaves special."""
+    from hypothesis import strategies as st
+
+    patterns = patterns_of(template, layout)
+    several = [i for i, p in enumerate(patterns) if len(p) > 1]
+
+    @st.composite
+    def draws(draw):
+        base = draw(st.sampled_from([0, 0, 1]))
+        chosen = [p[min(base, len(p) - 1)] for p in patterns]
+        for i in draw(st.lists(st.sampled_from(several), max_size=2, unique=True)) if several else ():
+            chosen[i] = draw(st.sampled_from(patterns[i]))
+        given = tuple(draw(leaf.strategy) for leaf in template.leaves if isinstance(leaf, Strategy))
+        return Drawn(tuple(chosen), draw(st.integers(0, 999)), given)
+
+    return draws()
+
+
+def _require_hypothesis() -> None:
+    try:
+        import hypothesis  # noqa: F401
+    except ImportError:
+        raise ImportError('search draws its cases with Hypothesis; install it: pip install "bpref[search]"') from None

@@ -1,0 +1,184 @@
+"""Sites: every custom derivative rule that runs inside a function, with the values that really flow into it."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn, jaxpr_as_fun
+
+from bpref.verify.loops import parts_of_while, split
+from bpref.verify.place import place, place_of
+from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, programs_in, traced
+from bpref.verify.strip import is_rule, without_rule
+
+LOOKED_AT = 3
+"""How many calls of a site are kept, and how many iterations of a loop are looked at: first, middle and last."""
+
+
+class Site(NamedTuple):
+    """A custom derivative rule in a program, at one place, for one set of shapes.
+
+    Attributes:
+      name: of the function that the rule belongs to.
+      kind: `custom_vjp` or `custom_jvp`.
+      file, line: where that function is called; the file is empty where it is unknown.
+      defined: `file:line` of the rule (the backward, or the tangents'), or of the function; empty where unknown.
+      calls: for each call that was kept, the inputs as NumPy arrays; none where the rule did not run.
+      bound: `(*inputs) -> outputs`, a list: the call as it is, with its rule.
+      primal: the same by the function's body, all rules stripped.
+    """
+
+    name: str
+    kind: str
+    file: str
+    line: int
+    defined: str
+    calls: tuple[tuple[Any, ...], ...]
+    bound: Callable[..., list]
+    primal: Callable[..., list]
+
+    @property
+    def ran(self) -> bool:
+        return bool(self.calls)
+
+
+def sites(fun: Callable[..., Any], *args: Any) -> list[Site]:
+    """Every custom rule in `fun(*args)`, in the order in which they first run; those that did not run come last.
+
+    `fun` is evaluated equation by equation at these values, into jit, scan, while, cond, remat and the bodies of
+    other rules. Of a loop's iterations the first, the middle and the last are looked at. Calls of one rule from one
+    line with the same shapes are one site, of which the first call and the two last are kept. A rule in a branch that
+    was not taken, or inside a primitive that is not looked into, is listed without calls.
+    """
+    found: dict[tuple, Site] = {}
+    program, inputs, _ = traced(fun, tuple(map(_arrays, args)), {})
+    evaluate(program, inputs, _recorder(found))
+    return sorted(found.values(), key=lambda site: not site.ran)
+
+
+def _recorder(found: dict[tuple, Site]) -> Callable[..., Any]:
+    """For `evaluate`: puts the rules that it meets into `found`, and goes into whatever holds any."""
+
+    def on_equation(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+        name = equation.primitive.name
+        if is_rule(equation):
+            _add(found, equation, [tuple(map(_host, inputs))])
+            return recurse(equation.params["call_jaxpr"], inputs)
+        if not any(map(is_rule, _equations_inside(equation))):
+            return as_it_is(equation, inputs)
+        if name in AT_ONCE:
+            return recurse(next(programs_in(equation)), inputs)
+        outputs = EAGERLY[name](equation, inputs, recurse) if name in EAGERLY else as_it_is(equation, inputs)
+        for inner in _equations_inside(equation):
+            if is_rule(inner):
+                with as_written(inner):
+                    _add(found, inner, [])
+        return outputs
+
+    return on_equation
+
+
+AT_ONCE = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call", "custom_vmap_call")
+"""What holds one program, and runs it once."""
+
+
+def _equations_inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
+    for program in programs_in(equation):
+        yield from all_equations(program)
+
+
+def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> None:
+    params = equation.params
+    body = params["call_jaxpr"]
+    name, *where = place_of(body.jaxpr.debug_info)
+    rule = params.get("bwd") or params.get("jvp_jaxpr_fun")
+    _, file, line = place_of(getattr(rule, "debug_info", None))
+    if file and not file.endswith("custom_derivatives.py"):  # where `defjvps` makes a rule of its own
+        where = [file, line]
+    file, line = place(source_info_util.current())
+    kind = equation.primitive.name.removesuffix("_call")
+    key = (name, kind, file, line, *where, str(body))  # the body says shapes, dtypes and static arguments
+    site = found.get(key) or Site(
+        name=name,
+        kind=kind,
+        file=file,
+        line=line,
+        defined=f"{where[0]}:{where[1]}" if where[0] else "",
+        calls=(),
+        bound=lambda *inputs: as_it_is(equation, inputs),
+        primal=lambda *inputs: evaluate(body, inputs, without_rule),
+    )
+    kept = [*site.calls, *calls]
+    found[key] = site._replace(calls=tuple(kept if len(kept) <= LOOKED_AT else [kept[0], *kept[1 - LOOKED_AT :]]))
+
+
+def _arrays(tree: Any) -> Any:
+    """NumPy arrays as JAX arrays, which are inputs and not constants."""
+    return jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray | np.generic) else v, tree)
+
+
+def _host(v: Any) -> Any:
+    """The value on the host; random keys stay what they are."""
+    return v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
+
+
+def _cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+    index, *operands = inputs
+    branches = equation.params["branches"]
+    return recurse(branches[min(max(int(index), 0), len(branches) - 1)], operands)
+
+
+def _scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+    """The looked-at iterations one by one, and the runs between them by the scan itself."""
+    p = equation.params
+    consts, carry, xs = split(inputs, p["num_consts"], p["num_carry"])
+    pieces = []
+    for start, stop in _stretches(p["length"]):
+        here = range(start, stop) if not p["reverse"] else range(p["length"] - stop, p["length"] - start)
+        if len(here) == 1:
+            outputs = recurse(p["jaxpr"], [*consts, *carry, *(x[here[0]] for x in xs)])
+            outputs = [*outputs[: len(carry)], *(jnp.expand_dims(y, 0) for y in outputs[len(carry) :])]
+        else:
+            cut = [x[here.start : here.stop] for x in xs]
+            outputs = as_it_is(equation, [*consts, *carry, *cut], length=len(here))
+        carry, ys = outputs[: len(carry)], outputs[len(carry) :]
+        pieces.append(ys)
+    if not pieces:
+        return as_it_is(equation, inputs)
+    ordered = pieces[::-1] if p["reverse"] else pieces
+    return [*carry, *(jnp.concatenate(parts) for parts in zip(*ordered, strict=True))]
+
+
+def _while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+    """The loop is run once to count its iterations, and again up to each one that is looked at."""
+    going, body, carry = parts_of_while(equation, inputs, lambda program, values: jaxpr_as_fun(program)(*values))
+    looking, looking_body, _ = parts_of_while(equation, inputs, recurse)
+
+    @jax.jit
+    def run(most, carry):
+        """At most so many iterations: how many there were, and the carry."""
+        return lax.while_loop(
+            lambda s: jnp.logical_and(s[0] < most, going(s[1])), lambda s: (s[0] + 1, body(s[1])), (jnp.int32(0), carry)
+        )
+
+    looking(carry)
+    count = int(run(jnp.int32(jnp.iinfo(jnp.int32).max), carry)[0])
+    for start, stop in _stretches(count):
+        carry = looking_body(carry) if stop - start == 1 else run(jnp.int32(stop - start), carry)[1]
+    return list(carry)
+
+
+EAGERLY = {"cond": _cond, "scan": _scan, "while": _while}
+
+
+def _stretches(length: int) -> Iterator[tuple[int, int]]:
+    """The iterations, cut so that each looked at stands alone: 0; 1 to m-1; m; m+1 to n-2; n-1."""
+    looked_at = {math.floor(k * (length - 1) / (LOOKED_AT - 1)) for k in range(LOOKED_AT)} if length else set()
+    cuts = sorted({0, length} | looked_at | {i + 1 for i in looked_at})
+    return pairwise(cuts)

@@ -1,0 +1,70 @@
+"""Stripping custom derivative rules: a function's own primal, for autodiff to differentiate.
+
+What a rule computes is the body that it decorates. Where a rule's derivative was chosen, not derived, its body may
+have another: without its rule `jax.nn.relu` is `max(x, 0)`, whose derivative at the tie x = 0 is 1/2 and not 0.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
+
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from bpref.verify.rewrite import Recurse, all_equations, evaluate, traced
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RULES_OF_JAX = ("custom_jvp_call", "custom_vjp_call")
+"""The primitives that carry a custom derivative rule."""
+
+OPAQUE = frozenset({"pallas_call", "pure_callback", "io_callback", "ffi_call", "triton_kernel_call", "tpu_custom_call"})
+"""What JAX cannot differentiate: a rule over one of these is all the derivative that there is."""
+
+
+def strip_custom_rules(fun: F) -> F:
+    """The function that computes what `fun` does, without any `custom_jvp` or `custom_vjp` rule in it.
+
+    It takes and returns what `fun` takes and returns, under jit, vmap and autodiff. Rules are taken out wherever they
+    are: inside jit, scan, while, cond and remat, and inside other rules' bodies. Arguments that are not JAX arrays
+    (numbers, strings, functions, as `nondiff_argnums` has them) reach `fun` as they are.
+
+    Three things stay. A rule over a Pallas kernel or a callback, which JAX cannot differentiate: `has_custom_rules`
+    tells that one is left. `lax.custom_linear_solve` and `lax.custom_root`, whose derivatives are those of the equation
+    that they solve. And what runs on several devices (`jax.shard_map`) is not looked into.
+
+    Reverse-mode differentiation of a body with `lax.while_loop` in it fails without its rule, and JAX says so.
+    """
+
+    @wraps(fun)
+    def stripped(*args, **kwargs):
+        program, inputs, to_tree = traced(fun, args, kwargs)
+        return to_tree(evaluate(program, inputs, without_rule))
+
+    return stripped  # type: ignore[return-value]
+
+
+def without_rule(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+    """For `evaluate`: the body of a custom rule in its place."""
+    if is_rule(equation) and not is_opaque(equation.params["call_jaxpr"]):
+        return recurse(equation.params["call_jaxpr"], inputs)
+    return NotImplemented
+
+
+def has_custom_rules(program: ClosedJaxpr) -> bool:
+    """Whether a custom derivative rule is anywhere in a program, or in the programs in it.
+
+    `lax.custom_root` counts as none, since its rule is JAX's own; rules in the function whose root is taken do.
+    """
+    return any(map(is_rule, all_equations(program)))
+
+
+def is_rule(equation: JaxprEqn) -> bool:
+    """Whether an equation carries a custom derivative rule, other than that of `lax.custom_root`."""
+    if equation.primitive.name not in RULES_OF_JAX:
+        return False
+    return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith("_custom_root at ")
+
+
+def is_opaque(program: ClosedJaxpr) -> bool:
+    """Whether there is anything in a program that JAX cannot differentiate."""
+    return any(equation.primitive.name in OPAQUE for equation in all_equations(program))

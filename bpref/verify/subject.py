@@ -1,0 +1,239 @@
+"""What is checked, in one form: whatever was handed over, as a forward and a pull of cotangents over array leaves."""
+
+from collections.abc import Callable
+from types import GeneratorType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.layer import Layer
+from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.oracle import with_cotangents
+from bpref.verify.strip import strip_custom_rules
+
+OWN_PRIMAL = "its own primal, differentiated"
+REFERENCE = "the reference, differentiated"
+
+Pull = Callable[[Any], list[Any]]
+"""dy -> one entry for each array leaf of the arguments: what the backward returned for it, or a `Misfit`."""
+
+
+class Misfit(NamedTuple):
+    """A cotangent that is not where it belongs, in place of its value: what came, and what was expected."""
+
+    detail: str
+
+
+class Subject(NamedTuple):
+    """A function with a hand-derived backward, ready to be examined.
+
+    Attributes:
+      name: what reports call it.
+      names: the name of each array leaf of its arguments.
+      leaves: those leaves: arrays, or `jax.ShapeDtypeStruct`s to be filled.
+      sweep: `leaves -> (y, pull)`, by hand.
+      primal: `leaves -> y`, what the oracle differentiates.
+      oracle: what that is, in words.
+      plain: `leaves -> y`, the function itself as it is called.
+      identity: what the answer depends on besides the leaves; equal for equal subjects.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    leaves: list[Any]
+    sweep: Callable[[list[Any]], tuple[Any, Pull]]
+    primal: Callable[[list[Any]], Any]
+    oracle: str
+    plain: Callable[[list[Any]], Any]
+    identity: tuple[Any, ...]
+
+
+def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward: Any = None) -> Subject:
+    """The subject that a call of `check` means.
+
+    Args:
+      fun: a `Layer` (then `args` are its params and x), a function with a custom rule, or any function.
+      args: pytrees of arrays and specifications; what is neither (strings, integers, functions) is held fixed.
+      reference: a function of the same arguments for the oracle to differentiate, in place of `fun`'s own primal.
+      backward: `(args, dy) -> cotangents of args`, for a `fun` that has no rule of its own.
+    """
+    is_layer = isinstance(fun, Layer)
+    call = (lambda params, x: fun.forward(params, x)[0]) if is_layer else fun
+    leaves, rebuild, names = _array_leaves(("params", "x") if is_layer else argument_names(fun, len(args)), args)
+
+    def plain(values):
+        return call(*rebuild(values))
+
+    def primal(values):
+        return (reference or strip_custom_rules(call))(*rebuild(values))
+
+    sweep_of = _of_layer if is_layer else _of_backward if backward else _of_rule if _has_raw_rule(fun) else _of_autodiff
+
+    def sweep(values):
+        return sweep_of(fun, backward, rebuild(values), plain, values)
+
+    return Subject(
+        function_name(fun),
+        names,
+        leaves,
+        sweep,
+        primal,
+        REFERENCE if reference else OWN_PRIMAL,
+        plain,
+        (*(_identity(f) for f in (fun, reference, backward)), rebuild.fixed, rebuild.tree),
+    )
+
+
+class _Rebuild(NamedTuple):
+    """How to put array leaves back among the fixed ones; callable."""
+
+    tree: Any
+    where: tuple[int, ...]
+    fixed: tuple[Any, ...]
+
+    def __call__(self, values: list[Any]) -> tuple[Any, ...]:
+        filled = list(self.fixed)
+        for i, v in zip(self.where, values, strict=True):
+            filled[i] = v
+        return jax.tree.unflatten(self.tree, filled)
+
+
+def _array_leaves(roots: tuple[str, ...], args: tuple[Any, ...]) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
+    leaves, tree = jax.tree.flatten(args)
+    names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
+    where = tuple(i for i, v in enumerate(leaves) if is_array(v))
+    fixed = tuple(None if i in where else v for i, v in enumerate(leaves))
+    arrays = [as_jax_sees_it(leaves[i]) for i in where]
+    return arrays, _Rebuild(tree, where, fixed), tuple(names[i] for i in where)
+
+
+def as_jax_sees_it(v: Any) -> Any:
+    """An array as NumPy's, in the dtype that JAX gives it: float32 for float64, unless x64 is switched on."""
+    if jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
+        return v
+    dtype = jax.dtypes.canonicalize_dtype(v.dtype)
+    return jax.ShapeDtypeStruct(v.shape, dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.asarray(v).astype(dtype)
+
+
+def is_array(v: Any) -> bool:
+    """Whether an argument's leaf is data: an array or a specification of one. A Python number is held fixed."""
+    return hasattr(v, "dtype") and hasattr(v, "shape")
+
+
+def _of_layer(layer: Layer, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    y, cache = layer.forward(*args)
+    return y, lambda dy: aligned(layer.backward(args[0], cache, dy), args)
+
+
+def _of_backward(fun: Any, backward: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    return fun(*args), lambda dy: aligned(backward(args, dy), args)
+
+
+def _of_rule(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    """The forward and backward of a `custom_vjp` function, called as they are, before JAX looks at what they give."""
+    fixed = [args[i] for i in fun.nondiff_argnums]
+    others = tuple(a for i, a in enumerate(args) if i not in fun.nondiff_argnums)
+    y, residuals = fun.fwd(*args)
+
+    def pull(dy):
+        cotangents = fun.bwd(*fixed, residuals, dy)
+        within = iter(aligned(cotangents, others))
+        of_fixed = [iter([None] * len(_arrays(a))) if i in fun.nondiff_argnums else within for i, a in enumerate(args)]
+        return [next(entries) for a, entries in zip(args, of_fixed, strict=True) for _ in _arrays(a)]
+
+    return y, pull
+
+
+def _of_autodiff(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    """Whatever rules are inside, as JAX itself applies them."""
+    y, cotangents = with_cotangents(plain, values)
+    return y, lambda dy: cotangents(dy)[0]
+
+
+def _has_raw_rule(fun: Any) -> bool:
+    return isinstance(fun, jax.custom_vjp) and fun.fwd is not None and not fun.symbolic_zeros
+
+
+def _arrays(arg: Any) -> list[Any]:
+    return [v for v in jax.tree.leaves(arg) if is_array(v)]
+
+
+def aligned(cotangents: Any, args: tuple[Any, ...]) -> list[Any]:
+    """What a backward returned, one entry for each array leaf of `args`; a `None` stands for all below it."""
+    came: tuple = ()
+    if isinstance(cotangents, GeneratorType):
+        what = "a generator"
+    elif not isinstance(cotangents, tuple | list):
+        what = f"{describe(cotangents)}, not a tuple"
+    else:
+        what, came = f"{len(cotangents)} cotangent{'s' * (len(cotangents) != 1)}", tuple(cotangents)
+    entries = [entry for c, arg in zip(came, args, strict=False) for entry in _below(c, arg)]
+    if len(came) == len(args):
+        return entries
+    expected = f"a tuple of {len(args)}, one for each argument" if len(args) != 1 else "a tuple of 1"
+    misfit = Misfit(f"the backward returned {what}; expected {expected}")
+    return (
+        [*entries, *[misfit] * (len(_arrays(args)) - len(entries))]
+        if len(came) < len(args)
+        else [misfit] * len(_arrays(args))
+    )
+
+
+def _below(cotangent: Any, arg: Any) -> list[Any]:
+    leaves, tree = jax.tree.flatten(arg, is_leaf=_is_none)
+    kept = [is_array(v) for v in leaves]
+    if cotangent is None:
+        return [None] * sum(kept)
+
+    def spread(c, below):
+        return jax.tree.map(lambda _: c, below) if c is None else c
+
+    try:
+        filled = jax.tree.map(spread, cotangent, arg, is_leaf=_is_none)
+        entries, _ = jax.tree.flatten(filled, is_leaf=_is_none)
+    except (ValueError, TypeError):
+        entries = []
+    if len(entries) != len(leaves):
+        came = str(jax.tree.structure(cotangent)).removeprefix("PyTreeDef")
+        return [Misfit(f"its cotangent is the tree {came}, expected {str(tree).removeprefix('PyTreeDef')}")] * sum(kept)
+    return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+
+
+def _is_none(v: Any) -> bool:
+    return v is None
+
+
+def describe(v: Any) -> str:
+    """An array by dtype and shape, anything else by its type."""
+    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else f"a {type(v).__name__}"
+
+
+def _identity(f: Any) -> Any:
+    """A function, and what it closes over: another array in the same closure makes another subject."""
+    if isinstance(f, Layer):
+        return (_Same(f), *(_identity(g) for g in (f.forward, f.backward)))
+    parts = [f, *(getattr(f, name, None) for name in ("fun", "fwd", "bwd") if isinstance(f, jax.custom_vjp))]
+    cells = [cell for part in parts for cell in getattr(part, "__closure__", None) or ()]
+    return (*map(_Same, parts), *(_Same(_contents(cell)) for cell in cells))
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+class _Same:
+    """Equal only to the same object; holds it, so that its place in memory is not given to another."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Same) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)

@@ -1,0 +1,217 @@
+"""The search: it finds what is wrong only for some shapes, values or hyperparameters, and nothing in what is right."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import bpref
+from bpref.verify.report import IMPRECISE
+from bpref.verify.search import search
+from bpref.verify.search_draw import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of
+from bpref.verify.snippet import snippet
+from tests.conftest import SEED
+
+ROOT = Path(bpref.__file__).parents[1]
+
+
+def mean_square(x):
+    return (x**2).mean()
+
+
+def wrong_for_one_row(args, dy):
+    (x,) = args
+    return ((2 if x.shape[0] == 1 else 1) * 2 * x * dy / x.size,)
+
+
+def wrong_unless_square(args, dy):
+    (x,) = args
+    return (2 * x * dy / x.shape[0] ** 2,)
+
+
+def embedding(table, ids):
+    return table[ids]
+
+
+def overwriting(args, dy):
+    table, ids = args
+    return jnp.zeros_like(table).at[ids].set(dy), None
+
+
+def maximum(x):
+    return x.max(-1)
+
+
+def to_each_of_a_tie(args, dy):
+    (x,) = args
+    return (jnp.where(x == x.max(-1, keepdims=True), dy[..., None], 0),)
+
+
+def softplus(x):
+    return jnp.logaddexp(x, 0)
+
+
+def overflowing(args, dy):
+    (x,) = args
+    return (dy * jnp.exp(x) / (1 + jnp.exp(x)),)
+
+
+def identity(x):
+    return x + 0
+
+
+def squared_and_divided(args, dy):
+    (x,) = args
+    return (dy * (x * x + 1) / (x * x + 1),)
+
+
+def power(x, n):
+    return x**n
+
+
+def wrong_for_the_third(args, dy):
+    x, n = args
+    return ((2 if n == 3 else n) * x ** (n - 1) * dy, None)
+
+
+def added(x, b):
+    return x + jnp.broadcast_to(b, x.shape)
+
+
+def not_summed(args, dy):
+    return dy, dy
+
+
+WRONG = {
+    "one row": (mean_square, "f32[N,d]", wrong_for_one_row, lambda x: x.shape == (1, 1)),
+    "not square": (mean_square, "f32[N,d]", wrong_unless_square, lambda x: x.shape[0] != x.shape[1] and x.size <= 2),
+    "repeated indices": (embedding, "f32[V,d] i32[N]<V", overwriting, lambda t, ids: len(set(ids)) < len(ids) <= 3),
+    "ties": (maximum, "f32[N,d]", to_each_of_a_tie, lambda x: (x == x.max()).sum() > 1 and x.shape == (1, 2)),
+    "large values": (softplus, "f32[N]", overflowing, lambda x: x.max() > 50 and x.size <= 3),
+    "huge values": (identity, "f32[N]", squared_and_divided, lambda x: 1e19 < abs(x).max() < np.inf and x.size <= 3),
+    "one hyperparameter": (power, ("f32[N]", {1, 2, 3}), wrong_for_the_third, lambda x, n: n == 3 and x.size == 1),
+    "broadcasting": (added, "f32[N,d] f32[N|1,d]", not_summed, lambda x, b: b.shape[0] == 1 < x.shape[0]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_only_sometimes_is_found_and_made_small(name):
+    fun, specs, backward, is_such = WRONG[name]
+    report = search(fun, specs, backward=backward, seconds=30, key=SEED)
+    assert report.found
+    assert not report.ok
+    assert is_such(*report.args), report.args
+    assert report.report.findings
+    again = bpref.check(fun, *report.args, backward=backward, key=SEED)
+    assert str(again) == str(report.report)
+    assert (again.verdict == IMPRECISE) == ("values" in name)
+
+
+def test_nothing_is_found_in_what_is_right():
+    def right(args, dy):
+        table, ids = args
+        return jnp.zeros_like(table).at[ids].add(dy), None
+
+    report = search(embedding, "f32|bf16[V,d] i32[N]<V", backward=right, seconds=30, key=SEED, examples=60)
+    assert report.ok
+    assert not report.found
+    assert report.tried == 60
+    assert report.refused == 0
+    assert report.raise_if_wrong() is report
+    assert str(report).startswith("embedding   no failing case   60 cases in ")
+
+
+def test_the_same_key_finds_the_same_case_and_the_time_is_kept():
+    first, second = (search(maximum, "f32[N,d]", backward=to_each_of_a_tie, seconds=30, key=7) for _ in range(2))
+    assert first.snippet == second.snippet
+    assert first.tried == second.tried
+    none = search(maximum, "f32[N,d]", backward=to_each_of_a_tie, seconds=0, key=7)
+    assert (none.tried, none.found, none.ok) == (0, False, False)
+
+
+def test_the_snippet_runs_by_itself_and_shows_the_same_report(tmp_path):
+    report = search(maximum, "f32[N,d]", backward=to_each_of_a_tie, seconds=30, key=SEED)
+    program = tmp_path / "again.py"
+    program.write_text(report.snippet)
+    ran = subprocess.run(
+        [sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ran.stdout == f"{report.report}\n"
+    assert report.snippet in str(report)
+    assert json.loads(report.to_json())["report"]["verdict"] == "wrong"
+    with pytest.raises(AssertionError, match="WRONG"):
+        report.raise_if_wrong()
+
+
+def test_a_snippet_holds_every_digit_and_says_what_to_fill_in():
+    values = np.array([1 / 3, 1e-40, -0.0, np.nan, np.inf], np.float32)
+    text = snippet(lambda x: x, (values, np.array(0.1, jnp.bfloat16), 3), None, None, 5)
+    written = text.split("report =")[1].split("np.float32)")[0] + "np.float32)"
+    again = eval(written[written.index("np.array") :], {"np": np})
+    np.testing.assert_array_equal(again.view(np.int32), values.view(np.int32))
+    assert "fun = ...  # test_a_snippet_holds_every_digit_and_says_what_to_fill_in.<locals>.<lambda>, test_" in text
+    assert "    np.array(0.100098, jnp.bfloat16),\n    3,\n    key=5,\n" in text
+
+
+def test_a_function_that_takes_nothing_is_said_to_refuse():
+    def picky(x):
+        raise ValueError(f"expected 64 columns, got {x.shape}")
+
+    report = search(picky, "f32[2]", backward=lambda args, dy: args, seconds=30, key=SEED, examples=5)
+    assert (report.tried, report.refused, report.ok, report.found) == (5, 5, False, False)
+    assert "nothing could be decided" in str(report)
+    assert "the first refusal: ValueError: expected 64 columns, got (2,)" in str(report)
+
+
+def test_a_strategy_and_a_fixed_value_are_arguments_too():
+    x = st.sampled_from([np.ones(3, np.float32), np.full(3, 100, np.float32)])
+    report = search(softplus, (x,), backward=overflowing, seconds=30, key=SEED)
+    assert report.found
+    assert report.args[0].max() == 100
+    fixed = search(mean_square, (np.ones((1, 2), np.float32),), backward=wrong_for_one_row, seconds=30, key=SEED)
+    np.testing.assert_array_equal(fixed.args[0], np.zeros((1, 2)))
+
+
+def test_layouts_hold_every_special_size_dtype_and_option():
+    template = as_template(("f32|bf16[N,d]", {"b": "f32[d|1]"}, [2, 3]))
+    drawn = [layout for _, layout in zip(range(60), layouts(template, np.random.default_rng(SEED)), strict=False)]
+    assert len(set(drawn)) == 60
+    sizes = [dict(layout.sizes) for layout in drawn]
+    assert {"N": 1, "d": 1} in sizes
+    assert any(s["N"] == 0 for s in sizes)
+    assert any(s["d"] == 0 for s in sizes)
+    assert any(s["N"] == s["d"] > 1 for s in sizes)
+    assert any(s["N"] > s["d"] > 1 for s in sizes)
+    assert any(1 < s["N"] < s["d"] for s in sizes)
+    assert {dict(layout.dtypes)["float32", "bfloat16"] for layout in drawn} == {"float32", "bfloat16"}
+    assert {dict(layout.options)[2] for layout in drawn} == {0, 1}
+    assert any(layout.ones for layout in drawn)
+    x, b, n = arguments(template, drawn[0], Drawn(tuple(p[0] for p in patterns_of(template, drawn[0])), 0))
+    assert (x.shape, b["b"].shape, n) == ((3, 5), (5,), 2)
+    table = as_template("f32[V] i32[N]<V")
+    assert not is_possible(table, Layout((("V", 0), ("N", 2)), (((("float32",), "float32")), ((("int32",), "int32")))))
+
+
+def test_specs_that_cannot_be_read_are_refused():
+    with pytest.raises(TypeError, match="search: specs is a dict, expected a tuple"):
+        search(maximum, {"x": "f32[2]"})
+    with pytest.raises(ValueError, match="unknown dtype 'f31'"):
+        search(maximum, ("f31[2]",))
+    with pytest.raises(ValueError, match="a set or list to choose from is empty"):
+        search(maximum, ("f32[2]", set()))
+
+
+def test_a_missing_hypothesis_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match=r'install it: pip install "bpref\[search\]"'):
+        search(maximum, "f32[2]")
