@@ -3,7 +3,7 @@
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,14 +58,12 @@ def _afresh(f: Callable[..., Any]) -> Callable[..., Any]:
     return functools.update_wrapper(lambda *args: f(*args), f)
 
 
-def times(names: list[str], pairs_cold: int, pairs_warm: int) -> dict[str, dict[str, Ratio]]:
-    """Ratios bpref / check_grads by temperature and function."""
+def times(names: Sequence[str], pairs_cold: int, pairs_warm: int) -> Iterator[tuple[str, dict[str, Ratio]]]:
+    """Ratios bpref / check_grads by temperature, and by function."""
     of = [DERIVATIONS[name] for name in names]
     cold(of[0], 1)  # what a process does but once is neither's cost
-    return {
-        "cold": {d.name: cold(d, pairs_cold) for d in of},
-        "warm": {d.name: warm(d, pairs_warm) for d in of},
-    }
+    yield "cold", {d.name: cold(d, pairs_cold) for d in of}
+    yield "warm", {d.name: warm(d, pairs_warm) for d in of}
 
 
 def geometric_mean(ratios: dict[str, Ratio]) -> float:

@@ -93,7 +93,7 @@ def _summed_to(v: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _agrees(v: np.ndarray, right: Any) -> bool:
-    return v.shape == right.shape and np.allclose(v, right, rtol=1e-6, atol=1e-6 * np.abs(right).max())
+    return v.shape == right.shape and np.allclose(v, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
 
 
 def on_wrong(checkers: Sequence[Checker], dtype: str, seeds: Sequence[int], names: Sequence[str]) -> Iterator[Trial]:

@@ -18,10 +18,14 @@ def forward(x: Array) -> Array:
 
 
 def backward(args: tuple, dy: Array) -> tuple:
+    """Of tied elements the first in its window gets all of dy."""
     (x,) = args
     y, dx = forward(x), jnp.zeros_like(x)
+    given = jnp.zeros(y.shape, bool)
     for region in _regions(x.shape):
-        dx = dx.at[region].add(jnp.where(x[region] == y, dy, 0))
+        is_first = (x[region] == y) & ~given
+        dx = dx.at[region].add(jnp.where(is_first, dy, 0))
+        given |= is_first
     return (dx,)
 
 

@@ -5,14 +5,19 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from bpref.verify import precision
+from bpref.verify.blame import NeedsNumbers, require_callable
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, effect_of_rounding, hold, run_in_float64, stacked
+from bpref.verify.host import check_numerically
 from bpref.verify.judge import Evidence, judge
-from bpref.verify.laws import linearity
+from bpref.verify.laws import consistency, eagerness, linearity, purity
 from bpref.verify.prepare import Prepared, lifted, prepared, sample, scales
-from bpref.verify.program import Seen
-from bpref.verify.report import Precision, Report
+from bpref.verify.program import COTANGENTS, Seen
+from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.subject import OWN_PRIMAL, as_subject
 
 
@@ -24,6 +29,7 @@ def check(
     key: int | None = None,
     dtypes: Sequence[Any] | None = None,
     linear: bool = True,
+    eager: bool = False,
 ) -> Report:
     """Hold a hand-derived gradient against an oracle, and say for each argument whether it is right.
 
@@ -39,6 +45,7 @@ def check(
       dtypes: the floating-point dtypes in which the precision is measured; left out, those of `args`.
       linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
         then held against the oracle for small cotangents.
+      eager: whether to call it operation by operation too, without jit, and compare. Slow the first time.
 
     Returns:
       A `Report`: printed, a table; `.ok` where everything is right.
@@ -47,8 +54,15 @@ def check(
       TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
     """
     key = secrets.randbelow(10**6) if key is None else key
-    ready = prepared(as_subject(fun, args, reference, backward), dtypes)
-    return _report(ready, key, linear)
+    for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
+        if f is not None or what == "fun":
+            require_callable(what, f)
+    subject = as_subject(fun, args, reference, backward)
+    try:
+        ready = prepared(subject, dtypes)
+    except NeedsNumbers as reason:
+        return check_numerically(subject, key, str(reason))
+    return _report(ready, key, linear, eager)
 
 
 def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
@@ -58,7 +72,7 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
         raise AssertionError(f"\n{report}")
 
 
-def _report(ready: Prepared, key: int, linear: bool) -> Report:
+def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     narrow, wide, seen = sample(ready, key, linear)
     held = _held(ready, wide, seen)
     if ready.casts_to and not ready.is_lifted and any(h.is_wrong for h in held.values()):
@@ -67,15 +81,20 @@ def _report(ready: Prepared, key: int, linear: bool) -> Report:
         held = _held(ready, wide, seen)
     together = stacked(seen)
     rounding = cache(lambda: effect_of_rounding(ready.wide, wide, ready.jittered))
-    said = [*ready.formal, *(linearity(together, rounding) if linear else ())]
-    rows = _precision(ready, narrow, wide, held)
+    laws = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
+    laws += linearity(together, rounding) if linear else []
+    said = [*ready.formal, *_absent(ready, together), *laws]
+    rows = _precision(
+        ready, narrow, wide, held, _unscaled(together, scales(linear) if linear else (1.0,) * len(narrow))
+    )
     residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
     for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle)):
-        if name in together.y_oracle and ready.subject.oracle == OWN_PRIMAL and not held[name].is_wrong:
-            continue
         in_dtypes, coarse = rows.get(name, ((), ()))
         of_name = tuple(f for f in said if f.where == name)
+        is_plain_output = name in together.y_oracle and ready.subject.oracle == OWN_PRIMAL
+        if is_plain_output and not of_name and not held[name].is_wrong:
+            continue
         evidence = Evidence(
             name, held.get(name), of_name, partial(residual_of, name, held.get(name)), in_dtypes, coarse
         )
@@ -84,6 +103,21 @@ def _report(ready: Prepared, key: int, linear: bool) -> Report:
         findings += found
     oracle = f"float64 oracle: {ready.subject.oracle}"
     return Report(ready.subject.name, oracle, key, tuple(verdicts), tuple(findings), _notes(ready))
+
+
+def _absent(ready: Prepared, seen: Seen) -> list[Finding]:
+    detail = "the backward returned None for it, which stands for zero, and it is not zero"
+    return [Finding(name, "structure", detail) for name in ready.wide.absent if np.any(seen.oracle[name])]
+
+
+def _impure(
+    ready: Prepared, narrow: Point, wide: Point, seen: Seen, rounding: Callable[[], dict], eager: bool
+) -> list[Finding]:
+    """What differs between ways to call it, by more than rounding explains."""
+    changing = [] if ready.is_repeatable else purity(ready.subject, narrow)
+    found = [*consistency(seen), *(eagerness(ready.subject, wide, seen) if eager and not ready.is_lifted else ())]
+    coarse = 1e3 * float(jnp.finfo(ready.casts_to).eps) if ready.casts_to else 0.0
+    return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where], initial=0.0))]
 
 
 def _held(ready: Prepared, points: list[Point], seen: list[Seen]) -> dict[str, Held]:
@@ -96,13 +130,19 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
     return tuple(note for note, applies in ((casts, ready.casts_to), (loops, ready.wide.unbatched)) if applies)
 
 
+def _unscaled(seen: Seen, factors: Sequence[float]) -> dict[str, np.ndarray]:
+    """The oracle's values for the cotangents as they were drawn; exactly, since the factors are powers of two."""
+    of_samples = np.repeat(factors, COTANGENTS)
+    return seen.y_oracle | {name: v / of_samples.reshape(-1, *[1] * (v.ndim - 1)) for name, v in seen.oracle.items()}
+
+
 def _precision(
-    ready: Prepared, narrow: list[Point], wide: list[Point], held: dict[str, Held]
+    ready: Prepared, narrow: list[Point], wide: list[Point], held: dict[str, Held], truth: dict[str, np.ndarray]
 ) -> dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]]:
     """For each value: its errors in every working dtype, and those of them that are worse than autodiff's."""
     found: dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]] = {}
     for working in ready.narrow:
-        for name, row in precision.rows_in(ready, working, narrow, wide, held).items():
+        for name, row in precision.rows_in(ready, working, narrow, wide, held, truth).items():
             p = row.summary()
             before, coarse = found.get(name, ((), ()))
             found[name] = (*before, p), (*coarse, p) if row.is_coarse else coarse

@@ -169,6 +169,8 @@ def _hold(
     skipped = unjudged if kinked is None else unjudged | kinked
     errors = np.where(skipped, 0.0, errors).reshape(len(hand), -1)
     worst = errors.max(axis=1, initial=0.0)
+    if kinks is not None:
+        limits = np.where(kinks.broken, ROUND_OFF, limits)
     excess = worst / limits
     sample = int(np.argmax(excess)) if excess.size else 0
     error, allowed = (float(np.broadcast_to(v, worst.shape)[sample]) if worst.size else 0.0 for v in (worst, limits))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
@@ -78,7 +77,7 @@ def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
                 outs = walk(closed(body), ins, *here)
             elif name == "convert_element_type" and ins[0] in flat.constants:
                 aval = equation.outvars[0].aval
-                outs = [constant(aval, jnp.asarray(flat.constants[ins[0]], aval.dtype))]
+                outs = [constant(aval, np.asarray(flat.constants[ins[0]]).astype(aval.dtype))]
             else:
                 outs = [new(v.aval) for v in equation.outvars]
                 flat.nodes.append(Node(equation, tuple(ins), tuple(outs), *here))

@@ -7,6 +7,7 @@ import numpy as np
 from bpref.verify import precision
 from bpref.verify.diagnose import diagnose, diagnose_shape
 from bpref.verify.examine import Held
+from bpref.verify.laws import TWO_ANSWERS
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Precision, Verdict
 
 
@@ -33,6 +34,11 @@ class Evidence(NamedTuple):
 def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
     """The verdict on one value, and the findings that it rests on."""
     findings = [f for f in e.findings if f.kind in ("structure", "dtype")]
+    impure = [f for f in e.findings if f.kind == "impure"]
+    if not findings and e.held is None and not np.any(e.residual().oracle):
+        return Verdict(e.where, OK, "None, and the oracle's is zero", 0.0), []
+    if not findings and any(f.detail == TWO_ANSWERS for f in impure):
+        return Verdict(e.where, CANNOT_TELL, _lines(impure), float("inf")), impure
     if not findings:
         findings = _derivation(e)
     if findings:
@@ -66,7 +72,7 @@ def _derivation(e: Evidence) -> list[Finding]:
         if nonlinear and found.kind not in ("clipped", "nonfinite"):
             return nonlinear
         return [Finding(e.where, found.kind, found.detail, e.held.error)]
-    return [*nonlinear, *(f for f in e.findings if f.kind == "impure")]
+    return [f for f in e.findings if f.kind in ("nonlinear", "impure")]
 
 
 def _lines(findings: list[Finding]) -> str:

@@ -28,27 +28,32 @@ PAIRS = 5
 
 
 class Kinks(NamedTuple):
-    """Which elements of the hand's cotangent are right though they differ from the oracle's; (samples, *shape)."""
+    """What was found in the neighbourhoods of the points.
+
+    Attributes:
+      accepted: the elements of the hand's cotangent that are right though they differ from the oracle's,
+        (samples, *shape).
+      broken: the samples in which the hand breaks a sum that all gradients nearby agree on.
+    """
 
     accepted: np.ndarray
+    broken: np.ndarray
 
 
 def at_kinks(
     run: Callable[[list[Any], list[Any]], Any], points: Sequence[Any], seen: Sequence[Any], name: str
 ) -> Kinks:
     """Look at the neighbourhood of every point for the cotangent called `name`."""
-    accepted = []
+    found = []
     for point, s in zip(points, seen, strict=True):
         hand, oracle = s.hand[name], s.oracle[name]
         if hand.shape != oracle.shape or np.array_equal(hand, oracle):
-            accepted.append(np.zeros(oracle.shape, bool))
+            found += [(np.zeros(v.shape, bool), False) for v in oracle]
             continue
         with jax.enable_x64(True):
             nearby = np.stack([run(leaves, point.dys).oracle[name] for leaves in _neighbours(point.leaves)])
-        accepted.append(
-            np.stack([_accepted(*sample) for sample in zip(hand, oracle, np.swapaxes(nearby, 0, 1), strict=True)])
-        )
-    return Kinks(np.concatenate(accepted))
+        found += [_accepted(*sample) for sample in zip(hand, oracle, np.swapaxes(nearby, 0, 1), strict=True)]
+    return Kinks(*(np.stack(v) for v in zip(*found, strict=True)))
 
 
 def _neighbours(leaves: list[Any]) -> Iterator[list[Any]]:
@@ -64,14 +69,14 @@ def _step(v: np.ndarray, rng: np.random.Generator, which: int) -> np.ndarray:
     return STEP * (size or 1.0) * (rng.normal(size=v.shape) if which else np.ones(v.shape))
 
 
-def _accepted(hand: np.ndarray, oracle: np.ndarray, nearby: np.ndarray) -> np.ndarray:
-    """Which elements have a kink that the hand is right at; none, if the hand breaks a sum that all neighbours keep.
+def _accepted(hand: np.ndarray, oracle: np.ndarray, nearby: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Which elements have a kink that the hand is right at, and whether it breaks a sum that all neighbours keep.
 
     A function may be smooth where its formula has a kink, and autodiff of the formula be wrong at that one point:
     there the hand must be what its neighbours are.
     """
     if np.iscomplexobj(hand) or not np.all(np.isfinite(nearby)) or not np.all(np.isfinite(hand)):
-        return np.zeros(hand.shape, bool)
+        return np.zeros(hand.shape, bool), False
     scale = np.max(np.abs(nearby), initial=0.0)
     low, high, middle = nearby.min(axis=0), nearby.max(axis=0), nearby.mean(axis=0)
     kinked = high - low > JUMP * scale
@@ -79,11 +84,11 @@ def _accepted(hand: np.ndarray, oracle: np.ndarray, nearby: np.ndarray) -> np.nd
     between = (hand >= low - slack) & (hand <= high + slack)
     smoothed = ~kinked & (np.abs(oracle - middle) > slack) & (np.abs(hand - middle) <= SMOOTH * scale)
     if not np.all(between[kinked]):
-        return np.zeros(hand.shape, bool)
+        return np.zeros(hand.shape, bool), False
     for axis in (None, *range(hand.ndim)):
         sums = nearby.sum(axis=tuple(range(1, nearby.ndim)) if axis is None else axis + 1)
         agreed = sums.max(axis=0) - sums.min(axis=0) <= slack
         touched = kinked.any(axis=axis) if kinked.ndim else kinked
         if np.any(agreed & touched & (np.abs(hand.sum(axis=axis) - sums.mean(axis=0)) > 10 * slack)):
-            return np.zeros(hand.shape, bool)
-    return kinked | smoothed
+            return np.zeros(hand.shape, bool), True
+    return kinked | smoothed, False

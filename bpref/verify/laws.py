@@ -1,5 +1,6 @@
 """The laws that a backward obeys besides being right: linear in the cotangent, and the same however it is called."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,10 +8,11 @@ import jax
 import numpy as np
 
 from bpref.verify.examine import Point
-from bpref.verify.measure import relative_error
-from bpref.verify.program import Program, Seen, run_eagerly
+from bpref.verify.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.report import Finding
 from bpref.verify.subject import Subject
+
+TWO_ANSWERS = "called twice with the same arguments it gives two answers"
 
 SLACK = 1e-7
 """How far the same derivation may be from itself: added up in another order, it still is the same."""
@@ -54,19 +56,55 @@ def form(program: Program, leaves: list[Any], names: tuple[str, ...]) -> list[Fi
     ]
 
 
-def purity(subject: Subject, program: Program, point: Point, seen: Seen) -> list[Finding]:
-    """The same under vmap, eagerly, and when called again."""
-    findings = []
+def is_repeatable(subject: Subject, leaves: list[Any], dy: list[Any]) -> bool:
+    """Whether the subject, traced twice, is the same program with the same constants. Nothing is computed."""
+
+    def program() -> tuple[str, list[Any]]:
+        traced = jax.make_jaxpr(lambda leaves, dy: run_traced(subject, leaves, dy))(leaves, dy)
+        return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)), traced.consts
+
+    (text, constants), (text_again, constants_again) = program(), program()
+    return text == text_again and all(map(np.array_equal, constants, constants_again))
+
+
+def purity(subject: Subject, point: Point) -> list[Finding]:
+    """A function gives the same answer twice: called eagerly, at a point in the dtypes of its arguments."""
     first = [v[0] for v in point.dys]
+    once, again = (run_eagerly(subject, point.leaves, first) for _ in range(2))
+    changing = [name for name in once if not _same(once[name], again[name])]
+    # Whatever gives another output each time has no derivative that could be checked.
+    spoilt = once if set(changing) - set(subject.names) else changing
+    return [Finding(name, "impure", TWO_ANSWERS) for name in spoilt]
+
+
+def consistency(seen: Seen) -> list[Finding]:
+    """Alone and under vmap it gives the same."""
+    return [
+        Finding(name, "impure", "under vmap it gives another value", _apart(alone, seen.hand[name][0]))
+        for name, alone in seen.alone.items()
+        if not _same(alone, seen.hand[name][0])
+    ]
+
+
+def eagerness(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
+    """Operation by operation it gives the same as under jit. Slow the first time, as every operation is compiled."""
+    compiled = seen.y | seen.alone
     with jax.enable_x64(True):
-        eager = run_eagerly(subject, point.leaves, first)
-    for name, alone in seen.alone.items():
-        for how, other in (("under vmap", seen.hand[name][0]), ("eagerly", eager.get(name))):
-            if other is None or other.shape != alone.shape:
-                continue
-            error = float(relative_error(other, alone)) if np.all(np.isfinite(alone)) else 0.0
-            if not error <= SLACK:
-                findings.append(
-                    Finding(name, "impure", f"called {how} it gives another value, off by {error:.1e}", error)
-                )
-    return findings
+        eager = run_eagerly(subject, point.leaves, [v[0] for v in point.dys])
+    return [
+        Finding(name, "impure", "eagerly it gives another value than under jit", _apart(compiled[name], v))
+        for name, v in eager.items()
+        if not _same(compiled.get(name), v)
+    ]
+
+
+def _same(v: np.ndarray | None, w: np.ndarray) -> bool:
+    """Equal to `SLACK`, or not comparable: of another shape, or not finite."""
+    if v is None or v.shape != w.shape or not (np.all(np.isfinite(v)) and np.all(np.isfinite(w))):
+        return True
+    return _apart(v, w) <= SLACK
+
+
+def _apart(v: np.ndarray, w: np.ndarray) -> float:
+    apart = float(np.max(np.abs(v - w), initial=0.0))
+    return apart / float(np.max(np.abs(w))) if apart else 0.0

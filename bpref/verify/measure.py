@@ -39,9 +39,11 @@ def sample_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def ulp_errors(value: np.ndarray, truth: np.ndarray, dtype: Any) -> np.ndarray:
     """Elementwise errors in units of the last place that `truth` has in `dtype`, flattened.
 
-    An element that rounding the array's largest one would swallow is measured by that rounding.
+    An element that rounding the array's largest one would swallow is measured by that rounding. Of complex numbers
+    the distance is measured, in units of the modulus.
     """
-    value, truth = (np.asarray(v, np.float64).reshape(-1) for v in (value, truth))
+    wide = np.complex128 if np.iscomplexobj(truth) else np.float64
+    value, truth = (np.asarray(v, wide).reshape(-1) for v in (value, truth))
     eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     magnitude = np.where(np.isfinite(truth), np.abs(truth), 0.0)
     magnitude = np.maximum(magnitude, max(eps * np.max(magnitude, initial=0.0), tiny))

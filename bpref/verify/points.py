@@ -84,24 +84,27 @@ def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
 def _alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
     """`fresh` with what is special about `given`: symmetric, triangular, rows on the simplex or on the sphere."""
     if given.ndim > 1 and given.shape[-1] == given.shape[-2] > 1:
-        adjoint = np.conj(np.swapaxes(given, -1, -2))
-        if np.allclose(given, adjoint, rtol=1e-6, atol=0):
+        if _near(given, np.conj(np.swapaxes(given, -1, -2)), 1e-6):
             return (fresh + np.conj(np.swapaxes(fresh, -1, -2))) / 2
         for triangle in (np.tril, np.triu):
-            if np.array_equal(given, triangle(given)):
+            if not np.any(given - triangle(given)):
                 return triangle(fresh)
     if given.ndim and given.shape[-1] > 1 and not np.iscomplexobj(given):
-        if np.all(given >= 0) and np.allclose(given.sum(-1), 1, rtol=1e-2):
+        if given.min() >= 0 and _near(given.sum(-1), 1.0, 1e-2):
             return fresh / fresh.sum(-1, keepdims=True)
-        if np.allclose((given**2).sum(-1), 1, rtol=1e-2):
+        if _near((given**2).sum(-1), 1.0, 1e-2):
             return fresh / np.sqrt((fresh**2).sum(-1, keepdims=True))
     return fresh
 
 
+def _near(v: np.ndarray, w: np.ndarray | float, tolerance: float) -> bool:
+    return bool((np.abs(v - w) <= tolerance * np.abs(w)).all())
+
+
 def _is_discrete(v: np.ndarray) -> bool:
     """Whether it is a mask, one-hot or signs, and not just zeros or just ones."""
-    kinds = np.unique(np.asarray(v).reshape(-1)[:10_000])
-    return kinds.size == 2 and bool(np.all(np.isin(np.abs(kinds), (0, 1))))
+    some = np.abs(np.asarray(v).reshape(-1)[:10_000])
+    return bool(((some == 0) | (some == 1)).all()) and np.unique(v).size == 2
 
 
 def _positive_definite(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify import points as fresh
+from bpref.verify.blame import (
+    explained,
+    require_arrays,
+    require_differentiable_primal,
+    require_outputs,
+    require_rule,
+)
 from bpref.verify.examine import Point, run_in_float64, widened
 from bpref.verify.jitter import jittered
-from bpref.verify.laws import form
+from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, narrowest
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes
@@ -51,6 +58,7 @@ class Prepared(NamedTuple):
       narrow: the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
       jittered: makes, once, the float64 program with every operation rounded at random.
+      is_repeatable: whether it is the same program when it is traced again.
     """
 
     subject: Subject
@@ -62,17 +70,30 @@ class Prepared(NamedTuple):
     narrow: tuple[Working, ...]
     formal: tuple[Finding, ...]
     jittered: Callable[[], Program]
+    is_repeatable: bool
 
 
 def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
-    """The programs of a subject; those made for an equal one before, if there are any."""
+    """The programs of a subject; those made for an equal one before, if there are any.
+
+    Raises:
+      CannotCheck: the function, its backward or the call is at fault; the message says which.
+      NeedsNumbers: JAX cannot trace it, or cannot differentiate its primal.
+    """
     working = tuple(jnp.dtype(d).name for d in dtypes) if dtypes is not None else None
     shapes = tuple((v.shape, v.dtype) for v in subject.leaves)
     name = (subject.identity, shapes, working)
     if name in _KEPT:
         _KEPT.move_to_end(name)
         return _KEPT[name]._replace(subject=subject)
-    _KEPT[name] = made = prepare(subject, working)
+    require_arrays(subject)
+    try:
+        made = prepare(subject, working)
+    except Exception as error:
+        raise explained(subject, error, x64_for(v.dtype for v in subject.leaves)) from error
+    require_rule(subject)
+    require_differentiable_primal(subject, made.wide.traced.jaxpr)
+    _KEPT[name] = made
     if len(_KEPT) > KEPT:
         _KEPT.popitem(last=False)
     return made
@@ -87,6 +108,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     own = [v.dtype for v in specs]
     with x64_for(own):
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
+    require_outputs(subject, outputs)
     is_lifted = False
     try:
         wide = _in_float64(subject, specs, outputs)
@@ -113,6 +135,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         narrow,
         tuple(form(in_own, specs, subject.names)),
         cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(lift(f, at) if is_lifted else f))),
+        _is_repeatable(subject, specs, outputs),
     )
 
 
@@ -134,6 +157,11 @@ def _in_float64(
     with jax.enable_x64(True):
         dys = [_stack(_wide_spec(v)) for v in outputs]
         return compile_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
+
+
+def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any]) -> bool:
+    with x64_for(v.dtype for v in specs):
+        return is_repeatable(subject, specs, outputs)
 
 
 def _narrowest_of(dtypes: list[Any]) -> Any:

@@ -144,11 +144,15 @@ def compile_program(
     return Program(run, traced, misfits, absent, unbatched)
 
 
+def run_traced(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, Any]:
+    """The outputs and the hand's cotangents by name."""
+    y, pull = subject.sweep(leaves)
+    return _outputs(output_name(subject.names), y) | _fitting(subject, leaves, pull(_completed(dy, y)), {}, set())
+
+
 def run_eagerly(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, np.ndarray]:
-    """The hand's cotangents, operation by operation, without compiling the whole."""
-    y, pull = subject.sweep([jnp.asarray(v) for v in leaves])
-    cotangents = _fitting(subject, leaves, pull(_completed([jnp.asarray(v) for v in dy], y)), {}, set())
-    return jax.device_get(cotangents)
+    """The same operation by operation, without compiling the whole."""
+    return jax.device_get(run_traced(subject, [jnp.asarray(v) for v in leaves], [jnp.asarray(v) for v in dy]))
 
 
 def _outputs(name: str, y: Any) -> dict[str, Any]:

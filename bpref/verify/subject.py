@@ -15,6 +15,7 @@ from bpref.verify.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
 REFERENCE = "the reference, differentiated"
+LAYER, BACKWARD, RULE, INSIDE = "a layer", "a function and its backward", "a custom_vjp function", "rules inside"
 
 Pull = Callable[[Any], list[Any]]
 """dy -> one entry for each array leaf of the arguments: what the backward returned for it, or a `Misfit`."""
@@ -37,6 +38,7 @@ class Subject(NamedTuple):
       primal: `leaves -> y`, what the oracle differentiates.
       oracle: what that is, in words.
       plain: `leaves -> y`, the function itself as it is called.
+      form: in which form the derivation was handed over: one of the four above.
       identity: what the answer depends on besides the leaves; equal for equal subjects.
     """
 
@@ -47,6 +49,7 @@ class Subject(NamedTuple):
     primal: Callable[[list[Any]], Any]
     oracle: str
     plain: Callable[[list[Any]], Any]
+    form: str
     identity: tuple[Any, ...]
 
 
@@ -69,10 +72,10 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
     def primal(values):
         return (reference or strip_custom_rules(call))(*rebuild(values))
 
-    sweep_of = _of_layer if is_layer else _of_backward if backward else _of_rule if _has_raw_rule(fun) else _of_autodiff
+    form = LAYER if is_layer else BACKWARD if backward else RULE if _has_raw_rule(fun) else INSIDE
 
     def sweep(values):
-        return sweep_of(fun, backward, rebuild(values), plain, values)
+        return SWEEPS[form](fun, backward, rebuild(values), plain, values)
 
     return Subject(
         function_name(fun),
@@ -82,6 +85,7 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
         primal,
         REFERENCE if reference else OWN_PRIMAL,
         plain,
+        form,
         (*(_identity(f) for f in (fun, reference, backward)), rebuild.fixed, rebuild.tree),
     )
 
@@ -150,6 +154,9 @@ def _of_autodiff(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: li
     """Whatever rules are inside, as JAX itself applies them."""
     y, cotangents = with_cotangents(plain, values)
     return y, lambda dy: cotangents(dy)[0]
+
+
+SWEEPS = {LAYER: _of_layer, BACKWARD: _of_backward, RULE: _of_rule, INSIDE: _of_autodiff}
 
 
 def _has_raw_rule(fun: Any) -> bool:

@@ -170,7 +170,7 @@ def test_a_function_that_takes_nothing_is_said_to_refuse():
     report = search(picky, "f32[2]", backward=lambda args, dy: args, seconds=30, key=SEED, examples=5)
     assert (report.tried, report.refused, report.ok, report.found) == (5, 5, False, False)
     assert "nothing could be decided" in str(report)
-    assert "the first refusal: ValueError: expected 64 columns, got (2,)" in str(report)
+    assert "the first refusal: CannotCheck: picky raised ValueError: expected 64 columns, got (2,)" in str(report)
 
 
 def test_a_strategy_and_a_fixed_value_are_arguments_too():

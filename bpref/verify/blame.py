@@ -1,0 +1,150 @@
+"""Who is at fault when something cannot be checked: the function, its backward, the call, or bpref itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from bpref.layer import Layer
+from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.strip import has_custom_rules, is_opaque
+from bpref.verify.subject import INSIDE, OWN_PRIMAL, Subject, describe
+
+
+class CannotCheck(ValueError):
+    """Nothing could be checked; the message says in one line who is at fault: the function, its backward, the call."""
+
+
+class NeedsNumbers(Exception):
+    """JAX cannot trace or cannot differentiate it: the oracle has to be numerical. The message says why."""
+
+
+def require_callable(what: str, f: Any) -> None:
+    """Raise `TypeError` unless `f` can be called."""
+    if not callable(f) and not isinstance(f, Layer):
+        raise TypeError(f"check: {what} is {describe(f)}, expected a function{' or a Layer' * (what == 'fun')}")
+
+
+def require_arrays(subject: Subject) -> None:
+    """Raise unless an argument holds floating-point numbers in an array."""
+    if not any(is_differentiable(v) for v in subject.leaves):
+        came = ", ".join(_arguments(subject)) or "no arrays at all"
+        raise CannotCheck(
+            f"{subject.name}: no argument is an array of floating-point numbers, so it has no gradient; the call has "
+            f"{came} (Python numbers are held fixed: pass np.float32(...) or an array)"
+        )
+
+
+def require_outputs(subject: Subject, outputs: list[Any]) -> None:
+    """Raise unless an output has a cotangent."""
+    if not outputs:
+        raise CannotCheck(f"{subject.name}: it returns no floating-point numbers, so there is nothing to differentiate")
+
+
+def require_rule(subject: Subject) -> None:
+    """Raise unless something in it is derived by hand."""
+    if subject.form != INSIDE or subject.oracle != OWN_PRIMAL:
+        return
+    if not has_custom_rules(jax.make_jaxpr(subject.plain)(_specs(subject))):
+        raise CannotCheck(
+            f"{subject.name}: nothing in it is derived by hand: it has no custom_vjp or custom_jvp rule inside, and "
+            "the call gives neither backward= nor reference="
+        )
+
+
+def require_differentiable_primal(subject: Subject, program: Any) -> None:
+    """Raise `NeedsNumbers` if a rule over a kernel or a callback is left in the primal: it would be its own oracle."""
+    if subject.oracle != OWN_PRIMAL or not is_opaque(program):
+        return
+    if has_custom_rules(jax.make_jaxpr(subject.primal)(_specs(subject))):
+        raise NeedsNumbers("a kernel or callback under its rule, which JAX cannot differentiate")
+
+
+def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
+    """What to raise in place of `error`, which came up when the subject was traced: stage by stage, whose is it?"""
+    specs = _specs(subject)
+    if isinstance(error, CannotCheck):
+        return error
+    with x64:
+        try:
+            jax.eval_shape(subject.plain, specs)
+        except Exception as cause:
+            return _untraceable(subject, cause)
+        try:
+            jax.eval_shape(subject.primal, specs)
+        except Exception as cause:
+            return CannotCheck(_blamed(subject, "the reference", cause))
+        try:
+            jax.eval_shape(lambda leaves: _swept(subject.sweep, leaves), specs)
+        except Exception as cause:
+            return CannotCheck(_blamed(subject, f"the backward of {subject.name}", cause))
+        try:
+            jax.eval_shape(lambda leaves: _pulled(subject.primal, leaves), specs)
+        except Exception as cause:
+            return NeedsNumbers(f"its primal cannot be differentiated by JAX ({_first(cause)})")
+    error.add_note(
+        f"bpref: {subject.name} and its backward could be traced; this is a fault of bpref, please report it"
+    )
+    return error
+
+
+def _untraceable(subject: Subject, cause: Exception) -> Exception:
+    """It cannot be traced. Called with arrays it may work: then it is a host function, or it reads traced values."""
+    concrete = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
+    try:
+        outputs = jax.tree.leaves(subject.plain([np.array(v) if isinstance(v, np.ndarray) else v for v in concrete]))
+    except Exception as error:
+        return CannotCheck(_blamed(subject, subject.name, error))
+    odd = next((v for v in outputs if not _is_arraylike(v)), None)
+    if odd is not None or not outputs:
+        came = "nothing" if not outputs else describe(odd)
+        return CannotCheck(f"{subject.name} returned {came}, expected an array or a pytree of arrays")
+    if subject.form == INSIDE:
+        return CannotCheck(
+            f"{subject.name} works on arrays but cannot be traced by JAX, since it reads their values "
+            f"({_first(cause)}): give its backward= to have it checked as a host function"
+        )
+    return NeedsNumbers("JAX cannot trace it: it was called as a host function, with arrays")
+
+
+def _is_arraylike(v: Any) -> bool:
+    try:
+        return np.issubdtype(np.asarray(v).dtype, np.number) or np.asarray(v).dtype == bool
+    except Exception:
+        return False
+
+
+def _swept(sweep: Callable, leaves: list[Any]) -> list[Any]:
+    y, pull = sweep(leaves)
+    return [v for v in pull(_ones(y)) if hasattr(v, "dtype")]
+
+
+def _pulled(primal: Callable, leaves: list[Any]) -> Any:
+    y, cotangents = with_cotangents(primal, leaves)
+    return cotangents(_ones(y))
+
+
+def _ones(y: Any) -> Any:
+    def one(v):
+        return jax.numpy.ones_like(v) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
+
+    return jax.tree.map(one, y)
+
+
+def _specs(subject: Subject) -> list[Any]:
+    return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+
+
+def _arguments(subject: Subject) -> list[str]:
+    return [f"{name}: {describe(v)}" for name, v in zip(subject.names, subject.leaves, strict=True)]
+
+
+def _blamed(subject: Subject, what: str, error: Exception) -> str:
+    called = ", ".join(_arguments(subject))
+    return f"{what} raised {type(error).__name__}: {_first(error)} (called with {called})"
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "without a message"
