@@ -121,7 +121,7 @@ def _impure(
 
 
 def _held(ready: Prepared, points: list[Point], seen: list[Seen]) -> dict[str, Held]:
-    return {h.where: h for h in hold(ready.wide, points, seen, ready.jittered)}
+    return {h.where: h for h in hold(ready.wide, points, seen, ready.jittered, ready.round_off)}
 
 
 def _notes(ready: Prepared) -> tuple[str, ...]:

@@ -129,17 +129,21 @@ def pairs(seen: Seen) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def hold(
-    program: Program, points: Sequence[Point], seen: Sequence[Seen], jittered: Callable[[], Program]
+    program: Program,
+    points: Sequence[Point],
+    seen: Sequence[Seen],
+    jittered: Callable[[], Program],
+    round_off: float = ROUND_OFF,
 ) -> list[Held]:
     """Every value of the hand's held against the oracle's; only where they disagree is more computed."""
-    held = [_hold(name, *pair) for name, pair in pairs(stacked(seen)).items()]
+    held = [_hold(name, *pair, round_off) for name, pair in pairs(stacked(seen)).items()]
     suspects = {h.where for h in held if h.is_wrong}
     if not suspects:
         return held
     rounding = effect_of_rounding(program, points, jittered)
     kinks = {name: at_kinks(program.run, points, seen, name) for name in suspects if name in seen[0].hand}
     again = pairs(stacked(seen))
-    return [_hold(h.where, *again[h.where], rounding[h.where], kinks.get(h.where)) for h in held]
+    return [_hold(h.where, *again[h.where], round_off, rounding[h.where], kinks.get(h.where)) for h in held]
 
 
 def effect_of_rounding(
@@ -161,19 +165,24 @@ def effect_of_rounding(
 
 
 def _hold(
-    where: str, hand: np.ndarray, oracle: np.ndarray, limits: np.ndarray | float = ROUND_OFF, kinks: Kinks | None = None
+    where: str,
+    hand: np.ndarray,
+    oracle: np.ndarray,
+    round_off: float,
+    limits: np.ndarray | None = None,
+    kinks: Kinks | None = None,
 ) -> Held:
+    allowed = np.full(len(hand), round_off) if limits is None else np.maximum(round_off, limits)
     errors = sample_errors(hand, oracle)
     unjudged = ~np.isfinite(oracle) & (hand != oracle)
-    kinked = None if kinks is None else kinks.accepted & ~unjudged
-    skipped = unjudged if kinked is None else unjudged | kinked
-    errors = np.where(skipped, 0.0, errors).reshape(len(hand), -1)
-    worst = errors.max(axis=1, initial=0.0)
+    kinked = None
     if kinks is not None:
-        limits = np.where(kinks.broken, ROUND_OFF, limits)
-    excess = worst / limits
-    sample = int(np.argmax(excess)) if excess.size else 0
-    error, allowed = (float(np.broadcast_to(v, worst.shape)[sample]) if worst.size else 0.0 for v in (worst, limits))
-    sound = (worst <= limits) & (np.broadcast_to(limits, worst.shape) <= UNDECIDED)
-    vouched = bool(np.any(sound)) or not worst.size
-    return Held(where, hand, oracle, error, allowed, vouched, kinked, int(unjudged.sum()), worst <= limits)
+        kinked = kinks.accepted & ~unjudged
+        allowed = np.where(kinks.broken, round_off, allowed)
+    skipped = unjudged if kinked is None else unjudged | kinked
+    worst = np.where(skipped, 0.0, errors).reshape(len(hand), -1).max(axis=1, initial=0.0)
+    right = worst <= allowed
+    vouched = bool(np.any(right & (allowed <= max(UNDECIDED, round_off)))) or not worst.size
+    sample = int(np.argmax(worst / allowed)) if worst.size else 0
+    error, limit = (float(v[sample]) if v.size else 0.0 for v in (worst, allowed))
+    return Held(where, hand, oracle, error, limit, vouched, kinked, int(unjudged.sum()), right)

@@ -50,6 +50,23 @@ def lift(fun: F, at: Any = None) -> F:
     return lifted  # type: ignore[return-value]
 
 
+def lift_traced(fun: Callable, inputs: tuple, x64: Callable[[], Any]) -> Callable:
+    """`lift(fun)`, with `fun` traced at `inputs`, specifications in its own dtypes, in the context that `x64` makes.
+
+    For a function that cannot be traced with 64-bit numbers enabled.
+    """
+    with x64():
+        program, outputs = jax.make_jaxpr(fun, return_shape=True)(*inputs)
+    structure = jax.tree.structure(outputs)
+
+    def lifted(*args):
+        return jax.tree.unflatten(
+            structure, evaluate(program, list(map(wide, jax.tree.leaves(args))), in_float64, wide)
+        )
+
+    return lifted
+
+
 def wide_dtype(dtype: Any) -> Any:
     """float64 for a real floating dtype, complex128 for a complex one, any other as it is."""
     if jnp.issubdtype(dtype, jnp.floating):

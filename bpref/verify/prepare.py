@@ -17,10 +17,10 @@ from bpref.verify.blame import (
     require_outputs,
     require_rule,
 )
-from bpref.verify.examine import Point, run_in_float64, widened
+from bpref.verify.examine import ROUND_OFF, Point, run_in_float64, widened
 from bpref.verify.jitter import jittered
 from bpref.verify.laws import form, is_repeatable
-from bpref.verify.lift import lift, narrowest
+from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes
 from bpref.verify.report import Finding
@@ -54,6 +54,7 @@ class Prepared(NamedTuple):
       wide: the program in float64.
       casts_to: the narrowest dtype that it casts down to inside, or None.
       is_lifted: whether `wide` leaves those casts out.
+      round_off: the relative error above which a derivation is wrong.
       own: the dtypes of the arguments.
       narrow: the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
@@ -66,6 +67,7 @@ class Prepared(NamedTuple):
     wide: Program
     casts_to: Any
     is_lifted: bool
+    round_off: float
     own: list[Any]
     narrow: tuple[Working, ...]
     formal: tuple[Finding, ...]
@@ -109,13 +111,17 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     with x64_for(own):
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
     require_outputs(subject, outputs)
-    is_lifted = False
+    is_lifted, round_off = False, ROUND_OFF
+    in_own_dtypes = lambda f: f  # noqa: E731
     try:
         wide = _in_float64(subject, specs, outputs)
     except (TypeError, ValueError):
         # It runs in its own dtypes and not in float64: evaluate what it does in its own, in float64.
-        wide = _in_float64(subject, specs, outputs, partial(lift, at=_narrowest_of(own)))
+        in_own_dtypes = partial(lift_traced, inputs=(specs, [_stack(v) for v in outputs]), x64=lambda: x64_for(own))
+        wide = _in_float64(subject, specs, outputs, in_own_dtypes)
         is_lifted = True
+        # Its constants are rounded to its own dtypes.
+        round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
     choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
     narrow = tuple(
         _narrow(subject, name, specs, dtypes)
@@ -124,17 +130,17 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     )
     in_own = next((w.program for w in narrow if w.leaves == own), wide)
     casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
-    at = _narrowest_of(own) if is_lifted else None
     return Prepared(
         subject,
         outputs,
         wide,
         casts_to,
         is_lifted,
+        round_off,
         own,
         narrow,
         tuple(form(in_own, specs, subject.names)),
-        cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(lift(f, at) if is_lifted else f))),
+        cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(in_own_dtypes(f)))),
         _is_repeatable(subject, specs, outputs),
     )
 

@@ -1,0 +1,85 @@
+"""audit: every custom rule in somebody else's function, at the values that flow there, by file and line."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bpref
+from tests.conftest import SEED
+
+X = np.random.default_rng(SEED).normal(size=(3, 4)).astype(np.float32)
+
+
+@jax.custom_vjp
+def doubled(x):
+    return jnp.tanh(x)
+
+
+doubled.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, dy: (2 * dy * (1 - y * y),))
+
+
+def line_of(text: str) -> int:
+    """The line of this file that ends with a comment."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if line.endswith(f"# {text}"))
+
+
+def in_scan(x):
+    return jax.lax.scan(lambda c, _: (doubled(c), None), x, None, length=3)[0]  # scan
+
+
+def in_while(x):
+    return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, doubled(c[1])), (0, x))[1]  # while
+
+
+def in_cond(x):
+    return jax.lax.cond(x.sum() > -1e9, doubled, lambda x: x, x)  # cond
+
+
+def in_jit_and_remat(x):
+    return jax.jit(jax.checkpoint(lambda x: doubled(x) + 1))(x)  # remat
+
+
+@pytest.mark.parametrize(
+    ("f", "place"), [(in_scan, "scan"), (in_while, "while"), (in_cond, "cond"), (in_jit_and_remat, "remat")]
+)
+def test_a_wrong_rule_is_found_wherever_it_is(f, place):
+    report = bpref.audit(lambda x: jax.nn.relu(f(x)).sum(), X, key=1)
+    assert {s.name: s.verdict for s in report.sites} == {"doubled": "wrong", "relu": "ok"}
+    (wrong,) = (s for s in report.sites if s.verdict == "wrong")
+    assert (Path(wrong.file).name, wrong.line) == (Path(__file__).name, line_of(place))
+    assert {f.kind for f in report.findings} == {"factor"}
+    assert f"doubled (custom_vjp)   WRONG   called at {__file__}:{line_of(place)}" in str(report)
+    assert "2.000 x the reference, every element: a constant factor 2" in str(report)
+    with pytest.raises(AssertionError, match="doubled"):
+        report.raise_if_wrong()
+
+
+def test_a_branch_that_is_not_taken_is_listed_and_not_judged():
+    report = bpref.audit(lambda x: jax.lax.cond(x.sum() > 1e9, doubled, lambda x: x, x), X, key=1)
+    assert report.ok
+    assert [s.detail for s in report.sites] == ["it did not run: nothing is known of it"]
+
+
+def test_libraries_are_right_and_the_report_is_json(standard_promotion):
+    def loss(x):
+        z = jax.nn.relu6(jax.nn.relu(x) + jax.nn.silu(x)) + jax.nn.softplus(x)
+        return optax.losses.softmax_cross_entropy(z, jax.nn.softmax(x)).sum() + jax.scipy.special.logsumexp(z)
+
+    report = bpref.audit(loss, X, key=1)
+    assert report.ok
+    assert report.raise_if_wrong() is report
+    plain = json.loads(report.to_json())
+    assert {s["name"] for s in plain["sites"]} >= {"relu"}
+    assert all(s["reports"][0]["ok"] for s in plain["sites"])
+
+
+def test_a_function_without_rules_has_nothing_to_audit():
+    report = bpref.audit(jnp.sin, X, key=1)
+    assert (report.ok, report.sites) == (True, ())
+    assert str(report) == "sin   0 custom rules   key 1"
