@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
 
 RNG = np.random.default_rng(SEED)
@@ -209,7 +210,8 @@ def test_a_function_that_only_runs_in_float32_is_checked_in_float64():
         return jax.lax.scan(lambda c, v: (c + (v * v).sum(), None), jnp.zeros((), jnp.float32), x)[0]
 
     assert bpref.check(rule(primal, lambda args, dy: (2 * args[0] * dy,)), X).ok
-    report = bpref.check(rule(primal, lambda args, dy: (2.0001 * args[0] * dy,)), X)
+    assert bpref.check(rule(primal, lambda args, dy: (2.0001 * args[0] * dy,)), X).verdict == "wrong"
+    report = bpref.check(rule(primal, lambda args, dy: (3 * args[0] * dy,)), X)
     assert kinds(report) == {("x", "factor")}
 
 
@@ -269,6 +271,33 @@ def test_a_smooth_function_whose_formula_has_a_kink():
 
     right = rule(loss, lambda args, dy: (dy * jax.nn.sigmoid(args[0]),))
     assert bpref.check(right, np.array([0.0, 1.0, -1.0, 0.0], np.float32)).ok
+
+
+# Right derivations at awkward values
+
+AWKWARD = {
+    "singular": ("inverse", [np.ones((2, 2))]),
+    "nothing but zeros": ("cosine_similarity", [np.zeros((1, 1)), np.zeros((1, 1))]),
+    "overflow": ("gaussian_kl", [np.zeros((1, 1)), np.full((1, 1), 2e18)]),
+    "a kink that cancels": ("sigmoid_cross_entropy", [np.zeros((1, 5)), np.zeros((1, 5))]),
+    "underflow": ("softmax", [np.array([[0, 0, 0, 0, -2000.0]])]),
+    "a gradient of zero": ("attention", [np.zeros((1, 2, 1)), np.ones((1, 2, 1)), np.array([[[0.3], [-1.2]]])]),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), AWKWARD.values(), ids=AWKWARD)
+@pytest.mark.parametrize("key", [0, 11])
+def test_a_right_derivation_is_not_accused_at_awkward_values(name, values, key):
+    derivation = DERIVATIONS[name]
+    args = [v.astype(np.float32) for v in values]
+    report = bpref.check(derivation.forward, *args, backward=derivation.backward, key=key)
+    assert report.ok, str(report)
+
+
+def test_ties_are_right_whatever_the_key():
+    first = tied_maximum(lambda ties: jnp.where(jnp.cumsum(ties, -1) == 1, ties, 0.0))
+    x = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], np.float32)
+    assert [key for key in range(20) if not bpref.check(first, x, key=key).ok] == []
 
 
 # Forms
