@@ -1,96 +1,24 @@
 """Back-propagation derived by hand, layer by layer, as pure JAX functions, verified against `jax.grad`."""
 
-from bpref.compose import objective, parallel, remat, residual, scan, serial
-from bpref.layer import Layer, as_function, backpropagate, leaf_paths, map_leaves, trainable
-from bpref.rule import Case, Rule
-from bpref.rules import RULES
-from bpref.rules.activation.celu import celu
-from bpref.rules.activation.elu import elu
-from bpref.rules.activation.gelu import gelu
-from bpref.rules.activation.hard_sigmoid import hard_sigmoid
-from bpref.rules.activation.hard_swish import hard_swish
-from bpref.rules.activation.hard_tanh import hard_tanh
-from bpref.rules.activation.identity import identity
-from bpref.rules.activation.leaky_relu import leaky_relu
-from bpref.rules.activation.log_sigmoid import log_sigmoid
-from bpref.rules.activation.mish import mish
-from bpref.rules.activation.relu import relu
-from bpref.rules.activation.relu6 import relu6
-from bpref.rules.activation.selu import selu
-from bpref.rules.activation.sigmoid import sigmoid
-from bpref.rules.activation.silu import silu
-from bpref.rules.activation.softplus import softplus
-from bpref.rules.activation.softsign import softsign
-from bpref.rules.activation.tanh import tanh
-from bpref.rules.linear.linear import linear
-from bpref.rules.loss.huber import huber
-from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
-from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
-from bpref.rules.loss.square import square
-from bpref.transforms import cast_params, params_of, update_in_backward
-from bpref.verify import (
-    Finding,
-    Precision,
-    Report,
-    Verdict,
-    assert_gradient,
-    check,
-    check_leaves,
-    checked,
-    strip_custom_rules,
-    verify_rule,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RULES",
-    "Case",
-    "Finding",
-    "Layer",
-    "Precision",
-    "Report",
-    "Rule",
-    "Verdict",
-    "as_function",
-    "assert_gradient",
-    "backpropagate",
-    "cast_params",
-    "celu",
-    "check",
-    "check_leaves",
-    "checked",
-    "elu",
-    "gelu",
-    "hard_sigmoid",
-    "hard_swish",
-    "hard_tanh",
-    "huber",
-    "identity",
-    "leaf_paths",
-    "leaky_relu",
-    "linear",
-    "log_sigmoid",
-    "map_leaves",
-    "mish",
-    "objective",
-    "parallel",
-    "params_of",
-    "relu",
-    "relu6",
-    "remat",
-    "residual",
-    "scan",
-    "selu",
-    "serial",
-    "sigmoid",
-    "sigmoid_cross_entropy",
-    "silu",
-    "softmax_cross_entropy",
-    "softplus",
-    "softsign",
-    "square",
-    "strip_custom_rules",
-    "tanh",
-    "trainable",
-    "update_in_backward",
-    "verify_rule",
-]
+if TYPE_CHECKING:
+    from bpref.public import *  # noqa: F403, the one list of names is there
+else:
+
+    def __getattr__(name):
+        """Load the public names with the first that is asked for.
+
+        JAX reads its environment variables once, when it is imported; and pytest imports its plugins, of which this
+        package has one, before a conftest can set any.
+        """
+        if not name.startswith("__") or name == "__all__":
+            public = import_module("bpref.public")
+            globals().update({known: getattr(public, known) for known in ("__all__", *public.__all__)})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *import_module("bpref.public").__all__})

@@ -53,7 +53,7 @@ def floors_read(tree: ast.AST) -> set[str]:
     return {name if name in FLOORS else "ground" for name in own}
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in ("__init__.py", "__main__.py")])
+@pytest.mark.parametrize("file", [f for f in FILES if f not in ("__main__.py", "public.py")])
 def test_imports_point_only_upward(file: str):
     floor = floor_of(file)
     allowed = set(FLOORS[: FLOORS.index(floor) + 1]) - MAY_NOT_READ.get(floor, set())
@@ -104,12 +104,25 @@ def test_a_rule_is_named_after_its_file_and_derives_itself(rule):
 
 
 def test_all_is_what_is_exported():
-    tree = FILES["__init__.py"]
+    tree = FILES["public.py"]
     names = [a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names]
     assert sorted(names) == sorted(bpref.__all__)
     for name in bpref.__all__:
         assert inspect.getdoc(getattr(bpref, name)), f"{name} has no docstring"
     assert {rule.name for rule in RULES.values()} <= set(bpref.__all__)
+
+
+def test_importing_the_package_loads_nothing_until_a_name_is_used():
+    """The environment variables that JAX reads when it is imported can still be set, by a conftest for one."""
+    program = (
+        "import sys, bpref; first = 'jax' in sys.modules; known = 'check' in dir(bpref); "
+        "from bpref import check; print(first, known, check is bpref.check, 'jax' in sys.modules)"
+    )
+    seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert seen == "False True True True\n"
+    with pytest.raises(AttributeError) as error:
+        getattr(bpref, "chekc")  # noqa: B009, a type checker knows that there is no such name
+    assert str(error.value) == "module 'bpref' has no attribute 'chekc'"
 
 
 def test_no_file_has_more_than_400_lines():
@@ -118,7 +131,7 @@ def test_no_file_has_more_than_400_lines():
 
 def test_import_loads_nothing_heavy():
     """Neither an extra, nor optax: whoever has no optimiser does not wait for one."""
-    program = "import sys, bpref; print(sorted(m for m in sys.modules if '.' not in m))"
+    program = "import sys, bpref; bpref.check; print(sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     heavy = {"optax", "chex", "typer", "rich", "matplotlib", "sklearn", "safetensors", "hypothesis", "flax", "torch"}
     assert heavy & set(ast.literal_eval(loaded)) == set()

@@ -75,6 +75,9 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
             jax.eval_shape(subject.primal, specs)
         except Exception as cause:
             return CannotCheck(_blamed(subject, "the reference", cause))
+        mine, other = (_shapes(jax.eval_shape(f, specs)) for f in (subject.plain, subject.primal))
+        if mine != other:
+            return CannotCheck(f"the reference returns {other}, {subject.name} returns {mine}; expected the same")
         try:
             jax.eval_shape(lambda leaves: _swept(subject.sweep, leaves), specs)
         except Exception as cause:
@@ -138,6 +141,10 @@ def _specs(subject: Subject) -> list[Any]:
 
 def _arguments(subject: Subject) -> list[str]:
     return [f"{name}: {describe(v)}" for name, v in zip(subject.names, subject.leaves, strict=True)]
+
+
+def _shapes(y: Any) -> str:
+    return str(jax.tree.map(describe, y)).replace("'", "")
 
 
 def _blamed(subject: Subject, what: str, error: Exception) -> str:

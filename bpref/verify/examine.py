@@ -13,6 +13,7 @@ import numpy as np
 from bpref.verify.kinks import Kinks, at_kinks
 from bpref.verify.measure import sample_errors
 from bpref.verify.oracle import is_differentiable
+from bpref.verify.points import generator
 from bpref.verify.program import Program, Seen
 
 ROUND_OFF = 1e-10
@@ -20,6 +21,9 @@ ROUND_OFF = 1e-10
 
 AMPLIFIED = 100
 """How many times the effect of rounding every operation at random an error may be, where that effect is larger."""
+
+TRIALS = 3
+"""How often every operation is rounded at random."""
 
 UNDECIDED = 1e-6
 """Where round-off may make a larger relative error than this, a sample says nothing."""
@@ -149,19 +153,33 @@ def hold(
 def effect_of_rounding(
     program: Program, points: Sequence[Point], jittered: Callable[[], Program]
 ) -> dict[str, np.ndarray]:
-    """What round-off may make of each value, one relative error for each sample."""
-    plain, rounded_at_random = (pairs(stacked(run_in_float64(p, points))) for p in (program, jittered()))
+    """What round-off may make of each value, one relative error for each sample: the largest seen in a few trials."""
+    trials = [_effect(program, jittered(), [_nudged(p, i) for p in points]) for i in range(TRIALS)]
+    return {name: np.maximum(ROUND_OFF, AMPLIFIED * np.max([t[name] for t in trials], axis=0)) for name in trials[0]}
 
-    def effect(v, w):
-        errors = sample_errors(w, v)
-        return np.where(np.isfinite(errors), errors, 0.0).reshape(len(v), -1).max(axis=1, initial=0.0)
+
+def _effect(program: Program, jittered: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
+    plain, rounded_at_random = (pairs(stacked(run_in_float64(p, points))) for p in (program, jittered))
+
+    def apart(v, w):
+        errors = np.where(np.isfinite(v) & np.isfinite(w), sample_errors(w, v), 0.0)
+        return errors.reshape(len(v), -1).max(axis=1, initial=0.0)
 
     return {
-        name: np.maximum(
-            ROUND_OFF, AMPLIFIED * np.maximum(*(effect(*p) for p in zip(pair, rounded_at_random[name], strict=True)))
-        )
+        name: np.maximum(*(apart(*both) for both in zip(pair, rounded_at_random[name], strict=True)))
         for name, pair in plain.items()
     }
+
+
+def _nudged(point: Point, trial: int) -> Point:
+    """The same point, its inputs and cotangents moved by a few units of their last place; at trial 0 as it is."""
+    rng = generator(trial, 1)
+    far = 4 * np.finfo(np.float64).eps * (trial > 0)
+
+    def nudge(v):
+        return v * (1 + far * rng.uniform(-1, 1, v.shape)) if is_differentiable(v) else v
+
+    return Point(*(list(map(nudge, values)) for values in point))
 
 
 def _hold(
@@ -183,6 +201,6 @@ def _hold(
     worst = np.where(skipped, 0.0, errors).reshape(len(hand), -1).max(axis=1, initial=0.0)
     right = worst <= allowed
     vouched = bool(np.any(right & (allowed <= max(UNDECIDED, round_off)))) or not worst.size
-    sample = int(np.argmax(worst / allowed)) if worst.size else 0
+    sample = max(range(len(worst)), key=lambda i: (not right[i], worst[i]), default=0)
     error, limit = (float(v[sample]) if v.size else 0.0 for v in (worst, allowed))
     return Held(where, hand, oracle, error, limit, vouched, kinked, int(unjudged.sum()), right)

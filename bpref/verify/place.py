@@ -12,6 +12,7 @@ MACHINERY = re.compile(
         (
             re.escape(os.path.dirname(jax.__file__) + os.sep),
             re.escape(os.path.dirname(__file__) + os.sep),
+            re.escape(os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli") + os.sep),
             re.escape(sysconfig.get_path("stdlib") + os.sep) + "(?!(?:site|dist)-packages)",
             "<frozen |<string>",
         )

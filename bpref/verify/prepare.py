@@ -128,7 +128,8 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         for name, dtypes in choices.items()
         if name not in ("", "float64", "complex128")
     )
-    in_own = next((w.program for w in narrow if w.leaves == own), wide)
+    in_own = next((w.program for w in narrow if w.leaves == own), None)
+    formal = form(in_own, specs, subject.names) if in_own else form(wide, list(map(_wide_spec, specs)), subject.names)
     casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
     return Prepared(
         subject,
@@ -139,7 +140,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         round_off,
         own,
         narrow,
-        tuple(form(in_own, specs, subject.names)),
+        tuple(formal),
         cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(in_own_dtypes(f)))),
         _is_repeatable(subject, specs, outputs),
     )

@@ -4,8 +4,9 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,8 +128,9 @@ def search(
     _require_hypothesis()
     key = secrets.randbelow(10**6) if key is None else key
     hunt = _Hunt(fun, as_template(specs), reference, backward, key, seconds)
-    hunt.explore(examples)
-    found = hunt.smallest()
+    with _leaving_nothing_behind():
+        hunt.explore(examples)
+        found = hunt.smallest()
     known = (function_name(fun), key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
     if found is None:
         return SearchReport(*known, refusal=hunt.refusal)
@@ -270,6 +272,20 @@ def _draws(template: Template, layout: Layout) -> Any:
         return Drawn(tuple(chosen), draw(st.integers(0, 999)), given)
 
     return draws()
+
+
+@contextmanager
+def _leaving_nothing_behind() -> Iterator[None]:
+    """Hypothesis keeps notes in a folder of the current directory; during a search, in one that is removed again."""
+    from hypothesis import configuration
+
+    before = getattr(configuration, "__hypothesis_home_directory", None)
+    with TemporaryDirectory() as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
 
 
 def _require_hypothesis() -> None:

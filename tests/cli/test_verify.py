@@ -42,7 +42,7 @@ def test_verify_rejects_a_rule_broken_on_purpose(capsys, monkeypatch):
     assert run(["verify", "tanh"]) == 1
     out = capsys.readouterr().out
     assert "WRONG" in out
-    assert "tanh: x: backward: relative error" in out
+    assert "tanh: x: " in out
     assert "1 wrong: tanh" in out
 
 

@@ -294,6 +294,18 @@ def test_a_right_derivation_is_not_accused_at_awkward_values(name, values, key):
     assert report.ok, str(report)
 
 
+def test_total_cancellation_is_not_accused():
+    """RMS norm of one feature: its gradient is 1e-43 of the terms that it is the difference of."""
+    f, x, g = rms_norm(), np.array([[2e18]], np.float32), np.zeros(1, np.float32)
+    assert {bpref.check(f, x, g, key=key).verdict for key in range(8)} <= {"ok", "cannot tell"}
+
+
+def test_dtypes_may_leave_out_that_of_the_arguments():
+    report = bpref.check(rms_norm(), X, G, dtypes=["bfloat16", "float16"], key=1)
+    assert report.ok
+    assert [p.dtype for p in report.verdicts[0].precision] == ["bfloat16", "float16"]
+
+
 def test_ties_are_right_whatever_the_key():
     first = tied_maximum(lambda ties: jnp.where(jnp.cumsum(ties, -1) == 1, ties, 0.0))
     x = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], np.float32)

@@ -1,0 +1,43 @@
+"""`bpref audit`: every custom derivative rule inside a function, held against its own primal."""
+
+from typing import Any
+
+import jax
+
+from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as
+from bpref.cli.loading import blaming, function, require_fitting
+from bpref.cli.reports import deliver, require_writable, waiting
+from bpref.verify import points
+from bpref.verify.audit import audit as audit_rules
+
+EXAMPLE = (
+    'Examples: bpref audit model:loss --args "f32[32,784] i32[32]" | bpref audit jax.nn:relu --args "f32[16]" | '
+    "bpref audit model:loss --args model:make_args --json audit.json"
+)
+
+
+def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile = None) -> int:
+    """Check every custom_vjp and custom_jvp rule that a function runs.
+
+    Exit code 0 all right, 1 one is wrong or imprecise, 2 wrong use, 3 cannot tell.
+
+    Rules are found in the function and in all that it calls, in loops and branches too, and are checked at the values
+    that flow into them.
+    """
+    require_writable(json_file)
+    fun = function(target)
+    values = arguments(args, fun.module)
+    require_fitting(target, fun.value, values)
+    with as_wide_as(values), blaming(target), waiting("auditing"):
+        report = audit_rules(fun.value, *_filled(values, key or 0), key=key)
+    return deliver(report, json_file)
+
+
+def _filled(args: tuple, key: int) -> Any:
+    """The arguments, with random values where only shapes are given."""
+    leaves, tree = jax.tree.flatten(args)
+    smallest = points.smallest_axis([v for v in leaves if hasattr(v, "dtype")])
+    rng = points.generator(key, 0)
+    return jax.tree.unflatten(
+        tree, [points.fill(v, rng, 0, smallest) if points.is_specification(v) else v for v in leaves]
+    )

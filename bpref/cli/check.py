@@ -1,0 +1,116 @@
+"""`bpref check`: is somebody's hand-derived gradient right?"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import typer
+
+from bpref.cli.errors import UsageError
+from bpref.cli.loading import Named, blaming, function, made_arguments, named, require_fitting
+from bpref.cli.reports import deliver, require_writable, waiting
+from bpref.layer import Layer
+from bpref.nearest import require_known
+from bpref.verify.check import check as check_gradient
+from bpref.verify.search import search as search_for_a_failure
+from bpref.verify.specs import DTYPES, parse_specs, parse_templates
+
+EXAMPLE = (
+    'Examples: bpref check norms:rms_norm --args "f32[16,32] f32[32]" | '
+    "bpref check kernels.py:silu --args kernels:make_args --backward silu_backward --reference jax.nn:silu | "
+    'bpref check norms:rms_norm --args "f32|bf16[N,d] f32[d]" --search 30'
+)
+
+Target = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="What to check; FILE.py:FUNCTION too.")]
+Arguments = Annotated[
+    str, typer.Option("--args", help='Shapes, such as "f32[16,32] f32[32]", or MODULE:FUNCTION that makes the tuple.')
+]
+JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.")]
+Key = Annotated[int | None, typer.Option(min=0, help="The seed of all random values. [default: a new one]")]
+
+
+def check(
+    target: Target,
+    args: Arguments,
+    backward: Annotated[
+        str | None, typer.Option(metavar="[MODULE:]NAME", help="(args, dy) -> cotangents, if there is no custom_vjp.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="[MODULE:]NAME", help="What the oracle differentiates instead.")
+    ] = None,
+    search: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Look for a failing case so long; --args then names sizes: f32[N,d]."),
+    ] = None,
+    dtypes: Annotated[
+        str | None, typer.Option(help="Measure the precision in these, such as f32,bf16. [default: those of --args]")
+    ] = None,
+    key: Key = None,
+    json_file: JsonFile = None,
+) -> int:
+    """Check a hand-derived gradient; exit code 0 right, 1 wrong or imprecise, 2 wrong use, 3 cannot tell.
+
+    MODULE:FUNCTION names a custom_vjp or custom_jvp function, a function that contains such rules, a Layer, or, with
+    --backward, any function. The current directory is looked in first.
+    """
+    require_writable(json_file)
+    if search is not None and not search > 0:
+        raise UsageError(f"--search {search:g}: expected seconds, more than 0")
+    if search is not None and dtypes is not None:
+        raise UsageError("--dtypes goes with a single check; for --search write them into --args: f32|bf16[N,d]")
+    working = None if dtypes is None else parse_dtypes(dtypes)
+    fun = target_named(target)
+    values = arguments(args, fun.module, is_search=search is not None)
+    require_fitting(target, fun.value, values)
+    hand = {
+        name: function(text, f"--{name}", fun.module).value
+        for name, text in (("reference", reference), ("backward", backward))
+        if text is not None
+    }
+    with as_wide_as(values), blaming(target):
+        if search is None:
+            with waiting("checking"):
+                report: Any = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
+        else:
+            with waiting(f"searching, for {search:g} s at most"):
+                report = search_for_a_failure(fun.value, values, **hand, seconds=search, key=key)
+    return deliver(report, json_file)
+
+
+def target_named(text: str) -> Named:
+    """What is to be checked: something that can be called, or a `Layer`."""
+    found = named(text)
+    return found if isinstance(found.value, Layer) else function(text)
+
+
+def arguments(text: str, home: str, is_search: bool = False) -> tuple:
+    """`--args`: specifications, templates of them for a search, or what the function returns that it names."""
+    if ":" in text:
+        return made_arguments(text, home)
+    try:
+        return tuple(spec.text for spec in parse_templates(text)) if is_search else parse_specs(text)
+    except ValueError as error:
+        raise UsageError(f"--args: {error}") from error
+
+
+def parse_dtypes(text: str) -> list[Any]:
+    """`f32,bf16` as dtypes."""
+    names = text.replace(",", " ").replace("|", " ").split()
+    try:
+        for name in names:
+            require_known("dtype", name, [name] if name in DTYPES.values() else DTYPES)
+    except ValueError as error:
+        raise UsageError(f"--dtypes: {error}") from error
+    dtypes = [jnp.dtype(DTYPES.get(name, name)) for name in names]
+    odd = next((name for name, d in zip(names, dtypes, strict=True) if not jnp.issubdtype(d, jnp.floating)), None)
+    if odd or not names:
+        raise UsageError(f"--dtypes: {text!r}: expected floating-point dtypes, such as f32,bf16")
+    return dtypes
+
+
+def as_wide_as(args: tuple) -> AbstractContextManager:
+    """A context in which arrays of the specified dtypes stay what they are: with x64 for float64 and its like."""
+    wide = ("float64", "complex128", "int64", "uint64")
+    specs = [v for v in jax.tree.leaves(args) if isinstance(v, jax.ShapeDtypeStruct)]
+    return jax.enable_x64(True) if any(v.dtype.name in wide for v in specs) else nullcontext()

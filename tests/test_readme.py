@@ -1,0 +1,116 @@
+"""The README's section on checking gradients: every program in it runs, and prints what stands below it.
+
+`python -m tests.test_readme` runs them and writes what they print into the README.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from bpref.cli.app import run
+
+README = Path(__file__).parents[1] / "README.md"
+SECTION = "Is my gradient right?"
+
+MEASURED = re.compile(r"\b\d(?:\.\d+)?e[+-]\d\d\b|\b\d+\.\d\b|(?<=in )\d+(?= s,)|(?<=/functions.py:)\d+")
+"""Round-off errors, ulps, seconds, the line of a rule in JAX: another machine, another JAX gives others."""
+
+PLACES = re.compile(r"\S*/(?=site-packages/)")
+"""Where packages are installed, which the README leaves out."""
+
+
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def section_of(readme: str) -> str:
+    text = readme[readme.index(f"\n## {SECTION}\n") + 1 :]
+    return text[: text.index("\n## ") + 1]
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(*found) for found in FENCED.findall(text)]
+
+
+def printed(program: Block, folder: Path, names: dict) -> str:
+    """What a program prints; one that begins with a file's name is also kept there, for those after it to import."""
+    named = re.match(r"# (\w+\.py)\n", program.text)
+    file = folder / (named[1] if named else "program.py")
+    file.write_text(program.text)
+    if named:
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(program.text, str(file), "exec"), names)
+    return out.getvalue()
+
+
+def session(block: Block, folder: Path) -> str:
+    """A session on the command line, with what it prints when it is run."""
+    lines, code = [], 0
+    for line in re.findall(r"^\$ .*$", block.text, re.M):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            if line == "$ echo $?":
+                print(code)
+            else:
+                forget(folder)
+                program, *arguments = shlex.split(line[2:])
+                assert program == "bpref"
+                code = run(arguments)
+        lines += [line, *out.getvalue().rstrip().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def forget(folder: Path) -> None:
+    """Let the modules in there be imported anew, as another process does."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+def run_section(text: str, folder: Path) -> list[tuple[str, str]]:
+    """For each program, what is shown below it and what it prints; for each session, as it is shown and as it went."""
+    found, names = [], {}
+    shown = blocks(text)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as in a user's own process
+        for block, after in zip(shown, [*shown[1:], Block("", "")], strict=True):
+            if block.language == "python":
+                out = printed(block, folder, names)
+                found.append((after.text if after.language == "text" else "", out.rstrip() + "\n" * bool(out)))
+            elif block.language == "console":
+                found.append((block.text, session(block, folder)))
+    forget(folder)
+    return [(expected, PLACES.sub("", came.replace(f"{folder}/", ""))) for expected, came in found]
+
+
+def test_the_programs_print_what_the_readme_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    outputs = run_section(section_of(README.read_text()), tmp_path)
+    assert sum(bool(expected) for expected, _ in outputs) == 7, "each way of checking is shown"
+    for expected, came in outputs:
+        assert MEASURED.sub("#", came) == MEASURED.sub("#", expected)
+
+
+def refreshed(text: str, folder: Path) -> str:
+    """The section with what its programs print now."""
+    outputs = iter([came for _, came in run_section(text, folder) if came])
+    return FENCED.sub(lambda m: f"```{m[1]}\n{next(outputs)}```" if m[1] in ("text", "console") else m[0], text)
+
+
+if __name__ == "__main__":
+    readme = README.read_text()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        sys.path.insert(0, folder)
+        README.write_text(readme.replace(section_of(readme), refreshed(section_of(readme), Path(folder))))
