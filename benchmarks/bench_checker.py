@@ -1,6 +1,6 @@
 """Gradient checkers side by side: what each detects, what it accuses unjustly, and how long it takes.
 
-    python -m benchmarks.bench_checker [--seeds 20] [--quick] [--json FILE] [--markdown]
+    python -m benchmarks.bench_checker [--seeds 20] [--mutant-seeds 2] [--quick] [--json FILE] [--markdown]
 
 Asked are `bpref.check`, `jax.test_util.check_grads`, `chex.assert_numerical_grads` and, where PyTorch is installed,
 `torch.autograd.gradcheck` in its slow and its fast mode: about the wrong derivations of the corpus, each of which
@@ -154,13 +154,14 @@ def _plain(v: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="how often each wrong derivation is tried")
+    parser.add_argument("--mutant-seeds", type=int, default=2, help="how often each mutant is tried")
     parser.add_argument("--quick", action="store_true", help="2 seeds, a few functions: whether it runs at all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--markdown", action="store_true", help="print the tables alone")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     checkers, left_out = installed()
-    plan = Plan(tuple(DERIVATIONS), arguments.seeds, 10_000, 2, 3, 30)
+    plan = Plan(tuple(DERIVATIONS), arguments.seeds, 10_000, arguments.mutant_seeds, 3, 30)
     if arguments.quick:
         plan = Plan(QUICK_NAMES, 2, 0, 1, 1, 5)
     start = time.perf_counter()

@@ -12,6 +12,7 @@ import numpy as np
 
 from bpref.verify import points as fresh
 from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
+from bpref.verify.laws import TWO_ANSWERS
 from bpref.verify.naming import leaf_names
 from bpref.verify.numerical import numerical_cotangents
 from bpref.verify.oracle import is_differentiable
@@ -45,6 +46,12 @@ class Sample(NamedTuple):
 def check_numerically(subject: Subject, key: int, why: str) -> Report:
     """The report of a subject whose oracle has to be numerical; `why` is a note for the reader."""
     subject = _compiled(subject)
+    if not _is_repeatable(subject, key):
+        names = [name for name, v in zip(subject.names, subject.leaves, strict=True) if is_differentiable(v)]
+        verdicts = tuple(Verdict(name, CANNOT_TELL, TWO_ANSWERS, np.inf) for name in names)
+        return Report(
+            subject.name, ORACLE, key, verdicts, tuple(Finding(name, "impure", TWO_ANSWERS) for name in names), (why,)
+        )
     samples = [s for i in range(POINTS) for s in _samples(subject, key, i)]
     verdicts, findings = [], []
     for n, (name, leaf) in enumerate(zip(subject.names, subject.leaves, strict=True)):
@@ -65,10 +72,17 @@ def _compiled(subject: Subject) -> Subject:
     return subject._replace(plain=jax.jit(subject.plain))
 
 
-def _samples(subject: Subject, key: int, i: int) -> list[Sample]:
-    rng = fresh.generator(key, i, 9)
+def _is_repeatable(subject: Subject, key: int) -> bool:
+    leaves = _point(subject, key, 0)
+    once, again = (jax.tree.leaves(subject.plain(_copies(leaves))) for _ in range(2))
+    return all(np.array_equal(np.asarray(v), np.asarray(w), equal_nan=True) for v, w in zip(once, again, strict=True))
+
+
+def _point(subject: Subject, key: int, i: int) -> list[Any]:
+    """The arguments at point i; the first has the values that were given."""
+    rng = fresh.generator(key, i, 8)
     smallest = fresh.smallest_axis(subject.leaves)
-    leaves = [
+    return [
         fresh.fill(v, rng, 0, smallest)
         if fresh.is_specification(v)
         else v
@@ -76,6 +90,11 @@ def _samples(subject: Subject, key: int, i: int) -> list[Sample]:
         else fresh.near(v, rng, fresh.STRENGTHS[1])
         for v in subject.leaves
     ]
+
+
+def _samples(subject: Subject, key: int, i: int) -> list[Sample]:
+    rng = fresh.generator(key, i, 9)
+    leaves = _point(subject, key, i)
 
     def call(*values: Any) -> list[np.ndarray]:
         return [np.asarray(v) for v in jax.tree.leaves(subject.plain(list(values)))]

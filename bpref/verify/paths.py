@@ -88,7 +88,7 @@ def _paths(program: ClosedJaxpr, limit: int) -> list[tuple[Any, Use]]:
     for j, v in enumerate(jaxpr.outvars):
         if not is_literal(v) and v in depth and _is_inexact(v):
             uses.setdefault(v, []).append(Use(-1, j))
-    pieces = {v for equation in jaxpr.eqns if len(equation.outvars) > 1 for v in equation.outvars}
+    pieces = {v for equation in jaxpr.eqns if equation.primitive.name in ("split", "unstack") for v in equation.outvars}
     several = sorted((v for v in uses if len(uses[v]) > 1 or v in pieces), key=lambda v: depth[v])
     chosen: list[tuple[Any, Use]] = []
     for v in several:

@@ -9,7 +9,6 @@ import numpy as np
 from bpref.verify.examine import AMPLIFIED, ROUND_OFF, Point
 from bpref.verify.kinks import at_kinks
 from bpref.verify.measure import NEGLIGIBLE
-from bpref.verify.precision import FACTOR
 from bpref.verify.steps import Case, Steps, no_shifts
 
 OPEN = 8
@@ -17,6 +16,9 @@ OPEN = 8
 
 MOST = 0.1
 """Arrays further apart than this, relatively, are not taken for equal in a diagnosis, whatever their dtype."""
+
+FACTOR = 8
+"""How many times the rounding of the given dtype, and what it does downstream, an error may be."""
 
 
 class Beside(NamedTuple):

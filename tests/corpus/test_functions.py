@@ -94,8 +94,10 @@ def is_of_kind(wrong: Wrong, where: str, found: Evaluated) -> bool:
     simple = {"sign": constant == pytest.approx(-1), "zero": not value.any()}
     if wrong.kind in simple:
         return simple[wrong.kind]
-    if wrong.kind in ("factor", "mean_for_sum"):
+    if wrong.kind == "mean_for_sum":
         return constant is not None and constant != pytest.approx(-1)
+    if wrong.kind == "factor":
+        return constant is None or constant != pytest.approx(-1)  # of one term, or of the whole
     square = truth.ndim > 1 and truth.shape[-1] == truth.shape[-2]
     transposed = square and np.allclose(value, np.swapaxes(truth, -1, -2))
     swapped = any(v.shape == value.shape and np.allclose(v, value) for v in rest.values())

@@ -161,7 +161,7 @@ def is_a_partial_sum(found, truth) -> bool:
 
 
 SEEN = {
-    "factor": lambda got, truth, *_: abs(constant_ratio(got, truth)) not in (0, 1) and constant_ratio(got, truth) > 0,
+    "factor": lambda got, truth, *_: constant_ratio(got, truth) not in (0, 1, -1),  # or of one term
     "sign": lambda got, truth, *_: abs(constant_ratio(got, truth) + 1) < TOLERANCE,
     "zero": lambda got, truth, *_: not got.any() and truth.any(),
     "transposed": lambda got, truth, *_: same(got.T, truth),
@@ -173,7 +173,7 @@ SEEN = {
     "sparse": lambda got, truth, *_: 0 < (np.abs(got - truth) > 1e-9).mean() <= 0.2,
     "shifted": lambda got, truth, *_: is_a_permutation(got, truth),
     "nonfinite": lambda got, truth, *_: 0 < np.isnan(got).mean() < 0.2 and np.nanmax(np.abs(got - truth)) < 1e-9,
-    "dtype": lambda got, truth, *_: got.dtype != truth.dtype and relative_error(got, truth) < 1e-4,
+    "dtype": lambda got, truth, *_: got.dtype != truth.dtype and relative_error(got, truth) < 1e-2,
     "structure": lambda got, truth, *_: got is None or got.shape != truth.shape,
 }
 """How the arrays show a kind: `(cotangent, truth, the other arguments' truths, the sizes in sight) -> bool`."""
@@ -191,7 +191,7 @@ def test_the_arrays_show_the_kind(d, w, computed):
         others = [v for other, v in truths.items() if other != name and v is not None]
         if w.kind in SEEN:
             assert SEEN[w.kind](got[name], truths[name], others, sizes)
-        if got[name] is not None and not np.isnan(got[name]).any():
+        if w.kind != "dtype" and got[name] is not None and not np.isnan(got[name]).any():
             assert same(doubled[name], 2 * got[name]) == (w.kind not in NOT_HOMOGENEOUS)
 
 

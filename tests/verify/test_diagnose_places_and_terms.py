@@ -207,7 +207,7 @@ LAYER_NORM = {
 def test_terms_of_layer_norm_are_guessed(change, detail):
     norm = LayerNorm()
     found = diagnose(norm.residual(norm.dx(**change)))
-    assert found.kind == "missing_term"
+    assert found.kind == ("factor" if "factor" in detail else "missing_term")
     assert detail in found.detail
 
 
@@ -268,7 +268,7 @@ def test_given_terms_name_the_line():
         ),
     ):
         found = diagnose(norm.residual(norm.dx(**change))._replace(terms=lambda: terms))
-        assert found == ("missing_term", text)
+        assert found == ("factor" if "factor" in text else "missing_term", text)
 
 
 def test_given_terms_that_do_not_fit():
