@@ -77,6 +77,11 @@ class AuditReport(NamedTuple):
     def __str__(self) -> str:
         count = len(self.sites)
         lines = [f"{self.name}   {count} custom rule{'s' * (count != 1)}   key {self.key}"]
+        lines += (
+            []
+            if self.sites
+            else ["  nothing was found to audit; rules inside jax.grad are applied before they are seen"]
+        )
         for s in self.sites:
             word = s.verdict if s.verdict == OK else s.verdict.upper()
             defined = f", its rule at {s.defined}" if s.defined else ""
@@ -97,6 +102,9 @@ def audit(fun: Callable[..., Any], *args: Any, key: int | None = None) -> AuditR
       fun: any JAX function: a model's `apply`, a library's loss, an optimiser's step.
       args: what it is called with, concrete; pytrees of arrays.
       key: the seed of every random draw; left out, a new one, which the report names.
+
+    Not seen is a rule inside a `jax.grad` that `fun` itself calls, since it is applied while `fun` is traced: audit the
+    function that is differentiated instead.
 
     Returns:
       One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run.

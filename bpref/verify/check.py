@@ -18,7 +18,7 @@ from bpref.verify.laws import consistency, eagerness, linearity, purity
 from bpref.verify.prepare import Prepared, lifted, prepared, sample, scales
 from bpref.verify.program import COTANGENTS, Seen
 from bpref.verify.report import Finding, Precision, Report
-from bpref.verify.subject import OWN_PRIMAL, as_subject
+from bpref.verify.subject import OWN_PRIMAL, as_subject, describe
 
 
 def check(
@@ -54,6 +54,9 @@ def check(
       TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
     """
     key = secrets.randbelow(10**6) if key is None else key
+    if not isinstance(key, int | np.integer) or key < 0:
+        raise TypeError(f"check: key is {describe(key)}, expected a whole number, the seed of every draw")
+    dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
     for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
         if f is not None or what == "fun":
             require_callable(what, f)

@@ -7,6 +7,7 @@ import numpy as np
 
 from bpref.verify.diagnose import Residual
 from bpref.verify.examine import ROUND_OFF, Held, Point
+from bpref.verify.points import is_key
 from bpref.verify.prepare import Prepared
 from bpref.verify.program import COTANGENTS, Seen
 from bpref.verify.terms import contributions
@@ -22,7 +23,11 @@ def residuals(
     The points' cotangents differ by the powers of two in `scales`. They are divided out, except for the values whose
     backward is not linear.
     """
-    leaves = [np.stack([p.leaves[i] for p in points]) for i in range(len(points[0].leaves))]
+    of_args = {
+        name: np.stack([p.leaves[i] for p in points])
+        for i, name in enumerate(ready.subject.names)
+        if not is_key(points[0].leaves[i])
+    }
     dys = [np.concatenate([p.dys[i] for p in points]) for i in range(len(points[0].dys))]
     of_samples = np.repeat(scales, COTANGENTS)
 
@@ -38,9 +43,8 @@ def residuals(
 
     def of_output(name: str, held: Held | None) -> Residual:
         others = {n: v for n, v in seen.y_oracle.items() if n != name}
-        args = dict(zip(ready.subject.names, leaves, strict=True))
         round_off = held.allowed if held else ROUND_OFF
-        return Residual(name, seen.y[name], seen.y_oracle[name], others, args, {}, {}, round_off)
+        return Residual(name, seen.y[name], seen.y_oracle[name], others, of_args, {}, {}, round_off)
 
     def of_cotangent(name: str, held: Held | None) -> Residual:
         level: Callable[[Arrays], Arrays] = dict if name in nonlinear else scaled
@@ -51,9 +55,9 @@ def residuals(
             hand=hand.get(name, np.zeros_like(oracle[name])),
             oracle=oracle[name],
             others={n: v for n, v in oracle.items() if n != name},
-            args={n: np.repeat(v, COTANGENTS, axis=0) for n, v in zip(ready.subject.names, leaves, strict=True)},
+            args={n: np.repeat(v, COTANGENTS, axis=0) for n, v in of_args.items()},
             y=outputs,
-            dy=level(dict(zip(outputs, dys, strict=False))),
+            dy=level(dict(zip(outputs, dys, strict=True))),
             round_off=held.allowed if held else ROUND_OFF,
             terms=partial(terms_of, name, level),
         )

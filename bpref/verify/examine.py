@@ -76,7 +76,7 @@ class Held(NamedTuple):
     @property
     def is_open(self) -> bool:
         """Whether nothing was judged, or an error is too large to pass and too small to accuse."""
-        nothing = self.oracle.size > 0 and self.unjudged == self.oracle.size
+        nothing = self.oracle.size > 0 and not np.any(np.isfinite(self.oracle))
         return nothing or (not self.is_wrong and not self.vouched)
 
 

@@ -20,6 +20,9 @@ from bpref.verify.report import Precision
 FACTOR = 32
 """How many times autodiff's error, and how many units more, a derivation of someone's own may have: five bits."""
 
+OUTLIER = 1024
+"""The same for the largest error alone, where the dtype has so many digits."""
+
 MOVES = 3
 """How often the inputs are moved by their own rounding, to see what that does to the truth."""
 
@@ -84,7 +87,9 @@ def rows_in(
         for name, pair in values.items()
         if name in held and not held[name].is_wrong
     }
-    suspects = {name for name, row in rows.items() if _overflows(row) or not within(row, FACTOR, FACTOR)}
+    suspects = {
+        name for name, row in rows.items() if _overflows(row) or not within(row, FACTOR, FACTOR) or _has_an_outlier(row)
+    }
     coarse = suspects and _coarse(ready, working, inputs, truth, {n: rows[n] for n in suspects})
     return {name: row._replace(is_coarse=name in coarse) for name, row in rows.items()}
 
@@ -99,13 +104,19 @@ def _coarse(
         effects = [ulp_errors(m[name], truth[name], row.dtype) for m in moved]
         unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
         scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
-        if _overflows(row) or not within(scaled, FACTOR, FACTOR):
+        if _overflows(row) or not within(scaled, FACTOR, FACTOR) or _has_an_outlier(scaled):
             coarse.add(name)
     return coarse
 
 
 def _overflows(row: Row) -> bool:
     return bool(np.any(np.isinf(row.hand) & np.isfinite(row.autodiff)))
+
+
+def _has_an_outlier(row: Row) -> bool:
+    """Whether a single element is wrong in its leading digits, though most are right."""
+    most = max(FACTOR, min(OUTLIER, 0.25 / float(jnp.finfo(row.dtype).eps)))
+    return float(np.max(row.hand, initial=0.0)) > most * (1 + float(np.max(row.autodiff, initial=0.0)))
 
 
 def _oracle(ready: Prepared, inputs: Sequence[Point]) -> dict[str, np.ndarray]:

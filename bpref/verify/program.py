@@ -156,7 +156,8 @@ def run_eagerly(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str,
 
 
 def _outputs(name: str, y: Any) -> dict[str, Any]:
-    return dict(zip(leaf_names(name, y), jax.tree.leaves(y), strict=True))
+    """The outputs that are differentiated, by name."""
+    return {n: v for n, v in zip(leaf_names(name, y), jax.tree.leaves(y), strict=True) if is_differentiable(v)}
 
 
 def _completed(dy: list[Any], y: Any) -> Any:

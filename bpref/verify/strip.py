@@ -28,9 +28,11 @@ def strip_custom_rules(fun: F) -> F:
     are: inside jit, scan, while, cond and remat, and inside other rules' bodies. Arguments that are not JAX arrays
     (numbers, strings, functions, as `nondiff_argnums` has them) reach `fun` as they are.
 
-    Three things stay. A rule over a Pallas kernel or a callback, which JAX cannot differentiate: `has_custom_rules`
-    tells that one is left. `lax.custom_linear_solve` and `lax.custom_root`, whose derivatives are those of the equation
-    that they solve. And what runs on several devices (`jax.shard_map`) is not looked into.
+    A rule that is applied while `fun` is traced cannot be seen: of `jax.grad(g)` inside `fun` only the result is left,
+    with whatever rules g has. Three more things stay. A rule over a Pallas kernel or a callback, which JAX cannot
+    differentiate: `has_custom_rules` tells that one is left. `lax.custom_linear_solve` and `lax.custom_root`, whose
+    derivatives are those of the equation that they solve. And what runs on several devices (`jax.shard_map`) is not
+    looked into.
 
     Reverse-mode differentiation of a body with `lax.while_loop` in it fails without its rule, and JAX says so.
     """

@@ -115,6 +115,11 @@ def _array_leaves(roots: tuple[str, ...], args: tuple[Any, ...]) -> tuple[list[A
 
 def as_jax_sees_it(v: Any) -> Any:
     """An array as NumPy's, in the dtype that JAX gives it: float32 for float64, unless x64 is switched on."""
+    if not isinstance(v, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"check: an argument holds a {type(v).__module__}.{type(v).__name__}, expected NumPy or JAX arrays; "
+            "convert to other arrays inside the function and inside its backward"
+        )
     if jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
         return v
     dtype = jax.dtypes.canonicalize_dtype(v.dtype)
@@ -132,7 +137,9 @@ def _of_layer(layer: Layer, _: Any, args: tuple[Any, ...], plain: Any, values: l
 
 
 def _of_backward(fun: Any, backward: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
-    return fun(*args), lambda dy: aligned(backward(args, dy), args)
+    # A host function may write into what it is given.
+    copied = jax.tree.map(lambda v: v.copy() if isinstance(v, np.ndarray) else v, args)
+    return fun(*copied), lambda dy: aligned(backward(args, dy), args)
 
 
 def _of_rule(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:

@@ -291,7 +291,7 @@ def test_a_right_derivation_is_not_accused_at_awkward_values(name, values, key):
     derivation = DERIVATIONS[name]
     args = [v.astype(np.float32) for v in values]
     report = bpref.check(derivation.forward, *args, backward=derivation.backward, key=key)
-    assert report.ok, str(report)
+    assert report.verdict == ("cannot tell" if name == "gaussian_kl" else "ok"), str(report)
 
 
 def test_total_cancellation_is_not_accused():
@@ -347,6 +347,7 @@ def test_a_forgotten_sum_and_a_transposed_matrix_by_their_shapes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: bpref.check(jnp.sin, X, key="a"), "check: key is a str, expected a whole number"),
         (lambda: bpref.check("f"), "check: fun is a str, expected a function or a Layer"),
         (lambda: bpref.check(jnp.sin, X, backward=3), "check: backward is a int, expected a function"),
         (lambda: bpref.check(jnp.sin, X), "sin: nothing in it is derived by hand"),
@@ -451,3 +452,37 @@ def test_a_loop_that_jax_cannot_reverse_is_checked_by_numbers():
     report = bpref.check(rule(cube, lambda args, dy: (3 * args[0] ** 2 * dy,)), X[:2, :2], key=1)
     assert report.ok
     assert "cannot be differentiated" in report.notes[0]
+
+
+def test_an_error_in_one_element_in_the_working_dtype_alone_is_found():
+    def backward(args, dy):
+        flipped = (jnp.arange(5000) < 3) & (args[0].dtype == jnp.float32)
+        return (jnp.where(flipped, -1.0, 1.0).astype(dy.dtype) * dy * jnp.cos(args[0]),)
+
+    x = np.random.default_rng(SEED).normal(size=5000).astype(np.float32)
+    assert verdicts(bpref.check(rule(jnp.sin, backward), x, key=1)) == {"x": "imprecise"}
+
+
+def test_integer_outputs_and_typed_random_keys():
+    def largest(x):
+        return x.max(-1), jnp.argmax(x, -1), x > 0
+
+    def backward(args, dy):
+        return (jax.nn.one_hot(jnp.argmax(args[0], -1), 7, dtype=dy[0].dtype) * dy[0][:, None],)
+
+    assert bpref.check(rule(largest, backward), X, key=1).ok
+    noisy = rule(
+        lambda seed, x: x * jax.random.normal(seed, x.shape, x.dtype),
+        lambda args, dy: (None, dy * jax.random.normal(args[0], dy.shape, dy.dtype)),
+    )
+    assert verdicts(bpref.check(noisy, jax.random.key(SEED), X, key=1)) == {"x": "ok"}
+
+
+def test_infinite_everywhere_says_nothing():
+    f = rule(jnp.exp, lambda args, dy: (3 * dy * jnp.exp(args[0]),))
+    assert bpref.check(f, np.full(3, 1000.0, np.float32), key=1).verdict == "cannot tell"
+
+
+def test_a_host_function_may_write_into_its_arguments():
+    sine = lambda x: np.sin(x, out=x)  # noqa: E731
+    assert bpref.check(sine, X, backward=lambda args, dy: (np.cos(args[0]) * dy,), key=1).ok

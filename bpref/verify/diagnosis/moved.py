@@ -139,7 +139,7 @@ def _permuted_slices(r: Residual) -> Diagnosis | None:
         if n < 2:
             continue
         order = _matching(_slices(r.hand, axis), _slices(r.oracle, axis))
-        if agree(r, np.take(r.oracle, order, axis + 1)):
+        if np.any(order != np.arange(n)) and agree(r, np.take(r.oracle, order, axis + 1)):
             return Diagnosis("shifted", f"the reference with {_name_permutation(order)} of axis {axis}")
     return None
 
