@@ -1,6 +1,9 @@
 """Gradient checkers side by side: what each detects, what it accuses unjustly, and how long it takes.
 
-    python -m benchmarks.bench_checker [--seeds 20] [--mutant-seeds 2] [--quick] [--json FILE] [--markdown]
+    python -m benchmarks.bench_checker [--seeds 20] [--mutant-seeds 2] [--quick] [--part PART] [--json FILE]
+
+All of it takes most of an hour. `--part` measures one of wrong, right, mutants and times, and takes the others from
+the JSON file as an earlier run left them there; the tables are of both.
 
 Asked are `bpref.check`, `jax.test_util.check_grads`, `chex.assert_numerical_grads` and, where PyTorch is installed,
 `torch.autograd.gradcheck` in its slow and its fast mode: about the wrong derivations of the corpus, each of which
@@ -22,6 +25,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +33,7 @@ import jax
 
 from benchmarks.checker_scores import Count, accepted, count, detected, diagnoses, repeated
 from benchmarks.checker_times import Ratio, geometric_mean, largest, times
-from benchmarks.checker_trials import absent, on_mutants, on_right, on_wrong
+from benchmarks.checker_trials import Trial, absent, on_mutants, on_right, on_wrong
 from benchmarks.checkers import BPREF, CHECK_GRADS, FLOATS, IN_JAX, Checker, installed
 from bpref.corpus import DERIVATIONS
 
@@ -51,47 +55,71 @@ class Plan(NamedTuple):
 class Results(NamedTuple):
     """All counts: by checker and dtype; of the diagnoses by what is asked; and the ratios of time."""
 
+    absent: dict[str, str]
     detected: dict[str, dict[str, Count]]
-    accepted: dict[str, dict[str, Count]]
     diagnoses: dict[str, Count]
+    accepted: dict[str, dict[str, Count]]
     mutants: dict[str, dict[str, Count]]
     times: dict[str, dict[str, Ratio]]
-    absent: dict[str, str]
 
 
-def measure(plan: Plan, checkers: tuple[Checker, ...]) -> Results:
-    missing = {dtype: absent(dtype) for dtype in FLOATS}
-    names = {dtype: [n for n in plan.names if n not in missing[dtype]] for dtype in FLOATS}
-    by_bpref, others = checkers[:1], checkers[1:]
-    seeds = range(plan.seeds)
-    controls = range(max(plan.seeds, -(-plan.controls // sum(map(len, names.values())))))
-    wrong, right, mutated = [], [], []
-    for dtype in FLOATS:
-        wrong += _timed(f"wrong derivations, {dtype}", on_wrong(checkers, dtype, seeds, names[dtype]))
-    for dtype in FLOATS:
-        right += _timed(f"right derivations, {dtype}", on_right(by_bpref, dtype, controls, names[dtype]))
-        right += _timed(f"right derivations, {dtype}, others", on_right(others, dtype, seeds, names[dtype]))
-    timed = dict(_timed("times", times(plan.names, plan.pairs_cold, plan.pairs_warm)))
-    for dtype in MUTATED_IN:
-        mutated += _timed(f"mutants, {dtype}", on_mutants(IN_JAX[:2], dtype, range(plan.mutant_seeds), names[dtype]))
+NOTHING = Results({}, {}, {}, {}, {}, {})
 
-    def table(trials, is_good):
+
+class Bench:
+    """What is measured of some checkers, bpref's first; each part is a method, and gives fields of the results."""
+
+    def __init__(self, plan: Plan, checkers: tuple[Checker, ...]):
+        self.plan, self.checkers = plan, checkers
+        self.absent = {dtype: absent(dtype) for dtype in FLOATS}
+        self.names = {dtype: [n for n in plan.names if n not in self.absent[dtype]] for dtype in FLOATS}
+
+    def wrong(self) -> dict[str, Any]:
+        trials = []
+        for dtype in FLOATS:
+            asked = on_wrong(self.checkers, dtype, range(self.plan.seeds), self.names[dtype])
+            trials += _timed(f"wrong derivations, {dtype}", asked)
+        return {"detected": self._table(trials, detected), "diagnoses": diagnoses(trials)}
+
+    def right(self) -> dict[str, Any]:
+        by_bpref, others = self.checkers[:1], self.checkers[1:]
+        seeds = range(self.plan.seeds)
+        functions = sum(map(len, self.names.values()))
+        controls = range(max(self.plan.seeds, -(-self.plan.controls // functions)))
+        trials = []
+        for dtype in FLOATS:
+            names = self.names[dtype]
+            trials += _timed(f"right derivations, {dtype}", on_right(by_bpref, dtype, controls, names))
+            trials += _timed(f"right derivations, {dtype}, others", on_right(others, dtype, seeds, names))
+        return {"accepted": self._table(trials, accepted), "absent": self.absent["bfloat16"]}
+
+    def mutants(self) -> dict[str, Any]:
+        seeds = range(self.plan.mutant_seeds)
+        trials = []
+        for dtype in MUTATED_IN:
+            trials += _timed(f"mutants, {dtype}", on_mutants(IN_JAX[:2], dtype, seeds, self.names[dtype]))
+        return {"mutants": self._table(trials, detected)}
+
+    def times(self) -> dict[str, Any]:
+        plan = self.plan
+        return {"times": dict(_timed("times", times(plan.names, plan.pairs_cold, plan.pairs_warm)))}
+
+    def _table(self, trials: Sequence[Trial], is_good: Callable[[Trial], bool]) -> dict[str, dict[str, Count]]:
         return {
             c.name: {
                 dtype: count((t for t in trials if (t.checker, t.dtype) == (c.name, dtype)), is_good)
                 for dtype in FLOATS
             }
-            for c in checkers
+            for c in self.checkers
         }
 
-    return Results(
-        table(wrong, detected),
-        table(right, accepted),
-        diagnoses(wrong),
-        table(mutated, detected),
-        timed,
-        missing["bfloat16"],
-    )
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "mutants": Bench.mutants,
+    "wrong": Bench.wrong,
+    "right": Bench.right,
+    "times": Bench.times,
+}
 
 
 def _timed(what: str, trials: Any) -> list[Any]:
@@ -107,11 +135,11 @@ def tables(r: Results) -> str:
     heads = [f"{what}, {dtype}" for what in ("detected", "false alarms") for dtype in FLOATS]
     lines = [_row(["checker", *heads]), _row(["---"] * (1 + len(heads)))]
     for name, of in r.detected.items():
-        alarms = [f"{c.of - c.good:,} of {c.of:,}" if c.of else "" for c in r.accepted[name].values()]
+        alarms = [f"{c.of - c.good:,} of {c.of:,}" if c.of else "" for c in r.accepted.get(name, {}).values()]
         lines.append(_row([name, *map(str, of.values()), *alarms]))
     lines += ["", _row(["", BPREF, CHECK_GRADS]), _row(["---"] * 3)]
     lines += [_row([what, str(c), ""]) for what, c in r.diagnoses.items()]
-    for dtype in MUTATED_IN:
+    for dtype in MUTATED_IN if r.mutants else ():
         lines.append(_row([f"mutants detected, {dtype}", *(str(r.mutants[n][dtype]) for n in (BPREF, CHECK_GRADS))]))
     for which, ratios in r.times.items():
         name, most = largest(ratios)
@@ -126,10 +154,10 @@ def _row(cells: list[str]) -> str:
 
 def failures(r: Results) -> str:
     """By name: everything that `bpref.check` got wrong, what is not measured, and every ratio of time."""
-    parts = {f"missed by {BPREF}": [line for c in r.detected[BPREF].values() for line in c.bad]}
-    parts[f"right, and accused by {BPREF}"] = [line for c in r.accepted[BPREF].values() for line in c.bad]
+    parts = {f"missed by {BPREF}": [line for c in r.detected.get(BPREF, {}).values() for line in c.bad]}
+    parts[f"right, and accused by {BPREF}"] = [line for c in r.accepted.get(BPREF, {}).values() for line in c.bad]
     parts |= {f"not so: {what}": repeated(c.bad) for what, c in r.diagnoses.items()}
-    parts[f"mutants missed by {BPREF}"] = [line for c in r.mutants[BPREF].values() for line in c.bad]
+    parts[f"mutants missed by {BPREF}"] = [line for c in r.mutants.get(BPREF, {}).values() for line in c.bad]
     parts["not in bfloat16"] = [f"{name}: {reason}" for name, reason in r.absent.items()]
     for which, ratios in r.times.items():
         parts[f"time, {which}: bpref / check_grads, median (quartiles); seconds of each"] = [
@@ -140,9 +168,26 @@ def failures(r: Results) -> str:
     )
 
 
-def to_json(r: Results, plan: Plan, seconds: float) -> str:
+def to_json(r: Results, plan: Plan) -> str:
     machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "host": platform.machine()}
-    return json.dumps({"machine": machine, "plan": plan._asdict(), "seconds": seconds, **_plain(r)}, indent=1)
+    return json.dumps({"machine": machine, "plan": plan._asdict(), **_plain(r)}, indent=1)
+
+
+def from_json(text: str) -> Results:
+    """The results that an earlier run has written."""
+    read = json.loads(text)
+
+    def counts(v):
+        return {name: Count(c["good"], c["of"], tuple(c["bad"])) for name, c in v.items()}
+
+    return Results(
+        read["absent"],
+        {name: counts(v) for name, v in read["detected"].items()},
+        counts(read["diagnoses"]),
+        {name: counts(v) for name, v in read["accepted"].items()},
+        {name: counts(v) for name, v in read["mutants"].items()},
+        {which: {name: Ratio(**r) for name, r in v.items()} for which, v in read["times"].items()},
+    )
 
 
 def _plain(v: Any) -> Any:
@@ -156,27 +201,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="how often each wrong derivation is tried")
     parser.add_argument("--mutant-seeds", type=int, default=2, help="how often each mutant is tried")
     parser.add_argument("--quick", action="store_true", help="2 seeds, a few functions: whether it runs at all")
+    parser.add_argument("--part", choices=PARTS, help="measure this alone, and take the others from the JSON file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--markdown", action="store_true", help="print the tables alone")
     arguments = parser.parse_args()
+    if arguments.part and not arguments.json:
+        parser.error("--part needs --json FILE, where the other parts are read from")
     warnings.simplefilter("ignore")
     checkers, left_out = installed()
+    if left_out:
+        print(left_out, file=sys.stderr)
     plan = Plan(tuple(DERIVATIONS), arguments.seeds, 10_000, arguments.mutant_seeds, 3, 30)
     if arguments.quick:
         plan = Plan(QUICK_NAMES, 2, 0, 1, 1, 5)
-    start = time.perf_counter()
-    results = measure(plan, checkers)
-    seconds = time.perf_counter() - start
-    if left_out:
-        print(left_out, file=sys.stderr)
+    bench = Bench(plan, checkers)
+    results = from_json(arguments.json.read_text()) if arguments.part and arguments.json.exists() else NOTHING
+    for part in [arguments.part] if arguments.part else PARTS:
+        results = results._replace(**PARTS[part](bench))
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(to_json(results, plan) + "\n")
     if not arguments.markdown:
-        print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {seconds:.0f} s\n")
+        print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}\n")
     print(tables(results))
     if not arguments.markdown:
         print(f"\n{failures(results)}")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(to_json(results, plan, seconds) + "\n")
 
 
 if __name__ == "__main__":
