@@ -6,6 +6,8 @@ A rule file ends with one `RULE`; everything else (laws, sabotage, `bpref explai
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bpref.layer import Layer
 
 
@@ -17,6 +19,9 @@ class Real(NamedTuple):
       low, high: the range that random values come from.
       points: values that are always among the first elements: kinks, and the far ends of the domain.
       simplex: whether the last axis is a distribution (positive, sum 1).
+      domain: what makes of random values ones that the function is defined for, such as positive definite matrices;
+        `array -> array` of the same shape, in NumPy.
+      is_complex: whether the numbers are complex; the imaginary parts are drawn like the real ones.
     """
 
     axes: str
@@ -24,6 +29,8 @@ class Real(NamedTuple):
     high: float = 4.0
     points: tuple[float, ...] = ()
     simplex: bool = False
+    domain: Callable[[np.ndarray], np.ndarray] | None = None
+    is_complex: bool = False
 
 
 class Integer(NamedTuple):
@@ -33,6 +40,22 @@ class Integer(NamedTuple):
     low: int
     high: int | str
     points: tuple[int, ...] = ()
+
+
+class Boolean(NamedTuple):
+    """An array of booleans: a mask."""
+
+    axes: str
+
+
+class Key(NamedTuple):
+    """A PRNG key, as the two 32-bit words that `jax.random` also takes for one."""
+
+    axes: str = ""
+
+
+Spec = Real | Integer | Boolean | Key
+"""What an array of a case may be."""
 
 
 class Interval(NamedTuple):
@@ -54,15 +77,23 @@ class Case(NamedTuple):
 
     Attributes:
       name: distinguishes the cases of one rule, such as "no bias".
-      x: a pytree of `Real` and `Integer`.
+      x: a pytree of `Real`, `Integer`, `Boolean` and `Key`.
       hyper: what `make` and `reference` are called with: plain values, `Interval`s or `Size`s.
       never_empty: axes that a drawn shape may not leave empty, since the function has no value there.
+      params: a tree like `init`'s of what the parameters are; `None` for normal random numbers.
+      fixed: axes that have one size in every shape, such as channels that groups must divide.
+      least: axes that a drawn shape may not make smaller, such as those that a window must fit in.
+      timed: the sizes of all axes that the benchmark measures the case with; a rule has one such case.
     """
 
     name: str
     x: Any
     hyper: Mapping[str, Any] = {}
     never_empty: tuple[str, ...] = ()
+    params: Any = None
+    fixed: Mapping[str, int] = {}
+    least: Mapping[str, int] = {}
+    timed: Mapping[str, int] = {}
 
 
 class Rule(NamedTuple):
@@ -75,6 +106,7 @@ class Rule(NamedTuple):
       cases: the calls that the laws are tried on.
       cite: the source of the formula.
       larger_cache: empty, or the reason why the cache is larger than what `jax.vjp` keeps.
+      covers: other names by which it is looked for, such as "swiglu" for `glu`.
     """
 
     name: str
@@ -83,3 +115,4 @@ class Rule(NamedTuple):
     cases: tuple[Case, ...]
     cite: str
     larger_cache: str = ""
+    covers: tuple[str, ...] = ()

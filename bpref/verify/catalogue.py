@@ -1,5 +1,6 @@
 """A whole rule, every case of it: what `bpref verify` shows in one line of its table."""
 
+import itertools
 import time
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from bpref.rule import Case, Rule
 from bpref.verify.diagnose import diagnose
-from bpref.verify.draw import Example, axes_of, draw
+from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, effect_of_rounding, hold, rounded, run_in_float64, stacked
 from bpref.verify.laws import linearity
@@ -102,7 +103,7 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
 
 def sizes_of(case: Case) -> dict[str, int]:
     """The sizes that a case is verified with."""
-    return dict(zip(axes_of(case), SIZES, strict=False))
+    return sized(case, dict(zip(axes_of(case), itertools.chain(SIZES, itertools.repeat(2)), strict=False)))
 
 
 def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.layer import Layer
-from bpref.rule import Case, Integer, Interval, Real, Rule, Size
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule, Size, Spec
+from bpref.verify.oracle import is_differentiable
 
 
 class Example(NamedTuple):
@@ -19,7 +20,7 @@ class Example(NamedTuple):
       layer: the layer under test.
       reference: `(params, x) -> y`, the naive forward.
       params, x: NumPy arrays.
-      dys: cotangents of y, stacked along a new first axis.
+      dys: cotangents of y, stacked along a new first axis; `None` for what has none.
       cache_excuse: why the cache may be larger than autodiff's, or empty.
     """
 
@@ -57,9 +58,13 @@ def fill(
     layer = rule.make(**chosen)
     with jax.enable_x64(True):
         params = jax.eval_shape(layer.init, jax.random.key(0), x)
+    if case.params is None:
+        params = jax.tree.map(lambda v: normal(rng, v.shape, v.dtype), params)
+    else:
+        params = jax.tree.map(lambda spec: values(spec, sizes, rng, jnp.float64), case.params, is_leaf=is_spec)
+    with jax.enable_x64(True):
         y = jax.eval_shape(layer.forward, params, x)[0]
-    params = jax.tree.map(lambda v: rng.normal(size=v.shape).astype(v.dtype), params)
-    dys = jax.tree.map(lambda v: rng.normal(size=(COTANGENTS, *v.shape)).astype(v.dtype), y)
+    dys = jax.tree.map(lambda v: normal(rng, (COTANGENTS, *v.shape), v.dtype) if is_differentiable(v) else None, y)
 
     def reference(params, x):
         return rule.reference(params, x, **chosen)
@@ -68,12 +73,12 @@ def fill(
 
 
 def is_spec(v: Any) -> bool:
-    return isinstance(v, Real | Integer)
+    return isinstance(v, Spec)
 
 
 def axes_of(case: Case) -> list[str]:
     """The named axes of a case, those of its arrays and those that are hyperparameters, in order."""
-    of_arrays = [name for spec in jax.tree.leaves(case.x, is_leaf=is_spec) for name in spec.axes.split()]
+    of_arrays = [name for spec in jax.tree.leaves((case.x, case.params), is_leaf=is_spec) for name in spec.axes.split()]
     of_sizes = [v.axis for v in case.hyper.values() if isinstance(v, Size)]
     return list(dict.fromkeys(of_arrays + of_sizes))
 
@@ -89,17 +94,40 @@ def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, Any]:
     return {name: value(v) for name, v in case.hyper.items()}
 
 
-def values(spec: Real | Integer, sizes: Mapping[str, int], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+def sized(case: Case, sizes: Mapping[str, int]) -> dict[str, int]:
+    """`sizes` as far as the case allows them: some axes have one size only, others a smallest."""
+    return {name: case.fixed.get(name, max(n, case.least.get(name, 0))) for name, n in sizes.items()}
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Normal random numbers, complex ones for a complex dtype."""
+    v = rng.normal(size=shape)
+    return (v + 1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else v).astype(dtype)
+
+
+def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype: Any) -> np.ndarray:
     """A random array for one specification, its special points first."""
     shape = tuple(sizes[name] for name in spec.axes.split())
+    if isinstance(spec, Key):
+        return rng.integers(2**32, size=(*shape, 2), dtype=np.uint32)
+    if isinstance(spec, Boolean):
+        return rng.random(shape) < 0.5
     if isinstance(spec, Integer):
         high = sizes[spec.high] if isinstance(spec.high, str) else spec.high
         v = rng.integers(spec.low, max(high, spec.low + 1), shape).astype(np.int32)
     else:
         v = rng.uniform(spec.low, spec.high, shape)
+        if spec.is_complex:
+            v = v + 1j * rng.uniform(spec.low, spec.high, shape)
         if spec.simplex:
             v = np.exp(v) / np.exp(v).sum(-1, keepdims=True)
-        v = v.astype(dtype)
     points = np.asarray(spec.points, v.dtype)[: v.size]
     v.reshape(-1)[: points.size] = points
-    return v
+    if isinstance(spec, Integer):
+        return v
+    return rounded_to(v if spec.domain is None else spec.domain(v), dtype)
+
+
+def rounded_to(v: np.ndarray, dtype: Any) -> np.ndarray:
+    """Real numbers in `dtype`; complex ones stay what they are."""
+    return v if np.iscomplexobj(v) else v.astype(dtype)

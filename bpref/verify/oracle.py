@@ -95,12 +95,12 @@ def cotangents_by_name(
 
 
 def as_cotangent(dy: Any, y: Any) -> Any:
-    """Arrays of the tree of `y` as its cotangent: in its dtypes, with JAX's `float0` for integers."""
+    """Arrays of the tree of `y` as its cotangent: in its dtypes, with JAX's `float0` for integers, whatever is there."""
 
-    def one(dv, v):
+    def one(v, dv):
         return dv.astype(v.dtype) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
 
-    return jax.tree.map(one, dy, y)
+    return jax.tree.map(one, y, dy)
 
 
 def bytes_kept_by_autodiff(f: Function, params: Any, x: Any) -> int:

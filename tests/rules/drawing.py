@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bpref.rule import Case, Integer, Interval, Rule
-from bpref.verify.draw import Example, axes_of, fill, is_spec
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule
+from bpref.verify.draw import Example, axes_of, fill, is_spec, sized
 
 EIGHTHS = 8
 """Values are multiples of 1/8: exact in every dtype, so that sums which cancel do so exactly, for both sides."""
@@ -22,7 +22,8 @@ class Drawn(NamedTuple):
 
 
 def sizes(case: Case) -> st.SearchStrategy[dict[str, int]]:
-    return st.fixed_dictionaries({axis: st.sampled_from([1, 2, 3]) for axis in axes_of(case)})
+    drawn = st.fixed_dictionaries({axis: st.sampled_from([1, 2, 3]) for axis in axes_of(case)})
+    return drawn.map(lambda sizes: sized(case, sizes))
 
 
 def hyper(case: Case) -> st.SearchStrategy[dict[str, float]]:
@@ -36,6 +37,10 @@ def hyper(case: Case) -> st.SearchStrategy[dict[str, float]]:
 
 def array(spec: Any, sizes: dict[str, int]) -> st.SearchStrategy[np.ndarray]:
     shape = tuple(sizes[name] for name in spec.axes.split())
+    if isinstance(spec, Key):
+        return hnp.arrays(np.uint32, (*shape, 2))
+    if isinstance(spec, Boolean):
+        return hnp.arrays(np.bool_, shape)
     if isinstance(spec, Integer):
         high = sizes[spec.high] if isinstance(spec.high, str) else spec.high
         elements = st.sampled_from([*range(spec.low, high), *spec.points])
@@ -45,7 +50,9 @@ def array(spec: Any, sizes: dict[str, int]) -> st.SearchStrategy[np.ndarray]:
         return parts.map(lambda v: v / v.sum(-1, keepdims=True))
     eighths = st.integers(int(spec.low * EIGHTHS), int(spec.high * EIGHTHS)).map(lambda i: i / EIGHTHS)
     elements = st.one_of(eighths, st.sampled_from(spec.points)) if spec.points else eighths
-    return hnp.arrays(np.float64, shape, elements=elements)
+    real = hnp.arrays(np.float64, shape, elements=elements)
+    drawn = st.tuples(real, real).map(lambda parts: parts[0] + 1j * parts[1]) if spec.is_complex else real
+    return drawn.map(spec.domain) if spec.domain else drawn
 
 
 @st.composite
