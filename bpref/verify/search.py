@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.layer import Layer
+from bpref.layer import Layer, as_function
 from bpref.verify.check import check
 from bpref.verify.naming import function_name
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
@@ -149,7 +149,7 @@ def _require_fitting(fun: Any, template: Template) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
     args = jax.tree.unflatten(template.tree, template.leaves)
     try:
-        signature = inspect.signature((lambda params, x: None) if isinstance(fun, Layer) else fun)
+        signature = inspect.signature(as_function(fun) if isinstance(fun, Layer) else fun)
     except (TypeError, ValueError):
         return
     try:
