@@ -147,7 +147,7 @@ def search(
 
 def _require_fitting(fun: Any, template: Template) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
-    args = jax.tree.unflatten(template.tree, template.leaves)
+    name, args = function_name(fun), jax.tree.unflatten(template.tree, template.leaves)
     try:
         signature = inspect.signature(as_function(fun) if isinstance(fun, Layer) else fun)
     except (TypeError, ValueError):
@@ -155,7 +155,7 @@ def _require_fitting(fun: Any, template: Template) -> None:
     try:
         signature.bind(*args)
     except TypeError as error:
-        raise TypeError(f"search: specs are {len(args)}, and {function_name(fun)}{signature}: {error}") from error
+        raise TypeError(f"search: specs are {len(args)}, and {name}{signature}: {error}") from error
 
 
 class _Case(NamedTuple):
