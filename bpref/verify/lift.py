@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from bpref.verify.lift_rules import lift_rule
-from bpref.verify.loops import CONTROL_FLOW, closed
+from bpref.verify.loops import CONTROL_FLOW, closed, constants_and_carry
 from bpref.verify.rewrite import Recurse, as_it_is, evaluate, traced
 from bpref.verify.strip import OPAQUE, RULES_OF_JAX, is_opaque
 
@@ -168,8 +168,7 @@ def _inside(equation: JaxprEqn, marks: Sequence[bool]) -> tuple[set[np.dtype], l
     p, name = equation.params, equation.primitive.name
     everything = [any(marks)] * len(equation.outvars)
     if name == "scan":
-        fixed, n = p["num_consts"], p["num_carry"]
-        return _until_settled(p["jaxpr"].jaxpr, list(marks), fixed, n)
+        return _until_settled(p["jaxpr"].jaxpr, list(marks), *constants_and_carry(p))
     if name == "while":
         c, b = p["cond_nconsts"], p["body_nconsts"]
         of_body, carry = list(marks[c : c + b]), list(marks[c + b :])

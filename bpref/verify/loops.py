@@ -1,6 +1,6 @@
 """Tracing control flow again, through JAX's public functions, with the programs inside evaluated anew."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,18 @@ def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
+def constants_and_carry(scan: Mapping[str, Any]) -> tuple[int, int]:
+    """Of a scan's inputs, how many come first and stay, and how many follow and are carried on; by its parameters."""
+    if "ft_in" in scan:  # since JAX 0.11
+        constants, carry, _ = scan["ft_in"].unpack()
+        return len(constants), len(carry)
+    return scan["num_consts"], scan["num_carry"]
+
+
 def retrace_scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
     """`lax.scan` over the same axis, in the same direction; the inputs are constants, carry and what is scanned."""
     p = equation.params
-    consts, init, xs = split(inputs, p["num_consts"], p["num_carry"])
+    consts, init, xs = split(inputs, *constants_and_carry(p))
 
     def body(carry, x):
         outputs = recurse(p["jaxpr"], [*consts, *carry, *x])

@@ -22,7 +22,7 @@ from bpref.verify.jitter import jittered
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import COTANGENTS, Program, Seen, as_it_is, compile_program, output_shapes
+from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes, unchanged
 from bpref.verify.report import Finding
 from bpref.verify.subject import Subject
 
@@ -112,7 +112,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
     require_outputs(subject, outputs)
     is_lifted, round_off = False, ROUND_OFF
-    in_own_dtypes: Callable[[Callable], Callable] = as_it_is
+    in_own_dtypes: Callable[[Callable], Callable] = unchanged
     try:
         wide = _in_float64(subject, specs, outputs)
     except (TypeError, ValueError):
@@ -159,7 +159,7 @@ def lifted(ready: Prepared) -> Prepared:
 
 
 def _in_float64(
-    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = as_it_is
+    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = unchanged
 ) -> Program:
     with jax.enable_x64(True):
         dys = [_stack(_wide_spec(v)) for v in outputs]

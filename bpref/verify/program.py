@@ -90,12 +90,12 @@ def output_shapes(subject: Subject, leaves: list[Any]) -> Any:
     return jax.eval_shape(subject.plain, leaves)
 
 
-def as_it_is(f: Callable) -> Callable:
+def unchanged(f: Callable) -> Callable:
     return f
 
 
 def compile_program(
-    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = as_it_is
+    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = unchanged
 ) -> Program:
     """Trace and compile the examination of `subject` for inputs like these; `dys` are stacks of `COTANGENTS`.
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
-from bpref.verify.loops import parts_of_while, split
+from bpref.verify.loops import constants_and_carry, parts_of_while, split
 from bpref.verify.place import place, place_of
 from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, programs_in, traced
 from bpref.verify.strip import is_rule, without_rule
@@ -137,7 +137,7 @@ def _cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
 def _scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
     """The looked-at iterations one by one, and the runs between them by the scan itself."""
     p = equation.params
-    consts, carry, xs = split(inputs, p["num_consts"], p["num_carry"])
+    consts, carry, xs = split(inputs, *constants_and_carry(p))
     pieces = []
     for start, stop in _stretches(p["length"]):
         here = range(start, stop) if not p["reverse"] else range(p["length"] - stop, p["length"] - start)
