@@ -36,6 +36,9 @@ from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.quantization.gradient_reversal import gradient_reversal
+from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
+from bpref.rules.quantization.straight_through import straight_through
 from bpref.rules.stochastic.drop_path import drop_path
 from bpref.rules.stochastic.dropout import dropout
 from bpref.rules.stochastic.gaussian_noise import gaussian_noise
@@ -86,6 +89,7 @@ __all__ = [
     "gaussian_noise",
     "gelu",
     "glu",
+    "gradient_reversal",
     "gumbel_softmax",
     "hard_sigmoid",
     "hard_swish",
@@ -94,6 +98,7 @@ __all__ = [
     "identity",
     "leaf_paths",
     "leaky_relu",
+    "learned_step_quantizer",
     "linear",
     "log_sigmoid",
     "log_softmax",
@@ -124,6 +129,7 @@ __all__ = [
     "sparsemax",
     "square",
     "squared_relu",
+    "straight_through",
     "strip_custom_rules",
     "tanh",
     "trainable",

@@ -46,6 +46,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "dropout",
         "gaussian_noise",
     ),
+    "quantization": (
+        "gradient_reversal",
+        "learned_step_quantizer",
+        "straight_through",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -49,6 +49,6 @@ RULE = Rule(
     "softplus",
     softplus,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Dugas et al., 'Incorporating second-order functional knowledge for better option pricing' (2000)",
 )
