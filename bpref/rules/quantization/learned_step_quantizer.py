@@ -31,7 +31,6 @@ Numerical care: half precision is divided, rounded and summed in float32. At u =
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -121,13 +120,14 @@ def _require_fit(who: str, s: Array, x: Array, example_axes: int) -> None:
 def reference(
     params: LearnedStepQuantizerParams, x: Array, bits: int = 8, signed: bool = True, example_axes: int = 0
 ) -> Array:
-    """The paper's own listing (appendix A): gradscale and roundpass."""
+    """A function, linear in s and x, that has q s for its value and the paper's equations 3 and 5 for its slopes."""
     Q_n, Q_p = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     g = 1 / math.sqrt(max(math.prod(x.shape[example_axes:]), 1) * Q_p)
     s = params.s * g + lax.stop_gradient(params.s - params.s * g)
-    u = jax.numpy.divide(x, jnp.broadcast_to(s, x.shape))
-    u = jnp.where(u <= -Q_n, -Q_n, jnp.where(u >= Q_p, Q_p, u))
-    return (u + lax.stop_gradient(jnp.round(u) - u)) * jnp.broadcast_to(s, x.shape)
+    u = x / jnp.broadcast_to(params.s, x.shape)
+    of_s = jnp.where(u <= -Q_n, -Q_n, jnp.where(u >= Q_p, Q_p, jnp.rint(u) - u))
+    of_x = (-Q_n < u) & (u < Q_p)
+    return lax.stop_gradient(of_s) * jnp.broadcast_to(s, x.shape) + jnp.where(of_x, x, 0)
 
 
 _STEP = LearnedStepQuantizerParams(Real("", 0.3, 0.9))

@@ -93,11 +93,11 @@ RULE = Rule(
         Case(
             "",
             Real("N d"),
-            {"rate": Interval(0.0, 0.9, 0.3)},
+            {"rate": Interval(0.0, 0.9, 0.1)},
             params=DropPathParams(Key()),
             timed={"N": 512, "d": 2048},
         ),
-        Case("images", Real("N H W C"), {"rate": 0.5}, params=DropPathParams(Key())),
+        Case("images", Real("N H W C"), {"rate": 0.2}, params=DropPathParams(Key())),
     ),
     cite="arXiv:1603.09382, section 3",
     covers=("stochastic_depth",),
