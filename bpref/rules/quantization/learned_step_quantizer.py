@@ -130,7 +130,7 @@ def reference(
     return lax.stop_gradient(of_s) * jnp.broadcast_to(s, x.shape) + jnp.where(of_x, x, 0)
 
 
-_STEP = LearnedStepQuantizerParams(Real("", 0.3, 0.9))
+_STEP = LearnedStepQuantizerParams._make([Real("", 0.3, 0.9)])
 
 RULE = Rule(
     "learned_step_quantizer",
