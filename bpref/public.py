@@ -7,26 +7,41 @@ from bpref.rules import RULES
 from bpref.rules.activation.celu import celu
 from bpref.rules.activation.elu import elu
 from bpref.rules.activation.gelu import gelu
+from bpref.rules.activation.glu import glu
+from bpref.rules.activation.gumbel_softmax import gumbel_softmax
 from bpref.rules.activation.hard_sigmoid import hard_sigmoid
 from bpref.rules.activation.hard_swish import hard_swish
 from bpref.rules.activation.hard_tanh import hard_tanh
 from bpref.rules.activation.identity import identity
 from bpref.rules.activation.leaky_relu import leaky_relu
 from bpref.rules.activation.log_sigmoid import log_sigmoid
+from bpref.rules.activation.log_softmax import log_softmax
+from bpref.rules.activation.maxout import maxout
 from bpref.rules.activation.mish import mish
+from bpref.rules.activation.prelu import prelu
 from bpref.rules.activation.relu import relu
 from bpref.rules.activation.relu6 import relu6
 from bpref.rules.activation.selu import selu
 from bpref.rules.activation.sigmoid import sigmoid
 from bpref.rules.activation.silu import silu
+from bpref.rules.activation.soft_cap import soft_cap
+from bpref.rules.activation.softmax import softmax
 from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
+from bpref.rules.activation.sparsemax import sparsemax
+from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.quantization.gradient_reversal import gradient_reversal
+from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
+from bpref.rules.quantization.straight_through import straight_through
+from bpref.rules.stochastic.drop_path import drop_path
+from bpref.rules.stochastic.dropout import dropout
+from bpref.rules.stochastic.gaussian_noise import gaussian_noise
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -67,9 +82,15 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "drop_path",
+    "dropout",
     "elu",
     "equivalents",
+    "gaussian_noise",
     "gelu",
+    "glu",
+    "gradient_reversal",
+    "gumbel_softmax",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -77,14 +98,18 @@ __all__ = [
     "identity",
     "leaf_paths",
     "leaky_relu",
+    "learned_step_quantizer",
     "linear",
     "log_sigmoid",
+    "log_softmax",
     "map_leaves",
+    "maxout",
     "mish",
     "mutants",
     "objective",
     "parallel",
     "params_of",
+    "prelu",
     "relu",
     "relu6",
     "remat",
@@ -96,10 +121,15 @@ __all__ = [
     "sigmoid",
     "sigmoid_cross_entropy",
     "silu",
+    "soft_cap",
+    "softmax",
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "sparsemax",
     "square",
+    "squared_relu",
+    "straight_through",
     "strip_custom_rules",
     "tanh",
     "trainable",

@@ -56,6 +56,13 @@ RULE = Rule(
     "elu",
     elu,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 1e4, -1e4)), {"alpha": Interval(0.1, 3.0, 1.0)}),),
+    cases=(
+        Case(
+            "",
+            Real("N d", points=(0.0, 20.0, -20.0, 1e4, -1e4)),
+            {"alpha": Interval(0.1, 3.0, 1.0)},
+            timed={"N": 512, "d": 2048},
+        ),
+    ),
     cite="arXiv:1511.07289",
 )

@@ -13,7 +13,8 @@ which in the tanh form is dy s(v) (1 + x v' s(-v)).
 Cached: x alone. y is not monotonic, so it does not determine the derivative.
 
 Numerical care: for negative x, 1 + erf and 1 + tanh cancel to nothing (`jax.nn` writes the latter); erfc and s(v)
-do not, so the tail on the left is a small number with a relative error of about |v| rounding errors.
+do not, so the tail on the left is a small number with a relative error of about |v| rounding errors. On a CPU, two
+exponentials in the place of one tanh make the tanh form's forward and backward 1.3 times as long as autodiff's.
 """
 
 import math
@@ -77,6 +78,9 @@ RULE = Rule(
     "gelu",
     gelu,
     reference,
-    cases=(Case("tanh form", X, {"approximate": True}), Case("erf form", X, {"approximate": False})),
+    cases=(
+        Case("tanh form", X, {"approximate": True}, timed={"N": 512, "d": 2048}),
+        Case("erf form", X, {"approximate": False}),
+    ),
     cite="arXiv:1606.08415",
 )

@@ -51,6 +51,6 @@ RULE = Rule(
     "hard_swish",
     hard_swish,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 3.0, -3.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 3.0, -3.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="arXiv:1905.02244, section 5.2",
 )

@@ -47,6 +47,6 @@ RULE = Rule(
     "hard_tanh",
     hard_tanh,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 1.0, -1.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 1.0, -1.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Collobert et al., 'Natural language processing (almost) from scratch' (2011), arXiv:1103.0398",
 )

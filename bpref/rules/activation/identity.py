@@ -45,6 +45,6 @@ RULE = Rule(
     "identity",
     identity,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), section 6.2.2.1",
 )

@@ -56,6 +56,13 @@ RULE = Rule(
     "leaky_relu",
     leaky_relu,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4)), {"negative_slope": Interval(0.0, 2.0, 0.01)}),),
+    cases=(
+        Case(
+            "",
+            Real("N d", points=(0.0, 1e4, -1e4)),
+            {"negative_slope": Interval(0.0, 2.0, 0.01)},
+            timed={"N": 512, "d": 2048},
+        ),
+    ),
     cite="Maas, Hannun and Ng, 'Rectifier nonlinearities improve neural network acoustic models' (2013)",
 )

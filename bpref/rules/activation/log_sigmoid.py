@@ -49,6 +49,6 @@ RULE = Rule(
     "log_sigmoid",
     log_sigmoid,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Maechler, 'Accurately computing log(1 - exp(-|a|)), assessed by the Rmpfr package' (2012)",
 )

@@ -59,6 +59,6 @@ RULE = Rule(
     "mish",
     mish,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="arXiv:1908.08681",
 )

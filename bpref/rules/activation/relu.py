@@ -47,6 +47,6 @@ RULE = Rule(
     "relu",
     relu,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Nair and Hinton, 'Rectified linear units improve restricted Boltzmann machines' (2010)",
 )

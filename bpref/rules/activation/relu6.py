@@ -47,6 +47,6 @@ RULE = Rule(
     "relu6",
     relu6,
     reference,
-    cases=(Case("", Real("N d", low=-3.0, high=9.0, points=(0.0, 6.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", low=-3.0, high=9.0, points=(0.0, 6.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Krizhevsky, 'Convolutional deep belief networks on CIFAR-10' (2010)",
 )

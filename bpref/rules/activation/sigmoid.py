@@ -47,6 +47,6 @@ RULE = Rule(
     "sigmoid",
     sigmoid,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4))),),
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
     cite="Rumelhart, Hinton and Williams, 'Learning representations by back-propagating errors' (1986), equation 2",
 )

@@ -47,6 +47,6 @@ RULE = Rule(
     "tanh",
     tanh,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0))),),
+    cases=(Case("", Real("N d", points=(0.0, 20.0, -20.0, 100.0, -100.0)), timed={"N": 512, "d": 2048}),),
     cite="LeCun et al., 'Efficient BackProp' (1998), section 4.4",
 )

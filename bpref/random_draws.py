@@ -1,0 +1,44 @@
+"""What layers that draw at random share: keys that live in their parameters, and draws that no dtype changes.
+
+A key is a leaf of `params`, so that a layer stays a function; whoever trains puts a new one there for every step. Its
+cotangent is `None`. Draws are of 32 bits whatever x is computed in: float64 and bfloat16 see the same mask.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool
+
+RESOLUTION = 23
+"""A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""
+
+
+def require_key(who: str, key: Any) -> None:
+    """Raise unless `key` is one PRNG key: `TypeError` for what is none, `ValueError` for several."""
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_typed and key.dtype != jnp.uint32:
+        raise TypeError(f"{who}: key has dtype {key.dtype}, expected a PRNG key such as jax.random.key(0)")
+    if key.ndim != (0 if is_typed else 1):
+        raise ValueError(f"{who}: key has shape {key.shape}, expected one PRNG key such as jax.random.key(0)")
+
+
+def require_rate(who: str, rate: float) -> None:
+    """Raise `ValueError` unless `rate` is the share that is dropped, from 0 to below 1."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{who}: rate is {rate!r}, expected a number from 0 to below 1")
+
+
+def kept(key: Any, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """True with probability 1 - rate, element by element: the draws of `jax.random.bernoulli` in float32.
+
+    The bits themselves are compared, since making numbers of them first takes longer and decides nothing.
+    """
+    share = float(np.float32(1 - rate))
+    below = math.ceil(share * 2**RESOLUTION) << (32 - RESOLUTION)
+    if below == 2**32:
+        return jnp.ones(shape, bool)
+    return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(below)

@@ -1,0 +1,88 @@
+"""log_softmax: y_c = x_c - log sum_k exp(x_k) along one axis; the logarithm of a distribution.
+
+Forward, with c and k along the axis and n over all others:
+
+    l_n  = log sum_k exp(x_nk)
+    y_nc = x_nc - l_n                                                     (..., C)
+
+Differential, with p_nc = exp(y_nc) and delta l_n = sum_k p_nk delta x_nk:
+
+    delta y_nc = delta x_nc - sum_k p_nk delta x_nk
+
+The factor of each perturbation delta x_nc, which appears in its own output and in every l_n:
+
+    dx_nc = dy_nc - p_nc s_n,   s_n = sum_k dy_nk                         x, y, dy, dx: one shape
+
+dx sums to 0 along the axis, since p sums to 1.
+
+Cached: y alone. The probabilities are exp(y), and whatever comes next keeps y anyway.
+
+Numerical care: y is d - log sum exp(d) with d = x - m, m the largest logit: nothing overflows, and log S lies between
+0 and log C whatever the size of the logits, so that exp(y) inherits no error of theirs, where exp(x - l) has that of
+rounding l. m is a shift that cancels, and is held constant. Half precision is computed and summed in float32; there
+p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0.
+
+There is no kink.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.one_axis import require_axis
+from bpref.rule import Case, Real, Rule
+
+
+class LogSoftmaxCache(NamedTuple):
+    y: Float[Array, "..."]
+
+
+def log_softmax(axis: int = -1) -> Layer:
+    """y = x - log sum exp(x) along an axis.
+
+    Args:
+      axis: the one along which exp(y) sums to 1.
+
+    Returns:
+      A layer with params `()`, x of any shape with at least one element along the axis, and y of x's shape.
+
+    Raises:
+      ValueError: x has no such axis, or nothing along it.
+      TypeError: x is not floating-point.
+    """
+    who = "log_softmax"
+
+    def forward(params, x):
+        along = require_axis(who, x, axis)
+        z = widen(x)
+        d = z - lax.stop_gradient(jnp.max(z, along, keepdims=True))
+        y = cast(d - jnp.log(jnp.sum(jnp.exp(d), along, keepdims=True)), x.dtype)
+        return y, LogSoftmaxCache(y)
+
+    def backward(params, cache, dy):
+        p, v = jnp.exp(widen(cache.y)), widen(dy)
+        s = jnp.sum(v, axis, keepdims=True)
+        return (), cast(v - p * s, dy.dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: Array, axis: int = -1) -> Array:
+    return jax.nn.log_softmax(x, axis)
+
+
+RULE = Rule(
+    "log_softmax",
+    log_softmax,
+    reference,
+    cases=(
+        Case("", Real("N C", points=(100.0, -100.0, 1e4)), never_empty=("C",), timed={"N": 512, "C": 2048}),
+        Case("another axis", Real("B C T"), {"axis": 1}, never_empty=("C",)),
+    ),
+    cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), equation 6.30",
+)

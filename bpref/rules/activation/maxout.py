@@ -1,0 +1,86 @@
+"""maxout: the largest of k pieces, feature by feature: an activation that is learned by the layer below.
+
+Forward, with x = (x^1, ..., x^k) the k pieces of m features that the last axis consists of, as one linear layer of k m
+outputs makes them:
+
+    y_i = max_j x^j_i                                                     x: (..., k m), y: (..., m)
+
+Differential: y_i follows the piece that is largest. Where T_i pieces are equally large there is a kink, and each gets
+the same share, as `jnp.max` has it:
+
+    delta y_i = 1/T_i sum_j [x^j_i = y_i] delta x^j_i
+
+so the adjoint hands the cotangent back to where the value came from:
+
+    dx^j_i = dy_i [x^j_i = y_i] / T_i                                     (..., k m)
+
+Cached: [x^j_i = y_i], one byte for each element of x; T_i is their sum. Neither x nor y is needed.
+
+Numerical care: the forward is exact, and so is the backward but for the division of a tie by 3 and the like. NaN in
+any piece is NaN in y.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+
+class MaxoutCache(NamedTuple):
+    is_largest: Bool[Array, "... k m"]
+
+
+def maxout(pieces: int = 2) -> Layer:
+    """y = the largest of the k pieces that the last axis consists of.
+
+    Args:
+      pieces: k.
+
+    Returns:
+      A layer with params `()`, x `(..., k m)` and y `(..., m)`.
+
+    Raises:
+      ValueError: `pieces` is not a positive integer; the last axis of x does not consist of as many equal pieces.
+      TypeError: x is not floating-point.
+    """
+    who = "maxout"
+    if not isinstance(pieces, int) or pieces < 1:
+        raise ValueError(f"{who}: pieces is {pieces!r}, expected a positive integer")
+
+    def forward(params, x):
+        require_floating(who, "x", x)
+        if x.ndim == 0 or x.shape[-1] % pieces:
+            raise ValueError(f"{who}: x has shape {x.shape}, expected (..., k m) with k = {pieces} pieces")
+        of_pieces = x.reshape(*x.shape[:-1], pieces, x.shape[-1] // pieces)
+        y = jnp.max(of_pieces, -2, keepdims=True)
+        return y.squeeze(-2), MaxoutCache(of_pieces == y)
+
+    def backward(params, cache, dy):
+        largest = cache.is_largest
+        T = jnp.sum(largest, -2, dtype=widen(dy).dtype)
+        share = cast(widen(dy) / T, dy.dtype)[..., None, :]
+        dx = jnp.where(largest, jnp.broadcast_to(share, largest.shape), 0)
+        return (), dx.reshape(*dy.shape[:-1], pieces * dy.shape[-1])
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: Array, pieces: int = 2) -> Array:
+    return jnp.max(jnp.stack(jnp.split(x, pieces, -1)), 0)
+
+
+RULE = Rule(
+    "maxout",
+    maxout,
+    reference,
+    cases=(
+        Case("two pieces", Real("N d", points=(0.0,) * 12), fixed={"d": 12}, timed={"N": 512, "d": 2048}),
+        Case("three pieces, a sequence", Real("B T d", points=(0.0,) * 12), {"pieces": 3}, fixed={"d": 12}),
+    ),
+    cite="arXiv:1302.4389, section 3",
+)

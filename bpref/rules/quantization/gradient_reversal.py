@@ -1,0 +1,81 @@
+"""gradient_reversal: the identity forwards; backwards, the cotangent times -l.
+
+Forward, element by element:
+
+    y_i = x_i                                                             x, y: one shape
+
+Differential: delta y_i = delta x_i, and the adjoint of that is the identity. By decision the backward hands on another
+cotangent, that of an adversary: what is below the layer climbs the slope of the objective which what is above descends,
+
+    dx_i = -l dy_i                                                        x, y, dy, dx: one shape
+
+No function has y for its value and this for its derivative; "-l x, plus the constant (1 + l) x" has both.
+
+Cached: nothing; the derivative is one number.
+
+Numerical care: dx rounds once, in float32 for half precision. The forward is x exactly: it is written x - l (x - x)
+with all but the middle x held constant, which tells whoever differentiates the forward itself what the backward does;
+where x is infinite that is NaN.
+"""
+
+import math
+from typing import NamedTuple
+
+from jax import Array, lax
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Interval, Real, Rule
+
+
+class GradientReversalCache(NamedTuple):
+    pass
+
+
+def gradient_reversal(strength: float = 1.0) -> Layer:
+    """y = x, with the backward dx = -strength dy.
+
+    Args:
+      strength: l, finite; 0 stops the gradient.
+
+    Returns:
+      A layer with params `()`, x of any shape, and y = x.
+
+    Raises:
+      ValueError: `strength` is not finite.
+      TypeError: x is not floating-point.
+    """
+    who = "gradient_reversal"
+    if not math.isfinite(strength):
+        raise ValueError(f"{who}: strength is {strength!r}, expected a finite number")
+
+    def forward(params, x):
+        require_floating(who, "x", x)
+        fixed = lax.stop_gradient(x)
+        return fixed - strength * (x - fixed), GradientReversalCache()
+
+    def backward(params, cache, dy):
+        return (), cast(-strength * widen(dy), dy.dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: Array, strength: float = 1.0) -> Array:
+    return -strength * x + lax.stop_gradient((1 + strength) * x)
+
+
+RULE = Rule(
+    "gradient_reversal",
+    gradient_reversal,
+    reference,
+    cases=(
+        Case(
+            "",
+            Real("N d", points=(0.0, 1e4, -1e4)),
+            {"strength": Interval(-2.0, 5.0, 0.7)},
+            timed={"N": 512, "d": 2048},
+        ),
+    ),
+    cite="arXiv:1409.7495, equations 7 and 8",
+    covers=("domain_adversarial",),
+)

@@ -1,0 +1,104 @@
+"""drop_path: every example is dropped as a whole with probability `rate`; those that stay are divided by the rest.
+
+Forward, with n the example (the first axis), k over all other axes, r the rate and m_n = 1 with probability 1 - r,
+drawn from the key, else 0:
+
+    y_nk = m_n x_nk / (1 - r)                                             x, y: (N, ...)
+
+In a residual block, x + drop_path(f(x)), a dropped example skips the block: a network of random depth.
+
+Differential: the draw does not depend on x, so delta y_nk = m_n delta x_nk / (1 - r), and the adjoint is
+
+    dx_nk = m_n dy_nk / (1 - r)                                           (N, ...)
+
+The key is a parameter that is not trained: its cotangent is None. A new one has to be put in its place before the
+next step. At rate 0 the layer is the identity and draws nothing; that is how it is made for evaluation, with the same
+parameters.
+
+Cached: nothing. The N draws are made again from the key, which as a parameter is given to the backward anyway.
+
+Numerical care: the draws are of bits, the same ones for every dtype of x. m decides by selection, so that what is
+dropped is 0 also where x is infinite. 1 / (1 - r) is one constant: each element rounds once.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer
+from bpref.random_draws import kept, require_key, require_rate
+from bpref.rule import Case, Interval, Key, Real, Rule
+
+
+class DropPathParams(NamedTuple):
+    key: Any
+
+
+class DropPathCache(NamedTuple):
+    pass
+
+
+def drop_path(rate: float = 0.1) -> Layer:
+    """y = x / (1 - rate) for the examples that are kept, 0 for those that are dropped.
+
+    Args:
+      rate: the probability that an example is dropped, from 0 to below 1. At 0 the layer is the identity.
+
+    Returns:
+      A layer with params `DropPathParams(key)`, a PRNG key whose cotangent is None, x `(N, ...)`, and y of x's shape.
+
+    Raises:
+      ValueError: the rate is out of its range; x is a scalar; there are several keys.
+      TypeError: x is not floating-point; the key is none.
+    """
+    who = "drop_path"
+    require_rate(who, rate)
+
+    def init(key, x):
+        return DropPathParams(key)
+
+    def forward(params, x):
+        require_floating(who, "x", x)
+        require_key(who, params.key)
+        if x.ndim == 0:
+            raise ValueError(f"{who}: x is a scalar, expected (N, ...), the examples in the first axis")
+        return masked(params.key, x), DropPathCache()
+
+    def backward(params, cache, dy):
+        return DropPathParams(None), masked(params.key, dy)
+
+    def masked(key, v):
+        if rate == 0:
+            return v
+        m = kept(key, rate, v.shape[:1])
+        scaled = cast(widen(v) * (1 / (1 - rate)), v.dtype)
+        return jnp.where(lax.broadcast_in_dim(m, v.shape, (0,)), scaled, 0)
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(params: DropPathParams, x: Array, rate: float = 0.1) -> Array:
+    m = jax.random.bernoulli(params.key, jnp.float32(1 - rate), (x.shape[0], *(1,) * (x.ndim - 1)))
+    return x * m.astype(x.dtype) / (1 - rate)
+
+
+RULE = Rule(
+    "drop_path",
+    drop_path,
+    reference,
+    cases=(
+        Case(
+            "",
+            Real("N d"),
+            {"rate": Interval(0.0, 0.9, 0.1)},
+            params=DropPathParams(Key()),
+            timed={"N": 512, "d": 2048},
+        ),
+        Case("images", Real("N H W C"), {"rate": 0.2}, params=DropPathParams(Key())),
+    ),
+    cite="arXiv:1603.09382, section 3",
+    covers=("stochastic_depth",),
+)

@@ -1,0 +1,93 @@
+"""gaussian_noise: y = x + sigma e, with e standard normal numbers drawn from the key, element by element.
+
+Differential: the draw does not depend on x, so delta y = delta x, and the adjoint hands the cotangent on:
+
+    dx = dy                                                               x, y, dy, dx: one shape
+
+What the noise does to a network it does through the layers above, which see another input.
+
+The key is a parameter that is not trained: its cotangent is None. A new one has to be put in its place before the
+next step. At a sigma of 0 the layer is the identity and draws nothing; that is how it is made for evaluation, with the
+same parameters.
+
+Cached: nothing; the derivative is 1 everywhere.
+
+Numerical care: e is drawn in float32, whatever x's dtype is, so that every dtype sees the same noise; half precision is
+added to in float32 and rounded once. The backward is exact.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer
+from bpref.random_draws import require_key
+from bpref.rule import Case, Interval, Key, Real, Rule
+
+
+class GaussianNoiseParams(NamedTuple):
+    key: Any
+
+
+class GaussianNoiseCache(NamedTuple):
+    pass
+
+
+def gaussian_noise(std: float = 0.1) -> Layer:
+    """y = x + std e, e drawn from the standard normal distribution.
+
+    Args:
+      std: sigma, in the units of x. At 0 the layer is the identity.
+
+    Returns:
+      A layer with params `GaussianNoiseParams(key)`, a PRNG key whose cotangent is None, x of any shape, y of x's.
+
+    Raises:
+      ValueError: std is negative or not finite; there are several keys.
+      TypeError: x is not floating-point; the key is none.
+    """
+    who = "gaussian_noise"
+    if not 0 <= std < math.inf:
+        raise ValueError(f"{who}: std is {std!r}, expected a number of at least 0")
+
+    def init(key, x):
+        return GaussianNoiseParams(key)
+
+    def forward(params, x):
+        require_floating(who, "x", x)
+        require_key(who, params.key)
+        if std == 0:
+            return x, GaussianNoiseCache()
+        z = widen(x)
+        e = jax.random.normal(params.key, x.shape, jnp.float32)
+        return cast(z + std * cast(e, z.dtype), x.dtype), GaussianNoiseCache()
+
+    def backward(params, cache, dy):
+        return GaussianNoiseParams(None), dy
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(params: GaussianNoiseParams, x: Array, std: float = 0.1) -> Array:
+    return x + jax.random.normal(params.key, x.shape, jnp.float32).astype(x.dtype) * std
+
+
+RULE = Rule(
+    "gaussian_noise",
+    gaussian_noise,
+    reference,
+    cases=(
+        Case(
+            "",
+            Real("N d"),
+            {"std": Interval(0.0, 2.0, 0.3)},
+            params=GaussianNoiseParams(Key()),
+            timed={"N": 512, "d": 1024},
+        ),
+    ),
+    cite="Bishop, 'Training with noise is equivalent to Tikhonov regularization' (1995)",
+)

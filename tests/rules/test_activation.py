@@ -1,0 +1,277 @@
+"""The activations: what they refuse, and what they are at ties, kinks and infinities, by numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.activation.gumbel_softmax import GumbelSoftmaxParams
+from bpref.rules.activation.prelu import PreluParams
+
+ONES = jnp.ones((8, 6))
+WHOLE = jnp.ones((8, 6), jnp.int32)
+KEY = jax.random.key(0)
+
+BAD_CALLS = {
+    "softmax along an axis that is not there": (
+        lambda: bpref.softmax(axis=2).forward((), ONES),
+        ValueError,
+        "softmax: x has shape (8, 6), which has no axis 2",
+    ),
+    "softmax of no classes": (
+        lambda: bpref.softmax().forward((), ONES[:, :0]),
+        ValueError,
+        "softmax: x has shape (8, 0), expected at least one element C in axis -1",
+    ),
+    "softmax of a scalar": (
+        lambda: bpref.softmax().forward((), jnp.float32(1)),
+        ValueError,
+        "softmax: x has shape (), which has no axis -1",
+    ),
+    "softmax of integers": (
+        lambda: bpref.softmax().forward((), WHOLE),
+        TypeError,
+        "softmax: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "log_softmax along an axis that is not there": (
+        lambda: bpref.log_softmax(axis=-3).forward((), ONES),
+        ValueError,
+        "log_softmax: x has shape (8, 6), which has no axis -3",
+    ),
+    "log_softmax of integers": (
+        lambda: bpref.log_softmax().forward((), WHOLE),
+        TypeError,
+        "log_softmax: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "sparsemax of no classes": (
+        lambda: bpref.sparsemax(axis=0).forward((), ONES[:0]),
+        ValueError,
+        "sparsemax: x has shape (0, 6), expected at least one element C in axis 0",
+    ),
+    "sparsemax of integers": (
+        lambda: bpref.sparsemax().forward((), WHOLE),
+        TypeError,
+        "sparsemax: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "gumbel_softmax with no temperature": (
+        lambda: bpref.gumbel_softmax(temperature=0.0),
+        ValueError,
+        "gumbel_softmax: temperature is 0.0, expected a positive number",
+    ),
+    "gumbel_softmax along an axis that is not there": (
+        lambda: bpref.gumbel_softmax(axis=2).forward(GumbelSoftmaxParams(KEY), ONES),
+        ValueError,
+        "gumbel_softmax: x has shape (8, 6), which has no axis 2",
+    ),
+    "gumbel_softmax with no key": (
+        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(ONES), ONES),
+        TypeError,
+        "gumbel_softmax: key has dtype float32, expected a PRNG key such as jax.random.key(0)",
+    ),
+    "gumbel_softmax with several keys": (
+        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(jax.random.split(KEY, 8)), ONES),
+        ValueError,
+        "gumbel_softmax: key has shape (8,), expected one PRNG key such as jax.random.key(0)",
+    ),
+    "maxout of no pieces": (lambda: bpref.maxout(0), ValueError, "maxout: pieces is 0, expected a positive integer"),
+    "maxout of uneven pieces": (
+        lambda: bpref.maxout(4).forward((), ONES),
+        ValueError,
+        "maxout: x has shape (8, 6), expected (..., k m) with k = 4 pieces",
+    ),
+    "maxout of integers": (
+        lambda: bpref.maxout().forward((), WHOLE),
+        TypeError,
+        "maxout: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "prelu with an infinite slope": (
+        lambda: bpref.prelu(initial=float("inf")),
+        ValueError,
+        "prelu: initial is inf, expected a finite number",
+    ),
+    "prelu with a slope for each feature of a scalar": (
+        lambda: bpref.prelu(per_feature=True).init(KEY, jnp.float32(1)),
+        ValueError,
+        "prelu: x is a scalar, expected (..., d), a slope for each feature d",
+    ),
+    "prelu of another number of features": (
+        lambda: bpref.prelu(per_feature=True).forward(PreluParams(jnp.ones(5)), ONES),
+        ValueError,
+        "prelu: x has shape (8, 6), a expects 5 features in its last axis",
+    ),
+    "prelu of two dtypes": (
+        lambda: bpref.prelu().forward(PreluParams(jnp.bfloat16(0.25)), ONES),
+        TypeError,
+        "prelu: x has dtype float32, a has bfloat16; cast one to the other's",
+    ),
+    "prelu of integers": (
+        lambda: bpref.prelu().init(KEY, WHOLE),
+        TypeError,
+        "prelu: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "glu with a gate that is none": (
+        lambda: bpref.glu("swiglu"),
+        ValueError,
+        "glu: gate is 'swiglu', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+    ),
+    "glu of an odd number of features": (
+        lambda: bpref.glu().forward((), ONES[:, :5]),
+        ValueError,
+        "glu: x has shape (8, 5), expected (..., 2 m), an even number of features",
+    ),
+    "glu of integers": (
+        lambda: bpref.glu().forward((), WHOLE),
+        TypeError,
+        "glu: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "squared_relu of integers": (
+        lambda: bpref.squared_relu().forward((), WHOLE),
+        TypeError,
+        "squared_relu: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "soft_cap with no cap": (
+        lambda: bpref.soft_cap(0.0),
+        ValueError,
+        "soft_cap: cap is 0.0, expected a positive number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def sweep(layer, params, x, dy):
+    y, dparams, dx = bpref.backpropagate(layer, params, jnp.asarray(x), jnp.asarray(dy))
+    return np.asarray(y), dparams, np.asarray(dx)
+
+
+def test_softmax_by_hand():
+    """y = (1/4, 3/4), dy = (1, 0): s = 1/4, dx = (1/4 * 3/4, -3/4 * 1/4)."""
+    y, _, dx = sweep(bpref.softmax(), (), [0.0, np.log(3)], [1.0, 0.0])
+    np.testing.assert_allclose(y, [0.25, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(dx, [0.1875, -0.1875], rtol=1e-6)
+
+
+def test_log_softmax_by_hand():
+    y, _, dx = sweep(bpref.log_softmax(), (), [0.0, np.log(3)], [1.0, 0.0])
+    np.testing.assert_allclose(y, [np.log(0.25), np.log(0.75)], rtol=1e-6)
+    np.testing.assert_allclose(dx, [0.75, -0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [bpref.softmax, bpref.log_softmax, bpref.sparsemax])
+def test_a_masked_class_takes_no_part(make):
+    x, dy = np.array([1.0, -np.inf, 1.5], np.float32), np.array([1.0, 5.0, -1.0], np.float32)
+    if make is bpref.log_softmax:
+        dy[1] = 0
+    y, _, dx = sweep(make(), (), x, dy)
+    plain, _, dplain = sweep(make(), (), x[::2], dy[::2])
+    np.testing.assert_allclose(y[::2], plain, rtol=1e-6)
+    np.testing.assert_allclose(dx[::2], dplain, rtol=1e-6)
+    assert dx[1] == 0
+
+
+@pytest.mark.parametrize(("make", "dx_1"), [(bpref.softmax, 0.25), (bpref.log_softmax, 0.5), (bpref.sparsemax, 0.5)])
+def test_logits_of_any_size_give_finite_numbers(make, dx_1):
+    y, _, dx = sweep(make(), (), [1e30, -1e30, 1e30], [1.0, 0.0, 0.0])
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(dx, [dx_1, 0, -dx_1], rtol=1e-6)
+
+
+def test_sparsemax_by_hand():
+    """(1, 0.8, 0.1): tau = (1.8 - 1) / 2 = 0.4; of dy = (1, 0, 7) the mean over the support is 1/2."""
+    y, _, dx = sweep(bpref.sparsemax(), (), [1.0, 0.8, 0.1], [1.0, 0.0, 7.0])
+    np.testing.assert_allclose(y, [0.6, 0.4, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(dx, [0.5, -0.5, 0.0])
+
+
+def test_sparsemax_leaves_out_a_class_that_is_just_about_to_enter():
+    """(1, 0): tau = 0 exactly, and the second class does not exceed it."""
+    y, _, dx = sweep(bpref.sparsemax(), (), [1.0, 0.0], [3.0, 5.0])
+    np.testing.assert_array_equal(y, [1.0, 0.0])
+    np.testing.assert_array_equal(dx, [0.0, 0.0])
+
+
+def test_sparsemax_of_equal_logits_is_uniform():
+    y, _, dx = sweep(bpref.sparsemax(), (), [2.0] * 4, [4.0, 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(y, [0.25] * 4)
+    np.testing.assert_array_equal(dx, [3.0, -1.0, -1.0, -1.0])
+
+
+def test_sparsemax_of_nan_is_nan_in_its_row_alone():
+    y = np.asarray(bpref.sparsemax().forward((), jnp.array([[1.0, jnp.nan], [0.0, 0.0]]))[0])
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], [0.5, 0.5])
+
+
+def test_gumbel_softmax_draws_from_the_softmax():
+    """4000 draws of a class with probabilities (0.1, 0.2, 0.7), to four standard deviations."""
+    p = np.array([0.1, 0.2, 0.7])
+    x = jnp.broadcast_to(jnp.log(jnp.asarray(p, jnp.float32)), (4000, 3))
+    y = np.asarray(bpref.gumbel_softmax(hard=True).forward(GumbelSoftmaxParams(KEY), x)[0])
+    np.testing.assert_array_equal(y.sum(-1), 1)
+    assert set(np.unique(y)) == {0.0, 1.0}
+    assert np.all(abs(y.mean(0) - p) <= 4 * np.sqrt(p * (1 - p) / 4000))
+
+
+def test_hard_gumbel_softmax_has_the_backward_of_the_soft():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+    soft, _, dx_soft = sweep(bpref.gumbel_softmax(0.5), GumbelSoftmaxParams(KEY), x, dy)
+    hard, dparams, dx_hard = sweep(bpref.gumbel_softmax(0.5, hard=True), GumbelSoftmaxParams(KEY), x, dy)
+    np.testing.assert_array_equal(hard.argmax(-1), soft.argmax(-1))
+    np.testing.assert_array_equal(dx_hard, dx_soft)
+    assert dparams == GumbelSoftmaxParams(None)
+
+
+def test_maxout_shares_a_tie():
+    """Pieces (1, 5), (1, 2), (0, 5): the first feature is tied between two pieces, and so is the second."""
+    y, _, dx = sweep(bpref.maxout(3), (), [1.0, 5.0, 1.0, 2.0, 0.0, 5.0], [4.0, 6.0])
+    np.testing.assert_array_equal(y, [1.0, 5.0])
+    np.testing.assert_array_equal(dx, [2.0, 3.0, 2.0, 0.0, 0.0, 3.0])
+
+
+def test_prelu_by_hand():
+    """At the kink x = 0 the cotangent of x is dy, and that of a has no part of it."""
+    layer = bpref.prelu()
+    params = layer.init(KEY, jnp.ones(3))
+    assert params.a == 0.25
+    y, dparams, dx = sweep(layer, params, [-2.0, 0.0, 3.0], [1.0, 10.0, 100.0])
+    np.testing.assert_array_equal(y, [-0.5, 0.0, 3.0])
+    np.testing.assert_array_equal(dx, [0.25, 10.0, 100.0])
+    assert dparams.a == -2.0
+
+
+def test_prelu_with_a_slope_for_each_feature():
+    y, dparams, dx = sweep(
+        bpref.prelu(per_feature=True),
+        PreluParams(jnp.array([0.5, 2.0])),
+        [[-2.0, -1.0], [-4.0, 1.0]],
+        [[1.0, 1.0], [3.0, 1.0]],
+    )
+    np.testing.assert_array_equal(y, [[-1.0, -2.0], [-2.0, 1.0]])
+    np.testing.assert_array_equal(dx, [[0.5, 2.0], [1.5, 1.0]])
+    np.testing.assert_array_equal(dparams.a, [-14.0, -1.0])
+
+
+def test_glu_gates_the_first_half_by_the_second():
+    y, _, dx = sweep(bpref.glu("relu"), (), [3.0, 5.0, 2.0, -1.0], [1.0, 10.0])
+    np.testing.assert_array_equal(y, [6.0, 0.0])
+    np.testing.assert_array_equal(dx, [2.0, 0.0, 3.0, 0.0])
+
+
+def test_soft_cap_keeps_its_gradient_near_the_cap():
+    """x = 20 c: 1 - (y / c)^2 would be 0 in float32; the truth is 4 exp(-40)."""
+    y, _, dx = sweep(bpref.soft_cap(2.0), (), [40.0, 0.0], [1.0, 1.0])
+    np.testing.assert_array_equal(y, [2.0, 0.0])
+    np.testing.assert_allclose(dx, [4 * np.exp(-40), 1.0], rtol=1e-5)
+
+
+def test_squared_relu_is_flat_below_zero():
+    y, _, dx = sweep(bpref.squared_relu(), (), [-1.0, 0.0, 3.0], [1.0, 1.0, 2.0])
+    np.testing.assert_array_equal(y, [0.0, 0.0, 9.0])
+    np.testing.assert_array_equal(dx, [0.0, 0.0, 12.0])

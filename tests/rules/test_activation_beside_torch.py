@@ -1,0 +1,79 @@
+"""The activations beside PyTorch's."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.activation.prelu import PreluParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+def drawn(seed):
+    """A generator, and normal numbers of a random shape with three axes."""
+    rng = np.random.default_rng(seed)
+    return rng, rng.normal(size=rng.integers(1, 9, 3)) * 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_softmax(seed, axis):
+    assert_same(bpref.softmax(axis), lambda p, x: torch.softmax(x, axis), (), drawn(seed)[1])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_log_softmax(seed, axis):
+    assert_same(bpref.log_softmax(axis), lambda p, x: torch.log_softmax(x, axis), (), drawn(seed)[1])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_prelu_with_one_slope(seed):
+    rng, x = drawn(seed)
+    params = PreluParams(rng.normal(size=()))
+    assert_same(bpref.prelu(), lambda p, x: torch.nn.functional.prelu(x, p.a), params, x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_prelu_with_a_slope_for_each_feature(seed):
+    """PyTorch's features lie in the second axis."""
+    rng, x = drawn(seed)
+    params = PreluParams(rng.normal(size=x.shape[-1:]))
+
+    def twin(p, x):
+        return torch.nn.functional.prelu(x.movedim(-1, 1), p.a).movedim(1, -1)
+
+    assert_same(bpref.prelu(per_feature=True), twin, params, x)
+
+
+GATES = {
+    "sigmoid": torch.sigmoid,
+    "identity": lambda b: b,
+    "relu": torch.relu,
+    "gelu": lambda b: torch.nn.functional.gelu(b, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_glu(seed, gate):
+    rng, x = drawn(seed)
+    x = np.concatenate([x, rng.normal(size=x.shape)], -1)
+
+    def twin(p, x):
+        if gate == "sigmoid":
+            return torch.nn.functional.glu(x)
+        a, b = x.chunk(2, -1)
+        return a * GATES[gate](b)
+
+    assert_same(bpref.glu(gate), twin, (), x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_squared_relu_and_soft_cap(seed):
+    x = drawn(seed)[1]
+    assert_same(bpref.squared_relu(), lambda p, x: torch.relu(x) ** 2, (), x)
+    assert_same(bpref.soft_cap(2.0), lambda p, x: 2 * torch.tanh(x / 2), (), x)

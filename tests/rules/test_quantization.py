@@ -1,0 +1,144 @@
+"""Layers with a decided backward: what they refuse, and steps and gradients worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams
+
+ONES = jnp.ones((8, 6))
+WHOLE = jnp.ones((8, 6), jnp.int32)
+KEY = jax.random.key(0)
+STEP = LearnedStepQuantizerParams(jnp.float32(0.5))
+
+BAD_CALLS = {
+    "one level": (
+        lambda: bpref.straight_through(1),
+        ValueError,
+        "straight_through: levels is 1, expected None or an integer of at least 2",
+    ),
+    "levels up to 0": (
+        lambda: bpref.straight_through(3, limit=0.0),
+        ValueError,
+        "straight_through: limit is 0.0, expected a positive number",
+    ),
+    "clipped whole numbers": (
+        lambda: bpref.straight_through(clipped=True),
+        ValueError,
+        "straight_through: clipped needs levels, whole numbers have no outermost one",
+    ),
+    "straight_through of integers": (
+        lambda: bpref.straight_through().forward((), WHOLE),
+        TypeError,
+        "straight_through: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "one bit with a sign": (
+        lambda: bpref.learned_step_quantizer(bits=1),
+        ValueError,
+        "learned_step_quantizer: bits is 1, expected an integer of at least 2",
+    ),
+    "no bit without a sign": (
+        lambda: bpref.learned_step_quantizer(bits=0, signed=False),
+        ValueError,
+        "learned_step_quantizer: bits is 0, expected an integer of at least 1",
+    ),
+    "a negative number of example axes": (
+        lambda: bpref.learned_step_quantizer(example_axes=-1),
+        ValueError,
+        "learned_step_quantizer: example_axes is -1, expected an integer of at least 0",
+    ),
+    "more example axes than axes": (
+        lambda: bpref.learned_step_quantizer(example_axes=3).forward(STEP, ONES),
+        ValueError,
+        "learned_step_quantizer: x has shape (8, 6), expected at least 3 axes, those of the examples",
+    ),
+    "a step for each feature": (
+        lambda: bpref.learned_step_quantizer().forward(LearnedStepQuantizerParams(jnp.ones(6)), ONES),
+        ValueError,
+        "learned_step_quantizer: s has shape (6,), expected a scalar",
+    ),
+    "a step of another dtype": (
+        lambda: bpref.learned_step_quantizer().forward(STEP, ONES.astype(jnp.bfloat16)),
+        TypeError,
+        "learned_step_quantizer: x has dtype bfloat16, s has float32; cast one to the other's",
+    ),
+    "learned_step_quantizer of integers": (
+        lambda: bpref.learned_step_quantizer().forward(STEP, WHOLE),
+        TypeError,
+        "learned_step_quantizer: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "an infinite reversal": (
+        lambda: bpref.gradient_reversal(float("inf")),
+        ValueError,
+        "gradient_reversal: strength is inf, expected a finite number",
+    ),
+    "gradient_reversal of integers": (
+        lambda: bpref.gradient_reversal().forward((), WHOLE),
+        TypeError,
+        "gradient_reversal: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def sweep(layer, params, x, dy):
+    y, dparams, dx = bpref.backpropagate(layer, params, jnp.asarray(x), jnp.asarray(dy))
+    return np.asarray(y), dparams, np.asarray(dx)
+
+
+def test_halves_are_rounded_to_the_even_neighbour():
+    y, _, dx = sweep(bpref.straight_through(), (), [0.5, 1.5, 2.5, -0.5, 7.6], [1.0, 2.0, 3.0, 4.0, 5.0])
+    np.testing.assert_array_equal(y, [0.0, 2.0, 2.0, 0.0, 8.0])
+    np.testing.assert_array_equal(dx, [1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def test_two_levels_are_the_sign():
+    """The cotangent passes where |x| <= 1, its ends among it, and nowhere else."""
+    y, _, dx = sweep(bpref.straight_through(2, clipped=True), (), [-3.0, -1.0, -0.1, 0.0, 1.0, 1.1], [1.0] * 6)
+    np.testing.assert_array_equal(y, [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(dx, [0.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+
+
+def test_levels_are_evenly_spaced_up_to_the_limit():
+    y, _, dx = sweep(bpref.straight_through(5, limit=2.0), (), [-9.0, -1.6, 0.4, 0.5, 1.4, 9.0], [1.0] * 6)
+    np.testing.assert_array_equal(y, [-2.0, -2.0, 0.0, 1.0, 1.0, 2.0])
+    np.testing.assert_array_equal(dx, [1.0] * 6)
+
+
+def test_a_learned_step_by_hand():
+    """Two bits: levels -2 .. 1 times 1/2. u = (-4, -0.6, 0.2, 6); c = (-2, -0.4, -0.2, 1); g = 1 / sqrt(4)."""
+    y, dparams, dx = sweep(bpref.learned_step_quantizer(2), STEP, [-2.0, -0.3, 0.1, 3.0], [1.0, 1.0, 10.0, 100.0])
+    np.testing.assert_array_equal(y, [-1.0, -0.5, 0.0, 0.5])
+    np.testing.assert_array_equal(dx, [0.0, 1.0, 10.0, 0.0])
+    np.testing.assert_allclose(dparams.s, (-2 - 0.4 - 2 + 100) / 2, rtol=1e-5)
+
+
+def test_examples_do_not_count_in_the_scale_of_the_step():
+    """g = 1 / sqrt(6 Q_p) for 6 features, whatever the number of examples; 1 / sqrt(48 Q_p) for weights."""
+    of_weights, of_activations = (
+        float(sweep(bpref.learned_step_quantizer(3, example_axes=n), STEP, 3 * ONES, ONES)[1].s) for n in (0, 1)
+    )
+    assert of_activations == pytest.approx(48 * 3 / np.sqrt(6 * 3), rel=1e-6)
+    assert of_weights == pytest.approx(48 * 3 / np.sqrt(48 * 3), rel=1e-6)
+
+
+def test_the_step_starts_from_the_size_of_what_is_quantised():
+    layer = bpref.learned_step_quantizer(3)
+    assert layer.init(KEY, 3 * ONES).s == pytest.approx(2 * 3 / np.sqrt(3), rel=1e-6)
+    of_shape = layer.init(KEY, jax.ShapeDtypeStruct((8, 6), jnp.float32)).s
+    assert of_shape == pytest.approx(2 * np.sqrt(2 / np.pi) / np.sqrt(3), rel=1e-6)
+
+
+def test_reversal_is_the_identity_forwards():
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    y, _, dx = sweep(bpref.gradient_reversal(0.25), (), x, x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(dx, -0.25 * x)
