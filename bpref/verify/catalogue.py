@@ -128,10 +128,17 @@ def examine(example: Example, ready: Prepared | None = None) -> tuple[list[Findi
 
 
 def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], float]:
-    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
+    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error.
+
+    `None` is the cotangent of what is held constant, such as frozen weights: the reference's must be 0 then.
+    """
     held = hold(ready.wide, [point], [seen], ready.jittered)
     together = stacked([seen])
-    absent = [Finding(name, "structure", "the backward returned None for it") for name in ready.wide.absent]
+    absent = [
+        Finding(name, "structure", "the backward returned None for it")
+        for name in ready.wide.absent
+        if np.any(seen.oracle[name])
+    ]
     nonlinear = linearity(together, lambda: effect_of_rounding(ready.wide, [point], ready.jittered))
     residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
     wrong = [
