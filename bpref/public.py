@@ -22,7 +22,15 @@ from bpref.rules.activation.silu import silu
 from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.linear.bilinear import bilinear
+from bpref.rules.linear.einsum import einsum
+from bpref.rules.linear.embedding import embedding
+from bpref.rules.linear.embedding_bag import embedding_bag
 from bpref.rules.linear.linear import linear
+from bpref.rules.linear.low_rank_linear import low_rank_linear
+from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
+from bpref.rules.linear.tied_embedding import tied_embedding
+from bpref.rules.linear.weight_norm_linear import weight_norm_linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
@@ -61,13 +69,17 @@ __all__ = [
     "assert_gradient",
     "audit",
     "backpropagate",
+    "bilinear",
     "cast_params",
     "celu",
     "check",
     "check_intermediates",
     "check_leaves",
     "checked",
+    "einsum",
     "elu",
+    "embedding",
+    "embedding_bag",
     "equivalents",
     "gelu",
     "hard_sigmoid",
@@ -79,12 +91,14 @@ __all__ = [
     "leaky_relu",
     "linear",
     "log_sigmoid",
+    "low_rank_linear",
     "map_leaves",
     "mish",
     "mutants",
     "objective",
     "parallel",
     "params_of",
+    "power_iteration",
     "relu",
     "relu6",
     "remat",
@@ -99,10 +113,13 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "spectral_norm_linear",
     "square",
     "strip_custom_rules",
     "tanh",
+    "tied_embedding",
     "trainable",
     "update_in_backward",
     "verify_rule",
+    "weight_norm_linear",
 ]

@@ -5,7 +5,17 @@ from importlib import import_module
 from bpref.rule import Rule
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "linear": ("linear",),
+    "linear": (
+        "bilinear",
+        "einsum",
+        "embedding",
+        "embedding_bag",
+        "linear",
+        "low_rank_linear",
+        "spectral_norm_linear",
+        "tied_embedding",
+        "weight_norm_linear",
+    ),
     "activation": (
         "celu",
         "elu",
