@@ -31,7 +31,15 @@ from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.sparsemax import sparsemax
 from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.linear.bilinear import bilinear
+from bpref.rules.linear.einsum import einsum
+from bpref.rules.linear.embedding import embedding
+from bpref.rules.linear.embedding_bag import embedding_bag
 from bpref.rules.linear.linear import linear
+from bpref.rules.linear.low_rank_linear import low_rank_linear
+from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
+from bpref.rules.linear.tied_embedding import tied_embedding
+from bpref.rules.linear.weight_norm_linear import weight_norm_linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
@@ -76,6 +84,7 @@ __all__ = [
     "assert_gradient",
     "audit",
     "backpropagate",
+    "bilinear",
     "cast_params",
     "celu",
     "check",
@@ -84,7 +93,10 @@ __all__ = [
     "checked",
     "drop_path",
     "dropout",
+    "einsum",
     "elu",
+    "embedding",
+    "embedding_bag",
     "equivalents",
     "gaussian_noise",
     "gelu",
@@ -102,6 +114,7 @@ __all__ = [
     "linear",
     "log_sigmoid",
     "log_softmax",
+    "low_rank_linear",
     "map_leaves",
     "maxout",
     "mish",
@@ -109,6 +122,7 @@ __all__ = [
     "objective",
     "parallel",
     "params_of",
+    "power_iteration",
     "prelu",
     "relu",
     "relu6",
@@ -127,12 +141,15 @@ __all__ = [
     "softplus",
     "softsign",
     "sparsemax",
+    "spectral_norm_linear",
     "square",
     "squared_relu",
     "straight_through",
     "strip_custom_rules",
     "tanh",
+    "tied_embedding",
     "trainable",
     "update_in_backward",
     "verify_rule",
+    "weight_norm_linear",
 ]

@@ -5,7 +5,17 @@ from importlib import import_module
 from bpref.rule import Rule
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "linear": ("linear",),
+    "linear": (
+        "bilinear",
+        "einsum",
+        "embedding",
+        "embedding_bag",
+        "linear",
+        "low_rank_linear",
+        "spectral_norm_linear",
+        "tied_embedding",
+        "weight_norm_linear",
+    ),
     "activation": (
         "celu",
         "elu",
@@ -35,12 +45,6 @@ KINDS: dict[str, tuple[str, ...]] = {
         "squared_relu",
         "tanh",
     ),
-    "loss": (
-        "huber",
-        "sigmoid_cross_entropy",
-        "softmax_cross_entropy",
-        "square",
-    ),
     "stochastic": (
         "drop_path",
         "dropout",
@@ -50,6 +54,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "gradient_reversal",
         "learned_step_quantizer",
         "straight_through",
+    ),
+    "loss": (
+        "huber",
+        "sigmoid_cross_entropy",
+        "softmax_cross_entropy",
+        "square",
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""

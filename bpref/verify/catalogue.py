@@ -128,11 +128,18 @@ def examine(example: Example, ready: Prepared | None = None) -> tuple[list[Findi
 
 
 def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], float]:
-    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
+    """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error.
+
+    `None` is the cotangent of what is held constant, such as frozen weights: the reference's must be 0 then.
+    """
     rounding = rounding_at(ready, [point])
     held = hold(ready.wide, [point], [seen], rounding)
     together = stacked([seen])
-    absent = [Finding(name, "structure", "the backward returned None for it") for name in ready.wide.absent]
+    absent = [
+        Finding(name, "structure", "the backward returned None for it")
+        for name in ready.wide.absent
+        if np.any(seen.oracle[name])
+    ]
     nonlinear = linearity(together, rounding)
     residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
     wrong = [

@@ -1,18 +1,158 @@
-"""The linear layer beside PyTorch's."""
+"""The linear layers and the tables beside PyTorch's."""
 
 import numpy as np
 import pytest
 
 import bpref
+from bpref.rules.linear.bilinear import BilinearParams
+from bpref.rules.linear.embedding import EmbeddingParams
+from bpref.rules.linear.embedding_bag import EmbeddingBagParams
 from bpref.rules.linear.linear import LinearParams
+from bpref.rules.linear.low_rank_linear import LowRankLinearParams
+from bpref.rules.linear.spectral_norm_linear import SpectralNormLinearParams
+from bpref.rules.linear.tied_embedding import TiedEmbeddingParams
+from bpref.rules.linear.weight_norm_linear import WeightNormLinearParams
 from tests.rules.beside_torch import SEEDS, assert_same
 
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
-@pytest.mark.parametrize("seed", SEEDS)
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+class Draw:
+    """Normal random arrays and sizes from 1 to 8."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng(seed)
+
+    def sizes(self, count: int) -> list[int]:
+        return [int(n) for n in self.rng.integers(1, 9, count)]
+
+    def normal(self, *shape: int) -> np.ndarray:
+        return self.rng.normal(size=shape)
+
+    def ids(self, vocabulary: int, *shape: int) -> np.ndarray:
+        return self.rng.integers(0, vocabulary, shape)
+
+
+@EVERY_SEED
 def test_linear(seed):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(seed)
-    N, T, d, m = rng.integers(1, 9, 4)
-    params = LinearParams(rng.normal(size=(m, d)), rng.normal(size=m))
-    x = rng.normal(size=(N, T, d))
-    assert_same(bpref.linear(int(m)), lambda p, x: torch.nn.functional.linear(x, p.W, p.b), params, x)
+    draw = Draw(seed)
+    N, T, d, m = draw.sizes(4)
+    params = LinearParams(draw.normal(m, d), draw.normal(m))
+    assert_same(bpref.linear(m), lambda p, x: torch.nn.functional.linear(x, p.W, p.b), params, draw.normal(N, T, d))
+
+
+@EVERY_SEED
+def test_bilinear(seed):
+    draw = Draw(seed)
+    N, T, p, q, m = draw.sizes(5)
+    params = BilinearParams(draw.normal(m, p, q), draw.normal(m))
+    x = draw.normal(N, T, p), draw.normal(N, T, q)
+    assert_same(bpref.bilinear(m), lambda p, x: torch.nn.functional.bilinear(*x, p.W, p.b), params, x)
+
+
+@EVERY_SEED
+def test_low_rank_linear(seed):
+    """The forward of loralib's `Linear`, whose weight has `requires_grad = False`."""
+    draw = Draw(seed)
+    N, T, d, m, r = draw.sizes(5)
+    params = LowRankLinearParams(draw.normal(m, d), draw.normal(m), draw.normal(m, r), draw.normal(r, d))
+
+    def twin(p, x):
+        return torch.nn.functional.linear(x, p.W.detach(), p.b.detach()) + (x @ p.V.T @ p.U.T) * (12.0 / r)
+
+    assert_same(bpref.low_rank_linear(m, rank=r, alpha=12.0), twin, params, draw.normal(N, T, d))
+
+
+@EVERY_SEED
+def test_weight_norm_linear(seed):
+    draw = Draw(seed)
+    N, d, m = draw.sizes(3)
+    params = WeightNormLinearParams(draw.normal(m), draw.normal(m, d), draw.normal(m))
+
+    def twin(p, x):
+        return torch.nn.functional.linear(x, torch._weight_norm(p.v, p.g[:, None], 0), p.b)
+
+    assert_same(bpref.weight_norm_linear(m), twin, params, draw.normal(N, d))
+
+
+@EVERY_SEED
+def test_spectral_norm_linear(seed):
+    """What PyTorch's own module computes in evaluation, with the vectors that its power iteration has left."""
+    draw = Draw(seed)
+    N, d, m = draw.sizes(3)
+    inner = torch.nn.Linear(d, m, dtype=torch.float64)
+    normed = torch.nn.utils.parametrizations.spectral_norm(inner, n_power_iterations=3).eval()
+    (spectral,) = normed.parametrizations.weight
+    params = SpectralNormLinearParams(
+        *(v.detach().numpy() for v in (normed.parametrizations.weight.original, normed.bias, spectral._u, spectral._v))
+    )
+
+    def twin(p, x):
+        return torch.nn.functional.linear(x, p.W / torch.vdot(p.u.detach(), p.W @ p.v.detach()), p.b)
+
+    x = draw.normal(N, d)
+    assert_same(bpref.spectral_norm_linear(m), twin, params, x)
+    y = twin(SpectralNormLinearParams(*map(torch.tensor, params)), torch.tensor(x))
+    np.testing.assert_allclose(y.numpy(), normed(torch.tensor(x)).detach().numpy())
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("padding", [None, 0])
+def test_embedding(seed, padding):
+    draw = Draw(seed)
+    N, T, V, d = draw.sizes(4)
+
+    def twin(p, x):
+        return torch.nn.functional.embedding(x, p.W, padding_idx=padding)
+
+    assert_same(bpref.embedding(V, d, padding), twin, EmbeddingParams(draw.normal(V, d)), draw.ids(V, N, T))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_embedding_bag(seed, padding, mode):
+    draw = Draw(seed)
+    N, T, V, d = draw.sizes(4)
+
+    def twin(p, x):
+        return torch.nn.functional.embedding_bag(x, p.W, mode=mode, padding_idx=padding)
+
+    layer = bpref.embedding_bag(V, d, mean=mode == "mean", padding=padding)
+    assert_same(layer, twin, EmbeddingBagParams(draw.normal(V, d)), draw.ids(V, N, T))
+
+
+@EVERY_SEED
+def test_tied_embedding(seed):
+    draw = Draw(seed)
+    N, T, V, d = draw.sizes(4)
+
+    def twin(p, x):
+        return torch.tanh(torch.nn.functional.embedding(x, p.W)) @ p.W.T
+
+    layer = bpref.tied_embedding(V, d, bpref.tanh())
+    assert_same(layer, twin, TiedEmbeddingParams(draw.normal(V, d), ()), draw.ids(V, N, T))
+
+
+EQUATIONS = [
+    "ij,jk->ik",
+    "ij,jk->ki",
+    "bqhd,bkhd->bhqk",
+    "nija,kjn->ik",
+    "i,j->ji",
+    "ij,ij->",
+    "...d,dm->...m",
+    "a...,...b->...ab",
+]
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum(seed, equation):
+    draw = Draw(seed)
+    size_of = dict(zip("abcdhijkmnpqxy", draw.sizes(14), strict=True))
+    operands = equation.replace("...", "xy").split("->")[0].split(",")
+    x = tuple(draw.normal(*(size_of[i] for i in indices)) for indices in operands)
+    assert_same(bpref.einsum(equation), lambda _, x: torch.einsum(equation, *x), (), x)

@@ -1,0 +1,76 @@
+"""What the layers of the form Z = A W^T + b share: their checks, their first weights, and products that add up wide."""
+
+from typing import Any
+
+import jax
+from jax import Array, lax
+
+from bpref.dtypes import cast, require_floating, wide_dtype, widen
+
+
+def require_size(who: str, argument: str, n: Any) -> None:
+    """Raise `ValueError` unless `n`, the size of an axis, is a positive integer."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{who}: {argument} is {n!r}, expected a positive integer")
+
+
+def require_input(who: str, x: Any, argument: str = "x") -> int:
+    """The number d of features in the last axis of x, an array or its specification; at `init`.
+
+    Raises:
+      TypeError: x is not floating-point.
+      ValueError: there is no such axis, or nothing in it.
+    """
+    require_floating(who, argument, x)
+    if len(x.shape) == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{who}: {argument} has shape {x.shape}, expected (..., d) with at least one feature d")
+    return x.shape[-1]
+
+
+def require_fit(who: str, W: Any, A: Any, weight: str = "W") -> None:
+    """Raise unless A of shape (..., d) can be multiplied by the transpose of W of shape (m, d)."""
+    require_floating(who, "x", A)
+    if A.dtype != W.dtype:
+        raise TypeError(f"{who}: x has dtype {A.dtype}, {weight} has {W.dtype}; cast one to the other's")
+    expected = f"{weight} expects {W.shape[1]}"
+    if A.ndim == 0:
+        raise ValueError(f"{who}: x is a scalar, {expected} features in its last axis ({weight}: {W.shape})")
+    if A.shape[-1] != W.shape[1]:
+        raise ValueError(f"{who}: x has {A.shape[-1]} features in its last axis, {expected} ({weight}: {W.shape})")
+
+
+def lecun_uniform(key: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:
+    """Weights drawn uniformly with variance 1 / fan_in, which keeps the variance of what they multiply."""
+    limit = (3 / fan_in) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def product(left: Array, right: Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """The matrix product over the contracted axes, in at least float32."""
+    return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=wide_dtype(left.dtype))
+
+
+def times_transposed(A: Array, W: Array) -> Array:
+    """A W^T for A of shape (..., d) and W of shape (m, d), in at least float32."""
+    return product(A, W, contract=((A.ndim - 1,), (1,)))
+
+
+def times(dZ: Array, W: Array) -> Array:
+    """dZ W for dZ of shape (..., m) and W of shape (m, d), in at least float32."""
+    return product(dZ, W, contract=((dZ.ndim - 1,), (0,)))
+
+
+def transposed_times(dZ: Array, A: Array) -> Array:
+    """dZ^T A, the sum over all examples of their outer products: (..., m), (..., d) -> (m, d), at least float32."""
+    examples = tuple(range(A.ndim - 1))
+    return product(dZ, A, contract=(examples, examples))
+
+
+def plus(Z: Array, b: Array | None) -> Array:
+    """Z + b for every example, in Z's dtype."""
+    return Z if b is None else lax.add(Z, lax.broadcast_in_dim(cast(b, Z.dtype), Z.shape, (Z.ndim - 1,)))
+
+
+def bias_cotangent(dZ: Array, b: Array | None) -> Array | None:
+    """db, the sum of dZ over the examples, summed in at least float32."""
+    return None if b is None else cast(lax.reduce_sum(widen(dZ), tuple(range(dZ.ndim - 1))), b.dtype)

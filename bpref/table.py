@@ -1,0 +1,50 @@
+"""What the layers with a table of rows share: which rows the ids name, rows read, and cotangents added to rows.
+
+Ids are integers from 0 to V - 1. One outside (a negative one too) cannot be seen while tracing: what is read for it
+is NaN, and no row gets its cotangent.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.dtypes import require_integer, widen
+
+
+def require_table(who: str, W: Any, vocabulary: int, features: int) -> None:
+    """Raise `ValueError` unless W has the shape (V, d)."""
+    if W.shape != (vocabulary, features):
+        raise ValueError(f"{who}: W has shape {W.shape}, expected (V, d): {(vocabulary, features)}")
+
+
+def as_ids(who: str, x: Any) -> Array:
+    """x as int32 or int64 ids, whatever integers they came as; raises `TypeError` unless it holds integers."""
+    x = jnp.asarray(x)
+    require_integer(who, "x", x)
+    return x.astype(jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
+
+
+def require_padding(who: str, padding: int | None, vocabulary: int) -> None:
+    """Raise `ValueError` unless padding is `None` or an id."""
+    if padding is not None and not 0 <= padding < vocabulary:
+        raise ValueError(f"{who}: padding is {padding}, expected an id from 0 to {vocabulary - 1}")
+
+
+def normal_table(key: Any, vocabulary: int, features: int, padding: int | None = None) -> Array:
+    """Rows drawn normally with variance 1/d, of length near 1; the padding row is 0. In JAX's default float dtype."""
+    W = jax.random.normal(key, (vocabulary, features)) * features**-0.5
+    return W if padding is None else W.at[padding].set(0.0)
+
+
+def rows(W: Array, ids: Array) -> Array:
+    """W[ids], of shape (..., d); NaN for an id that is none."""
+    return jnp.asarray(W).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def add_to_rows(total: Array, ids: Array, dy: Array, padding: int | None = None) -> Array:
+    """`total` of shape (V, d) plus, in row i, every dy whose id is i; what the padding id has is left out."""
+    if padding is not None:
+        ids = jnp.where(ids == padding, total.shape[0], ids)
+    return total.at[ids].add(widen(dy), mode="drop", wrap_negative_indices=False)
