@@ -23,7 +23,12 @@ from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
+from bpref.rules.loss.absolute import absolute
+from bpref.rules.loss.gaussian import gaussian
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.log_cosh import log_cosh
+from bpref.rules.loss.poisson import poisson
+from bpref.rules.loss.quantile import quantile
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
@@ -57,6 +62,7 @@ __all__ = [
     "Rule",
     "SearchReport",
     "Verdict",
+    "absolute",
     "as_function",
     "assert_gradient",
     "audit",
@@ -69,6 +75,7 @@ __all__ = [
     "checked",
     "elu",
     "equivalents",
+    "gaussian",
     "gelu",
     "hard_sigmoid",
     "hard_swish",
@@ -78,6 +85,7 @@ __all__ = [
     "leaf_paths",
     "leaky_relu",
     "linear",
+    "log_cosh",
     "log_sigmoid",
     "map_leaves",
     "mish",
@@ -85,6 +93,8 @@ __all__ = [
     "objective",
     "parallel",
     "params_of",
+    "poisson",
+    "quantile",
     "relu",
     "relu6",
     "remat",

@@ -27,7 +27,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "tanh",
     ),
     "loss": (
+        "absolute",
+        "gaussian",
         "huber",
+        "log_cosh",
+        "poisson",
+        "quantile",
         "sigmoid_cross_entropy",
         "softmax_cross_entropy",
         "square",
