@@ -24,8 +24,11 @@ from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.absolute import absolute
+from bpref.rules.loss.focal import focal
 from bpref.rules.loss.gaussian import gaussian
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.jensen_shannon import jensen_shannon
+from bpref.rules.loss.kl_divergence import kl_divergence
 from bpref.rules.loss.log_cosh import log_cosh
 from bpref.rules.loss.poisson import poisson
 from bpref.rules.loss.quantile import quantile
@@ -75,6 +78,7 @@ __all__ = [
     "checked",
     "elu",
     "equivalents",
+    "focal",
     "gaussian",
     "gelu",
     "hard_sigmoid",
@@ -82,6 +86,8 @@ __all__ = [
     "hard_tanh",
     "huber",
     "identity",
+    "jensen_shannon",
+    "kl_divergence",
     "leaf_paths",
     "leaky_relu",
     "linear",

@@ -28,8 +28,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "loss": (
         "absolute",
+        "focal",
         "gaussian",
         "huber",
+        "jensen_shannon",
+        "kl_divergence",
         "log_cosh",
         "poisson",
         "quantile",
