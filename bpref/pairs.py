@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.dtypes import require_floating
+from bpref.dtypes import cast, require_floating, widen
 
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:
@@ -49,3 +49,13 @@ def require_batch(who: str, count: int) -> int:
 def count_examples(prediction: Array) -> int:
     """N, the size of the first axis; a scalar is one example."""
     return prediction.shape[0] if prediction.ndim else 1
+
+
+def scaled(dJ: Array, N: int, slope: Array) -> Array:
+    """dJ / N times what was kept of a term's derivative, in the derivative's dtype, rounded once."""
+    return cast(widen(dJ) / N * widen(slope), slope.dtype)
+
+
+def is_label(target: Array) -> bool:
+    """Whether a target holds integers or booleans, which have no cotangent."""
+    return target.dtype == bool or jnp.issubdtype(target.dtype, jnp.integer)

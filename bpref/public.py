@@ -40,7 +40,15 @@ from bpref.rules.linear.low_rank_linear import low_rank_linear
 from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
 from bpref.rules.linear.tied_embedding import tied_embedding
 from bpref.rules.linear.weight_norm_linear import weight_norm_linear
+from bpref.rules.loss.absolute import absolute
+from bpref.rules.loss.focal import focal
+from bpref.rules.loss.gaussian import gaussian
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.jensen_shannon import jensen_shannon
+from bpref.rules.loss.kl_divergence import kl_divergence
+from bpref.rules.loss.log_cosh import log_cosh
+from bpref.rules.loss.poisson import poisson
+from bpref.rules.loss.quantile import quantile
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
@@ -80,6 +88,7 @@ __all__ = [
     "Rule",
     "SearchReport",
     "Verdict",
+    "absolute",
     "as_function",
     "assert_gradient",
     "audit",
@@ -99,6 +108,8 @@ __all__ = [
     "embedding_bag",
     "equivalents",
     "gaussian_noise",
+    "focal",
+    "gaussian",
     "gelu",
     "glu",
     "gradient_reversal",
@@ -108,10 +119,13 @@ __all__ = [
     "hard_tanh",
     "huber",
     "identity",
+    "jensen_shannon",
+    "kl_divergence",
     "leaf_paths",
     "leaky_relu",
     "learned_step_quantizer",
     "linear",
+    "log_cosh",
     "log_sigmoid",
     "log_softmax",
     "low_rank_linear",
@@ -124,6 +138,8 @@ __all__ = [
     "params_of",
     "power_iteration",
     "prelu",
+    "poisson",
+    "quantile",
     "relu",
     "relu6",
     "remat",

@@ -64,15 +64,19 @@ def drawn(draw: st.DrawFn, rule: Rule) -> Drawn:
     seed = draw(st.integers(0, 99))
     example = fill(rule, case, chosen_sizes, x, np.random.default_rng(seed), chosen_hyper)
     plain = jax.tree.map(lambda v: f"np.array({v.tolist()}, np.{v.dtype})", x)
-    written = f"({', '.join(plain)})" if isinstance(plain, tuple) else plain
     snippet = (
         "import numpy as np\n"
         "from bpref.rules import RULES\n"
         "from bpref.verify.draw import fill\n"
         "from bpref.verify.catalogue import examine\n"
         f"rule = RULES[{rule.name!r}]\n"
-        f"x = {written}\n"
+        f"x = {_written(plain)}\n"
         f"example = fill(rule, rule.cases[{index}], {chosen_sizes}, x, np.random.default_rng({seed}), {chosen_hyper})\n"
         "print(examine(example))"
     )
     return Drawn(example, snippet)
+
+
+def _written(plain: Any) -> str:
+    """A tree of expressions as one expression."""
+    return f"({', '.join(map(_written, plain))})" if isinstance(plain, tuple) else plain

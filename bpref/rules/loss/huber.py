@@ -97,6 +97,7 @@ RULE = Rule(
             (Real("N d", points=_FAR), Real("N d")),
             {"delta": Interval(0.1, 10.0, 2.5)},
             never_empty=("N",),
+            timed={"N": 4096, "d": 256},
         ),
         Case("sequence", (Real("B T d"), Real("B T d")), never_empty=("B",)),
     ),

@@ -1,52 +1,64 @@
 """sigmoid_cross_entropy: binary cross-entropy of logits, a mean over all elements.
 
-Forward, with logits x and targets t of one shape, n elements in all, s(x) = 1 / (1 + exp(-x)):
+Forward, with logits x and targets t of one shape, n elements in all, s(x) = 1 / (1 + exp(-x)), and w the weight of a
+positive answer, one number or one for each class of the last axis (1 if nothing is said):
 
-    J = -1/n sum_i (t_i log s(x_i) + (1 - t_i) log s(-x_i))               J: ()
+    J = -1/n sum_i (w t_i log s(x_i) + (1 - t_i) log s(-x_i))             J: ()
 
-Every element is an answer of its own (yes or no), so the mean is over all of them, unlike `square`'s. Since
-log s(-x) = log s(x) - x, and log s(x) = min(x, 0) - log(1 + exp(-|x|)), each term is
+Every element is an answer of its own (yes or no), so the mean is over all of them, unlike `square`'s; it is divided by
+n and not by the sum of weights. With L(x) = log(1 + exp(-|x|)), -log s(x) = max(-x, 0) + L(x), and each term is
 
-    max(x_i, 0) - x_i t_i + log(1 + exp(-|x_i|))
+    w t_i max(-x_i, 0) + (1 - t_i) max(x_i, 0) + (w t_i + 1 - t_i) L(x_i)
+
+which for w = 1 is max(x_i, 0) - x_i t_i + L(x_i).
 
 Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
 
-    delta J = 1/n sum_i (((1 - t_i) s(x_i) - t_i s(-x_i)) delta x_i - x_i delta t_i)
+    delta J = 1/n sum_i (((1 - t_i) s(x_i) - w t_i s(-x_i)) delta x_i - (w log s(x_i) - log s(-x_i)) delta t_i)
 
 The sweep starts with dJ, a scalar. The factor of each perturbation:
 
-    dx_i = dJ ((1 - t_i) s(x_i) - t_i s(-x_i)) / n = dJ (s(x_i) - t_i) / n   x's shape
-    dt_i = -dJ x_i / n                                                       t's shape; None for labels
+    dx_i = dJ ((1 - t_i) s(x_i) - w t_i s(-x_i)) / n                      x's shape
+    dt_i = dJ (log s(-x_i) - w log s(x_i)) / n                            t's shape; None for labels
 
-Cached: x and t. s(x) costs one exponential and is made again; keeping it would be as large as x, which dt needs.
-Labels are kept as they came.
+which for w = 1 are dJ (s(x_i) - t_i) / n and -dJ x_i / n.
+
+Cached: what dJ / n multiplies in dx and, unless the targets are labels, in dt: one array for each cotangent. x and t
+are not needed beside them, and no exponential is made twice.
 
 Numerical care: exp is only taken of -|x|, and log(1 + .) is log1p, so that no logit overflows and a confident right
 answer keeps its small loss. dx is computed in its first form: s(x) - 1 would cancel for a large x with t = 1, where
--s(-x) is exact to the last bit. Half precision is computed in float32 and rounded once. An infinite logit makes J
-infinite or NaN. There is no kink: max and |.| meet at x = 0 in a smooth sum.
+-s(-x) is exact to the last bit. All terms of J are positive: nothing cancels. Half precision is computed in float32
+and each slope rounded once. An infinite logit makes J infinite or NaN. There is no kink: max and |.| meet at x = 0 in
+a smooth sum.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from bpref.dtypes import require_floating, widen
+from bpref.dtypes import cast, require_floating, widen
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
-from bpref.rule import Case, Integer, Real, Rule
+from bpref.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
+from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
 class SigmoidCrossEntropyCache(NamedTuple):
-    logits: Float[Array, "..."]
-    target: Float[Array, "..."] | Int[Array, "..."] | Bool[Array, "..."]
+    slope: Float[Array, "..."]
+    target_slope: Float[Array, "..."] | None
 
 
-def sigmoid_cross_entropy() -> Layer:
-    """J = mean of -(t log s(x) + (1 - t) log s(-x)), s the logistic function.
+def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Layer:
+    """J = mean of -(w t log s(x) + (1 - t) log s(-x)), s the logistic function.
+
+    Args:
+      positive_weight: w, how much a positive answer counts beside a negative one; a number, or one for each class of
+        the last axis. The number of negatives by the number of positives gives both the same influence.
 
     Returns:
       A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in the logits' dtype. The
@@ -54,46 +66,57 @@ def sigmoid_cross_entropy() -> Layer:
       cotangent is None. Values outside are not looked for: the formula is applied to them.
 
     Raises:
-      ValueError: logits and target differ in shape; there are no elements.
+      ValueError: a weight is not positive; there is not one for each class; logits and target differ in shape; there
+        are no elements.
       TypeError: x is no pair; the logits are not floating-point; a floating target has another dtype.
     """
     who = "sigmoid_cross_entropy"
+    weights = np.asarray(positive_weight, np.float64)
+    if not (weights.ndim <= 1 and (weights > 0).all()):
+        raise ValueError(
+            f"{who}: positive_weight is {positive_weight!r}, expected a positive number, or one for each C"
+        )
+    is_weighted = not (weights == 1).all()
 
     def forward(params, pair):
         x, t = as_pair(who, pair)
         require_floating(who, "logits", x)
         require_one_shape(who, "logits", x, t)
-        if not _is_label(t):
+        if not is_label(t):
             require_one_dtype(who, "logits", x, t)
+        if weights.ndim and (x.ndim == 0 or x.shape[-1] != weights.size):
+            raise ValueError(
+                f"{who}: logits has shape {x.shape}, expected (..., {weights.size}): positive_weight has {weights.size}"
+            )
         n = require_batch(who, x.size)
-        cache = SigmoidCrossEntropyCache(x, t)
-        x, t = _in_wide(cache)
-        J = jnp.sum(jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))) / n
-        return J.astype(cache.logits.dtype), cache
+        dtype, has_cotangent = x.dtype, not is_label(t)
+        x = widen(x)
+        t = t.astype(x.dtype)
+        L = jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
+        if is_weighted:
+            w = jnp.broadcast_to(weights.astype(x.dtype), x.shape)
+            wt = w * t
+            terms = wt * jnp.maximum(-x, 0) + (1 - t) * jnp.maximum(x, 0) + (wt + 1 - t) * L
+            target_slope = w * (jnp.maximum(-x, 0) + L) - (jnp.maximum(x, 0) + L)
+        else:
+            wt = t
+            terms = jnp.maximum(x, 0) - x * t + L
+            target_slope = -x
+        slope = (1 - t) * jax.nn.sigmoid(x) - wt * jax.nn.sigmoid(-x)
+        kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
+        return cast(jnp.sum(terms) / n, dtype), kept
 
     def backward(params, cache, dJ):
-        x, t = _in_wide(cache)
-        g = widen(dJ) / x.size
-        dx = g * ((1 - t) * jax.nn.sigmoid(x) - t * jax.nn.sigmoid(-x))
-        dt = None if _is_label(cache.target) else (-g * x).astype(cache.target.dtype)
-        return (), (dx.astype(cache.logits.dtype), dt)
+        n = cache.slope.size
+        return (), tuple(None if slope is None else scaled(dJ, n, slope) for slope in cache)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _is_label(t: Array) -> bool:
-    return t.dtype == bool or jnp.issubdtype(t.dtype, jnp.integer)
-
-
-def _in_wide(cache: SigmoidCrossEntropyCache) -> tuple[Array, Array]:
-    x = widen(cache.logits)
-    return x, cache.target.astype(x.dtype)
-
-
-def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
-    import optax
-
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(*x))
+def reference(params: tuple[()], x: tuple[Array, Array], positive_weight: float | Sequence[float] = 1.0) -> Array:
+    logits, t = x[0], x[1].astype(x[0].dtype)
+    w = jnp.broadcast_to(jnp.asarray(positive_weight, t.dtype), t.shape)
+    return jnp.mean(-w * t * jax.nn.log_sigmoid(logits) - (1 - t) * jax.nn.log_sigmoid(-logits))
 
 
 _FAR = (100.0, -100.0, 1e4, -1e4)
@@ -103,9 +126,23 @@ RULE = Rule(
     sigmoid_cross_entropy,
     reference,
     cases=(
-        Case("labels", (Real("N", points=_FAR), Integer("N", 0, 2)), never_empty=("N",)),
+        Case("labels", (Real("N", points=_FAR), Integer("N", 0, 2)), never_empty=("N",), timed={"N": 131072}),
         Case("probabilities", (Real("N d", points=(0.0, *_FAR)), Real("N d", 0.0, 1.0)), never_empty=("N", "d")),
         Case("sequence", (Real("B T d"), Integer("B T d", 0, 2)), never_empty=("B", "T", "d")),
+        Case(
+            "labels, weight",
+            (Real("N", points=_FAR), Integer("N", 0, 2)),
+            {"positive_weight": Interval(0.125, 8.0, 3.0)},
+            never_empty=("N",),
+        ),
+        Case(
+            "probabilities, weights",
+            (Real("N d"), Real("N d", 0.0, 1.0)),
+            {"positive_weight": (0.5, 1.0, 4.0)},
+            never_empty=("N",),
+            fixed={"d": 3},
+        ),
     ),
     cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), section 6.2.2.2",
+    covers=("binary_cross_entropy", "bce_with_logits"),
 )

@@ -1,24 +1,26 @@
 """softmax_cross_entropy: how many nats the target is from the softmax of the logits, a mean over the positions.
 
 Forward, with logits z of shape (..., C), n running over all leading axes (the positions), c and k over the classes,
-and for each position a target distribution t, which a label y stands for as t_c = [c = y]:
+for each position a target distribution t, which a label y stands for as t_c = [c = y], and for each class a weight w_c
+(1 if nothing is said):
 
-    q_nc = (1 - s) t_nc + s / C               s: `smoothing`              (..., C)
+    q_nc = w_c ((1 - s) t_nc + s / C)         s: `smoothing`              (..., C)
     l_n  = log sum_c exp(z_nc)                                            (...,)
-    J    = 1/N sum_n (sum_c q_nc (l_n - z_nc) + w l_n^2)                  w: `z_loss`, J: ()
+    J    = 1/N sum_n (sum_c q_nc (l_n - z_nc) + v_n a l_n^2)              a: `z_loss`, J: ()
 
-N counts the positions, or those whose label is not `ignored`; the others add nothing to J and N is at least 1, so
-that a batch of nothing but ignored labels has J = 0 and a gradient of 0.
+A position with a label counts by its class's weight, v_n = w_y, and N = sum_n v_n: J is a weighted mean, as PyTorch's.
+Positions whose label is `ignored` add nothing, neither to the sum nor to N. Of a sum of 0 the N is 1, so that a batch
+of nothing but ignored labels has J = 0 and a gradient of 0. With distributions v_n = 1, and N counts the positions.
 
-Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc and Q_n = sum_c q_nc (1 for a label;
-for a dense target nothing is assumed):
+Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc and Q_n = sum_c q_nc (1 for a label
+without weights; for a dense target nothing is assumed):
 
-    delta J = 1/N sum_nc ((Q_n + 2 w l_n) p_nc - q_nc) delta z_nc + (1 - s) (l_n - z_nc) delta t_nc
+    delta J = 1/N sum_nc ((Q_n + 2 v_n a l_n) p_nc - q_nc) delta z_nc + w_c (1 - s) (l_n - z_nc) delta t_nc
 
 The sweep starts with dJ, a scalar. The factor of each perturbation:
 
-    dz_nc = dJ ((Q_n + 2 w l_n) p_nc - q_nc) / N                          (..., C)
-    dt_nc = dJ (1 - s) (l_n - z_nc) / N           None for labels         (..., C)
+    dz_nc = dJ ((Q_n + 2 v_n a l_n) p_nc - q_nc) / N                      (..., C)
+    dt_nc = dJ w_c (1 - s) (l_n - z_nc) / N       None for labels         (..., C)
 
 Both are 0 where the label is ignored.
 
@@ -34,7 +36,8 @@ Numerical care:
 
       p_y - 1 = -R / S          l - z_y = log(1 + R / E)
 
-  have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7.
+  have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7. Classes
+  are summed by blocks, and y's block a second time without y: a mask over all of them costs as much as the exponential.
 - p is exp(d) / S and not exp(z - l), which inherits the rounding of l: 1e-3 for logits of 1e4 in float32.
 - Half precision is computed and summed in float32 and rounded once.
 - A logit of -inf is a class of probability 0: it has a gradient of 0 (-q_c in general) and, where q_c is 0, no
@@ -43,10 +46,13 @@ Numerical care:
 There is no kink: m is a shift that cancels, and is held constant.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
@@ -55,19 +61,27 @@ from bpref.layer import Layer, no_params
 from bpref.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
+BLOCK = 128
+
 
 class SoftmaxCrossEntropyCache(NamedTuple):
     logits: Float[Array, "... C"]
     target: Int[Array, "..."] | Float[Array, "... C"]
 
 
-def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_loss: float = 0.0) -> Layer:
+def softmax_cross_entropy(
+    smoothing: float = 0.0,
+    ignored: int | None = None,
+    z_loss: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Layer:
     """J = mean over the positions of -sum_c q_c log softmax(z)_c, and z_loss times logsumexp(z)^2.
 
     Args:
       smoothing: s in [0, 1]; the target t becomes q = (1 - s) t + s / C, as in `optax.smooth_labels`.
       ignored: a label, such as -1, whose positions give no loss and no gradient, and do not count in the mean.
       z_loss: the weight of the squared log-sum-exp, which keeps logits from drifting (PaLM: 1e-4).
+      class_weights: w, how much each class counts, C numbers; of labels the mean is weighted by them as well.
 
     Returns:
       A layer with params `()`, x `(logits, target)` and y the scalar J in the logits' dtype. The logits are
@@ -87,10 +101,13 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
         raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
     if not z_loss >= 0:
         raise ValueError(f"{who}: z_loss is {z_loss!r}, expected a number of at least 0")
+    w = None if class_weights is None else np.asarray(class_weights, np.float64)
+    if w is not None and not (w.ndim == 1 and (w >= 0).all() and w.any()):
+        raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")
 
     def forward(params, x):
         logits, target = as_pair(who, x)
-        _require_fit(who, logits, target, ignored)
+        _require_fit(who, logits, target, ignored, w)
         J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
         return J.astype(logits.dtype), SoftmaxCrossEntropyCache(logits, target)
 
@@ -103,39 +120,52 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
         y = _signed(label)
         m, d = _shifted(logits)
         d_y = _at(y, logits) - m
-        R = jnp.sum(_others(y, d), -1, keepdims=True)
+        R = _sum_of_others(y, m, logits, jnp.exp(d))
         E = jnp.exp(d_y)
         log_S = jnp.log(R + E)
-        terms = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), log_S - d_y)
-        if smoothing:
-            terms += smoothing * (log_S - jnp.mean(d, -1, keepdims=True))
+        nats = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), log_S - d_y)
         if z_loss:
-            terms += z_loss * (m + log_S) ** 2
-        weight, N = _weights(y, logits)
-        return jnp.sum(jnp.where(weight == 0, 0, weight * terms)) / N
+            nats += z_loss * (m + log_S) ** 2
+        v, N = _positions(y, logits)
+        terms = v * nats
+        if smoothing:
+            terms += smoothing * jnp.mean(_weighted(log_S - d), -1, keepdims=True)
+        return jnp.sum(_unless_ignored(y, terms)) / N
 
     def _from_labels(logits, label, dJ):
         y = _signed(label)
         m, d = _shifted(logits)
-        others = _others(y, d)
-        R = jnp.sum(others, -1, keepdims=True)
+        e = jnp.exp(d)
+        R = _sum_of_others(y, m, logits, e)
         E = jnp.exp(_at(y, logits) - m)
         S = R + E
-        C = d.shape[-1]
-        pull = 2 * z_loss * (m + jnp.log(S)) if z_loss else jnp.zeros_like(S)
-        slope_y = (pull * E - R) / S + smoothing * (1 - 1 / C)
-        slope = jnp.where(_own(y, d), slope_y, (1 + pull) / S * others - smoothing / C)
-        weight, N = _weights(y, logits)
-        return jnp.where(weight == 0, 0, dJ / N * weight * slope), None
+        v, N = _positions(y, logits)
+        g = dJ / N
+        pull = v * (2 * z_loss * (m + jnp.log(S))) if z_loss else jnp.zeros_like(S)
+        even = smoothing * (1.0 if w is None else float(w.mean()))
+        at_y = g * (((pull + even) * E - (1 - smoothing) * v * R) / S)
+        rate = g * (((1 - smoothing) * v + even + pull) / S)
+        slope = jnp.where(_own(y, d), at_y, rate * e)
+        if smoothing:
+            slope -= g * _weighted(jnp.full_like(d, smoothing / d.shape[-1]))
+        return _unless_ignored(y, slope), None
 
-    def _weights(y, logits):
-        """1 for a position that counts, 0 for an ignored one, NaN for a label that is no class; and N."""
-        is_class = ((y >= 0) & (y < logits.shape[-1]))[..., None]
-        weight = jnp.where(is_class, 1, jnp.nan).astype(wide_dtype(logits.dtype))
-        if ignored is None:
-            return weight, y.size
-        counts = (y != ignored)[..., None]
-        return jnp.where(counts, weight, 0), jnp.maximum(jnp.sum(counts, dtype=weight.dtype), 1)
+    def _positions(y, logits):
+        """v, how much each position counts, NaN for a label that is no class; and N."""
+        C, dtype = logits.shape[-1], wide_dtype(logits.dtype)
+        v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), _nearest(y, C), mode="clip")
+        v = jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None]
+        if ignored is None and w is None:
+            return v, y.size
+        total = jnp.sum(_unless_ignored(y, jnp.where(jnp.isnan(v), 0, v)))
+        return v, jnp.where(total == 0, 1, total)
+
+    def _unless_ignored(y, values):
+        return values if ignored is None else jnp.where((y != ignored)[..., None], values, 0)
+
+    def _weighted(values):
+        """w_c values_nc."""
+        return values if w is None else values * jnp.broadcast_to(w.astype(values.dtype), values.shape)
 
     def _of_distributions(logits, t):
         m, d = _shifted(logits)
@@ -160,11 +190,11 @@ def softmax_cross_entropy(smoothing: float = 0.0, ignored: int | None = None, z_
             slope += 2 * z_loss * (m + log_S) * p
         g = dJ / S.size
         dlogits = g * slope
-        dt = g * (1 - smoothing) * (log_S - d)
+        dt = g * (1 - smoothing) * _weighted(log_S - d)
         return dlogits, dt.astype(t.dtype)
 
     def _smooth(t):
-        return (1 - smoothing) * widen(t) + smoothing / t.shape[-1]
+        return _weighted((1 - smoothing) * widen(t) + smoothing / t.shape[-1])
 
     return Layer(no_params, forward, backward, who)
 
@@ -190,21 +220,34 @@ def _own(y: Array, d: Array) -> Array:
     return lax.broadcasted_iota(y.dtype, d.shape, d.ndim - 1) == y[..., None]
 
 
-def _others(y: Array, d: Array) -> Array:
-    """exp(d_c) where c != y, and 0 where c = y."""
-    return jnp.where(_own(y, d), 0, jnp.exp(d))
+def _sum_of_others(y: Array, m: Array, logits: Array, e: Array) -> Array:
+    """R: by blocks, of which the one with y in it is made again and summed without it. m's shape."""
+    C = e.shape[-1]
+    B = math.gcd(C, BLOCK)
+    blocked = (*y.shape, C // B, B)
+    block, inside = jnp.divmod(_nearest(y, C), B)
+    z = jnp.take_along_axis(logits.reshape(blocked), block[..., None, None], -2, mode="clip")[..., 0, :]
+    rest = jnp.where(_own(inside, z), 0, jnp.exp(widen(z) - m))
+    sums = jnp.sum(e.reshape(blocked), -1)
+    return jnp.sum(jnp.where(_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
 
 
 def _at(y: Array, logits: Array) -> Array:
     """z_y in at least float32; some other class's where the label is no class."""
-    nearest = jnp.clip(y, 0, logits.shape[-1] - 1)
-    return widen(jnp.take_along_axis(logits, nearest[..., None], -1, mode="clip"))
+    return widen(jnp.take_along_axis(logits, _nearest(y, logits.shape[-1])[..., None], -1, mode="clip"))
 
 
-def _require_fit(who: str, logits: Array, target: Array, ignored: int | None) -> None:
+def _nearest(y: Array, C: int) -> Array:
+    """A class for every label."""
+    return jnp.clip(y, 0, C - 1)
+
+
+def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | None) -> None:
     require_floating(who, "logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{who}: logits has shape {logits.shape}, expected (..., C) with at least one class C")
+    if w is not None and w.size != logits.shape[-1]:
+        raise ValueError(f"{who}: logits has {logits.shape[-1]} classes in its last axis, class_weights has {w.size}")
     if _is_label(target):
         if target.shape != logits.shape[:-1]:
             raise ValueError(
@@ -229,37 +272,45 @@ def reference(
     smoothing: float = 0.0,
     ignored: int | None = None,
     z_loss: float = 0.0,
+    class_weights: Sequence[float] | None = None,
 ) -> Array:
     import optax
 
     logits, target = x
+    C, dtype = logits.shape[-1], logits.dtype
+    w = jnp.ones(C, dtype) if class_weights is None else jnp.asarray(class_weights, dtype)
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        terms = optax.softmax_cross_entropy(logits, optax.smooth_labels(target, smoothing) if smoothing else target)
+        t, kept, v = target, True, jnp.ones(target.shape[:-1], dtype)
     else:
-        label = target if ignored is None else jnp.where(target == ignored, 0, target)
-        if smoothing:
-            one_hot = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
-            terms = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, smoothing))
-        else:
-            terms = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        kept = jnp.ones(target.shape, bool) if ignored is None else target != ignored
+        label = jnp.where(kept, target, 0)
+        t, v = jax.nn.one_hot(label, C, dtype=dtype), jnp.where(kept, w[label], 0)
+    if t is not target and not smoothing and class_weights is None:
+        terms = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    else:
+        terms = optax.softmax_cross_entropy(logits, jnp.broadcast_to(w, t.shape) * optax.smooth_labels(t, smoothing))
     if z_loss:
-        terms += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
-    if ignored is None:
-        return jnp.mean(terms)
-    kept = target != ignored
-    return jnp.sum(jnp.where(kept, terms, 0)) / jnp.maximum(jnp.sum(kept, dtype=terms.dtype), 1)
+        terms += v * (z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2)
+    N = jnp.sum(v)
+    return jnp.sum(jnp.where(kept, terms, 0)) / jnp.where(N == 0, 1, N)
 
 
 _SMOOTHING = Interval(0.0, 0.5, 0.1)
 _Z_LOSS = Interval(0.0, 0.1, 1e-4)
 _FAR = (1e4, -1e4)
+_WEIGHTS = (0.5, 1.0, 2.5)
 
 RULE = Rule(
     "softmax_cross_entropy",
     softmax_cross_entropy,
     reference,
     cases=(
-        Case("labels", (Real("N C", points=_FAR), Integer("N", 0, "C")), never_empty=("N", "C")),
+        Case(
+            "labels",
+            (Real("N C", points=_FAR), Integer("N", 0, "C")),
+            never_empty=("N", "C"),
+            timed={"N": 256, "C": 8192},
+        ),
         Case(
             "labels, smoothing",
             (Real("N C"), Integer("N", 0, "C")),
@@ -274,23 +325,26 @@ RULE = Rule(
         ),
         Case("labels, z-loss", (Real("N C"), Integer("N", 0, "C")), {"z_loss": _Z_LOSS}, never_empty=("N", "C")),
         Case(
+            "labels, class weights",
+            (Real("N C"), Integer("N", 0, "C")),
+            {"class_weights": _WEIGHTS},
+            never_empty=("N",),
+            fixed={"C": len(_WEIGHTS)},
+        ),
+        Case(
             "sequence, everything",
             (Real("B T C"), Integer("B T", 0, "C", points=(-1,))),
-            {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS},
-            never_empty=("B", "T", "C"),
+            {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS},
+            never_empty=("B", "T"),
+            fixed={"C": len(_WEIGHTS)},
         ),
         Case("distributions", (Real("N C"), Real("N C", simplex=True, points=(0.0, 1.0))), never_empty=("N", "C")),
         Case(
             "distributions, not normalised, everything",
-            (Real("N C"), Real("N C", 0.0, 1.0)),
-            {"smoothing": _SMOOTHING, "z_loss": _Z_LOSS},
-            never_empty=("N", "C"),
-        ),
-        Case(
-            "distributions, sequence",
-            (Real("B T C"), Real("B T C", simplex=True)),
-            {"z_loss": _Z_LOSS},
-            never_empty=("B", "T", "C"),
+            (Real("B T C"), Real("B T C", 0.0, 1.0)),
+            {"smoothing": _SMOOTHING, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS},
+            never_empty=("B", "T"),
+            fixed={"C": len(_WEIGHTS)},
         ),
         Case("one example", (Real("C"), Integer("", 0, "C")), never_empty=("C",)),
     ),

@@ -83,7 +83,7 @@ RULE = Rule(
     reference,
     cases=(
         Case("one output", (Real("N"), Real("N")), never_empty=("N",)),
-        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N",)),
+        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N",), timed={"N": 4096, "d": 256}),
         Case("sequence", (Real("B T d"), Real("B T d")), never_empty=("B",)),
         Case("one number", (Real(""), Real(""))),
     ),
