@@ -23,10 +23,14 @@ from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
+from bpref.rules.loss.hinge import hinge
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.margin_ranking import margin_ranking
+from bpref.rules.loss.multiclass_hinge import multiclass_hinge
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.loss.triplet import triplet
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -73,6 +77,7 @@ __all__ = [
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
+    "hinge",
     "huber",
     "identity",
     "leaf_paths",
@@ -80,7 +85,9 @@ __all__ = [
     "linear",
     "log_sigmoid",
     "map_leaves",
+    "margin_ranking",
     "mish",
+    "multiclass_hinge",
     "mutants",
     "objective",
     "parallel",
@@ -103,6 +110,7 @@ __all__ = [
     "strip_custom_rules",
     "tanh",
     "trainable",
+    "triplet",
     "update_in_backward",
     "verify_rule",
 ]

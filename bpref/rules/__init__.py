@@ -27,10 +27,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         "tanh",
     ),
     "loss": (
+        "hinge",
         "huber",
+        "margin_ranking",
+        "multiclass_hinge",
         "sigmoid_cross_entropy",
         "softmax_cross_entropy",
         "square",
+        "triplet",
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
