@@ -95,7 +95,7 @@ def cotangents_by_name(
 
 
 def as_cotangent(dy: Any, y: Any) -> Any:
-    """Arrays of the tree of `y` as its cotangent: in its dtypes, with JAX's `float0` for integers, whatever is there."""
+    """Arrays of the tree of `y` as its cotangent: in its dtypes, integers with JAX's `float0`, whatever is there."""
 
     def one(v, dv):
         return dv.astype(v.dtype) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)

@@ -1,0 +1,50 @@
+"""The picture of `bench_rules`: hand / autodiff of every rule, in time, cache and precision."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from benchmarks.bench_rules import Row
+
+SMALLEST = 2**-7
+"""Ratios below this are drawn there."""
+
+
+def plot(rows: dict[str, "Row"], path: Path) -> None:
+    """Draw one line for each rule, grouped by kind, and write it as the file's suffix says."""
+    names = list(rows)
+    figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 1.5 + 0.17 * len(names)), layout="constrained")
+    panels = {
+        "time of forward + backward": [row.time.median for row in rows.values()],
+        "bytes kept for the backward": [row.cache_ratio for row in rows.values()],
+        "error in float32, 99th percentile": [_ratio(row.float32) for row in rows.values()],
+    }
+    kinds = list(dict.fromkeys(row.kind for row in rows.values()))
+    colours = [f"C{kinds.index(row.kind) % 10}" for row in rows.values()]
+    places = np.arange(len(names))
+    for axis, (title, ratios) in zip(axes, panels.items(), strict=True):
+        shown = np.clip(ratios, SMALLEST, 1 / SMALLEST)
+        axis.hlines(places, 1, shown, colors=colours, alpha=0.5)
+        axis.scatter(shown, places, c=colours, s=14, zorder=3)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(f"{title}\nby hand / autodiff")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(places, names, fontsize=7)
+    axes[0].set_ylim(len(names), -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _ratio(both: tuple[float, float]) -> float:
+    """By hand / by autodiff, where an error below half an ulp is as good as none."""
+    hand, autodiff = (max(v, 0.5) for v in both)
+    return hand / autodiff
