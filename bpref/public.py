@@ -23,14 +23,21 @@ from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
+from bpref.rules.loss.cosine_embedding import cosine_embedding
+from bpref.rules.loss.dice import dice
 from bpref.rules.loss.hinge import hinge
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.info_nce import info_nce
 from bpref.rules.loss.margin_ranking import margin_ranking
 from bpref.rules.loss.multiclass_hinge import multiclass_hinge
+from bpref.rules.loss.negative_sampling import negative_sampling
+from bpref.rules.loss.nt_xent import nt_xent
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
 from bpref.rules.loss.triplet import triplet
+from bpref.rules.loss.vae import vae
+from bpref.rules.stochastic.reparameterization import reparameterization
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -71,6 +78,8 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "cosine_embedding",
+    "dice",
     "elu",
     "equivalents",
     "gelu",
@@ -80,6 +89,7 @@ __all__ = [
     "hinge",
     "huber",
     "identity",
+    "info_nce",
     "leaf_paths",
     "leaky_relu",
     "linear",
@@ -89,12 +99,15 @@ __all__ = [
     "mish",
     "multiclass_hinge",
     "mutants",
+    "negative_sampling",
+    "nt_xent",
     "objective",
     "parallel",
     "params_of",
     "relu",
     "relu6",
     "remat",
+    "reparameterization",
     "residual",
     "scan",
     "search",
@@ -112,5 +125,6 @@ __all__ = [
     "trainable",
     "triplet",
     "update_in_backward",
+    "vae",
     "verify_rule",
 ]

@@ -37,3 +37,9 @@ def require_vectors(who: str, name: str, v: Array) -> int:
     if v.ndim == 0 or v.size == 0:
         raise ValueError(f"{who}: {name} has shape {v.shape}, expected (..., d) with at least one vector and d > 0")
     return v.size // v.shape[-1]
+
+
+def require_matrix(who: str, name: str, v: Array) -> None:
+    """Raise `ValueError` unless `v` is (N, d) with at least one row and one column."""
+    if v.ndim != 2 or v.size == 0:
+        raise ValueError(f"{who}: {name} has shape {v.shape}, expected (N, d) with N > 0 and d > 0")

@@ -27,15 +27,22 @@ KINDS: dict[str, tuple[str, ...]] = {
         "tanh",
     ),
     "loss": (
+        "cosine_embedding",
+        "dice",
         "hinge",
         "huber",
+        "info_nce",
         "margin_ranking",
         "multiclass_hinge",
+        "negative_sampling",
+        "nt_xent",
         "sigmoid_cross_entropy",
         "softmax_cross_entropy",
         "square",
         "triplet",
+        "vae",
     ),
+    "stochastic": ("reparameterization",),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

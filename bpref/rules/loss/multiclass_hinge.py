@@ -71,7 +71,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
         scores, label = as_pair(who, x)
         _require_fit(who, scores, label)
         z, own = widen(scores), _own(label, scores)
-        z_y = jnp.sum(jnp.where(own, z, 0), -1, keepdims=True)
+        z_y = jnp.take_along_axis(z, jnp.clip(_signed(label), 0, z.shape[-1] - 1)[..., None], -1, mode="clip")
         missing = z - (z_y - margin)
         counts = (missing > 0) & ~own
         h = jnp.where(counts, missing, 0)
@@ -89,9 +89,13 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     return Layer(no_params, forward, backward, who)
 
 
+def _signed(label: Array) -> Array:
+    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
+
+
 def _own(label: Array, scores: Array) -> Array:
     """[c = y], of the scores' shape."""
-    y = label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
+    y = _signed(label)
     return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
 
 

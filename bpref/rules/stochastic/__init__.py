@@ -1,0 +1,1 @@
+"""Rules that draw random numbers from a key in their parameters."""
