@@ -37,6 +37,7 @@ from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
 from bpref.rules.loss.triplet import triplet
 from bpref.rules.loss.vae import vae
+from bpref.rules.loss.wasserstein_critic import wasserstein_critic
 from bpref.rules.stochastic.reparameterization import reparameterization
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
@@ -127,4 +128,5 @@ __all__ = [
     "update_in_backward",
     "vae",
     "verify_rule",
+    "wasserstein_critic",
 ]

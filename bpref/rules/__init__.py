@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "square",
         "triplet",
         "vae",
+        "wasserstein_critic",
     ),
     "stochastic": ("reparameterization",),
 }
