@@ -42,8 +42,7 @@ Cached: real and fake; z_l of the three batches, of which f, f' and f'' are made
 product; and p_0 to p_(L-2). The key gives e again.
 
 Numerical care: half precision is computed, and z and p are cached, in float32: they are summed over, once more.
-|G| - 1 cancels where the critic is as it should be; so do its derivatives then. Each batch is summed by itself, so that
-what real and fake have in common cancels exactly.
+|G| - 1 cancels where the critic is as it should be; so do its derivatives then. Each batch is summed by itself.
 """
 
 from collections.abc import Callable
