@@ -41,23 +41,35 @@ from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_no
 from bpref.rules.linear.tied_embedding import tied_embedding
 from bpref.rules.linear.weight_norm_linear import weight_norm_linear
 from bpref.rules.loss.absolute import absolute
+from bpref.rules.loss.cosine_embedding import cosine_embedding
+from bpref.rules.loss.dice import dice
 from bpref.rules.loss.focal import focal
 from bpref.rules.loss.gaussian import gaussian
+from bpref.rules.loss.hinge import hinge
 from bpref.rules.loss.huber import huber
+from bpref.rules.loss.info_nce import info_nce
 from bpref.rules.loss.jensen_shannon import jensen_shannon
 from bpref.rules.loss.kl_divergence import kl_divergence
 from bpref.rules.loss.log_cosh import log_cosh
+from bpref.rules.loss.margin_ranking import margin_ranking
+from bpref.rules.loss.multiclass_hinge import multiclass_hinge
+from bpref.rules.loss.negative_sampling import negative_sampling
+from bpref.rules.loss.nt_xent import nt_xent
 from bpref.rules.loss.poisson import poisson
 from bpref.rules.loss.quantile import quantile
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.loss.triplet import triplet
+from bpref.rules.loss.vae import vae
+from bpref.rules.loss.wasserstein_critic import wasserstein_critic
 from bpref.rules.quantization.gradient_reversal import gradient_reversal
 from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
 from bpref.rules.quantization.straight_through import straight_through
 from bpref.rules.stochastic.drop_path import drop_path
 from bpref.rules.stochastic.dropout import dropout
 from bpref.rules.stochastic.gaussian_noise import gaussian_noise
+from bpref.rules.stochastic.reparameterization import reparameterization
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -100,6 +112,8 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "cosine_embedding",
+    "dice",
     "drop_path",
     "dropout",
     "einsum",
@@ -107,9 +121,9 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "equivalents",
-    "gaussian_noise",
     "focal",
     "gaussian",
+    "gaussian_noise",
     "gelu",
     "glu",
     "gradient_reversal",
@@ -117,8 +131,10 @@ __all__ = [
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
+    "hinge",
     "huber",
     "identity",
+    "info_nce",
     "jensen_shannon",
     "kl_divergence",
     "leaf_paths",
@@ -130,19 +146,24 @@ __all__ = [
     "log_softmax",
     "low_rank_linear",
     "map_leaves",
+    "margin_ranking",
     "maxout",
     "mish",
+    "multiclass_hinge",
     "mutants",
+    "negative_sampling",
+    "nt_xent",
     "objective",
     "parallel",
     "params_of",
+    "poisson",
     "power_iteration",
     "prelu",
-    "poisson",
     "quantile",
     "relu",
     "relu6",
     "remat",
+    "reparameterization",
     "residual",
     "scan",
     "search",
@@ -165,7 +186,10 @@ __all__ = [
     "tanh",
     "tied_embedding",
     "trainable",
+    "triplet",
     "update_in_backward",
+    "vae",
     "verify_rule",
+    "wasserstein_critic",
     "weight_norm_linear",
 ]

@@ -1,0 +1,149 @@
+"""cosine_embedding: pairs that belong together point the same way; the others, by a margin, do not.
+
+Forward, with N pairs of vectors a and b of d numbers, u = a / |a| and v = b / |b|, a label for each pair or none (all
+belong together), and M the hyperparameter `margin`:
+
+    c_n = u_n . v_n
+    f_n = 1 - c_n                    where the label is +1
+    f_n = max(0, c_n - M)            where it is -1
+    J   = 1/N sum_n f_n                                                   J: ()
+
+Differential, with delta u = (delta a - u (u . delta a)) / |a| and likewise for v; k_n = -1 where the label is +1, and
+[c_n > M] where it is -1:
+
+    delta c = ((v - c u) . delta a) / |a| + ((u - c v) . delta b) / |b|
+    delta J = 1/N sum_n k_n delta c_n
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    da_n = dJ k_n (v_n - c_n u_n) / (N |a_n|)                             (..., d)
+    db_n = dJ k_n (u_n - c_n v_n) / (N |b_n|)                             (..., d)
+
+da is orthogonal to a: a cosine does not see lengths.
+
+Kinks: at c = M the derivative jumps; 0 is taken, as `jax.nn.relu` does. A vector of length 0 has direction u = 0, so
+that c = 0; its derivative is taken as 0.
+
+Cached: a, b and the label. Lengths and cosines, three sums over d, are made again; XLA merges them under one jit.
+
+Numerical care: 1 - c cancels for vectors that nearly agree. Where c > 1/2 it is computed as |u - v|^2 / 2, with an
+error relative to |u - v| and not to 1. v - c u needs no such care: its error is that of v and u, either way. Half
+precision is computed in float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.signs import is_label, is_positive
+from bpref.tuples import as_arrays, require_like, require_shape, require_vectors
+from bpref.unit_vectors import inverse, length
+
+
+class CosineEmbeddingCache(NamedTuple):
+    a: Float[Array, "... d"]
+    b: Float[Array, "... d"]
+    label: Int[Array, "..."] | Bool[Array, "..."] | None
+
+
+def cosine_embedding(margin: float = 0.0) -> Layer:
+    """J = mean of 1 - cos(a, b), or of max(0, cos(a, b) - margin) for pairs labelled -1.
+
+    Args:
+      margin: the cosine that vectors which do not belong together may have, from -1 to 1.
+
+    Returns:
+      A layer with params `()`, x `(a, b)` or `(a, b, label)`, a and b of one shape `(..., d)`, the label `(...)`
+      integer or boolean (positive is +1, anything else -1; its cotangent is None), and y the scalar J in a's dtype.
+
+    Raises:
+      ValueError: margin is not within [-1, 1]; the shapes do not fit; there are no vectors, or d is 0.
+      TypeError: x is no such tuple; a is not floating-point; b has another dtype; the label is real.
+    """
+    who = "cosine_embedding"
+    if not -1 <= margin <= 1:
+        raise ValueError(f"{who}: margin is {margin!r}, expected a number from -1 to 1")
+
+    def forward(params, x):
+        names = ("a", "b", "label") if isinstance(x, (tuple, list)) and len(x) == 3 else ("a", "b")
+        a, b, *labels = as_arrays(who, names, x)
+        require_floating(who, "a", a)
+        require_like(who, "b", b, "a", a)
+        N = require_vectors(who, "a", a)
+        label = labels[0] if labels else None
+        if label is not None:
+            require_shape(who, "label", label, a.shape[:-1], f"a's shape {a.shape} without its last axis d")
+            if not is_label(label):
+                raise TypeError(f"{who}: label has dtype {label.dtype}, expected integers or booleans")
+        a_, b_ = widen(a), widen(b)
+        per_a, per_b, c = _angle(a_, b_)
+        f = jnp.where(c > 0.5, 0.5 * jnp.sum((a_ * per_a - b_ * per_b) ** 2, -1, keepdims=True), 1 - c)
+        if label is not None:
+            f = jnp.where(_together(label), f, jnp.where(c > margin, c - margin, 0))
+        return cast(jnp.sum(f) / N, a.dtype), CosineEmbeddingCache(a, b, label)
+
+    def backward(params, cache, dJ):
+        a, b = widen(cache.a), widen(cache.b)
+        per_a, per_b, c = _angle(a, b)
+        g = -widen(dJ) * (a.shape[-1] / a.size)
+        if cache.label is not None:
+            g = jnp.where(_together(cache.label), g, jnp.where(c > margin, -g, 0))
+        across = g * per_a * per_b
+        da = cast(across * b - (g * c * per_a**2) * a, dJ.dtype)
+        db = cast(across * a - (g * c * per_b**2) * b, dJ.dtype)
+        return (), (da, db) if cache.label is None else (da, db, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _together(label: Array) -> Array:
+    return is_positive(label)[..., None]
+
+
+def _angle(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """1 / |a|, 1 / |b| and the cosine c: (..., 1)."""
+    per_a, per_b = inverse(length(a)), inverse(length(b))
+    return per_a, per_b, jnp.sum(a * b, -1, keepdims=True) * per_a * per_b
+
+
+def reference(params: tuple[()], x: tuple[Array, ...], margin: float = 0.0) -> Array:
+    a, b, *labels = x
+
+    def length(z):
+        square = jnp.sum(z**2, axis=-1)
+        return jnp.where(square == 0, 1, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+    is_zero = jnp.all(a == 0, axis=-1) | jnp.all(b == 0, axis=-1)
+    cosine = jnp.where(is_zero, 0, jnp.sum(a * b, axis=-1) / (length(a) * length(b)))
+    terms = 1 - cosine
+    if labels:
+        terms = jnp.where(labels[0].astype(int) > 0, terms, jax.nn.relu(cosine - margin))
+    return jnp.mean(terms)
+
+
+_MARGIN = Interval(-0.5, 0.5, 0.1)
+
+RULE = Rule(
+    "cosine_embedding",
+    cosine_embedding,
+    reference,
+    cases=(
+        Case("pairs", (Real("N d"), Real("N d")), {}, ("N", "d")),
+        Case(
+            "labels",
+            (Real("N d"), Real("N d"), Integer("N", -1, 2)),
+            {"margin": _MARGIN},
+            ("N", "d"),
+            timed={"N": 2048, "d": 256},
+        ),
+        Case("sequence", (Real("B T d"), Real("B T d"), Integer("B T", 0, 2)), {}, ("B", "T", "d")),
+    ),
+    cite="PyTorch, CosineEmbeddingLoss; Grill et al., BYOL, arXiv:2006.07733, equation 2 (twice the distance)",
+    covers=("cosine_distance", "cosine_similarity_loss"),
+)

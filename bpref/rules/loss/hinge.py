@@ -1,0 +1,134 @@
+"""hinge: 0 for a score on the right side by a margin, and linear (or a square) from there, a mean over all elements.
+
+Forward, with scores x and targets t of one shape, n elements in all, and M the hyperparameter `margin`:
+
+    h_i = max(0, M - t_i x_i)
+    J   = 1/n sum_i h_i,         or with `squared`   1/n sum_i h_i^2      J: ()
+
+t is -1 or +1. A label (integer or boolean) is read by its sign, so that 0 and False are -1; a real target is a number
+like any other.
+
+Differential, with a_i = [M - t_i x_i > 0] and k_i = a_i, or 2 h_i when squared:
+
+    delta J = -1/n sum_i k_i (t_i delta x_i + x_i delta t_i)
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dx_i = -dJ k_i t_i / n                                                x's shape
+    dt_i = -dJ k_i x_i / n        None for labels                         t's shape
+
+Kink: at t x = M the derivative jumps from -t to 0; 0 is taken, as `jax.nn.relu` does. The square has none.
+
+Cached: of labels, k t alone, which is one byte (-1, 0 or +1) an element, or t h when squared. Of real targets x and t:
+k is made of them again.
+
+Numerical care: half precision is computed and summed in float32. M - t x cancels near the kink, where h is small in
+truth too, and each term of the sum has the error of M's and x's rounding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int8
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.pairs import as_pair, require_batch, require_one_shape
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
+from bpref.signs import is_label, is_positive, require_sign
+
+
+class HingeCache(NamedTuple):
+    """Of labels."""
+
+    signed: Int8[Array, "..."] | Float[Array, "..."]
+
+
+class HingeOfRealsCache(NamedTuple):
+    """Of real targets."""
+
+    scores: Float[Array, "..."]
+    target: Float[Array, "..."]
+
+
+def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
+    """J = mean of max(0, margin - t x), or of its square.
+
+    Args:
+      margin: the score beyond which there is no loss; 0 makes it the perceptron's loss.
+      squared: whether the terms are squared.
+
+    Returns:
+      A layer with params `()`, x `(scores, target)` of one shape and y the scalar J in the scores' dtype. The target
+      is a label, integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of
+      the scores' dtype.
+
+    Raises:
+      ValueError: margin is negative; scores and target differ in shape; there are no elements.
+      TypeError: x is no pair; the scores are not floating-point; a real target has another dtype.
+    """
+    who = "hinge"
+    if not margin >= 0:
+        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+
+    def forward(params, pair):
+        x, t = as_pair(who, pair)
+        require_floating(who, "scores", x)
+        require_one_shape(who, "scores", x, t)
+        require_sign(who, "target", t, "scores", x)
+        n = require_batch(who, x.size)
+        tx = jnp.where(is_positive(t), widen(x), -widen(x)) if is_label(t) else widen(t) * widen(x)
+        h = excess(tx)
+        J = jnp.sum(h * h if squared else h) / n
+        return cast(J, x.dtype), _signed(t, h, x.dtype) if is_label(t) else HingeOfRealsCache(x, t)
+
+    def excess(tx):
+        return jnp.where(tx < margin, margin - tx, 0)
+
+    def _signed(label, h, dtype):
+        k = cast(h, dtype) if squared else (h > 0).astype(jnp.int8)
+        return HingeCache(jnp.where(is_positive(label), k, -k))
+
+    def backward(params, cache, dJ):
+        if isinstance(cache, HingeCache):
+            g = (2 if squared else 1) * widen(dJ) / cache.signed.size
+            return (), (cast(-g * cache.signed.astype(g.dtype), dJ.dtype), None)
+        x, t = map(widen, cache)
+        tx = t * x
+        g = widen(dJ) / x.size * (2 * excess(tx) if squared else (tx < margin).astype(x.dtype))
+        return (), (cast(-g * t, dJ.dtype), cast(-g * x, dJ.dtype))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+    scores, target = x
+    if not jnp.issubdtype(target.dtype, jnp.floating):
+        target = jnp.where(target.astype(int) > 0, 1, -1).astype(scores.dtype)
+    terms = jax.nn.relu(margin - target * scores)
+    return jnp.mean(terms**2 if squared else terms)
+
+
+_MARGIN = Interval(0.5, 3.0, 1.0)
+
+RULE = Rule(
+    "hinge",
+    hinge,
+    reference,
+    cases=(
+        Case("labels", (Real("N", points=(100.0, -100.0)), Integer("N", -1, 2)), {"margin": _MARGIN}, ("N",)),
+        Case(
+            "labels, squared",
+            (Real("N d"), Boolean("N d")),
+            {"margin": _MARGIN, "squared": True},
+            ("N", "d"),
+            timed={"N": 4096, "d": 256},
+        ),
+        Case("real targets", (Real("N d"), Real("N d", -1.0, 1.0)), {"margin": _MARGIN}, ("N", "d")),
+        Case("real targets, squared", (Real("N"), Real("N", -1.0, 1.0)), {"squared": True}, ("N",)),
+    ),
+    cite="Cortes and Vapnik, 'Support-vector networks' (1995), Machine Learning 20; squared: arXiv:1306.0239",
+    covers=("squared_hinge", "perceptron", "support_vector_machine"),
+)

@@ -1,0 +1,102 @@
+"""margin_ranking: the one of two scores that should be the larger is larger by a margin, or pays for what is missing.
+
+Forward, with scores x1 and x2 and a sign t of one shape, n elements in all, and M the hyperparameter `margin`; t = +1
+says that x1 should be the larger, -1 that x2 should:
+
+    J = 1/n sum_i max(0, M - t_i (x1_i - x2_i))                           J: ()
+
+which is `hinge` of the difference D = x1 - x2.
+
+Differential: delta D = delta x1 - delta x2, and hinge's adjoint gives dD and dt:
+
+    dx1_i = dD_i = -dJ t_i [t_i D_i < M] / n                              x1's shape
+    dx2_i = -dD_i                                                         x2's shape
+    dt_i  = -dJ D_i [t_i D_i < M] / n             None for labels         t's shape
+
+Kink: at t D = M, as in `hinge`.
+
+Cached: what hinge caches: one byte an element for labels; D and t for real signs. Neither x1 nor x2 is needed.
+
+Numerical care: D is not rounded to half precision: hinge is given it in float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.pairs import require_batch
+from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rules.loss.hinge import HingeCache, HingeOfRealsCache, hinge
+from bpref.signs import is_label, require_sign
+from bpref.tuples import as_arrays, require_like, require_shape
+
+
+class MarginRankingCache(NamedTuple):
+    of_hinge: HingeCache | HingeOfRealsCache
+
+
+def margin_ranking(margin: float = 0.0) -> Layer:
+    """J = mean of max(0, margin - t (x1 - x2)).
+
+    Args:
+      margin: by how much the right score must be the larger.
+
+    Returns:
+      A layer with params `()`, x `(x1, x2, sign)` of one shape and y the scalar J in x1's dtype. The sign is a label,
+      integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of x1's dtype.
+
+    Raises:
+      ValueError: margin is negative; the shapes differ; there are no elements.
+      TypeError: x is no triple; x1 is not floating-point; x2 or a real sign has another dtype.
+    """
+    who = "margin_ranking"
+    if not margin >= 0:
+        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+    of_difference = hinge(margin)
+
+    def forward(params, x):
+        x1, x2, sign = as_arrays(who, ("x1", "x2", "sign"), x)
+        require_floating(who, "x1", x1)
+        require_like(who, "x2", x2, "x1", x1)
+        require_shape(who, "sign", sign, x1.shape, "as x1 has")
+        require_sign(who, "sign", sign, "x1", x1)
+        require_batch(who, x1.size)
+        J, cache = of_difference.forward((), (widen(x1) - widen(x2), sign if is_label(sign) else widen(sign)))
+        return cast(J, x1.dtype), MarginRankingCache(cache)
+
+    def backward(params, cache, dJ):
+        _, (dD, dsign) = of_difference.backward((), cache.of_hinge, widen(dJ))
+        dx1 = cast(dD, dJ.dtype)
+        return (), (dx1, -dx1, None if dsign is None else cast(dsign, dJ.dtype))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array, Array], margin: float = 0.0) -> Array:
+    x1, x2, sign = x
+    if not jnp.issubdtype(sign.dtype, jnp.floating):
+        sign = jnp.where(sign.astype(int) > 0, 1, -1).astype(x1.dtype)
+    return jnp.mean(jax.nn.relu(-sign * (x1 - x2) + margin))
+
+
+RULE = Rule(
+    "margin_ranking",
+    margin_ranking,
+    reference,
+    cases=(
+        Case(
+            "labels",
+            (Real("N d", points=(100.0, -100.0)), Real("N d"), Integer("N d", -1, 2)),
+            {"margin": Interval(0.0, 3.0, 1.0)},
+            ("N", "d"),
+            timed={"N": 4096, "d": 256},
+        ),
+        Case("real signs", (Real("N"), Real("N"), Real("N", -1.0, 1.0)), {"margin": Interval(0.5, 3.0, 0.5)}, ("N",)),
+    ),
+    cite="Herbrich, Graepel and Obermayer, 'Support vector learning for ordinal regression' (1999), equation 9",
+    covers=("ranking_hinge", "pairwise_hinge"),
+)

@@ -1,0 +1,142 @@
+"""multiclass_hinge: every other class scores less than the label's by a margin, or pays for what is missing.
+
+Forward, with scores z of shape (..., C), N positions n, a label y for each, and M the hyperparameter `margin`:
+
+    h_nc = max(0, M - z_ny + z_nc) for c != y,    h_ny = 0                (..., C)
+    J    = 1/(N C) sum_nc h_nc,    or with `squared`   1/(N C) sum_nc h_nc^2        J: ()
+
+The excess is summed over the classes (Weston and Watkins) and divided by their number C, as PyTorch does; Crammer and
+Singer take the largest alone instead.
+
+Differential, with k_nc = [h_nc > 0], or 2 h_nc when squared:
+
+    delta J = 1/(N C) sum_nc k_nc (delta z_nc - delta z_ny)
+
+The sweep starts with dJ, a scalar. The factor of each perturbation, where the label's own score is in every term:
+
+    dz_nc = dJ k_nc / (N C)                    for c != y                 (..., C)
+    dz_ny = -dJ sum_c k_nc / (N C)
+
+The gradient of a position sums to 0: only differences of scores count.
+
+Kink: at z_y - z_c = M the derivative jumps; 0 is taken, as `jax.nn.relu` does. The square has none.
+
+Cached: the label, and of the scores one byte each, whether h > 0; or h when squared. The scores are not needed.
+
+Numerical care: half precision is computed and summed in float32. A count of classes is exact there.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.layer import Layer, no_params
+from bpref.pairs import as_pair
+from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.tuples import require_shape
+
+
+class MulticlassHingeCache(NamedTuple):
+    excess: Bool[Array, "... C"] | Float[Array, "... C"]
+    label: Int[Array, "..."]
+
+
+def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
+    """J = mean over the positions of 1/C sum over c != y of max(0, margin - z_y + z_c), or of its square.
+
+    Args:
+      margin: by how much the label's score must exceed each other.
+      squared: whether the terms are squared.
+
+    Returns:
+      A layer with params `()`, x `(scores, label)` of shapes `(..., C)` and `(...)`, the labels integers whose
+      cotangent is None, and y the scalar J in the scores' dtype.
+
+      A label outside `[0, C)` cannot be seen while tracing. It is never silent: J is NaN, and so is the gradient of
+      that position's scores (of no other), which tells where it stands.
+
+    Raises:
+      ValueError: margin is negative; the shapes do not fit; there are no positions or no classes.
+      TypeError: x is no pair; the scores are not floating-point; the labels are no integers.
+    """
+    who = "multiclass_hinge"
+    if not margin >= 0:
+        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+
+    def forward(params, x):
+        scores, label = as_pair(who, x)
+        _require_fit(who, scores, label)
+        z, own = widen(scores), _own(label, scores)
+        z_y = jnp.take_along_axis(z, jnp.clip(_signed(label), 0, z.shape[-1] - 1)[..., None], -1, mode="clip")
+        missing = z - (z_y - margin)
+        counts = (missing > 0) & ~own
+        h = jnp.where(counts, missing, 0)
+        total = jnp.sum((h * h if squared else h) * _known(label, scores))
+        return cast(total / scores.size, scores.dtype), MulticlassHingeCache(
+            cast(h, scores.dtype) if squared else counts, label
+        )
+
+    def backward(params, cache, dJ):
+        k = cache.excess.astype(wide_dtype(dJ.dtype))
+        g = (2 if squared else 1) * widen(dJ) / k.size * _known(cache.label, k)
+        dz = g * jnp.where(_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
+        return (), (cast(dz, dJ.dtype), None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _signed(label: Array) -> Array:
+    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
+
+
+def _own(label: Array, scores: Array) -> Array:
+    """[c = y], of the scores' shape."""
+    y = _signed(label)
+    return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
+
+
+def _known(label: Array, scores: Array) -> Array:
+    """1 for a label that is a class, NaN for one that is none: (..., 1)."""
+    return jnp.where((label >= 0) & (label < scores.shape[-1]), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
+
+
+def _require_fit(who: str, scores: Array, label: Array) -> None:
+    require_floating(who, "scores", scores)
+    require_integer(who, "label", label)
+    if scores.ndim == 0 or scores.size == 0:
+        raise ValueError(f"{who}: scores has shape {scores.shape}, expected (..., C) with a position and a class C")
+    require_shape(who, "label", label, scores.shape[:-1], f"scores' shape {scores.shape} without its last axis C")
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+    scores, label = x
+    own = jax.nn.one_hot(label, scores.shape[-1], dtype=scores.dtype)
+    at_label = jnp.take_along_axis(scores, label[..., None], axis=-1)
+    terms = jax.nn.relu(margin - at_label + scores) * (1 - own)
+    return jnp.mean(terms**2 if squared else terms)
+
+
+_MARGIN = Interval(0.5, 3.0, 1.0)
+
+RULE = Rule(
+    "multiclass_hinge",
+    multiclass_hinge,
+    reference,
+    cases=(
+        Case(
+            "sum",
+            (Real("N C", points=(100.0, -100.0)), Integer("N", 0, "C")),
+            {"margin": _MARGIN},
+            ("N", "C"),
+            timed={"N": 4096, "C": 256},
+        ),
+        Case("squared", (Real("N C"), Integer("N", 0, "C")), {"margin": _MARGIN, "squared": True}, ("N", "C")),
+        Case("sequence", (Real("B T C"), Integer("B T", 0, "C")), {}, ("B", "T", "C")),
+    ),
+    cite="Weston and Watkins, 'Support vector machines for multi-class pattern recognition' (1999), equation 4",
+    covers=("multi_margin", "weston_watkins"),
+)

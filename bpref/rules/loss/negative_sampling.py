@@ -1,0 +1,112 @@
+"""negative_sampling: a centre word knows its context from K words that were drawn at random (word2vec).
+
+Forward, with N centres v, contexts u and K negatives w for each, all vectors of d numbers, s(x) = 1 / (1 + exp(-x)):
+
+    a_n  = v_n . u_n,    b_nk = v_n . w_nk                                (N,), (N, K)
+    J    = -1/N sum_n (log s(a_n) + sum_k log s(-b_nk))                   J: ()
+
+Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
+
+    delta J = 1/N sum_n (-s(-a_n) delta a_n + sum_k s(b_nk) delta b_nk)
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    da_n  = -dJ s(-a_n) / N,    db_nk = dJ s(b_nk) / N                    (N,), (N, K)
+    dv_n  = da_n u_n + sum_k db_nk w_nk                                   (N, d)
+    du_n  = da_n v_n                                                      (N, d)
+    dw_nk = db_nk v_n                                                     (N, K, d)
+
+The vectors come from tables; the lookup, a layer of its own, adds up what one word gets in several places.
+
+Cached: v, u and w as they came, and the scores a and b, 1 + K numbers for each centre.
+
+Numerical care: -log s(x) = max(-x, 0) + log(1 + exp(-|x|)), with log1p, so that no score overflows and a confident
+right answer keeps its small loss. s(-a) is not 1 - s(a), which cancels. Half precision is multiplied and summed in
+float32. There is no kink: max and |.| meet at 0 in a smooth sum.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+from bpref.tuples import as_arrays, require_dtype_of, require_like, require_matrix
+
+
+class NegativeSamplingCache(NamedTuple):
+    v: Float[Array, "N d"]
+    u: Float[Array, "N d"]
+    w: Float[Array, "N K d"]
+    a: Float[Array, " N"]
+    b: Float[Array, "N K"]
+
+
+def negative_sampling() -> Layer:
+    """J = -mean of log s(v . u) + sum_k log s(-v . w_k), s the logistic function.
+
+    Returns:
+      A layer with params `()`, x `(centre, context, negatives)` of shapes `(N, d)`, `(N, d)` and `(N, K, d)`, and y the
+      scalar J in their dtype. K may be 0.
+
+    Raises:
+      ValueError: the centre is no matrix with at least one row and column; the other shapes do not fit it.
+      TypeError: x is no triple; the centre is not floating-point; the dtypes differ.
+    """
+    who = "negative_sampling"
+
+    def forward(params, x):
+        v, u, w = as_arrays(who, ("centre", "context", "negatives"), x)
+        require_floating(who, "centre", v)
+        require_matrix(who, "centre", v)
+        require_like(who, "context", u, "centre", v)
+        require_dtype_of(who, "negatives", w, "centre", v)
+        if w.ndim != 3 or (w.shape[0], w.shape[2]) != v.shape:
+            raise ValueError(f"{who}: negatives has shape {w.shape}, expected (N, K, d) for a centre {v.shape}")
+        a = jnp.einsum("nd,nd->n", widen(v), widen(u))
+        b = jnp.einsum("nd,nkd->nk", widen(v), widen(w))
+        J = jnp.sum(_minus_log_s(a) + jnp.sum(_minus_log_s(-b), 1)) / len(v)
+        return cast(J, v.dtype), NegativeSamplingCache(v, u, w, a, b)
+
+    def backward(params, cache, dJ):
+        v, u, w = widen(cache.v), widen(cache.u), widen(cache.w)
+        g = widen(dJ) / len(v)
+        da = -g * jax.nn.sigmoid(-cache.a)[:, None]
+        db = g * jax.nn.sigmoid(cache.b)
+        dv = da * u + jnp.einsum("nk,nkd->nd", db, w)
+        return (), (cast(dv, dJ.dtype), cast(da * v, dJ.dtype), cast(db[..., None] * v[:, None], dJ.dtype))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _minus_log_s(x: Array) -> Array:
+    return jnp.maximum(-x, 0) + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
+
+
+def reference(params: tuple[()], x: tuple[Array, Array, Array]) -> Array:
+    centre, context, negatives = x
+    positive = jax.nn.log_sigmoid(jnp.einsum("nd,nd->n", centre, context))
+    negative = jax.nn.log_sigmoid(-jnp.einsum("nd,nkd->nk", centre, negatives))
+    return -jnp.mean(positive + jnp.sum(negative, axis=1))
+
+
+RULE = Rule(
+    "negative_sampling",
+    negative_sampling,
+    reference,
+    cases=(
+        Case(
+            "words",
+            (Real("N d"), Real("N d"), Real("N K d")),
+            {},
+            ("N", "d"),
+            timed={"N": 512, "d": 128, "K": 10},
+        ),
+    ),
+    cite="word2vec, arXiv:1310.4546, equation 4",
+    covers=("word2vec", "skip_gram"),
+)

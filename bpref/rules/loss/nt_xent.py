@@ -1,0 +1,123 @@
+"""nt_xent: each of 2N views picks the other view of its example among all views but itself (SimCLR).
+
+Forward, with two views a and b of N examples, stacked to w = [a; b] of 2N rows, u the rows divided by their lengths, T
+the `temperature`, and the partner k' of row k being k + N or k - N:
+
+    S_kj = u_k . u_j / T                                                  (2N, 2N)
+    l_k  = log sum over j != k of exp(S_kj)                               (2N,)
+    J    = 1/(2N) sum_k (l_k - S_kk')                                     J: ()
+
+Differential, with p_kj = exp(S_kj - l_k) for j != k, and p_kk = 0:
+
+    delta J = 1/(2N) sum_kj (p_kj - [j = k']) delta S_kj,    delta S_kj = (delta u_k . u_j + u_k . delta u_j) / T
+
+The sweep starts with dJ, a scalar. u stands on both sides of S. The factor of each perturbation:
+
+    dS_kj = dJ (p_kj - [j = k']) / (2N)                                   (2N, 2N)
+    du_k  = sum_j (dS_kj + dS_jk) u_j / T                                 (2N, d)
+    da, db are the halves of dw, from du as `unit_vectors` has it         (N, d)
+
+Cached: a and b, and l in two parts, largest and sum. Similarities and softmax, 4 N^2 numbers each, are made again
+with one product, which XLA merges with the first under one jit.
+
+Numerical care: l_k - S_kk' and p_kk' - 1 cancel once partners are found; neither is formed (`contrast`). Half precision
+is widened before rows are divided by their lengths, and S stays in float32. A row of length 0 has direction 0: its
+similarities are 0, and its cotangent is taken as 0. There is no other kink.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.contrast import LogSumExp, log_sum_exp, nats, pull
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Interval, Real, Rule
+from bpref.tuples import as_arrays, require_like, require_matrix
+from bpref.unit_vectors import from_unit, unit
+
+
+class NtXentCache(NamedTuple):
+    a: Float[Array, "N d"]
+    b: Float[Array, "N d"]
+    l: LogSumExp
+
+
+def nt_xent(temperature: float = 0.5) -> Layer:
+    """J = mean over 2N views of -log of the probability of their partner, by a softmax of cosines / temperature.
+
+    Args:
+      temperature: what cosines are divided by.
+
+    Returns:
+      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in their dtype. With N = 1 nothing is
+      left to choose from: J and the gradient are 0.
+
+    Raises:
+      ValueError: temperature is not positive; a is no matrix with at least one row and column; the shapes differ.
+      TypeError: x is no pair; a is not floating-point; the dtypes differ.
+    """
+    who = "nt_xent"
+    if not temperature > 0:
+        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+
+    def forward(params, x):
+        a, b = as_arrays(who, ("a", "b"), x)
+        require_floating(who, "a", a)
+        require_matrix(who, "a", a)
+        require_like(who, "b", b, "a", a)
+        u, _ = directions(a, b)
+        S, of_partner, partner = similarities(u)
+        l = log_sum_exp(S, of_partner, partner, axis=1)
+        return cast(jnp.mean(nats(l, of_partner)), a.dtype), NtXentCache(a, b, l)
+
+    def backward(params, cache, dJ):
+        u, per_length = directions(cache.a, cache.b)
+        dS = pull(*similarities(u), cache.l)
+        g = widen(dJ) / (len(u) * temperature)
+        dw = from_unit(u, per_length, g * ((dS + dS.T) @ u))
+        da, db = jnp.split(cast(dw, dJ.dtype), 2)
+        return (), (da, db)
+
+    def directions(a, b):
+        return unit(widen(jnp.concatenate([a, b])))
+
+    def similarities(u):
+        """S, where nothing is similar to itself; S at the partners; and where these are."""
+        N = len(u) // 2
+        itself = jnp.eye(2 * N, dtype=bool)
+        S = jnp.where(itself, -jnp.inf, u @ u.T / temperature)
+        of_partner = jnp.concatenate([jnp.diagonal(S, N), jnp.diagonal(S, -N)])
+        return S, of_partner[:, None], jnp.roll(itself, N, axis=1)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 0.5) -> Array:
+    w = jnp.concatenate(x)
+    square = jnp.sum(w**2, axis=-1, keepdims=True)
+    u = jnp.where(square == 0, 0, w / jnp.sqrt(jnp.where(square == 0, 1, square)))
+    logits = jnp.where(jnp.eye(len(u), dtype=bool), -jnp.inf, u @ u.T / temperature)
+    partner = jnp.roll(jnp.arange(len(u)), len(u) // 2)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits, axis=1), partner[:, None], axis=1))
+
+
+RULE = Rule(
+    "nt_xent",
+    nt_xent,
+    reference,
+    cases=(
+        Case(
+            "two views",
+            (Real("N d"), Real("N d")),
+            {"temperature": Interval(0.05, 2.0, 0.5)},
+            ("N", "d"),
+            timed={"N": 256, "d": 128},
+        ),
+    ),
+    cite="SimCLR, arXiv:2002.05709, equation 1",
+    covers=("simclr",),
+)

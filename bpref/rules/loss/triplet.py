@@ -1,0 +1,120 @@
+"""triplet: an anchor is nearer to its positive than to its negative by a margin, or pays for what is missing.
+
+Forward, with anchors a, positives p and negatives m, N vectors of d numbers each, and M the hyperparameter `margin`:
+
+    P_n = a_n - p_n,    Q_n = a_n - m_n                                   (..., d)
+    h_n = max(0, |P_n| - |Q_n| + M),     or with `squared`   max(0, |P_n|^2 - |Q_n|^2 + M)
+    J   = 1/N sum_n h_n                                                   J: ()
+
+Differential, with a step k_n = [h_n > 0], and U = P / |P|, V = Q / |Q|, or U = 2 P, V = 2 Q when squared:
+
+    delta J = 1/N sum_n k_n (U_n . (delta a_n - delta p_n) - V_n . (delta a_n - delta m_n))
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    da_n = dJ k_n (U_n - V_n) / N                                         (..., d)
+    dp_n = -dJ k_n U_n / N                                                (..., d)
+    dm_n = dJ k_n V_n / N                                                 (..., d)
+
+They sum to 0: the loss does not move when all three do.
+
+Kinks: at h = 0 the derivative jumps; 0 is taken, as `jax.nn.relu` does. A length has no derivative at 0, where an
+anchor meets its positive: the direction U is taken as 0 there, and nothing pulls on them. Autodiff of a square root
+gives NaN instead, for the whole batch's weights.
+
+Cached: k U and k V, two arrays of the three inputs' size; none of the three is needed.
+
+Numerical care: lengths are of differences, and not made of a.a - 2 a.p + p.p, which cancels. Half precision is
+subtracted, squared and summed in float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Interval, Real, Rule
+from bpref.tuples import as_arrays, require_like, require_vectors
+from bpref.unit_vectors import inverse, length
+
+
+class TripletCache(NamedTuple):
+    U: Float[Array, "... d"]
+    V: Float[Array, "... d"]
+
+
+def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
+    """J = mean of max(0, |a - p| - |a - m| + margin), or of the same with squared lengths, as in FaceNet.
+
+    Args:
+      margin: by how much the negative must be further away, in the units of the distance.
+      squared: whether distances are squared.
+
+    Returns:
+      A layer with params `()`, x `(anchor, positive, negative)`, all `(..., d)`, and y the scalar J in their dtype.
+
+    Raises:
+      ValueError: margin is negative; the shapes differ; there are no vectors, or d is 0.
+      TypeError: x is no triple; the anchor is not floating-point; the dtypes differ.
+    """
+    who = "triplet"
+    if not margin >= 0:
+        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+
+    def forward(params, x):
+        a, p, m = as_arrays(who, ("anchor", "positive", "negative"), x)
+        require_floating(who, "anchor", a)
+        require_like(who, "positive", p, "anchor", a)
+        require_like(who, "negative", m, "anchor", a)
+        N = require_vectors(who, "anchor", a)
+        P, Q = widen(a) - widen(p), widen(a) - widen(m)
+        of_P, of_Q = distance(P), distance(Q)
+        h = of_P - of_Q + margin
+        k = h > 0
+        J = jnp.sum(jnp.where(k, h, 0)) / N
+        U, V = (cast(jnp.where(k, slope(of_D), 0) * D, a.dtype) for D, of_D in ((P, of_P), (Q, of_Q)))
+        return cast(J, a.dtype), TripletCache(U, V)
+
+    def distance(D):
+        return jnp.sum(D * D, -1, keepdims=True) if squared else length(D)
+
+    def slope(of_D):
+        return jnp.full_like(of_D, 2) if squared else inverse(of_D)
+
+    def backward(params, cache, dJ):
+        U, V = map(widen, cache)
+        g = widen(dJ) * (U.shape[-1] / U.size)
+        return (), (cast(g * (U - V), dJ.dtype), cast(-g * U, dJ.dtype), cast(g * V, dJ.dtype))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+    anchor, positive, negative = x
+
+    def distance(other):
+        square = jnp.sum((anchor - other) ** 2, axis=-1)
+        return square if squared else jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+    return jnp.mean(jax.nn.relu(distance(positive) - distance(negative) + margin))
+
+
+_X = (Real("N d"), Real("N d"), Real("N d"))
+_MARGIN = Interval(0.1, 4.0, 1.0)
+
+RULE = Rule(
+    "triplet",
+    triplet,
+    reference,
+    cases=(
+        Case("distance", _X, {"margin": _MARGIN}, ("N", "d"), timed={"N": 2048, "d": 256}),
+        Case("squared", _X, {"margin": _MARGIN, "squared": True}, ("N", "d")),
+        Case("sequence", (Real("B T d"), Real("B T d"), Real("B T d")), {}, ("B", "T", "d")),
+    ),
+    cite="Schultz and Joachims, 'Learning a distance metric from relative comparisons' (2003); arXiv:1503.03832",
+    covers=("facenet",),
+)

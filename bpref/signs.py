@@ -1,0 +1,22 @@
+"""Labels of two classes, -1 and +1, however they are written."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.tuples import require_dtype_of
+
+
+def is_label(target: Array) -> bool:
+    """Whether a target names a class, and has no cotangent: integers and booleans do."""
+    return target.dtype == bool or jnp.issubdtype(target.dtype, jnp.integer)
+
+
+def require_sign(who: str, name: str, target: Array, first_name: str, first: Array) -> None:
+    """Raise `TypeError` unless a target is labels, or real numbers of the other array's dtype."""
+    if not is_label(target):
+        require_dtype_of(who, name, target, first_name, first)
+
+
+def is_positive(label: Array) -> Array:
+    """Which labels mean +1: True, and every positive integer. False, 0 and negative ones mean -1."""
+    return label if label.dtype == bool else label > 0

@@ -1,0 +1,45 @@
+"""What a loss of several arrays asks of its input, a tuple, before anything is computed."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def as_arrays(who: str, names: tuple[str, ...], x: Any) -> tuple[Array, ...]:
+    """`x` as that many arrays; raises `TypeError` unless it is a tuple of them."""
+    if not isinstance(x, (tuple, list)) or len(x) != len(names):
+        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
+        raise TypeError(f"{who}: x is {came}, expected a tuple ({', '.join(names)})")
+    return tuple(map(jnp.asarray, x))
+
+
+def require_shape(who: str, name: str, v: Array, expected: tuple[int, ...], because: str) -> None:
+    """Raise `ValueError` unless `v` has the expected shape; nothing is broadcast."""
+    if v.shape != expected:
+        raise ValueError(f"{who}: {name} has shape {v.shape}, expected {expected}, {because}")
+
+
+def require_dtype_of(who: str, name: str, v: Array, first_name: str, first: Array) -> None:
+    """Raise `TypeError` unless both have one dtype."""
+    if v.dtype != first.dtype:
+        raise TypeError(f"{who}: {name} has dtype {v.dtype}, {first_name} has {first.dtype}; cast one to the other's")
+
+
+def require_like(who: str, name: str, v: Array, first_name: str, first: Array) -> None:
+    """Raise `ValueError` unless both have one shape, `TypeError` unless they have one dtype."""
+    require_shape(who, name, v, first.shape, f"as {first_name} has")
+    require_dtype_of(who, name, v, first_name, first)
+
+
+def require_vectors(who: str, name: str, v: Array) -> int:
+    """The number of vectors in `v`: (..., d); raises `ValueError` when there are none, or d is 0."""
+    if v.ndim == 0 or v.size == 0:
+        raise ValueError(f"{who}: {name} has shape {v.shape}, expected (..., d) with at least one vector and d > 0")
+    return v.size // v.shape[-1]
+
+
+def require_matrix(who: str, name: str, v: Array) -> None:
+    """Raise `ValueError` unless `v` is (N, d) with at least one row and one column."""
+    if v.ndim != 2 or v.size == 0:
+        raise ValueError(f"{who}: {name} has shape {v.shape}, expected (N, d) with N > 0 and d > 0")
