@@ -22,6 +22,9 @@ from bpref.rules.activation.silu import silu
 from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.cumulative.cumulative_logsumexp import cumulative_logsumexp
+from bpref.rules.cumulative.cumulative_product import cumulative_product
+from bpref.rules.cumulative.cumulative_sum import cumulative_sum
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
@@ -67,6 +70,9 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "cumulative_logsumexp",
+    "cumulative_product",
+    "cumulative_sum",
     "elu",
     "equivalents",
     "gelu",

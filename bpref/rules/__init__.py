@@ -32,6 +32,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "softmax_cross_entropy",
         "square",
     ),
+    "cumulative": (
+        "cumulative_logsumexp",
+        "cumulative_product",
+        "cumulative_sum",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 
