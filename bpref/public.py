@@ -25,6 +25,13 @@ from bpref.rules.activation.tanh import tanh
 from bpref.rules.cumulative.cumulative_logsumexp import cumulative_logsumexp
 from bpref.rules.cumulative.cumulative_product import cumulative_product
 from bpref.rules.cumulative.cumulative_sum import cumulative_sum
+from bpref.rules.indexing.gather import gather
+from bpref.rules.indexing.scatter_add import scatter_add
+from bpref.rules.indexing.segment_max import segment_max
+from bpref.rules.indexing.segment_sum import segment_sum
+from bpref.rules.indexing.sort import sort
+from bpref.rules.indexing.take_along_axis import take_along_axis
+from bpref.rules.indexing.top_k import top_k
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
@@ -75,6 +82,7 @@ __all__ = [
     "cumulative_sum",
     "elu",
     "equivalents",
+    "gather",
     "gelu",
     "hard_sigmoid",
     "hard_swish",
@@ -96,7 +104,10 @@ __all__ = [
     "remat",
     "residual",
     "scan",
+    "scatter_add",
     "search",
+    "segment_max",
+    "segment_sum",
     "selu",
     "serial",
     "sigmoid",
@@ -105,9 +116,12 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "sort",
     "square",
     "strip_custom_rules",
+    "take_along_axis",
     "tanh",
+    "top_k",
     "trainable",
     "update_in_backward",
     "verify_rule",

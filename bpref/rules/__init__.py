@@ -37,6 +37,15 @@ KINDS: dict[str, tuple[str, ...]] = {
         "cumulative_product",
         "cumulative_sum",
     ),
+    "indexing": (
+        "gather",
+        "scatter_add",
+        "segment_max",
+        "segment_sum",
+        "sort",
+        "take_along_axis",
+        "top_k",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 
