@@ -35,6 +35,20 @@ from bpref.rules.linear.bilinear import bilinear
 from bpref.rules.linear.einsum import einsum
 from bpref.rules.linear.embedding import embedding
 from bpref.rules.linear.embedding_bag import embedding_bag
+from bpref.rules.cumulative.cumulative_logsumexp import cumulative_logsumexp
+from bpref.rules.cumulative.cumulative_product import cumulative_product
+from bpref.rules.cumulative.cumulative_sum import cumulative_sum
+from bpref.rules.geometry.grid_sample import grid_sample
+from bpref.rules.geometry.pad import pad
+from bpref.rules.geometry.pixel_shuffle import pixel_shuffle
+from bpref.rules.geometry.resize import resize
+from bpref.rules.indexing.gather import gather
+from bpref.rules.indexing.scatter_add import scatter_add
+from bpref.rules.indexing.segment_max import segment_max
+from bpref.rules.indexing.segment_sum import segment_sum
+from bpref.rules.indexing.sort import sort
+from bpref.rules.indexing.take_along_axis import take_along_axis
+from bpref.rules.indexing.top_k import top_k
 from bpref.rules.linear.linear import linear
 from bpref.rules.linear.low_rank_linear import low_rank_linear
 from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
@@ -117,6 +131,9 @@ __all__ = [
     "drop_path",
     "dropout",
     "einsum",
+    "cumulative_logsumexp",
+    "cumulative_product",
+    "cumulative_sum",
     "elu",
     "embedding",
     "embedding_bag",
@@ -128,6 +145,9 @@ __all__ = [
     "glu",
     "gradient_reversal",
     "gumbel_softmax",
+    "gather",
+    "gelu",
+    "grid_sample",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -154,19 +174,25 @@ __all__ = [
     "negative_sampling",
     "nt_xent",
     "objective",
+    "pad",
     "parallel",
     "params_of",
     "poisson",
     "power_iteration",
     "prelu",
     "quantile",
+    "pixel_shuffle",
     "relu",
     "relu6",
     "remat",
     "reparameterization",
     "residual",
+    "resize",
     "scan",
+    "scatter_add",
     "search",
+    "segment_max",
+    "segment_sum",
     "selu",
     "serial",
     "sigmoid",
@@ -179,12 +205,15 @@ __all__ = [
     "softsign",
     "sparsemax",
     "spectral_norm_linear",
+    "sort",
     "square",
     "squared_relu",
     "straight_through",
     "strip_custom_rules",
+    "take_along_axis",
     "tanh",
     "tied_embedding",
+    "top_k",
     "trainable",
     "triplet",
     "update_in_backward",

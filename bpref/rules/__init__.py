@@ -81,6 +81,26 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "cumulative": (
+        "cumulative_logsumexp",
+        "cumulative_product",
+        "cumulative_sum",
+    ),
+    "indexing": (
+        "gather",
+        "scatter_add",
+        "segment_max",
+        "segment_sum",
+        "sort",
+        "take_along_axis",
+        "top_k",
+    ),
+    "geometry": (
+        "grid_sample",
+        "pad",
+        "pixel_shuffle",
+        "resize",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -25,8 +25,8 @@ EXACT = frozenset({
     "convert_element_type", "copy", "copy_p", "cummax", "cummin", "device_put", "dynamic_slice",
     "dynamic_update_slice", "expand_dims", "floor", "gather", "imag", "iota", "max", "min", "name", "neg", "pad",
     "real", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_precision", "reshape", "rev", "round",
-    "scatter", "select_n", "sign", "slice", "sort", "split", "squeeze", "stack", "stop_gradient", "tile", "top_k",
-    "transpose", "unstack",
+    "scatter", "scatter-max", "scatter-min", "select_n", "sign", "slice", "sort", "split", "squeeze", "stack",
+    "stop_gradient", "tile", "top_k", "transpose", "unstack",
 })
 # fmt: on
 """Operations that round nothing."""

@@ -1,0 +1,46 @@
+"""One axis of an array: which one is meant, and a recurrence that runs along it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
+    """`axis` counted from the first; raises `ValueError` when x has no such axis."""
+    ndim = len(x.shape)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{who}: {argument} has shape {x.shape}, which has no axis {axis}")
+    return axis % ndim
+
+
+def run_along(
+    step: Callable[..., tuple[Any, Array]],
+    start: Callable[[Array], Any],
+    elements: tuple[Array, ...],
+    axis: int,
+    reverse: bool,
+) -> Array:
+    """The outputs of a recurrence along one axis, one pass over memory, all other axes at once.
+
+    Args:
+      step: `(state, *elements at i) -> (state, output at i)`.
+      start: an element's slice, for its shape and dtype -> the state before the first step.
+      elements: arrays of one shape.
+      axis: the axis that i counts.
+      reverse: whether the last i comes first.
+    """
+    if elements[0].size == 0:
+        return elements[0]
+    moved = tuple(jnp.moveaxis(v, axis, 0) for v in elements)
+    state = start(moved[0][0])
+    out = lax.scan(lambda state, at: step(state, *at), state, moved, reverse=reverse)[1]
+    return jnp.moveaxis(out, 0, axis)
+
+
+def shifted(x: Array, axis: int, reverse: bool, first: float) -> Array:
+    """Each element's predecessor along an axis, `first` for the one that has none; the successor if `reverse`."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (-1, 1, 0) if reverse else (1, -1, 0)
+    return lax.pad(x, jnp.asarray(first, x.dtype), config)

@@ -1,0 +1,1 @@
+"""Sums, products and log-sum-exps of all that came so far along an axis."""

@@ -1,0 +1,1 @@
+"""What moves pixels: resizing, sampling, padding, and channels made into space."""

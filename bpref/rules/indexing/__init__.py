@@ -1,0 +1,1 @@
+"""What an index chooses, and where it adds: gathers, scatters, segments, sorting."""

@@ -1,0 +1,101 @@
+"""segment_max: y_s = the largest, element by element, of the rows whose id is s.
+
+Forward, with data x of shape (N, ...), integer ids i of shape (N,), elements k of a row apart:
+
+    y_sk = max over n with i_n = s of x_nk                                y: (S, ...)
+
+An empty segment has y_s = -inf. Ids need not be sorted; one outside [0, S) belongs to no segment, a negative one too,
+as in `jax.ops.segment_max`.
+
+Differential: where one row is the largest, delta y_sk = delta x_nk of that row. With a_nk = [x_nk = y_{i_n k}], the
+rows that attain the maximum, and c_sk = sum_n [i_n = s] a_nk their number,
+
+    dx_nk = a_nk dy_{i_n k} / c_{i_n k}                                   (N, ...)
+
+Kinks: a tie is where the maximum has no derivative; those who tie share dy equally, as in `jax.ops.segment_max` and
+unlike PyTorch's `scatter_reduce`, which gives it to one of them. The ids are integers: None.
+
+Cached: the mask a, one byte for each element, and the ids, as segments from 0 to S - 1 with S for none, in the smallest
+integers that hold them. The counts are summed up from them in the backward.
+
+Numerical care: the forward only chooses, and is exact. NaN is the largest of its segment, and since it equals nothing,
+no row of that segment has a gradient. The counts are float32 numbers, exact up to 2^24 rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, UInt
+
+from bpref.dtypes import cast, wide_dtype, widen
+from bpref.indices import as_int32, as_segments, of_segments, placed, require_segments
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Real, Rule, Size
+
+
+class SegmentMaxCache(NamedTuple):
+    attained: Bool[Array, "N ..."]
+    segments: UInt[Array, " N"]
+
+
+def segment_max(num_segments: int) -> Layer:
+    """y_s = the elementwise maximum of the rows with id s.
+
+    Args:
+      num_segments: S, the number of segments.
+
+    Returns:
+      A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`, -inf where a
+      segment is empty. Rows that tie share the cotangent equally. A row whose id is outside `[0, S)` is in no
+      segment, and its cotangent is 0. dx is `(ddata, None)`.
+
+    Raises:
+      ValueError: num_segments is not a positive integer; data has no rows' axis; there is not one id for each row.
+      TypeError: x is no pair; data is not floating-point; the ids are not integers.
+    """
+    who = "segment_max"
+    require_segments(who, num_segments)
+
+    def forward(params, x):
+        data, ids = as_segments(who, x)
+        y = jax.ops.segment_max(data, ids, num_segments)
+        segments = placed(ids, num_segments, wrap=False)
+        return y, SegmentMaxCache(data == of_segments(y, segments, of_none=jnp.nan), segments)
+
+    def backward(params, cache, dy):
+        attained, segments = cache
+        counts = jax.ops.segment_sum(attained.astype(wide_dtype(dy.dtype)), as_int32(segments), num_segments)
+        share = cast(widen(dy) / jnp.maximum(counts, 1), dy.dtype)
+        return (), (jnp.where(attained, of_segments(share, segments), 0), None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int) -> Array:
+    return jax.ops.segment_max(*x, num_segments)
+
+
+RULE = Rule(
+    "segment_max",
+    segment_max,
+    reference,
+    cases=(
+        Case(
+            "rows",
+            (Real("N d", points=(4.0, 4.0, 4.0, 4.0)), Integer("N", 0, "S", points=(-1, 99))),
+            {"num_segments": Size("S")},
+            never_empty=("S",),
+            timed={"N": 16384, "d": 64, "S": 2048},
+        ),
+        Case(
+            "scalars, with ties",
+            (Real("N", points=(4.0, 4.0, 4.0, 4.0)), Integer("N", 0, "S", points=(0, 0, 0, 0))),
+            {"num_segments": Size("S")},
+            never_empty=("S",),
+        ),
+    ),
+    cite="Qi et al., 'PointNet', arXiv:1612.00593, section 4.2; ties as in jax.ops.segment_max",
+    covers=("scatter_max",),
+)

@@ -1,0 +1,72 @@
+"""Cumulative sums, products and log-sum-exps: numbers worked by hand, and calls that are refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+
+RULES_OF_KIND = ("cumulative_sum", "cumulative_product", "cumulative_logsumexp")
+
+
+@pytest.mark.parametrize("name", RULES_OF_KIND)
+@pytest.mark.parametrize(
+    ("x", "axis", "kind", "message"),
+    [
+        (jnp.ones((2, 3)), 2, ValueError, "x has shape (2, 3), which has no axis 2"),
+        (jnp.ones(()), -1, ValueError, "x has shape (), which has no axis -1"),
+        (jnp.ones(3, jnp.int32), 0, TypeError, "x has dtype int32, expected a floating-point dtype such as float32"),
+    ],
+)
+def test_wrong_calls_are_refused(name, x, axis, kind, message):
+    with pytest.raises(kind) as refused:
+        getattr(bpref, name)(axis=axis).forward((), x)
+    assert str(refused.value) == f"{name}: {message}"
+
+
+def sweep(layer, x, dy):
+    y, _, dx = bpref.backpropagate(layer, (), jnp.array(x, jnp.float32), jnp.array(dy, jnp.float32))
+    return y.tolist(), dx.tolist()
+
+
+@pytest.mark.parametrize(
+    ("hyper", "y", "dx"),
+    [
+        ({}, [1, 3, 6], [111, 110, 100]),
+        ({"exclusive": True}, [0, 1, 3], [110, 100, 0]),
+        ({"reverse": True}, [6, 5, 3], [1, 11, 111]),
+        ({"reverse": True, "exclusive": True}, [5, 3, 0], [0, 1, 11]),
+    ],
+)
+def test_sums_from_both_ends(hyper, y, dx):
+    assert sweep(bpref.cumulative_sum(**hyper), [1, 2, 3], [1, 10, 100]) == (y, dx)
+
+
+def test_an_exclusive_sum_ends_before_an_infinity():
+    assert sweep(bpref.cumulative_sum(exclusive=True), [1, np.inf], [1, 1])[0] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "dx"),
+    [
+        ([2, 0, 3], [2, 0, 0], [1, 2 * (1 + 3), 0]),
+        ([2, 0, 3, 0], [2, 0, 0, 0], [1, 2 * (1 + 3), 0, 0]),
+        ([0, 0, 5], [0, 0, 0], [1, 0, 0]),
+        ([0, 4, 5], [0, 0, 0], [1 + 4 + 20, 0, 0]),
+    ],
+)
+def test_products_with_zeros_have_exact_gradients(x, y, dx):
+    assert sweep(bpref.cumulative_product(), x, np.ones(len(x))) == (y, dx)
+
+
+def test_a_product_of_huge_and_tiny_factors_is_not_divided():
+    x = [1e30, 1e-30, 1e30, 1e-30]
+    _, dx = sweep(bpref.cumulative_product(), x, [0, 0, 0, 1])
+    np.testing.assert_allclose(dx, [1e-30, 1e30, 1e-30, 1e30], rtol=1e-5)
+
+
+def test_logsumexp_of_any_size_and_of_nothing():
+    """Terms of zero have no gradient, wherever they stand; log(1 + 1) is log 2 at 1000 as at 0."""
+    y, dx = sweep(bpref.cumulative_logsumexp(), [-np.inf, 1000, 1000, -np.inf], [1, 1, 1, 1])
+    np.testing.assert_allclose(y, [-np.inf, 1000, 1000 + np.log(2), 1000 + np.log(2)], rtol=1e-7)
+    np.testing.assert_allclose(dx, [0, 2, 1, 0], rtol=1e-4)

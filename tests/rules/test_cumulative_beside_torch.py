@@ -1,0 +1,22 @@
+"""Cumulative sums, products and log-sum-exps beside PyTorch's."""
+
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.beside_torch import SEEDS, assert_same
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("cumulative_sum", "cumsum"), ("cumulative_product", "cumprod"), ("cumulative_logsumexp", "logcumsumexp")],
+)
+def test_cumulative(name, theirs, seed):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=rng.integers(1, 9, 3))
+    if name == "cumulative_product":
+        x[rng.random(x.shape) < 0.2] = 0.0
+    axis = int(rng.integers(-3, 3))
+    assert_same(getattr(bpref, name)(axis=axis), lambda _, x: getattr(torch, theirs)(x, axis), (), x)

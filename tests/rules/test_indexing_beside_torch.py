@@ -1,0 +1,74 @@
+"""Gathers, scatters, segments and sorting beside PyTorch's."""
+
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+@pytest.fixture(params=SEEDS)
+def rng(request):
+    return np.random.default_rng(request.param)
+
+
+def test_gather(rng):
+    data = rng.normal(size=rng.integers(1, 7, 3))
+    axis = int(rng.integers(3))
+    x = data, rng.integers(0, data.shape[axis], 9)
+    assert_same(bpref.gather(axis), lambda _, x: torch.index_select(x[0], axis, x[1]), (), x)
+
+
+def test_take_along_axis(rng):
+    data = rng.normal(size=rng.integers(1, 7, 3))
+    axis = int(rng.integers(3))
+    shape = [5 if k == axis else n for k, n in enumerate(data.shape)]
+    x = data, rng.integers(0, data.shape[axis], shape)
+    assert_same(bpref.take_along_axis(axis), lambda _, x: torch.gather(x[0], axis, x[1]), (), x)
+
+
+def test_scatter_add(rng):
+    data = rng.normal(size=rng.integers(1, 7, 3))
+    axis = int(rng.integers(3))
+    shape = [9 if k == axis else n for k, n in enumerate(data.shape)]
+    x = data, rng.integers(0, data.shape[axis], 9), rng.normal(size=shape)
+    assert_same(bpref.scatter_add(axis), lambda _, x: torch.index_add(x[0], axis, x[1], x[2]), (), x)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_segment_sum(rng, mean):
+    N, d, S = (int(n) for n in rng.integers(1, 9, 3))
+    x = rng.normal(size=(N, d)), rng.integers(0, S, N)
+
+    def twin(_, x):
+        to = torch.zeros(S, d, dtype=torch.float64)
+        ids = x[1][:, None].expand(N, d)
+        return to.scatter_reduce(0, ids, x[0], "mean" if mean else "sum", include_self=False)
+
+    assert_same(bpref.segment_sum(S, mean=mean), twin, (), x)
+
+
+def test_segment_max(rng):
+    N, d, S = (int(n) for n in rng.integers(1, 9, 3))
+    x = rng.normal(size=(N, d)), rng.integers(0, S, N)
+
+    def twin(_, x):
+        to = torch.full((S, d), -torch.inf, dtype=torch.float64)
+        return to.scatter_reduce(0, x[1][:, None].expand(N, d), x[0], "amax", include_self=False)
+
+    assert_same(bpref.segment_max(S), twin, (), x)
+
+
+def test_sort(rng):
+    x = rng.normal(size=rng.integers(1, 9, 3))
+    axis = int(rng.integers(-3, 3))
+    assert_same(bpref.sort(axis), lambda _, x: torch.sort(x, stable=True, dim=axis).values, (), x)
+
+
+def test_top_k(rng):
+    x = rng.normal(size=rng.integers(1, 9, 3))
+    axis = int(rng.integers(-3, 3))
+    k = int(rng.integers(1, x.shape[axis] + 1))
+    assert_same(bpref.top_k(k, axis), lambda _, x: tuple(torch.topk(x, k, axis)), (), x)
