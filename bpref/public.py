@@ -22,6 +22,7 @@ from bpref.rules.activation.silu import silu
 from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.convolution.convolution import convolution
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
@@ -67,6 +68,7 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "convolution",
     "elu",
     "equivalents",
     "gelu",

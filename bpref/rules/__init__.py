@@ -6,6 +6,7 @@ from bpref.rule import Rule
 
 KINDS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
+    "convolution": ("convolution",),
     "activation": (
         "celu",
         "elu",
