@@ -22,7 +22,9 @@ from bpref.rules.activation.silu import silu
 from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import convolution
+from bpref.rules.convolution.transposed_convolution import transposed_convolution
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
@@ -63,6 +65,7 @@ __all__ = [
     "audit",
     "backpropagate",
     "cast_params",
+    "causal_convolution",
     "celu",
     "check",
     "check_intermediates",
@@ -105,6 +108,7 @@ __all__ = [
     "strip_custom_rules",
     "tanh",
     "trainable",
+    "transposed_convolution",
     "update_in_backward",
     "verify_rule",
 ]

@@ -6,7 +6,7 @@ from bpref.rule import Rule
 
 KINDS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
-    "convolution": ("convolution",),
+    "convolution": ("causal_convolution", "convolution", "transposed_convolution"),
     "activation": (
         "celu",
         "elu",

@@ -51,7 +51,7 @@ from bpref.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.dtypes import cast, require_floating, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
-from bpref.windows import Padding, as_windows, place, require_spatial
+from bpref.windows import Padding, Windows, as_windows, place, require_spatial
 
 
 class ConvolutionParams(NamedTuple):
@@ -98,6 +98,11 @@ def convolution(
     """
     who = f"convolution '{name}'" if name else "convolution"
     windows = as_windows(who, window, stride, dilation, padding)
+    return convolution_layer(who, features, windows, groups, bias)
+
+
+def convolution_layer(who: str, features: int, windows: Windows, groups: int, bias: bool) -> Layer:
+    """The layer of a convolution with these windows, which error messages call `who`."""
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
     if not isinstance(features, int) or features < 1 or features % groups:
