@@ -30,6 +30,10 @@ from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.pooling.adaptive_pool import adaptive_pool
+from bpref.rules.pooling.average_pool import average_pool
+from bpref.rules.pooling.global_pool import global_pool
+from bpref.rules.pooling.max_pool import max_pool
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -60,9 +64,11 @@ __all__ = [
     "Rule",
     "SearchReport",
     "Verdict",
+    "adaptive_pool",
     "as_function",
     "assert_gradient",
     "audit",
+    "average_pool",
     "backpropagate",
     "cast_params",
     "causal_convolution",
@@ -75,6 +81,7 @@ __all__ = [
     "elu",
     "equivalents",
     "gelu",
+    "global_pool",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -85,6 +92,7 @@ __all__ = [
     "linear",
     "log_sigmoid",
     "map_leaves",
+    "max_pool",
     "mish",
     "mutants",
     "objective",

@@ -87,6 +87,22 @@ def place(who: str, windows: Windows, x: Any) -> Pairs:
     return pads
 
 
+def require_elements(who: str, x: Any) -> None:
+    """Raise `ValueError` where x has an empty spatial axis."""
+    if 0 in x.shape[1:-1]:
+        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
+
+
+def place_pool(who: str, windows: Windows, x: Any) -> Pairs:
+    """As `place`; raises where some window would see nothing but padding, too."""
+    for k, (lo, hi) in zip(windows.size, () if isinstance(windows.padding, str) else windows.padding, strict=False):
+        if max(lo, hi) >= k:
+            raise ValueError(f"{who}: padding is {windows.padding}, expected less than the window {windows.size}")
+    require_spatial(who, x, windows.rank)
+    require_elements(who, x)
+    return place(who, windows, x)
+
+
 def _as_padding(who: str, padding: Any, rank: int) -> Padding:
     if isinstance(padding, str) and padding in ("same", "valid"):
         return padding

@@ -7,6 +7,7 @@ from bpref.rule import Rule
 KINDS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "convolution": ("causal_convolution", "convolution", "transposed_convolution"),
+    "pooling": ("adaptive_pool", "average_pool", "global_pool", "max_pool"),
     "activation": (
         "celu",
         "elu",

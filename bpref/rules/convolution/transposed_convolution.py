@@ -47,7 +47,7 @@ from bpref.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.dtypes import cast, require_floating, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
-from bpref.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
+from bpref.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 
 
 class TransposedConvolutionParams(NamedTuple):
@@ -121,8 +121,7 @@ def transposed_convolution(
         """The spatial sizes of y, and how the windows of the convolution from y to x move over it."""
         require_spatial(who, x, windows.rank)
         counts = x.shape[1:-1]
-        if 0 in counts:
-            raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
+        require_elements(who, x)
         steps = list(zip(counts, windows.stride, windows.reach, strict=True))
         if isinstance(windows.padding, str):
             sizes = tuple(s * m + (max(r - s, 0) if padding == "valid" else 0) for m, s, r in steps)
