@@ -49,6 +49,9 @@ from bpref.rules.indexing.segment_sum import segment_sum
 from bpref.rules.indexing.sort import sort
 from bpref.rules.indexing.take_along_axis import take_along_axis
 from bpref.rules.indexing.top_k import top_k
+from bpref.rules.convolution.causal_convolution import causal_convolution
+from bpref.rules.convolution.convolution import convolution
+from bpref.rules.convolution.transposed_convolution import transposed_convolution
 from bpref.rules.linear.linear import linear
 from bpref.rules.linear.low_rank_linear import low_rank_linear
 from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
@@ -84,6 +87,10 @@ from bpref.rules.stochastic.drop_path import drop_path
 from bpref.rules.stochastic.dropout import dropout
 from bpref.rules.stochastic.gaussian_noise import gaussian_noise
 from bpref.rules.stochastic.reparameterization import reparameterization
+from bpref.rules.pooling.adaptive_pool import adaptive_pool
+from bpref.rules.pooling.average_pool import average_pool
+from bpref.rules.pooling.global_pool import global_pool
+from bpref.rules.pooling.max_pool import max_pool
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -115,12 +122,15 @@ __all__ = [
     "SearchReport",
     "Verdict",
     "absolute",
+    "adaptive_pool",
     "as_function",
     "assert_gradient",
     "audit",
+    "average_pool",
     "backpropagate",
     "bilinear",
     "cast_params",
+    "causal_convolution",
     "celu",
     "check",
     "check_intermediates",
@@ -134,6 +144,7 @@ __all__ = [
     "cumulative_logsumexp",
     "cumulative_product",
     "cumulative_sum",
+    "convolution",
     "elu",
     "embedding",
     "embedding_bag",
@@ -148,6 +159,7 @@ __all__ = [
     "gather",
     "gelu",
     "grid_sample",
+    "global_pool",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -168,6 +180,7 @@ __all__ = [
     "map_leaves",
     "margin_ranking",
     "maxout",
+    "max_pool",
     "mish",
     "multiclass_hinge",
     "mutants",
@@ -216,6 +229,7 @@ __all__ = [
     "top_k",
     "trainable",
     "triplet",
+    "transposed_convolution",
     "update_in_backward",
     "vae",
     "verify_rule",

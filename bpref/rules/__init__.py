@@ -16,6 +16,9 @@ KINDS: dict[str, tuple[str, ...]] = {
         "tied_embedding",
         "weight_norm_linear",
     ),
+    "linear": ("linear",),
+    "convolution": ("causal_convolution", "convolution", "transposed_convolution"),
+    "pooling": ("adaptive_pool", "average_pool", "global_pool", "max_pool"),
     "activation": (
         "celu",
         "elu",

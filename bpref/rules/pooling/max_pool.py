@@ -1,0 +1,152 @@
+"""max_pool: the largest element of every window, over 1, 2 or 3 spatial axes, channels last.
+
+The maximum over a box is the maximum along one axis of the maxima along another, so one axis is all there is to
+derive; the layer takes the axes from the last to the first. Forward along an axis of n elements, with window k, stride
+s, and padding of `lo` and `hi` elements that are -inf:
+
+    y_i = max_o x_{s i + o - lo}              m = floor((n + lo + hi - k) / s) + 1       x: (N, *sizes, C)
+    w_i = the first o that attains it                                                     y: (N, *counts, C)
+
+Differential: while no two elements of a window are equal, w does not change, and delta y_i = delta x_{s i + w_i - lo}.
+The adjoint puts dy_i where it came from:
+
+    dx_j = sum_o sum over i with s i + o - lo = j of [w_i = o] dy_i                       (N, *sizes, C)
+
+For one o that is dy where w = o and 0 elsewhere, with s - 1 zeros put between its elements, shifted by o - lo: k of
+these are added, and nothing is scattered. Along several axes, the adjoints follow in the opposite order.
+
+Ties: the first of the largest elements in the window gets all of dy, in the order in which x lies in memory, as in the
+derivative of `jax.lax.reduce_window`. Within a row the first offset wins, then the first row: hence the order of the
+axes. An element of -inf is tied with the padding in front of it, and then nothing gets dy. A NaN is larger than
+everything: y is NaN, and the first NaN of the window gets dy.
+
+Cached: w for each axis, a byte for an element of the result along that axis. Neither x nor y is needed; jax.vjp keeps
+x, 5 times as many bytes for windows of 2 by 2 in float32. Where k is 1, w is 0 and not kept. An array without examples
+carries x's sizes and dtype to the backward, in 0 bytes.
+
+Numerical care: the forward rounds nothing. dx adds up what overlapping windows give, in at least float32, axis by axis.
+Two axes of k offsets take 2 k comparisons, not k^2, and what XLA computes again in the backward instead of keeping it,
+which on a CPU is w, stays as small.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, UInt
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+from bpref.shifts import add_up, pad_axis, put, seen
+from bpref.windows import Padding, as_windows, place_pool
+
+
+class MaxPoolCache(NamedTuple):
+    winners: tuple[UInt[Array, "N *sizes C"] | None, ...]
+    no_examples: Float[Array, "0 *sizes C"]
+
+
+def max_pool(
+    window: tuple[int, ...] = (2, 2), stride: int | tuple[int, ...] | None = None, padding: Padding = "valid"
+) -> Layer:
+    """y = the maximum over each window, of as many spatial axes as the window has entries.
+
+    Args:
+      window: the window's size along each of 1 to 3 spatial axes.
+      stride: the step from window to window; a number, or one for each axis; None for the window's size.
+      padding: "valid" for none, "same" for ceil(n / stride) windows along each axis, or for each axis the pair of
+        elements -inf in front and behind, each fewer than the window's.
+
+    Returns:
+      A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
+
+    Raises:
+      ValueError: an argument is out of its range; x has other axes than N, the window's and C, or an empty one among
+        the spatial; the window reaches over more than x with its padding, or might see nothing but padding.
+      TypeError: x is not floating-point.
+    """
+    who = "max_pool"
+    windows = as_windows(who, window, window if stride is None else stride, 1, padding)
+
+    def forward(params, x):
+        pads = place_pool(who, windows, x)
+        y, winners = x, []
+        for axis in reversed(range(1, x.ndim - 1)):
+            y, w = _largest_along(y, axis, windows.size[axis - 1], windows.stride[axis - 1], pads[axis - 1])
+            winners.insert(0, w)
+        return y, MaxPoolCache(tuple(winners), x[:0])
+
+    def backward(params, cache, dy):
+        x = cache.no_examples
+        pads = place_pool(who, windows, x)
+        dx = widen(dy)
+        for axis, w in enumerate(cache.winners, 1):
+            step, (lo, _), n = windows.stride[axis - 1], pads[axis - 1], x.shape[axis]
+            if w is None:
+                dx = put(dx, axis, -lo, step, n)
+                continue
+            shares = (jnp.where(w == o, dx, 0) for o in range(windows.size[axis - 1]))
+            dx = add_up(put(share, axis, o - lo, step, n) for o, share in enumerate(shares))
+        return (), cast(dx, x.dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _largest_along(x: Array, axis: int, size: int, stride: int, pads: tuple[int, int]) -> tuple[Array, Array | None]:
+    """y and w along one axis; None for a w of nothing but zeros."""
+    count = (x.shape[axis] + sum(pads) - size) // stride + 1
+    padded = pad_axis(x, axis, pads, -jnp.inf)
+    y = seen(padded, axis, 0, stride, count)
+    if size == 1:
+        return y, None
+    w = jnp.zeros(y.shape, np.min_scalar_type(size - 1))
+    for o in range(1, size):
+        v = seen(padded, axis, o, stride, count)
+        wins = ~(v <= y) & (y == y)
+        y, w = jnp.where(wins, v, y), jnp.where(wins, jnp.asarray(o, w.dtype), w)
+    return y, w
+
+
+def reference(
+    params: tuple[()],
+    x: Array,
+    window: tuple[int, ...] = (2, 2),
+    stride: int | tuple[int, ...] | None = None,
+    padding: Padding = "valid",
+) -> Array:
+    steps = window if stride is None else (stride,) * len(window) if isinstance(stride, int) else stride
+    pads = padding.upper() if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *steps, 1), pads)
+
+
+RULE = Rule(
+    "max_pool",
+    max_pool,
+    reference,
+    cases=(
+        Case(
+            "2-D",
+            Real("N H W C", points=(1.0,) * 24),
+            least={"H": 2, "W": 2},
+            timed={"N": 16, "H": 32, "W": 32, "C": 32},
+        ),
+        Case(
+            "2-D, overlapping, padded",
+            Real("N H W C"),
+            {"window": (3, 3), "stride": 2, "padding": ((1, 1), (0, 1))},
+            least={"H": 1, "W": 2},
+        ),
+        Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),
+        Case(
+            "3-D, elements left over",
+            Real("N D H W C"),
+            {"window": (1, 2, 2), "stride": (2, 3, 1)},
+            never_empty=("D",),
+            least={"H": 2, "W": 2},
+        ),
+    ),
+    cite="Ranzato et al., 'Unsupervised learning of invariant feature hierarchies' (2007), CVPR, section 2",
+    covers=("max_pool1d", "max_pool2d", "max_pool3d", "maximum pooling"),
+)

@@ -1,0 +1,124 @@
+"""Where the windows of a convolution or of pooling lie: what was asked for, checked, and what it means for one x.
+
+Along one spatial axis of n elements, padded by `lo` elements in front and `hi` behind, window i (of m) sees with its
+offset o (of k) the element at `s i + d o - lo`, s the stride and d the dilation. It reaches over `r = d (k - 1) + 1`
+elements, and so
+
+    m = floor((n + lo + hi - r) / s) + 1          "valid": lo = hi = 0
+    m = ceil(n / s)                               "same":  lo + hi = max(s (m - 1) + r - n, 0), lo = floor(half of it)
+"""
+
+from typing import Any, NamedTuple
+
+from bpref.dtypes import require_floating
+
+Ints = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+Padding = str | Pairs
+"""What a layer is asked for: "same", "valid", or for every spatial axis the elements in front and behind."""
+
+
+class Windows(NamedTuple):
+    """The windows that a layer slides over the spatial axes, each field with one entry for each of these."""
+
+    size: Ints
+    stride: Ints
+    dilation: Ints
+    padding: Padding
+
+    @property
+    def rank(self) -> int:
+        return len(self.size)
+
+    @property
+    def reach(self) -> Ints:
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True))
+
+
+def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) -> Windows:
+    """The four arguments checked, numbers for all axes spread over them; raises `ValueError`."""
+    if not isinstance(window, (tuple, list)) or not 1 <= len(window) <= 3 or not all(map(_is_positive, window)):
+        raise ValueError(f"{who}: window is {window!r}, expected a tuple of 1 to 3 positive integers")
+    rank = len(window)
+    steps = per_axis(who, "stride", stride, rank), per_axis(who, "dilation", dilation, rank)
+    return Windows(tuple(window), *steps, _as_padding(who, padding, rank))
+
+
+def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> Ints:
+    """`value` as one integer of at least `least` for each of `rank` axes; raises `ValueError`."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    if len(values) != rank or not all(_is_integer(v) and v >= least for v in values):
+        kind = "positive" if least == 1 else "non-negative"
+        raise ValueError(f"{who}: {argument} is {value!r}, expected a {kind} integer, or {rank} of them")
+    return values
+
+
+def as_pads(padding: Padding, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:
+    """The pairs (lo, hi) that `padding` means for an x of these sizes."""
+    if padding == "valid":
+        return ((0, 0),) * len(sizes)
+    if padding == "same":
+        lacking = [max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in zip(sizes, reach, stride, strict=True)]
+        return tuple((lack // 2, lack - lack // 2) for lack in lacking)
+    assert not isinstance(padding, str)
+    return padding
+
+
+def require_spatial(who: str, x: Any, rank: int) -> None:
+    """Raise unless x is floating-point, with a batch axis, `rank` spatial axes and channels."""
+    require_floating(who, "x", x)
+    if len(x.shape) != rank + 2:
+        expected = {1: "(N, T, C)", 2: "(N, H, W, C)", 3: "(N, D, H, W, C)"}[rank]
+        raise ValueError(
+            f"{who}: x has shape {x.shape}, expected {expected}, {rank} spatial and {rank + 2} axes in all"
+        )
+
+
+def place(who: str, windows: Windows, x: Any) -> Pairs:
+    """The padding of x, in numbers; raises unless x has the right axes and some window fits in along each."""
+    require_spatial(who, x, windows.rank)
+    sizes = x.shape[1:-1]
+    pads = as_pads(windows.padding, sizes, windows.reach, windows.stride)
+    for axis, (n, r, (lo, hi)) in enumerate(zip(sizes, windows.reach, pads, strict=True), 1):
+        if r > n + lo + hi:
+            raise ValueError(
+                f"{who}: the window reaches over {r} elements of axis {axis}, x has {n} there and {lo + hi} of padding"
+            )
+    return pads
+
+
+def require_elements(who: str, x: Any) -> None:
+    """Raise `ValueError` where x has an empty spatial axis."""
+    if 0 in x.shape[1:-1]:
+        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
+
+
+def place_pool(who: str, windows: Windows, x: Any) -> Pairs:
+    """As `place`; raises where some window would see nothing but padding, too."""
+    for k, (lo, hi) in zip(windows.size, () if isinstance(windows.padding, str) else windows.padding, strict=False):
+        if max(lo, hi) >= k:
+            raise ValueError(f"{who}: padding is {windows.padding}, expected less than the window {windows.size}")
+    require_spatial(who, x, windows.rank)
+    require_elements(who, x)
+    return place(who, windows, x)
+
+
+def _as_padding(who: str, padding: Any, rank: int) -> Padding:
+    if isinstance(padding, str) and padding in ("same", "valid"):
+        return padding
+    if isinstance(padding, (tuple, list)) and len(padding) == rank and all(map(_is_pair, padding)):
+        return tuple((lo, hi) for lo, hi in padding)
+    expected = f"'same', 'valid' or {rank} pair{'s' if rank > 1 else ''} of non-negative integers"
+    raise ValueError(f"{who}: padding is {padding!r}, expected {expected}")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_integer(v) and v >= 0 for v in value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_integer(value) and value > 0
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
