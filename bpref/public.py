@@ -27,6 +27,8 @@ from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.norm.layer_norm import layer_norm
+from bpref.rules.norm.rms_norm import rms_norm
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -75,6 +77,7 @@ __all__ = [
     "hard_tanh",
     "huber",
     "identity",
+    "layer_norm",
     "leaf_paths",
     "leaky_relu",
     "linear",
@@ -89,6 +92,7 @@ __all__ = [
     "relu6",
     "remat",
     "residual",
+    "rms_norm",
     "scan",
     "search",
     "selu",

@@ -32,6 +32,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         "softmax_cross_entropy",
         "square",
     ),
+    "norm": (
+        "layer_norm",
+        "rms_norm",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 
