@@ -27,8 +27,20 @@ from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.norm.batch_norm import batch_norm
+from bpref.rules.norm.dynamic_tanh import dynamic_tanh
+from bpref.rules.norm.group_norm import group_norm
+from bpref.rules.norm.l2_normalize import l2_normalize
 from bpref.rules.norm.layer_norm import layer_norm
+from bpref.rules.norm.qk_norm import qk_norm
 from bpref.rules.norm.rms_norm import rms_norm
+from bpref.rules.norm.weight_standardization import weight_standardization
+from bpref.rules.reduction.logsumexp import logsumexp
+from bpref.rules.reduction.reduce_max import reduce_max
+from bpref.rules.reduction.reduce_prod import reduce_prod
+from bpref.rules.reduction.reduce_sum import reduce_sum
+from bpref.rules.reduction.variance import variance
+from bpref.rules.reduction.vector_norm import vector_norm
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -63,31 +75,40 @@ __all__ = [
     "assert_gradient",
     "audit",
     "backpropagate",
+    "batch_norm",
     "cast_params",
     "celu",
     "check",
     "check_intermediates",
     "check_leaves",
     "checked",
+    "dynamic_tanh",
     "elu",
     "equivalents",
     "gelu",
+    "group_norm",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
     "huber",
     "identity",
+    "l2_normalize",
     "layer_norm",
     "leaf_paths",
     "leaky_relu",
     "linear",
     "log_sigmoid",
+    "logsumexp",
     "map_leaves",
     "mish",
     "mutants",
     "objective",
     "parallel",
     "params_of",
+    "qk_norm",
+    "reduce_max",
+    "reduce_prod",
+    "reduce_sum",
     "relu",
     "relu6",
     "remat",
@@ -108,5 +129,8 @@ __all__ = [
     "tanh",
     "trainable",
     "update_in_backward",
+    "variance",
+    "vector_norm",
     "verify_rule",
+    "weight_standardization",
 ]

@@ -33,8 +33,22 @@ KINDS: dict[str, tuple[str, ...]] = {
         "square",
     ),
     "norm": (
+        "batch_norm",
+        "dynamic_tanh",
+        "group_norm",
+        "l2_normalize",
         "layer_norm",
+        "qk_norm",
         "rms_norm",
+        "weight_standardization",
+    ),
+    "reduction": (
+        "logsumexp",
+        "reduce_max",
+        "reduce_prod",
+        "reduce_sum",
+        "variance",
+        "vector_norm",
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""

@@ -17,7 +17,8 @@ With g = gamma dy, the factor of each perturbation is
     dx_nk    = r_n (g_nk - xhat_nk mean_j g_nj xhat_nj)                   (..., d)
     dgamma_k = sum_n dy_nk xhat_nk                                        (d,)
 
-Layer norm's backward without the path through the mean.
+Layer norm's backward without the path through the mean. In code xhat r stands as x r^2: then dx is made of x and of
+numbers for each example, and nothing of x's size is written in between.
 
 Cached: x, and r, one number for each example. xhat is one product away, and in half precision would be rounded.
 
@@ -76,9 +77,9 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
 
     def backward(params, cache, dy):
         x, rrms = cache
-        xhat = widen(x) * rrms
-        g, dgamma, _ = pull_scale_and_shift(widen(dy), xhat, params.scale, None)
-        dx = rrms * (g - xhat * mean_over(g * xhat, (x.ndim - 1,)))
+        wide = widen(x)
+        g, dgamma, _ = pull_scale_and_shift(widen(dy), wide * rrms, params.scale, None)
+        dx = rrms * (g - wide * (rrms * (rrms * mean_over(g * wide, (x.ndim - 1,)))))
         return RmsNormParams(dgamma), cast(dx, x.dtype)
 
     return Layer(init, forward, backward, who)
