@@ -27,7 +27,7 @@ from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
-from bpref.rules.norm.batch_norm import batch_norm
+from bpref.rules.norm.batch_norm import batch_norm, update_running_statistics
 from bpref.rules.norm.dynamic_tanh import dynamic_tanh
 from bpref.rules.norm.group_norm import group_norm
 from bpref.rules.norm.l2_normalize import l2_normalize
@@ -129,6 +129,7 @@ __all__ = [
     "tanh",
     "trainable",
     "update_in_backward",
+    "update_running_statistics",
     "variance",
     "vector_norm",
     "verify_rule",

@@ -96,9 +96,7 @@ def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, s
         if len(x.shape) < 2 or 0 in x.shape[1:]:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (N, ..., C) with at least one position")
         if groups is not None and x.shape[-1] % groups:
-            raise ValueError(
-                f"{who}: x has {x.shape[-1]} channels in its last axis, {groups} groups do not divide them"
-            )
+            raise ValueError(f"{who}: x has {x.shape[-1]} channels in its last axis, not a multiple of {groups} groups")
 
     def init(key, x):
         require_fit(x)
