@@ -118,7 +118,7 @@ def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
             dy = dy - dbeta / N - xhat * (dgamma / N)
         dx = cast(on_last_axis(params.scale, dy) * rstd * dy, x.dtype)
         dscale, dshift = (cast(v.reshape(-1), p.dtype) for v, p in ((dgamma, params.scale), (dbeta, params.shift)))
-        return BatchNormParams(dscale, dshift, None, None), dx
+        return BatchNormParams(dscale, dshift, None, None), dx  # type: ignore[arg-type]
 
     return Layer(init, forward, backward, who)
 
