@@ -31,10 +31,9 @@ from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.sparsemax import sparsemax
 from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
-from bpref.rules.linear.bilinear import bilinear
-from bpref.rules.linear.einsum import einsum
-from bpref.rules.linear.embedding import embedding
-from bpref.rules.linear.embedding_bag import embedding_bag
+from bpref.rules.convolution.causal_convolution import causal_convolution
+from bpref.rules.convolution.convolution import convolution
+from bpref.rules.convolution.transposed_convolution import transposed_convolution
 from bpref.rules.cumulative.cumulative_logsumexp import cumulative_logsumexp
 from bpref.rules.cumulative.cumulative_product import cumulative_product
 from bpref.rules.cumulative.cumulative_sum import cumulative_sum
@@ -49,9 +48,10 @@ from bpref.rules.indexing.segment_sum import segment_sum
 from bpref.rules.indexing.sort import sort
 from bpref.rules.indexing.take_along_axis import take_along_axis
 from bpref.rules.indexing.top_k import top_k
-from bpref.rules.convolution.causal_convolution import causal_convolution
-from bpref.rules.convolution.convolution import convolution
-from bpref.rules.convolution.transposed_convolution import transposed_convolution
+from bpref.rules.linear.bilinear import bilinear
+from bpref.rules.linear.einsum import einsum
+from bpref.rules.linear.embedding import embedding
+from bpref.rules.linear.embedding_bag import embedding_bag
 from bpref.rules.linear.linear import linear
 from bpref.rules.linear.low_rank_linear import low_rank_linear
 from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
@@ -80,17 +80,31 @@ from bpref.rules.loss.square import square
 from bpref.rules.loss.triplet import triplet
 from bpref.rules.loss.vae import vae
 from bpref.rules.loss.wasserstein_critic import wasserstein_critic
-from bpref.rules.quantization.gradient_reversal import gradient_reversal
-from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
-from bpref.rules.quantization.straight_through import straight_through
-from bpref.rules.stochastic.drop_path import drop_path
-from bpref.rules.stochastic.dropout import dropout
-from bpref.rules.stochastic.gaussian_noise import gaussian_noise
-from bpref.rules.stochastic.reparameterization import reparameterization
+from bpref.rules.norm.batch_norm import batch_norm, update_running_statistics
+from bpref.rules.norm.dynamic_tanh import dynamic_tanh
+from bpref.rules.norm.group_norm import group_norm
+from bpref.rules.norm.l2_normalize import l2_normalize
+from bpref.rules.norm.layer_norm import layer_norm
+from bpref.rules.norm.qk_norm import qk_norm
+from bpref.rules.norm.rms_norm import rms_norm
+from bpref.rules.norm.weight_standardization import weight_standardization
 from bpref.rules.pooling.adaptive_pool import adaptive_pool
 from bpref.rules.pooling.average_pool import average_pool
 from bpref.rules.pooling.global_pool import global_pool
 from bpref.rules.pooling.max_pool import max_pool
+from bpref.rules.quantization.gradient_reversal import gradient_reversal
+from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
+from bpref.rules.quantization.straight_through import straight_through
+from bpref.rules.reduction.logsumexp import logsumexp
+from bpref.rules.reduction.reduce_max import reduce_max
+from bpref.rules.reduction.reduce_prod import reduce_prod
+from bpref.rules.reduction.reduce_sum import reduce_sum
+from bpref.rules.reduction.variance import variance
+from bpref.rules.reduction.vector_norm import vector_norm
+from bpref.rules.stochastic.drop_path import drop_path
+from bpref.rules.stochastic.dropout import dropout
+from bpref.rules.stochastic.gaussian_noise import gaussian_noise
+from bpref.rules.stochastic.reparameterization import reparameterization
 from bpref.transforms import cast_params, params_of, update_in_backward
 from bpref.verify import (
     Finding,
@@ -128,6 +142,7 @@ __all__ = [
     "audit",
     "average_pool",
     "backpropagate",
+    "batch_norm",
     "bilinear",
     "cast_params",
     "causal_convolution",
@@ -136,30 +151,31 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "convolution",
     "cosine_embedding",
-    "dice",
-    "drop_path",
-    "dropout",
-    "einsum",
     "cumulative_logsumexp",
     "cumulative_product",
     "cumulative_sum",
-    "convolution",
+    "dice",
+    "drop_path",
+    "dropout",
+    "dynamic_tanh",
+    "einsum",
     "elu",
     "embedding",
     "embedding_bag",
     "equivalents",
     "focal",
+    "gather",
     "gaussian",
     "gaussian_noise",
     "gelu",
+    "global_pool",
     "glu",
     "gradient_reversal",
-    "gumbel_softmax",
-    "gather",
-    "gelu",
     "grid_sample",
-    "global_pool",
+    "group_norm",
+    "gumbel_softmax",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -169,6 +185,8 @@ __all__ = [
     "info_nce",
     "jensen_shannon",
     "kl_divergence",
+    "l2_normalize",
+    "layer_norm",
     "leaf_paths",
     "leaky_relu",
     "learned_step_quantizer",
@@ -176,11 +194,12 @@ __all__ = [
     "log_cosh",
     "log_sigmoid",
     "log_softmax",
+    "logsumexp",
     "low_rank_linear",
     "map_leaves",
     "margin_ranking",
-    "maxout",
     "max_pool",
+    "maxout",
     "mish",
     "multiclass_hinge",
     "mutants",
@@ -190,17 +209,22 @@ __all__ = [
     "pad",
     "parallel",
     "params_of",
+    "pixel_shuffle",
     "poisson",
     "power_iteration",
     "prelu",
+    "qk_norm",
     "quantile",
-    "pixel_shuffle",
+    "reduce_max",
+    "reduce_prod",
+    "reduce_sum",
     "relu",
     "relu6",
     "remat",
     "reparameterization",
     "residual",
     "resize",
+    "rms_norm",
     "scan",
     "scatter_add",
     "search",
@@ -216,9 +240,9 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "sort",
     "sparsemax",
     "spectral_norm_linear",
-    "sort",
     "square",
     "squared_relu",
     "straight_through",
@@ -228,11 +252,15 @@ __all__ = [
     "tied_embedding",
     "top_k",
     "trainable",
-    "triplet",
     "transposed_convolution",
+    "triplet",
     "update_in_backward",
+    "update_running_statistics",
     "vae",
+    "variance",
+    "vector_norm",
     "verify_rule",
     "wasserstein_critic",
     "weight_norm_linear",
+    "weight_standardization",
 ]

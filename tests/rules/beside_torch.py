@@ -50,7 +50,11 @@ def _leaves(tree: Any, like: Any = None) -> list[Any]:
     """The leaves, `None` among them; with `like`, a `None` for every leaf of `like` below one."""
     if like is None:
         return jax.tree.leaves(tree, is_leaf=lambda v: v is None)
-    spread = jax.tree.map(
-        lambda d, v: jax.tree.map(lambda _: None, v) if d is None else d, tree, like, is_leaf=lambda v: v is None
-    )
+
+    def below(d, v):
+        if v is None:
+            return ()
+        return jax.tree.map(lambda _: None, v) if d is None else d
+
+    spread = jax.tree.map(below, tree, like, is_leaf=lambda v: v is None)
     return _leaves(spread)

@@ -1,0 +1,54 @@
+"""What every reduction shares: which axes it removes, and the way back to an array that has them, of size 1."""
+
+import math
+from typing import Any
+
+from jax import Array, lax
+
+from bpref.dtypes import require_floating
+
+Axis = int | tuple[int, ...] | None
+"""One axis, several, or all of them."""
+
+
+def require_axes(who: str, axis: Axis, x: Any) -> tuple[int, ...]:
+    """The axes as numbers from 0, in order; raises unless x is floating-point and has each of them once."""
+    require_floating(who, "x", x)
+    rank = len(x.shape)
+    for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
+        if not isinstance(one, int) or not -rank <= one < rank:
+            raise ValueError(f"{who}: axis is {axis!r}, x has {rank} axes (x: {x.shape})")
+    axes = numbered(axis, rank)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{who}: axis is {axis!r}, which names an axis of x twice (x: {x.shape})")
+    return axes
+
+
+def numbered(axis: Axis, rank: int) -> tuple[int, ...]:
+    """The axes of an array of this rank, counted from 0, in order."""
+    if axis is None:
+        return tuple(range(rank))
+    return tuple(sorted(one % rank for one in (axis if isinstance(axis, tuple) else (axis,))))
+
+
+def require_values(who: str, x: Any, axes: tuple[int, ...]) -> int:
+    """How many values are reduced to one; raises `ValueError` when there are none."""
+    n = count(x.shape, axes)
+    if n == 0:
+        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one value along axes {axes}")
+    return n
+
+
+def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """How many values of an array of this shape are reduced to one."""
+    return math.prod(shape[a] for a in axes)
+
+
+def without(v: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    """A result that has size 1 along the reduced axes, in the shape that was asked for."""
+    return v if keepdims else lax.squeeze(v, axes)
+
+
+def restored(v: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    """A result, or its cotangent, with size 1 along the reduced axes again."""
+    return v if keepdims else lax.expand_dims(v, axes)

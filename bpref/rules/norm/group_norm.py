@@ -1,0 +1,169 @@
+"""group_norm: the channels of each example in G groups, each group brought to mean 0 and variance 1 over all positions.
+
+Forward, with x of shape (N, ..., C), s a position (the axes between, and none of them is one position), and c a
+channel of the group p(c) = floor(c G / C), which is neighbouring channels; means are over the n = S C / G values
+of one example's group:
+
+    mu_np = mean x_nsc      var_np = mean (x_nsc - mu_np)^2      r_np = 1 / sqrt(var_np + eps)    (N, G)
+    xhat_nsc = (x_nsc - mu_np(c)) r_np(c)                                                         (N, ..., C)
+    y_nsc = gamma_c xhat_nsc + beta_c                                                             (N, ..., C)
+
+G = 1 normalises an example as a whole; G = C each of its channels by itself, which is instance norm.
+
+Differential: delta y = gamma delta xhat + xhat delta gamma + delta beta, and, since a group's deviations sum to 0,
+
+    delta xhat = r (delta x - mean(delta x) - xhat mean(xhat delta x))
+
+as in layer norm, the means over a group. gamma is a channel's, not a group's, and stands inside of these means in
+the adjoint. With g = gamma dy:
+
+    dx_nsc   = r_np (g_nsc - mean g - xhat_nsc mean (g xhat))             (N, ..., C)
+    dgamma_c = sum_ns dy_nsc xhat_nsc                                     (C,)
+    dbeta_c  = sum_ns dy_nsc                                              (C,)
+
+Cached: x, and mu and r, two numbers for each group of an example. xhat is one subtraction and one product away.
+
+Numerical care: as in layer norm, the variance in two passes, dx for any ratio of var to eps, half precision in
+float32. A group of a single value is xhat = 0, and passes no gradient to x.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule
+from bpref.standardize import (
+    moments,
+    pull_scale_and_shift,
+    pull_standardized,
+    require_features,
+    require_positive,
+    scale_and_shift,
+)
+
+OVER_A_GROUP = (1, 3)
+"""The axes of x as (N, S, G, C / G) that belong to one group of an example."""
+
+
+class GroupNormParams(NamedTuple):
+    scale: Float[Array, " C"] | None
+    shift: Float[Array, " C"] | None
+
+
+class GroupNormCache(NamedTuple):
+    x: Float[Array, "N ... C"]
+    mean: Float[Array, "N 1 G 1"]
+    rstd: Float[Array, "N 1 G 1"]
+
+
+def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Layer:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over each group of an example's channels.
+
+    Args:
+      groups: the number of groups G, which divides the number of channels; None for one channel in each: instance norm.
+      eps: what is added to the variance, in units of x squared.
+      scale: whether there is a gamma.
+      shift: whether there is a beta.
+
+    Returns:
+      A layer with params `GroupNormParams(scale: (C,) or None, shift: (C,) or None)`, ones and zeros at first,
+      x `(N, ..., C)` and y `(N, ..., C)`.
+
+    Raises:
+      ValueError: groups is not a positive integer, or does not divide the channels; eps is not positive; x has no
+        axis of examples, no positions or no channels, or another number of these than scale and shift.
+      TypeError: x is not floating-point, or not of the parameters' dtype.
+    """
+    who = "group_norm"
+    if groups is not None and (not isinstance(groups, int) or groups < 1):
+        raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer, or None for one channel in each")
+    require_positive(who, "eps", eps)
+
+    def grouped(v):
+        """(N, S, G, C / G)"""
+        N, *positions, C = v.shape
+        G = C if groups is None else groups
+        return v.reshape(N, math.prod(positions), G, C // G)
+
+    def require_fit(x, **vectors):
+        require_features(who, x, **vectors)
+        if len(x.shape) < 2 or 0 in x.shape[1:]:
+            raise ValueError(f"{who}: x has shape {x.shape}, expected (N, ..., C) with at least one position")
+        if groups is not None and x.shape[-1] % groups:
+            raise ValueError(f"{who}: x has {x.shape[-1]} channels in its last axis, not a multiple of {groups} groups")
+
+    def init(key, x):
+        require_fit(x)
+        C = x.shape[-1]
+        return GroupNormParams(jnp.ones(C, x.dtype) if scale else None, jnp.zeros(C, x.dtype) if shift else None)
+
+    def forward(params, x):
+        gamma, beta = params
+        require_fit(x, scale=gamma, shift=beta)
+        in_groups = grouped(widen(x))
+        mean, var = moments(in_groups, OVER_A_GROUP)
+        rstd = lax.rsqrt(var + eps)
+        xhat = ((in_groups - mean) * rstd).reshape(x.shape)
+        return cast(scale_and_shift(xhat, gamma, beta), x.dtype), GroupNormCache(x, mean, rstd)
+
+    def backward(params, cache, dy):
+        x, mean, rstd = cache
+        gamma, beta = params
+        xhat = (grouped(widen(x)) - mean) * rstd
+        g, dgamma, dbeta = pull_scale_and_shift(widen(dy), xhat.reshape(x.shape), gamma, beta)
+        dx = pull_standardized(grouped(g), xhat, rstd, OVER_A_GROUP).reshape(x.shape)
+        return GroupNormParams(dgamma, dbeta), cast(dx, x.dtype)
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(
+    params: GroupNormParams,
+    x: Array,
+    groups: int | None = 32,
+    eps: float = 1e-5,
+    scale: bool = True,
+    shift: bool = True,
+) -> Array:
+    def normalized(group):
+        return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)
+
+    by_group = jnp.split(x, x.shape[-1] if groups is None else groups, axis=-1)
+    y = jnp.concatenate([jax.vmap(normalized)(group) for group in by_group], -1)
+    if params.scale is not None:
+        y = y * jnp.broadcast_to(params.scale, y.shape)
+    return y if params.shift is None else y + jnp.broadcast_to(params.shift, y.shape)
+
+
+_EPS = Interval(1e-6, 0.1, 1e-5)
+
+RULE = Rule(
+    "group_norm",
+    group_norm,
+    reference,
+    cases=(
+        Case(
+            "images",
+            Real("N H W C"),
+            {"groups": 3, "eps": _EPS},
+            never_empty=("H", "W"),
+            fixed={"C": 6},
+            timed={"N": 8, "H": 32, "W": 32, "C": 96},
+        ),
+        Case("no positions", Real("N C"), {"groups": 2, "eps": _EPS, "shift": False}, fixed={"C": 6}),
+        Case(
+            "instance norm",
+            Real("N T C"),
+            {"groups": None, "eps": _EPS, "scale": False, "shift": False},
+            never_empty=("T", "C"),
+        ),
+    ),
+    cite="arXiv:1803.08494, equations 1 to 7; instance norm: arXiv:1607.08022",
+    covers=("instance_norm",),
+)

@@ -1,0 +1,126 @@
+"""layer_norm: each example brought to mean 0 and variance 1 over its features, then scaled and shifted.
+
+Forward, with the means over the d features of the last axis, and n an example:
+
+    mu_n = mean_k x_nk      var_n = mean_k (x_nk - mu_n)^2      r_n = 1 / sqrt(var_n + eps)       (..., 1)
+    xhat_nk = (x_nk - mu_n) r_n                                                                   (..., d)
+    y_nk = gamma_k xhat_nk + beta_k                                                               (..., d)
+
+Differential: delta y = gamma delta xhat + xhat delta gamma + delta beta, and, since the deviations sum to 0,
+
+    delta var_n   = 2 mean_k (x_nk - mu_n) delta x_nk         delta r_n = -r_n^2 mean_k xhat_nk delta x_nk
+    delta xhat_nk = r_n (delta x_nk - mean_j delta x_nj - xhat_nk mean_j xhat_nj delta x_nj)
+
+Three paths lead from x to xhat: directly, by the mean, by the variance. With g = gamma dy, the factor of each
+perturbation is
+
+    dx_nk    = r_n (g_nk - mean_j g_nj - xhat_nk mean_j g_nj xhat_nj)     (..., d)
+    dgamma_k = sum_n dy_nk xhat_nk                                        (d,)
+    dbeta_k  = sum_n dy_nk                                                (d,)
+
+Cached: x, which the layer before has made anyway, and two numbers for each example, mu and r, so that the backward
+sums nothing over the features that the forward has summed. xhat is one subtraction and one product away; to keep it
+in half precision would round what x still has exactly.
+
+Numerical care:
+- The variance is the mean of squared deviations (two passes). E[x^2] - mu^2 cancels once mu is large.
+- dx does not suppose that mean(xhat^2) = 1, which is wrong by eps / (var + eps): features that are nearly equal, where
+  eps is all that r is made of, have the same relative precision as others. Where all are equal xhat is 0 and
+  dx = (g - mean g) / sqrt(eps).
+- Half precision is widened to float32 throughout, and rounded once.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule
+from bpref.standardize import (
+    moments,
+    pull_scale_and_shift,
+    pull_standardized,
+    require_features,
+    require_positive,
+    scale_and_shift,
+)
+
+
+class LayerNormParams(NamedTuple):
+    scale: Float[Array, " d"] | None
+    shift: Float[Array, " d"] | None
+
+
+class LayerNormCache(NamedTuple):
+    x: Float[Array, "... d"]
+    mean: Float[Array, "... 1"]
+    rstd: Float[Array, "... 1"]
+
+
+def layer_norm(eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Layer:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over the last axis.
+
+    Args:
+      eps: what is added to the variance, in units of x squared.
+      scale: whether there is a gamma.
+      shift: whether there is a beta.
+
+    Returns:
+      A layer with params `LayerNormParams(scale: (d,) or None, shift: (d,) or None)`, ones and zeros at first,
+      x `(..., d)` and y `(..., d)`.
+
+    Raises:
+      ValueError: eps is not positive; x has no features, or another number of them than scale and shift.
+      TypeError: x is not floating-point, or not of the parameters' dtype.
+    """
+    who = "layer_norm"
+    require_positive(who, "eps", eps)
+
+    def init(key, x):
+        require_features(who, x)
+        d = x.shape[-1]
+        return LayerNormParams(jnp.ones(d, x.dtype) if scale else None, jnp.zeros(d, x.dtype) if shift else None)
+
+    def forward(params, x):
+        gamma, beta = params
+        require_features(who, x, scale=gamma, shift=beta)
+        wide = widen(x)
+        mean, var = moments(wide, (x.ndim - 1,))
+        rstd = lax.rsqrt(var + eps)
+        y = scale_and_shift((wide - mean) * rstd, gamma, beta)
+        return cast(y, x.dtype), LayerNormCache(x, mean, rstd)
+
+    def backward(params, cache, dy):
+        x, mean, rstd = cache
+        gamma, beta = params
+        xhat = (widen(x) - mean) * rstd
+        g, dgamma, dbeta = pull_scale_and_shift(widen(dy), xhat, gamma, beta)
+        dx = pull_standardized(g, xhat, rstd, (x.ndim - 1,))
+        return LayerNormParams(dgamma, dbeta), cast(dx, x.dtype)
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(params: LayerNormParams, x: Array, eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Array:
+    y = (x - jnp.mean(x, -1, keepdims=True)) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + eps)
+    if params.scale is not None:
+        y = y * jnp.broadcast_to(params.scale, y.shape)
+    return y if params.shift is None else y + jnp.broadcast_to(params.shift, y.shape)
+
+
+_EPS = Interval(1e-6, 0.1, 1e-5)
+
+RULE = Rule(
+    "layer_norm",
+    layer_norm,
+    reference,
+    cases=(
+        Case("sequence", Real("B T d"), {"eps": _EPS}, ("d",), timed={"B": 8, "T": 256, "d": 512}),
+        Case("off centre, scale alone", Real("N d", 4.0, 12.0), {"eps": _EPS, "shift": False}, ("d",)),
+        Case("neither", Real("N d"), {"eps": _EPS, "scale": False, "shift": False}, ("d",)),
+    ),
+    cite="arXiv:1607.06450, equations 3 and 4",
+)

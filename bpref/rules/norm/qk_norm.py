@@ -1,0 +1,150 @@
+"""qk_norm: queries and keys brought to one size before they are compared, each head by itself.
+
+Forward, with q of shape (B, T, H, D), k of shape (B, S, K, D), i over the D features of a head, n for all else, and
+two ways of doing it:
+
+    rms:   q'_ni = gamma_i q_ni / sqrt(mean_j q_nj^2 + eps)      k'_ni = kappa_i k_ni / sqrt(mean_j k_nj^2 + eps)
+    l2:    q'_ni = g q_ni / max(|q_n|, eps)                      k'_ni = k_ni / max(|k_n|, eps)
+
+Logits q' . k' of the first are bounded by D max |gamma kappa|; those of the second are g times a cosine, and are not
+divided by sqrt(D).
+
+Differential: no term mixes q and k, so that each has the differential of its own norm, derived in `rms_norm` and
+`l2_normalize`; the number g of the second is linear, with qhat = q / max(|q|, eps):
+
+    delta q'_ni = g delta qhat_ni + qhat_ni delta g
+
+Hence, with P(u) the adjoint of the norm at q, the factor of each perturbation is
+
+    rms:   dgamma_i = sum_n dq'_ni qhat_ni     (D,)          dq = P(gamma dq')          (B, T, H, D)
+    l2:    dg = sum_ni dq'_ni qhat_ni          ()            dq = P(g dq')              (B, T, H, D)
+
+and for k with kappa, or without g, alike.
+
+Cached: what the two norms keep: q and k, and one number for each of their heads.
+
+Numerical care: that of the norms. q' and k' are rounded to their dtype once more than needed by the second way.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule
+from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
+from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
+from bpref.standardize import require_features, require_positive
+
+
+class QkNormParams(NamedTuple):
+    q_scale: Float[Array, " D"] | Float[Array, ""]
+    k_scale: Float[Array, " D"] | None
+
+
+class QkNormCache(NamedTuple):
+    q: RmsNormCache | L2NormalizeCache
+    k: RmsNormCache | L2NormalizeCache
+
+
+def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
+    """(q', k'): queries and keys, each divided by the root mean square, or by the length, of its head's features.
+
+    Args:
+      l2: whether to divide by the length and to multiply q' by one learned number g.
+      eps: what is added to the mean square; with `l2`, the length below which is divided by eps instead.
+
+    Returns:
+      A layer with x `(q, k)`, q `(B, T, H, D)` and k `(B, S, K, D)` (the number of their heads may differ), and y of
+      the same shapes. The params are `QkNormParams(q_scale: (D,), k_scale: (D,))`, ones at first, or with `l2`
+      `QkNormParams(q_scale: (), k_scale: None)`, log2(T^2 - T) at first, and 1 for a T of one.
+
+    Raises:
+      ValueError: eps is not positive; q and k have no features, or another number of them than each other or scales.
+      TypeError: x is no pair; q or k is not floating-point, or not of the scales' dtype.
+    """
+    who = "qk_norm"
+    require_positive(who, "eps", eps)
+    rms, length = rms_norm(eps), l2_normalize(-1, eps)
+
+    def init(key, x):
+        q, k = _as_queries_and_keys(who, x)
+        if not l2:
+            return QkNormParams(*(rms.init(key, v).scale for v in (q, k)))
+        T = max(q.shape[1], 2)
+        return QkNormParams(jnp.log2(jnp.full((), T * T - T, q.dtype)), None)
+
+    def forward(params, x):
+        q, k = _as_queries_and_keys(who, x)
+        if not l2:
+            require_features(who, q, q_scale=params.q_scale)
+            require_features(who, k, k_scale=params.k_scale)
+            (q, q_cache), (k, k_cache) = (rms.forward(RmsNormParams(p), v) for p, v in zip(params, (q, k), strict=True))
+            return (q, k), QkNormCache(q_cache, k_cache)
+        (q, q_cache), (k, k_cache) = (length.forward((), v) for v in (q, k))
+        return (_times(params.q_scale, q), k), QkNormCache(q_cache, k_cache)
+
+    def backward(params, cache, dy):
+        if not l2:
+            (of_q, dq), (of_k, dk) = (
+                rms.backward(RmsNormParams(p), c, d) for p, c, d in zip(params, cache, dy, strict=True)
+            )
+            return QkNormParams(of_q.scale, of_k.scale), (dq, dk)
+        dq, dk = dy
+        g = params.q_scale
+        qhat = widen(cache.q.x) / cache.q.length
+        dg = cast(jnp.sum(widen(dq) * qhat), g.dtype)
+        dq, dk = length.backward((), cache.q, _times(g, dq))[1], length.backward((), cache.k, dk)[1]
+        return QkNormParams(dg, None), (dq, dk)
+
+    return Layer(init, forward, backward, who)
+
+
+def _times(g: Array, v: Array) -> Array:
+    return cast(lax.broadcast(widen(g), v.shape) * widen(v), v.dtype)
+
+
+def _as_queries_and_keys(who: str, x: Any) -> tuple[Any, Any]:
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
+        raise TypeError(f"{who}: x is {came}, expected a pair (q, k)")
+    for name, v in zip("qk", x, strict=True):
+        require_features(who, v)
+        if len(v.shape) != 4:
+            raise ValueError(f"{who}: {name} has shape {v.shape}, expected (B, T, H, D)")
+    q, k = x
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"{who}: q has {q.shape[-1]} features in each head, k has {k.shape[-1]}; expected one number")
+    return q, k
+
+
+def reference(params: QkNormParams, x: tuple[Array, Array], l2: bool = False, eps: float = 1e-6) -> tuple[Array, Array]:
+    if l2:
+        import optax
+
+        q, k = (v / optax.safe_norm(v, eps, axis=-1, keepdims=True) for v in x)
+        return params.q_scale * q, k
+
+    def normalized(v, scale):
+        y = v / jnp.sqrt(jnp.mean(v**2, -1, keepdims=True) + eps)
+        return y * jnp.broadcast_to(scale, y.shape)
+
+    return normalized(x[0], params.q_scale), normalized(x[1], params.k_scale)
+
+
+_X = (Real("B T H D", -2.0, 2.0), Real("B S K D", -2.0, 2.0))
+_EPS = Interval(1e-6, 0.1, 1e-6)
+
+RULE = Rule(
+    "qk_norm",
+    qk_norm,
+    reference,
+    cases=(
+        Case("rms", _X, {"eps": _EPS}, ("D",), timed={"B": 4, "T": 256, "H": 8, "D": 64, "S": 256, "K": 8}),
+        Case("l2", _X, {"l2": True, "eps": _EPS}, ("D",)),
+    ),
+    cite="arXiv:2302.05442, section 2 (with RMS norm as in OLMo 2, arXiv:2501.00656); l2: arXiv:2010.04245, equation 6",
+)

@@ -1,0 +1,1 @@
+"""Layers that make one number of many: sums, extremes, products, moments and lengths."""

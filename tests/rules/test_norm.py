@@ -1,0 +1,246 @@
+"""The norms: what they refuse, and what they do with equal features, at zero, and with running statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.norm.batch_norm import BatchNormParams
+from bpref.rules.norm.layer_norm import LayerNormParams
+from bpref.rules.norm.rms_norm import RmsNormParams
+from bpref.rules.norm.weight_standardization import WeightStandardizationParams
+
+X = jnp.ones((4, 6))
+IMAGES = jnp.ones((2, 3, 3, 6))
+HEADS = jnp.ones((2, 3, 4, 6))
+NONE = LayerNormParams(None, None)
+OF_A_BATCH = BatchNormParams(jnp.ones(6), jnp.zeros(6), jnp.zeros(6), jnp.ones(6))
+
+
+def init(layer, x):
+    return layer.init(jax.random.key(0), x)
+
+
+BAD_CALLS = {
+    "layer norm with no eps": (
+        lambda: bpref.layer_norm(eps=0.0),
+        ValueError,
+        "layer_norm: eps is 0.0, expected a positive number",
+    ),
+    "layer norm of integers": (
+        lambda: bpref.layer_norm().forward(NONE, jnp.ones((4, 6), jnp.int32)),
+        TypeError,
+        "layer_norm: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "layer norm of no features": (
+        lambda: init(bpref.layer_norm(), jnp.ones((4, 0))),
+        ValueError,
+        "layer_norm: x has shape (4, 0), expected (..., d) with at least one feature d",
+    ),
+    "layer norm of another number of features": (
+        lambda: bpref.layer_norm().forward(init(bpref.layer_norm(), X), jnp.ones((4, 5))),
+        ValueError,
+        "layer_norm: x has 5 features in its last axis, scale has shape (6,)",
+    ),
+    "layer norm in another dtype": (
+        lambda: bpref.layer_norm().forward(init(bpref.layer_norm(), X), X.astype(jnp.bfloat16)),
+        TypeError,
+        "layer_norm: x has dtype bfloat16, scale has float32; cast one to the other's",
+    ),
+    "RMS norm of a scalar": (
+        lambda: bpref.rms_norm().forward(RmsNormParams(None), jnp.ones(())),
+        ValueError,
+        "rms_norm: x has shape (), expected (..., d) with at least one feature d",
+    ),
+    "groups that do not divide": (
+        lambda: init(bpref.group_norm(4), IMAGES),
+        ValueError,
+        "group_norm: x has 6 channels in its last axis, not a multiple of 4 groups",
+    ),
+    "no groups": (
+        lambda: bpref.group_norm(0),
+        ValueError,
+        "group_norm: groups is 0, expected a positive integer, or None for one channel in each",
+    ),
+    "group norm of no examples' axis": (
+        lambda: init(bpref.group_norm(2), jnp.ones(6)),
+        ValueError,
+        "group_norm: x has shape (6,), expected (N, ..., C) with at least one position",
+    ),
+    "an empty batch in training": (
+        lambda: bpref.batch_norm().forward(OF_A_BATCH, jnp.ones((0, 6))),
+        ValueError,
+        "batch_norm: x has shape (0, 6), expected (..., d) with at least one example in training",
+    ),
+    "running statistics of another shape": (
+        lambda: bpref.batch_norm().forward(OF_A_BATCH._replace(var=jnp.ones(5)), X),
+        ValueError,
+        "batch_norm: x has 6 features in its last axis, var has shape (5,)",
+    ),
+    "momentum beyond 1": (
+        lambda: bpref.update_running_statistics(OF_A_BATCH, bpref.batch_norm().forward(OF_A_BATCH, X)[1], 1.5),
+        ValueError,
+        "update_running_statistics: momentum is 1.5, expected a number from 0 to 1",
+    ),
+    "statistics of inference": (
+        lambda: bpref.update_running_statistics(OF_A_BATCH, bpref.batch_norm(False).forward(OF_A_BATCH, X)[1]),
+        ValueError,
+        "update_running_statistics: the cache holds no statistics, expected that of training=True",
+    ),
+    "an axis that is not there": (
+        lambda: bpref.l2_normalize(2).forward((), X),
+        ValueError,
+        "l2_normalize: axis is 2, x has 2 axes (x: (4, 6))",
+    ),
+    "no outputs": (
+        lambda: bpref.weight_standardization(0),
+        ValueError,
+        "weight_standardization: features is 0, expected a positive integer",
+    ),
+    "weights of another size": (
+        lambda: bpref.weight_standardization(3).forward(WeightStandardizationParams(jnp.ones((3, 5)), None, None), X),
+        ValueError,
+        "weight_standardization: x has 6 features in its last axis, W expects 5 (W: (3, 5))",
+    ),
+    "weights of another dtype": (
+        lambda: bpref.weight_standardization(3).forward(
+            WeightStandardizationParams(jnp.ones((3, 6), jnp.bfloat16), None, None), X
+        ),
+        TypeError,
+        "weight_standardization: x has dtype float32, W has bfloat16; cast one to the other's",
+    ),
+    "queries alone": (
+        lambda: init(bpref.qk_norm(), HEADS),
+        TypeError,
+        "qk_norm: x is of type ArrayImpl, expected a pair (q, k)",
+    ),
+    "queries without heads": (
+        lambda: init(bpref.qk_norm(), (HEADS[0], HEADS)),
+        ValueError,
+        "qk_norm: q has shape (3, 4, 6), expected (B, T, H, D)",
+    ),
+    "keys of another size": (
+        lambda: init(bpref.qk_norm(), (HEADS, HEADS[..., :5])),
+        ValueError,
+        "qk_norm: q has 6 features in each head, k has 5; expected one number",
+    ),
+    "dynamic tanh of another number of features": (
+        lambda: bpref.dynamic_tanh().forward(init(bpref.dynamic_tanh(), X), jnp.ones((4, 5))),
+        ValueError,
+        "dynamic_tanh: x has 5 features in its last axis, scale has shape (6,)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def test_layer_norm_by_hand():
+    """x = (1, 3): mean 2, var 1, and with eps = 3 rstd is 1/2; dx = (g - mean g - xhat mean(g xhat)) / 2."""
+    layer = bpref.layer_norm(eps=3.0, scale=False, shift=False)
+    y, _, dx = bpref.backpropagate(layer, NONE, jnp.array([1.0, 3.0]), jnp.array([0.0, 8.0]))
+    np.testing.assert_array_equal(y, [-0.5, 0.5])
+    # mean g = 4, mean(g xhat) = 2
+    np.testing.assert_array_equal(dx, [-1.5, 1.5])
+
+
+def test_equal_features_pass_the_gradient_less_its_mean():
+    layer = bpref.layer_norm(1e-4, scale=False, shift=False)
+    y, _, dx = bpref.backpropagate(layer, NONE, jnp.full(2, 7.0), jnp.array([1.0, 3.0]))
+    np.testing.assert_array_equal(y, [0, 0])
+    np.testing.assert_allclose(dx, [-100, 100], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_layer_norm_is_precise_where_eps_is_all_there_is(spread):
+    """Features whose variance is at most 0.1 eps: float32 beside float64 from the same numbers."""
+    rng = np.random.default_rng(0)
+    x, dy = (spread * rng.normal(size=(50, 32))).astype(np.float32), rng.normal(size=(50, 32)).astype(np.float32)
+    layer = bpref.layer_norm(scale=False, shift=False)
+    dx = np.asarray(bpref.backpropagate(layer, NONE, jnp.asarray(x), jnp.asarray(dy))[2], float)
+    with jax.enable_x64(True):
+        true = np.asarray(bpref.backpropagate(layer, NONE, *(jnp.asarray(v.astype(np.float64)) for v in (x, dy)))[2])
+    assert np.max(np.abs(dx - true)) <= 5e-7 * np.max(np.abs(true))
+
+
+def test_rms_norm_at_zero():
+    y, _, dx = bpref.backpropagate(
+        bpref.rms_norm(1e-4, scale=False), RmsNormParams(None), jnp.zeros(3), jnp.array([1.0, 2.0, 3.0])
+    )
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_allclose(dx, [100, 200, 300], rtol=1e-6)
+
+
+def test_a_length_that_is_zero_or_short():
+    """Below eps x is divided by eps, and so is dy: at 0 there is no NaN."""
+    x = jnp.array([[0.0, 0.0], [0.03, 0.04], [3.0, 4.0]])
+    y, _, dx = bpref.backpropagate(bpref.l2_normalize(eps=0.1), (), x, jnp.ones((3, 2)))
+    np.testing.assert_allclose(y, [[0, 0], [0.3, 0.4], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(dx, [[10, 10], [10, 10], [0.032, -0.024]], rtol=1e-5)
+
+
+def test_instance_norm_is_group_norm_with_a_channel_in_each_group():
+    x = jax.random.normal(jax.random.key(1), IMAGES.shape)
+    dy = jax.random.normal(jax.random.key(2), IMAGES.shape)
+    params = init(bpref.group_norm(None), x)
+    of_channels, of_groups = (bpref.backpropagate(bpref.group_norm(g), params, x, dy) for g in (None, 6))
+    jax.tree.map(np.testing.assert_array_equal, of_channels, of_groups)
+
+
+def test_one_group_of_an_example_without_positions_is_layer_norm():
+    x, dy = (jax.random.normal(jax.random.key(i), (4, 6)) for i in range(2))
+    by_group = bpref.backpropagate(bpref.group_norm(1), init(bpref.group_norm(1), x), x, dy)
+    by_layer = bpref.backpropagate(bpref.layer_norm(), init(bpref.layer_norm(), x), x, dy)
+    for ours, theirs in zip(jax.tree.leaves(by_group), jax.tree.leaves(by_layer), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_follow_the_batch():
+    """Of (1, 3) the mean is 2 and the unbiased variance 2; a tenth of it goes into 0 and 1."""
+    x = jnp.array([[1.0], [3.0]])
+    layer = bpref.batch_norm()
+    params = init(layer, x)
+    updated = bpref.update_running_statistics(params, layer.forward(params, x)[1], momentum=0.9)
+    np.testing.assert_allclose((updated.mean[0], updated.var[0]), (0.2, 1.1), rtol=1e-6)
+    assert updated.scale is params.scale
+    y, _, dx = bpref.backpropagate(bpref.batch_norm(training=False, eps=1e-9), updated, x, jnp.ones((2, 1)))
+    np.testing.assert_allclose(y[:, 0], [0.8 / 1.1**0.5, 2.8 / 1.1**0.5], rtol=1e-6)
+    np.testing.assert_allclose(dx[:, 0], 1.1**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_are_not_trained(training):
+    layer = bpref.batch_norm(training)
+    assert bpref.trainable(layer, OF_A_BATCH, X) == BatchNormParams(True, True, False, False)
+
+
+def test_a_batch_of_one_leaves_a_variance_that_is_finite():
+    layer = bpref.batch_norm()
+    updated = bpref.update_running_statistics(OF_A_BATCH, layer.forward(OF_A_BATCH, X[:1])[1], momentum=0.5)
+    np.testing.assert_array_equal(updated.mean, 0.5)
+    np.testing.assert_array_equal(updated.var, 0.5)
+
+
+def test_standardised_weights_never_learn_their_mean():
+    layer = bpref.weight_standardization(3, scale=True)
+    x = jax.random.normal(jax.random.key(1), (8, 5))
+    params = init(layer, x)
+    _, dparams, _ = bpref.backpropagate(layer, params, x, jax.random.normal(jax.random.key(2), (8, 3)))
+    np.testing.assert_allclose(jnp.sum(dparams.W, 1), 0, atol=1e-5)
+    np.testing.assert_allclose(params.scale, 5**-0.5, rtol=1e-6)
+
+
+def test_logits_of_normalised_heads_are_cosines():
+    q, k = (jax.random.normal(jax.random.key(i), (2, 3, 4, 5)) for i in range(2))
+    layer = bpref.qk_norm(l2=True)
+    params = init(layer, (q, k))
+    assert float(params.q_scale) == pytest.approx(np.log2(6), rel=1e-6)
+    assert params.k_scale is None
+    q_hat, k_hat = layer.forward(params, (q, k))[0]
+    np.testing.assert_allclose(jnp.linalg.norm(q_hat, axis=-1), np.log2(6), rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(k_hat, axis=-1), 1, rtol=1e-6)

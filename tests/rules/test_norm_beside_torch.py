@@ -1,0 +1,127 @@
+"""The norms beside PyTorch's, which has channels in its second axis where ours are in the last."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.norm.batch_norm import BatchNormParams
+from bpref.rules.norm.dynamic_tanh import DynamicTanhParams
+from bpref.rules.norm.group_norm import GroupNormParams
+from bpref.rules.norm.layer_norm import LayerNormParams
+from bpref.rules.norm.qk_norm import QkNormParams
+from bpref.rules.norm.rms_norm import RmsNormParams
+from bpref.rules.norm.weight_standardization import WeightStandardizationParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
+
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+
+
+def drawn(seed, rank):
+    rng = np.random.default_rng(seed)
+    return rng, rng.normal(size=rng.integers(3, 7, rank))
+
+
+def channels_first(f):
+    return lambda params, x: f(params, x.movedim(-1, 1)).movedim(1, -1)
+
+
+@EVERY_SEED
+def test_layer_norm(seed):
+    rng, x = drawn(seed, 3)
+    d = x.shape[-1]
+    params = LayerNormParams(*rng.normal(size=(2, d)))
+    assert_same(bpref.layer_norm(), lambda p, x: F.layer_norm(x, (d,), p.scale, p.shift), params, x)
+
+
+@EVERY_SEED
+def test_rms_norm(seed):
+    rng, x = drawn(seed, 3)
+    d = x.shape[-1]
+    params = RmsNormParams(rng.normal(size=d))
+    assert_same(bpref.rms_norm(), lambda p, x: F.rms_norm(x, (d,), p.scale, 1e-6), params, x)
+
+
+@EVERY_SEED
+def test_group_norm(seed):
+    rng = np.random.default_rng(seed)
+    G, per_group = (int(v) for v in rng.integers(1, 4, 2))
+    C = G * per_group
+    x = rng.normal(size=(*rng.integers(2, 5, 3), C))
+    params = GroupNormParams(*rng.normal(size=(2, C)))
+    twin = channels_first(lambda p, x: F.group_norm(x, G, p.scale, p.shift))
+    assert_same(bpref.group_norm(G), twin, params, x)
+
+
+@EVERY_SEED
+def test_instance_norm(seed):
+    rng, x = drawn(seed, 4)
+    params = GroupNormParams(*rng.normal(size=(2, x.shape[-1])))
+    twin = channels_first(lambda p, x: F.instance_norm(x, weight=p.scale, bias=p.shift))
+    assert_same(bpref.group_norm(groups=None), twin, params, x)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm(seed, training):
+    rng, x = drawn(seed, 4)
+    d = x.shape[-1]
+    params = BatchNormParams(*rng.normal(size=(3, d)), rng.uniform(0.1, 4, d))
+
+    def normalized(p, x):
+        return F.batch_norm(x, p.mean.detach().clone(), p.var.detach().clone(), p.scale, p.shift, training)
+
+    assert_same(bpref.batch_norm(training), channels_first(normalized), params, x)
+
+
+def test_running_statistics():
+    rng, x = drawn(0, 2)
+    d = x.shape[-1]
+    params = BatchNormParams(*rng.normal(size=(3, d)).astype(np.float32), np.ones(d, np.float32))
+    ours = bpref.update_running_statistics(params, bpref.batch_norm().forward(params, x.astype(np.float32))[1], 0.75)
+    mean, var = (torch.tensor(v) for v in (params.mean, params.var))
+    F.batch_norm(torch.tensor(x, dtype=torch.float32), mean, var, training=True, momentum=0.25)
+    np.testing.assert_allclose(ours.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(ours.var, var, rtol=1e-5)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("eps", [1e-12, 2.0])
+def test_l2_normalize(seed, eps):
+    _, x = drawn(seed, 3)
+    x[0, :, 0] = 0
+    assert_same(bpref.l2_normalize(1, eps), lambda p, x: F.normalize(x, dim=1, eps=eps), (), x)
+
+
+@EVERY_SEED
+def test_weight_standardization(seed):
+    rng, x = drawn(seed, 3)
+    m = int(rng.integers(1, 6))
+    params = WeightStandardizationParams(rng.normal(size=(m, x.shape[-1])), rng.normal(size=m), rng.normal(size=m))
+
+    def twin(p, x):
+        V = F.layer_norm(p.W, p.W.shape[1:], eps=1e-6)
+        return F.linear(x, p.scale[:, None] * V, p.b)
+
+    assert_same(bpref.weight_standardization(m, scale=True), twin, params, x)
+
+
+@EVERY_SEED
+def test_qk_norm(seed):
+    rng, q = drawn(seed, 4)
+    D = q.shape[-1]
+    k = rng.normal(size=(*rng.integers(1, 5, 3), D))
+    by_rms = QkNormParams(*rng.normal(size=(2, D)))
+    rms = lambda p, x: tuple(F.rms_norm(v, (D,), s, 1e-6) for v, s in zip(x, p, strict=True))  # noqa: E731
+    assert_same(bpref.qk_norm(), rms, by_rms, (q, k))
+    l2 = lambda p, x: (p.q_scale * F.normalize(x[0], dim=-1, eps=1e-6), F.normalize(x[1], dim=-1, eps=1e-6))  # noqa: E731
+    assert_same(bpref.qk_norm(l2=True), l2, QkNormParams(np.array(rng.normal()), None), (q, k))
+
+
+@EVERY_SEED
+def test_dynamic_tanh(seed):
+    rng, x = drawn(seed, 3)
+    params = DynamicTanhParams(np.array(0.7), *rng.normal(size=(2, x.shape[-1])))
+    assert_same(bpref.dynamic_tanh(), lambda p, x: p.scale * torch.tanh(p.alpha * x) + p.shift, params, x)

@@ -1,0 +1,187 @@
+"""The reductions: what they refuse, and what they are at ties, at zeros, at infinity and of nothing."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+
+X = jnp.ones((4, 6))
+
+BAD_CALLS = {
+    "sum of integers": (
+        lambda: bpref.reduce_sum().forward((), jnp.ones(3, jnp.int32)),
+        TypeError,
+        "reduce_sum: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "an axis that is not there": (
+        lambda: bpref.reduce_sum(axis=(0, -3)).forward((), X),
+        ValueError,
+        "reduce_sum: axis is (0, -3), x has 2 axes (x: (4, 6))",
+    ),
+    "an axis twice": (
+        lambda: bpref.reduce_prod(axis=(1, -1)).forward((), X),
+        ValueError,
+        "reduce_prod: axis is (1, -1), which names an axis of x twice (x: (4, 6))",
+    ),
+    "mean of nothing": (
+        lambda: bpref.reduce_sum(axis=0, mean=True).forward((), jnp.ones((0, 6))),
+        ValueError,
+        "reduce_sum: x has shape (0, 6), expected at least one value along axes (0,)",
+    ),
+    "largest of nothing": (
+        lambda: bpref.reduce_max().forward((), jnp.ones((0, 6))),
+        ValueError,
+        "reduce_max: x has shape (0, 6), expected at least one value along axes (0, 1)",
+    ),
+    "variance of too few": (
+        lambda: bpref.variance(axis=0, ddof=1).forward((), X[:1]),
+        ValueError,
+        "variance: x has shape (1, 6), expected more than ddof = 1 values along axes (0,), not 1",
+    ),
+    "a negative ddof": (
+        lambda: bpref.variance(ddof=-1),
+        ValueError,
+        "variance: ddof is -1, expected an integer of at least 0",
+    ),
+    "a p below 1": (
+        lambda: bpref.vector_norm(0.5),
+        ValueError,
+        "vector_norm: p is 0.5, expected a number of at least 1, or math.inf",
+    ),
+    "logsumexp of a scalar's axis": (
+        lambda: bpref.logsumexp(axis=0).forward((), jnp.ones(())),
+        ValueError,
+        "logsumexp: axis is 0, x has 0 axes (x: ())",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def sweep(layer, x, dy=1.0):
+    x = jnp.asarray(x, jnp.float32)
+    y, cache = layer.forward((), x)
+    dx = layer.backward((), cache, jnp.full(y.shape, dy, y.dtype))[1]
+    return np.asarray(y), np.asarray(dx)
+
+
+def test_a_sum_keeps_no_number():
+    cache = bpref.reduce_sum().forward((), X)[1]
+    assert cache.like.size == 0
+
+
+def test_half_precision_is_summed_in_float32():
+    y, _ = bpref.reduce_sum().forward((), jnp.ones(1000, jnp.bfloat16))
+    assert float(y) == 1000
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+def test_equally_large_values_share_the_gradient(minimum):
+    sign = -1 if minimum else 1
+    y, dx = sweep(bpref.reduce_max(axis=-1, minimum=minimum), sign * np.array([[2.0, 1, 2], [0, 0, 0], [1, 3, 2]]), 6.0)
+    np.testing.assert_array_equal(y, sign * np.array([2, 0, 3]))
+    np.testing.assert_array_equal(dx, [[3, 0, 3], [2, 2, 2], [0, 6, 0]])
+
+
+def test_nan_is_not_swallowed_by_a_maximum():
+    y, dx = sweep(bpref.reduce_max(axis=-1), [[1.0, np.nan], [1.0, 2.0]])
+    assert np.isnan(y[0])
+    assert np.isnan(dx[0]).all()
+    np.testing.assert_array_equal(dx[1], [0, 1])
+
+
+def test_products_with_no_zero_one_and_several():
+    y, dx = sweep(bpref.reduce_prod(axis=-1), [[2.0, 3, 5], [2, 0, 5], [0, 0, 5], [0, 0, 0]])
+    np.testing.assert_array_equal(y, [30, 0, 0, 0])
+    np.testing.assert_array_equal(dx, [[15, 10, 6], [0, 10, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_the_product_of_the_others_need_not_fit_with_the_last():
+    """In float32, 1e-30 * 1e-30 is 0, and its derivative is not."""
+    y, dx = sweep(bpref.reduce_prod(), [1e-30, 1e-30])
+    assert y == 0
+    np.testing.assert_array_equal(dx, np.float32(1e-30))
+
+
+def test_empty_sums_products_norms_and_logsumexps():
+    nothing = np.ones((3, 0))
+    for layer, value in (
+        (bpref.reduce_sum(axis=1), 0),
+        (bpref.reduce_prod(axis=1), 1),
+        (bpref.vector_norm(2, axis=1), 0),
+        (bpref.vector_norm(math.inf, axis=1), 0),
+        (bpref.logsumexp(axis=1), -np.inf),
+    ):
+        y, dx = sweep(layer, nothing)
+        np.testing.assert_array_equal(y, [value] * 3)
+        assert dx.shape == (3, 0)
+
+
+def test_variance_by_hand():
+    """(1, 3, 5): mean 3, squares 4 + 0 + 4."""
+    for hyper, value, slope in (
+        ({}, 8 / 3, 2 / 3),
+        ({"ddof": 1}, 4, 1),
+        ({"ddof": 1, "root": True}, 2, 1 / 4),
+    ):
+        y, dx = sweep(bpref.variance(**hyper), [1.0, 3, 5])
+        assert y == pytest.approx(value, rel=1e-6)
+        np.testing.assert_allclose(dx, [-2 * slope, 0, 2 * slope], rtol=1e-6)
+
+
+def test_equal_values_have_a_deviation_of_0_and_the_subgradient_0():
+    y, dx = sweep(bpref.variance(root=True), [2.0, 2.0])
+    assert y == 0
+    np.testing.assert_array_equal(dx, 0)
+
+
+def test_a_variance_far_from_zero_does_not_cancel():
+    y, _ = sweep(bpref.variance(), [1e6, 1e6 + 1, 1e6 + 2])
+    assert y == pytest.approx(2 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_norms_at_zero_have_the_subgradient_0(p):
+    y, dx = sweep(bpref.vector_norm(p), np.zeros(3))
+    assert y == 0
+    np.testing.assert_array_equal(dx, 0)
+
+
+def test_norms_by_hand():
+    for p, x, value, expected in (
+        (1, [3.0, -4, 0], 7, [1, -1, 0]),
+        (2, [3.0, -4, 0], 5, [0.6, -0.8, 0]),
+        (math.inf, [4.0, -4, 1], 4, [0.5, -0.5, 0]),
+        (3, [3.0, -4, 5], 6, [9 / 36, -16 / 36, 25 / 36]),
+    ):
+        y, dx = sweep(bpref.vector_norm(p), x)
+        assert y == pytest.approx(value, rel=1e-6)
+        np.testing.assert_allclose(dx, expected, rtol=1e-5)
+
+
+def test_powers_of_large_and_of_small_values_stay_in_range():
+    for size in (1e30, 1e-30):
+        y, dx = sweep(bpref.vector_norm(3), size * np.array([3.0, 4, 5]))
+        assert y == pytest.approx(6 * size, rel=1e-5)
+        np.testing.assert_allclose(dx, [9 / 36, 16 / 36, 25 / 36], rtol=1e-5)
+
+
+def test_logsumexp_of_large_values_and_of_minus_infinity():
+    y, dx = sweep(bpref.logsumexp(axis=-1), [[1e4, 1e4], [-np.inf, 2], [-np.inf, -np.inf], [-1e30, 1e30]])
+    np.testing.assert_allclose(y, [1e4 + math.log(2), 2, -np.inf, 1e30], rtol=1e-6)
+    np.testing.assert_array_equal(dx, [[0.5, 0.5], [0, 1], [0, 0], [0, 1]])
+
+
+def test_logsumexp_of_infinity_is_infinity():
+    y, dx = sweep(bpref.logsumexp(), [np.inf, 1.0])
+    assert y == np.inf
+    assert np.isnan(dx[0])
+    assert dx[1] == 0

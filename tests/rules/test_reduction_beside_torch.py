@@ -1,0 +1,64 @@
+"""The reductions beside PyTorch's, with ties, zeros and rows of nothing but zeros."""
+
+import math
+
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+AXES = (0, 2)
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=rng.integers(2, 6, 3))
+
+
+@EVERY_SEED
+def test_reduce_sum(seed):
+    x = drawn(seed)
+    assert_same(bpref.reduce_sum(AXES, keepdims=True), lambda p, x: x.sum(AXES, keepdim=True), (), x)
+    assert_same(bpref.reduce_sum(AXES, mean=True), lambda p, x: x.mean(AXES), (), x)
+
+
+@EVERY_SEED
+def test_reduce_max(seed):
+    x = np.round(drawn(seed))
+    assert_same(bpref.reduce_max(AXES), lambda p, x: x.amax(AXES), (), x)
+    assert_same(bpref.reduce_max(1, keepdims=True, minimum=True), lambda p, x: x.amin(1, keepdim=True), (), x)
+
+
+@EVERY_SEED
+def test_reduce_prod(seed):
+    x = drawn(seed)
+    x[0, 0, 0] = x[1, 0, :2] = 0
+    assert_same(bpref.reduce_prod(2), lambda p, x: x.prod(2), (), x)
+
+
+@EVERY_SEED
+def test_variance(seed):
+    x = drawn(seed)
+    assert_same(bpref.variance(AXES, ddof=1), lambda p, x: x.var(AXES, correction=1), (), x)
+    assert_same(bpref.variance(AXES, root=True), lambda p, x: x.std(AXES, correction=0), (), x)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_vector_norm(seed, p):
+    x = drawn(seed)
+    x[0, 0] = 0
+    x[1, 0, 0] = 0
+    assert_same(bpref.vector_norm(p, -1), lambda _, x: torch.linalg.vector_norm(x, p, -1), (), x)
+
+
+@EVERY_SEED
+def test_logsumexp(seed):
+    x = drawn(seed)
+    x[0, 0, 0] = -math.inf
+    x[1, 0, 0] = 1e4
+    assert_same(bpref.logsumexp(AXES), lambda p, x: torch.logsumexp(x, AXES), (), x)
