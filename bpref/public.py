@@ -23,6 +23,16 @@ from bpref.rules.activation.softplus import softplus
 from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
+from bpref.rules.linear_algebra.cholesky import cholesky
+from bpref.rules.linear_algebra.eigh import eigh
+from bpref.rules.linear_algebra.fft import fft
+from bpref.rules.linear_algebra.inverse import inverse
+from bpref.rules.linear_algebra.log_determinant import log_determinant
+from bpref.rules.linear_algebra.matrix_exponential import matrix_exponential
+from bpref.rules.linear_algebra.qr import qr
+from bpref.rules.linear_algebra.solve import solve
+from bpref.rules.linear_algebra.svd import svd
+from bpref.rules.linear_algebra.triangular_solve import triangular_solve
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
@@ -67,24 +77,31 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "cholesky",
+    "eigh",
     "elu",
     "equivalents",
+    "fft",
     "gelu",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
     "huber",
     "identity",
+    "inverse",
     "leaf_paths",
     "leaky_relu",
     "linear",
+    "log_determinant",
     "log_sigmoid",
     "map_leaves",
+    "matrix_exponential",
     "mish",
     "mutants",
     "objective",
     "parallel",
     "params_of",
+    "qr",
     "relu",
     "relu6",
     "remat",
@@ -99,10 +116,13 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "solve",
     "square",
     "strip_custom_rules",
+    "svd",
     "tanh",
     "trainable",
+    "triangular_solve",
     "update_in_backward",
     "verify_rule",
 ]
