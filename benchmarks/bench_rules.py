@@ -10,18 +10,16 @@ Below 1 is better everywhere. A JSON file is added to: rows of rules that are no
 """
 
 import argparse
-import json
-import platform
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.paired import Ratio, paired, repetitions
+from benchmarks.rule_figures import HEADER, Row, by_kind, line, read, write
+from benchmarks.rules_plot import plot
 from bpref.nearest import require_known
 from bpref.rule import Case, Rule
 from bpref.rules import KINDS, RULES
@@ -31,43 +29,6 @@ from bpref.verify.examine import rounded
 from bpref.verify.oracle import as_cotangent, bytes_kept, bytes_kept_by_autodiff, with_cotangents
 
 SEED = 0
-
-
-class Row(NamedTuple):
-    """The figures of one rule, each beside autodiff's.
-
-    Attributes:
-      kind, case: where the rule stands, and which of its cases was timed.
-      time: hand / autodiff.
-      temp, cache: bytes, by hand and by autodiff, of the timed case.
-      float64: the largest relative error.
-      float32, bfloat16: 99th percentiles in ulps, by hand and by autodiff.
-      is_right: whether `bpref verify` finds nothing wrong.
-    """
-
-    kind: str
-    case: str
-    time: Ratio
-    temp: tuple[int, int]
-    cache: tuple[int, int]
-    float64: float
-    float32: tuple[float, float]
-    bfloat16: tuple[float, float]
-    is_right: bool
-
-    @property
-    def temp_ratio(self) -> float:
-        return ratio_of(self.temp)
-
-    @property
-    def cache_ratio(self) -> float:
-        return ratio_of(self.cache)
-
-
-def ratio_of(both: tuple[int, int]) -> float:
-    """By hand / by autodiff; 1 where neither keeps anything."""
-    hand, autodiff = both
-    return hand / autodiff if autodiff else 1.0 if hand == 0 else float("inf")
 
 
 def timed_case(rule: Rule) -> Case:
@@ -116,45 +77,6 @@ def _temp(compiled: Any) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-HEADER = "| rule | time | temp | cache | float64 | float32 ulps / autodiff's | bfloat16 ulps / autodiff's |"
-
-
-def line(name: str, row: Row) -> str:
-    float32, bfloat16 = (" / ".join(f"{v:.3g}" for v in pair) for pair in (row.float32, row.bfloat16))
-    figures = (f"{row.time}", f"{row.temp_ratio:.2f}", f"{row.cache_ratio:.2f}", f"{row.float64:.0e}")
-    return f"| {' | '.join([name, *figures, float32, bfloat16])} |" + ("" if row.is_right else " WRONG")
-
-
-def summary(rows: dict[str, Row]) -> str:
-    """What the figures of all rules come to."""
-    medians = np.array([row.time.median for row in rows.values()])
-    slow = [name for name, row in rows.items() if row.time.median > 1.10]
-    half = sum(row.cache_ratio <= 0.5 for row in rows.values())
-    larger = [name for name, row in rows.items() if row.cache_ratio > 1]
-    return (
-        f"{len(rows)} rules: time {np.exp(np.log(medians).mean()):.2f} (geometric mean), above 1.10: "
-        f"{', '.join(slow) or 'none'}; at most half the cache: {half}, a larger one: {', '.join(larger) or 'none'}"
-    )
-
-
-def read(path: Path) -> dict[str, Row]:
-    """The rows of an earlier run, if there was one."""
-    if not path.exists():
-        return {}
-    rows = json.loads(path.read_text())["rules"]
-    return {
-        name: Row(**row | {"time": Ratio(**row["time"])} | {k: tuple(v) for k, v in row.items() if isinstance(v, list)})
-        for name, row in rows.items()
-    }
-
-
-def write(path: Path, rows: dict[str, Row]) -> None:
-    machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "host": platform.machine()}
-    plain = {name: row._asdict() | {"time": row.time._asdict()} for name, row in rows.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "rules": plain}, indent=1) + "\n")
-
-
 def chosen(names: Iterable[str], kind: str | None) -> list[tuple[str, str]]:
     """Pairs (kind, name) of the rules that are asked for; all of them if none is."""
     names = list(names)
@@ -177,17 +99,15 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     rows = read(arguments.json) if arguments.json else {}
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}\n\n{HEADER}\n{'| --- ' * 7}|", flush=True)
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}\n\n{HEADER}", flush=True)
     for kind, name in asked:
         rows[name] = measure(kind, RULES[name], arguments.seconds)
         print(line(name, rows[name]), flush=True)
         jax.clear_caches()
         if arguments.json:
             write(arguments.json, rows)
-    print(f"\n{summary(rows)}", file=sys.stderr)
+    print(f"\n{by_kind(rows)}")
     if arguments.plot:
-        from benchmarks.rules_plot import plot
-
         plot(rows, arguments.plot)
 
 

@@ -1,7 +1,6 @@
 """The picture of `bench_rules`: hand / autodiff of every rule, in time, cache and precision."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -9,21 +8,20 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-if TYPE_CHECKING:
-    from benchmarks.bench_rules import Row
+from benchmarks.rule_figures import Row, error_ratio
 
 SMALLEST = 2**-7
 """Ratios below this are drawn there."""
 
 
-def plot(rows: dict[str, "Row"], path: Path) -> None:
+def plot(rows: dict[str, Row], path: Path) -> None:
     """Draw one line for each rule, grouped by kind, and write it as the file's suffix says."""
     names = list(rows)
     figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 1.5 + 0.17 * len(names)), layout="constrained")
     panels = {
         "time of forward + backward": [row.time.median for row in rows.values()],
         "bytes kept for the backward": [row.cache_ratio for row in rows.values()],
-        "error in float32, 99th percentile": [_ratio(row.float32) for row in rows.values()],
+        "error in float32, 99th percentile": [error_ratio(row.float32) for row in rows.values()],
     }
     kinds = list(dict.fromkeys(row.kind for row in rows.values()))
     colours = [f"C{kinds.index(row.kind) % 10}" for row in rows.values()]
@@ -42,9 +40,3 @@ def plot(rows: dict[str, "Row"], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _ratio(both: tuple[float, float]) -> float:
-    """By hand / by autodiff, where an error below half an ulp is as good as none."""
-    hand, autodiff = (max(v, 0.5) for v in both)
-    return hand / autodiff

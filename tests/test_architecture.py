@@ -12,6 +12,8 @@ import pytest
 import bpref
 from bpref.rules import RULES
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(bpref.__file__).parent
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 

@@ -10,6 +10,8 @@ import bpref
 from bpref.verify import oracle
 from tests.conftest import SEED
 
+pytestmark = pytest.mark.quick
+
 NETWORK = bpref.serial(bpref.linear(5), bpref.gelu(), bpref.linear(1))
 X = jnp.asarray(np.random.default_rng(SEED).normal(size=(7, 3)), jnp.float32)
 

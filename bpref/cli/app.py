@@ -11,6 +11,7 @@ from bpref.cli.check import EXAMPLE as CHECK_EXAMPLE
 from bpref.cli.check import check
 from bpref.cli.errors import Interrupted, UsageError
 from bpref.cli.explain import explain
+from bpref.cli.rules import rules
 from bpref.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from bpref.cli.train import train
 from bpref.cli.verify import verify
@@ -31,6 +32,7 @@ app.command(epilog=CHECK_EXAMPLE)(check)
 app.command(epilog=AUDIT_EXAMPLE)(audit)
 app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
 app.command(epilog="Example: bpref explain linear")(explain)
+app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
 
 

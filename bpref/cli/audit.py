@@ -6,7 +6,7 @@ import jax
 
 from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as
 from bpref.cli.loading import blaming, function, require_fitting
-from bpref.cli.reports import deliver, require_writable, waiting
+from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.verify import points
 from bpref.verify.audit import audit as audit_rules
 
@@ -25,11 +25,12 @@ def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile 
     that flow into them.
     """
     require_writable(json_file)
-    fun = function(target)
-    values = arguments(args, fun.module)
-    require_fitting(target, fun.value, values)
-    with as_wide_as(values), blaming(target), waiting("auditing"):
-        report = audit_rules(fun.value, *_filled(values, key or 0), key=key)
+    with stdout_for_json(json_file):
+        fun = function(target)
+        values = arguments(args, fun.module)
+        require_fitting(target, fun.value, values)
+        with as_wide_as(values), blaming(target), waiting("auditing"):
+            report = audit_rules(fun.value, *_filled(values, key or 0), key=key)
     return deliver(report, json_file)
 
 

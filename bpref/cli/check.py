@@ -9,7 +9,7 @@ import typer
 
 from bpref.cli.errors import UsageError
 from bpref.cli.loading import Named, blaming, function, made_arguments, named, require_fitting
-from bpref.cli.reports import deliver, require_writable, waiting
+from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.layer import Layer
 from bpref.nearest import require_known
 from bpref.verify.check import check as check_gradient
@@ -60,21 +60,22 @@ def check(
     if search is not None and dtypes is not None:
         raise UsageError("--dtypes goes with a single check; for --search write them into --args: f32|bf16[N,d]")
     working = None if dtypes is None else parse_dtypes(dtypes)
-    fun = target_named(target)
-    values = arguments(args, fun.module, is_search=search is not None)
-    require_fitting(target, fun.value, values)
-    hand = {
-        name: function(text, f"--{name}", fun.module).value
-        for name, text in (("reference", reference), ("backward", backward))
-        if text is not None
-    }
-    with as_wide_as(values), blaming(target):
-        if search is None:
-            with waiting("checking"):
-                report: Any = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
-        else:
-            with waiting(f"searching, for {search:g} s at most"):
-                report = search_for_a_failure(fun.value, values, **hand, seconds=search, key=key)
+    with stdout_for_json(json_file):
+        fun = target_named(target)
+        values = arguments(args, fun.module, is_search=search is not None)
+        require_fitting(target, fun.value, values)
+        hand = {
+            name: function(text, f"--{name}", fun.module).value
+            for name, text in (("reference", reference), ("backward", backward))
+            if text is not None
+        }
+        with as_wide_as(values), blaming(target):
+            if search is None:
+                with waiting("checking"):
+                    report: Any = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
+            else:
+                with waiting(f"searching, for {search:g} s at most"):
+                    report = search_for_a_failure(fun.value, values, **hand, seconds=search, key=key)
     return deliver(report, json_file)
 
 

@@ -8,16 +8,16 @@ import typer
 
 from bpref.cli.errors import blaming_the_input
 from bpref.nearest import require_known
-from bpref.rules import RULES
+from bpref.rules import OTHER_NAMES, RULES
 
 
 def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, such as linear or gelu.")]) -> None:
     """Print a rule's derivation, how it is called, what is cached, and where the formula comes from."""
     with blaming_the_input():
-        require_known("rule", name, RULES)
-    rule = RULES[name]
+        require_known("rule", name, [*RULES, *OTHER_NAMES])
+    rule = RULES[OTHER_NAMES.get(name, name)]
     module = sys.modules[rule.make.__module__]
     print(inspect.cleandoc(module.__doc__ or ""))
-    print(f"\nbpref.{name}{inspect.signature(rule.make)}\n")
+    print(f"\nbpref.{rule.name}{inspect.signature(rule.make)}\n")
     print("    " + (inspect.getdoc(rule.make) or "").replace("\n", "\n    "))
     print(f"\nSource: {rule.cite}")

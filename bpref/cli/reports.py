@@ -1,7 +1,8 @@
 """Showing a report: with colour and columns on a terminal, as plain text when piped; as JSON; as an exit code."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -55,6 +56,13 @@ def show(report: AnyReport) -> None:
         return
     for part in _parts(report):
         console.print(part, soft_wrap=isinstance(part, Text))
+
+
+@contextmanager
+def stdout_for_json(json_file: str | None) -> Iterator[None]:
+    """What the user's code prints goes to stderr where stdout is for the JSON."""
+    with redirect_stdout(sys.stderr) if json_file == STDOUT else nullcontext():
+        yield
 
 
 @contextmanager

@@ -50,3 +50,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 RULES: dict[str, Rule] = {
     name: import_module(f"bpref.rules.{kind}.{name}").RULE for kind, names in KINDS.items() for name in names
 }
+
+OTHER_NAMES: dict[str, str] = {other: name for name, rule in RULES.items() for other in rule.covers}
+"""The rule that is meant by another name that people look for."""

@@ -77,11 +77,8 @@ class AuditReport(NamedTuple):
     def __str__(self) -> str:
         count = len(self.sites)
         lines = [f"{self.name}   {count} custom rule{'s' * (count != 1)}   key {self.key}"]
-        lines += (
-            []
-            if self.sites
-            else ["  nothing was found to audit; rules inside jax.grad are applied before they are seen"]
-        )
+        if not self.sites:
+            lines.append("  nothing was found to audit; rules inside jax.grad are applied before they are seen")
         for s in self.sites:
             word = s.verdict if s.verdict == OK else s.verdict.upper()
             defined = f", its rule at {s.defined}" if s.defined else ""

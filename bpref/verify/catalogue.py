@@ -12,12 +12,12 @@ from bpref.rule import Case, Rule
 from bpref.verify.diagnose import diagnose
 from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
-from bpref.verify.examine import Held, Point, effect_of_rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.examine import Held, Point, hold, rounded, run_in_float64, stacked
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.precision import Row, rows_in, within
-from bpref.verify.prepare import Prepared, prepare
+from bpref.verify.prepare import Prepared, prepare, rounding_at
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding
 from bpref.verify.subject import as_subject
@@ -129,10 +129,11 @@ def examine(example: Example, ready: Prepared | None = None) -> tuple[list[Findi
 
 def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], float]:
     """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error."""
-    held = hold(ready.wide, [point], [seen], ready.jittered)
+    rounding = rounding_at(ready, [point])
+    held = hold(ready.wide, [point], [seen], rounding)
     together = stacked([seen])
     absent = [Finding(name, "structure", "the backward returned None for it") for name in ready.wide.absent]
-    nonlinear = linearity(together, lambda: effect_of_rounding(ready.wide, [point], ready.jittered))
+    nonlinear = linearity(together, rounding)
     residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
     wrong = [
         Finding(h.where, *diagnose(residual_of(h.where, h)), h.error)
@@ -145,7 +146,7 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
 def precision(example: Example, ready: Prepared) -> list[Row]:
     """The errors of every value in each of the working dtypes, one dtype after the other."""
     point, seen = run(example, ready)
-    held: dict[str, Held] = {h.where: h for h in hold(ready.wide, [point], [seen], ready.jittered)}
+    held: dict[str, Held] = {h.where: h for h in hold(ready.wide, [point], [seen], rounding_at(ready, [point]))}
     return [row for working in ready.narrow for row in rows_in(ready, working, [point], [point], held).values()]
 
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ import numpy as np
 
 from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, require_callable
-from bpref.verify.evidence import residuals
-from bpref.verify.examine import Held, Point, effect_of_rounding, hold, run_in_float64, stacked
+from bpref.verify.evidence import residuals, unscaled
+from bpref.verify.examine import Held, Point, hold, run_in_float64, stacked
 from bpref.verify.host import check_numerically
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.laws import consistency, eagerness, linearity, purity
-from bpref.verify.prepare import Prepared, lifted, prepared, sample, scales
-from bpref.verify.program import COTANGENTS, Seen
+from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at, sample, scales
+from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.subject import OWN_PRIMAL, as_subject, describe
 
@@ -77,19 +77,19 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
 
 def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     narrow, wide, seen = sample(ready, key, linear)
-    held = _held(ready, wide, seen)
+    rounding = rounding_at(ready, wide)
+    held = _held(ready, wide, seen, rounding)
     if ready.casts_to and not ready.is_lifted and any(h.is_wrong for h in held.values()):
         ready = lifted(ready)
         seen = run_in_float64(ready.wide, wide)
-        held = _held(ready, wide, seen)
+        rounding = rounding_at(ready, wide)
+        held = _held(ready, wide, seen, rounding)
     together = stacked(seen)
-    rounding = cache(lambda: effect_of_rounding(ready.wide, wide, ready.jittered))
     laws = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
     laws += linearity(together, rounding) if linear else []
     said = [*ready.formal, *_absent(ready, together), *laws]
-    rows = _precision(
-        ready, narrow, wide, held, _unscaled(together, scales(linear) if linear else (1.0,) * len(narrow))
-    )
+    drawn = scales(linear) if linear else (1.0,) * len(narrow)
+    rows = _precision(ready, narrow, wide, held, together.y_oracle | unscaled(together.oracle, drawn))
     residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
     for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle)):
@@ -123,20 +123,16 @@ def _impure(
     return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where], initial=0.0))]
 
 
-def _held(ready: Prepared, points: list[Point], seen: list[Seen]) -> dict[str, Held]:
-    return {h.where: h for h in hold(ready.wide, points, seen, ready.jittered, ready.round_off)}
+def _held(
+    ready: Prepared, points: list[Point], seen: list[Seen], rounding: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, Held]:
+    return {h.where: h for h in hold(ready.wide, points, seen, rounding, ready.round_off)}
 
 
 def _notes(ready: Prepared) -> tuple[str, ...]:
     casts = f"it casts down to {ready.casts_to} inside; the derivation was judged without those casts"
     loops = f"vmap was not used: {ready.wide.unbatched}"
     return tuple(note for note, applies in ((casts, ready.casts_to), (loops, ready.wide.unbatched)) if applies)
-
-
-def _unscaled(seen: Seen, factors: Sequence[float]) -> dict[str, np.ndarray]:
-    """The oracle's values for the cotangents as they were drawn; exactly, since the factors are powers of two."""
-    of_samples = np.repeat(factors, COTANGENTS)
-    return seen.y_oracle | {name: v / of_samples.reshape(-1, *[1] * (v.ndim - 1)) for name, v in seen.oracle.items()}
 
 
 def _precision(

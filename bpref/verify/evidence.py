@@ -14,6 +14,15 @@ from bpref.verify.terms import contributions
 
 Arrays = dict[str, np.ndarray]
 
+LEGIBLE = 1e-3
+"""However much round-off may make of a value, what explains it agrees with it to three digits."""
+
+
+def unscaled(arrays: Arrays, scales: Sequence[float]) -> Arrays:
+    """Stacked cotangents as they are for the dys that were drawn; exactly, since the scales are powers of two."""
+    of_samples = np.repeat(scales, COTANGENTS)
+    return {name: v / of_samples.reshape(-1, *[1] * (v.ndim - 1)) for name, v in arrays.items()}
+
 
 def residuals(
     ready: Prepared, points: list[Point], seen: Seen, scales: Sequence[float], nonlinear: set[str]
@@ -29,10 +38,7 @@ def residuals(
         if not is_key(points[0].leaves[i])
     }
     dys = [np.concatenate([p.dys[i] for p in points]) for i in range(len(points[0].dys))]
-    of_samples = np.repeat(scales, COTANGENTS)
-
-    def scaled(arrays: Arrays) -> Arrays:
-        return {name: v / of_samples.reshape(-1, *[1] * (v.ndim - 1)) for name, v in arrays.items()}
+    scaled = partial(unscaled, scales=scales)
 
     @cache
     def terms() -> dict[str, Arrays]:
@@ -41,10 +47,12 @@ def residuals(
     def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
         return level(terms()[name])
 
+    def round_off(held: Held | None) -> float:
+        return min(held.allowed, max(LEGIBLE, ready.round_off)) if held else ROUND_OFF
+
     def of_output(name: str, held: Held | None) -> Residual:
         others = {n: v for n, v in seen.y_oracle.items() if n != name}
-        round_off = held.allowed if held else ROUND_OFF
-        return Residual(name, seen.y[name], seen.y_oracle[name], others, of_args, {}, {}, round_off)
+        return Residual(name, seen.y[name], seen.y_oracle[name], others, of_args, {}, {}, round_off(held))
 
     def of_cotangent(name: str, held: Held | None) -> Residual:
         level: Callable[[Arrays], Arrays] = dict if name in nonlinear else scaled
@@ -58,7 +66,7 @@ def residuals(
             args={n: np.repeat(v, COTANGENTS, axis=0) for n, v in of_args.items()},
             y=outputs,
             dy=level(dict(zip(outputs, dys, strict=True))),
-            round_off=held.allowed if held else ROUND_OFF,
+            round_off=round_off(held),
             terms=partial(terms_of, name, level),
         )
 

@@ -136,18 +136,17 @@ def hold(
     program: Program,
     points: Sequence[Point],
     seen: Sequence[Seen],
-    jittered: Callable[[], Program],
+    rounding: Callable[[], dict[str, np.ndarray]],
     round_off: float = ROUND_OFF,
 ) -> list[Held]:
-    """Every value of the hand's held against the oracle's; only where they disagree is more computed."""
+    """Every value of the hand's held against the oracle's; only where they disagree is `rounding` asked for."""
     held = [_hold(name, *pair, round_off) for name, pair in pairs(stacked(seen)).items()]
     suspects = {h.where for h in held if h.is_wrong}
     if not suspects:
         return held
-    rounding = effect_of_rounding(program, points, jittered)
     kinks = {name: at_kinks(program.run, points, seen, name) for name in suspects if name in seen[0].hand}
     again = pairs(stacked(seen))
-    return [_hold(h.where, *again[h.where], round_off, rounding[h.where], kinks.get(h.where)) for h in held]
+    return [_hold(h.where, *again[h.where], round_off, rounding()[h.where], kinks.get(h.where)) for h in held]
 
 
 def effect_of_rounding(

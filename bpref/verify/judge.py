@@ -19,7 +19,7 @@ class Evidence(NamedTuple):
       held: the hand's beside the oracle's; None if the hand has no array of that shape.
       findings: what the laws have said of it already.
       residual: what a diagnosis is made from, as a function, since it is seldom needed.
-      rows: its errors in the working dtypes.
+      precision: its errors in the working dtypes.
       imprecise: which of these are worse than autodiff's.
     """
 

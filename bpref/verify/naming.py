@@ -21,10 +21,9 @@ def _step(key: Any) -> str:
     return f"[{key.idx}]" if isinstance(key, SequenceKey) else f"[{getattr(key, 'key', key)}]"
 
 
-def leaf_names(root: str, tree: Any, none_is_leaf: bool = False) -> list[str]:
+def leaf_names(root: str, tree: Any) -> list[str]:
     """The names of the leaves of `tree`, each beginning with `root`."""
-    is_leaf = (lambda v: v is None) if none_is_leaf else None
-    return [root + path_text(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
+    return [root + path_text(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def argument_names(fun: Callable[..., Any], count: int) -> tuple[str, ...]:

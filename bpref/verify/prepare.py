@@ -17,12 +17,12 @@ from bpref.verify.blame import (
     require_outputs,
     require_rule,
 )
-from bpref.verify.examine import ROUND_OFF, Point, run_in_float64, widened
+from bpref.verify.examine import ROUND_OFF, Point, effect_of_rounding, run_in_float64, widened
 from bpref.verify.jitter import jittered
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes
+from bpref.verify.program import COTANGENTS, Program, Seen, as_it_is, compile_program, output_shapes
 from bpref.verify.report import Finding
 from bpref.verify.subject import Subject
 
@@ -112,7 +112,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
     require_outputs(subject, outputs)
     is_lifted, round_off = False, ROUND_OFF
-    in_own_dtypes = lambda f: f  # noqa: E731
+    in_own_dtypes: Callable[[Callable], Callable] = as_it_is
     try:
         wide = _in_float64(subject, specs, outputs)
     except (TypeError, ValueError):
@@ -159,7 +159,7 @@ def lifted(ready: Prepared) -> Prepared:
 
 
 def _in_float64(
-    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = lambda f: f
+    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = as_it_is
 ) -> Program:
     with jax.enable_x64(True):
         dys = [_stack(_wide_spec(v)) for v in outputs]
@@ -222,14 +222,24 @@ def sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[P
 
 def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
     """Point number i: fresh values ever nearer to the given ones, until the function is defined there."""
-    for attempt in range(len(fresh.STRENGTHS)):
-        rng = fresh.generator(key, i, attempt)
-        point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
-        exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
-        (values,) = run_in_float64(ready.wide, [exact])
-        if _is_defined(values):
-            break
-    return point, exact, values  # type: ignore[possibly-unbound]
+    attempts = (_attempt(ready, key, i, n, scale) for n in range(len(fresh.STRENGTHS)))
+    tried = next(attempts)
+    while not _is_defined(tried[2]) and (again := next(attempts, None)):
+        tried = again
+    return tried
+
+
+def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> tuple[Point, Point, Seen]:
+    rng = fresh.generator(key, i, attempt)
+    point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
+    exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
+    (values,) = run_in_float64(ready.wide, [exact])
+    return point, exact, values
+
+
+def rounding_at(ready: Prepared, points: list[Point]) -> Callable[[], dict[str, np.ndarray]]:
+    """What round-off may make of each value at these points, computed when it is first asked for."""
+    return cache(lambda: effect_of_rounding(ready.wide, points, ready.jittered))
 
 
 def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:

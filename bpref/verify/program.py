@@ -90,8 +90,12 @@ def output_shapes(subject: Subject, leaves: list[Any]) -> Any:
     return jax.eval_shape(subject.plain, leaves)
 
 
+def as_it_is(f: Callable) -> Callable:
+    return f
+
+
 def compile_program(
-    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = lambda f: f
+    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = as_it_is
 ) -> Program:
     """Trace and compile the examination of `subject` for inputs like these; `dys` are stacks of `COTANGENTS`.
 
@@ -103,7 +107,7 @@ def compile_program(
     output = output_name(subject.names)
 
     def by_hand(pull, y, dy):
-        return _fitting(subject, leaves, pull(_completed(dy, y)), misfits, absent)
+        return _fitting(subject, leaves, pull(completed(dy, y)), misfits, absent)
 
     def examined(leaves, dys):
         nonlocal unbatched
@@ -112,7 +116,7 @@ def compile_program(
         more = [jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]) for v in dys]
 
         def by_oracle(dy):
-            cotangent = cotangents(_completed(dy, y_oracle))[0]
+            cotangent = cotangents(completed(dy, y_oracle))[0]
             return {name: c for name, c in zip(subject.names, cotangent, strict=True) if c is not None}
 
         alone = by_hand(pull, y, [v[0] for v in dys])
@@ -147,7 +151,7 @@ def compile_program(
 def run_traced(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, Any]:
     """The outputs and the hand's cotangents by name."""
     y, pull = subject.sweep(leaves)
-    return _outputs(output_name(subject.names), y) | _fitting(subject, leaves, pull(_completed(dy, y)), {}, set())
+    return _outputs(output_name(subject.names), y) | _fitting(subject, leaves, pull(completed(dy, y)), {}, set())
 
 
 def run_eagerly(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, np.ndarray]:
@@ -160,7 +164,7 @@ def _outputs(name: str, y: Any) -> dict[str, Any]:
     return {n: v for n, v in zip(leaf_names(name, y), jax.tree.leaves(y), strict=True) if is_differentiable(v)}
 
 
-def _completed(dy: list[Any], y: Any) -> Any:
+def completed(dy: list[Any], y: Any) -> Any:
     """`dy`, given for the differentiable leaves of `y` alone, as a tree of `y`'s; integers have JAX's `float0`."""
     leaves, tree = jax.tree.flatten(y)
     given = iter(dy)

@@ -1,5 +1,6 @@
 """search: is there a shape, a dtype, a value or a hyperparameter for which a hand-derived gradient is wrong?"""
 
+import inspect
 import json
 import secrets
 import time
@@ -9,8 +10,10 @@ from itertools import count
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from bpref.layer import Layer, as_function
 from bpref.verify.check import check
 from bpref.verify.naming import function_name
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
@@ -127,7 +130,11 @@ def search(
     """
     _require_hypothesis()
     key = secrets.randbelow(10**6) if key is None else key
-    hunt = _Hunt(fun, as_template(specs), reference, backward, key, seconds)
+    if not seconds >= 0:
+        raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
+    template = as_template(specs)
+    _require_fitting(fun, template)
+    hunt = _Hunt(fun, template, reference, backward, key, seconds)
     with _leaving_nothing_behind():
         hunt.explore(examples)
         found = hunt.smallest()
@@ -136,6 +143,19 @@ def search(
         return SearchReport(*known, refusal=hunt.refusal)
     args, report = found
     return SearchReport(*known, args, report, snippet(fun, args, reference, backward, key), hunt.refusal)
+
+
+def _require_fitting(fun: Any, template: Template) -> None:
+    """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
+    name, args = function_name(fun), jax.tree.unflatten(template.tree, template.leaves)
+    try:
+        signature = inspect.signature(as_function(fun) if isinstance(fun, Layer) else fun)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(f"search: specs are {len(args)}, and {name}{signature}: {error}") from error
 
 
 class _Case(NamedTuple):

@@ -71,11 +71,25 @@ def as_template(specs: Any) -> Template:
       TypeError: `specs` is no tuple, list or string.
     """
     if isinstance(specs, str):
-        return Template(parse_templates(specs), jax.tree.structure(tuple(parse_templates(specs)), is_leaf=_is_leaf))
+        specs = parse_templates(specs)
     if not isinstance(specs, tuple | list):
         raise TypeError(f"search: specs is a {type(specs).__name__}, expected a tuple, one entry for each argument")
-    leaves, tree = jax.tree.flatten(tuple(specs), is_leaf=_is_leaf)
-    return Template(tuple(map(_leaf, leaves)), tree)
+    flat, tree = jax.tree.flatten(tuple(specs), is_leaf=_is_leaf)
+    leaves = tuple(map(_leaf, flat))
+    _require_bounds_to_be_axes(leaves)
+    return Template(leaves, tree)
+
+
+def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
+    """Raise `ValueError` if integers are to be below a size that no array has."""
+    specs = [
+        s for leaf in leaves for s in (leaf.values if isinstance(leaf, Option) else (leaf,)) if isinstance(s, Spec)
+    ]
+    sizes = dict.fromkeys(axis.name for s in specs for axis in s.axes if axis.name)
+    for s in specs:
+        if s.below is not None and s.below.name and s.below.name not in sizes:
+            known = f"the sizes are {', '.join(sizes)}" if sizes else "there are no named sizes"
+            raise ValueError(f"search: {s.text!r}: {s.below.name} is the size of no axis; {known}")
 
 
 def _is_leaf(v: Any) -> bool:

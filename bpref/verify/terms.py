@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from bpref.verify.examine import Point
-from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.oracle import with_cotangents
 from bpref.verify.paths import split_paths
-from bpref.verify.program import quick_compilation
+from bpref.verify.program import completed, quick_compilation
 from bpref.verify.subject import Subject
 
 
@@ -32,9 +32,7 @@ def contributions(subject: Subject, points: Sequence[Point]) -> dict[str, dict[s
 
         def cotangents(mask, leaves, dy):
             y, pull = with_cotangents(lambda leaves: masked(mask, *leaves), leaves)
-            given = iter(dy)
-            full = [next(given) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0) for v in y]
-            return {n: c for n, c in zip(subject.names, pull(full)[0], strict=True) if c is not None}
+            return {n: c for n, c in zip(subject.names, pull(completed(dy, y))[0], strict=True) if c is not None}
 
         of_all = jax.vmap(jax.vmap(cotangents, (0, None, None)), (None, None, 0))
         compiled = jax.jit(of_all, compiler_options=quick_compilation())

@@ -167,3 +167,17 @@ def test_piped_it_is_plain_text_and_finds_a_file_in_the_current_directory(tmp_pa
 def test_help_shows_an_example(capsys):
     assert run(["check", "--help"]) == 0
     assert "Examples: bpref check norms:rms_norm" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_function_prints_does_not_spoil_the_json(capsys, tmp_path, monkeypatch):
+    (tmp_path / "chatty.py").write_text(
+        "import jax.numpy as jnp\nprint('loading')\n"
+        "def f(x):\n    print('called')\n    return jnp.sin(x)\n"
+        "def df(args, dy):\n    return (dy * jnp.cos(args[0]),)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", "chatty:f", "--args", "f32[3]", "--backward", "df", "--json", "-"]) == 0
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["name"] == "f"
+    assert "loading" in seen.err
+    assert "called" in seen.err

@@ -40,6 +40,15 @@ EVERY_CASE = pytest.mark.parametrize(
     [pytest.param(r, c, id=f"{r.name}-{c.name}") for r in RULES.values() for c in r.cases],
 )
 
+EVERY_CASE_THE_FIRST_QUICK = pytest.mark.parametrize(
+    ("rule", "case"),
+    [
+        pytest.param(r, c, id=f"{r.name}-{c.name}", marks=pytest.mark.quick if c is r.cases[0] else ())
+        for r in RULES.values()
+        for c in r.cases
+    ],
+)
+
 
 class Swept(NamedTuple):
     """One forward and its backward."""
@@ -99,7 +108,7 @@ def test_laws_1_to_5_on_whatever_hypothesis_draws(rule: Rule):
     property_of()
 
 
-@EVERY_CASE
+@EVERY_CASE_THE_FIRST_QUICK
 def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
     findings, error = examine(draw(rule, case, sizes_of(case), SEED))
     assert findings == []

@@ -7,6 +7,8 @@ import pytest
 
 import bpref
 
+pytestmark = pytest.mark.quick
+
 KEY = jax.random.key(0)
 
 BAD_CALLS = {

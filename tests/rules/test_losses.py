@@ -6,6 +6,8 @@ import pytest
 
 import bpref
 
+pytestmark = pytest.mark.quick
+
 ONES = jnp.ones((8, 1))
 LOGITS = jnp.zeros((8, 10))
 LABELS = jnp.zeros(8, jnp.int32)

@@ -215,3 +215,31 @@ def test_a_missing_hypothesis_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(ImportError, match=r'install it: pip install "bpref\[search\]"'):
         search(maximum, "f32[2]")
+
+
+@pytest.mark.parametrize(
+    ("specs", "options", "kind", "message"),
+    [
+        (
+            ("f32[N,d]", "i32[N]<W"),
+            {},
+            ValueError,
+            "search: 'i32[N]<W': W is the size of no axis; the sizes are N, d",
+        ),
+        (("f32[N,d]", "i32[N]<d"), {"seconds": -1}, ValueError, "search: seconds is -1, expected 0 or more"),
+        (
+            ("f32[N,d]",),
+            {},
+            TypeError,
+            "search: specs are 1, and rows_of(table, ids): missing a required argument: 'ids'",
+        ),
+    ],
+    ids=["a bound that is no axis", "no time", "too few"],
+)
+def test_what_a_search_is_not_asked(specs, options, kind, message):
+    def rows_of(table, ids):
+        return table[ids]
+
+    with pytest.raises(kind) as refused:
+        bpref.search(rows_of, specs, **options)
+    assert str(refused.value) == message

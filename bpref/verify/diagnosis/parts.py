@@ -64,13 +64,21 @@ def _of_terms(r: Residual, terms: Mapping[str, np.ndarray]) -> Diagnosis | None:
 
 
 def _of_one(r: Residual, terms: Mapping[str, np.ndarray]) -> Diagnosis | None:
-    """The likeliest: a term that is missing, before one with the wrong sign, before one with another factor."""
-    fits = [(label, c[0]) for label, t in terms.items() if (c := _multiples(r, [t])) is not None]
+    """The likeliest: a term that is missing, before one with the wrong sign, before one with another factor.
+
+    Terms that are equal, such as the two of `v * v`, may also be wrong together.
+    """
+    fits = []
+    for label, t in terms.items():
+        c = _multiples(r, [t])
+        if c is not None:
+            alike = [label, *(other for other, v in terms.items() if other != label and agree(r, v, value=t))]
+            fits += [(f"{label} (or {alike[1]})" if alike[1:] else label, c[0])]
+            fits += [(f"each of {' and '.join(alike)}", c[0] / len(alike))] if alike[1:] else []
     if not fits:
         return None
     label, c = min(fits, key=lambda fit: (abs(fit[1] + 1) > 1e-6, abs(fit[1] + 2) > 1e-6))
-    same = [other for other, v in terms.items() if other != label and agree(r, v, value=terms[label])]
-    return Diagnosis(_kind(np.array([c])), _say(r, label, c) + "".join(f" (or {other})" for other in same[:1]))
+    return Diagnosis(_kind(np.array([c])), _say(r, label, c))
 
 
 def _of_two(r: Residual, terms: Mapping[str, np.ndarray]) -> Diagnosis | None:

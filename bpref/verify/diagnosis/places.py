@@ -24,7 +24,7 @@ MOST_OF_AN_AXIS = 1 / 2
 MOST_ELEMENTS = 1 / 3
 """... or of all elements, the same ones in every sample."""
 
-MOST_ANYWHERE = 1 / 4
+MOST_ANYWHERE = 2 / 5
 """Where the places depend on the values, and nothing says how, fewer must be wrong, in every sample."""
 
 CLEAR = 1e2

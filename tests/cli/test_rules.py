@@ -1,0 +1,61 @@
+"""`bpref rules`, as a user calls it; and rules that are asked for by another name."""
+
+import json
+
+import bpref.rules
+from bpref.cli import rules as command
+from bpref.cli.app import run
+
+FIGURES = {
+    "machine": {"jax": "0.10.2", "device": "cpu", "host": "x86_64"},
+    "rules": {
+        "square": {
+            "float64": 2e-16,
+            "float32": [0.5, 1.25],
+            "cache": [100, 400],
+            "time": {"median": 0.875, "low": 0.8, "high": 0.9, "hand_seconds": 1e-3, "other_seconds": 1e-3},
+        }
+    },
+}
+
+
+def rows(out):
+    return {line.split()[0]: line for line in out.splitlines() if line.split()}
+
+
+def test_every_rule_is_listed_with_its_kind_and_source(capsys):
+    assert run(["rules"]) == 0
+    out = capsys.readouterr().out
+    found = rows(out)
+    for kind, names in bpref.rules.KINDS.items():
+        for name in names:
+            assert found[name].split()[1] == kind
+    assert f"{len(bpref.rules.RULES)} rules" in out
+    assert "Hendrycks" in out or "1606.08415" in found["gelu"]
+
+
+def test_one_kind_with_the_figures_that_were_measured(capsys, monkeypatch):
+    monkeypatch.setattr(command, "read_figures", lambda: FIGURES)
+    assert run(["rules", "--kind", "loss"]) == 0
+    out = capsys.readouterr().out
+    found = rows(out)
+    assert "linear" not in found
+    assert found["square"].split()[2:8] == ["2e-16", "0.5", "/", "1.2", "0.25", "0.88"]
+    assert "jax 0.10.2 on cpu" in out
+
+
+def test_an_unknown_kind_is_one_line(capsys):
+    assert run(["rules", "--kind", "los"]) == 2
+    assert capsys.readouterr().err == "bpref: unknown kind 'los'; the nearest is loss\n"
+
+
+def test_figures_that_ship_name_rules_that_there_are():
+    figures = command.read_figures().get("rules", {})
+    assert set(figures) <= set(bpref.rules.RULES)
+    assert json.dumps(figures)
+
+
+def test_another_name_finds_the_rule(capsys, monkeypatch):
+    monkeypatch.setitem(bpref.rules.OTHER_NAMES, "mean squared error", "square")
+    assert run(["explain", "mean squared error"]) == 0
+    assert capsys.readouterr().out.startswith("square: ")
