@@ -50,7 +50,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
 
     Raises:
       ValueError: an axis is named twice, is not one of x's, or is empty; norm is none of the three.
-      TypeError: x is not complex; `real_fft` is for real x.
+      TypeError: x is not complex; real x must be cast.
     """
     who = "fft"
     if norm not in ("backward", "ortho", "forward"):
@@ -60,7 +60,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
 
     def forward(params, x):
         if not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128 (real_fft takes real x)")
+            raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128")
         if not all(-x.ndim <= axis < x.ndim for axis in axes) or len({axis % x.ndim for axis in axes}) < len(axes):
             raise ValueError(f"{who}: axes is {axes}, expected different axes of x (x: {x.shape})")
         if 0 in (x.shape[axis] for axis in axes):
