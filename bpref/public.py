@@ -63,6 +63,16 @@ from bpref.rules.loss.dice import dice
 from bpref.rules.loss.focal import focal
 from bpref.rules.loss.gaussian import gaussian
 from bpref.rules.loss.hinge import hinge
+from bpref.rules.linear_algebra.cholesky import cholesky
+from bpref.rules.linear_algebra.eigh import eigh
+from bpref.rules.linear_algebra.fft import fft
+from bpref.rules.linear_algebra.inverse import inverse
+from bpref.rules.linear_algebra.log_determinant import log_determinant
+from bpref.rules.linear_algebra.matrix_exponential import matrix_exponential
+from bpref.rules.linear_algebra.qr import qr
+from bpref.rules.linear_algebra.solve import solve
+from bpref.rules.linear_algebra.svd import svd
+from bpref.rules.linear_algebra.triangular_solve import triangular_solve
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.info_nce import info_nce
 from bpref.rules.loss.jensen_shannon import jensen_shannon
@@ -161,6 +171,8 @@ __all__ = [
     "dropout",
     "dynamic_tanh",
     "einsum",
+    "cholesky",
+    "eigh",
     "elu",
     "embedding",
     "embedding_bag",
@@ -169,6 +181,7 @@ __all__ = [
     "gather",
     "gaussian",
     "gaussian_noise",
+    "fft",
     "gelu",
     "global_pool",
     "glu",
@@ -187,11 +200,13 @@ __all__ = [
     "kl_divergence",
     "l2_normalize",
     "layer_norm",
+    "inverse",
     "leaf_paths",
     "leaky_relu",
     "learned_step_quantizer",
     "linear",
     "log_cosh",
+    "log_determinant",
     "log_sigmoid",
     "log_softmax",
     "logsumexp",
@@ -200,6 +215,7 @@ __all__ = [
     "margin_ranking",
     "max_pool",
     "maxout",
+    "matrix_exponential",
     "mish",
     "multiclass_hinge",
     "mutants",
@@ -218,6 +234,7 @@ __all__ = [
     "reduce_max",
     "reduce_prod",
     "reduce_sum",
+    "qr",
     "relu",
     "relu6",
     "remat",
@@ -243,17 +260,20 @@ __all__ = [
     "sort",
     "sparsemax",
     "spectral_norm_linear",
+    "solve",
     "square",
     "squared_relu",
     "straight_through",
     "strip_custom_rules",
     "take_along_axis",
+    "svd",
     "tanh",
     "tied_embedding",
     "top_k",
     "trainable",
     "transposed_convolution",
     "triplet",
+    "triangular_solve",
     "update_in_backward",
     "update_running_statistics",
     "vae",

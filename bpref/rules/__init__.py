@@ -130,6 +130,18 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "linear_algebra": (
+        "cholesky",
+        "eigh",
+        "fft",
+        "inverse",
+        "log_determinant",
+        "matrix_exponential",
+        "qr",
+        "solve",
+        "svd",
+        "triangular_solve",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

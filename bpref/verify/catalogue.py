@@ -151,10 +151,14 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
 
 
 def precision(example: Example, ready: Prepared) -> list[Row]:
-    """The errors of every value in each of the working dtypes, one dtype after the other."""
+    """The errors of every value in each of the working dtypes, one dtype after the other; complex ones by its name."""
     point, seen = run(example, ready)
     held: dict[str, Held] = {h.where: h for h in hold(ready.wide, [point], [seen], rounding_at(ready, [point]))}
-    return [row for working in ready.narrow for row in rows_in(ready, working, [point], [point], held).values()]
+    return [
+        row._replace(dtype=working.name) if row.dtype.startswith("complex") else row
+        for working in ready.narrow
+        for row in rows_in(ready, working, [point], [point], held).values()
+    ]
 
 
 def imprecise(row: Row) -> list[Finding]:

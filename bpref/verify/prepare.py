@@ -199,6 +199,9 @@ def _wide_spec(v: Any) -> Any:
 
 
 def _in(dtype: Any, working: str) -> Any:
+    """`dtype` in a working precision; there is no complex dtype narrower than complex64."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return jnp.dtype(jnp.complex128 if working in ("float64", "complex128") else jnp.complex64)
     return jnp.dtype(working) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 

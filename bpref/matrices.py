@@ -1,0 +1,137 @@
+"""What the rules of linear algebra share: products, the LU factorisation, what is refused, and matrices to try.
+
+A matrix is the last two axes, whatever stands in front is a batch. JAX factorises in float32 and wider, so half
+precision is widened, and what is cached stays wide: factors rounded to 8 bits would spoil the backward.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.lax.linalg import triangular_solve
+from jaxtyping import Float, Int
+
+from bpref.dtypes import require_floating
+
+SMALL_BATCH = {"B": 4}
+"""The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
+waits for the others: factorisations that run side by side, a rule's and autodiff's, may wait for each other."""
+
+
+def product(A: Array, B: Array) -> Array:
+    """A B, in the full precision of its dtype on every device."""
+    return jnp.matmul(A, B, precision=lax.Precision.HIGHEST)
+
+
+def transpose(A: Array) -> Array:
+    return jnp.swapaxes(A, -1, -2)
+
+
+def symmetric_part(A: Array) -> Array:
+    return 0.5 * (A + transpose(A))
+
+
+def identity_like(A: Array) -> Array:
+    """The identity for each square matrix of the batch A."""
+    return jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=A.dtype), A.shape)
+
+
+def with_diagonal(A: Array, d: Array) -> Array:
+    """A, with its diagonal replaced by d."""
+    return jnp.where(jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=bool), A.shape), d[..., None], A)
+
+
+class Factors(NamedTuple):
+    """P A = L U: L below the diagonal (its own is 1), U on and above it; row i of P A is row permutation_i of A."""
+
+    lu: Float[Array, "... n n"]
+    permutation: Int[Array, "... n"]
+
+
+def factorise(A: Array) -> tuple[Factors, Array]:
+    """The factors of A, and the pivots, `(..., n)`: row i was swapped with row pivot_i."""
+    lu, pivots, permutation = lax.linalg.lu(A)
+    return Factors(lu, permutation), pivots
+
+
+def solve_factorised(factors: Factors, B: Array) -> Array:
+    """A^-1 B = U^-1 L^-1 P B for a matrix B."""
+    lu, permutation = factors
+    X = jnp.take_along_axis(B, permutation[..., None], -2)
+    X = triangular_solve(lu, X, left_side=True, lower=True, unit_diagonal=True)
+    return triangular_solve(lu, X, left_side=True, lower=False)
+
+
+def solve_factorised_transposed(factors: Factors, B: Array) -> Array:
+    """A^-T B = P^T L^-T U^-T B for a matrix B."""
+    lu, permutation = factors
+    X = triangular_solve(lu, B, left_side=True, lower=False, transpose_a=True)
+    X = triangular_solve(lu, X, left_side=True, lower=True, unit_diagonal=True, transpose_a=True)
+    return jnp.take_along_axis(X, jnp.argsort(permutation, -1)[..., None], -2)
+
+
+def require_matrix(who: str, argument: str, A: Any) -> None:
+    """Raise unless A is a batch of floating-point matrices with at least one row and one column."""
+    require_floating(who, argument, A)
+    if A.ndim < 2 or 0 in A.shape[-2:]:
+        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., m, n) with m and n at least 1")
+
+
+def require_square(who: str, argument: str, A: Any) -> None:
+    """Raise unless A is a batch of square floating-point matrices with at least one row."""
+    require_floating(who, argument, A)
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
+        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., n, n) with n at least 1")
+
+
+def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:
+    """`x` as A, a batch of square matrices, B, the right-hand sides as matrices, and whether these came as vectors."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
+        raise TypeError(f"{who}: x is {came}, expected a pair (A, B)")
+    A, B = (jnp.asarray(v) for v in x)
+    require_square(who, "A", A)
+    if B.dtype != A.dtype:
+        raise TypeError(f"{who}: B has dtype {B.dtype}, A has {A.dtype}; cast one to the other's")
+    if B.ndim not in (A.ndim - 1, A.ndim) or B.shape[: A.ndim - 1] != A.shape[:-1]:
+        raise ValueError(
+            f"{who}: B has shape {B.shape}, expected {A.shape[:-1]} or {(*A.shape[:-1], 'k')} with A's n rows "
+            f"(A: {A.shape})".replace("'k'", "k")
+        )
+    is_vector = B.ndim == A.ndim - 1
+    return A, B[..., None] if is_vector else B, is_vector
+
+
+def spread_singular_values(v: np.ndarray) -> np.ndarray:
+    """A matrix with v's singular vectors and singular values from 1 to 3, equally far apart."""
+    if v.size == 0:
+        return v
+    U, s, Vt = np.linalg.svd(v, full_matrices=False)
+    return U * np.linspace(1, 3, s.shape[-1]) @ Vt
+
+
+def spread_eigenvalues(v: np.ndarray) -> np.ndarray:
+    """A symmetric matrix with eigenvalues of both signs that are 1 apart, and eigenvectors of v's symmetric part."""
+    n = v.shape[-1]
+    return _with_eigenvalues(v, np.arange(n) - 0.4 * n)
+
+
+def positive_definite(v: np.ndarray) -> np.ndarray:
+    """A symmetric matrix with eigenvalues from 1 to 3, and eigenvectors of v's symmetric part."""
+    return _with_eigenvalues(v, np.linspace(1, 3, v.shape[-1]))
+
+
+def dominant_diagonal(v: np.ndarray) -> np.ndarray:
+    """v, values within 4, with 1.5 to 2.5 on the diagonal and at most 1 in the rest of each row."""
+    n = v.shape[-1]
+    on = np.eye(n, dtype=bool)
+    return np.where(on, np.where(v < 0, -1, 1) * (1.5 + np.abs(v) / 4), v / (4 * max(n, 1)))
+
+
+def _with_eigenvalues(v: np.ndarray, w: np.ndarray) -> np.ndarray:
+    if v.size == 0:
+        return v
+    V = np.linalg.eigh(v + np.swapaxes(v, -1, -2))[1]
+    A = V * w @ np.swapaxes(V, -1, -2)
+    return (A + np.swapaxes(A, -1, -2)) / 2

@@ -1,0 +1,1 @@
+"""Factorisations of matrices, and what is computed by one: each adjoint reuses the factors of its forward."""

@@ -1,0 +1,107 @@
+"""eigh: the eigenvalues w and eigenvectors V of a symmetric matrix, A = V diag(w) V^T.
+
+Forward, for each matrix of the batch, of which only the symmetric part counts; w ascends, V's columns are orthonormal:
+
+    1/2 (A + A^T) V = V diag(w)                         A, V: (..., n, n)    w: (..., n)
+
+Differential, with S for the symmetric part and G = V^T (delta S) V. V stays orthogonal, so V^T (delta V) =: C is
+antisymmetric, and (delta S) V + S (delta V) = (delta V) diag(w) + V diag(delta w), from the left with V^T:
+
+    G + diag(w) C = C diag(w) + diag(delta w)
+    delta w_i = G_ii        C_ij = G_ij / (w_j - w_i)   for i != j        C_ii = 0
+
+The adjoint sum_i dw_i delta w_i + <dV, V C>, with H = V^T dV, is <M, G> for
+
+    M_ii = dw_i             M_ij = H_ij / (w_j - w_i)
+
+Since G is symmetric only the symmetric part of M counts, and 1 / (w_j - w_i) is antisymmetric:
+
+    M_ij <- 1/2 (H_ij - H_ji) / (w_j - w_i)             dA = V M V^T      (..., n, n)
+
+which is symmetric: the symmetrisation of A is its own transpose, and asks nothing more.
+
+Cached: w and V, the outputs, in at least float32.
+
+Numerical care: half precision is decomposed in float32. Each element of M is a difference over a gap: relative to dV,
+the error of dA is round-off times |A| over the smallest gap. Without dV (eigenvalues alone) no gap is harmful. At
+repeated eigenvalues V is any basis of their space and has no derivative: dA is inf or NaN, as autodiff's is, unless the
+cost does not depend on that basis and dV is 0, where 0 / 0 = NaN is still what comes. The signs of V's columns are
+those of LAPACK; a cost that depends on them is not smooth.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.matrices import SMALL_BATCH, product, require_square, spread_eigenvalues, transpose, with_diagonal
+from bpref.rule import Case, Real, Rule
+
+
+class EighCache(NamedTuple):
+    w: Float[Array, "... n"]
+    V: Float[Array, "... n n"]
+
+
+def eigh() -> Layer:
+    """The eigenvalues, ascending, and eigenvectors of the symmetric part of A, for each matrix of a batch.
+
+    Returns:
+      A layer with params `()`, x `A` of shape `(..., n, n)` and y `(w, V)`: w `(..., n)`, V `(..., n, n)` with the
+      eigenvectors as columns. dA is symmetric; at repeated eigenvalues it is inf or NaN.
+
+    Raises:
+      ValueError: A is not square, or empty.
+      TypeError: A is not floating-point.
+    """
+    who = "eigh"
+
+    def forward(params, A):
+        require_square(who, "A", A)
+        w, V = jnp.linalg.eigh(widen(A))
+        return (cast(w, A.dtype), cast(V, A.dtype)), EighCache(w, V)
+
+    def backward(params, cache, dy):
+        w, V = cache
+        dw, dV = (widen(d) for d in dy)
+        H = product(transpose(V), dV)
+        gap = with_diagonal(w[..., None, :] - w[..., :, None], jnp.ones_like(w))
+        M = with_diagonal(0.5 * (H - transpose(H)) / gap, dw)
+        return (), cast(product(product(V, M), transpose(V)), dy[1].dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
+    w, V = jnp.linalg.eigh(widen(A))
+    return w.astype(A.dtype), V.astype(A.dtype)
+
+
+def _lopsided(v):
+    """Only the symmetric part has separated eigenvalues."""
+    return spread_eigenvalues(v) + (v - v.swapaxes(-1, -2))
+
+
+_NOT_EMPTY = ("n",)
+
+RULE = Rule(
+    "eigh",
+    eigh,
+    reference,
+    cases=(
+        Case(
+            "batch",
+            Real("B n n", domain=spread_eigenvalues),
+            never_empty=_NOT_EMPTY,
+            fixed=SMALL_BATCH,
+            timed={"B": 16, "n": 48},
+        ),
+        Case("not symmetric", Real("B n n", domain=_lopsided), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH),
+    ),
+    cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
+    "(2008), section 3.1",
+    covers=("symmetric eigendecomposition", "eigvalsh"),
+)

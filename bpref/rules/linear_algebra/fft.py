@@ -1,0 +1,100 @@
+"""fft: the discrete Fourier transform over one or several axes, and its inverse.
+
+Forward, over one axis of length n (over several, one after the other):
+
+    y_k = c sum_j x_j w^(jk)              x, y: complex, one shape
+    w = exp(-2 pi i / n), or with `inverse` exp(+2 pi i / n)
+
+with c by `norm` and direction:       "backward"     "ortho"       "forward"
+    forward transform                  1              1 / sqrt n    1 / n
+    inverse                            1 / n          1 / sqrt n    1
+
+Differential: the transform is linear, delta y_k = c sum_j w^(jk) delta x_j. A cotangent of a complex number is here,
+as in JAX, the factor of its perturbation in delta J = Re sum_k dy_k delta y_k, without a conjugation: for y = a x,
+dx = a dy, and dy is the conjugate of the steepest ascent. Therefore
+
+    dx_j = c sum_k w^(jk) dy_k            dx: the shape of x
+
+The matrix w^(jk) is symmetric: the adjoint is the transform itself, forward or inverse as it was, of the same norm. The
+textbook's adjoint, the conjugate transpose, is the one of the other convention, dx* = F^H dy* with conjugates.
+
+Cached: nothing.
+
+Numerical care: the transforms are XLA's, with a relative error that grows with log n. There is no complex type of half
+precision.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+Norm = Literal["backward", "ortho", "forward"]
+
+
+def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backward") -> Layer:
+    """The discrete Fourier transform of complex x over `axes`.
+
+    Args:
+      axes: which axes are transformed.
+      inverse: whether the sign of the exponent is + and not -.
+      norm: where the factor 1/n stands: at the inverse ("backward"), at the forward transform ("forward"), or its root
+        at both ("ortho").
+
+    Returns:
+      A layer with params `()`, complex x of any shape that has these axes, and y of the same shape and dtype.
+
+    Raises:
+      ValueError: an axis is named twice, is not one of x's, or is empty; norm is none of the three.
+      TypeError: x is not complex; real x must be cast.
+    """
+    who = "fft"
+    if norm not in ("backward", "ortho", "forward"):
+        raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
+    axes = tuple(axes)
+    transform = jnp.fft.ifftn if inverse else jnp.fft.fftn
+
+    def forward(params, x):
+        if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128")
+        if not all(-x.ndim <= axis < x.ndim for axis in axes) or len({axis % x.ndim for axis in axes}) < len(axes):
+            raise ValueError(f"{who}: axes is {axes}, expected different axes of x (x: {x.shape})")
+        if 0 in (x.shape[axis] for axis in axes):
+            raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each of axes {axes}")
+        return transform(x, axes=axes, norm=norm), ()
+
+    def backward(params, cache, dy):
+        return (), transform(dy, axes=axes, norm=norm)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(
+    params: tuple[()], x: Array, axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backward"
+) -> Array:
+    return (jnp.fft.ifftn if inverse else jnp.fft.fftn)(x, axes=axes, norm=norm)
+
+
+RULE = Rule(
+    "fft",
+    fft,
+    reference,
+    cases=(
+        Case("last axis", Real("B n", is_complex=True), never_empty=("n",), timed={"B": 64, "n": 4096}),
+        Case(
+            "two axes, inverse",
+            Real("B m n", is_complex=True),
+            {"axes": (1, 2), "inverse": True},
+            never_empty=("m", "n"),
+            fixed={"B": 4},
+        ),
+        Case("first axis, ortho", Real("n B", is_complex=True), {"axes": (0,), "norm": "ortho"}, never_empty=("n",)),
+    ),
+    cite="Cooley and Tukey, 'An algorithm for the machine calculation of complex Fourier series' (1965), Mathematics "
+    "of Computation 19",
+    covers=("ifft", "fftn", "ifftn", "fft2", "ifft2", "discrete Fourier transform"),
+)

@@ -1,0 +1,92 @@
+"""inverse: Y = A^-1.
+
+Forward, for each square matrix of the batch, n by n:
+
+    sum_j A_ij Y_jk = [i = k]                                             A, Y: (..., n, n)
+
+Differential: A Y = I gives (delta A) Y + A (delta Y) = 0, so
+
+    delta Y_ij = -sum_kl Y_ik (delta A_kl) Y_lj
+
+The adjoint sum_ij dY_ij delta Y_ij, the factor of each delta A_kl:
+
+    dA_kl = -sum_ij Y_ik dY_ij Y_lj        dA = -Y^T dY Y^T               (..., n, n)
+
+Cached: Y alone, in at least float32. Neither A nor its factors are needed: the backward is two products, where
+autodiff keeps LU factors beside Y and solves with them once more.
+
+Numerical care: half precision is inverted in float32. The relative error of Y is the condition number of A times
+round-off, that of dA twice as much, as of every derivative of the inverse. A singular matrix cannot be seen while
+tracing: Y holds inf or NaN, as `jnp.linalg.inv` has it, and so does dA; other matrices of the batch are not touched.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.matrices import SMALL_BATCH, product, require_square, spread_singular_values, transpose
+from bpref.rule import Case, Real, Rule
+
+
+class InverseCache(NamedTuple):
+    Y: Float[Array, "... n n"]
+
+
+def inverse() -> Layer:
+    """Y = A^-1, for each matrix of a batch.
+
+    Returns:
+      A layer with params `()`, x `A` of shape `(..., n, n)` and y of the same shape. Where A is singular, y and dA
+      hold inf or NaN.
+
+    Raises:
+      ValueError: A is not square, or empty.
+      TypeError: A is not floating-point.
+    """
+    who = "inverse"
+
+    def forward(params, A):
+        require_square(who, "A", A)
+        Y = jnp.linalg.inv(widen(A))
+        return cast(Y, A.dtype), InverseCache(Y)
+
+    def backward(params, cache, dY):
+        Yt = transpose(cache.Y)
+        return (), cast(-product(product(Yt, widen(dY)), Yt), dY.dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], A: Array) -> Array:
+    return jnp.linalg.inv(widen(A)).astype(A.dtype)
+
+
+_NOT_EMPTY = ("n",)
+
+RULE = Rule(
+    "inverse",
+    inverse,
+    reference,
+    cases=(
+        Case(
+            "batch",
+            Real("B n n", domain=spread_singular_values),
+            never_empty=_NOT_EMPTY,
+            fixed=SMALL_BATCH,
+            timed={"B": 16, "n": 96},
+        ),
+        Case(
+            "two batch axes",
+            Real("B T n n", domain=spread_singular_values),
+            never_empty=_NOT_EMPTY,
+            fixed=SMALL_BATCH | {"T": 3},
+        ),
+    ),
+    cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
+    "(2008), section 2.2.3",
+    covers=("inv",),
+)

@@ -1,0 +1,122 @@
+"""qr: A = Q R, with orthonormal columns of Q and R upper triangular.
+
+Forward, for each matrix of the batch, with k = min(m, n) (the reduced decomposition):
+
+    A_ij = sum_l Q_il R_lj                A: (..., m, n)    Q: (..., m, k)    R: (..., k, n)
+
+Differential, first for m >= n, where R is square. Q^T (delta Q) =: C is antisymmetric, and with G = Q^T (delta A) R^-1,
+
+    delta A = (delta Q) R + Q (delta R)     gives       G = C + (delta R) R^-1
+
+The last term is upper triangular, so C is the lower half of G, mirrored with the other sign: with Low for what is
+strictly below the diagonal, C = Low(G) - Low(G)^T. What leaves the span of Q is (I - Q Q^T) (delta A) R^-1. Hence
+
+    delta Q = Q C + (I - Q Q^T) (delta A) R^-1          delta R = (G - C) R
+
+The adjoint <dQ, delta Q> + <dR, delta R>: collect what stands before (delta A) R^-1, with M = R dR^T - dQ^T Q:
+
+    <dR R^T, G> + <Q^T dQ - dR R^T, C> + <dQ - Q Q^T dQ, (delta A) R^-1>,     <X, C> = <Low(X - X^T), G>
+
+    dA = (dQ + Q Sym(M)) R^-T                           (..., m, n)
+
+where Sym(M) copies M's lower triangle to the upper one. The upper triangle of M is not used, and neither is dR below
+the diagonal, where R is always 0.
+
+For m < n, A = (A_1 A_2) and R = (R_1 R_2) with m columns first: A_1 = Q R_1 is a square decomposition and
+R_2 = Q^T A_2, so that delta R_2 = (delta Q)^T A_2 + Q^T (delta A_2) and
+
+    dA_2 = Q dR_2           dA_1 as above, of dQ + A_2 dR_2^T, with A_2 = Q R_2
+
+Cached: Q and R, the outputs, in at least float32. A is their product, and is not needed.
+
+Numerical care: half precision is decomposed in float32. R is not inverted but solved with, once. The error of dA is
+round-off times the condition number of A (of A_1 where m < n). Dependent columns, which cannot be seen while tracing,
+leave a 0 on R's diagonal: the cotangent is inf or NaN, or large where rounding made the 0 a small number. The signs of
+R's diagonal are those of LAPACK.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.lax.linalg import triangular_solve
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose
+from bpref.rule import Case, Real, Rule
+
+
+class QrCache(NamedTuple):
+    Q: Float[Array, "... m k"]
+    R: Float[Array, "... k n"]
+
+
+def qr() -> Layer:
+    """The reduced decomposition A = Q R, for each matrix of a batch.
+
+    Returns:
+      A layer with params `()`, x `A` of shape `(..., m, n)` and y `(Q, R)`: with k = min(m, n), Q `(..., m, k)` and R
+      `(..., k, n)`, 0 below the diagonal. Where the first k columns of A are dependent, dA is inf, NaN or large.
+
+    Raises:
+      ValueError: A is no matrix, or empty.
+      TypeError: A is not floating-point.
+    """
+    who = "qr"
+
+    def forward(params, A):
+        require_matrix(who, "A", A)
+        Q, R = jnp.linalg.qr(widen(A))
+        return (cast(Q, A.dtype), cast(R, A.dtype)), QrCache(Q, R)
+
+    def backward(params, cache, dy):
+        Q, R = cache
+        dQ, dR = (widen(d) for d in dy)
+        k, n = R.shape[-2:]
+        if n > k:
+            R_2, dR_2 = R[..., k:], dR[..., k:]
+            dQ = dQ + product(Q, product(R_2, transpose(dR_2)))
+            dA = jnp.concatenate([_square(Q, R[..., :k], dQ, dR[..., :k]), product(Q, dR_2)], -1)
+        else:
+            dA = _square(Q, R, dQ, dR)
+        return (), cast(dA, dy[0].dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _square(Q: Array, R: Array, dQ: Array, dR: Array) -> Array:
+    """The cotangent of Q R for a square R."""
+    M = product(R, transpose(dR)) - product(transpose(dQ), Q)
+    mirrored = jnp.tril(M) + transpose(jnp.tril(M, -1))
+    return triangular_solve(R, dQ + product(Q, mirrored), left_side=False, lower=False, transpose_a=True)
+
+
+def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
+    Q, R = jnp.linalg.qr(widen(A))
+    return Q.astype(A.dtype), R.astype(A.dtype)
+
+
+_NOT_EMPTY = ("m", "n")
+
+RULE = Rule(
+    "qr",
+    qr,
+    reference,
+    cases=(
+        Case(
+            "tall",
+            Real("B m n", domain=spread_singular_values),
+            never_empty=_NOT_EMPTY,
+            fixed=SMALL_BATCH,
+            timed={"B": 16, "m": 96, "n": 64},
+        ),
+        Case(
+            "wide", Real("B m n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH | {"m": 2}
+        ),
+        Case("square", Real("B n n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH),
+    ),
+    cite="Walter and Lehmann, 'Algorithmic differentiation of linear algebra functions' (2010), arXiv:1001.1654, "
+    "section 4.2; Liao et al., 'Differentiable programming tensor networks' (2019), arXiv:1903.09650, appendix A",
+)

@@ -1,0 +1,120 @@
+"""svd: the thin singular value decomposition, A = U diag(s) V^T.
+
+Forward, for each matrix of the batch, with k = min(m, n), s descending, and orthonormal columns of U and V:
+
+    A_ij = sum_l U_il s_l V_jl            A: (..., m, n)    U: (..., m, k)    s: (..., k)    V^T: (..., k, n)
+
+Differential, with G = U^T (delta A) V. Orthonormality makes C = U^T (delta U) and D = V^T (delta V) antisymmetric, and
+delta A = (delta U) diag(s) V^T + U diag(delta s) V^T + U diag(s) (delta V)^T from both sides:
+
+    G = C diag(s) + diag(delta s) - diag(s) D
+    delta s_i = G_ii
+    C_ij = (G_ij s_j + s_i G_ji) / (s_j^2 - s_i^2)      D_ij = (s_i G_ij + G_ji s_j) / (s_j^2 - s_i^2)      i != j
+
+For m > n, U spans a part of the space only, and what leaves it is (I - U U^T) (delta U) = (I - U U^T) (delta A) V / s;
+for n > m the same of V.
+
+The adjoint of ds, dU and dV: with the antisymmetric K = U^T dU - (U^T dU)^T and L = V^T dV - (V^T dV)^T, the factor of
+G_ij is the same quotient, (K_ij s_j + s_i L_ij) / (s_j^2 - s_i^2), which falls into partial fractions:
+
+    M_ii = ds_i       M_ij = 1/2 (K_ij + L_ij) / (s_j - s_i) + 1/2 (K_ij - L_ij) / (s_j + s_i)
+
+    dA = U M V^T                                                          (..., m, n)
+       + (dU - U U^T dU) diag(1/s) V^T                                    where m > n
+       + U diag(1/s) (dV - V V^T dV)^T                                    where n > m
+
+Cached: U, s and V^T, the outputs, in at least float32.
+
+Numerical care: half precision is decomposed in float32. In the partial fractions no square of a singular value is
+formed, so that small ones neither underflow nor lose half of their digits; rotations of U and V together meet the gap
+s_j - s_i, rotations against each other only the sum. The error of dA is round-off times |A| over the smallest gap, and
+where m != n over the smallest s: 1e-12 is reached in float64 while these ratios are below 1e3 or so, and no formula
+reaches more, since that is the condition of the singular vectors. Repeated singular values, and s = 0 where m != n,
+have no derivative of U and V: dA is inf or NaN there, even for zero dU and dV. The signs of the columns are those of
+LAPACK; a cost that depends on them is not smooth.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, no_params
+from bpref.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose, with_diagonal
+from bpref.rule import Case, Real, Rule
+
+
+class SvdCache(NamedTuple):
+    U: Float[Array, "... m k"]
+    s: Float[Array, "... k"]
+    Vt: Float[Array, "... k n"]
+
+
+def svd() -> Layer:
+    """The thin singular value decomposition of each matrix of a batch.
+
+    Returns:
+      A layer with params `()`, x `A` of shape `(..., m, n)` and y `(U, s, Vt)`: with k = min(m, n), U `(..., m, k)`,
+      s `(..., k)` descending, Vt `(..., k, n)`. At repeated singular values, and at 0 where m != n, dA is inf or NaN.
+
+    Raises:
+      ValueError: A is no matrix, or empty.
+      TypeError: A is not floating-point.
+    """
+    who = "svd"
+
+    def forward(params, A):
+        require_matrix(who, "A", A)
+        U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
+        return (cast(U, A.dtype), cast(s, A.dtype), cast(Vt, A.dtype)), SvdCache(U, s, Vt)
+
+    def backward(params, cache, dy):
+        U, s, Vt = cache
+        dU, ds, dVt = (widen(d) for d in dy)
+        m, n = U.shape[-2], Vt.shape[-1]
+        of_U, of_V = product(transpose(U), dU), product(Vt, transpose(dVt))
+        K, L = of_U - transpose(of_U), of_V - transpose(of_V)
+        s_i, s_j = s[..., :, None], s[..., None, :]
+        gap = with_diagonal(s_j - s_i, jnp.ones_like(s))
+        total = with_diagonal(s_j + s_i, jnp.ones_like(s))
+        M = with_diagonal(0.5 * ((K + L) / gap + (K - L) / total), ds)
+        if m > n:
+            dA = product(product(U, M - of_U / s_j) + dU / s_j, Vt)
+        elif n > m:
+            dA = product(U, product(M - transpose(of_V) / s_i, Vt) + dVt / s_i)
+        else:
+            dA = product(product(U, M), Vt)
+        return (), cast(dA, dy[0].dtype)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], A: Array) -> tuple[Array, Array, Array]:
+    U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
+    return U.astype(A.dtype), s.astype(A.dtype), Vt.astype(A.dtype)
+
+
+_NOT_EMPTY = ("m", "n")
+
+RULE = Rule(
+    "svd",
+    svd,
+    reference,
+    cases=(
+        Case(
+            "tall",
+            Real("B m n", domain=spread_singular_values),
+            never_empty=_NOT_EMPTY,
+            fixed=SMALL_BATCH,
+            timed={"B": 16, "m": 64, "n": 32},
+        ),
+        Case(
+            "wide", Real("B m n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH | {"m": 3}
+        ),
+        Case("square", Real("B n n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH),
+    ),
+    cite="Townsend, 'Differentiating the singular value decomposition' (2016); Giles (2008), section 3.2",
+    covers=("singular value decomposition",),
+)

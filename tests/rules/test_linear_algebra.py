@@ -1,0 +1,186 @@
+"""The rules of linear algebra: what they refuse, and what they are where there is no inverse or no gap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+
+WIDE = jnp.ones((3, 4))
+EYE = jnp.eye(3)
+COMPLEX = jnp.ones((2, 4), jnp.complex64)
+
+BAD_CALLS = {
+    "inverse of a wide matrix": (
+        lambda: bpref.inverse().forward((), WIDE),
+        ValueError,
+        "inverse: A has shape (3, 4), expected (..., n, n) with n at least 1",
+    ),
+    "inverse of integers": (
+        lambda: bpref.inverse().forward((), jnp.ones((3, 3), jnp.int32)),
+        TypeError,
+        "inverse: A has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "determinant of nothing": (
+        lambda: bpref.log_determinant().forward((), jnp.ones((2, 0, 0))),
+        ValueError,
+        "log_determinant: A has shape (2, 0, 0), expected (..., n, n) with n at least 1",
+    ),
+    "cholesky of a vector": (
+        lambda: bpref.cholesky().forward((), jnp.ones(3)),
+        ValueError,
+        "cholesky: A has shape (3,), expected (..., n, n) with n at least 1",
+    ),
+    "eigh of a wide matrix": (
+        lambda: bpref.eigh().forward((), WIDE),
+        ValueError,
+        "eigh: A has shape (3, 4), expected (..., n, n) with n at least 1",
+    ),
+    "svd of a vector": (
+        lambda: bpref.svd().forward((), jnp.ones(3)),
+        ValueError,
+        "svd: A has shape (3,), expected (..., m, n) with m and n at least 1",
+    ),
+    "qr of no rows": (
+        lambda: bpref.qr().forward((), jnp.ones((0, 3))),
+        ValueError,
+        "qr: A has shape (0, 3), expected (..., m, n) with m and n at least 1",
+    ),
+    "solve of no pair": (
+        lambda: bpref.solve().forward((), EYE),
+        TypeError,
+        "solve: x is of type ArrayImpl, expected a pair (A, B)",
+    ),
+    "solve with a long B": (
+        lambda: bpref.solve().forward((), (EYE, jnp.ones((4, 2)))),
+        ValueError,
+        "solve: B has shape (4, 2), expected (3,) or (3, k) with A's n rows (A: (3, 3))",
+    ),
+    "triangular_solve of two dtypes": (
+        lambda: bpref.triangular_solve().forward((), (EYE, jnp.ones((3, 2), jnp.bfloat16))),
+        TypeError,
+        "triangular_solve: B has dtype bfloat16, A has float32; cast one to the other's",
+    ),
+    "matrix_exponential of a wide matrix": (
+        lambda: bpref.matrix_exponential().forward((), WIDE),
+        ValueError,
+        "matrix_exponential: A has shape (3, 4), expected (..., n, n) with n at least 1",
+    ),
+    "matrix_exponential without squarings": (
+        lambda: bpref.matrix_exponential(0),
+        ValueError,
+        "matrix_exponential: max_squarings is 0, expected a positive integer",
+    ),
+    "fft of another norm": (
+        lambda: bpref.fft(norm="unit"),  # type: ignore[arg-type]
+        ValueError,
+        "fft: norm is 'unit', expected 'backward', 'ortho' or 'forward'",
+    ),
+    "fft of real numbers": (
+        lambda: bpref.fft().forward((), WIDE),
+        TypeError,
+        "fft: x has dtype float32, expected complex64 or complex128",
+    ),
+    "fft over an axis twice": (
+        lambda: bpref.fft((1, -1)).forward((), COMPLEX),
+        ValueError,
+        "fft: axes is (1, -1), expected different axes of x (x: (2, 4))",
+    ),
+    "fft of nothing": (
+        lambda: bpref.fft().forward((), COMPLEX[:, :0]),
+        ValueError,
+        "fft: x has shape (2, 0), expected at least one element along each of axes (-1,)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def sweep(layer, x):
+    """y and dx for a cotangent of ones."""
+    y, cache = layer.forward((), x)
+    return y, layer.backward((), cache, jax.tree.map(jnp.ones_like, y))[1]
+
+
+SQUARE = [bpref.inverse, bpref.log_determinant, bpref.cholesky, bpref.eigh, bpref.svd, bpref.qr]
+
+
+@pytest.mark.parametrize("make", [*SQUARE, bpref.matrix_exponential])
+def test_a_matrix_without_a_batch_and_an_empty_batch(make):
+    A = jnp.array([[3.0, 1.0], [1.0, 1.0]])
+    alone, (batched,) = sweep(make(), A)[1], sweep(make(), A[None])[1]
+    np.testing.assert_allclose(batched, alone, rtol=1e-5, atol=1e-6)
+    assert sweep(make(), jnp.ones((0, 2, 2)))[1].shape == (0, 2, 2)
+
+
+def test_an_empty_batch_of_systems():
+    for make in (bpref.solve, bpref.triangular_solve):
+        dA, dB = sweep(make(), (jnp.ones((0, 2, 2)), jnp.ones((0, 2, 3))))[1]
+        assert (dA.shape, dB.shape) == ((0, 2, 2), (0, 2, 3))
+
+
+@pytest.mark.parametrize("make", [bpref.inverse, bpref.log_determinant])
+def test_a_singular_matrix_spoils_no_other_of_its_batch(make):
+    _, dA = sweep(make(), jnp.stack([jnp.zeros((2, 2)), 2 * jnp.eye(2)]))
+    assert not np.isfinite(dA[0]).all()
+    assert np.isfinite(dA[1]).all()
+
+
+def test_a_singular_determinant():
+    (s, l), _ = sweep(bpref.log_determinant(), jnp.zeros((2, 2)))
+    assert (float(s), float(l)) == (0.0, -np.inf)
+
+
+def test_a_determinant_by_hand():
+    """det diag(2, -4) = -8; d log|det| is diag(1/2, -1/4)."""
+    (s, l), dA = sweep(bpref.log_determinant(), jnp.diag(jnp.array([2.0, -4.0])))
+    assert float(s) == -1
+    assert float(l) == pytest.approx(np.log(8))
+    np.testing.assert_allclose(dA, [[0.5, 0], [0, -0.25]])
+
+
+def test_cholesky_of_what_is_not_positive_definite_is_nan():
+    L, dA = sweep(bpref.cholesky(), jnp.stack([-jnp.eye(2), 4 * jnp.eye(2)]))
+    assert np.isnan(L[0]).any()
+    assert np.isnan(dA[0]).any()
+    np.testing.assert_allclose(L[1], 2 * np.eye(2))
+    np.testing.assert_allclose(np.diag(dA[1]), [0.25, 0.25])
+    np.testing.assert_array_equal(dA[1], dA[1].T)
+
+
+def test_eigh_at_a_repeated_eigenvalue_has_no_derivative():
+    assert not np.isfinite(sweep(bpref.eigh(), jnp.eye(2))[1]).all()
+
+
+def test_what_triangular_solve_does_not_read_has_no_cotangent():
+    A = jnp.array([[2.0, jnp.nan], [1.0, 4.0]])
+    X, (dA, dB) = sweep(bpref.triangular_solve(lower=True), (A, jnp.array([2.0, 5.0])))
+    np.testing.assert_allclose(X, [1, 1])
+    np.testing.assert_allclose(dB, [0.375, 0.25])
+    np.testing.assert_allclose(dA, [[-0.375, 0], [-0.25, -0.25]])
+
+
+def test_matrix_exponential_is_linear_in_dy_of_any_size_and_nan_beyond_its_squarings():
+    A = jnp.array([[0.5, 2.0], [-1.0, 0.25]])
+    layer = bpref.matrix_exponential()
+    _, cache = layer.forward((), A)
+    dY = jnp.array([[1.0, 2.0], [3.0, -4.0]])
+    _, dA = layer.backward((), cache, dY)
+    np.testing.assert_array_equal(layer.backward((), cache, 2.0**40 * dY)[1], 2.0**40 * dA)
+    assert np.isnan(bpref.matrix_exponential(1).forward((), 100 * A)[0]).all()
+
+
+def test_fft_is_the_sum_as_written():
+    n = 6
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=n) + 1j * rng.normal(size=n)).astype(np.complex64)
+    W = np.exp(-2j * np.pi / n * np.outer(np.arange(n), np.arange(n)))
+    y, dx = sweep(bpref.fft(norm="ortho"), jnp.asarray(x))
+    np.testing.assert_allclose(y, W @ x / np.sqrt(n), atol=1e-6)
+    np.testing.assert_allclose(dx, W.T @ np.ones(n) / np.sqrt(n), atol=1e-6)
