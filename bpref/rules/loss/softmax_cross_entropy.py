@@ -151,13 +151,13 @@ def softmax_cross_entropy(
         return _unless_ignored(y, slope), None
 
     def _positions(y, logits):
-        """v, how much each position counts, NaN for a label that is no class; and N."""
+        """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N."""
         C, dtype = logits.shape[-1], wide_dtype(logits.dtype)
         v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), _nearest(y, C), mode="clip")
-        v = jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None]
+        v = _unless_ignored(y, jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None])
         if ignored is None and w is None:
             return v, y.size
-        total = jnp.sum(_unless_ignored(y, jnp.where(jnp.isnan(v), 0, v)))
+        total = jnp.sum(jnp.where(jnp.isnan(v), 0, v))
         return v, jnp.where(total == 0, 1, total)
 
     def _unless_ignored(y, values):
