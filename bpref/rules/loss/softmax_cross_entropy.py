@@ -280,7 +280,8 @@ def reference(
     C, dtype = logits.shape[-1], logits.dtype
     w = jnp.ones(C, dtype) if class_weights is None else jnp.asarray(class_weights, dtype)
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        t, kept, v = target, True, jnp.ones(target.shape[:-1], dtype)
+        t = label = target
+        kept, v = True, jnp.ones(target.shape[:-1], dtype)
     else:
         kept = jnp.ones(target.shape, bool) if ignored is None else target != ignored
         label = jnp.where(kept, target, 0)
