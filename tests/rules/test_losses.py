@@ -59,6 +59,81 @@ BAD_CALLS = {
         ValueError,
         "sigmoid_cross_entropy: logits has shape (8, 1), target (8,); expected one shape",
     ),
+    "absolute of two shapes": (
+        lambda: bpref.absolute().forward((), (ONES, jnp.ones(8))),
+        ValueError,
+        "absolute: prediction has shape (8, 1), target (8,); expected one shape",
+    ),
+    "log_cosh of nothing": (
+        lambda: bpref.log_cosh().forward((), (jnp.ones(0), jnp.ones(0))),
+        ValueError,
+        "log_cosh: the batch is empty, its mean is not defined",
+    ),
+    "a quantile beyond 1": (
+        lambda: bpref.quantile(1.5),
+        ValueError,
+        "quantile: tau is 1.5, expected a number from 0 to 1",
+    ),
+    "rates that are integers": (
+        lambda: bpref.poisson().forward((), (LABELS, LABELS)),
+        TypeError,
+        "poisson: prediction has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "counts of another dtype": (
+        lambda: bpref.poisson().forward((), (ONES, ONES.astype(jnp.bfloat16))),
+        TypeError,
+        "poisson: prediction has dtype float32, target bfloat16; cast one to the other's",
+    ),
+    "gaussian of a mean alone": (
+        lambda: bpref.gaussian().forward((), (ONES, ONES)),
+        TypeError,
+        "gaussian: x is not a pair of a pair, expected ((mean, log-variance), target)",
+    ),
+    "variance of another shape": (
+        lambda: bpref.gaussian(log_variance=False).forward((), ((ONES, jnp.ones(8)), ONES)),
+        ValueError,
+        "gaussian: variance has shape (8,), target (8, 1); expected one shape",
+    ),
+    "negative gamma": (
+        lambda: bpref.focal(gamma=-1.0),
+        ValueError,
+        "focal: gamma is -1.0, expected a number of at least 0",
+    ),
+    "alpha beyond 1": (
+        lambda: bpref.focal(alpha=2.0),
+        ValueError,
+        "focal: alpha is 2.0, expected a number from 0 to 1, or None",
+    ),
+    "distributions over no classes": (
+        lambda: bpref.kl_divergence().forward((), (jnp.ones((8, 0)), jnp.ones((8, 0)))),
+        ValueError,
+        "kl_divergence: log_probabilities has shape (8, 0), expected (..., C) with at least one C",
+    ),
+    "jensen_shannon of a scalar": (
+        lambda: bpref.jensen_shannon().forward((), (jnp.ones(()), jnp.ones(()))),
+        ValueError,
+        "jensen_shannon: logits has shape (), expected (..., C) with at least one class C",
+    ),
+    "a class with a negative weight": (
+        lambda: bpref.softmax_cross_entropy(class_weights=(1.0, -1.0)),
+        ValueError,
+        "softmax_cross_entropy: class_weights is (1.0, -1.0), expected C numbers of at least 0, not all 0",
+    ),
+    "weights for other classes": (
+        lambda: bpref.softmax_cross_entropy(class_weights=(1.0, 2.0)).forward((), (LOGITS, LABELS)),
+        ValueError,
+        "softmax_cross_entropy: logits has 10 classes in its last axis, class_weights has 2",
+    ),
+    "no weight for positives": (
+        lambda: bpref.sigmoid_cross_entropy(0.0),
+        ValueError,
+        "sigmoid_cross_entropy: positive_weight is 0.0, expected a positive number, or one for each C",
+    ),
+    "positive weights for other classes": (
+        lambda: bpref.sigmoid_cross_entropy((1.0, 2.0)).forward((), (ONES, ONES)),
+        ValueError,
+        "sigmoid_cross_entropy: logits has shape (8, 1), expected (..., 2): positive_weight has 2",
+    ),
     "elu with no alpha": (lambda: bpref.elu(0.0), ValueError, "elu: alpha is 0.0, expected a positive number"),
     "celu with no alpha": (lambda: bpref.celu(-1.0), ValueError, "celu: alpha is -1.0, expected a positive number"),
 }
@@ -131,3 +206,86 @@ def test_nan_in_a_prediction_is_not_swallowed():
         y = make().forward((), jnp.array([jnp.nan, 1.0]))[0]
         assert np.isnan(y[0]), make.__name__
         assert np.isfinite(y[1]), make.__name__
+
+
+def test_at_the_kink_of_an_absolute_value_the_slope_is_the_middle_one():
+    zero = jnp.zeros(1)
+    assert sweep(bpref.absolute(), zero, zero)[1] == 0
+    np.testing.assert_allclose(sweep(bpref.quantile(0.9), zero, zero)[1], -0.4, rtol=1e-6)
+
+
+def test_a_quantile_weighs_what_lies_above_by_tau():
+    """Targets 1 above and 1 below: 0.9 and 0.1, and their slopes over N = 2."""
+    J, dy_hat = sweep(bpref.quantile(0.9), jnp.zeros(2), jnp.array([1.0, -1.0]))
+    assert pytest.approx(0.5, rel=1e-6) == J
+    np.testing.assert_allclose(dy_hat, [-0.45, 0.05], rtol=1e-6)
+
+
+def test_log_cosh_is_half_a_square_for_a_small_error():
+    J, dy_hat = sweep(bpref.log_cosh(), jnp.array([1e-4]), jnp.zeros(1))
+    assert pytest.approx(5e-9, rel=1e-6) == J
+    np.testing.assert_allclose(dy_hat, [1e-4], rtol=1e-6)
+
+
+def test_no_count_at_a_rate_of_zero_is_no_loss():
+    J, drate = sweep(bpref.poisson(log_input=False), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    assert (J, drate) == (0, 1)
+
+
+def test_a_gaussian_of_the_right_variance_has_no_slope_in_it():
+    (J, _, ((dm, dv), dy)) = bpref.backpropagate(
+        bpref.gaussian(log_variance=False), (), ((jnp.array([2.0]), jnp.array([4.0])), jnp.zeros(1))
+    )
+    assert pytest.approx(0.5 * (np.log(4) + 1), rel=1e-6) == float(J)
+    np.testing.assert_allclose([dm[0], dv[0], dy[0]], [0.5, 0, -0.5], atol=1e-7)
+
+
+def test_focal_with_no_gamma_is_cross_entropy():
+    x, t = jnp.array([-200.0, -3.0, 0.0, 2.0, 200.0]), jnp.array([1, 0, 1, 1, 1])
+    J, dx = sweep(bpref.focal(gamma=0.0), x, t)
+    plain, dplain = sweep(bpref.sigmoid_cross_entropy(), x, t)
+    assert pytest.approx(plain, rel=1e-6) == J
+    np.testing.assert_allclose(dx, dplain, rtol=1e-6)
+
+
+def test_a_sure_answer_has_no_focal_loss_and_no_slope_even_where_gamma_is_below_one():
+    J, dx = sweep(bpref.focal(gamma=0.5), jnp.array([200.0, -200.0]), jnp.array([1, 0]))
+    assert J == 0
+    np.testing.assert_array_equal(dx, 0)
+
+
+def test_a_class_that_is_impossible_on_both_sides_has_no_part_in_a_divergence():
+    p = jnp.array([[0.5, 0.5, 0.0]])
+    z = jnp.log(jnp.array([[0.25, 0.75, 0.0]]))
+    plain, dplain = sweep(bpref.kl_divergence(), z[:, :2], p[:, :2])
+    for layer, target in ((bpref.kl_divergence(), p), (bpref.kl_divergence(log_target=True), jnp.log(p))):
+        J, dz = sweep(layer, z, target)
+        assert pytest.approx(plain, rel=1e-6) == J
+        np.testing.assert_allclose(dz, np.append(dplain, [[0]], 1), rtol=1e-6)
+    plain, dplain = sweep(bpref.jensen_shannon(), z[:, :2], jnp.log(p[:, :2]))
+    J, dz = sweep(bpref.jensen_shannon(), z, jnp.log(p))
+    assert pytest.approx(plain, rel=1e-6) == J
+    np.testing.assert_allclose(dz, np.append(dplain, [[0]], 1), rtol=1e-5)
+
+
+def test_jensen_shannon_lies_between_zero_and_log_two():
+    apart = jnp.array([[100.0, -100.0]])
+    assert sweep(bpref.jensen_shannon(), apart, -apart)[0] == pytest.approx(np.log(2), rel=1e-6)
+    assert sweep(bpref.jensen_shannon(), apart, apart)[0] == 0
+
+
+def test_a_label_without_weight_counts_for_nothing():
+    """Weights (1, 0, 2): the mean is over a weight of 3, and the label 1 leaves no trace."""
+    logits = jnp.array([[0.0, 1.0, 2.0]] * 3)
+    J, dlogits = sweep(bpref.softmax_cross_entropy(class_weights=(1.0, 0.0, 2.0)), logits, jnp.array([0, 1, 2]))
+    total = np.log(1 + np.e + np.e**2)
+    assert pytest.approx((total + 2 * (total - 2)) / 3, rel=1e-6) == J
+    np.testing.assert_array_equal(dlogits[1], 0)
+
+
+def test_a_label_that_is_no_class_spoils_no_other_position_though_it_is_weighted():
+    layer = bpref.softmax_cross_entropy(class_weights=(1.0,) * 10)
+    J, dlogits = sweep(layer, LOGITS, LABELS.at[3].set(10))
+    assert np.isnan(J)
+    assert np.isnan(dlogits[3]).all()
+    assert np.isfinite(np.delete(dlogits, 3, 0)).all()

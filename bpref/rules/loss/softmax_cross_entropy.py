@@ -151,13 +151,13 @@ def softmax_cross_entropy(
         return _unless_ignored(y, slope), None
 
     def _positions(y, logits):
-        """v, how much each position counts, NaN for a label that is no class; and N."""
+        """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N."""
         C, dtype = logits.shape[-1], wide_dtype(logits.dtype)
         v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), _nearest(y, C), mode="clip")
-        v = jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None]
+        v = _unless_ignored(y, jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None])
         if ignored is None and w is None:
             return v, y.size
-        total = jnp.sum(_unless_ignored(y, jnp.where(jnp.isnan(v), 0, v)))
+        total = jnp.sum(jnp.where(jnp.isnan(v), 0, v))
         return v, jnp.where(total == 0, 1, total)
 
     def _unless_ignored(y, values):
@@ -280,7 +280,8 @@ def reference(
     C, dtype = logits.shape[-1], logits.dtype
     w = jnp.ones(C, dtype) if class_weights is None else jnp.asarray(class_weights, dtype)
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        t, kept, v = target, True, jnp.ones(target.shape[:-1], dtype)
+        t = label = target
+        kept, v = True, jnp.ones(target.shape[:-1], dtype)
     else:
         kept = jnp.ones(target.shape, bool) if ignored is None else target != ignored
         label = jnp.where(kept, target, 0)

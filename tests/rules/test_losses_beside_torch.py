@@ -1,0 +1,130 @@
+"""The losses beside PyTorch's, whose means are over all elements where ours are over the examples."""
+
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+
+
+def drawn(seed):
+    """A generator, and the shape (N, d) of a batch."""
+    rng = np.random.default_rng(seed)
+    return rng, tuple(int(n) for n in rng.integers(2, 9, 2))
+
+
+def per_example(loss, **options):
+    """PyTorch's sum over everything, divided by N."""
+    return lambda params, x: loss(*x, reduction="sum", **options) / x[0].shape[0]
+
+
+ERROR_LOSSES = {
+    "absolute": (bpref.absolute(), per_example(F.l1_loss)),
+    "huber": (bpref.huber(1.5), per_example(F.huber_loss, delta=1.5)),
+    "square": (bpref.square(), lambda params, x: F.mse_loss(*x, reduction="sum") / (2 * x[0].shape[0])),
+}
+
+
+@EVERY_SEED
+@pytest.mark.parametrize(("layer", "twin"), ERROR_LOSSES.values(), ids=ERROR_LOSSES)
+def test_losses_of_an_error(layer, twin, seed):
+    rng, shape = drawn(seed)
+    assert_same(layer, twin, (), (2 * rng.normal(size=shape), rng.normal(size=shape)))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("log_input", [True, False])
+def test_poisson(log_input, full, seed):
+    rng, shape = drawn(seed)
+    z = rng.normal(size=shape) if log_input else rng.uniform(0.1, 5, shape)
+    of_reals = per_example(F.poisson_nll_loss, log_input=log_input, full=full, eps=0.0)
+
+    def twin(params, x):
+        """PyTorch takes the logarithm of an integer in float32."""
+        return of_reals(params, (x[0], x[1].double()))
+
+    assert_same(bpref.poisson(log_input, full), twin, (), (z, rng.uniform(0.1, 9, shape)))
+    assert_same(bpref.poisson(log_input, full), twin, (), (z, rng.poisson(2.0, shape)))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("full", [False, True])
+def test_gaussian(full, seed):
+    rng, shape = drawn(seed)
+
+    def twin(params, x):
+        (m, v), y = x
+        return F.gaussian_nll_loss(m, y, v, full=full, eps=0.0, reduction="sum") / m.shape[0]
+
+    x = ((rng.normal(size=shape), rng.uniform(0.1, 4, shape)), rng.normal(size=shape))
+    assert_same(bpref.gaussian(log_variance=False, full=full), twin, (), x)
+    assert_same(
+        bpref.gaussian(full=full),
+        lambda params, x: twin(params, ((x[0][0], x[0][1].exp()), x[1])),
+        (),
+        ((x[0][0], np.log(x[0][1])), x[1]),
+    )
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("ignored", [None, 1])
+def test_softmax_cross_entropy_of_labels(ignored, is_weighted, smoothing, seed):
+    rng, (N, C) = drawn(seed)
+    labels = rng.integers(0, C, N)
+    labels[0] = 0
+    w = rng.uniform(0.1, 3, C) if is_weighted else None
+
+    def twin(params, x):
+        weight = None if w is None else torch.tensor(w)
+        return F.cross_entropy(
+            *x, weight=weight, label_smoothing=smoothing, ignore_index=-100 if ignored is None else ignored
+        )
+
+    layer = bpref.softmax_cross_entropy(smoothing, ignored, class_weights=None if w is None else tuple(w))
+    assert_same(layer, twin, (), (3 * rng.normal(size=(N, C)), labels))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_softmax_cross_entropy_of_distributions(smoothing, seed):
+    rng, (N, C) = drawn(seed)
+    w = rng.uniform(0.1, 3, C)
+    layer = bpref.softmax_cross_entropy(smoothing, class_weights=tuple(w))
+    assert_same(
+        layer,
+        lambda params, x: F.cross_entropy(*x, weight=torch.tensor(w), label_smoothing=smoothing),
+        (),
+        (3 * rng.normal(size=(N, C)), rng.dirichlet(np.ones(C), N)),
+    )
+
+
+@EVERY_SEED
+def test_sigmoid_cross_entropy_with_a_weight_for_each_class(seed):
+    rng, (N, C) = drawn(seed)
+    w = rng.uniform(0.1, 3, C)
+    assert_same(
+        bpref.sigmoid_cross_entropy(tuple(w)),
+        lambda params, x: F.binary_cross_entropy_with_logits(*x, pos_weight=torch.tensor(w)),
+        (),
+        (3 * rng.normal(size=(N, C)), rng.uniform(0, 1, (N, C))),
+    )
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_divergence(log_target, seed):
+    rng, (N, C) = drawn(seed)
+    target = rng.dirichlet(np.ones(C), N)
+    assert_same(
+        bpref.kl_divergence(log_target),
+        lambda params, x: F.kl_div(*x, reduction="batchmean", log_target=log_target),
+        (),
+        (np.log(rng.dirichlet(np.ones(C), N)), np.log(target) if log_target else target),
+    )
