@@ -18,8 +18,8 @@ Cached: the deviation D, and neither the draw nor the standard deviation, whose 
 
 Numerical care: the key gives integers, of them uniform numbers u = (2 i + 1) / 2^23 - 1 that float32 holds exactly, and
 only of these e = sqrt(2) erf^-1(u) in the dtype computed in: the same draw in each, to erf^-1's own error (1e-5 in
-float32's tails), and whatever the compiler does. No |e| is beyond 5.3. Half precision is computed in float32. exp(L / 2) overflows at twice the L of exp(L). There is no
-kink.
+float32's tails), and whatever the compiler does. No |e| is beyond 5.3. Half precision is computed in float32.
+exp(L / 2) overflows at twice the L of exp(L). There is no kink.
 """
 
 import math
