@@ -31,7 +31,7 @@ is widened before rows are divided by their lengths, and S stays in float32. A r
 similarities are 0, and its cotangent is taken as 0. There is no other kink.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
             du, dv = from_unit(u, per_a, du), from_unit(v, per_b, dv)
         return (), (cast(du, dJ.dtype), cast(dv, dJ.dtype))
 
-    def directions(z):
+    def directions(z: Array) -> tuple[Array, Any]:
         return unit(widen(z)) if normalize else (widen(z), None)
 
     def similarities(u, v):

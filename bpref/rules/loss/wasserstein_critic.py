@@ -168,7 +168,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
             if h_l is not None:
                 dz += jnp.pad(h_l[None], ((2, 0), (0, 0), (0, 0)))
             dW += sum(dz[b].T @ below[b] for b in range(batches))
-            db = sum(jnp.sum(dz[b], 0) for b in range(batches))
+            db: Any = sum(jnp.sum(dz[b], 0) for b in range(batches))
             dhidden.append(LinearParams(cast(dW, dJ.dtype), cast(db, dJ.dtype)))
             da = dz @ W
         dreal, dfake = da[0], da[1]
@@ -193,7 +193,7 @@ def _rows(key: Any, real: Array, fake: Array) -> Array:
     return jnp.stack([real, fake, e * real + (1 - e) * fake])
 
 
-def _widened(params: WassersteinCriticParams) -> WassersteinCriticParams:
+def _widened(params: WassersteinCriticParams) -> Any:
     return WassersteinCriticParams(params.key, *jax.tree.map(widen, params[1:]))
 
 
@@ -225,7 +225,7 @@ def reference(
         """D, and its slope as the product of the layers' Jacobian matrices."""
         slopes = []
         for W, b in params.hidden:
-            z = a @ W.T + jnp.broadcast_to(b, (len(a), len(b)))
+            z = a @ W.T + jnp.broadcast_to(jnp.asarray(b), (len(a), len(W)))
             a = f(z)
             slopes.append(df(z))
         product = jnp.broadcast_to(params.w, a.shape)
@@ -240,7 +240,7 @@ def reference(
 
 
 def _params(weight: float) -> WassersteinCriticParams:
-    def spec(axes):
+    def spec(axes: str) -> Any:
         return Real(axes, -weight, weight)
 
     hidden = LinearParams(spec("h d"), spec("h")), LinearParams(spec("k h"), spec("k"))
