@@ -57,12 +57,6 @@ from bpref.rules.linear.low_rank_linear import low_rank_linear
 from bpref.rules.linear.spectral_norm_linear import power_iteration, spectral_norm_linear
 from bpref.rules.linear.tied_embedding import tied_embedding
 from bpref.rules.linear.weight_norm_linear import weight_norm_linear
-from bpref.rules.loss.absolute import absolute
-from bpref.rules.loss.cosine_embedding import cosine_embedding
-from bpref.rules.loss.dice import dice
-from bpref.rules.loss.focal import focal
-from bpref.rules.loss.gaussian import gaussian
-from bpref.rules.loss.hinge import hinge
 from bpref.rules.linear_algebra.cholesky import cholesky
 from bpref.rules.linear_algebra.eigh import eigh
 from bpref.rules.linear_algebra.fft import fft
@@ -73,6 +67,12 @@ from bpref.rules.linear_algebra.qr import qr
 from bpref.rules.linear_algebra.solve import solve
 from bpref.rules.linear_algebra.svd import svd
 from bpref.rules.linear_algebra.triangular_solve import triangular_solve
+from bpref.rules.loss.absolute import absolute
+from bpref.rules.loss.cosine_embedding import cosine_embedding
+from bpref.rules.loss.dice import dice
+from bpref.rules.loss.focal import focal
+from bpref.rules.loss.gaussian import gaussian
+from bpref.rules.loss.hinge import hinge
 from bpref.rules.loss.huber import huber
 from bpref.rules.loss.info_nce import info_nce
 from bpref.rules.loss.jensen_shannon import jensen_shannon
@@ -161,6 +161,7 @@ __all__ = [
     "check_intermediates",
     "check_leaves",
     "checked",
+    "cholesky",
     "convolution",
     "cosine_embedding",
     "cumulative_logsumexp",
@@ -170,18 +171,17 @@ __all__ = [
     "drop_path",
     "dropout",
     "dynamic_tanh",
-    "einsum",
-    "cholesky",
     "eigh",
+    "einsum",
     "elu",
     "embedding",
     "embedding_bag",
     "equivalents",
+    "fft",
     "focal",
     "gather",
     "gaussian",
     "gaussian_noise",
-    "fft",
     "gelu",
     "global_pool",
     "glu",
@@ -196,11 +196,11 @@ __all__ = [
     "huber",
     "identity",
     "info_nce",
+    "inverse",
     "jensen_shannon",
     "kl_divergence",
     "l2_normalize",
     "layer_norm",
-    "inverse",
     "leaf_paths",
     "leaky_relu",
     "learned_step_quantizer",
@@ -213,9 +213,9 @@ __all__ = [
     "low_rank_linear",
     "map_leaves",
     "margin_ranking",
+    "matrix_exponential",
     "max_pool",
     "maxout",
-    "matrix_exponential",
     "mish",
     "multiclass_hinge",
     "mutants",
@@ -230,11 +230,11 @@ __all__ = [
     "power_iteration",
     "prelu",
     "qk_norm",
+    "qr",
     "quantile",
     "reduce_max",
     "reduce_prod",
     "reduce_sum",
-    "qr",
     "relu",
     "relu6",
     "remat",
@@ -257,23 +257,23 @@ __all__ = [
     "softmax_cross_entropy",
     "softplus",
     "softsign",
+    "solve",
     "sort",
     "sparsemax",
     "spectral_norm_linear",
-    "solve",
     "square",
     "squared_relu",
     "straight_through",
     "strip_custom_rules",
-    "take_along_axis",
     "svd",
+    "take_along_axis",
     "tanh",
     "tied_embedding",
     "top_k",
     "trainable",
     "transposed_convolution",
-    "triplet",
     "triangular_solve",
+    "triplet",
     "update_in_backward",
     "update_running_statistics",
     "vae",

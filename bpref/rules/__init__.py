@@ -105,6 +105,18 @@ KINDS: dict[str, tuple[str, ...]] = {
         "learned_step_quantizer",
         "straight_through",
     ),
+    "linear_algebra": (
+        "cholesky",
+        "eigh",
+        "fft",
+        "inverse",
+        "log_determinant",
+        "matrix_exponential",
+        "qr",
+        "solve",
+        "svd",
+        "triangular_solve",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",
@@ -129,18 +141,6 @@ KINDS: dict[str, tuple[str, ...]] = {
         "triplet",
         "vae",
         "wasserstein_critic",
-    ),
-    "linear_algebra": (
-        "cholesky",
-        "eigh",
-        "fft",
-        "inverse",
-        "log_determinant",
-        "matrix_exponential",
-        "qr",
-        "solve",
-        "svd",
-        "triangular_solve",
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
