@@ -1,4 +1,4 @@
-"""What layers that take indices share: their input checked, a shape remembered for free, and sums into places.
+"""What layers that take indices share: their input checked, places kept small, and sums into them.
 
 Indices are read as `jax.numpy` reads them: a negative one counts from the end; one beyond either end takes NaN, and
 adds nowhere. The cotangent of what was taken NaN for is dropped.
@@ -31,11 +31,6 @@ def require_some(who: str, name: str, data: Any, axis: int) -> None:
     """Raise `ValueError` when there is nothing along the axis that is indexed."""
     if data.shape[axis] == 0:
         raise ValueError(f"{who}: {name} has shape {data.shape}, expected at least one element in axis {axis}")
-
-
-def shape_keeper(x: Array) -> Array:
-    """An array of no elements that tells a backward x's shape, `keeper.shape[1:]`, and dtype: a cache of 0 bytes."""
-    return jnp.empty((0, *x.shape), x.dtype)
 
 
 def smallest_integer(n: int) -> Any:

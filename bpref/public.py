@@ -25,6 +25,10 @@ from bpref.rules.activation.tanh import tanh
 from bpref.rules.cumulative.cumulative_logsumexp import cumulative_logsumexp
 from bpref.rules.cumulative.cumulative_product import cumulative_product
 from bpref.rules.cumulative.cumulative_sum import cumulative_sum
+from bpref.rules.geometry.grid_sample import grid_sample
+from bpref.rules.geometry.pad import pad
+from bpref.rules.geometry.pixel_shuffle import pixel_shuffle
+from bpref.rules.geometry.resize import resize
 from bpref.rules.indexing.gather import gather
 from bpref.rules.indexing.scatter_add import scatter_add
 from bpref.rules.indexing.segment_max import segment_max
@@ -84,6 +88,7 @@ __all__ = [
     "equivalents",
     "gather",
     "gelu",
+    "grid_sample",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",
@@ -97,12 +102,15 @@ __all__ = [
     "mish",
     "mutants",
     "objective",
+    "pad",
     "parallel",
     "params_of",
+    "pixel_shuffle",
     "relu",
     "relu6",
     "remat",
     "residual",
+    "resize",
     "scan",
     "scatter_add",
     "search",

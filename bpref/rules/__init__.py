@@ -46,6 +46,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "take_along_axis",
         "top_k",
     ),
+    "geometry": (
+        "grid_sample",
+        "pad",
+        "pixel_shuffle",
+        "resize",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -29,9 +29,10 @@ from jaxtyping import Float, UInt
 
 from bpref.along_axis import axis_of
 from bpref.dtypes import require_floating
-from bpref.indices import add_along, shape_keeper, smallest_integer
+from bpref.indices import add_along, smallest_integer
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+from bpref.shape_keeper import shape_keeper
 
 
 class TopKCache(NamedTuple):

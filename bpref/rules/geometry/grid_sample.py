@@ -1,0 +1,194 @@
+"""grid_sample: images read at given points, a bilinear mixture of the four pixels around each.
+
+Forward, for images x of shape (N, H, W, C) and points g of shape (N, P, Q, 2), g = (across, down) from -1 to 1. In
+pixels, whose centres are at 0, 1, ..., W - 1 across and likewise down,
+
+    u = (g_0 + 1) (W - 1) / 2         `align_corners`: -1 and 1 are the centres of the corner pixels
+    u = ((g_0 + 1) W - 1) / 2         otherwise: they are the outer edges of the image
+
+and v from g_1 and H. With the pixel before, i = floor(u), j = floor(v), and the fractions a = u - i, b = v - j:
+
+    y = (1 - b) ((1 - a) x_ji + a x_j,i+1) + b ((1 - a) x_j+1,i + a x_j+1,i+1)         y: (N, P, Q, C)
+
+Pixels outside the image are 0 (`padding="zeros"`), or the nearest one inside ("border").
+
+Differential, with i and j constant, w the four weights and c the channel:
+
+    delta y_c = sum over the four of w delta x_c
+                + ((1 - b) (x_j,i+1,c - x_jic) + b (x_j+1,i+1,c - x_j+1,i,c)) delta u
+                + ((1 - a) (x_j+1,i,c - x_jic) + a (x_j+1,i+1,c - x_j,i+1,c)) delta v
+
+The factors in sum dy_c delta y_c, summed over all channels of a point:
+
+    dx   at each of the four pixels adds w dy; outside, it is dropped    (N, H, W, C)
+    du   = sum_c dy_c ((1 - b) (x_j,i+1,c - x_jic) + b (x_j+1,i+1,c - x_j+1,i,c))
+    dv   = sum_c dy_c ((1 - a) (x_j+1,i,c - x_jic) + a (x_j+1,i+1,c - x_j,i+1,c))
+    dg   = (du (W - 1) / 2, dv (H - 1) / 2), or with W and H for W - 1 and H - 1       (N, P, Q, 2)
+
+Kinks: y has one where u or v is a whole number; the slope of the pixels after it is taken, as floor does. PyTorch
+agrees but for "border" at the first pixel's very centre, where it takes 0. At "border" the slope outside is 0.
+
+Cached: x and g. The four pixels are read again, which is cheaper than to keep four times y,
+unless the points are fewer than about a quarter of the pixels.
+
+Numerical care: half precision is computed in float32, the points too: g as a bfloat16 has 8 bits, and tells
+apart no more than some hundred positions. A pixel that is outside is left out, not multiplied by zero: it may be NaN.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.images import require_images
+from bpref.indices import add_rows, as_arrays
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+PADDINGS = ("zeros", "border")
+
+
+class GridSampleCache(NamedTuple):
+    x: Float[Array, "N H W C"]
+    grid: Float[Array, "N P Q 2"]
+
+
+class Pixels(NamedTuple):
+    """Where each point is read, for its four pixels: their row in the list of all pixels, and the two fractions."""
+
+    rows: tuple[Array, ...]
+    a: Float[Array, "N P Q 1"]
+    b: Float[Array, "N P Q 1"]
+
+
+def grid_sample(align_corners: bool = False, padding: str = "zeros") -> Layer:
+    """Images read at points between their pixels.
+
+    Args:
+      align_corners: whether -1 and 1 are the centres of the corner pixels, rather than the edges of the image.
+      padding: what is outside the image, "zeros" or "border".
+
+    Returns:
+      A layer with params `()`, x a pair `(images, grid)`, `(N, H, W, C)` and `(N, P, Q, 2)`, and y `(N, P, Q, C)`.
+      The grid's last axis is (across, down), -1 to 1 within the image. Both have a cotangent.
+
+    Raises:
+      ValueError: there is no such padding; the shapes do not fit, or there are no pixels.
+      TypeError: x is no pair; either is not floating-point, or they have two dtypes.
+    """
+    who = "grid_sample"
+    if padding not in PADDINGS:
+        raise ValueError(f"{who}: padding is {padding!r}, expected one of {', '.join(PADDINGS)}")
+
+    def forward(params, x):
+        images, grid = as_arrays(who, ("images", "grid"), x)
+        _require_fit(who, images, grid)
+        pixels = locate(grid, images.shape)
+        before_before, before_after, after_before, after_after = _read(images, pixels)
+        above = _between(before_before, before_after, pixels.a)
+        below = _between(after_before, after_after, pixels.a)
+        return cast(_between(above, below, pixels.b), images.dtype), GridSampleCache(images, grid)
+
+    def backward(params, cache, dy):
+        images, grid = cache
+        N, H, W, C = images.shape
+        pixels = locate(grid, images.shape)
+        a, b = (jnp.broadcast_to(v, dy.shape) for v in (pixels.a, pixels.b))
+        wide = widen(dy)
+        above, below = (1 - b) * wide, b * wide
+        shares = [(1 - a) * above, a * above, (1 - a) * below, a * below]
+        nothing = jnp.zeros((N * H * W, C), wide.dtype)
+        dimages = add_rows(nothing, jnp.stack(pixels.rows), jnp.stack(shares), 0).reshape(images.shape)
+        before_before, before_after, after_before, after_after = _read(images, pixels)
+        du = wide * _between(before_after - before_before, after_after - after_before, b)
+        dv = wide * _between(after_before - before_before, after_after - before_after, a)
+        per_unit = [(n - align_corners) / 2 for n in (W, H)]
+        dgrid = jnp.stack([jnp.sum(d, -1) * scale for d, scale in zip((du, dv), per_unit, strict=True)], -1)
+        return (), (cast(dimages, images.dtype), cast(dgrid, grid.dtype))
+
+    def locate(grid, shape):
+        N, H, W, _ = shape
+        images = jnp.arange(N, dtype=jnp.int32).reshape(N, 1, 1)
+        (i, a), (j, b) = (_cell(widen(grid[..., k]), n, align_corners) for k, n in enumerate((W, H)))
+        rows = []
+        for k in (j, j + 1):
+            for l in (i, i + 1):
+                inside = (k >= 0) & (k < H) & (l >= 0) & (l < W)
+                row = (images * H + jnp.clip(k, 0, H - 1)) * W + jnp.clip(l, 0, W - 1)
+                rows.append(jnp.where(inside, row, N * H * W) if padding == "zeros" else row)
+        return Pixels(tuple(rows), a[..., None], b[..., None])
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _cell(g: Array, n: int, align_corners: bool) -> tuple[Array, Array]:
+    """The pixel before each point along an axis of n, and how far behind it the point is."""
+    u = (g + 1) * (n - 1) / 2 if align_corners else ((g + 1) * n - 1) / 2
+    before = jnp.floor(u)
+    return jnp.clip(before, -2, n).astype(jnp.int32), u - before
+
+
+def _read(images: Array, pixels: Pixels) -> list[Array]:
+    """The four pixels of each point, those outside as zeros: (N, P, Q, C) each, in at least float32."""
+    N, H, W, C = images.shape
+    listed = images.reshape(N * H * W, C)
+    read = (jnp.take(listed, row, axis=0, mode="fill", fill_value=0) for row in pixels.rows)
+    return [widen(v).reshape(*pixels.a.shape[:-1], C) for v in read]
+
+
+def _between(before: Array, after: Array, fraction: Array) -> Array:
+    fraction = jnp.broadcast_to(fraction, before.shape)
+    return (1 - fraction) * before + fraction * after
+
+
+def _require_fit(who: str, images: Array, grid: Array) -> None:
+    require_images(who, "images", images)
+    require_floating(who, "grid", grid)
+    if grid.dtype != images.dtype:
+        raise TypeError(f"{who}: grid has dtype {grid.dtype}, images has {images.dtype}; cast one to the other's")
+    if grid.ndim != 4 or grid.shape[0] != images.shape[0] or grid.shape[-1] != 2:
+        raise ValueError(f"{who}: grid has shape {grid.shape}, expected (N, P, Q, 2) with N = {images.shape[0]}")
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], align_corners: bool = False, padding: str = "zeros") -> Array:
+    images, grid = x
+    wide = wide_dtype(images.dtype)
+    sizes = images.shape[2], images.shape[1]
+    across, down = (
+        (g + 1) * (n - 1) / 2 if align_corners else ((g + 1) * n - 1) / 2
+        for g, n in zip(jnp.unstack(grid.astype(wide), axis=-1), sizes, strict=True)
+    )
+    mode = {"zeros": "constant", "border": "nearest"}[padding]
+
+    def of_channel(image, down, across):
+        return map_coordinates(image, [down, across], order=1, mode=mode)
+
+    of_image = jax.vmap(of_channel, in_axes=(-1, None, None), out_axes=-1)
+    return jax.vmap(of_image)(images.astype(wide), down, across).astype(images.dtype)
+
+
+_X = (Real("N H W C"), Real("N P Q two", -1.3, 1.3))
+_SIZES = {"H": 4, "W": 5, "P": 6, "Q": 6, "two": 2}
+
+RULE = Rule(
+    "grid_sample",
+    grid_sample,
+    reference,
+    cases=(
+        Case(
+            "zeros",
+            _X,
+            never_empty=("H", "W"),
+            fixed={"two": 2},
+            timed={"N": 4, "H": 48, "W": 48, "C": 32, "P": 48, "Q": 48, "two": 2},
+        ),
+        Case("zeros, corners aligned", _X, {"align_corners": True}, fixed=_SIZES),
+        Case("border", _X, {"padding": "border"}, fixed=_SIZES),
+    ),
+    cite="Jaderberg et al., 'Spatial transformer networks', arXiv:1506.02025, equations 5 to 7",
+    covers=("spatial transformer", "bilinear sampling"),
+)

@@ -1,0 +1,196 @@
+"""Resizing, sampling, shuffling and padding: numbers worked by hand, and calls that are refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+
+IMAGES = jnp.ones((2, 3, 4, 8))
+GRID = jnp.zeros((2, 5, 6, 2))
+
+BAD_CALLS = {
+    "resize to nothing": (
+        lambda: bpref.resize(0, 4),
+        ValueError,
+        "resize: height is 0, expected a positive integer",
+    ),
+    "resize to a fraction": (
+        lambda: bpref.resize(4, 2.5),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "resize: width is 2.5, expected a positive integer",
+    ),
+    "resize by no method": (
+        lambda: bpref.resize(4, 4, method="cubic"),
+        ValueError,
+        "resize: method is 'cubic', expected one of nearest, bilinear",
+    ),
+    "resize of one image": (
+        lambda: bpref.resize(4, 4).forward((), IMAGES[0]),
+        ValueError,
+        "resize: x has shape (3, 4, 8), expected (N, H, W, C)",
+    ),
+    "resize of integers": (
+        lambda: bpref.resize(4, 4).forward((), IMAGES.astype(jnp.int32)),
+        TypeError,
+        "resize: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "resize of no pixels": (
+        lambda: bpref.resize(4, 4).forward((), IMAGES[:, :0]),
+        ValueError,
+        "resize: x has shape (2, 0, 4, 8), expected at least one pixel in (H, W)",
+    ),
+    "grid_sample by no padding": (
+        lambda: bpref.grid_sample(padding="reflection"),
+        ValueError,
+        "grid_sample: padding is 'reflection', expected one of zeros, border",
+    ),
+    "grid_sample of no pair": (
+        lambda: bpref.grid_sample().forward((), IMAGES),
+        TypeError,
+        "grid_sample: x is of type ArrayImpl, expected a tuple (images, grid)",
+    ),
+    "grid_sample at other images' points": (
+        lambda: bpref.grid_sample().forward((), (IMAGES, GRID[:1])),
+        ValueError,
+        "grid_sample: grid has shape (1, 5, 6, 2), expected (N, P, Q, 2) with N = 2",
+    ),
+    "grid_sample of two dtypes": (
+        lambda: bpref.grid_sample().forward((), (IMAGES, GRID.astype(jnp.bfloat16))),
+        TypeError,
+        "grid_sample: grid has dtype bfloat16, images has float32; cast one to the other's",
+    ),
+    "pixel_shuffle by nothing": (
+        lambda: bpref.pixel_shuffle(0),
+        ValueError,
+        "pixel_shuffle: factor is 0, expected a positive integer",
+    ),
+    "pixel_shuffle of too few channels": (
+        lambda: bpref.pixel_shuffle(3).forward((), IMAGES),
+        ValueError,
+        "pixel_shuffle: x has 8 channels in its last axis, expected a multiple of factor^2 = 9",
+    ),
+    "pixel_shuffle of odd rows": (
+        lambda: bpref.pixel_shuffle(2, inverse=True).forward((), IMAGES),
+        ValueError,
+        "pixel_shuffle: x has shape (2, 3, 4, 8), expected H and W divisible by factor 2",
+    ),
+    "pad by less than nothing": (
+        lambda: bpref.pad(((1, -1),)),
+        ValueError,
+        "pad: widths is ((1, -1),), expected a pair of non-negative integers for each axis",
+    ),
+    "pad by no mode": (
+        lambda: bpref.pad(((1, 1),), mode="wrap"),
+        ValueError,
+        "pad: mode is 'wrap', expected one of constant, reflect, edge, circular",
+    ),
+    "pad of more axes": (
+        lambda: bpref.pad(((1, 1),)).forward((), IMAGES),
+        ValueError,
+        "pad: x has shape (2, 3, 4, 8), expected one axis for each of the 1 widths",
+    ),
+    "pad that would reflect twice": (
+        lambda: bpref.pad(((0, 3),), mode="reflect").forward((), jnp.ones(3)),
+        ValueError,
+        "pad: x has 3 elements in axis 0, reflect expects at least 4 for a border of 3",
+    ),
+    "pad of integers": (
+        lambda: bpref.pad(((0, 3),)).forward((), jnp.ones(3, jnp.int32)),
+        TypeError,
+        "pad: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def sweep(layer, x, dy):
+    y, _, dx = bpref.backpropagate(layer, (), x, jnp.array(dy, jnp.float32))
+    return y, dx
+
+
+@pytest.mark.parametrize(
+    ("mode", "y", "dx"),
+    [
+        ("constant", [9, 9, 1, 2, 3, 9], [100, 1000, 10000]),
+        ("reflect", [3, 2, 1, 2, 3, 2], [100, 1000 + 10 + 100000, 10000 + 1]),
+        ("edge", [1, 1, 1, 2, 3, 3], [100 + 10 + 1, 1000, 10000 + 100000]),
+        ("circular", [2, 3, 1, 2, 3, 1], [100 + 100000, 1000 + 1, 10000 + 10]),
+    ],
+)
+def test_borders_are_folded_back_where_they_were_taken(mode, y, dx):
+    layer = bpref.pad(((2, 1),), mode, value=9.0)
+    seen = sweep(layer, jnp.array([1.0, 2.0, 3.0]), 10.0 ** np.arange(6))
+    assert [v.tolist() for v in seen] == [y, dx]
+
+
+def column(values):
+    return jnp.array(values, jnp.float32).reshape(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "y", "dx"),
+    [("bilinear", [0, 1, 3, 4], [1 + 7.5 + 25, 2.5 + 75 + 1000]), ("nearest", [0, 0, 4, 4], [11, 1100])],
+)
+def test_two_pixels_become_four(method, y, dx):
+    """Centres at -1/4, 1/4, 3/4 and 5/4 of the old pixels: weights 1, 3/4, 1/4 and 0 of the first."""
+    seen = sweep(bpref.resize(4, 1, method), column([0, 4]), column([1, 10, 100, 1000]))
+    assert [v.reshape(-1).tolist() for v in seen] == [y, dx]
+
+
+def test_a_single_pixel_becomes_many():
+    """More terms in the backward than are worth a loop each: the matrix is dense there."""
+    y, dx = sweep(bpref.resize(40, 1), column([3]), column(np.arange(40)))
+    np.testing.assert_array_equal(y, column(np.full(40, 3)))
+    np.testing.assert_array_equal(dx, column([40 * 39 / 2]))
+
+
+def test_a_nan_stays_in_its_place_when_an_image_grows():
+    y, _ = sweep(bpref.resize(6, 1), column([1, 1, np.nan]), column(np.ones(6)))
+    np.testing.assert_array_equal(np.isnan(y.reshape(-1)), [False, False, False, True, True, True])
+
+
+def test_channels_become_blocks_in_pytorchs_order():
+    x = jnp.arange(8.0).reshape(1, 1, 1, 8)
+    y = bpref.pixel_shuffle(2).forward((), x)[0]
+    assert y[0, ..., 0].tolist() == [[0, 1], [2, 3]]
+    assert y[0, ..., 1].tolist() == [[4, 5], [6, 7]]
+    assert bpref.pixel_shuffle(2, inverse=True).forward((), y)[0].tolist() == x.tolist()
+
+
+def at(across, down=0.0):
+    return jnp.array([across, down], jnp.float32).reshape(1, 1, 1, 2)
+
+
+ROW = jnp.array([2.0, 6.0], jnp.float32).reshape(1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "across", "y", "dimages", "dgrid"),
+    [
+        ({"align_corners": True}, 0.5, 5, [0.25, 0.75], 4 / 2),
+        ({}, 0.25, 5, [0.25, 0.75], 4),
+        ({}, -0.75, 1.5, [0.75, 0], 2),
+        ({"padding": "border"}, -0.75, 2, [1, 0], 0),
+        ({"padding": "border"}, 1e9, 6, [0, 1], 0),
+        ({}, 1e9, 0, [0, 0], 0),
+    ],
+)
+def test_between_two_pixels(hyper, across, y, dimages, dgrid):
+    """Pixels 2 and 6; -3/4 is a quarter of a pixel outside, where corners are not aligned."""
+    seen, (dx, dg) = sweep(bpref.grid_sample(**hyper), (ROW, at(across)), np.ones((1, 1, 1, 1)))
+    assert seen.item() == y
+    assert dx.reshape(-1).tolist() == dimages
+    assert dg[..., 0].item() == dgrid
+
+
+def test_a_pixel_that_is_outside_is_left_out_though_it_is_nan():
+    """The point reads pixel 0 and one before the image, which is not the NaN of pixel 1."""
+    images = jnp.array([2.0, np.nan], jnp.float32).reshape(1, 1, 2, 1)
+    assert bpref.grid_sample().forward((), (images, at(-0.75)))[0].item() == 1.5

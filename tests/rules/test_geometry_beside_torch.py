@@ -1,0 +1,59 @@
+"""Resizing, sampling, shuffling and padding beside PyTorch's, whose channels come second."""
+
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
+
+
+@pytest.fixture(params=SEEDS)
+def rng(request):
+    return np.random.default_rng(request.param)
+
+
+def channels_second(twin):
+    """A function of images that have them last."""
+    return lambda _, x: twin(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("bilinear", "bilinear"), ("nearest", "nearest-exact")])
+def test_resize(rng, method, theirs):
+    height, width = (int(n) for n in rng.integers(1, 12, 2))
+    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=theirs))
+    assert_same(bpref.resize(height, width, method), twin, (), rng.normal(size=rng.integers(1, 9, 4)))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_grid_sample(rng, align_corners, padding):
+    N, H, W, C, P, Q = rng.integers(2, 7, 6)
+    x = rng.normal(size=(N, H, W, C)), rng.uniform(-1.5, 1.5, (N, P, Q, 2))
+
+    def twin(_, x):
+        y = F.grid_sample(x[0].permute(0, 3, 1, 2), x[1], padding_mode=padding, align_corners=align_corners)
+        return y.permute(0, 2, 3, 1)
+
+    assert_same(bpref.grid_sample(align_corners, padding), twin, (), x)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_pixel_shuffle(rng, inverse):
+    N, H, W, C, r = (int(n) for n in rng.integers(1, 5, 5))
+    twin = channels_second(lambda x: (F.pixel_unshuffle if inverse else F.pixel_shuffle)(x, r))
+    shape = (N, H * r, W * r, C) if inverse else (N, H, W, C * r**2)
+    assert_same(bpref.pixel_shuffle(r, inverse=inverse), twin, (), rng.normal(size=shape))
+
+
+@pytest.mark.parametrize(
+    ("mode", "theirs"),
+    [("constant", "constant"), ("reflect", "reflect"), ("edge", "replicate"), ("circular", "circular")],
+)
+def test_pad(rng, mode, theirs):
+    shape = rng.integers(4, 9, 4)
+    rows, columns = ((int(a), int(b)) for a, b in rng.integers(0, 4, (2, 2)))
+    twin = channels_second(lambda x: F.pad(x, (*columns, *rows), mode=theirs))
+    assert_same(bpref.pad(((0, 0), rows, columns, (0, 0)), mode), twin, (), rng.normal(size=shape))
