@@ -81,7 +81,7 @@ def reference(params: tuple[()], x: Array, factor: int, inverse: bool = False) -
     r = factor
     if inverse:
         parts = [x[:, i::r, j::r] for i in range(r) for j in range(r)]
-        return jnp.stack(parts, -1).reshape(*parts[0].shape[:3], -1)
+        return jnp.stack(parts, -1).reshape(*parts[0].shape[:3], x.shape[3] * r**2)
     rows = [jnp.stack([x[..., i * r + j :: r * r] for j in range(r)], 3) for i in range(r)]
     N, H, W, _, C = rows[0].shape
     return jnp.stack(rows, 2).reshape(N, H * r, W * r, C)
