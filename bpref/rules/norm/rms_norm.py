@@ -20,16 +20,17 @@ With g = gamma dy, the factor of each perturbation is
 Layer norm's backward without the path through the mean. In code xhat r stands as x r^2: then dx is made of x and of
 numbers for each example, and nothing of x's size is written in between.
 
-Cached: x, and r, one number for each example. xhat is one product away, and in half precision would be rounded.
+Cached: x, and 1 / r, one number for each example. xhat is one division away, and in half precision would be rounded.
 
-Numerical care: the squares are summed in float32 at least, where they overflow beyond 1e19. dx does not suppose that
-mean(xhat^2) = 1, which is wrong by r^2 eps: at x = 0 it is g / sqrt(eps), as it should be.
+Numerical care: xhat is x divided by 1 / r, one rounding less than x times r. The squares are summed in float32 at
+least, where they overflow beyond 1e19. dx does not suppose that mean(xhat^2) = 1, which is wrong by r^2 eps: at x = 0
+it is g / sqrt(eps), as it should be.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
@@ -44,7 +45,7 @@ class RmsNormParams(NamedTuple):
 
 class RmsNormCache(NamedTuple):
     x: Float[Array, "... d"]
-    rrms: Float[Array, "... 1"]
+    rms: Float[Array, "... 1"]
 
 
 def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
@@ -71,15 +72,16 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
     def forward(params, x):
         require_features(who, x, scale=params.scale)
         wide = widen(x)
-        rrms = lax.rsqrt(mean_over(jnp.square(wide), (x.ndim - 1,)) + eps)
-        y = scale_and_shift(wide * rrms, params.scale, None)
-        return cast(y, x.dtype), RmsNormCache(x, rrms)
+        rms = jnp.sqrt(mean_over(jnp.square(wide), (x.ndim - 1,)) + eps)
+        y = scale_and_shift(wide / rms, params.scale, None)
+        return cast(y, x.dtype), RmsNormCache(x, rms)
 
     def backward(params, cache, dy):
-        x, rrms = cache
+        x, rms = cache
         wide = widen(x)
-        g, dgamma, _ = pull_scale_and_shift(widen(dy), wide * rrms, params.scale, None)
-        dx = rrms * (g - wide * (rrms * (rrms * mean_over(g * wide, (x.ndim - 1,)))))
+        g, dgamma, _ = pull_scale_and_shift(widen(dy), wide / rms, params.scale, None)
+        r = 1 / rms
+        dx = r * (g - wide * (r * (r * mean_over(g * wide, (x.ndim - 1,)))))
         return RmsNormParams(dgamma), cast(dx, x.dtype)
 
     return Layer(init, forward, backward, who)
