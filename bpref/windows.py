@@ -69,9 +69,7 @@ def require_spatial(who: str, x: Any, rank: int) -> None:
     require_floating(who, "x", x)
     if len(x.shape) != rank + 2:
         expected = {1: "(N, T, C)", 2: "(N, H, W, C)", 3: "(N, D, H, W, C)"}[rank]
-        raise ValueError(
-            f"{who}: x has shape {x.shape}, expected {expected}, {rank} spatial and {rank + 2} axes in all"
-        )
+        raise ValueError(f"{who}: x has shape {x.shape}, expected {rank + 2} axes {expected}")
 
 
 def place(who: str, windows: Windows, x: Any) -> Pairs:

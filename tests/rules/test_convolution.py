@@ -1,0 +1,195 @@
+"""Convolutions: what they say to a call that does not fit, and numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.convolution.convolution import ConvolutionParams
+from bpref.rules.convolution.transposed_convolution import TransposedConvolutionParams
+
+KEY = jax.random.key(0)
+IMAGE = jnp.ones((2, 5, 6, 4))
+SERIES = jnp.ones((2, 5, 4))
+
+
+def forward(layer, x, given=None):
+    return layer.forward(layer.init(KEY, x if given is None else given), x)
+
+
+BAD_CALLS = {
+    "no window": (
+        lambda: bpref.convolution(8, ()),
+        ValueError,
+        "convolution: window is (), expected a tuple of 1 to 3 positive integers",
+    ),
+    "window of a number": (
+        lambda: bpref.convolution(8, 3),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "convolution: window is 3, expected a tuple of 1 to 3 positive integers",
+    ),
+    "stride of 0": (
+        lambda: bpref.convolution(8, stride=0),
+        ValueError,
+        "convolution: stride is 0, expected a positive integer, or 2 of them",
+    ),
+    "dilation of too many": (
+        lambda: bpref.convolution(8, dilation=(1, 1, 1)),
+        ValueError,
+        "convolution: dilation is (1, 1, 1), expected a positive integer, or 2 of them",
+    ),
+    "negative padding": (
+        lambda: bpref.convolution(8, padding=((1, 1), (-1, 0)), name="stem"),
+        ValueError,
+        "convolution 'stem': padding is ((1, 1), (-1, 0)), expected 'same', 'valid' or 2 pairs of non-negative "
+        "integers",
+    ),
+    "another padding": (
+        lambda: bpref.convolution(8, (3,), padding="full"),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "convolution: padding is 'full', expected 'same', 'valid' or 1 pair of non-negative integers",
+    ),
+    "no groups": (
+        lambda: bpref.convolution(8, groups=0),
+        ValueError,
+        "convolution: groups is 0, expected a positive integer",
+    ),
+    "features in groups": (
+        lambda: bpref.convolution(8, groups=3),
+        ValueError,
+        "convolution: features is 8, expected a positive multiple of groups 3",
+    ),
+    "channels in groups": (
+        lambda: bpref.convolution(9, groups=3).init(KEY, IMAGE),
+        ValueError,
+        "convolution: x has 4 channels in its last axis, expected a positive multiple of groups 3",
+    ),
+    "other channels": (
+        lambda: forward(bpref.convolution(8, groups=2), IMAGE, given=jnp.ones((2, 5, 6, 10))),
+        ValueError,
+        "convolution: x has 4 channels in its last axis, W expects 10 (W: (8, 3, 3, 5))",
+    ),
+    "two dtypes": (
+        lambda: forward(bpref.convolution(8), IMAGE.astype(jnp.bfloat16), given=IMAGE),
+        TypeError,
+        "convolution: x has dtype bfloat16, W has float32; cast one to the other's",
+    ),
+    "integers": (
+        lambda: bpref.convolution(8).init(KEY, IMAGE.astype(jnp.int32)),
+        TypeError,
+        "convolution: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "another rank": (
+        lambda: forward(bpref.convolution(8), SERIES),
+        ValueError,
+        "convolution: x has shape (2, 5, 4), expected 4 axes (N, H, W, C)",
+    ),
+    "window beyond x": (
+        lambda: forward(bpref.convolution(8, (3, 3), dilation=3, padding=((0, 0), (0, 2))), IMAGE),
+        ValueError,
+        "convolution: the window reaches over 7 elements of axis 1, x has 5 there and 0 of padding",
+    ),
+    "causal in 2-D": (
+        lambda: forward(bpref.causal_convolution(8, name="mixer"), IMAGE),
+        ValueError,
+        "causal_convolution 'mixer': x has shape (2, 5, 6, 4), expected 3 axes (N, T, C)",
+    ),
+    "no output padding": (
+        lambda: bpref.transposed_convolution(8, padding=((1, 1), (1, 1)), output_padding=-1),
+        ValueError,
+        "transposed_convolution: output_padding is -1, expected a non-negative integer, or 2 of them",
+    ),
+    "output padding of a stride": (
+        lambda: bpref.transposed_convolution(8, stride=(2, 1), padding=((1, 1), (1, 1)), output_padding=1),
+        ValueError,
+        "transposed_convolution: output_padding is (1, 1), expected less than the stride (2, 1)",
+    ),
+    "output padding with same": (
+        lambda: bpref.transposed_convolution(8, stride=2, output_padding=1),
+        ValueError,
+        "transposed_convolution: output_padding is (1, 1), which needs pairs for the padding, not 'same'",
+    ),
+    "nothing left": (
+        lambda: forward(bpref.transposed_convolution(8, (3,), padding=((3, 3),)), jnp.ones((2, 2, 4))),
+        ValueError,
+        "transposed_convolution: the padding ((3, 3),) leaves y the sizes (-2,), from x (2, 2, 4)",
+    ),
+    "transposed of other channels": (
+        lambda: forward(bpref.transposed_convolution(8), IMAGE, given=jnp.ones((2, 5, 6, 10))),
+        ValueError,
+        "transposed_convolution: x has 4 channels in its last axis, W expects 10 (W: (10, 3, 3, 8))",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_wrong_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def series(*values):
+    return jnp.array(values, jnp.float32).reshape(1, -1, 1)
+
+
+def test_a_convolution_by_hand():
+    """x = (1, 2, 3, 4), W = (10, 1): windows (1, 2), (3, 4) at stride 2, and dy = (1, 100)."""
+    layer = bpref.convolution(1, (2,), stride=2, padding="valid")
+    params = ConvolutionParams(jnp.array([10.0, 1.0]).reshape(1, 2, 1), jnp.array([0.5]))
+    y, dparams, dx = bpref.backpropagate(layer, params, series(1, 2, 3, 4), series(1, 100))
+    np.testing.assert_array_equal(y, series(12.5, 34.5))
+    np.testing.assert_array_equal(dx, series(10, 1, 1000, 100))
+    np.testing.assert_array_equal(dparams.W.ravel(), [301, 402])
+    np.testing.assert_array_equal(dparams.b, [101])
+
+
+def test_elements_that_no_window_sees_get_zero():
+    layer = bpref.convolution(1, (2,), stride=3, padding="valid", bias=False)
+    params = ConvolutionParams(jnp.ones((1, 2, 1)), None)
+    _, _, dx = bpref.backpropagate(layer, params, series(1, 2, 3, 4, 5, 6), series(1, 2))
+    np.testing.assert_array_equal(dx, series(1, 1, 0, 2, 2, 0))
+
+
+def test_causal_sees_no_future():
+    """dx of the dy at one time is 0 at all later times, y at all earlier ones is untouched by x."""
+    layer = bpref.causal_convolution(3, window=4, dilation=2)
+    x = jax.random.normal(KEY, (1, 12, 2))
+    params = layer.init(KEY, x)
+    y, _, dx = bpref.backpropagate(layer, params, x, jnp.zeros((1, 12, 3)).at[:, 7].set(1))
+    assert np.any(dx[:, 7] != 0)
+    np.testing.assert_array_equal(dx[:, 8:], 0)
+    np.testing.assert_array_equal(layer.forward(params, x.at[:, 8:].set(9.0))[0][:, :8], y[:, :8])
+
+
+def test_a_transposed_convolution_by_hand():
+    """x = (1, 100) at stride 2 with the window (1, 2, 3): (1, 2, 3 + 100, 200, 300)."""
+    layer = bpref.transposed_convolution(1, (3,), stride=2, padding="valid")
+    params = TransposedConvolutionParams(jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1), jnp.zeros(1))
+    y, dparams, dx = bpref.backpropagate(layer, params, series(1, 100), series(1, 0, 0, 0, 1))
+    np.testing.assert_array_equal(y, series(1, 2, 103, 200, 300))
+    np.testing.assert_array_equal(dx, series(1, 3))
+    np.testing.assert_array_equal(dparams.W.ravel(), [1, 0, 100])
+
+
+def test_the_transpose_of_a_convolution():
+    """<conv(x), z> = <x, transposed(z)>, with the same W."""
+    ours = bpref.convolution(6, (3, 2), stride=(2, 3), dilation=(1, 2), padding=((1, 0), (2, 2)), groups=2, bias=False)
+    x = jax.random.normal(KEY, (2, 7, 9, 4))
+    params = ours.init(KEY, x)
+    y, _ = ours.forward(params, x)
+    z = jax.random.normal(jax.random.key(1), y.shape)
+    back = bpref.transposed_convolution(
+        4, (3, 2), (2, 3), (1, 2), ((1, 0), (2, 2)), output_padding=(1, 1), groups=2, bias=False
+    )
+    image, _ = back.forward(TransposedConvolutionParams(params.W, None), z)
+    assert image.shape == x.shape
+    assert float(jnp.vdot(y, z)) == pytest.approx(float(jnp.vdot(x, image)), rel=1e-5)
+
+
+def test_weights_are_drawn_for_outputs_of_the_inputs_variance():
+    x = jax.random.normal(KEY, (4, 32, 32, 16))
+    for layer in (bpref.convolution(64, (3, 3)), bpref.transposed_convolution(64, (4, 4), stride=2)):
+        y, _ = forward(layer, x)
+        assert 0.8 < float(jnp.std(y)) < 1.1, layer.name

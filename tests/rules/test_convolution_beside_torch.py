@@ -1,0 +1,73 @@
+"""Convolutions beside PyTorch's, on random shapes; its channels come second."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.convolution.convolution import ConvolutionParams
+from bpref.rules.convolution.transposed_convolution import TransposedConvolutionParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+
+def functional():
+    return pytest.importorskip("torch", reason="PyTorch is not installed").nn.functional
+
+
+@pytest.mark.parametrize("groups", ["one", "some", "depthwise"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_convolution(seed, rank, groups):
+    F = functional()
+    rng = np.random.default_rng(seed)
+    g = {"one": 1, "some": 2, "depthwise": 4}[groups]
+    features = 4 if groups == "depthwise" else 6
+    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, rank))) for _ in range(3))
+    pad = tuple(map(int, rng.integers(0, 3, rank)))
+    sizes = tuple(int(d * (k - 1) + rng.integers(1, 6)) for k, d in zip(window, dilation, strict=True))
+    params = ConvolutionParams(rng.normal(size=(features, *window, 4 // g)), rng.normal(size=features))
+    layer = bpref.convolution(features, window, stride, dilation, tuple((p, p) for p in pad), g)
+
+    def twin(p, x):
+        y = getattr(F, f"conv{rank}d")(x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride, pad, dilation, g)
+        return y.movedim(1, -1)
+
+    assert_same(layer, twin, params, rng.normal(size=(3, *sizes, 4)))
+
+
+@pytest.mark.parametrize("groups", ["one", "some", "depthwise"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_transposed_convolution(seed, rank, groups):
+    F = functional()
+    rng = np.random.default_rng(seed)
+    g = {"one": 1, "some": 2, "depthwise": 4}[groups]
+    features = 4 if groups == "depthwise" else 6
+    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, rank))) for _ in range(3))
+    pad = tuple(int(rng.integers(0, k)) for k in window)
+    more = tuple(int(rng.integers(0, s)) for s in stride)
+    counts = tuple(map(int, rng.integers(3, 6, rank)))
+    params = TransposedConvolutionParams(rng.normal(size=(4, *window, features // g)), rng.normal(size=features))
+    layer = bpref.transposed_convolution(features, window, stride, dilation, tuple((p, p) for p in pad), more, g)
+
+    def twin(p, x):
+        y = getattr(F, f"conv_transpose{rank}d")(
+            x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride, pad, more, g, dilation
+        )
+        return y.movedim(1, -1)
+
+    assert_same(layer, twin, params, rng.normal(size=(3, *counts, 4)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_causal_convolution(seed):
+    F = functional()
+    rng = np.random.default_rng(seed)
+    k, d, s, T = map(int, rng.integers(1, 5, 4))
+    params = ConvolutionParams(rng.normal(size=(6, k, 2)), rng.normal(size=6))
+    layer = bpref.causal_convolution(6, k, s, d, groups=2)
+
+    def twin(p, x):
+        past = F.pad(x.movedim(-1, 1), (d * (k - 1), 0))
+        return F.conv1d(past, p.W.movedim(-1, 1), p.b, s, 0, d, 2).movedim(1, -1)
+
+    assert_same(layer, twin, params, rng.normal(size=(3, T, 4)))
