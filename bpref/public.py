@@ -189,7 +189,6 @@ __all__ = [
     "grid_sample",
     "group_norm",
     "gumbel_softmax",
-    "grid_sample",
     "hard_sigmoid",
     "hard_swish",
     "hard_tanh",

@@ -141,11 +141,6 @@ KINDS: dict[str, tuple[str, ...]] = {
         "triplet",
         "vae",
         "wasserstein_critic",
-    "geometry": (
-        "grid_sample",
-        "pad",
-        "pixel_shuffle",
-        "resize",
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
