@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, hold, rounded, run_in_float64, stacked
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
-from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
+from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff, is_differentiable
 from bpref.verify.precision import Row, rows_in, within
 from bpref.verify.prepare import Prepared, prepare, rounding_at
 from bpref.verify.program import Seen
@@ -27,6 +28,12 @@ SIZES = (64, 24, 5, 3)
 
 WORKING = ("float32", "bfloat16")
 """The dtypes in which a rule's precision is measured."""
+
+ENOUGH = 100
+"""Of fewer elements the 99th percentile is the largest, which one sum that happens to cancel decides ..."""
+
+MOST_DRAWS = 8
+"""... so that several examples of a case with small values are taken together, up to this many."""
 
 
 class Errors(NamedTuple):
@@ -72,12 +79,13 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
     rows: dict[str, list[Row]] = {name: [] for name in WORKING}
     cache = np.zeros(2, int)
     for case in rule.cases:
-        example = draw(rule, case, sizes_of(case), seed)
+        examples = draws(rule, case, seed)
+        example = examples[0]
         ready = prepare_example(example, WORKING)
         wrong, error = examine(example, ready)
         errors.append(error)
         if all(f.kind != "structure" for f in wrong):
-            seen = precision(example, ready)
+            seen = precision(examples, ready)
             wrong += [f for row in seen for f in imprecise(row)]
             for row, name in zip(seen, np.repeat(WORKING, len(seen) // len(WORKING)), strict=True):
                 rows[str(name)].append(row)
@@ -104,6 +112,15 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
 def sizes_of(case: Case) -> dict[str, int]:
     """The sizes that a case is verified with."""
     return sized(case, dict(zip(axes_of(case), itertools.chain(SIZES, itertools.repeat(2)), strict=False)))
+
+
+def draws(rule: Rule, case: Case, seed: int) -> list[Example]:
+    """One example of a case; or several, so that its smallest value comes to `ENOUGH` elements."""
+    first = draw(rule, case, sizes_of(case), seed)
+    values = jax.tree.leaves((first.params, first.x, jax.tree.map(lambda v: v[0], first.dys)))
+    smallest = min((v.size for v in values if is_differentiable(v) and v.size), default=ENOUGH)
+    count = min(MOST_DRAWS, -(-ENOUGH // smallest))
+    return [first, *(draw(rule, case, sizes_of(case), seed + 1000 * i) for i in range(1, count))]
 
 
 def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared:
@@ -150,14 +167,14 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
     return absent + wrong + nonlinear, max(h.error for h in held)
 
 
-def precision(example: Example, ready: Prepared) -> list[Row]:
+def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
     """The errors of every value in each of the working dtypes, one dtype after the other; complex ones by its name."""
-    point, seen = run(example, ready)
-    held: dict[str, Held] = {h.where: h for h in hold(ready.wide, [point], [seen], rounding_at(ready, [point]))}
+    points, seen = zip(*(run(example, ready) for example in examples), strict=True)
+    held: dict[str, Held] = {h.where: h for h in hold(ready.wide, points, seen, rounding_at(ready, list(points)))}
     return [
         row._replace(dtype=working.name) if row.dtype.startswith("complex") else row
         for working in ready.narrow
-        for row in rows_in(ready, working, [point], [point], held).values()
+        for row in rows_in(ready, working, points, points, held).values()
     ]
 
 

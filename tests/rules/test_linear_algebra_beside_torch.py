@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.matrices import dominant_diagonal, positive_definite, spread_eigenvalues, spread_singular_values
+from bpref.formulas.matrices import dominant_diagonal, positive_definite, spread_eigenvalues, spread_singular_values
 from tests.rules.beside_torch import SEEDS, assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -38,9 +38,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.along_axis import require_axis
+from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
-from bpref.one_axis import require_axis
-from bpref.random_draws import require_key
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.elementwise import elementwise
+from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 

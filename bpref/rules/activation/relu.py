@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool
 
-from bpref.elementwise import elementwise
+from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 

@@ -17,7 +17,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from bpref.elementwise import elementwise
+from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 

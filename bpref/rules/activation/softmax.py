@@ -33,8 +33,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.along_axis import require_axis
 from bpref.layer import Layer, no_params
-from bpref.one_axis import require_axis
 from bpref.rule import Case, Real, Rule
 
 

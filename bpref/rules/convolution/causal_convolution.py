@@ -27,10 +27,10 @@ state space models have it, is k multiplications and additions of whole arrays.
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.formulas.windows import as_windows
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.convolution.convolution import ConvolutionParams, convolution_layer
-from bpref.windows import as_windows
 
 
 def causal_convolution(

@@ -43,11 +43,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
-from bpref.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 
 
 class TransposedConvolutionParams(NamedTuple):

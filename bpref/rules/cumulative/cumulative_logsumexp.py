@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.along_axis import axis_of, run_along, shifted
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.along_axis import axis_of, run_along, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.along_axis import axis_of, run_along
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.along_axis import axis_of, run_along
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -44,8 +44,9 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
-from bpref.images import require_images
-from bpref.indices import add_rows, as_arrays
+from bpref.formulas.images import require_images
+from bpref.formulas.indices import add_rows
+from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

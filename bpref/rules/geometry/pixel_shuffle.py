@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.images import require_images
+from bpref.formulas.images import require_images
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

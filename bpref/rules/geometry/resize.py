@@ -35,11 +35,11 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.images import require_images
+from bpref.formulas.images import require_images
+from bpref.formulas.shape_keeper import shape_keeper
+from bpref.formulas.sparse_along import multiply_along
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule, Size
-from bpref.shape_keeper import shape_keeper
-from bpref.sparse_along import multiply_along
 
 METHODS = ("nearest", "bilinear")
 

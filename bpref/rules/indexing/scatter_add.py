@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import UInt
 
-from bpref.along_axis import axis_of
-from bpref.indices import add_rows, as_arrays, as_int32, placed, require_indexed, require_some
+from bpref.formulas.along_axis import axis_of
+from bpref.formulas.indices import add_rows, as_int32, placed, require_indexed, require_some
+from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 

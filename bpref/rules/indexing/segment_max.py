@@ -30,7 +30,7 @@ from jax import Array
 from jaxtyping import Bool, UInt
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.indices import as_int32, as_segments, of_segments, placed, require_segments
+from bpref.formulas.indices import as_int32, as_segments, of_segments, placed, require_segments
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 

@@ -29,7 +29,7 @@ from jax import Array
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
-from bpref.indices import as_segments, of_segments, placed, require_segments
+from bpref.formulas.indices import as_segments, of_segments, placed, require_segments
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 

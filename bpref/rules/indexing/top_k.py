@@ -27,12 +27,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, UInt
 
-from bpref.along_axis import axis_of
 from bpref.dtypes import require_floating
-from bpref.indices import add_along, smallest_integer
+from bpref.formulas.along_axis import axis_of
+from bpref.formulas.indices import add_along, smallest_integer
+from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.shape_keeper import shape_keeper
 
 
 class TopKCache(NamedTuple):

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.affine import (
+from bpref.dtypes import cast
+from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
@@ -39,7 +40,6 @@ from bpref.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.dtypes import cast
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 

@@ -40,7 +40,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.affine import (
+from bpref.dtypes import cast, widen
+from bpref.formulas.affine import (
     lecun_uniform,
     plus,
     require_fit,
@@ -50,7 +51,6 @@ from bpref.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.dtypes import cast, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 

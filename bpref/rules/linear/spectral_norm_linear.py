@@ -36,7 +36,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.affine import (
+from bpref.dtypes import cast, widen
+from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
@@ -47,7 +48,6 @@ from bpref.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.dtypes import cast, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 

@@ -39,13 +39,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.affine import require_size, times, times_transposed, transposed_times
 from bpref.dtypes import cast
+from bpref.formulas.affine import require_size, times, times_transposed, transposed_times
+from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
-from bpref.table import add_to_rows, as_ids, normal_table, require_table, rows
 
 
 class TiedEmbeddingParams(NamedTuple):

@@ -37,8 +37,8 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, require_square, transpose
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, positive_definite, product, require_square, transpose
 from bpref.rule import Case, Real, Rule
 
 

@@ -36,8 +36,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import SMALL_BATCH, product, require_square, spread_eigenvalues, transpose, with_diagonal
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, product, require_square, spread_eigenvalues, transpose, with_diagonal
 from bpref.rule import Case, Real, Rule
 
 

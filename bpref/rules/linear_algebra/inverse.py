@@ -27,8 +27,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import SMALL_BATCH, product, require_square, spread_singular_values, transpose
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, product, require_square, spread_singular_values, transpose
 from bpref.rule import Case, Real, Rule
 
 

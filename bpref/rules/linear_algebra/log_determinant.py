@@ -28,8 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
-from bpref.matrices import (
+from bpref.formulas.matrices import (
     SMALL_BATCH,
     factorise,
     identity_like,
@@ -37,6 +36,7 @@ from bpref.matrices import (
     solve_factorised_transposed,
     spread_singular_values,
 )
+from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 

@@ -43,8 +43,16 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import (
+    SMALL_BATCH,
+    factorise,
+    identity_like,
+    product,
+    require_square,
+    solve_factorised,
+    transpose,
+)
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, factorise, identity_like, product, require_square, solve_factorised, transpose
 from bpref.rule import Case, Real, Rule
 
 Blocks = tuple[Array, ...]

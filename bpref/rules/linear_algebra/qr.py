@@ -43,8 +43,8 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose
 from bpref.rule import Case, Real, Rule
 
 

@@ -32,8 +32,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
-from bpref.matrices import (
+from bpref.formulas.matrices import (
     SMALL_BATCH,
     Factors,
     as_system,
@@ -44,6 +43,7 @@ from bpref.matrices import (
     spread_singular_values,
     transpose,
 )
+from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 

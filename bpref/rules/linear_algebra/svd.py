@@ -41,8 +41,15 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import (
+    SMALL_BATCH,
+    product,
+    require_matrix,
+    spread_singular_values,
+    transpose,
+    with_diagonal,
+)
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose, with_diagonal
 from bpref.rule import Case, Real, Rule
 
 

@@ -33,9 +33,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.matrices import SMALL_BATCH, as_system, dominant_diagonal, product
+from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, no_params
-from bpref.matrices import SMALL_BATCH, as_system, dominant_diagonal, product
-from bpref.matrices import transpose as transposed
 from bpref.rule import Case, Real, Rule
 
 

@@ -39,11 +39,11 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.signs import is_label, is_positive
+from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
+from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
-from bpref.signs import is_label, is_positive
-from bpref.tuples import as_arrays, require_like, require_shape, require_vectors
-from bpref.unit_vectors import inverse, length
 
 
 class CosineEmbeddingCache(NamedTuple):

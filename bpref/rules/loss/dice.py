@@ -35,11 +35,11 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
+from bpref.formulas.signs import is_label, require_sign
+from bpref.formulas.unit_vectors import inverse
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, require_batch, require_one_shape
 from bpref.rule import Case, Integer, Interval, Real, Rule
-from bpref.signs import is_label, require_sign
-from bpref.unit_vectors import inverse
 
 
 class DiceCache(NamedTuple):

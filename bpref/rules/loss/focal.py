@@ -41,8 +41,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 

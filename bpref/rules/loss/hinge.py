@@ -34,10 +34,10 @@ from jax import Array
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
+from bpref.formulas.signs import is_label, is_positive, require_sign
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, require_batch, require_one_shape
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
-from bpref.signs import is_label, is_positive, require_sign
 
 
 class HingeCache(NamedTuple):

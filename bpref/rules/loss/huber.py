@@ -33,8 +33,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import widen
+from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_matching_pair, count_examples, require_batch
 from bpref.rule import Case, Interval, Real, Rule
 
 

@@ -43,8 +43,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import as_matching_pair, require_batch, scaled
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_matching_pair, require_batch, scaled
 from bpref.rule import Case, Real, Rule
 
 LOWEST = -1000.0

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import require_batch
+from bpref.formulas.signs import is_label, require_sign
+from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
-from bpref.pairs import require_batch
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.hinge import HingeCache, HingeOfRealsCache, hinge
-from bpref.signs import is_label, require_sign
-from bpref.tuples import as_arrays, require_like, require_shape
 
 
 class MarginRankingCache(NamedTuple):

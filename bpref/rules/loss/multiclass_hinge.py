@@ -34,10 +34,10 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.formulas.pairs import as_pair
+from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair
 from bpref.rule import Case, Integer, Interval, Real, Rule
-from bpref.tuples import require_shape
 
 
 class MulticlassHingeCache(NamedTuple):

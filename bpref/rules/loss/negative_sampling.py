@@ -33,9 +33,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.tuples import as_arrays, require_dtype_of, require_like, require_matrix
 
 
 class NegativeSamplingCache(NamedTuple):

@@ -32,12 +32,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.contrast import LogSumExp, log_sum_exp, nats, pull
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
+from bpref.formulas.tuples import as_arrays, require_like, require_matrix
+from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
-from bpref.tuples import as_arrays, require_like, require_matrix
-from bpref.unit_vectors import from_unit, unit
 
 
 class NtXentCache(NamedTuple):

@@ -34,8 +34,8 @@ from jax import Array
 from jaxtyping import Int8
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_matching_pair, count_examples, require_batch, scaled
 from bpref.rule import Case, Interval, Real, Rule
 
 

@@ -57,8 +57,8 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 BLOCK = 128

@@ -32,8 +32,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
-from bpref.pairs import as_matching_pair, count_examples, require_batch
 from bpref.rule import Case, Real, Rule
 
 

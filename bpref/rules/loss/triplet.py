@@ -36,10 +36,10 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.tuples import as_arrays, require_like, require_vectors
+from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
-from bpref.tuples import as_arrays, require_like, require_vectors
-from bpref.unit_vectors import inverse, length
 
 
 class TripletCache(NamedTuple):

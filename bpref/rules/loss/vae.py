@@ -38,9 +38,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
-from bpref.tuples import as_arrays, require_dtype_of, require_like
 
 
 class BernoulliCache(NamedTuple):

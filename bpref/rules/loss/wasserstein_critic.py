@@ -54,11 +54,11 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
+from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
 from bpref.rules.linear.linear import LinearParams, linear
-from bpref.tuples import as_arrays, require_dtype_of, require_like, require_matrix
-from bpref.unit_vectors import length, unit
 
 
 class WassersteinCriticParams(NamedTuple):

@@ -38,9 +38,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.standardize import moments, on_last_axis, require_features, require_positive, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
-from bpref.standardize import moments, on_last_axis, require_features, require_positive, scale_and_shift
 
 
 class BatchNormParams(NamedTuple):

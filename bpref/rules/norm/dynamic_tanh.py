@@ -30,9 +30,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.standardize import pull_scale_and_shift, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
-from bpref.standardize import pull_scale_and_shift, require_features, scale_and_shift
 
 
 class DynamicTanhParams(NamedTuple):

@@ -36,9 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
-from bpref.rule import Case, Interval, Real, Rule
-from bpref.standardize import (
+from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,
@@ -46,6 +44,8 @@ from bpref.standardize import (
     require_positive,
     scale_and_shift,
 )
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule
 
 OVER_A_GROUP = (1, 3)
 """The axes of x as (N, S, G, C / G) that belong to one group of an example."""

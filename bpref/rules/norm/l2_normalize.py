@@ -32,10 +32,10 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.reduced import require_axes
+from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer, no_params
-from bpref.reduced import require_axes
 from bpref.rule import Case, Interval, Real, Rule
-from bpref.standardize import require_positive
 
 
 class L2NormalizeCache(NamedTuple):

@@ -37,9 +37,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
-from bpref.rule import Case, Interval, Real, Rule
-from bpref.standardize import (
+from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,
@@ -47,6 +45,8 @@ from bpref.standardize import (
     require_positive,
     scale_and_shift,
 )
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule
 
 
 class LayerNormParams(NamedTuple):

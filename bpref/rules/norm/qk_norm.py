@@ -33,11 +33,11 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.standardize import require_features, require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
-from bpref.standardize import require_features, require_positive
 
 
 class QkNormParams(NamedTuple):

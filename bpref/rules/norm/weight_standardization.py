@@ -38,9 +38,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_features, require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
-from bpref.standardize import moments, on_last_axis, pull_standardized, require_features, require_positive
 
 INPUTS = (1,)
 """The axis of W over which a weight is standardised."""

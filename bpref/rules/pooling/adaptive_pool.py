@@ -43,10 +43,10 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.shifts import add_up
+from bpref.formulas.windows import require_elements, require_spatial
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.shifts import add_up
-from bpref.windows import require_elements, require_spatial
 
 
 class AdaptivePoolCache(NamedTuple):

@@ -37,10 +37,10 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.shifts import add_up, pad_axis, put, seen
+from bpref.formulas.windows import Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.shifts import add_up, pad_axis, put, seen
-from bpref.windows import Padding, as_windows, place_pool
 
 
 class MaxPoolCache(NamedTuple):

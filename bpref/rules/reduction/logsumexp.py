@@ -31,8 +31,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
 from bpref.layer import Layer, no_params
-from bpref.reduced import Axis, numbered, require_axes, restored, without
 from bpref.rule import Case, Real, Rule
 
 

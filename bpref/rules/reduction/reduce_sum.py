@@ -22,8 +22,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.reduced import Axis, count, numbered, require_axes, require_values, restored, without
 from bpref.layer import Layer, no_params
-from bpref.reduced import Axis, count, numbered, require_axes, require_values, restored, without
 from bpref.rule import Case, Real, Rule
 
 

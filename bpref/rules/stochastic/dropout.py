@@ -31,8 +31,8 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.random_draws import kept, require_key, require_rate
 from bpref.layer import Layer
-from bpref.random_draws import kept, require_key, require_rate
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
-from bpref.random_draws import require_key
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 

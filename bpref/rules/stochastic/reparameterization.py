@@ -31,9 +31,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer
 from bpref.rule import Case, Key, Real, Rule
-from bpref.tuples import as_arrays, require_like
 
 
 class ReparameterizationParams(NamedTuple):

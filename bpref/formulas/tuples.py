@@ -1,4 +1,4 @@
-"""What a loss of several arrays asks of its input, a tuple, before anything is computed."""
+"""What a layer of several arrays asks of its input, a tuple, before anything is computed."""
 
 from typing import Any
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import wide_dtype, widen
-from bpref.windows import Ints, Pairs
+from bpref.formulas.windows import Ints, Pairs
 
 
 class Slide(NamedTuple):

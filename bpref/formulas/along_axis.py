@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.dtypes import require_floating
+
 
 def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
     """`axis` counted from the first; raises `ValueError` when x has no such axis."""
@@ -13,6 +15,26 @@ def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"{who}: {argument} has shape {x.shape}, which has no axis {axis}")
     return axis % ndim
+
+
+def require_axis(who: str, x: Any, axis: int, symbol: str = "C") -> int:
+    """Which axis of x is meant, counted from the last: -1 is the last.
+
+    Args:
+      who: the layer, for messages.
+      x: anything with a shape and a dtype.
+      axis: counted from the first, or if negative from the last.
+      symbol: what the derivation calls the size of that axis.
+
+    Raises:
+      TypeError: x is not floating-point.
+      ValueError: x has no such axis, or nothing along it.
+    """
+    require_floating(who, "x", x)
+    place = axis_of(who, "x", x, axis)
+    if x.shape[place] == 0:
+        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element {symbol} in axis {axis}")
+    return place - len(x.shape)
 
 
 def run_along(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.tuples import require_dtype_of
+from bpref.formulas.tuples import require_dtype_of
 
 
 def is_label(target: Array) -> bool:

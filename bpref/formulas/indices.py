@@ -11,14 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
-
-
-def as_arrays(who: str, names: tuple[str, ...], x: Any) -> tuple[Array, ...]:
-    """`x` as one array for each name; raises `TypeError` unless it is such a tuple."""
-    if not isinstance(x, (tuple, list)) or len(x) != len(names):
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a tuple ({', '.join(names)})")
-    return tuple(map(jnp.asarray, x))
+from bpref.formulas.tuples import as_arrays
 
 
 def require_indexed(who: str, name: str, data: Any, index_name: str, indices: Any) -> None:
