@@ -11,6 +11,7 @@ import pytest
 
 import bpref
 from bpref.rules import RULES
+from bpref.verify.draw import axes_of
 
 pytestmark = pytest.mark.quick
 
@@ -92,6 +93,18 @@ def test_every_rule_file_is_in_rules():
     files = {f for f in FILES if f.startswith("rules/") and not f.endswith("__init__.py")}
     in_table = {Path(inspect.getfile(r.make)).relative_to(ROOT).as_posix() for r in RULES.values()}
     assert files == in_table
+
+
+def test_every_name_that_a_rule_is_looked_for_by_is_its_own():
+    others = [other for rule in RULES.values() for other in rule.covers]
+    assert sorted(set(others)) == sorted(others)
+    assert not set(others) & set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_has_one_case_that_is_timed_with_a_size_for_every_axis(rule):
+    (case,) = (case for case in rule.cases if case.timed)
+    assert set(case.timed) == set(axes_of(case))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

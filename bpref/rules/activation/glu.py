@@ -111,5 +111,5 @@ RULE = Rule(
         Case("reglu", _X, {"gate": "relu"}, fixed=_EVEN),
     ),
     cite="arXiv:1612.08083, equation 1; arXiv:2002.05202, section 2",
-    covers=("swiglu", "geglu", "reglu", "bilinear"),
+    covers=("swiglu", "geglu", "reglu"),
 )
