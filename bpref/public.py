@@ -64,6 +64,7 @@ from bpref.rules.linear_algebra.inverse import inverse
 from bpref.rules.linear_algebra.log_determinant import log_determinant
 from bpref.rules.linear_algebra.matrix_exponential import matrix_exponential
 from bpref.rules.linear_algebra.qr import qr
+from bpref.rules.linear_algebra.real_fft import real_fft
 from bpref.rules.linear_algebra.solve import solve
 from bpref.rules.linear_algebra.svd import svd
 from bpref.rules.linear_algebra.triangular_solve import triangular_solve
@@ -232,6 +233,7 @@ __all__ = [
     "qk_norm",
     "qr",
     "quantile",
+    "real_fft",
     "reduce_max",
     "reduce_prod",
     "reduce_sum",

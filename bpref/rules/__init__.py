@@ -113,6 +113,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "log_determinant",
         "matrix_exponential",
         "qr",
+        "real_fft",
         "solve",
         "svd",
         "triangular_solve",

@@ -82,6 +82,26 @@ BAD_CALLS = {
         TypeError,
         "fft: x has dtype float32, expected complex64 or complex128",
     ),
+    "a real transform of complex numbers": (
+        lambda: bpref.real_fft().forward((), COMPLEX),
+        TypeError,
+        "real_fft: x has dtype complex64, expected a floating-point dtype such as float32",
+    ),
+    "a real transform's inverse of real numbers": (
+        lambda: bpref.real_fft(inverse=True).forward((), WIDE),
+        TypeError,
+        "real_fft: x has dtype float32, the inverse expects complex64 or complex128",
+    ),
+    "a real transform's inverse of another length": (
+        lambda: bpref.real_fft(inverse=True, length=8).forward((), COMPLEX),
+        ValueError,
+        "real_fft: length is 8, expected 6 or 7 (x: (2, 4))",
+    ),
+    "a real transform of a length": (
+        lambda: bpref.real_fft(length=8),
+        ValueError,
+        "real_fft: length is 8, which only the inverse has; n is the size of x's last axis",
+    ),
     "fft over an axis twice": (
         lambda: bpref.fft((1, -1)).forward((), COMPLEX),
         ValueError,
