@@ -27,7 +27,7 @@ float32, and y is complex64 then.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Shaped
 
 from bpref.dtypes import cast, require_floating, widen
@@ -81,21 +81,20 @@ def real_fft(inverse: bool = False, length: int | None = None, norm: Norm = "bac
         return jnp.fft.irfft(x, n, norm=norm), RealFftCache(shape_keeper(x))
 
     def backward(params, cache, dy):
-        n = dy.shape[-1] if inverse else cache.of_x.shape[-1]
         if inverse:
-            a = _count(n).astype(dy.dtype)
-            return (), jnp.conj(jnp.fft.rfft(dy, norm=OPPOSITE[norm])) * jnp.broadcast_to(a, (*dy.shape[:-1], a.size))
-        a = _count(n).astype(dy.real.dtype)
-        dx = jnp.fft.irfft(jnp.conj(dy) / jnp.broadcast_to(a, dy.shape), n, norm=OPPOSITE[norm])
+            transformed = jnp.conj(jnp.fft.rfft(dy, norm=OPPOSITE[norm]))
+            return (), transformed * _count(dy.shape[-1], transformed)
+        n = cache.of_x.shape[-1]
+        dx = jnp.fft.irfft(jnp.conj(dy) / _count(n, dy), n, norm=OPPOSITE[norm])
         return (), cast(dx, cache.of_x.dtype)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _count(n: int) -> Array:
-    """a: how often each of the m coefficients stands among the n."""
-    k = jnp.arange(n // 2 + 1)
-    return jnp.where((k == 0) | (2 * k == n), 1, 2)
+def _count(n: int, like: Array) -> Array:
+    """a, of the shape (..., m) and the dtype of `like`: how often each coefficient stands among the n."""
+    k = lax.broadcasted_iota(jnp.int32, like.shape, like.ndim - 1)
+    return jnp.where((k == 0) | (2 * k == n), 1, 2).astype(like.dtype)
 
 
 def reference(
