@@ -28,7 +28,7 @@ def rules(
     with blaming_the_input():
         if kind is not None:
             require_known("kind", kind, KINDS)
-    console = Console(width=None if os.isatty(1) else 240)
+    console = Console(width=None if os.isatty(1) else 1000)
     measured = read_figures()
     shown = [(k, name) for k, names in KINDS.items() for name in names if kind in (None, k)]
     console.print(_table(shown, measured.get("rules", {})))

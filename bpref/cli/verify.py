@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +23,9 @@ from bpref.verify.catalogue import Errors
 from bpref.verify.measure import Ulps
 
 SEED_NETWORK = "seed"
+
+WORTH_A_PROCESS = 12
+"""Of fewer rules the first is done before another process has imported JAX."""
 
 
 def verify(
@@ -37,7 +42,8 @@ def verify(
     """
     with blaming_the_input():
         for name in names or []:
-            require_known("rule", name, [*RULES, *OTHER_NAMES, SEED_NETWORK])
+            if name not in OTHER_NAMES:
+                require_known("rule", name, [*RULES, SEED_NETWORK])
         if json_file is not None:
             require_new_file(json_file)
     chosen = list(dict.fromkeys(OTHER_NAMES.get(name, name) for name in names or [*RULES, SEED_NETWORK]))
@@ -87,7 +93,7 @@ def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"))
     console = Console(stderr=True)
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, _pool(len(chosen)) as pool:
         task = bar.add_task("", total=len(chosen), last="")
         longest_first = sorted(chosen, key=lambda name: -len(RULES[name].cases) if name in RULES else -9)
         running = {pool.submit(_verify_one, name, seed): name for name in longest_first}
@@ -98,6 +104,15 @@ def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _pool(tasks: int) -> Executor:
+    """Processes for a long list, since tracing holds one process to one core; on an accelerator, which is one's own,
+    threads.
+    """
+    if tasks < WORTH_A_PROCESS or jax.default_backend() != "cpu":
+        return ThreadPoolExecutor(os.cpu_count())
+    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
 
 
 def _verify_one(name: str, seed: int) -> RuleReport | list[Equation]:

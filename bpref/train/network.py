@@ -13,11 +13,27 @@ from bpref.rules import KINDS, RULES
 from bpref.rules.linear.linear import linear
 from bpref.train.table import Task
 
-ACTIVATIONS: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in KINDS["activation"]}
-"""Every activation's rule, by name."""
+ALONG_AN_AXIS = ("glu", "gumbel_softmax", "log_softmax", "maxout", "softmax", "sparsemax")
+"""Activations that are no functions of one element: what they are after a hidden layer is another network."""
 
-LOSSES: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in KINDS["loss"]}
-"""Every loss's rule, by name."""
+ACTIVATIONS: dict[str, Callable[[], Layer]] = {
+    name: RULES[name].make for name in KINDS["activation"] if name not in ALONG_AN_AXIS
+}
+"""Every activation that works element by element, by name."""
+
+LOSSES: dict[str, Callable[[], Layer]] = {
+    name: RULES[name].make
+    for name in (
+        "absolute",
+        "huber",
+        "log_cosh",
+        "quantile",
+        "sigmoid_cross_entropy",
+        "softmax_cross_entropy",
+        "square",
+    )
+}
+"""The losses of one prediction and one target, by name."""
 
 CLASS_LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy")
 """The losses that read a prediction as logits of classes; the others measure a distance, and serve both tasks."""

@@ -16,7 +16,7 @@ from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, hold, rounded, run_in_float64, stacked
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
-from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff, is_differentiable
+from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.precision import Row, rows_in, within
 from bpref.verify.prepare import Prepared, prepare, rounding_at
 from bpref.verify.program import Seen
@@ -29,11 +29,11 @@ SIZES = (64, 24, 5, 3)
 WORKING = ("float32", "bfloat16")
 """The dtypes in which a rule's precision is measured."""
 
-ENOUGH = 100
-"""Of fewer elements the 99th percentile is the largest, which one sum that happens to cancel decides ..."""
+ENOUGH = 1000
+"""Of fewer elements one sum that happens to cancel decides the 99th percentile ..."""
 
-MOST_DRAWS = 8
-"""... so that several examples of a case with small values are taken together, up to this many."""
+MORE_DRAWS = 40
+"""... so that where one of such a value seems imprecise, this many examples of the case are judged together."""
 
 
 class Errors(NamedTuple):
@@ -79,13 +79,12 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
     rows: dict[str, list[Row]] = {name: [] for name in WORKING}
     cache = np.zeros(2, int)
     for case in rule.cases:
-        examples = draws(rule, case, seed)
-        example = examples[0]
+        example = draw(rule, case, sizes_of(case), seed)
         ready = prepare_example(example, WORKING)
         wrong, error = examine(example, ready)
         errors.append(error)
         if all(f.kind != "structure" for f in wrong):
-            seen = precision(examples, ready)
+            seen = precision_of(rule, case, seed, ready)
             wrong += [f for row in seen for f in imprecise(row)]
             for row, name in zip(seen, np.repeat(WORKING, len(seen) // len(WORKING)), strict=True):
                 rows[str(name)].append(row)
@@ -112,15 +111,6 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
 def sizes_of(case: Case) -> dict[str, int]:
     """The sizes that a case is verified with."""
     return sized(case, dict(zip(axes_of(case), itertools.chain(SIZES, itertools.repeat(2)), strict=False)))
-
-
-def draws(rule: Rule, case: Case, seed: int) -> list[Example]:
-    """One example of a case; or several, so that its smallest value comes to `ENOUGH` elements."""
-    first = draw(rule, case, sizes_of(case), seed)
-    values = jax.tree.leaves((first.params, first.x, jax.tree.map(lambda v: v[0], first.dys)))
-    smallest = min((v.size for v in values if is_differentiable(v) and v.size), default=ENOUGH)
-    count = min(MOST_DRAWS, -(-ENOUGH // smallest))
-    return [first, *(draw(rule, case, sizes_of(case), seed + 1000 * i) for i in range(1, count))]
 
 
 def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared:
@@ -176,6 +166,18 @@ def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
         for working in ready.narrow
         for row in rows_in(ready, working, points, points, held).values()
     ]
+
+
+def precision_of(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
+    """`precision` of one example of a case; of many together, where one alone says too little."""
+
+    def drawn(i: int) -> Example:
+        return draw(rule, case, sizes_of(case), seed + 1000 * i)
+
+    rows = precision([drawn(0)], ready)
+    if any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
+        return precision([drawn(i) for i in range(MORE_DRAWS)], ready)
+    return rows
 
 
 def imprecise(row: Row) -> list[Finding]:

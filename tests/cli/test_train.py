@@ -127,11 +127,11 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         ),
         (["--layers", ""], "layers is '', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--layers", "a"], "layers is 'a', expected the width of each hidden layer, at least 1, such as 64,64"),
-        (["--activation", "rellu"], "unknown activation 'rellu'; the nearest are relu, relu6, elu"),
+        (["--activation", "rellu"], "unknown activation 'rellu'; the nearest are relu, relu6, prelu"),
         (["--loss", "sqare"], "unknown loss 'sqare'; the nearest is square"),
         (
             ["--loss", "softmax_cross_entropy"],
-            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is huber, square",
+            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, log_cosh, quantile, square",
         ),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'; the nearest are adam, radam, nadam"),
         (["--schedule", "cos"], "unknown schedule 'cos'; the nearest are cosine, constant"),

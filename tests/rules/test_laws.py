@@ -17,11 +17,11 @@ from bpref.verify import oracle
 from bpref.verify.catalogue import (
     WORKING,
     cache_bytes,
-    draws,
     examine,
     imprecise,
     judge,
     precision,
+    precision_of,
     prepare_example,
     run,
     sizes_of,
@@ -118,8 +118,8 @@ def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
 
 @EVERY_CASE
 def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
-    examples = draws(rule, case, SEED + 1)
-    rows = precision(examples, prepare_example(examples[0], WORKING))
+    example = draw(rule, case, sizes_of(case), SEED + 1)
+    rows = precision_of(rule, case, SEED + 1, prepare_example(example, WORKING))
     assert {row.dtype for row in rows} == set(WORKING)
     assert [f for row in rows for f in imprecise(row)] == []
 
