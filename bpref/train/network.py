@@ -21,22 +21,14 @@ ACTIVATIONS: dict[str, Callable[[], Layer]] = {
 }
 """Every activation that works element by element, by name."""
 
-LOSSES: dict[str, Callable[[], Layer]] = {
-    name: RULES[name].make
-    for name in (
-        "absolute",
-        "huber",
-        "log_cosh",
-        "quantile",
-        "sigmoid_cross_entropy",
-        "softmax_cross_entropy",
-        "square",
-    )
-}
-"""The losses of one prediction and one target, by name."""
-
 CLASS_LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy")
-"""The losses that read a prediction as logits of classes; the others measure a distance, and serve both tasks."""
+"""The losses that read a prediction as logits of classes ..."""
+
+DISTANCES = ("absolute", "huber", "log_cosh", "quantile", "square")
+"""... and those that measure a distance, and serve both tasks."""
+
+LOSSES: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in sorted((*CLASS_LOSSES, *DISTANCES))}
+"""The losses of one prediction and one target, by name."""
 
 
 def fully_connected(widths: Sequence[int], activation: str, outputs: int) -> Layer:

@@ -14,6 +14,11 @@ SERIES = jnp.ones((2, 5, 4))
 NAN, INF = float("nan"), float("inf")
 
 BAD_CALLS = {
+    "mean of integers": (
+        lambda: bpref.average_pool().forward((), IMAGE.astype(jnp.uint8)),
+        TypeError,
+        "average_pool: x has dtype uint8, expected a floating-point dtype such as float32",
+    ),
     "no window": (
         lambda: bpref.max_pool(()),
         ValueError,
@@ -338,9 +343,9 @@ def test_a_nan_is_seen_by_its_windows_alone():
 def test_half_precision_is_summed_in_float32():
     """256 + 1 is 256 in bfloat16, and 258 is itself."""
     for layer in (bpref.average_pool((3,)), bpref.adaptive_pool((1,)), bpref.global_pool()):
-        y, _ = pooled(layer, [256, 1, 1], 3, jnp.bfloat16)
+        y, _ = pooled(layer, [1, 256, 1], 3, jnp.bfloat16)
         assert float(y.ravel()[0]) == 86, layer.name
-    _, dx = pooled(bpref.max_pool((3,), 1), [0, 0, 9, 0, 0], [256, 1, 1], jnp.bfloat16)
+    _, dx = pooled(bpref.max_pool((3,), 1), [0, 0, 9, 0, 0], [1, 256, 1], jnp.bfloat16)
     np.testing.assert_array_equal(dx.astype(jnp.float32), [0, 0, 258, 0, 0])
 
 

@@ -19,7 +19,9 @@ def test_nearest_names():
 
 def test_rules_are_found_by_their_folder():
     assert {"relu", "tanh"} <= set(ACTIVATIONS)
-    assert set(LOSSES) == {"square", "huber", "softmax_cross_entropy", "sigmoid_cross_entropy"}
+    assert {"square", "huber", "softmax_cross_entropy", "sigmoid_cross_entropy"} <= set(LOSSES)
+    assert "glu" not in ACTIVATIONS, "it halves a layer's width"
+    assert "triplet" not in LOSSES, "it has no target"
     assert "linear" not in ACTIVATIONS
 
 
@@ -35,10 +37,10 @@ def test_rules_are_found_by_their_folder():
             lambda: fully_connected((4, 0), "tanh", 1),
             "layers is '4,0', expected the width of each hidden layer, at least 1, such as 64,64",
         ),
-        (lambda: loss_named("squared", "regression"), "unknown loss 'squared'; the nearest is square"),
+        (lambda: loss_named("squared", "regression"), "unknown loss 'squared'; the nearest are square, quantile"),
         (
             lambda: loss_named("softmax_cross_entropy", "regression"),
-            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is huber, square",
+            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, log_cosh, quantile, square",
         ),
         (lambda: make_optimizer("sdg", steps=1), "unknown optimizer 'sdg'; the nearest is sgd"),
         (

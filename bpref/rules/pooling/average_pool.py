@@ -80,8 +80,9 @@ def average_pool(
         return v
 
     def forward(params, x):
+        steps = steps_of(x)
         y = widen(x)
-        for axis, k, s, pads in steps_of(x):
+        for axis, k, s, pads in steps:
             count = (x.shape[axis] + sum(pads) - k) // s + 1
             padded = pad_axis(y, axis, pads, 0)
             y = add_up(seen(padded, axis, o, s, count) for o in range(k))
