@@ -131,8 +131,8 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         (["--loss", "sqare"], "unknown loss 'sqare'; the nearest is square"),
         (
             ["--loss", "softmax_cross_entropy"],
-            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, log_cosh, "
-            "quantile, square",
+            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, "
+            "log_cosh, quantile, square",
         ),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'; the nearest are adam, radam, nadam"),
         (["--schedule", "cos"], "unknown schedule 'cos'; the nearest are cosine, constant"),

@@ -40,7 +40,8 @@ def test_rules_are_found_by_their_folder():
         (lambda: loss_named("squared", "regression"), "unknown loss 'squared'; the nearest are square, quantile"),
         (
             lambda: loss_named("softmax_cross_entropy", "regression"),
-            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, log_cosh, quantile, square",
+            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, "
+            "log_cosh, quantile, square",
         ),
         (lambda: make_optimizer("sdg", steps=1), "unknown optimizer 'sdg'; the nearest is sgd"),
         (
