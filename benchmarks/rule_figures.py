@@ -65,7 +65,7 @@ def line(name: str, row: Row) -> str:
 
 
 def by_kind(rows: dict[str, Row]) -> str:
-    """A line for each kind, and one for all: geometric means, and the worst rule of each figure by name."""
+    """A line for each kind, and one for all: geometric means (of bytes, medians), and the worst rule by name."""
     kinds = {
         kind: {n: r for n, r in rows.items() if r.kind == kind} for kind in dict.fromkeys(r.kind for r in rows.values())
     }
@@ -73,7 +73,7 @@ def by_kind(rows: dict[str, Row]) -> str:
     for kind, of in [*kinds.items(), ("all", rows)]:
         figures = (
             _mean_and_worst({n: r.time.median for n, r in of.items()}),
-            _mean_and_worst({n: r.cache_ratio for n, r in of.items() if any(r.cache)}),
+            _median_and_worst({n: r.cache_ratio for n, r in of.items() if any(r.cache)}),
             _worst({n: r.float64 for n, r in of.items()}, "{:.0e}"),
             _mean_and_worst({n: error_ratio(r.float32) for n, r in of.items()}),
         )
@@ -83,10 +83,12 @@ def by_kind(rows: dict[str, Row]) -> str:
 
 
 def _mean_and_worst(figures: dict[str, float]) -> str:
-    if not figures:
-        return ""
-    values = np.maximum(list(figures.values()), 1e-9)
-    return f"{np.exp(np.log(values).mean()):.2f} (at most {_worst(figures, '{:.2f}')})"
+    return f"{np.exp(np.log(list(figures.values())).mean()):.2f} (at most {_worst(figures, '{:.2f}')})"
+
+
+def _median_and_worst(figures: dict[str, float]) -> str:
+    """Of ratios that may be 0; nothing where there are none, since neither side keeps anything."""
+    return f"{np.median(list(figures.values())):.2f} (at most {_worst(figures, '{:.2f}')})" if figures else ""
 
 
 def _worst(figures: dict[str, float], form: str) -> str:
