@@ -64,7 +64,7 @@ def _with_cotangents(equation: JaxprEqn, recurse: Callable) -> Callable:
 
     def backward(residuals, cotangents):
         at = [*traced_at, *(_tangent(a) for a in body.out_avals)]
-        call = _retraced(lambda *values: (_plain(backward_of.call_wrapped(*values)), ()), at, recurse)
+        call = _retraced(lambda *values: (_plain(_without_logs(backward_of.call_wrapped(*values))), ()), at, recurse)
         return tuple(call(*residuals, *cotangents)[0])
 
     rule.defvjp(forward, backward)
@@ -88,6 +88,12 @@ def _retraced(fun: Callable, avals: Sequence[Any], recurse: Callable) -> Callabl
         return jax.tree.unflatten(jax.tree.structure(shapes), recurse(program, [values[i] for i in where]))
 
     return call
+
+
+def _without_logs(returned: Any) -> Sequence[Any]:
+    """A backward's cotangents; since JAX 0.11 they come with what it logs."""
+    has_logs = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], list)
+    return returned[0] if has_logs else returned
 
 
 def _plain(values: Sequence[Any]) -> list:
