@@ -114,9 +114,14 @@ def test_qk_norm(seed):
     D = q.shape[-1]
     k = rng.normal(size=(*rng.integers(1, 5, 3), D))
     by_rms = QkNormParams(*rng.normal(size=(2, D)))
-    rms = lambda p, x: tuple(F.rms_norm(v, (D,), s, 1e-6) for v, s in zip(x, p, strict=True))  # noqa: E731
+
+    def rms(p, x):
+        return tuple(F.rms_norm(v, (D,), s, 1e-6) for v, s in zip(x, p, strict=True))
+
+    def l2(p, x):
+        return p.q_scale * F.normalize(x[0], dim=-1, eps=1e-6), F.normalize(x[1], dim=-1, eps=1e-6)
+
     assert_same(bpref.qk_norm(), rms, by_rms, (q, k))
-    l2 = lambda p, x: (p.q_scale * F.normalize(x[0], dim=-1, eps=1e-6), F.normalize(x[1], dim=-1, eps=1e-6))  # noqa: E731
     assert_same(bpref.qk_norm(l2=True), l2, QkNormParams(np.array(rng.normal()), None), (q, k))
 
 
