@@ -6,6 +6,8 @@ from .compose import remat as remat
 from .compose import residual as residual
 from .compose import scan as scan
 from .compose import serial as serial
+from .formulas.heads import Heads as Heads
+from .formulas.rotations import Stretch as Stretch
 from .layer import Layer as Layer
 from .layer import as_function as as_function
 from .layer import backpropagate as backpropagate
@@ -42,6 +44,9 @@ from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
+from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
+from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution

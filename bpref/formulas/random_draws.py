@@ -37,8 +37,17 @@ def kept(key: Any, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
 
     The bits themselves are compared, since making numbers of them first takes longer and decides nothing.
     """
-    share = float(np.float32(1 - rate))
-    below = math.ceil(share * 2**RESOLUTION) << (32 - RESOLUTION)
+    below = threshold(rate)
     if below == 2**32:
         return jnp.ones(shape, bool)
     return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(below)
+
+
+def threshold(rate: float) -> int:
+    """Below it are 32 random bits with probability 1 - rate."""
+    return math.ceil(float(np.float32(1 - rate)) * 2**RESOLUTION) << (32 - RESOLUTION)
+
+
+def words(key: Any) -> Array:
+    """Two 32-bit words of a PRNG key, however it is written."""
+    return jax.random.key_data(key)[:2] if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

@@ -120,6 +120,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
+    "attention": (
+        "blockwise_attention",
+        "dot_product_attention",
+        "rotary_embedding",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",

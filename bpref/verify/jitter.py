@@ -93,8 +93,12 @@ def _rounded_at_random(v: Any, place: int, keeps_whole: bool = False) -> Any:
     if v.dtype not in (jnp.float64, jnp.complex128):
         return v
     index = jax.lax.iota(np.float64, v.size).reshape(v.shape)
-    wild = jnp.sin(index * 12.9898 + place % 65536 * 78.233) * 43758.5453
-    noise = 1 + EPS * (2 * (wild - jnp.floor(wild)) - 1)
+    # Another last digit is another draw, so that trials at nudged points do not all miss the same cancellation.
+    digits = (jax.lax.bitcast_convert_type(v.real, np.int64) & 0xFFFF).astype(np.float64)
+    wild = jnp.sin(index * 12.9898 + place % 65536 * 78.233 + digits * 0.7548777) * 43758.5453
+    shift = 2 * (wild - jnp.floor(wild)) - 1
+    # Half a unit at least: less would be rounded away, and look like a sound digit.
+    noise = 1 + EPS * (shift + jnp.sign(shift)) / 2
     # An infinite value keeps its sign, and one that overflows by the noise alone is no news.
     exact = ~jnp.isfinite(v) | (keeps_whole & (v == jnp.round(v)))
     return jnp.where(exact, v, v * noise.astype(v.dtype))

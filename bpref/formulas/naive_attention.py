@@ -1,0 +1,65 @@
+"""Attention as it is written down: what the layers that make no T x S, or make it again, are held against."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.random import threefry_2x32
+
+from bpref.formulas.attend import LOWEST, Pattern
+from bpref.formulas.distances import buckets, slopes
+from bpref.formulas.heads import Heads
+from bpref.formulas.random_draws import threshold
+from bpref.formulas.softmax_attention import AttentionParams
+
+
+def naive_attention(
+    params: AttentionParams, x: Heads, pattern: Pattern, is_scaled: bool, alibi: bool, furthest: int
+) -> Array:
+    """y: every logit at once, keys and values repeated for each head."""
+    *_, T, N, D = x.q.shape
+    S, G = x.k.shape[-3], N // x.k.shape[-2]
+    k, v = (jnp.repeat(a, G, axis=-2) for a in (x.k, x.v))
+    z = jnp.einsum("...tnd,...snd->...nts", x.q, k) * (D**-0.5 if is_scaled else pattern.scale)
+    if pattern.soft_cap is not None:
+        z = pattern.soft_cap * jnp.tanh(z / pattern.soft_cap)
+    if x.bias is not None:
+        z = z + x.bias
+    distance = np.arange(S)[None, :] - np.arange(T)[:, None]
+    front = (1,) * (z.ndim - 3)
+    if params.relative_bias is not None:
+        bucket = buckets(distance, len(params.relative_bias), furthest, not pattern.causal)
+        z = z + jnp.moveaxis(params.relative_bias[bucket], -1, 0).reshape(*front, N, T, S)
+    if alibi:
+        z = z - jnp.asarray(slopes(N)[:, None, None] * np.abs(distance), z.dtype).reshape(*front, N, T, S)
+    seen = np.ones((T, S), bool)
+    if pattern.causal:
+        seen &= distance <= 0
+    if pattern.window is not None:
+        seen &= np.abs(distance) < pattern.window
+    seen = jnp.broadcast_to(jnp.asarray(seen).reshape(*front, 1, T, S), z.shape)
+    if x.mask is not None:
+        seen = seen & x.mask
+    if x.q_segments is not None:
+        of_k = x.q_segments if x.kv_segments is None else x.kv_segments
+        seen = seen & (x.q_segments[..., None, :, None] == of_k[..., None, None, :])
+    z = jnp.where(seen, z, LOWEST)
+    if params.sinks is not None:
+        sink = jnp.broadcast_to(params.sinks.reshape(*front, N, 1, 1), (*z.shape[:-1], 1))
+        z = jnp.concatenate([z, sink], -1)
+    p = jnp.where(seen, jax.nn.softmax(z)[..., :S], 0)
+    r = _kept(x, pattern.dropout)
+    return jnp.einsum("...nts,...snd->...tnd", p if r is None else p * r, v)
+
+
+def _kept(x: Heads, dropout: float) -> Array | None:
+    """r, (*b, N, T, S), by its definition: element (i, s) of all rows i = (b, n, t) is drawn by the counter (i, s)."""
+    if not dropout:
+        return None
+    *b, T, N, _ = x.q.shape
+    shape = (*b, N, T, x.k.shape[-3])
+    i = lax.iota(jnp.uint32, max(1, len(x.q[..., 0].reshape(-1)))).reshape(*shape[:-1], 1)
+    s = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+    counts = jnp.concatenate([jnp.broadcast_to(i, shape).reshape(-1), s.reshape(-1)])
+    bits = threefry_2x32(x.key, counts)[: s.size].reshape(shape)
+    return jnp.where(bits < jnp.uint32(threshold(dropout)), jnp.asarray(1 / (1 - dropout), x.q.dtype), 0)

@@ -1,0 +1,98 @@
+"""The layer of softmax attention, in one block or in many: `attend` with its parameters, and what it refuses."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from bpref.formulas.attend import Extras, Pattern, attend, pull_attend
+from bpref.formulas.distances import buckets, slopes
+from bpref.formulas.heads import Heads, require_heads
+from bpref.formulas.random_draws import require_key, require_rate
+from bpref.layer import Layer
+
+
+class AttentionParams(NamedTuple):
+    """`None` where not used: a logit for each head's sink, and T5's bias for each bucket of distances and head."""
+
+    sinks: Float[Array, " N"] | None = None
+    relative_bias: Float[Array, "buckets N"] | None = None
+
+
+class AttentionCache(NamedTuple):
+    x: Heads
+
+
+def softmax_attention(
+    who: str, pattern: Pattern, is_scaled: bool, alibi: bool, buckets_number: int | None, furthest: int, sinks: bool
+) -> Layer:
+    """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
+    require_rate(who, pattern.dropout)
+    for name, v in (("window", pattern.window), ("query_block", pattern.query_block), ("key_block", pattern.key_block)):
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1):
+            raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
+    if pattern.soft_cap is not None and not pattern.soft_cap > 0:
+        raise ValueError(f"{who}: soft_cap is {pattern.soft_cap!r}, expected a number above 0")
+    least = 2 if pattern.causal else 4
+    if buckets_number is not None and (
+        buckets_number < least or buckets_number % (least // 2) or furthest <= buckets_number
+    ):
+        raise ValueError(
+            f"{who}: relative_buckets is {buckets_number!r} and max_distance {furthest!r}, expected at least {least} "
+            "buckets, an even number if there are some for each direction, and more distances than buckets"
+        )
+
+    def init(key, x):
+        require_heads(who, x)
+        N, dtype = x.q.shape[-2], x.q.dtype
+        return AttentionParams(
+            jnp.zeros(N, dtype) if sinks else None,
+            jnp.zeros((buckets_number, N), dtype) if buckets_number is not None else None,
+        )
+
+    def of(params: AttentionParams, x: Heads) -> tuple[Pattern, Extras, Any]:
+        T, S, (N, D) = x.q.shape[-3], x.k.shape[-3], x.q.shape[-2:]
+        distance = np.arange(1 - T, S)
+        u, bucket = None, None
+        if params.relative_bias is not None:
+            bucket = buckets(distance, len(params.relative_bias), furthest, not pattern.causal)
+            u = params.relative_bias[bucket].T
+        if alibi:
+            falling = jnp.asarray(-slopes(N)[:, None] * np.abs(distance), x.q.dtype)
+            u = falling if u is None else u + falling
+        return pattern._replace(scale=D**-0.5) if is_scaled else pattern, Extras(params.sinks, u), bucket
+
+    def forward(params, x):
+        require_heads(who, x)
+        _require_params(who, params, x, sinks, buckets_number)
+        if pattern.dropout:
+            if x.key is None:
+                raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
+            require_key(who, x.key)
+        pattern_of_x, extras, _ = of(params, x)
+        return attend(pattern_of_x, x, extras), AttentionCache(x)
+
+    def backward(params, cache, dy):
+        (x,) = cache
+        pattern_of_x, extras, bucket = of(params, x)
+        d = pull_attend(pattern_of_x, x, extras, dy)
+        dtable = None
+        if params.relative_bias is not None:
+            zeros = jnp.zeros(params.relative_bias.shape, d.extras.u.dtype)
+            dtable = zeros.at[jnp.asarray(bucket)].add(d.extras.u.T)
+        dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)
+        return AttentionParams(d.extras.sinks, dtable), dx
+
+    return Layer(init, forward, backward, who)
+
+
+def _require_params(who: str, params: AttentionParams, x: Heads, sinks: bool, number: int | None) -> None:
+    N = x.q.shape[-2]
+    expected = {"sinks": (N,) if sinks else None, "relative_bias": None if number is None else (number, N)}
+    for name, shape in expected.items():
+        v = getattr(params, name)
+        came = None if v is None else v.shape
+        if came != shape:
+            raise ValueError(f"{who}: {name} has shape {came}, expected {shape} (q: {x.q.shape})")

@@ -1,0 +1,1 @@
+"""Attention: which of many values are looked at, and how much."""

@@ -1,0 +1,102 @@
+"""blockwise_attention: softmax attention in blocks of queries and keys, nothing of T x S ever made.
+
+Forward: the y of `dot_product_attention`, its sums over s taken block by block. For one block of queries, let m be the
+largest logit seen so far, Z = sum_s exp(x_ts - m), and o = sum_s r_ts exp(x_ts - m) v_s; with the next block S',
+
+    m' = max(m, max_S' x_ts)       Z' = e^(m - m') Z + sum_S' exp(x_ts - m')       o' = e^(m - m') o + sum_S' ...
+    y_t = o_t / Z_t                                                                       (T, E)
+
+A sink is a key that has been seen before all others: m = sink, Z = 1, o = 0.
+
+Differential: y is the same function, and so is its backward. Each block of it needs x and dy of its own rows and
+columns, and m_t, Z_t and D_t = sum_s r_ts p_ts dy_t . v_s, for which all blocks of a row are gone through first:
+
+    p_ts = exp(x_ts - m_t) / Z_t             dx_ts = p_ts (r_ts dy_t . v_s - D_t)          one block of (T, S) at a time
+    dv_s += sum_t r_ts p_ts dy_t             dk_s += scale sum_t dz_ts q_t                (S, E) and (S, D)
+    dq_t += scale sum_s dz_ts k_s            du_(s - t) += dx_ts, dbias_ts += dx_ts       (T, D)
+
+Blocks in which no key is seen, above the diagonal or outside the window, are not in the loop's list: a causal attention
+does half of the work, and one with a window does work and has memory in proportion to T.
+
+Cached: x alone, as in `dot_product_attention`.
+
+Numerical care: that of `dot_product_attention`. m starts at a finite number, so that no e^(m - m') is NaN; o and Z are
+summed in at least float32, rescaled sums rounding once more for each block of keys. Dropout's draws depend on where
+an element stands, not on the blocks, and are made again in the backward. D_t = dy_t . y_t would spare two of a block's
+seven products, and is not precise enough: see `dot_product_attention`.
+"""
+
+from typing import Any
+
+from jax import Array
+
+from bpref.formulas.attend import Pattern
+from bpref.formulas.heads import Heads
+from bpref.formulas.naive_attention import naive_attention
+from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
+from bpref.layer import Layer
+from bpref.rule import Rule
+from bpref.rules.attention.dot_product_attention import CASES
+
+
+def blockwise_attention(
+    causal: bool = False,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    scale: float | None = None,
+    alibi: bool = False,
+    relative_buckets: int | None = None,
+    max_distance: int = 128,
+    sinks: bool = False,
+    dropout: float = 0.0,
+    query_block: int = 256,
+    key_block: int = 256,
+) -> Layer:
+    """`dot_product_attention` with memory that grows with T + S and not with T S: the same results and cotangents.
+
+    Args:
+      causal, window, soft_cap, scale, alibi, relative_buckets, max_distance, sinks, dropout: as there.
+      query_block, key_block: how many queries and keys are worked on at once.
+
+    Returns:
+      A layer with x, y and params as there. A mask or a bias is as large as it is given.
+
+    Raises:
+      ValueError, TypeError: as there; a block is not at least 1.
+    """
+    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout, query_block, key_block)
+    is_scaled = scale is None
+    return softmax_attention("blockwise_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
+
+
+def reference(
+    params: AttentionParams,
+    x: Heads,
+    causal: bool = False,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    scale: float | None = None,
+    alibi: bool = False,
+    relative_buckets: int | None = None,
+    max_distance: int = 128,
+    sinks: bool = False,
+    dropout: float = 0.0,
+    query_block: int = 256,
+    key_block: int = 256,
+) -> Array:
+    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
+    return naive_attention(params, x, pattern, scale is None, alibi, max_distance)
+
+
+_BLOCKS: tuple[dict[str, Any], ...] = ({"query_block": 5, "key_block": 2}, {"query_block": 2, "key_block": 3})
+
+RULE = Rule(
+    "blockwise_attention",
+    blockwise_attention,
+    reference,
+    cases=tuple(
+        case._replace(hyper={**case.hyper, **_BLOCKS[i % 2]} if i else case.hyper) for i, case in enumerate(CASES)
+    ),
+    cite="arXiv:2205.14135, algorithms 1 and 2; arXiv:2112.05682",
+    covers=("flash attention", "memory-efficient attention", "sliding-window attention"),
+)

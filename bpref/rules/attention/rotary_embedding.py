@@ -1,0 +1,166 @@
+"""rotary_embedding: pairs of features turned by an angle that is their position times the pair's frequency.
+
+Forward, at position t, for pair i of the first `rotated` features of each head, with the angle a = t w_i and the
+magnitude c (1 but for YaRN):
+
+    y_1 = c (x_1 cos a - x_2 sin a)        x, y: (*b, T, N, D)
+    y_2 = c (x_2 cos a + x_1 sin a)
+
+A pair is features i and i + rotated / 2 (halves), or 2 i and 2 i + 1 (interleaved). What is not rotated stays as it is.
+q_t . k_s of two such heads depends on x and on t - s alone.
+
+Differential: linear in x, delta y = c R(a) delta x; positions are integers and have none. The adjoint of a rotation is
+the rotation back:
+
+    dx_1 = c (dy_1 cos a + dy_2 sin a)     dx_2 = c (dy_2 cos a - dy_1 sin a)        dx: (*b, T, N, D)
+
+Cached: the positions, where they are given; otherwise nothing.
+
+Numerical care: without positions the angles 0, w_i, 2 w_i, ... are computed in float64 when it is traced: in float32 an
+angle of 1e5 has lost its third decimal. Positions that are given are multiplied in at least float32.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.rotations import Stretch, frequencies, magnitude
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+def rotary_embedding(
+    interleaved: bool = False, fraction: float = 1.0, base: float = 10000.0, stretch: Stretch | None = None
+) -> Layer:
+    """Queries or keys whose dot products know how far they are apart.
+
+    Args:
+      interleaved: whether a pair is two neighbours (as in RoFormer), or one of each half (as in GPT-NeoX and Llama).
+      fraction: the share of the features that is rotated, the first ones.
+      base: the slowest pair turns once in nearly 2 pi base positions.
+      stretch: `Stretch(way, factor, ...)`, for positions beyond those trained for.
+
+    Returns:
+      A layer with params `()`, x `(*b, T, N, D)`, or a pair of it and integer positions `(*b, T)`, 0, 1, ... if they
+      are not given; and y of x's shape.
+
+    Raises:
+      ValueError: the rotated features are not an even number of at least 2 and at most D; positions of another shape.
+      TypeError: x is not floating-point, or positions are no integers.
+    """
+    who = "rotary_embedding"
+    if not base > 1:
+        raise ValueError(f"{who}: base is {base!r}, expected a number above 1")
+
+    def split(x):
+        u, positions = x if isinstance(x, (tuple, list)) else (x, None)
+        require_floating(who, "x", u)
+        if len(u.shape) < 3:
+            raise ValueError(f"{who}: x has shape {u.shape}, expected (..., T, N, D)")
+        D = u.shape[-1]
+        rotated = round(fraction * D)
+        if rotated % 2 or not 2 <= rotated <= D:
+            raise ValueError(
+                f"{who}: {rotated} of x's {D} features are rotated, expected an even number from 2 to {D} "
+                f"(fraction: {fraction})"
+            )
+        if positions is not None:
+            require_integer(who, "positions", positions)
+            if positions.shape != u.shape[:-2]:
+                raise ValueError(f"{who}: positions have shape {positions.shape}, expected {u.shape[:-2]}")
+        return u, positions, rotated
+
+    def turn(u, positions, rotated, way):
+        cos, sin = _of_angles(u, positions, frequencies(rotated, base, stretch), magnitude(stretch))
+        sin = sin * way
+        first, second = _pairs(widen(u[..., :rotated]), interleaved)
+        turned = first * cos - second * sin, second * cos + first * sin
+        turned = cast(_unpaired(*turned, interleaved), u.dtype)
+        return jnp.concatenate([turned, u[..., rotated:]], -1) if rotated < u.shape[-1] else turned
+
+    def forward(params, x):
+        u, positions, rotated = split(x)
+        return turn(u, positions, rotated, 1), positions
+
+    def backward(params, positions, dy):
+        du = turn(*split((dy, positions)), -1)
+        return (), du if positions is None else (du, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _of_angles(u: Array, positions: Array | None, frequency: np.ndarray, size: float) -> tuple[Array, Array]:
+    """c cos a and c sin a, (*b, T, 1, pairs), or without the batch axes."""
+    dtype = widen(u[:0]).dtype
+    if positions is None:
+        T = u.shape[-3]
+        angle = np.arange(T)[:, None, None] * frequency
+        front = (1,) * (u.ndim - 3)
+        return tuple(
+            jnp.asarray((size * f(angle)).reshape(*front, T, 1, len(frequency)), dtype) for f in (np.cos, np.sin)
+        )
+    angle = cast(positions, dtype)[..., None, None] * jnp.asarray(frequency, dtype).reshape(
+        (1,) * (positions.ndim + 1) + (-1,)
+    )
+    return size * jnp.cos(angle), size * jnp.sin(angle)
+
+
+def _pairs(u: Array, interleaved: bool) -> tuple[Array, Array]:
+    half = u.shape[-1] // 2
+    return (u[..., 0::2], u[..., 1::2]) if interleaved else (u[..., :half], u[..., half:])
+
+
+def _unpaired(first: Array, second: Array, interleaved: bool) -> Array:
+    if interleaved:
+        return jnp.stack([first, second], -1).reshape(*first.shape[:-1], 2 * first.shape[-1])
+    return jnp.concatenate([first, second], -1)
+
+
+def reference(
+    params: tuple[()],
+    x: Any,
+    interleaved: bool = False,
+    fraction: float = 1.0,
+    base: float = 10000.0,
+    stretch: Stretch | None = None,
+) -> Array:
+    """As products of complex numbers, of modulus c."""
+    u, positions = x if isinstance(x, tuple) else (x, None)
+    rotated = round(fraction * u.shape[-1])
+    pairs = u[..., :rotated].reshape(*u.shape[:-1], *((-1, 2) if interleaved else (2, rotated // 2)))
+    z = [widen(pairs[..., i] if interleaved else pairs[..., i, :]) for i in (0, 1)]
+    frequency = frequencies(rotated, base, stretch)
+    if positions is None:
+        angle = jnp.asarray(np.arange(u.shape[-3])[:, None] * frequency, z[0].dtype)
+    else:
+        angle = positions.astype(z[0].dtype)[..., None] * jnp.broadcast_to(
+            jnp.asarray(frequency, z[0].dtype), (*positions.shape, len(frequency))
+        )
+    turn = magnitude(stretch) * (jnp.cos(angle) + 1j * jnp.sin(angle))
+    turned = (z[0] + 1j * z[1]) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
+    y = jnp.stack([turned.real, turned.imag], -1 if interleaved else -2).reshape(*u.shape[:-1], rotated)
+    return jnp.concatenate([y.astype(u.dtype), u[..., rotated:]], -1)
+
+
+_EVEN = {"D": 8}
+
+RULE = Rule(
+    "rotary_embedding",
+    rotary_embedding,
+    reference,
+    cases=(
+        Case("halves", Real("B T N D"), fixed=_EVEN, timed={"B": 4, "T": 512, "N": 8, "D": 64}),
+        Case(
+            "interleaved, partial, at positions",
+            (Real("B T N D"), Integer("B T", 0, 100)),
+            {"interleaved": True, "fraction": 0.5, "base": Interval(10.0, 1e4, 100.0)},
+            fixed=_EVEN,
+        ),
+        Case("stretched", Real("B T N D"), {"stretch": Stretch("yarn", 4.0, 16)}, fixed=_EVEN),
+    ),
+    cite="arXiv:2104.09864, equation 34",
+    covers=("RoPE", "rope", "rotary position embedding"),
+)
