@@ -31,6 +31,7 @@ from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.sparsemax import sparsemax
 from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.attention.linear_attention import linear_attention
 from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import convolution
 from bpref.rules.convolution.transposed_convolution import transposed_convolution
@@ -206,6 +207,7 @@ __all__ = [
     "leaky_relu",
     "learned_step_quantizer",
     "linear",
+    "linear_attention",
     "log_cosh",
     "log_determinant",
     "log_sigmoid",

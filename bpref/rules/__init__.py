@@ -118,6 +118,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
+    "attention": ("linear_attention",),
     "loss": (
         "absolute",
         "cosine_embedding",
