@@ -1,6 +1,7 @@
 """The public names, and nothing else: what `bpref.NAME` is, loaded with the first of them that is asked for."""
 
 from bpref.compose import objective, parallel, remat, residual, scan, serial
+from bpref.formulas.plain_heads import DeltaHeads, GatedHeads
 from bpref.layer import Layer, as_function, backpropagate, leaf_paths, map_leaves, trainable
 from bpref.rule import Case, Rule
 from bpref.rules import RULES
@@ -31,7 +32,9 @@ from bpref.rules.activation.softsign import softsign
 from bpref.rules.activation.sparsemax import sparsemax
 from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
+from bpref.rules.attention.delta_rule import delta_rule
 from bpref.rules.attention.linear_attention import linear_attention
+from bpref.rules.attention.retention import retention
 from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import convolution
 from bpref.rules.convolution.transposed_convolution import transposed_convolution
@@ -139,7 +142,9 @@ __all__ = [
     "RULES",
     "AuditReport",
     "Case",
+    "DeltaHeads",
     "Finding",
+    "GatedHeads",
     "IntermediatesReport",
     "Layer",
     "Precision",
@@ -169,6 +174,7 @@ __all__ = [
     "cumulative_logsumexp",
     "cumulative_product",
     "cumulative_sum",
+    "delta_rule",
     "dice",
     "drop_path",
     "dropout",
@@ -245,6 +251,7 @@ __all__ = [
     "reparameterization",
     "residual",
     "resize",
+    "retention",
     "rms_norm",
     "scan",
     "scatter_add",

@@ -14,14 +14,19 @@ from bpref.dtypes import cast, widen
 
 
 def into_chunks(x: Array, K: int, chunk: int) -> Array:
-    """(*b, T, N, D) -> (C, G, L N / K, D), zeros after T; at least one chunk of one step."""
+    """(*b, T, N, D) -> (C, G, L N / K, D), zeros after T; at least one chunk."""
     *b, T, N, D = x.shape
-    L = max(min(chunk, T), 1)
+    L = chunk
     C = max(-(-T // L), 1)
     x = jnp.reshape(widen(x), (prod(b), T, N, D))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, C * L - T, 0), (0, 0, 0), (0, 0, 0)])
     x = jnp.reshape(x, (prod(b), C, L, K, N // K, D))
     return jnp.reshape(jnp.transpose(x, (1, 0, 3, 2, 4, 5)), (C, prod(b) * K, L * (N // K), D))
+
+
+def fitting(chunk: int, T: int) -> int:
+    """The number of steps of a chunk: no more than there are, and at least 1."""
+    return max(min(chunk, T), 1)
 
 
 def from_chunks(x: Array, K: int, like: Array) -> Array:
@@ -54,3 +59,13 @@ def sees(rows: int, columns: int, reverse: bool = False, strictly: bool = False)
         row, column = -row, -column
     row, column = row[None, :, None], column[None, None, :]
     return row > column if strictly else row >= column
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The products of vectors, kept as one feature."""
+    return jnp.sum(a * b, -1, keepdims=True)
+
+
+def no_state(k: Array, v: Array) -> Array:
+    """What a state (G, D, E) begins with, for chunks of k and v."""
+    return jnp.zeros((k.shape[1], k.shape[-1], v.shape[-1]), v.dtype)

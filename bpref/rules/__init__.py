@@ -118,7 +118,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
-    "attention": ("linear_attention",),
+    "attention": (
+        "delta_rule",
+        "linear_attention",
+        "retention",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",

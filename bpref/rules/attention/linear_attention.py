@@ -49,7 +49,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import widen
 from bpref.formulas.affine import require_size
-from bpref.formulas.chunks import from_chunks, into_chunks, sees, times, transpose
+from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, times, transpose
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import as_plain_heads
 from bpref.layer import Layer, no_params
@@ -102,7 +102,8 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
     operator = _causal if causal else _global
 
     def chunked(z, K):
-        return into_chunks(z, K, chunk if causal else z.shape[-3])
+        T = z.shape[-3]
+        return into_chunks(z, K, fitting(chunk if causal else T, T))
 
     def mapped(q, k, v):
         K = k.shape[-2]
