@@ -33,6 +33,7 @@ from bpref.rules.activation.sparsemax import sparsemax
 from bpref.rules.activation.squared_relu import squared_relu
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.attention.delta_rule import delta_rule
+from bpref.rules.attention.gated_linear_attention import gated_linear_attention
 from bpref.rules.attention.linear_attention import linear_attention
 from bpref.rules.attention.retention import retention
 from bpref.rules.convolution.causal_convolution import causal_convolution
@@ -187,6 +188,7 @@ __all__ = [
     "equivalents",
     "fft",
     "focal",
+    "gated_linear_attention",
     "gather",
     "gaussian",
     "gaussian_noise",

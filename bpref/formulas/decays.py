@@ -50,11 +50,11 @@ def pull_decays(F: Array, f: Array, e: Array, w: Array) -> Array:
 
 
 def per_row(x: Array, rows: int) -> Array:
-    """(G, L, ...) -> (G, rows, ...): what every step has, for each of its rows."""
-    return x if rows == x.shape[1] else jnp.repeat(x, rows // x.shape[1], 1)
+    """(..., L, n) -> (..., rows, n): what every step has, for each of its rows."""
+    return x if rows == x.shape[-2] else jnp.repeat(x, rows // x.shape[-2], -2)
 
 
 def per_step(x: Array, L: int) -> Array:
-    """(G, rows, ...) -> (G, L, ...): summed over the rows of each step, the adjoint of `per_row`."""
-    G, rows, *features = x.shape
-    return x if rows == L else jnp.sum(jnp.reshape(x, (G, L, rows // L, *features)), 2)
+    """(..., rows, n) -> (..., L, n): summed over the rows of each step, the adjoint of `per_row`."""
+    *batch, rows, n = x.shape
+    return x if rows == L else jnp.sum(jnp.reshape(x, (*batch, L, rows // L, n)), -2)

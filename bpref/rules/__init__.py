@@ -120,6 +120,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "attention": (
         "delta_rule",
+        "gated_linear_attention",
         "linear_attention",
         "retention",
     ),
