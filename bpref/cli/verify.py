@@ -17,7 +17,7 @@ from rich.table import Table
 from bpref.cli.errors import blaming_the_input
 from bpref.models.mlp_equations import Equation, verify_equations
 from bpref.nearest import require_known
-from bpref.rules import OTHER_NAMES, RULES
+from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
 from bpref.verify.catalogue import Errors
 from bpref.verify.measure import Ulps
@@ -42,11 +42,11 @@ def verify(
     """
     with blaming_the_input():
         for name in names or []:
-            if name not in OTHER_NAMES:
+            if name not in other_names():
                 require_known("rule", name, [*RULES, SEED_NETWORK])
         if json_file is not None:
             require_new_file(json_file)
-    chosen = list(dict.fromkeys(OTHER_NAMES.get(name, name) for name in names or [*RULES, SEED_NETWORK]))
+    chosen = list(dict.fromkeys(other_names().get(name, name) for name in names or [*RULES, SEED_NETWORK]))
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
 

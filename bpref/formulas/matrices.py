@@ -42,6 +42,16 @@ def with_diagonal(A: Array, d: Array) -> Array:
     return jnp.where(jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=bool), A.shape), d[..., None], A)
 
 
+def orientation(V: Array) -> Array:
+    """+1 or -1 for each column of V, `(..., 1, k)`: what makes its largest element positive.
+
+    A decomposition leaves the signs of its vectors open, and libraries, devices and dtypes choose differently; by this
+    they agree.
+    """
+    largest = jnp.argmax(jnp.abs(V), axis=-2, keepdims=True)
+    return jnp.where(jnp.take_along_axis(V, largest, -2) < 0, jnp.full((), -1, V.dtype), jnp.full((), 1, V.dtype))
+
+
 class Factors(NamedTuple):
     """P A = L U: L below the diagonal (its own is 1), U on and above it; row i of P A is row permutation_i of A."""
 

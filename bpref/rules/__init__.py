@@ -1,5 +1,7 @@
 """RULES: every rule there is, by name. A new rule is one file, and one line here."""
 
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 
 from bpref.rule import Rule
@@ -152,9 +154,26 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 
-RULES: dict[str, Rule] = {
-    name: import_module(f"bpref.rules.{kind}.{name}").RULE for kind, names in KINDS.items() for name in names
-}
+_KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
-OTHER_NAMES: dict[str, str] = {other: name for name, rule in RULES.items() for other in rule.covers}
-"""The rule that is meant by another name that people look for."""
+
+class _Rules(Mapping[str, Rule]):
+    """Rules by name; the file of each is read when it is asked for, so that the first name used costs one file."""
+
+    def __getitem__(self, name: str) -> Rule:
+        return import_module(f"bpref.rules.{_KIND_OF[name]}.{name}").RULE
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_KIND_OF)
+
+    def __len__(self) -> int:
+        return len(_KIND_OF)
+
+
+RULES: Mapping[str, Rule] = _Rules()
+
+
+@cache
+def other_names() -> dict[str, str]:
+    """The rule that is meant by another name that people look for; reads all of them."""
+    return {other: name for name, rule in RULES.items() for other in rule.covers}

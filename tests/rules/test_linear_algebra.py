@@ -174,6 +174,18 @@ def test_cholesky_of_what_is_not_positive_definite_is_nan():
     np.testing.assert_array_equal(dA[1], dA[1].T)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_element_of_a_vector_is_positive(sign):
+    """S = 3 u u^T + v v^T with u = (0.6, 0.8), v = (0.8, -0.6), and A = 2 u v^T."""
+    S = jnp.asarray([[1.72, 0.96], [0.96, 2.28]])
+    V = bpref.eigh().forward((), S)[0][1]
+    np.testing.assert_allclose(V, [[0.8, 0.6], [-0.6, 0.8]], atol=1e-6)
+    A = sign * 2 * jnp.outer(jnp.asarray([0.6, 0.8]), jnp.asarray([0.8, -0.6]))
+    U, _, Vt = bpref.svd().forward((), A[:, :1])[0]
+    np.testing.assert_allclose(U, [[0.6], [0.8]], atol=1e-6)
+    np.testing.assert_allclose(Vt, [[sign]], atol=1e-6)
+
+
 def test_eigh_at_a_repeated_eigenvalue_has_no_derivative():
     assert not np.isfinite(sweep(bpref.eigh(), jnp.eye(2))[1]).all()
 

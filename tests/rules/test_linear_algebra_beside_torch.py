@@ -1,5 +1,6 @@
 """The rules of linear algebra beside PyTorch's functions."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,13 +33,16 @@ def test_solve(seed, vector):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("unit_diagonal", [False, True])
-def test_triangular_solve(seed, lower, unit_diagonal):
+def test_triangular_solve(seed, lower, transpose, unit_diagonal):
     def twin(_, x):
-        return torch.linalg.solve_triangular(*x, upper=not lower, unitriangular=unit_diagonal)
+        A, B = x
+        T = A.mT if transpose else A
+        return torch.linalg.solve_triangular(T, B, upper=lower == transpose, unitriangular=unit_diagonal)
 
     x = square(seed, dominant_diagonal), drawn(seed, np.asarray)
-    assert_same(bpref.triangular_solve(lower, unit_diagonal=unit_diagonal), twin, (), x)
+    assert_same(bpref.triangular_solve(lower, transpose, unit_diagonal), twin, (), x)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -65,21 +69,18 @@ def test_cholesky(seed):
     assert_same(bpref.cholesky(), twin, (), square(seed, positive_definite))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_eigenvalues(seed):
-    """The signs of eigenvectors differ between libraries, and PyTorch refuses costs that depend on them."""
+def with_largest_positive(V):
+    """The sign of each column, which the libraries leave open."""
+    return torch.gather(V, -2, V.abs().argmax(-2, keepdim=True)).sign().detach()
 
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_eigh(seed):
     def twin(_, A):
         w, V = torch.linalg.eigh((A + A.mT) / 2)
-        return w, V
+        return w, V * with_largest_positive(V)
 
-    A = square(seed, spread_eigenvalues)
-    layer = bpref.eigh()
-    values = layer._replace(
-        forward=lambda p, x: (lambda y, cache: (y[0], cache))(*layer.forward(p, x)),
-        backward=lambda p, cache, dw: layer.backward(p, cache, (dw, np.zeros_like(cache.V))),
-    )
-    assert_same(values, lambda _, A: twin(_, A)[0], (), A)
+    assert_same(bpref.eigh(), twin, (), square(seed, spread_eigenvalues))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -89,13 +90,13 @@ def test_qr(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_singular_values(seed):
-    layer = bpref.svd()
-    values = layer._replace(
-        forward=lambda p, x: (lambda y, cache: (y[1], cache))(*layer.forward(p, x)),
-        backward=lambda p, cache, ds: layer.backward(p, cache, (np.zeros_like(cache.U), ds, np.zeros_like(cache.Vt))),
-    )
-    assert_same(values, lambda _, A: torch.linalg.svdvals(A), (), drawn(seed, spread_singular_values))
+def test_svd(seed):
+    def twin(_, A):
+        U, s, Vt = torch.linalg.svd(A, full_matrices=False)
+        sign = with_largest_positive(U)
+        return U * sign, s, Vt * sign.mT
+
+    assert_same(bpref.svd(), twin, (), drawn(seed, spread_singular_values))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -103,3 +104,45 @@ def test_singular_values(seed):
 def test_matrix_exponential(seed, size):
     A = square(seed, lambda v: v * size / np.abs(v).sum(-2, keepdims=True).max())
     assert_same(bpref.matrix_exponential(), lambda _, A: torch.linalg.matrix_exp(A), (), A)
+
+
+def assert_transforms_alike(layer, twin, x):
+    """PyTorch's gradient of complex numbers is the conjugate of JAX's cotangent."""
+    with jax.enable_x64(True):
+        y, cache = layer.forward((), x)
+        dy = np.random.default_rng(9).normal(size=(2, *y.shape))
+        dy = dy[0] + 1j * dy[1] if np.iscomplexobj(y) else dy[0]
+        dx = layer.backward((), cache, dy)[1]
+    tensor = torch.tensor(x, requires_grad=True)
+    y_twin = twin(tensor)
+    y_twin.backward(torch.tensor(dy.conj()))
+    np.testing.assert_allclose(y, y_twin.detach().numpy(), rtol=0, atol=1e-12 * np.abs(y).max())
+    np.testing.assert_allclose(dx, tensor.grad.numpy().conj(), rtol=0, atol=1e-12 * np.abs(dx).max())
+
+
+def complex_drawn(seed):
+    return drawn(seed, np.asarray) + 1j * drawn(seed + 0, np.flip)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("norm", ["backward", "ortho", "forward"])
+def test_fft(seed, inverse, norm):
+    twin = torch.fft.ifftn if inverse else torch.fft.fftn
+    assert_transforms_alike(
+        bpref.fft((0, -1), inverse, norm), lambda x: twin(x, dim=(0, -1), norm=norm), complex_drawn(seed)
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("norm", ["backward", "ortho", "forward"])
+def test_real_fft(seed, norm):
+    assert_transforms_alike(bpref.real_fft(norm=norm), lambda x: torch.fft.rfft(x, norm=norm), drawn(seed, np.asarray))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("odd", [False, True])
+def test_inverse_real_fft(seed, odd):
+    x = complex_drawn(seed)
+    n = 2 * (x.shape[-1] - 1) + odd
+    assert_transforms_alike(bpref.real_fft(True, n), lambda x: torch.fft.irfft(x, n), x)

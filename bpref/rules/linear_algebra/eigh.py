@@ -25,8 +25,9 @@ Cached: w and V, the outputs, in at least float32.
 Numerical care: half precision is decomposed in float32. Each element of M is a difference over a gap: relative to dV,
 the error of dA is round-off times |A| over the smallest gap. Without dV (eigenvalues alone) no gap is harmful. At
 repeated eigenvalues V is any basis of their space and has no derivative: dA is inf or NaN, as autodiff's is, unless the
-cost does not depend on that basis and dV is 0, where 0 / 0 = NaN is still what comes. The signs of V's columns are
-those of LAPACK; a cost that depends on them is not smooth.
+cost does not depend on that basis and dV is 0, where 0 / 0 = NaN is still what comes. The equation leaves the sign of
+each column of V open, and devices and dtypes choose differently: here its largest element is positive, so that they
+agree. V jumps where two elements are largest together.
 """
 
 from typing import NamedTuple
@@ -36,7 +37,15 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, require_square, spread_eigenvalues, transpose, with_diagonal
+from bpref.formulas.matrices import (
+    SMALL_BATCH,
+    orientation,
+    product,
+    require_square,
+    spread_eigenvalues,
+    transpose,
+    with_diagonal,
+)
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -51,7 +60,8 @@ def eigh() -> Layer:
 
     Returns:
       A layer with params `()`, x `A` of shape `(..., n, n)` and y `(w, V)`: w `(..., n)`, V `(..., n, n)` with the
-      eigenvectors as columns. dA is symmetric; at repeated eigenvalues it is inf or NaN.
+      eigenvectors as columns, the largest element of each positive. dA is symmetric; at repeated
+      eigenvalues it is inf or NaN.
 
     Raises:
       ValueError: A is not square, or empty.
@@ -62,6 +72,7 @@ def eigh() -> Layer:
     def forward(params, A):
         require_square(who, "A", A)
         w, V = jnp.linalg.eigh(widen(A))
+        V = V * orientation(V)
         return (cast(w, A.dtype), cast(V, A.dtype)), EighCache(w, V)
 
     def backward(params, cache, dy):
@@ -77,6 +88,7 @@ def eigh() -> Layer:
 
 def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
     w, V = jnp.linalg.eigh(widen(A))
+    V = jnp.where(-V.min(-2, keepdims=True) > V.max(-2, keepdims=True), -V, V)
     return w.astype(A.dtype), V.astype(A.dtype)
 
 

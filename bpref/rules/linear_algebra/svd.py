@@ -30,8 +30,8 @@ formed, so that small ones neither underflow nor lose half of their digits; rota
 s_j - s_i, rotations against each other only the sum. The error of dA is round-off times |A| over the smallest gap, and
 where m != n over the smallest s: 1e-12 is reached in float64 while these ratios are below 1e3 or so, and no formula
 reaches more, since that is the condition of the singular vectors. Repeated singular values, and s = 0 where m != n,
-have no derivative of U and V: dA is inf or NaN there, even for zero dU and dV. The signs of the columns are those of
-LAPACK; a cost that depends on them is not smooth.
+have no derivative of U and V: dA is inf or NaN there, even for zero dU and dV. The signs of u_l
+and v_l, open together, are such that the largest element of u_l is positive, on every device and in every dtype.
 """
 
 from typing import NamedTuple
@@ -43,6 +43,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
+    orientation,
     product,
     require_matrix,
     spread_singular_values,
@@ -64,7 +65,8 @@ def svd() -> Layer:
 
     Returns:
       A layer with params `()`, x `A` of shape `(..., m, n)` and y `(U, s, Vt)`: with k = min(m, n), U `(..., m, k)`,
-      s `(..., k)` descending, Vt `(..., k, n)`. At repeated singular values, and at 0 where m != n, dA is inf or NaN.
+      s `(..., k)` descending, Vt `(..., k, n)`; the largest element of each column of U is positive. At
+      repeated singular values, and at 0 where m != n, dA is inf or NaN.
 
     Raises:
       ValueError: A is no matrix, or empty.
@@ -75,6 +77,8 @@ def svd() -> Layer:
     def forward(params, A):
         require_matrix(who, "A", A)
         U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
+        sign = orientation(U)
+        U, Vt = U * sign, Vt * transpose(sign)
         return (cast(U, A.dtype), cast(s, A.dtype), cast(Vt, A.dtype)), SvdCache(U, s, Vt)
 
     def backward(params, cache, dy):
@@ -100,6 +104,8 @@ def svd() -> Layer:
 
 def reference(params: tuple[()], A: Array) -> tuple[Array, Array, Array]:
     U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
+    sign = jnp.where(-U.min(-2) > U.max(-2), -1, 1).astype(U.dtype)
+    U, Vt = U * sign[..., None, :], Vt * sign[..., :, None]
     return U.astype(A.dtype), s.astype(A.dtype), Vt.astype(A.dtype)
 
 
