@@ -38,7 +38,9 @@ q . (f dy S^T) - k . (f dc S^T) the steps t >= u; of k . (e u dS^T) the steps s 
 Cached: x as it came. States and errors are made again, chunk by chunk. The backward solves one system for each chunk,
 where differentiating the solution of the forward's would keep the matrices and solve for k S as well.
 
-Numerical care: nothing is inverted, and nothing divided by beta, which may be 0. All is at least float32. A step
+Numerical care: the triangular matrix is inverted by blocks, [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]],
+which is products alone, and not by powers of N, which cancel. Nothing is divided by beta,
+which may be 0. All is at least float32. A step
 multiplies what the state holds along k by 1 - beta |k|^2: keys are to be of length 1 (`l2_normalize`), for beta from 0
 to 2; beyond, the state grows without bound, in this form and in any.
 """
@@ -68,7 +70,7 @@ class Chunks(NamedTuple):
     g: Float[Array, "C G L 1"]
 
 
-def delta_rule(chunk: int = 64) -> Layer:
+def delta_rule(chunk: int = 32) -> Layer:
     """y_t = S_t^T q_t, with S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T.
 
     Args:
@@ -120,6 +122,17 @@ def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
     return earlier, earlier * times(k, transpose(k))
 
 
+def _inverse(N: Array) -> Array:
+    """(I + N)^-1 of N below the diagonal: of blocks of 1, 2, 4, ... steps, two of which make one of the next size."""
+    L = N.shape[-1]
+    X = jnp.broadcast_to(jnp.eye(L, dtype=N.dtype), N.shape)
+    for level in range((L - 1).bit_length()):
+        block = jnp.arange(L) >> level
+        of_pair = (block[:, None] ^ block[None, :]) == 1
+        X = X - times(times(X, jnp.where(of_pair[None], N, 0)), X)
+    return X
+
+
 def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
     """y of every chunk, the state before it, and the errors c."""
 
@@ -127,9 +140,7 @@ def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
         q, k, v, beta, g = chunk
         between, f, e, w = decays(g)
         _, N = _overlaps(k, between)
-        c = lax.linalg.triangular_solve(
-            N * transpose(beta), v - f * times(k, S), left_side=True, lower=True, unit_diagonal=True
-        )
+        c = times(_inverse(N * transpose(beta)), v - f * times(k, S))
         u, rows = beta * c, q.shape[1]
         y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), u), (y, S, c)
@@ -149,9 +160,7 @@ def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Arra
         u = beta * c
         A, R = times(q, transpose(k)), between * times(dy, transpose(u))
         du = times(transpose(between * A), dy) + e * times(k, dS)
-        u_hat = lax.linalg.triangular_solve(
-            beta * N, du, left_side=True, lower=True, unit_diagonal=True, transpose_a=True
-        )
+        u_hat = times(transpose(_inverse(beta * N)), du)
         dc = beta * u_hat
         Q = -earlier * times(dc, transpose(u))
         dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
@@ -169,7 +178,7 @@ def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Arra
     return lax.scan(step, no_state(chunks.k, chunks.v), (chunks, S, c, dy), reverse=True)[1]
 
 
-def reference(params: tuple[()], x: DeltaHeads, chunk: int = 64) -> Array:
+def reference(params: tuple[()], x: DeltaHeads, chunk: int = 32) -> Array:
     (q, k, v, *_), beta, g = x
     g = jnp.zeros_like(beta) if g is None else g
     each = q.shape[-2] // k.shape[-2]
