@@ -7,6 +7,8 @@ from .compose import residual as residual
 from .compose import scan as scan
 from .compose import serial as serial
 from .formulas.heads import Heads as Heads
+from .formulas.plain_heads import DeltaHeads as DeltaHeads
+from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.rotations import Stretch as Stretch
 from .layer import Layer as Layer
 from .layer import as_function as as_function
@@ -45,7 +47,11 @@ from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
+from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
+from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
+from .rules.attention.linear_attention import linear_attention as linear_attention
+from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution

@@ -122,7 +122,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "attention": (
         "blockwise_attention",
+        "delta_rule",
         "dot_product_attention",
+        "gated_linear_attention",
+        "linear_attention",
+        "retention",
         "rotary_embedding",
     ),
     "loss": (

@@ -69,6 +69,7 @@ def drawn(draw: st.DrawFn, rule: Rule) -> Drawn:
         "from bpref.rules import RULES\n"
         "from bpref.verify.draw import fill\n"
         "from bpref.verify.catalogue import examine\n"
+        f"{_imports(plain)}"
         f"rule = RULES[{rule.name!r}]\n"
         f"x = {_written(plain)}\n"
         f"example = fill(rule, rule.cases[{index}], {chosen_sizes}, x, np.random.default_rng({seed}), {chosen_hyper})\n"
@@ -79,4 +80,16 @@ def drawn(draw: st.DrawFn, rule: Rule) -> Drawn:
 
 def _written(plain: Any) -> str:
     """A tree of expressions as one expression."""
-    return f"({', '.join(map(_written, plain))})" if isinstance(plain, tuple) else plain
+    if not isinstance(plain, tuple):
+        return str(plain)
+    if hasattr(plain, "_fields"):
+        return f"{type(plain).__name__}({', '.join(f'{k}={_written(v)}' for k, v in plain._asdict().items())})"
+    return f"({', '.join(map(_written, plain))})"
+
+
+def _imports(plain: Any) -> str:
+    """What a tree of expressions needs imported: the named tuples that it is made of."""
+    if not isinstance(plain, tuple):
+        return ""
+    own = f"from {type(plain).__module__} import {type(plain).__name__}\n" if hasattr(plain, "_fields") else ""
+    return own + "".join(map(_imports, plain))

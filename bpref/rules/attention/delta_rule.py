@@ -1,0 +1,221 @@
+"""delta_rule: attention whose state learns, at every step, to answer the key with the value, by one step of descent.
+
+Forward, for each head, with q, k of shape (T, D), v (T, E), beta (T,) and the logarithm g (T,) of a gate, or g = 0:
+
+    S'_t = exp(g_t) S_{t-1}                 S_0 = 0                       (D, E)
+    c_t  = v_t - S'_t^T k_t                 what the state lacks          (T, E)
+    S_t  = S'_t + k_t u_t^T,    u_t = beta_t c_t                          (D, E)
+    y_t  = S_t^T q_t                                                      (T, E)
+
+k u^T is minus beta times the gradient of 1/2 |S'^T k - v|^2. Also S_t = (I - beta_t k_t k_t^T) S'_t + beta_t k_t v_t^T.
+
+Given u it is `retention` with the values u, and c follows from v by a triangular system. In a chunk of L steps, S the
+state before it, and Lambda, f, e and w what remains between steps, from the start, to the end, and of the whole,
+
+    c_t = v_t - f_t S^T k_t - sum_{s<t} N_ts beta_s c_s,   N_ts = Lambda_ts (k_t . k_s) for s < t, else 0
+    c   = (I + N diag(beta))^-1 (v - f k S)                               (L, E)
+    y   = P u + f q S           P = Lambda * (q k^T)                      (L, E)
+    S after = w S + (e k)^T u                                             (D, E)
+
+Differential, with dS the cotangent of S after, and u_hat what an error turned into, in time's other direction:
+
+    du    = P^T dy + e k dS                                               what y and S after give to u
+    delta c + N delta (beta c) + (delta N) u = delta v - delta (f k S)
+    u_hat = (I + N^T diag(beta))^-1 du      from  u_hat = du - N^T (beta u_hat)
+    dc    = beta u_hat                      the cotangent of v - f k S    (L, E)
+
+u_hat is the total cotangent of u, by y, by S after and by the later errors. The factor of each perturbation, with
+R = Lambda * (dy u^T), and Q = -Lambda * (dc u^T) for s < t, else 0, the cotangent of k k^T:
+
+    dv = dc                 dbeta_t = c_t . u_hat_t                       (L, E), (L,)
+    dq = R k + f dy S^T                                                   (L, D)
+    dk = R^T q + (Q + Q^T) k + e u dS^T - f dc S^T                        (L, D)
+    dS before = w dS + (f q)^T dy - (f k)^T dc                            (D, E)
+
+and dg_u collects what crosses step u, as in `retention`: of R * (q k^T) and Q * (k k^T) the pairs s < u <= t; of
+q . (f dy S^T) - k . (f dc S^T) the steps t >= u; of k . (e u dS^T) the steps s < u; and w <S, dS>.
+
+Cached: x as it came. States and errors are made again, chunk by chunk. The backward solves one system for each chunk,
+where differentiating the solution of the forward's would keep the matrices and solve for k S as well.
+
+Numerical care: the triangular matrix is inverted by blocks, [[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]],
+which is products alone, and not by powers of N, which cancel. Nothing is divided by beta,
+which may be 0. All is at least float32. A step
+multiplies what the state holds along k by 1 - beta |k|^2: keys are to be of length 1 (`l2_normalize`), for beta from 0
+to 2; beyond, the state grows without bound, in this form and in any.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.formulas.affine import require_size
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, sees, times, transpose
+from bpref.formulas.decays import decays, per_row, per_step, pull_decays
+from bpref.formulas.heads import Heads
+from bpref.formulas.plain_heads import DeltaHeads, as_delta_heads
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+
+class Chunks(NamedTuple):
+    """What the sweeps go through: the arrays of x by chunks, gates of 0 where there are none."""
+
+    q: Float[Array, "C G rows D"]
+    k: Float[Array, "C G L D"]
+    v: Float[Array, "C G L E"]
+    beta: Float[Array, "C G L 1"]
+    g: Float[Array, "C G L 1"]
+
+
+def delta_rule(chunk: int = 32) -> Layer:
+    """y_t = S_t^T q_t, with S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T.
+
+    Args:
+      chunk: L, the number of steps that are solved for together; it changes the cost, not the function.
+
+    Returns:
+      A layer with params `()`, x `DeltaHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), beta:
+      (*b, T, K), log_gate: (*b, T, K) or None)`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled,
+      keys are not normalized. The cache is x.
+
+    Raises:
+      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, segments or key.
+      TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
+    """
+    who = "delta_rule"
+    require_size(who, "chunk", chunk)
+
+    def forward(params, x):
+        x = as_delta_heads(who, x)
+        y, _, _ = _forward_sweep(_chunks_of(x, chunk))
+        return from_chunks(y, x.heads.k.shape[-2], x.heads.q), x
+
+    def backward(params, cache, dy):
+        (q, k, v, *_), beta, g = cache
+        K = k.shape[-2]
+        chunks = _chunks_of(cache, chunk)
+        _, S, c = _forward_sweep(chunks)
+        dq, dk, dv, dbeta, dg = _backward_sweep(chunks, S, c, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
+        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
+        dbeta, dg = (
+            None if z is None else from_chunks(d, K, z[..., None])[..., 0] for d, z in ((dbeta, beta), (dg, g))
+        )
+        return (), DeltaHeads(heads, dbeta, dg)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _chunks_of(x: DeltaHeads, chunk: int) -> Chunks:
+    (q, k, v, *_), beta, g = x
+    T, K, _ = k.shape[-3:]
+    g = jnp.zeros_like(beta) if g is None else g
+    return Chunks(*(into_chunks(z, K, fitting(chunk, T)) for z in (q, k, v, beta[..., None], g[..., None])))
+
+
+def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
+    """Lambda_ts for s < t alone, and N."""
+    L = k.shape[1]
+    earlier = jnp.where(sees(L, L, strictly=True), between, 0)
+    return earlier, earlier * times(k, transpose(k))
+
+
+def _inverse(N: Array) -> Array:
+    """(I + N)^-1 of N below the diagonal: of blocks of 1, 2, 4, ... steps, two of which make one of the next size."""
+    L = N.shape[-1]
+    X = jnp.broadcast_to(jnp.eye(L, dtype=N.dtype), N.shape)
+    for level in range((L - 1).bit_length()):
+        block = jnp.arange(L) >> level
+        of_pair = (block[:, None] ^ block[None, :]) == 1
+        X = X - times(times(X, jnp.where(of_pair[None], N, 0)), X)
+    return X
+
+
+def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
+    """y of every chunk, the state before it, and the errors c."""
+
+    def step(S, chunk):
+        q, k, v, beta, g = chunk
+        between, f, e, w = decays(g)
+        _, N = _overlaps(k, between)
+        c = times(_inverse(N * transpose(beta)), v - f * times(k, S))
+        u, rows = beta * c, q.shape[1]
+        y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
+        return w * S + times(transpose(e * k), u), (y, S, c)
+
+    return lax.scan(step, no_state(chunks.k, chunks.v), chunks)[1]
+
+
+def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, ...]:
+    """dq, dk, dv, dbeta and dg."""
+
+    def step(dS, now):
+        (q, k, _, beta, g), S, c, dy = now
+        rows, L = q.shape[1], k.shape[1]
+        between, f, e, w = decays(g)
+        earlier, N = _overlaps(k, between)
+        between, f_row = per_row(between, rows), per_row(f, rows)
+        u = beta * c
+        A, R = times(q, transpose(k)), between * times(dy, transpose(u))
+        du = times(transpose(between * A), dy) + e * times(k, dS)
+        u_hat = times(transpose(_inverse(beta * N)), du)
+        dc = beta * u_hat
+        Q = -earlier * times(dc, transpose(u))
+        dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
+        dk_after = e * times(u, transpose(dS))
+        dk = times(transpose(R), q) + times(Q + transpose(Q), k) + dk_before + dk_after
+        dg = pull_decays(
+            per_step(R * A, L) - N * times(dc, transpose(u)),
+            per_step(dot(q, dq_before), L) + dot(k, dk_before),
+            dot(k, dk_after),
+            w * jnp.sum(S * dS, (1, 2), keepdims=True),
+        )
+        dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
+        return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
+
+    return lax.scan(step, no_state(chunks.k, chunks.v), (chunks, S, c, dy), reverse=True)[1]
+
+
+def reference(params: tuple[()], x: DeltaHeads, chunk: int = 32) -> Array:
+    (q, k, v, *_), beta, g = x
+    g = jnp.zeros_like(beta) if g is None else g
+    each = q.shape[-2] // k.shape[-2]
+    k, v = (jnp.repeat(z, each, -2) for z in (k, v))
+    beta, g = (jnp.repeat(z, each, -1)[..., None] for z in (beta, g))
+
+    def step(S, now):
+        q_t, k_t, v_t, beta_t, g_t = now
+        S = jnp.exp(g_t)[..., None] * S
+        u = beta_t * (v_t - jnp.einsum("...d,...de->...e", k_t, S))
+        S = S + k_t[..., :, None] * u[..., None, :]
+        return S, jnp.einsum("...d,...de->...e", q_t, S)
+
+    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
+    by_time = tuple(jnp.moveaxis(z, -3, 0) for z in (q, k, v, beta, g))
+    return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
+
+
+_HEADS = Heads(Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
+_BETA = Real("B T K", 0.0, 1.0, points=(1.0, 0.0))
+_GATE = Real("B T K", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
+
+RULE = Rule(
+    "delta_rule",
+    delta_rule,
+    reference,
+    cases=(
+        Case("grouped", DeltaHeads(_HEADS, _BETA), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case(
+            "gated",
+            DeltaHeads(_HEADS, _BETA, _GATE),
+            {"chunk": 16},
+            fixed={"B": 2, "N": 2, "K": 2},
+            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+    ),
+    cite="Yang et al., 'Parallelizing linear transformers with the delta rule over sequence length' (2024), "
+    "arXiv:2406.06484, section 3; gated: Yang, Kautz and Hatamizadeh (2024), arXiv:2412.06464, equation 10",
+    covers=("deltanet", "gated deltanet", "gated delta rule", "fast weights"),
+)

@@ -1,0 +1,244 @@
+"""gated_linear_attention: linear attention whose past fades, by a factor for each feature of the key and each step.
+
+Forward, for each head, with q, k and the logarithms g of what remains of shape (T, D), and v of shape (T, E):
+
+    S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T      S_0 = 0                 (D, E)
+    y_t = S_t^T q_t                                                       (T, E)
+        = sum_{s<=t} (sum_i q_ti k_si Lambda_tsi) v_s,   Lambda_tsi = exp(sum of g_ui over s < u <= t)
+
+A g that is the same for all features of a head is `retention`.
+
+Differential. With dS_t the cotangent of S_t:
+
+    dJ = sum_t dy_t . (S_t^T delta q_t)
+         + <dS_t, diag(exp(g_t) delta g_t) S_{t-1} + delta k_t v_t^T + k_t delta v_t^T>
+    dS_t = q_t dy_t^T + diag(exp(g_{t+1})) dS_{t+1}
+
+    dq_ti = sum_e S_tie dy_te        = sum_{s<=t} (dy_t . v_s) Lambda_tsi k_si               (T, D)
+    dk_si = sum_e dS_sie v_se        = sum_{t>=s} (dy_t . v_s) Lambda_tsi q_ti               (T, D)
+    dv_se = sum_i k_si dS_sie        = sum_{t>=s} (sum_i q_ti k_si Lambda_tsi) dy_te         (T, E)
+    dg_ui = sum over s < u <= t of (dy_t . v_s) q_ti k_si Lambda_tsi                         (T, D)
+
+Lambda has T^2 D values. It factorises at any step m between s and t: Lambda_tsi = f_ti e_si, f from m to t and e from
+s to m, both at most 1 where gates are. So, of any two neighbouring stretches of time, all that the first gives to the
+second is a product of matrices, with f of the second and e of the first, row by row:
+
+    A = (f q)(e k)^T         y += A v                   second reads first
+    R = dy v^T               dq += f * R (e k)          dk += e * R^T (f q)          dv += A^T dy
+
+and of these pairs dg_u has, for u in the second, the sum of q * dq over t >= u; in the first, of k * dk over s < u.
+A chunk of L steps is halved, and halved again, log2 L times, until single steps remain, which see themselves undecayed.
+Between chunks it is the state that is handed on, with f from the chunk's start, e to its end, and w of the whole:
+
+    y += (f q) S             S after = diag(w) S + (e k)^T v
+    dq += f * dy S^T         dk += e * v dS^T           dv += (e k) dS
+    dS before = diag(w) dS + (f q)^T dy
+
+and dg_u has sum_{t>=u} of q * (f * dy S^T), sum_{s<u} of k * (e * v dS^T), and w times the row sums of S * dS.
+
+Cached: q, k, v and g as they came. The states before each chunk are made again, one product for each.
+
+Numerical care: the usual form, with exp(b_t) and exp(-b_s) of the sums b from the chunk's start, overflows where gates
+are small; here each exponential is of a sum of g over the steps between, which is never positive where g is not. dg
+as the sum over t >= u of q_t dq_t - k_t dk_t counts pairs twice and takes them off again, and cancels; here every pair
+counts where it crosses u, once. A gate of 0 (g = -inf) is exact. All is at least float32.
+"""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bpref.formulas.affine import require_size
+from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, times, transpose
+from bpref.formulas.decays import per_row, per_step
+from bpref.formulas.heads import Heads
+from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+
+def gated_linear_attention(chunk: int = 32) -> Layer:
+    """y_t = S_t^T q_t, with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T.
+
+    Args:
+      chunk: L, a power of 2, the number of steps that are compared directly; it changes the cost, not the function.
+
+    Returns:
+      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), log_gate:
+      (*b, T, K, D))`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled. The cache is x.
+
+    Raises:
+      ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, segments or key.
+      TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
+    """
+    who = "gated_linear_attention"
+    require_size(who, "chunk", chunk)
+    if chunk & (chunk - 1):
+        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
+
+    def chunked(z, K):
+        T = z.shape[-3]
+        return into_chunks(z, K, min(chunk, 1 << max(T - 1, 0).bit_length()))
+
+    def chunks_of(x):
+        K = x.heads.k.shape[-2]
+        return tuple(chunked(z, K) for z in (*x.heads[:3], x.log_gate))
+
+    def forward(params, x):
+        x = as_gated_heads(who, x, per_feature=True)
+        return from_chunks(_forward_sweep(*chunks_of(x)), x.heads.k.shape[-2], x.heads.q), x
+
+    def backward(params, cache, dy):
+        (q, k, v, *_), g = cache
+        K = k.shape[-2]
+        chunks = chunks_of(cache)
+        dq, dk, dv, dg = _backward_sweep(*chunks, _states(*chunks[1:]), chunked(dy, K))
+        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
+        return (), GatedHeads(heads, from_chunks(dg, K, g))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _forward_sweep(*chunks: Array) -> Array:
+    """y of every chunk, given q, k, v and g."""
+
+    def step(S, chunk):
+        q, k, v, g = chunk
+        f, e = _from_start(g), _to_end(g)
+        y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
+        return _kept(f, S) + times(transpose(e * k), v), y
+
+    return lax.scan(step, no_state(*chunks[1:3]), chunks)[1]
+
+
+def _states(*chunks: Array) -> Array:
+    """The state before every chunk, given k, v and g."""
+
+    def step(S, chunk):
+        k, v, g = chunk
+        return _kept(_from_start(g), S) + times(transpose(_to_end(g) * k), v), S
+
+    return lax.scan(step, no_state(*chunks[:2]), chunks)[1]
+
+
+def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
+    """dq, dk, dv and dg, given q, k, v, g, the states and dy."""
+
+    def step(dS, chunk):
+        q, k, v, g, S, dy = chunk
+        f, e = _from_start(g), _to_end(g)
+        f_row = per_row(f, q.shape[1])
+        dq, dk, dv = f_row * times(dy, transpose(S)), e * times(v, transpose(dS)), times(e * k, dS)
+        through = f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
+        dg = _sum_from(per_step(q * dq, k.shape[1])) + _sum_before(k * dk) + through
+        inside = _pull_inside(q, k, v, g, dy)
+        dS = _kept(f, dS) + times(transpose(f_row * q), dy)
+        return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
+
+    return lax.scan(step, no_state(*chunks[1:3]), chunks, reverse=True)[1]
+
+
+def _inside(q: Array, k: Array, v: Array, g: Array) -> Array:
+    """What the steps of one chunk give to each other: (G, rows, E)."""
+    rows, L = q.shape[1], k.shape[1]
+    y = dot(q, per_row(k, rows)) * per_row(v, rows)
+    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2) in _halvings(L, q, k, v, g):
+        A = times(per_row(_from_start(g_2), q_2.shape[-2]) * q_2, transpose(_to_end(g_1) * k_1))
+        read = times(A, v_1)
+        y = y + _joined(jnp.zeros_like(read), read)
+    return y
+
+
+def _pull_inside(q: Array, k: Array, v: Array, g: Array, dy: Array) -> tuple[Array, Array, Array, Array]:
+    """dq, dk, dv and dg of `_inside`."""
+    rows, L = q.shape[1], k.shape[1]
+    own = dot(dy, per_row(v, rows))
+    dq, dk = own * per_row(k, rows), per_step(own * q, L)
+    dv, dg = per_step(dot(q, per_row(k, rows)) * dy, L), jnp.zeros_like(g)
+    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2), (_, dy_2) in _halvings(L, q, k, v, g, dy):
+        f, e = per_row(_from_start(g_2), q_2.shape[-2]), _to_end(g_1)
+        fq, ek, R = f * q_2, e * k_1, times(dy_2, transpose(v_1))
+        dq_2, dk_1 = f * times(R, ek), e * times(transpose(R), fq)
+        dv_1 = times(transpose(times(fq, transpose(ek))), dy_2)
+        dq = dq + _joined(jnp.zeros_like(dq_2), dq_2)
+        dk = dk + _joined(dk_1, jnp.zeros_like(dk_1))
+        dv = dv + _joined(dv_1, jnp.zeros_like(dv_1))
+        dg = dg + _joined(_sum_before(k_1 * dk_1), _sum_from(per_step(q_2 * dq_2, g_2.shape[-2])))
+    return dq, dk, dv, dg
+
+
+def _halvings(L: int, *arrays: Array) -> Iterator[tuple[tuple[Array, Array], ...]]:
+    """For stretches of L, L/2, ..., 2 steps, the first and the second half of each array, (G, stretches, rows, n)."""
+    for i in range(L.bit_length() - 1):
+        halves = (jnp.reshape(x, (x.shape[0], 2**i, 2, x.shape[1] >> (i + 1), x.shape[2])) for x in arrays)
+        yield tuple((x[:, :, 0], x[:, :, 1]) for x in halves)
+
+
+def _joined(first: Array, second: Array) -> Array:
+    G, stretches, rows, n = first.shape
+    return jnp.reshape(jnp.stack((first, second), 2), (G, 2 * stretches * rows, n))
+
+
+def _kept(f: Array, S: Array) -> Array:
+    """diag(w) S, w the last row of f."""
+    return f[:, -1, :, None] * S
+
+
+def _from_start(g: Array) -> Array:
+    return jnp.exp(lax.cumsum(g, g.ndim - 2))
+
+
+def _to_end(g: Array) -> Array:
+    return jnp.exp(lax.cumsum(_shifted(g, -1), g.ndim - 2, reverse=True))
+
+
+def _sum_from(x: Array) -> Array:
+    return lax.cumsum(x, x.ndim - 2, reverse=True)
+
+
+def _sum_before(x: Array) -> Array:
+    return lax.cumsum(_shifted(x, 1), x.ndim - 2)
+
+
+def _shifted(x: Array, by: int) -> Array:
+    """x one step later or, by -1, earlier; 0 comes in."""
+    return lax.pad(
+        x, jnp.zeros((), x.dtype), [(by, -by, 0) if axis == x.ndim - 2 else (0, 0, 0) for axis in range(x.ndim)]
+    )
+
+
+def reference(params: tuple[()], x: GatedHeads, chunk: int = 32) -> Array:
+    q, k, v, g = *x.heads[:3], x.log_gate
+    k, v, g = (jnp.repeat(z, q.shape[-2] // k.shape[-2], -2) for z in (k, v, g))
+
+    def step(S, now):
+        q_t, k_t, v_t, g_t = now
+        S = jnp.exp(g_t)[..., None] * S + k_t[..., :, None] * v_t[..., None, :]
+        return S, jnp.einsum("...d,...de->...e", q_t, S)
+
+    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
+    return jnp.moveaxis(lax.scan(step, S, tuple(jnp.moveaxis(z, -3, 0) for z in (q, k, v, g)))[1], 0, -3)
+
+
+_HEADS = Heads(*(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
+_GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
+
+RULE = Rule(
+    "gated_linear_attention",
+    gated_linear_attention,
+    reference,
+    cases=(
+        Case("grouped", GatedHeads(_HEADS, _GATE), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case(
+            "longer chunks",
+            GatedHeads(_HEADS, _GATE),
+            {"chunk": 16},
+            fixed={"B": 2, "N": 2, "K": 2},
+            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+    ),
+    cite="Yang et al., 'Gated linear attention transformers with hardware-efficient training' (2023), "
+    "arXiv:2312.06635, equations 3 to 6",
+    covers=("gla",),
+)

@@ -1,0 +1,166 @@
+"""retention: linear attention whose past fades, by one factor for each head and step.
+
+Forward, for each head, with q, k of shape (T, D), v (T, E) and the logarithm g (T,) of the factor that remains:
+
+    S_t = exp(g_t) S_{t-1} + k_t v_t^T      S_0 = 0                       (D, E)
+    y_t = S_t^T q_t = sum_{s<=t} Lambda_ts (q_t . k_s) v_s                (T, E)
+    Lambda_ts = exp(sum of g_u over s < u <= t)
+
+A g that is the same at all steps makes it RetNet's retention; one that is computed from the input, Mamba-2's state
+space dual form, with C, B and Delta x for q, k and v.
+
+Differential. With dS_t the cotangent of S_t, in which dy_t and all later steps take part:
+
+    dJ = sum_t dy_t . (S_t^T delta q_t) + <dS_t, exp(g_t) S_{t-1} delta g_t + delta k_t v_t^T + k_t delta v_t^T>
+    dS_t = q_t dy_t^T + exp(g_{t+1}) dS_{t+1}
+
+    dq_t = S_t dy_t         = sum_{s<=t} Lambda_ts (dy_t . v_s) k_s       (T, D)
+    dk_s = dS_s v_s         = sum_{t>=s} Lambda_ts (dy_t . v_s) q_t       (T, D)
+    dv_s = dS_s^T k_s       = sum_{t>=s} Lambda_ts (q_t . k_s) dy_t       (T, E)
+    dg_u = exp(g_u) <S_{u-1}, dS_u>
+         = sum_{s<u<=t} Lambda_ts (q_t . k_s) (dy_t . v_s)                (T,)
+
+By chunks of L steps, from S before the chunk and the cotangent dS of the S after it, with A = q k^T, P = Lambda * A and
+R = Lambda * (dy v^T); f, e and w are what remains from the chunk's start, to its end, and of the whole:
+
+    y  = P v + f q S                      S after  = w S + (e k)^T v
+    dq = R k + f dy S^T                   dk = R^T q + e v dS^T
+    dv = P^T dy + e k dS                  dS before = w dS + (f q)^T dy
+
+and dg_u collects what crosses u: of R * A pairs s < u <= t; of q . (f dy S^T) steps t >= u; of k . (e v dS^T) steps
+s < u; and w <S, dS>. The usual form, the sum over t >= u of q_t . dq_t - k_t . dk_t, counts all pairs on one side of u
+twice and takes them off again: it loses dg to round-off where gates are small.
+
+Cached: q, k, v and g as they came. The states before each chunk are made again, one product for each.
+
+Numerical care: states and products are at least float32. No exponential of a difference of sums, see
+`bpref/formulas/decays.py`: gates of 0 (g = -inf) and of 1 are exact, their dg too: it is 0 at a gate of 0, being the
+derivative by the logarithm.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bpref.formulas.affine import require_size
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, times, transpose
+from bpref.formulas.decays import decays, per_row, per_step, pull_decays
+from bpref.formulas.heads import Heads
+from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Real, Rule
+
+
+def retention(chunk: int = 64) -> Layer:
+    """y_t = S_t^T q_t, with S_t = exp(g_t) S_{t-1} + k_t v_t^T.
+
+    Args:
+      chunk: L, the number of steps that are compared directly; it changes the cost, not the function.
+
+    Returns:
+      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), log_gate:
+      (*b, T, K))`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled. The cache is x.
+
+    Raises:
+      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, segments or key.
+      TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
+    """
+    who = "retention"
+    require_size(who, "chunk", chunk)
+
+    def forward(params, x):
+        x = as_gated_heads(who, x)
+        return from_chunks(_forward_sweep(*_chunks_of(x, chunk))[0], x.heads.k.shape[-2], x.heads.q), x
+
+    def backward(params, cache, dy):
+        (q, k, v, *_), g = cache
+        K = k.shape[-2]
+        chunks = _chunks_of(cache, chunk)
+        S = _forward_sweep(*chunks)[1]
+        dq, dk, dv, dg = _backward_sweep(*chunks, S, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
+        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
+        return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0])
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
+    T, K, _ = x.heads.k.shape[-3:]
+    return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], x.log_gate[..., None]))
+
+
+def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array]:
+    """y of every chunk, and the state before it."""
+
+    def step(S, chunk):
+        q, k, v, g = chunk
+        rows = q.shape[1]
+        between, f, e, w = decays(g)
+        y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
+        return w * S + times(transpose(e * k), v), (y, S)
+
+    return lax.scan(step, no_state(k, v), (q, k, v, g))[1]
+
+
+def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
+    """dq, dk, dv and dg, given q, k, v, g, the states and dy."""
+
+    def step(dS, chunk):
+        q, k, v, g, S, dy = chunk
+        rows, L = q.shape[1], k.shape[1]
+        between, f, e, w = decays(g)
+        between, f_row = per_row(between, rows), per_row(f, rows)
+        A, R = times(q, transpose(k)), between * times(dy, transpose(v))
+        dq_before = f_row * times(dy, transpose(S))
+        dk_after = e * times(v, transpose(dS))
+        dv = times(transpose(between * A), dy) + e * times(k, dS)
+        dg = pull_decays(
+            per_step(R * A, L),
+            per_step(dot(q, dq_before), L),
+            dot(k, dk_after),
+            w * jnp.sum(S * dS, (1, 2), keepdims=True),
+        )
+        dq, dk = times(R, k) + dq_before, times(transpose(R), q) + dk_after
+        return w * dS + times(transpose(f_row * q), dy), (dq, dk, dv, dg)
+
+    _, k, v, *_ = chunks
+    return lax.scan(step, no_state(k, v), chunks, reverse=True)[1]
+
+
+def reference(params: tuple[()], x: GatedHeads, chunk: int = 64) -> Array:
+    (q, k, v, *_), g = x
+    k, v, g = (jnp.repeat(z, q.shape[-2] // k.shape[-2], axis) for z, axis in ((k, -2), (v, -2), (g, -1)))
+
+    def step(S, now):
+        q_t, k_t, v_t, g_t = now
+        S = jnp.exp(g_t)[..., None, None] * S + k_t[..., :, None] * v_t[..., None, :]
+        return S, jnp.einsum("...d,...de->...e", q_t, S)
+
+    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
+    by_time = (*(jnp.moveaxis(z, -3, 0) for z in (q, k, v)), jnp.moveaxis(g, -2, 0))
+    return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
+
+
+def _x(**options: Any) -> GatedHeads:
+    q, k, v = (Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E"))
+    return GatedHeads(Heads(q, k, v), Real("B T K", -2.0, 0.0, **options))
+
+
+RULE = Rule(
+    "retention",
+    retention,
+    reference,
+    cases=(
+        Case("grouped", _x(points=(0.0, -30.0, 0.0, -200.0)), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case(
+            "one chunk",
+            _x(),
+            fixed={"B": 2, "N": 2, "K": 2},
+            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+    ),
+    cite="Sun et al., 'Retentive network' (2023), arXiv:2307.08621, equations 5 to 7; "
+    "Dao and Gu, 'Transformers are SSMs' (2024), arXiv:2405.21060, section 6",
+    covers=("retnet", "decayed linear attention", "scalar-gated linear attention"),
+)

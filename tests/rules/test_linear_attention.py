@@ -1,0 +1,284 @@
+"""Attention with a state: what its layers refuse, how they relate to each other, and numbers worked by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref import DeltaHeads, GatedHeads
+from bpref.formulas.heads import Heads
+from bpref.layer import Layer, backpropagate
+
+pytestmark = pytest.mark.quick
+
+X = Heads(jnp.ones((2, 5, 4, 3)), jnp.ones((2, 5, 2, 3)), jnp.ones((2, 5, 2, 6)))
+GATE = jnp.zeros((2, 5, 2))
+GATES = jnp.zeros((2, 5, 2, 3))
+
+BAD_CALLS = {
+    "unknown features": (
+        lambda: bpref.linear_attention("tanh"),
+        ValueError,
+        "linear_attention: features is 'tanh', expected one of 'elu', 'relu', 'identity'",
+    ),
+    "no chunk": (
+        lambda: bpref.linear_attention(chunk=0),
+        ValueError,
+        "linear_attention: chunk is 0, expected a positive integer",
+    ),
+    "no chunk of retention": (
+        lambda: bpref.retention(chunk=0),
+        ValueError,
+        "retention: chunk is 0, expected a positive integer",
+    ),
+    "a chunk that is no integer": (
+        lambda: bpref.delta_rule(chunk=2.0),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "delta_rule: chunk is 2.0, expected a positive integer",
+    ),
+    "a chunk that cannot be halved": (
+        lambda: bpref.gated_linear_attention(chunk=48),
+        ValueError,
+        "gated_linear_attention: chunk is 48, expected a power of 2, since it is halved",
+    ),
+    "no heads": (
+        lambda: bpref.linear_attention().forward((), X.q),
+        TypeError,
+        "linear_attention: x is of type ArrayImpl, expected Heads(q, k, v)",
+    ),
+    "a mask": (
+        lambda: bpref.linear_attention().forward((), X._replace(mask=jnp.ones((1, 1, 5, 5), bool))),
+        ValueError,
+        "linear_attention: mask is given, expected None: there are no logits that it could change",
+    ),
+    "integers": (
+        lambda: bpref.linear_attention().forward((), X._replace(q=jnp.ones((2, 5, 4, 3), jnp.int32))),
+        TypeError,
+        "linear_attention: q has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "two dtypes": (
+        lambda: bpref.linear_attention().forward((), X._replace(v=X.v.astype(jnp.bfloat16))),
+        TypeError,
+        "linear_attention: v has dtype bfloat16, q has float32; cast one to the other's",
+    ),
+    "queries without heads": (
+        lambda: bpref.linear_attention().forward((), X._replace(q=jnp.ones((5, 3)))),
+        ValueError,
+        "linear_attention: q has shape (5, 3), expected (*b, T, N, D)",
+    ),
+    "more keys than queries": (
+        lambda: bpref.linear_attention().forward((), X._replace(k=jnp.ones((2, 6, 2, 3)))),
+        ValueError,
+        "linear_attention: k has shape (2, 6, 2, 3), expected (2, 5, K, 3) to fit q: (2, 5, 4, 3)",
+    ),
+    "keys of other features": (
+        lambda: bpref.linear_attention(causal=False).forward((), X._replace(k=jnp.ones((2, 6, 2, 4)))),
+        ValueError,
+        "linear_attention: k has shape (2, 6, 2, 4), expected (2, S, K, 3) to fit q: (2, 5, 4, 3)",
+    ),
+    "fewer values than keys": (
+        lambda: bpref.linear_attention().forward((), X._replace(v=jnp.ones((2, 4, 2, 6)))),
+        ValueError,
+        "linear_attention: v has shape (2, 4, 2, 6), expected (*b, S, K, E) with all but E from k: (2, 5, 2, 3)",
+    ),
+    "heads that cannot be shared out": (
+        lambda: bpref.linear_attention().forward((), X._replace(q=jnp.ones((2, 5, 3, 3)))),
+        ValueError,
+        "linear_attention: q has 3 heads, k has 2; expected a multiple of k's, and at least one of each",
+    ),
+    "heads without a gate": (
+        lambda: bpref.retention().forward((), X),
+        TypeError,
+        "retention: x is of type Heads, expected GatedHeads(heads, log_gate)",
+    ),
+    "a gate for each feature": (
+        lambda: bpref.retention().forward((), GatedHeads(X, GATES)),
+        ValueError,
+        "retention: log_gate has shape (2, 5, 2, 3), expected (2, 5, 2), one for each head of k: (2, 5, 2, 3)",
+    ),
+    "a gate for each head": (
+        lambda: bpref.gated_linear_attention().forward((), GatedHeads(X, GATE)),
+        ValueError,
+        "gated_linear_attention: log_gate has shape (2, 5, 2), expected (2, 5, 2, 3), "
+        "one for each feature of k: (2, 5, 2, 3)",
+    ),
+    "a gate of another dtype": (
+        lambda: bpref.retention().forward((), GatedHeads(X, GATE.astype(jnp.bfloat16))),
+        TypeError,
+        "retention: log_gate has dtype bfloat16, q has float32; cast one to the other's",
+    ),
+    "heads without beta": (
+        lambda: bpref.delta_rule().forward((), GatedHeads(X, GATE)),
+        TypeError,
+        "delta_rule: x is of type GatedHeads, expected DeltaHeads(heads, beta, log_gate)",
+    ),
+    "beta of other steps": (
+        lambda: bpref.delta_rule().forward((), DeltaHeads(X, GATE[:, :4])),
+        ValueError,
+        "delta_rule: beta has shape (2, 4, 2), expected (2, 5, 2), one for each head of k: (2, 5, 2, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_input_is_refused_by_name(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+def heads(T: int, K: int = 2) -> Heads:
+    rng = np.random.default_rng(T)
+    q, k, v = (rng.uniform(-1, 1, (2, T, n, d)) for n, d in ((4, 3), (K, 3), (K, 6)))
+    return Heads(q, k, v)
+
+
+def gates(*shape: int) -> np.ndarray:
+    return np.log(np.random.default_rng(1).uniform(0.1, 1, shape))
+
+
+def swept(layer: Layer, x: Any) -> tuple[Any, Any]:
+    """y and dx in float64, for a cotangent that depends on the shape alone."""
+
+    @jax.jit
+    def sweep(x, dy):
+        y, cache = layer.forward((), x)
+        return y, layer.backward((), cache, dy)[1]
+
+    q, v = (x if isinstance(x, Heads) else x.heads)[::2][:2]
+    dy = np.random.default_rng(2).normal(size=(*q.shape[:-1], v.shape[-1]))
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, sweep(x, dy))
+
+
+def assert_close(came: Any, expected: Any) -> None:
+    assert jax.tree.structure(came) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
+
+
+def of_each(T: int) -> dict[str, Any]:
+    x, beta = heads(T), np.random.default_rng(3).uniform(0, 1, (2, T, 2))
+    return {
+        "linear_attention": x,
+        "retention": GatedHeads(x, gates(2, T, 2)),
+        "gated_linear_attention": GatedHeads(x, gates(2, T, 2, 3)),
+        "delta_rule": DeltaHeads(x, beta, gates(2, T, 2)),
+    }
+
+
+@pytest.mark.parametrize("name", of_each(0))
+def test_the_chunk_changes_no_value(name: str):
+    x = of_each(21)[name]
+    one_by_one = swept(getattr(bpref, name)(chunk=1), x)
+    for chunk in (8, 64):
+        assert_close(swept(getattr(bpref, name)(chunk=chunk), x), one_by_one)
+
+
+@pytest.mark.parametrize("name", of_each(0))
+def test_of_no_steps_there_is_no_output(name: str):
+    x = of_each(0)[name]
+    y, dx = swept(getattr(bpref, name)(), x)
+    assert y.shape == (2, 0, 4, 6)
+    assert jax.tree.map(jnp.shape, dx) == jax.tree.map(jnp.shape, x)
+
+
+def test_gates_of_1_are_linear_attention():
+    x = heads(21)
+    y, dx = swept(bpref.linear_attention("identity", normalize=False, chunk=8), x)
+    for name, gate in (("retention", np.zeros((2, 21, 2))), ("gated_linear_attention", np.zeros((2, 21, 2, 3)))):
+        y_gated, dx_gated = swept(getattr(bpref, name)(chunk=8), GatedHeads(x, gate))
+        assert_close((y_gated, dx_gated.heads), (y, dx))
+
+
+def test_one_gate_for_all_features_is_retention():
+    x, gate = heads(21), gates(2, 21, 2)
+    y, dx = swept(bpref.retention(chunk=8), GatedHeads(x, gate))
+    spread = np.broadcast_to(gate[..., None], (2, 21, 2, 3))
+    y_spread, dx_spread = swept(bpref.gated_linear_attention(chunk=8), GatedHeads(x, spread))
+    assert_close((y_spread, dx_spread.heads), (y, dx.heads))
+    assert_close(np.sum(dx_spread.log_gate, -1), dx.log_gate)
+
+
+@pytest.mark.parametrize("name", ["retention", "gated_linear_attention", "delta_rule"])
+def test_a_gate_of_0_begins_anew(name: str):
+    """What comes after it is as if nothing had come before; its logarithm, and all before, have nothing from there."""
+    T, cut = 21, 10
+    x = of_each(T)[name]
+    x.log_gate[:, cut] = -np.inf
+    layer = getattr(bpref, name)(chunk=8)
+    late = jax.tree.map(lambda v: v[:, cut:], x)
+    with jax.enable_x64(True):
+        y, cache = layer.forward((), jax.tree.map(jnp.asarray, x))
+        alone, of_late = layer.forward((), jax.tree.map(jnp.asarray, late))
+        dy = jnp.asarray(np.random.default_rng(2).normal(size=y.shape)).at[:, :cut].set(0)
+        dx = layer.backward((), cache, dy)[1]
+        assert_close(y[:, cut:], alone)
+        assert_close(jax.tree.map(lambda d: d[:, cut:], dx), layer.backward((), of_late, dy[:, cut:])[1])
+    for d in jax.tree.leaves(dx):
+        np.testing.assert_array_equal(d[:, :cut], 0)
+    np.testing.assert_array_equal(dx.log_gate[:, cut], 0)
+
+
+def test_a_vanishing_gate_keeps_the_digits_of_its_small_cotangent():
+    """dg of a pair of steps is q_2 . k_1 e^g (v_1 . dy_2): e^-60, beside terms near 1."""
+    one = jnp.ones((1, 2, 1, 1))
+    gate = jnp.array([0.0, -60.0])[None, :, None]
+    for layer, g in ((bpref.retention(), gate), (bpref.gated_linear_attention(), gate[..., None])):
+        x = GatedHeads(Heads(one, one, one), g)
+        y, cache = layer.forward((), x)
+        dg = layer.backward((), cache, jnp.ones_like(y))[1].log_gate
+        np.testing.assert_allclose(dg.reshape(-1), [0.0, np.exp(-60)], rtol=1e-6)
+
+
+def test_linear_attention_of_two_steps_by_hand():
+    """Features 1 and 2, 3: weights of the second step 2 and 6 of 8, y = (1, 1/4 + 3 * 5 / 4 = 4)."""
+    q, k, v = (jnp.asarray(u, jnp.float32).reshape(1, 2, 1, 1) for u in ((1, 2), (1, 3), (1, 5)))
+    y, _, dx = backpropagate(
+        bpref.linear_attention("relu"), (), Heads(q, k, v), jnp.array([0.0, 8.0])[None, :, None, None]
+    )
+    np.testing.assert_allclose(y.reshape(-1), [1, 4])
+    np.testing.assert_allclose(dx.v.reshape(-1), [2, 6])
+    np.testing.assert_allclose(dx.q.reshape(-1), [0, 0], atol=1e-6)
+    np.testing.assert_allclose(dx.k.reshape(-1), [2 * (1 - 4), 2 * (5 - 4)])
+
+
+def test_where_no_feature_meets_y_and_its_cotangents_are_0():
+    q, k = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    x = Heads(*(u.reshape(1, 1, 2) for u in (q, k, jnp.array([3.0, 4.0]))))
+    y, _, dx = backpropagate(bpref.linear_attention("relu"), (), x, jnp.ones((1, 1, 2)))
+    for v in (y, *jax.tree.leaves(dx)):
+        np.testing.assert_array_equal(v, 0)
+
+
+def test_the_delta_rule_overwrites_the_value_of_a_key():
+    """With beta = 1 and keys of length 1, what is read for a key is the last value written for it."""
+    k = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])[:, None]
+    q = jnp.broadcast_to(k[:1], k.shape)
+    v = jnp.array([5.0, 7.0, 9.0])[:, None, None]
+    dy = jnp.array([0.0, 0.0, 1.0])[:, None, None]
+    y, _, dx = backpropagate(bpref.delta_rule(), (), DeltaHeads(Heads(q, k, v), jnp.ones((3, 1))), dy)
+    np.testing.assert_array_equal(y.reshape(-1), [5, 5, 9])
+    np.testing.assert_array_equal(dx.heads.v.reshape(-1), [0, 0, 1])
+    np.testing.assert_array_equal(dx.beta.reshape(-1), [0, 0, 9 - 5])
+    assert dx.log_gate is None
+
+
+def test_the_delta_rule_of_beta_0_writes_nothing():
+    x = heads(7)
+    y, dx = swept(bpref.delta_rule(chunk=4), DeltaHeads(x, np.zeros((2, 7, 2))))
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_array_equal(dx.heads.v, 0)
+    assert np.abs(dx.beta).min() > 0
+
+
+def test_steps_that_never_end_keep_their_size():
+    """Float32 over 4096 steps with equal unit keys, where powers of the chunk's matrix would overflow."""
+    T = 4096
+    one = jnp.ones((T, 1, 1))
+    y, _, dx = backpropagate(bpref.delta_rule(), (), DeltaHeads(Heads(one, one, one), jnp.ones((T, 1))), one)
+    np.testing.assert_array_equal(y, 1)
+    assert all(bool(jnp.isfinite(d).all()) for d in jax.tree.leaves(dx))
