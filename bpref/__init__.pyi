@@ -125,6 +125,8 @@ from .rules.reduction.reduce_prod import reduce_prod as reduce_prod
 from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
+from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence
+from .rules.state_space.selective_scan import selective_scan as selective_scan
 from .rules.stochastic.drop_path import drop_path as drop_path
 from .rules.stochastic.dropout import dropout as dropout
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise

@@ -96,6 +96,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "squared_relu",
         "tanh",
     ),
+    "state_space": ("linear_recurrence", "selective_scan"),
     "stochastic": (
         "drop_path",
         "dropout",
