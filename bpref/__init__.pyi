@@ -42,6 +42,7 @@ from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.block.mamba_block import mamba_block as mamba_block
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution
@@ -126,6 +127,7 @@ from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence
+from .rules.state_space.rg_lru import rg_lru as rg_lru
 from .rules.state_space.selective_scan import selective_scan as selective_scan
 from .rules.stochastic.drop_path import drop_path as drop_path
 from .rules.stochastic.dropout import dropout as dropout

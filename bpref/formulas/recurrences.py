@@ -14,8 +14,6 @@ from bpref.formulas.along_axis import shifted
 Method = Literal["sequential", "associative"]
 
 TIME = -2
-UNROLLED = 4
-"""Steps in one turn of the loop, whose own cost is that of thousands of multiplications."""
 
 
 def require_method(who: str, method: Any) -> None:
@@ -37,16 +35,23 @@ def run_recurrence(a: Array, b: Array, start: Array | None, method: Method, reve
         h = a_t * h + b_t
         return h, h
 
-    along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
-    start = jnp.zeros_like(along[1][0]) if start is None else start
-    h = lax.scan(step, start, along, reverse=reverse, unroll=min(UNROLLED, b.shape[TIME]))[1]
-    return jnp.moveaxis(h, 0, TIME)
+    return _scan(step, a, b, start, reverse)
 
 
 def run_back(a: Array, dh: Array, method: Method, reverse: bool = False) -> Array:
     """G of G_t = dh_t + a_{t+1} G_{t+1}, where the recurrence itself was run with `reverse`."""
-    a_next = shifted(a, a.ndim + TIME, not reverse, 0.0)
-    return run_recurrence(a_next, dh, None, method, not reverse)
+    if dh.size == 0:
+        return dh
+    if method == "associative":
+        a_next = shifted(a, a.ndim + TIME, not reverse, 0.0)
+        return run_recurrence(a_next, dh, None, method, not reverse)
+
+    def step(from_later, at):
+        a_t, dh_t = at
+        G = dh_t + from_later
+        return a_t * G, G
+
+    return _scan(step, a, dh, None, not reverse)
 
 
 def before(h: Array, start: Array | None, reverse: bool = False) -> Array:
@@ -64,6 +69,12 @@ def start_cotangent(a: Array, G: Array, reverse: bool = False) -> Array:
         return jnp.zeros((*G.shape[:TIME], G.shape[-1]), G.dtype)
     first = -1 if reverse else 0
     return a[..., first, :] * G[..., first, :]
+
+
+def _scan(step: Any, a: Array, b: Array, start: Array | None, reverse: bool) -> Array:
+    along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
+    start = jnp.zeros_like(along[1][0]) if start is None else start
+    return jnp.moveaxis(lax.scan(step, start, along, reverse=reverse)[1], 0, TIME)
 
 
 def _then(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -96,7 +96,8 @@ KINDS: dict[str, tuple[str, ...]] = {
         "squared_relu",
         "tanh",
     ),
-    "state_space": ("linear_recurrence", "selective_scan"),
+    "state_space": ("linear_recurrence", "rg_lru", "selective_scan"),
+    "block": ("mamba_block",),
     "stochastic": (
         "drop_path",
         "dropout",

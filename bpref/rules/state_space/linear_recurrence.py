@@ -98,9 +98,7 @@ def linear_recurrence(reverse: bool = False, method: Method = "sequential") -> L
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()], x: tuple[Array, ...], reverse: bool = False, method: Method = "sequential"
-) -> Array:
+def reference(params: tuple[()], x: tuple[Array, ...], reverse: bool = False, method: Method = "sequential") -> Array:
     a, b, *start = (jnp.moveaxis(v, -2, 0) if i < 2 else v for i, v in enumerate(x))
     h_0 = start[0] if start else jnp.zeros(a.shape[1:], a.dtype)
     if method == "associative" and a.size:
