@@ -1,7 +1,7 @@
 """The recurrence h_t = a_t h_{t-1} + b_t, element by element, and the one that runs back through it.
 
-With G_t the cotangent of all that h_t reaches, G_t = dh_t + a_{t+1} G_{t+1}: the same recurrence from the other end, with
-a moved by one place. Time is the axis before the last.
+With G_t the cotangent of all that h_t reaches, G_t = dh_t + a_{t+1} G_{t+1}: the same recurrence from the other end,
+with a moved by one place. Time is the axis before the last.
 """
 
 from typing import Any, Literal

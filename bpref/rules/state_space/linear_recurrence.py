@@ -25,8 +25,8 @@ is conjugated. In the other convention, that of the steepest ascent, it is G_t =
 
 Cached: a, the output h, and h_0. b takes no part in its own adjoint.
 
-The method is how the recurrence is run, both ways: "sequential" takes T steps of one multiplication, "associative" takes
-2 log2 T steps that are parallel in T, since (a, b) then (a', b') is (a a', a' b + b'). It needs no inverse of a: a = 0
+The method is how the recurrence is run, both ways: "sequential" takes T steps of one multiplication, "associative"
+takes 2 log2 T steps that are parallel in T, since (a, b) then (a', b') is (a a', a' b + b'). Neither divides by a: a = 0
 forgets all before it, and a = 1 sums.
 
 Numerical care: half precision is computed in float32 and rounded once; the state that da meets is the rounded output.
@@ -130,7 +130,7 @@ RULE = Rule(
         ),
         Case("complex, with a start", (_PHASE, Real("B T d", is_complex=True), Real("B d", is_complex=True))),
     ),
-    cite="Martin and Cundy, 'Parallelizing linear recurrent neural nets over sequence length' (2018), arXiv:1709.04057; "
-    "Gu et al., S4D, arXiv:2206.11893; Orvieto et al., LRU, arXiv:2303.06349",
+    cite="Martin and Cundy, 'Parallelizing linear recurrent neural nets over sequence length' (2018), "
+    "arXiv:1709.04057; Gu et al., S4D, arXiv:2206.11893; Orvieto et al., LRU, arXiv:2303.06349",
     covers=("linear rnn", "s4d", "lru", "parallel scan", "associative scan"),
 )

@@ -1,4 +1,4 @@
-"""rg_lru: the real-gated linear recurrent unit of Griffin, a diagonal recurrence with two gates that see the input alone.
+"""rg_lru: Griffin's real-gated linear recurrent unit, a diagonal recurrence whose two gates see the input alone.
 
 Forward, with x (N, T, d), square W_r and W_i, L short for Lambda, and the number c = 8:
 
@@ -10,7 +10,8 @@ Forward, with x (N, T, d), square W_r and W_i, L short for Lambda, and the numbe
 
 Differential:
 
-    delta h_t = a_t delta h_{t-1} + (a_t h_{t-1} - (a_t^2 / m_t) i_t x_t) delta l_t + m_t (i_t delta x_t + x_t delta i_t)
+    delta h_t = a_t delta h_{t-1} + (a_t h_{t-1} - (a_t^2 / m_t) i_t x_t) delta l_t
+              + m_t (i_t delta x_t + x_t delta i_t)
     delta l_t = -c softplus(-L) delta r_t + c sigmoid(-L) r_t delta L
 
 since delta a = a delta l, delta m = -(a^2 / m) delta l, and softplus' = sigmoid. With G the cotangent of all that h_t
