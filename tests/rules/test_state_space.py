@@ -148,7 +148,7 @@ def assert_same(came, expected, tolerance=1e-12):
 
 
 def test_a_recurrence_of_three_steps():
-    """h = 2 h + 1 from 3: 7, 15, 31. The cotangent 1 at the end is worth 2 at the step before, 4, and 8 at the start."""
+    """h = 2 h + 1 from 3: 7, 15, 31. A cotangent of 1 at the end is 2 one step before, then 4, and 8 at the start."""
     layer = bpref.linear_recurrence()
     h, cache = layer.forward((), (jnp.full((3, 1), 2.0), jnp.ones((3, 1)), jnp.array([3.0])))
     assert h.tolist() == [[7], [15], [31]]

@@ -200,14 +200,16 @@ def reference(
     return x + (y * jax.nn.silu(z)) @ W_out.T
 
 
-_PARAMS = MambaBlockParams(
-    RmsNormParams(Real("d", 0.5, 2.0)),
-    Real("p d", -0.8, 0.8),
-    ConvolutionParams(Real("e k one", -0.8, 0.8), Real("e", -0.5, 0.5)),
-    Real("q e", -0.5, 0.5),
-    Real("e r", -0.8, 0.8),
-    SelectiveScanParams(Real("e n", -2.0, 1.0), Real("e"), Real("e", -3.0, 1.0)),
-    Real("d e", -0.5, 0.5),
+_PARAMS = MambaBlockParams._make(
+    (
+        RmsNormParams._make([Real("d", 0.5, 2.0)]),
+        Real("p d", -0.8, 0.8),
+        ConvolutionParams._make((Real("e k one", -0.8, 0.8), Real("e", -0.5, 0.5))),
+        Real("q e", -0.5, 0.5),
+        Real("e r", -0.8, 0.8),
+        SelectiveScanParams._make((Real("e n", -2.0, 1.0), Real("e"), Real("e", -3.0, 1.0))),
+        Real("d e", -0.5, 0.5),
+    )
 )
 
 RULE = Rule(

@@ -26,8 +26,8 @@ is conjugated. In the other convention, that of the steepest ascent, it is G_t =
 Cached: a, the output h, and h_0. b takes no part in its own adjoint.
 
 The method is how the recurrence is run, both ways: "sequential" takes T steps of one multiplication, "associative"
-takes 2 log2 T steps that are parallel in T, since (a, b) then (a', b') is (a a', a' b + b'). Neither divides by a: a = 0
-forgets all before it, and a = 1 sums.
+takes 2 log2 T steps that are parallel in T, since (a, b) then (a', b') is (a a', a' b + b'). Neither divides by a:
+a = 0 forgets all before it, and a = 1 sums.
 
 Numerical care: half precision is computed in float32 and rounded once; the state that da meets is the rounded output.
 Where |a| > 1 on average h overflows, and nothing here prevents it.

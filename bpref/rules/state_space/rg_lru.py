@@ -164,7 +164,7 @@ def reference(params: RgLruParams, x: Array, method: Method = "sequential") -> A
 
 
 _W, _B = Real("d d", -0.5, 0.5), Real("d", -1.0, 1.0)
-_PARAMS = RgLruParams(_W, _B, _W, _B, Real("d", 1.0, 6.0))
+_PARAMS = RgLruParams._make((_W, _B, _W, _B, Real("d", 1.0, 6.0)))
 
 RULE = Rule(
     "rg_lru",

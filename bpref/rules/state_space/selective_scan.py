@@ -284,8 +284,8 @@ def reference(
     return y if params.D is None else y + u * jnp.broadcast_to(params.D, u.shape)
 
 
-_X = Selective(Real("N T d"), Real("N T d"), Real("N T n"), Real("N T n"))
-_PARAMS = SelectiveScanParams(Real("d n", -2.0, 1.0), Real("d"), Real("d"))
+_U, _OF_STATES = Real("N T d"), Real("N T n")
+_A = Real("d n", -2.0, 1.0)
 
 RULE = Rule(
     "selective_scan",
@@ -294,17 +294,17 @@ RULE = Rule(
     cases=(
         Case(
             "Mamba",
-            _X,
+            Selective._make((_U, _U, _OF_STATES, _OF_STATES)),
             {"states": Size("n"), "chunk": 5},
-            params=_PARAMS,
+            params=SelectiveScanParams._make((_A, Real("d"), Real("d"))),
             never_empty=("n",),
             timed={"N": 1, "T": 1024, "d": 128, "n": 16},
         ),
         Case(
             "zero-order hold, no skip, no bias",
-            _X._replace(delta=Real("N T d", 0.125, 2.0)),
+            Selective._make((_U, Real("N T d", 0.125, 2.0), _OF_STATES, _OF_STATES)),
             {"states": Size("n"), "softplus": False, "skip": False, "bias": False, "hold": True, "chunk": 2},
-            params=_PARAMS._replace(D=None, bias=None),
+            params=SelectiveScanParams._make((_A, None, None)),
             never_empty=("n",),
         ),
     ),
