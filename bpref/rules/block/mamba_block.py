@@ -190,6 +190,8 @@ def reference(
     chunk: int = 64,
 ) -> Array:
     norm, W_in, conv, W_x, W_delta, scan, W_out = params
+    assert norm.scale is not None
+    assert conv.b is not None
     xhat = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps) * jnp.broadcast_to(norm.scale, x.shape)
     v, z = jnp.split(xhat @ W_in.T, 2, -1)
     past = jnp.pad(v, ((0, 0), (window - 1, 0), (0, 0)))

@@ -44,7 +44,6 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
-    bias_cotangent,
     lecun_uniform,
     plus,
     require_fit,
@@ -129,9 +128,9 @@ def rg_lru(method: Method = "sequential") -> Layer:
         dx = G * m * i + times(q, params.W_i) + times(p, params.W_r)
         return RgLruParams(
             cast(transposed_times(p, cache.x), dtype),
-            bias_cotangent(p, params.b_r),
+            cast(jnp.sum(widen(p), (0, 1)), dtype),
             cast(transposed_times(q, cache.x), dtype),
-            bias_cotangent(q, params.b_i),
+            cast(jnp.sum(widen(q), (0, 1)), dtype),
             cast(dLambda, dtype),
         ), cast(dx, dtype)
 
