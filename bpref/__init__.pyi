@@ -53,6 +53,7 @@ from .rules.attention.gated_linear_attention import gated_linear_attention as ga
 from .rules.attention.linear_attention import linear_attention as linear_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
+from .rules.block.mamba_block import mamba_block as mamba_block
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution
@@ -136,6 +137,9 @@ from .rules.reduction.reduce_prod import reduce_prod as reduce_prod
 from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
+from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence
+from .rules.state_space.rg_lru import rg_lru as rg_lru
+from .rules.state_space.selective_scan import selective_scan as selective_scan
 from .rules.stochastic.drop_path import drop_path as drop_path
 from .rules.stochastic.dropout import dropout as dropout
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise

@@ -129,6 +129,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "retention",
         "rotary_embedding",
     ),
+    "state_space": (
+        "linear_recurrence",
+        "rg_lru",
+        "selective_scan",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",
@@ -154,6 +159,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "block": ("mamba_block",),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

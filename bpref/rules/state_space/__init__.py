@@ -1,0 +1,1 @@
+"""Linear recurrences along time, and the state space models that are made of them."""
