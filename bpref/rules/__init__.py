@@ -120,6 +120,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
+    "mixture": (
+        "grouped_matmul",
+        "mixture_of_experts",
+        "top_k_router",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",
