@@ -91,7 +91,7 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
 
     def forward(params, x):
         x, sizes = as_groups(x)
-        W = params.W
+        W = jnp.asarray(params.W)
         expected = (sizes.shape[0], features, x.shape[1])
         if W.shape != expected:
             raise ValueError(f"{who}: W has shape {W.shape}, expected (E, m, d): {expected}")
@@ -106,7 +106,7 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
         return rows_from_blocks(y, blocks.slot), GroupedMatmulCache(x, sizes)
 
     def backward(params, cache, dy):
-        W = params.W
+        W = jnp.asarray(params.W)
         blocks = ragged_blocks(cache.sizes, cache.x.shape[0], block)
 
         def step(e, both):

@@ -170,7 +170,7 @@ def mixture_of_experts(
         )
 
     def forward(params, x):
-        _, U, V, shared_U, shared_V = params
+        _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
         _require_experts(who, x, U, V, experts, width * hidden, hidden)
         routing, of_router = router.forward(params.router, x)
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, k)
@@ -191,7 +191,7 @@ def mixture_of_experts(
         return mixed, MixtureOfExpertsCache(of_router, weights, u, blocks, shared_u)
 
     def backward(params, cache, dy):
-        _, U, V, shared_U, shared_V = params
+        _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
         of_router, weights, u, blocks, shared_u = cache
         x = of_router.x
         tokens, dtokens = (v.reshape(-1, v.shape[-1]) for v in (x, dy.y))

@@ -65,9 +65,12 @@ class TopKRouterParams(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """Where tokens go: each token's experts, the best first, their weights, and the two auxiliary losses."""
+    """Where tokens go: each token's experts, the best first, their weights, and the two auxiliary losses.
 
-    experts: Int[Array, "... k"]
+    A cotangent has None for the experts.
+    """
+
+    experts: Int[Array, "... k"] | None
     weights: Float[Array, "... k"]
     balance: Float[Array, ""]
     z: Float[Array, ""]
@@ -128,13 +131,11 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
         dw, dB, dZ = (widen(v) for v in dy[1:])
         own = _one_hot(chosen, z)
         G = jnp.broadcast_to(dB * (experts / N) * _shares(chosen, z), z.shape)
-        if renormalize:
-            w = _weights(z, p, chosen)
-            dchosen = _through_softmax(w, dw - dw[..., :1])
-        else:
+        if not renormalize:
             G += jnp.sum(own * dw[..., None], -2)
         dz = _through_softmax(p, G - _at(G, chosen[..., :1])) + dZ * (2 / N) * l * p
         if renormalize:
+            dchosen = _through_softmax(_weights(z, p, chosen), dw - dw[..., :1])
             dz += jnp.sum(own * dchosen[..., None], -2)
         dz = cast(dz, x.dtype)
         dW = cast(transposed_times(dz, x), params.W.dtype)
