@@ -115,6 +115,9 @@ from .rules.loss.square import square as square
 from .rules.loss.triplet import triplet as triplet
 from .rules.loss.vae import vae as vae
 from .rules.loss.wasserstein_critic import wasserstein_critic as wasserstein_critic
+from .rules.mixture.grouped_matmul import grouped_matmul as grouped_matmul
+from .rules.mixture.mixture_of_experts import mixture_of_experts as mixture_of_experts
+from .rules.mixture.top_k_router import top_k_router as top_k_router
 from .rules.norm.batch_norm import batch_norm as batch_norm
 from .rules.norm.batch_norm import update_running_statistics as update_running_statistics
 from .rules.norm.dynamic_tanh import dynamic_tanh as dynamic_tanh

@@ -134,6 +134,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "rg_lru",
         "selective_scan",
     ),
+    "mixture": (
+        "grouped_matmul",
+        "mixture_of_experts",
+        "top_k_router",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",

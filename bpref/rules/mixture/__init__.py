@@ -1,0 +1,1 @@
+"""Mixtures: experts that share the tokens, and the router that says which goes where."""

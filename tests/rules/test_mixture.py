@@ -1,0 +1,236 @@
+"""The mixture: what is refused, ties, dropped tokens, experts without tokens, and small numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.mixture.grouped_matmul import GroupedMatmulParams
+from bpref.rules.mixture.mixture_of_experts import Mixed, MixtureOfExpertsParams
+from bpref.rules.mixture.top_k_router import Routing, TopKRouterParams
+
+pytestmark = pytest.mark.quick
+
+ROWS = jnp.ones((4, 2))
+SIZES = jnp.array([1, 3])
+W = GroupedMatmulParams(jnp.ones((2, 5, 2)))
+TOKENS = jnp.ones((6, 2))
+
+BAD_CALLS = {
+    "groups of no pair": (
+        lambda: bpref.grouped_matmul(5).forward(W, ROWS),
+        TypeError,
+        "grouped_matmul: x is of type ArrayImpl, expected a pair (rows, sizes)",
+    ),
+    "groups of real sizes": (
+        lambda: bpref.grouped_matmul(5).forward(W, (ROWS, SIZES.astype(jnp.float32))),
+        TypeError,
+        "grouped_matmul: sizes has dtype float32, expected an integer dtype such as int32",
+    ),
+    "groups without a matrix each": (
+        lambda: bpref.grouped_matmul(5).forward(W, (ROWS, jnp.array([1, 2, 1]))),
+        ValueError,
+        "grouped_matmul: W has shape (2, 5, 2), expected (E, m, d): (3, 5, 2)",
+    ),
+    "groups of another dtype": (
+        lambda: bpref.grouped_matmul(5).forward(W, (ROWS.astype(jnp.bfloat16), SIZES)),
+        TypeError,
+        "grouped_matmul: rows has dtype bfloat16, W has float32; cast one to the other's",
+    ),
+    "groups of three axes": (
+        lambda: bpref.grouped_matmul(5).forward(W, (ROWS[None], SIZES)),
+        ValueError,
+        "grouped_matmul: rows has shape (1, 4, 2), expected (R, d) with at least one feature d",
+    ),
+    "no groups": (
+        lambda: bpref.grouped_matmul(5).forward(W, (ROWS, SIZES[:0])),
+        ValueError,
+        "grouped_matmul: sizes has shape (0,), expected (E,) with at least one group",
+    ),
+    "a router of more choices than experts": (
+        lambda: bpref.top_k_router(2, k=3),
+        ValueError,
+        "top_k_router: k is 3, expected at most the number of experts E = 2",
+    ),
+    "a router of no choice": (
+        lambda: bpref.top_k_router(2, k=0),
+        ValueError,
+        "top_k_router: k is 0, expected a positive integer",
+    ),
+    "a router for other experts": (
+        lambda: bpref.top_k_router(3).forward(TopKRouterParams(jnp.ones((4, 2))), TOKENS),
+        ValueError,
+        "top_k_router: W has shape (4, 2), expected (E, d): (3, 2)",
+    ),
+    "a mixture of more choices than experts": (
+        lambda: bpref.mixture_of_experts(2, 8, k=3),
+        ValueError,
+        "mixture_of_experts: k is 3, expected at most the number of experts E = 2",
+    ),
+    "a mixture of unknown activation": (
+        lambda: bpref.mixture_of_experts(2, 8, activation="glu"),
+        ValueError,
+        "mixture_of_experts: activation is 'glu', expected one of geglu, gelu, relu, silu, swiglu",
+    ),
+    "a mixture of negative capacity": (
+        lambda: bpref.mixture_of_experts(2, 8, capacity_factor=-1.0),
+        ValueError,
+        "mixture_of_experts: capacity_factor is -1.0, expected None or a number of at least 0",
+    ),
+    "a mixture of less than no shared experts": (
+        lambda: bpref.mixture_of_experts(2, 8, shared=-1),
+        ValueError,
+        "mixture_of_experts: shared is -1, expected an integer of at least 0",
+    ),
+    "a mixture for other features": (
+        lambda: bpref.mixture_of_experts(2, 8).forward(
+            bpref.mixture_of_experts(2, 8).init(jax.random.key(0), TOKENS), jnp.ones((6, 3))
+        ),
+        ValueError,
+        "mixture_of_experts: x has 3 features in its last axis, U[e] expects 2 (U[e]: (16, 2))",
+    ),
+    "a mixture with a network too small": (
+        lambda: bpref.mixture_of_experts(2, 8).forward(
+            bpref.mixture_of_experts(2, 7).init(jax.random.key(0), TOKENS), TOKENS
+        ),
+        ValueError,
+        "mixture_of_experts: U has shape (2, 14, 2), expected (2, 16, 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_say_what_was_expected(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("block", [1, 2, 128])
+def test_groups_by_hand(block):
+    """Two rows times 1, none times 10, one times 100; the fourth belongs to no group."""
+    layer = bpref.grouped_matmul(1, block)
+    params = GroupedMatmulParams(jnp.array([1.0, 10.0, 100.0])[:, None, None])
+    x = jnp.array([[1.0], [2.0], [3.0], [4.0]]), jnp.array([2, 0, 1])
+    y, dparams, (dx, dsizes) = bpref.backpropagate(layer, params, x, jnp.array([[1.0], [1.0], [2.0], [5.0]]))
+    assert y[:, 0].tolist() == [1, 2, 300, 0]
+    assert dparams.W[:, 0, 0].tolist() == [3, 0, 6]
+    assert dx[:, 0].tolist() == [1, 1, 200, 0]
+    assert dsizes is None
+
+
+@pytest.mark.parametrize(("sizes", "y"), [([3, 9], [1, 1, 1, 10]), ([9, 2], [1, 1, 1, 1]), ([-2, 3], [10, 10, 10, 0])])
+def test_groups_end_with_the_last_row_and_are_not_negative(sizes, y):
+    params = GroupedMatmulParams(jnp.array([1.0, 10.0])[:, None, None])
+    assert bpref.grouped_matmul(1, 2).forward(params, (jnp.ones((4, 1)), jnp.array(sizes)))[0][:, 0].tolist() == y
+
+
+def test_a_router_by_hand():
+    """Scores ln 1, ln 2, ln 5 of one token; the sum of exponentials is 8."""
+    W = TopKRouterParams(jnp.log(jnp.array([[1.0], [2.0], [5.0]])))
+    for renormalize, weights in ((True, [5 / 7, 2 / 7]), (False, [5 / 8, 2 / 8])):
+        y, _ = bpref.top_k_router(3, renormalize=renormalize).forward(W, jnp.ones((1, 1)))
+        assert y.experts.tolist() == [[2, 1]]
+        np.testing.assert_allclose(y.weights[0], weights, rtol=1e-6)
+        np.testing.assert_allclose(y.balance, 3 * (0.5 * 5 / 8 + 0.5 * 2 / 8), rtol=1e-6)
+        np.testing.assert_allclose(y.z, np.log(8) ** 2, rtol=1e-6)
+
+
+def test_softmax_then_choice_renormalized_is_choice_then_softmax():
+    rng = np.random.default_rng(0)
+    W, x = rng.normal(size=(6, 3)), rng.normal(size=(20, 3))
+    with jax.enable_x64(True):
+        y, _ = bpref.top_k_router(6, 3).forward(TopKRouterParams(W), x)
+    scores = np.sort(x @ W.T, -1)[:, :-4:-1]
+    np.testing.assert_allclose(y.weights, np.exp(scores) / np.exp(scores).sum(-1, keepdims=True), rtol=1e-12)
+
+
+def test_equal_scores_go_to_the_lower_index_and_balance_is_1_where_all_are_alike():
+    y, _ = bpref.top_k_router(4).forward(TopKRouterParams(jnp.zeros((4, 2))), TOKENS)
+    assert y.experts.tolist() == [[0, 1]] * 6
+    assert y.weights.tolist() == [[0.5, 0.5]] * 6
+    assert float(y.balance) == 1.0
+
+
+def test_the_share_of_tokens_is_not_differentiated():
+    """By hand, two experts and one token: p = (s, 1 - s), f = (1, 0), B = 2 s, so that dB/dz = 2 s (1 - s) (1, -1)."""
+    params, x = TopKRouterParams(jnp.array([[1.0], [0.0]])), jnp.ones((1, 1))
+    dy = Routing(None, jnp.zeros((1, 1)), jnp.ones(()), jnp.zeros(()))
+    _, dparams, _ = bpref.backpropagate(bpref.top_k_router(2, 1), params, x, dy)
+    s = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(dparams.W[:, 0], [2 * s * (1 - s), -2 * s * (1 - s)], rtol=1e-6)
+
+
+def mixture(score: list[float], **hyper):
+    """Experts of one feature whose output is 10^e times the token's, for positive tokens."""
+    E = len(score)
+    layer = bpref.mixture_of_experts(E, 1, activation="relu", **hyper)
+    U, V = jnp.ones((E, 1, 1)), jnp.asarray(10.0 ** np.arange(E), jnp.float32)[:, None, None]
+    return layer, MixtureOfExpertsParams(TopKRouterParams(jnp.array(score)[:, None]), U, V, None, None)
+
+
+def ones_like(mixed: Mixed) -> Mixed:
+    return Mixed(jnp.ones_like(mixed.y), jnp.zeros(()), jnp.zeros(()))
+
+
+def test_tokens_beyond_the_capacity_are_dropped_in_order():
+    """All four tokens choose expert 1, which takes ceil(1.5 * 4 / 2) = 3; expert 0 has none, and gradients of 0."""
+    layer, params = mixture([0.0, 1.0], k=1, capacity_factor=1.5)
+    x = jnp.array([[1.0], [2.0], [3.0], [4.0]])
+    mixed, cache = layer.forward(params, x)
+    assert mixed.y[:, 0].tolist() == [10, 20, 30, 0]
+    dparams, dx = layer.backward(params, cache, ones_like(mixed))
+    assert dx[:, 0].tolist() == [10, 10, 10, 0]
+    assert dparams.V[:, 0, 0].tolist() == [0, 6]
+    assert dparams.U[:, 0, 0].tolist() == [0, 60]
+
+
+def test_first_choices_come_before_second_ones():
+    """Token 0 chooses expert 1 and then 0, token 1 the other way round; each takes one choice: the first ones."""
+    layer = bpref.mixture_of_experts(2, 1, activation="relu", capacity_factor=0.5)
+    _, params = mixture([0.0, 0.0])
+    params = params._replace(
+        router=TopKRouterParams(jnp.array([[0.0, 1.0], [1.0, 0.0]])), U=jnp.ones((2, 1, 2)), V=params.V.repeat(2, 1)
+    )
+    y = layer.forward(params, jnp.eye(2))[0].y
+    first = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(y, [[10 * first] * 2, [first] * 2], rtol=1e-6)
+
+
+def test_no_capacity_drops_every_token():
+    layer, params = mixture([0.0, 1.0], k=1, capacity_factor=0.0)
+    mixed, cache = layer.forward(params, TOKENS[:, :1])
+    dparams, dx = layer.backward(params, cache, ones_like(mixed))
+    for v in (mixed.y, dx, *jax.tree.leaves(dparams)):
+        assert not np.any(v)
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+def test_no_tokens(capacity_factor):
+    layer, params = mixture([0.0, 1.0], capacity_factor=capacity_factor)
+    mixed, cache = layer.forward(params, jnp.ones((0, 1)))
+    dparams, dx = layer.backward(params, cache, ones_like(mixed))
+    assert mixed.y.shape == dx.shape == (0, 1)
+    assert float(mixed.balance) == float(mixed.z) == 0.0
+    assert not any(np.any(v) for v in jax.tree.leaves(dparams))
+
+
+def test_without_a_capacity_none_is_dropped_whatever_the_blocks():
+    """A capacity that holds every token, blocks of one row, and blocks of many: one function."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(11, 3))
+    with jax.enable_x64(True):
+        params = bpref.mixture_of_experts(4, 5, shared=1).init(jax.random.key(0), x)
+        seen = [
+            bpref.mixture_of_experts(4, 5, shared=1, **hyper).forward(params, x)[0].y
+            for hyper in ({"block": 1}, {"block": 4}, {}, {"capacity_factor": 4.0})
+        ]
+    for y in seen[1:]:
+        np.testing.assert_allclose(y, seen[0], rtol=1e-12, atol=1e-14)
+
+
+def test_shared_experts_are_a_network_that_every_token_sees():
+    layer, params = mixture([0.0, 1.0], k=1, capacity_factor=0.0, shared=2)
+    params = params._replace(shared_U=jnp.ones((2, 1)), shared_V=jnp.array([[3.0, 4.0]]))
+    assert layer.forward(params, jnp.array([[1.0], [-1.0]]))[0].y[:, 0].tolist() == [7, 0]
