@@ -125,6 +125,11 @@ from .rules.reduction.reduce_prod import reduce_prod as reduce_prod
 from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
+from .rules.sequence_loss.crf import crf as crf
+from .rules.sequence_loss.crf import crf_marginals as crf_marginals
+from .rules.sequence_loss.ctc import ctc as ctc
+from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
+from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.stochastic.drop_path import drop_path as drop_path
 from .rules.stochastic.dropout import dropout as dropout
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise

@@ -145,6 +145,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "sequence_loss": (
+        "crf",
+        "ctc",
+        "sequence_cross_entropy",
+        "transducer",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 
