@@ -313,6 +313,13 @@ def test_crf_of_no_frames_and_of_a_tag_that_is_none():
         np.testing.assert_allclose(came, expected, rtol=1e-13)
 
 
+def test_crf_of_one_tag_is_certain():
+    x, tags, lengths = np.ones((2, 3, 1)), np.zeros((2, 3), int), np.array([3, 2])
+    J, dx, dparams = sweep(bpref.crf(), (x, tags, lengths), CRFParams(np.ones((1, 1)), np.ones(1), np.ones(1)))
+    for v in (J, dx, *dparams):
+        np.testing.assert_array_equal(v, 0)
+
+
 def test_crf_with_a_forbidden_transition():
     """0 to 1 may not be: of two frames and two tags three taggings are left, all alike."""
     A = np.array([[0, -np.inf], [0, 0]])

@@ -238,6 +238,7 @@ def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Ar
     return jnp.mean(J) if mean else J
 
 
+# One tag alone is certain: J and its gradient are 0, and only their rounding could be compared.
 _X = Real("B T K"), Integer("B T", 0, "K"), Integer("B", 0, "T", points=(99, 1))
 
 RULE = Rule(
@@ -245,8 +246,8 @@ RULE = Rule(
     crf,
     reference,
     cases=(
-        Case("", _X, never_empty=("K",), timed={"B": 16, "T": 64, "K": 24}),
-        Case("mean", _X, {"mean": True}, ("B", "K"), fixed={"T": 6}),
+        Case("", _X, least={"K": 2}, timed={"B": 16, "T": 64, "K": 24}),
+        Case("mean", _X, {"mean": True}, ("B",), fixed={"T": 6}, least={"K": 2}),
     ),
     cite="Lafferty, McCallum, Pereira, 'Conditional random fields' (ICML 2001), section 3",
     covers=("linear_chain_crf", "conditional_random_field"),
