@@ -140,6 +140,11 @@ from .rules.reduction.reduce_prod import reduce_prod as reduce_prod
 from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
+from .rules.sequence_loss.crf import crf as crf
+from .rules.sequence_loss.crf import crf_marginals as crf_marginals
+from .rules.sequence_loss.ctc import ctc as ctc
+from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
+from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence
 from .rules.state_space.rg_lru import rg_lru as rg_lru
 from .rules.state_space.selective_scan import selective_scan as selective_scan

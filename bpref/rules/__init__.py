@@ -164,6 +164,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "sequence_loss": (
+        "crf",
+        "ctc",
+        "sequence_cross_entropy",
+        "transducer",
+    ),
     "block": ("mamba_block",),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""

@@ -1,0 +1,28 @@
+"""Sums of probabilities over paths, in log space and without infinities, so that they can be differentiated."""
+
+import jax.numpy as jnp
+from jax import Array
+
+LOG_ZERO = -1e30
+"""The logarithm of 0: finite, so that no difference of two is NaN; what is added to it is lost in rounding."""
+
+
+def log_add(a: Array, b: Array) -> Array:
+    """log(exp(a) + exp(b)); with values kept near 0, `log1p` would be no more precise than `log`, and is slower."""
+    return jnp.maximum(a, b) + jnp.log(1 + jnp.exp(-jnp.abs(a - b)))
+
+
+def log_sum(v: Array, axis: int) -> Array:
+    """log(sum(exp(v))) along an axis."""
+    m = jnp.max(v, axis, keepdims=True, initial=LOG_ZERO)
+    return jnp.squeeze(m, axis) + jnp.log(jnp.sum(jnp.exp(v - m), axis))
+
+
+def is_possible(log_probability: Array) -> Array:
+    """Whether a sum over paths has a term that is not 0."""
+    return log_probability > LOG_ZERO / 2
+
+
+def known(log_probability: Array) -> Array:
+    """Logarithms of which none is -inf or below `LOG_ZERO`; a NaN stays."""
+    return jnp.where(log_probability < LOG_ZERO, LOG_ZERO, log_probability)

@@ -1,0 +1,254 @@
+"""crf: how unlikely the tags are under a linear chain, which weighs each tag and each pair of neighbours.
+
+With emissions x of shape (B, T, K), transitions A_ij from tag i to j, weights s of the first and h of the last tag, and
+an example's own length L (its frames beyond L do not count):
+
+    score(y) = s(y_1) + sum_t x_t(y_t) + sum_t A(y_t-1, y_t) + h(y_L)
+    J = log Z - score(tags),   Z = sum over all y of exp(score(y))                                           J: (B,)
+
+Forward: r_1 = s; a_t = r_t + x_t is the log-weight of all beginnings that end in each tag,
+
+    r_t(j) = log sum_i exp(a_t-1(i) + A_ij)                                                              (B, T, K)
+
+and log Z = log sum_j exp(a_L(j) + h_j).
+
+Differential: that of log Z is the expectation of the score's. With the marginals g_t(j) = P(y_t = j) and
+n_t(i, j) = P(y_t-1 = i, y_t = j), and [.] for the tags as they are (observed), everything is expected minus observed:
+
+    dx_t = dJ (g_t - [y_t])               0 beyond L                                                      (B, T, K)
+    dA   = sum over the examples and t of dJ (n_t - [y_t-1] [y_t]^T)                                        (K, K)
+    ds   = sum of dJ (g_1 - [y_1])        dh = sum of dJ (g_L - [y_L])                                        (K,)
+
+No endings have to be summed up in a second recursion. Of all beginnings that go on to j, the part that comes from i is
+exp(a_t-1(i) + A_ij - r_t(j)), whatever follows j; so, from g_L = softmax(a_L + h) down,
+
+    n_t(i, j) = exp(a_t-1(i) + A_ij - r_t(j)) g_t(j)          g_t-1(i) = sum_j n_t(i, j)
+
+The sweep carries dJ g, so that its sums over the examples are already weighted.
+
+L = 0: Z = 1, J = 0, no gradient. A tag that is none of the K has probability 0: J = +inf, and a gradient of 0. A length
+beyond T is T, a negative one is 0. A weight of -inf forbids what it weighs; its own derivative is 0.
+
+Cached: the emissions, the tags and r, all of the emissions' size; a is r + x. Autodiff of the same sum keeps a matrix
+(K, K) of every frame of every example: n needs but one more exponential of it.
+
+Numerical care: each frame's largest a is subtracted and added up apart; what is kept lies near 0. Weights that are
+apart by more than exp can tell (-10000 for what must not be) are right, since A is not exponentiated by itself. -inf
+is -1e30. Half precision is computed in float32.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.formulas.log_space import is_possible, known, log_sum
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
+from bpref.layer import Layer
+from bpref.rule import Case, Integer, Real, Rule
+
+
+class CRFParams(NamedTuple):
+    A: Float[Array, "K K"]
+    s: Float[Array, " K"]
+    h: Float[Array, " K"]
+
+
+class CRFCache(NamedTuple):
+    x: Float[Array, "B T K"]
+    tags: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
+    r: Float[Array, "T B K"]
+
+
+class Marginals(NamedTuple):
+    """The probabilities of tags, 0 beyond an example's length, and of pairs of neighbours, summed over the frames."""
+
+    tags: Float[Array, "B T K"]
+    pairs: Float[Array, "K K"]
+
+
+def crf(mean: bool = False) -> Layer:
+    """J = log Z - score(tags): the negative log-likelihood of a linear-chain conditional random field.
+
+    Args:
+      mean: whether J is the mean over the examples, not one number for each.
+
+    Returns:
+      A layer with params `CRFParams(A: (K, K), s: (K,), h: (K,))`, zero at first, x `(emissions, tags, lengths)`:
+      `(B, T, K)`, integers `(B, T)` and `(B,)`; y is J `(B,)`, or `()`, in the emissions' dtype. A tag outside
+      `[0, K)` before an example's end has J = +inf and a gradient of 0.
+
+    Raises:
+      ValueError: shapes do not fit, or not those of the params; K is 0; `mean`, and B is 0.
+      TypeError: x is no such tuple; emissions are not floating-point, or not of A's dtype; tags or lengths are not
+        integers.
+    """
+    who = "crf"
+
+    def init(key, x):
+        K, dtype = x[0].shape[-1], x[0].dtype
+        return CRFParams(jnp.zeros((K, K), dtype), jnp.zeros(K, dtype), jnp.zeros(K, dtype))
+
+    def forward(params, x):
+        x, tags, lengths = _checked(who, params, x)
+        require_examples(who, x.shape[0], mean)
+        log_Z, r = _beginnings(params, x, lengths)
+        score = _score(params, x, tags, lengths)
+        J = jnp.where(is_possible(score), log_Z - score, jnp.inf)
+        return cast(one_or_mean(J, mean), x.dtype), CRFCache(x, tags, lengths, r)
+
+    def backward(params, cache, dJ):
+        x, tags, lengths, r = cache
+        B, T, K = x.shape
+        possible = is_possible(_score(params, x, tags, lengths))
+        weight = jnp.where(possible, for_each(widen(dJ), B, mean), 0)
+        g, n, last = _expected(params, x, lengths, r, weight)
+        counted = jnp.where(used(lengths, T)[:, :, None], jax.nn.one_hot(tags, K, dtype=r.dtype), 0)
+        observed = counted * weight[:, None, None]
+        dx = g - observed
+        products = {"precision": lax.Precision.HIGHEST}
+        dA = n - jnp.einsum("bti,btj->ij", observed[:, :-1], counted[:, 1:], **products)
+        at_end = jax.nn.one_hot(lengths - 1, T, dtype=r.dtype)
+        dh = jnp.sum(last, 0) - jnp.einsum("bt,btj->j", at_end, observed, **products)
+        ds = jnp.sum(dx[:, :1], (0, 1))
+        return CRFParams(*(cast(d, x.dtype) for d in (dA, ds, dh))), (cast(dx, x.dtype), None, None)
+
+    return Layer(init, forward, backward, who)
+
+
+def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Marginals:
+    """What `crf` believes of the tags: P(y_t = j), and the expected number of each pair of neighbours in the batch.
+
+    Args:
+      params: `CRFParams(A: (K, K), s: (K,), h: (K,))`.
+      emissions: `(B, T, K)`.
+      lengths: integers `(B,)`.
+
+    Returns:
+      `Marginals(tags: (B, T, K), pairs: (K, K))`, in at least float32.
+
+    Raises:
+      ValueError, TypeError: as `crf`.
+    """
+    tags = jnp.zeros(emissions.shape[:2], jnp.int32)
+    x, _, lengths = _checked("crf_marginals", params, (emissions, tags, lengths))
+    r = _beginnings(params, x, lengths)[1]
+    return Marginals(*_expected(params, x, lengths, r, jnp.ones(x.shape[0], r.dtype))[:2])
+
+
+def _beginnings(params: CRFParams, x: Array, lengths: Array) -> tuple[Array, Array]:
+    """log Z: (B,), and r: (T, B, K)."""
+    A, s, h = (known(widen(p)) for p in params)
+    B, T, K = x.shape
+
+    def step(before, frame):
+        r, total = before
+        x_t, live, goes_on = frame
+        a = r + x_t
+        peak = jnp.max(a, 1, keepdims=True)
+        following = log_sum((a - peak)[:, :, None] + A[None], 1)
+        ending = jnp.broadcast_to(log_sum(a - peak + h[None], 1)[:, None], r.shape)
+        after = jnp.where(goes_on, following, ending), total + peak
+        return tuple(jnp.where(live, new, old) for new, old in zip(after, before, strict=True)), r
+
+    frames = known(widen(x)).transpose(1, 0, 2), used(lengths, T, 0)[..., None], used(lengths - 1, T, 0)[..., None]
+    start = jnp.broadcast_to(s[None], (B, K)), jnp.zeros((B, 1), s.dtype)
+    (ended, total), r = lax.scan(step, start, frames)
+    return jnp.where(lengths > 0, ended[:, 0] + total[:, 0], 0), r
+
+
+def _expected(params: CRFParams, x: Array, lengths: Array, r: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """The examples' `weight` times g: (B, T, K) and g_L: (B, K); and times n, summed over all: (K, K)."""
+    A, _, h = (known(widen(p)) for p in params)
+    B, T, K = x.shape
+    a = r + known(widen(x)).transpose(1, 0, 2)
+    a = a - jnp.max(a, 2, keepdims=True)
+    at_end = jnp.clip(lengths - 1, 0, max(T - 1, 0))
+    final = jnp.take_along_axis(a, at_end[None, :, None], 0)[0] if T else jnp.zeros((B, K), r.dtype)
+    last = jnp.where((lengths > 0)[:, None], weight[:, None] * jax.nn.softmax(final + h[None], 1), 0)
+
+    def step(after, frame):
+        g, n = after
+        a_before, r_t, live = frame
+        part = jnp.exp(a_before[:, :, None] + A[None] - r_t[:, None, :]) * g[:, None, :]
+        pairs = jnp.where(live[:, :, None], part, 0)
+        return (jnp.where(live, jnp.sum(part, 2), g), n + jnp.sum(pairs, 0)), g
+
+    live = used(lengths, T, 0)[:, :, None]
+    (first, n), g = lax.scan(step, (last, jnp.zeros((K, K), r.dtype)), (a[:-1], r[1:], live[1:]), reverse=True)
+    g = jnp.where(live, jnp.concatenate([first[None], g]) if T else a, 0)
+    return g.transpose(1, 0, 2), n, last
+
+
+def _score(params: CRFParams, x: Array, tags: Array, lengths: Array) -> Array:
+    """(B,); that of a tag which is none is `LOG_ZERO` or less."""
+    A, s, h = (known(widen(p)) for p in params)
+    B, T, K = x.shape
+    live = used(lengths, T)
+    y = jnp.clip(tags, 0, K - 1)
+    at = jnp.take_along_axis(known(widen(x)), y[:, :, None], 2)[:, :, 0]
+    at = jnp.where((tags >= 0) & (tags < K), at, jnp.asarray(-2e30, at.dtype))
+    ends = jnp.where(lax.broadcasted_iota(jnp.int32, (B, T), 1) == lengths[:, None] - 1, h[y], 0)
+    between = jnp.where(live[:, 1:], A[y[:, :-1], y[:, 1:]], 0)
+    first = jnp.where(live[:, :1], s[y[:, :1]], 0)
+    return jnp.sum(jnp.where(live, at, 0) + ends, 1) + jnp.sum(between, 1) + jnp.sum(first, 1)
+
+
+def _checked(who: str, params: CRFParams, x: Any) -> tuple[Array, Array, Array]:
+    """The arrays of x, the lengths within T."""
+    x, tags, lengths = as_arrays(who, ("emissions", "tags", "lengths"), x)
+    require_floating(who, "emissions", x)
+    require_integer(who, "tags", tags)
+    if x.ndim != 3 or x.shape[2] == 0:
+        raise ValueError(f"{who}: emissions has shape {x.shape}, expected (B, T, K) with at least one tag K")
+    B, T, K = x.shape
+    require_shape(who, "tags", tags, (B, T), "one for each frame")
+    require_lengths(who, "lengths", lengths, B)
+    for name, v, shape in zip("Ash", params, ((K, K), (K,), (K,)), strict=True):
+        require_shape(who, name, v, shape, f"emissions has {K} tags in its last axis")
+        require_dtype_of(who, name, v, "emissions", x)
+    return x, tags, within(lengths, T)
+
+
+def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Array:
+    """The usual form: one scan over the frames, an example at a time."""
+    A, s, h = params
+
+    def one(x, tags, L):
+        K = s.size
+
+        def step(before, frame):
+            a, score, previous = before
+            t, x_t, y = frame
+            is_tag = (y >= 0) & (y < K)
+            gained = jnp.where(t == 0, s[y], A[previous, y]) + jnp.where(is_tag, x_t[y], -jnp.inf)
+            new = x_t + jnp.where(t == 0, s, jax.nn.logsumexp(a[:, None] + A, axis=0))
+            return tuple(jnp.where(t < L, v, old) for v, old in zip((new, score + gained, y), before, strict=True)), ()
+
+        start = jnp.zeros_like(s), jnp.zeros_like(s[0]), jnp.zeros((), tags.dtype)
+        (a, score, y), _ = lax.scan(step, start, (jnp.arange(len(x), dtype=L.dtype), x, tags))
+        return jnp.where((L > 0) & (len(x) > 0), jax.nn.logsumexp(a + h) - score - h[y], jnp.zeros_like(score))
+
+    J = jax.vmap(one)(*x)
+    return jnp.mean(J) if mean else J
+
+
+# One tag alone is certain: J and its gradient are 0, and only their rounding could be compared.
+_X = Real("B T K"), Integer("B T", 0, "K"), Integer("B", 0, "T", points=(99, 1))
+
+RULE = Rule(
+    "crf",
+    crf,
+    reference,
+    cases=(
+        Case("", _X, least={"K": 2}, timed={"B": 16, "T": 64, "K": 24}),
+        Case("mean", _X, {"mean": True}, ("B",), fixed={"T": 6}, least={"K": 2}),
+    ),
+    cite="Lafferty, McCallum, Pereira, 'Conditional random fields' (ICML 2001), section 3",
+    covers=("linear_chain_crf", "conditional_random_field"),
+)

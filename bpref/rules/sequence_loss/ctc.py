@@ -1,0 +1,241 @@
+"""ctc: how unlikely a labelling is, summed over all ways of spreading it over the frames.
+
+Of each example, the frames t = 1..T have logits z over C classes, one of which is the blank, p = softmax(z), and there
+are labels l_1..l_U, U <= T. A path is one class for each frame; B(path) merges equal neighbours, then removes blanks.
+
+    J = -log P,   P = sum over the paths with B(path) = l of prod_t p_t(path_t)                             J: (B,)
+
+Forward: a path stands, after each frame, in one of 2 U + 1 states: f_u, a blank after u labels (u = 0..U), or e_u, on
+the label u. Let f and e stand for the probability of all beginnings that end there; before the first frame f_0 = 1.
+With c_u = f_u + e_u, what has passed u labels, every frame makes of these (r_u says that l_u = l_{u-1}: then
+a blank has to lie between)
+
+    f_u <- p(blank) c_u                                                                                 (B, U + 1)
+    e_u <- p(l_u) (e_u + (f_{u-1} if r_u else c_{u-1}))                                                     (B, U)
+
+and P = c_U after the last. Backward in time, F_u and E_u are the probabilities of all endings from there, 1 for f_U and
+e_U after the last frame; with x = p(blank) F, y = p(l) E and o_u = x_u + y_{u+1}, what may follow u labels,
+
+    F_u <- o_u          E_u <- y_u + (x_u if r_{u+1} else o_u)          (y_{U+1} = 0)
+
+Differential: P is linear in each frame's probabilities, and the paths through a state s at frame t weigh
+f_s F_s (or e_s E_s). So delta log P = sum_ts g_ts delta log p_t(class of s), g_ts = f_ts F_ts / P, the probability
+that a path stands there, which sums to 1 at every frame. With delta log p_k = delta z_k - sum_j p_j delta z_j:
+
+    dz_tk = dJ (p_tk - sum over the states s of class k of g_ts)                                         (B, T, C)
+
+and exactly 0 at frames beyond an example's length. Labels and lengths have no cotangent.
+
+What has no path, P = 0: labels (and blanks between equal ones) that do not fit in the frames, a label that is the
+blank, a label that is no class. J = +inf, which is never silent, and the gradient is 0, not NaN. No frames and no
+labels: P = 1. A length beyond its array is the array's, a negative one is 0.
+
+Cached: the logits, f and e after each frame, as logarithms, and whether P > 0. F and E are made in the reverse scan,
+and g there; p is made again. Autodiff keeps every logarithm's and every maximum's operands.
+
+Numerical care:
+- All in logarithms: with confident logits a frame's probabilities are apart by more than float32's range. Each frame's
+  largest state is subtracted and added up apart: errors are those of numbers near 0, and not of log P, which is
+  hundreds. g is normalised by its own sum over the states, so that nothing of those shifts is left in it.
+- log 0 is -1e30, so that no difference is NaN. Half precision is computed in float32.
+- The sums over labels of one class are a product with their one-hot rows, not a scatter.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
+from bpref.formulas.tuples import as_arrays
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Real, Rule
+
+
+class CTCCache(NamedTuple):
+    logits: Float[Array, "B T C"]
+    labels: Int[Array, "B U"]
+    logit_lengths: Int[Array, " B"]
+    label_lengths: Int[Array, " B"]
+    f: Float[Array, "T B U+1"]
+    e: Float[Array, "T B U"]
+    possible: Bool[Array, " B"]
+
+
+def ctc(blank: int = 0, mean: bool = False) -> Layer:
+    """J = -log of the probability that the frames' classes, merged and without blanks, are the labels.
+
+    Args:
+      blank: the class that stands for no label.
+      mean: whether J is the mean over the examples, not one number for each.
+
+    Returns:
+      A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, C)`, integers `(B, U)`,
+      `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in the logits' dtype. What has no path (too many labels for the
+      frames, a label that is the blank or no class) has J = +inf and a gradient of 0.
+
+    Raises:
+      ValueError: blank is no class; shapes do not fit; there is no class but the blank; `mean`, and B is 0.
+      TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
+    """
+    who = "ctc"
+    if not isinstance(blank, int) or blank < 0:
+        raise ValueError(f"{who}: blank is {blank!r}, expected an integer of at least 0")
+
+    def forward(params, x):
+        logits, labels, frames, label_lengths = _checked(who, blank, mean, x)
+        B, T, _ = logits.shape
+        U, dtype = labels.shape[1], wide_dtype(logits.dtype)
+        repeated = _repeated(labels)
+
+        def step(before, frame):
+            f, e, total = before
+            p_blank, p_label, live = frame
+            c = _passed(f, e)
+            f_next = c + p_blank
+            e_next = log_add(e, jnp.where(repeated, f[:, :-1], c[:, :-1])) + p_label
+            peak = jnp.maximum(jnp.max(f_next, 1, keepdims=True), jnp.max(e_next, 1, keepdims=True, initial=LOG_ZERO))
+            after = f_next - peak, e_next - peak, total + peak
+            after = tuple(jnp.where(live, new, old) for new, old in zip(after, before, strict=True))
+            return after, after[:2]
+
+        start = jnp.full((B, U + 1), LOG_ZERO, dtype).at[:, 0].set(0), jnp.full((B, U), LOG_ZERO, dtype)
+        xs = (*_emissions(logits, labels, label_lengths, blank), used(frames, T, 0)[:, :, None])
+        (f, e, total), (fs, es) = lax.scan(step, (*start, jnp.zeros((B, 1), dtype)), xs)
+        log_P = (total + jnp.take_along_axis(_passed(f, e), label_lengths[:, None], 1))[:, 0]
+        possible = is_possible(log_P)
+        J = one_or_mean(jnp.where(possible, -log_P, jnp.inf), mean)
+        return cast(J, logits.dtype), CTCCache(logits, labels, frames, label_lengths, fs, es, possible)
+
+    def backward(params, cache, dJ):
+        logits, labels, frames, label_lengths, fs, es, possible = cache
+        B, T, C = logits.shape
+        U, dtype = labels.shape[1], fs.dtype
+        repeated_next = jnp.concatenate([_repeated(labels)[:, 1:], jnp.zeros((B, min(U, 1)), bool)], 1)
+
+        def step(after, frame):
+            F, E = after
+            p_blank, p_label, live, f, e = frame
+            g_f, g_e = f + F, e + E
+            peak = jnp.maximum(jnp.max(g_f, 1, keepdims=True), jnp.max(g_e, 1, keepdims=True, initial=LOG_ZERO))
+            w_f, w_e = jnp.exp(g_f - peak), jnp.exp(g_e - peak)
+            all_f = jnp.sum(w_f, 1, keepdims=True)
+            total = all_f + jnp.sum(w_e, 1, keepdims=True)
+            x, y = F + p_blank, E + p_label
+            o = jnp.concatenate([log_add(x[:, :-1], y), x[:, -1:]], 1)
+            E_before = log_add(y, jnp.where(repeated_next, x[:, 1:], o[:, 1:]))
+            level = jnp.maximum(jnp.max(o, 1, keepdims=True), jnp.max(E_before, 1, keepdims=True, initial=LOG_ZERO))
+            before = jnp.where(live, o - level, F), jnp.where(live, E_before - level, E)
+            return before, (all_f / total, w_e / total)
+
+        last = lax.broadcasted_iota(jnp.int32, (B, U + 1), 1) == label_lengths[:, None]
+        end = tuple(jnp.where(at, 0, LOG_ZERO).astype(dtype) for at in (last, last[:, 1:]))
+        live = used(frames, T, 0)[:, :, None]
+        emitted = _emissions(logits, labels, label_lengths, blank)
+        _, (of_blank, of_labels) = lax.scan(step, end, (*emitted, live, fs, es), reverse=True)
+        rows = jax.nn.one_hot(labels, C, dtype=dtype)
+        g = jnp.einsum("tbu,buc->btc", of_labels, rows, precision=lax.Precision.HIGHEST)
+        g += of_blank.transpose(1, 0, 2) * jax.nn.one_hot(jnp.full((1, 1), blank), C, dtype=dtype)
+        slope = for_each(widen(dJ), B, mean)[:, None, None] * (jax.nn.softmax(widen(logits), -1) - g)
+        counts = used(frames, T)[:, :, None] & possible[:, None, None]
+        return (), (cast(jnp.where(counts, slope, 0), logits.dtype), None, None, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _passed(f: Array, e: Array) -> Array:
+    """c_u = f_u + e_u, in logarithms; e_0 is no state."""
+    return jnp.concatenate([f[:, :1], log_add(f[:, 1:], e)], 1)
+
+
+def _repeated(labels: Array) -> Array:
+    """r_u, False for the first label."""
+    return jnp.concatenate([jnp.zeros_like(labels[:, :1], bool), labels[:, 1:] == labels[:, :-1]], 1)
+
+
+def _emissions(logits: Array, labels: Array, label_lengths: Array, blank: int) -> tuple[Array, Array]:
+    """log p(blank): (T, B, 1), and log p(l_u): (T, B, U), that of 0 for what is no label."""
+    C, U = logits.shape[2], labels.shape[1]
+    z = widen(logits).transpose(1, 0, 2)
+    log_sum = jax.nn.logsumexp(z, -1, keepdims=True)
+    at = jnp.broadcast_to(jnp.clip(labels, 0, C - 1)[None], (*z.shape[:2], U))
+    is_label = used(label_lengths, U) & (labels >= 0) & (labels < C) & (labels != blank)
+    p_label = jnp.where(is_label[None], jnp.take_along_axis(z, at, 2) - log_sum, LOG_ZERO)
+    return known(z[:, :, blank : blank + 1] - log_sum), known(p_label)
+
+
+def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Array, Array]:
+    """The arrays of x, the lengths within their arrays."""
+    logits, labels, frames, label_lengths = as_arrays(who, ("logits", "labels", "logit_lengths", "label_lengths"), x)
+    require_floating(who, "logits", logits)
+    require_integer(who, "labels", labels)
+    if logits.ndim != 3 or logits.shape[2] < 2:
+        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, C) with at least 2 classes C")
+    B, T, C = logits.shape
+    if blank >= C:
+        raise ValueError(f"{who}: blank is {blank}, logits has {C} classes in its last axis")
+    if labels.ndim != 2 or labels.shape[0] != B:
+        raise ValueError(f"{who}: labels has shape {labels.shape}, expected ({B}, U), a row for each example")
+    require_lengths(who, "logit_lengths", frames, B)
+    require_lengths(who, "label_lengths", label_lengths, B)
+    require_examples(who, B, mean)
+    return logits, labels, within(frames, T), within(label_lengths, labels.shape[1])
+
+
+def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
+    """Graves's alpha over one row of 2 U + 1 states, the labels with blanks between, an example at a time."""
+    zero = -1e30
+
+    def one(logits, labels, T, U):
+        log_p = jax.nn.log_softmax(logits)
+        states = jnp.full(2 * labels.size + 1, blank, labels.dtype).at[1::2].set(labels)
+        odd = jnp.arange(states.size) % 2 == 1
+        known_class = (states >= 0) & (states < logits.shape[1]) & ~(odd & (states == blank))
+        two_back = jnp.concatenate([jnp.full(2, -1, states.dtype), states])[: states.size]
+        may_skip = odd & (states != two_back)
+
+        def step(alpha, frame):
+            t, row = frame
+            padded = jnp.concatenate([jnp.full(2, zero, row.dtype), alpha])
+            stay, next_, skip = alpha, padded[1:-1], padded[:-2]
+            entered = jnp.logaddexp(jnp.logaddexp(stay, next_), jnp.where(may_skip, skip, zero))
+            first = jnp.where(jnp.arange(states.size) < 2, jnp.zeros_like(alpha), zero)
+            emitted = jnp.where(known_class, jnp.take(row, states, mode="clip"), zero)
+            new = jnp.where(t == 0, first, entered) + emitted
+            return jnp.where(t < T, new, alpha), None
+
+        nothing = jnp.where(jnp.arange(states.size) == 0, jnp.zeros(states.size, logits.dtype), zero)
+        alpha, _ = lax.scan(step, nothing, (jnp.arange(logits.shape[0], dtype=T.dtype), log_p))
+        T, U = jnp.clip(T, 0, logits.shape[0]), jnp.clip(U, 0, labels.size)
+        before = jnp.where(U > 0, jnp.take(alpha, jnp.maximum(2 * U - 1, 0)), zero)
+        log_P = jnp.logaddexp(alpha[2 * U], before)
+        return jnp.where(log_P > zero / 2, -log_P, jnp.inf)
+
+    losses = jax.vmap(one)(*x)
+    return jnp.mean(losses) if mean else losses
+
+
+_LENGTHS = Integer("B", 0, "T", points=(99,)), Integer("B", 0, "U", points=(99, 1))
+_TIMED = {"B": 16, "T": 128, "C": 64, "U": 24}
+
+RULE = Rule(
+    "ctc",
+    ctc,
+    reference,
+    cases=(
+        Case("", (Real("B T C"), Integer("B U", 1, "C"), *_LENGTHS), least={"C": 2}, timed=_TIMED),
+        Case(
+            "mean, another blank",
+            (Real("B T C"), Integer("B U", 0, 2), Integer("B", 7, 8), Integer("B", 0, 3)),
+            {"blank": 2, "mean": True},
+            ("B",),
+            fixed={"T": 7, "C": 3, "U": 3},
+        ),
+    ),
+    cite="Graves, Fernandez, Gomez, Schmidhuber, 'Connectionist temporal classification' (ICML 2006), equations 3-16",
+    covers=("connectionist_temporal_classification",),
+)

@@ -1,0 +1,144 @@
+"""sequence_cross_entropy: how many nats the labels are from the softmax of the logits, a mean over the real tokens.
+
+Forward, with logits z (B, T, C), a label y for each token, and m_bt, 1 for a token that is real and 0 for padding:
+
+    l_bt = -sum_c q_btc log softmax(z_bt)_c,   q_btc = (1 - s) [c = y_bt] + s / C           s: `smoothing`, (B, T)
+    J    = sum_bt m_bt l_bt / max(1, sum_bt m_bt)                                                           J: ()
+
+and with `per_example` the same of each example by itself, J_b = sum_t m_bt l_bt / max(1, sum_t m_bt): (B,). The first
+weighs every token alike, the second every example. Nothing but padding has J = 0.
+
+Differential: delta l = sum_c (p_c - q_c) delta z_c, with p = softmax(z). With N what the sum is divided by,
+
+    dz_btc = dJ m_bt (p_btc - q_btc) / N                                                                 (B, T, C)
+
+and exactly 0 at padding, whatever its logits and labels are, NaN among them. Labels, mask and lengths have none.
+
+It is built of `softmax_cross_entropy`, which says how p_y - 1 is made without cancelling: padding is given a label that
+it ignores, and `per_example` maps it over the examples.
+
+Cached: the logits, and the labels with padding marked. The softmax is made again.
+
+Numerical care: that of `softmax_cross_entropy`. A real token's label outside [0, C) makes J and that token's gradient
+NaN.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from bpref.dtypes import require_floating, require_integer
+from bpref.formulas.lengths import require_lengths, used, within
+from bpref.formulas.tuples import as_arrays, require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
+from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
+
+PADDING = -(2**31)
+"""The label of what is no token."""
+
+
+class SequenceCrossEntropyCache(NamedTuple):
+    logits: Float[Array, "B T C"]
+    labels: Int[Array, "B T"]
+
+
+def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) -> Layer:
+    """J = mean over the real tokens of -sum_c q_c log softmax(z)_c.
+
+    Args:
+      smoothing: s in [0, 1]; the label's share becomes 1 - s, and every class has s / C more.
+      per_example: whether J is each example's mean, not that over the tokens of all.
+
+    Returns:
+      A layer with params `()`, x `(logits, labels, real)`: `(B, T, C)`, integers `(B, T)`, and which tokens are real:
+      booleans `(B, T)`, or lengths, integers `(B,)`. y is J, `()` or `(B,)`, in the logits' dtype; 0 of no tokens.
+
+    Raises:
+      ValueError: smoothing is not in [0, 1]; shapes do not fit; C is 0.
+      TypeError: x is no such tuple; the logits are not floating-point; labels are not integers; `real` is neither
+        boolean nor integer.
+    """
+    who = "sequence_cross_entropy"
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
+    of_all = softmax_cross_entropy(smoothing, ignored=PADDING)
+    forward_of, backward_of = of_all.forward, of_all.backward
+    if per_example:
+        forward_of, backward_of = (jax.vmap(f, in_axes=((), *[0] * n)) for f, n in ((forward_of, 1), (backward_of, 2)))
+
+    def forward(params, x):
+        logits, labels = _checked(who, x)
+        if labels.size == 0:
+            J = jnp.zeros(logits.shape[:1] if per_example else (), logits.dtype)
+        else:
+            J = forward_of((), (logits, labels))[0]
+        return J, SequenceCrossEntropyCache(logits, labels)
+
+    def backward(params, cache, dJ):
+        if cache.labels.size == 0:
+            return (), (jnp.zeros_like(cache.logits), None, None)
+        _, (dlogits, _) = backward_of((), SoftmaxCrossEntropyCache(*cache), dJ)
+        return (), (dlogits, None, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _checked(who: str, x: Any) -> tuple[Array, Array]:
+    """The logits, and the labels with `PADDING` where there is no token."""
+    logits, labels, real = as_arrays(who, ("logits", "labels", "real"), x)
+    require_floating(who, "logits", logits)
+    require_integer(who, "labels", labels)
+    if logits.ndim != 3 or logits.shape[2] == 0:
+        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, C) with at least one class C")
+    B, T, _ = logits.shape
+    require_shape(who, "labels", labels, (B, T), "one for each token")
+    if real.dtype == bool:
+        require_shape(who, "real", real, (B, T), "one for each token")
+    else:
+        require_lengths(who, "real", real, B)
+        real = used(within(real, T), T)
+    return logits, jnp.where(real, labels.astype(jnp.int32), PADDING)
+
+
+def reference(params: tuple[()], x: tuple[Array, ...], smoothing: float = 0.0, per_example: bool = False) -> Array:
+    import optax
+
+    logits, labels, real = x
+    T, C = logits.shape[1:]
+    if real.dtype != bool:
+        real = jnp.arange(T, dtype=real.dtype)[None, :] < real[:, None]
+    q = optax.smooth_labels(jax.nn.one_hot(labels, C, dtype=logits.dtype), smoothing)
+    terms = jnp.where(real, optax.softmax_cross_entropy(logits, q), 0)
+    axis = 1 if per_example else None
+    return jnp.sum(terms, axis) / jnp.maximum(1, jnp.sum(real, axis)).astype(logits.dtype)
+
+
+_X = Real("B T C"), Integer("B T", 0, "C")
+
+RULE = Rule(
+    "sequence_cross_entropy",
+    sequence_cross_entropy,
+    reference,
+    cases=(
+        Case(
+            "lengths",
+            (*_X, Integer("B", 0, "T", points=(99, 0))),
+            never_empty=("C",),
+            timed={"B": 8, "T": 64, "C": 4096},
+        ),
+        Case("mask, smoothing", (*_X, Boolean("B T")), {"smoothing": Interval(0.0, 0.5, 0.1)}, ("C",)),
+        Case(
+            "per example",
+            (*_X, Integer("B", 0, "T", points=(99, 0))),
+            {"per_example": True},
+            ("C",),
+        ),
+    ),
+    cite="Sutskever, Vinyals, Le, 'Sequence to sequence learning with neural networks', arXiv:1409.3215, equation 1; "
+    "smoothing: arXiv:1512.00567, section 7",
+    covers=("masked_cross_entropy",),
+)

@@ -1,0 +1,249 @@
+"""transducer: how unlikely labels are, summed over all ways of emitting each of them while reading some frame (RNN-T).
+
+Of each example, the joint network has logits z_tu over V classes for every frame t = 0..T-1 and number u = 0..U of
+labels emitted before; p_tu = softmax(z_tu). A path goes from (0, 0) by steps (t, u) -> (t + 1, u), with
+b_tu = p_tu(blank), and (t, u) -> (t, u + 1), with y_tu = p_tu(l_u+1); its last step is the blank of (T - 1, U).
+
+    J = -log P,   P = sum over the paths of the product of their steps                                      J: (B,)
+
+Forward: f_tu is the probability of all beginnings up to (t, u), f_00 = 1,
+
+    f_tu = f_t-1,u b_t-1,u + f_t,u-1 y_t,u-1                                                            (B, T, U + 1)
+
+All (t, u) with one t + u = d depend on the diagonal d - 1 alone: T + U steps of one array each. An array is laid out by
+diagonals by padding its rows by one and reading them with another width. Endings likewise, from F = 1 after the last
+step down, F_tu = b_tu F_t+1,u + y_tu F_t,u+1.
+
+Differential: P is linear in each step's probability; the paths through it weigh, as a part of P,
+
+    B_tu = f_tu b_tu F_t+1,u / P        Y_tu = f_tu y_tu F_t,u+1 / P        g_tu = B_tu + Y_tu
+
+and every path crosses each diagonal once, so that g sums to 1 there. From delta log P = sum_tu B delta log b + Y delta
+log y and delta log p_k = delta z_k - sum_j p_j delta z_j,
+
+    dz_tuk = dJ (g_tu p_tuk - [k = blank] B_tu - [k = l_u+1] Y_tu)                                   (B, T, U + 1, V)
+
+one pass over the logits, and exactly 0 beyond an example's lengths. Labels and lengths have no cotangent.
+
+What has no path, P = 0: no frames, since a path ends with a blank; a label that is the blank or no class. J = +inf,
+and the gradient is 0, not NaN. A length beyond its array is the array's, a negative one is 0.
+
+Cached: the logits, f by diagonals in logarithms, and whether P > 0. b, y and the softmax are made again, F in the
+reverse scan. Autodiff keeps the softmax of all logits beside them, and each sum's operands.
+
+Numerical care: all in logarithms, log 0 being -1e30; each diagonal's largest f is subtracted and added up apart, and B
+and Y are normalised by their own sum over the diagonal, so that errors are those of numbers near 0, not of log P.
+Half precision is computed in float32.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
+from bpref.formulas.tuples import as_arrays, require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Real, Rule
+
+
+class TransducerCache(NamedTuple):
+    logits: Float[Array, "B T U+1 V"]
+    labels: Int[Array, "B U"]
+    logit_lengths: Int[Array, " B"]
+    label_lengths: Int[Array, " B"]
+    f: Float[Array, "T+U B U+1"]
+    possible: Bool[Array, " B"]
+
+
+def transducer(blank: int = 0, mean: bool = False) -> Layer:
+    """J = -log of the probability that the labels are emitted, summed over when each of them is.
+
+    Args:
+      blank: the class that stands for reading the next frame.
+      mean: whether J is the mean over the examples, not one number for each.
+
+    Returns:
+      A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, U + 1, V)`, integers
+      `(B, U)`, `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in the logits' dtype. What has no path (no frames, a label
+      that is the blank or no class) has J = +inf and a gradient of 0.
+
+    Raises:
+      ValueError: blank is no class; shapes do not fit; there is no class but the blank; `mean`, and B is 0.
+      TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
+    """
+    who = "transducer"
+    if not isinstance(blank, int) or blank < 0:
+        raise ValueError(f"{who}: blank is {blank!r}, expected an integer of at least 0")
+
+    def forward(params, x):
+        logits, labels, frames, label_lengths = _checked(who, blank, mean, x)
+        B, _, U1, _ = logits.shape
+        dtype = wide_dtype(logits.dtype)
+        b, y = _steps(logits, labels, frames, label_lengths, blank)
+
+        def step(before, diagonal):
+            f, total = before
+            b, y, live = diagonal
+            emitted = jnp.concatenate([jnp.full((B, 1), LOG_ZERO, dtype), (f + y)[:, :-1]], 1)
+            new = log_add(f + b, emitted)
+            peak = jnp.max(new, 1, keepdims=True)
+            after = new - peak, total + peak
+            return tuple(jnp.where(live, v, old) for v, old in zip(after, before, strict=True)), f
+
+        start = jnp.full((B, U1), LOG_ZERO, dtype).at[:, 0].set(0), jnp.zeros((B, 1), dtype)
+        live = used(frames + label_lengths, b.shape[0], 0)[:, :, None]
+        (f, total), fs = lax.scan(step, start, (b, y, live))
+        log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
+        possible = is_possible(log_P) & (frames > 0)
+        J = one_or_mean(jnp.where(possible, -log_P, jnp.inf), mean)
+        return cast(J, logits.dtype), TransducerCache(logits, labels, frames, label_lengths, fs, possible)
+
+    def backward(params, cache, dJ):
+        logits, labels, frames, label_lengths, fs, possible = cache
+        B, T, U1, _ = logits.shape
+        b, y = _steps(logits, labels, frames, label_lengths, blank)
+        dtype = fs.dtype
+
+        def step(F, diagonal):
+            f, b, y, live = diagonal
+            by_blank = b + F
+            by_label = y + jnp.concatenate([F[:, 1:], jnp.full((B, 1), LOG_ZERO, dtype)], 1)
+            peak = jnp.max(jnp.maximum(f + by_blank, f + by_label), 1, keepdims=True)
+            w_blank, w_label = jnp.exp(f + by_blank - peak), jnp.exp(f + by_label - peak)
+            total = jnp.sum(w_blank + w_label, 1, keepdims=True)
+            new = log_add(by_blank, by_label)
+            return jnp.where(live, new - jnp.max(new, 1, keepdims=True), F), (w_blank / total, w_label / total)
+
+        end = lax.broadcasted_iota(jnp.int32, (B, U1), 1) == label_lengths[:, None]
+        live = used(frames + label_lengths, b.shape[0], 0)[:, :, None]
+        diagonals = (fs, b, y, live)
+        _, parts = lax.scan(step, jnp.where(end, 0, LOG_ZERO).astype(dtype), diagonals, reverse=True)
+        of_blank, of_label = (_by_frames(v, T)[..., None] for v in parts)
+        k = lax.broadcasted_iota(jnp.int32, logits.shape, 3)
+        label = jnp.concatenate([labels.astype(jnp.int32), jnp.full((B, 1), -1, jnp.int32)], 1)[:, None, :, None]
+        slope = (of_blank + of_label) * jax.nn.softmax(widen(logits), -1)
+        slope -= jnp.where(k == blank, of_blank, 0) + jnp.where(k == label, of_label, 0)
+        slope *= for_each(widen(dJ), B, mean)[:, None, None, None]
+        counts = _counts(frames, label_lengths, T, U1) & possible[:, None, None]
+        return (), (cast(jnp.where(counts[..., None], slope, 0), logits.dtype), None, None, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _counts(frames: Array, label_lengths: Array, T: int, U1: int) -> Array:
+    """Which (t, u) lie within an example's lengths: (B, T, U + 1)."""
+    return used(frames, T)[:, :, None] & used(label_lengths + 1, U1)[:, None, :]
+
+
+def _steps(logits: Array, labels: Array, frames: Array, label_lengths: Array, blank: int) -> tuple[Array, Array]:
+    """log b and log y by diagonals: (T + U, B, U + 1); `LOG_ZERO` where there is no such step."""
+    B, T, U1, V = logits.shape
+    z = widen(logits)
+    log_sum = jax.nn.logsumexp(z, -1)
+    at = jnp.broadcast_to(jnp.clip(labels, 0, V - 1)[:, None, :, None], (B, T, U1 - 1, 1))
+    y = jnp.take_along_axis(z[:, :, :-1], at, 3)[..., 0] - log_sum[:, :, :-1]
+    is_label = used(label_lengths, U1 - 1) & (labels >= 0) & (labels < V) & (labels != blank)
+    y = jnp.pad(jnp.where(is_label[:, None, :], y, LOG_ZERO), ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO)
+    counts = _counts(frames, label_lengths, T, U1)
+    return tuple(_by_diagonals(jnp.where(counts, known(v), LOG_ZERO)) for v in (z[..., blank] - log_sum, y))
+
+
+def _by_diagonals(v: Array) -> Array:
+    """(B, T, U + 1) -> (T + U, B, U + 1), t + u first; `LOG_ZERO` where t is none."""
+    B, T, U1 = v.shape
+    D = T + U1 - 1
+    rows = jnp.pad(v.transpose(0, 2, 1), ((0, 0), (0, 0), (0, U1)), constant_values=LOG_ZERO)
+    return rows.reshape(B, U1 * (D + 1))[:, : U1 * D].reshape(B, U1, D).transpose(2, 0, 1)
+
+
+def _by_frames(v: Array, T: int) -> Array:
+    """(T + U, B, U + 1) -> (B, T, U + 1)."""
+    D, B, U1 = v.shape
+    flat = jnp.pad(v.transpose(1, 2, 0).reshape(B, U1 * D), ((0, 0), (0, U1)))
+    return flat.reshape(B, U1, D + 1)[:, :, :T].transpose(0, 2, 1)
+
+
+def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Array, Array]:
+    """The arrays of x, the lengths within their arrays."""
+    logits, labels, frames, label_lengths = as_arrays(who, ("logits", "labels", "logit_lengths", "label_lengths"), x)
+    require_floating(who, "logits", logits)
+    require_integer(who, "labels", labels)
+    if logits.ndim != 4 or logits.shape[2] == 0 or logits.shape[3] < 2:
+        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, U + 1, V) with at least 2 classes V")
+    B, T, U1, V = logits.shape
+    if blank >= V:
+        raise ValueError(f"{who}: blank is {blank}, logits has {V} classes in its last axis")
+    require_shape(who, "labels", labels, (B, U1 - 1), f"logits has U + 1 = {U1} in its third axis")
+    require_lengths(who, "logit_lengths", frames, B)
+    require_lengths(who, "label_lengths", label_lengths, B)
+    require_examples(who, B, mean)
+    return logits, labels, within(frames, T), within(label_lengths, U1 - 1)
+
+
+def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
+    """Graves's alpha, row by row and label by label, an example at a time."""
+    zero = -1e30
+
+    def one(logits, labels, T, U):
+        frames, U1, V = logits.shape
+        log_p = jax.nn.log_softmax(logits)
+        b = log_p[:, :, blank]
+        picked = jnp.take_along_axis(log_p[:, :-1], jnp.broadcast_to(labels[None, :, None], (frames, U1 - 1, 1)), 2)
+        y = jnp.where(((labels >= 0) & (labels < V) & (labels != blank))[None], picked[:, :, 0], zero)
+
+        def row(before, frame):
+            t, b_before, y_t = frame
+            nothing = jnp.where(jnp.arange(U1) == 0, jnp.zeros_like(b_before), zero)
+            read = jnp.where(t == 0, nothing, before + b_before)
+
+            def label(left, at):
+                y_before, from_above = at
+                new = jnp.logaddexp(from_above, left + y_before)
+                return new, new
+
+            _, rest = lax.scan(label, read[0], (y_t, read[1:]))
+            new = jnp.concatenate([read[:1], rest])
+            return jnp.where(t < T, new, before), None
+
+        T, U = jnp.clip(T, 0, frames), jnp.clip(U, 0, U1 - 1)
+        shifted = jnp.concatenate([jnp.zeros_like(b[:1]), b[:-1]]) if frames else b
+        start = jnp.full(U1, zero, logits.dtype)
+        alpha, _ = lax.scan(row, start, (jnp.arange(frames, dtype=T.dtype), shifted, y))
+        log_P = alpha[U] + (b[jnp.maximum(T - 1, 0), U] if frames else 0)
+        return jnp.where(log_P > zero / 2, -log_P, jnp.inf)
+
+    losses = jax.vmap(one)(*x)
+    return jnp.mean(losses) if mean else losses
+
+
+_X = Real("B T U1 V"), Integer("B U", 1, "V"), Integer("B", 0, "T", points=(99, 1))
+
+RULE = Rule(
+    "transducer",
+    transducer,
+    reference,
+    cases=(
+        Case(
+            "",
+            (*_X, Integer("B", 0, 4, points=(99, 0))),
+            fixed={"U1": 4, "U": 3},
+            least={"V": 2},
+            timed={"B": 4, "T": 64, "U1": 16, "V": 64, "U": 15},
+        ),
+        Case(
+            "no labels, mean, another blank",
+            (Real("B T U1 V"), Integer("B U", 0, 1), Integer("B", 0, "T", points=(99, 1)), Integer("B", 0, 2)),
+            {"blank": 1, "mean": True},
+            ("B",),
+            fixed={"U1": 1, "U": 0},
+            least={"V": 2},
+        ),
+    ),
+    cite="Graves, 'Sequence transduction with recurrent neural networks' (2012), arXiv:1211.3711, section 2.4",
+    covers=("rnnt", "rnn_transducer"),
+)
