@@ -103,6 +103,9 @@ from bpref.rules.pooling.adaptive_pool import adaptive_pool
 from bpref.rules.pooling.average_pool import average_pool
 from bpref.rules.pooling.global_pool import global_pool
 from bpref.rules.pooling.max_pool import max_pool
+from bpref.rules.preference_loss.dpo import dpo
+from bpref.rules.preference_loss.kto import kto
+from bpref.rules.preference_loss.ppo import ppo
 from bpref.rules.quantization.gradient_reversal import gradient_reversal
 from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
 from bpref.rules.quantization.straight_through import straight_through
@@ -112,6 +115,7 @@ from bpref.rules.reduction.reduce_prod import reduce_prod
 from bpref.rules.reduction.reduce_sum import reduce_sum
 from bpref.rules.reduction.variance import variance
 from bpref.rules.reduction.vector_norm import vector_norm
+from bpref.rules.sequence_loss.fused_linear_cross_entropy import fused_linear_cross_entropy
 from bpref.rules.stochastic.drop_path import drop_path
 from bpref.rules.stochastic.dropout import dropout
 from bpref.rules.stochastic.gaussian_noise import gaussian_noise
@@ -169,6 +173,7 @@ __all__ = [
     "cumulative_product",
     "cumulative_sum",
     "dice",
+    "dpo",
     "drop_path",
     "dropout",
     "dynamic_tanh",
@@ -180,6 +185,7 @@ __all__ = [
     "equivalents",
     "fft",
     "focal",
+    "fused_linear_cross_entropy",
     "gather",
     "gaussian",
     "gaussian_noise",
@@ -200,6 +206,7 @@ __all__ = [
     "inverse",
     "jensen_shannon",
     "kl_divergence",
+    "kto",
     "l2_normalize",
     "layer_norm",
     "leaf_paths",
@@ -229,6 +236,7 @@ __all__ = [
     "pixel_shuffle",
     "poisson",
     "power_iteration",
+    "ppo",
     "prelu",
     "qk_norm",
     "qr",

@@ -143,6 +143,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vae",
         "wasserstein_critic",
     ),
+    "preference_loss": (
+        "dpo",
+        "kto",
+        "ppo",
+    ),
+    "sequence_loss": ("fused_linear_cross_entropy",),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

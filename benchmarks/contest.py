@@ -1,0 +1,78 @@
+"""One row of a benchmark: a computation by hand, what it competes with, and the bounds it is to reach."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.paired import Ratio, paired, repetitions
+
+
+class Contest(NamedTuple):
+    """Callables that take `*arguments`, can be compiled, and give the same value and gradients.
+
+    Attributes:
+      name: what is computed, and at which sizes.
+      hand: bpref's forward and backward.
+      rivals: others' ways of doing it, by name; the first is the naive form under `jax.value_and_grad`.
+      arguments: what all of them are called with.
+      memory_bound, time_bound: the greatest ratio hand / first rival that is good enough; `None` where none is set.
+    """
+
+    name: str
+    hand: Callable[..., Any]
+    rivals: Mapping[str, Callable[..., Any]]
+    arguments: tuple[Any, ...]
+    memory_bound: float | None = None
+    time_bound: float | None = None
+
+
+class Outcome(NamedTuple):
+    """What was seen of one rival: temp bytes by hand and by it, the ratio of times, and the bounds on both."""
+
+    contest: str
+    rival: str
+    temp: tuple[int, int]
+    time: Ratio
+    memory_bound: float | None
+    time_bound: float | None
+
+    @property
+    def memory(self) -> float:
+        """The temp memory, hand / rival."""
+        return self.temp[0] / max(self.temp[1], 1)
+
+    def __str__(self) -> str:
+        """A row of a table."""
+        memory = f"{self.memory:.3g} of {self.temp[1] / 1e6:.1f} MB{_against(self.memory, self.memory_bound)}"
+        time = f"{self.time} of {1e3 * self.time.other_seconds:.0f} ms{_against(self.time.median, self.time_bound)}"
+        return f"| {self.contest} | {self.rival} | {memory} | {time} |"
+
+
+def _against(seen: float, bound: float | None) -> str:
+    return "" if bound is None else f", {'within' if seen <= bound else '**above**'} {bound}"
+
+
+class Program(NamedTuple):
+    """A compiled computation: what it allocates beside inputs and outputs, and a call of it that waits."""
+
+    temp: int
+    run: Callable[[], Any]
+
+
+def compiled(f: Callable[..., Any], arguments: tuple[Any, ...]) -> Program:
+    program = jax.jit(f).lower(*arguments).compile()
+    memory = program.memory_analysis()
+    return Program(memory.temp_size_in_bytes if memory else 0, lambda: jax.block_until_ready(program(*arguments)))
+
+
+def outcomes(contest: Contest, seconds: float) -> list[Outcome]:
+    """Hand beside each rival in turn, in this process; the bounds are on the first."""
+    hand = compiled(contest.hand, contest.arguments)
+    seen = []
+    for index, (name, rival) in enumerate(contest.rivals.items()):
+        other = compiled(rival, contest.arguments)
+        time = paired(hand.run, other.run, repetitions(other.run, seconds))
+        bounds = (contest.memory_bound, contest.time_bound) if index == 0 else (None, None)
+        seen.append(Outcome(contest.name, name, (hand.temp, other.temp), time, *bounds))
+    return seen

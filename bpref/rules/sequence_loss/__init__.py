@@ -1,0 +1,1 @@
+"""Losses of a whole sequence: sums over its alignments or labellings, and means over its tokens."""
