@@ -104,8 +104,10 @@ from bpref.rules.pooling.average_pool import average_pool
 from bpref.rules.pooling.global_pool import global_pool
 from bpref.rules.pooling.max_pool import max_pool
 from bpref.rules.preference_loss.dpo import dpo
+from bpref.rules.preference_loss.grpo import grpo
 from bpref.rules.preference_loss.kto import kto
 from bpref.rules.preference_loss.ppo import ppo
+from bpref.rules.preference_loss.token_log_probability import token_log_probability
 from bpref.rules.quantization.gradient_reversal import gradient_reversal
 from bpref.rules.quantization.learned_step_quantizer import learned_step_quantizer
 from bpref.rules.quantization.straight_through import straight_through
@@ -115,6 +117,7 @@ from bpref.rules.reduction.reduce_prod import reduce_prod
 from bpref.rules.reduction.reduce_sum import reduce_sum
 from bpref.rules.reduction.variance import variance
 from bpref.rules.reduction.vector_norm import vector_norm
+from bpref.rules.sequence_loss.distillation import distillation
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import fused_linear_cross_entropy
 from bpref.rules.stochastic.drop_path import drop_path
 from bpref.rules.stochastic.dropout import dropout
@@ -173,6 +176,7 @@ __all__ = [
     "cumulative_product",
     "cumulative_sum",
     "dice",
+    "distillation",
     "dpo",
     "drop_path",
     "dropout",
@@ -195,6 +199,7 @@ __all__ = [
     "gradient_reversal",
     "grid_sample",
     "group_norm",
+    "grpo",
     "gumbel_softmax",
     "hard_sigmoid",
     "hard_swish",
@@ -279,6 +284,7 @@ __all__ = [
     "take_along_axis",
     "tanh",
     "tied_embedding",
+    "token_log_probability",
     "top_k",
     "trainable",
     "transposed_convolution",

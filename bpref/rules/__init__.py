@@ -145,10 +145,15 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "preference_loss": (
         "dpo",
+        "grpo",
         "kto",
         "ppo",
+        "token_log_probability",
     ),
-    "sequence_loss": ("fused_linear_cross_entropy",),
+    "sequence_loss": (
+        "distillation",
+        "fused_linear_cross_entropy",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -18,7 +18,8 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
 
     dpi_n  = -dJ w_n B g_n sigma(u_n) sigma(-u_n) / N                     (N,)
     drho_n = -dpi_n                                                       (N,)
-    dk_n   = 0                                by definition               (N,)
+
+k has the cotangent None: it is held.
 
 Cached: what dJ / N multiplies in dpi.
 
@@ -56,7 +57,7 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     Returns:
       A layer with params `()`, x `(policy, reference, mismatched, desirable)` and y the scalar J. The first three are
       of one shape and floating-point: log-probabilities of whole answers, and log-ratios (policy - reference) of
-      answers to other prompts, whose cotangent is 0. `desirable` holds booleans of that shape.
+      answers to other prompts, which are held and have the cotangent None. `desirable` holds booleans of that shape.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes differ; there are no answers.
@@ -88,7 +89,7 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
 
     def backward(params, cache, dJ):
         d = scaled(dJ, cache.slope.size, cache.slope)
-        return (), (d, -d, jnp.zeros_like(d), None)
+        return (), (d, -d, None, None)
 
     return Layer(no_params, forward, backward, who)
 

@@ -20,7 +20,7 @@ The sweep starts with dJ, a scalar. The factor of the perturbation:
 
     dpi_n = -dJ w_n (r_n A_n [not clipped]_n - B (1 - exp(rho_n - pi_n))) (..., T)
 
-The cotangents of pi_old, rho and A are 0 by definition.
+pi_old, rho and A have the cotangent None.
 
 Cached: what dJ multiplies in dpi. Of the ratio, both minima, A and the mask nothing else is needed.
 
@@ -70,7 +70,7 @@ def ppo(
 
     Returns:
       A layer with params `()`, x `(policy, old, reference, advantages, mask)`, all `(..., T)`, the mask of booleans,
-      and y the scalar J. Only the policy's log-probabilities have a cotangent that is not 0. Without a True in the
+      and y the scalar J. Only the policy's log-probabilities have a cotangent, all else None. Without a True in the
       mask, J and the gradient are 0.
 
     Raises:
@@ -104,8 +104,7 @@ def ppo(
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)
-        held = jnp.zeros_like(dpi)
-        return (), (dpi, held, held, held, None)
+        return (), (dpi, None, None, None, None)
 
     return Layer(no_params, forward, backward, who)
 
