@@ -12,7 +12,7 @@ the reference, of the chosen answer c and the rejected one r:
 
 Differential: delta J = 1/N sum_n f'(D_n) delta D_n, with
 
-    sigmoid   f'(D) = B (s sigma(B D) - (1 - s) sigma(-B D))
+    sigmoid   f'(D) = B (s - sigma(-B D))
     hinge     f'(D) = -B [B D < 1]
     ipo       f'(D) = 2 (D - 1 / (2 B))
 
@@ -26,7 +26,8 @@ Whoever trains holds the reference, and does not use its cotangent.
 Cached: f'(D). The implicit rewards B (pi - rho) are differences of inputs, and need no second output.
 
 Numerical care: -log sigma(u) is softplus(-u), which does not overflow, and sigma(-u) is not written 1 - sigma(u): a
-pair that is well apart keeps its small slope. Half precision is computed and summed in float32.
+pair that is well apart keeps its small slope. With both, f is
+-log sigma(B D) + s B D: one logarithm, not two. Half precision is computed and summed in float32.
 
 Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
 """
@@ -99,12 +100,7 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
             return e * e, 2 * e
         if form == "hinge":
             return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
-        f = (1 - smoothing) * jax.nn.softplus(-u)
-        slope = -(1 - smoothing) * jax.nn.sigmoid(-u)
-        if smoothing:
-            f += smoothing * jax.nn.softplus(u)
-            slope += smoothing * jax.nn.sigmoid(u)
-        return f, beta * slope
+        return jax.nn.softplus(-u) + smoothing * u, beta * (smoothing - jax.nn.sigmoid(-u))
 
     return Layer(no_params, forward, backward, who)
 
