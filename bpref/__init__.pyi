@@ -131,6 +131,11 @@ from .rules.pooling.adaptive_pool import adaptive_pool as adaptive_pool
 from .rules.pooling.average_pool import average_pool as average_pool
 from .rules.pooling.global_pool import global_pool as global_pool
 from .rules.pooling.max_pool import max_pool as max_pool
+from .rules.preference_loss.dpo import dpo as dpo
+from .rules.preference_loss.grpo import grpo as grpo
+from .rules.preference_loss.kto import kto as kto
+from .rules.preference_loss.ppo import ppo as ppo
+from .rules.preference_loss.token_log_probability import token_log_probability as token_log_probability
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer
 from .rules.quantization.straight_through import straight_through as straight_through
@@ -143,6 +148,8 @@ from .rules.reduction.vector_norm import vector_norm as vector_norm
 from .rules.sequence_loss.crf import crf as crf
 from .rules.sequence_loss.crf import crf_marginals as crf_marginals
 from .rules.sequence_loss.ctc import ctc as ctc
+from .rules.sequence_loss.distillation import distillation as distillation
+from .rules.sequence_loss.fused_linear_cross_entropy import fused_linear_cross_entropy as fused_linear_cross_entropy
 from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
 from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence

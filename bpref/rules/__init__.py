@@ -167,8 +167,17 @@ KINDS: dict[str, tuple[str, ...]] = {
     "sequence_loss": (
         "crf",
         "ctc",
+        "distillation",
+        "fused_linear_cross_entropy",
         "sequence_cross_entropy",
         "transducer",
+    ),
+    "preference_loss": (
+        "dpo",
+        "grpo",
+        "kto",
+        "ppo",
+        "token_log_probability",
     ),
     "block": ("mamba_block",),
 }

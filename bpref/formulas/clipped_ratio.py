@@ -1,0 +1,59 @@
+"""The clipped surrogate of PPO per token, its slope in the policy's log-probability, and how much each token counts.
+
+    r = exp(pi - pi_old)
+    s = min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0, with a dual clip c > 1, at least c A
+
+s is r A, with the slope r A, unless a bound holds: r > 1 + high and A > 0, r < 1 - low and A < 0, or r > c and A < 0.
+There s is the bound times A and the slope is 0. A bound that is met exactly is not crossed: the slope is r A.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+NORMALIZATIONS = ("sequence", "token", "constant")
+
+
+def surrogate(log_ratio: Array, A: Array, low: float, high: float, dual: float | None = None) -> tuple[Array, Array]:
+    """s and its slope."""
+    r = jnp.exp(log_ratio)
+    bound = jnp.where(A > 0, jnp.minimum(r, 1 + high), jnp.maximum(r, 1 - low))
+    if dual is not None:
+        bound = jnp.where(A < 0, jnp.minimum(bound, dual), bound)
+    s = bound * A
+    return s, jnp.where(bound == r, s, 0)
+
+
+def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:
+    """What each token of mask (..., T) is multiplied by before all are summed; 0 where the mask is False.
+
+    "sequence": the mean over the sequences of the mean over their tokens; "token": the mean over all tokens;
+    "constant": the sum over all tokens by the number of sequences and T. A sequence without a token adds 0.
+    """
+    m = mask.astype(dtype)
+    if normalization == "token":
+        return m / jnp.maximum(jnp.sum(m), 1)
+    T = mask.shape[-1]
+    per_sequence = T if normalization == "constant" else jnp.maximum(jnp.sum(m, -1, keepdims=True), 1)
+    return m / (per_sequence * (mask.size // T))
+
+
+def require_clips(who: str, low: float, high: float, normalization: str) -> None:
+    """Raise `ValueError` unless 0 < low < 1, high > 0, and the normalization is known."""
+    if not 0 < low < 1:
+        raise ValueError(f"{who}: clip is {low!r}, expected a number between 0 and 1")
+    if not high > 0:
+        raise ValueError(f"{who}: clip_high is {high!r}, expected a positive number")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"{who}: normalization is {normalization!r}, expected 'sequence', 'token' or 'constant'")
+
+
+def require_mask(who: str, mask: Array, shape: tuple[int, ...]) -> None:
+    """Raise unless the mask holds booleans of the log-probabilities' shape (..., T), with at least one T."""
+    if mask.dtype != bool:
+        raise TypeError(f"{who}: mask has dtype {mask.dtype}, expected bool")
+    if mask.shape != shape:
+        raise ValueError(f"{who}: mask has shape {mask.shape}, expected {shape}, as policy has")
+    if len(shape) == 0 or mask.size == 0:
+        raise ValueError(f"{who}: policy has shape {shape}, expected (..., T) with at least one token")

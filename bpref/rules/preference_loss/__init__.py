@@ -1,0 +1,1 @@
+"""Losses that train a policy on preferences, rewards or advantages, given log-probabilities."""

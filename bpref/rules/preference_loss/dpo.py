@@ -1,0 +1,134 @@
+"""dpo: a policy is to prefer the chosen answer to the rejected one by more than its reference does.
+
+Forward, with the log-probabilities of whole answers, summed over their tokens, of shape (N,): pi of the policy, rho of
+the reference, of the chosen answer c and the rejected one r:
+
+    D_n = (pi_cn - pi_rn) - (rho_cn - rho_rn)                             (N,)
+    J   = 1/N sum_n f(D_n)                                                J: ()
+
+    sigmoid   f(D) = -(1 - s) log sigma(B D) - s log sigma(-B D)          B: `beta`, s: `smoothing`
+    hinge     f(D) = max(0, 1 - B D)
+    ipo       f(D) = (D - 1 / (2 B))^2
+
+Differential: delta J = 1/N sum_n f'(D_n) delta D_n, with
+
+    sigmoid   f'(D) = B (s - sigma(-B D))
+    hinge     f'(D) = -B [B D < 1]
+    ipo       f'(D) = 2 (D - 1 / (2 B))
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dpi_cn = drho_rn = dJ f'(D_n) / N                                     (N,)
+    dpi_rn = drho_cn = -dJ f'(D_n) / N                                    (N,)
+
+Whoever trains holds the reference, and does not use its cotangent.
+
+Cached: f'(D). The implicit rewards B (pi - rho) are differences of inputs, and need no second output.
+
+Numerical care: -log sigma(u) is softplus(-u), which does not overflow, and sigma(-u) is not written 1 - sigma(u): a
+pair that is well apart keeps its small slope. With both, f is
+-log sigma(B D) + s B D: one logarithm, not two. Half precision is computed and summed in float32.
+
+Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import require_batch, scaled
+from bpref.formulas.tuples import as_arrays, require_like
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Interval, Real, Rule
+
+NAMES = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+
+
+class DpoCache(NamedTuple):
+    slope: Float[Array, "..."]
+
+
+def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Layer:
+    """J = mean over the pairs of f((pi_c - pi_r) - (rho_c - rho_r)).
+
+    Args:
+      beta: how strongly the policy is held to the reference.
+      smoothing: s in [0, 1/2), the probability that a pair's labels are exchanged (cDPO); for "sigmoid" alone.
+      form: "sigmoid" (DPO), "hinge" (SLiC) or "ipo".
+
+    Returns:
+      A layer with params `()`, x `(policy_chosen, policy_rejected, reference_chosen, reference_rejected)`, all of one
+      shape, log-probabilities of whole answers, and y the scalar J. All four have a cotangent.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes differ; there are no pairs.
+      TypeError: x is no tuple of four; they are not floating-point, or of several dtypes.
+    """
+    who = "dpo"
+    if not beta > 0:
+        raise ValueError(f"{who}: beta is {beta!r}, expected a positive number")
+    if not 0 <= smoothing < 0.5:
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
+    if form not in ("sigmoid", "hinge", "ipo"):
+        raise ValueError(f"{who}: form is {form!r}, expected 'sigmoid', 'hinge' or 'ipo'")
+    if smoothing and form != "sigmoid":
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, which form {form!r} does not have")
+
+    def forward(params, x):
+        first, *others = x = as_arrays(who, NAMES, x)
+        require_floating(who, NAMES[0], first)
+        for name, v in zip(NAMES[1:], others, strict=True):
+            require_like(who, name, v, NAMES[0], first)
+        N = require_batch(who, first.size)
+        pi_c, pi_r, rho_c, rho_r = map(widen, x)
+        f, slope = _form((pi_c - pi_r) - (rho_c - rho_r))
+        return cast(jnp.sum(f) / N, first.dtype), DpoCache(cast(slope, first.dtype))
+
+    def backward(params, cache, dJ):
+        d = scaled(dJ, cache.slope.size, cache.slope)
+        return (), (d, -d, -d, d)
+
+    def _form(D):
+        """f and f'."""
+        u = beta * D
+        if form == "ipo":
+            e = D - 1 / (2 * beta)
+            return e * e, 2 * e
+        if form == "hinge":
+            return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
+        return jax.nn.softplus(-u) + smoothing * u, beta * (smoothing - jax.nn.sigmoid(-u))
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(
+    params: tuple[()], x: tuple[Array, ...], beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid"
+) -> Array:
+    chosen, rejected, reference_chosen, reference_rejected = x
+    D = (chosen - rejected) - (reference_chosen - reference_rejected)
+    if form == "ipo":
+        return jnp.mean((D - 1 / (2 * beta)) ** 2)
+    if form == "hinge":
+        return jnp.mean(jax.nn.relu(1 - beta * D))
+    return jnp.mean(-(1 - smoothing) * jax.nn.log_sigmoid(beta * D) - smoothing * jax.nn.log_sigmoid(-beta * D))
+
+
+_PAIRS = tuple(Real("N", -8.0, 0.0) for _ in NAMES)
+_BETA = Interval(0.05, 1.0, 0.1)
+
+RULE = Rule(
+    "dpo",
+    dpo,
+    reference,
+    cases=(
+        Case("smoothed", _PAIRS, {"beta": _BETA, "smoothing": Interval(0.0, 0.4, 0.1)}, ("N",), timed={"N": 1 << 20}),
+        Case("hinge", _PAIRS, {"form": "hinge"}, ("N",)),
+        Case("ipo", _PAIRS, {"beta": _BETA, "form": "ipo"}, ("N",)),
+    ),
+    cite="arXiv:2305.18290, equation 7; hinge: arXiv:2305.10425; ipo: arXiv:2310.12036, equation 17",
+    covers=("direct preference optimization", "ipo", "cdpo", "slic"),
+)

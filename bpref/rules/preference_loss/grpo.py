@@ -1,0 +1,175 @@
+"""grpo: PPO whose advantage is how much better an answer was than its group, without a value network.
+
+Forward, with log-probabilities of the sampled tokens of shape (..., G, T), G answers to one prompt, pi of the policy,
+pi_old of the policy that sampled, rho of the reference, rewards R of shape (..., G), a mask m, and n running over all
+tokens, i over the answers of a group:
+
+    A_i = (R_i - mean_i R) / (std_i R + eps)  or R_i - mean_i R           (..., G)
+    r_n = exp(pi_n - pi_old_n)
+    s_n = min(r_n A_i, clip(r_n, 1 - e, 1 + e') A_i)                      e: `clip`, e': `clip_high`
+    k_n = exp(rho_n - pi_n) - (rho_n - pi_n) - 1                          at least 0, its mean estimates KL(pi || rho)
+    J   = -sum_n w_n (s_n - B k_n)                                        B: `kl_weight`, J: ()
+
+w_n, made of the mask by `normalization`, is 0 where the mask is False.
+
+Differential. Rewards are given, and pi_old and rho belong to policies that are held: only pi is perturbed.
+
+    delta r_n = r_n delta pi_n,     delta k_n = (1 - exp(rho_n - pi_n)) delta pi_n
+    delta J   = -sum_n w_n (r_n A_i [not clipped]_n - B (1 - exp(rho_n - pi_n))) delta pi_n
+
+The sweep starts with dJ, a scalar. The factor of the perturbation:
+
+    dpi_n = -dJ w_n (r_n A_i [not clipped]_n - B (1 - exp(rho_n - pi_n))) (..., G, T)
+
+pi_old, rho and R have the cotangent None.
+
+Cached: what dJ multiplies in dpi. Of the ratio, both minima, A and the mask nothing else is needed.
+
+Numerical care: 1 - exp(d) and exp(d) - 1 - d are of expm1(d). The deviation is of R minus its mean, in two passes; a
+group whose rewards are equal has A = 0, and its answers are moved by k alone. Tokens outside the mask are replaced
+before the exponential, so that padding of any value adds 0 and not NaN. Half precision is computed and summed in
+float32.
+
+Kinks: where a bound is met exactly, the slope is the one without it; where A = 0 it is 0. (Autodiff of the minimum
+gives a half of it at a bound that is met exactly.)
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Boolean, Case, Interval, Real, Rule
+
+NAMES = ("policy", "old", "reference", "rewards", "mask")
+
+
+class GrpoCache(NamedTuple):
+    slope: Float[Array, "... G T"]
+
+
+def grpo(
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    kl_weight: float = 0.04,
+    scaled: bool = True,
+    normalization: str = "sequence",
+    eps: float = 1e-4,
+) -> Layer:
+    """J = -sum over the tokens of w (min(r A, clip(r) A) - kl_weight k), A relative to the group's rewards.
+
+    Args:
+      clip: e, how far below 1 the ratio r counts, and above it unless `clip_high` is given.
+      clip_high: e', how far above 1 it counts (DAPO: 0.28).
+      kl_weight: the weight of the estimated divergence from the reference.
+      scaled: whether a group's advantages are divided by the deviation of its rewards; Dr. GRPO does not.
+      normalization: "sequence", the mean over the answers of their means (GRPO); "token", the mean over all tokens
+        (DAPO); "constant", the sum by the size of the mask (Dr. GRPO).
+      eps: added to the deviation, in the units of the rewards.
+
+    Returns:
+      A layer with params `()`, x `(policy, old, reference, rewards, mask)` and y the scalar J: log-probabilities and
+      the mask, of booleans, are `(..., G, T)`, the rewards `(..., G)`. Only the policy's log-probabilities have a
+      cotangent, all else None. Without a True in the mask, J and the gradient are 0.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no tokens.
+      TypeError: x is no tuple of five; dtypes do not fit.
+    """
+    who = "grpo"
+    high = clip if clip_high is None else clip_high
+    require_clips(who, clip, high, normalization)
+    if not kl_weight >= 0:
+        raise ValueError(f"{who}: kl_weight is {kl_weight!r}, expected a number of at least 0")
+    if not eps > 0:
+        raise ValueError(f"{who}: eps is {eps!r}, expected a positive number")
+
+    def forward(params, x):
+        policy, old, rho, R, mask = as_arrays(who, NAMES, x)
+        require_floating(who, NAMES[0], policy)
+        require_like(who, NAMES[1], old, NAMES[0], policy)
+        require_like(who, NAMES[2], rho, NAMES[0], policy)
+        require_mask(who, mask, policy.shape)
+        if policy.ndim < 2:
+            raise ValueError(f"{who}: policy has shape {policy.shape}, expected (..., G, T), groups of G answers")
+        require_shape(who, NAMES[3], R, policy.shape[:-1], "policy's shape without its last axis T")
+        require_dtype_of(who, NAMES[3], R, NAMES[0], policy)
+        pi, old, rho = (jnp.where(mask, widen(v), 0) for v in (policy, old, rho))
+        old, rho, A = map(lax.stop_gradient, (old, rho, _advantages(widen(R))))
+        w = token_weights(mask, normalization, pi.dtype)
+        s, slope = surrogate(pi - old, jnp.broadcast_to(A[..., None], pi.shape), clip, high)
+        if kl_weight:
+            grown = jnp.expm1(rho - pi)
+            s -= kl_weight * (grown - (rho - pi))
+            slope += kl_weight * grown
+        return cast(-jnp.sum(w * s), policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
+
+    def backward(params, cache, dJ):
+        dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)
+        return (), (dpi, None, None, None, None)
+
+    def _advantages(R):
+        e = R - jnp.mean(R, -1, keepdims=True)
+        return e / (jnp.sqrt(jnp.mean(e * e, -1, keepdims=True)) + eps) if scaled else e
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(
+    params: tuple[()],
+    x: tuple[Array, ...],
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    kl_weight: float = 0.04,
+    scaled: bool = True,
+    normalization: str = "sequence",
+    eps: float = 1e-4,
+) -> Array:
+    pi, mask = x[0], x[-1]
+    old, rho, R = map(lax.stop_gradient, x[1:4])
+    A = R - jnp.mean(R, -1, keepdims=True)
+    if scaled:
+        A /= jnp.std(R, -1, keepdims=True) + eps
+    A = jnp.broadcast_to(A[..., None], pi.shape)
+    ratio = jnp.exp(pi - old)
+    s = jnp.minimum(ratio * A, jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high)) * A)
+    s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
+    s = jnp.where(mask, s, 0)
+    counts = mask.astype(s.dtype)
+    if normalization == "token":
+        return -jnp.sum(s) / jnp.maximum(jnp.sum(counts), 1)
+    if normalization == "constant":
+        return -jnp.mean(s)
+    return -jnp.mean(jnp.sum(s, -1) / jnp.maximum(jnp.sum(counts, -1), 1))
+
+
+_GROUPS = (
+    Real("B G T", -2.0, 0.0),
+    Real("B G T", -2.0, 0.0),
+    Real("B G T", -2.0, 0.0),
+    Real("B G"),
+    Boolean("B G T"),
+)
+
+RULE = Rule(
+    "grpo",
+    grpo,
+    reference,
+    cases=(
+        Case("grpo", _GROUPS, never_empty=("B", "G", "T"), timed={"B": 8, "G": 8, "T": 8192}),
+        Case(
+            "dapo",
+            _GROUPS,
+            {"clip_high": 0.28, "kl_weight": Interval(0.0, 0.5, 0.0), "normalization": "token"},
+            ("B", "G", "T"),
+        ),
+        Case("dr. grpo", _GROUPS, {"scaled": False, "normalization": "constant"}, ("B", "G", "T")),
+    ),
+    cite="arXiv:2402.03300, equations 3 and 4; DAPO: arXiv:2503.14476; Dr. GRPO: arXiv:2503.20783",
+    covers=("group relative policy optimization", "dapo", "dr. grpo"),
+)

@@ -1,0 +1,126 @@
+"""kto: single answers, each good or bad, weighed by how far the policy is from its reference already.
+
+Forward, with the log-probabilities of whole answers of shape (N,): pi of the policy, rho of the reference, and k the
+log-ratio of both for N answers that belong to other prompts; g_n = 1 for a desirable answer and -1 for another:
+
+    z_0 = max(0, 1/N sum_n k_n)                                           z_0: ()
+    u_n = B g_n (pi_n - rho_n - z_0)                                      B: `beta`
+    J   = 1/N sum_n w_n sigma(-u_n)                                       J: ()
+
+w_n is the weight of the answer's kind; sigma(-u) is 1 - sigma(u). z_0 estimates the divergence of the policy from its
+reference. It is the point that gains and losses are measured from, and by definition no gradient goes through it.
+
+Differential: delta sigma(-u) = -sigma(u) sigma(-u) delta u, with z_0 held:
+
+    delta J = -1/N sum_n w_n B g_n sigma(u_n) sigma(-u_n) (delta pi_n - delta rho_n)
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dpi_n  = -dJ w_n B g_n sigma(u_n) sigma(-u_n) / N                     (N,)
+    drho_n = -dpi_n                                                       (N,)
+
+k has the cotangent None: it is held.
+
+Cached: what dJ / N multiplies in dpi.
+
+Numerical care: sigma(-u) is computed as itself, since 1 - sigma(u) cancels for an answer that is sure. Half precision
+is computed and summed in float32. The kink of z_0 is in what is held.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.pairs import require_batch, scaled
+from bpref.formulas.tuples import as_arrays, require_like, require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Boolean, Case, Interval, Real, Rule
+
+NAMES = ("policy", "reference", "mismatched", "desirable")
+
+
+class KtoCache(NamedTuple):
+    slope: Float[Array, "..."]
+
+
+def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Layer:
+    """J = mean over the answers of w sigma(-B g (pi - rho - z_0)), g = 1 for desirable answers and -1 for others.
+
+    Args:
+      beta: how strongly the policy is held to the reference.
+      desirable_weight, undesirable_weight: w of either kind.
+
+    Returns:
+      A layer with params `()`, x `(policy, reference, mismatched, desirable)` and y the scalar J. The first three are
+      of one shape and floating-point: log-probabilities of whole answers, and log-ratios (policy - reference) of
+      answers to other prompts, which are held and have the cotangent None. `desirable` holds booleans of that shape.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes differ; there are no answers.
+      TypeError: x is no tuple of four; dtypes do not fit.
+    """
+    who = "kto"
+    if not beta > 0:
+        raise ValueError(f"{who}: beta is {beta!r}, expected a positive number")
+    for name, w in (("desirable_weight", desirable_weight), ("undesirable_weight", undesirable_weight)):
+        if not w >= 0:
+            raise ValueError(f"{who}: {name} is {w!r}, expected a number of at least 0")
+
+    def forward(params, x):
+        pi, rho, k, desirable = as_arrays(who, NAMES, x)
+        require_floating(who, NAMES[0], pi)
+        require_like(who, NAMES[1], rho, NAMES[0], pi)
+        require_like(who, NAMES[2], k, NAMES[0], pi)
+        require_shape(who, NAMES[3], desirable, pi.shape, "as policy has")
+        if desirable.dtype != bool:
+            raise TypeError(f"{who}: desirable has dtype {desirable.dtype}, expected bool")
+        N = require_batch(who, pi.size)
+        z = lax.stop_gradient(jnp.maximum(jnp.sum(widen(k)) / N, 0))
+        u = beta * (widen(pi) - widen(rho) - z)
+        u = jnp.where(desirable, u, -u)
+        w = jnp.where(desirable, desirable_weight, jnp.full_like(u, undesirable_weight))
+        short = w * jax.nn.sigmoid(-u)
+        slope = jnp.where(desirable, -beta, jnp.full_like(u, beta)) * short * jax.nn.sigmoid(u)
+        return cast(jnp.sum(short) / N, pi.dtype), KtoCache(cast(slope, pi.dtype))
+
+    def backward(params, cache, dJ):
+        d = scaled(dJ, cache.slope.size, cache.slope)
+        return (), (d, -d, None, None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(
+    params: tuple[()],
+    x: tuple[Array, ...],
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Array:
+    pi, rho, k, desirable = x
+    z = lax.stop_gradient(jnp.maximum(jnp.mean(k), 0))
+    gain = desirable_weight * (1 - jax.nn.sigmoid(beta * (pi - rho - z)))
+    loss = undesirable_weight * (1 - jax.nn.sigmoid(beta * (z - (pi - rho))))
+    return jnp.mean(jnp.where(desirable, gain, loss))
+
+
+RULE = Rule(
+    "kto",
+    kto,
+    reference,
+    cases=(
+        Case(
+            "weighted",
+            (Real("N", -8.0, 0.0), Real("N", -8.0, 0.0), Real("N"), Boolean("N")),
+            {"beta": Interval(0.05, 1.0, 0.1), "undesirable_weight": 1.5},
+            ("N",),
+            timed={"N": 1 << 20},
+        ),
+    ),
+    cite="arXiv:2402.01306, equation 8",
+    covers=("kahneman-tversky optimization",),
+)

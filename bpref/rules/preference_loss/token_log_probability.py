@@ -1,0 +1,117 @@
+"""token_log_probability: the log-probability of each token that was sampled, which preference losses are given.
+
+Forward, with logits z of shape (..., C), labels y of shape (...), n running over the positions, c over the classes,
+and t the temperature:
+
+    l_n    = log sum_c exp(z_nc / t)                                      (...,)
+    logp_n = z_(n, y_n) / t - l_n                                         (...,)
+
+Differential, with p_nc = exp(z_nc / t - l_n) and delta l_n = 1/t sum_c p_nc delta z_nc:
+
+    delta logp_n = 1/t sum_c ([c = y_n] - p_nc) delta z_nc
+
+The factor of each perturbation:
+
+    dz_nc = dlogp_n ([c = y_n] - p_nc) / t                                (..., C)
+
+Labels have the cotangent None.
+
+Cached: the logits and the labels as they came. The softmax is made again from them: under one jit XLA merges its sums
+with the forward's, and the pass that writes dz reads the logits anyway.
+
+Numerical care: exponentials are shifted by m, the largest of z / t, and never overflow; S is their sum. p is
+exp(z / t - m) / S, and not exp(z / t - l), which inherits the rounding of l. Half precision is computed and summed in
+float32, and rounded once. There is no kink: m is a shift that cancels, and is held constant.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.pairs import as_pair
+from bpref.formulas.tuples import require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class TokenLogProbabilityCache(NamedTuple):
+    logits: Float[Array, "... C"]
+    label: Int[Array, "..."]
+
+
+def token_log_probability(temperature: float = 1.0) -> Layer:
+    """logp = log softmax(z / t)_y, for each position.
+
+    Args:
+      temperature: t, what the logits are divided by.
+
+    Returns:
+      A layer with params `()`, x `(logits, labels)` of shapes `(..., C)` and `(...)`, and y `(...)` in the logits'
+      dtype. Labels have the cotangent None. A label outside `[0, C)` has a log-probability of NaN, and so has its row
+      of the gradient; no other position has.
+
+    Raises:
+      ValueError: the temperature is not positive; shapes do not fit; there are no classes.
+      TypeError: x is no pair; the logits are not floating-point; the labels are no integers.
+    """
+    who = "token_log_probability"
+    if not temperature > 0:
+        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+
+    def forward(params, x):
+        z, label = as_pair(who, x)
+        require_floating(who, "logits", z)
+        require_integer(who, "labels", label)
+        if z.ndim == 0 or z.shape[-1] == 0:
+            raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
+        require_shape(who, "labels", label, z.shape[:-1], f"logits' shape {z.shape} without its last axis C")
+        d, S = _shifted(z)
+        nearest = jnp.clip(label, 0, z.shape[-1] - 1)[..., None]
+        logp = (jnp.take_along_axis(d, nearest, -1, mode="clip") - jnp.log(S))[..., 0]
+        return cast(jnp.where(_is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)
+
+    def backward(params, cache, dlogp):
+        z, label = cache
+        g = jnp.where(_is_class(label, z), widen(dlogp) / temperature, jnp.nan)[..., None]
+        d, S = _shifted(z)
+        is_own = lax.broadcasted_iota(label.dtype, z.shape, z.ndim - 1) == label[..., None]
+        return (), (cast(g * (jnp.where(is_own, 1, 0) - jnp.exp(d) / S), z.dtype), None)
+
+    def _shifted(z):
+        """z / t - m, and S."""
+        u = widen(z) / temperature
+        d = u - lax.stop_gradient(jnp.max(u, -1, keepdims=True))
+        return d, jnp.sum(jnp.exp(d), -1, keepdims=True)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _is_class(label: Array, z: Array) -> Array:
+    return (label >= 0) & (label < z.shape[-1])
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0) -> Array:
+    z, label = x
+    return jnp.take_along_axis(jax.nn.log_softmax(z / temperature, axis=-1), label[..., None], -1)[..., 0]
+
+
+RULE = Rule(
+    "token_log_probability",
+    token_log_probability,
+    reference,
+    cases=(
+        Case(
+            "sequence",
+            (Real("B T C"), Integer("B T", 0, "C")),
+            {"temperature": Interval(0.5, 2.0, 1.0)},
+            ("C",),
+            timed={"B": 2, "T": 128, "C": 8192},
+        ),
+        Case("one token", (Real("C", points=(1e4, -1e4)), Integer("", 0, "C")), never_empty=("C",)),
+    ),
+    cite="Bridle, 'Training stochastic model recognition algorithms as networks' (1990); arXiv:1707.06347, equation 1",
+)

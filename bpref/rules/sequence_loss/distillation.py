@@ -1,0 +1,156 @@
+"""distillation: a student learns from a teacher's softened distribution, and from the labels.
+
+Forward, with logits a of the student and b of the teacher of shape (..., C), labels y of shape (...), n running over
+the positions, N in all, c over the classes, and t the temperature:
+
+    q = softmax(a / t),   p = softmax(b / t)                              (..., C)
+    D_n = sum_c p_nc (log p_nc - log q_nc)    or, reversed, sum_c q_nc (log q_nc - log p_nc)
+    H_n = log sum_c exp(a_nc) - a_(n, y_n)                                (...,)
+    J   = 1/N sum_n (w t^2 D_n + (1 - w) H_n)                             w: `soft_weight`, J: ()
+
+t^2 keeps the soft gradient, of size 1 / t^2, in proportion to the hard one when t is changed.
+
+Differential, with L = log q - log p and the softmax's delta q_c = q_c / t (delta a_c - sum_k q_k delta a_k):
+
+    delta D = 1/t sum_c (q_c - p_c) delta a_c - p_c (L_c - sum_k p_k L_k) delta b_c                       forward
+    delta D = 1/t sum_c q_c (L_c - sum_k q_k L_k) delta a_c - (q_c - p_c) delta b_c                      reversed
+    delta H = sum_c (softmax(a)_c - [c = y]) delta a_c
+
+The sweep starts with dJ, a scalar. The factor of each perturbation, here of the forward divergence:
+
+    da_nc = dJ / N (w t (q_nc - p_nc) + (1 - w) (softmax(a)_nc - [c = y_n]))                             (..., C)
+    db_nc = -dJ / N w t p_nc (L_nc - sum_k p_nk L_nk)                                                    (..., C)
+
+Whoever holds the teacher does not use db, and under one jit it is not computed. Labels have the cotangent None.
+
+Cached: the logits and the labels as they came. The softmaxes are made again; kept, they would be three arrays more.
+
+Numerical care: softmaxes are shifted by the largest logit, held constant. D is a sum of p (log p - log q), where both
+logarithms are logits less one number: no probability is divided by another. Logarithms are held above -1000, where a
+probability is 0 in any dtype, so that a class masked by logits of -inf on both sides adds nothing. Half precision is
+computed and summed in float32. There is no kink.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.pairs import require_batch
+from bpref.formulas.tuples import as_arrays, require_like, require_shape
+from bpref.layer import Layer, no_params
+from bpref.rule import Case, Integer, Interval, Real, Rule
+
+NAMES = ("student", "teacher", "labels")
+LOWEST = -1000.0
+
+
+class DistillationCache(NamedTuple):
+    student: Float[Array, "... C"]
+    teacher: Float[Array, "... C"]
+    label: Int[Array, "..."]
+
+
+def distillation(temperature: float = 2.0, soft_weight: float = 0.5, reverse: bool = False) -> Layer:
+    """J = mean over the positions of w t^2 KL(teacher || student) + (1 - w) cross-entropy with the labels.
+
+    Args:
+      temperature: t, what both logits are divided by in the divergence.
+      soft_weight: w in [0, 1], the weight of the teacher beside the labels.
+      reverse: whether the divergence is KL(student || teacher), which seeks one mode of the teacher's.
+
+    Returns:
+      A layer with params `()`, x `(student, teacher, labels)` and y the scalar J: logits `(..., C)`, integers `(...)`.
+      Both logits have a cotangent. A label outside `[0, C)` makes J and its position of the student's gradient NaN.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no positions or no classes.
+      TypeError: x is no tuple of three; dtypes do not fit.
+    """
+    who = "distillation"
+    if not temperature > 0:
+        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+    if not 0 <= soft_weight <= 1:
+        raise ValueError(f"{who}: soft_weight is {soft_weight!r}, expected a number from 0 to 1")
+    soft, hard = soft_weight * temperature, 1 - soft_weight
+
+    def forward(params, x):
+        a, b, label = as_arrays(who, NAMES, x)
+        require_floating(who, NAMES[0], a)
+        if a.ndim == 0 or a.shape[-1] == 0:
+            raise ValueError(f"{who}: student has shape {a.shape}, expected (..., C) with at least one class C")
+        require_like(who, NAMES[1], b, NAMES[0], a)
+        require_integer(who, NAMES[2], label)
+        require_shape(who, NAMES[2], label, a.shape[:-1], f"student's shape {a.shape} without its last axis C")
+        N = require_batch(who, label.size)
+        (q, log_q), (p, log_p) = _softmax(widen(a) / temperature), _softmax(widen(b) / temperature)
+        D = jnp.sum(q * (log_q - log_p) if reverse else p * (log_p - log_q), -1)
+        nearest = jnp.clip(label, 0, a.shape[-1] - 1)[..., None]
+        H = -jnp.take_along_axis(_softmax(widen(a))[1], nearest, -1, mode="clip")[..., 0]
+        terms = soft * temperature * D + hard * H
+        J = jnp.sum(jnp.where(_is_class(label, a), terms, jnp.nan)) / N
+        return cast(J, a.dtype), DistillationCache(a, b, label)
+
+    def backward(params, cache, dJ):
+        a, b, label = cache
+        g = widen(dJ) / label.size
+        (q, log_q), (p, log_p) = _softmax(widen(a) / temperature), _softmax(widen(b) / temperature)
+        apart, L = q - p, log_q - log_p
+        to_student = _centred(q, L) if reverse else apart
+        to_teacher = apart if reverse else _centred(p, L)
+        is_own = lax.broadcasted_iota(label.dtype, a.shape, a.ndim - 1) == label[..., None]
+        slope = soft * to_student + hard * (_softmax(widen(a))[0] - jnp.where(is_own, 1, 0))
+        da = jnp.where(_is_class(label, a)[..., None], g * slope, jnp.nan)
+        return (), (cast(da, a.dtype), cast(-g * soft * to_teacher, b.dtype), None)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def _softmax(a: Array) -> tuple[Array, Array]:
+    """The softmax and its logarithm."""
+    d = a - lax.stop_gradient(jnp.max(a, -1, keepdims=True))
+    e = jnp.exp(d)
+    S = jnp.sum(e, -1, keepdims=True)
+    return e / S, jnp.maximum(d - jnp.log(S), LOWEST)
+
+
+def _centred(p: Array, L: Array) -> Array:
+    """p_c (L_c - sum_k p_k L_k): the adjoint of softmax."""
+    return p * (L - jnp.sum(p * L, -1, keepdims=True))
+
+
+def _is_class(label: Array, a: Array) -> Array:
+    return (label >= 0) & (label < a.shape[-1])
+
+
+def reference(
+    params: tuple[()],
+    x: tuple[Array, Array, Array],
+    temperature: float = 2.0,
+    soft_weight: float = 0.5,
+    reverse: bool = False,
+) -> Array:
+    a, b, label = x
+    log_q, log_p = (jax.nn.log_softmax(v / temperature, axis=-1) for v in (a, b))
+    D = jnp.exp(log_q) * (log_q - log_p) if reverse else jnp.exp(log_p) * (log_p - log_q)
+    H = -jnp.take_along_axis(jax.nn.log_softmax(a, axis=-1), label[..., None], -1)[..., 0]
+    return jnp.mean(soft_weight * temperature**2 * jnp.sum(D, -1) + (1 - soft_weight) * H)
+
+
+_CLASSES = (Real("N C"), Real("N C"), Integer("N", 0, "C"))
+_HYPER = {"temperature": Interval(0.5, 4.0, 2.0), "soft_weight": Interval(0.0, 1.0, 0.7)}
+
+RULE = Rule(
+    "distillation",
+    distillation,
+    reference,
+    cases=(
+        Case("forward", _CLASSES, _HYPER, ("N", "C"), timed={"N": 1024, "C": 1000}),
+        Case("reverse", _CLASSES, _HYPER | {"reverse": True}, ("N", "C")),
+    ),
+    cite="arXiv:1503.02531, section 2; reversed: arXiv:2306.08543, equation 2",
+    covers=("knowledge distillation",),
+)

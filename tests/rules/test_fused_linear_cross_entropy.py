@@ -1,0 +1,185 @@
+"""fused_linear_cross_entropy and distillation: what they refuse, what they never hold, and degenerate batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyParams
+
+pytestmark = pytest.mark.quick
+
+N, D, V = 6, 4, 50
+H = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)), jnp.float32)
+W = jnp.asarray(np.random.default_rng(1).normal(size=(V, D)), jnp.float32)
+PARAMS = FusedLinearCrossEntropyParams(W, None)
+LABELS = jnp.arange(N)
+fused = bpref.fused_linear_cross_entropy
+
+BAD_CALLS = {
+    "no block": (
+        lambda: fused(V, block=0),
+        ValueError,
+        "fused_linear_cross_entropy: block is 0, expected a positive integer",
+    ),
+    "smoothing beyond 1": (
+        lambda: fused(V, smoothing=2.0),
+        ValueError,
+        "fused_linear_cross_entropy: smoothing is 2.0, expected a number from 0 to 1",
+    ),
+    "negative z-loss": (
+        lambda: fused(V, z_loss=-1.0),
+        ValueError,
+        "fused_linear_cross_entropy: z_loss is -1.0, expected a number of at least 0",
+    ),
+    "no cap": (
+        lambda: fused(V, soft_cap=0.0),
+        ValueError,
+        "fused_linear_cross_entropy: soft_cap is 0.0, expected a positive number or None",
+    ),
+    "features of another number": (
+        lambda: fused(V).forward(PARAMS, (H[:, :3], LABELS)),
+        ValueError,
+        "fused_linear_cross_entropy: x has 3 features in its last axis, W expects 4 (W: (50, 4))",
+    ),
+    "another vocabulary": (
+        lambda: fused(60).forward(PARAMS, (H, LABELS)),
+        ValueError,
+        "fused_linear_cross_entropy: W has shape (50, 4), expected (60, 4), (vocabulary, d)",
+    ),
+    "labels of another length": (
+        lambda: fused(V).forward(PARAMS, (H, LABELS[:5])),
+        ValueError,
+        "fused_linear_cross_entropy: labels has shape (5,), expected (6,), h's shape (6, 4) without its last axis d",
+    ),
+    "labels that are no integers": (
+        lambda: fused(V).forward(PARAMS, (H, H[:, 0])),
+        TypeError,
+        "fused_linear_cross_entropy: labels has dtype float32, expected an integer dtype such as int32",
+    ),
+    "no rows": (
+        lambda: fused(V).forward(PARAMS, (H[:0], LABELS[:0])),
+        ValueError,
+        "fused_linear_cross_entropy: the batch is empty, its mean is not defined",
+    ),
+    "distillation at no temperature": (
+        lambda: bpref.distillation(0.0),
+        ValueError,
+        "distillation: temperature is 0.0, expected a positive number",
+    ),
+    "distillation from a teacher of more than all": (
+        lambda: bpref.distillation(soft_weight=2.0),
+        ValueError,
+        "distillation: soft_weight is 2.0, expected a number from 0 to 1",
+    ),
+    "distillation from a teacher with other classes": (
+        lambda: bpref.distillation().forward((), (H, H[:, :3], LABELS)),
+        ValueError,
+        "distillation: teacher has shape (6, 3), expected (6, 4), as student has",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_what_does_not_fit_is_refused_by_name(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+def shapes_within(jaxpr):
+    """Of every array that is made, loops' bodies included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from shapes_within(getattr(inner, "jaxpr", inner))
+
+
+def test_no_array_of_all_logits_is_ever_made():
+    def largest(layer):
+        jaxpr = jax.make_jaxpr(lambda p, x: bpref.backpropagate(layer, p, x))(PARAMS, (H, LABELS))
+        return max(int(np.prod(shape)) for shape in shapes_within(jaxpr.jaxpr))
+
+    everything = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1, "ignored": -1}
+    assert largest(fused(V, block=8, **everything)) == W.size < N * V
+    assert largest(fused(V, block=V, **everything)) == N * V
+
+
+def test_the_cache_does_not_grow_with_the_vocabulary():
+    _, cache = fused(V).forward(PARAMS, (H, LABELS))
+    assert sum(v.size for v in jax.tree.leaves(cache)) == N * (D + 4)
+
+
+@pytest.mark.parametrize("block", [1, 7, 25, 50, 64])
+def test_blocks_change_nothing(block):
+    x = H, LABELS
+    hyper = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1}
+    for came, expected in zip(
+        jax.tree.leaves(bpref.backpropagate(fused(V, block=block, **hyper), PARAMS, x)),
+        jax.tree.leaves(bpref.backpropagate(fused(V, **hyper), PARAMS, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_zero_have_the_loss_log_v():
+    J, dparams, _ = bpref.backpropagate(fused(V, block=8), PARAMS._replace(W=0 * W), (jnp.ones((1, D)), jnp.array([3])))
+    assert pytest.approx(np.log(V), rel=1e-6) == float(J)
+    np.testing.assert_allclose(dparams.W[:, 0], np.full(V, 1 / V) - np.eye(V)[3], rtol=1e-5)
+
+
+def test_a_batch_of_ignored_labels_has_no_loss_and_no_gradient():
+    for mean in (True, False):
+        layer = fused(V, ignored=-100, mean=mean, z_loss=0.1, smoothing=0.1, block=8)
+        for v in jax.tree.leaves(bpref.backpropagate(layer, PARAMS, (H, jnp.full(N, -100)))):
+            np.testing.assert_array_equal(v, 0)
+
+
+def test_ignored_rows_do_not_count_in_the_mean():
+    layer = fused(V, ignored=-100, block=8)
+    J, dparams, (dh, _) = bpref.backpropagate(layer, PARAMS, (H, LABELS.at[3:].set(-100)))
+    few, dfew, (dh_few, _) = bpref.backpropagate(layer, PARAMS, (H[:3], LABELS[:3]))
+    assert pytest.approx(float(few), rel=1e-6) == float(J)
+    np.testing.assert_allclose(dparams.W, dfew.W, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(dh[:3], dh_few, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(dh[3:], 0)
+
+
+def test_a_label_that_is_no_class_is_not_silent():
+    J, dparams, (dh, _) = bpref.backpropagate(fused(V, block=8), PARAMS, (H, LABELS.at[2].set(V)))
+    assert np.isnan(J)
+    assert np.isnan(dh[2]).all()
+    assert np.isfinite(np.delete(dh, 2, 0)).all()
+    assert np.isnan(dparams.W).all()
+
+
+def test_a_forward_alone_is_compiled_without_the_gradients_products():
+    def products(f):
+        text = jax.jit(f).lower(PARAMS, (H, LABELS)).compile().as_text()
+        return text.count(" dot(") + text.count("__onednn$matmul") + text.count("__cpu$gemm")
+
+    layer = fused(V, block=25)
+    assert products(lambda p, x: layer.forward(p, x)[0]) < products(lambda p, x: bpref.backpropagate(layer, p, x))
+
+
+def test_a_student_that_is_its_teacher_learns_from_the_labels_alone():
+    labels = jnp.zeros(N, jnp.int32)
+    for reverse in (False, True):
+        J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(reverse=reverse), (), (H, H, labels))
+        hard, _, (dhard, _) = bpref.backpropagate(bpref.softmax_cross_entropy(), (), (H, labels))
+        assert pytest.approx(0.5 * float(hard), rel=1e-5) == float(J)
+        np.testing.assert_allclose(da, 0.5 * dhard, atol=1e-6)
+        np.testing.assert_allclose(db, 0, atol=1e-6)
+
+
+def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation():
+    a, b = (v.at[:, 3].set(-jnp.inf) for v in (H, H[::-1]))
+    labels = jnp.zeros(N, jnp.int32)
+    J, _, (da, _, _) = bpref.backpropagate(bpref.distillation(), (), (a, b, labels))
+    few, _, (dfew, _, _) = bpref.backpropagate(bpref.distillation(), (), (a[:, :3], b[:, :3], labels))
+    assert pytest.approx(float(few), rel=1e-5) == float(J)
+    np.testing.assert_allclose(da, np.pad(dfew, ((0, 0), (0, 1))), atol=1e-6)

@@ -1,0 +1,61 @@
+"""The cross-entropy of a linear layer, distillation and log-probabilities beside PyTorch's."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("mean", [True, False])
+def test_fused_linear_cross_entropy(seed, mean):
+    rng = np.random.default_rng(seed)
+    N, T, d, V = (int(n) for n in rng.integers(2, 9, 4))
+    labels = rng.integers(0, V, (N, T))
+    labels[0, 0] = -100
+    params = FusedLinearCrossEntropyParams(rng.normal(size=(V, d)), rng.normal(size=V))
+
+    def twin(p, x):
+        h, y = x
+        z = torch.nn.functional.linear(h, p.W, p.b).flatten(0, 1)
+        return torch.nn.functional.cross_entropy(
+            z, y.flatten(), ignore_index=-100, label_smoothing=0.1, reduction="mean" if mean else "sum"
+        )
+
+    layer = bpref.fused_linear_cross_entropy(V, bias=True, mean=mean, ignored=-100, smoothing=0.1, block=3)
+    assert_same(layer, twin, params, (rng.normal(size=(N, T, d)), labels))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("reverse", [False, True])
+def test_distillation(seed, reverse):
+    rng = np.random.default_rng(seed)
+    N, C = (int(n) for n in rng.integers(2, 9, 2))
+    x = rng.normal(size=(N, C)), rng.normal(size=(N, C)), rng.integers(0, C, N)
+
+    def twin(_, x):
+        a, b, y = x
+        log_q, log_p = (torch.log_softmax(v / 3, -1) for v in (a, b))
+        of, to = (log_p, log_q) if reverse else (log_q, log_p)
+        soft = torch.nn.functional.kl_div(of, to, reduction="batchmean", log_target=True)
+        return 0.7 * 9 * soft + 0.3 * torch.nn.functional.cross_entropy(a, y)
+
+    assert_same(bpref.distillation(3.0, 0.7, reverse), twin, (), x)
+
+
+@EVERY_SEED
+def test_token_log_probability(seed):
+    rng = np.random.default_rng(seed)
+    B, T, C = (int(n) for n in rng.integers(1, 9, 3))
+
+    def twin(_, x):
+        return torch.distributions.Categorical(logits=x[0] / 2).log_prob(x[1])
+
+    x = rng.normal(size=(B, T, C)), rng.integers(0, C, (B, T))
+    assert_same(bpref.token_log_probability(2.0), twin, (), x)

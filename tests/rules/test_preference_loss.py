@@ -1,0 +1,225 @@
+"""The losses of policies: what they refuse, values worked by hand, and what padding may hold."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+
+pytestmark = pytest.mark.quick
+
+FOUR = (jnp.zeros(3),) * 4
+TOKENS = jnp.zeros((2, 3))
+MASK = jnp.ones((2, 3), bool)
+KTO = (jnp.zeros(3), jnp.zeros(3), jnp.zeros(3), jnp.ones(3, bool))
+PPO = (TOKENS, TOKENS, TOKENS, TOKENS, MASK)
+GRPO = (TOKENS, TOKENS, TOKENS, jnp.zeros(2), MASK)
+
+BAD_CALLS = {
+    "no beta": (lambda: bpref.dpo(0.0), ValueError, "dpo: beta is 0.0, expected a positive number"),
+    "labels that are exchanged": (
+        lambda: bpref.dpo(smoothing=0.5),
+        ValueError,
+        "dpo: smoothing is 0.5, expected a number from 0 to below 0.5",
+    ),
+    "no such form": (
+        lambda: bpref.dpo(form="simpo"),
+        ValueError,
+        "dpo: form is 'simpo', expected 'sigmoid', 'hinge' or 'ipo'",
+    ),
+    "a hinge that is smoothed": (
+        lambda: bpref.dpo(smoothing=0.1, form="hinge"),
+        ValueError,
+        "dpo: smoothing is 0.1, which form 'hinge' does not have",
+    ),
+    "two of four": (
+        lambda: bpref.dpo().forward((), FOUR[:2]),
+        TypeError,
+        "dpo: x is a tuple of 2, expected a tuple "
+        "(policy_chosen, policy_rejected, reference_chosen, reference_rejected)",
+    ),
+    "pairs of another number": (
+        lambda: bpref.dpo().forward((), (*FOUR[:3], jnp.zeros(4))),
+        ValueError,
+        "dpo: reference_rejected has shape (4,), expected (3,), as policy_chosen has",
+    ),
+    "no pairs": (
+        lambda: bpref.dpo().forward((), (jnp.zeros(0),) * 4),
+        ValueError,
+        "dpo: the batch is empty, its mean is not defined",
+    ),
+    "a negative weight": (
+        lambda: bpref.kto(undesirable_weight=-1.0),
+        ValueError,
+        "kto: undesirable_weight is -1.0, expected a number of at least 0",
+    ),
+    "desirable by number": (
+        lambda: bpref.kto().forward((), (*KTO[:3], jnp.ones(3))),
+        TypeError,
+        "kto: desirable has dtype float32, expected bool",
+    ),
+    "no clip": (lambda: bpref.ppo(clip=0.0), ValueError, "ppo: clip is 0.0, expected a number between 0 and 1"),
+    "a clip that is negative above": (
+        lambda: bpref.grpo(clip_high=-1.0),
+        ValueError,
+        "grpo: clip_high is -1.0, expected a positive number",
+    ),
+    "no such mean": (
+        lambda: bpref.ppo(normalization="batch"),
+        ValueError,
+        "ppo: normalization is 'batch', expected 'sequence', 'token' or 'constant'",
+    ),
+    "a dual clip within the clip": (
+        lambda: bpref.ppo(dual_clip=1.0),
+        ValueError,
+        "ppo: dual_clip is 1.0, expected a number above 1 or None",
+    ),
+    "a mask of numbers": (
+        lambda: bpref.ppo().forward((), (*PPO[:4], TOKENS)),
+        TypeError,
+        "ppo: mask has dtype float32, expected bool",
+    ),
+    "a mask of sequences": (
+        lambda: bpref.ppo().forward((), (*PPO[:4], MASK[:, 0])),
+        ValueError,
+        "ppo: mask has shape (2,), expected (2, 3), as policy has",
+    ),
+    "a reward per token": (
+        lambda: bpref.grpo().forward((), (*GRPO[:3], TOKENS, MASK)),
+        ValueError,
+        "grpo: rewards has shape (2, 3), expected (2,), policy's shape without its last axis T",
+    ),
+    "no group": (
+        lambda: bpref.grpo().forward((), tuple(v[0] for v in GRPO)),
+        ValueError,
+        "grpo: policy has shape (3,), expected (..., G, T), groups of G answers",
+    ),
+    "nothing to divide by": (lambda: bpref.grpo(eps=0.0), ValueError, "grpo: eps is 0.0, expected a positive number"),
+    "labels of another length": (
+        lambda: bpref.token_log_probability().forward((), (TOKENS, jnp.zeros(3, jnp.int32))),
+        ValueError,
+        "token_log_probability: labels has shape (3,), expected (2,), logits' shape (2, 3) without its last axis C",
+    ),
+    "no temperature": (
+        lambda: bpref.token_log_probability(0.0),
+        ValueError,
+        "token_log_probability: temperature is 0.0, expected a positive number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_what_does_not_fit_is_refused_by_name(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+def sweep(layer, x):
+    J, _, dx = bpref.backpropagate(layer, (), x)
+    return float(J), dx
+
+
+def test_a_policy_that_is_its_reference_has_the_loss_log_two():
+    """f'(0) = -B / 2, of one pair of three: B / 6."""
+    J, (chosen, rejected, of_reference, _) = sweep(bpref.dpo(beta=0.3), FOUR)
+    assert pytest.approx(np.log(2), rel=1e-6) == J
+    np.testing.assert_allclose(chosen, -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(rejected, -chosen)
+    np.testing.assert_array_equal(of_reference, -chosen)
+
+
+def test_ipo_has_its_minimum_at_a_margin_of_half_of_one_by_beta():
+    x = (jnp.array([5.0]), jnp.zeros(1), jnp.zeros(1), jnp.zeros(1))
+    J, dx = sweep(bpref.dpo(beta=0.1, form="ipo"), x)
+    assert (J, float(dx[0][0])) == (0, 0)
+    J, dx = sweep(bpref.dpo(beta=0.1, form="ipo"), FOUR)
+    assert (J, float(dx[0][0])) == (pytest.approx(25), pytest.approx(-10 / 3))
+
+
+def test_the_hinge_has_no_slope_where_it_is_met_exactly():
+    x = (jnp.array([2.0, 1.0]), jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))
+    J, dx = sweep(bpref.dpo(beta=0.5, form="hinge"), x)
+    assert J == 0.25
+    np.testing.assert_array_equal(dx[0], [0, -0.25])
+
+
+def test_kto_is_a_half_at_the_point_it_measures_from():
+    """k has the mean 1, and so has pi - rho: sigma(0) = 1/2, and the slope is B / 4 by 3."""
+    k = jnp.array([3.0, 0.0, 0.0])
+    J, (policy, _, held, _) = sweep(
+        bpref.kto(beta=0.6), (jnp.zeros(3), -jnp.ones(3), k, jnp.array([True, False, True]))
+    )
+    assert J == 0.5
+    np.testing.assert_allclose(policy, [-0.05, 0.05, -0.05], rtol=1e-6)
+    assert held is None
+
+
+def test_kto_takes_a_negative_estimate_of_the_divergence_as_none():
+    J, _ = sweep(bpref.kto(), (*KTO[:2], -jnp.ones(3), KTO[3]))
+    assert J == 0.5
+
+
+def ratios(*r):
+    return jnp.log(jnp.array([r]))
+
+
+def ppo_of(log_ratio, A, **hyper):
+    zero = jnp.zeros_like(log_ratio)
+    J, (dpi, *held) = sweep(
+        bpref.ppo(**hyper), (log_ratio, zero, zero, jnp.array([A]), jnp.ones(log_ratio.shape, bool))
+    )
+    assert held == [None] * 4
+    return J, dpi[0]
+
+
+def test_a_ratio_is_clipped_on_the_side_where_the_advantage_would_gain():
+    """By hand, of A = 1, 1, -1, -1 and r = 2, 1/2, 2, 1/2: s = 1.2, 0.5, -2, -0.8."""
+    J, dpi = ppo_of(ratios(2.0, 0.5, 2.0, 0.5), [1.0, 1.0, -1.0, -1.0])
+    assert pytest.approx(1.1 / 4, rel=1e-6) == J
+    np.testing.assert_allclose(dpi, [0, -0.125, 0.5, 0], rtol=1e-6)
+
+
+def test_a_dual_clip_bounds_what_a_negative_advantage_costs():
+    J, dpi = ppo_of(ratios(8.0, 2.0), [-1.0, -1.0], dual_clip=3.0)
+    assert pytest.approx(2.5, rel=1e-6) == J
+    np.testing.assert_allclose(dpi, [0, 1], rtol=1e-6)
+
+
+def test_equal_rewards_move_no_policy_but_to_its_reference():
+    """A = 0; of rho - pi = log 2, k = 2 - log 2 - 1 and its slope is 1 - 2 = -1, by 6 tokens."""
+    x = (TOKENS, TOKENS, TOKENS + np.log(2), jnp.ones(2), MASK)
+    J, (dpi, *_) = sweep(bpref.grpo(kl_weight=1.0), x)
+    assert pytest.approx(1 - np.log(2), rel=1e-6) == J
+    np.testing.assert_allclose(dpi, -1 / 6, rtol=1e-6)
+
+
+def test_the_advantage_is_relative_to_the_group():
+    """Rewards 0 and 2: A = -1 and 1, and of answers with 1 and 2 tokens each token counts 1/2 and 1/4."""
+    mask = jnp.array([[True, False, False], [True, True, False]])
+    x = (TOKENS, TOKENS, TOKENS, jnp.array([0.0, 2.0]), mask)
+    _, (dpi, *_) = sweep(bpref.grpo(eps=1e-9), x)
+    np.testing.assert_allclose(dpi, [[0.5, 0, 0], [-0.25, -0.25, 0]], rtol=1e-6)
+    _, (dpi, *_) = sweep(bpref.grpo(eps=1e-9, normalization="token"), x)
+    np.testing.assert_allclose(dpi, [[1 / 3, 0, 0], [-1 / 3, -1 / 3, 0]], rtol=1e-6)
+    _, (dpi, *_) = sweep(bpref.grpo(scaled=False, normalization="constant"), x)
+    np.testing.assert_allclose(dpi, [[1 / 6, 0, 0], [-1 / 6, -1 / 6, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "token", "constant"])
+@pytest.mark.parametrize(("make", "x"), [(bpref.ppo, PPO), (bpref.grpo, GRPO)], ids=["ppo", "grpo"])
+def test_a_batch_that_is_masked_throughout_has_no_loss_and_no_gradient(make, x, normalization):
+    padding = jnp.full_like(TOKENS, -jnp.inf)
+    J, (dpi, *_) = sweep(
+        make(normalization=normalization, kl_weight=1.0), (padding, TOKENS, padding, x[3], jnp.zeros_like(MASK))
+    )
+    assert J == 0
+    np.testing.assert_array_equal(dpi, 0)
+
+
+def test_a_label_that_is_no_class_has_no_log_probability_and_spoils_no_other():
+    layer = bpref.token_log_probability()
+    y, cache = layer.forward((), (TOKENS, jnp.array([3, 0])))
+    np.testing.assert_allclose(y, [np.nan, -np.log(3)], rtol=1e-6)
+    _, (dz, _) = layer.backward((), cache, jnp.ones(2))
+    np.testing.assert_allclose(dz, [[np.nan] * 3, [2 / 3, -1 / 3, -1 / 3]], rtol=1e-6)
