@@ -143,7 +143,9 @@ def test_importing_the_package_loads_nothing_until_a_name_is_used():
 
 
 def test_the_first_name_that_is_used_reads_one_rule_and_no_other():
-    program = "import sys, bpref; bpref.gelu; print(sorted(m for m in sys.modules if m.count('.') == 3 and 'rules' in m))"
+    program = (
+        "import sys, bpref; bpref.gelu; print(sorted(m for m in sys.modules if m.count('.') == 3 and 'rules' in m))"
+    )
     seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert seen == "['bpref.rules.activation.gelu']\n"
 

@@ -120,6 +120,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
+    "block": ("residual_convolution_block",),
     "loss": (
         "absolute",
         "cosine_embedding",
