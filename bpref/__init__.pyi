@@ -42,7 +42,10 @@ from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.block.attention_block import attention_block as attention_block
+from .rules.block.mlp_block import mlp_block as mlp_block
 from .rules.block.residual_convolution_block import residual_convolution_block as residual_convolution_block
+from .rules.block.transformer_block import transformer_block as transformer_block
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution

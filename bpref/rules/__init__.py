@@ -120,7 +120,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "svd",
         "triangular_solve",
     ),
-    "block": ("residual_convolution_block",),
+    "block": (
+        "attention_block",
+        "mlp_block",
+        "residual_convolution_block",
+        "transformer_block",
+    ),
     "loss": (
         "absolute",
         "cosine_embedding",

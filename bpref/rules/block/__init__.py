@@ -1,1 +1,1 @@
-"""Whole blocks of a network, each derived and fused as one layer: what it keeps is chosen for the block, not by its parts."""
+"""Whole blocks of a network, each derived as one layer that keeps what the whole needs, not what its parts would."""
