@@ -3,16 +3,19 @@
 With q (*b, T, N, D), k and v (*b, T, K, D), head n of the queries meeting head floor(n K / N) of the keys, and position
 j visible from i where j <= i (causal) and |i - j| < w (a window):
 
-    s_ij = q_i . k_j / sqrt(D)      l_i = log sum_j exp(s_ij)      p_ij = exp(s_ij - l_i)      o_i = sum_j p_ij v_j
+    s_ij = q_i . k_j / sqrt(D)        m_i = max_j s_ij        e_ij = exp(s_ij - m_i)
+    S_i  = sum_j e_ij               p_ij = e_ij / S_i
+    o_i  = sum_j p_ij v_j
 
 Differential: delta o_i = sum_j p_ij delta v_j + sum_j delta p_ij v_j with delta p_ij = p_ij (delta s_ij - sum_m p_im
-delta s_im), so that with c_i = do_i . o_i = sum_j p_ij do_i . v_j
+delta s_im), so that with g_i = do_i / S_i and c_i = g_i . o_i = sum_j p_ij g_i . v_j
 
-    dv_j = sum_i p_ij do_i              ds_ij = p_ij (do_i . v_j - c_i)
+    dv_j = sum_i e_ij g_i               ds_ij = e_ij (g_i . v_j - c_i)
     dq_i = sum_j ds_ij k_j / sqrt(D)    dk_j = sum_i ds_ij q_i / sqrt(D)
 
-o and l are summed over the blocks of keys in any order, with a running maximum m that sums so far are rescaled to.
-Both ways are one loop over those pairs of blocks in which anything is visible.
+o and S are summed over the blocks of keys in any order, with a running maximum that sums so far are rescaled to. Both
+ways are one loop over those pairs of blocks in which anything is visible. m and S are kept as two numbers: of their
+log-sum-exp m + log S, rounded, the p that come back differ from those that o was made of by |m| rounding errors.
 """
 
 from typing import NamedTuple
@@ -24,7 +27,7 @@ from jax import Array, lax
 from bpref.dtypes import cast, wide_dtype, widen
 
 LOWEST = -1e30
-"""What the running maximum starts with: finite, so that a row that nothing is visible from is 0, and not NaN."""
+"""What the running maximum starts with: finite, so that a block of keys of which a row sees nothing adds 0, not NaN."""
 
 
 class Sight(NamedTuple):
@@ -35,8 +38,8 @@ class Sight(NamedTuple):
     block: int
 
 
-def attend(q: Array, k: Array, v: Array, sight: Sight) -> tuple[Array, Array]:
-    """o `(*b, T, N, D)` in q's dtype, and l `(*b, T, N)` in at least float32."""
+def attend(q: Array, k: Array, v: Array, sight: Sight) -> tuple[Array, Array, Array]:
+    """o `(*b, T, N, D)` in q's dtype, m and S `(*b, T, N)` in at least float32."""
     T, N, D = q.shape[-3:]
     size = min(sight.block, T)
     Q, K, V = _rows(q, k.shape[-2], size), _blocks(k, size), _blocks(v, size)
@@ -45,51 +48,48 @@ def attend(q: Array, k: Array, v: Array, sight: Sight) -> tuple[Array, Array]:
 
     def body(sums, pair):
         i, j = pair
-        m, total, o = (_at(a, i) for a in sums)
+        m, S, o = (_at(a, i) for a in sums)
         seen = _seen(i, j, size, T, Q.shape[-2] // size, sight)
         s = jnp.where(seen, _dot(_at(Q, i), _at(K, j), 1, 1) * D**-0.5, LOWEST)
-        m_new = jnp.maximum(m, s.max(-1))
-        p = jnp.where(seen, jnp.exp(s - m_new[..., None]), 0)
-        shrink = jnp.exp(m - m_new)
-        total = total * shrink + p.sum(-1)
-        o = o * shrink[..., None] + _dot(cast(p, q.dtype), _at(V, j), 1, 0)
-        return tuple(_put(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True)), None
+        top = jnp.maximum(m, s.max(-1))
+        e = jnp.where(seen, jnp.exp(s - top[..., None]), 0)
+        shrink = jnp.exp(m - top)
+        S = S * shrink + e.sum(-1)
+        o = o * shrink[..., None] + _dot(e, _at(V, j), 1, 0)
+        return tuple(_put(a, v, i) for a, v in zip(sums, (top, S, o), strict=True)), None
 
     start = jnp.full(rows, LOWEST, wide), jnp.zeros(rows, wide), jnp.zeros((*rows, D), wide)
-    (m, total, o), _ = lax.scan(body, start, _pairs(T, size, sight))
-    total = jnp.where(total == 0, 1, total)
-    o = _unrows(o / total[..., None], T, N)
-    return cast(o, q.dtype), _unrows((m + jnp.log(total))[..., None], T, N)[..., 0]
+    (m, S, o), _ = lax.scan(body, start, _pairs(T, size, sight))
+    m, S = (_unrows(a[..., None], T, N) for a in (m, S))
+    return cast(_unrows(o, T, N) / S, q.dtype), m[..., 0], S[..., 0]
 
 
 def pull_attend(
-    q: Array, k: Array, v: Array, o: Array, lse: Array, do: Array, sight: Sight
+    q: Array, k: Array, v: Array, o: Array, m: Array, S: Array, do: Array, sight: Sight
 ) -> tuple[Array, Array, Array]:
     """dq, dk and dv in the dtype of q."""
     T, N, D = q.shape[-3:]
     heads = k.shape[-2]
     size = min(sight.block, T)
-    Q, K, V, dO = _rows(q, heads, size), _blocks(k, size), _blocks(v, size), _rows(do, heads, size)
-    L = _rows(lse[..., None], heads, size)[..., 0]
-    c = _rows(jnp.sum(widen(do) * widen(o), -1, keepdims=True), heads, size)[..., 0]
-    wide = wide_dtype(q.dtype)
+    g = widen(do) / S[..., None]
+    Q, K, V, G = _rows(q, heads, size), _blocks(k, size), _blocks(v, size), _rows(g, heads, size)
+    M, C = (_rows(a, heads, size) for a in (m[..., None], jnp.sum(g * widen(o), -1, keepdims=True)))
 
     def body(sums, pair):
         i, j = pair
         dQ, dK, dV = sums
-        Q_i, K_j, V_j, dO_i = _at(Q, i), _at(K, j), _at(V, j), _at(dO, i)
+        Q_i, K_j, V_j, g_i = _at(Q, i), _at(K, j), _at(V, j), _at(G, i)
         seen = _seen(i, j, size, T, Q.shape[-2] // size, sight)
-        p = jnp.where(seen, jnp.exp(_dot(Q_i, K_j, 1, 1) * D**-0.5 - _at(L, i)[..., None]), 0)
-        dV = _put(dV, _at(dV, j) + _dot(cast(p, q.dtype), dO_i, 0, 0), j)
-        ds = p * (_dot(dO_i, V_j, 1, 1) - _at(c, i)[..., None])
-        ds = cast(ds * D**-0.5, q.dtype)
+        e = jnp.where(seen, jnp.exp(_dot(Q_i, K_j, 1, 1) * D**-0.5 - _at(M, i)), 0)
+        ds = e * (_dot(g_i, V_j, 1, 1) - _at(C, i))
+        dV = _put(dV, _at(dV, j) + _dot(e, g_i, 0, 0), j)
         dK = _put(dK, _at(dK, j) + _dot(ds, Q_i, 0, 0), j)
         dQ = _put(dQ, _at(dQ, i) + _dot(ds, K_j, 1, 0), i)
         return (dQ, dK, dV), None
 
-    start = tuple(jnp.zeros(a.shape, wide) for a in (Q, K, V))
+    start = tuple(jnp.zeros(a.shape, wide_dtype(a.dtype)) for a in (Q, K, V))
     (dQ, dK, dV), _ = lax.scan(body, start, _pairs(T, size, sight))
-    dq, dk, dv = _unrows(dQ, T, N), _unrows(dK, T, heads), _unrows(dV, T, heads)
+    dq, dk, dv = _unrows(dQ * D**-0.5, T, N), _unrows(dK * D**-0.5, T, heads), _unrows(dV, T, heads)
     return cast(dq, q.dtype), cast(dk, q.dtype), cast(dv, q.dtype)
 
 

@@ -6,7 +6,8 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (*b, T, d)      mu = beta = 0: RMS norm
     (q', k', v)_i = W_qkv n_i + b_qkv                                     (*b, T, (N + 2 K) D)
     q_i = R_i q'_i,   k_i = R_i k'_i                                      (*b, T, N D), (*b, T, K D)
-    s_ij = q_i . k_j / sqrt(D),   l_i = log sum_j exp(s_ij),   p_ij = exp(s_ij - l_i)     (*b, N, T, T), never made
+    s_ij = q_i . k_j / sqrt(D),   m_i = max_j s_ij,   S_i = sum_j exp(s_ij - m_i)     (*b, N, T, T), never made
+    p_ij = exp(s_ij - m_i) / S_i                                          m, S: (*b, T, N)
     o_i = sum_j p_ij v_j                                                  (*b, T, N D)
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
@@ -28,15 +29,17 @@ The factor of each perturbation, with c_i = do_i . o_i, which is sum_j p_ij do_i
     dW_qkv = sum_i dz_i n_i^T         dn_i = W_qkv^T dz_i                 ((N + 2 K) D, d), (*b, T, d)
     dx_i = r_i (g_i - mean g_i - xhat_i mean(g_i xhat_i)),   g = gamma dn (*b, T, d)      no mean g: RMS norm
 
-Cached: x, two numbers for each of its rows (one for the RMS norm), q, k and v as they met, o, and l, one number for
-each head and position. That is the least from which no product of matrices is made a second time: q, k and v cost
-one, o and l the whole of the attention. What is cheap is made again: n is x shifted and scaled, p_ij one exponential of
-a product that ds needs anyway, block by block. q' and k' are not needed, since R is turned back on the cotangents.
+Cached: x, two numbers for each of its rows (one for the RMS norm), q, k and v as they met, o, and m and S, two numbers
+for each position and head. That is the least from which no product of matrices is made a second time: q, k and v cost
+one, o, m and S the whole of the attention. What is cheap is made again: n is x shifted and scaled, p_ij an exponential
+of a product that ds needs anyway, block by block. q' and k' are not needed: the cotangents are turned back.
 
 Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
-exponential overflows; the angles are computed in float64, since i base^(-2 c / D) in float32 is off by 1e-3 at i = 1e4.
+exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
+the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotate`.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -45,7 +48,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
@@ -66,6 +69,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
+from bpref.formulas.rotate import rotate
 from bpref.formulas.self_attend import Sight, attend, pull_attend
 from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
@@ -87,7 +91,8 @@ class AttentionBlockCache(NamedTuple):
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
     o: Float[Array, "*b T N D"]
-    lse: Float[Array, "*b T N"]
+    m: Float[Array, "*b T N"]
+    S: Float[Array, "*b T N"]
 
 
 def attention_block(
@@ -170,23 +175,23 @@ def attention_layer(
         D = z.shape[-1] // (heads + 2 * K)
         by_head = z.reshape(*z.shape[:-1], heads + 2 * K, D)
         bounds = (0, heads, heads + K, heads + 2 * K)
-        return [lax.slice_in_dim(by_head, a, b, axis=-2) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [lax.slice_in_dim(by_head, a, b, axis=-2) for a, b in pairwise(bounds)]
 
     def merged(x):
         """(*b, T, N, D) as (*b, T, N D)"""
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def turned(x, way):
-        return x if rope is None else cast(_turned(widen(x), rope, way), x.dtype)
+        return x if rope is None else rotate(x, rope, way)
 
     def init(key, x):
         d = require_sequence(x)
         of_qkv, of_o = jax.random.split(key)
-        m = (heads + 2 * K) * (d // heads)
+        rows = (heads + 2 * K) * (d // heads)
         return AttentionBlockParams(
             init_norm(norm, d, x.dtype),
-            lecun_uniform(of_qkv, (m, d), d, x.dtype),
-            jnp.zeros(m, x.dtype) if bias else None,
+            lecun_uniform(of_qkv, (rows, d), d, x.dtype),
+            jnp.zeros(rows, x.dtype) if bias else None,
             lecun_uniform(of_o, (d, d), d, x.dtype),
             jnp.zeros(d, x.dtype) if bias else None,
         )
@@ -198,15 +203,15 @@ def attention_layer(
         n = normalize(params.norm, x, of_x)
         q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
         q, k = turned(q, 1), turned(k, 1)
-        o, lse = attend(q, k, v, sight)
+        o, m, S = attend(q, k, v, sight)
         y = cast(plus(times_transposed(merged(o), params.W_o), params.b_o), x.dtype)
-        return y, AttentionBlockCache(x, of_x, q, k, v, o, lse)
+        return y, AttentionBlockCache(x, of_x, q, k, v, o, m, S)
 
     def backward(params, cache, dy):
-        x, of_x, q, k, v, o, lse = cache
+        x, of_x, q, k, v, o, m, S = cache
         dW_o = cast(transposed_times(dy, merged(o)), dy.dtype)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        dq, dk, dv = pull_attend(q, k, v, o, lse, do, sight)
+        dq, dk, dv = pull_attend(q, k, v, o, m, S, do, sight)
         dz = merged(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
@@ -214,16 +219,6 @@ def attention_layer(
         return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), cast(dx, x.dtype)
 
     return Layer(init, forward, backward, who)
-
-
-def _turned(x: Array, base: float, way: int) -> Array:
-    """R_i x_i for x of shape (*b, T, N, D), or R_i^T x_i where `way` is -1."""
-    T, N, D = x.shape[-3:]
-    angle = np.arange(T)[:, None] * float(base) ** (-2 * np.arange(D // 2) / D)
-    c, s = (jnp.asarray(f(angle), x.dtype)[:, None, :] for f in (np.cos, np.sin))
-    c, s = (lax.broadcast_in_dim(v, (*x.shape[:-1], D // 2), tuple(range(x.ndim - 3, x.ndim))) for v in (c, way * s))
-    a, b = lax.slice_in_dim(x, 0, D // 2, axis=-1), lax.slice_in_dim(x, D // 2, D, axis=-1)
-    return lax.concatenate([a * c - b * s, a * s + b * c], x.ndim - 1)
 
 
 def reference(
@@ -282,15 +277,15 @@ RULE = Rule(
     cases=(
         Case(
             "grouped queries, a window",
-            Real("B T d"),
+            Real("T d"),
             {"heads": 4, "kv_heads": 2, "window": 7, "eps": _EPS, "block": 5},
             never_empty=("T",),
             fixed={"d": 8},
-            timed={"B": 1, "T": 512, "d": 256},
+            timed={"T": 512, "d": 256},
         ),
         Case(
             "layer norm, seen from both sides",
-            Real("T d"),
+            Real("B T d"),
             {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": True, "eps": _EPS, "block": 16},
             never_empty=("T",),
             fixed={"d": 8},
