@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import bpref
 from benchmarks.contest import Contest
 from bpref.layer import Layer
-from bpref.rules.block import transformer_block
+from bpref.rules.block import attention_block, mlp_block, transformer_block
+from bpref.rules.block.reversible_block import ReversibleBlockParams
 
 T, D, HEADS = 1024, 512, 8
 
@@ -45,13 +47,43 @@ def transformer(name: str, **hyper: Any) -> Contest:
     return Contest(f"transformer block, {name}, T {T}, d {D}", by_hand(layer), rivals, (params, x, w), 1.0, 1.0)
 
 
+def reversible_stack(depth: int) -> Contest:
+    """`depth` couplings in one scan; by hand their y alone is kept, so that temporary memory does not grow with depth."""
+    f, g = bpref.attention_block(HEADS), bpref.mlp_block(D)
+    x = tuple(jax.random.normal(jax.random.key(i), (1, T, D)) for i in (0, 1))
+    w = tuple(jax.random.normal(jax.random.key(i), (1, T, D)) for i in (2, 3))
+    layer = bpref.reversible(f, g, depth)
+    params = layer.init(jax.random.key(4), x)
+
+    def naive(remat):
+        def coupling(x, slices):
+            p, q = slices
+            y1 = x[0] + attention_block.reference(p, x[1], HEADS)
+            return (y1, x[1] + mlp_block.reference(q, y1, D)), None
+
+        body = jax.checkpoint(coupling) if remat else coupling
+        return gradients(lambda params, x: lax.scan(body, x, params)[0])
+
+    rivals = {"jax.grad": naive(remat=False), "checkpoint, every block": naive(remat=True)}
+    stored = bpref.scan(bpref.reversible_block(HEADS, D), depth)
+    rivals["bpref.scan, y of every block kept"] = lambda params, x, w: by_hand(stored)(
+        ReversibleBlockParams(*params), x, w
+    )
+    return Contest(f"reversible stack, depth {depth}, T {T}, d {D}", by_hand(layer), rivals, (params, x, w), 1.0, 1.0)
+
+
 def by_hand(layer: Layer) -> Callable[..., Any]:
     def run(params, x, w):
         y, cache = layer.forward(params, x)
-        return jnp.vdot(y, w), layer.backward(params, cache, w)
+        return inner(y, w), layer.backward(params, cache, w)
 
     return run
 
 
 def gradients(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.value_and_grad(lambda params, x, w: jnp.vdot(f(params, x), w), argnums=(0, 1))
+    return jax.value_and_grad(lambda params, x, w: inner(f(params, x), w), argnums=(0, 1))
+
+
+def inner(y: Any, w: Any) -> jax.Array:
+    """The sum of products of all elements of two trees."""
+    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(w), strict=True))

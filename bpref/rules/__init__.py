@@ -124,6 +124,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "attention_block",
         "mlp_block",
         "residual_convolution_block",
+        "reversible_block",
         "transformer_block",
     ),
     "loss": (
