@@ -31,7 +31,7 @@ In half precision y is kept in float32 for that reason, as it was before it was 
 come back with two digits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array, lax
@@ -147,12 +147,16 @@ def reference(
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
-_V = Real("d", -2.0, 2.0)
+_V: Any = Real("d", -2.0, 2.0)
 
 
-def _weights(axes: str) -> Real:
+def _weights(axes: str) -> Any:
     """As `init` draws them for 8 features: with weights of variance 1, x2 would be a small part of y2."""
     return Real(axes, -0.6, 0.6)
+
+
+def _biases(axes: str) -> Any:
+    return Real(axes)
 
 
 RULE = Rule(
@@ -189,8 +193,8 @@ RULE = Rule(
             },
             never_empty=("T",),
             params=ReversibleBlockParams(
-                AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), Real("Q"), _weights("d d"), _V),
-                MlpBlockParams(NormParams(_V, _V), _weights("F d"), Real("F"), _weights("d F"), _V),
+                AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), _biases("Q"), _weights("d d"), _V),
+                MlpBlockParams(NormParams(_V, _V), _weights("F d"), _biases("F"), _weights("d F"), _V),
             ),
             fixed={"B": 2, "d": 8, "Q": 24, "F": 6},
         ),
