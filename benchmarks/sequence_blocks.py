@@ -49,7 +49,7 @@ def transformer(name: str, **hyper: Any) -> Contest:
 
 
 def reversible_stack(depth: int) -> Contest:
-    """`depth` couplings in one scan: by hand the last y alone is kept, and temporary memory does not grow with depth."""
+    """`depth` couplings in one scan: by hand the last y alone is kept, and temporary memory does not grow with it."""
     f, g = bpref.attention_block(HEADS), bpref.mlp_block(D)
     x = tuple(jax.random.normal(jax.random.key(i), (1, T, D)) for i in (0, 1))
     w = tuple(jax.random.normal(jax.random.key(i), (1, T, D)) for i in (2, 3))

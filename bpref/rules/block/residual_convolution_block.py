@@ -133,7 +133,8 @@ def residual_convolution_block(groups: int = 32, window: tuple[int, ...] = (3, 3
         """The cotangents of what was normalised, in at least float32, of gamma and of beta."""
         dn = jnp.where(a > 0, da, 0)
         g, dgamma, dbeta = pull_scale_and_shift(dn, xhat, gamma, beta)
-        assert dgamma is not None and dbeta is not None
+        assert dgamma is not None
+        assert dbeta is not None
         return pull_standardized(grouped(g), grouped(xhat), rstd, OVER_A_GROUP).reshape(da.shape), dgamma, dbeta
 
     def slide_over(x):

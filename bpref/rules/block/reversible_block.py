@@ -151,8 +151,8 @@ _V: Any = Real("d", -2.0, 2.0)
 
 
 def _weights(axes: str) -> Any:
-    """As `init` draws them for 8 features: with weights of variance 1, x2 would be a small part of y2."""
-    return Real(axes, -0.6, 0.6)
+    """As `init` draws them for 16 features: with weights of variance 1, x2 would be a small part of y2."""
+    return Real(axes, -0.4, 0.4)
 
 
 def _biases(axes: str) -> Any:
@@ -173,7 +173,7 @@ RULE = Rule(
                 AttentionBlockParams(NormParams(_V, None), _weights("Q d"), None, _weights("d d"), None),
                 MlpBlockParams(NormParams(_V, None), _weights("M d"), None, _weights("d F"), None),
             ),
-            fixed={"d": 8, "Q": 16, "M": 12, "F": 6},
+            fixed={"d": 16, "Q": 32, "M": 12, "F": 6},
             timed={"T": 512, "d": 256, "Q": 512, "M": 1024, "F": 512},
         ),
         Case(
@@ -196,7 +196,7 @@ RULE = Rule(
                 AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), _biases("Q"), _weights("d d"), _V),
                 MlpBlockParams(NormParams(_V, _V), _weights("F d"), _biases("F"), _weights("d F"), _V),
             ),
-            fixed={"B": 2, "d": 8, "Q": 24, "F": 6},
+            fixed={"B": 2, "d": 16, "Q": 48, "F": 6},
         ),
     ),
     cite="arXiv:1707.04585, equations 6 and 7 and algorithm 1; of a transformer: arXiv:2001.04451, section 3",
