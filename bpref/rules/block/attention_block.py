@@ -73,7 +73,7 @@ from bpref.formulas.rotate import rotate
 from bpref.formulas.self_attend import Sight, attend, pull_attend
 from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, Size
 
 
 class AttentionBlockParams(NamedTuple):
@@ -278,10 +278,10 @@ RULE = Rule(
         Case(
             "grouped queries, a window",
             Real("T d"),
-            {"heads": 4, "kv_heads": 2, "window": 7, "eps": _EPS, "block": 5},
+            {"heads": 4, "kv_heads": 2, "window": Size("w"), "eps": _EPS, "block": Size("P")},
             never_empty=("T",),
-            fixed={"d": 8},
-            timed={"T": 512, "d": 256},
+            fixed={"d": 8, "w": 7, "P": 5},
+            timed={"T": 512, "d": 256, "w": 256, "P": 128},
         ),
         Case(
             "layer norm, seen from both sides",

@@ -167,14 +167,14 @@ RULE = Rule(
         Case(
             "grouped queries",
             (Real("T d"), Real("T d")),
-            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": 5},
+            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")},
             never_empty=("T",),
             params=ReversibleBlockParams(
                 AttentionBlockParams(NormParams(_V, None), _weights("Q d"), None, _weights("d d"), None),
                 MlpBlockParams(NormParams(_V, None), _weights("M d"), None, _weights("d F"), None),
             ),
-            fixed={"d": 16, "Q": 32, "M": 12, "F": 6},
-            timed={"T": 512, "d": 256, "Q": 512, "M": 1024, "F": 512},
+            fixed={"d": 16, "Q": 32, "M": 12, "F": 6, "P": 5},
+            timed={"T": 512, "d": 256, "Q": 512, "M": 1024, "F": 512, "P": 128},
         ),
         Case(
             "gelu, layer norm, biases",

@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from bpref.formulas.pre_norm import Statistics
 from bpref.layer import Layer
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
@@ -164,10 +164,10 @@ RULE = Rule(
         Case(
             "swiglu, grouped queries",
             Real("T d"),
-            {"heads": 4, "hidden": 6, "kv_heads": 2, "eps": _EPS, "block": 5},
+            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")},
             never_empty=("T",),
-            fixed={"d": 8},
-            timed={"T": 512, "d": 256},
+            fixed={"d": 8, "F": 6, "P": 5},
+            timed={"T": 512, "d": 256, "F": 512, "P": 128},
         ),
         Case(
             "gelu, layer norm, a window on both sides",
