@@ -155,10 +155,6 @@ def _weights(axes: str) -> Any:
     return Real(axes, -0.4, 0.4)
 
 
-def _biases(axes: str) -> Any:
-    return Real(axes)
-
-
 RULE = Rule(
     "reversible_block",
     reversible_block,
@@ -177,7 +173,7 @@ RULE = Rule(
             timed={"T": 512, "d": 256, "Q": 512, "M": 1024, "F": 512, "P": 128},
         ),
         Case(
-            "gelu, layer norm, biases",
+            "gelu, layer norm",
             (Real("B T d"), Real("B T d")),
             {
                 "heads": 2,
@@ -187,14 +183,13 @@ RULE = Rule(
                 "norm": "layer",
                 "rope": None,
                 "causal": False,
-                "bias": True,
                 "eps": _EPS,
                 "block": 16,
             },
             never_empty=("T",),
             params=ReversibleBlockParams(
-                AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), _biases("Q"), _weights("d d"), _V),
-                MlpBlockParams(NormParams(_V, _V), _weights("F d"), _biases("F"), _weights("d F"), _V),
+                AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), None, _weights("d d"), None),
+                MlpBlockParams(NormParams(_V, _V), _weights("F d"), None, _weights("d F"), None),
             ),
             fixed={"B": 2, "d": 16, "Q": 48, "F": 6},
         ),
