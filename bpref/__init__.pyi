@@ -4,6 +4,7 @@ from .compose import objective as objective
 from .compose import parallel as parallel
 from .compose import remat as remat
 from .compose import residual as residual
+from .compose import reversible as reversible
 from .compose import scan as scan
 from .compose import serial as serial
 from .formulas.heads import Heads as Heads
@@ -53,7 +54,12 @@ from .rules.attention.gated_linear_attention import gated_linear_attention as ga
 from .rules.attention.linear_attention import linear_attention as linear_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
+from .rules.block.attention_block import attention_block as attention_block
 from .rules.block.mamba_block import mamba_block as mamba_block
+from .rules.block.mlp_block import mlp_block as mlp_block
+from .rules.block.residual_convolution_block import residual_convolution_block as residual_convolution_block
+from .rules.block.reversible_block import reversible_block as reversible_block
+from .rules.block.transformer_block import transformer_block as transformer_block
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution

@@ -4,7 +4,8 @@ from bpref.compose.objective import objective
 from bpref.compose.parallel import parallel
 from bpref.compose.remat import remat
 from bpref.compose.residual import residual
+from bpref.compose.reversible import reversible
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
 
-__all__ = ["objective", "parallel", "remat", "residual", "scan", "serial"]
+__all__ = ["objective", "parallel", "remat", "residual", "reversible", "scan", "serial"]

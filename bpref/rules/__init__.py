@@ -179,7 +179,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         "ppo",
         "token_log_probability",
     ),
-    "block": ("mamba_block",),
+    "block": (
+        "attention_block",
+        "mamba_block",
+        "mlp_block",
+        "residual_convolution_block",
+        "reversible_block",
+        "transformer_block",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -30,6 +30,7 @@ def networks(depth: int) -> st.SearchStrategy[bpref.Layer]:
         inner.map(bpref.remat),
         st.tuples(inner, st.integers(1, 3)).map(lambda given: bpref.scan(*given)),
         st.tuples(inner, inner).map(lambda pair: side_by_side(*pair)),
+        st.tuples(inner, inner, st.integers(1, 3)).map(lambda given: on_two_streams(*given)),
     )
 
 
@@ -38,6 +39,13 @@ def side_by_side(left: bpref.Layer, right: bpref.Layer) -> bpref.Layer:
     split = bpref.Layer(lambda key, x: (), lambda p, x: ((x, x), ()), lambda p, c, dy: ((), dy[0] + dy[1]), "copy")
     join = bpref.Layer(lambda key, x: (), lambda p, x: (x[0] + x[1], ()), lambda p, c, dy: ((), (dy, dy)), "add")
     return bpref.serial(split, bpref.parallel(left, right), join)
+
+
+def on_two_streams(f: bpref.Layer, g: bpref.Layer, length: int) -> bpref.Layer:
+    """`reversible` between two plain layers that make two streams of an array, and one of these."""
+    split = bpref.Layer(lambda key, x: (), lambda p, x: ((x, x), ()), lambda p, c, dy: ((), dy[0] + dy[1]), "copy")
+    join = bpref.Layer(lambda key, x: (), lambda p, x: (x[0] + x[1], ()), lambda p, c, dy: ((), (dy, dy)), "add")
+    return bpref.serial(split, bpref.reversible(f, g, length), join)
 
 
 def assert_derivative(layer: bpref.Layer, x, key=SEED) -> None:
@@ -119,6 +127,19 @@ def test_remat_keeps_its_input_alone_and_pays_inside_a_scan():
     assert temp_remat < 0.5 * temp
 
 
+def test_a_reversible_stack_keeps_its_output_alone_however_deep():
+    streams = jnp.ones((5, WIDTH)), jnp.zeros((5, WIDTH))
+    sizes = set()
+    for length in (1, 4):
+        layer = bpref.reversible(bpref.linear(WIDTH), bpref.tanh(), length)
+        params = layer.init(jax.random.key(0), streams)
+        assert jax.tree.map(jnp.shape, params[0]) == ((length, WIDTH, WIDTH), (length, WIDTH))
+        y, cache = layer.forward(params, streams)
+        np.testing.assert_array_equal(jax.tree.leaves(cache), jax.tree.leaves(y))
+        sizes.add(bytes_kept(lambda p, x, layer=layer: layer.forward(p, x)[1], params, streams))
+    assert sizes == {2 * 5 * WIDTH * 4}
+
+
 def test_leaves_are_named_by_where_they_stand_and_map_leaves_reaches_each_once():
     layer = bpref.serial(
         bpref.linear(3, name="in"), bpref.scan(bpref.residual(bpref.tanh()), 2), bpref.parallel(bpref.relu())
@@ -162,6 +183,20 @@ BAD_CALLS = {
         ),
         "scan: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
     ),
+    "reversible of no length": (
+        lambda: bpref.reversible(bpref.tanh(), bpref.tanh(), 0),
+        "reversible: length is 0, expected a positive integer",
+    ),
+    "reversible that changes the shape": (
+        lambda: (
+            bpref.reversible(bpref.linear(3), bpref.tanh()).init(jax.random.key(0), (jnp.ones((2, 4)),) * 2)
+            and bpref.reversible(bpref.linear(3), bpref.tanh()).forward(
+                bpref.reversible(bpref.linear(3), bpref.tanh()).init(jax.random.key(0), (jnp.ones((2, 4)),) * 2),
+                (jnp.ones((2, 4)),) * 2,
+            )
+        ),
+        "reversible: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
+    ),
     "backpropagate from no scalar": (
         lambda: bpref.backpropagate(bpref.tanh(), (), jnp.ones(2)),
         "tanh: dy is needed, since the output is not a scalar but (2,)",
@@ -174,6 +209,8 @@ def test_what_is_no_layer_is_refused():
         bpref.serial([bpref.tanh()])
     with pytest.raises(TypeError, match=r"^parallel: tanh is no Layer"):
         bpref.parallel(bpref.relu(), bpref.tanh)
+    with pytest.raises(TypeError, match=r"^reversible: x is of type ArrayImpl, expected a pair \(x1, x2\)$"):
+        bpref.reversible(bpref.tanh(), bpref.tanh()).forward(((), ()), jnp.ones(2))
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)

@@ -1,0 +1,74 @@
+"""The norm in front of a block's product, and the way back: RMS or layer norm, made again from x and two numbers a row.
+
+Forward, with the means over the d features of the last axis, mu = 0 and beta = 0 for the RMS norm:
+
+    xhat = (x - mu) r,   r = 1 / sqrt(mean((x - mu)^2) + eps)             n = gamma xhat + beta
+
+and, with g = gamma dn, as `rms_norm` and `layer_norm` derive it,
+
+    dx = r (g - mean g - xhat mean(g xhat))                               without mean g for the RMS norm
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast, widen
+from bpref.formulas.standardize import mean_over, moments, pull_scale_and_shift, pull_standardized, scale_and_shift
+
+NORMS = ("layer", "rms")
+
+
+class Statistics(NamedTuple):
+    """What is kept of a row beside the row itself; there is no mean for the RMS norm."""
+
+    mean: Float[Array, "... 1"] | None
+    rstd: Float[Array, "... 1"]
+
+
+class NormParams(NamedTuple):
+    scale: Float[Array, " d"]
+    shift: Float[Array, " d"] | None
+
+
+def require_norm(who: str, norm: Any) -> None:
+    """Raise `ValueError` unless there is such a norm."""
+    if norm not in NORMS:
+        raise ValueError(f"{who}: norm is {norm!r}, expected 'layer' or 'rms'")
+
+
+def init_norm(norm: str, d: int, dtype: Any) -> NormParams:
+    """Ones, and zeros where there is a shift."""
+    return NormParams(jnp.ones(d, dtype), jnp.zeros(d, dtype) if norm == "layer" else None)
+
+
+def statistics(norm: str, x: Array, eps: float) -> Statistics:
+    """The mean and the reciprocal standard deviation of each row, in at least float32."""
+    last = (x.ndim - 1,)
+    if norm == "layer":
+        mean, var = moments(widen(x), last)
+        return Statistics(mean, lax.rsqrt(var + eps))
+    return Statistics(None, lax.rsqrt(mean_over(jnp.square(widen(x)), last) + eps))
+
+
+def normalize(params: NormParams, x: Array, of: Statistics) -> Array:
+    """n, in x's dtype."""
+    return cast(scale_and_shift(_xhat(x, of), *params), x.dtype)
+
+
+def pull_normalize(params: NormParams, x: Array, of: Statistics, dn: Array) -> tuple[NormParams, Array]:
+    """The cotangents of gamma and beta, and of x, the latter in at least float32."""
+    xhat, last = _xhat(x, of), (x.ndim - 1,)
+    g, dscale, dshift = pull_scale_and_shift(widen(dn), xhat, *params)
+    if of.mean is None:
+        dx = of.rstd * (g - xhat * mean_over(g * xhat, last))
+    else:
+        dx = pull_standardized(g, xhat, of.rstd, last)
+    assert dscale is not None
+    return NormParams(dscale, dshift), dx
+
+
+def _xhat(x: Array, of: Statistics) -> Array:
+    return (widen(x) if of.mean is None else widen(x) - of.mean) * of.rstd

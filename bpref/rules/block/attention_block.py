@@ -1,0 +1,297 @@
+"""attention_block: y = W_o attention(RoPE(norm(x) W_qkv)), the attention half of a pre-norm transformer block, unadded.
+
+Forward, with x of shape (*b, T, d), N heads of queries and K of keys and values (N a multiple of K: head n meets head
+floor(n K / N)), D = d / N features each, and positions i, j:
+
+    n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (*b, T, d)      mu = beta = 0: RMS norm
+    (q', k', v)_i = W_qkv n_i + b_qkv                                     (*b, T, (N + 2 K) D)
+    q_i = R_i q'_i,   k_i = R_i k'_i                                      (*b, T, N D), (*b, T, K D)
+    s_ij = q_i . k_j / sqrt(D),   m_i = max_j s_ij,   S_i = sum_j exp(s_ij - m_i)     (*b, N, T, T), never made
+    p_ij = exp(s_ij - m_i) / S_i                                          m, S: (*b, T, N)
+    o_i = sum_j p_ij v_j                                                  (*b, T, N D)
+    y_i = W_o o_i + b_o                                                   (*b, T, d)
+
+R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D).
+j runs over what is visible from i: j <= i (causal), |i - j| < window.
+
+Differential, in the same order; R_i is orthogonal, so its adjoint is the rotation back:
+
+    delta y_i = W_o delta o_i + (delta W_o) o_i + delta b_o
+    delta o_i = sum_j p_ij delta v_j + sum_j p_ij (delta s_ij - sum_m p_im delta s_im) v_j
+    delta q_i = R_i delta q'_i        delta (q', k', v)_i = W_qkv delta n_i + (delta W_qkv) n_i + delta b_qkv
+
+The factor of each perturbation, with c_i = do_i . o_i, which is sum_j p_ij do_i . v_j, by head:
+
+    do_i = W_o^T dy_i                 dW_o = sum_i dy_i o_i^T             (*b, T, N D), (d, N D)
+    dv_j = sum_i p_ij do_i            ds_ij = p_ij (do_i . v_j - c_i)
+    dq_i = sum_j ds_ij k_j / sqrt(D)  dk_j = sum_i ds_ij q_i / sqrt(D)
+    dz_i = (R_i^T dq_i, R_i^T dk_i, dv_i)                                 (*b, T, (N + 2 K) D)
+    dW_qkv = sum_i dz_i n_i^T         dn_i = W_qkv^T dz_i                 ((N + 2 K) D, d), (*b, T, d)
+    dx_i = r_i (g_i - mean g_i - xhat_i mean(g_i xhat_i)),   g = gamma dn (*b, T, d)      no mean g: RMS norm
+
+Cached: x, two numbers for each of its rows (one for the RMS norm), q, k and v as they met, o, and m and S, two numbers
+for each position and head. That is the least from which no product of matrices is made a second time: q, k and v cost
+one, o, m and S the whole of the attention. What is cheap is made again: n is x shifted and scaled, p_ij an exponential
+of a product that ds needs anyway, block by block. q' and k' are not needed: the cotangents are turned back.
+
+Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
+exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
+the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotate`.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.dtypes import cast
+from bpref.formulas.affine import (
+    bias_cotangent,
+    lecun_uniform,
+    plus,
+    require_fit,
+    require_input,
+    require_size,
+    times,
+    times_transposed,
+    transposed_times,
+)
+from bpref.formulas.pre_norm import (
+    NormParams,
+    Statistics,
+    init_norm,
+    normalize,
+    pull_normalize,
+    require_norm,
+    statistics,
+)
+from bpref.formulas.rotate import rotate
+from bpref.formulas.self_attend import Sight, attend, pull_attend
+from bpref.formulas.standardize import require_positive
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule, Size
+
+
+class AttentionBlockParams(NamedTuple):
+    norm: NormParams
+    W_qkv: Float[Array, "(N+2*K)*D d"]
+    b_qkv: Float[Array, " (N+2*K)*D"] | None
+    W_o: Float[Array, "d N*D"]
+    b_o: Float[Array, " d"] | None
+
+
+class AttentionBlockCache(NamedTuple):
+    x: Float[Array, "*b T d"]
+    of_x: Statistics
+    q: Float[Array, "*b T N D"]
+    k: Float[Array, "*b T K D"]
+    v: Float[Array, "*b T K D"]
+    o: Float[Array, "*b T N D"]
+    m: Float[Array, "*b T N"]
+    S: Float[Array, "*b T N"]
+
+
+def attention_block(
+    heads: int,
+    kv_heads: int | None = None,
+    norm: str = "rms",
+    rope: float | None = 10000.0,
+    causal: bool = True,
+    window: int | None = None,
+    bias: bool = False,
+    eps: float = 1e-6,
+    block: int = 128,
+) -> Layer:
+    """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
+
+    Args:
+      heads: the number N of heads of queries, which divides the number of features d.
+      kv_heads: the number K of heads of keys and values, which divides N; N where left out (1: multi-query attention).
+      norm: "rms" or "layer".
+      rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
+      causal: whether a position sees no later ones.
+      window: how many positions back a position sees, itself among them (and as many ahead unless causal); None: all.
+      bias: whether there are a b_qkv and a b_o.
+      eps: what is added to the mean square or variance, in units of x squared.
+      block: how many positions are worked on at once; no array has more than `block` squared of them.
+
+    Returns:
+      A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
+      b_qkv, W_o: (d, N D), b_o)`, x `(*b, T, d)` and y of x's shape. Both W are drawn uniformly with variance 1 over
+      the number of their inputs; scale is ones, and shift and b are zeros at first.
+
+    Raises:
+      ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
+        the features, or leave an odd number for RoPE; x has other features than W_qkv.
+      TypeError: x is not floating-point, or not of W_qkv's dtype.
+    """
+    who = "attention_block"
+    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+
+
+def attention_layer(
+    who: str,
+    heads: int,
+    kv_heads: int | None,
+    norm: str,
+    rope: float | None,
+    causal: bool,
+    window: int | None,
+    bias: bool,
+    eps: float,
+    block: int,
+) -> Layer:
+    """The layer that error messages call `who`."""
+    K = heads if kv_heads is None else kv_heads
+    require_size(who, "heads", heads)
+    require_size(who, "kv_heads", K)
+    if heads % K:
+        raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
+    require_norm(who, norm)
+    require_positive(who, "eps", eps)
+    if rope is not None:
+        require_positive(who, "rope", rope)
+    if window is not None:
+        require_size(who, "window", window)
+    require_size(who, "block", block)
+    sight = Sight(causal, window, block)
+
+    def require_sequence(x):
+        d = require_input(who, x)
+        if len(x.shape) < 2 or x.shape[-2] == 0:
+            raise ValueError(f"{who}: x has shape {x.shape}, expected (*b, T, d) with at least one position T")
+        if d % heads:
+            raise ValueError(f"{who}: x has {d} features in its last axis, not a multiple of {heads} heads")
+        if rope is not None and d // heads % 2:
+            raise ValueError(f"{who}: x has {d} features, {d // heads} for each of {heads} heads; RoPE turns pairs")
+        return d
+
+    def split(z):
+        """q, k and v by heads, of what W_qkv makes."""
+        D = z.shape[-1] // (heads + 2 * K)
+        by_head = z.reshape(*z.shape[:-1], heads + 2 * K, D)
+        bounds = (0, heads, heads + K, heads + 2 * K)
+        return [lax.slice_in_dim(by_head, a, b, axis=-2) for a, b in pairwise(bounds)]
+
+    def merged(x):
+        """(*b, T, N, D) as (*b, T, N D)"""
+        return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+    def turned(x, way):
+        return x if rope is None else rotate(x, rope, way)
+
+    def init(key, x):
+        d = require_sequence(x)
+        of_qkv, of_o = jax.random.split(key)
+        rows = (heads + 2 * K) * (d // heads)
+        return AttentionBlockParams(
+            init_norm(norm, d, x.dtype),
+            lecun_uniform(of_qkv, (rows, d), d, x.dtype),
+            jnp.zeros(rows, x.dtype) if bias else None,
+            lecun_uniform(of_o, (d, d), d, x.dtype),
+            jnp.zeros(d, x.dtype) if bias else None,
+        )
+
+    def forward(params, x):
+        require_fit(who, params.W_qkv, x, "W_qkv")
+        require_sequence(x)
+        of_x = statistics(norm, x, eps)
+        n = normalize(params.norm, x, of_x)
+        q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
+        q, k = turned(q, 1), turned(k, 1)
+        o, m, S = attend(q, k, v, sight)
+        y = cast(plus(times_transposed(merged(o), params.W_o), params.b_o), x.dtype)
+        return y, AttentionBlockCache(x, of_x, q, k, v, o, m, S)
+
+    def backward(params, cache, dy):
+        x, of_x, q, k, v, o, m, S = cache
+        dW_o = cast(transposed_times(dy, merged(o)), dy.dtype)
+        do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
+        dq, dk, dv = pull_attend(q, k, v, o, m, S, do, sight)
+        dz = merged(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
+        dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
+        dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
+        db_qkv, db_o = bias_cotangent(dz, params.b_qkv), bias_cotangent(dy, params.b_o)
+        return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), cast(dx, x.dtype)
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(
+    params: AttentionBlockParams,
+    x: Array,
+    heads: int,
+    kv_heads: int | None = None,
+    norm: str = "rms",
+    rope: float | None = 10000.0,
+    causal: bool = True,
+    window: int | None = None,
+    bias: bool = False,
+    eps: float = 1e-6,
+    block: int = 128,
+) -> Array:
+    K = heads if kv_heads is None else kv_heads
+    T, d = x.shape[-2:]
+    D = d // heads
+
+    def affine(W, b, A):
+        Z = jnp.einsum("...j,kj->...k", A, W)
+        return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+
+    centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
+    n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps) * jnp.broadcast_to(params.norm.scale, x.shape)
+    if params.norm.shift is not None:
+        n = n + jnp.broadcast_to(params.norm.shift, x.shape)
+    z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
+    q, k, v = jnp.split(z, (heads, heads + K), -2)
+    if rope is not None:
+        angle = np.outer(np.arange(T), 1 / rope ** (np.arange(0, D, 2) / D))
+        cos, sin = (jnp.asarray(np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
+
+        def rotated(u):
+            a, b = jnp.split(u, 2, -1)
+            other = jnp.concatenate([-b, a], -1)
+            return u * jnp.broadcast_to(cos, u.shape) + other * jnp.broadcast_to(sin, u.shape)
+
+        q, k = rotated(q), rotated(k)
+    k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
+    s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
+    i, j = np.indices((T, T))
+    seen = np.full((T, T), True) if window is None else abs(i - j) < window
+    seen = seen & (j <= i) if causal else seen
+    p = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, s.shape), s, -jnp.inf), -1)
+    o = jnp.einsum("...nij,...jnD->...inD", p, v)
+    return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], d))
+
+
+_EPS = Interval(1e-6, 0.1, 1e-6)
+
+RULE = Rule(
+    "attention_block",
+    attention_block,
+    reference,
+    cases=(
+        Case(
+            "grouped queries, a window",
+            Real("T d"),
+            {"heads": 4, "kv_heads": 2, "window": Size("w"), "eps": _EPS, "block": Size("P")},
+            never_empty=("T",),
+            fixed={"d": 8, "w": 7, "P": 5},
+            timed={"T": 512, "d": 256, "w": 256, "P": 128},
+        ),
+        Case(
+            "layer norm, seen from both sides",
+            Real("B T d"),
+            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": True, "eps": _EPS, "block": 16},
+            never_empty=("T",),
+            fixed={"d": 8},
+        ),
+    ),
+    cite="arXiv:1706.03762, section 3.2; pre-norm: arXiv:2002.04745; grouped queries: arXiv:2305.13245; "
+    "RoPE: arXiv:2104.09864; by blocks: arXiv:2205.14135",
+    covers=("self_attention_block",),
+)

@@ -1,0 +1,204 @@
+"""mlp_block: y = W_out act(norm(x) W_in), the half of a pre-norm transformer block that mixes no positions, unadded.
+
+Forward, with x of shape (..., d), F hidden features, g the activation and i a row:
+
+    n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (..., d)        mu = beta = 0: RMS norm
+    z_i = W_in n_i + b_in                                                 (..., F), (..., 2 F) where it is gated
+    a_i = g(z_i),  or with z_i = (u_i, t_i) its halves  u_i g(t_i)        (..., F)
+    y_i = W_out a_i + b_out                                               (..., d)
+
+Gated with silu it is SwiGLU, with gelu GEGLU.
+
+Differential:
+
+    delta y_i = W_out delta a_i + (delta W_out) a_i + delta b_out
+    delta a_i = g'(z_i) delta z_i,  or  g(t_i) delta u_i + u_i g'(t_i) delta t_i
+    delta z_i = W_in delta n_i + (delta W_in) n_i + delta b_in
+
+and delta n as in the norms. The factor of each perturbation:
+
+    da_i = W_out^T dy_i              dW_out = sum_i dy_i a_i^T            (..., F), (d, F)
+    dz_i = da_i g'(z_i),  or  (da_i g(t_i), da_i u_i g'(t_i))             of z's shape
+    dn_i = W_in^T dz_i               dW_in = sum_i dz_i n_i^T             (..., d), (F or 2 F, d)
+    dx_i = r_i (f_i - mean f_i - xhat_i mean(f_i xhat_i)),   f = gamma dn (..., d)        no mean f: RMS norm
+
+Cached: x, two numbers for each of its rows (one for the RMS norm), and z, which cost a product of matrices. That is the
+least from which no such product is made a second time: n and a, which the two dW need, are a few operations for each
+element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides.
+
+Numerical care: the norm and g in float32 at least, products of half precision are summed in float32; z and a are
+rounded to x's dtype. About the tails and kinks of g, see `gelu`, `silu` and `relu`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.dtypes import cast
+from bpref.formulas.affine import (
+    bias_cotangent,
+    lecun_uniform,
+    plus,
+    require_fit,
+    require_input,
+    require_size,
+    times,
+    times_transposed,
+    transposed_times,
+)
+from bpref.formulas.pre_norm import (
+    NormParams,
+    Statistics,
+    init_norm,
+    normalize,
+    pull_normalize,
+    require_norm,
+    statistics,
+)
+from bpref.formulas.standardize import require_positive
+from bpref.layer import Layer
+from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rules.activation.glu import GATES, glu
+
+
+class MlpBlockParams(NamedTuple):
+    norm: NormParams
+    W_in: Float[Array, "m d"]
+    b_in: Float[Array, " m"] | None
+    W_out: Float[Array, "d F"]
+    b_out: Float[Array, " d"] | None
+
+
+class MlpBlockCache(NamedTuple):
+    x: Float[Array, "... d"]
+    of_x: Statistics
+    z: Float[Array, "... m"]
+
+
+def mlp_block(
+    hidden: int,
+    activation: str = "silu",
+    gated: bool = True,
+    norm: str = "rms",
+    bias: bool = False,
+    eps: float = 1e-6,
+) -> Layer:
+    """y = W_out act(norm(x) W_in), row by row; `residual` of it is half a transformer block.
+
+    Args:
+      hidden: the number F of hidden features.
+      activation: g: "silu", "gelu" (tanh form), "relu", "sigmoid", "tanh" or "identity".
+      gated: whether a = u g(t) of the halves of z, as in SwiGLU, and not g(z).
+      norm: "rms" or "layer".
+      bias: whether there are a b_in and a b_out.
+      eps: what is added to the mean square or variance, in units of x squared.
+
+    Returns:
+      A layer with params `MlpBlockParams(norm: (scale: (d,), shift: (d,) or None), W_in: (2 F or F, d), b_in,
+      W_out: (d, F), b_out)`, x `(..., d)` and y of x's shape. Both W are drawn uniformly with variance 1 over the
+      number of their inputs; scale is ones, and shift and b are zeros at first.
+
+    Raises:
+      ValueError: an argument is out of its range; x has no features, or others than W_in.
+      TypeError: x is not floating-point, or not of W_in's dtype.
+    """
+    return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps)
+
+
+def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bias: bool, eps: float) -> Layer:
+    """The layer that error messages call `who`."""
+    require_size(who, "hidden", hidden)
+    if activation not in GATES:
+        raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(GATES))}")
+    require_norm(who, norm)
+    require_positive(who, "eps", eps)
+    act = glu(activation) if gated else GATES[activation]()
+
+    def init(key, x):
+        d = require_input(who, x)
+        of_in, of_out = jax.random.split(key)
+        m = 2 * hidden if gated else hidden
+        return MlpBlockParams(
+            init_norm(norm, d, x.dtype),
+            lecun_uniform(of_in, (m, d), d, x.dtype),
+            jnp.zeros(m, x.dtype) if bias else None,
+            lecun_uniform(of_out, (d, hidden), hidden, x.dtype),
+            jnp.zeros(d, x.dtype) if bias else None,
+        )
+
+    def forward(params, x):
+        require_fit(who, params.W_in, x, "W_in")
+        of_x = statistics(norm, x, eps)
+        n = normalize(params.norm, x, of_x)
+        z = cast(plus(times_transposed(n, params.W_in), params.b_in), x.dtype)
+        a, _ = act.forward((), z)
+        y = cast(plus(times_transposed(a, params.W_out), params.b_out), x.dtype)
+        return y, MlpBlockCache(x, of_x, z)
+
+    def backward(params, cache, dy):
+        x, of_x, z = cache
+        a, kept = act.forward((), z)
+        dW_out = cast(transposed_times(dy, a), dy.dtype)
+        dz = act.backward((), kept, cast(times(dy, params.W_out), dy.dtype))[1]
+        dW_in = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
+        dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_in))
+        db_in, db_out = bias_cotangent(dz, params.b_in), bias_cotangent(dy, params.b_out)
+        return MlpBlockParams(dnorm, dW_in, db_in, dW_out, db_out), cast(dx, x.dtype)
+
+    return Layer(init, forward, backward, who)
+
+
+def reference(
+    params: MlpBlockParams,
+    x: Array,
+    hidden: int,
+    activation: str = "silu",
+    gated: bool = True,
+    norm: str = "rms",
+    bias: bool = False,
+    eps: float = 1e-6,
+) -> Array:
+    def affine(W, b, A):
+        Z = jnp.einsum("...j,kj->...k", A, W)
+        return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+
+    centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
+    n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps) * jnp.broadcast_to(params.norm.scale, x.shape)
+    if params.norm.shift is not None:
+        n = n + jnp.broadcast_to(params.norm.shift, x.shape)
+    z = affine(params.W_in, params.b_in, n)
+    g = getattr(jax.nn, activation)
+    if gated:
+        u, t = jnp.split(z, 2, -1)
+        return affine(params.W_out, params.b_out, u * g(t))
+    return affine(params.W_out, params.b_out, g(z))
+
+
+_EPS = Interval(1e-6, 0.1, 1e-6)
+_NOT_EMPTY = ("d", "F")
+
+RULE = Rule(
+    "mlp_block",
+    mlp_block,
+    reference,
+    cases=(
+        Case(
+            "swiglu",
+            Real("B T d"),
+            {"hidden": Size("F"), "eps": _EPS},
+            _NOT_EMPTY,
+            timed={"B": 1, "T": 512, "d": 256, "F": 512},
+        ),
+        Case(
+            "gelu, layer norm, biases",
+            Real("N d"),
+            {"hidden": Size("F"), "activation": "gelu", "gated": False, "norm": "layer", "bias": True, "eps": _EPS},
+            _NOT_EMPTY,
+        ),
+    ),
+    cite="arXiv:1706.03762, section 3.3; gated: arXiv:2002.05202, equations 5 and 6; pre-norm: arXiv:2002.04745",
+    covers=("feed_forward_block", "swiglu mlp"),
+)

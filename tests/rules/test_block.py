@@ -1,0 +1,270 @@
+"""The blocks: what they refuse, what exactly they keep, and the compositions of single layers that they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.rules.block.transformer_block import TransformerBlockParams
+
+X = jnp.ones((2, 5, 8))
+IMAGES = jnp.ones((2, 4, 4, 6))
+
+
+def init(layer, x):
+    return layer.init(jax.random.key(0), x)
+
+
+def forward(layer, of, x):
+    return layer.forward(init(layer, of), x)
+
+
+BAD_CALLS = {
+    "images in groups that do not divide": (
+        lambda: init(bpref.residual_convolution_block(4), IMAGES),
+        ValueError,
+        "residual_convolution_block: x has 6 channels in its last axis, not a positive multiple of 4 groups",
+    ),
+    "images without pixels": (
+        lambda: init(bpref.residual_convolution_block(3), jnp.ones((2, 0, 4, 6))),
+        ValueError,
+        "residual_convolution_block: x has shape (2, 0, 4, 6), expected at least one element along each spatial axis",
+    ),
+    "sequences where images are expected": (
+        lambda: init(bpref.residual_convolution_block(3), jnp.ones((2, 4, 6))),
+        ValueError,
+        "residual_convolution_block: x has shape (2, 4, 6), expected 4 axes (N, H, W, C)",
+    ),
+    "images of other channels": (
+        lambda: forward(bpref.residual_convolution_block(3), IMAGES, jnp.ones((2, 4, 4, 9))),
+        ValueError,
+        "residual_convolution_block: x has 9 channels in its last axis, W1 expects 6 (W1: (6, 3, 3, 6))",
+    ),
+    "images in another dtype": (
+        lambda: forward(bpref.residual_convolution_block(3), IMAGES, IMAGES.astype(jnp.bfloat16)),
+        TypeError,
+        "residual_convolution_block: x has dtype bfloat16, W1 has float32; cast one to the other's",
+    ),
+    "no groups": (
+        lambda: bpref.residual_convolution_block(0),
+        ValueError,
+        "residual_convolution_block: groups is 0, expected a positive integer",
+    ),
+    "heads that do not divide": (
+        lambda: init(bpref.attention_block(3), X),
+        ValueError,
+        "attention_block: x has 8 features in its last axis, not a multiple of 3 heads",
+    ),
+    "heads of an odd size for RoPE": (
+        lambda: init(bpref.transformer_block(8, 4), X),
+        ValueError,
+        "transformer_block: x has 8 features, 1 for each of 8 heads; RoPE turns pairs",
+    ),
+    "heads of keys that do not divide those of queries": (
+        lambda: bpref.transformer_block(4, 4, kv_heads=3),
+        ValueError,
+        "transformer_block: kv_heads is 3, expected a divisor of heads 4",
+    ),
+    "no heads": (
+        lambda: bpref.reversible_block(0, 4),
+        ValueError,
+        "reversible_block: heads is 0, expected a positive integer",
+    ),
+    "a window on nothing": (
+        lambda: bpref.attention_block(2, window=0),
+        ValueError,
+        "attention_block: window is 0, expected a positive integer",
+    ),
+    "blocks of nothing": (
+        lambda: bpref.attention_block(2, block=0),
+        ValueError,
+        "attention_block: block is 0, expected a positive integer",
+    ),
+    "a base of no wavelengths": (
+        lambda: bpref.attention_block(2, rope=0.0),
+        ValueError,
+        "attention_block: rope is 0.0, expected a positive number",
+    ),
+    "an empty sequence": (
+        lambda: init(bpref.transformer_block(2, 4), jnp.ones((3, 0, 8))),
+        ValueError,
+        "transformer_block: x has shape (3, 0, 8), expected (*b, T, d) with at least one position T",
+    ),
+    "no sequence": (
+        lambda: init(bpref.transformer_block(2, 4), jnp.ones(8)),
+        ValueError,
+        "transformer_block: x has shape (8,), expected (*b, T, d) with at least one position T",
+    ),
+    "a norm that is none": (
+        lambda: bpref.mlp_block(4, norm="batch"),
+        ValueError,
+        "mlp_block: norm is 'batch', expected 'layer' or 'rms'",
+    ),
+    "an activation that is none": (
+        lambda: bpref.transformer_block(2, 4, activation="swish"),
+        ValueError,
+        "transformer_block: activation is 'swish', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+    ),
+    "no hidden features": (
+        lambda: bpref.mlp_block(0),
+        ValueError,
+        "mlp_block: hidden is 0, expected a positive integer",
+    ),
+    "other features than the weights": (
+        lambda: forward(bpref.transformer_block(2, 4), X, jnp.ones((2, 5, 6))),
+        ValueError,
+        "transformer_block: x has 6 features in its last axis, W_qkv expects 8 (W_qkv: (24, 8))",
+    ),
+    "another dtype": (
+        lambda: forward(bpref.mlp_block(4), X, X.astype(jnp.bfloat16)),
+        TypeError,
+        "mlp_block: x has dtype bfloat16, W_in has float32; cast one to the other's",
+    ),
+    "integers": (
+        lambda: init(bpref.transformer_block(2, 4), jnp.ones((5, 8), jnp.int32)),
+        TypeError,
+        "transformer_block: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "one stream": (
+        lambda: init(bpref.reversible_block(2, 4), X),
+        TypeError,
+        "reversible_block: x is of type ArrayImpl, expected a pair (x1, x2)",
+    ),
+    "streams of two lengths": (
+        lambda: init(bpref.reversible_block(2, 4), (X, X[:, 1:])),
+        ValueError,
+        "reversible_block: x1 has shape (2, 5, 8), x2 (2, 4, 8); expected one shape",
+    ),
+    "streams of two dtypes": (
+        lambda: init(bpref.reversible_block(2, 4), (X, X.astype(jnp.bfloat16))),
+        TypeError,
+        "reversible_block: x1 has dtype float32, x2 bfloat16; cast one to the other's",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_are_refused(call, kind, message):
+    with pytest.raises(kind) as refused:
+        call()
+    assert str(refused.value) == message
+
+
+def swept(layer, params, x, dy):
+    y, cache = layer.forward(params, x)
+    return y, *layer.backward(params, cache, dy)
+
+
+def assert_equal_sweeps(came, expected):
+    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.fixture
+def sequences():
+    """x and dy, in float64."""
+    with jax.enable_x64(True):
+        yield np.random.default_rng(0).normal(size=(2, 2, 11, 8))
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_transformer_block_is_its_halves_in_residuals(sequences, norm):
+    x, dy = map(jnp.asarray, sequences)
+    block = bpref.transformer_block(4, 6, 2, norm=norm, window=3, bias=True, block=4)
+    halves = bpref.serial(
+        bpref.residual(bpref.attention_block(4, 2, norm=norm, window=3, bias=True, block=4)),
+        bpref.residual(bpref.mlp_block(6, norm=norm, bias=True)),
+    )
+    params = init(block, x)
+    assert_equal_sweeps(swept(block, params, x, dy), swept(halves, tuple(params), x, dy))
+
+
+def test_an_mlp_block_is_a_norm_two_linear_layers_and_a_gate(sequences):
+    x, dy = map(jnp.asarray, sequences)
+    block = bpref.mlp_block(6, "gelu", norm="layer", bias=True, eps=1e-5)
+    layers = bpref.serial(bpref.layer_norm(1e-5), bpref.linear(12), bpref.glu("gelu"), bpref.linear(8))
+    p = init(block, x)
+    params = p.norm, (p.W_in, p.b_in), (), (p.W_out, p.b_out)
+    assert_equal_sweeps(swept(block, p, x, dy), swept(layers, params, x, dy))
+
+
+def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences):
+    x, dy = map(jnp.asarray, sequences)
+    block = bpref.residual_convolution_block(2, (3,))
+    half = bpref.group_norm(2), bpref.relu(), bpref.convolution(8, (3,), bias=False)
+    layers = bpref.residual(bpref.serial(*half, *half))
+    p = init(block, x)
+    params = (p.scale1, p.shift1), (), (p.W1, None), (p.scale2, p.shift2), (), (p.W2, None)
+    assert_equal_sweeps(swept(block, p, x, dy), swept(layers, params, x, dy))
+
+
+def test_reversible_is_a_stack_of_reversible_blocks(sequences):
+    x, dy = map(jnp.asarray, sequences)
+    block = bpref.reversible_block(2, 6, block=4)
+    stack = bpref.reversible(bpref.attention_block(2, block=4), bpref.mlp_block(6), 1)
+    params = init(block, (x, dy))
+    y, dparams, dx = swept(stack, jax.tree.map(lambda v: v[None], tuple(params)), (x, dy), (dy, x))
+    assert_equal_sweeps(swept(block, params, (x, dy), (dy, x)), (y, jax.tree.map(lambda v: v[0], dparams), dx))
+
+
+def test_positions_outside_of_the_window_and_later_ones_are_not_seen(sequences):
+    x = jnp.asarray(sequences[0])
+    layer = bpref.transformer_block(2, 6, window=3, block=4)
+    params = init(layer, x)
+    dy = jnp.zeros_like(x).at[:, 7].set(1.0)
+    _, _, dx = swept(layer, params, x, dy)
+    assert [bool(jnp.any(dx[:, i] != 0)) for i in range(11)] == [i in (5, 6, 7) for i in range(11)]
+
+
+def test_a_window_of_one_gives_back_the_values_and_no_gradient_to_queries_and_keys(sequences):
+    """p = 1 whatever q and k are: W_qkv's first two thirds have a cotangent of 0."""
+    x, dy = map(jnp.asarray, sequences)
+    layer = bpref.attention_block(2, window=1, block=4)
+    params = init(layer, x)
+    y, dparams, _ = swept(layer, params, x, dy)
+    n = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, n @ params.W_qkv[16:].T @ params.W_o.T, rtol=1e-12)
+    np.testing.assert_allclose(dparams.W_qkv[:16], 0, atol=1e-14)
+
+
+def shapes(cache):
+    return [(v.shape, str(v.dtype)) for v in jax.tree.leaves(cache)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_kept_is_what_is_named(dtype):
+    """B 3, T 10, d 8, of 4 heads and 2 of keys and values, F 6; statistics are float32 in half precision as well."""
+    name = str(jnp.dtype(dtype))
+    x = jnp.ones((3, 10, 8), dtype)
+    layer = bpref.transformer_block(4, 6, 2)
+    _, cache = forward(layer, x, x)
+    row, per_head = ((3, 10, 1), "float32"), ((3, 10, 4), "float32")
+    of_heads, of_kv_heads = ((3, 10, 4, 2), name), ((3, 10, 2, 2), name)
+    x_or_h, z = ((3, 10, 8), name), ((3, 10, 12), name)
+    attention = [x_or_h, row, of_heads, of_kv_heads, of_kv_heads, of_heads, per_head, per_head]
+    assert shapes(cache) == [*attention, x_or_h, row, z]
+
+
+def test_a_reversible_block_keeps_its_output_alone():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 10, 8))
+    y, cache = forward(bpref.reversible_block(2, 6), (x[0], x[1]), (x[0], x[1]))
+    for kept, given in zip(jax.tree.leaves(cache), y, strict=True):
+        np.testing.assert_array_equal(kept, given)
+
+
+def test_in_half_precision_a_reversible_block_keeps_its_output_as_it_was_before_it_was_rounded():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 10, 8), jnp.bfloat16)
+    y, cache = forward(bpref.reversible_block(2, 6), (x[0], x[1]), (x[0], x[1]))
+    assert shapes(cache) == [((3, 10, 8), "float32")] * 2
+    for kept, given in zip(jax.tree.leaves(cache), y, strict=True):
+        np.testing.assert_array_equal(kept.astype(jnp.bfloat16), given)
+
+
+def test_the_params_of_a_block_are_those_of_its_halves():
+    params = init(bpref.transformer_block(2, 6), X)
+    assert isinstance(params, TransformerBlockParams)
+    assert jax.tree.map(jnp.shape, params) == (
+        (((8,), None), (24, 8), None, (8, 8), None),
+        (((8,), None), (12, 8), None, (8, 6), None),
+    )

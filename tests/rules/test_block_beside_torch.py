@@ -1,0 +1,89 @@
+"""The blocks beside PyTorch's modules that compute the same, on random shapes."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.formulas.pre_norm import NormParams
+from bpref.rules.block.attention_block import AttentionBlockParams
+from bpref.rules.block.mlp_block import MlpBlockParams
+from bpref.rules.block.residual_convolution_block import ResidualConvolutionBlockParams
+from bpref.rules.block.transformer_block import TransformerBlockParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_residual_convolution_block(torch, seed, rank):
+    F = torch.nn.functional
+    rng = np.random.default_rng(seed)
+    C = 6
+    window = (3,) * rank
+    of_norm = [rng.normal(size=C) for _ in range(4)]
+    W1, W2 = rng.normal(size=(2, C, *window, C))
+    params = ResidualConvolutionBlockParams(*of_norm[:2], W1, *of_norm[2:], W2)
+
+    def twin(p, x):
+        def half(v, scale, shift, W):
+            a = F.relu(F.group_norm(v, 3, scale, shift, 1e-5))
+            return getattr(F, f"conv{rank}d")(a, W.movedim(-1, 1), padding=1)
+
+        v = x.movedim(-1, 1)
+        v = v + half(half(v, p.scale1, p.shift1, p.W1), p.scale2, p.shift2, p.W2)
+        return v.movedim(1, -1)
+
+    sizes = map(int, rng.integers(2, 7, rank))
+    assert_same(bpref.residual_convolution_block(3, window), twin, params, rng.normal(size=(2, *sizes, C)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_transformer_block(torch, seed, causal):
+    """As `TransformerEncoderLayer(norm_first=True)` with GELU, layer norms and biases."""
+    rng = np.random.default_rng(seed)
+    heads, d, F = 2, 8, 12
+    T = int(rng.integers(1, 14))
+
+    def half(kind, rows, columns):
+        norm = NormParams(rng.normal(size=d), rng.normal(size=d))
+        return kind(norm, rng.normal(size=(rows, d)), rng.normal(size=rows), *_affine(rng, d, columns))
+
+    params = TransformerBlockParams(half(AttentionBlockParams, 3 * d, d), half(MlpBlockParams, F, F))
+    layer = bpref.transformer_block(
+        heads, F, activation="gelu", gated=False, norm="layer", rope=None, causal=causal, bias=True, eps=1e-5, block=4
+    )
+
+    def gelu(x):
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+    module = torch.nn.TransformerEncoderLayer(d, heads, F, 0.0, gelu, 1e-5, True, True, dtype=torch.float64)
+
+    def twin(p, x):
+        a, m = p.attention, p.mlp
+        named = {
+            "norm1.weight": a.norm.scale,
+            "norm1.bias": a.norm.shift,
+            "self_attn.in_proj_weight": a.W_qkv,
+            "self_attn.in_proj_bias": a.b_qkv,
+            "self_attn.out_proj.weight": a.W_o,
+            "self_attn.out_proj.bias": a.b_o,
+            "norm2.weight": m.norm.scale,
+            "norm2.bias": m.norm.shift,
+            "linear1.weight": m.W_in,
+            "linear1.bias": m.b_in,
+            "linear2.weight": m.W_out,
+            "linear2.bias": m.b_out,
+        }
+        mask = torch.triu(torch.ones(T, T, dtype=torch.bool), 1) if causal else None
+        return torch.func.functional_call(module, named, (x,), {"src_mask": mask})
+
+    assert_same(layer, twin, params, rng.normal(size=(3, T, d)))
+
+
+def _affine(rng, m, d):
+    return rng.normal(size=(m, d)), rng.normal(size=m)
