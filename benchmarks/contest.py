@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks.paired import Ratio, paired, repetitions
+from bpref.layer import Layer
 
 
 class Contest(NamedTuple):
@@ -76,3 +78,23 @@ def outcomes(contest: Contest, seconds: float) -> list[Outcome]:
         bounds = (contest.memory_bound, contest.time_bound) if index == 0 else (None, None)
         seen.append(Outcome(contest.name, name, (hand.temp, other.temp), time, *bounds))
     return seen
+
+
+def by_hand(layer: Layer) -> Callable[..., Any]:
+    """`(params, x, w)` to the value and the gradients of sum(y w), as a layer computes them."""
+
+    def run(params, x, w):
+        y, cache = layer.forward(params, x)
+        return inner(y, w), layer.backward(params, cache, w)
+
+    return run
+
+
+def gradients(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of y = f(params, x), by autodiff."""
+    return jax.value_and_grad(lambda params, x, w: inner(f(params, x), w), argnums=(0, 1))
+
+
+def inner(y: Any, w: Any) -> jax.Array:
+    """The sum of products of all elements of two trees."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, y, w))

@@ -1,15 +1,12 @@
 """A transformer block beside autodiff's under every checkpoint policy, and a reversible stack beside a stored one."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 import bpref
-from benchmarks.contest import Contest
-from bpref.layer import Layer
+from benchmarks.contest import Contest, by_hand, gradients
 from bpref.rules.block import attention_block, mlp_block, transformer_block
 from bpref.rules.block.reversible_block import ReversibleBlockParams
 
@@ -73,20 +70,3 @@ def reversible_stack(depth: int) -> Contest:
 
     rivals["bpref.scan, every y kept"] = stored_by_hand
     return Contest(f"reversible stack, depth {depth}, T {T}, d {D}", by_hand(layer), rivals, (params, x, w), 1.0, 1.0)
-
-
-def by_hand(layer: Layer) -> Callable[..., Any]:
-    def run(params, x, w):
-        y, cache = layer.forward(params, x)
-        return inner(y, w), layer.backward(params, cache, w)
-
-    return run
-
-
-def gradients(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.value_and_grad(lambda params, x, w: inner(f(params, x), w), argnums=(0, 1))
-
-
-def inner(y: Any, w: Any) -> jax.Array:
-    """The sum of products of all elements of two trees."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, y, w))

@@ -9,6 +9,10 @@ from bpref.rules.sequence_loss import crf as crf_rule
 from bpref.rules.sequence_loss import ctc as ctc_rule
 
 
+def contests() -> list[Contest]:
+    return [ctc_of_half_a_thousand_frames(), crf_of_a_tagger()]
+
+
 def ctc_of_half_a_thousand_frames(B: int = 16, T: int = 500, U: int = 100, C: int = 128) -> Contest:
     """A character model's batch: the loss and the gradient of the logits."""
     keys = jax.random.split(jax.random.key(0), 4)

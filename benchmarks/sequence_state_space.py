@@ -1,15 +1,11 @@
 """Linear recurrences and Mamba's scan beside autodiff of the two naive forms: a loop, and an associative scan."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 import bpref
-from benchmarks.contest import Contest
-from bpref.layer import Layer
+from benchmarks.contest import Contest, by_hand, gradients
 from bpref.rules.block import mamba_block
 from bpref.rules.state_space import linear_recurrence, rg_lru, selective_scan
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
@@ -72,15 +68,3 @@ def parallel_scan(params: SelectiveScanParams, x: Selective) -> Array:
     b = jnp.einsum("btd,btn->btdn", s * u, B)
     h = lax.associative_scan(lambda p, q: (p[0] * q[0], q[0] * p[1] + q[1]), (a, b), axis=1)[1]
     return jnp.einsum("btdn,btn->btd", h, C) + params.D[None, None] * u
-
-
-def by_hand(layer: Layer) -> Callable[..., Any]:
-    def run(params, x, w):
-        y, cache = layer.forward(params, x)
-        return jnp.vdot(y, w), layer.backward(params, cache, w)
-
-    return run
-
-
-def gradients(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.value_and_grad(lambda params, x, w: jnp.vdot(f(params, x), w), argnums=(0, 1))
