@@ -111,10 +111,10 @@ def crf(mean: bool = False) -> Layer:
         counted = jnp.where(used(lengths, T)[:, :, None], jax.nn.one_hot(tags, K, dtype=r.dtype), 0)
         observed = counted * weight[:, None, None]
         dx = g - observed
-        products = {"precision": lax.Precision.HIGHEST}
-        dA = n - jnp.einsum("bti,btj->ij", observed[:, :-1], counted[:, 1:], **products)
+        highest = lax.Precision.HIGHEST
+        dA = n - jnp.einsum("bti,btj->ij", observed[:, :-1], counted[:, 1:], precision=highest)
         at_end = jax.nn.one_hot(lengths - 1, T, dtype=r.dtype)
-        dh = jnp.sum(last, 0) - jnp.einsum("bt,btj->j", at_end, observed, **products)
+        dh = jnp.sum(last, 0) - jnp.einsum("bt,btj->j", at_end, observed, precision=highest)
         ds = jnp.sum(dx[:, :1], (0, 1))
         return CRFParams(*(cast(d, x.dtype) for d in (dA, ds, dh))), (cast(dx, x.dtype), None, None)
 

@@ -68,7 +68,8 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
     of_all = softmax_cross_entropy(smoothing, ignored=PADDING)
     forward_of, backward_of = of_all.forward, of_all.backward
     if per_example:
-        forward_of, backward_of = (jax.vmap(f, in_axes=((), *[0] * n)) for f, n in ((forward_of, 1), (backward_of, 2)))
+        forward_of = jax.vmap(forward_of, in_axes=((), 0))
+        backward_of = jax.vmap(backward_of, in_axes=((), 0, 0))
 
     def forward(params, x):
         logits, labels = _checked(who, x)

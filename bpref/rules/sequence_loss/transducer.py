@@ -150,7 +150,8 @@ def _steps(logits: Array, labels: Array, frames: Array, label_lengths: Array, bl
     is_label = used(label_lengths, U1 - 1) & (labels >= 0) & (labels < V) & (labels != blank)
     y = jnp.pad(jnp.where(is_label[:, None, :], y, LOG_ZERO), ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO)
     counts = _counts(frames, label_lengths, T, U1)
-    return tuple(_by_diagonals(jnp.where(counts, known(v), LOG_ZERO)) for v in (z[..., blank] - log_sum, y))
+    skip, y = (_by_diagonals(jnp.where(counts, known(v), LOG_ZERO)) for v in (z[..., blank] - log_sum, y))
+    return skip, y
 
 
 def _by_diagonals(v: Array) -> Array:
