@@ -24,7 +24,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.rotations import Stretch, frequencies, magnitude
@@ -130,7 +130,7 @@ def reference(
     """As products of complex numbers, of modulus c."""
     u, positions = x if isinstance(x, tuple) else (x, None)
     rotated = round(fraction * u.shape[-1])
-    pairs = u[..., :rotated].reshape(*u.shape[:-1], *((-1, 2) if interleaved else (2, rotated // 2)))
+    pairs = u[..., :rotated].reshape(*u.shape[:-1], *((rotated // 2, 2) if interleaved else (2, rotated // 2)))
     z = [widen(pairs[..., i] if interleaved else pairs[..., i, :]) for i in (0, 1)]
     frequency = frequencies(rotated, base, stretch)
     if positions is None:
@@ -139,8 +139,8 @@ def reference(
         angle = positions.astype(z[0].dtype)[..., None] * jnp.broadcast_to(
             jnp.asarray(frequency, z[0].dtype), (*positions.shape, len(frequency))
         )
-    turn = magnitude(stretch) * (jnp.cos(angle) + 1j * jnp.sin(angle))
-    turned = (z[0] + 1j * z[1]) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
+    turn = magnitude(stretch) * lax.complex(jnp.cos(angle), jnp.sin(angle))
+    turned = lax.complex(*z) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
     y = jnp.stack([turned.real, turned.imag], -1 if interleaved else -2).reshape(*u.shape[:-1], rotated)
     return jnp.concatenate([y.astype(u.dtype), u[..., rotated:]], -1)
 

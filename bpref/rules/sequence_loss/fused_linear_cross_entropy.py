@@ -29,8 +29,9 @@ Cached: h, the labels, and of each row m, R, z_y, from which l = m + log(R + exp
 in the forward, for dJ = 1, and keep those: three products rather than four, but a dW as large as W is kept, a forward
 without a backward pays for it wherever the compiler does not see that it is unused, and rows must come in blocks, of
 which each needs its logits over all classes, and reads and writes all of dW. Measured at 1,024 rows of 256 and 32,000
-classes beside the naive form: twice the memory of this one, and slower. Blocks of rows would do the same to this one;
-more rows want a smaller B.
+classes beside the naive form: five to ten times the memory of this one, and slower. Blocks of rows would do the same to
+this one; more rows want a smaller B. Where all logits fit into the processor's cache, as those of 128 rows and 4,096
+classes, nothing is saved by not keeping them, and the fourth product shows: 1.2 times autodiff's time.
 
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
 E = exp(z_y - m) and S = R + E, do not cancel when the model is sure. p is exp(z - m) / S, and not exp(z - l), which
