@@ -45,7 +45,7 @@ def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarr
 
 def magnitude(stretch: Stretch | None) -> float:
     """What rotated features are multiplied by."""
-    return 1 + 0.1 * np.log(stretch.factor) if stretch is not None and stretch.way == "yarn" else 1.0
+    return float(1 + 0.1 * np.log(stretch.factor)) if stretch is not None and stretch.way == "yarn" else 1.0
 
 
 def _pair_that_turns(times: float, features: int, base: float, length: int) -> float:
