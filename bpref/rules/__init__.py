@@ -126,6 +126,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "dot_product_attention",
         "gated_linear_attention",
         "linear_attention",
+        "multi_head_attention",
         "retention",
         "rotary_embedding",
     ),
