@@ -52,6 +52,7 @@ from .rules.attention.blockwise_attention import blockwise_attention as blockwis
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
 from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
+from .rules.attention.latent_attention import latent_attention as latent_attention
 from .rules.attention.linear_attention import linear_attention as linear_attention
 from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
 from .rules.attention.retention import retention as retention

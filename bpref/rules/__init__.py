@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "delta_rule",
         "dot_product_attention",
         "gated_linear_attention",
+        "latent_attention",
         "linear_attention",
         "multi_head_attention",
         "retention",
