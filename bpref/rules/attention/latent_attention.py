@@ -51,12 +51,12 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Pattern
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
+from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule
-from bpref.rules.attention.rotary_embedding import reference as naive_rotation
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.rms_norm import RmsNormParams, rms_norm
 
@@ -259,7 +259,7 @@ def reference(
         return jnp.einsum("...r,nfr->...nf", z, W.reshape(n, W.shape[0] // n, W.shape[1]))
 
     def turned(z):
-        return naive_rotation((), z, interleaved, 1.0, base)
+        return naive_rotation(z, base, interleaved)
 
     c = down(params.W_dkv, params.kv_scale)
     q = up(params.W_uq, down(params.W_dq, params.q_scale), heads)

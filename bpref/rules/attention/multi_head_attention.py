@@ -54,11 +54,11 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Pattern
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
+from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
-from bpref.rules.attention.rotary_embedding import reference as naive_rotation
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.qk_norm import QkNormParams
 from bpref.rules.norm.qk_norm import qk_norm as qk_norm_layer
@@ -298,7 +298,7 @@ def reference(
     if qk_norm:
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
-        q, k = (naive_rotation((), a, interleaved, fraction, rope) for a in (q, k))
+        q, k = (naive_rotation(a, rope, interleaved, fraction) for a in (q, k))
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
     o = naive_attention(params.attention, _heads(given, q, k, v), pattern, scale is None, alibi, max_distance)
     return affine(params.W_o, params.b_o, _joined(o))
