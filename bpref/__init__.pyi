@@ -11,6 +11,7 @@ from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.rotations import Stretch as Stretch
+from .formulas.sequences import Sequences as Sequences
 from .layer import Layer as Layer
 from .layer import as_function as as_function
 from .layer import backpropagate as backpropagate
@@ -51,7 +52,9 @@ from .rules.attention.blockwise_attention import blockwise_attention as blockwis
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
 from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
+from .rules.attention.latent_attention import latent_attention as latent_attention
 from .rules.attention.linear_attention import linear_attention as linear_attention
+from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
 from .rules.block.attention_block import attention_block as attention_block

@@ -234,3 +234,9 @@ def test_shared_experts_are_a_network_that_every_token_sees():
     layer, params = mixture([0.0, 1.0], k=1, capacity_factor=0.0, shared=2)
     params = params._replace(shared_U=jnp.ones((2, 1)), shared_V=jnp.array([[3.0, 4.0]]))
     assert layer.forward(params, jnp.array([[1.0], [-1.0]]))[0].y[:, 0].tolist() == [7, 0]
+
+
+def test_a_tie_of_zeros_of_both_signs_goes_to_the_lower_experts():
+    router = bpref.top_k_router(4)
+    params = TopKRouterParams(jnp.asarray([[1.0], [-1.0], [1.0], [1.0]]))
+    assert router.forward(params, jnp.zeros((1, 1)))[0].experts.tolist() == [[0, 1]]

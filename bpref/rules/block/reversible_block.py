@@ -170,6 +170,7 @@ RULE = Rule(
                 MlpBlockParams(NormParams(_V, None), _weights("M d"), None, _weights("d F"), None),
             ),
             fixed={"d": 16, "Q": 32, "M": 12, "F": 6, "P": 5},
+            least={"T": 2},
             timed={"T": 512, "d": 256, "Q": 512, "M": 1024, "F": 512, "P": 128},
         ),
         Case(
@@ -192,6 +193,7 @@ RULE = Rule(
                 MlpBlockParams(NormParams(_V, _V), _weights("F d"), None, _weights("d F"), None),
             ),
             fixed={"B": 2, "d": 16, "Q": 48, "F": 6},
+            least={"T": 2},
         ),
     ),
     cite="arXiv:1707.04585, equations 6 and 7 and algorithm 1; of a transformer: arXiv:2001.04451, section 3",

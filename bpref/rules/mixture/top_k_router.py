@@ -115,7 +115,8 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
         if params.W.shape[0] != experts:
             raise ValueError(f"{who}: W has shape {params.W.shape}, expected (E, d): {(experts, x.shape[-1])}")
         z = times_transposed(x, params.W)
-        chosen = lax.top_k(z, k)[1]
+        # Of -0 and 0, which are a tie, `top_k` takes the second for the larger.
+        chosen = lax.top_k(jnp.where(z == 0, 0, z), k)[1]
         p, l = _softmax(z)
         N = max(l.size, 1)
         balance = jnp.sum(_shares(chosen, z) * _mean_per_expert(p, N)) * experts

@@ -1,0 +1,59 @@
+"""What attention with projections is given: a sequence that asks, and the sequence that it looks into."""
+
+from typing import Any, NamedTuple
+
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from bpref.dtypes import require_floating, require_integer
+
+
+class Sequences(NamedTuple):
+    """The input x of attention with its projections; what is `None` is not used.
+
+    Attributes:
+      x: the sequence of the queries.
+      memory: the sequence of the keys and values; x itself where it is left out.
+      mask: which query may see which key, with axes of size 1 where it is the same for all.
+      segments: ids of packed sequences in x: a query sees keys of its own id only.
+      memory_segments: those of the memory; `segments` where it is left out.
+      key: a PRNG key, for dropout.
+    """
+
+    x: Float[Array, "*b T d"]
+    memory: Float[Array, "*b S f"] | None = None
+    mask: Bool[Array, "*#b #N #T #S"] | None = None
+    segments: Int[Array, "*b T"] | None = None
+    memory_segments: Int[Array, "*b S"] | None = None
+    key: Array | None = None
+
+
+def as_sequences(who: str, x: Any) -> Sequences:
+    """`x`, an array being a sequence that looks into itself.
+
+    Raises:
+      TypeError: a sequence is not floating-point, or segments are no integers.
+      ValueError: an array has another shape than `Sequences` says, or no position.
+    """
+    x = x if isinstance(x, Sequences) else Sequences(x)
+    for name, v, shape in (("x", x.x, "(*b, T, d)"), ("memory", x.memory, "(*b, S, f)")):
+        if v is None:
+            continue
+        require_floating(who, name, v)
+        if len(v.shape) < 2 or 0 in v.shape[-2:]:
+            raise ValueError(f"{who}: {name} has shape {v.shape}, expected {shape}, the last two at least 1")
+        if v.shape[:-2] != x.x.shape[:-2]:
+            raise ValueError(f"{who}: {name} has shape {v.shape}, expected x's batch axes (x: {x.x.shape})")
+        if v.dtype != x.x.dtype:
+            raise TypeError(f"{who}: {name} has dtype {v.dtype}, x has {x.x.dtype}; cast one to the other's")
+    memory = x.x if x.memory is None else x.memory
+    for name, ids, v in (("segments", x.segments, x.x), ("memory_segments", x.memory_segments, memory)):
+        if ids is not None:
+            require_integer(who, name, ids)
+            if ids.shape != v.shape[:-1]:
+                raise ValueError(f"{who}: {name} has shape {ids.shape}, expected {v.shape[:-1]}")
+    if x.memory_segments is not None and x.segments is None:
+        raise ValueError(f"{who}: memory_segments are given without segments")
+    if x.segments is not None and x.memory_segments is None and memory.shape[:-1] != x.x.shape[:-1]:
+        raise ValueError(f"{who}: segments are given, and the memory {memory.shape} needs memory_segments too")
+    return x

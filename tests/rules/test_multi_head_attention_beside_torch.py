@@ -1,0 +1,49 @@
+"""Multi-head attention beside PyTorch's, forward and every gradient."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref import Sequences
+from bpref.rules.attention.multi_head_attention import MultiHeadAttentionParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+
+
+def drawn(rng, d: int) -> MultiHeadAttentionParams:
+    W = [rng.normal(size=(d, d)) for _ in range(4)]
+    b_q, b_v, b_o = (rng.normal(size=d) for _ in range(3))
+    return MultiHeadAttentionParams(*W, b_q, None, b_v, b_o)
+
+
+def theirs(p, x, memory, heads, mask=None):
+    """What `torch.nn.MultiheadAttention` computes, of parameters that carry gradients, with a b_k of 0."""
+    bias = torch.cat([p.b_q, torch.zeros_like(p.b_q), p.b_v])
+    y, _ = torch.nn.functional.multi_head_attention_forward(
+        x.transpose(0, 1), memory.transpose(0, 1), memory.transpose(0, 1), x.shape[-1], heads,
+        torch.cat([p.W_q, p.W_k, p.W_v]), bias, None, None, False, 0.0, p.W_o, p.b_o, need_weights=False,
+        attn_mask=mask,
+    )  # fmt: skip
+    return y.transpose(0, 1)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention(seed, causal):
+    rng = np.random.default_rng(seed)
+    B, T, D, heads = (int(n) for n in rng.integers(2, 6, 4))
+    mask = torch.ones(T, T, dtype=torch.bool).triu(1) if causal else None
+    layer = bpref.multi_head_attention(heads, causal=causal, query_block=2, key_block=3)
+    x = rng.normal(size=(B, T, D * heads))
+    assert_same(layer, lambda p, x: theirs(p, x, x, heads, mask), drawn(rng, D * heads), x)
+
+
+@EVERY_SEED
+def test_cross_attention(seed):
+    rng = np.random.default_rng(seed)
+    B, T, S, D, heads = (int(n) for n in rng.integers(2, 6, 5))
+    x = Sequences(rng.normal(size=(B, T, D * heads)), rng.normal(size=(B, S, D * heads)))
+    assert_same(bpref.multi_head_attention(heads), lambda p, x: theirs(p, *x[:2], heads), drawn(rng, D * heads), x)
