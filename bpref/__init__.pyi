@@ -119,6 +119,9 @@ from .rules.pooling.max_pool import max_pool as max_pool
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer
 from .rules.quantization.straight_through import straight_through as straight_through
+from .rules.recurrence.gru import gru as gru
+from .rules.recurrence.lstm import lstm as lstm
+from .rules.recurrence.rnn import rnn as rnn
 from .rules.reduction.logsumexp import logsumexp as logsumexp
 from .rules.reduction.reduce_max import reduce_max as reduce_max
 from .rules.reduction.reduce_prod import reduce_prod as reduce_prod

@@ -44,6 +44,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "take_along_axis",
         "top_k",
     ),
+    "recurrence": (
+        "gru",
+        "lstm",
+        "rnn",
+    ),
     "cumulative": (
         "cumulative_logsumexp",
         "cumulative_product",
