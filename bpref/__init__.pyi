@@ -42,6 +42,7 @@ from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.block.lstm_block import lstm_block as lstm_block
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import convolution as convolution
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution
@@ -119,6 +120,7 @@ from .rules.pooling.max_pool import max_pool as max_pool
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer
 from .rules.quantization.straight_through import straight_through as straight_through
+from .rules.recurrence.bidirectional import bidirectional as bidirectional
 from .rules.recurrence.gru import gru as gru
 from .rules.recurrence.lstm import lstm as lstm
 from .rules.recurrence.rnn import rnn as rnn

@@ -41,7 +41,7 @@ def as_sequences(x: Any) -> Sequences:
 
 
 def require_sequences(who: str, x: Any, W: Any = None) -> None:
-    """Raise unless x.x is floating-point (B, T, d), of W's dtype and its d (W: (m, d)), and lengths are integers (B,)."""
+    """Raise unless x.x is floating-point (B, T, d), of the dtype and the d of W (m, d), lengths integers (B,)."""
     require_floating(who, "x", x.x)
     shape = x.x.shape
     if len(shape) != 3 or shape[-1] == 0:
@@ -53,9 +53,7 @@ def require_sequences(who: str, x: Any, W: Any = None) -> None:
     if x.lengths is not None:
         require_integer(who, "lengths", x.lengths)
         if x.lengths.shape != shape[:1]:
-            raise ValueError(
-                f"{who}: lengths has shape {x.lengths.shape}, expected ({shape[0]},), one for each example"
-            )
+            raise ValueError(f"{who}: lengths has shape {x.lengths.shape}, expected {shape[:1]}, one for each example")
 
 
 def require_state(who: str, argument: str, state: Any, x: Any, features: int) -> None:

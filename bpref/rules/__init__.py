@@ -45,10 +45,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "top_k",
     ),
     "recurrence": (
+        "bidirectional",
         "gru",
         "lstm",
         "rnn",
     ),
+    "block": ("lstm_block",),
     "cumulative": (
         "cumulative_logsumexp",
         "cumulative_product",

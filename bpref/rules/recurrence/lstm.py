@@ -261,7 +261,7 @@ RULE = Rule(
             ("d", "H", "p"),
         ),
     ),
-    cite="Hochreiter and Schmidhuber, 'Long short-term memory' (1997); peepholes: Gers and Schmidhuber, 'Recurrent nets "
-    "that time and count' (2000); projection: arXiv:1402.1128",
+    cite="Hochreiter and Schmidhuber, 'Long short-term memory' (1997); peepholes: Gers and Schmidhuber, 'Recurrent "
+    "nets that time and count' (2000); projection: arXiv:1402.1128",
     covers=("lstmp", "long short-term memory", "peephole_lstm"),
 )

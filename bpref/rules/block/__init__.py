@@ -1,0 +1,1 @@
+"""Blocks: several layers derived as one."""
