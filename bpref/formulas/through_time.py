@@ -164,7 +164,7 @@ def marks_of(given: Sequences, reverse: bool, truncate: int | None, k: int) -> M
         live = live.reshape(len(t) // k, k, B)
     if truncate is not None:
         nth = T - 1 - t if reverse else t
-        cut = ((nth % truncate == 0) & (nth != 0)).reshape(len(t) // k, k)
+        cut = ((nth % truncate == 0) & (nth > 0) & (nth < T)).reshape(len(t) // k, k)
     return Marks(live, cut)
 
 

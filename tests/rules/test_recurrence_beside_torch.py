@@ -48,7 +48,7 @@ class Draw:
 
 
 def run(kind, weights, x, states, **options):
-    """A one-layer module of PyTorch with these weights, on packed sequences: y and the states, one of each direction."""
+    """A one-layer module of PyTorch with these weights, on packed sequences: y, and the state of each direction."""
     both = len(weights) > 1
     module = getattr(torch.nn, kind)(
         x.x.shape[-1], weights[0][1].shape[0] // {"RNN": 1, "GRU": 3, "LSTM": 4}[kind],
