@@ -156,7 +156,7 @@ def segment_length(T: int, checkpoint: int | None) -> int:
 def marks_of(given: Sequences, reverse: bool, truncate: int | None, k: int) -> Marks:
     """The marks of all steps, those that fill up the last segment of k among them, by segments."""
     B, T = given.x.shape[:2]
-    t = lax.iota(jnp.int32, -(-T // k) * k)
+    t = lax.iota(jnp.int32, max(1, -(-T // k)) * k)
     live = cut = None
     if given.lengths is not None or len(t) > T:
         lengths = jnp.full((B,), T) if given.lengths is None else jnp.minimum(given.lengths, T)
@@ -169,8 +169,8 @@ def marks_of(given: Sequences, reverse: bool, truncate: int | None, k: int) -> M
 
 
 def filled_up(x: Float[Array, "B T d"], k: int) -> tuple[Float[Array, "B n*k d"], int]:
-    """x with the last segment of k steps filled up with 0, if there is need to, and the number n of segments."""
-    missing = -x.shape[1] % k
+    """x with the last segment of k steps filled up with 0, if there is need to, and n, at least 1."""
+    missing = max(1, -(-x.shape[1] // k)) * k - x.shape[1]
     filled = jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing else x
     return filled, filled.shape[1] // k
 

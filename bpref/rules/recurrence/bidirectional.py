@@ -103,7 +103,7 @@ def reference(params: Both, x: Sequences | Array, ahead: Layer, back: Layer) -> 
 
 
 _STATE = Both(LstmState(Real("B H"), Real("B H")), Real("B K"))  # pyright: ignore[reportArgumentType]
-_X = Sequences(Real("B T d", -2.0, 2.0), _STATE, Integer("B", 0, "T", points=(0, 100)))  # pyright: ignore[reportArgumentType]
+_X = Sequences(Real("B T d", -2.0, 2.0), _STATE, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 _P = LstmParams(Real("G d", -1.0, 1.0), Real("G H", -0.5, 0.5), Real("G", -1.0, 1.0))  # pyright: ignore[reportArgumentType]
 
 RULE = Rule(

@@ -197,7 +197,7 @@ def reference(
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(0, 100)))  # pyright: ignore[reportArgumentType]
+_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 _NOT_EMPTY = ("d", "H")
 
 RULE = Rule(

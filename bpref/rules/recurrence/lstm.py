@@ -231,7 +231,7 @@ def reference(
 
 def _given(p: str) -> Sequences:
     state = LstmState(Real(f"B {p}", -1.0, 1.0), Real("B H"))  # pyright: ignore[reportArgumentType]
-    return Sequences(Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(0, 100)))  # pyright: ignore[reportArgumentType]
+    return Sequences(Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 
 
 _NOT_EMPTY = ("d", "H")

@@ -154,7 +154,7 @@ def reference(
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(0, 100)))
+_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
 _P = RnnParams(Real("H d", -1.0, 1.0), Real("H H", -0.5, 0.5), Real("H", -1.0, 1.0))
 _NOT_EMPTY = ("d", "H")
 
