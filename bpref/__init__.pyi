@@ -58,6 +58,7 @@ from .rules.attention.multi_head_attention import multi_head_attention as multi_
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
 from .rules.block.attention_block import attention_block as attention_block
+from .rules.block.lstm_block import lstm_block as lstm_block
 from .rules.block.mamba_block import mamba_block as mamba_block
 from .rules.block.mlp_block import mlp_block as mlp_block
 from .rules.block.residual_convolution_block import residual_convolution_block as residual_convolution_block
@@ -148,6 +149,10 @@ from .rules.preference_loss.token_log_probability import token_log_probability a
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer
 from .rules.quantization.straight_through import straight_through as straight_through
+from .rules.recurrence.bidirectional import bidirectional as bidirectional
+from .rules.recurrence.gru import gru as gru
+from .rules.recurrence.lstm import lstm as lstm
+from .rules.recurrence.rnn import rnn as rnn
 from .rules.reduction.logsumexp import logsumexp as logsumexp
 from .rules.reduction.reduce_max import reduce_max as reduce_max
 from .rules.reduction.reduce_prod import reduce_prod as reduce_prod

@@ -131,6 +131,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "retention",
         "rotary_embedding",
     ),
+    "recurrence": (
+        "bidirectional",
+        "gru",
+        "lstm",
+        "rnn",
+    ),
     "state_space": (
         "linear_recurrence",
         "rg_lru",
@@ -183,6 +189,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "block": (
         "attention_block",
+        "lstm_block",
         "mamba_block",
         "mlp_block",
         "residual_convolution_block",

@@ -1,0 +1,33 @@
+"""A recurrence as a textbook has it, step after step: what the references of the recurrences are made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpref.formulas.sequences import Passed, as_sequences
+
+
+def naive_recurrence(
+    step: Callable[[Any, Any], tuple[Any, Any]], x: Any, state: Any, reverse: bool, truncate: int | None
+) -> Passed:
+    """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step."""
+    inputs, given, lengths = as_sequences(x)
+    state = state if given is None else given
+    B, T = inputs.shape[:2]
+    order = jnp.arange(T)[::-1] if reverse else jnp.arange(T)
+
+    def body(state, slices):
+        n, t, x_t = slices
+        if truncate is not None:
+            stops = (n % truncate == 0) & (n > 0)
+            state = jax.tree.map(lambda v: jnp.where(stops, lax.stop_gradient(v), v), state)
+        after, h = step(x_t, state)
+        live = jnp.ones((B, 1), bool) if lengths is None else (t < lengths)[:, None]
+        return jax.tree.map(lambda a, b: jnp.where(live, a, b), after, state), jnp.where(live, h, 0)
+
+    steps = jnp.moveaxis(inputs, 1, 0)
+    last, h = lax.scan(body, state, (jnp.arange(T), order, steps[::-1] if reverse else steps))
+    return Passed(jnp.moveaxis(h[::-1] if reverse else h, 0, 1), last)

@@ -1,0 +1,246 @@
+"""What recurrences share: one step and its adjoint, carried through time and back.
+
+Forward, for t = 1 ... T, or T ... 1 if reversed, with z all inputs' projections, made by one product before the loop:
+
+    z = project(x)          s_t, h_t, kept_t = step(z_t, s_{t-1})         y_t = h_t
+
+Back, in the other order, with ds_t the cotangent of s_t by what came after it, and dy_t that of the output:
+
+    ds_{t-1}, d_t = pull(kept_t, s_{t-1}, s_t, ds_t, dy_t)
+
+Whatever is a sum over all steps, as the cotangents of the weights are, is made after the loop from all d_t together,
+by `collect`: one product of (k B) rows, where one in each step would read and write the weights' cotangents T times.
+k is the length of a segment, all T steps if there are few: z and d are of use within it alone, and go with it.
+
+- Lengths: a step beyond an example's length leaves the state as it was and puts out 0: s_t = s_{t-1}, y_t = 0. Back,
+  ds_{t-1} = ds_t, and d_t is 0 since pull is linear and is given 0. Reversed, the steps beyond the end come first and
+  leave the initial state as it was: nothing is turned round.
+- Truncation: the state before every k-th step is taken for a constant, ds_{t-1} = 0 there. The forward says so to
+  whoever differentiates it.
+- Checkpoints: the states before every k-th step alone are kept; the backward makes the k steps again from there. The
+  last segment is filled up with steps beyond the end.
+
+s_t is s_{t-1} of the step after, which the reverse loop has just left: it is carried, not read.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from bpref.dtypes import cast, widen
+from bpref.formulas.affine import require_size
+from bpref.formulas.sequences import Passed, Sequences, as_sequences
+from bpref.layer import Layer
+
+SEGMENT = 64
+"""About how many steps one product is made of, so that what is of use between two loops alone is small."""
+
+
+class Recurrence(NamedTuple):
+    """A recurrence, as the loop needs it; everything in at least float32, the k steps of a segment first: (k, B, ...).
+
+    Attributes:
+      init: the layer's.
+      require: `(params, x: Sequences)`, raises unless they fit.
+      zeros: `(params, B)`, the state that there is if none is given.
+      project: `(params, x) -> z`.
+      step: `(params, z_t, s) -> (s', h, kept_t)`, with what of the step `pull` needs beside the states.
+      pull: `(params, kept_t, s, s', ds', dh) -> (ds, d_t)`, linear in `(ds', dh)`.
+      collect: `(params, x, kept, s, s', d) -> (dparams, dx)`, of all steps.
+    """
+
+    init: Callable[[Any, Any], Any]
+    require: Callable[[Any, Sequences], None]
+    zeros: Callable[[Any, int], Any]
+    project: Callable[[Any, Array], Array]
+    step: Callable[[Any, Array, Any], tuple[Any, Array, Any]]
+    pull: Callable[[Any, Any, Any, Any, Any, Array], tuple[Any, Any]]
+    collect: Callable[[Any, Array, Any, Any, Any, Any], tuple[Any, Array]]
+
+
+class Kept(NamedTuple):
+    """What every recurrence caches: its input, the state after all steps, and by segments (n, k, B, ...), of each step
+    the state before it and what its `pull` needs. With checkpoints, the states before each segment, and no steps.
+    """
+
+    x: Any
+    before: Any
+    last: Any
+    steps: Any
+
+
+class Marks(NamedTuple):
+    """Which examples have the step, and whether the state before it is a constant; `None` where all, and none."""
+
+    live: Bool[Array, "T B"] | None
+    cut: Bool[Array, " T"] | None
+
+
+def through_time(
+    who: str, recurrence: Recurrence, reverse: bool, truncate: int | None, checkpoint: int | None
+) -> Layer:
+    """The layer of a recurrence, x `Sequences` or an array (B, T, d), y `Passed`.
+
+    Args:
+      reverse: whether the last step comes first.
+      truncate: after how many steps the gradient stops; `None` never.
+      checkpoint: the states before every so many steps are cached, and the steps made again; `None` caches all.
+
+    Raises:
+      ValueError: `truncate` or `checkpoint` is not a positive integer.
+    """
+    for argument, k in (("truncate", truncate), ("checkpoint", checkpoint)):
+        if k is not None:
+            require_size(who, argument, k)
+
+    def forward(params, x):
+        given = as_sequences(x)
+        recurrence.require(params, given)
+        p = jax.tree.map(widen, params)
+        start = recurrence.zeros(p, given.x.shape[0]) if given.state is None else jax.tree.map(widen, given.state)
+        k = segment_length(given.x.shape[1], checkpoint)
+
+        inputs, n = filled_up(given.x, k)
+
+        def body(s, segment):
+            i, marks = segment
+            after, (h, before, steps) = _run(recurrence, p, s, segment_of(inputs, i, k), marks, reverse)
+            return after, (h, (before, steps) if checkpoint is None else (s, ()))
+
+        segments = lax.iota(jnp.int32, n), marks_of(given, reverse, truncate, k)
+        last, (h, (before, steps)) = lax.scan(body, start, segments, reverse=reverse)
+        y = joined(h, given.x.shape[1])
+        narrow = jax.tree.map(lambda v: cast(v, given.x.dtype), Passed(y, last))
+        return narrow, Kept(x, before, last, steps)
+
+    def backward(params, cache, dy):
+        given = as_sequences(cache.x)
+        p = jax.tree.map(widen, params)
+        k = segment_length(given.x.shape[1], checkpoint)
+        (inputs, n), (dy_filled, _) = filled_up(given.x, k), filled_up(dy.y, k)
+
+        def body(carry, segment):
+            ds, last, dp = carry
+            i, marks, before, steps = segment
+            x, dh = segment_of(inputs, i, k), segment_of(dy_filled, i, k)
+            first = before
+            if checkpoint is None:
+                first = jax.tree.map(lambda v: v[-1] if reverse else v[0], before)
+            else:
+                last, (_, before, steps) = _run(recurrence, p, first, x, marks, reverse)
+            ds, (more, dx) = _pull(recurrence, p, (ds, last), x, marks, dh, before, steps, reverse)
+            return (ds, first, jax.tree.map(jnp.add, dp, more)), dx
+
+        end = jax.tree.map(widen, dy.state), cache.last, jax.tree.map(jnp.zeros_like, p)
+        segments = lax.iota(jnp.int32, n), marks_of(given, reverse, truncate, k), cache.before, cache.steps
+        (ds, _, dp), dx = lax.scan(body, end, segments, reverse=not reverse)
+        dx = cast(joined(dx, given.x.shape[1]), given.x.dtype)
+        dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), dp, params)
+        if not isinstance(cache.x, Sequences):
+            return dparams, dx
+        dstate = None if given.state is None else jax.tree.map(lambda d, v: cast(d, v.dtype), ds, given.state)
+        return dparams, Sequences(dx, dstate, None)
+
+    return Layer(recurrence.init, forward, backward, who)
+
+
+def segment_length(T: int, checkpoint: int | None) -> int:
+    """How many steps a segment has: as many as lie between two checkpoints, or else about `SEGMENT`, all alike."""
+    return checkpoint or max(1, -(-T // max(1, -(-T // SEGMENT))))
+
+
+def marks_of(given: Sequences, reverse: bool, truncate: int | None, k: int) -> Marks:
+    """The marks of all steps, those that fill up the last segment of k among them, by segments."""
+    B, T = given.x.shape[:2]
+    t = lax.iota(jnp.int32, max(1, -(-T // k)) * k)
+    live = cut = None
+    if given.lengths is not None or len(t) > T:
+        lengths = jnp.full((B,), T) if given.lengths is None else jnp.minimum(given.lengths, T)
+        live = lax.expand_dims(t, (1,)) < lax.expand_dims(lengths.astype(jnp.int32), (0,))
+        live = live.reshape(len(t) // k, k, B)
+    if truncate is not None:
+        nth = T - 1 - t if reverse else t
+        cut = ((nth % truncate == 0) & (nth > 0) & (nth < T)).reshape(len(t) // k, k)
+    return Marks(live, cut)
+
+
+def filled_up(x: Float[Array, "B T d"], k: int) -> tuple[Float[Array, "B n*k d"], int]:
+    """x with the last segment of k steps filled up with 0, if there is need to, and n, at least 1."""
+    missing = max(1, -(-x.shape[1] // k)) * k - x.shape[1]
+    filled = jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing else x
+    return filled, filled.shape[1] // k
+
+
+def segment_of(filled: Float[Array, "B n*k d"], i: Array, k: int) -> Float[Array, "k B d"]:
+    """Segment i, its steps first: cut out when it is its turn, since x turned round as a whole is one more x."""
+    return widen(jnp.swapaxes(lax.dynamic_slice_in_dim(filled, i * k, k, axis=1), 0, 1))
+
+
+def joined(steps: Float[Array, "n k B d"], T: int) -> Float[Array, "B T d"]:
+    """All segments, batch first, without what the last was filled up with."""
+    n, k = steps.shape[:2]
+    return jnp.swapaxes(steps.reshape(n * k, *steps.shape[2:])[:T], 0, 1)
+
+
+def _run(recurrence: Recurrence, p: Any, start: Any, x: Array, marks: Marks, reverse: bool) -> Any:
+    """The steps of a segment from its first state: the last state, and of each step h, the state before it, kept."""
+
+    def body(s, slices):
+        z, (live, cut) = slices
+        s = s if cut is None else choose(cut, lax.stop_gradient(s), s)
+        after, h, kept = recurrence.step(p, z, s)
+        if live is not None:
+            after, h = choose(live, after, s), choose(live, h, jnp.zeros_like(h))
+        return after, (h, s, kept)
+
+    return lax.scan(body, start, (recurrence.project(p, x), marks), reverse=reverse)
+
+
+def _pull(
+    recurrence: Recurrence,
+    p: Any,
+    end: tuple[Any, Any],
+    x: Array,
+    marks: Marks,
+    dh: Array,
+    before: Any,
+    steps: Any,
+    reverse: bool,
+) -> Any:
+    """The way back through a segment from `end`, (ds, s) after it: ds before it, and the sums over its steps."""
+
+    def body(carry, slices):
+        ds, after = carry
+        s, kept, dh, (live, cut) = slices
+        if live is None:
+            dbefore, d = recurrence.pull(p, kept, s, after, ds, dh)
+        else:
+            arrived = choose(live, (ds, dh), jax.tree.map(jnp.zeros_like, (ds, dh)))
+            dbefore, d = recurrence.pull(p, kept, s, after, *arrived)
+            dbefore = choose(live, dbefore, ds)
+        if cut is not None:
+            dbefore = choose(cut, jax.tree.map(jnp.zeros_like, dbefore), dbefore)
+        return (dbefore, s), d
+
+    (ds, _), d = lax.scan(body, end, (before, steps, dh, marks), reverse=not reverse)
+    after = jax.tree.map(lambda s, last: _shifted(s, last, reverse), before, end[1])
+    return ds, recurrence.collect(p, x, steps, before, after, d)
+
+
+def _shifted(before: Array, last: Array, reverse: bool) -> Array:
+    """The states after each step, from those before each and the last."""
+    last = lax.expand_dims(last, (0,))
+    return jnp.concatenate([last, before[:-1]] if reverse else [before[1:], last])[: len(before)]
+
+
+def choose(which: Array, these: Any, those: Any) -> Any:
+    """Leaf by leaf `these` where `which`, else `those`: one choice for each example, or one for all."""
+
+    def of_leaf(a, b):
+        return lax.select(lax.broadcast_in_dim(which, a.shape, tuple(range(which.ndim))), a, b)
+
+    return jax.tree.map(of_leaf, these, those)

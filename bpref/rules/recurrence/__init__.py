@@ -1,0 +1,1 @@
+"""Recurrences: back-propagation through time."""

@@ -1,0 +1,133 @@
+"""bidirectional: two recurrences over the same sequences, each from its own end, their outputs side by side.
+
+Forward, with f and g any two recurrences, such as lstm(64) and lstm(64, reverse=True), and x (B, T, d):
+
+    y_f, s_f' = f(x, s_f)         y_g, s_g' = g(x, s_g)
+    y_nt = (y_f,nt, y_g,nt)                                               (B, T, p + q)
+
+Differential: delta y is delta y_f beside delta y_g, and neither reads the other. So the cotangent is cut in two, each
+part goes through its own recurrence, and the two cotangents of what they share are added:
+
+    dx = dx_f + dx_g          ds_f, ds_g: each of its own                 (B, T, d)
+
+Lengths are those of both: a reversed recurrence starts at an example's last step, wherever that is.
+
+Cached: what the two keep, x among it, of which there is one.
+
+Numerical care: dx is one sum of two, in at least float32, rounded once more where it is half precision.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.dtypes import cast, widen
+from bpref.formulas.sequences import Passed, Sequences, as_sequences
+from bpref.layer import Layer
+from bpref.rule import Case, Integer, Real, Rule
+from bpref.rules.recurrence.gru import gru
+from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
+
+
+class Both(NamedTuple):
+    """One of each recurrence: parameters, states, or caches."""
+
+    ahead: Any
+    back: Any
+
+
+def bidirectional(ahead: Layer, back: Layer) -> Layer:
+    """y = (ahead(x), back(x)), two recurrences over the same sequences.
+
+    Args:
+      ahead: a recurrence, such as `lstm(64)`.
+      back: another; `lstm(64, reverse=True)` starts at the end. They may differ in kind and in size.
+
+    Returns:
+      A layer with params `Both(ahead, back)`, x `Sequences(x: (B, T, d), state: Both or None, lengths)` or an array
+      (B, T, d), and y `Passed(y: (B, T, p + q), state: Both)`.
+
+    Raises:
+      TypeError: `ahead` or `back` is no layer; the state is no `Both`.
+      ValueError: what the two refuse.
+    """
+    who = "bidirectional"
+    for argument, layer in (("ahead", ahead), ("back", back)):
+        if not isinstance(layer, Layer):
+            came = type(layer).__name__
+            raise TypeError(f"{who}: {argument} is of type {came}, expected a recurrence such as lstm(64)")
+
+    def each(x):
+        if not isinstance(x, Sequences):
+            return Both(x, x)
+        if x.state is not None and not isinstance(x.state, Both):
+            raise TypeError(f"{who}: state is of type {type(x.state).__name__}, expected Both(ahead, back)")
+        return Both(*(x._replace(state=s) for s in x.state or (None, None)))
+
+    def init(key, x):
+        keys = jax.random.split(key)
+        return Both(*(layer.init(k, v) for layer, k, v in zip((ahead, back), keys, each(x), strict=True)))
+
+    def forward(params, x):
+        of_ahead, of_back = each(x)
+        f, cache_f = ahead.forward(params.ahead, of_ahead)
+        g, cache_g = back.forward(params.back, of_back)
+        return Passed(jnp.concatenate([f.y, g.y], -1), Both(f.state, g.state)), Both(cache_f, cache_g)
+
+    def backward(params, cache, dy):
+        p = jax.tree.leaves(dy.state.ahead)[0].shape[-1]
+        dy_f, dy_g = Passed(dy.y[..., :p], dy.state.ahead), Passed(dy.y[..., p:], dy.state.back)
+        dahead, f = ahead.backward(params.ahead, cache.ahead, dy_f)
+        dback, g = back.backward(params.back, cache.back, dy_g)
+        if not isinstance(f, Sequences):
+            return Both(dahead, dback), summed(f, g)
+        dstate = None if f.state is None else Both(f.state, g.state)
+        return Both(dahead, dback), Sequences(summed(f.x, g.x), dstate, None)
+
+    return Layer(init, forward, backward, who, (ahead, back), bidirectional)
+
+
+def summed(a: Array, b: Array) -> Array:
+    """a + b, added in at least float32."""
+    return cast(widen(a) + widen(b), a.dtype)
+
+
+def reference(params: Both, x: Sequences | Array, ahead: Layer, back: Layer) -> Passed:
+    """The forwards of the two, for autodiff to go through: their own references say what those are."""
+    states = x.state if isinstance(x, Sequences) else (None, None)
+    inputs = [Sequences(as_sequences(x).x, s, as_sequences(x).lengths) for s in states]
+    (y_f, s_f), (y_g, s_g) = (layer.forward(p, v)[0] for layer, p, v in zip((ahead, back), params, inputs, strict=True))
+    return Passed(jnp.concatenate([y_f, y_g], axis=2), Both(s_f, s_g))
+
+
+_STATE = Both(LstmState(Real("B H"), Real("B H")), Real("B K"))  # pyright: ignore[reportArgumentType]
+_X = Sequences(Real("B T d", -2.0, 2.0), _STATE, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+_P = LstmParams(Real("G d", -1.0, 1.0), Real("G H", -0.5, 0.5), Real("G", -1.0, 1.0))  # pyright: ignore[reportArgumentType]
+
+RULE = Rule(
+    "bidirectional",
+    bidirectional,
+    reference,
+    cases=(
+        Case(
+            "two lstm",
+            Real("B T d", -2.0, 2.0),
+            {"ahead": lstm(8), "back": lstm(8, reverse=True)},
+            ("d",),
+            Both(_P, _P),
+            fixed={"G": 32, "H": 8},
+            timed={"B": 64, "T": 128, "d": 32, "G": 32, "H": 8},
+        ),
+        Case(
+            "lengths, two kinds",
+            _X,
+            {"ahead": lstm(3), "back": gru(2, reverse=True)},
+            ("d",),
+            fixed={"H": 3, "K": 2},
+        ),
+    ),
+    cite="Schuster and Paliwal, 'Bidirectional recurrent neural networks' (1997)",
+    covers=("birnn", "bilstm", "bigru"),
+)
