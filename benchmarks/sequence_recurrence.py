@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from benchmarks.contest import Contest
-from bpref.formulas.sequences import Passed
+from bpref.formulas.steps import Passed
 from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
 
 B, T, D, H = 16, 512, 256, 256

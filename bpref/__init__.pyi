@@ -12,6 +12,8 @@ from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.rotations import Stretch as Stretch
 from .formulas.sequences import Sequences as Sequences
+from .formulas.steps import Passed as Passed
+from .formulas.steps import Steps as Steps
 from .layer import Layer as Layer
 from .layer import as_function as as_function
 from .layer import backpropagate as backpropagate

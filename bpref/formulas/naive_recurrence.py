@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpref.formulas.sequences import Passed, as_sequences
+from bpref.formulas.steps import Passed, as_steps
 
 
 def naive_recurrence(
     step: Callable[[Any, Any], tuple[Any, Any]], x: Any, state: Any, reverse: bool, truncate: int | None
 ) -> Passed:
     """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step."""
-    inputs, given, lengths = as_sequences(x)
+    inputs, given, lengths = as_steps(x)
     state = state if given is None else given
     B, T = inputs.shape[:2]
     order = jnp.arange(T)[::-1] if reverse else jnp.arange(T)

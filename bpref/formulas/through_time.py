@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import require_size
-from bpref.formulas.sequences import Passed, Sequences, as_sequences
+from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer
 
 SEGMENT = 64
@@ -45,7 +45,7 @@ class Recurrence(NamedTuple):
 
     Attributes:
       init: the layer's.
-      require: `(params, x: Sequences)`, raises unless they fit.
+      require: `(params, x: Steps)`, raises unless they fit.
       zeros: `(params, B)`, the state that there is if none is given.
       project: `(params, x) -> z`.
       step: `(params, z_t, s) -> (s', h, kept_t)`, with what of the step `pull` needs beside the states.
@@ -54,7 +54,7 @@ class Recurrence(NamedTuple):
     """
 
     init: Callable[[Any, Any], Any]
-    require: Callable[[Any, Sequences], None]
+    require: Callable[[Any, Steps], None]
     zeros: Callable[[Any, int], Any]
     project: Callable[[Any, Array], Array]
     step: Callable[[Any, Array, Any], tuple[Any, Array, Any]]
@@ -83,7 +83,7 @@ class Marks(NamedTuple):
 def through_time(
     who: str, recurrence: Recurrence, reverse: bool, truncate: int | None, checkpoint: int | None
 ) -> Layer:
-    """The layer of a recurrence, x `Sequences` or an array (B, T, d), y `Passed`.
+    """The layer of a recurrence, x `Steps` or an array (B, T, d), y `Passed`.
 
     Args:
       reverse: whether the last step comes first.
@@ -98,7 +98,7 @@ def through_time(
             require_size(who, argument, k)
 
     def forward(params, x):
-        given = as_sequences(x)
+        given = as_steps(x)
         recurrence.require(params, given)
         p = jax.tree.map(widen, params)
         start = recurrence.zeros(p, given.x.shape[0]) if given.state is None else jax.tree.map(widen, given.state)
@@ -118,7 +118,7 @@ def through_time(
         return narrow, Kept(x, before, last, steps)
 
     def backward(params, cache, dy):
-        given = as_sequences(cache.x)
+        given = as_steps(cache.x)
         p = jax.tree.map(widen, params)
         k = segment_length(given.x.shape[1], checkpoint)
         (inputs, n), (dy_filled, _) = filled_up(given.x, k), filled_up(dy.y, k)
@@ -140,10 +140,10 @@ def through_time(
         (ds, _, dp), dx = lax.scan(body, end, segments, reverse=not reverse)
         dx = cast(joined(dx, given.x.shape[1]), given.x.dtype)
         dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), dp, params)
-        if not isinstance(cache.x, Sequences):
+        if not isinstance(cache.x, Steps):
             return dparams, dx
         dstate = None if given.state is None else jax.tree.map(lambda d, v: cast(d, v.dtype), ds, given.state)
-        return dparams, Sequences(dx, dstate, None)
+        return dparams, Steps(dx, dstate, None)
 
     return Layer(recurrence.init, forward, backward, who)
 
@@ -153,7 +153,7 @@ def segment_length(T: int, checkpoint: int | None) -> int:
     return checkpoint or max(1, -(-T // max(1, -(-T // SEGMENT))))
 
 
-def marks_of(given: Sequences, reverse: bool, truncate: int | None, k: int) -> Marks:
+def marks_of(given: Steps, reverse: bool, truncate: int | None, k: int) -> Marks:
     """The marks of all steps, those that fill up the last segment of k among them, by segments."""
     B, T = given.x.shape[:2]
     t = lax.iota(jnp.int32, max(1, -(-T // k)) * k)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.sequences import Passed, Sequences
+from bpref.formulas.steps import Passed, Steps
 from bpref.layer import backpropagate
 from bpref.rules.recurrence.lstm import LstmState
 from bpref.rules.recurrence.rnn import RnnParams
@@ -65,32 +65,32 @@ BAD_CALLS = {
         "gru: x has dtype bfloat16, W has float32; cast one to the other's",
     ),
     "lengths of another batch": (
-        lambda: call(bpref.rnn(5), Sequences(X, None, LENGTHS[:3])),
+        lambda: call(bpref.rnn(5), Steps(X, None, LENGTHS[:3])),
         ValueError,
         "rnn: lengths has shape (3,), expected (4,), one for each example",
     ),
     "lengths that are no integers": (
-        lambda: call(bpref.rnn(5), Sequences(X, None, jnp.ones(4))),
+        lambda: call(bpref.rnn(5), Steps(X, None, jnp.ones(4))),
         TypeError,
         "rnn: lengths has dtype float32, expected an integer dtype such as int32",
     ),
     "a state of another size": (
-        lambda: call(bpref.gru(5), Sequences(X, jnp.ones((4, 3)))),
+        lambda: call(bpref.gru(5), Steps(X, jnp.ones((4, 3)))),
         ValueError,
         "gru: state has shape (4, 3), expected (4, 5)",
     ),
     "a state of another dtype": (
-        lambda: call(bpref.gru(5), Sequences(X, jnp.ones((4, 5), jnp.bfloat16))),
+        lambda: call(bpref.gru(5), Steps(X, jnp.ones((4, 5), jnp.bfloat16))),
         TypeError,
         "gru: state has dtype bfloat16, x has float32; cast one to the other's",
     ),
     "a state without a cell": (
-        lambda: call(bpref.lstm(5), Sequences(X, jnp.ones((4, 5)))),
+        lambda: call(bpref.lstm(5), Steps(X, jnp.ones((4, 5)))),
         TypeError,
         "lstm: state is of type ArrayImpl, expected LstmState(h, c)",
     ),
     "a cell of the size of the projection": (
-        lambda: call(bpref.lstm(5, projection=2), Sequences(X, LstmState(jnp.ones((4, 2)), jnp.ones((4, 2))))),
+        lambda: call(bpref.lstm(5, projection=2), Steps(X, LstmState(jnp.ones((4, 2)), jnp.ones((4, 2))))),
         ValueError,
         "lstm: state.c has shape (4, 2), expected (4, 5)",
     ),
@@ -100,7 +100,7 @@ BAD_CALLS = {
         "bidirectional: back is of type function, expected a recurrence such as lstm(64)",
     ),
     "one state for two directions": (
-        lambda: call(bpref.bidirectional(bpref.rnn(5), bpref.rnn(5)), Sequences(X, jnp.ones((4, 5)))),
+        lambda: call(bpref.bidirectional(bpref.rnn(5), bpref.rnn(5)), Steps(X, jnp.ones((4, 5)))),
         TypeError,
         "bidirectional: state is of type ArrayImpl, expected Both(ahead, back)",
     ),
@@ -131,7 +131,7 @@ def swept(layer, lengths=LENGTHS):
     x = jax.random.normal(keys[1], X.shape)
     last = jax.eval_shape(layer.forward, params, X)[0].state
     state = jax.tree.map(lambda v: jax.random.normal(keys[2], v.shape), last)
-    given = Sequences(x, state, lengths)
+    given = Steps(x, state, lengths)
 
     @jax.jit
     def sweep(params, given):
@@ -191,7 +191,7 @@ def test_truncated_after_every_step_a_recurrence_knows_nothing_of_the_past():
     """h_t = x_t + h_{t-1}, by numbers: its state goes through all steps, its gradient through one."""
     params = RnnParams(jnp.eye(1), jnp.eye(1), jnp.zeros(1))
     x = jnp.ones((1, 4, 1))
-    for truncate, dx, dU in ((None, [4.0, 3, 2, 1], 10.0), (1, [1.0, 1, 1, 1], 6.0), (2, [2.0, 1, 2, 1], 7.0)):
+    for truncate, dx, dU in ((None, [4.0, 3, 2, 1], 10.0), (1, [1.0, 1, 1, 1], 6.0), (2, [2.0, 1, 2, 1], 8.0)):
         layer = bpref.rnn(1, "relu", truncate=truncate)
         y, cache = layer.forward(params, x)
         np.testing.assert_array_equal(y.y[0, :, 0], [1, 2, 3, 4])

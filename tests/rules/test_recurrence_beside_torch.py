@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.sequences import Passed, Sequences
+from bpref.formulas.steps import Passed, Steps
 from bpref.rules.recurrence.bidirectional import Both
 from bpref.rules.recurrence.gru import GruParams
 from bpref.rules.recurrence.lstm import LstmParams, LstmState
@@ -43,8 +43,8 @@ class Draw:
         R = None if p is None else self.normal(p, H)
         return LstmParams(self.normal(4 * H, d), self.normal(4 * H, p or H), self.normal(4 * H), None, R)
 
-    def given(self, state, lengths=LENGTHS) -> Sequences:
-        return Sequences(self.normal(B, T, self.d), state, lengths)
+    def given(self, state, lengths=LENGTHS) -> Steps:
+        return Steps(self.normal(B, T, self.d), state, lengths)
 
 
 def run(kind, weights, x, states, **options):
@@ -128,7 +128,7 @@ def test_bidirectional_lstm(seed):
 
 def test_many_steps_are_cut_into_segments_the_last_not_full():
     draw = Draw(0)
-    x = Sequences(draw.normal(2, 131, draw.d), LstmState(draw.normal(2, draw.H), draw.normal(2, draw.H)), None)
+    x = Steps(draw.normal(2, 131, draw.d), LstmState(draw.normal(2, draw.H), draw.normal(2, draw.H)), None)
 
     def twin(params, x):
         y, (last,) = run("LSTM", [of_lstm(params)], x._replace(lengths=torch.tensor([131, 131])), [x.state])

@@ -49,8 +49,8 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.sequences import Passed, Sequences, require_sequences
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_positive
+from bpref.formulas.steps import Passed, Steps, require_sequences
 from bpref.formulas.through_time import Kept, joined
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -95,7 +95,7 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
     inner = lstm(features, forget_bias=forget_bias, reverse=reverse)
 
     def init(key, x):
-        require_sequences(who, Sequences(x))
+        require_sequences(who, Steps(x))
         d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key)
         return LstmBlockParams(
@@ -112,7 +112,7 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
         return p.lstm._replace(W=V, b=p.lstm.b + times_transposed(p.shift, p.lstm.W))
 
     def forward(params, x):
-        require_sequences(who, Sequences(x), params.lstm.W)
+        require_sequences(who, Steps(x), params.lstm.W)
         p, wide = jax.tree.map(widen, params), widen(x)
         mean, var = moments(wide, (2,))
         rstd = lax.rsqrt(var + eps)

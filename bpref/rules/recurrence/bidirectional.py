@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.sequences import Passed, Sequences, as_sequences
+from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule
 from bpref.rules.recurrence.gru import gru
@@ -46,7 +46,7 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
       back: another; `lstm(64, reverse=True)` starts at the end. They may differ in kind and in size.
 
     Returns:
-      A layer with params `Both(ahead, back)`, x `Sequences(x: (B, T, d), state: Both or None, lengths)` or an array
+      A layer with params `Both(ahead, back)`, x `Steps(x: (B, T, d), state: Both or None, lengths)` or an array
       (B, T, d), and y `Passed(y: (B, T, p + q), state: Both)`.
 
     Raises:
@@ -60,7 +60,7 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
             raise TypeError(f"{who}: {argument} is of type {came}, expected a recurrence such as lstm(64)")
 
     def each(x):
-        if not isinstance(x, Sequences):
+        if not isinstance(x, Steps):
             return Both(x, x)
         if x.state is not None and not isinstance(x.state, Both):
             raise TypeError(f"{who}: state is of type {type(x.state).__name__}, expected Both(ahead, back)")
@@ -81,10 +81,10 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
         dy_f, dy_g = Passed(dy.y[..., :p], dy.state.ahead), Passed(dy.y[..., p:], dy.state.back)
         dahead, f = ahead.backward(params.ahead, cache.ahead, dy_f)
         dback, g = back.backward(params.back, cache.back, dy_g)
-        if not isinstance(f, Sequences):
+        if not isinstance(f, Steps):
             return Both(dahead, dback), summed(f, g)
         dstate = None if f.state is None else Both(f.state, g.state)
-        return Both(dahead, dback), Sequences(summed(f.x, g.x), dstate, None)
+        return Both(dahead, dback), Steps(summed(f.x, g.x), dstate, None)
 
     return Layer(init, forward, backward, who, (ahead, back), bidirectional)
 
@@ -94,16 +94,16 @@ def summed(a: Array, b: Array) -> Array:
     return cast(widen(a) + widen(b), a.dtype)
 
 
-def reference(params: Both, x: Sequences | Array, ahead: Layer, back: Layer) -> Passed:
+def reference(params: Both, x: Steps | Array, ahead: Layer, back: Layer) -> Passed:
     """The forwards of the two, for autodiff to go through: their own references say what those are."""
-    states = x.state if isinstance(x, Sequences) else (None, None)
-    inputs = [Sequences(as_sequences(x).x, s, as_sequences(x).lengths) for s in states]
+    states = x.state if isinstance(x, Steps) else (None, None)
+    inputs = [Steps(as_steps(x).x, s, as_steps(x).lengths) for s in states]
     (y_f, s_f), (y_g, s_g) = (layer.forward(p, v)[0] for layer, p, v in zip((ahead, back), params, inputs, strict=True))
     return Passed(jnp.concatenate([y_f, y_g], axis=2), Both(s_f, s_g))
 
 
 _STATE = Both(LstmState(Real("B H"), Real("B H")), Real("B K"))  # pyright: ignore[reportArgumentType]
-_X = Sequences(Real("B T d", -2.0, 2.0), _STATE, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+_X = Steps(Real("B T d", -2.0, 2.0), _STATE, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 _P = LstmParams(Real("G d", -1.0, 1.0), Real("G H", -0.5, 0.5), Real("G", -1.0, 1.0))  # pyright: ignore[reportArgumentType]
 
 RULE = Rule(

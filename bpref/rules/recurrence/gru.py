@@ -57,7 +57,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.naive_recurrence import naive_recurrence
-from bpref.formulas.sequences import Passed, Sequences, as_sequences, require_sequences, require_state
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -98,7 +98,7 @@ def gru(
 
     Returns:
       A layer with params `GruParams(W: (3H, d), U: (3H, H), b: (3H,), v: (H,) or None)`, blocks in the order r, z, n,
-      x `Sequences(x: (B, T, d), state: (B, H) or None, lengths: (B,) integers or None)` or an array (B, T, d), and
+      x `Steps(x: (B, T, d), state: (B, H) or None, lengths: (B,) integers or None)` or an array (B, T, d), and
       y `Passed(y: (B, T, H), state: (B, H))`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
@@ -112,7 +112,7 @@ def gru(
     H = features
 
     def init(key, x):
-        x = as_sequences(x)
+        x = as_steps(x)
         require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key)
@@ -175,7 +175,7 @@ def gru(
 
 def reference(
     params: GruParams,
-    x: Sequences | Array,
+    x: Steps | Array,
     features: int,
     reset_after: bool = True,
     reverse: bool = False,
@@ -193,11 +193,11 @@ def reference(
         h = (1 - z) * jnp.tanh(x_t @ W_n.T + b_n + of_state) + z * h
         return h, h
 
-    B, dtype = as_sequences(x).x.shape[0], params.W.dtype
+    B, dtype = as_steps(x).x.shape[0], params.W.dtype
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+_X = Steps(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 _NOT_EMPTY = ("d", "H")
 
 RULE = Rule(

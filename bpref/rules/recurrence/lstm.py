@@ -56,8 +56,8 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.naive_recurrence import naive_recurrence
-from bpref.formulas.sequences import Passed, Sequences, as_sequences, require_sequences, require_state
 from bpref.formulas.standardize import on_last_axis
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -114,7 +114,7 @@ def lstm(
 
     Returns:
       A layer with params `LstmParams(W: (4H, d), U: (4H, p), b: (4H,), P: (3, H) or None, R: (p, H) or None)`, blocks
-      in the order i, f, g, o, x `Sequences(x: (B, T, d), state: LstmState(h: (B, p), c: (B, H)) or None,
+      in the order i, f, g, o, x `Steps(x: (B, T, d), state: LstmState(h: (B, p), c: (B, H)) or None,
       lengths: (B,) integers or None)` or an array (B, T, d), and y `Passed(y: (B, T, p), state: LstmState)`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
@@ -130,7 +130,7 @@ def lstm(
     shown = features if projection is None else projection
 
     def init(key, x):
-        x = as_sequences(x)
+        x = as_steps(x)
         require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key, 3)
@@ -204,7 +204,7 @@ def lstm(
 
 def reference(
     params: LstmParams,
-    x: Sequences | Array,
+    x: Steps | Array,
     features: int,
     peepholes: bool = False,
     projection: int | None = None,
@@ -224,14 +224,14 @@ def reference(
         h = m if params.R is None else m @ params.R.T
         return LstmState(h, c), h
 
-    B, dtype = as_sequences(x).x.shape[0], params.W.dtype
+    B, dtype = as_steps(x).x.shape[0], params.W.dtype
     sizes = (features if projection is None else projection, features)
     return naive_recurrence(step, x, LstmState(*(jnp.zeros((B, n), dtype) for n in sizes)), reverse, truncate)
 
 
-def _given(p: str) -> Sequences:
+def _given(p: str) -> Steps:
     state = LstmState(Real(f"B {p}", -1.0, 1.0), Real("B H"))  # pyright: ignore[reportArgumentType]
-    return Sequences(Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+    return Steps(Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
 
 
 _NOT_EMPTY = ("d", "H")

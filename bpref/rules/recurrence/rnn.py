@@ -44,7 +44,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.naive_recurrence import naive_recurrence
-from bpref.formulas.sequences import Passed, Sequences, as_sequences, require_sequences, require_state
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -80,7 +80,7 @@ def rnn(
       checkpoint: cache the states before every so many steps, and make the steps again; `None` caches all.
 
     Returns:
-      A layer with params `RnnParams(W: (H, d), U: (H, H), b: (H,))`, x `Sequences(x: (B, T, d), state: (B, H) or None,
+      A layer with params `RnnParams(W: (H, d), U: (H, H), b: (H,))`, x `Steps(x: (B, T, d), state: (B, H) or None,
       lengths: (B,) integers or None)` or an array (B, T, d), and y `Passed(y: (B, T, H), state: (B, H))`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
@@ -98,7 +98,7 @@ def rnn(
     def init(key, x):
         import jax
 
-        x = as_sequences(x)
+        x = as_steps(x)
         require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key)
@@ -136,7 +136,7 @@ def rnn(
 
 def reference(
     params: RnnParams,
-    x: Sequences | Array,
+    x: Steps | Array,
     features: int,
     activation: str = "tanh",
     reverse: bool = False,
@@ -150,11 +150,11 @@ def reference(
         h = g(x_t @ params.W.T + h @ params.U.T + params.b[None])
         return h, h
 
-    B, dtype = as_sequences(x).x.shape[0], params.W.dtype
+    B, dtype = as_steps(x).x.shape[0], params.W.dtype
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Sequences(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
+_X = Steps(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
 _P = RnnParams(Real("H d", -1.0, 1.0), Real("H H", -0.5, 0.5), Real("H", -1.0, 1.0))
 _NOT_EMPTY = ("d", "H")
 
