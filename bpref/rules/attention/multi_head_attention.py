@@ -329,7 +329,7 @@ RULE = Rule(
                 "eps": Interval(1e-3, 0.1, 1e-2),
             },
             never_empty=("T",),
-            fixed={"d": 8},
+            fixed={"B": 3, "d": 16},
             timed={"B": 2, "T": 256, "d": 256},
         ),
         Case(
