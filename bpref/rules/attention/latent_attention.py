@@ -159,7 +159,7 @@ def latent_attention(
         keys = jax.random.split(key, len(of))
         W = [s and lecun_uniform(k, s, s[1], dtype) for k, s in zip(keys, of.values(), strict=True)]
         q_scale, kv_scale = (jnp.ones(n, dtype) if norm and n else None for n in (query_rank, kv_rank))
-        return LatentAttentionParams(*W, q_scale, kv_scale)
+        return LatentAttentionParams(*W, q_scale=q_scale, kv_scale=kv_scale)
 
     def normed(scale, c):
         return (c, None) if scale is None else rms.forward(RmsNormParams(scale), c)
@@ -216,7 +216,9 @@ def latent_attention(
         dx = dx + (widen(da) if params.W_dq is None else times(da, params.W_dq))
         pairs = (da, A), (dq, of_q), (dc, A), (dk_r, A), (dk, of_kv), (dv, of_kv), (dy, _joined(o))
         dW_dq, *dW = (cast(transposed_times(d, u), dtype) for d, u in pairs)
-        dparams = LatentAttentionParams(None if params.W_dq is None else dW_dq, *dW, dq_scale, dkv_scale)
+        if params.W_dq is None:
+            dW_dq = None
+        dparams = LatentAttentionParams(dW_dq, *dW, q_scale=dq_scale, kv_scale=dkv_scale)
         dx = cast(dx, dtype)
         return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
 
@@ -271,6 +273,8 @@ def reference(
     return jnp.einsum("...nf,dnf->...d", o, params.W_o.reshape(params.W_o.shape[0], heads, o.shape[-1]))
 
 
+_PACKED: tuple[Any, ...] = (Real("B T d", -2.0, 2.0), None, None, Integer("B T", 0, 2))
+
 RULE = Rule(
     "latent_attention",
     latent_attention,
@@ -293,7 +297,7 @@ RULE = Rule(
         ),
         Case(
             "queries of x, segments, neighbours turned, other values",
-            Sequences(Real("B T d", -2.0, 2.0), segments=Integer("B T", 0, 2)),
+            Sequences(*_PACKED),
             {
                 "heads": 2,
                 "kv_rank": 3,

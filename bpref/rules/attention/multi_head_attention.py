@@ -174,8 +174,8 @@ def multi_head_attention(
         return MultiHeadAttentionParams(
             *W,
             *b,
-            QkNormParams(jnp.ones(D, dtype), jnp.ones(D, dtype)) if qk_norm else None,
-            AttentionParams(
+            norm=QkNormParams(jnp.ones(D, dtype), jnp.ones(D, dtype)) if qk_norm else None,
+            attention=AttentionParams(
                 jnp.zeros(heads, dtype) if sinks else None,
                 None if relative_buckets is None else jnp.zeros((relative_buckets, heads), dtype),
             ),
@@ -232,7 +232,7 @@ def multi_head_attention(
         dW = (cast(transposed_times(d, A), A.dtype) for d, A in pairs)
         b = params.b_q, params.b_k, params.b_v, params.b_o
         db = (bias_cotangent(d, v) for (d, _), v in zip(pairs, b, strict=True))
-        dparams = MultiHeadAttentionParams(*dW, *db, dnorm, dattention)
+        dparams = MultiHeadAttentionParams(*dW, *db, norm=dnorm, attention=dattention)
         dasks, danswers = times(dq, params.W_q), times(dk, params.W_k) + times(dv, params.W_v)
         if given.memory is not None:
             return dparams, Sequences(cast(dasks, dy.dtype), cast(danswers, dy.dtype))
@@ -295,7 +295,7 @@ def reference(
     q = _by_head(affine(params.W_q, params.b_q, given.x), heads)
     k = _by_head(affine(params.W_k, params.b_k, memory), K)
     v = _by_head(affine(params.W_v, params.b_v, memory), K)
-    if qk_norm:
+    if params.norm is not None:
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
         q, k = (naive_rotation(a, rope, interleaved, fraction) for a in (q, k))
@@ -303,6 +303,14 @@ def reference(
     o = naive_attention(params.attention, _heads(given, q, k, v), pattern, scale is None, alibi, max_distance)
     return affine(params.W_o, params.b_o, _joined(o))
 
+
+_CROSS: tuple[Any, ...] = (
+    Real("B T d", -2.0, 2.0),
+    Real("B S f", -2.0, 2.0),
+    Boolean("B u T S"),
+    Integer("B T", 0, 2),
+    Integer("B S", 0, 2),
+)
 
 RULE = Rule(
     "multi_head_attention",
@@ -321,18 +329,12 @@ RULE = Rule(
                 "eps": Interval(1e-3, 0.1, 1e-2),
             },
             never_empty=("T",),
-            fixed={"d": 8},
+            fixed={"B": 3, "d": 16},
             timed={"B": 2, "T": 256, "d": 256},
         ),
         Case(
             "cross-attention, mask, segments, soft cap",
-            Sequences(
-                Real("B T d", -2.0, 2.0),
-                Real("B S f", -2.0, 2.0),
-                Boolean("B u T S"),
-                Integer("B T", 0, 2),
-                Integer("B S", 0, 2),
-            ),
+            Sequences(*_CROSS),
             {"heads": 2, "head_dim": 3, "soft_cap": 4.0, "sinks": True, "query_block": 5, "key_block": 3},
             never_empty=("T", "S", "d", "f"),
             fixed={"B": 2, "d": 4, "u": 1},
