@@ -58,6 +58,11 @@ Spec = Real | Integer | Boolean | Key
 """What an array of a case may be."""
 
 
+def specs(kind: Callable[..., Any], *of_fields: Any, **of_named_fields: Any) -> Any:
+    """A named tuple of specs, where its fields are declared to hold arrays: `specs(Heads, Real("B T N D"), ...)`."""
+    return kind(*of_fields, **of_named_fields)
+
+
 class Interval(NamedTuple):
     """A real hyperparameter: `typical` is verified everywhere, any value from `low` to `high` may be drawn."""
 

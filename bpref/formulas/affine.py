@@ -1,6 +1,6 @@
 """What the layers of the form Z = A W^T + b share: their checks, their first weights, and products that add up wide."""
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jax import Array, lax
@@ -71,6 +71,12 @@ def plus(Z: Array, b: Array | None) -> Array:
     return Z if b is None else lax.add(Z, lax.broadcast_in_dim(cast(b, Z.dtype), Z.shape, (Z.ndim - 1,)))
 
 
+@overload
+def bias_cotangent(dZ: Array, b: Array) -> Array: ...
+@overload
+def bias_cotangent(dZ: Array, b: None) -> None: ...
+@overload
+def bias_cotangent(dZ: Array, b: Array | None) -> Array | None: ...
 def bias_cotangent(dZ: Array, b: Array | None) -> Array | None:
     """db, the sum of dZ over the examples, summed in at least float32."""
     return None if b is None else cast(lax.reduce_sum(widen(dZ), tuple(range(dZ.ndim - 1))), b.dtype)

@@ -79,7 +79,7 @@ def softmax_attention(
         pattern_of_x, extras, bucket = of(params, x)
         d = pull_attend(pattern_of_x, x, extras, dy)
         dtable = None
-        if params.relative_bias is not None:
+        if params.relative_bias is not None and d.extras.u is not None:
             zeros = jnp.zeros(params.relative_bias.shape, d.extras.u.dtype)
             dtable = zeros.at[jnp.asarray(bucket)].add(d.extras.u.T)
         dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)

@@ -57,7 +57,7 @@ from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import DeltaHeads, as_delta_heads
 from bpref.layer import Layer, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, specs
 
 
 class Chunks(NamedTuple):
@@ -100,9 +100,8 @@ def delta_rule(chunk: int = 32) -> Layer:
         _, S, c = _forward_sweep(chunks)
         dq, dk, dv, dbeta, dg = _backward_sweep(chunks, S, c, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        dbeta, dg = (
-            None if z is None else from_chunks(d, K, z[..., None])[..., 0] for d, z in ((dbeta, beta), (dg, g))
-        )
+        dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
+        dg = None if g is None else from_chunks(dg, K, g[..., None])[..., 0]
         return (), DeltaHeads(heads, dbeta, dg)
 
     return Layer(no_params, forward, backward, who)
@@ -197,7 +196,7 @@ def reference(params: tuple[()], x: DeltaHeads, chunk: int = 32) -> Array:
     return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
 
 
-_HEADS = Heads(Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
+_HEADS = specs(Heads, Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
 _BETA = Real("B T K", 0.0, 1.0, points=(1.0, 0.0))
 _GATE = Real("B T K", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
@@ -206,10 +205,10 @@ RULE = Rule(
     delta_rule,
     reference,
     cases=(
-        Case("grouped", DeltaHeads(_HEADS, _BETA), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case("grouped", specs(DeltaHeads, _HEADS, _BETA), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
         Case(
             "gated",
-            DeltaHeads(_HEADS, _BETA, _GATE),
+            specs(DeltaHeads, _HEADS, _BETA, _GATE),
             {"chunk": 16},
             fixed={"B": 2, "N": 2, "K": 2},
             timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},

@@ -45,7 +45,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer
-from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
 
 
 def dot_product_attention(
@@ -131,7 +131,7 @@ CASES = (
     ),
     Case(
         "window, segments, distances, dropout",
-        Heads(*_QKV, None, None, *_SEGMENTS, _KEY),
+        specs(Heads, *_QKV, None, None, *_SEGMENTS, _KEY),
         {"window": 4, "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},

@@ -55,7 +55,7 @@ from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, specs
 
 
 def gated_linear_attention(chunk: int = 32) -> Layer:
@@ -221,7 +221,7 @@ def reference(params: tuple[()], x: GatedHeads, chunk: int = 32) -> Array:
     return jnp.moveaxis(lax.scan(step, S, tuple(jnp.moveaxis(z, -3, 0) for z in (q, k, v, g)))[1], 0, -3)
 
 
-_HEADS = Heads(*(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
+_HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
 _GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
 RULE = Rule(
@@ -229,10 +229,10 @@ RULE = Rule(
     gated_linear_attention,
     reference,
     cases=(
-        Case("grouped", GatedHeads(_HEADS, _GATE), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case("grouped", specs(GatedHeads, _HEADS, _GATE), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
         Case(
             "longer chunks",
-            GatedHeads(_HEADS, _GATE),
+            specs(GatedHeads, _HEADS, _GATE),
             {"chunk": 16},
             fixed={"B": 2, "N": 2, "K": 2},
             timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},

@@ -53,7 +53,7 @@ from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, times
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import as_plain_heads
 from bpref.layer import Layer, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, specs
 
 
 class LinearAttentionCache(NamedTuple):
@@ -202,7 +202,7 @@ def reference(
 
 
 def _heads(v: str) -> Heads:
-    return Heads(Real("B T N D", -2.0, 2.0), Real(f"B {v} K D", -2.0, 2.0), Real(f"B {v} K E", -2.0, 2.0))
+    return specs(Heads, Real("B T N D", -2.0, 2.0), Real(f"B {v} K D", -2.0, 2.0), Real(f"B {v} K E", -2.0, 2.0))
 
 
 _FIXED = {"B": 2, "N": 4, "K": 2}

@@ -49,7 +49,7 @@ from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, specs
 
 
 def retention(chunk: int = 64) -> Layer:
@@ -144,7 +144,7 @@ def reference(params: tuple[()], x: GatedHeads, chunk: int = 64) -> Array:
 
 def _x(**options: Any) -> GatedHeads:
     q, k, v = (Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E"))
-    return GatedHeads(Heads(q, k, v), Real("B T K", -2.0, 0.0, **options))
+    return specs(GatedHeads, specs(Heads, q, k, v), Real("B T K", -2.0, 0.0, **options))
 
 
 RULE = Rule(

@@ -99,9 +99,10 @@ def _of_angles(u: Array, positions: Array | None, frequency: np.ndarray, size: f
         T = u.shape[-3]
         angle = np.arange(T)[:, None, None] * frequency
         front = (1,) * (u.ndim - 3)
-        return tuple(
+        cos, sin = (
             jnp.asarray((size * f(angle)).reshape(*front, T, 1, len(frequency)), dtype) for f in (np.cos, np.sin)
         )
+        return cos, sin
     angle = cast(positions, dtype)[..., None, None] * jnp.asarray(frequency, dtype).reshape(
         (1,) * (positions.ndim + 1) + (-1,)
     )

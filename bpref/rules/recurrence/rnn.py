@@ -47,7 +47,7 @@ from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
-from bpref.rule import Case, Integer, Real, Rule, Size
+from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
 class RnnParams(NamedTuple):
@@ -154,8 +154,8 @@ def reference(
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Steps(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
-_P = RnnParams(Real("H d", -1.0, 1.0), Real("H H", -0.5, 0.5), Real("H", -1.0, 1.0))
+_X = specs(Steps, Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
+_P = specs(RnnParams, Real("H d", -1.0, 1.0), Real("H H", -0.5, 0.5), Real("H", -1.0, 1.0))
 _NOT_EMPTY = ("d", "H")
 
 RULE = Rule(
