@@ -25,7 +25,7 @@ def naive_recurrence(
             stops = (n % truncate == 0) & (n > 0)
             state = jax.tree.map(lambda v: jnp.where(stops, lax.stop_gradient(v), v), state)
         after, h = step(x_t, state)
-        live = jnp.ones((B, 1), bool) if lengths is None else (t < lengths)[:, None]
+        live = jnp.ones((B, 1), bool) if lengths is None else (t < lengths.astype(t.dtype))[:, None]
         return jax.tree.map(lambda a, b: jnp.where(live, a, b), after, state), jnp.where(live, h, 0)
 
     steps = jnp.moveaxis(inputs, 1, 0)

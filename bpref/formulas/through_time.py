@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import require_size
+from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer
 
@@ -159,8 +160,8 @@ def marks_of(given: Steps, reverse: bool, truncate: int | None, k: int) -> Marks
     t = lax.iota(jnp.int32, max(1, -(-T // k)) * k)
     live = cut = None
     if given.lengths is not None or len(t) > T:
-        lengths = jnp.full((B,), T) if given.lengths is None else jnp.minimum(given.lengths, T)
-        live = lax.expand_dims(t, (1,)) < lax.expand_dims(lengths.astype(jnp.int32), (0,))
+        lengths = jnp.full((B,), T, jnp.int32) if given.lengths is None else within(given.lengths, T)
+        live = lax.expand_dims(t, (1,)) < lax.expand_dims(lengths, (0,))
         live = live.reshape(len(t) // k, k, B)
     if truncate is not None:
         nth = T - 1 - t if reverse else t
@@ -191,11 +192,11 @@ def _run(recurrence: Recurrence, p: Any, start: Any, x: Array, marks: Marks, rev
 
     def body(s, slices):
         z, (live, cut) = slices
-        s = s if cut is None else choose(cut, lax.stop_gradient(s), s)
+        arrived, s = s, _cut(cut, s)
         after, h, kept = recurrence.step(p, z, s)
         if live is not None:
             after, h = choose(live, after, s), choose(live, h, jnp.zeros_like(h))
-        return after, (h, s, kept)
+        return after, (h, arrived, kept)
 
     return lax.scan(body, start, (recurrence.project(p, x), marks), reverse=reverse)
 
@@ -215,7 +216,8 @@ def _pull(
 
     def body(carry, slices):
         ds, after = carry
-        s, kept, dh, (live, cut) = slices
+        state, kept, dh, (live, cut) = slices
+        s = _cut(cut, state)
         if live is None:
             dbefore, d = recurrence.pull(p, kept, s, after, ds, dh)
         else:
@@ -224,11 +226,16 @@ def _pull(
             dbefore = choose(live, dbefore, ds)
         if cut is not None:
             dbefore = choose(cut, jax.tree.map(jnp.zeros_like, dbefore), dbefore)
-        return (dbefore, s), d
+        return (dbefore, state), d
 
     (ds, _), d = lax.scan(body, end, (before, steps, dh, marks), reverse=not reverse)
     after = jax.tree.map(lambda s, last: _shifted(s, last, reverse), before, end[1])
-    return ds, recurrence.collect(p, x, steps, before, after, d)
+    return ds, recurrence.collect(p, x, steps, _cut(marks.cut, before), after, d)
+
+
+def _cut(cut: Array | None, states: Any) -> Any:
+    """The states that steps begin with: constants where `cut`; as the states after the steps before, they are none."""
+    return states if cut is None else choose(cut, lax.stop_gradient(states), states)
 
 
 def _shifted(before: Array, last: Array, reverse: bool) -> Array:

@@ -60,6 +60,9 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
             raise TypeError(f"{who}: {argument} is of type {came}, expected a recurrence such as lstm(64)")
 
     def each(x):
+        shape = as_steps(x).x.shape
+        if shape[-1:] == (0,):
+            raise ValueError(f"{who}: x has shape {shape}, expected (B, T, d) with at least one feature d")
         if not isinstance(x, Steps):
             return Both(x, x)
         if x.state is not None and not isinstance(x.state, Both):
