@@ -5,17 +5,15 @@
 Each row is one computation and one rival, and its figures the ratios by hand / rival: below 1 is better. Hand and rival
 give the same value and gradients, are jitted, and run in one process, in turn: the median of their ratios, and its
 quartiles. `temp` is what XLA allocates beside inputs and outputs. NAME picks the rows whose name contains it. The
-series are attention by hand at growing length T, alone: bytes and milliseconds, and the same for each step of T.
+series are attention by hand at growing length T, alone: bytes and milliseconds, and the same for each step of T. A JSON
+file is added to: rows that are not asked for stay as they are.
 """
 
 import argparse
-import json
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import jax
 
@@ -29,7 +27,8 @@ from benchmarks import (
     sequence_recurrence,
     sequence_state_space,
 )
-from benchmarks.contest import Contest, Outcome, compiled, outcomes
+from benchmarks.contest import Contest, compiled, outcomes
+from benchmarks.sequence_figures import HEADER, LENGTHS_HEADER, Figures, Length, read, write
 from benchmarks.sequence_plot import plot
 
 PARTS = (
@@ -43,20 +42,6 @@ PARTS = (
     sequence_blocks,
 )
 """The files that the rows come from: each has `contests()`."""
-
-
-class Length(NamedTuple):
-    """One point of a series: a length T, the temp bytes and the median seconds by hand."""
-
-    T: int
-    temp: int
-    seconds: float
-
-    def __str__(self) -> str:
-        per_step = (
-            f"{self.temp / self.T:,.0f} | {1e6 * self.seconds / self.T:.1f} | {1e9 * self.seconds / self.T**2:.1f}"
-        )
-        return f"| {self.T} | {self.temp / 1e6:.1f} | {1e3 * self.seconds:.0f} | {per_step} |"
 
 
 def length(T: int, contest: Contest, seconds: float) -> Length:
@@ -79,38 +64,33 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
     arguments = parser.parse_args()
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; hand / rival, median (quartiles)\n")
-    rows, series = contested(arguments.names, arguments.seconds), {}
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; hand / rival, median (quartiles)\n\n{HEADER}")
+    figures = read(arguments.json) if arguments.json else Figures({}, {})
+    for contest in chosen(arguments.names):
+        for row in outcomes(contest, arguments.seconds):
+            print(row, flush=True)
+            figures.rows[f"{row.contest} / {row.rival}"] = row
+        jax.clear_caches()
+        if arguments.json:
+            write(arguments.json, figures)
     if arguments.series:
-        series = {name: grown(name, make, arguments.seconds) for name, make in sequence_attention.SERIES.items()}
-    if arguments.json:
-        machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "host": platform.machine()}
-        figures = [row._asdict() | {"time": row.time._asdict()} for row in rows]
-        lengths = {name: [point._asdict() for point in points] for name, points in series.items()}
-        content = {"machine": machine, "rows": figures, "series": lengths}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        for name, make in sequence_attention.SERIES.items():
+            figures.series[name] = grown(name, make, arguments.seconds)
+            if arguments.json:
+                write(arguments.json, figures)
     if arguments.plot:
-        plot(rows, series, arguments.plot)
+        plot(list(figures.rows.values()), figures.series, arguments.plot)
 
 
-def contested(names: list[str], seconds: float) -> list[Outcome]:
-    """Run and print every row that is asked for."""
-    print("| computation | rival | temp memory | time |\n| --- | --- | --- | --- |")
-    rows = []
+def chosen(names: list[str]) -> Iterator[Contest]:
+    """The contests that are asked for, made one after the other."""
     for part in PARTS:
-        for contest in part.contests():
-            if names and not any(name in contest.name for name in names):
-                continue
-            for row in outcomes(contest, seconds):
-                print(row, flush=True)
-                rows.append(row)
-            jax.clear_caches()
-    return rows
+        yield from (c for c in part.contests() if not names or any(name in c.name for name in names))
 
 
 def grown(name: str, make: Callable[[int], Contest], seconds: float) -> list[Length]:
     """Run and print one series."""
-    print(f"\n{name}\n\n| T | temp MB | ms | temp bytes / T | us / T | ns / T^2 |\n{'| --- ' * 6}|")
+    print(f"\n{name}\n\n{LENGTHS_HEADER}")
     points = []
     for T in sequence_attention.LENGTHS:
         points.append(length(T, make(T), seconds))
