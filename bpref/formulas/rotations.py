@@ -13,14 +13,14 @@ class Stretch(NamedTuple):
         slowest alone is divided by it; "llama3" (arXiv:2407.21783) divides those that turn less than `slow` times
         within `length`, leaves those that turn more than `fast` times, and goes from one to the other between them;
         "yarn" (arXiv:2309.00071) does so linearly in the number of the pair, and multiplies by 1 + 0.1 ln factor.
-      factor, length, slow, fast: as said.
+      factor, length, slow, fast: as said; fast is 32 for "yarn" and 4 for "llama3", as in the papers, if not given.
     """
 
     way: Literal["linear", "ntk", "llama3", "yarn"]
     factor: float
     length: int = 8192
     slow: float = 1.0
-    fast: float = 4.0
+    fast: float | None = None
 
 
 def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarray:
@@ -33,11 +33,12 @@ def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarr
         return frequency
     if stretch.way == "linear":
         return frequency / stretch.factor
+    fast = stretch.fast or (32.0 if stretch.way == "yarn" else 4.0)
     turns = stretch.length * frequency / (2 * np.pi)
     if stretch.way == "llama3":
-        kept = np.clip((turns - stretch.slow) / (stretch.fast - stretch.slow), 0, 1)
+        kept = np.clip((turns - stretch.slow) / (fast - stretch.slow), 0, 1)
     else:
-        first, last = (_pair_that_turns(n, features, base, stretch.length) for n in (stretch.fast, stretch.slow))
+        first, last = (_pair_that_turns(n, features, base, stretch.length) for n in (fast, stretch.slow))
         first, last = max(np.floor(first), 0), min(np.ceil(last), features - 1)
         kept = 1 - np.clip((pairs - first) / max(last - first, 1e-3), 0, 1)
     return frequency * (kept + (1 - kept) / stretch.factor)

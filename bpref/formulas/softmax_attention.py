@@ -7,6 +7,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attend import Extras, Pattern, attend, pull_attend
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
@@ -58,9 +59,9 @@ def softmax_attention(
         u, bucket = None, None
         if params.relative_bias is not None:
             bucket = buckets(distance, len(params.relative_bias), furthest, not pattern.causal)
-            u = params.relative_bias[bucket].T
+            u = widen(params.relative_bias)[bucket].T
         if alibi:
-            falling = jnp.asarray(-slopes(N)[:, None] * np.abs(distance), x.q.dtype)
+            falling = jnp.asarray(-slopes(N)[:, None] * np.abs(distance), wide_dtype(x.q.dtype))
             u = falling if u is None else u + falling
         return pattern._replace(scale=D**-0.5) if is_scaled else pattern, Extras(params.sinks, u), bucket
 
@@ -81,7 +82,7 @@ def softmax_attention(
         dtable = None
         if params.relative_bias is not None and d.extras.u is not None:
             zeros = jnp.zeros(params.relative_bias.shape, d.extras.u.dtype)
-            dtable = zeros.at[jnp.asarray(bucket)].add(d.extras.u.T)
+            dtable = cast(zeros.at[jnp.asarray(bucket)].add(d.extras.u.T), params.relative_bias.dtype)
         dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)
         return AttentionParams(d.extras.sinks, dtable), dx
 

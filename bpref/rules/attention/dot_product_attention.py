@@ -62,7 +62,8 @@ def dot_product_attention(
     """Each query's mean of the values it sees, weighted by the softmax of its dot products with their keys.
 
     Args:
-      causal: whether query t sees the keys s <= t alone, whatever the lengths T and S.
+      causal: whether query t sees the keys s <= t alone, whatever the lengths T and S, as
+        `jax.nn.dot_product_attention` has it.
       window: sees keys with |s - t| < window alone.
       soft_cap: c, what the logits stay within, before any bias.
       scale: what the dot products are multiplied by; 1 / sqrt(D) if it is not given.

@@ -1,0 +1,261 @@
+"""Softmax attention, whole and in blocks, and the rotary embedding: what laws do not say of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.formulas.distances import buckets, skew, slopes, sum_of_diagonals
+from bpref.formulas.rotations import frequencies, magnitude
+from bpref.formulas.softmax_attention import AttentionParams
+
+RNG = np.random.default_rng(0)
+
+
+def heads(b=(2,), T=7, S=9, N=4, K=2, D=3, E=5, **more):
+    q, k, v = (RNG.normal(size=(*b, *shape)) for shape in ((T, N, D), (S, K, D), (S, K, E)))
+    return bpref.Heads(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))._replace(**more)
+
+
+HYPER = {
+    "causal": ({"causal": True}, {}),
+    "window, soft cap": ({"window": 3, "soft_cap": 2.0}, {"b": (2, 3)}),
+    "one key head, mask": ({}, {"K": 1, "mask": jnp.asarray(RNG.random((2, 1, 7, 9)) > 0.5)}),
+    "bias of all heads": ({"scale": 0.2}, {"bias": jnp.asarray(RNG.normal(size=(1, 1, 7, 9)), jnp.float32)}),
+    "alibi, sinks": ({"alibi": True, "sinks": True, "causal": True}, {"b": ()}),
+    "buckets, segments": (
+        {"relative_buckets": 4, "max_distance": 8},
+        {"S": 7, "q_segments": jnp.asarray([[0, 0, 1, 1, 1, 2, 2]] * 2)},
+    ),
+    "dropout": ({"dropout": 0.4}, {"key": jax.random.key(3)}),
+}
+
+
+@pytest.mark.parametrize(("hyper", "more"), HYPER.values(), ids=HYPER)
+@pytest.mark.parametrize("blocks", [(2, 3), (5, 4), (7, 2)])
+def test_blocks_change_nothing(hyper, more, blocks):
+    x = heads(**more)
+    whole = bpref.dot_product_attention(**hyper)
+    parts = bpref.blockwise_attention(**hyper, query_block=blocks[0], key_block=blocks[1])
+    params = jax.tree.map(lambda v: v + 0.3, whole.init(jax.random.key(0), x))
+    dy = jnp.asarray(RNG.normal(size=(*x.q.shape[:-1], x.v.shape[-1])), jnp.float32)
+    expected, seen = (bpref.backpropagate(layer, params, x, dy) for layer in (whole, parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), seen, expected)
+
+
+def arrays_in(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (v.aval for v in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from arrays_in(inner)
+
+
+def largest(layer, T):
+    x = heads((), T, T, 1, 1, 2, 2)
+    program = jax.make_jaxpr(lambda x, dy: bpref.backpropagate(layer, AttentionParams(), x, dy))(x, x.v)
+    return max(a.size for a in arrays_in(program.jaxpr))
+
+
+def test_nothing_of_all_pairs_is_made():
+    assert largest(bpref.dot_product_attention(causal=True), 64) >= 64 * 64
+    assert largest(bpref.blockwise_attention(causal=True, query_block=8, key_block=8), 64) < 64 * 64 / 4
+
+
+def pairs_of_blocks(T, **hyper):
+    """How often the forward's loop runs."""
+    layer = bpref.blockwise_attention(query_block=8, key_block=8, **hyper)
+    program = jax.make_jaxpr(lambda x: layer.forward(AttentionParams(), x)[0])(heads((), T, T, 1, 1, 2, 2))
+    (loop,) = (e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    return loop.params["length"]
+
+
+def test_blocks_that_see_nothing_are_left_out():
+    assert [pairs_of_blocks(T) for T in (32, 64)] == [16, 64]
+    assert [pairs_of_blocks(T, causal=True) for T in (32, 64)] == [10, 36]
+    assert [pairs_of_blocks(T, causal=True, window=8) for T in (32, 64, 128)] == [7, 15, 31]
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(make, sinks):
+    mask = jnp.ones((2, 4, 7, 9), bool).at[0, :, 2].set(False).at[1].set(False)
+    layer, x = make(sinks=sinks), heads(mask=mask)
+    params = layer.init(jax.random.key(0), x)
+    y, dparams, dx = bpref.backpropagate(layer, params, x, jnp.ones((2, 7, 4, 5)))
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves((y, dparams, dx)))
+    for v in (y, dx.q):
+        assert not np.any(v[0, 2])
+        assert not np.any(v[1])
+    assert not np.any(dx.k[1])
+    assert not np.any(dx.v[1])
+    assert np.any(dx.q[0, 1])
+
+
+def test_dropout_drops_its_share_and_takes_typed_keys():
+    x = heads((), 64, 64, 2, 2, 2, 1, key=jax.random.key(7))
+    x = x._replace(q=0 * x.q, v=jnp.ones_like(x.v))
+    y = bpref.dot_product_attention(dropout=0.25).forward(AttentionParams(), x)[0]
+    assert abs(float(y.mean()) - 1) < 0.02
+    assert float(y.std()) > 0.03
+
+
+X = heads()
+OTHER = jnp.ones((2, 7, 4, 3), jnp.bfloat16)
+
+BAD = {
+    "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),
+    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is of type tuple, expected bpref.Heads(q, k, v)"),
+    "an empty sequence": (
+        {},
+        heads(S=0),
+        ValueError,
+        "k has shape (2, 0, 2, 3), expected (..., S, K, D), each of these at least 1",
+    ),
+    "other features": (
+        {},
+        X._replace(k=X.q[..., :2]),
+        ValueError,
+        "k has shape (2, 7, 4, 2), expected (..., S, K, 3) with q's batch axes (q: (2, 7, 4, 3))",
+    ),
+    "another dtype": (
+        {},
+        X._replace(k=OTHER),
+        TypeError,
+        "k has dtype bfloat16, q has float32; cast one to the other's",
+    ),
+    "a mask of another shape": (
+        {},
+        X._replace(mask=jnp.ones((7, 9), bool)),
+        ValueError,
+        "mask has shape (7, 9), expected (2, 4, 7, 9), or 1 in place of any of these",
+    ),
+    "a mask of numbers": (
+        {},
+        X._replace(mask=jnp.ones((1, 1, 7, 9))),
+        TypeError,
+        "mask has dtype float32, expected bool",
+    ),
+    "segments of keys alone": (
+        {},
+        X._replace(kv_segments=jnp.zeros((2, 9), int)),
+        ValueError,
+        "kv_segments are given without q_segments",
+    ),
+    "segments of queries alone": (
+        {},
+        X._replace(q_segments=jnp.zeros((2, 7), int)),
+        ValueError,
+        "7 queries and 9 keys need kv_segments too",
+    ),
+    "dropout without a key": (
+        {"dropout": 0.5},
+        X,
+        ValueError,
+        "dropout is 0.5, and x.key is None; expected a PRNG key",
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+@pytest.mark.parametrize(("hyper", "x", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input(make, hyper, x, error, message):
+    with pytest.raises(error) as seen:
+        make(**hyper).forward(AttentionParams(), x)
+    assert str(seen.value) == f"{make.__name__}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"window": 0}, "window is 0, expected an integer of at least 1"),
+        ({"query_block": 0}, "query_block is 0, expected an integer of at least 1"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a number above 0"),
+        ({"dropout": 1.0}, "rate is 1.0, expected a number from 0 to below 1"),
+        (
+            {"relative_buckets": 3},
+            "relative_buckets is 3 and max_distance 128, expected at least 4 buckets, an even number if there are some "
+            "for each direction, and more distances than buckets",
+        ),
+    ],
+)
+def test_bad_hyperparameters(hyper, message):
+    with pytest.raises(ValueError) as error:
+        bpref.blockwise_attention(**hyper)
+    assert str(error.value) == f"blockwise_attention: {message}"
+
+
+def test_sinks_of_another_number_of_heads():
+    with pytest.raises(ValueError) as error:
+        bpref.blockwise_attention(sinks=True).forward(AttentionParams(jnp.zeros(3)), X)
+    assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (4,) (q: (2, 7, 4, 3))"
+
+
+def test_slopes_are_the_papers():
+    np.testing.assert_allclose(slopes(8), 2.0 ** -np.arange(1, 9))
+    np.testing.assert_allclose(slopes(12)[8:], 2.0 ** (-0.5 * np.arange(1, 9, 2)))
+
+
+def test_buckets_are_t5s():
+    """Worked out from mesh-tensorflow's formula: 8 near distances one by one, then by the logarithm, up to 128."""
+    back = np.array([0, 1, 7, 8, 11, 12, 127, 128, 1000])
+    assert buckets(-back, 16, 128, False).tolist() == [0, 1, 7, 8, 8, 9, 15, 15, 15]
+    assert buckets(-back, 32, 128, True).tolist() == [0, 1, 7, 8, 8, 9, 15, 15, 15]
+    assert buckets(back, 32, 128, True).tolist() == [0, 17, 23, 24, 24, 25, 31, 31, 31]
+    assert buckets(back, 16, 128, False).tolist() == [0] * 9
+
+
+def test_skew_moves_by_one_and_its_adjoint_sums_diagonals():
+    u = jnp.arange(6.0)
+    assert skew(u, 3).tolist() == [[2, 3, 4, 5], [1, 2, 3, 4], [0, 1, 2, 3]]
+    assert sum_of_diagonals(jnp.ones((3, 4))).tolist() == [1, 2, 3, 3, 2, 1]
+
+
+def test_rotated_queries_and_keys_know_their_distance_alone():
+    q, k = (jnp.asarray(RNG.normal(size=8), jnp.float32) for _ in "qk")
+    layer = bpref.rotary_embedding()
+    rotated = [layer.forward((), jnp.broadcast_to(v, (12, 1, 8)))[0][:, 0] for v in (q, k)]
+    products = rotated[0] @ rotated[1].T
+    np.testing.assert_allclose(products[3, 1], products[11, 9], rtol=1e-5)
+    assert abs(float(products[3, 1] - products[3, 2])) > 1e-3
+
+
+def test_a_quarter_turn_by_hand():
+    """Position 1 and base e^... such that the pair turns by 1 radian; halves and interleaved pairs alike."""
+    x = jnp.asarray([[[1.0, 0.0]], [[1.0, 0.0]]])
+    expected = [[[1.0, 0.0]], [[np.cos(1), np.sin(1)]]]
+    for interleaved in (False, True):
+        np.testing.assert_allclose(bpref.rotary_embedding(interleaved).forward((), x)[0], expected, rtol=1e-6)
+    at = bpref.rotary_embedding().forward((), (x[:1], jnp.asarray([1])))[0]
+    np.testing.assert_allclose(at, expected[1:], rtol=1e-6)
+
+
+def test_stretched_frequencies():
+    plain = frequencies(8, 10000.0, None)
+    np.testing.assert_allclose(plain, [1, 0.1, 0.01, 0.001])
+    np.testing.assert_allclose(frequencies(8, 10000.0, bpref.Stretch("linear", 4.0)), plain / 4)
+    ntk = frequencies(8, 10000.0, bpref.Stretch("ntk", 4.0))
+    np.testing.assert_allclose([ntk[0], ntk[3]], [1, 0.001 / 4])
+    for way in ("llama3", "yarn"):
+        seen = frequencies(8, 10000.0, bpref.Stretch(way, 4.0, 4096))
+        np.testing.assert_allclose([seen[0], seen[3]], [1, 0.001 / 4])
+        assert 0.01 / 4 <= seen[2] <= 0.01
+    assert magnitude(bpref.Stretch("yarn", np.e)) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "error", "message"),
+    [
+        ({}, jnp.ones((3, 1, 5)), ValueError, "5 of x's 5 features are rotated, expected an even number from 2 to 5 "),
+        ({}, (jnp.ones((3, 1, 4)), jnp.zeros(2, int)), ValueError, "positions have shape (2,), expected (3,)"),
+        ({}, (jnp.ones((3, 1, 4)), jnp.zeros(3)), TypeError, "positions has dtype float32, expected an integer dtype"),
+        ({}, jnp.ones((3, 4)), ValueError, "x has shape (3, 4), expected (..., T, N, D)"),
+        ({"base": 1.0}, jnp.ones((3, 1, 4)), ValueError, "base is 1.0, expected a number above 1"),
+    ],
+)
+def test_rotary_refuses(make, x, error, message):
+    with pytest.raises(error) as seen:
+        bpref.rotary_embedding(**make).forward((), x)
+    assert str(seen.value).startswith(f"rotary_embedding: {message}")

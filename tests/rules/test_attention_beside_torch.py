@@ -1,0 +1,47 @@
+"""Softmax attention beside PyTorch's."""
+
+import numpy as np
+import pytest
+
+import bpref
+from bpref.formulas.softmax_attention import AttentionParams
+from tests.rules.beside_torch import SEEDS, assert_same
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+
+def attention(x, **options):
+    q, k, v = (a.transpose(-3, -2) for a in (x.q, x.k, x.v))
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+    return y.transpose(-3, -2)
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    T, S, K = rng.integers(2, 9, 3)
+    shapes = (2, T, 2 * K, 4), (2, S, K, 4), (2, S, K, 3)
+    return rng, bpref.Heads(*(rng.normal(size=shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_causal(seed, causal):
+    x = drawn(seed)[1]
+    layer = bpref.blockwise_attention(causal=causal, query_block=3, key_block=2)
+    assert_same(layer, lambda _, x: attention(x, is_causal=causal), AttentionParams(), x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mask(seed):
+    rng, x = drawn(seed)
+    mask = rng.random((2, x.q.shape[2], x.q.shape[1], x.k.shape[1])) > 0.4
+    mask[..., 0] = True
+    x = x._replace(mask=mask)
+    assert_same(bpref.dot_product_attention(), lambda _, x: attention(x, attn_mask=x.mask), AttentionParams(), x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bias(seed):
+    rng, x = drawn(seed)
+    x = x._replace(bias=rng.normal(size=(1, 1, x.q.shape[1], x.k.shape[1])))
+    assert_same(bpref.dot_product_attention(), lambda _, x: attention(x, attn_mask=x.bias), AttentionParams(), x)
