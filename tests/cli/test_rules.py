@@ -46,7 +46,7 @@ def test_one_kind_with_the_figures_that_were_measured(capsys, monkeypatch):
 
 def test_an_unknown_kind_is_one_line(capsys):
     assert run(["rules", "--kind", "los"]) == 2
-    assert capsys.readouterr().err == "bpref: unknown kind 'los'; the nearest is loss\n"
+    assert capsys.readouterr().err == "bpref: unknown kind 'los'; the nearest are loss, block\n"
 
 
 def test_figures_that_ship_name_rules_that_there_are():

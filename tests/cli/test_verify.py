@@ -38,7 +38,7 @@ def test_verify_rejects_a_rule_broken_on_purpose(capsys, monkeypatch):
         layer = tanh_rule.tanh()
         return layer._replace(backward=lambda p, c, dy: (p, dy * (1 - jnp.abs(c.y))))
 
-    monkeypatch.setitem(bpref.rules.RULES, "tanh", tanh_rule.RULE._replace(make=broken))
+    monkeypatch.setattr(tanh_rule, "RULE", tanh_rule.RULE._replace(make=broken))
     assert run(["verify", "tanh"]) == 1
     out = capsys.readouterr().out
     assert "WRONG" in out
