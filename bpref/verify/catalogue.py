@@ -32,8 +32,8 @@ WORKING = ("float32", "bfloat16")
 ENOUGH = 1000
 """Of fewer elements one sum that happens to cancel decides the 99th percentile ..."""
 
-MORE_DRAWS = 40
-"""... so that where one of such a value seems imprecise, this many examples of the case are judged together."""
+DRAWS = (1, 40, 200)
+"""... so that where one of such a value seems imprecise, more examples of the case are judged together."""
 
 
 class Errors(NamedTuple):
@@ -170,13 +170,12 @@ def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
 
 def precision_of(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
     """`precision` of one example of a case; of many together, where one alone says too little."""
-
-    def drawn(i: int) -> Example:
-        return draw(rule, case, sizes_of(case), seed + 1000 * i)
-
-    rows = precision([drawn(0)], ready)
-    if any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
-        return precision([drawn(i) for i in range(MORE_DRAWS)], ready)
+    rows: list[Row] = []
+    for draws in DRAWS:
+        examples = [draw(rule, case, sizes_of(case), seed + 1000 * i) for i in range(draws)]
+        rows = precision(examples, ready)
+        if not any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
+            break
     return rows
 
 
