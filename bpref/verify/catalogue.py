@@ -13,7 +13,7 @@ from bpref.rule import Case, Rule
 from bpref.verify.diagnose import diagnose
 from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
-from bpref.verify.examine import Held, Point, hold, rounded, run_in_float64, stacked
+from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
@@ -139,15 +139,13 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
 
     `None` is the cotangent of what is held constant, such as frozen weights: the reference's must be 0 then.
     """
-    rounding = rounding_at(ready, [point])
-    held = hold(ready.wide, [point], [seen], rounding)
+    held, nonlinear = weigh(ready, point, seen, rounding_at(ready, [point]))
     together = stacked([seen])
     absent = [
         Finding(name, "structure", "the backward returned None for it")
         for name in ready.wide.absent
         if np.any(seen.oracle[name])
     ]
-    nonlinear = linearity(together, rounding)
     residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
     wrong = [
         Finding(h.where, *diagnose(residual_of(h.where, h)), h.error)
@@ -155,6 +153,17 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
         if h.is_wrong and all(f.where != h.where for f in nonlinear)
     ]
     return absent + wrong + nonlinear, max(h.error for h in held)
+
+
+def weigh(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> tuple[list[Held], list[Finding]]:
+    """What was seen in float64, each value held against the oracle's, and those that are not linear."""
+    return hold(ready.wide, [point], [seen], rounding), linearity(stacked([seen]), rounding)
+
+
+def rejected(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> set[str]:
+    """The names of the values that `judge` finds wrong, without asking what is wrong with them."""
+    held, nonlinear = weigh(ready, point, seen, rounding)
+    return {h.where for h in held if h.is_wrong} | {f.where for f in nonlinear}
 
 
 def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:

@@ -11,7 +11,7 @@ import numpy as np
 from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, require_callable
 from bpref.verify.evidence import residuals, unscaled
-from bpref.verify.examine import Held, Point, hold, run_in_float64, stacked
+from bpref.verify.examine import Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.host import check_numerically
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.laws import consistency, eagerness, linearity, purity
@@ -123,9 +123,7 @@ def _impure(
     return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where], initial=0.0))]
 
 
-def _held(
-    ready: Prepared, points: list[Point], seen: list[Seen], rounding: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, Held]:
+def _held(ready: Prepared, points: list[Point], seen: list[Seen], rounding: Rounding) -> dict[str, Held]:
     return {h.where: h for h in hold(ready.wide, points, seen, rounding, ready.round_off)}
 
 

@@ -28,6 +28,9 @@ TRIALS = 3
 UNDECIDED = 1e-6
 """Where round-off may make a larger relative error than this, a sample says nothing."""
 
+Rounding = Callable[[], dict[str, np.ndarray]]
+"""What round-off may make of each value, one relative error for each sample; computed when it is first asked for."""
+
 
 class Point(NamedTuple):
     """Where a derivation is tried: its array leaves, and a stack of cotangents for each output."""
@@ -136,7 +139,7 @@ def hold(
     program: Program,
     points: Sequence[Point],
     seen: Sequence[Seen],
-    rounding: Callable[[], dict[str, np.ndarray]],
+    rounding: Rounding,
     round_off: float = ROUND_OFF,
 ) -> list[Held]:
     """Every value of the hand's held against the oracle's; only where they disagree is `rounding` asked for."""

@@ -17,7 +17,7 @@ from bpref.verify.blame import (
     require_outputs,
     require_rule,
 )
-from bpref.verify.examine import ROUND_OFF, Point, effect_of_rounding, run_in_float64, widened
+from bpref.verify.examine import ROUND_OFF, Point, Rounding, effect_of_rounding, run_in_float64, widened
 from bpref.verify.jitter import jittered
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
@@ -240,8 +240,8 @@ def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> t
     return point, exact, values
 
 
-def rounding_at(ready: Prepared, points: list[Point]) -> Callable[[], dict[str, np.ndarray]]:
-    """What round-off may make of each value at these points, computed when it is first asked for."""
+def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
+    """What round-off may make of each value at these points."""
     return cache(lambda: effect_of_rounding(ready.wide, points, ready.jittered))
 
 
