@@ -12,6 +12,9 @@ import matplotlib.pyplot as plt
 
 from benchmarks.contest import Outcome
 
+SHOWN = (2**-9, 2**2)
+"""The ratios that the axes reach: a rival that allocates nothing would stretch them beyond reading."""
+
 
 def plot(rows: Sequence[Outcome], series: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Draw the rows above; below, where there are series, one panel for bytes and one for seconds."""
@@ -31,12 +34,16 @@ def plot(rows: Sequence[Outcome], series: Mapping[str, Sequence[Any]], path: Pat
     }
     for panel, (title, ratios, bounds) in of_rows.items():
         axis = axes[panel]
-        shown = np.maximum(ratios, 2**-9)
+        shown = np.clip(ratios, *SHOWN)
+        beyond = shown != ratios
         axis.hlines(places, 1, shown, alpha=0.5)
-        axis.scatter(shown, places, s=18, zorder=3)
+        axis.scatter(shown[~beyond], places[~beyond], s=18, zorder=3)
+        if beyond.any():
+            axis.scatter(shown[beyond], places[beyond], s=60, marker="x", color="C3", zorder=3, label="off the axis")
         bounded = [(b, p) for b, p in zip(bounds, places, strict=True) if b is not None]
         if bounded:
             axis.scatter(*zip(*bounded, strict=True), marker="|", s=90, color="C3", label="bound")
+        if bounded or beyond.any():
             axis.legend(loc="lower left", fontsize=8)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
