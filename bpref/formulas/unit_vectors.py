@@ -23,6 +23,11 @@ def inverse(length: Array) -> Array:
     return jnp.where(length == 0, 0, 1 / jnp.where(length == 0, 1, length))
 
 
+def direction(z: Array, length: Array) -> Array:
+    """u, rounded once: vectors of one number have exactly 1 or -1, which z times `inverse` misses by a bit."""
+    return z / jnp.where(length == 0, 1, length)
+
+
 def unit(z: Array) -> tuple[Array, Array]:
     """u and 1 / |z|: (..., d) and (..., 1)."""
     per_length = inverse(length(z))

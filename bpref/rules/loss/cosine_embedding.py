@@ -27,8 +27,8 @@ that c = 0; its derivative is taken as 0.
 Cached: a, b and the label. Lengths and cosines, three sums over d, are made again; XLA merges them under one jit.
 
 Numerical care: 1 - c cancels for vectors that nearly agree. Where c > 1/2 it is computed as |u - v|^2 / 2, with an
-error relative to |u - v| and not to 1. v - c u needs no such care: its error is that of v and u, either way. Half
-precision is computed in float32.
+error relative to |u - v| and not to 1, from u = a / |a|, which for d = 1 is exact. v - c u needs no such care: its
+error is that of v and u, either way. Half precision is computed in float32.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
-from bpref.formulas.unit_vectors import inverse, length
+from bpref.formulas.unit_vectors import direction, inverse, length
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -82,8 +82,9 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
             if not is_label(label):
                 raise TypeError(f"{who}: label has dtype {label.dtype}, expected integers or booleans")
         a_, b_ = widen(a), widen(b)
-        per_a, per_b, c = _angle(a_, b_)
-        f = jnp.where(c > 0.5, 0.5 * jnp.sum((a_ * per_a - b_ * per_b) ** 2, -1, keepdims=True), 1 - c)
+        c = _angle(a_, b_)[-1]
+        apart = direction(a_, length(a_)) - direction(b_, length(b_))
+        f = jnp.where(c > 0.5, 0.5 * jnp.sum(apart**2, -1, keepdims=True), 1 - c)
         if label is not None:
             f = jnp.where(_together(label), f, jnp.where(c > margin, c - margin, 0))
         return cast(jnp.sum(f) / N, a.dtype), CosineEmbeddingCache(a, b, label)
