@@ -136,6 +136,7 @@ CASES = (
         {"window": 4, "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},
+        least={"S": 6},  # a query that sees one key has no gradient but dv
     ),
 )
 """The calls that the laws are tried on, here and with blocks."""
