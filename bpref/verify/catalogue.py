@@ -161,7 +161,7 @@ def weigh(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> tupl
 
 
 def rejected(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> set[str]:
-    """The names of the values that `judge` finds wrong, without asking what is wrong with them."""
+    """The names of the values that are wrong or not linear, as `judge` finds them, without asking why."""
     held, nonlinear = weigh(ready, point, seen, rounding)
     return {h.where for h in held if h.is_wrong} | {f.where for f in nonlinear}
 

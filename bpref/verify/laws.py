@@ -1,13 +1,12 @@
 """The laws that a backward obeys besides being right: linear in the cotangent, and the same however it is called."""
 
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from bpref.verify.examine import Point
+from bpref.verify.examine import Point, Rounding
 from bpref.verify.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.report import Finding
 from bpref.verify.subject import Subject
@@ -18,11 +17,10 @@ SLACK = 1e-7
 """How far the same derivation may be from itself: added up in another order, it still is the same."""
 
 
-def linearity(seen: Seen, rounding: Callable[[], Mapping[str, np.ndarray]]) -> list[Finding]:
+def linearity(seen: Seen, rounding: Rounding) -> list[Finding]:
     """b(2u - 3v) = 2 b(u) - 3 b(v) and b(0) = 0, at every point of a stacked run.
 
-    `rounding` gives what round-off may make of each value, a relative error for each sample; it is called only where
-    something looks wrong.
+    `rounding` is called only where something looks wrong.
     """
     findings = []
     for name, combined in seen.combined.items():

@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
       narrow: the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
       jittered: makes, once, the float64 program with every operation rounded at random.
-      is_repeatable: whether it is the same program when it is traced again.
+      is_repeatable: asks, once, whether it is the same program when it is traced again.
     """
 
     subject: Subject
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
     narrow: tuple[Working, ...]
     formal: tuple[Finding, ...]
     jittered: Callable[[], Program]
-    is_repeatable: bool
+    is_repeatable: Callable[[], bool]
 
 
 def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
@@ -142,7 +142,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         narrow,
         tuple(formal),
         cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(in_own_dtypes(f)))),
-        _is_repeatable(subject, specs, outputs),
+        cache(lambda: _is_repeatable(subject, specs, outputs)),
     )
 
 
