@@ -6,9 +6,13 @@ import pytest
 import bpref
 from bpref.formulas.pre_norm import NormParams
 from bpref.rules.block.attention_block import AttentionBlockParams
+from bpref.rules.block.mamba_block import MambaBlockParams
 from bpref.rules.block.mlp_block import MlpBlockParams
 from bpref.rules.block.residual_convolution_block import ResidualConvolutionBlockParams
 from bpref.rules.block.transformer_block import TransformerBlockParams
+from bpref.rules.convolution.convolution import ConvolutionParams
+from bpref.rules.norm.rms_norm import RmsNormParams
+from bpref.rules.state_space.selective_scan import SelectiveScanParams
 from tests.rules.beside_torch import SEEDS, assert_same
 
 
@@ -83,6 +87,40 @@ def test_transformer_block(torch, seed, causal):
         return torch.func.functional_call(module, named, (x,), {"src_mask": mask})
 
     assert_same(layer, twin, params, rng.normal(size=(3, T, d)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mamba_block(torch, seed):
+    """Figure 3 of the paper with PyTorch's norm and convolution, and a loop over time for the scan."""
+    F = torch.nn.functional
+    rng = np.random.default_rng(seed)
+    N, T, d, n, r, k = map(int, rng.integers(2, 6, 6))
+    e, normal = 2 * d, rng.normal
+    params = MambaBlockParams(
+        RmsNormParams(normal(size=d)),
+        normal(size=(2 * e, d)),
+        ConvolutionParams(normal(size=(e, k, 1)), normal(size=e)),
+        normal(size=(r + 2 * n, e)) / e,
+        normal(size=(e, r)),
+        SelectiveScanParams(normal(size=(e, n)), normal(size=e), normal(size=e)),
+        normal(size=(d, e)),
+    )
+
+    def twin(p, x):
+        v, z = (F.rms_norm(x, (d,), p.norm.scale, 1e-5) @ p.W_in.T).chunk(2, -1)
+        past = F.pad(v.movedim(1, -1), (k - 1, 0))
+        u = F.silu(F.conv1d(past, p.conv.W.movedim(-1, 1), p.conv.b, groups=e)).movedim(-1, 1)
+        R, B, C = (u @ p.W_x.T).split((r, n, n), -1)
+        delta = F.softplus(R @ p.W_delta.T + p.scan.bias, threshold=100)
+        h, seen = torch.zeros(N, e, n, dtype=x.dtype), []
+        for t in range(T):
+            s = delta[:, t, :, None]
+            h = torch.exp(-s * torch.exp(p.scan.log_A)) * h + s * u[:, t, :, None] * B[:, t, None]
+            seen.append((h * C[:, t, None]).sum(-1))
+        y = torch.stack(seen, 1) + p.scan.D * u
+        return x + (y * F.silu(z)) @ p.W_out.T
+
+    assert_same(bpref.mamba_block(n, rank=r, window=k, chunk=3), twin, params, normal(size=(N, T, d)))
 
 
 def _affine(rng, m, d):
