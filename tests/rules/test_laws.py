@@ -1,5 +1,7 @@
 """The laws of DESIGN, each for every rule and each of its cases: a new rule gets all of them without a line here."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import chex
@@ -31,26 +33,27 @@ from bpref.verify.draw import axes_of, draw, is_spec, sized
 from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
 from bpref.verify.naming import path_text
-from bpref.verify.prepare import rounding_at
+from bpref.verify.prepare import Prepared, rounding_at
 from bpref.verify.program import quick_compilation
 from bpref.verify.sabotage import sabotages
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-EVERY_CASE = pytest.mark.parametrize(
-    ("rule", "case"),
-    [pytest.param(r, c, id=f"{r.name}-{c.name}") for r in RULES.values() for c in r.cases],
-)
 
-EVERY_CASE_THE_FIRST_QUICK = pytest.mark.parametrize(
-    ("rule", "case"),
-    [
-        pytest.param(r, c, id=f"{r.name}-{c.name}", marks=pytest.mark.quick if c is r.cases[0] else ())
+
+def every_case(marks_of_the_first=()):
+    """A test for each rule's every case. The laws of one case run one after the other and share its programs."""
+    params = [
+        pytest.param(r, c, id=f"{r.name}-{c.name}", marks=marks_of_the_first if c is r.cases[0] else ())
         for r in RULES.values()
         for c in r.cases
-    ],
-)
+    ]
+    return pytest.mark.parametrize(("rule", "case"), params, scope="module")
+
+
+EVERY_CASE = every_case()
+EVERY_CASE_THE_FIRST_QUICK = every_case(pytest.mark.quick)
 
 
 class Swept(NamedTuple):
@@ -83,6 +86,30 @@ def sweep(layer):
     return run
 
 
+def prepared(rule: Rule, case: Case) -> Prepared:
+    """The case's programs at the sizes it is verified with, in float64 and in the working dtypes."""
+    return _prepared(rule.name, rule.cases.index(case))
+
+
+@lru_cache(maxsize=2)
+def _prepared(name: str, index: int) -> Prepared:
+    case = RULES[name].cases[index]
+    return prepare_example(draw(RULES[name], case, sizes_of(case), SEED), WORKING)
+
+
+def compiled_sweep(rule: Rule, case: Case) -> Callable[..., Swept]:
+    """`sweep` of the small case under jit, which may be traced once, whoever calls it."""
+    return _compiled_sweep(rule.name, rule.cases.index(case))
+
+
+@lru_cache(maxsize=2)
+def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
+    case = RULES[name].cases[index]
+    run = sweep(draw(RULES[name], case, small(case), SEED).layer)
+    chex.clear_trace_counter()  # it counts by name and address, and the address may have been another's
+    return jax.jit(chex.assert_max_traces(run, n=1), compiler_options=quick_compilation())
+
+
 def first(dys):
     return jax.tree.map(lambda v: v[0], dys)
 
@@ -97,14 +124,15 @@ def assert_same(came: Swept, expected: Swept, tolerance: float = ROUND_OFF) -> N
 
 @EVERY_RULE
 def test_laws_1_to_5_on_whatever_hypothesis_draws(rule: Rule):
-    """Forward, backward, linearity and structure in float64; precision in float32 and bfloat16."""
+    """Forward, backward, linearity and structure in float64; precision in float32 or bfloat16."""
 
     @settings(SLOW_TO_COMPILE, max_examples=8)
     @given(st.data())
     def property_of(data):
         example, snippet = data.draw(drawn(rule))
+        working = data.draw(st.sampled_from(WORKING))
         note(f"To reproduce:\n{snippet}")
-        ready = prepare_example(example, WORKING)
+        ready = prepare_example(example, (working,))
         assert examine(example, ready)[0] == []
         assert [row for row in precision([example], ready) if row.is_coarse] == []
 
@@ -113,43 +141,40 @@ def test_laws_1_to_5_on_whatever_hypothesis_draws(rule: Rule):
 
 @EVERY_CASE_THE_FIRST_QUICK
 def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
-    findings, error = examine(draw(rule, case, sizes_of(case), SEED))
+    findings, error = examine(draw(rule, case, sizes_of(case), SEED), prepared(rule, case))
     assert findings == []
     assert error <= ROUND_OFF
 
 
 @EVERY_CASE
 def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
-    example = draw(rule, case, sizes_of(case), SEED + 1)
-    rows = precision_of(rule, case, SEED + 1, prepare_example(example, WORKING))
+    rows = precision_of(rule, case, SEED + 1, prepared(rule, case))
     assert {row.dtype for row in rows} == set(WORKING)
     assert [f for row in rows for f in imprecise(row)] == []
 
 
 @EVERY_CASE
 def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
+    """Traced with other values than those compared, so that a value kept from the trace would show."""
     example = draw(rule, case, small(case), SEED)
     again = draw(rule, case, small(case), SEED + 1)
-    run = sweep(example.layer)
-    chex.clear_trace_counter()
+    compiled = compiled_sweep(rule, case)
     with jax.enable_x64(True):
-        compiled = jax.jit(chex.assert_max_traces(run, n=1), compiler_options=quick_compilation())
-        for e in (example, again):
-            assert_same(compiled(e.params, e.x, first(e.dys)), run(e.params, e.x, first(e.dys)))
+        compiled(again.params, again.x, first(again.dys))
+        inputs = example.params, example.x, first(example.dys)
+        assert_same(compiled(*inputs), sweep(example.layer)(*inputs))
 
 
 @EVERY_CASE
 def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
-    layer = draw(rule, case, small(case), SEED).layer
-    run = sweep(layer)
+    run = sweep(draw(rule, case, small(case), SEED).layer)
     examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
     inputs = [(e.params, e.x, first(e.dys)) for e in examples]
     with jax.enable_x64(True):
         together = jax.jit(jax.vmap(run), compiler_options=quick_compilation())(
             *jax.tree.map(lambda *v: np.stack(v), *inputs)
         )
-        compiled = jax.jit(run, compiler_options=quick_compilation())
-        one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled(*i) for i in inputs))
+        one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled_sweep(rule, case)(*i) for i in inputs))
     assert_same(together, one_by_one)
 
 
@@ -174,7 +199,7 @@ def test_law_8_one_of_everything(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
     example = draw(rule, case, small(case), SEED)
-    run = jax.jit(sweep(example.layer), compiler_options=quick_compilation())
+    run = compiled_sweep(rule, case)
 
     def strided(v):
         return np.repeat(v, 2, axis=-1)[..., ::2] if v.ndim else v
@@ -227,8 +252,8 @@ def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule):
 
 @EVERY_CASE
 def test_law_11_sabotage_is_rejected(rule: Rule, case: Case):
-    example = draw(rule, without_points(case), small(case), SEED)
-    ready = prepare_example(example)
+    example = draw(rule, without_points(case), sizes_of(case), SEED)
+    ready = prepared(rule, case)
     point, seen = run(example, ready)
     assert judge(ready, point, seen)[0] == []
     tried = list(sabotages(seen))
