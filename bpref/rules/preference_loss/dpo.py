@@ -100,7 +100,9 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
             return e * e, 2 * e
         if form == "hinge":
             return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
-        return jax.nn.softplus(-u) + smoothing * u, beta * (smoothing - jax.nn.sigmoid(-u))
+        if smoothing:
+            return jax.nn.softplus(-u) + smoothing * u, beta * (smoothing - jax.nn.sigmoid(-u))
+        return jax.nn.softplus(-u), -beta * jax.nn.sigmoid(-u)
 
     return Layer(no_params, forward, backward, who)
 
