@@ -18,15 +18,19 @@ PAIRS = 1 << 20
 
 def contests() -> list[Contest]:
     return [
-        cross_entropy(32_000, memory_bound=0.15, time_bound=0.95),
+        cross_entropy(32_000, memory_bound=0.15),
+        cross_entropy(32_000, memory_bound=0.15, time_bound=0.95, rows=128),
         cross_entropy(128_000, memory_bound=0.08),
+        cross_entropy(128_000, memory_bound=0.08, rows=128),
         preferences(),
     ]
 
 
-def cross_entropy(vocabulary: int, memory_bound: float, time_bound: float | None = None) -> Contest:
+def cross_entropy(
+    vocabulary: int, memory_bound: float, time_bound: float | None = None, rows: int | None = None
+) -> Contest:
     """The loss of 1,024 rows, and its gradients in W and h; the naive form has all logits at once."""
-    layer = bpref.fused_linear_cross_entropy(vocabulary)
+    layer = bpref.fused_linear_cross_entropy(vocabulary, rows=rows)
     h = jax.random.normal(jax.random.key(0), (ROWS, WIDTH))
     labels = jax.random.randint(jax.random.key(1), (ROWS,), 0, vocabulary)
     params = layer.init(jax.random.key(2), (h, labels))
@@ -43,7 +47,7 @@ def cross_entropy(vocabulary: int, memory_bound: float, time_bound: float | None
         return backpropagate(layer, params, (h, labels))
 
     rivals = {"jax.value_and_grad": _differentiated(library), "one-hot": _differentiated(naive)}
-    name = f"fused linear cross-entropy, {vocabulary:,} classes"
+    name = f"fused linear cross-entropy, {vocabulary:,} classes{f', {rows} rows at once' if rows else ''}"
     return Contest(name, hand, rivals, (params, h, labels), memory_bound, time_bound)
 
 

@@ -23,6 +23,11 @@ BAD_CALLS = {
         ValueError,
         "fused_linear_cross_entropy: block is 0, expected a positive integer",
     ),
+    "no rows at once": (
+        lambda: fused(V, rows=0),
+        ValueError,
+        "fused_linear_cross_entropy: rows is 0, expected a positive integer",
+    ),
     "smoothing beyond 1": (
         lambda: fused(V, smoothing=2.0),
         ValueError,
@@ -107,6 +112,8 @@ def test_no_array_of_all_logits_is_ever_made():
     everything = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1, "ignored": -1}
     assert largest(fused(V, block=8, **everything)) == W.size < N * V
     assert largest(fused(V, block=V, **everything)) == N * V
+    assert largest(fused(V, block=8, rows=2, **everything)) == W.size
+    assert largest(fused(V, block=8, rows=5, **everything)) == 5 * V < N * V
 
 
 def test_the_cache_does_not_grow_with_the_vocabulary():
@@ -115,12 +122,14 @@ def test_the_cache_does_not_grow_with_the_vocabulary():
 
 
 @pytest.mark.parametrize("block", [1, 7, 25, 50, 64])
-def test_blocks_change_nothing(block):
-    x = H, LABELS
-    hyper = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1}
+@pytest.mark.parametrize("rows", [None, 1, 4, 6, 9])
+def test_blocks_change_nothing(block, rows):
+    x = H, LABELS.at[1].set(-1)
+    params = PARAMS._replace(b=W[:, 0])
+    hyper = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1, "bias": True, "ignored": -1}
     for came, expected in zip(
-        jax.tree.leaves(bpref.backpropagate(fused(V, block=block, **hyper), PARAMS, x)),
-        jax.tree.leaves(bpref.backpropagate(fused(V, **hyper), PARAMS, x)),
+        jax.tree.leaves(bpref.backpropagate(fused(V, block=block, rows=rows, **hyper), params, x)),
+        jax.tree.leaves(bpref.backpropagate(fused(V, **hyper), params, x)),
         strict=True,
     ):
         np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
@@ -162,8 +171,21 @@ def test_a_forward_alone_is_compiled_without_the_gradients_products():
         text = jax.jit(f).lower(PARAMS, (H, LABELS)).compile().as_text()
         return text.count(" dot(") + text.count("__onednn$matmul") + text.count("__cpu$gemm")
 
-    layer = fused(V, block=25)
-    assert products(lambda p, x: layer.forward(p, x)[0]) < products(lambda p, x: bpref.backpropagate(layer, p, x))
+    for rows, fewer in ((None, 3), (2, 2)):
+        layer = fused(V, block=25, rows=rows)
+        forward = products(lambda p, x, layer=layer: layer.forward(p, x)[0])
+        assert products(lambda p, x, layer=layer: bpref.backpropagate(layer, p, x)) - forward == fewer
+
+
+def test_a_gradient_made_in_the_forward_is_rounded_once():
+    """In bfloat16 sums over all rows stay in float32 until dJ is known."""
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), (PARAMS, H))
+    layer = fused(V, rows=2)
+    _, cache = layer.forward(half[0], (half[1], LABELS))
+    assert {v.dtype for v in jax.tree.leaves(cache)} == {jnp.dtype(jnp.float32)}
+    dparams, (dh, _) = layer.backward(half[0], cache, jnp.bfloat16(3))
+    np.testing.assert_array_equal(dparams.W, (3 * cache.W).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(dh, (3 * cache.h).astype(jnp.bfloat16))
 
 
 def test_a_student_that_is_its_teacher_learns_from_the_labels_alone():
