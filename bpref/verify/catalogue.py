@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from bpref.verify.diagnose import diagnose
 from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.kinks import Nearby, nearby
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
@@ -21,6 +22,7 @@ from bpref.verify.precision import Row, rows_in, within
 from bpref.verify.prepare import Prepared, prepare, rounding_at
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding
+from bpref.verify.sabotage import Sabotage
 from bpref.verify.subject import as_subject
 
 SIZES = (64, 24, 5, 3)
@@ -155,15 +157,23 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
     return absent + wrong + nonlinear, max(h.error for h in held)
 
 
-def weigh(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> tuple[list[Held], list[Finding]]:
+def weigh(
+    ready: Prepared, point: Point, seen: Seen, rounding: Rounding, neighbours: Nearby | None = None
+) -> tuple[list[Held], list[Finding]]:
     """What was seen in float64, each value held against the oracle's, and those that are not linear."""
-    return hold(ready.wide, [point], [seen], rounding), linearity(stacked([seen]), rounding)
+    held = hold(ready.wide, [point], [seen], rounding, neighbours=neighbours)
+    return held, linearity(stacked([seen]), rounding)
 
 
-def rejected(ready: Prepared, point: Point, seen: Seen, rounding: Rounding) -> set[str]:
-    """The names of the values that are wrong or not linear, as `judge` finds them, without asking why."""
-    held, nonlinear = weigh(ready, point, seen, rounding)
-    return {h.where for h in held if h.is_wrong} | {f.where for f in nonlinear}
+def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list[tuple[str, str]]:
+    """Which sabotages, by where and how, `judge` would not have rejected; it is not asked why."""
+    rounding, neighbours = rounding_at(ready, [point]), nearby(ready.wide.run, [point])
+
+    def is_rejected(where: str, seen: Seen) -> bool:
+        held, nonlinear = weigh(ready, point, seen, rounding, neighbours)
+        return any(h.where == where and h.is_wrong for h in held) or any(f.where == where for f in nonlinear)
+
+    return [(s.where, s.how) for s in sabotages if not is_rejected(s.where, s.seen)]
 
 
 def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.kinks import Kinks, at_kinks
+from bpref.verify.kinks import Kinks, Nearby, at_kinks, nearby
 from bpref.verify.measure import sample_errors
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import generator
@@ -141,13 +141,18 @@ def hold(
     seen: Sequence[Seen],
     rounding: Rounding,
     round_off: float = ROUND_OFF,
+    neighbours: Nearby | None = None,
 ) -> list[Held]:
-    """Every value of the hand's held against the oracle's; only where they disagree is `rounding` asked for."""
+    """Every value of the hand's held against the oracle's; only where they disagree is `rounding` asked for.
+
+    `neighbours` are the points' (`kinks.nearby`), given where the same points are held more than once.
+    """
     held = [_hold(name, *pair, round_off) for name, pair in pairs(stacked(seen)).items()]
     suspects = {h.where for h in held if h.is_wrong}
     if not suspects:
         return held
-    kinks = {name: at_kinks(program.run, points, seen, name) for name in suspects if name in seen[0].hand}
+    neighbours = neighbours or nearby(program.run, points)
+    kinks = {name: at_kinks(neighbours, seen, name) for name in suspects if name in seen[0].hand}
     again = pairs(stacked(seen))
     return [_hold(h.where, *again[h.where], round_off, rounding()[h.where], kinks.get(h.where)) for h in held]
 

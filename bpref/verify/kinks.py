@@ -6,6 +6,7 @@ those agree on (the elements of a tied maximum share one cotangent) is the hand'
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,10 @@ PAIRS = 5
 """How many pairs of opposite neighbours are looked at; in the first all inputs have moved up, and down."""
 
 
+Nearby = Callable[[int], dict[str, np.ndarray]]
+"""Of a point, by its index, the oracle's cotangents at its neighbours, stacked; computed when first asked for."""
+
+
 class Kinks(NamedTuple):
     """What was found in the neighbourhoods of the points.
 
@@ -40,19 +45,28 @@ class Kinks(NamedTuple):
     broken: np.ndarray
 
 
-def at_kinks(
-    run: Callable[[list[Any], list[Any]], Any], points: Sequence[Any], seen: Sequence[Any], name: str
-) -> Kinks:
+def nearby(run: Callable[[list[Any], list[Any]], Any], points: Sequence[Any]) -> Nearby:
+    """The neighbourhoods of these points, each looked at once, whoever asks and for which of the cotangents."""
+
+    @cache
+    def of_point(i: int) -> dict[str, np.ndarray]:
+        with jax.enable_x64(True):
+            oracles = [run(leaves, points[i].dys).oracle for leaves in _neighbours(points[i].leaves)]
+        return {name: np.stack([oracle[name] for oracle in oracles]) for name in oracles[0]}
+
+    return of_point
+
+
+def at_kinks(neighbours: Nearby, seen: Sequence[Any], name: str) -> Kinks:
     """Look at the neighbourhood of every point for the cotangent called `name`."""
     found = []
-    for point, s in zip(points, seen, strict=True):
+    for i, s in enumerate(seen):
         hand, oracle = s.hand[name], s.oracle[name]
         if hand.shape != oracle.shape or np.array_equal(hand, oracle):
             found += [(np.zeros(v.shape, bool), False) for v in oracle]
             continue
-        with jax.enable_x64(True):
-            nearby = np.stack([run(leaves, point.dys).oracle[name] for leaves in _neighbours(point.leaves)])
-        found += [_accepted(*sample) for sample in zip(hand, oracle, np.swapaxes(nearby, 0, 1), strict=True)]
+        around = np.swapaxes(neighbours(i)[name], 0, 1)
+        found += [_accepted(*sample) for sample in zip(hand, oracle, around, strict=True)]
     return Kinks(*(np.stack(v) for v in zip(*found, strict=True)))
 
 
