@@ -99,13 +99,15 @@ def grpo(
             raise ValueError(f"{who}: policy has shape {policy.shape}, expected (..., G, T), groups of G answers")
         require_shape(who, NAMES[3], R, policy.shape[:-1], "policy's shape without its last axis T")
         require_dtype_of(who, NAMES[3], R, NAMES[0], policy)
-        pi, old, rho = (jnp.where(mask, widen(v), 0) for v in (policy, old, rho))
-        old, rho, A = map(lax.stop_gradient, (old, rho, _advantages(widen(R))))
+        pi = widen(policy)
+        old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), _advantages(widen(R))))
         w = token_weights(mask, normalization, pi.dtype)
-        s, slope = surrogate(pi - old, jnp.broadcast_to(A[..., None], pi.shape), clip, high)
+        log_ratio = jnp.where(mask, pi - old, 0)
+        s, slope = surrogate(log_ratio, jnp.broadcast_to(A[..., None], pi.shape), clip, high)
         if kl_weight:
-            grown = jnp.expm1(rho - pi)
-            s -= kl_weight * (grown - (rho - pi))
+            behind = jnp.where(mask, rho - pi, 0)
+            grown = jnp.expm1(behind)
+            s -= kl_weight * (grown - behind)
             slope += kl_weight * grown
         return cast(-jnp.sum(w * s), policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
 
