@@ -222,11 +222,11 @@ RULE = Rule(
         Case(
             "",
             Real("N T d"),
-            {"states": Size("n"), "rank": Size("r"), "window": Size("k"), "chunk": 5},
+            {"states": Size("n"), "rank": Size("r"), "window": Size("k"), "chunk": Size("c")},
             params=_PARAMS,
             never_empty=("T",),
-            fixed={"d": 4, "p": 16, "e": 8, "k": 3, "one": 1, "n": 3, "r": 2, "q": 8},
-            timed={"N": 1, "T": 256, "d": 64, "p": 256, "e": 128, "k": 4, "one": 1, "n": 16, "r": 4, "q": 36},
+            fixed={"d": 4, "p": 16, "e": 8, "k": 3, "one": 1, "n": 3, "r": 2, "q": 8, "c": 5},
+            timed={"N": 1, "T": 1024, "d": 64, "p": 256, "e": 128, "k": 4, "one": 1, "n": 16, "r": 4, "q": 36, "c": 64},
         ),
     ),
     cite="Gu and Dao, 'Mamba: linear-time sequence modeling with selective state spaces' (2023), arXiv:2312.00752, "
