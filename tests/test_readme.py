@@ -19,7 +19,10 @@ from bpref.cli.app import run
 README = Path(__file__).parents[1] / "README.md"
 SECTION = "Is my gradient right?"
 
-MEASURED = re.compile(r"\b\d(?:\.\d+)?e[+-]\d\d\b|\b\d+\.\d\b|(?<=in )\d+(?= s,)|(?<=/functions.py:)\d+")
+MEASURED = re.compile(
+    r"\b\d(?:\.\d+)?e[+-]\d\d\b|\b\d+\.\d\b|(?<=float32 )\d+(?= ulp)|(?<=autodiff )\d+\b"
+    r"|(?<=in )\d+(?= s,)|(?<=/functions.py:)\d+"
+)
 """Round-off errors, ulps, seconds, the line of a rule in JAX: another machine, another JAX gives others."""
 
 PLACES = re.compile(r"\S*/(?=site-packages/)")
