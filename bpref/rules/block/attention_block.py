@@ -36,7 +36,7 @@ of a product that ds needs anyway, block by block. q' and k' are not needed: the
 
 Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
 exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
-the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotate`.
+the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotations`.
 """
 
 from itertools import pairwise
@@ -69,7 +69,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotate import rotate
+from bpref.formulas.rotations import frequencies, rotate
 from bpref.formulas.self_attend import Sight, attend, pull_attend
 from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
@@ -182,7 +182,7 @@ def attention_layer(
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def turned(x, way):
-        return x if rope is None else rotate(x, rope, way)
+        return x if rope is None else rotate(x, frequencies(x.shape[-1], rope, None), way)
 
     def init(key, x):
         d = require_sequence(x)
