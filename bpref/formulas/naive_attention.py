@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from bpref.formulas.attend import LOWEST, Pattern
+from bpref.formulas.attention_grid import LOWEST, Pattern
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads
 from bpref.formulas.random_draws import threshold

@@ -8,7 +8,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.attend import Extras, Pattern, attend, pull_attend
+from bpref.formulas.attend import attend, pull_attend
+from bpref.formulas.attention_grid import Extras, Pattern
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.random_draws import require_key, require_rate
@@ -73,7 +74,7 @@ def softmax_attention(
                 raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
             require_key(who, x.key)
         pattern_of_x, extras, _ = of(params, x)
-        return attend(pattern_of_x, x, extras), AttentionCache(x)
+        return attend(pattern_of_x, x, extras).y, AttentionCache(x)
 
     def backward(params, cache, dy):
         (x,) = cache

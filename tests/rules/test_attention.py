@@ -78,6 +78,23 @@ def test_blocks_that_see_nothing_are_left_out():
     assert [pairs_of_blocks(T, causal=True, window=8) for T in (32, 64, 128)] == [7, 15, 31]
 
 
+def backward_pairs(layer, x):
+    """How often the backward's loop runs."""
+    params = layer.init(jax.random.key(0), x)
+    y, cache = layer.forward(params, x)
+    program = jax.make_jaxpr(layer.backward)(params, cache, y)
+    (loop,) = (e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    return loop.params["length"]
+
+
+def test_the_backward_meets_a_pair_of_blocks_twice_only_where_a_row_has_several_and_nothing_is_kept():
+    x = heads((), 32, 32, 1, 1, 2, 2)
+    assert backward_pairs(bpref.blockwise_attention(causal=True, query_block=8, key_block=8), x) == 2 * 10
+    assert backward_pairs(bpref.blockwise_attention(causal=True, query_block=8, key_block=32), x) == 4
+    assert backward_pairs(bpref.dot_product_attention(causal=True), x) == 1
+    assert backward_pairs(bpref.attention_block(1, block=8), jnp.ones((32, 4))) == 10
+
+
 @pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(make, sinks):

@@ -9,7 +9,8 @@ largest logit seen so far, Z = sum_s exp(x_ts - m), and o = sum_s r_ts exp(x_ts 
 A sink is a key that has been seen before all others: m = sink, Z = 1, o = 0.
 
 Differential: y is the same function, and so is its backward. Each block of it needs x and dy of its own rows and
-columns, and m_t, Z_t and D_t = sum_s r_ts p_ts dy_t . v_s, for which all blocks of a row are gone through first:
+columns, and m_t, Z_t and D_t = sum_s r_ts p_ts dy_t . v_s, for which all blocks of a row are gone through first (and
+where a row has but one, it is gone through once):
 
     p_ts = exp(x_ts - m_t) / Z_t             dx_ts = p_ts (r_ts dy_t . v_s - D_t)          one block of (T, S) at a time
     dv_s += sum_t r_ts p_ts dy_t             dk_s += scale sum_t dz_ts q_t                (S, E) and (S, D)
@@ -30,7 +31,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention

@@ -27,8 +27,8 @@ backward subtracts. So
     du_d = sum_t dx_t,t+d                             (T + S - 1,)  and from there into the buckets
     dsink = - sum_t p_t,sink D_t                      ()
 
-Cached: x alone. D_t needs all dy_t . v_s and p_ts before the first dx_ts, so that the backward goes through k and v
-twice; and to make m and Z again then costs no product more.
+Cached: x alone. D_t needs all dy_t . v_s and p_ts before the first dx_ts; they are made again, one product more than
+from a p that is kept, which is (T, S).
 
 Numerical care: the largest logit is subtracted before any exp, the mask is applied before it as well, and m and Z are
 at least float32. p is 1 to the last digit where a key outweighs all others, and D_t is summed from the very dy_t . v_s
@@ -40,7 +40,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention

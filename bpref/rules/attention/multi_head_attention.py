@@ -51,7 +51,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation

@@ -60,6 +60,9 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.attend import Kept, attend, pull_attend
+from bpref.formulas.attention_grid import Extras, Pattern
+from bpref.formulas.heads import Heads
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -70,7 +73,6 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.formulas.rotations import frequencies, rotate
-from bpref.formulas.self_attend import Sight, attend, pull_attend
 from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -158,7 +160,9 @@ def attention_layer(
     if window is not None:
         require_size(who, "window", window)
     require_size(who, "block", block)
-    sight = Sight(causal, window, block)
+
+    def pattern(q):
+        return Pattern(q.shape[-1] ** -0.5, causal, window, query_block=block, key_block=block)
 
     def require_sequence(x):
         d = require_input(who, x)
@@ -203,7 +207,7 @@ def attention_layer(
         n = normalize(params.norm, x, of_x)
         q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
         q, k = turned(q, 1), turned(k, 1)
-        o, m, S = attend(q, k, v, sight)
+        o, m, S = attend(pattern(q), Heads(q, k, v), Extras())
         y = cast(plus(times_transposed(merged(o), params.W_o), params.b_o), x.dtype)
         return y, AttentionBlockCache(x, of_x, q, k, v, o, m, S)
 
@@ -211,7 +215,7 @@ def attention_layer(
         x, of_x, q, k, v, o, m, S = cache
         dW_o = cast(transposed_times(dy, merged(o)), dy.dtype)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        dq, dk, dv = pull_attend(q, k, v, o, m, S, do, sight)
+        dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v), Extras(), do, Kept(o, m, S))
         dz = merged(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
