@@ -21,16 +21,35 @@ LOWEST = -1e30
 """A logit of what is not seen, and where a running maximum starts: finite, so that no difference of two is NaN."""
 
 
+Window = int | tuple[int, int]
+"""How near a key must be: |s - t| < w, or -left <= s - t <= right."""
+
+
 class Pattern(NamedTuple):
     """What is fixed about an attention when it is traced; see the arguments of `dot_product_attention`."""
 
     scale: float
     causal: bool = False
-    window: int | None = None
+    window: Window | None = None
     soft_cap: float | None = None
     dropout: float = 0.0
     query_block: int | None = None
     key_block: int | None = None
+
+
+def sides(window: Window) -> tuple[int, int]:
+    """How many keys before a query's own place, and how many behind it, it sees."""
+    return (window - 1, window - 1) if isinstance(window, int) else window
+
+
+def require_window(who: str, window: Any) -> None:
+    """Raise `ValueError` unless it is a `Window`, or `None`."""
+    is_pair = isinstance(window, tuple) and len(window) == 2
+    sizes = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v, least in sizes):
+        raise ValueError(
+            f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
+        )
 
 
 class Extras(NamedTuple):
@@ -88,7 +107,8 @@ class Grid:
         if self.pattern.causal:
             meets &= nearest <= 0
         if self.pattern.window is not None:
-            meets &= (nearest < self.pattern.window) & (furthest > -self.pattern.window)
+            left, right = sides(self.pattern.window)
+            meets &= (nearest <= right) & (furthest >= -left)
         return i[meets], j[meets]
 
     def logits(self, i: Array, j: Array) -> Logits:
@@ -112,7 +132,8 @@ class Grid:
         if self.pattern.causal:
             near &= s <= t
         if self.pattern.window is not None:
-            near &= jnp.abs(s - t) < self.pattern.window
+            left, right = sides(self.pattern.window)
+            near &= (s >= t - left) & (s <= t + right)
         seen = lax.broadcast_in_dim(near, shape, (len(shape) - 2, len(shape) - 1))
         if self.mask is not None:
             seen &= self._pair_of(self.mask, i, j)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attend import attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern
+from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.random_draws import require_key, require_rate
@@ -32,7 +32,8 @@ def softmax_attention(
 ) -> Layer:
     """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
     require_rate(who, pattern.dropout)
-    for name, v in (("window", pattern.window), ("query_block", pattern.query_block), ("key_block", pattern.key_block)):
+    require_window(who, pattern.window)
+    for name, v in (("query_block", pattern.query_block), ("key_block", pattern.key_block)):
         if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1):
             raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
     if pattern.soft_cap is not None and not pattern.soft_cap > 0:

@@ -76,6 +76,17 @@ def test_blocks_that_see_nothing_are_left_out():
     assert [pairs_of_blocks(T) for T in (32, 64)] == [16, 64]
     assert [pairs_of_blocks(T, causal=True) for T in (32, 64)] == [10, 36]
     assert [pairs_of_blocks(T, causal=True, window=8) for T in (32, 64, 128)] == [7, 15, 31]
+    assert [pairs_of_blocks(32, window=w) for w in (9, (8, 8), (8, 0), (0, 8), (0, 9), (0, 0))] == [10, 10, 7, 7, 9, 4]
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+@pytest.mark.parametrize(("window", "sizes"), [((2, 1), (2, 1)), ((0, 3), (0, 3)), ((4, 0), (4, 0)), (3, (2, 2))])
+def test_a_window_is_that_of_jax(make, window, sizes):
+    blocks = {} if make is bpref.dot_product_attention else {"query_block": 2, "key_block": 3}
+    x = heads(E=3)
+    y = make(window=window, **blocks).forward(AttentionParams(), x)[0]
+    expected = jax.nn.dot_product_attention(x.q, x.k, x.v, local_window_size=sizes)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
 def backward_pairs(layer, x):
@@ -187,7 +198,13 @@ def test_bad_input(make, hyper, x, error, message):
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
-        ({"window": 0}, "window is 0, expected an integer of at least 1"),
+        *(
+            (
+                {"window": window},
+                f"window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0",
+            )
+            for window in (0, True, 2.0, (1, -1), (1, 2, 3), (1, None), "12")
+        ),
         ({"query_block": 0}, "query_block is 0, expected an integer of at least 1"),
         ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a number above 0"),
         ({"dropout": 1.0}, "rate is 1.0, expected a number from 0 to below 1"),

@@ -74,7 +74,7 @@ BAD_CALLS = {
     "a window on nothing": (
         lambda: bpref.attention_block(2, window=0),
         ValueError,
-        "attention_block: window is 0, expected a positive integer",
+        "attention_block: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
     ),
     "blocks of nothing": (
         lambda: bpref.attention_block(2, block=0),

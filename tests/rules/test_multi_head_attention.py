@@ -38,7 +38,7 @@ BAD_CALLS = {
     "an empty window": (
         lambda: bpref.multi_head_attention(2, window=0),
         ValueError,
-        "multi_head_attention: window is 0, expected an integer of at least 1",
+        "multi_head_attention: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
     ),
     "an odd number of features to turn": (
         lambda: bpref.multi_head_attention(2, head_dim=3, rope=100.0).init(KEY, X),

@@ -31,7 +31,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attention_grid import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
@@ -42,7 +42,7 @@ from bpref.rules.attention.dot_product_attention import CASES
 
 def blockwise_attention(
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -74,7 +74,7 @@ def reference(
     params: AttentionParams,
     x: Heads,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,

@@ -40,7 +40,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attention_grid import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
@@ -50,7 +50,7 @@ from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
 
 def dot_product_attention(
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -64,7 +64,8 @@ def dot_product_attention(
     Args:
       causal: whether query t sees the keys s <= t alone, whatever the lengths T and S, as
         `jax.nn.dot_product_attention` has it.
-      window: sees keys with |s - t| < window alone.
+      window: how near a key is that query t sees: w for |s - t| < w, or (left, right) for t - left <= s <= t + right.
+        That pair is `local_window_size` of `jax.nn.dot_product_attention`, whose integer w is w + 1 here.
       soft_cap: c, what the logits stay within, before any bias.
       scale: what the dot products are multiplied by; 1 / sqrt(D) if it is not given.
       alibi: whether -2^(-8 n / N) |s - t| is added to the logits of head n = 1 ... N.
@@ -93,7 +94,7 @@ def reference(
     params: AttentionParams,
     x: Heads,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -133,7 +134,7 @@ CASES = (
     Case(
         "window, segments, distances, dropout",
         specs(Heads, *_QKV, None, None, *_SEGMENTS, _KEY),
-        {"window": 4, "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
+        {"window": (4, 2), "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},
         least={"S": 6},  # a query that sees one key has no gradient but dv

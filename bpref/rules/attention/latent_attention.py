@@ -48,7 +48,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.attention_grid import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
@@ -93,7 +93,7 @@ def latent_attention(
     base: float = 10000.0,
     interleaved: bool = False,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,
@@ -244,7 +244,7 @@ def reference(
     base: float = 10000.0,
     interleaved: bool = False,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,

@@ -12,7 +12,7 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
 R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D).
-j runs over what is visible from i: j <= i (causal), |i - j| < window.
+j runs over what is visible from i: j <= i (causal), |i - j| < w or i - left <= j <= i + right (window).
 
 Differential, in the same order; R_i is orthogonal, so its adjoint is the rotation back:
 
@@ -61,7 +61,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.attend import Kept, attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern
+from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
 from bpref.formulas.heads import Heads
 from bpref.formulas.pre_norm import (
     NormParams,
@@ -103,7 +103,7 @@ def attention_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
@@ -116,7 +116,8 @@ def attention_block(
       norm: "rms" or "layer".
       rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
       causal: whether a position sees no later ones.
-      window: how many positions back a position sees, itself among them (and as many ahead unless causal); None: all.
+      window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
+        (left, right): how many of each side beside itself; None: all.
       bias: whether there are a b_qkv and a b_o.
       eps: what is added to the mean square or variance, in units of x squared.
       block: how many positions are worked on at once; no array has more than `block` squared of them.
@@ -142,7 +143,7 @@ def attention_layer(
     norm: str,
     rope: float | None,
     causal: bool,
-    window: int | None,
+    window: Window | None,
     bias: bool,
     eps: float,
     block: int,
@@ -157,8 +158,7 @@ def attention_layer(
     require_positive(who, "eps", eps)
     if rope is not None:
         require_positive(who, "rope", rope)
-    if window is not None:
-        require_size(who, "window", window)
+    require_window(who, window)
     require_size(who, "block", block)
 
     def pattern(q):
@@ -233,7 +233,7 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
@@ -265,7 +265,8 @@ def reference(
     k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
     s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
     i, j = np.indices((T, T))
-    seen = np.full((T, T), True) if window is None else abs(i - j) < window
+    left, right = (T, T) if window is None else sides(window)
+    seen = (j >= i - left) & (j <= i + right)
     seen = seen & (j <= i) if causal else seen
     p = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, s.shape), s, -jnp.inf), -1)
     o = jnp.einsum("...nij,...jnD->...inD", p, v)

@@ -38,6 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -65,7 +66,7 @@ def reversible_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
@@ -136,7 +137,7 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,

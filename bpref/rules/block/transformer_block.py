@@ -43,6 +43,7 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import Statistics
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -79,7 +80,7 @@ def transformer_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
@@ -95,7 +96,8 @@ def transformer_block(
       norm: "rms" or "layer".
       rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
       causal: whether a position sees no later ones.
-      window: how many positions back a position sees, itself among them (and as many ahead unless causal); None: all.
+      window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
+        (left, right): how many of each side beside itself; None: all.
       bias: whether every product of matrices has a bias.
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
@@ -144,7 +146,7 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
@@ -180,7 +182,7 @@ RULE = Rule(
                 "norm": "layer",
                 "rope": None,
                 "causal": False,
-                "window": 5,
+                "window": (4, 2),
                 "bias": True,
                 "eps": _EPS,
                 "block": 16,
