@@ -227,6 +227,29 @@ def test_sinks_of_another_number_of_heads():
     assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (4,) (q: (2, 7, 4, 3))"
 
 
+@pytest.mark.parametrize(("hyper", "name"), [({"sinks": True}, "sinks"), ({"relative_buckets": 4}, "relative_bias")])
+def test_parameters_of_another_dtype(hyper, name):
+    layer = bpref.blockwise_attention(**hyper)
+    params = jax.tree.map(lambda v: v.astype(jnp.bfloat16), layer.init(jax.random.key(0), X))
+    with pytest.raises(TypeError) as error:
+        layer.forward(params, X)
+    assert str(error.value) == f"blockwise_attention: {name} has dtype bfloat16, q has float32; cast one to the other's"
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, -1e31])
+def test_a_bias_below_minus_1e30_is_a_mask(lowest):
+    """Also of a query that then sees nothing, here the first of the first batch."""
+    sees = jnp.asarray(RNG.random((2, 1, 7, 9)) > 0.5).at[0, :, 0].set(False)
+    layer, x = bpref.blockwise_attention(query_block=3, key_block=4), heads()
+    masked, biased = x._replace(mask=sees), x._replace(bias=jnp.where(sees, 0.0, lowest))
+    dy = jnp.asarray(RNG.normal(size=(2, 7, 4, 5)), jnp.float32)
+    expected, came = (bpref.backpropagate(layer, AttentionParams(), x, dy) for x in (masked, biased))
+    assert not np.any(came[0][0, 0])
+    assert not np.any(came[2].q[0, 0])
+    for a, b in zip((came[0], *came[2][:3]), (expected[0], *expected[2][:3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
 def test_slopes_are_the_papers():
     np.testing.assert_allclose(slopes(8), 2.0 ** -np.arange(1, 9))
     np.testing.assert_allclose(slopes(12)[8:], 2.0 ** (-0.5 * np.arange(1, 9, 2)))

@@ -60,7 +60,7 @@ def blockwise_attention(
       query_block, key_block: how many queries and keys are worked on at once.
 
     Returns:
-      A layer with x, y and params as there. A mask or a bias is as large as it is given.
+      A layer with x, y and params as there. A mask or a bias is as large as it is given; a bias below -1e30 is a mask.
 
     Raises:
       ValueError, TypeError: as there; a block is not at least 1.

@@ -79,11 +79,11 @@ def dot_product_attention(
       A layer with x `Heads(q, k, v, ...)`: q `(*b, T, N, D)`, k `(*b, S, K, D)`, v `(*b, S, K, E)`, N a multiple of K,
       and as wanted a mask, a bias, segment ids, a PRNG key; and y `(*b, T, N, E)`. The params are
       `AttentionParams(sinks: (N,), relative_bias: (relative_buckets, N))`, zeros at first, `None` where not used. A
-      query that sees no key has y = 0 and no gradient.
+      query that sees no key has y = 0 and no gradient, and a key whose bias is below -1e30 is not seen.
 
     Raises:
       ValueError: a window or a number of buckets that is none; shapes that do not fit; dropout without a key.
-      TypeError: x is no `Heads`; dtypes that differ or are not what `Heads` says.
+      TypeError: x is no `Heads`; dtypes that differ or are not what `Heads` says; a parameter is not of q's dtype.
     """
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
     is_scaled = scale is None
