@@ -13,6 +13,7 @@ from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.random_draws import require_key, require_rate
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 
 
@@ -99,3 +100,5 @@ def _require_params(who: str, params: AttentionParams, x: Heads, sinks: bool, nu
         came = None if v is None else v.shape
         if came != shape:
             raise ValueError(f"{who}: {name} has shape {came}, expected {shape} (q: {x.q.shape})")
+        if v is not None:
+            require_dtype_of(who, name, v, "q", x.q)

@@ -100,6 +100,16 @@ BAD_CALLS = {
         ValueError,
         "multi_head_attention: x has 6 features in its last axis, W_q expects 4 (W_q: (4, 4))",
     ),
+    "a weight of another dtype": (
+        lambda: LAYER.forward(PARAMS._replace(W_o=PARAMS.W_o.astype(jnp.bfloat16)), X),
+        TypeError,
+        "multi_head_attention: W_o has dtype bfloat16, W_q has float32; cast one to the other's",
+    ),
+    "a bias of another dtype": (
+        lambda: LAYER.forward(PARAMS._replace(b_v=PARAMS.b_v.astype(jnp.bfloat16)), X),
+        TypeError,
+        "multi_head_attention: b_v has dtype bfloat16, W_q has float32; cast one to the other's",
+    ),
     "dropout without a key": (
         lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),
         ValueError,

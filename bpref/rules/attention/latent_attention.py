@@ -55,6 +55,7 @@ from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.standardize import require_positive
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -121,7 +122,8 @@ def latent_attention(
 
     Raises:
       ValueError: an argument is out of its range; shapes do not fit; there is a memory.
-      TypeError: x is not floating-point, or not of W_dkv's dtype; a mask or segments have not their dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_dkv's dtype; a mask or segments have not
+        their dtype.
     """
     who = "latent_attention"
     E = head_dim if value_dim is None else value_dim
@@ -186,6 +188,7 @@ def latent_attention(
     def forward(params, x):
         seqs = given(x)
         require_fit(who, params.W_dkv, seqs.x, "W_dkv")
+        require_one_dtype(who, params, "W_dkv")
         for name, shape in shapes(seqs.x.shape[-1]).items():
             W = getattr(params, name)
             if (W is None) != (shape is None) or (W is not None and W.shape != shape):

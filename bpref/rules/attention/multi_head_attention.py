@@ -57,6 +57,7 @@ from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -135,7 +136,8 @@ def multi_head_attention(
     Raises:
       ValueError: an argument is out of its range; heads divide neither each other nor the features; an odd number of
         features is to be turned; shapes do not fit; dropout without a key.
-      TypeError: a sequence is not floating-point, or not of W_q's dtype; other dtypes are not what `Sequences` says.
+      TypeError: a sequence is not floating-point, or it or a parameter is not of W_q's dtype; other dtypes are not what
+        `Sequences` says.
     """
     who = "multi_head_attention"
     K = heads if kv_heads is None else kv_heads
@@ -191,6 +193,7 @@ def multi_head_attention(
         given = as_sequences(who, x)
         asks, answers = _both(given)
         D = features(asks)
+        require_one_dtype(who, params, "W_q")
         for name, A, n in (("W_q", asks, heads), ("W_k", answers, K), ("W_v", answers, K)):
             W = getattr(params, name)
             require_fit(who, W, A, name)

@@ -73,7 +73,8 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.formulas.rotations import frequencies, rotate
-from bpref.formulas.standardize import require_positive
+from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -130,7 +131,7 @@ def attention_block(
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
         the features, or leave an odd number for RoPE; x has other features than W_qkv.
-      TypeError: x is not floating-point, or not of W_qkv's dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "attention_block"
     return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
@@ -202,6 +203,8 @@ def attention_layer(
 
     def forward(params, x):
         require_fit(who, params.W_qkv, x, "W_qkv")
+        require_one_dtype(who, params, "W_qkv")
+        require_features(who, x, **params.norm._asdict())
         require_sequence(x)
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)

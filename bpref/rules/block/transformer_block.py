@@ -109,7 +109,7 @@ def transformer_block(
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
         the features, or leave an odd number for RoPE; x has other features than W_qkv.
-      TypeError: x is not floating-point, or not of W_qkv's dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
     attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
