@@ -52,6 +52,7 @@ from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
+from bpref.formulas.rotations import Stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.standardize import require_positive
@@ -93,6 +94,7 @@ def latent_attention(
     eps: float = 1e-6,
     base: float = 10000.0,
     interleaved: bool = False,
+    stretch: Stretch | None = None,
     causal: bool = True,
     window: Window | None = None,
     blockwise: bool = True,
@@ -110,7 +112,7 @@ def latent_attention(
       value_dim: the features E of a head's values; D where it is left out.
       norm: whether the latents are divided by their root mean square, and scaled.
       eps: what is added to that mean square.
-      base, interleaved: as in `rotary_embedding`.
+      base, interleaved, stretch: as in `rotary_embedding`.
       causal, window: as in `dot_product_attention`.
       blockwise, query_block, key_block: as in `multi_head_attention`.
 
@@ -135,7 +137,7 @@ def latent_attention(
     require_positive(who, "eps", eps)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
-    rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base)
+    rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)
 
     def shapes(d):
         rank = d if query_rank is None else query_rank
@@ -246,6 +248,7 @@ def reference(
     eps: float = 1e-6,
     base: float = 10000.0,
     interleaved: bool = False,
+    stretch: Stretch | None = None,
     causal: bool = True,
     window: Window | None = None,
     blockwise: bool = True,
@@ -264,7 +267,7 @@ def reference(
         return jnp.einsum("...r,nfr->...nf", z, W.reshape(n, W.shape[0] // n, W.shape[1]))
 
     def turned(z):
-        return naive_rotation(z, base, interleaved)
+        return naive_rotation(z, base, interleaved, stretch=stretch)
 
     c = down(params.W_dkv, params.kv_scale)
     q = up(params.W_uq, down(params.W_dq, params.q_scale), heads)
@@ -310,6 +313,7 @@ RULE = Rule(
                 "norm": False,
                 "base": 100.0,
                 "interleaved": True,
+                "stretch": Stretch("linear", 2.0),
                 "causal": False,
                 "window": 4,
                 "query_block": 3,

@@ -11,10 +11,10 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     o_i = sum_j p_ij v_j                                                  (*b, T, N D)
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
-R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D).
+R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D), or as `stretch` has it (`bpref.Stretch`).
 j runs over what is visible from i: j <= i (causal), |i - j| < w or i - left <= j <= i + right (window).
 
-Differential, in the same order; R_i is orthogonal, so its adjoint is the rotation back:
+Differential, in the same order; R_i is orthogonal, or by YaRN a multiple of that, so its adjoint is the rotation back:
 
     delta y_i = W_o delta o_i + (delta W_o) o_i + delta b_o
     delta o_i = sum_j p_ij delta v_j + sum_j p_ij (delta s_ij - sum_m p_im delta s_im) v_j
@@ -72,7 +72,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotations import frequencies, rotate
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
 from bpref.formulas.standardize import require_features, require_positive
 from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
@@ -108,6 +108,7 @@ def attention_block(
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Layer:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -122,6 +123,7 @@ def attention_block(
       bias: whether there are a b_qkv and a b_o.
       eps: what is added to the mean square or variance, in units of x squared.
       block: how many positions are worked on at once; no array has more than `block` squared of them.
+      stretch: how the rotations are made to reach further, as in `rotary_embedding`.
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
@@ -134,7 +136,7 @@ def attention_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "attention_block"
-    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
 
 
 def attention_layer(
@@ -148,6 +150,7 @@ def attention_layer(
     bias: bool,
     eps: float,
     block: int,
+    stretch: Stretch | None,
 ) -> Layer:
     """The layer that error messages call `who`."""
     K = heads if kv_heads is None else kv_heads
@@ -187,7 +190,7 @@ def attention_layer(
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def turned(x, way):
-        return x if rope is None else rotate(x, frequencies(x.shape[-1], rope, None), way)
+        return x if rope is None else rotate(x, frequencies(x.shape[-1], rope, stretch), way, magnitude(stretch))
 
     def init(key, x):
         d = require_sequence(x)
@@ -240,6 +243,7 @@ def reference(
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Array:
     K = heads if kv_heads is None else kv_heads
     T, d = x.shape[-2:]
@@ -256,8 +260,8 @@ def reference(
     z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
-        angle = np.outer(np.arange(T), 1 / rope ** (np.arange(0, D, 2) / D))
-        cos, sin = (jnp.asarray(np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
+        angle = np.outer(np.arange(T), frequencies(D, rope, stretch))
+        cos, sin = (jnp.asarray(magnitude(stretch) * np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
 
         def rotated(u):
             a, b = jnp.split(u, 2, -1)
@@ -286,7 +290,14 @@ RULE = Rule(
         Case(
             "grouped queries, a window",
             Real("T d"),
-            {"heads": 4, "kv_heads": 2, "window": Size("w"), "eps": _EPS, "block": Size("P")},
+            {
+                "heads": 4,
+                "kv_heads": 2,
+                "window": Size("w"),
+                "eps": _EPS,
+                "block": Size("P"),
+                "stretch": Stretch("yarn", 4.0, 16),
+            },
             never_empty=("T",),
             fixed={"d": 8, "w": 7, "P": 5},
             timed={"T": 512, "d": 256, "w": 256, "P": 128},

@@ -45,6 +45,7 @@ from jaxtyping import Float
 
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import Statistics
+from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
@@ -84,6 +85,7 @@ def transformer_block(
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Layer:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -101,6 +103,7 @@ def transformer_block(
       bias: whether every product of matrices has a bias.
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
+      stretch: how the rotations are made to reach further, as in `rotary_embedding`.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams)`, x `(*b, T, d)`
@@ -112,7 +115,7 @@ def transformer_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
-    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 
     def init(key, x):
@@ -150,8 +153,11 @@ def reference(
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Array:
-    f = attention_block.reference(params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps)
+    f = attention_block.reference(
+        params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
+    )
     h = x + f
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bias, eps)
 
@@ -166,7 +172,14 @@ RULE = Rule(
         Case(
             "swiglu, grouped queries",
             Real("T d"),
-            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")},
+            {
+                "heads": 4,
+                "hidden": Size("F"),
+                "kv_heads": 2,
+                "eps": _EPS,
+                "block": Size("P"),
+                "stretch": Stretch("linear", 4.0),
+            },
             never_empty=("T",),
             fixed={"d": 8, "F": 6, "P": 5},
             timed={"T": 512, "d": 256, "F": 512, "P": 128},
