@@ -11,8 +11,9 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     o_i = sum_j p_ij v_j                                                  (*b, T, N D)
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
-R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D), or as `stretch` has it (`bpref.Stretch`).
-j runs over what is visible from i: j <= i (causal), |i - j| < w or i - left <= j <= i + right (window).
+R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D),
+or as `stretch` has it (`bpref.Stretch`). j runs over what is visible from i: j <= i (causal), |i - j| < w or
+i - left <= j <= i + right (window).
 
 Differential, in the same order; R_i is orthogonal, or by YaRN a multiple of that, so its adjoint is the rotation back:
 
