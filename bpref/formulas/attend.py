@@ -13,47 +13,34 @@ as derived in `dot_product_attention`, with D_t = sum_s r_ts p_ts dy_t . v_s:
     dq_t = scale sum_s dz_ts k_s              dk_s = scale sum_t dz_ts q_t
     dbias_ts = dx_ts          du_d = sum_t dx_t,t+d          dsink = - sum_t exp(sink - m_t) / Z_t D_t
 
-Each way is one loop over the pairs of blocks in which any key is seen; the list of them is made when it is traced. The
-backward meets each pair twice. At first it makes m, Z and D_t again: the products of the first two cost nothing, since
-D_t needs the same; and p is then 1 to the last digit where a query sees one key, which it would not be with an m that
-another program has rounded. D_t is dy_t . y_t too, which would spare the first time, but rounded otherwise than the
-dy_t . v_s from which it is taken, where their difference is all there is of dx_ts.
+Each way is one loop over the pairs of blocks in which any key is seen; the list of them is made when it is traced.
+
+D_t is needed before the first dx_ts. Where nothing but x has been kept and a row of blocks has more pairs than one, the
+backward meets each pair twice. At first it makes m, Z and D_t: the products of the first two cost nothing, since D_t
+needs the same; and p is then 1 to the last digit where a query sees one key, which it would not be with an m that
+another program has rounded. D_t is dy_t . y_t too, which is rounded otherwise than the dy_t . v_s from which it is
+taken, where their difference is all there is of dx_ts. To keep y, m and Z, as a block of a transformer does, whose
+y its next product needs anyway, spares the first time by that, and two of seven products.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.random import threefry_2x32
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.distances import skew, sum_of_diagonals
-from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
-from bpref.formulas.random_draws import threshold, words
-
-LOWEST = -1e30
-"""A logit of what is not seen, and where a running maximum starts: finite, so that no difference of two is NaN."""
+from bpref.dtypes import cast, widen
+from bpref.formulas.attention_grid import Extras, Grid, Logits, Pattern, over_keys, over_last, over_rows
+from bpref.formulas.heads import Heads, from_groups
 
 
-class Pattern(NamedTuple):
-    """What is fixed about an attention when it is traced; see the arguments of `dot_product_attention`."""
+class Kept(NamedTuple):
+    """What spares the backward its first time through the pairs: y, and of each query m and Z, in at least float32."""
 
-    scale: float
-    causal: bool = False
-    window: int | None = None
-    soft_cap: float | None = None
-    dropout: float = 0.0
-    query_block: int | None = None
-    key_block: int | None = None
-
-
-class Extras(NamedTuple):
-    """Of each head, where they are used: the logit of its sink `(N,)`, and u `(N, T + S - 1)`, from d = 1 - T on."""
-
-    sinks: Float[Array, " N"] | None = None
-    u: Float[Array, "N distances"] | None = None
+    y: Float[Array, "*b T N E"]
+    m: Float[Array, "*b T N"]
+    Z: Float[Array, "*b T N"]
 
 
 class Cotangents(NamedTuple):
@@ -66,9 +53,9 @@ class Cotangents(NamedTuple):
     extras: Extras
 
 
-def attend(pattern: Pattern, x: Heads, extras: Extras) -> Array:
-    """y `(*b, T, N, E)` in q's dtype; 0 where a query sees nothing."""
-    grid = _Grid(pattern, x, extras)
+def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
+    """y in q's dtype, 0 where a query sees nothing; m and Z."""
+    grid = Grid(pattern, x, extras)
     wide, rows = grid.wide, grid.q.shape[:-1]
 
     def body(sums, pair):
@@ -77,64 +64,89 @@ def attend(pattern: Pattern, x: Heads, extras: Extras) -> Array:
         m_new, shrink, e = _continued(m, grid.logits(i, j))
         total = total * shrink + e.sum(-1)
         kept = e if grid.r is None else e * grid.r(i, j)
-        o = o * shrink[..., None] + _dot(cast(kept, x.q.dtype), grid.keys(grid.v, j), -1, -2, wide)
+        o = o * shrink[..., None] + over_keys(cast(kept, x.q.dtype), grid.keys(grid.v, j), wide)
         return tuple(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True)), None
 
     start = (*grid.before(), jnp.zeros((*rows, x.v.shape[-1]), wide))
-    (_, total, o), _ = lax.scan(body, start, grid.pairs())
-    return cast(grid.ungrouped(o / jnp.where(total > 0, total, 1)[..., None]), x.q.dtype)
+    (m, total, o), _ = lax.scan(body, start, grid.pairs())
+    y = cast(grid.ungrouped(o / jnp.where(total > 0, total, 1)[..., None]), x.q.dtype)
+    return Kept(y, grid.unlike_rows(m), grid.unlike_rows(total))
 
 
-def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array) -> Cotangents:
-    """The backward of `attend`."""
-    grid = _Grid(pattern, x, extras)
+def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None) -> Cotangents:
+    """The backward of `attend`; of `kept`, what it gave."""
+    grid = Grid(pattern, x, extras)
     wide = grid.wide
     dO = grid.grouped(dy)
     dbias, du = (None if a is None else jnp.zeros(a.shape, wide) for a in (grid.bias, grid.u))
     is_asked_for = grid.bias is not None or grid.u is not None
 
+    i, j = grid.pairs()
+    is_single = len(np.unique(i)) == len(i)
+
     def body(sums, pair):
-        i, j, is_known = pair
-        statistics, dQ, dK, dV, dbias, du = sums
-        m, Z, D = of_rows = tuple(grid.rows(a, i) for a in statistics)
+        i, j, *is_known = pair
+        rows, dQ, dK, dV, dbias, du = sums
         q, do = grid.rows(grid.q, i), grid.rows(dO, i)
         k, v = grid.keys(grid.k, j), grid.keys(grid.v, j)
         logits = grid.logits(i, j)
-        dp, r = _dot(do, v, -1, -1, wide), None
+        dp, r = over_last(do, v, wide), None
         if grid.r is not None:
             r = grid.r(i, j)
             dp = r * dp
 
-        def sum_up():
-            m_new, shrink, e = _continued(m, logits)
-            more = m_new, Z * shrink + e.sum(-1), D * shrink + (e * dp).sum(-1)
-            return more, *(jnp.zeros_like(a, wide) for a in (q, k, v)), jnp.zeros_like(dp) if is_asked_for else None
+        def summed_up(m, Z, D):
+            m, shrink, e = _continued(m, logits)
+            return (m, Z * shrink + e.sum(-1), D * shrink + (e * dp).sum(-1)), e
 
-        def gradients():
-            sees = Z > 0
-            scale = 1 / jnp.where(sees, Z, 1)
-            p = jnp.exp(logits.x - jnp.where(sees, m, 0)[..., None]) * scale[..., None]
+        def relative_to(m, Z):
+            return jnp.exp(logits.x - jnp.where(Z > 0, m, 0)[..., None])
+
+        def gradients(e, Z, D):
+            scale = 1 / jnp.where(Z > 0, Z, 1)
+            p = e * scale[..., None]
             dx = p * (dp - (D * scale)[..., None])
             dz = cast((dx if logits.slope is None else dx * logits.slope) * pattern.scale, x.q.dtype)
-            dv = _dot(cast(p if r is None else r * p, x.q.dtype), do, (-3, -2), (-3, -2), wide)
             return (
-                of_rows,
-                _dot(dz, k, -1, -2, wide),
-                _dot(dz, q, (-3, -2), (-3, -2), wide),
-                dv,
+                over_keys(dz, k, wide),
+                over_rows(dz, q, wide),
+                over_rows(cast(p if r is None else r * p, x.q.dtype), do, wide),
                 dx if is_asked_for else None,
             )
 
-        of_rows, dq, dk, dv, dx = lax.cond(is_known, gradients, sum_up)
-        statistics = tuple(grid.put_rows(a, v, i) for a, v in zip(statistics, of_rows, strict=True))
-        dQ, dK, dV = grid.put_rows(dQ, grid.rows(dQ, i) + dq, i), grid.add_keys(dK, dk, j), grid.add_keys(dV, dv, j)
-        dbias = None if dbias is None else grid.add_bias(dbias, dx, i, j)
-        du = None if du is None else grid.add_distances(du, dx, i, j)
-        return (statistics, dQ, dK, dV, dbias, du), None
+        def first_time(m, Z, D):
+            nothing = *(jnp.zeros_like(a, wide) for a in (q, k, v)), jnp.zeros_like(dp) if is_asked_for else None
+            return summed_up(m, Z, D)[0], nothing
 
-    m, Z = grid.before()
-    start = ((m, Z, jnp.zeros_like(m)), *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du)
-    ((m, Z, D), dQ, dK, dV, dbias, du), _ = lax.scan(body, start, _twice(*grid.pairs()))
+        def second_time(m, Z, D):
+            return (m, Z, D), gradients(relative_to(m, Z), Z, D)
+
+        of_rows = tuple(grid.rows(a, i) for a in rows)
+        if kept is not None:
+            of_rows, of_pair = second_time(*of_rows)
+        elif is_single:
+            of_rows, e = summed_up(*of_rows)
+            of_pair = gradients(e, *of_rows[1:])
+        else:
+            of_rows, of_pair = lax.cond(is_known[0], second_time, first_time, *of_rows)
+        dq, dk, dv, dx = of_pair
+        if kept is None:
+            rows = tuple(grid.put_rows(a, v, i) for a, v in zip(rows, of_rows, strict=True))
+        dQ, dK, dV = grid.put_rows(dQ, grid.rows(dQ, i) + dq, i), grid.add_keys(dK, dk, j), grid.add_keys(dV, dv, j)
+        if dx is not None:
+            dbias = None if dbias is None else grid.add_bias(dbias, dx, i, j)
+            du = None if du is None else grid.add_distances(du, dx, i, j)
+        return (rows, dQ, dK, dV, dbias, du), None
+
+    if kept is None:
+        m, Z = grid.before()
+        rows = m, Z, jnp.zeros_like(m)
+    else:
+        D = jnp.sum(widen(dy) * widen(kept.y), -1) * kept.Z
+        rows = tuple(grid.like_rows(a) for a in (kept.m, kept.Z, D))
+    start = (rows, *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du)
+    (rows, dQ, dK, dV, dbias, du), _ = lax.scan(body, start, _twice(i, j) if kept is None and not is_single else (i, j))
+    m, Z, D = rows
     dsinks = None
     if extras.sinks is not None:
         share = jnp.exp(jnp.broadcast_to(grid.of_heads(extras.sinks), m.shape) - m) / Z
@@ -149,7 +161,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array) -> Cotang
     )
 
 
-def _continued(m: Array, logits: "_Logits") -> tuple[Array, Array, Array]:
+def _continued(m: Array, logits: Logits) -> tuple[Array, Array, Array]:
     """The largest logit so far, what sums so far are multiplied by, and e^x relative to it."""
     m_new = jnp.maximum(m, logits.x.max(-1))
     return m_new, jnp.exp(m - m_new), jnp.where(logits.seen, jnp.exp(logits.x - m_new[..., None]), 0)
@@ -160,197 +172,3 @@ def _twice(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     again = np.repeat([False, True], len(i))
     order = np.lexsort((np.tile(np.arange(len(i)), 2), again, np.tile(i, 2)))
     return np.tile(i, 2)[order], np.tile(j, 2)[order], again[order]
-
-
-class _Logits(NamedTuple):
-    """x, and LOWEST where a key is not seen; da / dz of the soft cap."""
-
-    x: Array
-    seen: Bool[Array, "..."]
-    slope: Array | None
-
-
-class _Grid:
-    """The arrays of an attention, padded to whole blocks and grouped, and how to take block (i, j) of each."""
-
-    def __init__(self, pattern: Pattern, x: Heads, extras: Extras) -> None:
-        *b, T, N, _ = x.q.shape
-        S, K = x.k.shape[-3], x.k.shape[-2]
-        self.pattern, self.b, self.T, self.S, self.K, self.G = pattern, b, T, S, K, N // K
-        self.bq, self.bk = min(pattern.query_block or T, T), min(pattern.key_block or S, S)
-        self.rows_padded, self.keys_padded = (-(-n // m) * m for n, m in ((T, self.bq), (S, self.bk)))
-        self.wide = wide_dtype(x.q.dtype)
-        self.q = self.grouped(x.q)
-        self.k, self.v = (_padded(by_groups(a, K)[..., 0, :, :], -2, self.keys_padded) for a in (x.k, x.v))
-        self.bias = self._by_pairs(x.bias, 0)
-        self.mask = self._by_pairs(x.mask, False)
-        self.sinks = extras.sinks
-        self.u = None if extras.u is None else self._distanced(extras.u)
-        segments = segments_of(x)
-        if segments is not None:
-            of_q, of_k = segments
-            of_q, of_k = _padded(of_q, -1, self.rows_padded), _padded(of_k, -1, self.keys_padded)
-            segments = of_q[..., None, None, :, None], of_k[..., None, None, None, :]
-        self.segments = segments
-        self.r = self._dropped(x.key) if pattern.dropout else None
-
-    def before(self) -> tuple[Array, Array]:
-        """m and Z before any key is seen: those of the sink."""
-        rows = self.q.shape[:-1]
-        if self.sinks is None:
-            return jnp.full(rows, LOWEST, self.wide), jnp.zeros(rows, self.wide)
-        return jnp.broadcast_to(self.of_heads(self.sinks), rows), jnp.ones(rows, self.wide)
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks i of queries and j of keys in which a query may see a key, by their places alone."""
-        shape = self.rows_padded // self.bq, self.keys_padded // self.bk
-        i, j = (a.reshape(-1).astype(np.int32) for a in np.indices(shape))
-        nearest, furthest = j * self.bk - (i + 1) * self.bq + 1, (j + 1) * self.bk - 1 - i * self.bq
-        meets = np.ones(i.shape, bool)
-        if self.pattern.causal:
-            meets &= nearest <= 0
-        if self.pattern.window is not None:
-            meets &= (nearest < self.pattern.window) & (furthest > -self.pattern.window)
-        return i[meets], j[meets]
-
-    def logits(self, i: Array, j: Array) -> _Logits:
-        z = _dot(self.rows(self.q, i), self.keys(self.k, j), -1, -1, self.wide) * self.pattern.scale
-        slope, cap = None, self.pattern.soft_cap
-        if cap is not None:
-            bent = jnp.tanh(z / cap)
-            z, slope = cap * bent, 1 - bent * bent
-        if self.bias is not None:
-            z = z + widen(self._pair_of(self.bias, i, j))
-        if self.u is not None:
-            z = z + skew(lax.dynamic_slice_in_dim(self.u, self._first_distance(i, j), self._distances, -1), self.bq)
-        seen = self._seen(i, j)
-        return _Logits(jnp.where(seen, z, LOWEST), seen, slope)
-
-    def _seen(self, i: Array, j: Array) -> Array:
-        shape = (*self.b, self.K, self.G, self.bq, self.bk)
-        t = i * self.bq + lax.broadcasted_iota(jnp.int32, (self.bq, self.bk), 0)
-        s = j * self.bk + lax.broadcasted_iota(jnp.int32, (self.bq, self.bk), 1)
-        near = s < self.S
-        if self.pattern.causal:
-            near &= s <= t
-        if self.pattern.window is not None:
-            near &= jnp.abs(s - t) < self.pattern.window
-        seen = lax.broadcast_in_dim(near, shape, (len(shape) - 2, len(shape) - 1))
-        if self.mask is not None:
-            seen &= self._pair_of(self.mask, i, j)
-        if self.segments is not None:
-            of_q, of_k = self.segments
-            of_q = lax.dynamic_slice_in_dim(of_q, i * self.bq, self.bq, -2)
-            seen &= of_q == lax.dynamic_slice_in_dim(of_k, j * self.bk, self.bk, -1)
-        return seen
-
-    def _dropped(self, key: Any):
-        """r of block (i, j): each element's bits are a function of the key and of its place, whatever the blocks."""
-        front = (*self.b, self.K, self.G)
-        lead = jnp.arange(int(np.prod(front)), dtype=jnp.uint32).reshape(*front, 1, 1)
-        rate, key = self.pattern.dropout, words(key)
-
-        def r(i, j):
-            t, s = (
-                lax.broadcasted_iota(jnp.uint32, (*front, self.bq, self.bk), len(front) + axis)
-                + jnp.uint32(size) * cast(index, jnp.uint32)
-                for axis, size, index in ((0, self.bq, i), (1, self.bk, j))
-            )
-            row = lead * jnp.uint32(self.T) + t
-            bits = threefry_2x32(key, jnp.concatenate([row.reshape(-1), s.reshape(-1)]))[: row.size].reshape(row.shape)
-            return jnp.where(bits < jnp.uint32(threshold(rate)), jnp.full((), 1 / (1 - rate), self.wide), 0)
-
-        return r
-
-    def grouped(self, a: Array, value: float = 0) -> Array:
-        return _padded(by_groups(a, self.K), -2, self.rows_padded, value)
-
-    def ungrouped(self, a: Array) -> Array:
-        return from_groups(a[..., : self.T, :])
-
-    def of_heads(self, a: Array) -> Array:
-        return widen(a).reshape((1,) * len(self.b) + (self.K, self.G, 1))
-
-    def rows(self, a: Array, i: Array) -> Array:
-        return lax.dynamic_slice_in_dim(a, i * self.bq, self.bq, self._row_axis)
-
-    def put_rows(self, a: Array, v: Array, i: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(a, v, i * self.bq, self._row_axis)
-
-    def keys(self, a: Array, j: Array) -> Array:
-        return lax.dynamic_slice_in_dim(a, j * self.bk, self.bk, -2)
-
-    def add_keys(self, a: Array, v: Array, j: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(a, self.keys(a, j) + v, j * self.bk, -2)
-
-    def add_bias(self, dbias: Array, dx: Array, i: Array, j: Array) -> Array:
-        part = self._pair_of(dbias, i, j)
-        summed = tuple(axis for axis, (n, m) in enumerate(zip(part.shape, dx.shape, strict=True)) if n < m)
-        return lax.dynamic_update_slice(dbias, part + dx.sum(summed, keepdims=True), self._start(dbias, i, j))
-
-    def add_distances(self, du: Array, dx: Array, i: Array, j: Array) -> Array:
-        first = self._first_distance(i, j)
-        part = lax.dynamic_slice_in_dim(du, first, self._distances, -1)
-        summed = dx.sum(tuple(range(len(self.b))), keepdims=True)
-        return lax.dynamic_update_slice_in_dim(du, part + sum_of_diagonals(summed), first, -1)
-
-    def unlike_bias(self, dbias: Array, shape: tuple[int, ...]) -> Array:
-        return dbias[..., : shape[-2], : shape[-1]].reshape(shape)
-
-    def undistanced(self, du: Array, u: Array) -> Array:
-        first = self.rows_padded - self.T
-        return cast(du.reshape(u.shape[0], -1)[:, first : first + u.shape[1]], u.dtype)
-
-    @property
-    def _row_axis(self) -> int:
-        """Of all arrays that have one: those with features, and those with a number for each query."""
-        return len(self.b) + 2
-
-    @property
-    def _distances(self) -> int:
-        return self.bq + self.bk - 1
-
-    def _first_distance(self, i: Array, j: Array) -> Array:
-        return j * self.bk - (i + 1) * self.bq + self.rows_padded
-
-    def _distanced(self, u: Array) -> Array:
-        """u as (1.., K, G, distances) of the padded sequences."""
-        u = lax.pad(
-            widen(u), jnp.zeros((), self.wide), [(0, 0, 0), (self.rows_padded - self.T, self.keys_padded - self.S, 0)]
-        )
-        return u.reshape((1,) * len(self.b) + (self.K, self.G, -1))
-
-    def _by_pairs(self, a: Array | None, value: Any) -> Array | None:
-        """(*#b, #N, #T, #S) as (*#b, #K, #G, #T, #S), padded where it is not 1."""
-        if a is None:
-            return None
-        *b, N, T, S = a.shape
-        a = a.reshape(*b, 1, 1, T, S) if N == 1 else a.reshape(*b, self.K, self.G, T, S)
-        a = a if T == 1 else _padded(a, -2, self.rows_padded, value)
-        return a if S == 1 else _padded(a, -1, self.keys_padded, value)
-
-    def _start(self, a: Array, i: Array, j: Array) -> list[Any]:
-        """Where block (i, j) begins; an axis of size 1 is the same for all."""
-        nowhere = jnp.zeros((), jnp.int32)
-        row, column = i * self.bq if a.shape[-2] > 1 else nowhere, j * self.bk if a.shape[-1] > 1 else nowhere
-        return [*[nowhere] * (a.ndim - 2), row, column]
-
-    def _pair_of(self, a: Array, i: Array, j: Array) -> Array:
-        sizes = (*a.shape[:-2], min(self.bq, a.shape[-2]), min(self.bk, a.shape[-1]))
-        return lax.dynamic_slice(a, self._start(a, i, j), sizes)
-
-
-def _padded(a: Array, axis: int, n: int, value: Any = 0) -> Array:
-    """`a` with `value` behind its end, n long."""
-    pads = [(0, 0, 0)] * a.ndim
-    pads[axis] = (0, n - a.shape[axis], 0)
-    return a if n == a.shape[axis] else lax.pad(a, jnp.full((), value, a.dtype), pads)
-
-
-def _dot(a: Array, b: Array, of_a: int | tuple[int, ...], of_b: int | tuple[int, ...], dtype: Any) -> Array:
-    """The product over the named axes. The batch axes are those in front of b's last two, or of both where it has G."""
-    of_a, of_b = ((axes,) if isinstance(axes, int) else axes for axes in (of_a, of_b))
-    n = min(a.ndim, b.ndim) - (3 if a.ndim == b.ndim else 2)
-    batch = tuple(range(n))
-    contract = tuple(axis % a.ndim for axis in of_a), tuple(axis % b.ndim for axis in of_b)
-    return lax.dot_general(a, b, (contract, (batch, batch)), preferred_element_type=dtype)

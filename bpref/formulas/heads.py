@@ -19,7 +19,8 @@ class Heads(NamedTuple):
       q: queries.
       k, v: keys and values; their features D and E may differ.
       mask: which query may see which key, with axes of size 1 where it is the same for all.
-      bias: added to the logits; its cotangent is given back, summed over the axes where it has size 1.
+      bias: added to the logits; its cotangent is given back, summed over the axes where it has size 1. Below -1e30, and
+        at -inf, it is a mask: a query with no other key sees nothing, where a softmax alone would give it their mean.
       q_segments, kv_segments: ids of packed sequences: a query sees keys of its own id only. `kv_segments` is
         `q_segments` where it is left out.
       key: a PRNG key, for dropout.

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from bpref.formulas.attend import LOWEST, Pattern
+from bpref.formulas.attention_grid import LOWEST, Pattern, sides
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads
 from bpref.formulas.random_draws import threshold
@@ -36,7 +36,8 @@ def naive_attention(
     if pattern.causal:
         seen &= distance <= 0
     if pattern.window is not None:
-        seen &= np.abs(distance) < pattern.window
+        left, right = sides(pattern.window)
+        seen &= (-left <= distance) & (distance <= right)
     seen = jnp.broadcast_to(jnp.asarray(seen).reshape(*front, 1, T, S), z.shape)
     if x.mask is not None:
         seen = seen & x.mask

@@ -1,8 +1,15 @@
-"""The angles of rotary embeddings: a frequency for each pair of features, as they are and as models stretch them."""
+"""The rotation of rotary embeddings, and a frequency for each pair of features, as it is and as models stretch it.
+
+What is rotated is orthogonal but for its magnitude, so that its adjoint is the rotation the other way, of the same one.
+"""
 
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
+from bpref.dtypes import cast, wide_dtype, widen
 
 
 class Stretch(NamedTuple):
@@ -47,6 +54,52 @@ def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarr
 def magnitude(stretch: Stretch | None) -> float:
     """What rotated features are multiplied by."""
     return float(1 + 0.1 * np.log(stretch.factor)) if stretch is not None and stretch.way == "yarn" else 1.0
+
+
+def rotate(
+    x: Array,
+    frequency: np.ndarray,
+    way: int,
+    size: float = 1.0,
+    interleaved: bool = False,
+    positions: Array | None = None,
+) -> Array:
+    """x of shape (*b, T, N, D), its first features turned by position times frequency, or back where `way` is -1.
+
+    Without positions `(*b, T)` the angles are computed in float64: in float32, that of position 1e4 is off by 1e-3.
+    """
+    rotated = 2 * len(frequency)
+    cos, sin = _of_angles(x, positions, frequency, size)
+    sin = sin * way
+    first, second = _pairs(widen(x[..., :rotated]), interleaved)
+    turned = first * cos - second * sin, second * cos + first * sin
+    turned = cast(_unpaired(*turned, interleaved), x.dtype)
+    return jnp.concatenate([turned, x[..., rotated:]], -1) if rotated < x.shape[-1] else turned
+
+
+def _of_angles(x: Array, positions: Array | None, frequency: np.ndarray, size: float) -> tuple[Array, Array]:
+    """c cos a and c sin a, (*b, T, 1, pairs), or without the batch axes."""
+    dtype = wide_dtype(x.dtype)
+    if positions is None:
+        T, pairs = x.shape[-3], len(frequency)
+        angle = np.arange(T)[:, None] * frequency
+        shape = (1,) * (x.ndim - 3) + (T, 1, pairs)
+        cos, sin = (jnp.asarray((size * f(angle)).reshape(shape), dtype) for f in (np.cos, np.sin))
+        return cos, sin
+    frequencies = jnp.asarray(frequency, dtype).reshape((1,) * (positions.ndim + 1) + (-1,))
+    angle = cast(positions, dtype)[..., None, None] * frequencies
+    return size * jnp.cos(angle), size * jnp.sin(angle)
+
+
+def _pairs(x: Array, interleaved: bool) -> tuple[Array, Array]:
+    half = x.shape[-1] // 2
+    return (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+
+
+def _unpaired(first: Array, second: Array, interleaved: bool) -> Array:
+    if interleaved:
+        return jnp.stack([first, second], -1).reshape(*first.shape[:-1], 2 * first.shape[-1])
+    return jnp.concatenate([first, second], -1)
 
 
 def _pair_that_turns(times: float, features: int, base: float, length: int) -> float:

@@ -8,10 +8,12 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.attend import Extras, Pattern, attend, pull_attend
+from bpref.formulas.attend import attend, pull_attend
+from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.random_draws import require_key, require_rate
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 
 
@@ -31,7 +33,8 @@ def softmax_attention(
 ) -> Layer:
     """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
     require_rate(who, pattern.dropout)
-    for name, v in (("window", pattern.window), ("query_block", pattern.query_block), ("key_block", pattern.key_block)):
+    require_window(who, pattern.window)
+    for name, v in (("query_block", pattern.query_block), ("key_block", pattern.key_block)):
         if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1):
             raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
     if pattern.soft_cap is not None and not pattern.soft_cap > 0:
@@ -73,7 +76,7 @@ def softmax_attention(
                 raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
             require_key(who, x.key)
         pattern_of_x, extras, _ = of(params, x)
-        return attend(pattern_of_x, x, extras), AttentionCache(x)
+        return attend(pattern_of_x, x, extras).y, AttentionCache(x)
 
     def backward(params, cache, dy):
         (x,) = cache
@@ -97,3 +100,5 @@ def _require_params(who: str, params: AttentionParams, x: Heads, sinks: bool, nu
         came = None if v is None else v.shape
         if came != shape:
             raise ValueError(f"{who}: {name} has shape {came}, expected {shape} (q: {x.q.shape})")
+        if v is not None:
+            require_dtype_of(who, name, v, "q", x.q)

@@ -76,6 +76,34 @@ def test_blocks_that_see_nothing_are_left_out():
     assert [pairs_of_blocks(T) for T in (32, 64)] == [16, 64]
     assert [pairs_of_blocks(T, causal=True) for T in (32, 64)] == [10, 36]
     assert [pairs_of_blocks(T, causal=True, window=8) for T in (32, 64, 128)] == [7, 15, 31]
+    assert [pairs_of_blocks(32, window=w) for w in (9, (8, 8), (8, 0), (0, 8), (0, 9), (0, 0))] == [10, 10, 7, 7, 9, 4]
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+@pytest.mark.parametrize(("window", "sizes"), [((2, 1), (2, 1)), ((0, 3), (0, 3)), ((4, 0), (4, 0)), (3, (2, 2))])
+def test_a_window_is_that_of_jax(make, window, sizes):
+    blocks = {} if make is bpref.dot_product_attention else {"query_block": 2, "key_block": 3}
+    x = heads(E=3)
+    y = make(window=window, **blocks).forward(AttentionParams(), x)[0]
+    expected = jax.nn.dot_product_attention(x.q, x.k, x.v, local_window_size=sizes)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def backward_pairs(layer, x):
+    """How often the backward's loop runs."""
+    params = layer.init(jax.random.key(0), x)
+    y, cache = layer.forward(params, x)
+    program = jax.make_jaxpr(layer.backward)(params, cache, y)
+    (loop,) = (e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    return loop.params["length"]
+
+
+def test_the_backward_meets_a_pair_of_blocks_twice_only_where_a_row_has_several_and_nothing_is_kept():
+    x = heads((), 32, 32, 1, 1, 2, 2)
+    assert backward_pairs(bpref.blockwise_attention(causal=True, query_block=8, key_block=8), x) == 2 * 10
+    assert backward_pairs(bpref.blockwise_attention(causal=True, query_block=8, key_block=32), x) == 4
+    assert backward_pairs(bpref.dot_product_attention(causal=True), x) == 1
+    assert backward_pairs(bpref.attention_block(1, block=8), jnp.ones((32, 4))) == 10
 
 
 @pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
@@ -170,7 +198,13 @@ def test_bad_input(make, hyper, x, error, message):
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
-        ({"window": 0}, "window is 0, expected an integer of at least 1"),
+        *(
+            (
+                {"window": window},
+                f"window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0",
+            )
+            for window in (0, True, 2.0, (1, -1), (1, 2, 3), (1, None), "12")
+        ),
         ({"query_block": 0}, "query_block is 0, expected an integer of at least 1"),
         ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a number above 0"),
         ({"dropout": 1.0}, "rate is 1.0, expected a number from 0 to below 1"),
@@ -191,6 +225,29 @@ def test_sinks_of_another_number_of_heads():
     with pytest.raises(ValueError) as error:
         bpref.blockwise_attention(sinks=True).forward(AttentionParams(jnp.zeros(3)), X)
     assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (4,) (q: (2, 7, 4, 3))"
+
+
+@pytest.mark.parametrize(("hyper", "name"), [({"sinks": True}, "sinks"), ({"relative_buckets": 4}, "relative_bias")])
+def test_parameters_of_another_dtype(hyper, name):
+    layer = bpref.blockwise_attention(**hyper)
+    params = jax.tree.map(lambda v: v.astype(jnp.bfloat16), layer.init(jax.random.key(0), X))
+    with pytest.raises(TypeError) as error:
+        layer.forward(params, X)
+    assert str(error.value) == f"blockwise_attention: {name} has dtype bfloat16, q has float32; cast one to the other's"
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, -1e31])
+def test_a_bias_below_minus_1e30_is_a_mask(lowest):
+    """Also of a query that then sees nothing, here the first of the first batch."""
+    sees = jnp.asarray(RNG.random((2, 1, 7, 9)) > 0.5).at[0, :, 0].set(False)
+    layer, x = bpref.blockwise_attention(query_block=3, key_block=4), heads()
+    masked, biased = x._replace(mask=sees), x._replace(bias=jnp.where(sees, 0.0, lowest))
+    dy = jnp.asarray(RNG.normal(size=(2, 7, 4, 5)), jnp.float32)
+    expected, came = (bpref.backpropagate(layer, AttentionParams(), x, dy) for x in (masked, biased))
+    assert not np.any(came[0][0, 0])
+    assert not np.any(came[2].q[0, 0])
+    for a, b in zip((came[0], *came[2][:3]), (expected[0], *expected[2][:3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_slopes_are_the_papers():

@@ -20,6 +20,13 @@ def forward(layer, of, x):
     return layer.forward(init(layer, of), x)
 
 
+def forward_with(layer, **changed):
+    params = init(layer, X)
+    if "norm" in changed:
+        changed["norm"] = params.norm._replace(**changed["norm"])
+    return layer.forward(params._replace(**changed), X)
+
+
 BAD_CALLS = {
     "images in groups that do not divide": (
         lambda: init(bpref.residual_convolution_block(4), IMAGES),
@@ -74,7 +81,7 @@ BAD_CALLS = {
     "a window on nothing": (
         lambda: bpref.attention_block(2, window=0),
         ValueError,
-        "attention_block: window is 0, expected a positive integer",
+        "attention_block: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
     ),
     "blocks of nothing": (
         lambda: bpref.attention_block(2, block=0),
@@ -120,6 +127,26 @@ BAD_CALLS = {
         lambda: forward(bpref.mlp_block(4), X, X.astype(jnp.bfloat16)),
         TypeError,
         "mlp_block: x has dtype bfloat16, W_in has float32; cast one to the other's",
+    ),
+    "a weight of another dtype": (
+        lambda: forward_with(bpref.attention_block(2), W_o=jnp.ones((8, 8), jnp.bfloat16)),
+        TypeError,
+        "attention_block: W_o has dtype bfloat16, W_qkv has float32; cast one to the other's",
+    ),
+    "a scale of another dtype": (
+        lambda: forward_with(bpref.attention_block(2), norm={"scale": jnp.ones(8, jnp.bfloat16)}),
+        TypeError,
+        "attention_block: x has dtype float32, scale has bfloat16; cast one to the other's",
+    ),
+    "a scale of other features": (
+        lambda: forward_with(bpref.mlp_block(4), norm={"scale": jnp.ones(6)}),
+        ValueError,
+        "mlp_block: x has 8 features in its last axis, scale has shape (6,)",
+    ),
+    "a bias of another dtype": (
+        lambda: forward_with(bpref.mlp_block(4, bias=True), b_out=jnp.ones(8, jnp.bfloat16)),
+        TypeError,
+        "mlp_block: b_out has dtype bfloat16, W_in has float32; cast one to the other's",
     ),
     "integers": (
         lambda: init(bpref.transformer_block(2, 4), jnp.ones((5, 8), jnp.int32)),

@@ -38,7 +38,7 @@ BAD_CALLS = {
     "an empty window": (
         lambda: bpref.multi_head_attention(2, window=0),
         ValueError,
-        "multi_head_attention: window is 0, expected an integer of at least 1",
+        "multi_head_attention: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
     ),
     "an odd number of features to turn": (
         lambda: bpref.multi_head_attention(2, head_dim=3, rope=100.0).init(KEY, X),
@@ -99,6 +99,16 @@ BAD_CALLS = {
         lambda: LAYER.forward(PARAMS, jnp.ones((2, 3, 6))),
         ValueError,
         "multi_head_attention: x has 6 features in its last axis, W_q expects 4 (W_q: (4, 4))",
+    ),
+    "a weight of another dtype": (
+        lambda: LAYER.forward(PARAMS._replace(W_o=PARAMS.W_o.astype(jnp.bfloat16)), X),
+        TypeError,
+        "multi_head_attention: W_o has dtype bfloat16, W_q has float32; cast one to the other's",
+    ),
+    "a bias of another dtype": (
+        lambda: LAYER.forward(PARAMS._replace(b_v=PARAMS.b_v.astype(jnp.bfloat16)), X),
+        TypeError,
+        "multi_head_attention: b_v has dtype bfloat16, W_q has float32; cast one to the other's",
     ),
     "dropout without a key": (
         lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),

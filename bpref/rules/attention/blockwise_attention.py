@@ -9,7 +9,8 @@ largest logit seen so far, Z = sum_s exp(x_ts - m), and o = sum_s r_ts exp(x_ts 
 A sink is a key that has been seen before all others: m = sink, Z = 1, o = 0.
 
 Differential: y is the same function, and so is its backward. Each block of it needs x and dy of its own rows and
-columns, and m_t, Z_t and D_t = sum_s r_ts p_ts dy_t . v_s, for which all blocks of a row are gone through first:
+columns, and m_t, Z_t and D_t = sum_s r_ts p_ts dy_t . v_s, for which all blocks of a row are gone through first (and
+where a row has but one, it is gone through once):
 
     p_ts = exp(x_ts - m_t) / Z_t             dx_ts = p_ts (r_ts dy_t . v_s - D_t)          one block of (T, S) at a time
     dv_s += sum_t r_ts p_ts dy_t             dk_s += scale sum_t dz_ts q_t                (S, E) and (S, D)
@@ -30,7 +31,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
@@ -41,7 +42,7 @@ from bpref.rules.attention.dot_product_attention import CASES
 
 def blockwise_attention(
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -59,7 +60,7 @@ def blockwise_attention(
       query_block, key_block: how many queries and keys are worked on at once.
 
     Returns:
-      A layer with x, y and params as there. A mask or a bias is as large as it is given.
+      A layer with x, y and params as there. A mask or a bias is as large as it is given; a bias below -1e30 is a mask.
 
     Raises:
       ValueError, TypeError: as there; a block is not at least 1.
@@ -73,7 +74,7 @@ def reference(
     params: AttentionParams,
     x: Heads,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,

@@ -27,8 +27,8 @@ backward subtracts. So
     du_d = sum_t dx_t,t+d                             (T + S - 1,)  and from there into the buckets
     dsink = - sum_t p_t,sink D_t                      ()
 
-Cached: x alone. D_t needs all dy_t . v_s and p_ts before the first dx_ts, so that the backward goes through k and v
-twice; and to make m and Z again then costs no product more.
+Cached: x alone. D_t needs all dy_t . v_s and p_ts before the first dx_ts; they are made again, one product more than
+from a p that is kept, which is (T, S).
 
 Numerical care: the largest logit is subtracted before any exp, the mask is applied before it as well, and m and Z are
 at least float32. p is 1 to the last digit where a key outweighs all others, and D_t is summed from the very dy_t . v_s
@@ -40,7 +40,7 @@ from typing import Any
 
 from jax import Array
 
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
@@ -50,7 +50,7 @@ from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
 
 def dot_product_attention(
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -64,7 +64,8 @@ def dot_product_attention(
     Args:
       causal: whether query t sees the keys s <= t alone, whatever the lengths T and S, as
         `jax.nn.dot_product_attention` has it.
-      window: sees keys with |s - t| < window alone.
+      window: how near a key is that query t sees: w for |s - t| < w, or (left, right) for t - left <= s <= t + right.
+        That pair is `local_window_size` of `jax.nn.dot_product_attention`, whose integer w is w + 1 here.
       soft_cap: c, what the logits stay within, before any bias.
       scale: what the dot products are multiplied by; 1 / sqrt(D) if it is not given.
       alibi: whether -2^(-8 n / N) |s - t| is added to the logits of head n = 1 ... N.
@@ -78,11 +79,11 @@ def dot_product_attention(
       A layer with x `Heads(q, k, v, ...)`: q `(*b, T, N, D)`, k `(*b, S, K, D)`, v `(*b, S, K, E)`, N a multiple of K,
       and as wanted a mask, a bias, segment ids, a PRNG key; and y `(*b, T, N, E)`. The params are
       `AttentionParams(sinks: (N,), relative_bias: (relative_buckets, N))`, zeros at first, `None` where not used. A
-      query that sees no key has y = 0 and no gradient.
+      query that sees no key has y = 0 and no gradient, and a key whose bias is below -1e30 is not seen.
 
     Raises:
       ValueError: a window or a number of buckets that is none; shapes that do not fit; dropout without a key.
-      TypeError: x is no `Heads`; dtypes that differ or are not what `Heads` says.
+      TypeError: x is no `Heads`; dtypes that differ or are not what `Heads` says; a parameter is not of q's dtype.
     """
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
     is_scaled = scale is None
@@ -93,7 +94,7 @@ def reference(
     params: AttentionParams,
     x: Heads,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -133,7 +134,7 @@ CASES = (
     Case(
         "window, segments, distances, dropout",
         specs(Heads, *_QKV, None, None, *_SEGMENTS, _KEY),
-        {"window": 4, "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
+        {"window": (4, 2), "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},
         least={"S": 6},  # a query that sees one key has no gradient but dv

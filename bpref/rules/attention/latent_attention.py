@@ -48,13 +48,15 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
+from bpref.formulas.rotations import Stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.standardize import require_positive
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -92,8 +94,9 @@ def latent_attention(
     eps: float = 1e-6,
     base: float = 10000.0,
     interleaved: bool = False,
+    stretch: Stretch | None = None,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,
@@ -109,7 +112,7 @@ def latent_attention(
       value_dim: the features E of a head's values; D where it is left out.
       norm: whether the latents are divided by their root mean square, and scaled.
       eps: what is added to that mean square.
-      base, interleaved: as in `rotary_embedding`.
+      base, interleaved, stretch: as in `rotary_embedding`.
       causal, window: as in `dot_product_attention`.
       blockwise, query_block, key_block: as in `multi_head_attention`.
 
@@ -121,7 +124,8 @@ def latent_attention(
 
     Raises:
       ValueError: an argument is out of its range; shapes do not fit; there is a memory.
-      TypeError: x is not floating-point, or not of W_dkv's dtype; a mask or segments have not their dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_dkv's dtype; a mask or segments have not
+        their dtype.
     """
     who = "latent_attention"
     E = head_dim if value_dim is None else value_dim
@@ -133,7 +137,7 @@ def latent_attention(
     require_positive(who, "eps", eps)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
-    rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base)
+    rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)
 
     def shapes(d):
         rank = d if query_rank is None else query_rank
@@ -186,6 +190,7 @@ def latent_attention(
     def forward(params, x):
         seqs = given(x)
         require_fit(who, params.W_dkv, seqs.x, "W_dkv")
+        require_one_dtype(who, params, "W_dkv")
         for name, shape in shapes(seqs.x.shape[-1]).items():
             W = getattr(params, name)
             if (W is None) != (shape is None) or (W is not None and W.shape != shape):
@@ -243,8 +248,9 @@ def reference(
     eps: float = 1e-6,
     base: float = 10000.0,
     interleaved: bool = False,
+    stretch: Stretch | None = None,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,
@@ -261,7 +267,7 @@ def reference(
         return jnp.einsum("...r,nfr->...nf", z, W.reshape(n, W.shape[0] // n, W.shape[1]))
 
     def turned(z):
-        return naive_rotation(z, base, interleaved)
+        return naive_rotation(z, base, interleaved, stretch=stretch)
 
     c = down(params.W_dkv, params.kv_scale)
     q = up(params.W_uq, down(params.W_dq, params.q_scale), heads)
@@ -307,6 +313,7 @@ RULE = Rule(
                 "norm": False,
                 "base": 100.0,
                 "interleaved": True,
+                "stretch": Stretch("linear", 2.0),
                 "causal": False,
                 "window": 4,
                 "query_block": 3,

@@ -51,12 +51,14 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.attend import Pattern
+from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
+from bpref.formulas.rotations import Stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -97,8 +99,9 @@ def multi_head_attention(
     rope: float | None = None,
     interleaved: bool = False,
     fraction: float = 1.0,
+    stretch: Stretch | None = None,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -120,7 +123,7 @@ def multi_head_attention(
       qk_norm: whether queries and keys are divided by the root mean square of their head, and scaled, as in `qk_norm`.
       eps: what is added to that mean square.
       rope: the base of `rotary_embedding`, by which queries and keys are turned; None: they are not.
-      interleaved, fraction: as there.
+      interleaved, fraction, stretch: as there.
       causal, window, soft_cap, scale, alibi, relative_buckets, max_distance, sinks, dropout: as in
         `dot_product_attention`.
       blockwise: whether attention works by blocks, as `blockwise_attention` does.
@@ -135,7 +138,8 @@ def multi_head_attention(
     Raises:
       ValueError: an argument is out of its range; heads divide neither each other nor the features; an odd number of
         features is to be turned; shapes do not fit; dropout without a key.
-      TypeError: a sequence is not floating-point, or not of W_q's dtype; other dtypes are not what `Sequences` says.
+      TypeError: a sequence is not floating-point, or it or a parameter is not of W_q's dtype; other dtypes are not what
+        `Sequences` says.
     """
     who = "multi_head_attention"
     K = heads if kv_heads is None else kv_heads
@@ -148,7 +152,7 @@ def multi_head_attention(
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout, *blocks)
     attention = softmax_attention(who, pattern, scale is None, alibi, relative_buckets, max_distance, sinks)
     norm = qk_norm_layer(eps=eps) if qk_norm else None
-    rotary = None if rope is None else rotary_embedding(interleaved, fraction, rope)
+    rotary = None if rope is None else rotary_embedding(interleaved, fraction, rope, stretch)
     moves_logits = qk_norm or sinks or rope is not None or soft_cap is not None
 
     def features(x):
@@ -191,6 +195,7 @@ def multi_head_attention(
         given = as_sequences(who, x)
         asks, answers = _both(given)
         D = features(asks)
+        require_one_dtype(who, params, "W_q")
         for name, A, n in (("W_q", asks, heads), ("W_k", answers, K), ("W_v", answers, K)):
             W = getattr(params, name)
             require_fit(who, W, A, name)
@@ -271,8 +276,9 @@ def reference(
     rope: float | None = None,
     interleaved: bool = False,
     fraction: float = 1.0,
+    stretch: Stretch | None = None,
     causal: bool = False,
-    window: int | None = None,
+    window: Window | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
@@ -298,7 +304,7 @@ def reference(
     if params.norm is not None:
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
-        q, k = (naive_rotation(a, rope, interleaved, fraction) for a in (q, k))
+        q, k = (naive_rotation(a, rope, interleaved, fraction, stretch) for a in (q, k))
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
     o = naive_attention(params.attention, _heads(given, q, k, v), pattern, scale is None, alibi, max_distance)
     return affine(params.W_o, params.b_o, _joined(o))
@@ -326,6 +332,7 @@ RULE = Rule(
                 "causal": True,
                 "qk_norm": True,
                 "rope": 100.0,
+                "stretch": Stretch("yarn", 4.0, 16),
                 "eps": Interval(1e-3, 0.1, 1e-2),
             },
             never_empty=("T",),

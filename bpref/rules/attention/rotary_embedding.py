@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bpref.dtypes import cast, require_floating, require_integer, widen
-from bpref.formulas.rotations import Stretch, frequencies, magnitude
+from bpref.dtypes import require_floating, require_integer, widen
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -74,12 +74,7 @@ def rotary_embedding(
         return u, positions, rotated
 
     def turn(u, positions, rotated, way):
-        cos, sin = _of_angles(u, positions, frequencies(rotated, base, stretch), magnitude(stretch))
-        sin = sin * way
-        first, second = _pairs(widen(u[..., :rotated]), interleaved)
-        turned = first * cos - second * sin, second * cos + first * sin
-        turned = cast(_unpaired(*turned, interleaved), u.dtype)
-        return jnp.concatenate([turned, u[..., rotated:]], -1) if rotated < u.shape[-1] else turned
+        return rotate(u, frequencies(rotated, base, stretch), way, magnitude(stretch), interleaved, positions)
 
     def forward(params, x):
         u, positions, rotated = split(x)
@@ -90,34 +85,6 @@ def rotary_embedding(
         return (), du if positions is None else (du, None)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _of_angles(u: Array, positions: Array | None, frequency: np.ndarray, size: float) -> tuple[Array, Array]:
-    """c cos a and c sin a, (*b, T, 1, pairs), or without the batch axes."""
-    dtype = widen(u[:0]).dtype
-    if positions is None:
-        T = u.shape[-3]
-        angle = np.arange(T)[:, None, None] * frequency
-        front = (1,) * (u.ndim - 3)
-        cos, sin = (
-            jnp.asarray((size * f(angle)).reshape(*front, T, 1, len(frequency)), dtype) for f in (np.cos, np.sin)
-        )
-        return cos, sin
-    angle = cast(positions, dtype)[..., None, None] * jnp.asarray(frequency, dtype).reshape(
-        (1,) * (positions.ndim + 1) + (-1,)
-    )
-    return size * jnp.cos(angle), size * jnp.sin(angle)
-
-
-def _pairs(u: Array, interleaved: bool) -> tuple[Array, Array]:
-    half = u.shape[-1] // 2
-    return (u[..., 0::2], u[..., 1::2]) if interleaved else (u[..., :half], u[..., half:])
-
-
-def _unpaired(first: Array, second: Array, interleaved: bool) -> Array:
-    if interleaved:
-        return jnp.stack([first, second], -1).reshape(*first.shape[:-1], 2 * first.shape[-1])
-    return jnp.concatenate([first, second], -1)
 
 
 def reference(

@@ -11,10 +11,11 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     o_i = sum_j p_ij v_j                                                  (*b, T, N D)
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
-R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D).
-j runs over what is visible from i: j <= i (causal), |i - j| < window.
+R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D),
+or as `stretch` has it (`bpref.Stretch`). j runs over what is visible from i: j <= i (causal), |i - j| < w or
+i - left <= j <= i + right (window).
 
-Differential, in the same order; R_i is orthogonal, so its adjoint is the rotation back:
+Differential, in the same order; R_i is orthogonal, or by YaRN a multiple of that, so its adjoint is the rotation back:
 
     delta y_i = W_o delta o_i + (delta W_o) o_i + delta b_o
     delta o_i = sum_j p_ij delta v_j + sum_j p_ij (delta s_ij - sum_m p_im delta s_im) v_j
@@ -36,7 +37,7 @@ of a product that ds needs anyway, block by block. q' and k' are not needed: the
 
 Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
 exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
-the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotate`.
+the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotations`.
 """
 
 from itertools import pairwise
@@ -60,6 +61,9 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.attend import Kept, attend, pull_attend
+from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
+from bpref.formulas.heads import Heads
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -69,9 +73,9 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotate import rotate
-from bpref.formulas.self_attend import Sight, attend, pull_attend
-from bpref.formulas.standardize import require_positive
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
+from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -101,10 +105,11 @@ def attention_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Layer:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -114,10 +119,12 @@ def attention_block(
       norm: "rms" or "layer".
       rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
       causal: whether a position sees no later ones.
-      window: how many positions back a position sees, itself among them (and as many ahead unless causal); None: all.
+      window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
+        (left, right): how many of each side beside itself; None: all.
       bias: whether there are a b_qkv and a b_o.
       eps: what is added to the mean square or variance, in units of x squared.
       block: how many positions are worked on at once; no array has more than `block` squared of them.
+      stretch: how the rotations are made to reach further, as in `rotary_embedding`.
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
@@ -127,10 +134,10 @@ def attention_block(
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
         the features, or leave an odd number for RoPE; x has other features than W_qkv.
-      TypeError: x is not floating-point, or not of W_qkv's dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "attention_block"
-    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
 
 
 def attention_layer(
@@ -140,10 +147,11 @@ def attention_layer(
     norm: str,
     rope: float | None,
     causal: bool,
-    window: int | None,
+    window: Window | None,
     bias: bool,
     eps: float,
     block: int,
+    stretch: Stretch | None,
 ) -> Layer:
     """The layer that error messages call `who`."""
     K = heads if kv_heads is None else kv_heads
@@ -155,10 +163,11 @@ def attention_layer(
     require_positive(who, "eps", eps)
     if rope is not None:
         require_positive(who, "rope", rope)
-    if window is not None:
-        require_size(who, "window", window)
+    require_window(who, window)
     require_size(who, "block", block)
-    sight = Sight(causal, window, block)
+
+    def pattern(q):
+        return Pattern(q.shape[-1] ** -0.5, causal, window, query_block=block, key_block=block)
 
     def require_sequence(x):
         d = require_input(who, x)
@@ -182,7 +191,7 @@ def attention_layer(
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def turned(x, way):
-        return x if rope is None else rotate(x, rope, way)
+        return x if rope is None else rotate(x, frequencies(x.shape[-1], rope, stretch), way, magnitude(stretch))
 
     def init(key, x):
         d = require_sequence(x)
@@ -198,12 +207,14 @@ def attention_layer(
 
     def forward(params, x):
         require_fit(who, params.W_qkv, x, "W_qkv")
+        require_one_dtype(who, params, "W_qkv")
+        require_features(who, x, **params.norm._asdict())
         require_sequence(x)
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
         q, k = turned(q, 1), turned(k, 1)
-        o, m, S = attend(q, k, v, sight)
+        o, m, S = attend(pattern(q), Heads(q, k, v), Extras())
         y = cast(plus(times_transposed(merged(o), params.W_o), params.b_o), x.dtype)
         return y, AttentionBlockCache(x, of_x, q, k, v, o, m, S)
 
@@ -211,7 +222,7 @@ def attention_layer(
         x, of_x, q, k, v, o, m, S = cache
         dW_o = cast(transposed_times(dy, merged(o)), dy.dtype)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        dq, dk, dv = pull_attend(q, k, v, o, m, S, do, sight)
+        dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v), Extras(), do, Kept(o, m, S))
         dz = merged(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
@@ -229,10 +240,11 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Array:
     K = heads if kv_heads is None else kv_heads
     T, d = x.shape[-2:]
@@ -249,8 +261,8 @@ def reference(
     z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
-        angle = np.outer(np.arange(T), 1 / rope ** (np.arange(0, D, 2) / D))
-        cos, sin = (jnp.asarray(np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
+        angle = np.outer(np.arange(T), frequencies(D, rope, stretch))
+        cos, sin = (jnp.asarray(magnitude(stretch) * np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
 
         def rotated(u):
             a, b = jnp.split(u, 2, -1)
@@ -261,7 +273,8 @@ def reference(
     k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
     s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
     i, j = np.indices((T, T))
-    seen = np.full((T, T), True) if window is None else abs(i - j) < window
+    left, right = (T, T) if window is None else sides(window)
+    seen = (j >= i - left) & (j <= i + right)
     seen = seen & (j <= i) if causal else seen
     p = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, s.shape), s, -jnp.inf), -1)
     o = jnp.einsum("...nij,...jnD->...inD", p, v)
@@ -278,7 +291,14 @@ RULE = Rule(
         Case(
             "grouped queries, a window",
             Real("T d"),
-            {"heads": 4, "kv_heads": 2, "window": Size("w"), "eps": _EPS, "block": Size("P")},
+            {
+                "heads": 4,
+                "kv_heads": 2,
+                "window": Size("w"),
+                "eps": _EPS,
+                "block": Size("P"),
+                "stretch": Stretch("yarn", 4.0, 16),
+            },
             never_empty=("T",),
             fixed={"d": 8, "w": 7, "P": 5},
             timed={"T": 512, "d": 256, "w": 256, "P": 128},

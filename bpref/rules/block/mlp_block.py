@@ -58,7 +58,8 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.standardize import require_positive
+from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.activation.glu import GATES, glu
@@ -103,7 +104,7 @@ def mlp_block(
 
     Raises:
       ValueError: an argument is out of its range; x has no features, or others than W_in.
-      TypeError: x is not floating-point, or not of W_in's dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_in's dtype.
     """
     return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps)
 
@@ -131,6 +132,8 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
 
     def forward(params, x):
         require_fit(who, params.W_in, x, "W_in")
+        require_one_dtype(who, params, "W_in")
+        require_features(who, x, **params.norm._asdict())
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         z = cast(plus(times_transposed(n, params.W_in), params.b_in), x.dtype)

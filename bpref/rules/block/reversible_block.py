@@ -38,7 +38,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
+from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
@@ -65,16 +67,17 @@ def reversible_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Layer:
     """A transformer block on two streams whose input is found again from its output: y1 = x1 + f(x2), y2 = x2 + g(y1).
 
     Args:
-      heads, hidden, kv_heads, activation, gated, norm, rope, causal, window, bias, eps, block: those of
-        `transformer_block`.
+      heads, hidden, kv_heads, activation, gated, norm, rope, causal, window, bias, eps, block, stretch:
+        those of `transformer_block`.
 
     Returns:
       A layer with params `ReversibleBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams)`, x the pair
@@ -86,7 +89,7 @@ def reversible_block(
       TypeError: x is no pair; x1 and x2 are not floating-point, or not of one dtype, or not of W_qkv's.
     """
     who = "reversible_block"
-    f = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+    f = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     g = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 
     def streams(x):
@@ -136,13 +139,16 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> tuple[Array, Array]:
     x1, x2 = x
-    y1 = x1 + attention_block.reference(params.attention, x2, heads, kv_heads, norm, rope, causal, window, bias, eps)
+    y1 = x1 + attention_block.reference(
+        params.attention, x2, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
+    )
     return y1, x2 + mlp_block.reference(params.mlp, y1, hidden, activation, gated, norm, bias, eps)
 
 
@@ -163,7 +169,14 @@ RULE = Rule(
         Case(
             "grouped queries",
             (Real("T d"), Real("T d")),
-            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")},
+            {
+                "heads": 4,
+                "hidden": Size("F"),
+                "kv_heads": 2,
+                "eps": _EPS,
+                "block": Size("P"),
+                "stretch": Stretch("ntk", 4.0),
+            },
             never_empty=("T",),
             params=ReversibleBlockParams(
                 AttentionBlockParams(NormParams(_V, None), _weights("Q d"), None, _weights("d d"), None),

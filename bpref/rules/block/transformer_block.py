@@ -43,7 +43,9 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import Statistics
+from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
@@ -79,10 +81,11 @@ def transformer_block(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Layer:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -95,10 +98,12 @@ def transformer_block(
       norm: "rms" or "layer".
       rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
       causal: whether a position sees no later ones.
-      window: how many positions back a position sees, itself among them (and as many ahead unless causal); None: all.
+      window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
+        (left, right): how many of each side beside itself; None: all.
       bias: whether every product of matrices has a bias.
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
+      stretch: how the rotations are made to reach further, as in `rotary_embedding`.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams)`, x `(*b, T, d)`
@@ -107,10 +112,10 @@ def transformer_block(
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
         the features, or leave an odd number for RoPE; x has other features than W_qkv.
-      TypeError: x is not floating-point, or not of W_qkv's dtype.
+      TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
-    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block)
+    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 
     def init(key, x):
@@ -144,12 +149,15 @@ def reference(
     norm: str = "rms",
     rope: float | None = 10000.0,
     causal: bool = True,
-    window: int | None = None,
+    window: Window | None = None,
     bias: bool = False,
     eps: float = 1e-6,
     block: int = 128,
+    stretch: Stretch | None = None,
 ) -> Array:
-    f = attention_block.reference(params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps)
+    f = attention_block.reference(
+        params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
+    )
     h = x + f
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bias, eps)
 
@@ -164,7 +172,14 @@ RULE = Rule(
         Case(
             "swiglu, grouped queries",
             Real("T d"),
-            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")},
+            {
+                "heads": 4,
+                "hidden": Size("F"),
+                "kv_heads": 2,
+                "eps": _EPS,
+                "block": Size("P"),
+                "stretch": Stretch("linear", 4.0),
+            },
             never_empty=("T",),
             fixed={"d": 8, "F": 6, "P": 5},
             timed={"T": 512, "d": 256, "F": 512, "P": 128},
@@ -180,7 +195,7 @@ RULE = Rule(
                 "norm": "layer",
                 "rope": None,
                 "causal": False,
-                "window": 5,
+                "window": (4, 2),
                 "bias": True,
                 "eps": _EPS,
                 "block": 16,
