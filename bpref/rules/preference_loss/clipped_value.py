@@ -91,7 +91,9 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
             clipped = jnp.where(jnp.abs(moved) > clip, old + jnp.clip(moved, -clip, clip) - R, error)
             is_free = jnp.abs(error) >= jnp.abs(clipped)
             error, slope = jnp.where(is_free, error, clipped), jnp.where(is_free, error, 0)
-        return cast(0.5 * jnp.sum(w * error**2), values.dtype), ClippedValueCache(cast(w * slope, values.dtype))
+        # w is 0 there already, but a product that ends in a choice XLA sums as one array, and not as two.
+        J = 0.5 * jnp.sum(jnp.where(mask, w * error**2, 0))
+        return cast(J, values.dtype), ClippedValueCache(cast(w * slope, values.dtype))
 
     def backward(params, cache, dJ):
         return (), (cast(widen(dJ) * widen(cache.slope), cache.slope.dtype), None, None, None)
