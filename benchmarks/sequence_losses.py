@@ -1,16 +1,18 @@
-"""CTC and a linear-chain CRF at the sizes of speech and of tagging: bpref's sweep beside autodiff of the usual form."""
+"""CTC, a transducer and a linear-chain CRF at the sizes of speech and of tagging, beside autodiff of the usual form."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from benchmarks.contest import Contest
 from bpref.rules.sequence_loss import crf as crf_rule
 from bpref.rules.sequence_loss import ctc as ctc_rule
+from bpref.rules.sequence_loss import transducer as transducer_rule
 
 
 def contests() -> list[Contest]:
-    return [ctc_of_half_a_thousand_frames(), crf_of_a_tagger()]
+    return [ctc_of_half_a_thousand_frames(), transducer_of_two_hundred_frames(), crf_of_a_tagger()]
 
 
 def ctc_of_half_a_thousand_frames(B: int = 16, T: int = 500, U: int = 100, C: int = 128) -> Contest:
@@ -39,6 +41,53 @@ def ctc_of_half_a_thousand_frames(B: int = 16, T: int = 500, U: int = 100, C: in
         memory_bound=0.5,
         time_bound=0.7,
     )
+
+
+def transducer_of_two_hundred_frames(B: int = 8, T: int = 200, U: int = 40, V: int = 256) -> Contest:
+    """A batch of word pieces: the loss and the gradient of the joint network's logits."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    logits = jax.random.normal(keys[0], (B, T, U + 1, V))
+    labels = jax.random.randint(keys[1], (B, U), 1, V)
+    frames = jax.random.randint(keys[2], (B,), T - T // 4, T + 1)
+    lengths = jax.random.randint(keys[3], (B,), U // 2, U + 1)
+    layer = transducer_rule.transducer()
+
+    def hand(logits, labels, frames, lengths):
+        J, cache = layer.forward((), (logits, labels, frames, lengths))
+        return jnp.sum(J), layer.backward((), cache, jnp.ones_like(J))[1][0]
+
+    def label_by_label(logits, labels, frames, lengths):
+        return jnp.sum(transducer_rule.reference((), (logits, labels, frames, lengths)))
+
+    return Contest(
+        f"transducer, {B} x {T} frames, {U} labels of {V} classes",
+        hand,
+        {
+            "a scan over the frames": jax.value_and_grad(_frame_by_frame),
+            "label by label": jax.value_and_grad(label_by_label),
+        },
+        (logits, labels, frames, lengths),
+        memory_bound=1.0,
+        time_bound=1.0,
+    )
+
+
+def _frame_by_frame(logits, labels, frames, lengths):
+    """The transducer's alpha a frame at a time, the sum along its labels by cumulative sums in log space."""
+    B = logits.shape[0]
+    log_p = jax.nn.log_softmax(logits)
+    b = jnp.moveaxis(log_p[..., 0], 1, 0)
+    y = jnp.moveaxis(jnp.take_along_axis(log_p[:, :, :-1], labels[:, None, :, None], 3)[..., 0], 1, 0)
+    emitted = jnp.pad(jnp.cumsum(y, 2), ((0, 0), (0, 0), (1, 0)))
+
+    def frame(f, of_frame):
+        t, b_before, emitted = of_frame
+        new = emitted + lax.cumlogsumexp(f + b_before - emitted, axis=1)
+        return jnp.where((t < frames)[:, None], new, f), None
+
+    f, _ = lax.scan(frame, emitted[0], (jnp.arange(1, len(b)), b[:-1], emitted[1:]))
+    ends = f + b[frames - 1, jnp.arange(B)]
+    return -jnp.sum(jnp.take_along_axis(ends, lengths[:, None], 1))
 
 
 def crf_of_a_tagger(B: int = 32, T: int = 128, K: int = 32) -> Contest:

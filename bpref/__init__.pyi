@@ -143,10 +143,12 @@ from .rules.pooling.adaptive_pool import adaptive_pool as adaptive_pool
 from .rules.pooling.average_pool import average_pool as average_pool
 from .rules.pooling.global_pool import global_pool as global_pool
 from .rules.pooling.max_pool import max_pool as max_pool
+from .rules.preference_loss.clipped_value import clipped_value as clipped_value
 from .rules.preference_loss.dpo import dpo as dpo
 from .rules.preference_loss.grpo import grpo as grpo
 from .rules.preference_loss.kto import kto as kto
 from .rules.preference_loss.ppo import ppo as ppo
+from .rules.preference_loss.token_entropy import token_entropy as token_entropy
 from .rules.preference_loss.token_log_probability import token_log_probability as token_log_probability
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer

@@ -45,15 +45,20 @@ def require_clips(who: str, low: float, high: float, normalization: str) -> None
         raise ValueError(f"{who}: clip is {low!r}, expected a number between 0 and 1")
     if not high > 0:
         raise ValueError(f"{who}: clip_high is {high!r}, expected a positive number")
+    require_normalization(who, normalization)
+
+
+def require_normalization(who: str, normalization: str) -> None:
+    """Raise `ValueError` unless the normalization is known."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"{who}: normalization is {normalization!r}, expected 'sequence', 'token' or 'constant'")
 
 
-def require_mask(who: str, mask: Array, shape: tuple[int, ...]) -> None:
-    """Raise unless the mask holds booleans of the log-probabilities' shape (..., T), with at least one T."""
+def require_mask(who: str, mask: Array, shape: tuple[int, ...], like: str = "policy") -> None:
+    """Raise unless the mask holds booleans of the shape (..., T) that the argument `like` has, at least one T."""
     if mask.dtype != bool:
         raise TypeError(f"{who}: mask has dtype {mask.dtype}, expected bool")
     if mask.shape != shape:
-        raise ValueError(f"{who}: mask has shape {mask.shape}, expected {shape}, as policy has")
+        raise ValueError(f"{who}: mask has shape {mask.shape}, expected {shape}, as {like} has")
     if len(shape) == 0 or mask.size == 0:
-        raise ValueError(f"{who}: policy has shape {shape}, expected (..., T) with at least one token")
+        raise ValueError(f"{who}: {like} has shape {shape}, expected (..., T) with at least one token")

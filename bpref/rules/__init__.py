@@ -181,10 +181,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "transducer",
     ),
     "preference_loss": (
+        "clipped_value",
         "dpo",
         "grpo",
         "kto",
         "ppo",
+        "token_entropy",
         "token_log_probability",
     ),
     "block": (

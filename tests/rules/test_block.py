@@ -53,6 +53,35 @@ BAD_CALLS = {
         TypeError,
         "residual_convolution_block: x has dtype bfloat16, W1 has float32; cast one to the other's",
     ),
+    "features in groups that do not divide": (
+        lambda: bpref.residual_convolution_block(3, features=4),
+        ValueError,
+        "residual_convolution_block: features is 4, not a multiple of 3 groups",
+    ),
+    "no features": (
+        lambda: bpref.residual_convolution_block(3, features=0),
+        ValueError,
+        "residual_convolution_block: features is 0, expected a positive integer",
+    ),
+    "a stride of another rank": (
+        lambda: bpref.residual_convolution_block(3, stride=(2,)),
+        ValueError,
+        "residual_convolution_block: stride is (2,), expected a positive integer, or 2 of them",
+    ),
+    "a stride without a shortcut of its own": (
+        lambda: bpref.residual_convolution_block(3, stride=2).forward(
+            init(bpref.residual_convolution_block(3), IMAGES), IMAGES
+        ),
+        ValueError,
+        "residual_convolution_block: S has shape None, expected (6, 6) from 6 to 6 channels, stride (2, 2)",
+    ),
+    "a shortcut of its own where x passes": (
+        lambda: bpref.residual_convolution_block(3).forward(
+            init(bpref.residual_convolution_block(3, features=9), IMAGES), IMAGES
+        ),
+        ValueError,
+        "residual_convolution_block: S has shape (9, 6), expected None from 6 to 6 channels, stride (1, 1)",
+    ),
     "no groups": (
         lambda: bpref.residual_convolution_block(0),
         ValueError,
@@ -224,6 +253,19 @@ def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences)
     p = init(block, x)
     params = (p.scale1, p.shift1), (), (p.W1, None), (p.scale2, p.shift2), (), (p.W2, None)
     assert_equal_sweeps(swept(block, p, x, dy), swept(layers, params, x, dy))
+
+
+@pytest.mark.parametrize(("features", "stride", "shape"), [(9, 1, (2, 4, 4, 9)), (None, (1, 3), (2, 4, 2, 6))])
+def test_a_shortcut_of_its_own_is_there_where_the_shape_changes(features, stride, shape):
+    """By stride in one axis or by features alone; with W2 = 0 the shortcut is all there is."""
+    layer = bpref.residual_convolution_block(3, features=features, stride=stride)
+    x = jax.random.normal(jax.random.key(1), IMAGES.shape)
+    params = init(layer, IMAGES)
+    y = layer.forward(params._replace(W2=0 * params.W2), x)[0]
+    a1 = jax.nn.relu(bpref.group_norm(3).forward((params.scale1, params.shift1), x)[0])
+    step = stride[1] if isinstance(stride, tuple) else stride
+    assert y.shape == shape
+    np.testing.assert_allclose(y, a1[:, :, ::step] @ params.S.T, rtol=1e-4, atol=1e-6)
 
 
 def test_reversible_is_a_stack_of_reversible_blocks(sequences):

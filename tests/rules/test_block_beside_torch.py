@@ -21,28 +21,32 @@ def torch():
     return pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_residual_convolution_block(torch, seed, rank):
+def test_residual_convolution_block(torch, seed, rank, stride):
+    """With a stride on odd sizes, where "same" has one element of padding on either side."""
     F = torch.nn.functional
     rng = np.random.default_rng(seed)
-    C = 6
+    C, outputs = 6, 6 if stride == 1 else 9
     window = (3,) * rank
-    of_norm = [rng.normal(size=C) for _ in range(4)]
-    W1, W2 = rng.normal(size=(2, C, *window, C))
-    params = ResidualConvolutionBlockParams(*of_norm[:2], W1, *of_norm[2:], W2)
+    of_norm = [rng.normal(size=n) for n in (C, C, outputs, outputs)]
+    W1, W2 = rng.normal(size=(outputs, *window, C)), rng.normal(size=(outputs, *window, outputs))
+    S = None if stride == 1 else rng.normal(size=(outputs, C))
+    params = ResidualConvolutionBlockParams(*of_norm[:2], W1, *of_norm[2:], W2, S)
+    convolved = getattr(F, f"conv{rank}d")
 
     def twin(p, x):
-        def half(v, scale, shift, W):
-            a = F.relu(F.group_norm(v, 3, scale, shift, 1e-5))
-            return getattr(F, f"conv{rank}d")(a, W.movedim(-1, 1), padding=1)
-
         v = x.movedim(-1, 1)
-        v = v + half(half(v, p.scale1, p.shift1, p.W1), p.scale2, p.shift2, p.W2)
-        return v.movedim(1, -1)
+        a1 = F.relu(F.group_norm(v, 3, p.scale1, p.shift1, 1e-5))
+        u = convolved(a1, p.W1.movedim(-1, 1), stride=stride, padding=1)
+        a2 = F.relu(F.group_norm(u, 3, p.scale2, p.shift2, 1e-5))
+        shortcut = v if p.S is None else convolved(a1, p.S.reshape(*p.S.shape, *(1,) * rank), stride=stride)
+        return (shortcut + convolved(a2, p.W2.movedim(-1, 1), padding=1)).movedim(1, -1)
 
-    sizes = map(int, rng.integers(2, 7, rank))
-    assert_same(bpref.residual_convolution_block(3, window), twin, params, rng.normal(size=(2, *sizes, C)))
+    sizes = (int(n) if stride == 1 else 2 * int(n) - 1 for n in rng.integers(2, 7, rank))
+    layer = bpref.residual_convolution_block(3, window, features=outputs, stride=stride)
+    assert_same(layer, twin, params, rng.normal(size=(2, *sizes, C)))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -78,6 +78,16 @@ BAD_CALLS = {
         ValueError,
         "distillation: soft_weight is 2.0, expected a number from 0 to 1",
     ),
+    "distillation by a mixture of the teacher alone": (
+        lambda: bpref.distillation(mixture=1.0),
+        ValueError,
+        "distillation: mixture is 1.0, expected a number between 0 and 1 or None",
+    ),
+    "distillation by a mixture, reversed": (
+        lambda: bpref.distillation(reverse=True, mixture=0.5),
+        ValueError,
+        "distillation: mixture is 0.5, which has no reverse",
+    ),
     "distillation from a teacher with other classes": (
         lambda: bpref.distillation().forward((), (H, H[:, :3], LABELS)),
         ValueError,
@@ -190,18 +200,37 @@ def test_a_gradient_made_in_the_forward_is_rounded_once():
 
 def test_a_student_that_is_its_teacher_learns_from_the_labels_alone():
     labels = jnp.zeros(N, jnp.int32)
-    for reverse in (False, True):
-        J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(reverse=reverse), (), (H, H, labels))
+    for hyper in ({}, {"reverse": True}, {"mixture": 0.3}):
+        J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(**hyper), (), (H, H, labels))
         hard, _, (dhard, _) = bpref.backpropagate(bpref.softmax_cross_entropy(), (), (H, labels))
         assert pytest.approx(0.5 * float(hard), rel=1e-5) == float(J)
         np.testing.assert_allclose(da, 0.5 * dhard, atol=1e-6)
         np.testing.assert_allclose(db, 0, atol=1e-6)
 
 
-def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation():
+def test_distillation_by_an_even_mixture_is_the_divergence_of_jensen_and_shannon():
+    x = (H, H[::-1], jnp.zeros(N, jnp.int32))
+    J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(1.0, 1.0, mixture=0.5), (), x)
+    even, _, (dq, dp) = bpref.backpropagate(bpref.jensen_shannon(), (), x[:2])
+    np.testing.assert_allclose(J, even, rtol=1e-6)
+    np.testing.assert_allclose(da, dq, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(db, dp, rtol=1e-4, atol=1e-8)
+
+
+def test_a_class_that_one_side_alone_gives_no_probability_costs_a_mixture_a_finite_number():
+    """q = (1, 0) and p = (0, 1): D = -B log B - (1 - B) log(1 - B), and no gradient where p and q are 0."""
+    x = jnp.array([[0.0, -jnp.inf]]), jnp.array([[-jnp.inf, 0.0]]), jnp.zeros(1, jnp.int32)
+    J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(1.0, 1.0, mixture=0.25), (), x)
+    np.testing.assert_allclose(J, -0.25 * np.log(0.25) - 0.75 * np.log(0.75), rtol=1e-6)
+    np.testing.assert_array_equal((da, db), 0)
+
+
+@pytest.mark.parametrize("mixture", [None, 0.5])
+def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation(mixture):
     a, b = (v.at[:, 3].set(-jnp.inf) for v in (H, H[::-1]))
     labels = jnp.zeros(N, jnp.int32)
-    J, _, (da, _, _) = bpref.backpropagate(bpref.distillation(), (), (a, b, labels))
-    few, _, (dfew, _, _) = bpref.backpropagate(bpref.distillation(), (), (a[:, :3], b[:, :3], labels))
+    layer = bpref.distillation(mixture=mixture)
+    J, _, (da, _, _) = bpref.backpropagate(layer, (), (a, b, labels))
+    few, _, (dfew, _, _) = bpref.backpropagate(layer, (), (a[:, :3], b[:, :3], labels))
     assert pytest.approx(float(few), rel=1e-5) == float(J)
     np.testing.assert_allclose(da, np.pad(dfew, ((0, 0), (0, 1))), atol=1e-6)

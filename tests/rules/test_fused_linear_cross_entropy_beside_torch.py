@@ -50,6 +50,23 @@ def test_distillation(seed, reverse):
 
 
 @EVERY_SEED
+def test_distillation_by_a_mixture(seed):
+    rng = np.random.default_rng(seed)
+    N, C = (int(n) for n in rng.integers(2, 9, 2))
+    x = rng.normal(size=(N, C)), rng.normal(size=(N, C)), rng.integers(0, C, N)
+
+    def twin(_, x):
+        log_q, log_p = (torch.log_softmax(v / 3, -1) for v in x[:2])
+        log_m = torch.logaddexp(log_p + np.log(0.2), log_q + np.log(0.8))
+        to_p, to_q = (
+            torch.nn.functional.kl_div(log_m, v, reduction="batchmean", log_target=True) for v in (log_p, log_q)
+        )
+        return 9 * (0.2 * to_p + 0.8 * to_q)
+
+    assert_same(bpref.distillation(3.0, 1.0, mixture=0.2), twin, (), x)
+
+
+@EVERY_SEED
 def test_token_log_probability(seed):
     rng = np.random.default_rng(seed)
     B, T, C = (int(n) for n in rng.integers(1, 9, 3))

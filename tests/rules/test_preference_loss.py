@@ -13,6 +13,7 @@ TOKENS = jnp.zeros((2, 3))
 MASK = jnp.ones((2, 3), bool)
 KTO = (jnp.zeros(3), jnp.zeros(3), jnp.zeros(3), jnp.ones(3, bool))
 PPO = (TOKENS, TOKENS, TOKENS, TOKENS, MASK)
+CRITIC = (TOKENS, TOKENS, TOKENS, MASK)
 GRPO = (TOKENS, TOKENS, TOKENS, jnp.zeros(2), MASK)
 
 BAD_CALLS = {
@@ -95,6 +96,51 @@ BAD_CALLS = {
         "grpo: policy has shape (3,), expected (..., G, T), groups of G answers",
     ),
     "nothing to divide by": (lambda: bpref.grpo(eps=0.0), ValueError, "grpo: eps is 0.0, expected a positive number"),
+    "a clip of values that is none": (
+        lambda: bpref.clipped_value(clip=0.0),
+        ValueError,
+        "clipped_value: clip is 0.0, expected a positive number or None",
+    ),
+    "no such mean of values": (
+        lambda: bpref.clipped_value(normalization="batch"),
+        ValueError,
+        "clipped_value: normalization is 'batch', expected 'sequence', 'token' or 'constant'",
+    ),
+    "values without returns": (
+        lambda: bpref.clipped_value().forward((), CRITIC[1:]),
+        TypeError,
+        "clipped_value: x is a tuple of 3, expected a tuple (values, old, returns, mask)",
+    ),
+    "a return per sequence": (
+        lambda: bpref.clipped_value().forward((), (*CRITIC[:2], TOKENS[:, 0], MASK)),
+        ValueError,
+        "clipped_value: returns has shape (2,), expected (2, 3), as values has",
+    ),
+    "a mask of other values": (
+        lambda: bpref.clipped_value().forward((), (*CRITIC[:3], MASK[:, :2])),
+        ValueError,
+        "clipped_value: mask has shape (2, 2), expected (2, 3), as values has",
+    ),
+    "no values": (
+        lambda: bpref.clipped_value().forward((), tuple(v[:, :0] for v in CRITIC)),
+        ValueError,
+        "clipped_value: values has shape (2, 0), expected (..., T) with at least one token",
+    ),
+    "entropy at no temperature": (
+        lambda: bpref.token_entropy(0.0),
+        ValueError,
+        "token_entropy: temperature is 0.0, expected a positive number",
+    ),
+    "entropy of no classes": (
+        lambda: bpref.token_entropy().forward((), TOKENS[:, :0]),
+        ValueError,
+        "token_entropy: logits has shape (2, 0), expected (..., C) with at least one class C",
+    ),
+    "entropy of classes by number": (
+        lambda: bpref.token_entropy().forward((), MASK),
+        TypeError,
+        "token_entropy: logits has dtype bool, expected a floating-point dtype such as float32",
+    ),
     "labels of another length": (
         lambda: bpref.token_log_probability().forward((), (TOKENS, jnp.zeros(3, jnp.int32))),
         ValueError,
@@ -186,6 +232,39 @@ def test_a_dual_clip_bounds_what_a_negative_advantage_costs():
     np.testing.assert_allclose(dpi, [0, 1], rtol=1e-6)
 
 
+def test_a_value_beyond_the_clip_is_held_where_that_is_the_greater_error():
+    """By hand, of V_old = 0, e = 1/2, R = 1: the clip's error of 1/2 is the greater between V = 1/2 and V = 3/2, where
+    both are alike and the slope is the free one; V = -1 is farther off than its clip at -1/2.
+    """
+    V = jnp.array([[0.25, 0.5, 1.25, 1.5, 2.0, -1.0]])
+    J, (dV, *held) = sweep(bpref.clipped_value(0.5), (V, 0 * V, 1 + 0 * V, V < 9))
+    np.testing.assert_allclose(J, np.mean([0.75**2, 0.25, 0.25, 0.25, 1, 4]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(6 * dV[0], [-0.75, -0.5, 0, 0.5, 1, -2], rtol=1e-6)
+    assert held == [None] * 3
+
+
+def test_without_a_clip_values_have_a_square_error_whatever_they_were():
+    V = jnp.array([[3.0, -1.0]])
+    J, (dV, *_) = sweep(bpref.clipped_value(None), (V, jnp.full_like(V, jnp.nan), jnp.ones_like(V), V < 9))
+    assert J == 2
+    np.testing.assert_array_equal(dV, [[1, -1]])
+
+
+def test_an_even_policy_has_the_greatest_entropy_and_a_decided_one_none():
+    z = jnp.array([[0.0, 0.0, 0.0], [200.0, 0.0, 0.0], [0.0, 0.0, -jnp.inf]])
+    H, dz = bpref.backpropagate(bpref.token_entropy(), (), z, jnp.ones(3))[::2]
+    np.testing.assert_allclose(H, [np.log(3), 0, np.log(2)], rtol=1e-6)
+    np.testing.assert_array_equal(dz, 0)
+
+
+def test_the_entropy_of_a_policy_that_is_nearly_decided_keeps_its_digits():
+    """Of two classes with logits 15 apart, p = 1 / (1 + R) with R = exp(-15), three times float32's rounding of 1."""
+    H, dz = bpref.backpropagate(bpref.token_entropy(), (), jnp.array([15.0, 0.0]), jnp.ones(()))[::2]
+    R = np.exp(-15.0)
+    np.testing.assert_allclose(H, np.log1p(R) + 15 * R / (1 + R), rtol=1e-6)
+    np.testing.assert_allclose(dz, 15 * R / (1 + R) ** 2 * np.array([-1, 1]), rtol=1e-6)
+
+
 def test_equal_rewards_move_no_policy_but_to_its_reference():
     """A = 0; of rho - pi = log 2, k = 2 - log 2 - 1 and its slope is 1 - 2 = -1, by 6 tokens."""
     x = (TOKENS, TOKENS, TOKENS + np.log(2), jnp.ones(2), MASK)
@@ -215,6 +294,13 @@ def test_a_batch_that_is_masked_throughout_has_no_loss_and_no_gradient(make, x, 
     )
     assert J == 0
     np.testing.assert_array_equal(dpi, 0)
+
+
+def test_values_that_are_masked_throughout_have_no_loss_and_no_gradient():
+    padding = jnp.full_like(TOKENS, jnp.inf)
+    J, (dV, *_) = sweep(bpref.clipped_value(), (padding, padding, padding, jnp.zeros_like(MASK)))
+    assert J == 0
+    np.testing.assert_array_equal(dV, 0)
 
 
 def test_a_label_that_is_no_class_has_no_log_probability_and_spoils_no_other():

@@ -205,6 +205,12 @@ def test_the_forget_gate_starts_open():
     np.testing.assert_array_equal(b, [0, 0, 3, 3, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("make", [bpref.rnn, bpref.gru, bpref.lstm])
+def test_without_a_bias_there_are_only_products(make):
+    params = make(2, bias=False).init(jax.random.key(0), X)
+    assert [v.ndim for v in jax.tree.leaves(params)] == [2, 2]
+
+
 def test_a_layer_of_two_directions_is_mapped_into():
     layer = bpref.bidirectional(bpref.lstm(5), bpref.gru(4, reverse=True))
     assert bpref.leaf_paths(layer) == ["0 lstm", "1 gru"]

@@ -89,6 +89,25 @@ def test_rnn(seed, activation, checkpoint):
 
 
 @EVERY_SEED
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_without_a_bias(seed, kind):
+    draw = Draw(seed)
+    make, params = {
+        "RNN": (bpref.rnn, draw.rnn()._replace(b=None)),
+        "GRU": (bpref.gru, draw.gru()._replace(b=None, v=None)),
+        "LSTM": (bpref.lstm, draw.lstm()._replace(b=None)),
+    }[kind]
+    h, c = draw.normal(B, draw.H), draw.normal(B, draw.H)
+    state = LstmState(h, c) if kind == "LSTM" else h
+
+    def twin(p, x):
+        y, (last,) = run(kind, [(p.W, p.U)], x, [x.state if kind == "LSTM" else (x.state,)], bias=False)
+        return Passed(y, last)
+
+    assert_same(make(draw.H, bias=False), twin, params, draw.given(state))
+
+
+@EVERY_SEED
 def test_gru(seed):
     draw = Draw(seed)
 

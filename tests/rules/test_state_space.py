@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.formulas.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
 from bpref.verify.measure import relative_error
@@ -73,6 +74,16 @@ BAD_CALLS = {
         lambda: bpref.selective_scan(chunk=0),
         ValueError,
         "selective_scan: chunk is 0, expected a positive integer",
+    ),
+    "a state for each step": (
+        lambda: scanned(X._replace(state=jnp.ones((2, 5, 3, 4)))),
+        ValueError,
+        "selective_scan: state has shape (2, 5, 3, 4), expected (2, 3, 4), (N, d, n) by u (2, 5, 3) and log_A (3, 4)",
+    ),
+    "a state of another dtype": (
+        lambda: scanned(X._replace(state=jnp.ones((2, 3, 4), jnp.bfloat16))),
+        TypeError,
+        "selective_scan: state has dtype bfloat16, u has float32; cast one to the other's",
     ),
     "three of four": (
         lambda: scanned(X[:3]),
@@ -222,6 +233,38 @@ def test_the_size_of_a_chunk_does_not_matter(hold):
         expected = swept(whole, params, x)
         for layer in others:
             assert_same(swept(layer, params, x), expected)
+
+
+def test_a_sequence_in_two_pieces_is_the_whole():
+    """The first hands its final state on to the second, which hands the state's cotangent back."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = Selective(*(jnp.asarray(rng.normal(size=(2, 7, n))) for n in (3, 3, 4, 4)))
+        x = x._replace(state=jnp.asarray(rng.normal(size=(2, 3, 4))))
+        layer = bpref.selective_scan(4, chunk=3, final=True)
+        params = layer.init(jax.random.key(1), x)
+        y, cache = layer.forward(params, x)
+        dy = Passed(*(jnp.asarray(rng.normal(size=v.shape)) for v in y))
+        dparams, dx = layer.backward(params, cache, dy)
+        first, second = (Selective(*(v[:, part] for v in x[:4])) for part in (slice(4), slice(4, None)))
+        y1, cache1 = layer.forward(params, first._replace(state=x.state))
+        y2, cache2 = layer.forward(params, second._replace(state=y1.state))
+        assert_same((jnp.concatenate((y1.y, y2.y), 1), y2.state), tuple(y))
+        dparams2, dx2 = layer.backward(params, cache2, Passed(dy.y[:, 4:], dy.state))
+        dparams1, dx1 = layer.backward(params, cache1, Passed(dy.y[:, :4], dx2.state))
+        joined = (jnp.concatenate(pair, 1) for pair in zip(dx1[:4], dx2[:4], strict=True))
+        assert_same(Selective(*joined, dx1.state), dx)
+        assert_same(jax.tree.map(jnp.add, dparams1, dparams2), dparams)
+
+
+def test_no_steps_hand_the_state_on_and_its_cotangent_back():
+    x = Selective(*(v[:, :0] for v in X[:4]), jnp.full((2, 3, 4), 2.0))
+    layer = bpref.selective_scan(4, final=True)
+    params = layer.init(jax.random.key(1), X)
+    y, cache = layer.forward(params, x)
+    dx = layer.backward(params, cache, Passed(y.y, 3 * y.state))[1]
+    np.testing.assert_array_equal(y.state, x.state)
+    np.testing.assert_array_equal(dx.state, 3 * x.state)
 
 
 def test_what_is_kept_is_a_state_for_each_chunk():

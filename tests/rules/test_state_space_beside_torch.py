@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.formulas.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
 from tests.rules.beside_torch import SEEDS, assert_same
@@ -37,15 +38,15 @@ def test_selective_scan(seed):
     N, T, d, n = map(int, rng.integers(2, 9, 4))
     normal = rng.normal
     params = SelectiveScanParams(normal(size=(d, n)), normal(size=d), normal(size=d))
-    x = Selective(normal(size=(N, T, d)), normal(size=(N, T, d)), normal(size=(N, T, n)), normal(size=(N, T, n)))
+    x = Selective(*(normal(size=(N, T, v)) for v in (d, d, n, n)), normal(size=(N, d, n)))
 
     def twin(p, x):
         s = torch.nn.functional.softplus(x.delta + p.bias, threshold=100)
         a = torch.exp(torch.einsum("btd,dn->btdn", s, -torch.exp(p.log_A)))
-        h = loop(a, torch.einsum("btd,btn->btdn", s * x.u, x.B))
-        return torch.einsum("btdn,btn->btd", h, x.C) + p.D * x.u
+        h = loop(a, torch.einsum("btd,btn->btdn", s * x.u, x.B), x.state)
+        return Passed(torch.einsum("btdn,btn->btd", h, x.C) + p.D * x.u, h[:, -1])
 
-    assert_same(bpref.selective_scan(n, chunk=3), twin, params, x)
+    assert_same(bpref.selective_scan(n, chunk=3, final=True), twin, params, x)
 
 
 @EVERY_SEED

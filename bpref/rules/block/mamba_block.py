@@ -162,7 +162,7 @@ def mamba_block(
         dz = act.backward((), SiluCache(z), do * y)[1]
 
         of_scan = SelectiveScanCache(scanned(u, delta, RBC), starts)
-        dscan, (du, ddelta, dB, dC) = scan.backward(params.scan, of_scan, do * gate)
+        dscan, (du, ddelta, dB, dC, _) = scan.backward(params.scan, of_scan, do * gate)
         dW_delta = cast(transposed_times(ddelta, RBC[..., :rank]), dtype)
         dRBC = jnp.concatenate((cast(times(ddelta, params.W_delta), dtype), dB, dC), -1)
         dW_x = cast(transposed_times(dRBC, u), dtype)

@@ -1,30 +1,37 @@
 """residual_convolution_block: y = x + conv(relu(norm(conv(relu(norm(x)))))), the residual block with pre-activation.
 
 Forward, with x of shape (N, ..., C) and all spatial axes alike, P the group norm (of G groups, mean m and 1 / standard
-deviation r of each group of each example), * a convolution with "same" padding and as many outputs as inputs, and
-a = relu(n) = max(n, 0):
+deviation r of each group of each example), * a convolution with "same" padding and, if nothing is said, as many outputs
+F as inputs C, the first of some stride, and a = relu(n) = max(n, 0):
 
     n1 = gamma1 xhat + beta1,   xhat = (x - m1) r1         a1 = relu(n1)      (N, ..., C)
-    u  = a1 * W1                                                              (N, ..., C)
-    n2 = gamma2 uhat + beta2,   uhat = (u - m2) r2         a2 = relu(n2)      (N, ..., C)
+    u  = a1 * W1                                                              (N, /s, F)
+    n2 = gamma2 uhat + beta2,   uhat = (u - m2) r2         a2 = relu(n2)      (N, /s, F)
     y  = x + a2 * W2                                                          (N, ..., C)
+    y  = a1 * S + a2 * W2      where the shapes of x and y differ             (N, /s, F)
 
-No nonlinearity stands on the way from x to y, so a stack of blocks has y_L = x_0 + the sum of what each adds.
+/s being ceil(n / s) for each axis of n. No nonlinearity stands on the way from x to y, so a stack of blocks of one
+shape has y_L = x_0 + the sum of what each adds. Where stride or features change it, S (F, C) of one pixel's window and
+the same stride makes the shortcut, and sees a1, as is usual of blocks with pre-activation.
 
 Differential:
 
     delta y = delta x + delta a2 * W2 + a2 * delta W2          delta a2 = [n2 > 0] delta n2
     delta u = delta a1 * W1 + a1 * delta W1                    delta a1 = [n1 > 0] delta n1
 
+with delta a1 * S + a1 * delta S for delta x where there is an S,
+
 and delta n as in group norm. With *^T the adjoint of the convolution in its input, and (x) in its window, read
 backwards:
 
-    da2 = dy *^T W2             dW2 = a2 (x) dy                                (N, ..., C), (C, *window, C)
-    dn2 = [n2 > 0] da2          dgamma2 = sum dn2 uhat,   dbeta2 = sum dn2     (C,)
-    du  = r2 (g - mean g - uhat mean(g uhat)),   g = gamma2 dn2                (N, ..., C)
-    da1 = du *^T W1             dW1 = a1 (x) du
-    dn1 = [n1 > 0] da1          dgamma1 = sum dn1 xhat,   dbeta1 = sum dn1
+    da2 = dy *^T W2             dW2 = a2 (x) dy                                (N, /s, F), (F, *window, F)
+    dn2 = [n2 > 0] da2          dgamma2 = sum dn2 uhat,   dbeta2 = sum dn2     (F,)
+    du  = r2 (g - mean g - uhat mean(g uhat)),   g = gamma2 dn2                (N, /s, F)
+    da1 = du *^T W1             dW1 = a1 (x) du                                (N, ..., C), (F, *window, C)
+    dn1 = [n1 > 0] da1          dgamma1 = sum dn1 xhat,   dbeta1 = sum dn1     (C,)
     dx  = dy + r1 (g - mean g - xhat mean(g xhat)),   g = gamma1 dn1           (N, ..., C)
+
+and where there is an S, da1 = du *^T W1 + dy *^T S, dS = a1 (x) dy, and dx without its dy.
 
 Cached: x, u, and m and r of both norms, two numbers for each group of an example. a1 and a2, which the two dW need,
 and n1 and n2, whose signs decide, are x and u shifted, scaled and cut: a few operations for each element, where u is a
@@ -44,7 +51,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform
+from bpref.formulas.affine import lecun_uniform, require_size
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.standardize import (
     moments,
@@ -64,56 +71,85 @@ OVER_A_GROUP = (1, 3)
 class ResidualConvolutionBlockParams(NamedTuple):
     scale1: Float[Array, " C"]
     shift1: Float[Array, " C"]
-    W1: Float[Array, "C *window C"]
-    scale2: Float[Array, " C"]
-    shift2: Float[Array, " C"]
-    W2: Float[Array, "C *window C"]
+    W1: Float[Array, "F *window C"]
+    scale2: Float[Array, " F"]
+    shift2: Float[Array, " F"]
+    W2: Float[Array, "F *window F"]
+    S: Float[Array, "F C"] | None = None
 
 
 class ResidualConvolutionBlockCache(NamedTuple):
     x: Float[Array, "N *sizes C"]
     mean1: Float[Array, "N 1 G 1"]
     rstd1: Float[Array, "N 1 G 1"]
-    u: Float[Array, "N *sizes C"]
+    u: Float[Array, "N *counts F"]
     mean2: Float[Array, "N 1 G 1"]
     rstd2: Float[Array, "N 1 G 1"]
 
 
-def residual_convolution_block(groups: int = 32, window: tuple[int, ...] = (3, 3), eps: float = 1e-5) -> Layer:
+def residual_convolution_block(
+    groups: int = 32,
+    window: tuple[int, ...] = (3, 3),
+    eps: float = 1e-5,
+    features: int | None = None,
+    stride: int | tuple[int, ...] = 1,
+) -> Layer:
     """y = x + conv(relu(norm(conv(relu(norm(x)))))), of group norms and "same" convolutions without a bias.
 
     Args:
-      groups: the number of groups G of the norms, which divides the number of channels.
+      groups: the number of groups G of the norms, which divides the numbers of channels.
       window: the convolutions' window along each of 1 to 3 spatial axes.
       eps: what is added to the variances, in units of x squared.
+      features: the number F of channels of y; `None` for as many as x has.
+      stride: the first convolution's and the shortcut's; a number, or one for each axis.
 
     Returns:
-      A layer with params `ResidualConvolutionBlockParams(scale1, shift1, W1, scale2, shift2, W2)`, scales and shifts
-      `(C,)` and both W `(C, *window, C)`, x `(N, *sizes, C)` and y of x's shape. Scales are ones and shifts zeros
-      at first, W are drawn uniformly with variance 1 over the number of their inputs.
+      A layer with params `ResidualConvolutionBlockParams(scale1: (C,), shift1: (C,), W1: (F, *window, C), scale2: (F,),
+      shift2: (F,), W2: (F, *window, F), S: (F, C) or None)`, x `(N, *sizes, C)` and y `(N, *counts, F)`, each count
+      ceil(size / stride). There is an S where the stride is not 1, or F not C. Scales are ones and shifts zeros at
+      first, W and S are drawn uniformly with variance 1 over the number of their inputs.
 
     Raises:
       ValueError: groups is not a positive integer, or does not divide the channels; eps is not positive; the window
-        is not of 1 to 3 positive integers; x has other axes than N, the window's and C, or none of its elements, or
-        other channels than W.
+        is not of 1 to 3 positive integers, the stride not of positive ones; x has other axes than N, the window's and
+        C, or none of its elements, or other channels than W; there is no S where there should be, or one elsewhere.
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = "residual_convolution_block"
-    windows = as_windows(who, window, 1, 1, "same")
+    first = as_windows(who, window, stride, 1, "same")
+    second = as_windows(who, window, 1, 1, "same")
+    once = second.stride
     require_positive(who, "eps", eps)
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
+    if features is not None:
+        require_size(who, "features", features)
+        if features % groups:
+            raise ValueError(f"{who}: features is {features}, not a multiple of {groups} groups")
 
-    def require_fit(x, W=None):
-        require_spatial(who, x, windows.rank)
+    def require_fit(x, params=None):
+        """F, and whether there is an S."""
+        require_spatial(who, x, first.rank)
         require_elements(who, x)
         C = x.shape[-1]
         if C == 0 or C % groups:
             raise ValueError(f"{who}: x has {C} channels in its last axis, not a positive multiple of {groups} groups")
-        if W is not None and W.shape[-1] != C:
-            raise ValueError(f"{who}: x has {C} channels in its last axis, W1 expects {W.shape[-1]} (W1: {W.shape})")
-        if W is not None and W.dtype != x.dtype:
-            raise TypeError(f"{who}: x has dtype {x.dtype}, W1 has {W.dtype}; cast one to the other's")
+        F = features or C
+        projected = F != C or first.stride != once
+        if params is not None:
+            W, S = params.W1, params.S
+            if W.shape[-1] != C:
+                raise ValueError(
+                    f"{who}: x has {C} channels in its last axis, W1 expects {W.shape[-1]} (W1: {W.shape})"
+                )
+            if W.dtype != x.dtype:
+                raise TypeError(f"{who}: x has dtype {x.dtype}, W1 has {W.dtype}; cast one to the other's")
+            came, expected = None if S is None else S.shape, (F, C) if projected else None
+            if came != expected:
+                raise ValueError(
+                    f"{who}: S has shape {came}, expected {expected} from {C} to {F} channels, stride {first.stride}"
+                )
+        return F, projected
 
     def grouped(v):
         """(N, S, G, C / G)"""
@@ -137,49 +173,63 @@ def residual_convolution_block(groups: int = 32, window: tuple[int, ...] = (3, 3
         assert dbeta is not None
         return pull_standardized(grouped(g), grouped(xhat), rstd, OVER_A_GROUP).reshape(da.shape), dgamma, dbeta
 
-    def slide_over(x):
+    def slide_over(x, windows):
         return Slide(windows.stride, windows.dilation, place(who, windows, x), 1)
 
+    sampled = Slide(first.stride, once, ((0, 0),) * first.rank, 1)
+    """How the shortcut's window of one element moves."""
+
+    def as_kernel(S):
+        return S.reshape(S.shape[0], *once, S.shape[1])
+
     def init(key, x):
-        require_fit(x)
-        C = x.shape[-1]
+        F, projected = require_fit(x)
+        C, dtype = x.shape[-1], x.dtype
+        keys = jax.random.split(key, 3 if projected else 2)
         W1, W2 = (
-            lecun_uniform(k, (C, *windows.size, C), math.prod(windows.size) * C, x.dtype) for k in jax.random.split(key)
+            lecun_uniform(k, (F, *window, inputs), math.prod(window) * inputs, dtype)
+            for k, inputs in zip(keys[:2], (C, F), strict=True)
         )
-        ones, zeros = jnp.ones(C, x.dtype), jnp.zeros(C, x.dtype)
-        return ResidualConvolutionBlockParams(ones, zeros, W1, ones, zeros, W2)
+        S = lecun_uniform(keys[2], (F, C), C, dtype) if projected else None
+        of_norms = (v for n in (C, F) for v in (jnp.ones(n, dtype), jnp.zeros(n, dtype)))
+        gamma1, beta1, gamma2, beta2 = of_norms
+        return ResidualConvolutionBlockParams(gamma1, beta1, W1, gamma2, beta2, W2, S)
 
     def forward(params, x):
-        gamma1, beta1, W1, gamma2, beta2, W2 = params
-        require_fit(x, W1)
-        slide = slide_over(x)
+        gamma1, beta1, W1, gamma2, beta2, W2, S = params
+        require_fit(x, params)
         m1, r1 = moments_of(x)
         a1 = activated(normalized(x, m1, r1), gamma1, beta1, x.dtype)
-        u = cast(correlate(a1, W1, slide), x.dtype)
+        u = cast(correlate(a1, W1, slide_over(x, first)), x.dtype)
         m2, r2 = moments_of(u)
         a2 = activated(normalized(u, m2, r2), gamma2, beta2, x.dtype)
-        y = cast(widen(x) + correlate(a2, W2, slide), x.dtype)
+        shortcut = widen(x) if S is None else correlate(a1, as_kernel(S), sampled)
+        y = cast(shortcut + correlate(a2, W2, slide_over(u, second)), x.dtype)
         return y, ResidualConvolutionBlockCache(x, m1, r1, u, m2, r2)
 
     def backward(params, cache, dy):
-        gamma1, beta1, W1, gamma2, beta2, W2 = params
+        gamma1, beta1, W1, gamma2, beta2, W2, S = params
         x, m1, r1, u, m2, r2 = cache
-        slide, sizes = slide_over(x), x.shape[1:-1]
+        sizes, slide = x.shape[1:-1], slide_over(u, second)
         uhat = normalized(u, m2, r2)
         a2 = activated(uhat, gamma2, beta2, x.dtype)
-        dW2 = cast(correlate_dW(a2, dy, windows.size, slide), W2.dtype)
-        da2 = correlate_dx(dy, W2, sizes, slide)
+        dW2 = cast(correlate_dW(a2, dy, window, slide), W2.dtype)
+        da2 = correlate_dx(dy, W2, u.shape[1:-1], slide)
         du, dgamma2, dbeta2 = pull(da2, a2, uhat, r2, gamma2, beta2)
         du = cast(du, x.dtype)
         xhat = normalized(x, m1, r1)
         a1 = activated(xhat, gamma1, beta1, x.dtype)
-        dW1 = cast(correlate_dW(a1, du, windows.size, slide), W1.dtype)
+        slide = slide_over(x, first)
+        dW1 = cast(correlate_dW(a1, du, window, slide), W1.dtype)
         da1 = correlate_dx(du, W1, sizes, slide)
+        dS = None
+        if S is not None:
+            dS = cast(correlate_dW(a1, dy, once, sampled), S.dtype).reshape(S.shape)
+            da1 += correlate_dx(dy, as_kernel(S), sizes, sampled)
         dx, dgamma1, dbeta1 = pull(da1, a1, xhat, r1, gamma1, beta1)
-        return (
-            ResidualConvolutionBlockParams(dgamma1, dbeta1, dW1, dgamma2, dbeta2, dW2),
-            cast(widen(dy) + dx, x.dtype),
-        )
+        if S is None:
+            dx += widen(dy)
+        return ResidualConvolutionBlockParams(dgamma1, dbeta1, dW1, dgamma2, dbeta2, dW2, dS), cast(dx, x.dtype)
 
     return Layer(init, forward, backward, who)
 
@@ -190,19 +240,28 @@ def reference(
     groups: int = 32,
     window: tuple[int, ...] = (3, 3),
     eps: float = 1e-5,
+    features: int | None = None,
+    stride: int | tuple[int, ...] = 1,
 ) -> Array:
-    def half(x, scale, shift, W):
+    def activated(x, scale, shift):
         def normalized(group):
             return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)
 
         n = jnp.concatenate([jax.vmap(normalized)(group) for group in jnp.split(x, groups, axis=-1)], -1)
-        a = jax.nn.relu(n * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape))
+        return jax.nn.relu(n * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape))
+
+    def convolved(a, W, steps):
         letters = "DHW"[-len(window) :]
         layouts = (f"N{letters}C", f"O{letters}I", f"N{letters}C")
-        return lax.conv_general_dilated(a, W, (1,) * len(window), "SAME", dimension_numbers=layouts)
+        return lax.conv_general_dilated(a, W, steps, "SAME", dimension_numbers=layouts)
 
-    scale1, shift1, W1, scale2, shift2, W2 = params
-    return x + half(half(x, scale1, shift1, W1), scale2, shift2, W2)
+    scale1, shift1, W1, scale2, shift2, W2, S = params
+    steps = (stride,) * len(window) if isinstance(stride, int) else stride
+    a1 = activated(x, scale1, shift1)
+    a2 = activated(convolved(a1, W1, steps), scale2, shift2)
+    every_nth = (slice(None), *(slice(None, None, s) for s in steps))
+    shortcut = x if S is None else a1[every_nth] @ S.T
+    return shortcut + convolved(a2, W2, (1,) * len(window))
 
 
 _EPS = Interval(1e-6, 0.1, 1e-5)
@@ -221,13 +280,13 @@ RULE = Rule(
             timed={"N": 4, "H": 16, "W": 16, "C": 48},
         ),
         Case(
-            "sequences, an even window",
+            "sequences, an even window, half as many, more features",
             Real("N T C"),
-            {"groups": 2, "window": (4,), "eps": _EPS},
+            {"groups": 2, "window": (4,), "eps": _EPS, "features": 6, "stride": 2},
             never_empty=("T",),
             fixed={"C": 4},
         ),
     ),
     cite="arXiv:1603.05027, figure 1(b) and equation 3; with group norm as in arXiv:1803.08494",
-    covers=("resnet block", "pre-activation residual block"),
+    covers=("resnet block", "pre-activation residual block", "downsampling block"),
 )

@@ -307,7 +307,7 @@ RULE = Rule(
         Case(
             "none dropped",
             _X,
-            {"experts": 4, "hidden": Size("H"), "block": 5},
+            {"experts": 4, "hidden": Size("H"), "activation": "relu", "block": 5},
             _NOT_EMPTY,
         ),
         Case(
@@ -316,8 +316,7 @@ RULE = Rule(
             {
                 "experts": 3,
                 "hidden": Size("H"),
-                "k": 1,
-                "activation": "geglu",
+                "activation": "gelu",
                 "renormalize": False,
                 "capacity_factor": 0.75,
             },

@@ -9,7 +9,8 @@ sampled, rho of the reference, advantages A, a mask m, and n running over all to
     k_n = exp(rho_n - pi_n) - (rho_n - pi_n) - 1                          at least 0, its mean estimates KL(pi || rho)
     J   = -sum_n w_n (s_n - B k_n)                                        B: `kl_weight`, J: ()
 
-w_n, made of the mask by `normalization`, is 0 where the mask is False.
+w_n, made of the mask by `normalization`, is 0 where the mask is False. PPO's objective has two terms more, c_1 times
+the critic's `clipped_value` and -c_2 times the mean of `token_entropy`.
 
 Differential. A is given, and pi_old and rho belong to policies that are held: only pi is perturbed.
 

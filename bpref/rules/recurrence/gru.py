@@ -1,7 +1,7 @@
 """gru: gated recurrent units: the state is a mean of what it was and of a candidate, weighted by a gate.
 
-Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (3H, d), U (3H, H), b (3H,), each of three blocks
-in the order r, z, n, and v (H,):
+Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (3H, d), U (3H, H), b (3H,) or 0, each of three
+blocks in the order r, z, n, and v (H,) or 0:
 
     w_t  = x_t W^T + b                            one product for all steps               (B, T, 3H)
     r, z = sigmoid(w_r + h_{t-1} U_r^T), sigmoid(w_z + h_{t-1} U_z^T)
@@ -60,13 +60,13 @@ from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
-from bpref.rule import Case, Integer, Real, Rule, Size
+from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
 class GruParams(NamedTuple):
     W: Float[Array, "3H d"]
     U: Float[Array, "3H H"]
-    b: Float[Array, " 3H"]
+    b: Float[Array, " 3H"] | None
     v: Float[Array, " H"] | None = None
 
 
@@ -85,6 +85,7 @@ def gru(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Layer:
     """h_t = (1 - z) n + z h_{t-1}, the gate z and the candidate n made of x_t and h_{t-1}.
 
@@ -95,10 +96,11 @@ def gru(
       reverse: whether the last step comes first.
       truncate: after how many steps, in the order in which they are made, the gradient stops; `None` never.
       checkpoint: cache the states before every so many steps, and make the steps again; `None` caches all.
+      bias: whether there are b and, if the reset comes after, v.
 
     Returns:
-      A layer with params `GruParams(W: (3H, d), U: (3H, H), b: (3H,), v: (H,) or None)`, blocks in the order r, z, n,
-      x `Steps(x: (B, T, d), state: (B, H) or None, lengths: (B,) integers or None)` or an array (B, T, d), and
+      A layer with params `GruParams(W: (3H, d), U: (3H, H), b: (3H,) or None, v: (H,) or None)`, blocks in the order
+      r, z, n, x `Steps(x: (B, T, d), state: (B, H) or None, lengths: (B,) integers or None)` or an array (B, T, d), and
       y `Passed(y: (B, T, H), state: (B, H))`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
@@ -117,7 +119,8 @@ def gru(
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key)
         W, U = lecun_uniform(keys[0], (3 * H, d), d, dtype), lecun_uniform(keys[1], (3 * H, H), H, dtype)
-        return GruParams(W, U, jnp.zeros(3 * H, dtype), jnp.zeros(H, dtype) if reset_after else None)
+        b, v = jnp.zeros(3 * H, dtype), jnp.zeros(H, dtype)
+        return GruParams(W, U, b if bias else None, v if bias and reset_after else None)
 
     def require(params, x):
         require_sequences(who, x, params.W)
@@ -160,7 +163,7 @@ def gru(
     def collect(params, x, steps, h, after, da):
         da_gates, da_n = da[..., : 2 * H], da[..., 2 * H :]
         dv = None
-        if params.v is None:
+        if not reset_after:
             dU = jnp.concatenate([transposed_times(da_gates, h), transposed_times(da_n, steps.r * h)])
         else:
             dq = steps.r * da_n
@@ -181,15 +184,18 @@ def reference(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Passed:
     W_r, W_z, W_n = jnp.split(params.W, 3)
     U_r, U_z, U_n = jnp.split(params.U, 3)
-    b_r, b_z, b_n = jnp.split(params.b[None], 3, axis=1)
+    b = jnp.zeros(3 * features, params.W.dtype) if params.b is None else params.b
+    v = jnp.zeros(features, params.W.dtype) if params.v is None else params.v
+    b_r, b_z, b_n = jnp.split(b[None], 3, axis=1)
 
     def step(x_t, h):
         r = jax.nn.sigmoid(x_t @ W_r.T + h @ U_r.T + b_r)
         z = jax.nn.sigmoid(x_t @ W_z.T + h @ U_z.T + b_z)
-        of_state = (r * h) @ U_n.T if params.v is None else r * (h @ U_n.T + params.v[None])
+        of_state = r * (h @ U_n.T + v[None]) if reset_after else (r * h) @ U_n.T
         h = (1 - z) * jnp.tanh(x_t @ W_n.T + b_n + of_state) + z * h
         return h, h
 
@@ -197,7 +203,7 @@ def reference(
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 
-_X = Steps(Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+_X = specs(Steps, Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
 _NOT_EMPTY = ("d", "H")
 
 RULE = Rule(
@@ -218,7 +224,12 @@ RULE = Rule(
             {"features": Size("H"), "reset_after": False, "reverse": True, "truncate": 2},
             _NOT_EMPTY,
         ),
-        Case("reset after, lengths, checkpoints", _X, {"features": Size("H"), "checkpoint": 2}, _NOT_EMPTY),
+        Case(
+            "reset after, lengths, checkpoints, no bias",
+            _X,
+            {"features": Size("H"), "checkpoint": 2, "bias": False},
+            _NOT_EMPTY,
+        ),
     ),
     cite="Cho et al., arXiv:1406.1078, section 2.3 (reset before); Appleyard et al., arXiv:1604.01946 (reset after)",
     covers=("gated recurrent unit",),

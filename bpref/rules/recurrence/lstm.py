@@ -1,7 +1,7 @@
 """lstm: long short-term memory: a cell that is added to, and gates that say what is added, kept and shown.
 
-Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (4H, d), U (4H, p), b (4H,), each of four blocks
-in the order i, f, g, o; peepholes P (3, H) for i, f, o, and a projection R (p, H); without one, h = m and p = H:
+Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (4H, d), U (4H, p), b (4H,) or 0, each of four
+blocks in the order i, f, g, o; peepholes P (3, H) for i, f, o, and a projection R (p, H); without one, h = m and p = H:
 
     z_t = x_t W^T + b                             one product for all steps               (B, T, 4H)
     i, f = sigmoid(a_i + P_i c_{t-1}), sigmoid(a_f + P_f c_{t-1})         a = z_t + h_{t-1} U^T
@@ -60,13 +60,13 @@ from bpref.formulas.standardize import on_last_axis
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
-from bpref.rule import Case, Integer, Real, Rule, Size
+from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
 class LstmParams(NamedTuple):
     W: Float[Array, "4H d"]
     U: Float[Array, "4H p"]
-    b: Float[Array, " 4H"]
+    b: Float[Array, " 4H"] | None
     P: Float[Array, "3 H"] | None = None
     R: Float[Array, "p H"] | None = None
 
@@ -100,6 +100,7 @@ def lstm(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Layer:
     """c_t = f c_{t-1} + i g and h_t = o tanh(c_t), the gates made of x_t and h_{t-1}.
 
@@ -111,10 +112,11 @@ def lstm(
       reverse: whether the last step comes first.
       truncate: after how many steps, in the order in which they are made, the gradient stops; `None` never.
       checkpoint: cache the states before every so many steps, and make the steps again; `None` caches all.
+      bias: whether there is a b; without it, `forget_bias` says nothing.
 
     Returns:
-      A layer with params `LstmParams(W: (4H, d), U: (4H, p), b: (4H,), P: (3, H) or None, R: (p, H) or None)`, blocks
-      in the order i, f, g, o, x `Steps(x: (B, T, d), state: LstmState(h: (B, p), c: (B, H)) or None,
+      A layer with params `LstmParams(W: (4H, d), U: (4H, p), b: (4H,) or None, P: (3, H) or None, R: (p, H) or None)`,
+      blocks in the order i, f, g, o, x `Steps(x: (B, T, d), state: LstmState(h: (B, p), c: (B, H)) or None,
       lengths: (B,) integers or None)` or an array (B, T, d), and y `Passed(y: (B, T, p), state: LstmState)`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
@@ -137,7 +139,7 @@ def lstm(
         return LstmParams(
             lecun_uniform(keys[0], (4 * features, d), d, dtype),
             lecun_uniform(keys[1], (4 * features, shown), shown, dtype),
-            jnp.zeros(4 * features, dtype).at[features : 2 * features].set(forget_bias),
+            jnp.zeros(4 * features, dtype).at[features : 2 * features].set(forget_bias) if bias else None,
             jnp.zeros((3, features), dtype) if peepholes else None,
             None if projection is None else lecun_uniform(keys[2], (projection, features), features, dtype),
         )
@@ -212,10 +214,12 @@ def reference(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Passed:
     def step(x_t, state):
         h, c = state
-        i, f, g, o = jnp.split(x_t @ params.W.T + h @ params.U.T + params.b[None], 4, axis=-1)
+        a = x_t @ params.W.T + h @ params.U.T
+        i, f, g, o = jnp.split(a if params.b is None else a + params.b[None], 4, axis=-1)
         if params.P is not None:
             i, f = i + params.P[:1] * c, f + params.P[1:2] * c
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -230,8 +234,8 @@ def reference(
 
 
 def _given(p: str) -> Steps:
-    state = LstmState(Real(f"B {p}", -1.0, 1.0), Real("B H"))  # pyright: ignore[reportArgumentType]
-    return Steps(Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(100, 0)))  # pyright: ignore[reportArgumentType]
+    state = specs(LstmState, Real(f"B {p}", -1.0, 1.0), Real("B H"))
+    return specs(Steps, Real("B T d", -2.0, 2.0), state, Integer("B", 0, "T", points=(100, 0)))
 
 
 _NOT_EMPTY = ("d", "H")
@@ -249,9 +253,9 @@ RULE = Rule(
             timed={"B": 16, "T": 64, "d": 64, "H": 64},
         ),
         Case(
-            "lengths, reversed, truncated, checkpoints",
+            "lengths, reversed, truncated, checkpoints, no bias",
             _given("H"),
-            {"features": Size("H"), "reverse": True, "truncate": 3, "checkpoint": 2},
+            {"features": Size("H"), "reverse": True, "truncate": 3, "checkpoint": 2, "bias": False},
             _NOT_EMPTY,
         ),
         Case(

@@ -1,6 +1,6 @@
 """rnn: Elman's recurrence, a state made anew in every step from the input and the state before.
 
-Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (H, d), U (H, H), b (H,), g tanh or relu:
+Forward, for t = 1 ... T, or T ... 1 if reversed, with x (B, T, d), W (H, d), U (H, H), b (H,) or 0, g tanh or relu:
 
     z_nti = sum_j x_ntj W_ij + b_i                one product for all steps               (B, T, H)
     h_nt  = g(z_nt + h_n,t-1 U^T)                 y = h                                   (B, T, H)
@@ -53,7 +53,7 @@ from bpref.rule import Case, Integer, Real, Rule, Size, specs
 class RnnParams(NamedTuple):
     W: Float[Array, "H d"]
     U: Float[Array, "H H"]
-    b: Float[Array, " H"]
+    b: Float[Array, " H"] | None
 
 
 ACTIVATIONS = {
@@ -69,6 +69,7 @@ def rnn(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Layer:
     """h_t = g(W x_t + U h_{t-1} + b).
 
@@ -78,10 +79,11 @@ def rnn(
       reverse: whether the last step comes first.
       truncate: after how many steps, in the order in which they are made, the gradient stops; `None` never.
       checkpoint: cache the states before every so many steps, and make the steps again; `None` caches all.
+      bias: whether there is a b.
 
     Returns:
-      A layer with params `RnnParams(W: (H, d), U: (H, H), b: (H,))`, x `Steps(x: (B, T, d), state: (B, H) or None,
-      lengths: (B,) integers or None)` or an array (B, T, d), and y `Passed(y: (B, T, H), state: (B, H))`.
+      A layer with params `RnnParams(W: (H, d), U: (H, H), b: (H,) or None)`, x `Steps(x: (B, T, d), state: (B, H) or
+      None, lengths: (B,) integers or None)` or an array (B, T, d), and y `Passed(y: (B, T, H), state: (B, H))`.
 
       Beyond an example's length y is 0 and the state stays as it is; a length below 0 is 0, one beyond T is T.
 
@@ -104,7 +106,7 @@ def rnn(
         keys = jax.random.split(key)
         W = lecun_uniform(keys[0], (features, d), d, dtype)
         U = lecun_uniform(keys[1], (features, features), features, dtype)
-        return RnnParams(W, U, jnp.zeros(features, dtype))
+        return RnnParams(W, U, jnp.zeros(features, dtype) if bias else None)
 
     def require(params, x):
         require_sequences(who, x, params.W)
@@ -142,12 +144,14 @@ def reference(
     reverse: bool = False,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    bias: bool = True,
 ) -> Passed:
 
     g = {"tanh": jnp.tanh, "relu": jax.nn.relu}[activation]
 
     def step(x_t, h):
-        h = g(x_t @ params.W.T + h @ params.U.T + params.b[None])
+        a = x_t @ params.W.T + h @ params.U.T
+        h = g(a if params.b is None else a + params.b[None])
         return h, h
 
     B, dtype = as_steps(x).x.shape[0], params.W.dtype
@@ -172,11 +176,11 @@ RULE = Rule(
             timed={"B": 16, "T": 128, "d": 64, "H": 64},
         ),
         Case(
-            "lengths, reversed, truncated",
+            "lengths, reversed, truncated, no bias",
             _X,
-            {"features": Size("H"), "reverse": True, "truncate": 2},
+            {"features": Size("H"), "reverse": True, "truncate": 2, "bias": False},
             _NOT_EMPTY,
-            _P,
+            _P._replace(b=None),
         ),
         Case(
             "relu, lengths, checkpoints",

@@ -5,16 +5,23 @@ the positions, N in all, c over the classes, and t the temperature:
 
     q = softmax(a / t),   p = softmax(b / t)                              (..., C)
     D_n = sum_c p_nc (log p_nc - log q_nc)    or, reversed, sum_c q_nc (log q_nc - log p_nc)
+          or, by their mixture m = B p + (1 - B) q, sum_c (B p_nc U_nc + (1 - B) q_nc V_nc)           B: `mixture`
+          with U = log p - log m and V = log q - log m
     H_n = log sum_c exp(a_nc) - a_(n, y_n)                                (...,)
     J   = 1/N sum_n (w t^2 D_n + (1 - w) H_n)                             w: `soft_weight`, J: ()
 
-t^2 keeps the soft gradient, of size 1 / t^2, in proportion to the hard one when t is changed.
+The last is the generalised Jensen-Shannon divergence; D / B is the first for B near 0, D / (1 - B) the second for B
+near 1. t^2 keeps the soft gradient, of size 1 / t^2, in proportion to the hard one when t is changed.
 
 Differential, with L = log q - log p and the softmax's delta q_c = q_c / t (delta a_c - sum_k q_k delta a_k):
 
     delta D = 1/t sum_c (q_c - p_c) delta a_c - p_c (L_c - sum_k p_k L_k) delta b_c                       forward
     delta D = 1/t sum_c q_c (L_c - sum_k q_k L_k) delta a_c - (q_c - p_c) delta b_c                      reversed
+    delta D = (1 - B)/t sum_c q_c (V_c - sum_k q_k V_k) delta a_c
+              + B/t sum_c p_c (U_c - sum_k p_k U_k) delta b_c                                          by the mixture
     delta H = sum_c (softmax(a)_c - [c = y]) delta a_c
+
+In the last, as in the others, what stands beside a logarithm is 1, and the sum of each delta p, delta q, delta m is 0.
 
 The sweep starts with dJ, a scalar. The factor of each perturbation, here of the forward divergence:
 
@@ -27,8 +34,10 @@ Cached: the logits and the labels as they came. The softmaxes are made again; ke
 
 Numerical care: softmaxes are shifted by the largest logit, held constant. D is a sum of p (log p - log q), where both
 logarithms are logits less one number: no probability is divided by another. Logarithms are held above -1000, where a
-probability is 0 in any dtype, so that a class masked by logits of -inf on both sides adds nothing. Half precision is
-computed and summed in float32. There is no kink.
+probability is 0 in any dtype, so that a class masked by logits of -inf on both sides adds nothing. With
+x = log p - log q and s the share in m of the smaller of both, U = T + min(x, 0) and V = T - max(x, 0), where
+T = -log(1 + s (exp(-|x|) - 1)): no exponential overflows. Half precision is computed and summed in float32. There is
+no kink.
 """
 
 from typing import NamedTuple
@@ -54,13 +63,17 @@ class DistillationCache(NamedTuple):
     label: Int[Array, "..."]
 
 
-def distillation(temperature: float = 2.0, soft_weight: float = 0.5, reverse: bool = False) -> Layer:
+def distillation(
+    temperature: float = 2.0, soft_weight: float = 0.5, reverse: bool = False, mixture: float | None = None
+) -> Layer:
     """J = mean over the positions of w t^2 KL(teacher || student) + (1 - w) cross-entropy with the labels.
 
     Args:
       temperature: t, what both logits are divided by in the divergence.
       soft_weight: w in [0, 1], the weight of the teacher beside the labels.
       reverse: whether the divergence is KL(student || teacher), which seeks one mode of the teacher's.
+      mixture: B, the teacher's share of the distribution that both are measured from, in the divergence
+        B KL(teacher || m) + (1 - B) KL(student || m); `None` for a divergence from one to the other.
 
     Returns:
       A layer with params `()`, x `(student, teacher, labels)` and y the scalar J: logits `(..., C)`, integers `(...)`.
@@ -75,6 +88,10 @@ def distillation(temperature: float = 2.0, soft_weight: float = 0.5, reverse: bo
         raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
     if not 0 <= soft_weight <= 1:
         raise ValueError(f"{who}: soft_weight is {soft_weight!r}, expected a number from 0 to 1")
+    if mixture is not None and not 0 < mixture < 1:
+        raise ValueError(f"{who}: mixture is {mixture!r}, expected a number between 0 and 1 or None")
+    if mixture is not None and reverse:
+        raise ValueError(f"{who}: mixture is {mixture!r}, which has no reverse")
     soft, hard = soft_weight * temperature, 1 - soft_weight
 
     def forward(params, x):
@@ -86,8 +103,7 @@ def distillation(temperature: float = 2.0, soft_weight: float = 0.5, reverse: bo
         require_integer(who, NAMES[2], label)
         require_shape(who, NAMES[2], label, a.shape[:-1], f"student's shape {a.shape} without its last axis C")
         N = require_batch(who, label.size)
-        (q, log_q), (p, log_p) = _softmax(widen(a) / temperature), _softmax(widen(b) / temperature)
-        D = jnp.sum(q * (log_q - log_p) if reverse else p * (log_p - log_q), -1)
+        D, _, _ = divergence(widen(a), widen(b))
         nearest = jnp.clip(label, 0, a.shape[-1] - 1)[..., None]
         H = -jnp.take_along_axis(_softmax(widen(a))[1], nearest, -1, mode="clip")[..., 0]
         terms = soft * temperature * D + hard * H
@@ -97,14 +113,23 @@ def distillation(temperature: float = 2.0, soft_weight: float = 0.5, reverse: bo
     def backward(params, cache, dJ):
         a, b, label = cache
         g = widen(dJ) / label.size
-        (q, log_q), (p, log_p) = _softmax(widen(a) / temperature), _softmax(widen(b) / temperature)
-        apart, L = q - p, log_q - log_p
-        to_student = _centred(q, L) if reverse else apart
-        to_teacher = apart if reverse else _centred(p, L)
+        _, to_student, to_teacher = divergence(widen(a), widen(b))
         is_own = lax.broadcasted_iota(label.dtype, a.shape, a.ndim - 1) == label[..., None]
         slope = soft * to_student + hard * (_softmax(widen(a))[0] - jnp.where(is_own, 1, 0))
         da = jnp.where(_is_class(label, a)[..., None], g * slope, jnp.nan)
-        return (), (cast(da, a.dtype), cast(-g * soft * to_teacher, b.dtype), None)
+        return (), (cast(da, a.dtype), cast(g * soft * to_teacher, b.dtype), None)
+
+    def divergence(a, b):
+        """D, and of either's logits the factor of delta a / t and of delta b / t in delta D."""
+        (q, log_q), (p, log_p) = _softmax(a / temperature), _softmax(b / temperature)
+        if mixture is not None:
+            U, V = _from_mixture(log_p - log_q, mixture)
+            D = mixture * p * U + (1 - mixture) * q * V
+            return jnp.sum(D, -1), (1 - mixture) * _centred(q, V), mixture * _centred(p, U)
+        L = log_q - log_p
+        if reverse:
+            return jnp.sum(q * L, -1), _centred(q, L), p - q
+        return -jnp.sum(p * L, -1), q - p, -_centred(p, L)
 
     return Layer(no_params, forward, backward, who)
 
@@ -115,6 +140,13 @@ def _softmax(a: Array) -> tuple[Array, Array]:
     e = jnp.exp(d)
     S = jnp.sum(e, -1, keepdims=True)
     return e / S, jnp.maximum(d - jnp.log(S), LOWEST)
+
+
+def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
+    """log p - log m and log q - log m of m = share p + (1 - share) q, given x = log p - log q."""
+    smaller = jnp.where(x < 0, share, 1 - share)
+    T = -jnp.log1p(smaller * jnp.expm1(-jnp.abs(x)))
+    return T + jnp.minimum(x, 0), T - jnp.maximum(x, 0)
 
 
 def _centred(p: Array, L: Array) -> Array:
@@ -132,10 +164,16 @@ def reference(
     temperature: float = 2.0,
     soft_weight: float = 0.5,
     reverse: bool = False,
+    mixture: float | None = None,
 ) -> Array:
     a, b, label = x
     log_q, log_p = (jax.nn.log_softmax(v / temperature, axis=-1) for v in (a, b))
-    D = jnp.exp(log_q) * (log_q - log_p) if reverse else jnp.exp(log_p) * (log_p - log_q)
+    if mixture is not None:
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        log_m = jnp.log(mixture * p + (1 - mixture) * q)
+        D = mixture * p * (log_p - log_m) + (1 - mixture) * q * (log_q - log_m)
+    else:
+        D = jnp.exp(log_q) * (log_q - log_p) if reverse else jnp.exp(log_p) * (log_p - log_q)
     H = -jnp.take_along_axis(jax.nn.log_softmax(a, axis=-1), label[..., None], -1)[..., 0]
     return jnp.mean(soft_weight * temperature**2 * jnp.sum(D, -1) + (1 - soft_weight) * H)
 
@@ -150,7 +188,9 @@ RULE = Rule(
     cases=(
         Case("forward", _CLASSES, _HYPER, ("N", "C"), timed={"N": 1024, "C": 1000}),
         Case("reverse", _CLASSES, _HYPER | {"reverse": True}, ("N", "C")),
+        Case("mixture", _CLASSES, _HYPER | {"mixture": Interval(0.1, 0.9, 0.3)}, ("N", "C")),
     ),
-    cite="arXiv:1503.02531, section 2; reversed: arXiv:2306.08543, equation 2",
-    covers=("knowledge distillation",),
+    cite="arXiv:1503.02531, section 2; reversed: arXiv:2306.08543, equation 2; by the mixture: "
+    "arXiv:2306.13649, section 2",
+    covers=("knowledge distillation", "gkd", "generalized jensen-shannon"),
 )

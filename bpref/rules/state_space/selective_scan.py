@@ -4,15 +4,18 @@ Forward, with t over time, d over channels, n over the states of a channel; the 
 
     s_td  = softplus(delta_td + bias_d)       or delta_td itself          (T, d)
     a_tdn = exp(s_td A_dn),   A = -exp(log_A)                             (T, d, n)
-    h_tdn = a_tdn h_t-1,dn + k_tdn u_td B_tn,   h_0 = 0                   (T, d, n)
+    h_tdn = a_tdn h_t-1,dn + k_tdn u_td B_tn                              (T, d, n)
     y_td  = sum_n C_tn h_tdn + D_d u_td                                   (T, d)
 
     k = s                      the Euler step of Mamba's code
     k = (a - 1) / A            a zero-order hold, the paper's equation 4
 
-Differential. With the states as in `linear_recurrence`, G the cotangent of all that h_t reaches and G_{T+1} = 0,
+h_0 is 0 unless it is given, and h_T is given out if it is asked for: what one piece of a sequence hands on to the next.
 
-    G_tdn = C_tn dy_td + a_t+1,dn G_t+1,dn                                (T, d, n)
+Differential. With the states as in `linear_recurrence`, G the cotangent of all that h_t reaches, and
+a_{T+1} G_{T+1} standing for the final state's own, 0 unless that is given out,
+
+    G_tdn = C_tn dy_td + a_t+1,dn G_t+1,dn,   dh_0,dn = a_1dn G_1dn       (T, d, n), (d, n)
 
 what is left has no recurrence in it. delta a = a (A delta s + s delta A), so that a_tdn h_t-1,dn G_tdn =: P_tdn is the
 cotangent of the exponent s A, and for the Euler step
@@ -32,16 +35,16 @@ For the hold, with delta k = a delta s + (s a - k) / A delta A, let R_tdn = B_tn
     ds_td  = sum_n (A_dn P_tdn + a_tdn R_tdn)
     dlog_A = A_dn sum_t s_td P_tdn + sum_t (s_td a_tdn - k_tdn) R_tdn
 
-Cached: u, delta, B, C, and of the states only those with which a chunk of time begins, T / chunk of (d, n). The others
-are made again, chunk by chunk from the last to the first, beside the exponentials; G is carried from chunk to chunk.
-Nothing of size (T, d, n) exists at any time, forward or backward: the price is each exponential twice.
+Cached: u, delta, B, C, h_0 if given, and of the states only those with which a chunk of time begins, T / chunk of
+(d, n). The others are made again, chunk by chunk from the last to the first, beside the exponentials; G is carried from
+chunk to chunk. Nothing of size (T, d, n) exists at any time, forward or backward: the price is each exponential twice.
 
 Numerical care: half precision is computed in float32. A is negative by its parametrisation, so that a never exceeds 1
 where s is positive. The hold is written expm1(s A) / A, and s where A has underflowed to 0. s a - k cancels where
 s A is small, in autodiff likewise: its error is that of k, which the other terms have too.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +53,24 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.affine import require_size
+from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, specs
 
 
 class Selective(NamedTuple):
-    """The input x of a selective scan; A and D, which do not depend on the input, are parameters."""
+    """The input x of a selective scan; A and D, which do not depend on the input, are parameters.
+
+    Attributes:
+      state: what the scan starts from; zeros where it is left out. Its cotangent is given back.
+    """
 
     u: Float[Array, "N T d"]
     delta: Float[Array, "N T d"]
     B: Float[Array, "N T n"]
     C: Float[Array, "N T n"]
+    state: Float[Array, "N d n"] | None = None
 
 
 class SelectiveScanParams(NamedTuple):
@@ -82,6 +91,7 @@ def selective_scan(
     bias: bool = True,
     hold: bool = False,
     chunk: int = 64,
+    final: bool = False,
 ) -> Layer:
     """y = C h + D u with h_t = exp(s_t A) h_{t-1} + k_t B_t u_t and s = softplus(delta + bias), channel by channel.
 
@@ -92,15 +102,17 @@ def selective_scan(
       bias: whether there is a bias of delta.
       hold: whether k is a zero-order hold's, (exp(s A) - 1) / A, or s.
       chunk: how many steps of time share one kept state; their states are what is in memory at once.
+      final: whether the state after all steps is given out beside y.
 
     Returns:
       A layer with params `SelectiveScanParams(log_A: (d, n), D: (d,) or None, bias: (d,) or None)`, x
-      `Selective(u: (N, T, d), delta: (N, T, d), B: (N, T, n), C: (N, T, n))` and y `(N, T, d)`. A is -1 to -n in every
-      channel at first, D is 1, and softplus(bias) is drawn from 0.001 to 0.1, uniformly in its logarithm.
+      `Selective(u: (N, T, d), delta: (N, T, d), B: (N, T, n), C: (N, T, n), state: (N, d, n) or None)` and
+      y `(N, T, d)`, or if `final` `Passed(y: (N, T, d), state: (N, d, n))`. A is -1 to -n in every channel at first,
+      D is 1, and softplus(bias) is drawn from 0.001 to 0.1, uniformly in its logarithm.
 
     Raises:
       ValueError: states or chunk is not a positive integer; the shapes do not fit.
-      TypeError: x is no tuple of four; something is not floating-point, or not of u's dtype.
+      TypeError: x is no tuple of four or five; something is not floating-point, or not of u's dtype.
     """
     who = "selective_scan"
     require_size(who, "states", states)
@@ -153,14 +165,15 @@ def selective_scan(
             _, _, states, after = states_of(A, s, u, B, h)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
-        h = jnp.zeros((x.u.shape[0], *A.shape[2:]), A.dtype)
-        starts, y = lax.scan(run, h, chunks)[1]
+        last, (starts, y) = lax.scan(run, by_states(x.state, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
-        return in_time(y, x.u), SelectiveScanCache(x, starts)
+        y = in_time(y, x.u)
+        return Passed(y, by_channels(last, y.dtype)) if final else y, SelectiveScanCache(x, starts)
 
     def backward(params, cache, dy):
         x, starts = cache
+        dy, dlast = dy if final else (dy, None)
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
 
@@ -186,8 +199,8 @@ def selective_scan(
                 dlog_A += A[0, 0] * jnp.sum(over_n(s) * P, (0, 1))
             return (g, dlog_A), (Q, ds, dB, dC)
 
-        zeros = jnp.zeros((x.u.shape[0], *A.shape[2:]), A.dtype), jnp.zeros_like(A[0, 0])
-        (_, dlog_A), (du, ds, dB, dC) = lax.scan(run, zeros, (starts, *in_chunks(x, s, dy)), reverse=True)
+        end = by_states(dlast, (x.u.shape[0], *A.shape[2:]), A.dtype), jnp.zeros_like(A[0, 0])
+        (dstart, dlog_A), (du, ds, dB, dC) = lax.scan(run, end, (starts, *in_chunks(x, s, dy)), reverse=True)
         du, ds = in_time(du, s), in_time(ds, s)
         D, wide_dy = params.D, widen(dy)
         ddelta = ds * jax.lax.logistic(shifted_by(x.delta, params.bias)) if softplus else ds
@@ -198,7 +211,9 @@ def selective_scan(
             None if D is None else cast(jnp.sum(widen(x.u) * wide_dy, (0, 1)), D.dtype),
             None if params.bias is None else cast(jnp.sum(ddelta, (0, 1)), params.bias.dtype),
         )
-        return dparams, Selective(cast(du, x.u.dtype), cast(ddelta, x.delta.dtype), in_time(dB, x.B), in_time(dC, x.C))
+        du, ddelta = cast(du, x.u.dtype), cast(ddelta, x.delta.dtype)
+        dstate = None if x.state is None else by_channels(dstart, x.state.dtype)
+        return dparams, Selective(du, ddelta, in_time(dB, x.B), in_time(dC, x.C), dstate)
 
     return Layer(init, forward, backward, who)
 
@@ -225,6 +240,16 @@ def over_d(v: Array) -> Array:
     return jnp.expand_dims(v, -1)
 
 
+def by_states(v: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
+    """(N, d, n), or `None` for zeros, as (N, n, d) in at least float32."""
+    return jnp.zeros(shape, dtype) if v is None else jnp.swapaxes(widen(v), 1, 2)
+
+
+def by_channels(v: Array, dtype: Any) -> Array:
+    """(N, n, d) as (N, d, n)"""
+    return cast(jnp.swapaxes(v, 1, 2), dtype)
+
+
 def hold_of(s: Array, A: Array) -> Array:
     """(exp(s A) - 1) / A, and its limit s where A is 0."""
     is_zero = A == 0
@@ -240,9 +265,13 @@ def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
     return jnp.maximum(v, 0) + jnp.log1p(jnp.exp(jnp.minimum(v, -v))) if softplus else v
 
 
-def require_selective(who: str, params: SelectiveScanParams, x: Selective) -> Selective:
-    """x as four arrays that fit each other and A."""
-    x = Selective(*as_arrays(who, Selective._fields, x))
+def require_selective(who: str, params: SelectiveScanParams, x: Any) -> Selective:
+    """x as arrays that fit each other and A."""
+    state = None
+    if isinstance(x, (tuple, list)) and len(x) == len(Selective._fields):
+        state = x[4]
+        x = x[:4]
+    x = Selective(*as_arrays(who, Selective._fields[:4], x))
     d, n = params.log_A.shape
     require_floating(who, "u", x.u)
     if x.u.ndim != 3 or x.u.shape[-1] != d:
@@ -253,7 +282,12 @@ def require_selective(who: str, params: SelectiveScanParams, x: Selective) -> Se
         if name != "log_A":
             require_shape(who, name, v, (N, T, n), f"(N, T, n) by u {x.u.shape} and log_A {(d, n)}")
         require_dtype_of(who, name, v, "u", x.u)
-    return x
+    if state is None:
+        return x
+    state = jnp.asarray(state)
+    require_shape(who, "state", state, (N, d, n), f"(N, d, n) by u {x.u.shape} and log_A {(d, n)}")
+    require_dtype_of(who, "state", state, "u", x.u)
+    return x._replace(state=state)
 
 
 def reference(
@@ -265,8 +299,9 @@ def reference(
     bias: bool = True,
     hold: bool = False,
     chunk: int = 64,
-) -> Array:
-    u, delta, B, C = x
+    final: bool = False,
+) -> Any:
+    u, delta, B, C, h = x
     A = -jnp.exp(params.log_A)
     s = delta if params.bias is None else delta + jnp.broadcast_to(params.bias, delta.shape)
     s = jax.nn.softplus(s) if softplus else s
@@ -279,9 +314,10 @@ def reference(
         h = at[0] * h + at[1]
         return h, h
 
-    h = lax.scan(step, jnp.zeros_like(b, shape=(u.shape[0], *A.shape)), along)[1]
+    last, h = lax.scan(step, jnp.zeros_like(b, shape=(u.shape[0], *A.shape)) if h is None else h, along)
     y = jnp.einsum("tbdn,btn->btd", h, C)
-    return y if params.D is None else y + u * jnp.broadcast_to(params.D, u.shape)
+    y = y if params.D is None else y + u * jnp.broadcast_to(params.D, u.shape)
+    return Passed(y, last) if final else y
 
 
 _U, _OF_STATES = Real("N T d"), Real("N T n")
@@ -294,16 +330,24 @@ RULE = Rule(
     cases=(
         Case(
             "Mamba",
-            Selective._make((_U, _U, _OF_STATES, _OF_STATES)),
+            specs(Selective, _U, _U, _OF_STATES, _OF_STATES),
             {"states": Size("n"), "chunk": 5},
             params=SelectiveScanParams._make((_A, Real("d"), Real("d"))),
             never_empty=("n",),
             timed={"N": 1, "T": 1024, "d": 128, "n": 16},
         ),
         Case(
-            "zero-order hold, no skip, no bias",
-            Selective._make((_U, Real("N T d", 0.125, 2.0), _OF_STATES, _OF_STATES)),
-            {"states": Size("n"), "softplus": False, "skip": False, "bias": False, "hold": True, "chunk": 2},
+            "zero-order hold, no skip, no bias, from state to state",
+            specs(Selective, _U, Real("N T d", 0.125, 2.0), _OF_STATES, _OF_STATES, Real("N d n")),
+            {
+                "states": Size("n"),
+                "softplus": False,
+                "skip": False,
+                "bias": False,
+                "hold": True,
+                "chunk": 2,
+                "final": True,
+            },
             params=SelectiveScanParams._make((_A, None, None)),
             never_empty=("n",),
         ),
