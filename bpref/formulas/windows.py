@@ -11,6 +11,7 @@ elements, and so
 from typing import Any, NamedTuple
 
 from bpref.dtypes import require_floating
+from bpref.formulas.hyperparameters import is_integer
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -47,7 +48,7 @@ def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) 
 def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> Ints:
     """`value` as one integer of at least `least` for each of `rank` axes; raises `ValueError`."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(values) != rank or not all(_is_integer(v) and v >= least for v in values):
+    if len(values) != rank or not all(is_integer(v) and v >= least for v in values):
         kind = "positive" if least == 1 else "non-negative"
         raise ValueError(f"{who}: {argument} is {value!r}, expected a {kind} integer, or {rank} of them")
     return values
@@ -111,12 +112,8 @@ def _as_padding(who: str, padding: Any, rank: int) -> Padding:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_integer(v) and v >= 0 for v in value)
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_integer(v) and v >= 0 for v in value)
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_integer(value) and value > 0
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_integer(value) and value > 0

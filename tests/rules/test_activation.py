@@ -112,6 +112,21 @@ BAD_CALLS = {
         TypeError,
         "prelu: x has dtype int32, expected a floating-point dtype such as float32",
     ),
+    "leaky_relu with a slope below zero": (
+        lambda: bpref.leaky_relu(-0.1),
+        ValueError,
+        "leaky_relu: negative_slope is -0.1, expected a number of at least 0",
+    ),
+    "soft_cap without end": (
+        lambda: bpref.soft_cap(float("inf")),
+        ValueError,
+        "soft_cap: cap is inf, expected a positive number",
+    ),
+    "maxout of a truth": (
+        lambda: bpref.maxout(True),
+        ValueError,
+        "maxout: pieces is True, expected a positive integer",
+    ),
     "glu with a gate that is none": (
         lambda: bpref.glu("swiglu"),
         ValueError,

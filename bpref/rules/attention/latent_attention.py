@@ -40,21 +40,14 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    lecun_uniform,
-    require_fit,
-    require_size,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
 from bpref.formulas.attend import Pattern
 from bpref.formulas.heads import Heads
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding

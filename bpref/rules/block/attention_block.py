@@ -55,11 +55,11 @@ from bpref.formulas.affine import (
     plus,
     require_fit,
     require_input,
-    require_size,
     times,
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -71,7 +71,6 @@ from bpref.formulas.pre_norm import (
 )
 from bpref.formulas.rotate import rotate
 from bpref.formulas.self_attend import Sight, attend, pull_attend
-from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 

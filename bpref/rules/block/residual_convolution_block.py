@@ -46,13 +46,8 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.standardize import (
-    moments,
-    pull_scale_and_shift,
-    pull_standardized,
-    require_positive,
-    scale_and_shift,
-)
+from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_elements, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
@@ -101,8 +96,7 @@ def residual_convolution_block(groups: int = 32, window: tuple[int, ...] = (3, 3
     who = "residual_convolution_block"
     windows = as_windows(who, window, 1, 1, "same")
     require_positive(who, "eps", eps)
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
+    require_size(who, "groups", groups)
 
     def require_fit(x, W=None):
         require_spatial(who, x, windows.rank)

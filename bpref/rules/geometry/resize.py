@@ -37,6 +37,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.images import require_images
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
@@ -66,8 +67,7 @@ def resize(height: int, width: int, method: str = "bilinear") -> Layer:
     """
     who = "resize"
     for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{who}: {name} is {size!r}, expected a positive integer")
+        require_size(who, name, size)
     if method not in METHODS:
         raise ValueError(f"{who}: method is {method!r}, expected one of {', '.join(METHODS)}")
 
