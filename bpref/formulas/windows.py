@@ -10,6 +10,8 @@ elements, and so
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bpref.dtypes import require_floating
 from bpref.formulas.hyperparameters import is_integer
 
@@ -92,14 +94,40 @@ def require_elements(who: str, x: Any) -> None:
         raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
 
 
-def place_pool(who: str, windows: Windows, x: Any) -> Pairs:
-    """As `place`; raises where some window would see nothing but padding, too."""
-    for k, (lo, hi) in zip(windows.size, () if isinstance(windows.padding, str) else windows.padding, strict=False):
-        if max(lo, hi) >= k:
-            raise ValueError(f"{who}: padding is {windows.padding}, expected less than the window {windows.size}")
+class Along(NamedTuple):
+    """The windows of pooling along one axis of x: their count m, k, s, d, and the padding lo and hi."""
+
+    axis: int
+    windows: int
+    size: int
+    stride: int
+    dilation: int
+    pads: tuple[int, int]
+
+
+def place_pool(who: str, windows: Windows, x: Any) -> list[Along]:
+    """As `place`, for each spatial axis; raises where some window would see nothing but padding, too."""
+    reach = windows.reach
+    for r, (lo, hi) in zip(reach, () if isinstance(windows.padding, str) else windows.padding, strict=False):
+        if max(lo, hi) >= r:
+            less = f"the window {windows.size}" if reach == windows.size else f"the {reach} that a window reaches over"
+            raise ValueError(f"{who}: padding is {windows.padding}, expected less than {less}")
     require_spatial(who, x, windows.rank)
     require_elements(who, x)
-    return place(who, windows, x)
+    pads = place(who, windows, x)
+    of_axes = zip(x.shape[1:-1], reach, windows.stride, pads, strict=True)
+    windows_along = [(n + lo + hi - r) // s + 1 for n, r, s, (lo, hi) in of_axes]
+    axes = range(1, x.ndim - 1)
+    placed = list(map(Along, axes, windows_along, windows.size, windows.stride, windows.dilation, pads))
+    for axis, m, k, s, d, (lo, _) in placed:
+        begin = s * np.arange(m) - lo
+        seen = begin + d * np.maximum(0, -(begin // d))
+        if ((seen >= x.shape[axis]) | (seen > begin + d * (k - 1))).any():
+            raise ValueError(
+                f"{who}: a window sees nothing but padding along axis {axis}: x has {x.shape[axis]} elements there, "
+                f"the dilation is {d}"
+            )
+    return placed
 
 
 def _as_padding(who: str, padding: Any, rank: int) -> Padding:
