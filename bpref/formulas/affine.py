@@ -8,12 +8,6 @@ from jax import Array, lax
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
 
 
-def require_size(who: str, argument: str, n: Any) -> None:
-    """Raise `ValueError` unless `n`, the size of an axis, is a positive integer."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{who}: {argument} is {n!r}, expected a positive integer")
-
-
 def require_input(who: str, x: Any, argument: str = "x") -> int:
     """The number d of features in the last axis of x, an array or its specification; at `init`.
 

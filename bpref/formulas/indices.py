@@ -61,12 +61,6 @@ def add_along(to: Array, indices: Array, values: Array, axis: int, unique: bool 
     return cast(widen(to).at[at].add(widen(values), mode=mode, unique_indices=unique), to.dtype)
 
 
-def require_segments(who: str, num_segments: Any) -> None:
-    """Raise `ValueError` unless it is a number of segments."""
-    if not isinstance(num_segments, int) or num_segments < 1:
-        raise ValueError(f"{who}: num_segments is {num_segments!r}, expected a positive integer")
-
-
 def as_segments(who: str, x: Any) -> tuple[Array, Array]:
     """`x` as data (N, ...) and integer ids (N,); raises `TypeError` or `ValueError` otherwise."""
     data, ids = as_arrays(who, ("data", "ids"), x)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.formulas.along_axis import shifted
+from bpref.formulas.along_axis import join_affine, shifted
 
 Method = Literal["sequential", "associative"]
 
@@ -27,7 +27,7 @@ def run_recurrence(a: Array, b: Array, start: Array | None, method: Method, reve
     if b.size == 0:
         return b
     if method == "associative":
-        scale, h = lax.associative_scan(_then, (a, b), reverse=reverse, axis=b.ndim + TIME)
+        scale, h = join_affine(a, b, b.ndim + TIME, reverse)
         return h if start is None else h + scale * jnp.expand_dims(start, TIME)
 
     def step(h, at):
@@ -75,10 +75,3 @@ def _scan(step: Any, a: Array, b: Array, start: Array | None, reverse: bool) -> 
     along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
     start = jnp.zeros_like(along[1][0]) if start is None else start
     return jnp.moveaxis(lax.scan(step, start, along, reverse=reverse)[1], 0, TIME)
-
-
-def _then(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Two stretches of the recurrence as one."""
-    a, b = first
-    a_later, b_later = second
-    return a * a_later, a_later * b + b_later

@@ -75,9 +75,3 @@ def require_features(who: str, x: Any, **vectors: Any) -> None:
             raise ValueError(f"{who}: x has {x.shape[-1]} features in its last axis, {name} has shape {v.shape}")
         if v is not None and v.dtype != x.dtype:
             raise TypeError(f"{who}: x has dtype {x.dtype}, {name} has {v.dtype}; cast one to the other's")
-
-
-def require_positive(who: str, name: str, v: float) -> None:
-    """Raise `ValueError` unless a hyperparameter is a positive number."""
-    if not v > 0:
-        raise ValueError(f"{who}: {name} is {v!r}, expected a positive number")

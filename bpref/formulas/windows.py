@@ -10,7 +10,10 @@ elements, and so
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bpref.dtypes import require_floating
+from bpref.formulas.hyperparameters import is_integer
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -47,7 +50,7 @@ def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) 
 def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> Ints:
     """`value` as one integer of at least `least` for each of `rank` axes; raises `ValueError`."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(values) != rank or not all(_is_integer(v) and v >= least for v in values):
+    if len(values) != rank or not all(is_integer(v) and v >= least for v in values):
         kind = "positive" if least == 1 else "non-negative"
         raise ValueError(f"{who}: {argument} is {value!r}, expected a {kind} integer, or {rank} of them")
     return values
@@ -91,14 +94,40 @@ def require_elements(who: str, x: Any) -> None:
         raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
 
 
-def place_pool(who: str, windows: Windows, x: Any) -> Pairs:
-    """As `place`; raises where some window would see nothing but padding, too."""
-    for k, (lo, hi) in zip(windows.size, () if isinstance(windows.padding, str) else windows.padding, strict=False):
-        if max(lo, hi) >= k:
-            raise ValueError(f"{who}: padding is {windows.padding}, expected less than the window {windows.size}")
+class Along(NamedTuple):
+    """The windows of pooling along one axis of x: their count m, k, s, d, and the padding lo and hi."""
+
+    axis: int
+    windows: int
+    size: int
+    stride: int
+    dilation: int
+    pads: tuple[int, int]
+
+
+def place_pool(who: str, windows: Windows, x: Any) -> list[Along]:
+    """As `place`, for each spatial axis; raises where some window would see nothing but padding, too."""
+    reach = windows.reach
+    for r, (lo, hi) in zip(reach, () if isinstance(windows.padding, str) else windows.padding, strict=False):
+        if max(lo, hi) >= r:
+            less = f"the window {windows.size}" if reach == windows.size else f"the {reach} that a window reaches over"
+            raise ValueError(f"{who}: padding is {windows.padding}, expected less than {less}")
     require_spatial(who, x, windows.rank)
     require_elements(who, x)
-    return place(who, windows, x)
+    pads = place(who, windows, x)
+    of_axes = zip(x.shape[1:-1], reach, windows.stride, pads, strict=True)
+    windows_along = [(n + lo + hi - r) // s + 1 for n, r, s, (lo, hi) in of_axes]
+    axes = range(1, x.ndim - 1)
+    placed = list(map(Along, axes, windows_along, windows.size, windows.stride, windows.dilation, pads))
+    for axis, m, k, s, d, (lo, _) in placed:
+        begin = s * np.arange(m) - lo
+        seen = begin + d * np.maximum(0, -(begin // d))
+        if ((seen >= x.shape[axis]) | (seen > begin + d * (k - 1))).any():
+            raise ValueError(
+                f"{who}: a window sees nothing but padding along axis {axis}: x has {x.shape[axis]} elements there, "
+                f"the dilation is {d}"
+            )
+    return placed
 
 
 def _as_padding(who: str, padding: Any, rank: int) -> Padding:
@@ -111,12 +140,8 @@ def _as_padding(who: str, padding: Any, rank: int) -> Padding:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_integer(v) and v >= 0 for v in value)
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_integer(v) and v >= 0 for v in value)
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_integer(value) and value > 0
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_integer(value) and value > 0

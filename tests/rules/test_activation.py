@@ -1,5 +1,7 @@
 """The activations: what they refuse, and what they are at ties, kinks and infinities, by numbers worked by hand."""
 
+from decimal import Decimal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,21 @@ BAD_CALLS = {
         lambda: bpref.prelu().init(KEY, WHOLE),
         TypeError,
         "prelu: x has dtype int32, expected a floating-point dtype such as float32",
+    ),
+    "leaky_relu with a slope below zero": (
+        lambda: bpref.leaky_relu(-0.1),
+        ValueError,
+        "leaky_relu: negative_slope is -0.1, expected a number of at least 0",
+    ),
+    "soft_cap without end": (
+        lambda: bpref.soft_cap(float("inf")),
+        ValueError,
+        "soft_cap: cap is inf, expected a positive number",
+    ),
+    "maxout of a truth": (
+        lambda: bpref.maxout(True),
+        ValueError,
+        "maxout: pieces is True, expected a positive integer",
     ),
     "glu with a gate that is none": (
         lambda: bpref.glu("swiglu"),
@@ -262,6 +279,22 @@ def test_glu_gates_the_first_half_by_the_second():
     y, _, dx = sweep(bpref.glu("relu"), (), [3.0, 5.0, 2.0, -1.0], [1.0, 10.0])
     np.testing.assert_array_equal(y, [6.0, 0.0])
     np.testing.assert_array_equal(dx, [2.0, 0.0, 3.0, 0.0])
+
+
+def test_gelu_and_geglu_keep_their_digits_on_the_left():
+    """x s(v) and its slope, in 28 digits; from 1 + tanh as few as 11 would be right."""
+    x = np.array([-4.0, -3.5, -3.0])
+    k, c = (8 / Decimal(np.pi)).sqrt(), Decimal("0.044715")
+    values, slopes = [], []
+    for v in map(Decimal, x):
+        s = 1 / (1 + (-k * v * (1 + c * v * v)).exp())
+        values.append(float(v * s))
+        slopes.append(float(s * (1 + v * k * (1 + 3 * c * v * v) * (1 - s))))
+    with jax.enable_x64(True):
+        y, _, dx = sweep(bpref.gelu(), (), x, np.ones(3))
+        gated, _, d_halves = sweep(bpref.glu("gelu"), (), np.concatenate([np.ones(3), x]), np.ones(3))
+    for came, expected in ((y, values), (dx, slopes), (gated, values), (d_halves, values + slopes)):
+        np.testing.assert_allclose(came, expected, rtol=1e-14)
 
 
 def test_soft_cap_keeps_its_gradient_near_the_cap():

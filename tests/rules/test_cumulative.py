@@ -1,10 +1,12 @@
 """Cumulative sums, products and log-sum-exps: numbers worked by hand, and calls that are refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bpref
+from bpref.rules import RULES
 
 RULES_OF_KIND = ("cumulative_sum", "cumulative_product", "cumulative_logsumexp")
 
@@ -70,3 +72,75 @@ def test_logsumexp_of_any_size_and_of_nothing():
     y, dx = sweep(bpref.cumulative_logsumexp(), [-np.inf, 1000, 1000, -np.inf], [1, 1, 1, 1])
     np.testing.assert_allclose(y, [-np.inf, 1000, 1000 + np.log(2), 1000 + np.log(2)], rtol=1e-7)
     np.testing.assert_allclose(dx, [0, 2, 1, 0], rtol=1e-4)
+
+
+def lowered(layer, platform):
+    """The forward and backward of 64 steps, as the program for a platform."""
+
+    def both(x):
+        y, cache = layer.forward((), x)
+        return layer.backward((), cache, y)[1]
+
+    return jax.jit(both).trace(jnp.ones((3, 64))).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name", RULES_OF_KIND)
+def test_only_a_cpu_takes_one_step_after_the_other(name):
+    layer = getattr(bpref, name)()
+    assert lowered(layer, "cpu").count("stablehlo.while") == 2
+    assert "stablehlo.while" not in lowered(layer, "cuda")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """What machines other than a CPU run, on this one."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", RULES_OF_KIND)
+def test_joined_stretches_are_the_same_and_can_be_differentiated_again(elsewhere, name, reverse):
+    assert_derivatives_of_reference(name, {"axis": 1, "reverse": reverse})
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_joined_stretches_of_an_exclusive_sum_are_the_same(elsewhere, reverse):
+    assert_derivatives_of_reference("cumulative_sum", {"axis": 1, "reverse": reverse, "exclusive": True})
+
+
+def assert_derivatives_of_reference(name, hyper):
+    """y, dx, and the derivative of dx, of a batch under jit and vmap, beside those of the rule's reference."""
+    layer, reference = getattr(bpref, name)(**hyper), RULES[name].reference
+    rng = np.random.default_rng(3)
+    x, dy, ddx = rng.normal(size=(3, 2, 7, 3))
+    x[:, 2:5:2] = 0.0
+
+    def ours(x, dy):
+        return bpref.backpropagate(layer, (), x, dy)[::2]
+
+    def theirs(x, dy):
+        y, transpose = jax.vjp(lambda x: reference((), x, **hyper), x)
+        return y, transpose(dy)[0]
+
+    with jax.enable_x64(True):
+        seen = []
+        for both in (jax.jit(jax.vmap(lambda x, dy: ours(x[None], dy[None]))), theirs):
+            values, transpose = jax.vjp(both, x, dy)
+            again = transpose(jax.tree.map(lambda v: jnp.asarray(ddx).reshape(v.shape), values))
+            seen.append([np.asarray(v).reshape(x.shape) for v in (*values, *again)])
+    for came, expected in zip(*seen, strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_joined_products_with_zeros_have_exact_gradients(elsewhere):
+    assert sweep(bpref.cumulative_product(), [2, 0, 3, 0], np.ones(4)) == ([2, 0, 0, 0], [1, 8, 0, 0])
+
+
+def test_joined_stretches_of_nothing_have_no_gradient(elsewhere):
+    y, dx = sweep(bpref.cumulative_logsumexp(), [-np.inf, -np.inf, 1000, 1000, -np.inf], [1, 1, 1, 1, 1])
+    np.testing.assert_allclose(y, [-np.inf, -np.inf, 1000, 1000 + np.log(2), 1000 + np.log(2)], rtol=1e-7)
+    np.testing.assert_allclose(dx, [0, 0, 2, 1, 0], rtol=1e-4)
+
+
+def test_a_joined_exclusive_sum_ends_before_an_infinity(elsewhere):
+    assert sweep(bpref.cumulative_sum(exclusive=True), [1, np.inf], [1, 1])[0] == [0, 1]

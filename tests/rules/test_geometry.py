@@ -1,5 +1,6 @@
 """Resizing, sampling, shuffling and padding: numbers worked by hand, and calls that are refused."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,6 +150,15 @@ def test_a_single_pixel_becomes_many():
     y, dx = sweep(bpref.resize(40, 1), column([3]), column(np.arange(40)))
     np.testing.assert_array_equal(y, column(np.full(40, 3)))
     np.testing.assert_array_equal(dx, column([40 * 39 / 2]))
+
+
+def test_weights_of_resize_are_rounded_once():
+    """From 37 pixels to 29, each output's position in 58ths; from a position that is rounded, 1 / 58 is not."""
+    with jax.enable_x64(True):
+        came = bpref.resize(29, 1).forward((), jnp.eye(37, dtype=float)[..., None, None])[0].reshape(37, 29)
+    for p in range(29):
+        s = (2 * p + 1) * 37 - 29
+        assert came[:, p].tolist() == [max(0, 58 - abs(s - 58 * h)) / 58 for h in range(37)]
 
 
 def test_a_nan_stays_in_its_place_when_an_image_grows():

@@ -64,6 +64,21 @@ BAD_CALLS = {
         ValueError,
         "max_pool: padding is ((1, 1), (0, 2)), expected less than the window (2, 2)",
     ),
+    "nothing but padding, dilated": (
+        lambda: bpref.max_pool((2,), padding=((3, 0),), dilation=2).forward((), SERIES),
+        ValueError,
+        "max_pool: padding is ((3, 0),), expected less than the (3,) that a window reaches over",
+    ),
+    "padding on both sides of x": (
+        lambda: bpref.max_pool((2,), 1, "same", dilation=2).forward((), SERIES[:, :1]),
+        ValueError,
+        "max_pool: a window sees nothing but padding along axis 1: x has 1 elements there, the dilation is 2",
+    ),
+    "dilation of 0": (
+        lambda: bpref.max_pool(dilation=(1, 0)),
+        ValueError,
+        "max_pool: dilation is (1, 0), expected a positive integer, or 2 of them",
+    ),
     "mean of nothing but padding": (
         lambda: bpref.average_pool((1,), padding=((1, 0),), count_padding=False).forward((), SERIES),
         ValueError,

@@ -24,6 +24,12 @@ def windows(rng, rank):
     return size, stride, pad, drawn(rng, size, [k + 5 for k in size])
 
 
+def dilated(rng, size, sizes):
+    """A dilation for each axis, and sizes by so much larger."""
+    dilation = drawn(rng, (1,) * len(size), (3,) * len(size))
+    return dilation, tuple(n + (d - 1) * (k - 1) for n, d, k in zip(sizes, dilation, size, strict=True))
+
+
 def pads_in_front_and_behind(rng, size):
     """A pair less than the window for each axis, and the same in PyTorch's order: the last axis first."""
     pairs = tuple(drawn(rng, (0, 0), (k - 1, k - 1)) for k in size)
@@ -43,10 +49,11 @@ def test_max_pool(seed, rank, tied):
     _, F = torch_and_functional()
     rng = np.random.default_rng(seed)
     size, stride, pad, sizes = windows(rng, rank)
-    layer = bpref.max_pool(size, stride, tuple((p, p) for p in pad))
+    dilation, sizes = dilated(rng, size, sizes)
+    layer = bpref.max_pool(size, stride, tuple((p, p) for p in pad), dilation)
 
     def twin(p, x):
-        return getattr(F, f"max_pool{rank}d")(x.movedim(-1, 1), size, stride, pad).movedim(1, -1)
+        return getattr(F, f"max_pool{rank}d")(x.movedim(-1, 1), size, stride, pad, dilation).movedim(1, -1)
 
     assert_same(layer, twin, (), values(rng, sizes, tied))
 

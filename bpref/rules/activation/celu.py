@@ -12,7 +12,6 @@ Cached: x alone. The output would do, since exp(x / alpha) = y / alpha + 1, but 
 Numerical care: exp(...) - 1 is expm1; min(x, 0) keeps the exponential from overflowing.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -36,8 +36,7 @@ def celu(alpha: float = 1.0) -> Layer:
       ValueError: alpha is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"celu: alpha is {alpha}, expected a positive number")
+    require_positive("celu", "alpha", alpha)
 
     def g(x):
         return jnp.maximum(x, 0) + alpha * jnp.expm1(jnp.minimum(x, 0) / alpha), CeluCache(x)

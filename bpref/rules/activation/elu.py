@@ -12,7 +12,6 @@ Numerical care: exp(x) - 1 is expm1(x). Both branches are computed for every x, 
 min(x, 0), which cannot overflow; for x > 0 the forward's expm1(0) = 0 then adds nothing to max(x, 0).
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -36,8 +36,7 @@ def elu(alpha: float = 1.0) -> Layer:
       ValueError: alpha is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"elu: alpha is {alpha}, expected a positive number")
+    require_positive("elu", "alpha", alpha)
 
     def g(x):
         return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x))), EluCache(x)

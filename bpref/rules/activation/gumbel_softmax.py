@@ -29,7 +29,6 @@ which is 0, and tells whoever differentiates the forward itself what the backwar
 There is no kink in p.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +38,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -69,8 +69,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
       TypeError: x is not floating-point; the key is none.
     """
     who = "gumbel_softmax"
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+    require_positive(who, "temperature", temperature)
 
     def init(key, x):
         return GumbelSoftmaxParams(key)

@@ -11,7 +11,6 @@ Cached: the sign of x, one byte an element. The slope takes two values, and the 
 Numerical care: none; each element is copied or multiplied once.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -35,8 +35,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Layer:
       ValueError: `negative_slope` is negative or not finite.
       TypeError: x is not floating-point.
     """
-    if not 0 <= negative_slope < math.inf:
-        raise ValueError(f"leaky_relu: negative_slope is {negative_slope}, expected a non-negative number")
+    require_non_negative("leaky_relu", "negative_slope", negative_slope)
 
     def g(x):
         nonnegative = x >= 0

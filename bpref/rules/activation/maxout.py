@@ -27,6 +27,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_size
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -49,8 +50,7 @@ def maxout(pieces: int = 2) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "maxout"
-    if not isinstance(pieces, int) or pieces < 1:
-        raise ValueError(f"{who}: pieces is {pieces!r}, expected a positive integer")
+    require_size(who, "pieces", pieces)
 
     def forward(params, x):
         require_floating(who, "x", x)

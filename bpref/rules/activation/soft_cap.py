@@ -11,7 +11,6 @@ Numerical care: 4 q / (1 + q)^2 has the relative precision of the exponential on
 is written min(u, -u): JAX differentiates it to 0 at u = 0 and |u| to 1, so only the former gives y''(0) = 0 there.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -34,8 +34,7 @@ def soft_cap(cap: float = 30.0) -> Layer:
       ValueError: the cap is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    if not 0 < cap < math.inf:
-        raise ValueError(f"soft_cap: cap is {cap}, expected a positive number")
+    require_positive("soft_cap", "cap", cap)
 
     def g(x):
         return cap * jnp.tanh(x / cap), SoftCapCache(x)

@@ -40,22 +40,15 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    lecun_uniform,
-    require_fit,
-    require_size,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.rotations import Stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.formulas.standardize import require_positive
 from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule

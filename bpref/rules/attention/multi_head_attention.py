@@ -46,13 +46,13 @@ from bpref.formulas.affine import (
     lecun_uniform,
     plus,
     require_fit,
-    require_size,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.rotations import Stretch

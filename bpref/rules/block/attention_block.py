@@ -56,7 +56,6 @@ from bpref.formulas.affine import (
     plus,
     require_fit,
     require_input,
-    require_size,
     times,
     times_transposed,
     transposed_times,
@@ -64,6 +63,7 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
 from bpref.formulas.heads import Heads
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -74,7 +74,7 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
-from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.standardize import require_features
 from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size

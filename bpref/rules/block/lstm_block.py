@@ -40,16 +40,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    require_size,
-    times,
-    times_transposed,
-    transposed_times,
-)
-from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_positive
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed, Steps, require_sequences
 from bpref.formulas.through_time import Kept, joined
 from bpref.layer import Layer

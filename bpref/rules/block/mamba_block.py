@@ -40,7 +40,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating
-from bpref.formulas.affine import lecun_uniform, require_size, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.hyperparameters import require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.silu import SiluCache, silu

@@ -44,11 +44,11 @@ from bpref.formulas.affine import (
     plus,
     require_fit,
     require_input,
-    require_size,
     times,
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -58,7 +58,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.standardize import require_features
 from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size

@@ -51,15 +51,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform, require_size
+from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.standardize import (
-    moments,
-    pull_scale_and_shift,
-    pull_standardized,
-    require_positive,
-    scale_and_shift,
-)
+from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_elements, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
@@ -120,8 +115,7 @@ def residual_convolution_block(
     second = as_windows(who, window, 1, 1, "same")
     once = second.stride
     require_positive(who, "eps", eps)
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
+    require_size(who, "groups", groups)
     if features is not None:
         require_size(who, "features", features)
         if features % groups:

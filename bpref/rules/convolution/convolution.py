@@ -36,19 +36,20 @@ A negative lo' or hi' cuts elements off: those that no window saw, when the stri
 Cached: x alone, which dW needs. dx needs W, which is a parameter; db needs nothing.
 
 Numerical care: products of half-precision numbers accumulate in float32, and so does the sum of db; b is added before
-y is rounded. Windows of one element and depthwise convolutions take a way of their own, see `bpref.correlate`.
+y is rounded. Windows of one element and depthwise convolutions take a way of their own, see `bpref.formulas.correlate`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.kernels import channels_in_groups, require_groups, require_kernel
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -103,20 +104,12 @@ def convolution(
 
 def convolution_layer(who: str, features: int, windows: Windows, groups: int, bias: bool) -> Layer:
     """The layer of a convolution with these windows, which error messages call `who`."""
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
-    if not isinstance(features, int) or features < 1 or features % groups:
-        raise ValueError(f"{who}: features is {features!r}, expected a positive multiple of groups {groups}")
+    require_groups(who, features, groups)
 
     def init(key, x):
         require_spatial(who, x, windows.rank)
-        C = x.shape[-1]
-        if C == 0 or C % groups:
-            raise ValueError(
-                f"{who}: x has {C} channels in its last axis, expected a positive multiple of groups {groups}"
-            )
-        limit = (3 / (math.prod(windows.size) * C // groups)) ** 0.5
-        W = jax.random.uniform(key, (features, *windows.size, C // groups), x.dtype, -limit, limit)
+        of_group = channels_in_groups(who, x, groups) // groups
+        W = lecun_uniform(key, (features, *windows.size, of_group), math.prod(windows.size) * of_group, x.dtype)
         return ConvolutionParams(W, jnp.zeros((features,), x.dtype) if bias else None)
 
     def slide_over(x):
@@ -125,32 +118,18 @@ def convolution_layer(who: str, features: int, windows: Windows, groups: int, bi
     def forward(params, x):
         W, b = params
         slide = slide_over(x)
-        _require_fit(who, W, x, groups)
-        y = correlate(x, W, slide)
-        if b is not None:
-            y = lax.add(y, lax.broadcast_in_dim(cast(b, y.dtype), y.shape, (y.ndim - 1,)))
-        return cast(y, x.dtype), ConvolutionCache(x)
+        require_kernel(who, x, W, groups * W.shape[-1])
+        return cast(plus(correlate(x, W, slide), b), x.dtype), ConvolutionCache(x)
 
     def backward(params, cache, dy):
         W, b = params
         x = cache.x
         slide = slide_over(x)
         dW = cast(correlate_dW(x, dy, windows.size, slide), W.dtype)
-        db = None if b is None else cast(lax.reduce_sum(widen(dy), tuple(range(dy.ndim - 1))), b.dtype)
         dx = cast(correlate_dx(dy, W, x.shape[1:-1], slide), x.dtype)
-        return ConvolutionParams(dW, db), dx
+        return ConvolutionParams(dW, bias_cotangent(dy, b)), dx
 
     return Layer(init, forward, backward, who)
-
-
-def _require_fit(who: str, W: Any, x: Any, groups: int) -> None:
-    require_floating(who, "x", x)
-    if x.dtype != W.dtype:
-        raise TypeError(f"{who}: x has dtype {x.dtype}, W has {W.dtype}; cast one to the other's")
-    if x.shape[-1] != groups * W.shape[-1]:
-        raise ValueError(
-            f"{who}: x has {x.shape[-1]} channels in its last axis, W expects {groups * W.shape[-1]} (W: {W.shape})"
-        )
 
 
 def reference(

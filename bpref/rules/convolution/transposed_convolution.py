@@ -38,13 +38,14 @@ is rounded.
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.kernels import channels_in_groups, require_groups, require_kernel
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -101,20 +102,13 @@ def transposed_convolution(
         raise ValueError(f"{who}: output_padding is {more}, expected less than the stride {windows.stride}")
     if any(more) and isinstance(windows.padding, str):
         raise ValueError(f"{who}: output_padding is {more}, which needs pairs for the padding, not {padding!r}")
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer")
-    if not isinstance(features, int) or features < 1 or features % groups:
-        raise ValueError(f"{who}: features is {features!r}, expected a positive multiple of groups {groups}")
+    require_groups(who, features, groups)
 
     def init(key, x):
         require_spatial(who, x, windows.rank)
-        C = x.shape[-1]
-        if C == 0 or C % groups:
-            expected = f"a positive multiple of groups {groups}"
-            raise ValueError(f"{who}: x has {C} channels in its last axis, expected {expected}")
+        C = channels_in_groups(who, x, groups)
         fan_in = C // groups * max(1, math.prod(windows.size) // math.prod(windows.stride))
-        limit = (3 / fan_in) ** 0.5
-        W = jax.random.uniform(key, (C, *windows.size, features // groups), x.dtype, -limit, limit)
+        W = lecun_uniform(key, (C, *windows.size, features // groups), fan_in, x.dtype)
         return TransposedConvolutionParams(W, jnp.zeros((features,), x.dtype) if bias else None)
 
     def place(x) -> tuple[Ints, Slide]:
@@ -136,30 +130,18 @@ def transposed_convolution(
     def forward(params, x):
         W, b = params
         sizes, slide = place(x)
-        _require_fit(who, W, x)
-        y = correlate_dx(x, W, sizes, slide)
-        if b is not None:
-            y = lax.add(y, lax.broadcast_in_dim(cast(b, y.dtype), y.shape, (y.ndim - 1,)))
-        return cast(y, x.dtype), TransposedConvolutionCache(x)
+        require_kernel(who, x, W, W.shape[0])
+        return cast(plus(correlate_dx(x, W, sizes, slide), b), x.dtype), TransposedConvolutionCache(x)
 
     def backward(params, cache, dy):
         W, b = params
         x = cache.x
         _, slide = place(x)
         dW = cast(correlate_dW(dy, x, windows.size, slide), W.dtype)
-        db = None if b is None else cast(lax.reduce_sum(widen(dy), tuple(range(dy.ndim - 1))), b.dtype)
         dx = cast(correlate(dy, W, slide), x.dtype)
-        return TransposedConvolutionParams(dW, db), dx
+        return TransposedConvolutionParams(dW, bias_cotangent(dy, b)), dx
 
     return Layer(init, forward, backward, who)
-
-
-def _require_fit(who: str, W: Any, x: Any) -> None:
-    require_floating(who, "x", x)
-    if x.dtype != W.dtype:
-        raise TypeError(f"{who}: x has dtype {x.dtype}, W has {W.dtype}; cast one to the other's")
-    if x.shape[-1] != W.shape[0]:
-        raise ValueError(f"{who}: x has {x.shape[-1]} channels in its last axis, W expects {W.shape[0]} (W: {W.shape})")
 
 
 def reference(

@@ -5,7 +5,8 @@ Forward, t along the axis, all other axes apart, with m_t the largest x so far a
     m_t = max(m_{t-1}, x_t),   s_t = s_{t-1} exp(m_{t-1} - m_t) + exp(x_t - m_t)
     y_t = m_t + log s_t                                                   y, x: one shape
 
-`reverse` counts t from the end. m is a shift that cancels.
+`reverse` counts t from the end. m is a shift that cancels. On a CPU these are T steps; elsewhere stretches, pairs of m
+and s, are joined two by two in 2 log2 T steps, and so is S below.
 
 Differential: delta y_t = sum_{k <= t} exp(x_k - y_t) delta x_k: the softmax of what came so far. The factor of
 delta x_k in sum_t dy_t delta y_t is
@@ -31,7 +32,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.along_axis import axis_of, run_along, shifted
+from bpref.formulas.along_axis import axis_of, join_affine, run_along, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -59,11 +60,12 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
     who = "cumulative_logsumexp"
 
     def add(so_far, x_t):
-        m, s = so_far
-        largest = jnp.maximum(m, x_t)
-        shift = jnp.where(jnp.isfinite(largest), largest, 0)
-        s = s * jnp.exp(m - shift) + jnp.exp(x_t - shift)
-        return (largest, s), shift + jnp.log(s)
+        m, s = _together(so_far, (x_t, jnp.ones_like(x_t)))
+        return (m, s), m + jnp.log(s)
+
+    def add_joined(x, axis, reverse):
+        m, s = lax.associative_scan(_together, (x, jnp.ones_like(x)), reverse=reverse, axis=axis)
+        return m + jnp.log(s)
 
     def nothing(like):
         return jnp.full_like(like, -jnp.inf), jnp.zeros_like(like)
@@ -72,19 +74,30 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
         S_k = dy_k + decay * S_later
         return S_k, S_k
 
+    def gather_joined(dy, decay, axis, reverse):
+        return join_affine(decay, dy, axis, reverse)[1]
+
     def forward(params, x):
         require_floating(who, "x", x)
         axis_of(who, "x", x, axis)
-        y = cast(run_along(add, nothing, (widen(x),), axis, reverse), x.dtype)
+        y = cast(run_along(add, nothing, (widen(x),), axis, reverse, add_joined), x.dtype)
         return y, CumulativeLogsumexpCache(x, y)
 
     def backward(params, cache, dy):
         x, y = map(widen, cache)
         decay = _ratio(y, shifted(y, axis, not reverse, jnp.inf))
-        S = run_along(gather_up, jnp.zeros_like, (widen(dy), decay), axis, not reverse)
+        S = run_along(gather_up, jnp.zeros_like, (widen(dy), decay), axis, not reverse, gather_joined)
         return (), cast(_ratio(x, y) * S, dy.dtype)
 
     return Layer(no_params, forward, backward, who)
+
+
+def _together(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The largest element m, and s, the sum of exponentials relative to it, of two stretches as one."""
+    (m, s), (m_later, s_later) = first, second
+    largest = jnp.maximum(m, m_later)
+    shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    return largest, s * jnp.exp(m - shift) + s_later * jnp.exp(m_later - shift)
 
 
 def _ratio(v: Array, w: Array) -> Array:

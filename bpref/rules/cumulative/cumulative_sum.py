@@ -17,17 +17,18 @@ the cumulative sum from the other end, exclusive if the forward is.
 Cached: nothing. The map is linear, and its matrix is known.
 
 Numerical care: the exclusive sum is summed as such; y_t - x_t would cancel, and be NaN behind an infinity. Half
-precision is summed in float32 and rounded once. The sum runs in order, one addition to each element; a tree of
-partial sums, as `jnp.cumsum` makes it, rounds less often (log T times instead of T) and reads memory log T times.
+precision is summed in float32 and rounded once. On a CPU the sum runs in order, one addition to each element; a tree of
+partial sums, as `jnp.cumsum` makes it, rounds less often (log T times instead of T) and reads memory log T times. It is
+taken elsewhere, where T steps one after the other would be slow.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.along_axis import axis_of, run_along
+from bpref.formulas.along_axis import axis_of, run_along, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -57,7 +58,10 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
         def step(before, at):
             return before + at, before if exclusive else before + at
 
-        return cast(run_along(step, jnp.zeros_like, (widen(x),), axis, reverse), x.dtype)
+        def joined(v, axis, reverse):
+            return lax.cumsum(shifted(v, axis, reverse, 0.0) if exclusive else v, axis, reverse)
+
+        return cast(run_along(step, jnp.zeros_like, (widen(x),), axis, reverse, joined), x.dtype)
 
     def forward(params, x):
         require_floating(who, "x", x)

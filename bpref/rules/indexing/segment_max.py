@@ -30,7 +30,8 @@ from jax import Array
 from jaxtyping import Bool, UInt
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.indices import as_int32, as_segments, of_segments, placed, require_segments
+from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.indices import as_int32, as_segments, of_segments, placed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -56,7 +57,7 @@ def segment_max(num_segments: int) -> Layer:
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_max"
-    require_segments(who, num_segments)
+    require_size(who, "num_segments", num_segments)
 
     def forward(params, x):
         data, ids = as_segments(who, x)

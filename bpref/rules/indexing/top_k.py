@@ -29,6 +29,7 @@ from jaxtyping import Float, UInt
 
 from bpref.dtypes import require_floating
 from bpref.formulas.along_axis import axis_of
+from bpref.formulas.hyperparameters import require_count
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
@@ -56,8 +57,7 @@ def top_k(k: int, axis: int = -1) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "top_k"
-    if not isinstance(k, int) or k < 0:
-        raise ValueError(f"{who}: k is {k!r}, expected an integer of at least 0")
+    require_count(who, "k", k)
 
     def forward(params, x):
         require_floating(who, "x", x)

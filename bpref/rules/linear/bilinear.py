@@ -34,7 +34,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, product, require_input, require_size
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, product, require_input
+from bpref.formulas.hyperparameters import require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 

@@ -30,7 +30,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.affine import require_size
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size

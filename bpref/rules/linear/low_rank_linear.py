@@ -46,11 +46,11 @@ from bpref.formulas.affine import (
     plus,
     require_fit,
     require_input,
-    require_size,
     times,
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.hyperparameters import require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 

@@ -40,7 +40,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast
-from bpref.formulas.affine import require_size, times, times_transposed, transposed_times
+from bpref.formulas.affine import times, times_transposed, transposed_times
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size

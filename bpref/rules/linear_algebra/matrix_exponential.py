@@ -43,6 +43,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.matrices import (
     SMALL_BATCH,
     factorise,
@@ -78,8 +79,7 @@ def matrix_exponential(max_squarings: int = 16) -> Layer:
       TypeError: A is not floating-point.
     """
     who = "matrix_exponential"
-    if not isinstance(max_squarings, int) or max_squarings < 1:
-        raise ValueError(f"{who}: max_squarings is {max_squarings!r}, expected a positive integer")
+    require_size(who, "max_squarings", max_squarings)
 
     def forward(params, A):
         require_square(who, "A", A)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.signs import is_label, require_sign
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
@@ -54,8 +55,7 @@ def margin_ranking(margin: float = 0.0) -> Layer:
       TypeError: x is no triple; x1 is not floating-point; x2 or a real sign has another dtype.
     """
     who = "margin_ranking"
-    if not margin >= 0:
-        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+    require_non_negative(who, "margin", margin)
     of_difference = hinge(margin)
 
     def forward(params, x):

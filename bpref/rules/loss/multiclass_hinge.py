@@ -34,6 +34,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -64,8 +65,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
       TypeError: x is no pair; the scores are not floating-point; the labels are no integers.
     """
     who = "multiclass_hinge"
-    if not margin >= 0:
-        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+    require_non_negative(who, "margin", margin)
 
     def forward(params, x):
         scores, label = as_pair(who, x)

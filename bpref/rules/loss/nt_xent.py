@@ -34,6 +34,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params
@@ -61,8 +62,7 @@ def nt_xent(temperature: float = 0.5) -> Layer:
       TypeError: x is no pair; a is not floating-point; the dtypes differ.
     """
     who = "nt_xent"
-    if not temperature > 0:
-        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+    require_positive(who, "temperature", temperature)
 
     def forward(params, x):
         a, b = as_arrays(who, ("a", "b"), x)

@@ -34,6 +34,7 @@ from jax import Array
 from jaxtyping import Int8
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_share
 from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -58,8 +59,7 @@ def quantile(tau: float = 0.5) -> Layer:
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "quantile"
-    if not 0 <= tau <= 1:
-        raise ValueError(f"{who}: tau is {tau!r}, expected a number from 0 to 1")
+    require_share(who, "tau", tau)
 
     def forward(params, x):
         y_hat, y = as_matching_pair(who, "prediction", x)

@@ -57,6 +57,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.formulas.hyperparameters import require_non_negative, require_share
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -97,10 +98,8 @@ def softmax_cross_entropy(
         dtype; `ignored` is given with distributions.
     """
     who = "softmax_cross_entropy"
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
-    if not z_loss >= 0:
-        raise ValueError(f"{who}: z_loss is {z_loss!r}, expected a number of at least 0")
+    require_share(who, "smoothing", smoothing)
+    require_non_negative(who, "z_loss", z_loss)
     w = None if class_weights is None else np.asarray(class_weights, np.float64)
     if w is not None and not (w.ndim == 1 and (w >= 0).all() and w.any()):
         raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")

@@ -36,6 +36,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like, require_vectors
 from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params
@@ -62,8 +63,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
       TypeError: x is no triple; the anchor is not floating-point; the dtypes differ.
     """
     who = "triplet"
-    if not margin >= 0:
-        raise ValueError(f"{who}: margin is {margin!r}, expected a number of at least 0")
+    require_non_negative(who, "margin", margin)
 
     def forward(params, x):
         a, p, m = as_arrays(who, ("anchor", "positive", "negative"), x)

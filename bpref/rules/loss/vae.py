@@ -38,6 +38,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -75,8 +76,7 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
       TypeError: x is no such tuple; the output is not floating-point; the dtypes differ.
     """
     who = "vae"
-    if not beta >= 0:
-        raise ValueError(f"{who}: beta is {beta!r}, expected a number of at least 0")
+    require_non_negative(who, "beta", beta)
     if likelihood not in ("bernoulli", "gaussian"):
         raise ValueError(f"{who}: likelihood is {likelihood!r}, expected 'bernoulli' or 'gaussian'")
 

@@ -54,6 +54,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer
@@ -116,8 +117,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
         raise ValueError(f"{who}: widths is {widths!r}, expected a tuple of positive integers such as (64, 64)")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    if not penalty >= 0:
-        raise ValueError(f"{who}: penalty is {penalty!r}, expected a number of at least 0")
+    require_non_negative(who, "penalty", penalty)
     f, slope, curvature = _ACTIVATIONS[activation]
 
     def init(key, x):

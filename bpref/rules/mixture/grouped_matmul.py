@@ -34,8 +34,9 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer
-from bpref.formulas.affine import lecun_uniform, require_size, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
+from bpref.formulas.hyperparameters import require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
 

@@ -50,15 +50,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    lecun_uniform,
-    require_fit,
-    require_input,
-    require_size,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, require_fit, require_input, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import (
     Blocks,
     capacity_blocks,
@@ -68,6 +60,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
+from bpref.formulas.hyperparameters import require_count, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
@@ -149,8 +142,7 @@ def mixture_of_experts(
         raise ValueError(f"{who}: k is {k}, expected at most the number of experts E = {experts}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
-    if isinstance(shared, bool) or not isinstance(shared, int) or shared < 0:
-        raise ValueError(f"{who}: shared is {shared!r}, expected an integer of at least 0")
+    require_count(who, "shared", shared)
     if capacity_factor is not None and not 0 <= capacity_factor < math.inf:
         raise ValueError(f"{who}: capacity_factor is {capacity_factor!r}, expected None or a number of at least 0")
     width, make = ACTIVATIONS[activation]

@@ -38,7 +38,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.standardize import moments, on_last_axis, require_features, require_positive, scale_and_shift
+from bpref.formulas.hyperparameters import require_positive, require_share
+from bpref.formulas.standardize import moments, on_last_axis, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -137,8 +138,7 @@ def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, mo
     Raises:
       ValueError: momentum is out of its range; the cache is that of a forward in inference.
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"update_running_statistics: momentum is {momentum!r}, expected a number from 0 to 1")
+    require_share("update_running_statistics", "momentum", momentum)
     if cache.mean is None or cache.var is None:
         raise ValueError("update_running_statistics: the cache holds no statistics, expected that of training=True")
     N = cache.x.size // cache.x.shape[-1]

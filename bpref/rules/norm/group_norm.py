@@ -36,12 +36,12 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,
     require_features,
-    require_positive,
     scale_and_shift,
 )
 from bpref.layer import Layer

@@ -32,8 +32,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.reduced import require_axes
-from bpref.formulas.standardize import require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 

@@ -33,7 +33,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import require_features, require_positive
+from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.standardize import require_features
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize

@@ -34,13 +34,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import (
-    mean_over,
-    pull_scale_and_shift,
-    require_features,
-    require_positive,
-    scale_and_shift,
-)
+from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.standardize import mean_over, pull_scale_and_shift, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 

@@ -29,6 +29,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.naive_windows import reduce_windows
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params
@@ -65,25 +66,20 @@ def average_pool(
     who = "average_pool"
     windows = as_windows(who, window, window if stride is None else stride, 1, padding)
 
-    def steps_of(x):
-        """For each spatial axis: its number, k, s and the padding."""
-        return list(zip(range(1, x.ndim - 1), windows.size, windows.stride, place_pool(who, windows, x), strict=True))
-
     def divided(v, x):
         """v / q, of y's shape."""
         if count_padding:
             return lax.mul(v, jnp.asarray(1 / math.prod(windows.size), v.dtype))
-        for axis, k, s, (lo, _) in steps_of(x):
+        for axis, _, k, s, _, (lo, _) in place_pool(who, windows, x):
             first = s * np.arange(v.shape[axis]) - lo
             q = np.minimum(first + k, x.shape[axis]) - np.maximum(first, 0)
             v = lax.mul(v, lax.broadcast_in_dim(jnp.asarray(1 / q, v.dtype), v.shape, (axis,)))
         return v
 
     def forward(params, x):
-        steps = steps_of(x)
+        placed = place_pool(who, windows, x)
         y = widen(x)
-        for axis, k, s, pads in steps:
-            count = (x.shape[axis] + sum(pads) - k) // s + 1
+        for axis, count, k, s, _, pads in placed:
             padded = pad_axis(y, axis, pads, 0)
             y = add_up(seen(padded, axis, o, s, count) for o in range(k))
         return cast(divided(y, x), x.dtype), AveragePoolCache(x[:0])
@@ -91,7 +87,7 @@ def average_pool(
     def backward(params, cache, dy):
         x = cache.no_examples
         dx = divided(widen(dy), x)
-        for axis, k, s, (lo, _) in steps_of(x):
+        for axis, _, k, s, _, (lo, _) in place_pool(who, windows, x):
             dx = put_in_all(dx, axis, k, s, -lo, x.shape[axis])
         return (), cast(dx, x.dtype)
 
@@ -106,11 +102,8 @@ def reference(
     padding: Padding = "valid",
     count_padding: bool = True,
 ) -> Array:
-    steps = window if stride is None else (stride,) * len(window) if isinstance(stride, int) else stride
-    pads = padding.upper() if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
-
     def sums(v):
-        return lax.reduce_window(v, 0.0, lax.add, (1, *window, 1), (1, *steps, 1), pads)
+        return reduce_windows(v, 0.0, lax.add, window, stride, padding)
 
     y = sums(x)
     return y / math.prod(window) if count_padding else y / sums(jnp.ones_like(x))

@@ -2,18 +2,18 @@
 
 The maximum over a box is the maximum along one axis of the maxima along another, so one axis is all there is to
 derive; the layer takes the axes from the last to the first. Forward along an axis of n elements, with window k, stride
-s, and padding of `lo` and `hi` elements that are -inf:
+s, dilation d, and padding of `lo` and `hi` elements that are -inf:
 
-    y_i = max_o x_{s i + o - lo}              m = floor((n + lo + hi - k) / s) + 1       x: (N, *sizes, C)
-    w_i = the first o that attains it                                                     y: (N, *counts, C)
+    y_i = max_o x_{s i + d o - lo}        m = floor((n + lo + hi - d (k-1) - 1) / s) + 1       x: (N, *sizes, C)
+    w_i = the first o that attains it                                                           y: (N, *counts, C)
 
-Differential: while no two elements of a window are equal, w does not change, and delta y_i = delta x_{s i + w_i - lo}.
-The adjoint puts dy_i where it came from:
+Differential: while no two elements of a window are equal, w does not change, and delta y_i = delta x_j with
+j = s i + d w_i - lo. The adjoint puts dy_i where it came from:
 
-    dx_j = sum_o sum over i with s i + o - lo = j of [w_i = o] dy_i                       (N, *sizes, C)
+    dx_j = sum_o sum over i with s i + d o - lo = j of [w_i = o] dy_i                           (N, *sizes, C)
 
-For one o that is dy where w = o and 0 elsewhere, with s - 1 zeros put between its elements, shifted by o - lo: k of
-these are added, and nothing is scattered. Along several axes, the adjoints follow in the opposite order.
+For one o that is dy where w = o and 0 elsewhere, with s - 1 zeros put between its elements, shifted by d o - lo: k
+of these are added, and nothing is scattered. Along several axes, the adjoints follow in the opposite order.
 
 Ties: the first of the largest elements in the window gets all of dy, in the order in which x lies in memory, as in the
 derivative of `jax.lax.reduce_window`. Within a row the first offset wins, then the first row: hence the order of the
@@ -29,7 +29,7 @@ Two axes of k offsets take 2 k comparisons, not k^2, and what XLA computes again
 which on a CPU is w, stays as small.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +37,9 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.naive_windows import first_largest, reduce_windows
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
-from bpref.formulas.windows import Padding, as_windows, place_pool
+from bpref.formulas.windows import Along, Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -49,7 +50,10 @@ class MaxPoolCache(NamedTuple):
 
 
 def max_pool(
-    window: tuple[int, ...] = (2, 2), stride: int | tuple[int, ...] | None = None, padding: Padding = "valid"
+    window: tuple[int, ...] = (2, 2),
+    stride: int | tuple[int, ...] | None = None,
+    padding: Padding = "valid",
+    dilation: int | tuple[int, ...] = 1,
 ) -> Layer:
     """y = the maximum over each window, of as many spatial axes as the window has entries.
 
@@ -57,7 +61,8 @@ def max_pool(
       window: the window's size along each of 1 to 3 spatial axes.
       stride: the step from window to window; a number, or one for each axis; None for the window's size.
       padding: "valid" for none, "same" for ceil(n / stride) windows along each axis, or for each axis the pair of
-        elements -inf in front and behind, each fewer than the window's.
+        elements -inf in front and behind, each fewer than the window reaches over.
+      dilation: the step from element to element in a window; a number, or one for each axis.
 
     Returns:
       A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
@@ -68,42 +73,36 @@ def max_pool(
       TypeError: x is not floating-point.
     """
     who = "max_pool"
-    windows = as_windows(who, window, window if stride is None else stride, 1, padding)
+    windows = as_windows(who, window, window if stride is None else stride, dilation, padding)
 
     def forward(params, x):
-        pads = place_pool(who, windows, x)
         y, winners = x, []
-        for axis in reversed(range(1, x.ndim - 1)):
-            y, w = _largest_along(y, axis, windows.size[axis - 1], windows.stride[axis - 1], pads[axis - 1])
+        for along in reversed(place_pool(who, windows, x)):
+            y, w = _largest_along(y, along)
             winners.insert(0, w)
         return y, MaxPoolCache(tuple(winners), x[:0])
 
     def backward(params, cache, dy):
         x = cache.no_examples
-        pads = place_pool(who, windows, x)
         dx = widen(dy)
-        for axis, w in enumerate(cache.winners, 1):
-            step, (lo, _), n = windows.stride[axis - 1], pads[axis - 1], x.shape[axis]
-            if w is None:
-                dx = put(dx, axis, -lo, step, n)
-                continue
-            shares = (jnp.where(w == o, dx, 0) for o in range(windows.size[axis - 1]))
-            dx = add_up(put(share, axis, o - lo, step, n) for o, share in enumerate(shares))
+        for (axis, _, k, s, d, (lo, _)), w in zip(place_pool(who, windows, x), cache.winners, strict=True):
+            shares = [dx] if w is None else [jnp.where(w == o, dx, 0) for o in range(k)]
+            dx = add_up(put(share, axis, d * o - lo, s, x.shape[axis]) for o, share in enumerate(shares))
         return (), cast(dx, x.dtype)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _largest_along(x: Array, axis: int, size: int, stride: int, pads: tuple[int, int]) -> tuple[Array, Array | None]:
+def _largest_along(x: Array, along: Along) -> tuple[Array, Array | None]:
     """y and w along one axis; None for a w of nothing but zeros."""
-    count = (x.shape[axis] + sum(pads) - size) // stride + 1
+    axis, count, size, stride, dilation, pads = along
     padded = pad_axis(x, axis, pads, -jnp.inf)
     y = seen(padded, axis, 0, stride, count)
     if size == 1:
         return y, None
     w = jnp.zeros(y.shape, np.min_scalar_type(size - 1))
     for o in range(1, size):
-        v = seen(padded, axis, o, stride, count)
+        v = seen(padded, axis, dilation * o, stride, count)
         wins = ~(v <= y) & (y == y)
         y, w = jnp.where(wins, v, y), jnp.where(wins, jnp.asarray(o, w.dtype), w)
     return y, w
@@ -115,10 +114,11 @@ def reference(
     window: tuple[int, ...] = (2, 2),
     stride: int | tuple[int, ...] | None = None,
     padding: Padding = "valid",
+    dilation: Any = 1,
 ) -> Array:
-    steps = window if stride is None else (stride,) * len(window) if isinstance(stride, int) else stride
-    pads = padding.upper() if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *steps, 1), pads)
+    if dilation == 1:
+        return reduce_windows(x, -jnp.inf, lax.max, window, stride, padding)
+    return first_largest(x, window, stride, padding, dilation)
 
 
 RULE = Rule(
@@ -133,10 +133,10 @@ RULE = Rule(
             timed={"N": 16, "H": 32, "W": 32, "C": 32},
         ),
         Case(
-            "2-D, overlapping, padded",
+            "2-D, overlapping, dilated, padded",
             Real("N H W C"),
-            {"window": (3, 3), "stride": 2, "padding": ((1, 1), (0, 1))},
-            least={"H": 1, "W": 2},
+            {"window": (3, 2), "stride": (2, 1), "padding": ((3, 2), (0, 1)), "dilation": (2, 3)},
+            least={"H": 2, "W": 3},
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),
         Case(

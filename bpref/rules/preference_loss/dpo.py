@@ -40,6 +40,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -69,8 +70,7 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
       TypeError: x is no tuple of four; they are not floating-point, or of several dtypes.
     """
     who = "dpo"
-    if not beta > 0:
-        raise ValueError(f"{who}: beta is {beta!r}, expected a positive number")
+    require_positive(who, "beta", beta)
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
     if form not in ("sigmoid", "hinge", "ipo"):

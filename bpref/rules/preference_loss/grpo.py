@@ -42,6 +42,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
+from bpref.formulas.hyperparameters import require_non_negative, require_positive
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -84,10 +85,8 @@ def grpo(
     who = "grpo"
     high = clip if clip_high is None else clip_high
     require_clips(who, clip, high, normalization)
-    if not kl_weight >= 0:
-        raise ValueError(f"{who}: kl_weight is {kl_weight!r}, expected a number of at least 0")
-    if not eps > 0:
-        raise ValueError(f"{who}: eps is {eps!r}, expected a positive number")
+    require_non_negative(who, "kl_weight", kl_weight)
+    require_positive(who, "eps", eps)
 
     def forward(params, x):
         policy, old, rho, R, mask = as_arrays(who, NAMES, x)

@@ -35,6 +35,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative, require_positive
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -64,11 +65,9 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
       TypeError: x is no tuple of four; dtypes do not fit.
     """
     who = "kto"
-    if not beta > 0:
-        raise ValueError(f"{who}: beta is {beta!r}, expected a positive number")
+    require_positive(who, "beta", beta)
     for name, w in (("desirable_weight", desirable_weight), ("undesirable_weight", undesirable_weight)):
-        if not w >= 0:
-            raise ValueError(f"{who}: {name} is {w!r}, expected a number of at least 0")
+        require_non_negative(who, name, w)
 
     def forward(params, x):
         pi, rho, k, desirable = as_arrays(who, NAMES, x)

@@ -41,6 +41,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -83,8 +84,7 @@ def ppo(
     require_clips(who, clip, high, normalization)
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"{who}: dual_clip is {dual_clip!r}, expected a number above 1 or None")
-    if not kl_weight >= 0:
-        raise ValueError(f"{who}: kl_weight is {kl_weight!r}, expected a number of at least 0")
+    require_non_negative(who, "kl_weight", kl_weight)
 
     def forward(params, x):
         *arrays, mask = as_arrays(who, NAMES, x)

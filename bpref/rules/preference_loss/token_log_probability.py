@@ -32,6 +32,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -59,8 +60,7 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
       TypeError: x is no pair; the logits are not floating-point; the labels are no integers.
     """
     who = "token_log_probability"
-    if not temperature > 0:
-        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+    require_positive(who, "temperature", temperature)
 
     def forward(params, x):
         z, label = as_pair(who, x)

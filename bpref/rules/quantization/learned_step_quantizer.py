@@ -36,6 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_count
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -69,8 +70,7 @@ def learned_step_quantizer(bits: int = 8, signed: bool = True, example_axes: int
     least_bits = 2 if signed else 1
     if not isinstance(bits, int) or bits < least_bits:
         raise ValueError(f"{who}: bits is {bits!r}, expected an integer of at least {least_bits}")
-    if not isinstance(example_axes, int) or example_axes < 0:
-        raise ValueError(f"{who}: example_axes is {example_axes!r}, expected an integer of at least 0")
+    require_count(who, "example_axes", example_axes)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
     def init(key, x):

@@ -25,7 +25,6 @@ The forward adds s - s = 0 to y, which tells whoever differentiates the forward 
 is infinite and not clipped that is NaN.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from jax import Array, lax
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -59,8 +59,7 @@ def straight_through(levels: int | None = None, limit: float = 1.0, clipped: boo
     who = "straight_through"
     if levels is not None and (not isinstance(levels, int) or levels < 2):
         raise ValueError(f"{who}: levels is {levels!r}, expected None or an integer of at least 2")
-    if not 0 < limit < math.inf:
-        raise ValueError(f"{who}: limit is {limit!r}, expected a positive number")
+    require_positive(who, "limit", limit)
     if clipped and levels is None:
         raise ValueError(f"{who}: clipped needs levels, whole numbers have no outermost one")
 

@@ -46,16 +46,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    require_size,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time

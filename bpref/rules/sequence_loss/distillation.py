@@ -48,6 +48,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.hyperparameters import require_positive, require_share
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -84,10 +85,8 @@ def distillation(
       TypeError: x is no tuple of three; dtypes do not fit.
     """
     who = "distillation"
-    if not temperature > 0:
-        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
-    if not 0 <= soft_weight <= 1:
-        raise ValueError(f"{who}: soft_weight is {soft_weight!r}, expected a number from 0 to 1")
+    require_positive(who, "temperature", temperature)
+    require_share(who, "soft_weight", soft_weight)
     if mixture is not None and not 0 < mixture < 1:
         raise ValueError(f"{who}: mixture is {mixture!r}, expected a number between 0 and 1 or None")
     if mixture is not None and reverse:

@@ -54,11 +54,11 @@ from bpref.formulas.affine import (
     lecun_uniform,
     require_fit,
     require_input,
-    require_size,
     times,
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.hyperparameters import require_non_negative, require_share, require_size
 from bpref.formulas.pairs import as_pair, require_batch
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer
@@ -135,10 +135,8 @@ def fused_linear_cross_entropy(
     require_size(who, "block", block)
     if rows is not None:
         require_size(who, "rows", rows)
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
-    if not z_loss >= 0:
-        raise ValueError(f"{who}: z_loss is {z_loss!r}, expected a number of at least 0")
+    require_share(who, "smoothing", smoothing)
+    require_non_negative(who, "z_loss", z_loss)
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"{who}: soft_cap is {soft_cap!r}, expected a positive number or None")
 

@@ -31,6 +31,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, require_integer
+from bpref.formulas.hyperparameters import require_share
 from bpref.formulas.lengths import require_lengths, used, within
 from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params
@@ -63,8 +64,7 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
         boolean nor integer.
     """
     who = "sequence_cross_entropy"
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to 1")
+    require_share(who, "smoothing", smoothing)
     of_all = softmax_cross_entropy(smoothing, ignored=PADDING)
     forward_of, backward_of = of_all.forward, of_all.backward
     if per_example:

@@ -44,6 +44,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.formulas.hyperparameters import require_count
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
 from bpref.formulas.tuples import as_arrays, require_shape
@@ -77,8 +78,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
       TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
     """
     who = "transducer"
-    if not isinstance(blank, int) or blank < 0:
-        raise ValueError(f"{who}: blank is {blank!r}, expected an integer of at least 0")
+    require_count(who, "blank", blank)
 
     def forward(params, x):
         logits, labels, frames, label_lengths = _checked(who, blank, mean, x)

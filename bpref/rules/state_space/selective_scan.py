@@ -52,7 +52,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.affine import require_size
+from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer

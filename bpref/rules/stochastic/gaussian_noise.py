@@ -16,7 +16,6 @@ Numerical care: e is drawn in float32, whatever x's dtype is, so that every dtyp
 added to in float32 and rounded once. The backward is exact.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -51,8 +51,7 @@ def gaussian_noise(std: float = 0.1) -> Layer:
       TypeError: x is not floating-point; the key is none.
     """
     who = "gaussian_noise"
-    if not 0 <= std < math.inf:
-        raise ValueError(f"{who}: std is {std!r}, expected a number of at least 0")
+    require_non_negative(who, "std", std)
 
     def init(key, x):
         return GaussianNoiseParams(key)
