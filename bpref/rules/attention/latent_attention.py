@@ -296,7 +296,7 @@ RULE = Rule(
                 "eps": Interval(1e-3, 0.1, 1e-2),
             },
             never_empty=("T", "d"),
-            timed={"B": 2, "T": 256, "d": 128},
+            timed={"B": 1, "T": 512, "d": 128},
         ),
         Case(
             "queries of x, segments, neighbours turned, other values",
