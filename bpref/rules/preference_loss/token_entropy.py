@@ -98,6 +98,9 @@ def reference(params: tuple[()], z: Array, temperature: float = 1.0) -> Array:
     return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
 
+_LOGITS = Real("C", -2.0, 2.0)
+"""No farther apart: of a policy that is nearly decided the reference has lost the digits, and can be no judge."""
+
 RULE = Rule(
     "token_entropy",
     token_entropy,
@@ -105,12 +108,12 @@ RULE = Rule(
     cases=(
         Case(
             "sequence",
-            Real("B T C", points=(30.0, -30.0)),
+            _LOGITS._replace(axes="B T C"),
             {"temperature": Interval(0.5, 2.0, 1.0)},
             ("C",),
             timed={"B": 2, "T": 128, "C": 8192},
         ),
-        Case("one token", Real("C"), never_empty=("C",)),
+        Case("one token", _LOGITS, never_empty=("C",)),
     ),
     cite="Williams and Peng, 'Function optimization using connectionist reinforcement learning algorithms' (1991); "
     "arXiv:1707.06347, equation 9",
