@@ -314,7 +314,7 @@ RULE = Rule(
             "capacity",
             _X,
             {
-                "experts": 3,
+                "experts": 5,
                 "hidden": Size("H"),
                 "activation": "gelu",
                 "renormalize": False,
