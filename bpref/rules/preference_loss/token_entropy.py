@@ -17,10 +17,11 @@ The factor of each perturbation:
 
 Cached: the logits as they came. The softmax is made again from them.
 
-Numerical care, with m the largest z / t of a position, d = z / t - m, a count K of classes with d = 0, and the mean
+Numerical care, with m the largest z of a position, d = (z - m) / t, a count K of classes with d = 0, and the mean
 D = sum_c p_c d_c, a sum of numbers of one sign:
 
-- exponentials of d never overflow. S = K + R is their sum, R that over the classes below m.
+- exponentials of d never overflow. S = K + R is their sum, R that over the classes below m. What is subtracted is z and
+  not z / t: that is 0 exactly where z is m, whichever way a quotient is rounded where it is made once more.
 - H = log S - D, a sum of two positive numbers. log S is log1p(K - 1 + R): near a decided policy, where S is 1 + R, the
   logarithm of S has lost R.
 - log p_c + H = d_c - D, in which log S has cancelled: of the largest class it is -D, small and precise, where log p + H
@@ -86,8 +87,8 @@ def token_entropy(temperature: float = 1.0) -> Layer:
 
     def shifted(z):
         """d, and exp(d)."""
-        u = widen(z) / temperature
-        d = jnp.maximum(u - lax.stop_gradient(jnp.max(u, -1, keepdims=True)), LOWEST)
+        z = widen(z)
+        d = jnp.maximum((z - lax.stop_gradient(jnp.max(z, -1, keepdims=True))) / temperature, LOWEST)
         return d, jnp.exp(d)
 
     return Layer(no_params, forward, backward, who)
