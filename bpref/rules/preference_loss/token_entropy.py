@@ -73,7 +73,8 @@ def token_entropy(temperature: float = 1.0) -> Layer:
             raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
         d, e = shifted(z)
         is_largest = d == 0
-        K, R = jnp.sum(is_largest, -1, dtype=e.dtype), jnp.sum(jnp.where(is_largest, 0, e), -1)
+        # e - 1 is 0 there, but has the slope of e for whoever differentiates this
+        K, R = jnp.sum(is_largest, -1, dtype=e.dtype), jnp.sum(jnp.where(is_largest, e - 1, e), -1)
         H = jnp.log1p(K - 1 + R) - jnp.sum(e * d, -1) / (K + R)
         return cast(H, z.dtype), TokenEntropyCache(z)
 
