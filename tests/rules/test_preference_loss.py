@@ -1,10 +1,12 @@
 """The losses of policies: what they refuse, values worked by hand, and what padding may hold."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bpref
+from bpref.verify.program import quick_compilation
 
 pytestmark = pytest.mark.quick
 
@@ -255,6 +257,15 @@ def test_an_even_policy_has_the_greatest_entropy_and_a_decided_one_none():
     H, dz = bpref.backpropagate(bpref.token_entropy(), (), z, jnp.ones(3))[::2]
     np.testing.assert_allclose(H, [np.log(3), 0, np.log(2)], rtol=1e-6)
     np.testing.assert_array_equal(dz, 0)
+
+
+def test_the_largest_class_is_known_though_its_quotient_by_the_temperature_is_rounded():
+    """Twice, in two loops and in two ways, if the compiler does so: these options make it."""
+    z = jax.random.normal(jax.random.key(0), (64, 3))
+    entropy = jax.jit(lambda z: bpref.token_entropy(0.921875).forward((), z)[0], compiler_options=quick_compilation())
+    H = entropy(z)
+    log_p = jax.nn.log_softmax(z / 0.921875)
+    np.testing.assert_allclose(H, -jnp.sum(jnp.exp(log_p) * log_p, -1), rtol=1e-5)
 
 
 def test_the_entropy_of_a_policy_that_is_nearly_decided_keeps_its_digits():

@@ -306,7 +306,7 @@ RULE = Rule(
             "capacity",
             _X,
             {
-                "experts": 3,
+                "experts": 5,
                 "hidden": Size("H"),
                 "activation": "gelu",
                 "renormalize": False,

@@ -17,10 +17,11 @@ The factor of each perturbation:
 
 Cached: the logits as they came. The softmax is made again from them.
 
-Numerical care, with m the largest z / t of a position, d = z / t - m, a count K of classes with d = 0, and the mean
+Numerical care, with m the largest z of a position, d = (z - m) / t, a count K of classes with d = 0, and the mean
 D = sum_c p_c d_c, a sum of numbers of one sign:
 
-- exponentials of d never overflow. S = K + R is their sum, R that over the classes below m.
+- exponentials of d never overflow. S = K + R is their sum, R that over the classes below m. What is subtracted is z and
+  not z / t: that is 0 exactly where z is m, whichever way a quotient is rounded where it is made once more.
 - H = log S - D, a sum of two positive numbers. log S is log1p(K - 1 + R): near a decided policy, where S is 1 + R, the
   logarithm of S has lost R.
 - log p_c + H = d_c - D, in which log S has cancelled: of the largest class it is -D, small and precise, where log p + H
@@ -72,7 +73,8 @@ def token_entropy(temperature: float = 1.0) -> Layer:
             raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
         d, e = shifted(z)
         is_largest = d == 0
-        K, R = jnp.sum(is_largest, -1, dtype=e.dtype), jnp.sum(jnp.where(is_largest, 0, e), -1)
+        # e - 1 is 0 there, but has the slope of e for whoever differentiates this
+        K, R = jnp.sum(is_largest, -1, dtype=e.dtype), jnp.sum(jnp.where(is_largest, e - 1, e), -1)
         H = jnp.log1p(K - 1 + R) - jnp.sum(e * d, -1) / (K + R)
         return cast(H, z.dtype), TokenEntropyCache(z)
 
@@ -86,8 +88,8 @@ def token_entropy(temperature: float = 1.0) -> Layer:
 
     def shifted(z):
         """d, and exp(d)."""
-        u = widen(z) / temperature
-        d = jnp.maximum(u - lax.stop_gradient(jnp.max(u, -1, keepdims=True)), LOWEST)
+        z = widen(z)
+        d = jnp.maximum((z - lax.stop_gradient(jnp.max(z, -1, keepdims=True))) / temperature, LOWEST)
         return d, jnp.exp(d)
 
     return Layer(no_params, forward, backward, who)
@@ -98,6 +100,9 @@ def reference(params: tuple[()], z: Array, temperature: float = 1.0) -> Array:
     return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
 
+_LOGITS = Real("C", -2.0, 2.0)
+"""No farther apart: of a policy that is nearly decided the reference has lost the digits, and can be no judge."""
+
 RULE = Rule(
     "token_entropy",
     token_entropy,
@@ -105,12 +110,12 @@ RULE = Rule(
     cases=(
         Case(
             "sequence",
-            Real("B T C", points=(30.0, -30.0)),
+            _LOGITS._replace(axes="B T C"),
             {"temperature": Interval(0.5, 2.0, 1.0)},
             ("C",),
             timed={"B": 2, "T": 128, "C": 8192},
         ),
-        Case("one token", Real("C"), never_empty=("C",)),
+        Case("one token", _LOGITS, never_empty=("C",)),
     ),
     cite="Williams and Peng, 'Function optimization using connectionist reinforcement learning algorithms' (1991); "
     "arXiv:1707.06347, equation 9",
