@@ -1,5 +1,6 @@
 """The losses: what they refuse, and what they are where their references have nothing to say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -289,3 +290,26 @@ def test_a_label_that_is_no_class_spoils_no_other_position_though_it_is_weighted
     assert np.isnan(J)
     assert np.isnan(dlogits[3]).all()
     assert np.isfinite(np.delete(dlogits, 3, 0)).all()
+
+
+@pytest.mark.parametrize("C", [1, 2, 7, 9, 12, 66, 899])
+def test_the_label_may_lie_in_any_block_of_classes(C):
+    """Each label in turn, far ahead of the others: 1 - p is their sum, and so small that 1 - p in float32 is 0."""
+    logits = jnp.where(jnp.eye(C, dtype=bool), 20.0, jnp.tile(jnp.linspace(-1, 1, C), (C, 1)))
+    J, dlogits = sweep(bpref.softmax_cross_entropy(), logits, jnp.arange(C))
+    z = np.asarray(logits, np.float64)
+    others = np.where(np.eye(C, dtype=bool), 0, np.exp(z - 20)).sum(1)
+    np.testing.assert_allclose(J, np.log1p(others).mean(), rtol=1e-5)
+    np.testing.assert_allclose(np.diag(dlogits), -others / (1 + others) / C, rtol=1e-5)
+
+
+def test_a_number_of_classes_without_factors_of_2_takes_no_more_memory():
+    """899 = 29 x 31: the exponentials of all classes are never kept."""
+    layer, logits, label = bpref.softmax_cross_entropy(), jnp.zeros((64, 899)), jnp.zeros(64, jnp.int32)
+
+    def both(logits):
+        J, cache = layer.forward((), (logits, label))
+        return J, layer.backward((), cache, jnp.ones(()))
+
+    used = jax.jit(both).lower(logits).compile().memory_analysis()
+    assert used.temp_size_in_bytes < logits.nbytes / 2

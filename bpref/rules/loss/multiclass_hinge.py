@@ -30,11 +30,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -70,8 +71,8 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     def forward(params, x):
         scores, label = as_pair(who, x)
         _require_fit(who, scores, label)
-        z, own = widen(scores), _own(label, scores)
-        z_y = jnp.take_along_axis(z, jnp.clip(_signed(label), 0, z.shape[-1] - 1)[..., None], -1, mode="clip")
+        z, own = widen(scores), is_own(label, scores)
+        z_y = own_score(label, z)
         missing = z - (z_y - margin)
         counts = (missing > 0) & ~own
         h = jnp.where(counts, missing, 0)
@@ -83,25 +84,15 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     def backward(params, cache, dJ):
         k = cache.excess.astype(wide_dtype(dJ.dtype))
         g = (2 if squared else 1) * widen(dJ) / k.size * _known(cache.label, k)
-        dz = g * jnp.where(_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
+        dz = g * jnp.where(is_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
         return (), (cast(dz, dJ.dtype), None)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _signed(label: Array) -> Array:
-    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
-
-
-def _own(label: Array, scores: Array) -> Array:
-    """[c = y], of the scores' shape."""
-    y = _signed(label)
-    return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
-
-
 def _known(label: Array, scores: Array) -> Array:
     """1 for a label that is a class, NaN for one that is none: (..., 1)."""
-    return jnp.where((label >= 0) & (label < scores.shape[-1]), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
+    return jnp.where(is_class(label, scores), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
 
 
 def _require_fit(who: str, scores: Array, label: Array) -> None:
