@@ -70,6 +70,21 @@ BAD_CALLS = {
         ValueError,
         "log_cosh: the batch is empty, its mean is not defined",
     ),
+    "one of several quantiles beyond 1": (
+        lambda: bpref.quantile((0.5, 1.5)),
+        ValueError,
+        "quantile: tau is 1.5, expected a number from 0 to 1",
+    ),
+    "no quantile": (
+        lambda: bpref.quantile(()),
+        ValueError,
+        "quantile: tau is (), expected a number from 0 to 1, or several",
+    ),
+    "quantiles without an axis of their own": (
+        lambda: bpref.quantile((0.1, 0.9)).forward((), (jnp.ones((4, 3)), jnp.ones((4, 3)))),
+        ValueError,
+        "quantile: prediction has shape (4, 3), expected (4, 3, 2), target's shape (4, 3) and 2 taus",
+    ),
     "a quantile beyond 1": (
         lambda: bpref.quantile(1.5),
         ValueError,
@@ -213,6 +228,19 @@ def test_at_the_kink_of_an_absolute_value_the_slope_is_the_middle_one():
     zero = jnp.zeros(1)
     assert sweep(bpref.absolute(), zero, zero)[1] == 0
     np.testing.assert_allclose(sweep(bpref.quantile(0.9), zero, zero)[1], -0.4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_several_quantiles_are_the_sum_of_each(shape):
+    y_hat, y = jnp.sin(jnp.arange(float(np.prod(shape) * 2))).reshape(*shape, 2), jnp.full(shape, 0.2)
+    J, cache = bpref.quantile((0.1, 0.7)).forward((), (y_hat, y))
+    _, (dy_hat, dy) = bpref.quantile((0.1, 0.7)).backward((), cache, jnp.ones(()))
+    each = [
+        bpref.backpropagate(bpref.quantile(t), (), (y_hat[..., k], y), jnp.ones(())) for k, t in enumerate((0.1, 0.7))
+    ]
+    np.testing.assert_allclose(J, sum(J for J, _, _ in each), rtol=1e-6)
+    np.testing.assert_allclose(dy_hat, np.stack([dx[0] for _, _, dx in each], -1), rtol=1e-6)
+    np.testing.assert_allclose(dy, sum(dx[1] for _, _, dx in each), rtol=1e-6, atol=1e-7)
 
 
 def test_a_quantile_weighs_what_lies_above_by_tau():
