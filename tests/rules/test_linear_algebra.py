@@ -100,7 +100,22 @@ BAD_CALLS = {
     "a real transform of a length": (
         lambda: bpref.real_fft(length=8),
         ValueError,
-        "real_fft: length is 8, which only the inverse has; n is the size of x's last axis",
+        "real_fft: length is 8, which only the inverse has; n is the size of x's axis",
+    ),
+    "a real transform over no axis": (
+        lambda: bpref.real_fft(axes=()),
+        ValueError,
+        "real_fft: axes is (), expected at least one axis",
+    ),
+    "a real transform over an axis twice": (
+        lambda: bpref.real_fft(axes=(1, -1)).forward((), WIDE),
+        ValueError,
+        "real_fft: axes is (1, -1), expected different axes of x (x: (3, 4))",
+    ),
+    "a real transform of nothing": (
+        lambda: bpref.real_fft(axes=(0, 1)).forward((), WIDE[:0]),
+        ValueError,
+        "real_fft: x has shape (0, 4), expected at least one element along each of axes (0, 1)",
     ),
     "fft over an axis twice": (
         lambda: bpref.fft((1, -1)).forward((), COMPLEX),

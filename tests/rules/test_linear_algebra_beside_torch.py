@@ -136,13 +136,19 @@ def test_fft(seed, inverse, norm):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("norm", ["backward", "ortho", "forward"])
-def test_real_fft(seed, norm):
-    assert_transforms_alike(bpref.real_fft(norm=norm), lambda x: torch.fft.rfft(x, norm=norm), drawn(seed, np.asarray))
+@pytest.mark.parametrize("axes", [(-1,), (0, 2), (2, 0, 1)])
+def test_real_fft(seed, norm, axes):
+    layer = bpref.real_fft(norm=norm, axes=axes)
+    assert_transforms_alike(layer, lambda x: torch.fft.rfftn(x, dim=axes, norm=norm), drawn(seed, np.asarray))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("odd", [False, True])
-def test_inverse_real_fft(seed, odd):
+@pytest.mark.parametrize("axes", [(-1,), (0, 2), (2, 0, 1)])
+def test_inverse_real_fft(seed, odd, axes):
     x = complex_drawn(seed)
-    n = 2 * (x.shape[-1] - 1) + odd
-    assert_transforms_alike(bpref.real_fft(True, n), lambda x: torch.fft.irfft(x, n), x)
+    if x.shape[axes[-1]] == 1:
+        x = np.concatenate([x, 2 * x], axes[-1])
+    n = 2 * (x.shape[axes[-1]] - 1) + odd
+    sizes = [*(x.shape[axis] for axis in axes[:-1]), n]
+    assert_transforms_alike(bpref.real_fft(True, n, axes=axes), lambda x: torch.fft.irfftn(x, sizes, axes), x)

@@ -1,5 +1,6 @@
 """The losses: what they refuse, and what they are where their references have nothing to say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +69,21 @@ BAD_CALLS = {
         lambda: bpref.log_cosh().forward((), (jnp.ones(0), jnp.ones(0))),
         ValueError,
         "log_cosh: the batch is empty, its mean is not defined",
+    ),
+    "one of several quantiles beyond 1": (
+        lambda: bpref.quantile((0.5, 1.5)),
+        ValueError,
+        "quantile: tau is 1.5, expected a number from 0 to 1",
+    ),
+    "no quantile": (
+        lambda: bpref.quantile(()),
+        ValueError,
+        "quantile: tau is (), expected a number from 0 to 1, or several",
+    ),
+    "quantiles without an axis of their own": (
+        lambda: bpref.quantile((0.1, 0.9)).forward((), (jnp.ones((4, 3)), jnp.ones((4, 3)))),
+        ValueError,
+        "quantile: prediction has shape (4, 3), expected (4, 3, 2), target's shape (4, 3) and 2 taus",
     ),
     "a quantile beyond 1": (
         lambda: bpref.quantile(1.5),
@@ -214,6 +230,19 @@ def test_at_the_kink_of_an_absolute_value_the_slope_is_the_middle_one():
     np.testing.assert_allclose(sweep(bpref.quantile(0.9), zero, zero)[1], -0.4, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_several_quantiles_are_the_sum_of_each(shape):
+    y_hat, y = jnp.sin(jnp.arange(float(np.prod(shape) * 2))).reshape(*shape, 2), jnp.full(shape, 0.2)
+    J, cache = bpref.quantile((0.1, 0.7)).forward((), (y_hat, y))
+    _, (dy_hat, dy) = bpref.quantile((0.1, 0.7)).backward((), cache, jnp.ones(()))
+    each = [
+        bpref.backpropagate(bpref.quantile(t), (), (y_hat[..., k], y), jnp.ones(())) for k, t in enumerate((0.1, 0.7))
+    ]
+    np.testing.assert_allclose(J, sum(J for J, _, _ in each), rtol=1e-6)
+    np.testing.assert_allclose(dy_hat, np.stack([dx[0] for _, _, dx in each], -1), rtol=1e-6)
+    np.testing.assert_allclose(dy, sum(dx[1] for _, _, dx in each), rtol=1e-6, atol=1e-7)
+
+
 def test_a_quantile_weighs_what_lies_above_by_tau():
     """Targets 1 above and 1 below: 0.9 and 0.1, and their slopes over N = 2."""
     J, dy_hat = sweep(bpref.quantile(0.9), jnp.zeros(2), jnp.array([1.0, -1.0]))
@@ -289,3 +318,26 @@ def test_a_label_that_is_no_class_spoils_no_other_position_though_it_is_weighted
     assert np.isnan(J)
     assert np.isnan(dlogits[3]).all()
     assert np.isfinite(np.delete(dlogits, 3, 0)).all()
+
+
+@pytest.mark.parametrize("C", [1, 2, 7, 9, 12, 66, 899])
+def test_the_label_may_lie_in_any_block_of_classes(C):
+    """Each label in turn, far ahead of the others: 1 - p is their sum, and so small that 1 - p in float32 is 0."""
+    logits = jnp.where(jnp.eye(C, dtype=bool), 20.0, jnp.tile(jnp.linspace(-1, 1, C), (C, 1)))
+    J, dlogits = sweep(bpref.softmax_cross_entropy(), logits, jnp.arange(C))
+    z = np.asarray(logits, np.float64)
+    others = np.where(np.eye(C, dtype=bool), 0, np.exp(z - 20)).sum(1)
+    np.testing.assert_allclose(J, np.log1p(others).mean(), rtol=1e-5)
+    np.testing.assert_allclose(np.diag(dlogits), -others / (1 + others) / C, rtol=1e-5)
+
+
+def test_a_number_of_classes_without_factors_of_2_takes_no_more_memory():
+    """899 = 29 x 31: the exponentials of all classes are never kept."""
+    layer, logits, label = bpref.softmax_cross_entropy(), jnp.zeros((64, 899)), jnp.zeros(64, jnp.int32)
+
+    def both(logits):
+        J, cache = layer.forward((), (logits, label))
+        return J, layer.backward((), cache, jnp.ones(()))
+
+    used = jax.jit(both).lower(logits).compile().memory_analysis()
+    assert used.temp_size_in_bytes < logits.nbytes / 2

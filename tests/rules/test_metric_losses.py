@@ -157,6 +157,18 @@ def test_a_label_is_read_by_its_sign(label):
     assert dt is None
 
 
+@pytest.mark.parametrize(
+    ("squared", "J", "dscores"),
+    [(False, 3.5 / 2, [[-0.5, 0, 0.5, 0], [0, 0, 0, 0]]), (True, 3.5**2 / 2, [[-3.5, 0, 3.5, 0], [0, 0, 0, 0]])],
+)
+def test_the_largest_excess_alone_pays(squared, J, dscores):
+    """At a margin of 1, classes 2 and 3 exceed label 0 by 2.5: the first of them pays; the second position is right."""
+    scores = [[0.0, 1.0, 2.5, 2.5], [0.0, 3.0, 1.0, 2.0]]
+    came, (dz, _) = sweep(bpref.multiclass_hinge(squared=squared, largest=True), scores, [0, 1])
+    assert came == J
+    np.testing.assert_array_equal(dz, dscores)
+
+
 def test_a_hinge_is_flat_at_its_kink():
     J, (dx, _) = sweep(bpref.hinge(), [1.0], [1])
     assert J == 0

@@ -320,3 +320,13 @@ def test_a_label_that_is_no_class_has_no_log_probability_and_spoils_no_other():
     np.testing.assert_allclose(y, [np.nan, -np.log(3)], rtol=1e-6)
     _, (dz, _) = layer.backward((), cache, jnp.ones(2))
     np.testing.assert_allclose(dz, [[np.nan] * 3, [2 / 3, -1 / 3, -1 / 3]], rtol=1e-6)
+
+
+def test_labels_of_one_byte_name_classes_beyond_255_only_once():
+    """Counted in uint8, class 261 would be class 5 again."""
+    z = jnp.zeros((1, 300)).at[0, 5].set(1.0)
+    layer = bpref.token_log_probability()
+    wide, narrow = (bpref.backpropagate(layer, (), (z, jnp.array([5], d)), jnp.ones(1)) for d in ("int32", "uint8"))
+    assert wide[0] == narrow[0]
+    np.testing.assert_array_equal(wide[2][0], narrow[2][0])
+    assert (wide[2][0] > 0).sum() == 1

@@ -61,16 +61,21 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
     def forward(params, x):
         if not jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128")
-        if not all(-x.ndim <= axis < x.ndim for axis in axes) or len({axis % x.ndim for axis in axes}) < len(axes):
-            raise ValueError(f"{who}: axes is {axes}, expected different axes of x (x: {x.shape})")
-        if 0 in (x.shape[axis] for axis in axes):
-            raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each of axes {axes}")
+        require_axes(who, x, axes)
         return transform(x, axes=axes, norm=norm), ()
 
     def backward(params, cache, dy):
         return (), transform(dy, axes=axes, norm=norm)
 
     return Layer(no_params, forward, backward, who)
+
+
+def require_axes(who: str, x: Array, axes: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless these are different axes of x, with at least one element along each."""
+    if not all(-x.ndim <= axis < x.ndim for axis in axes) or len({axis % x.ndim for axis in axes}) < len(axes):
+        raise ValueError(f"{who}: axes is {axes}, expected different axes of x (x: {x.shape})")
+    if 0 in (x.shape[axis] for axis in axes):
+        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each of axes {axes}")
 
 
 def reference(

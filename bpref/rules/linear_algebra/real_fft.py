@@ -1,4 +1,4 @@
-"""real_fft: the discrete Fourier transform of real numbers over the last axis, and its inverse.
+"""real_fft: the discrete Fourier transform of real numbers over one or several axes, and its inverse.
 
 Forward, with n real numbers x_j, m = floor(n / 2) + 1, and w = exp(-2 pi i / n): the first m of the n coefficients,
 of which the others are the conjugates; or, with `inverse`, n real numbers from m coefficients:
@@ -18,12 +18,16 @@ delta J = Re sum_k dy_k delta y_k, without a conjugation. Collect the factors of
 The adjoint of each is the other one, of conjugates, with the weights a and the same c: which the other one calls the
 opposite norm. The imaginary parts of x_0 and, if n is even, of x_(n/2) do not enter y; their cotangents come out as 0.
 
+Over several axes, the last of them is transformed as above and the others, before it or by the inverse after, as `fft`
+does. The adjoint of `fft` is `fft` itself, and is taken of dy in the opposite order.
+
 Cached: nothing but the shape and the dtype of x.
 
 Numerical care: the transforms are XLA's, with a relative error that grows with log n. Half precision is computed in
 float32, and y is complex64 then.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,7 +38,7 @@ from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.rules.linear_algebra.fft import Norm
+from bpref.rules.linear_algebra.fft import Norm, require_axes
 
 OPPOSITE: dict[Norm, Norm] = {"backward": "forward", "ortho": "ortho", "forward": "backward"}
 """The norm by which the other direction has this one's factor c."""
@@ -44,63 +48,84 @@ class RealFftCache(NamedTuple):
     of_x: Shaped[Array, "..."]
 
 
-def real_fft(inverse: bool = False, length: int | None = None, norm: Norm = "backward") -> Layer:
-    """The discrete Fourier transform of n real numbers as m = n // 2 + 1 complex ones, over the last axis.
+def real_fft(
+    inverse: bool = False, length: int | None = None, norm: Norm = "backward", axes: Sequence[int] = (-1,)
+) -> Layer:
+    """The discrete Fourier transform of n real numbers as m = n // 2 + 1 complex ones.
 
     Args:
       inverse: whether it takes the m complex numbers to the n real ones.
       length: n, for the inverse alone; 2 (m - 1) if it is not given.
       norm: where the factor 1/n stands, as for `fft`.
+      axes: which axes are transformed; the last named of them is the one with n and m elements.
 
     Returns:
-      A layer with params `()`, x `(..., n)` real and y `(..., m)` complex; of the inverse, the other way round.
+      A layer with params `()`, x `(..., n)` real and y `(..., m)` complex, if axes are not given otherwise; of the
+      inverse, the other way round.
 
     Raises:
-      ValueError: norm is none of the three; a length is given for no inverse, or does not belong to x; x is empty.
+      ValueError: norm is none of the three; a length is given for no inverse, or does not belong to x; an axis is named
+        twice, is not one of x's, or is empty; no axis is named.
       TypeError: x is complex, or for the inverse real.
     """
     who = "real_fft"
     if norm not in OPPOSITE:
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
     if length is not None and not inverse:
-        raise ValueError(f"{who}: length is {length}, which only the inverse has; n is the size of x's last axis")
+        raise ValueError(f"{who}: length is {length}, which only the inverse has; n is the size of x's axis")
+
+    axes = tuple(axes)
+    if not axes:
+        raise ValueError(f"{who}: axes is (), expected at least one axis")
+    *others, axis = axes
+    transform = jnp.fft.ifftn if inverse else jnp.fft.fftn
+
+    def over_others(z):
+        return transform(z, axes=others, norm=norm) if others else z
 
     def forward(params, x):
         if inverse and not jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(f"{who}: x has dtype {x.dtype}, the inverse expects complex64 or complex128")
         if not inverse:
             require_floating(who, "x", x)
-        if x.ndim == 0 or x.shape[-1] == 0:
-            raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element in its last axis")
+        require_axes(who, x, axes)
         if not inverse:
-            return jnp.fft.rfft(widen(x), norm=norm), RealFftCache(shape_keeper(x))
-        n = 2 * (x.shape[-1] - 1) if length is None else length
-        if n < 1 or n // 2 + 1 != x.shape[-1]:
-            fitting = f"{2 * x.shape[-1] - 2} or {2 * x.shape[-1] - 1}"
-            raise ValueError(f"{who}: length is {n}, expected {fitting} (x: {x.shape})")
-        return jnp.fft.irfft(x, n, norm=norm), RealFftCache(shape_keeper(x))
+            return over_others(jnp.fft.rfft(widen(x), axis=axis, norm=norm)), RealFftCache(shape_keeper(x))
+        m = x.shape[axis]
+        n = 2 * (m - 1) if length is None else length
+        if n < 1 or n // 2 + 1 != m:
+            raise ValueError(f"{who}: length is {n}, expected {2 * m - 2} or {2 * m - 1} (x: {x.shape})")
+        return jnp.fft.irfft(over_others(x), n, axis, norm), RealFftCache(shape_keeper(x))
 
     def backward(params, cache, dy):
         if inverse:
-            transformed = jnp.conj(jnp.fft.rfft(dy, norm=OPPOSITE[norm]))
-            return (), transformed * _count(dy.shape[-1], transformed)
-        n = cache.of_x.shape[-1]
-        dx = jnp.fft.irfft(jnp.conj(dy) / _count(n, dy), n, norm=OPPOSITE[norm])
+            transformed = jnp.conj(jnp.fft.rfft(dy, axis=axis, norm=OPPOSITE[norm]))
+            return (), over_others(transformed * _count(dy.shape[axis], transformed, axis))
+        n = cache.of_x.shape[1:][axis]
+        dx = jnp.fft.irfft(jnp.conj(over_others(dy)) / _count(n, dy, axis), n, axis, OPPOSITE[norm])
         return (), cast(dx, cache.of_x.dtype)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _count(n: int, like: Array) -> Array:
-    """a, of the shape (..., m) and the dtype of `like`: how often each coefficient stands among the n."""
-    k = lax.broadcasted_iota(jnp.int32, like.shape, like.ndim - 1)
+def _count(n: int, like: Array, axis: int) -> Array:
+    """a, of the shape and the dtype of `like`: how often each coefficient along an axis stands among the n."""
+    k = lax.broadcasted_iota(jnp.int32, like.shape, axis % like.ndim)
     return jnp.where((k == 0) | (2 * k == n), 1, 2).astype(like.dtype)
 
 
 def reference(
-    params: tuple[()], x: Array, inverse: bool = False, length: int | None = None, norm: Norm = "backward"
+    params: tuple[()],
+    x: Array,
+    inverse: bool = False,
+    length: int | None = None,
+    norm: Norm = "backward",
+    axes: Sequence[int] = (-1,),
 ) -> Array:
-    return jnp.fft.irfft(x, length, norm=norm) if inverse else jnp.fft.rfft(widen(x), norm=norm)
+    if not inverse:
+        return jnp.fft.rfftn(widen(x), axes=axes, norm=norm)
+    n = 2 * (x.shape[axes[-1]] - 1) if length is None else length
+    return jnp.fft.irfftn(x, [x.shape[axis] for axis in axes[:-1]] + [n], axes, norm)
 
 
 RULE = Rule(
@@ -109,16 +134,17 @@ RULE = Rule(
     reference,
     cases=(
         Case("forward", Real("B n"), never_empty=("n",), timed={"B": 64, "n": 4096}),
-        Case("forward, odd, ortho", Real("B n"), {"norm": "ortho"}, fixed={"n": 7}),
+        Case("two axes, odd, ortho", Real("n B m"), {"norm": "ortho", "axes": (2, 0)}, ("m",), fixed={"n": 7}),
         Case("inverse, even", Real("B m", is_complex=True), {"inverse": True}, fixed={"m": 5}),
         Case(
-            "inverse, odd",
-            Real("B m", is_complex=True),
-            {"inverse": True, "length": 9, "norm": "forward"},
+            "inverse, two axes, odd",
+            Real("B k m", is_complex=True),
+            {"inverse": True, "length": 9, "norm": "forward", "axes": (1, 2)},
+            never_empty=("k",),
             fixed={"m": 5},
         ),
     ),
     cite="Sorensen, Jones, Heideman and Burrus, 'Real-valued fast Fourier transform algorithms' (1987), IEEE "
     "Transactions on Acoustics, Speech and Signal Processing 35",
-    covers=("rfft", "irfft"),
+    covers=("rfft", "irfft", "rfftn", "irfftn"),
 )

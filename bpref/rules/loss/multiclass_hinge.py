@@ -5,8 +5,10 @@ Forward, with scores z of shape (..., C), N positions n, a label y for each, and
     h_nc = max(0, M - z_ny + z_nc) for c != y,    h_ny = 0                (..., C)
     J    = 1/(N C) sum_nc h_nc,    or with `squared`   1/(N C) sum_nc h_nc^2        J: ()
 
-The excess is summed over the classes (Weston and Watkins) and divided by their number C, as PyTorch does; Crammer and
-Singer take the largest alone instead.
+The excess is summed over the classes (Weston and Watkins) and divided by their number C, as PyTorch does. With
+`largest`, the class l_n that scores most beside the label pays alone (Crammer and Singer), undivided:
+
+    J    = 1/N sum_n h_n,l_n,    or with `squared`   1/N sum_n h_n,l_n^2            l_n = argmax_c h_nc
 
 Differential, with k_nc = [h_nc > 0], or 2 h_nc when squared:
 
@@ -19,7 +21,10 @@ The sweep starts with dJ, a scalar. The factor of each perturbation, where the l
 
 The gradient of a position sums to 0: only differences of scores count.
 
-Kink: at z_y - z_c = M the derivative jumps; 0 is taken, as `jax.nn.relu` does. The square has none.
+With `largest`, h is 0 for all c but l_n, which a small perturbation does not change, and N stands for N C.
+
+Kinks: at z_y - z_c = M the derivative jumps; 0 is taken, as `jax.nn.relu` does; the square has none there. Where
+several classes score most, the first of them pays.
 
 Cached: the label, and of the scores one byte each, whether h > 0; or h when squared. The scores are not needed.
 
@@ -30,11 +35,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -46,12 +52,13 @@ class MulticlassHingeCache(NamedTuple):
     label: Int[Array, "..."]
 
 
-def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
+def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool = False) -> Layer:
     """J = mean over the positions of 1/C sum over c != y of max(0, margin - z_y + z_c), or of its square.
 
     Args:
       margin: by how much the label's score must exceed each other.
       squared: whether the terms are squared.
+      largest: whether the largest term of a position is its loss, and not the sum of all, divided by C.
 
     Returns:
       A layer with params `()`, x `(scores, label)` of shapes `(..., C)` and `(...)`, the labels integers whose
@@ -67,41 +74,37 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     who = "multiclass_hinge"
     require_non_negative(who, "margin", margin)
 
+    def terms(label, scores):
+        return label.size if largest else scores.size
+
     def forward(params, x):
         scores, label = as_pair(who, x)
         _require_fit(who, scores, label)
-        z, own = widen(scores), _own(label, scores)
-        z_y = jnp.take_along_axis(z, jnp.clip(_signed(label), 0, z.shape[-1] - 1)[..., None], -1, mode="clip")
+        z, own = widen(scores), is_own(label, scores)
+        z_y = own_score(label, z)
         missing = z - (z_y - margin)
         counts = (missing > 0) & ~own
+        if largest:
+            first = jnp.argmax(jnp.where(own, -jnp.inf, missing), -1)
+            counts &= is_own(first, z)
         h = jnp.where(counts, missing, 0)
         total = jnp.sum((h * h if squared else h) * _known(label, scores))
-        return cast(total / scores.size, scores.dtype), MulticlassHingeCache(
+        return cast(total / terms(label, scores), scores.dtype), MulticlassHingeCache(
             cast(h, scores.dtype) if squared else counts, label
         )
 
     def backward(params, cache, dJ):
         k = cache.excess.astype(wide_dtype(dJ.dtype))
-        g = (2 if squared else 1) * widen(dJ) / k.size * _known(cache.label, k)
-        dz = g * jnp.where(_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
+        g = (2 if squared else 1) * widen(dJ) / terms(cache.label, k) * _known(cache.label, k)
+        dz = g * jnp.where(is_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
         return (), (cast(dz, dJ.dtype), None)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _signed(label: Array) -> Array:
-    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
-
-
-def _own(label: Array, scores: Array) -> Array:
-    """[c = y], of the scores' shape."""
-    y = _signed(label)
-    return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
-
-
 def _known(label: Array, scores: Array) -> Array:
     """1 for a label that is a class, NaN for one that is none: (..., 1)."""
-    return jnp.where((label >= 0) & (label < scores.shape[-1]), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
+    return jnp.where(is_class(label, scores), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
 
 
 def _require_fit(who: str, scores: Array, label: Array) -> None:
@@ -112,11 +115,15 @@ def _require_fit(who: str, scores: Array, label: Array) -> None:
     require_shape(who, "label", label, scores.shape[:-1], f"scores' shape {scores.shape} without its last axis C")
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+def reference(
+    params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False, largest: bool = False
+) -> Array:
     scores, label = x
     own = jax.nn.one_hot(label, scores.shape[-1], dtype=scores.dtype)
     at_label = jnp.take_along_axis(scores, label[..., None], axis=-1)
     terms = jax.nn.relu(margin - at_label + scores) * (1 - own)
+    if largest:
+        terms = jnp.take_along_axis(terms, jnp.argmax(terms, -1, keepdims=True), -1)
     return jnp.mean(terms**2 if squared else terms)
 
 
@@ -135,8 +142,9 @@ RULE = Rule(
             timed={"N": 4096, "C": 256},
         ),
         Case("squared", (Real("N C"), Integer("N", 0, "C")), {"margin": _MARGIN, "squared": True}, ("N", "C")),
-        Case("sequence", (Real("B T C"), Integer("B T", 0, "C")), {}, ("B", "T", "C")),
+        Case("sequence, largest", (Real("B T C"), Integer("B T", 0, "C")), {"largest": True}, ("B", "T", "C")),
     ),
-    cite="Weston and Watkins, 'Support vector machines for multi-class pattern recognition' (1999), equation 4",
-    covers=("multi_margin", "weston_watkins"),
+    cite="Weston and Watkins, 'Support vector machines for multi-class pattern recognition' (1999), equation 4; "
+    "Crammer and Singer, 'On the algorithmic implementation of multiclass kernel-based vector machines' (2001), JMLR 2",
+    covers=("multi_margin", "weston_watkins", "crammer_singer"),
 )

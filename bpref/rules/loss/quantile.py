@@ -11,11 +11,14 @@ the first (a scalar is one example), and tau from 0 to 1:
 At the least J the examples below the prediction, weighed by 1 - tau, balance those above it, weighed by tau: a share
 tau lies below. tau = 1/2 is half of `absolute`, whose best prediction is the median. Terms of one example are summed.
 
+With K taus the prediction has one more axis than the target, of size K, and the terms of all are summed:
+e_nkq = y_hat_nkq - y_nk, with tau_q.
+
 Differential: delta l = s(e) delta e, with the slope s of the line that e lies on. The factor of each perturbation:
 
     s_nk      = 1 - tau,  -tau,  or 1/2 - tau, where e_nk is > 0, < 0 or = 0
     dy_hat_nk = dJ s_nk / N                                               (N, ...)
-    dy_nk     = -dJ s_nk / N                                              (N, ...)
+    dy_nk     = -dJ s_nk / N,  with K taus -dJ sum_q s_nkq / N            (N, ...)
 
 Kink: at e = 0 every slope from -tau to 1 - tau is a subgradient; the middle, 1/2 - tau, is taken, as `jnp.maximum`
 does and as |e| / 2 + (1/2 - tau) e has with the 0 of |e|.
@@ -27,15 +30,18 @@ of a small tau. Half precision is subtracted and summed in float32. A NaN makes 
 e = 0, since a byte has no NaN.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jaxtyping import Int8
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_share
-from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
+from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype, scaled
+from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -44,42 +50,64 @@ class QuantileCache(NamedTuple):
     sign: Int8[Array, "..."]
 
 
-def quantile(tau: float = 0.5) -> Layer:
+def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
     """J = 1/N sum of (1 - tau) e where e = y_hat - y is positive, and -tau e where it is negative.
 
     Args:
-      tau: the quantile that is predicted, from 0 to 1.
+      tau: the quantile that is predicted, from 0 to 1; or K of them, one for each number in the prediction's last axis.
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype.
+      scalar J in the prediction's dtype. With K taus the prediction is `(N, ..., K)`.
 
     Raises:
-      ValueError: tau is not from 0 to 1; prediction and target differ in shape; N is 0.
+      ValueError: a tau is not from 0 to 1, or there is none; prediction and target do not fit in shape; N is 0.
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "quantile"
-    require_share(who, "tau", tau)
+    taus = np.asarray(tau, np.float64)
+    if taus.ndim > 1 or taus.size == 0:
+        raise ValueError(f"{who}: tau is {tau!r}, expected a number from 0 to 1, or several")
+    for value in taus.ravel().tolist():
+        require_share(who, "tau", value)
+    is_several = taus.ndim == 1
+
+    def spread(v, like):
+        """A number, or one for each tau, in the shape and the dtype of `like`."""
+        return lax.broadcast_in_dim(jnp.asarray(v, like.dtype), like.shape, range(like.ndim - v.ndim, like.ndim))
 
     def forward(params, x):
-        y_hat, y = as_matching_pair(who, "prediction", x)
-        N = require_batch(who, count_examples(y_hat))
-        e = widen(y_hat) - widen(y)
-        J = jnp.sum(jnp.maximum((1 - tau) * e, -tau * e)) / N
+        y_hat, y = _as_several(who, x, taus.size) if is_several else as_matching_pair(who, "prediction", x)
+        N = require_batch(who, count_examples(y))
+        e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
+        J = jnp.sum(jnp.maximum(spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
         sign = (e > 0).astype(jnp.int8) - (e < 0).astype(jnp.int8)
         return cast(J, y_hat.dtype), QuantileCache(sign)
 
     def backward(params, cache, dJ):
         sign = cache.sign
-        slope = jnp.where(sign > 0, 1 - tau, jnp.where(sign < 0, -tau, 0.5 - tau))
-        dy_hat = cast(scaled(widen(dJ), count_examples(sign), cast(slope, widen(dJ).dtype)), dJ.dtype)
-        return (), (dy_hat, -dy_hat)
+        g = jnp.zeros(sign.shape, widen(dJ).dtype)
+        slope = jnp.where(sign > 0, spread(1 - taus, g), jnp.where(sign < 0, spread(-taus, g), spread(0.5 - taus, g)))
+        dy_hat = scaled(widen(dJ), count_examples(sign[..., 0] if is_several else sign), slope)
+        dy = -(jnp.sum(dy_hat, -1) if is_several else dy_hat)
+        return (), (cast(dy_hat, dJ.dtype), cast(dy, dJ.dtype))
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], tau: float = 0.5) -> Array:
+def _as_several(who: str, x: Any, K: int) -> tuple[Array, Array]:
+    """A prediction `(N, ..., K)` and a target `(N, ...)`."""
+    y_hat, y = as_pair(who, x)
+    require_floating(who, "prediction", y_hat)
+    require_one_dtype(who, "prediction", y_hat, y)
+    require_shape(who, "prediction", y_hat, (*y.shape, K), f"target's shape {y.shape} and {K} taus")
+    return y_hat, y
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], tau: float | Sequence[float] = 0.5) -> Array:
     y_hat, y = x
+    if isinstance(tau, Sequence):
+        return jnp.sum(jnp.stack([reference(params, (y_hat[..., k], y), v) for k, v in enumerate(tau)]))
     terms = jnp.maximum(tau * (y - y_hat), (tau - 1) * (y - y_hat))
     return jnp.mean(jnp.sum(terms, axis=tuple(range(1, terms.ndim))))
 
@@ -99,6 +127,7 @@ RULE = Rule(
             never_empty=("N",),
             timed={"N": 4096, "d": 256},
         ),
+        Case("three quantiles", (Real("N K"), Real("N")), {"tau": (0.1, 0.5, 0.9)}, ("N",), fixed={"K": 3}),
     ),
     cite="Koenker and Bassett, 'Regression Quantiles' (1978), Econometrica 46, equation 1.4",
     covers=("pinball",),

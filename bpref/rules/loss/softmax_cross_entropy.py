@@ -37,7 +37,8 @@ Numerical care:
       p_y - 1 = -R / S          l - z_y = log(1 + R / E)
 
   have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7. Classes
-  are summed by blocks, and y's block a second time without y: a mask over all of them costs as much as the exponential.
+  are summed by blocks, about sqrt(C) of them where C's divisors allow, and y's block a second time without y: a mask
+  over all classes costs as much as the exponential. Only a prime C, which has no blocks, pays for one.
 - p is exp(d) / S and not exp(z - l), which inherits the rounding of l: 1e-3 for logits of 1e4 in float32.
 - Half precision is computed and summed in float32 and rounded once.
 - A logit of -inf is a class of probability 0: it has a gradient of 0 (-q_c in general) and, where q_c is 0, no
@@ -58,11 +59,10 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_non_negative, require_share
+from bpref.formulas.labels import is_class, is_own, nearest_class, own_score, signed
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
-
-BLOCK = 128
 
 
 class SoftmaxCrossEntropyCache(NamedTuple):
@@ -116,9 +116,9 @@ def softmax_cross_entropy(
         return (), (dlogits.astype(cache.logits.dtype), dtarget)
 
     def _of_labels(logits, label):
-        y = _signed(label)
+        y = signed(label)
         m, d = _shifted(logits)
-        d_y = _at(y, logits) - m
+        d_y = widen(own_score(y, logits)) - m
         R = _sum_of_others(y, m, logits, jnp.exp(d))
         E = jnp.exp(d_y)
         log_S = jnp.log(R + E)
@@ -132,11 +132,11 @@ def softmax_cross_entropy(
         return jnp.sum(_unless_ignored(y, terms)) / N
 
     def _from_labels(logits, label, dJ):
-        y = _signed(label)
+        y = signed(label)
         m, d = _shifted(logits)
         e = jnp.exp(d)
         R = _sum_of_others(y, m, logits, e)
-        E = jnp.exp(_at(y, logits) - m)
+        E = jnp.exp(widen(own_score(y, logits)) - m)
         S = R + E
         v, N = _positions(y, logits)
         g = dJ / N
@@ -144,16 +144,16 @@ def softmax_cross_entropy(
         even = smoothing * (1.0 if w is None else float(w.mean()))
         at_y = g * (((pull + even) * E - (1 - smoothing) * v * R) / S)
         rate = g * (((1 - smoothing) * v + even + pull) / S)
-        slope = jnp.where(_own(y, d), at_y, rate * e)
+        slope = jnp.where(is_own(y, d), at_y, rate * e)
         if smoothing:
             slope -= g * _weighted(jnp.full_like(d, smoothing / d.shape[-1]))
         return _unless_ignored(y, slope), None
 
     def _positions(y, logits):
         """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N."""
-        C, dtype = logits.shape[-1], wide_dtype(logits.dtype)
-        v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), _nearest(y, C), mode="clip")
-        v = _unless_ignored(y, jnp.where((y >= 0) & (y < C), v, jnp.nan)[..., None])
+        dtype = wide_dtype(logits.dtype)
+        v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), nearest_class(y, logits), mode="clip")
+        v = _unless_ignored(y, jnp.where(is_class(y, logits), v, jnp.nan)[..., None])
         if ignored is None and w is None:
             return v, y.size
         total = jnp.sum(jnp.where(jnp.isnan(v), 0, v))
@@ -202,11 +202,6 @@ def _is_label(target: Array) -> bool:
     return jnp.issubdtype(target.dtype, jnp.integer)
 
 
-def _signed(label: Array) -> Array:
-    """Labels of at least 32 bits with a sign, which can be compared with any class and with `ignored`."""
-    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
-
-
 def _shifted(logits: Array) -> tuple[Array, Array]:
     """m and d = z - m, in at least float32."""
     z = widen(logits)
@@ -214,31 +209,21 @@ def _shifted(logits: Array) -> tuple[Array, Array]:
     return m, z - m
 
 
-def _own(y: Array, d: Array) -> Array:
-    """[c = y], of d's shape."""
-    return lax.broadcasted_iota(y.dtype, d.shape, d.ndim - 1) == y[..., None]
-
-
 def _sum_of_others(y: Array, m: Array, logits: Array, e: Array) -> Array:
     """R: by blocks, of which the one with y in it is made again and summed without it. m's shape."""
-    C = e.shape[-1]
-    B = math.gcd(C, BLOCK)
-    blocked = (*y.shape, C // B, B)
-    block, inside = jnp.divmod(_nearest(y, C), B)
+    B = _block(e.shape[-1])
+    blocked = (*y.shape, e.shape[-1] // B, B)
+    block, inside = jnp.divmod(nearest_class(y, e), B)
     z = jnp.take_along_axis(logits.reshape(blocked), block[..., None, None], -2, mode="clip")[..., 0, :]
-    rest = jnp.where(_own(inside, z), 0, jnp.exp(widen(z) - m))
+    rest = jnp.where(is_own(inside, z), 0, jnp.exp(widen(z) - m))
     sums = jnp.sum(e.reshape(blocked), -1)
-    return jnp.sum(jnp.where(_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
+    return jnp.sum(jnp.where(is_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
 
 
-def _at(y: Array, logits: Array) -> Array:
-    """z_y in at least float32; some other class's where the label is no class."""
-    return widen(jnp.take_along_axis(logits, _nearest(y, logits.shape[-1])[..., None], -1, mode="clip"))
-
-
-def _nearest(y: Array, C: int) -> Array:
-    """A class for every label."""
-    return jnp.clip(y, 0, C - 1)
+def _block(C: int) -> int:
+    """The smallest divisor of C from its root on; of a prime C 1, which is a mask over all classes."""
+    count = max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
+    return C // count if count > 1 else 1
 
 
 def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | None) -> None:

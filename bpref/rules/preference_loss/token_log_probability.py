@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -70,16 +71,14 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
             raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
         require_shape(who, "labels", label, z.shape[:-1], f"logits' shape {z.shape} without its last axis C")
         d, S = _shifted(z)
-        nearest = jnp.clip(label, 0, z.shape[-1] - 1)[..., None]
-        logp = (jnp.take_along_axis(d, nearest, -1, mode="clip") - jnp.log(S))[..., 0]
-        return cast(jnp.where(_is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)
+        logp = (own_score(label, d) - jnp.log(S))[..., 0]
+        return cast(jnp.where(is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)
 
     def backward(params, cache, dlogp):
         z, label = cache
-        g = jnp.where(_is_class(label, z), widen(dlogp) / temperature, jnp.nan)[..., None]
+        g = jnp.where(is_class(label, z), widen(dlogp) / temperature, jnp.nan)[..., None]
         d, S = _shifted(z)
-        is_own = lax.broadcasted_iota(label.dtype, z.shape, z.ndim - 1) == label[..., None]
-        return (), (cast(g * (jnp.where(is_own, 1, 0) - jnp.exp(d) / S), z.dtype), None)
+        return (), (cast(g * (jnp.where(is_own(label, z), 1, 0) - jnp.exp(d) / S), z.dtype), None)
 
     def _shifted(z):
         """z / t - m, and S."""
@@ -88,10 +87,6 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
         return d, jnp.sum(jnp.exp(d), -1, keepdims=True)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _is_class(label: Array, z: Array) -> Array:
-    return (label >= 0) & (label < z.shape[-1])
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0) -> Array:
