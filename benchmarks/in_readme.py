@@ -1,0 +1,58 @@
+"""Writes what `bench_rules` and `bench_sequence` have last seen into the READMEs: `python -m benchmarks.in_readme`."""
+
+from pathlib import Path
+
+from benchmarks import rule_figures, sequence_figures
+from benchmarks.contest import Outcome
+
+HERE = Path(__file__).parent
+SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
+RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
+
+CHOSEN = (
+    "causal attention, T 2048",
+    "window of 256, T 2048",
+    "linear_attention",
+    "lstm, B 16",
+    "selective_scan, T 2048, d 256, n 16, batch 1",
+    "mixture of experts",
+    "ctc",
+    "crf",
+    "fused linear cross-entropy, 32,000 classes, 128 rows at once",
+    "fused linear cross-entropy, 128,000 classes",
+    "transformer block, SwiGLU",
+    "reversible stack",
+)
+"""How the computations of the README's table begin; each is shown beside its first rival."""
+
+
+def short(rows: dict[str, Outcome]) -> str:
+    """A line for each chosen computation."""
+    lines = ["| computation | temp memory | time |", "| --- | --- | --- |"]
+    for start in CHOSEN:
+        row = next(row for row in rows.values() if row.contest.startswith(start))
+        lines.append(f"| {row.contest} | {row.memory:.3f} of {row.temp[1] / 1e6:,.0f} MB | {row.time.median:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def written(text: str, name: str, table: str) -> str:
+    """The text with the table between the markers of that name."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}{table}{end}{rest.split(end)[1]}"
+
+
+def pages() -> dict[Path, str]:
+    """Both READMEs as they are to be."""
+    sequences = sequence_figures.read(SEQUENCES)
+    rules = rule_figures.by_kind(rule_figures.read(RULES)) + "\n"
+    long = written(LONG.read_text(), "figures of the rules", rules)
+    return {
+        SHORT: written(SHORT.read_text(), "short figures", short(sequences.rows)),
+        LONG: written(long, "figures of sequences", sequence_figures.tables(sequences)),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
