@@ -40,7 +40,7 @@ from jaxtyping import Int8
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_share
-from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype, scaled
+from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -86,9 +86,9 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
 
     def backward(params, cache, dJ):
         sign = cache.sign
-        g = jnp.zeros(sign.shape, widen(dJ).dtype)
-        slope = jnp.where(sign > 0, spread(1 - taus, g), jnp.where(sign < 0, spread(-taus, g), spread(0.5 - taus, g)))
-        dy_hat = scaled(widen(dJ), count_examples(sign[..., 0] if is_several else sign), slope)
+        g = widen(dJ) / count_examples(sign[..., 0] if is_several else sign)
+        over, under, at = (g * spread(v, sign.astype(g.dtype)) for v in (1 - taus, -taus, 0.5 - taus))
+        dy_hat = jnp.where(sign > 0, over, jnp.where(sign < 0, under, at))
         dy = -(jnp.sum(dy_hat, -1) if is_several else dy_hat)
         return (), (cast(dy_hat, dJ.dtype), cast(dy, dJ.dtype))
 
