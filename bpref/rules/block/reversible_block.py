@@ -23,7 +23,8 @@ both senses: g runs forward at y1, gives x2, and back; then f runs forward at x2
 
 Cached: y1 and y2, and nothing else, for one more forward of both halves in the backward. This is where a stack ends:
 what a block keeps is what the next block's sweep finds again as its x, so that a stack keeps the y of its last block
-alone, however deep it is (`bpref.reversible`).
+alone, however deep it is (`bpref.reversible`). That forward is a quarter to a half of autodiff's time for the whole at
+512 steps of 256 features, and all that a block by itself is slower by; at 1,024 of 512 attention has won it back.
 
 Numerical care: x2 is a difference, and comes back with the rounding of y2, half an ulp of the larger of the two, which
 cancels where g(y1) is much larger than x2; `jax.vjp` keeps x2 itself. What comes back is what the gradient is taken at.

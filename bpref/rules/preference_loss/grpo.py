@@ -108,7 +108,9 @@ def grpo(
             grown = jnp.expm1(behind)
             s -= kl_weight * (grown - behind)
             slope += kl_weight * grown
-        return cast(-jnp.sum(w * s), policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
+        # w is 0 there already, but a product that ends in a choice XLA sums as one array, and not as two.
+        J = -jnp.sum(jnp.where(mask, w * s, 0))
+        return cast(J, policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)

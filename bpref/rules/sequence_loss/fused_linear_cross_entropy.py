@@ -349,9 +349,10 @@ RULE = Rule(
         Case(
             "sequence, a sum, some rows at once",
             (Real("B T d"), Integer("B T", 0, "V")),
-            {"vocabulary": Size("V"), "mean": False, "rows": 50},
+            {"vocabulary": Size("V"), "mean": False, "rows": Size("r")},
             ("B", "T", "d", "V"),
-            timed={"B": 2, "T": 64, "d": 64, "V": 4096},
+            fixed={"r": 50},
+            timed={"B": 4, "T": 256, "d": 128, "V": 16384, "r": 128},
         ),
     ),
     cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; soft cap: "
