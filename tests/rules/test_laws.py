@@ -252,8 +252,8 @@ def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule):
 
 @EVERY_CASE
 def test_law_11_sabotage_is_rejected(rule: Rule, case: Case):
-    example = draw(rule, without_points(case), sizes_of(case), SEED)
-    ready = prepared(rule, case)
+    example = draw(rule, without_points(case), small(case), SEED)
+    ready = prepare_example(example)
     point, seen = run(example, ready)
     assert judge(ready, point, seen)[0] == []
     tried = list(sabotages(seen))

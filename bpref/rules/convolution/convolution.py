@@ -175,8 +175,8 @@ RULE = Rule(
         Case(
             "2-D, depthwise, elements left over",
             Real("N H W C"),
-            {"features": 40, "window": (3, 2), "stride": (2, 3), "padding": "valid", "groups": 40, "bias": False},
-            fixed={"C": 40},
+            {"features": 8, "window": (3, 2), "stride": (2, 3), "padding": "valid", "groups": 8, "bias": False},
+            fixed={"C": 8},
             least={"H": 3, "W": 2},
         ),
         Case(
