@@ -245,6 +245,16 @@ def test_a_value_beyond_the_clip_is_held_where_that_is_the_greater_error():
     assert held == [None] * 3
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_nan_counts_where_its_token_does(at):
+    x = [jnp.array([[3.0, 1.0]]), jnp.ones((1, 2)), jnp.array([[2.0, 1.0]])]
+    x[at] = x[at].at[0, 0].set(jnp.nan)
+    assert np.isnan(sweep(bpref.clipped_value(), (*x, jnp.array([[True, True]])))[0])
+    J, (dV, *_) = sweep(bpref.clipped_value(), (*x, jnp.array([[False, True]])))
+    assert J == 0
+    np.testing.assert_array_equal(dV, 0)
+
+
 def test_without_a_clip_values_have_a_square_error_whatever_they_were():
     V = jnp.array([[3.0, -1.0]])
     J, (dV, *_) = sweep(bpref.clipped_value(None), (V, jnp.full_like(V, jnp.nan), jnp.ones_like(V), V < 9))
