@@ -234,6 +234,20 @@ def test_a_dual_clip_bounds_what_a_negative_advantage_costs():
     np.testing.assert_allclose(dpi, [0, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_without_an_advantage_a_ratio_counts_for_nothing_though_it_overflows(dual_clip):
+    J, dpi = ppo_of(jnp.array([[100.0, -200.0, 0.0]]), [0.0, 0.0, 0.0], dual_clip=dual_clip)
+    assert J == 0
+    np.testing.assert_array_equal(dpi, 0)
+    J, (dpi, *_) = sweep(bpref.grpo(kl_weight=0), (TOKENS + 100, TOKENS, TOKENS, jnp.ones(2), MASK))
+    assert J == 0
+    np.testing.assert_array_equal(dpi, 0)
+
+
+def test_a_nan_is_not_hidden_by_an_advantage_of_0():
+    assert np.isnan(ppo_of(jnp.array([[jnp.nan]]), [0.0])[0])
+
+
 def test_a_value_beyond_the_clip_is_held_where_that_is_the_greater_error():
     """By hand, of V_old = 0, e = 1/2, R = 1: the clip's error of 1/2 is the greater between V = 1/2 and V = 3/2, where
     both are alike and the slope is the free one; V = -1 is farther off than its clip at -1/2.
