@@ -113,6 +113,9 @@ class Grid:
 
     def logits(self, i: Array, j: Array) -> Logits:
         z = over_last(self.rows(self.q, i), self.keys(self.k, j), self.wide) * self.pattern.scale
+        # For `z - m` a compiler would not round the product, but m was made of one that is rounded: of logits beyond
+        # 1e9 the largest would be more than m by more than exp can tell. It cannot look through a maximum.
+        z = jnp.maximum(z, jnp.finfo(self.wide).min)
         slope, cap = None, self.pattern.soft_cap
         if cap is not None:
             bent = jnp.tanh(z / cap)

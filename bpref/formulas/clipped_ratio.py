@@ -5,6 +5,7 @@
 
 s is r A, with the slope r A, unless a bound holds: r > 1 + high and A > 0, r < 1 - low and A < 0, or r > c and A < 0.
 There s is the bound times A and the slope is 0. A bound that is met exactly is not crossed: the slope is r A.
+Where A = 0, s and its slope are 0 whatever r is.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ NORMALIZATIONS = ("sequence", "token", "constant")
 def surrogate(log_ratio: Array, A: Array, low: float, high: float, dual: float | None = None) -> tuple[Array, Array]:
     """s and its slope."""
     r = jnp.exp(log_ratio)
-    bound = jnp.where(A > 0, jnp.minimum(r, 1 + high), jnp.maximum(r, 1 - low))
+    # A = 0 is on the side of the bound from above, where r A is 0 and not NaN though r overflows.
+    bound = jnp.where(A >= 0, jnp.minimum(r, 1 + high), jnp.maximum(r, 1 - low))
     if dual is not None:
         bound = jnp.where(A < 0, jnp.minimum(bound, dual), bound)
     s = bound * A

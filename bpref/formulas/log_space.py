@@ -19,8 +19,8 @@ def log_sum(v: Array, axis: int) -> Array:
 
 
 def is_possible(log_probability: Array) -> Array:
-    """Whether a sum over paths has a term that is not 0."""
-    return log_probability > LOG_ZERO / 2
+    """Whether a sum over paths has a term that is not 0; True of a NaN, which must not pass for what has no path."""
+    return ~(log_probability <= LOG_ZERO / 2)
 
 
 def known(log_probability: Array) -> Array:

@@ -297,6 +297,15 @@ def test_gelu_and_geglu_keep_their_digits_on_the_left():
         np.testing.assert_allclose(came, expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("approximate", [True, False])
+def test_gelu_is_flat_or_the_identity_far_from_0(approximate):
+    x = jnp.array([-3e38, -1e20, -1e13, -99.0, 99.0, 1e13, 1e20, 3e38])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y, _, dx = sweep(bpref.gelu(approximate), (), x.astype(dtype), jnp.ones_like(x, dtype))
+        np.testing.assert_array_equal(y, np.maximum(x.astype(dtype), 0))
+        np.testing.assert_array_equal(dx, [0, 0, 0, 0, 1, 1, 1, 1])
+
+
 def test_soft_cap_keeps_its_gradient_near_the_cap():
     """x = 20 c: 1 - (y / c)^2 would be 0 in float32; the truth is 4 exp(-40)."""
     y, _, dx = sweep(bpref.soft_cap(2.0), (), [40.0, 0.0], [1.0, 1.0])

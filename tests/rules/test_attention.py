@@ -250,6 +250,24 @@ def test_a_bias_below_minus_1e30_is_a_mask(lowest):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("hyper", "more"),
+    [({}, {}), ({"causal": True}, {}), ({"sinks": True}, {}), ({}, {"bias": jnp.ones((1, 1, 7, 9))})],
+    ids=["all", "causal", "sinks", "bias"],
+)
+def test_logits_of_any_size_choose_one_key_under_jit_too(hyper, more):
+    """`scale` is no power of 2, so that the product has to be rounded before m is made of it and taken from it."""
+    layer, x = bpref.dot_product_attention(**hyper), heads(D=24, **more)
+    x = x._replace(q=x.q * 1e7, k=x.k * 1e7)
+    params = layer.init(jax.random.key(0), x)
+    dy = jnp.ones((*x.q.shape[:-1], x.v.shape[-1]))
+    y, _, dx = jax.jit(lambda *given: bpref.backpropagate(layer, *given))(params, x, dy)
+    expected, _ = layer.forward(params, x)
+    np.testing.assert_array_equal(y, expected)
+    for d in dx[:3]:
+        assert np.isfinite(d).all()
+
+
 def test_slopes_are_the_papers():
     np.testing.assert_allclose(slopes(8), 2.0 ** -np.arange(1, 9))
     np.testing.assert_allclose(slopes(12)[8:], 2.0 ** (-0.5 * np.arange(1, 9, 2)))

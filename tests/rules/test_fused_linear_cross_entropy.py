@@ -158,6 +158,16 @@ def test_a_batch_of_ignored_labels_has_no_loss_and_no_gradient():
             np.testing.assert_array_equal(v, 0)
 
 
+@pytest.mark.parametrize("rows", [None, 4])
+def test_a_sum_of_no_rows_is_no_loss_and_no_gradient(rows):
+    layer = fused(V, mean=False, smoothing=0.1, block=8, rows=rows)
+    J, dparams, (dh, _) = bpref.backpropagate(layer, PARAMS, (H[:0], LABELS[:0]))
+    assert dh.shape == (0, D)
+    assert dparams.W.shape == PARAMS.W.shape
+    for v in jax.tree.leaves((J, dparams)):
+        np.testing.assert_array_equal(v, 0)
+
+
 def test_ignored_rows_do_not_count_in_the_mean():
     layer = fused(V, ignored=-100, block=8)
     J, dparams, (dh, _) = bpref.backpropagate(layer, PARAMS, (H, LABELS.at[3:].set(-100)))

@@ -175,6 +175,26 @@ def test_a_hinge_is_flat_at_its_kink():
     assert dx == [0]
 
 
+SWALLOWED = {
+    "hinge of labels": (bpref.hinge(), ([np.nan, 2.0], [1, 1])),
+    "hinge, squared": (bpref.hinge(squared=True), ([np.nan, 2.0], [1, 1])),
+    "hinge of real targets": (bpref.hinge(), ([3.0, 2.0], [np.nan, 1.0])),
+    "margin_ranking": (bpref.margin_ranking(), ([np.nan, 2.0], [0.0, 1.0], [1, 1])),
+    "multiclass_hinge": (bpref.multiclass_hinge(), ([[9.0, np.nan, 0.0]], [0])),
+    "multiclass_hinge, the label's": (bpref.multiclass_hinge(), ([[np.nan, 9.0, 0.0]], [0])),
+    "multiclass_hinge, squared": (bpref.multiclass_hinge(squared=True), ([[9.0, np.nan, 0.0]], [0])),
+    "multiclass_hinge, largest": (bpref.multiclass_hinge(largest=True), ([[1.0, 9.0, np.nan]], [0])),
+    "triplet": (bpref.triplet(), ([[0.0, 1.0]], [[np.nan, 1.0]], [[9.0, 9.0]])),
+    "triplet, squared": (bpref.triplet(squared=True), ([[0.0, 1.0]], [[0.0, 1.0]], [[np.nan, 9.0]])),
+    "cosine_embedding": (bpref.cosine_embedding(), ([[np.nan, 1.0]], [[1.0, 1.0]], [-1])),
+}
+
+
+@pytest.mark.parametrize(("loss", "x"), SWALLOWED.values(), ids=SWALLOWED.keys())
+def test_a_nan_is_not_on_the_right_side_of_a_margin(loss, x):
+    assert np.isnan(sweep(loss, *x)[0])
+
+
 def test_a_label_that_is_no_class_is_never_silent():
     J, (dscores, _) = sweep(bpref.multiclass_hinge(), np.zeros((3, 4), np.float32), [0, 4, 1])
     assert np.isnan(J)

@@ -234,6 +234,20 @@ def test_a_dual_clip_bounds_what_a_negative_advantage_costs():
     np.testing.assert_allclose(dpi, [0, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_without_an_advantage_a_ratio_counts_for_nothing_though_it_overflows(dual_clip):
+    J, dpi = ppo_of(jnp.array([[100.0, -200.0, 0.0]]), [0.0, 0.0, 0.0], dual_clip=dual_clip)
+    assert J == 0
+    np.testing.assert_array_equal(dpi, 0)
+    J, (dpi, *_) = sweep(bpref.grpo(kl_weight=0), (TOKENS + 100, TOKENS, TOKENS, jnp.ones(2), MASK))
+    assert J == 0
+    np.testing.assert_array_equal(dpi, 0)
+
+
+def test_a_nan_is_not_hidden_by_an_advantage_of_0():
+    assert np.isnan(ppo_of(jnp.array([[jnp.nan]]), [0.0])[0])
+
+
 def test_a_value_beyond_the_clip_is_held_where_that_is_the_greater_error():
     """By hand, of V_old = 0, e = 1/2, R = 1: the clip's error of 1/2 is the greater between V = 1/2 and V = 3/2, where
     both are alike and the slope is the free one; V = -1 is farther off than its clip at -1/2.
@@ -243,6 +257,16 @@ def test_a_value_beyond_the_clip_is_held_where_that_is_the_greater_error():
     np.testing.assert_allclose(J, np.mean([0.75**2, 0.25, 0.25, 0.25, 1, 4]) / 2, rtol=1e-6)
     np.testing.assert_allclose(6 * dV[0], [-0.75, -0.5, 0, 0.5, 1, -2], rtol=1e-6)
     assert held == [None] * 3
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_nan_counts_where_its_token_does(at):
+    x = [jnp.array([[3.0, 1.0]]), jnp.ones((1, 2)), jnp.array([[2.0, 1.0]])]
+    x[at] = x[at].at[0, 0].set(jnp.nan)
+    assert np.isnan(sweep(bpref.clipped_value(), (*x, jnp.array([[True, True]])))[0])
+    J, (dV, *_) = sweep(bpref.clipped_value(), (*x, jnp.array([[False, True]])))
+    assert J == 0
+    np.testing.assert_array_equal(dV, 0)
 
 
 def test_without_a_clip_values_have_a_square_error_whatever_they_were():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.rules import RULES
 from bpref.rules.sequence_loss.crf import CRFParams
 
 pytestmark = pytest.mark.quick
@@ -255,6 +256,30 @@ def test_an_impossible_example_spoils_no_other():
     assert np.inf == J
     np.testing.assert_allclose(dz[0], alone[1][0] / 2, rtol=1e-13)
     np.testing.assert_array_equal(dz[1], 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "labels", "params"),
+    [
+        (bpref.ctc(), (3, 4, 5), np.ones((3, 2), int), ()),
+        (bpref.transducer(), (3, 4, 3, 5), np.ones((3, 2), int), ()),
+        (bpref.crf(), (3, 4, 5), np.ones((3, 4), int), CRFParams(np.zeros((5, 5)), np.zeros(5), np.zeros(5))),
+    ],
+    ids=["ctc", "transducer", "crf"],
+)
+def test_a_nan_is_no_missing_path(layer, shape, labels, params):
+    """Of three examples the first has it in a class that its labels name, the second beyond its length of 3."""
+    z = np.random.default_rng(4).normal(size=shape)
+    z[0, 1, ..., 1] = z[1, 3] = np.nan
+    x = (z, labels, np.array([4, 3, 4]), np.array([2, 1, 2]))[: 3 if params else 4]
+    J, dz, _ = sweep(layer, x, params)
+    np.testing.assert_array_equal(np.isnan(J), [True, False, False])
+    assert np.isnan(dz[0]).any()
+    assert np.isfinite(dz[1:]).all()
+    np.testing.assert_array_equal(dz[1, 3], 0)
+    with jax.enable_x64(True):
+        expected = RULES[layer.name].reference(*jax.tree.map(jnp.asarray, (params, x)))
+    np.testing.assert_allclose(J, expected, rtol=1e-12)
 
 
 def by_every_tagging(params, x):

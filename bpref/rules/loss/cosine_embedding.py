@@ -28,7 +28,8 @@ Cached: a, b and the label. Lengths and cosines, three sums over d, are made aga
 
 Numerical care: 1 - c cancels for vectors that nearly agree. Where c > 1/2 it is computed as |u - v|^2 / 2, with an
 error relative to |u - v| and not to 1, from u = a / |a|, which for d = 1 is exact. v - c u needs no such care: its
-error is that of v and u, either way. Half precision is computed in float32.
+error is that of v and u, either way. Half precision is computed in float32. A NaN makes J NaN,
+and the gradient of its pair.
 """
 
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
         apart = direction(a_, length(a_)) - direction(b_, length(b_))
         f = jnp.where(c > 0.5, 0.5 * jnp.sum(apart**2, -1, keepdims=True), 1 - c)
         if label is not None:
-            f = jnp.where(_together(label), f, jnp.where(c > margin, c - margin, 0))
+            f = jnp.where(_together(label), f, jnp.where(c <= margin, 0, c - margin))
         return cast(jnp.sum(f) / N, a.dtype), CosineEmbeddingCache(a, b, label)
 
     def backward(params, cache, dJ):
@@ -94,7 +95,7 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
         per_a, per_b, c = _angle(a, b)
         g = -widen(dJ) * (a.shape[-1] / a.size)
         if cache.label is not None:
-            g = jnp.where(_together(cache.label), g, jnp.where(c > margin, -g, 0))
+            g = jnp.where(_together(cache.label), g, jnp.where(c <= margin, 0, -g))
         across = g * per_a * per_b
         da = cast(across * b - (g * c * per_a**2) * a, dJ.dtype)
         db = cast(across * a - (g * c * per_b**2) * b, dJ.dtype)

@@ -23,7 +23,7 @@ Cached: of labels, k t alone, which is one byte (-1, 0 or +1) an element, or t h
 k is made of them again.
 
 Numerical care: half precision is computed and summed in float32. M - t x cancels near the kink, where h is small in
-truth too, and each term of the sum has the error of M's and x's rounding.
+truth too, and each term of the sum has the error of M's and x's rounding. A NaN score makes J NaN.
 """
 
 from typing import NamedTuple
@@ -85,7 +85,7 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
         return cast(J, x.dtype), _signed(t, h, x.dtype) if is_label(t) else HingeOfRealsCache(x, t)
 
     def excess(tx):
-        return jnp.where(tx < margin, margin - tx, 0)
+        return jnp.where(tx >= margin, 0, margin - tx)
 
     def _signed(label, h, dtype):
         k = cast(h, dtype) if squared else (h > 0).astype(jnp.int8)

@@ -28,7 +28,8 @@ several classes score most, the first of them pays.
 
 Cached: the label, and of the scores one byte each, whether h > 0; or h when squared. The scores are not needed.
 
-Numerical care: half precision is computed and summed in float32. A count of classes is exact there.
+Numerical care: half precision is computed and summed in float32. A count of classes is exact there. A NaN
+score makes J NaN.
 """
 
 from typing import NamedTuple
@@ -83,7 +84,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
         z, own = widen(scores), is_own(label, scores)
         z_y = own_score(label, z)
         missing = z - (z_y - margin)
-        counts = (missing > 0) & ~own
+        counts = ~(missing <= 0) & ~own
         if largest:
             first = jnp.argmax(jnp.where(own, -jnp.inf, missing), -1)
             counts &= is_own(first, z)

@@ -42,7 +42,8 @@ Numerical care:
 - p is exp(d) / S and not exp(z - l), which inherits the rounding of l: 1e-3 for logits of 1e4 in float32.
 - Half precision is computed and summed in float32 and rounded once.
 - A logit of -inf is a class of probability 0: it has a gradient of 0 (-q_c in general) and, where q_c is 0, no
-  loss, since 0 times infinity is taken as 0. A position whose logits are all -inf has no softmax, and is NaN.
+  loss, since 0 times infinity is taken as 0. A position whose logits are all -inf, or of
+  which one is +inf, has no softmax, and is NaN.
 
 There is no kink: m is a shift that cancels, and is held constant.
 """

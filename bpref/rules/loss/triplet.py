@@ -25,7 +25,7 @@ gives NaN instead, for the whole batch's weights.
 Cached: k U and k V, two arrays of the three inputs' size; none of the three is needed.
 
 Numerical care: lengths are of differences, and not made of a.a - 2 a.p + p.p, which cancels. Half precision is
-subtracted, squared and summed in float32.
+subtracted, squared and summed in float32. A NaN makes J NaN.
 """
 
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
         P, Q = widen(a) - widen(p), widen(a) - widen(m)
         of_P, of_Q = distance(P), distance(Q)
         h = of_P - of_Q + margin
-        k = h > 0
+        k = ~(h <= 0)
         J = jnp.sum(jnp.where(k, h, 0)) / N
         U, V = (cast(jnp.where(k, slope(of_D), 0) * D, a.dtype) for D, of_D in ((P, of_P), (Q, of_Q)))
         return cast(J, a.dtype), TripletCache(U, V)

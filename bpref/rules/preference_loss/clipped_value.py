@@ -28,8 +28,8 @@ V_old and R have the cotangent None.
 Cached: what dJ multiplies in dV. Of values, returns and mask nothing else is needed.
 
 Numerical care: the two errors are compared by their sizes, not by their squares, which overflow first. Tokens outside
-the mask are replaced before anything is computed, so that padding of any value adds 0 and not NaN. Half precision is
-computed and summed in float32.
+the mask are replaced before anything is computed, so that padding of any value adds 0 and not NaN. Of a token
+that counts, a NaN makes J NaN. Half precision is computed and summed in float32.
 
 Kinks: where the clip is met exactly, or both errors are of one size, the slope is the one without the clip. (Autodiff
 of the maximum gives a half of it where a clip that holds makes no difference.)
@@ -88,7 +88,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
         error = slope = V - R
         if clip is not None:
             moved = V - old
-            clipped = jnp.where(jnp.abs(moved) > clip, old + jnp.clip(moved, -clip, clip) - R, error)
+            clipped = jnp.where(jnp.abs(moved) <= clip, error, old + jnp.clip(moved, -clip, clip) - R)
             is_free = jnp.abs(error) >= jnp.abs(clipped)
             error, slope = jnp.where(is_free, error, clipped), jnp.where(is_free, error, 0)
         # w is 0 there already, but a product that ends in a choice XLA sums as one array, and not as two.

@@ -34,7 +34,8 @@ Cached: the emissions, the tags and r, all of the emissions' size; a is r + x. A
 
 Numerical care: each frame's largest a is subtracted and added up apart; what is kept lies near 0. Weights that are
 apart by more than exp can tell (-10000 for what must not be) are right, since A is not exponentiated by itself. -inf
-is -1e30. Half precision is computed in float32.
+is -1e30. A NaN within an example's length makes its J and gradient NaN, and is harmless beyond it. Half precision is
+computed in float32.
 """
 
 from typing import Any, NamedTuple

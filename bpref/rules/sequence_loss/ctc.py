@@ -37,7 +37,8 @@ Numerical care:
 - All in logarithms: with confident logits a frame's probabilities are apart by more than float32's range. Each frame's
   largest state is subtracted and added up apart: errors are those of numbers near 0, and not of log P, which is
   hundreds. g is normalised by its own sum over the states, so that nothing of those shifts is left in it.
-- log 0 is -1e30, so that no difference is NaN. Half precision is computed in float32.
+- log 0 is -1e30, so that no difference is NaN. A NaN within an example's lengths makes its J and gradient NaN, and is
+  harmless beyond them. Half precision is computed in float32.
 - The sums over labels of one class are a product with their one-hot rows, not a scatter.
 """
 
@@ -213,7 +214,7 @@ def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: boo
         T, U = jnp.clip(T, 0, logits.shape[0]), jnp.clip(U, 0, labels.size)
         before = jnp.where(U > 0, jnp.take(alpha, jnp.maximum(2 * U - 1, 0)), zero)
         log_P = jnp.logaddexp(alpha[2 * U], before)
-        return jnp.where(log_P > zero / 2, -log_P, jnp.inf)
+        return jnp.where(log_P <= zero / 2, jnp.inf, -log_P)
 
     losses = jax.vmap(one)(*x)
     return jnp.mean(losses) if mean else losses

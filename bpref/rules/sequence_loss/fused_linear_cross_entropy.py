@@ -123,11 +123,11 @@ def fused_linear_cross_entropy(
     Returns:
       A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, labels)` of shapes
       `(..., d)` and `(...)`, and y the scalar J in h's dtype. Labels have the cotangent None. W is drawn as in
-      `linear`. Where every row is ignored, J and all gradients are 0. A label outside `[0, V)` that is not `ignored`
-      makes J, its row of dh, and dW and db NaN.
+      `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)`
+      that is not `ignored` makes J, its row of dh, and dW and db NaN.
 
     Raises:
-      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no rows.
+      ValueError: a hyperparameter is out of its range; shapes do not fit; `mean`, and there are no rows.
       TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
     """
     who = "fused_linear_cross_entropy"
@@ -255,7 +255,8 @@ def fused_linear_cross_entropy(
         require_integer(who, "labels", label)
         require_shape(who, "labels", label, h.shape[:-1], f"h's shape {h.shape} without its last axis d")
         require_shape(who, "W", params.W, (vocabulary, h.shape[-1]), "(vocabulary, d)")
-        require_batch(who, label.size)
+        if mean:
+            require_batch(who, label.size)
 
     return Layer(init, forward, backward, who)
 

@@ -33,7 +33,8 @@ reverse scan. Autodiff keeps the softmax of all logits beside them, and each sum
 
 Numerical care: all in logarithms, log 0 being -1e30; each diagonal's largest f is subtracted and added up apart, and B
 and Y are normalised by their own sum over the diagonal, so that errors are those of numbers near 0, not of log P.
-Half precision is computed in float32.
+A NaN within an example's lengths makes its J and gradient NaN, and is harmless beyond them. Half precision is computed
+in float32.
 """
 
 from typing import Any, NamedTuple
@@ -215,8 +216,8 @@ def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: boo
         shifted = jnp.concatenate([jnp.zeros_like(b[:1]), b[:-1]]) if frames else b
         start = jnp.full(U1, zero, logits.dtype)
         alpha, _ = lax.scan(row, start, (jnp.arange(frames, dtype=T.dtype), shifted, y))
-        log_P = alpha[U] + (b[jnp.maximum(T - 1, 0), U] if frames else 0)
-        return jnp.where(log_P > zero / 2, -log_P, jnp.inf)
+        log_P = alpha[U] + (jnp.where(T > 0, b[jnp.maximum(T - 1, 0), U], 0) if frames else 0)
+        return jnp.where(log_P <= zero / 2, jnp.inf, -log_P)
 
     losses = jax.vmap(one)(*x)
     return jnp.mean(losses) if mean else losses
