@@ -52,6 +52,7 @@ from jaxtyping import Float, Int
 from bpref.dtypes import cast, require_integer, widen
 from bpref.formulas.affine import (
     lecun_uniform,
+    require_bias,
     require_fit,
     require_input,
     times,
@@ -255,6 +256,7 @@ def fused_linear_cross_entropy(
         require_integer(who, "labels", label)
         require_shape(who, "labels", label, h.shape[:-1], f"h's shape {h.shape} without its last axis d")
         require_shape(who, "W", params.W, (vocabulary, h.shape[-1]), "(vocabulary, d)")
+        require_bias(who, params.b, params.W)
         require_batch(who, label.size)
 
     return Layer(init, forward, backward, who)
