@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_array, require_floating, require_integer
+from bpref.dtypes import described, require_array, require_floating, require_integer
 from bpref.formulas.affine import require_weight
 from bpref.formulas.tuples import require_dtype_of, require_shape
 
@@ -44,6 +44,8 @@ def as_steps(x: Any) -> Steps:
 
 def require_sequences(who: str, x: Any, W: Any = None) -> None:
     """Raise unless x.x is floating-point (B, T, d), of the dtype and the d of W (m, d), lengths integers (B,)."""
+    if isinstance(x.x, (tuple, list)):
+        raise TypeError(f"{who}: x is {described(x.x)}, expected an array or bpref.Steps(x, state, lengths)")
     require_floating(who, "x", x.x)
     shape = x.x.shape
     if len(shape) != 3 or shape[-1] == 0:

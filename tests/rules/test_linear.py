@@ -86,6 +86,16 @@ def test_wrong_calls_are_refused(call, kind, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("x", "came"), [([1.0], "a list"), (1.0, "a float"), (None, "None"), (1, "an int"), ((), "a tuple")]
+)
+def test_what_is_no_array_is_refused(x, came):
+    for layer in (bpref.relu(), bpref.softmax(), bpref.fft()):
+        with pytest.raises(TypeError) as refused:
+            layer.forward((), x)
+        assert str(refused.value) == f"{layer.name}: x is {came}, expected an array"
+
+
 @pytest.mark.parametrize("maker", [bpref.tanh, bpref.relu, bpref.gelu])
 def test_an_activation_refuses_integers(maker):
     with pytest.raises(TypeError, match="x has dtype int32, expected a floating-point dtype such as float32"):

@@ -110,6 +110,12 @@ BAD_CALLS = {
         TypeError,
         "multi_head_attention: b_v has dtype bfloat16, W_q has float32; cast one to the other's",
     ),
+    "a plain tuple": (
+        lambda: LAYER.forward(PARAMS, (X, X)),
+        TypeError,
+        "multi_head_attention: x is a tuple, expected an array or bpref.Sequences(x, memory, ...)",
+    ),
+    "nothing": (lambda: LAYER.forward(PARAMS, None), TypeError, "multi_head_attention: x is None, expected an array"),
     "a bias of one entry": (
         lambda: LAYER.forward(PARAMS._replace(b_v=jnp.ones(1)), X),
         ValueError,

@@ -33,6 +33,16 @@ def changed(layer, **params):
 
 
 BAD_CALLS = {
+    "a plain tuple": (
+        lambda: call(bpref.lstm(5), (X, None, LENGTHS)),
+        TypeError,
+        "lstm: x is a tuple, expected an array or bpref.Steps(x, state, lengths)",
+    ),
+    "a plain tuple for two directions": (
+        lambda: call(bpref.bidirectional(bpref.rnn(5), bpref.rnn(5)), (X, None, LENGTHS)),
+        TypeError,
+        "bidirectional: x is a tuple, expected an array or bpref.Steps(x, state, lengths)",
+    ),
     "a bias of one entry": (
         lambda: changed(bpref.rnn(5), b=jnp.ones(1)),
         ValueError,

@@ -45,6 +45,7 @@ from bpref.formulas.affine import (
     require_weight,
 )
 from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -85,7 +86,7 @@ def bilinear(features: int, bias: bool = True) -> Layer:
 
     def forward(params, x):
         W, b = params
-        x, y = map(jnp.asarray, _as_two(who, x))
+        x, y = as_arrays(who, ("x", "y"), _as_two(who, x))
         _require_fit(who, W, x, y)
         require_rows(who, W, features)
         require_bias(who, b, W)

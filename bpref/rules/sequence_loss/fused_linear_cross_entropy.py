@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_integer, widen
+from bpref.dtypes import cast, described, require_integer, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     require_bias,
@@ -142,6 +142,8 @@ def fused_linear_cross_entropy(
         raise ValueError(f"{who}: soft_cap is {soft_cap!r}, expected a positive number or None")
 
     def init(key, x):
+        if not isinstance(x, (tuple, list)) or len(x) != 2:
+            raise TypeError(f"{who}: x is {described(x)}, expected a pair (h, labels)")
         h = x[0]
         d = require_input(who, h, "h")
         W = lecun_uniform(key, (vocabulary, d), d, h.dtype)
