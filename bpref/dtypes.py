@@ -6,14 +6,28 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def described(x: Any) -> str:
+    """What came in place of an array: `None`, `a list`, `an int`."""
+    name = type(x).__name__
+    return "None" if x is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def require_array(who: str, argument: str, x: Any) -> None:
+    """Raise `TypeError` unless `x` is an array or its specification: anything with a shape and a dtype."""
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        raise TypeError(f"{who}: {argument} is {described(x)}, expected an array")
+
+
 def require_floating(who: str, argument: str, x: Any) -> None:
     """Raise `TypeError` unless `x` holds real floating-point numbers (anything with a `dtype`)."""
+    require_array(who, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{who}: {argument} has dtype {x.dtype}, expected a floating-point dtype such as float32")
 
 
 def require_integer(who: str, argument: str, x: Any) -> None:
     """Raise `TypeError` unless `x` holds integers."""
+    require_array(who, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{who}: {argument} has dtype {x.dtype}, expected an integer dtype such as int32")
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Optional
 import jax
 import jax.numpy as jnp
 
+from bpref.dtypes import require_array
+
 
 class Layer(NamedTuple):
     """A forward, its backward, and what is needed to build and to rebuild them.
@@ -94,7 +96,8 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
       dy: the cotangent of `y`; left out, the output must be a scalar and `dy` is 1.
 
     Raises:
-      ValueError: `dy` is left out and the output is not one scalar.
+      ValueError: `dy` is left out and the output is not one scalar; `dy` has another tree or other shapes than `y`.
+      TypeError: `dy` is no array, or of another dtype, where `y` is differentiable.
     """
     y, cache = layer.forward(params, x)
     if dy is None:
@@ -102,8 +105,33 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
             shapes = jax.tree.map(jnp.shape, y)
             raise ValueError(f"{layer.name}: dy is needed, since the output is not a scalar but {shapes}")
         dy = jax.tree.map(jnp.ones_like, y)
+    else:
+        require_cotangent(layer.name, dy, y)
     dparams, dx = layer.backward(params, cache, dy)
     return y, dparams, dx
+
+
+def require_cotangent(who: str, dy: Any, y: Any) -> None:
+    """Raise unless dy has y's tree, and y's shapes and dtypes where y is differentiable; elsewhere it is not looked at.
+
+    Raises:
+      ValueError: the tree or a shape is another.
+      TypeError: there is no array, or one of another dtype.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(y)
+    try:
+        cotangents = tree.flatten_up_to(dy)
+    except ValueError as error:
+        raise ValueError(f"{who}: dy has the tree {jax.tree.structure(dy)}, y has {tree}") from error
+    for (path, v), d in zip(leaves, cotangents, strict=True):
+        if not jnp.issubdtype(v.dtype, jnp.inexact):
+            continue
+        place = jax.tree_util.keystr(path)
+        require_array(who, f"dy{place}", d)
+        if d.shape != v.shape:
+            raise ValueError(f"{who}: dy{place} has shape {d.shape}, y{place} has {v.shape}")
+        if d.dtype != v.dtype:
+            raise TypeError(f"{who}: dy{place} has dtype {d.dtype}, y{place} has {v.dtype}; cast it to y's")
 
 
 def trainable(layer: Layer, params: Any, x: Any) -> Any:

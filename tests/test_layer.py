@@ -70,6 +70,59 @@ def test_a_subtree_without_cotangent_is_not_trained():
     assert bpref.trainable(layer, params, X) == {"state": {"mean": False, "key": False}, "W": True}
 
 
+OF_TWO = bpref.parallel(bpref.tanh(), bpref.softmax())
+WRONG_COTANGENTS = {
+    "fewer axes": (bpref.relu(), (), X, jnp.ones(3), ValueError, "relu: dy has shape (3,), y has (7, 3)"),
+    "one column": (bpref.softmax(), (), X, jnp.ones((7, 1)), ValueError, "softmax: dy has shape (7, 1), y has (7, 3)"),
+    "integers": (
+        bpref.relu(),
+        (),
+        X,
+        jnp.ones((7, 3), jnp.int32),
+        TypeError,
+        "relu: dy has dtype int32, y has float32; cast it to y's",
+    ),
+    "a list": (bpref.relu(), (), X, [X], TypeError, "relu: dy is a list, expected an array"),
+    "one for two": (
+        OF_TWO,
+        ((), ()),
+        (X, X),
+        X,
+        ValueError,
+        "parallel: dy has the tree PyTreeDef(*), y has PyTreeDef((*, *))",
+    ),
+    "none of two": (OF_TWO, ((), ()), (X, X), (X, None), TypeError, "parallel: dy[1] is None, expected an array"),
+    "another of two": (
+        OF_TWO,
+        ((), ()),
+        (X, X),
+        (X, X[:1]),
+        ValueError,
+        "parallel: dy[1] has shape (1, 3), y[1] has (7, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "params", "x", "dy", "kind", "message"), WRONG_COTANGENTS.values(), ids=WRONG_COTANGENTS
+)
+def test_a_cotangent_that_does_not_fit_the_output_is_refused(layer, params, x, dy, kind, message):
+    with pytest.raises(kind) as refused:
+        bpref.backpropagate(layer, params, x, dy)
+    assert str(refused.value) == message
+
+
+def test_integers_in_the_output_need_no_cotangent():
+    layer, x = bpref.top_k(2), X
+    y, _, dx = bpref.backpropagate(layer, (), x, jax.tree.map(_cotangent, layer.forward((), x)[0]))
+    assert dx.shape == x.shape
+    assert any(jnp.issubdtype(v.dtype, jnp.integer) for v in jax.tree.leaves(y))
+
+
+def _cotangent(v):
+    return jnp.ones_like(v) if jnp.issubdtype(v.dtype, jnp.floating) else None
+
+
 def test_backpropagate_takes_the_cotangent_of_a_tree():
     both = bpref.parallel(bpref.tanh(), bpref.relu())
     y, dparams, dx = bpref.backpropagate(both, ((), ()), (X, X), (X, X))

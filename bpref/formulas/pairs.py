@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.tuples import as_array
 
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:
@@ -13,7 +14,7 @@ def as_pair(who: str, x: Any) -> tuple[Array, Array]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
         raise TypeError(f"{who}: x is {came}, expected a pair (prediction, target)")
-    return jnp.asarray(x[0]), jnp.asarray(x[1])
+    return as_array(who, "prediction", x[0]), as_array(who, "target", x[1])
 
 
 def as_matching_pair(who: str, argument: str, x: Any) -> tuple[Array, Array]:

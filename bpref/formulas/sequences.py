@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import require_floating, require_integer
+from bpref.dtypes import described, require_array, require_floating, require_integer
 
 
 class Sequences(NamedTuple):
@@ -32,10 +32,13 @@ def as_sequences(who: str, x: Any) -> Sequences:
     """`x`, an array being a sequence that looks into itself.
 
     Raises:
-      TypeError: a sequence is not floating-point, or segments are no integers.
+      TypeError: x is another tuple; a sequence is not floating-point, or segments are no integers.
       ValueError: an array has another shape than `Sequences` says, or no position.
     """
+    if isinstance(x, (tuple, list)) and not isinstance(x, Sequences):
+        raise TypeError(f"{who}: x is {described(x)}, expected an array or bpref.Sequences(x, memory, ...)")
     x = x if isinstance(x, Sequences) else Sequences(x)
+    require_array(who, "x", x.x)
     for name, v, shape in (("x", x.x, "(*b, T, d)"), ("memory", x.memory, "(*b, S, f)")):
         if v is None:
             continue

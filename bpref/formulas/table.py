@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import require_integer, widen
+from bpref.formulas.tuples import as_array
 
 
 def require_table(who: str, W: Any, vocabulary: int, features: int) -> None:
@@ -21,7 +22,7 @@ def require_table(who: str, W: Any, vocabulary: int, features: int) -> None:
 
 def as_ids(who: str, x: Any) -> Array:
     """x as int32 or int64 ids, whatever integers they came as; raises `TypeError` unless it holds integers."""
-    x = jnp.asarray(x)
+    x = as_array(who, "x", x)
     require_integer(who, "x", x)
     return x.astype(jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
 

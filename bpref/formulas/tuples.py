@@ -5,13 +5,25 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.dtypes import described
+
+
+def as_array(who: str, name: str, v: Any) -> Array:
+    """`v`, an array or numbers, as an array; raises `TypeError` where it is neither."""
+    try:
+        if v is not None:
+            return jnp.asarray(v)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{who}: {name} is {described(v)}, expected an array")
+
 
 def as_arrays(who: str, names: tuple[str, ...], x: Any) -> tuple[Array, ...]:
     """`x` as that many arrays; raises `TypeError` unless it is a tuple of them."""
     if not isinstance(x, (tuple, list)) or len(x) != len(names):
         came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
         raise TypeError(f"{who}: x is {came}, expected a tuple ({', '.join(names)})")
-    return tuple(map(jnp.asarray, x))
+    return tuple(as_array(who, name, v) for name, v in zip(names, x, strict=True))
 
 
 def require_shape(who: str, name: str, v: Array, expected: tuple[int, ...], because: str) -> None:

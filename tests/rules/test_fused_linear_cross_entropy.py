@@ -83,6 +83,11 @@ BAD_CALLS = {
         ValueError,
         "distillation: mixture is 1.0, expected a number between 0 and 1 or None",
     ),
+    "a bias of one entry": (
+        lambda: fused(V).forward(PARAMS._replace(b=jnp.ones(1)), (H, LABELS)),
+        ValueError,
+        f"fused_linear_cross_entropy: b has shape (1,), expected ({V},), an entry for each row of W (W: {(V, D)})",
+    ),
     "distillation by a mixture, reversed": (
         lambda: bpref.distillation(reverse=True, mixture=0.5),
         ValueError,

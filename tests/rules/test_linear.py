@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.rules.linear.linear import LinearParams
 
 pytestmark = pytest.mark.quick
 
@@ -42,6 +43,37 @@ BAD_CALLS = {
         ValueError,
         "linear: x has shape (2, 0), expected (..., d) with at least one feature d",
     ),
+    "a list": (lambda: bpref.linear(3).init(KEY, [1.0]), TypeError, "linear: x is a list, expected an array"),
+    "a bias of one entry": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(1)), jnp.ones((5, 2))),
+        ValueError,
+        "linear: b has shape (1,), expected (3,), an entry for each row of W (W: (3, 2))",
+    ),
+    "a bias that is too short": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(2)), jnp.ones((5, 2))),
+        ValueError,
+        "linear: b has shape (2,), expected (3,), an entry for each row of W (W: (3, 2))",
+    ),
+    "a bias of integers": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(3, jnp.int32)), jnp.ones((5, 2))),
+        TypeError,
+        "linear: b has dtype int32, W has float32; cast one to the other's",
+    ),
+    "a bias that is a number": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), 1.0), jnp.ones((5, 2))),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        "linear: b is a float, expected an array",
+    ),
+    "other outputs than the weights'": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((5, 2)), jnp.ones(5)), jnp.ones((5, 2))),
+        ValueError,
+        "linear: W has shape (5, 2), expected (3, 2), 3 rows by the layer's features",
+    ),
+    "weights that are no matrix": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones(3), None), jnp.ones((5, 2))),
+        ValueError,
+        "linear: W has shape (3,), expected (m, d)",
+    ),
     "no outputs": (lambda: bpref.linear(0), ValueError, "linear: features is 0, expected a positive integer"),
     "half an output": (lambda: bpref.linear(0.5), ValueError, "linear: features is 0.5, expected a positive integer"),
 }
@@ -52,6 +84,16 @@ def test_wrong_calls_are_refused(call, kind, message):
     with pytest.raises(kind) as refused:
         call()
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("x", "came"), [([1.0], "a list"), (1.0, "a float"), (None, "None"), (1, "an int"), ((), "a tuple")]
+)
+def test_what_is_no_array_is_refused(x, came):
+    for layer in (bpref.relu(), bpref.softmax(), bpref.fft()):
+        with pytest.raises(TypeError) as refused:
+            layer.forward((), x)
+        assert str(refused.value) == f"{layer.name}: x is {came}, expected an array"
 
 
 @pytest.mark.parametrize("maker", [bpref.tanh, bpref.relu, bpref.gelu])
@@ -94,6 +136,46 @@ def changed(layer, init_x, x, **params):
 
 
 BAD_CALLS_OF_THE_OTHERS = {
+    "bilinear with a bias of one entry": (
+        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), b=jnp.ones(1)),
+        ValueError,
+        "bilinear: b has shape (1,), expected (5,), an entry for each row of W (W: (5, 4, 3))",
+    ),
+    "bilinear with a matrix": (
+        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), W=jnp.ones((5, 4))),
+        ValueError,
+        "bilinear: W has shape (5, 4), expected (m, p, q)",
+    ),
+    "bilinear of other outputs": (
+        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), W=jnp.ones((2, 4, 3))),
+        ValueError,
+        "bilinear: W has shape (2, 4, 3), expected (5, 4, 3), 5 rows by the layer's features",
+    ),
+    "low rank with a bias of half precision": (
+        lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, b=jnp.ones(5, HALF)),
+        TypeError,
+        "low_rank_linear: b has dtype bfloat16, W has float32; cast one to the other's",
+    ),
+    "low rank without a matrix": (
+        lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, W=jnp.ones((5, 4, 1))),
+        ValueError,
+        "low_rank_linear: W has shape (5, 4, 1), expected (m, d)",
+    ),
+    "weight norm with a bias of one entry": (
+        lambda: changed(bpref.weight_norm_linear(5), X, X, b=jnp.ones(1)),
+        ValueError,
+        "weight_norm_linear: b has shape (1,), expected (5,), an entry for each row of v (v: (5, 4))",
+    ),
+    "weight norm of other outputs": (
+        lambda: changed(bpref.weight_norm_linear(5), X, X, v=X),
+        ValueError,
+        "weight_norm_linear: v has shape (2, 4), expected (5, 4), 5 rows by the layer's features",
+    ),
+    "spectral norm with a bias of one entry": (
+        lambda: changed(bpref.spectral_norm_linear(5), X, X, b=jnp.ones(1)),
+        ValueError,
+        "spectral_norm_linear: b has shape (1,), expected (5,), an entry for each row of W (W: (5, 4))",
+    ),
     "bilinear of no pair": (
         lambda: called(bpref.bilinear(5), (X, Y), X),
         TypeError,

@@ -39,6 +39,16 @@ BAD_CALLS = {
         TypeError,
         "square: x is of type ArrayImpl, expected a pair (prediction, target)",
     ),
+    "square of nothing at all": (
+        lambda: bpref.square().forward((), (jnp.ones(2), None)),
+        TypeError,
+        "square: target is None, expected an array",
+    ),
+    "square of a word": (
+        lambda: bpref.square().forward((), ("one", jnp.ones(2))),
+        TypeError,
+        "square: prediction is a str, expected an array",
+    ),
     "huber with no delta": (lambda: bpref.huber(0.0), ValueError, "huber: delta is 0.0, expected a positive number"),
     "labels of another length": (
         lambda: bpref.softmax_cross_entropy().forward((), (LOGITS, LABELS[:7])),

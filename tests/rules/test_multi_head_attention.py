@@ -110,6 +110,22 @@ BAD_CALLS = {
         TypeError,
         "multi_head_attention: b_v has dtype bfloat16, W_q has float32; cast one to the other's",
     ),
+    "a plain tuple": (
+        lambda: LAYER.forward(PARAMS, (X, X)),
+        TypeError,
+        "multi_head_attention: x is a tuple, expected an array or bpref.Sequences(x, memory, ...)",
+    ),
+    "nothing": (lambda: LAYER.forward(PARAMS, None), TypeError, "multi_head_attention: x is None, expected an array"),
+    "a bias of one entry": (
+        lambda: LAYER.forward(PARAMS._replace(b_v=jnp.ones(1)), X),
+        ValueError,
+        "multi_head_attention: b_v has shape (1,), expected (4,), an entry for each row of W_v (W_v: (4, 4))",
+    ),
+    "another weight of the output": (
+        lambda: LAYER.forward(PARAMS._replace(W_o=jnp.ones((3, 4)), b_o=jnp.ones(3)), X),
+        ValueError,
+        "multi_head_attention: W_o has shape (3, 4), expected (4, 4): 2 heads of 2",
+    ),
     "dropout without a key": (
         lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),
         ValueError,

@@ -103,6 +103,20 @@ BAD_CALLS = {
         ValueError,
         "weight_standardization: x has 6 features in its last axis, W expects 5 (W: (3, 5))",
     ),
+    "a bias of one entry": (
+        lambda: bpref.weight_standardization(3).forward(
+            WeightStandardizationParams(jnp.ones((3, 6)), None, jnp.ones(1)), X
+        ),
+        ValueError,
+        "weight_standardization: b has shape (1,), expected (3,), an entry for each row of W (W: (3, 6))",
+    ),
+    "a scale of one entry": (
+        lambda: bpref.weight_standardization(3).forward(
+            WeightStandardizationParams(jnp.ones((3, 6)), jnp.ones(1), None), X
+        ),
+        ValueError,
+        "weight_standardization: scale has shape (1,), expected (3,), an entry for each row of W (W: (3, 6))",
+    ),
     "weights of another dtype": (
         lambda: bpref.weight_standardization(3).forward(
             WeightStandardizationParams(jnp.ones((3, 6), jnp.bfloat16), None, None), X

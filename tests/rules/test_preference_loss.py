@@ -61,6 +61,11 @@ BAD_CALLS = {
         TypeError,
         "kto: desirable has dtype float32, expected bool",
     ),
+    "no reference": (
+        lambda: bpref.ppo().forward((), (TOKENS, TOKENS, None, TOKENS, MASK)),
+        TypeError,
+        "ppo: reference is None, expected an array",
+    ),
     "no clip": (lambda: bpref.ppo(clip=0.0), ValueError, "ppo: clip is 0.0, expected a number between 0 and 1"),
     "a clip that is negative above": (
         lambda: bpref.grpo(clip_high=-1.0),

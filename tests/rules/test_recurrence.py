@@ -27,7 +27,52 @@ def call(layer, x):
     return layer.forward(layer.init(jax.random.key(0), X), x)
 
 
+def changed(layer, **params):
+    """The forward with some parameters of other shapes or dtypes."""
+    return layer.forward(layer.init(jax.random.key(0), X)._replace(**params), X)
+
+
 BAD_CALLS = {
+    "a plain tuple": (
+        lambda: call(bpref.lstm(5), (X, None, LENGTHS)),
+        TypeError,
+        "lstm: x is a tuple, expected an array or bpref.Steps(x, state, lengths)",
+    ),
+    "a plain tuple for two directions": (
+        lambda: call(bpref.bidirectional(bpref.rnn(5), bpref.rnn(5)), (X, None, LENGTHS)),
+        TypeError,
+        "bidirectional: x is a tuple, expected an array or bpref.Steps(x, state, lengths)",
+    ),
+    "a bias of one entry": (
+        lambda: changed(bpref.rnn(5), b=jnp.ones(1)),
+        ValueError,
+        "rnn: b has shape (1,), expected (5,), by the layer's features (W: (5, 3))",
+    ),
+    "a bias of integers": (
+        lambda: changed(bpref.lstm(5), b=jnp.ones(20, jnp.int32)),
+        TypeError,
+        "lstm: b has dtype int32, W has float32; cast one to the other's",
+    ),
+    "a bias for two gates": (
+        lambda: changed(bpref.gru(5), b=jnp.ones(10)),
+        ValueError,
+        "gru: b has shape (10,), expected (15,), by the layer's features (W: (15, 3))",
+    ),
+    "an inner bias of one entry": (
+        lambda: changed(bpref.gru(5), v=jnp.ones(1)),
+        ValueError,
+        "gru: v has shape (1,), expected (5,), by the layer's features (W: (15, 3))",
+    ),
+    "weights of three gates": (
+        lambda: changed(bpref.lstm(5), W=jnp.ones((15, 3))),
+        ValueError,
+        "lstm: W has shape (15, 3), expected (20, 3), 20 rows by the layer's features",
+    ),
+    "weights that are no matrix": (
+        lambda: changed(bpref.rnn(5), W=jnp.ones(5)),
+        ValueError,
+        "rnn: W has shape (5,), expected (m, d)",
+    ),
     "no features": (lambda: bpref.rnn(0), ValueError, "rnn: features is 0, expected a positive integer"),
     "another activation": (
         lambda: bpref.rnn(5, "gelu"),

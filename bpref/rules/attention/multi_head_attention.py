@@ -40,11 +40,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast
+from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
+    require_bias,
     require_fit,
     times,
     times_transposed,
@@ -203,6 +204,15 @@ def multi_head_attention(
                 raise ValueError(
                     f"{who}: {name} has shape {W.shape}, expected {(n * D, A.shape[-1])}: {n} heads of {D}"
                 )
+        W_o = params.W_o
+        require_array(who, "W_o", W_o)
+        if W_o.shape != (asks.shape[-1], heads * D):
+            raise ValueError(
+                f"{who}: W_o has shape {W_o.shape}, expected {(asks.shape[-1], heads * D)}: {heads} heads of {D}"
+            )
+        for name in "qkvo":
+            weight, b = f"W_{name}", f"b_{name}"
+            require_bias(who, getattr(params, b), getattr(params, weight), weight, b)
         q, k, v = (
             _by_head(cast(plus(times_transposed(A, W), b), A.dtype), n)
             for A, W, b, n in (

@@ -56,6 +56,8 @@ def rotary_embedding(
         raise ValueError(f"{who}: base is {base!r}, expected a number above 1")
 
     def split(x):
+        if isinstance(x, (tuple, list)) and len(x) != 2:
+            raise TypeError(f"{who}: x is a {type(x).__name__} of {len(x)}, expected an array or a pair (x, positions)")
         u, positions = x if isinstance(x, (tuple, list)) else (x, None)
         require_floating(who, "x", u)
         if len(u.shape) < 3:

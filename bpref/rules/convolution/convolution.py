@@ -47,7 +47,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, require_bias
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.kernels import channels_in_groups, require_groups, require_kernel
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
@@ -94,8 +94,9 @@ def convolution(
 
     Raises:
       ValueError: an argument is out of its range; x has other axes than N, the window's and C; groups do not
-        divide C; C is not what W expects; the window reaches over more than x with its padding.
-      TypeError: x is not floating-point, or not of W's dtype.
+        divide C; C is not what W expects; W or b has another shape; the window reaches over more than x with
+        its padding.
+      TypeError: x is not floating-point, or not of W's dtype; b is not of W's dtype.
     """
     who = f"convolution '{name}'" if name else "convolution"
     windows = as_windows(who, window, stride, dilation, padding)
@@ -118,7 +119,8 @@ def convolution_layer(who: str, features: int, windows: Windows, groups: int, bi
     def forward(params, x):
         W, b = params
         slide = slide_over(x)
-        require_kernel(who, x, W, groups * W.shape[-1])
+        require_kernel(who, x, W, (features, *windows.size, x.shape[-1] // groups), groups)
+        require_bias(who, b, W)
         return cast(plus(correlate(x, W, slide), b), x.dtype), ConvolutionCache(x)
 
     def backward(params, cache, dy):

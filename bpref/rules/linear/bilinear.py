@@ -34,8 +34,18 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, product, require_input
+from bpref.formulas.affine import (
+    bias_cotangent,
+    lecun_uniform,
+    plus,
+    product,
+    require_bias,
+    require_input,
+    require_rows,
+    require_weight,
+)
 from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -76,8 +86,10 @@ def bilinear(features: int, bias: bool = True) -> Layer:
 
     def forward(params, x):
         W, b = params
-        x, y = map(jnp.asarray, _as_two(who, x))
+        x, y = as_arrays(who, ("x", "y"), _as_two(who, x))
         _require_fit(who, W, x, y)
+        require_rows(who, W, features)
+        require_bias(who, b, W)
         z = _per_pair(_T(x, W), widen(y), contract=(-1, -1))
         return cast(plus(z, b), x.dtype), BilinearCache(x, y)
 
@@ -113,6 +125,7 @@ def _as_two(who: str, x: Any) -> tuple[Any, Any]:
 
 
 def _require_fit(who: str, W: Any, x: Any, y: Any) -> None:
+    require_weight(who, W, "(m, p, q)")
     for argument, v, size in (("x", x, W.shape[1]), ("y", y, W.shape[2])):
         require_floating(who, argument, v)
         if v.dtype != W.dtype:

@@ -38,6 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -142,7 +143,7 @@ def _operands(who: str, equation: str, x: Any) -> tuple[Array, Array]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
         raise TypeError(f"{who} '{equation}': x is {came}, expected a pair (left, right)")
-    left, right = map(jnp.asarray, x)
+    left, right = as_arrays(f"{who} '{equation}'", ("left", "right"), x)
     for argument, v in (("left", left), ("right", right)):
         require_floating(f"{who} '{equation}'", argument, v)
     if left.dtype != right.dtype:

@@ -33,8 +33,10 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
+    require_bias,
     require_fit,
     require_input,
+    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -66,8 +68,9 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
       uniformly with variance 1/d (LeCun), b is zero.
 
     Raises:
-      ValueError: `features` is not a positive integer; x does not have d features in its last axis.
-      TypeError: x is not floating-point, or not of W's dtype.
+      ValueError: `features` is not a positive integer; x does not have d features in its last axis;
+        W or b has another shape.
+      TypeError: x is not floating-point, or not of W's dtype; b is not of W's dtype.
     """
     who = f"linear '{name}'" if name else "linear"
     require_size(who, "features", features)
@@ -80,6 +83,8 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
     def forward(params, A):
         W, b = params
         require_fit(who, W, A)
+        require_rows(who, W, features)
+        require_bias(who, b, W)
         Z = plus(times_transposed(A, W), b)
         return cast(Z, A.dtype), LinearCache(A)
 

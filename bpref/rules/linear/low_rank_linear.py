@@ -44,8 +44,10 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     plus,
+    require_bias,
     require_fit,
     require_input,
+    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -99,8 +101,10 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
         return LowRankLinearParams(W, b, U, lecun_uniform(of_V, (rank, d), d, x.dtype))
 
     def forward(params, A):
-        _require_factors(who, params, rank)
         require_fit(who, params.W, A)
+        require_rows(who, params.W, features)
+        _require_factors(who, params, rank)
+        require_bias(who, params.b, params.W)
         W, b, U, V = _frozen(params)
         H = times_transposed(A, V)
         Z = times_transposed(A, W) + s * times_transposed(H, widen(U))

@@ -41,8 +41,10 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
+    require_bias,
     require_fit,
     require_input,
+    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -95,7 +97,9 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
 
     def forward(params, A):
         require_fit(who, params.W, A)
+        require_rows(who, params.W, features)
         _require_vectors(who, params)
+        require_bias(who, params.b, params.W)
         Z = plus(times_transposed(A, _normalised(params)), params.b)
         return cast(Z, A.dtype), SpectralNormLinearCache(A)
 

@@ -41,8 +41,10 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
+    require_bias,
     require_fit,
     require_input,
+    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -90,8 +92,10 @@ def weight_norm_linear(features: int, bias: bool = True) -> Layer:
     def forward(params, A):
         g, v, b = params
         require_fit(who, v, A, "v")
+        require_rows(who, v, features, "v")
         if g.shape != v.shape[:1]:
             raise ValueError(f"{who}: g has shape {g.shape}, v expects {v.shape[:1]} (v: {v.shape})")
+        require_bias(who, b, v, "v")
         Z = plus(times_transposed(A, _weight(g, v)), b)
         return cast(Z, A.dtype), WeightNormLinearCache(A)
 

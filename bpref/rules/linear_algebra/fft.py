@@ -30,6 +30,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.dtypes import require_array
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -59,6 +60,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
     transform = jnp.fft.ifftn if inverse else jnp.fft.fftn
 
     def forward(params, x):
+        require_array(who, "x", x)
         if not jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128")
         require_axes(who, x, axes)

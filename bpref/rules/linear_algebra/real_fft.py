@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Shaped
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, require_array, require_floating, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -84,6 +84,7 @@ def real_fft(
         return transform(z, axes=others, norm=norm) if others else z
 
     def forward(params, x):
+        require_array(who, "x", x)
         if inverse and not jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(f"{who}: x has dtype {x.dtype}, the inverse expects complex64 or complex128")
         if not inverse:

@@ -38,6 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.affine import require_bias, require_fit, require_rows
 from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_features
 from bpref.layer import Layer
@@ -101,12 +102,10 @@ def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False
     def forward(params, A):
         W, gamma, b = params
         require_features(who, A)
-        if A.dtype != W.dtype:
-            raise TypeError(f"{who}: x has dtype {A.dtype}, W has {W.dtype}; cast one to the other's")
-        if A.shape[-1] != W.shape[1]:
-            raise ValueError(
-                f"{who}: x has {A.shape[-1]} features in its last axis, W expects {W.shape[1]} (W: {W.shape})"
-            )
+        require_fit(who, W, A)
+        require_rows(who, W, features)
+        require_bias(who, gamma, W, bias="scale")
+        require_bias(who, b, W)
         V = cast(scaled(standardized(W)[0], gamma), A.dtype)
         Z = lax.dot_general(A, V, (((A.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide_dtype(A.dtype))
         if b is not None:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.steps import Passed, Steps, as_steps
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule
 from bpref.rules.recurrence.gru import gru
@@ -60,9 +60,7 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
             raise TypeError(f"{who}: {argument} is of type {came}, expected a recurrence such as lstm(64)")
 
     def each(x):
-        shape = as_steps(x).x.shape
-        if shape[-1:] == (0,):
-            raise ValueError(f"{who}: x has shape {shape}, expected (B, T, d) with at least one feature d")
+        require_sequences(who, as_steps(x))
         if not isinstance(x, Steps):
             return Both(x, x)
         if x.state is not None and not isinstance(x.state, Both):

@@ -45,12 +45,20 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.affine import (
+    bias_cotangent,
+    lecun_uniform,
+    plus,
+    require_rows,
+    times,
+    times_transposed,
+    transposed_times,
+)
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.standardize import on_last_axis
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
@@ -139,6 +147,8 @@ def lstm(
 
     def require(params, x):
         require_sequences(who, x, params.W)
+        require_rows(who, params.W, 4 * features)
+        require_weights(who, params, U=(4 * features, shown), b=(4 * features,), P=(3, features), R=(shown, features))
         if x.state is None:
             return
         if not isinstance(x.state, LstmState):

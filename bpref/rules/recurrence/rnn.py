@@ -34,10 +34,18 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.affine import (
+    bias_cotangent,
+    lecun_uniform,
+    plus,
+    require_rows,
+    times,
+    times_transposed,
+    transposed_times,
+)
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
+from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
@@ -103,6 +111,8 @@ def rnn(
 
     def require(params, x):
         require_sequences(who, x, params.W)
+        require_rows(who, params.W, features)
+        require_weights(who, params, U=(features, features), b=(features,))
         if x.state is not None:
             require_state(who, "state", x.state, x.x, features)
 

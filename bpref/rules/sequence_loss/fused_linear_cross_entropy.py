@@ -49,9 +49,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_integer, widen
+from bpref.dtypes import cast, described, require_integer, widen
 from bpref.formulas.affine import (
     lecun_uniform,
+    require_bias,
     require_fit,
     require_input,
     times,
@@ -141,6 +142,8 @@ def fused_linear_cross_entropy(
         raise ValueError(f"{who}: soft_cap is {soft_cap!r}, expected a positive number or None")
 
     def init(key, x):
+        if not isinstance(x, (tuple, list)) or len(x) != 2:
+            raise TypeError(f"{who}: x is {described(x)}, expected a pair (h, labels)")
         h = x[0]
         d = require_input(who, h, "h")
         W = lecun_uniform(key, (vocabulary, d), d, h.dtype)
@@ -255,6 +258,7 @@ def fused_linear_cross_entropy(
         require_integer(who, "labels", label)
         require_shape(who, "labels", label, h.shape[:-1], f"h's shape {h.shape} without its last axis d")
         require_shape(who, "W", params.W, (vocabulary, h.shape[-1]), "(vocabulary, d)")
+        require_bias(who, params.b, params.W)
         if mean:
             require_batch(who, label.size)
 

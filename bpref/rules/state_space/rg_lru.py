@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, require_array, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     plus,
@@ -105,6 +105,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
         )
 
     def forward(params, x):
+        require_array(who, "x", x)
         if x.ndim != 3:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (N, T, d)")
         require_fit(who, params.W_r, x, "W_r")
