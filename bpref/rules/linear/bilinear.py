@@ -35,7 +35,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, product, require_input
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -66,6 +66,7 @@ def bilinear(features: int, bias: bool = True) -> Layer:
       TypeError: x is no pair; one of the two is not floating-point, or not of W's dtype.
     """
     who = "bilinear"
+    require_flags(who, bias=bias)
     require_size(who, "features", features)
 
     def init(key, x):

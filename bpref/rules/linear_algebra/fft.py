@@ -30,6 +30,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -53,6 +54,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
       TypeError: x is not complex; real x must be cast.
     """
     who = "fft"
+    require_flags(who, inverse=inverse)
     if norm not in ("backward", "ortho", "forward"):
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
     axes = tuple(axes)

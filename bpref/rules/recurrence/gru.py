@@ -48,7 +48,7 @@ from jaxtyping import Float
 
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state
 from bpref.formulas.through_time import Recurrence, through_time
@@ -103,6 +103,7 @@ def gru(
       TypeError: x or the state is not floating-point, or not of W's dtype; the lengths are no integers.
     """
     who = "gru"
+    require_flags(who, reset_after=reset_after, reverse=reverse, bias=bias)
     require_size(who, "features", features)
     H = features
 
