@@ -46,7 +46,7 @@ def sides(window: Window) -> tuple[int, int]:
 def require_window(who: str, window: Any) -> None:
     """Raise `ValueError` unless it is a `Window`, or `None`."""
     is_pair = isinstance(window, tuple) and len(window) == 2
-    sizes = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
+    sizes: list[tuple[Any, int]] = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
     if any(not is_integer(v) or v < least for v, least in sizes):
         raise ValueError(
             f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
