@@ -1,24 +1,41 @@
 """`bpref explain`: the derivation of a rule, as its file has it."""
 
 import inspect
+import re
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from bpref.cli.errors import blaming_the_input
-from bpref.nearest import require_known
+from bpref.nearest import meant
 from bpref.rules import RULES, other_names
+
+WIDTH = 100
+"""A call that is longer has one argument a line."""
 
 
 def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, such as linear or gelu.")]) -> None:
     """Print a rule's derivation, how it is called, what is cached, and where the formula comes from."""
     with blaming_the_input():
-        if name not in other_names():
-            require_known("rule", name, RULES)
-    rule = RULES[other_names().get(name, name)]
+        rule = RULES[meant("rule", name, RULES, other_names())]
     module = sys.modules[rule.make.__module__]
     print(inspect.cleandoc(module.__doc__ or ""))
-    print(f"\nbpref.{rule.name}{inspect.signature(rule.make)}\n")
+    print(f"\n{call(rule.make)}\n")
     print("    " + (inspect.getdoc(rule.make) or "").replace("\n", "\n    "))
     print(f"\nSource: {rule.cite}")
+
+
+def call(make: Callable[..., Any]) -> str:
+    """How a layer's function is called, types without the modules they are from."""
+    signature = inspect.signature(make)
+    line = f"bpref.{make.__name__}{_bare(str(signature))}"
+    if len(line) <= WIDTH:
+        return line
+    arguments = "".join(f"    {_bare(str(p))},\n" for p in signature.parameters.values())
+    return f"bpref.{make.__name__}(\n{arguments}){line[line.rindex(') ->') + 1 :]}"
+
+
+def _bare(types: str) -> str:
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", types)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpref.cli.errors import blaming_the_input
-from bpref.nearest import require_known
+from bpref.nearest import meant
 from bpref.rules import KINDS, RULES
 
 FIGURES = "figures.json"
@@ -27,7 +27,7 @@ def rules(
     """
     with blaming_the_input():
         if kind is not None:
-            require_known("kind", kind, KINDS)
+            kind = meant("kind", kind, KINDS)
     console = Console(width=None if os.isatty(1) else 1000)
     measured = read_figures()
     shown = [(k, name) for k, names in KINDS.items() for name in names if kind in (None, k)]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bpref.cli.errors import blaming_the_input
 from bpref.models.mlp_equations import Equation, verify_equations
-from bpref.nearest import require_known
+from bpref.nearest import meant
 from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
 from bpref.verify.catalogue import Errors
@@ -41,12 +41,10 @@ def verify(
     and bfloat16 beside autodiff's own; the bytes that the backward needs kept, beside what jax.vjp keeps.
     """
     with blaming_the_input():
-        for name in names or []:
-            if name not in other_names():
-                require_known("rule", name, [*RULES, SEED_NETWORK])
+        known = [*RULES, SEED_NETWORK]
+        chosen = list(dict.fromkeys(meant("rule", name, known, other_names()) for name in names or known))
         if json_file is not None:
             require_new_file(json_file)
-    chosen = list(dict.fromkeys(other_names().get(name, name) for name in names or [*RULES, SEED_NETWORK]))
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
 

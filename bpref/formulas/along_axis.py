@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import require_floating
+from bpref.formulas.hyperparameters import is_integer
 
 
 def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
     """`axis` counted from the first; raises `ValueError` when x has no such axis."""
     ndim = len(x.shape)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{who}: {argument} has shape {x.shape}, which has no axis {axis}")
+    if not is_integer(axis) or not -ndim <= axis < ndim:
+        raise ValueError(f"{who}: {argument} has shape {x.shape}, which has no axis {axis!r}")
     return axis % ndim
 
 

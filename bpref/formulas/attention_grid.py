@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
+from bpref.formulas.hyperparameters import is_integer
 from bpref.formulas.random_draws import threshold, words
 
 LOWEST = -1e30
@@ -39,14 +40,14 @@ class Pattern(NamedTuple):
 
 def sides(window: Window) -> tuple[int, int]:
     """How many keys before a query's own place, and how many behind it, it sees."""
-    return (window - 1, window - 1) if isinstance(window, int) else window
+    return window if isinstance(window, tuple) else (window - 1, window - 1)
 
 
 def require_window(who: str, window: Any) -> None:
     """Raise `ValueError` unless it is a `Window`, or `None`."""
     is_pair = isinstance(window, tuple) and len(window) == 2
-    sizes = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v, least in sizes):
+    sizes: list[tuple[Any, int]] = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
+    if any(not is_integer(v) or v < least for v, least in sizes):
         raise ValueError(
             f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
         )

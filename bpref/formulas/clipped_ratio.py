@@ -13,6 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.formulas.hyperparameters import is_number
+
 NORMALIZATIONS = ("sequence", "token", "constant")
 
 
@@ -43,9 +45,9 @@ def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:
 
 def require_clips(who: str, low: float, high: float, normalization: str) -> None:
     """Raise `ValueError` unless 0 < low < 1, high > 0, and the normalization is known."""
-    if not 0 < low < 1:
+    if not (is_number(low) and 0 < low < 1):
         raise ValueError(f"{who}: clip is {low!r}, expected a number between 0 and 1")
-    if not high > 0:
+    if not (is_number(high) and high > 0):
         raise ValueError(f"{who}: clip_high is {high!r}, expected a positive number")
     require_normalization(who, normalization)
 

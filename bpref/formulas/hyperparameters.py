@@ -1,24 +1,43 @@
-"""What a layer asks of its hyperparameters, when it is made: each check raises `ValueError`, which NaN never passes."""
+"""What a layer asks of its hyperparameters, when it is made: each check raises `ValueError`, which NaN never passes.
+
+Python's numbers and NumPy's scalars are numbers alike; booleans, strings and arrays are none.
+"""
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 
-def require_positive(who: str, name: str, v: float) -> None:
+
+def require_positive(who: str, name: str, v: Any) -> None:
     """Raise unless `v` is a positive number."""
-    if not 0 < v < math.inf:
+    if not is_number(v) or not 0 < v < math.inf:
         raise ValueError(f"{who}: {name} is {v!r}, expected a positive number")
 
 
-def require_non_negative(who: str, name: str, v: float) -> None:
+def require_positive_or_none(who: str, name: str, v: Any) -> None:
+    """Raise unless `v` is `None` or a positive number."""
+    if v is not None and (not is_number(v) or not 0 < v < math.inf):
+        raise ValueError(f"{who}: {name} is {v!r}, expected a positive number or None")
+
+
+def require_non_negative(who: str, name: str, v: Any) -> None:
     """Raise unless `v` is a number of at least 0."""
-    if not 0 <= v < math.inf:
+    if not is_number(v) or not 0 <= v < math.inf:
         raise ValueError(f"{who}: {name} is {v!r}, expected a number of at least 0")
 
 
-def require_share(who: str, name: str, v: float) -> None:
+def require_finite(who: str, name: str, v: Any) -> None:
+    """Raise unless `v` is a number, neither infinite nor NaN."""
+    if not is_number(v) or not math.isfinite(v):
+        raise ValueError(f"{who}: {name} is {v!r}, expected a finite number")
+
+
+def require_share(who: str, name: str, v: Any) -> None:
     """Raise unless `v` is a number from 0 to 1."""
-    if not 0 <= v <= 1:
+    if not is_number(v) or not 0 <= v <= 1:
         raise ValueError(f"{who}: {name} is {v!r}, expected a number from 0 to 1")
 
 
@@ -34,6 +53,36 @@ def require_count(who: str, name: str, n: Any) -> None:
         raise ValueError(f"{who}: {name} is {n!r}, expected an integer of at least 0")
 
 
+def require_integer_or_none(who: str, name: str, n: Any) -> None:
+    """Raise unless `n`, such as a label that does not count, is `None` or an integer."""
+    if n is not None and not is_integer(n):
+        raise ValueError(f"{who}: {name} is {n!r}, expected an integer or None")
+
+
+def require_flags(who: str, **flags: Any) -> None:
+    """Raise unless every one of `flags` is True or False: a string that is no empty one counts as true elsewhere."""
+    for name, v in flags.items():
+        if not isinstance(v, (bool, np.bool_)):
+            raise ValueError(f"{who}: {name} is {v!r}, expected True or False")
+
+
+def is_number(v: Any) -> bool:
+    """Whether `v` is a real number, of a dtype such as bfloat16 too; a boolean is none."""
+    if isinstance(v, Real):
+        return not isinstance(v, bool)
+    return isinstance(v, np.generic) and jnp.issubdtype(v.dtype, jnp.floating)
+
+
+def as_numbers(v: Any) -> np.ndarray | None:
+    """`v`, a number or an array of them, in float64; `None` for what is neither."""
+    try:
+        found = np.asarray(v)
+    except ValueError:
+        return None
+    is_real = jnp.issubdtype(found.dtype, jnp.integer) or jnp.issubdtype(found.dtype, jnp.floating)
+    return found.astype(np.float64) if is_real else None
+
+
 def is_integer(n: Any) -> bool:
     """Whether `n` is an integer; a boolean is none."""
-    return isinstance(n, int) and not isinstance(n, bool)
+    return isinstance(n, Integral) and not isinstance(n, bool)

@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
+from bpref.formulas.hyperparameters import is_number
+
 RESOLUTION = 23
 """A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""
 
@@ -26,10 +28,10 @@ def require_key(who: str, key: Any) -> None:
         raise ValueError(f"{who}: key has shape {key.shape}, expected one PRNG key such as jax.random.key(0)")
 
 
-def require_rate(who: str, rate: float) -> None:
+def require_rate(who: str, rate: float, name: str = "rate") -> None:
     """Raise `ValueError` unless `rate` is the share that is dropped, from 0 to below 1."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"{who}: rate is {rate!r}, expected a number from 0 to below 1")
+    if not (is_number(rate) and 0 <= rate < 1):
+        raise ValueError(f"{who}: {name} is {rate!r}, expected a number from 0 to below 1")
 
 
 def kept(key: Any, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:

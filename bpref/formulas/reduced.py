@@ -6,6 +6,7 @@ from typing import Any
 from jax import Array, lax
 
 from bpref.dtypes import require_floating
+from bpref.formulas.hyperparameters import is_integer
 
 Axis = int | tuple[int, ...] | None
 """One axis, several, or all of them."""
@@ -16,7 +17,7 @@ def require_axes(who: str, axis: Axis, x: Any) -> tuple[int, ...]:
     require_floating(who, "x", x)
     rank = len(x.shape)
     for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
-        if not isinstance(one, int) or not -rank <= one < rank:
+        if not is_integer(one) or not -rank <= one < rank:
             raise ValueError(f"{who}: axis is {axis!r}, x has {rank} axes (x: {x.shape})")
     axes = numbered(axis, rank)
     if len(set(axes)) < len(axes):

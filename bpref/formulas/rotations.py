@@ -3,6 +3,7 @@
 What is rotated is orthogonal but for its magnitude, so that its adjoint is the rotation the other way, of the same one.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.hyperparameters import is_number
 
 
 class Stretch(NamedTuple):
@@ -28,6 +30,12 @@ class Stretch(NamedTuple):
     length: int = 8192
     slow: float = 1.0
     fast: float | None = None
+
+
+def require_base(who: str, base: float, name: str = "base") -> None:
+    """Raise `ValueError` unless the base is a number above 1, without which no pair turns more slowly than another."""
+    if not (is_number(base) and 1 < base < math.inf):
+        raise ValueError(f"{who}: {name} is {base!r}, expected a number above 1")
 
 
 def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarray:

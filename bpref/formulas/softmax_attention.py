@@ -12,6 +12,7 @@ from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
+from bpref.formulas.hyperparameters import is_integer, require_finite, require_flags, require_positive_or_none
 from bpref.formulas.random_draws import require_key, require_rate
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
@@ -32,16 +33,20 @@ def softmax_attention(
     who: str, pattern: Pattern, is_scaled: bool, alibi: bool, buckets_number: int | None, furthest: int, sinks: bool
 ) -> Layer:
     """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
-    require_rate(who, pattern.dropout)
+    require_flags(who, causal=pattern.causal, alibi=alibi, sinks=sinks)
+    require_finite(who, "scale", pattern.scale)
+    require_rate(who, pattern.dropout, "dropout")
     require_window(who, pattern.window)
     for name, v in (("query_block", pattern.query_block), ("key_block", pattern.key_block)):
-        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1):
+        if v is not None and (not is_integer(v) or v < 1):
             raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
-    if pattern.soft_cap is not None and not pattern.soft_cap > 0:
-        raise ValueError(f"{who}: soft_cap is {pattern.soft_cap!r}, expected a number above 0")
+    require_positive_or_none(who, "soft_cap", pattern.soft_cap)
     least = 2 if pattern.causal else 4
     if buckets_number is not None and (
-        buckets_number < least or buckets_number % (least // 2) or furthest <= buckets_number
+        not (is_integer(buckets_number) and is_integer(furthest))
+        or buckets_number < least
+        or buckets_number % (least // 2)
+        or furthest <= buckets_number
     ):
         raise ValueError(
             f"{who}: relative_buckets is {buckets_number!r} and max_distance {furthest!r}, expected at least {least} "

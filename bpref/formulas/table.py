@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import require_integer, widen
+from bpref.formulas.hyperparameters import is_integer
 from bpref.formulas.tuples import as_array
 
 
@@ -29,8 +30,8 @@ def as_ids(who: str, x: Any) -> Array:
 
 def require_padding(who: str, padding: int | None, vocabulary: int) -> None:
     """Raise `ValueError` unless padding is `None` or an id."""
-    if padding is not None and not 0 <= padding < vocabulary:
-        raise ValueError(f"{who}: padding is {padding}, expected an id from 0 to {vocabulary - 1}")
+    if padding is not None and not (is_integer(padding) and 0 <= padding < vocabulary):
+        raise ValueError(f"{who}: padding is {padding!r}, expected an id from 0 to {vocabulary - 1}")
 
 
 def normal_table(key: Any, vocabulary: int, features: int, padding: int | None = None) -> Array:

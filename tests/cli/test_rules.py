@@ -1,10 +1,16 @@
 """`bpref rules`, as a user calls it; and rules that are asked for by another name."""
 
+import inspect
 import json
+import re
+
+import pytest
 
 import bpref.rules
 from bpref.cli import rules as command
 from bpref.cli.app import run
+from bpref.cli.explain import WIDTH, call
+from bpref.nearest import folded
 
 FIGURES = {
     "machine": {"jax": "0.10.2", "device": "cpu", "host": "x86_64"},
@@ -59,3 +65,45 @@ def test_another_name_finds_the_rule(capsys, monkeypatch):
     monkeypatch.setitem(bpref.rules.other_names(), "mean squared error", "square")
     assert run(["explain", "mean squared error"]) == 0
     assert capsys.readouterr().out.startswith("square: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("LSTM", "lstm"),
+        ("Knowledge Distillation", "distillation"),
+        ("max-pool", "max_pool"),
+        ("MaxPool2d", "max_pool"),
+        ("Softmax-Cross-Entropy", "softmax_cross_entropy"),
+        ("crammer-singer", "multiclass_hinge"),
+    ],
+)
+def test_a_rule_is_found_however_its_name_is_written(name, rule, capsys):
+    assert run(["explain", name]) == 0
+    assert capsys.readouterr().out.startswith(f"{rule}: ")
+
+
+def test_a_kind_is_found_however_its_name_is_written(capsys):
+    assert run(["rules", "--kind", "Sequence Loss"]) == 0
+    assert "6 rules" in capsys.readouterr().out
+
+
+def test_other_names_are_among_the_nearest(capsys):
+    assert run(["explain", "crammer-singr"]) == 2
+    assert capsys.readouterr().err == "bpref: unknown rule 'crammer-singr'; the nearest is crammer_singer\n"
+
+
+def test_a_name_means_one_rule_however_it_is_written():
+    meanings = {}
+    for name, rule in [*bpref.rules.other_names().items(), *((name, name) for name in bpref.rules.RULES)]:
+        assert meanings.setdefault(folded(name), rule) == rule
+
+
+@pytest.mark.parametrize("rule", bpref.rules.RULES.values(), ids=bpref.rules.RULES)
+def test_a_call_is_shown_on_lines_that_can_be_read(rule):
+    shown = call(rule.make)
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert not re.search(r"bpref\.\w+\.|typing|collections", shown)
+    joined = re.sub(r",\s*\)", ")", re.sub(r"\(\n\s*", "(", shown)).replace("\n   ", "")
+    names = re.findall(r"[(,] (\w+):", joined.replace("(", "( "))
+    assert names == list(inspect.signature(rule.make).parameters)

@@ -206,8 +206,8 @@ def test_bad_input(make, hyper, x, error, message):
             for window in (0, True, 2.0, (1, -1), (1, 2, 3), (1, None), "12")
         ),
         ({"query_block": 0}, "query_block is 0, expected an integer of at least 1"),
-        ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a number above 0"),
-        ({"dropout": 1.0}, "rate is 1.0, expected a number from 0 to below 1"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a positive number or None"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected a number from 0 to below 1"),
         (
             {"relative_buckets": 3},
             "relative_buckets is 3 and max_distance 128, expected at least 4 buckets, an even number if there are some "

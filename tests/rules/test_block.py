@@ -120,7 +120,7 @@ BAD_CALLS = {
     "a base of no wavelengths": (
         lambda: bpref.attention_block(2, rope=0.0),
         ValueError,
-        "attention_block: rope is 0.0, expected a positive number",
+        "attention_block: rope is 0.0, expected a positive number or None",
     ),
     "an empty sequence": (
         lambda: init(bpref.transformer_block(2, 4), jnp.ones((3, 0, 8))),

@@ -29,6 +29,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -47,8 +48,9 @@ def P(x: Array) -> Array:
 def gelu(approximate: bool = True) -> Layer:
     """y = x P(x) for x of any shape, in the tanh form or, with `approximate=False`, the erf form.
 
-    Raises `TypeError` when x is not floating-point.
+    Raises `ValueError` when `approximate` is no boolean, and `TypeError` when x is not floating-point.
     """
+    require_flags("gelu", approximate=approximate)
     s = jax.lax.logistic
 
     def g_tanh(x):

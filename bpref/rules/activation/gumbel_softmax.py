@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -69,6 +69,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
       TypeError: x is not floating-point; the key is none.
     """
     who = "gumbel_softmax"
+    require_flags(who, hard=hard)
     require_positive(who, "temperature", temperature)
 
     def init(key, x):

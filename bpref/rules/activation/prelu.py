@@ -18,7 +18,6 @@ Cached: x alone. a is a parameter, and the sign of x says which side it was.
 Numerical care: each element of y and dx is copied or multiplied once; the sums of da run in at least float32.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_finite, require_flags
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -53,8 +53,8 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer:
       TypeError: x is not floating-point, or not of a's dtype.
     """
     who = "prelu"
-    if not math.isfinite(initial):
-        raise ValueError(f"{who}: initial is {initial!r}, expected a finite number")
+    require_flags(who, per_feature=per_feature)
+    require_finite(who, "initial", initial)
 
     def init(key, x):
         require_floating(who, "x", x)

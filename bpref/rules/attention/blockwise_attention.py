@@ -65,7 +65,7 @@ def blockwise_attention(
     Raises:
       ValueError, TypeError: as there; a block is not at least 1.
     """
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout, query_block, key_block)
+    pattern = Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout, query_block, key_block)
     is_scaled = scale is None
     return softmax_attention("blockwise_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
 

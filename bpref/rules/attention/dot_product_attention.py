@@ -67,7 +67,7 @@ def dot_product_attention(
       window: how near a key is that query t sees: w for |s - t| < w, or (left, right) for t - left <= s <= t + right.
         That pair is `local_window_size` of `jax.nn.dot_product_attention`, whose integer w is w + 1 here.
       soft_cap: c, what the logits stay within, before any bias.
-      scale: what the dot products are multiplied by; 1 / sqrt(D) if it is not given.
+      scale: what the dot products are multiplied by, 0 for the mean of what is seen; 1 / sqrt(D) if it is not given.
       alibi: whether -2^(-8 n / N) |s - t| is added to the logits of head n = 1 ... N.
       relative_buckets: how many buckets of distances have a learned bias for each head, as in T5; half of them for each
         direction if it is not causal.
@@ -85,7 +85,7 @@ def dot_product_attention(
       ValueError: a window or a number of buckets that is none; shapes that do not fit; dropout without a key.
       TypeError: x is no `Heads`; dtypes that differ or are not what `Heads` says; a parameter is not of q's dtype.
     """
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
+    pattern = Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout)
     is_scaled = scale is None
     return softmax_attention("dot_product_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
 

@@ -47,10 +47,10 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
-from bpref.formulas.rotations import Stretch
+from bpref.formulas.rotations import Stretch, require_base
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.tuples import require_one_dtype
@@ -125,6 +125,7 @@ def latent_attention(
         their dtype.
     """
     who = "latent_attention"
+    require_flags(who, norm=norm, interleaved=interleaved, causal=causal, blockwise=blockwise)
     E = head_dim if value_dim is None else value_dim
     sizes = {"heads": heads, "kv_rank": kv_rank, "head_dim": head_dim, "rope_dim": rope_dim, "value_dim": E}
     for argument, n in (sizes if query_rank is None else {**sizes, "query_rank": query_rank}).items():
@@ -132,6 +133,7 @@ def latent_attention(
     if rope_dim % 2:
         raise ValueError(f"{who}: rope_dim is {rope_dim}, expected an even number")
     require_positive(who, "eps", eps)
+    require_base(who, base)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
     rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)

@@ -50,7 +50,7 @@ from jaxtyping import Float
 from bpref.dtypes import widen
 from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, times, transpose
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.plain_heads import as_plain_heads
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule, specs
@@ -95,6 +95,7 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
       TypeError: x is no `Heads`; q, k and v are not floating-point numbers of one dtype.
     """
     who = "linear_attention"
+    require_flags(who, normalize=normalize, causal=causal)
     if features not in FEATURES:
         raise ValueError(f"{who}: features is {features!r}, expected one of {', '.join(map(repr, FEATURES))}")
     require_size(who, "chunk", chunk)

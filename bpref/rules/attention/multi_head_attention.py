@@ -53,10 +53,10 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
-from bpref.formulas.rotations import Stretch
+from bpref.formulas.rotations import Stretch, require_base
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.formulas.tuples import require_one_dtype
@@ -143,6 +143,11 @@ def multi_head_attention(
         `Sequences` says.
     """
     who = "multi_head_attention"
+    require_flags(who, bias=bias, qk_norm=qk_norm, interleaved=interleaved, blockwise=blockwise)
+    require_positive(who, "eps", eps)
+    require_share(who, "fraction", fraction)
+    if rope is not None:
+        require_base(who, rope, "rope")
     K = heads if kv_heads is None else kv_heads
     for argument, n in (("heads", heads), ("kv_heads", K), ("head_dim", head_dim)):
         if n is not None:
@@ -150,7 +155,7 @@ def multi_head_attention(
     if heads % K:
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     blocks = (query_block, key_block) if blockwise else (None, None)
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout, *blocks)
+    pattern = Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout, *blocks)
     attention = softmax_attention(who, pattern, scale is None, alibi, relative_buckets, max_distance, sinks)
     norm = qk_norm_layer(eps=eps) if qk_norm else None
     rotary = None if rope is None else rotary_embedding(interleaved, fraction, rope, stretch)

@@ -27,7 +27,8 @@ import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import require_floating, require_integer, widen
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
+from bpref.formulas.hyperparameters import require_flags, require_share
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, rotate
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -48,12 +49,14 @@ def rotary_embedding(
       are not given; and y of x's shape.
 
     Raises:
-      ValueError: the rotated features are not an even number of at least 2 and at most D; positions of another shape.
+      ValueError: an argument is out of its range; the rotated features are not an even number of at least 2
+        and at most D; positions of another shape.
       TypeError: x is not floating-point, or positions are no integers.
     """
     who = "rotary_embedding"
-    if not base > 1:
-        raise ValueError(f"{who}: base is {base!r}, expected a number above 1")
+    require_flags(who, interleaved=interleaved)
+    require_share(who, "fraction", fraction)
+    require_base(who, base)
 
     def split(x):
         if isinstance(x, (tuple, list)) and len(x) != 2:

@@ -63,7 +63,7 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -137,6 +137,7 @@ def attention_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "attention_block"
+    require_flags(who, causal=causal, bias=bias)
     return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
 
 
@@ -161,8 +162,7 @@ def attention_layer(
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
     require_positive(who, "eps", eps)
-    if rope is not None:
-        require_positive(who, "rope", rope)
+    require_positive_or_none(who, "rope", rope)
     require_window(who, window)
     require_size(who, "block", block)
 

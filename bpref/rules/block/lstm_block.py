@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_finite, require_flags, require_positive, require_size
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed, Steps, require_sequences
 from bpref.formulas.through_time import Kept, joined
@@ -83,8 +83,10 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "lstm_block"
+    require_flags(who, reverse=reverse)
     require_size(who, "features", features)
     require_positive(who, "eps", eps)
+    require_finite(who, "forget_bias", forget_bias)
     inner = lstm(features, forget_bias=forget_bias, reverse=reverse)
 
     def init(key, x):

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_positive, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.silu import SiluCache, silu
@@ -103,6 +103,8 @@ def mamba_block(
     who = "mamba_block"
     for argument, size in (("states", states), ("expand", expand), ("rank", rank), ("window", window)):
         require_size(who, argument, size)
+    require_size(who, "chunk", chunk)
+    require_positive(who, "eps", eps)
     norm, act, scan = rms_norm(eps), silu(), selective_scan(states, chunk=chunk)
 
     def require(x):

@@ -48,7 +48,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -111,6 +111,7 @@ def mlp_block(
 
 def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bias: bool, eps: float) -> Layer:
     """The layer that error messages call `who`."""
+    require_flags(who, gated=gated, bias=bias)
     require_size(who, "hidden", hidden)
     if activation not in GATES:
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(GATES))}")

@@ -40,6 +40,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Window
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
@@ -90,6 +91,7 @@ def reversible_block(
       TypeError: x is no pair; x1 and x2 are not floating-point, or not of one dtype, or not of W_qkv's.
     """
     who = "reversible_block"
+    require_flags(who, gated=gated, causal=causal, bias=bias)
     f = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     g = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 

@@ -44,6 +44,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.formulas.attention_grid import Window
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
@@ -115,6 +116,7 @@ def transformer_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
+    require_flags(who, gated=gated, causal=causal, bias=bias)
     attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 

@@ -27,6 +27,7 @@ state space models have it, is k multiplications and additions of whole arrays.
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.windows import as_windows
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -63,6 +64,7 @@ def causal_convolution(
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = f"causal_convolution '{name}'" if name else "causal_convolution"
+    require_flags(who, bias=bias)
     windows = as_windows(who, (window,), stride, dilation, "valid")
     past = windows.reach[0] - 1
     return convolution_layer(who, features, windows._replace(padding=((past, 0),)), groups, bias)

@@ -49,6 +49,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, require_bias
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.kernels import channels_in_groups, require_groups, require_kernel
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer
@@ -99,6 +100,7 @@ def convolution(
       TypeError: x is not floating-point, or not of W's dtype; b is not of W's dtype.
     """
     who = f"convolution '{name}'" if name else "convolution"
+    require_flags(who, bias=bias)
     windows = as_windows(who, window, stride, dilation, padding)
     return convolution_layer(who, features, windows, groups, bias)
 

@@ -45,6 +45,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.kernels import channels_in_groups, require_bias_of_features, require_groups, require_kernel
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 from bpref.layer import Layer
@@ -96,6 +97,7 @@ def transposed_convolution(
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = f"transposed_convolution '{name}'" if name else "transposed_convolution"
+    require_flags(who, bias=bias)
     windows = as_windows(who, window, stride, dilation, padding)
     more = per_axis(who, "output_padding", output_padding, windows.rank, least=0)
     if any(p >= s for p, s in zip(more, windows.stride, strict=True)):

@@ -33,6 +33,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, shifted
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -58,6 +59,7 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "cumulative_logsumexp"
+    require_flags(who, reverse=reverse)
 
     def add(so_far, x_t):
         m, s = _together(so_far, (x_t, jnp.ones_like(x_t)))

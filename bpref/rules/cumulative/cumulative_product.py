@@ -37,6 +37,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, shifted
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -62,6 +63,7 @@ def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "cumulative_product"
+    require_flags(who, reverse=reverse)
 
     def multiply(before, x_t):
         return before * x_t, before * x_t

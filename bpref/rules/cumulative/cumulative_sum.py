@@ -29,6 +29,7 @@ from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, run_along, shifted
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -53,6 +54,7 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
       TypeError: x is not floating-point.
     """
     who = "cumulative_sum"
+    require_flags(who, reverse=reverse, exclusive=exclusive)
 
     def total(x, reverse):
         def step(before, at):

@@ -44,6 +44,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.images import require_images
 from bpref.formulas.indices import add_rows
 from bpref.formulas.tuples import as_arrays
@@ -82,6 +83,7 @@ def grid_sample(align_corners: bool = False, padding: str = "zeros") -> Layer:
       TypeError: x is no pair; either is not floating-point, or they have two dtypes.
     """
     who = "grid_sample"
+    require_flags(who, align_corners=align_corners)
     if padding not in PADDINGS:
         raise ValueError(f"{who}: padding is {padding!r}, expected one of {', '.join(PADDINGS)}")
 

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import is_integer, is_number
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -54,15 +55,19 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
       two widths.
 
     Raises:
-      ValueError: widths are not pairs of non-negative integers; there is no such mode; x has another number of axes,
-        or fewer elements along one than its border shows: n for circular, n - 1 for reflect, 1 for edge.
+      ValueError: widths are not pairs of non-negative integers; there is no such mode; value is no number; x has
+        another number of axes, or fewer elements along one than its border shows: n for circular, n - 1 for reflect, 1
+        for edge.
       TypeError: x is not floating-point.
     """
     who = "pad"
-    if any(len(w) != 2 or not all(isinstance(n, int) and n >= 0 for n in w) for w in widths):
+    if any(len(w) != 2 or not all(is_integer(n) and n >= 0 for n in w) for w in widths):
         raise ValueError(f"{who}: widths is {widths!r}, expected a pair of non-negative integers for each axis")
     if mode not in MODES:
         raise ValueError(f"{who}: mode is {mode!r}, expected one of {', '.join(MODES)}")
+
+    if not is_number(value):
+        raise ValueError(f"{who}: value is {value!r}, expected a number")
 
     def forward(params, x):
         require_floating(who, "x", x)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.images import require_images
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -49,6 +49,7 @@ def pixel_shuffle(factor: int, inverse: bool = False) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "pixel_shuffle"
+    require_flags(who, inverse=inverse)
     require_size(who, "factor", factor)
     r = factor
 

@@ -29,7 +29,7 @@ from jax import Array
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.indices import as_segments, of_segments, placed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -56,6 +56,7 @@ def segment_sum(num_segments: int, mean: bool = False) -> Layer:
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_sum"
+    require_flags(who, mean=mean)
     require_size(who, "num_segments", num_segments)
 
     def forward(params, x):

@@ -44,7 +44,7 @@ from bpref.formulas.affine import (
     require_rows,
     require_weight,
 )
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -76,6 +76,7 @@ def bilinear(features: int, bias: bool = True) -> Layer:
       TypeError: x is no pair; one of the two is not floating-point, or not of W's dtype.
     """
     who = "bilinear"
+    require_flags(who, bias=bias)
     require_size(who, "features", features)
 
     def init(key, x):

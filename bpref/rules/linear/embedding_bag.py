@@ -30,7 +30,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size
@@ -64,6 +64,7 @@ def embedding_bag(vocabulary: int, features: int, mean: bool = False, padding: i
       TypeError: x does not hold integers.
     """
     who = "embedding_bag"
+    require_flags(who, mean=mean)
     require_size(who, "vocabulary", vocabulary)
     require_size(who, "features", features)
     require_padding(who, padding, vocabulary)

@@ -41,7 +41,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -73,6 +73,7 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
       TypeError: x is not floating-point, or not of W's dtype; b is not of W's dtype.
     """
     who = f"linear '{name}'" if name else "linear"
+    require_flags(who, bias=bias)
     require_size(who, "features", features)
 
     def init(key, x):

@@ -52,7 +52,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -83,13 +83,15 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
       and b are 0; a trained layer's W and b are put in with `params._replace(W=..., b=...)`.
 
     Raises:
-      ValueError: `features` or `rank` is not a positive integer; the factors do not fit W; x does not have d
-        features in its last axis.
+      ValueError: `features` or `rank` is not a positive integer; `alpha` is not finite; the factors do not
+        fit W; x does not have d features in its last axis.
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "low_rank_linear"
+    require_flags(who, bias=bias)
     require_size(who, "features", features)
     require_size(who, "rank", rank)
+    require_finite(who, "alpha", alpha)
     s = alpha / rank
 
     def init(key, x):

@@ -49,7 +49,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -85,6 +85,7 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = "spectral_norm_linear"
+    require_flags(who, bias=bias)
     require_size(who, "features", features)
 
     def init(key, x):

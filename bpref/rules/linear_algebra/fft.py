@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import require_array
+from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -54,6 +55,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
       TypeError: x is not complex; real x must be cast.
     """
     who = "fft"
+    require_flags(who, inverse=inverse)
     if norm not in ("backward", "ortho", "forward"):
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
     axes = tuple(axes)

@@ -35,6 +35,7 @@ from jax import Array, lax
 from jaxtyping import Shaped
 
 from bpref.dtypes import cast, require_array, require_floating, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -69,6 +70,7 @@ def real_fft(
       TypeError: x is complex, or for the inverse real.
     """
     who = "real_fft"
+    require_flags(who, inverse=inverse)
     if norm not in OPPOSITE:
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
     if length is not None and not inverse:

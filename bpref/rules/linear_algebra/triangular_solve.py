@@ -33,6 +33,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.matrices import SMALL_BATCH, as_system, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, no_params
@@ -62,6 +63,7 @@ def triangular_solve(lower: bool = False, transpose: bool = False, unit_diagonal
       TypeError: x is no pair; A is not floating-point; B has another dtype.
     """
     who = "triangular_solve"
+    require_flags(who, lower=lower, transpose=transpose, unit_diagonal=unit_diagonal)
 
     def substitute(A, B, transpose_a):
         return lax.linalg.triangular_solve(

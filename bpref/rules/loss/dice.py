@@ -35,7 +35,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
 from bpref.formulas.signs import is_label, require_sign
 from bpref.formulas.unit_vectors import inverse
@@ -68,6 +68,7 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
       TypeError: x is no pair; the prediction is not floating-point; a real target has another dtype.
     """
     who = "dice"
+    require_flags(who, logits=logits, squared=squared)
     require_non_negative(who, "smoothing", smoothing)
 
     def forward(params, pair):

@@ -37,6 +37,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -66,6 +67,7 @@ def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
       TypeError: x is no pair of a pair and a target; the mean is not floating-point; the others have another dtype.
     """
     who = "gaussian"
+    require_flags(who, log_variance=log_variance, full=full)
     spread = "log-variance" if log_variance else "variance"
 
     def forward(params, x):

@@ -34,7 +34,7 @@ from jax import Array
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
 from bpref.formulas.signs import is_label, is_positive, require_sign
 from bpref.layer import Layer, no_params
@@ -71,6 +71,7 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
       TypeError: x is no pair; the scores are not floating-point; a real target has another dtype.
     """
     who = "hinge"
+    require_flags(who, squared=squared)
     require_non_negative(who, "margin", margin)
 
     def forward(params, pair):

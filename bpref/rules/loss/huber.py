@@ -33,6 +33,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -57,8 +58,7 @@ def huber(delta: float = 1.0) -> Layer:
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "huber"
-    if not delta > 0:
-        raise ValueError(f"{who}: delta is {delta!r}, expected a positive number")
+    require_positive(who, "delta", delta)
 
     def forward(params, x):
         y_hat, y = as_matching_pair(who, "prediction", x)

@@ -40,7 +40,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params
@@ -70,6 +70,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
       TypeError: x is no pair; a is not floating-point; the dtypes differ.
     """
     who = "info_nce"
+    require_flags(who, normalize=normalize, symmetric=symmetric)
     require_positive(who, "temperature", temperature)
 
     def forward(params, x):

@@ -36,6 +36,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import as_matching_pair, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -61,6 +62,7 @@ def kl_divergence(log_target: bool = False) -> Layer:
       TypeError: x is no pair; the log-probabilities are not floating-point; the target has another dtype.
     """
     who = "kl_divergence"
+    require_flags(who, log_target=log_target)
 
     def forward(params, x):
         z, target = as_matching_pair(who, "log_probabilities", x)

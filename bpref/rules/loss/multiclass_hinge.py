@@ -40,7 +40,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
@@ -73,6 +73,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
       TypeError: x is no pair; the scores are not floating-point; the labels are no integers.
     """
     who = "multiclass_hinge"
+    require_flags(who, squared=squared, largest=largest)
     require_non_negative(who, "margin", margin)
 
     def terms(label, scores):

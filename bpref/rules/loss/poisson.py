@@ -41,6 +41,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import (
     as_pair,
     count_examples,
@@ -78,6 +79,7 @@ def poisson(log_input: bool = True, full: bool = False) -> Layer:
       TypeError: x is no pair; the prediction is not floating-point; floating counts have another dtype.
     """
     who = "poisson"
+    require_flags(who, log_input=log_input, full=full)
 
     def forward(params, x):
         z, t = as_pair(who, x)

@@ -34,12 +34,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Int8
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_share
+from bpref.formulas.hyperparameters import as_numbers, require_share
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -65,8 +64,8 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "quantile"
-    taus = np.asarray(tau, np.float64)
-    if taus.ndim > 1 or taus.size == 0:
+    taus = as_numbers(tau)
+    if taus is None or taus.ndim > 1 or taus.size == 0:
         raise ValueError(f"{who}: tau is {tau!r}, expected a number from 0 to 1, or several")
     for value in taus.ravel().tolist():
         require_share(who, "tau", value)

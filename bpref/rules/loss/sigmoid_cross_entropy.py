@@ -33,16 +33,17 @@ and each slope rounded once. An infinite logit makes J infinite or NaN. There is
 a smooth sum.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import as_numbers
 from bpref.formulas.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -71,8 +72,8 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
       TypeError: x is no pair; the logits are not floating-point; a floating target has another dtype.
     """
     who = "sigmoid_cross_entropy"
-    weights = np.asarray(positive_weight, np.float64)
-    if not (weights.ndim <= 1 and (weights > 0).all()):
+    weights = as_numbers(positive_weight)
+    if weights is None or weights.ndim > 1 or weights.size == 0 or not ((weights > 0) & (weights < math.inf)).all():
         raise ValueError(
             f"{who}: positive_weight is {positive_weight!r}, expected a positive number, or one for each C"
         )

@@ -59,7 +59,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_non_negative, require_share
+from bpref.formulas.hyperparameters import as_numbers, require_integer_or_none, require_non_negative, require_share
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score, signed
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
@@ -101,8 +101,9 @@ def softmax_cross_entropy(
     who = "softmax_cross_entropy"
     require_share(who, "smoothing", smoothing)
     require_non_negative(who, "z_loss", z_loss)
-    w = None if class_weights is None else np.asarray(class_weights, np.float64)
-    if w is not None and not (w.ndim == 1 and (w >= 0).all() and w.any()):
+    require_integer_or_none(who, "ignored", ignored)
+    w = None if class_weights is None else as_numbers(class_weights)
+    if class_weights is not None and not (w is not None and w.ndim == 1 and (w >= 0).all() and 0 < w.sum() < math.inf):
         raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")
 
     def forward(params, x):

@@ -36,7 +36,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like, require_vectors
 from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params
@@ -63,6 +63,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
       TypeError: x is no triple; the anchor is not floating-point; the dtypes differ.
     """
     who = "triplet"
+    require_flags(who, squared=squared)
     require_non_negative(who, "margin", margin)
 
     def forward(params, x):

@@ -60,7 +60,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.formulas.hyperparameters import require_count, require_size
+from bpref.formulas.hyperparameters import is_number, require_count, require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
@@ -136,6 +136,7 @@ def mixture_of_experts(
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "mixture_of_experts"
+    require_flags(who, renormalize=renormalize)
     for argument, n in (("experts", experts), ("hidden", hidden), ("k", k), ("block", block)):
         require_size(who, argument, n)
     if k > experts:
@@ -143,7 +144,7 @@ def mixture_of_experts(
     if activation not in ACTIVATIONS:
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
     require_count(who, "shared", shared)
-    if capacity_factor is not None and not 0 <= capacity_factor < math.inf:
+    if capacity_factor is not None and not (is_number(capacity_factor) and 0 <= capacity_factor < math.inf):
         raise ValueError(f"{who}: capacity_factor is {capacity_factor!r}, expected None or a number of at least 0")
     width, make = ACTIVATIONS[activation]
     g = make()

@@ -47,7 +47,7 @@ from jaxtyping import Float, Int, UInt
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, require_fit, require_input, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.indices import smallest_integer
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -94,6 +94,7 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = "top_k_router"
+    require_flags(who, renormalize=renormalize)
     require_size(who, "experts", experts)
     require_size(who, "k", k)
     if k > experts:

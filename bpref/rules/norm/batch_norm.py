@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_positive, require_share
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_share
 from bpref.formulas.standardize import moments, on_last_axis, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
@@ -75,6 +75,7 @@ def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
       TypeError: x is not floating-point, or not of the dtype of scale and shift.
     """
     who = "batch_norm"
+    require_flags(who, training=training)
     require_positive(who, "eps", eps)
 
     def init(key, x):

@@ -30,6 +30,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_finite, require_flags
 from bpref.formulas.standardize import pull_scale_and_shift, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -57,10 +58,12 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
       and 0 at first, x `(..., d)` and y `(..., d)`.
 
     Raises:
-      ValueError: x has no features, or another number of them than scale and shift.
+      ValueError: alpha is not finite; x has no features, or another number of them than scale and shift.
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "dynamic_tanh"
+    require_flags(who, affine=affine)
+    require_finite(who, "alpha", alpha)
 
     def init(key, x):
         require_features(who, x)

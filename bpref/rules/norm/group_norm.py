@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import is_integer, require_flags, require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
@@ -81,7 +81,8 @@ def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, s
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "group_norm"
-    if groups is not None and (not isinstance(groups, int) or groups < 1):
+    require_flags(who, scale=scale, shift=shift)
+    if groups is not None and (not is_integer(groups) or groups < 1):
         raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer, or None for one channel in each")
     require_positive(who, "eps", eps)
 

@@ -37,7 +37,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
@@ -77,6 +77,7 @@ def layer_norm(eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Lay
       TypeError: x is not floating-point, or not of the parameters' dtype.
     """
     who = "layer_norm"
+    require_flags(who, scale=scale, shift=shift)
     require_positive(who, "eps", eps)
 
     def init(key, x):

@@ -33,7 +33,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.standardize import require_features
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
@@ -68,6 +68,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
       TypeError: x is no pair; q or k is not floating-point, or not of the scales' dtype.
     """
     who = "qk_norm"
+    require_flags(who, l2=l2)
     require_positive(who, "eps", eps)
     rms, length = rms_norm(eps), l2_normalize(-1, eps)
 

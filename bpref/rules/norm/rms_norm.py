@@ -34,7 +34,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.standardize import mean_over, pull_scale_and_shift, require_features, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
@@ -64,6 +64,7 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
       TypeError: x is not floating-point, or not of scale's dtype.
     """
     who = "rms_norm"
+    require_flags(who, scale=scale)
     require_positive(who, "eps", eps)
 
     def init(key, x):

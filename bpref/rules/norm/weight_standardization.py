@@ -39,7 +39,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import require_bias, require_fit, require_rows
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_features
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -76,6 +76,7 @@ def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False
       TypeError: x is not floating-point, or not of W's dtype.
     """
     who = "weight_standardization"
+    require_flags(who, scale=scale, bias=bias)
     require_size(who, "features", features)
     require_positive(who, "eps", eps)
 

@@ -29,6 +29,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.naive_windows import reduce_windows
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
@@ -64,6 +65,7 @@ def average_pool(
       TypeError: x is not floating-point.
     """
     who = "average_pool"
+    require_flags(who, count_padding=count_padding)
     windows = as_windows(who, window, window if stride is None else stride, 1, padding)
 
     def divided(v, x):

@@ -43,6 +43,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_mask, require_normalization, token_weights
+from bpref.formulas.hyperparameters import require_positive_or_none
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -71,8 +72,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
       TypeError: x is no tuple of four; dtypes do not fit.
     """
     who = "clipped_value"
-    if clip is not None and not clip > 0:
-        raise ValueError(f"{who}: clip is {clip!r}, expected a positive number or None")
+    require_positive_or_none(who, "clip", clip)
     require_normalization(who, normalization)
 
     def forward(params, x):

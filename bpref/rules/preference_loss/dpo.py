@@ -40,7 +40,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import is_number, require_positive
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -71,7 +71,7 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
     """
     who = "dpo"
     require_positive(who, "beta", beta)
-    if not 0 <= smoothing < 0.5:
+    if not (is_number(smoothing) and 0 <= smoothing < 0.5):
         raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
     if form not in ("sigmoid", "hinge", "ipo"):
         raise ValueError(f"{who}: form is {form!r}, expected 'sigmoid', 'hinge' or 'ipo'")

@@ -42,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
-from bpref.formulas.hyperparameters import require_non_negative, require_positive
+from bpref.formulas.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -66,7 +66,7 @@ def grpo(
 
     Args:
       clip: e, how far below 1 the ratio r counts, and above it unless `clip_high` is given.
-      clip_high: e', how far above 1 it counts (DAPO: 0.28).
+      clip_high: e', how far above 1 it counts (DAPO: 0.28; `math.inf` for any distance).
       kl_weight: the weight of the estimated divergence from the reference.
       scaled: whether a group's advantages are divided by the deviation of its rewards; Dr. GRPO does not.
       normalization: "sequence", the mean over the answers of their means (GRPO); "token", the mean over all tokens
@@ -83,6 +83,7 @@ def grpo(
       TypeError: x is no tuple of five; dtypes do not fit.
     """
     who = "grpo"
+    require_flags(who, scaled=scaled)
     high = clip if clip_high is None else clip_high
     require_clips(who, clip, high, normalization)
     require_non_negative(who, "kl_weight", kl_weight)

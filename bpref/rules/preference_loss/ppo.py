@@ -33,6 +33,7 @@ Kinks: where a bound is met exactly, the slope is the one without it; where A = 
 gives a half of it at a bound that is met exactly.)
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import is_number, require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -64,7 +65,7 @@ def ppo(
 
     Args:
       clip: e, how far below 1 the ratio r counts, and above it unless `clip_high` is given.
-      clip_high: e', how far above 1 it counts.
+      clip_high: e', how far above 1 it counts; `math.inf` for any distance.
       dual_clip: c > 1, the ratio beyond which a negative advantage counts no more.
       kl_weight: the weight of the estimated divergence from the reference.
       normalization: "token", the mean over all tokens; "sequence", the mean over the sequences of their means;
@@ -82,7 +83,7 @@ def ppo(
     who = "ppo"
     high = clip if clip_high is None else clip_high
     require_clips(who, clip, high, normalization)
-    if dual_clip is not None and not dual_clip > 1:
+    if dual_clip is not None and not (is_number(dual_clip) and 1 < dual_clip < math.inf):
         raise ValueError(f"{who}: dual_clip is {dual_clip!r}, expected a number above 1 or None")
     require_non_negative(who, "kl_weight", kl_weight)
 

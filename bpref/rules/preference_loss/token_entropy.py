@@ -40,6 +40,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -64,8 +65,7 @@ def token_entropy(temperature: float = 1.0) -> Layer:
       TypeError: the logits are not floating-point.
     """
     who = "token_entropy"
-    if not temperature > 0:
-        raise ValueError(f"{who}: temperature is {temperature!r}, expected a positive number")
+    require_positive(who, "temperature", temperature)
 
     def forward(params, z):
         require_floating(who, "logits", z)

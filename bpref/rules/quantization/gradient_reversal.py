@@ -18,12 +18,12 @@ with all but the middle x held constant, which tells whoever differentiates the 
 where x is infinite that is NaN.
 """
 
-import math
 from typing import NamedTuple
 
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_finite
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -46,8 +46,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "gradient_reversal"
-    if not math.isfinite(strength):
-        raise ValueError(f"{who}: strength is {strength!r}, expected a finite number")
+    require_finite(who, "strength", strength)
 
     def forward(params, x):
         require_floating(who, "x", x)

@@ -32,7 +32,7 @@ from jax import Array, lax
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_positive
+from bpref.formulas.hyperparameters import is_integer, require_flags, require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -57,7 +57,8 @@ def straight_through(levels: int | None = None, limit: float = 1.0, clipped: boo
       TypeError: x is not floating-point.
     """
     who = "straight_through"
-    if levels is not None and (not isinstance(levels, int) or levels < 2):
+    require_flags(who, clipped=clipped)
+    if levels is not None and (not is_integer(levels) or levels < 2):
         raise ValueError(f"{who}: levels is {levels!r}, expected None or an integer of at least 2")
     require_positive(who, "limit", limit)
     if clipped and levels is None:

@@ -56,7 +56,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
@@ -111,6 +111,7 @@ def gru(
       TypeError: x or the state is not floating-point, or not of W's dtype; the lengths are no integers.
     """
     who = "gru"
+    require_flags(who, reset_after=reset_after, reverse=reverse, bias=bias)
     require_size(who, "features", features)
     H = features
 

@@ -55,7 +55,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.standardize import on_last_axis
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
@@ -127,9 +127,11 @@ def lstm(
       TypeError: x or the state is not floating-point, or not of W's dtype; the lengths are no integers.
     """
     who = "lstm"
+    require_flags(who, peepholes=peepholes, reverse=reverse, bias=bias)
     require_size(who, "features", features)
     if projection is not None:
         require_size(who, "projection", projection)
+    require_finite(who, "forget_bias", forget_bias)
     shown = features if projection is None else projection
 
     def init(key, x):

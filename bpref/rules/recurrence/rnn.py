@@ -43,7 +43,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
@@ -93,6 +93,7 @@ def rnn(
       TypeError: x or the state is not floating-point, or not of W's dtype; the lengths are no integers.
     """
     who = "rnn"
+    require_flags(who, reverse=reverse, bias=bias)
     require_size(who, "features", features)
     if activation not in ACTIVATIONS:
         raise ValueError(f"{who}: activation is {activation!r}, expected 'tanh' or 'relu'")

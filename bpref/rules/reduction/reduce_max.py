@@ -25,6 +25,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -51,6 +52,7 @@ def reduce_max(axis: Axis = None, keepdims: bool = False, minimum: bool = False)
       TypeError: x is not floating-point.
     """
     who = "reduce_max"
+    require_flags(who, keepdims=keepdims, minimum=minimum)
     extreme = jnp.min if minimum else jnp.max
 
     def forward(params, x):

@@ -34,6 +34,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -58,6 +59,7 @@ def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "reduce_prod"
+    require_flags(who, keepdims=keepdims)
 
     def forward(params, x):
         axes = require_axes(who, axis, x)

@@ -22,6 +22,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.reduced import Axis, count, numbered, require_axes, require_values, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -47,6 +48,7 @@ def reduce_sum(axis: Axis = None, keepdims: bool = False, mean: bool = False) ->
       TypeError: x is not floating-point.
     """
     who = "reduce_sum"
+    require_flags(who, keepdims=keepdims, mean=mean)
 
     def forward(params, x):
         axes = require_axes(who, axis, x)

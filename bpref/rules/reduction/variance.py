@@ -27,7 +27,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_count
+from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.reduced import Axis, count, numbered, require_axes, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -57,6 +57,7 @@ def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: boo
       TypeError: x is not floating-point.
     """
     who = "variance"
+    require_flags(who, keepdims=keepdims, root=root)
     require_count(who, "ddof", ddof)
 
     def forward(params, x):

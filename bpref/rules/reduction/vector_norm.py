@@ -34,6 +34,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import is_number, require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -62,7 +63,8 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
       TypeError: x is not floating-point.
     """
     who = "vector_norm"
-    if not p >= 1:
+    require_flags(who, keepdims=keepdims)
+    if not (is_number(p) and p >= 1):
         raise ValueError(f"{who}: p is {p!r}, expected a number of at least 1, or math.inf")
 
     def forward(params, x):

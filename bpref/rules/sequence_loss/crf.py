@@ -46,6 +46,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import is_possible, known, log_sum
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
@@ -90,6 +91,7 @@ def crf(mean: bool = False) -> Layer:
         integers.
     """
     who = "crf"
+    require_flags(who, mean=mean)
 
     def init(key, x):
         K, dtype = x[0].shape[-1], x[0].dtype

@@ -50,7 +50,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_count
+from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
 from bpref.formulas.tuples import as_arrays
@@ -85,6 +85,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
       TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
     """
     who = "ctc"
+    require_flags(who, mean=mean)
     require_count(who, "blank", blank)
 
     def forward(params, x):

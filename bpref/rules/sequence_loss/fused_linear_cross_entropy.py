@@ -59,7 +59,14 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_non_negative, require_share, require_size
+from bpref.formulas.hyperparameters import (
+    require_flags,
+    require_integer_or_none,
+    require_non_negative,
+    require_positive_or_none,
+    require_share,
+    require_size,
+)
 from bpref.formulas.pairs import as_pair, require_batch
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer
@@ -132,14 +139,15 @@ def fused_linear_cross_entropy(
       TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
     """
     who = "fused_linear_cross_entropy"
+    require_flags(who, bias=bias, mean=mean)
     require_size(who, "vocabulary", vocabulary)
     require_size(who, "block", block)
     if rows is not None:
         require_size(who, "rows", rows)
     require_share(who, "smoothing", smoothing)
     require_non_negative(who, "z_loss", z_loss)
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"{who}: soft_cap is {soft_cap!r}, expected a positive number or None")
+    require_positive_or_none(who, "soft_cap", soft_cap)
+    require_integer_or_none(who, "ignored", ignored)
 
     def init(key, x):
         if not isinstance(x, (tuple, list)) or len(x) != 2:

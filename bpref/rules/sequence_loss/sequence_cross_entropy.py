@@ -31,7 +31,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, require_integer
-from bpref.formulas.hyperparameters import require_share
+from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.lengths import require_lengths, used, within
 from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params
@@ -64,6 +64,7 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
         boolean nor integer.
     """
     who = "sequence_cross_entropy"
+    require_flags(who, per_example=per_example)
     require_share(who, "smoothing", smoothing)
     of_all = softmax_cross_entropy(smoothing, ignored=PADDING)
     forward_of, backward_of = of_all.forward, of_all.backward

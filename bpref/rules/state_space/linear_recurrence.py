@@ -40,6 +40,7 @@ from jax import Array, lax
 from jaxtyping import Inexact
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence, start_cotangent
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -68,6 +69,7 @@ def linear_recurrence(reverse: bool = False, method: Method = "sequential") -> L
       TypeError: x is no such tuple; dtypes differ, or are not floating-point or complex.
     """
     who = "linear_recurrence"
+    require_flags(who, reverse=reverse)
     require_method(who, method)
 
     def forward(params, x):

@@ -52,7 +52,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer
@@ -115,6 +115,7 @@ def selective_scan(
       TypeError: x is no tuple of four or five; something is not floating-point, or not of u's dtype.
     """
     who = "selective_scan"
+    require_flags(who, softplus=softplus, skip=skip, bias=bias, hold=hold, final=final)
     require_size(who, "states", states)
     require_size(who, "chunk", chunk)
 

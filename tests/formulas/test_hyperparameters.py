@@ -1,0 +1,173 @@
+"""What layers ask of their hyperparameters: of each rule by its own signature, and value by value."""
+
+import inspect
+import math
+import re
+from typing import get_args
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.formulas.hyperparameters import as_numbers
+from bpref.rule import Interval, Size
+from bpref.rules import RULES
+
+pytestmark = pytest.mark.quick
+
+NUMBERS = [
+    (rule, p.name)
+    for rule in RULES.values()
+    for p in inspect.signature(rule.make).parameters.values()
+    if float in (p.annotation, *get_args(p.annotation))
+]
+FLAGS = [
+    (rule, p.name)
+    for rule in RULES.values()
+    for p in inspect.signature(rule.make).parameters.values()
+    if p.annotation is bool
+]
+
+
+def make(rule, **changed):
+    """The layer of the rule's first case, its hyperparameters changed."""
+    values = {Interval: lambda v: v.typical, Size: lambda v: 4}
+    hyper = {name: values.get(type(v), lambda v: v)(v) for name, v in rule.cases[0].hyper.items()}
+    return rule.make(**{**hyper, **changed})
+
+
+def named(arguments):
+    return [f"{rule.name} {name}" for rule, name in arguments]
+
+
+@pytest.mark.parametrize("bad", ["x", (), True, math.nan], ids=repr)
+@pytest.mark.parametrize(("rule", "name"), NUMBERS, ids=named(NUMBERS))
+def test_what_is_no_number_is_refused_by_the_name_of_the_argument(rule, name, bad):
+    if (rule.name, name) == ("pad", "value") and bad is math.nan:
+        pytest.skip("a border may be NaN")
+    with pytest.raises(ValueError, match=rf"^{rule.name}: {name} is {re.escape(repr(bad))}, expected "):
+        make(rule, **{name: bad})
+
+
+@pytest.mark.parametrize("bad", ["none", 1, None], ids=repr)
+@pytest.mark.parametrize(("rule", "name"), FLAGS, ids=named(FLAGS))
+def test_what_is_no_boolean_is_refused(rule, name, bad):
+    with pytest.raises(ValueError) as error:
+        make(rule, **{name: bad})
+    assert str(error.value) == f"{rule.name}: {name} is {bad!r}, expected True or False"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bpref.layer_norm(eps="x"), "layer_norm: eps is 'x', expected a positive number"),
+        (lambda: bpref.layer_norm(eps=True), "layer_norm: eps is True, expected a positive number"),
+        (lambda: bpref.layer_norm(eps=None), "layer_norm: eps is None, expected a positive number"),
+        (lambda: bpref.layer_norm(eps=1j), "layer_norm: eps is 1j, expected a positive number"),
+        (lambda: bpref.leaky_relu("x"), "leaky_relu: negative_slope is 'x', expected a number of at least 0"),
+        (lambda: bpref.prelu(initial=math.inf), "prelu: initial is inf, expected a finite number"),
+        (lambda: bpref.dropout("x"), "dropout: rate is 'x', expected a number from 0 to below 1"),
+        (lambda: bpref.linear(4.0), "linear: features is 4.0, expected a positive integer"),
+        (lambda: bpref.linear(np.int64(0)), "linear: features is np.int64(0), expected a positive integer"),
+        (lambda: bpref.ctc(blank="x"), "ctc: blank is 'x', expected an integer of at least 0"),
+        (lambda: bpref.embedding(3, 2, padding=True), "embedding: padding is True, expected an id from 0 to 2"),
+        (lambda: bpref.embedding(3, 2, padding="x"), "embedding: padding is 'x', expected an id from 0 to 2"),
+        (lambda: bpref.lstm(3, forget_bias=math.nan), "lstm: forget_bias is nan, expected a finite number"),
+        (lambda: bpref.lstm_block(3, forget_bias="x"), "lstm_block: forget_bias is 'x', expected a finite number"),
+        (lambda: bpref.low_rank_linear(3, alpha=math.inf), "low_rank_linear: alpha is inf, expected a finite number"),
+        (lambda: bpref.huber(math.inf), "huber: delta is inf, expected a positive number"),
+        (lambda: bpref.token_entropy(math.inf), "token_entropy: temperature is inf, expected a positive number"),
+        (lambda: bpref.clipped_value(math.nan), "clipped_value: clip is nan, expected a positive number or None"),
+        (lambda: bpref.ppo(clip_high="x"), "ppo: clip_high is 'x', expected a positive number"),
+        (lambda: bpref.ppo(dual_clip=math.inf), "ppo: dual_clip is inf, expected a number above 1 or None"),
+        (lambda: bpref.rotary_embedding(base=math.inf), "rotary_embedding: base is inf, expected a number above 1"),
+        (
+            lambda: bpref.rotary_embedding(fraction=math.nan),
+            "rotary_embedding: fraction is nan, expected a number from 0 to 1",
+        ),
+        (lambda: bpref.quantile("x"), "quantile: tau is 'x', expected a number from 0 to 1, or several"),
+        (lambda: bpref.quantile([0.5, math.nan]), "quantile: tau is nan, expected a number from 0 to 1"),
+        (lambda: bpref.pad(((1, 1),), value="x"), "pad: value is 'x', expected a number"),
+    ],
+)
+def test_a_hyperparameter_that_is_none(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("who", ["dot_product_attention", "blockwise_attention"])
+@pytest.mark.parametrize(
+    ("argument", "v", "expected"),
+    [
+        ("scale", math.nan, "a finite number"),
+        ("scale", math.inf, "a finite number"),
+        ("scale", (), "a finite number"),
+        ("soft_cap", math.nan, "a positive number or None"),
+        ("soft_cap", math.inf, "a positive number or None"),
+        ("dropout", "x", "a number from 0 to below 1"),
+        ("sinks", "none", "True or False"),
+    ],
+)
+def test_what_attention_refuses(who, argument, v, expected):
+    with pytest.raises(ValueError) as error:
+        getattr(bpref, who)(**{argument: v})
+    assert str(error.value) == f"{who}: {argument} is {v!r}, expected {expected}"
+
+
+@pytest.mark.parametrize("who", ["softmax_cross_entropy", "fused_linear_cross_entropy"])
+@pytest.mark.parametrize("ignored", [1.5, math.nan, True, "x"])
+def test_an_ignored_label_that_no_label_equals(who, ignored):
+    hyper = {"vocabulary": 4} if who == "fused_linear_cross_entropy" else {}
+    with pytest.raises(ValueError) as error:
+        getattr(bpref, who)(ignored=ignored, **hyper)
+    assert str(error.value) == f"{who}: ignored is {ignored!r}, expected an integer or None"
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, math.inf], [1.0, math.nan], "xy", ["1", "2"], [[1.0], [1.0, 2.0]], 1.0, [0.0]]
+)
+def test_class_weights_that_are_none(weights):
+    with pytest.raises(ValueError) as error:
+        bpref.softmax_cross_entropy(class_weights=weights)
+    assert str(error.value) == (
+        f"softmax_cross_entropy: class_weights is {weights!r}, expected C numbers of at least 0, not all 0"
+    )
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan, "x", [], [1.0, 0.0]])
+def test_positive_weights_that_are_none(weight):
+    with pytest.raises(ValueError) as error:
+        bpref.sigmoid_cross_entropy(positive_weight=weight)
+    assert str(error.value) == (
+        f"sigmoid_cross_entropy: positive_weight is {weight!r}, expected a positive number, or one for each C"
+    )
+
+
+@pytest.mark.parametrize("v", [1, 0.5, np.float32(0.5), np.float16(0.5), np.int32(1), jnp.bfloat16.dtype.type(0.5)])
+def test_scalars_of_numpy_are_numbers(v):
+    for layer in (bpref.layer_norm(eps=v), bpref.dropout(v / 2), bpref.prelu(initial=v), bpref.leaky_relu(v)):
+        assert layer.name
+
+
+def test_integers_and_booleans_of_numpy_are_integers_and_booleans():
+    x = jnp.ones((2, 6, 5, 8))
+    for layer in (
+        bpref.linear(np.int64(4), bias=np.bool_(True)),
+        bpref.convolution(np.int32(4), (np.int64(3), 3), stride=np.int64(2), groups=np.int64(2)),
+        bpref.group_norm(np.int64(4)),
+        bpref.softmax(np.int64(-1)),
+        bpref.reduce_sum((np.int64(0), 1), keepdims=np.bool_(True)),
+    ):
+        params = layer.init(jnp.zeros(2, jnp.uint32), x)
+        _, _, dx = bpref.backpropagate(layer, params, x, layer.forward(params, x)[0])
+        assert dx.shape == x.shape, layer.name
+
+
+def test_numbers_that_are_read_keep_their_shape():
+    found = [as_numbers(v) for v in (1, [1, 2], np.float32(0.5), jnp.ones(2, jnp.bfloat16), [])]
+    assert [(v.dtype, v.shape) for v in found if v is not None] == [
+        (np.float64, shape) for shape in ((), (2,), (), (2,), (0,))
+    ]
+    assert [as_numbers(v) for v in ("1", [True], None, [1j], [[1], [1, 2]])] == [None] * 5
