@@ -363,7 +363,7 @@ RULE = Rule(
             "sequence, a sum, some rows at once",
             (Real("B T d"), Integer("B T", 0, "V")),
             {"vocabulary": Size("V"), "mean": False, "rows": Size("r")},
-            ("B", "T", "d", "V"),
+            ("d", "V"),
             fixed={"r": 50},
             timed={"B": 4, "T": 256, "d": 128, "V": 16384, "r": 128},
         ),
