@@ -83,23 +83,19 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
             require_shape(who, "label", label, a.shape[:-1], f"a's shape {a.shape} without its last axis d")
             if not is_label(label):
                 raise TypeError(f"{who}: label has dtype {label.dtype}, expected integers or booleans")
-        a_, b_ = widen(a), widen(b)
-        c = _angle(a_, b_)[-1]
-        apart = direction(a_, length(a_)) - direction(b_, length(b_))
-        f = jnp.where(c > 0.5, 0.5 * jnp.sum(apart**2, -1, keepdims=True), 1 - c)
+        (u, _), (v, _), c = _angle(a, b)
+        f = jnp.where(c > 0.5, 0.5 * jnp.sum((u - v) ** 2, -1, keepdims=True), 1 - c)
         if label is not None:
             f = jnp.where(_together(label), f, jnp.where(c <= margin, 0, c - margin))
         return cast(jnp.sum(f) / N, a.dtype), CosineEmbeddingCache(a, b, label)
 
     def backward(params, cache, dJ):
-        a, b = widen(cache.a), widen(cache.b)
-        per_a, per_b, c = _angle(a, b)
-        g = -widen(dJ) * (a.shape[-1] / a.size)
+        (u, per_a), (v, per_b), c = _angle(cache.a, cache.b)
+        g = -widen(dJ) * (u.shape[-1] / u.size)
         if cache.label is not None:
             g = jnp.where(_together(cache.label), g, jnp.where(c <= margin, 0, -g))
-        across = g * per_a * per_b
-        da = cast(across * b - (g * c * per_a**2) * a, dJ.dtype)
-        db = cast(across * a - (g * c * per_b**2) * b, dJ.dtype)
+        da = cast((g * per_a) * (v - c * u), dJ.dtype)
+        db = cast((g * per_b) * (u - c * v), dJ.dtype)
         return (), (da, db) if cache.label is None else (da, db, None)
 
     return Layer(no_params, forward, backward, who)
@@ -109,10 +105,10 @@ def _together(label: Array) -> Array:
     return is_positive(label)[..., None]
 
 
-def _angle(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """1 / |a|, 1 / |b| and the cosine c: (..., 1)."""
-    per_a, per_b = inverse(length(a)), inverse(length(b))
-    return per_a, per_b, jnp.sum(a * b, -1, keepdims=True) * per_a * per_b
+def _angle(a: Array, b: Array) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+    """(u, 1 / |a|), (v, 1 / |b|) and the cosine c, (..., 1), in at least float32."""
+    (u, per_a), (v, per_b) = ((direction(z, length(z)), inverse(length(z))) for z in (widen(a), widen(b)))
+    return (u, per_a), (v, per_b), jnp.sum(u * v, -1, keepdims=True)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], margin: float = 0.0) -> Array:
