@@ -45,7 +45,8 @@ def named(arguments):
 @pytest.mark.parametrize(("rule", "name"), NUMBERS, ids=named(NUMBERS))
 def test_what_is_no_number_is_refused_by_the_name_of_the_argument(rule, name, bad):
     if (rule.name, name) == ("pad", "value") and bad is math.nan:
-        pytest.skip("a border may be NaN")
+        make(rule, **{name: bad})  # a border may be NaN
+        return
     with pytest.raises(ValueError, match=rf"^{rule.name}: {name} is {re.escape(repr(bad))}, expected "):
         make(rule, **{name: bad})
 
