@@ -182,7 +182,7 @@ def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
     held: dict[str, Held] = {h.where: h for h in hold(ready.wide, points, seen, rounding_at(ready, list(points)))}
     return [
         row._replace(dtype=working.name) if row.dtype.startswith("complex") else row
-        for working in ready.narrow
+        for working in ready.narrow()
         for row in rows_in(ready, working, points, points, held).values()
     ]
 

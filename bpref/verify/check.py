@@ -138,7 +138,7 @@ def _precision(
 ) -> dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]]:
     """For each value: its errors in every working dtype, and those of them that are worse than autodiff's."""
     found: dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]] = {}
-    for working in ready.narrow:
+    for working in ready.narrow():
         for name, row in precision.rows_in(ready, working, narrow, wide, held, truth).items():
             p = row.summary()
             before, coarse = found.get(name, ((), ()))

@@ -70,7 +70,7 @@ def rows_in(
     """Every value's errors in a working dtype.
 
     Args:
-      ready, working: the programs, and which of `ready.narrow` to run.
+      ready, working: the programs, and which of `ready.narrow()` to run.
       points: the points in the dtypes of the arguments.
       wide: the same points in float64.
       held: the values in float64; where a kink was accepted no error is counted.

@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
       is_lifted: whether `wide` leaves those casts out.
       round_off: the relative error above which a derivation is wrong.
       own: the dtypes of the arguments.
-      narrow: the program in each working dtype.
+      narrow: makes, once, the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
       jittered: makes, once, the float64 program with every operation rounded at random.
       is_repeatable: asks, once, whether it is the same program when it is traced again.
@@ -69,7 +69,7 @@ class Prepared(NamedTuple):
     is_lifted: bool
     round_off: float
     own: list[Any]
-    narrow: tuple[Working, ...]
+    narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
     jittered: Callable[[], Program]
     is_repeatable: Callable[[], bool]
@@ -91,6 +91,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     require_arrays(subject)
     try:
         made = prepare(subject, working)
+        made.narrow()
     except Exception as error:
         raise explained(subject, error, x64_for(v.dtype for v in subject.leaves)) from error
     require_rule(subject)
@@ -105,7 +106,10 @@ _KEPT: OrderedDict[Hashable, Prepared] = OrderedDict()
 
 
 def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
-    """The programs of a subject, traced and compiled; `working` as `dtypes` of `check`."""
+    """The programs of a subject, traced and compiled; `working` as `dtypes` of `check`.
+
+    Those in the working dtypes are made when they are asked for: the derivation is decided without them.
+    """
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
     own = [v.dtype for v in specs]
     with x64_for(own):
@@ -123,12 +127,9 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         # Its constants are rounded to its own dtypes.
         round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
     choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
-    narrow = tuple(
-        _narrow(subject, name, specs, dtypes)
-        for name, dtypes in choices.items()
-        if name not in ("", "float64", "complex128")
-    )
-    in_own = next((w.program for w in narrow if w.leaves == own), None)
+    choices = {name: d for name, d in choices.items() if name not in ("", "float64", "complex128")}
+    narrow = cache(lambda: tuple(_narrow(subject, name, specs, dtypes) for name, dtypes in choices.items()))
+    in_own = next((w.program for w in narrow() if w.leaves == own), None) if own in choices.values() else None
     formal = form(in_own, specs, subject.names) if in_own else form(wide, list(map(_wide_spec, specs)), subject.names)
     casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
     return Prepared(
