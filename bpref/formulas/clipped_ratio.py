@@ -43,6 +43,11 @@ def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:
     return m / (per_sequence * (mask.size // T))
 
 
+def weighted_sum(w: Array, s: Array, mask: Array) -> Array:
+    """The sum of w s over all tokens; w is 0 outside the mask already, but XLA sums a choice as one array, not two."""
+    return jnp.sum(jnp.where(mask, w * s, 0))
+
+
 def require_clips(who: str, low: float, high: float, normalization: str) -> None:
     """Raise `ValueError` unless 0 < low < 1, high > 0, and the normalization is known."""
     if not (is_number(low) and 0 < low < 1):

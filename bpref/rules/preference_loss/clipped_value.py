@@ -42,7 +42,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_mask, require_normalization, token_weights
+from bpref.formulas.clipped_ratio import require_mask, require_normalization, token_weights, weighted_sum
 from bpref.formulas.hyperparameters import require_positive_or_none
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -91,8 +91,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
             clipped = jnp.where(jnp.abs(moved) <= clip, error, old + jnp.clip(moved, -clip, clip) - R)
             is_free = jnp.abs(error) >= jnp.abs(clipped)
             error, slope = jnp.where(is_free, error, clipped), jnp.where(is_free, error, 0)
-        # w is 0 there already, but a product that ends in a choice XLA sums as one array, and not as two.
-        J = 0.5 * jnp.sum(jnp.where(mask, w * error**2, 0))
+        J = 0.5 * weighted_sum(w, error**2, mask)
         return cast(J, values.dtype), ClippedValueCache(cast(w * slope, values.dtype))
 
     def backward(params, cache, dJ):

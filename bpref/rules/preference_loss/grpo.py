@@ -41,7 +41,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
+from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights, weighted_sum
 from bpref.formulas.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -109,8 +109,7 @@ def grpo(
             grown = jnp.expm1(behind)
             s -= kl_weight * (grown - behind)
             slope += kl_weight * grown
-        # w is 0 there already, but a product that ends in a choice XLA sums as one array, and not as two.
-        J = -jnp.sum(jnp.where(mask, w * s, 0))
+        J = -weighted_sum(w, s, mask)
         return cast(J, policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
 
     def backward(params, cache, dJ):

@@ -41,7 +41,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights
+from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights, weighted_sum
 from bpref.formulas.hyperparameters import is_number, require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -102,7 +102,7 @@ def ppo(
             grown = jnp.expm1(rho - pi)
             s -= kl_weight * (grown - (rho - pi))
             slope += kl_weight * grown
-        return cast(-jnp.sum(w * s), policy.dtype), PpoCache(cast(-w * slope, policy.dtype))
+        return cast(-weighted_sum(w, s, mask), policy.dtype), PpoCache(cast(-w * slope, policy.dtype))
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)
