@@ -23,15 +23,13 @@ def inverse(length: Array) -> Array:
     return jnp.where(length == 0, 0, 1 / jnp.where(length == 0, 1, length))
 
 
-def direction(z: Array, length: Array) -> Array:
-    """u, rounded once: vectors of one number have exactly 1 or -1, which z times `inverse` misses by a bit."""
-    return z / jnp.where(length == 0, 1, length)
-
-
 def unit(z: Array) -> tuple[Array, Array]:
-    """u and 1 / |z|: (..., d) and (..., 1)."""
-    per_length = inverse(length(z))
-    return z * per_length, per_length
+    """u and 1 / |z|: (..., d) and (..., 1).
+
+    u is rounded once: a vector of one number has exactly 1 or -1, which z times 1 / |z| misses by a bit.
+    """
+    size = length(z)
+    return z / jnp.where(size == 0, 1, size), inverse(size)
 
 
 def from_unit(u: Array, per_length: Array, du: Array) -> Array:

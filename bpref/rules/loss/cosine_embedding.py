@@ -43,7 +43,7 @@ from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
-from bpref.formulas.unit_vectors import direction, inverse, length
+from bpref.formulas.unit_vectors import unit
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -107,7 +107,7 @@ def _together(label: Array) -> Array:
 
 def _angle(a: Array, b: Array) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
     """(u, 1 / |a|), (v, 1 / |b|) and the cosine c, (..., 1), in at least float32."""
-    (u, per_a), (v, per_b) = ((direction(z, length(z)), inverse(length(z))) for z in (widen(a), widen(b)))
+    (u, per_a), (v, per_b) = map(unit, (widen(a), widen(b)))
     return (u, per_a), (v, per_b), jnp.sum(u * v, -1, keepdims=True)
 
 
