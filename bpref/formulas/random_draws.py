@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
+from bpref.dtypes import require_array
 from bpref.formulas.hyperparameters import is_number
 
 RESOLUTION = 23
@@ -21,10 +22,11 @@ RESOLUTION = 23
 
 def require_key(who: str, key: Any) -> None:
     """Raise unless `key` is one PRNG key: `TypeError` for what is none, `ValueError` for several."""
+    require_array(who, "key", key)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_typed and key.dtype != jnp.uint32:
         raise TypeError(f"{who}: key has dtype {key.dtype}, expected a PRNG key such as jax.random.key(0)")
-    if key.ndim != (0 if is_typed else 1):
+    if key.shape != (() if is_typed else jax.eval_shape(jax.random.PRNGKey, 0).shape):
         raise ValueError(f"{who}: key has shape {key.shape}, expected one PRNG key such as jax.random.key(0)")
 
 

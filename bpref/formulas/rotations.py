@@ -4,14 +4,16 @@ What is rotated is orthogonal but for its magnitude, so that its adjoint is the 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.hyperparameters import is_number
+from bpref.dtypes import cast, described, wide_dtype, widen
+from bpref.formulas.hyperparameters import is_number, require_positive, require_positive_or_none, require_size
+
+Way = Literal["linear", "ntk", "llama3", "yarn"]
 
 
 class Stretch(NamedTuple):
@@ -25,7 +27,7 @@ class Stretch(NamedTuple):
       factor, length, slow, fast: as said; fast is 32 for "yarn" and 4 for "llama3", as in the papers, if not given.
     """
 
-    way: Literal["linear", "ntk", "llama3", "yarn"]
+    way: Way
     factor: float
     length: int = 8192
     slow: float = 1.0
@@ -38,6 +40,29 @@ def require_base(who: str, base: float, name: str = "base") -> None:
         raise ValueError(f"{who}: {name} is {base!r}, expected a number above 1")
 
 
+def require_stretch(who: str, stretch: Any, base: float | None) -> None:
+    """Raise unless it is None, or a `Stretch` of which every field is in its range, of a rotation that there is."""
+    if stretch is None:
+        return
+    if base is None:
+        raise ValueError(f"{who}: there is a stretch but rope is None, expected a base: nothing is rotated")
+    if not isinstance(stretch, Stretch):
+        raise TypeError(f"{who}: stretch is {described(stretch)}, expected bpref.Stretch(way, factor) or None")
+    if stretch.way not in get_args(Way):
+        raise ValueError(f"{who}: stretch.way is {stretch.way!r}, expected one of {', '.join(get_args(Way))}")
+    require_positive(who, "stretch.factor", stretch.factor)
+    require_size(who, "stretch.length", stretch.length)
+    require_positive(who, "stretch.slow", stretch.slow)
+    require_positive_or_none(who, "stretch.fast", stretch.fast)
+    if not stretch.slow < fast_of(stretch):
+        raise ValueError(f"{who}: stretch.fast is {fast_of(stretch)!r}, expected more than slow, {stretch.slow!r}")
+
+
+def fast_of(stretch: Stretch) -> float:
+    """`fast` as it is given, or the one of the paper."""
+    return stretch.fast or (32.0 if stretch.way == "yarn" else 4.0)
+
+
 def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarray:
     """Radians for each position, of each of features / 2 pairs, in float64."""
     if stretch is not None and stretch.way == "ntk":
@@ -48,7 +73,7 @@ def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarr
         return frequency
     if stretch.way == "linear":
         return frequency / stretch.factor
-    fast = stretch.fast or (32.0 if stretch.way == "yarn" else 4.0)
+    fast = fast_of(stretch)
     turns = stretch.length * frequency / (2 * np.pi)
     if stretch.way == "llama3":
         kept = np.clip((turns - stretch.slow) / (fast - stretch.slow), 0, 1)

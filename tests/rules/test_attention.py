@@ -328,9 +328,37 @@ def test_stretched_frequencies():
         ({}, (jnp.ones((3, 1, 4)), jnp.zeros(3)), TypeError, "positions has dtype float32, expected an integer dtype"),
         ({}, jnp.ones((3, 4)), ValueError, "x has shape (3, 4), expected (..., T, N, D)"),
         ({"base": 1.0}, jnp.ones((3, 1, 4)), ValueError, "base is 1.0, expected a number above 1"),
+        *(
+            ({"stretch": stretch}, jnp.ones((3, 1, 4)), error, message)
+            for stretch, error, message in (
+                ("yarn", TypeError, "stretch is a str, expected bpref.Stretch(way, factor) or None"),
+                (
+                    bpref.Stretch("longer", 2.0),
+                    ValueError,
+                    "stretch.way is 'longer', expected one of linear, ntk, llama",
+                ),  # type: ignore[arg-type]
+                (bpref.Stretch("ntk", 0.0), ValueError, "stretch.factor is 0.0, expected a positive number"),
+                (bpref.Stretch("yarn", 2.0, 0), ValueError, "stretch.length is 0, expected a positive integer"),
+                (bpref.Stretch("yarn", 2.0, 16, slow=0), ValueError, "stretch.slow is 0, expected a positive number"),
+                (
+                    bpref.Stretch("yarn", 2.0, 16, fast=0),
+                    ValueError,
+                    "stretch.fast is 0, expected a positive number or",
+                ),
+                (bpref.Stretch("llama3", 2.0, 16, 4), ValueError, "stretch.fast is 4.0, expected more than slow, 4"),
+            )
+        ),
     ],
 )
 def test_rotary_refuses(make, x, error, message):
     with pytest.raises(error) as seen:
         bpref.rotary_embedding(**make).forward((), x)
     assert str(seen.value).startswith(f"rotary_embedding: {message}")
+
+
+@pytest.mark.parametrize("name", ["multi_head_attention", "attention_block", "transformer_block"])
+def test_a_stretch_of_no_rotation_is_refused(name):
+    rest = {"hidden": 4} if name == "transformer_block" else {}
+    with pytest.raises(ValueError) as seen:
+        getattr(bpref, name)(2, **rest, rope=None, stretch=bpref.Stretch("ntk", 2.0))
+    assert str(seen.value) == f"{name}: there is a stretch but rope is None, expected a base: nothing is rotated"

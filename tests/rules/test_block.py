@@ -46,12 +46,12 @@ BAD_CALLS = {
     "images of other channels": (
         lambda: forward(bpref.residual_convolution_block(3), IMAGES, jnp.ones((2, 4, 4, 9))),
         ValueError,
-        "residual_convolution_block: x has 9 channels in its last axis, W1 expects 6 (W1: (6, 3, 3, 6))",
+        "residual_convolution_block: scale1 has shape (6,), expected (9,), as init gives for this x",
     ),
     "images in another dtype": (
         lambda: forward(bpref.residual_convolution_block(3), IMAGES, IMAGES.astype(jnp.bfloat16)),
         TypeError,
-        "residual_convolution_block: x has dtype bfloat16, W1 has float32; cast one to the other's",
+        "residual_convolution_block: scale1 has dtype float32, expected x's, bfloat16; cast one to the other's",
     ),
     "features in groups that do not divide": (
         lambda: bpref.residual_convolution_block(3, features=4),
@@ -73,14 +73,14 @@ BAD_CALLS = {
             init(bpref.residual_convolution_block(3), IMAGES), IMAGES
         ),
         ValueError,
-        "residual_convolution_block: S has shape None, expected (6, 6) from 6 to 6 channels, stride (2, 2)",
+        "residual_convolution_block: S is None, expected shape (6, 6), as init gives for this x",
     ),
     "a shortcut of its own where x passes": (
         lambda: bpref.residual_convolution_block(3).forward(
             init(bpref.residual_convolution_block(3, features=9), IMAGES), IMAGES
         ),
         ValueError,
-        "residual_convolution_block: S has shape (9, 6), expected None from 6 to 6 channels, stride (1, 1)",
+        "residual_convolution_block: W1 has shape (9, 3, 3, 6), expected (6, 3, 3, 6), as init gives for this x",
     ),
     "no groups": (
         lambda: bpref.residual_convolution_block(0),
@@ -120,7 +120,7 @@ BAD_CALLS = {
     "a base of no wavelengths": (
         lambda: bpref.attention_block(2, rope=0.0),
         ValueError,
-        "attention_block: rope is 0.0, expected a positive number or None",
+        "attention_block: rope is 0.0, expected a number above 1",
     ),
     "an empty sequence": (
         lambda: init(bpref.transformer_block(2, 4), jnp.ones((3, 0, 8))),
@@ -160,22 +160,22 @@ BAD_CALLS = {
     "a weight of another dtype": (
         lambda: forward_with(bpref.attention_block(2), W_o=jnp.ones((8, 8), jnp.bfloat16)),
         TypeError,
-        "attention_block: W_o has dtype bfloat16, W_qkv has float32; cast one to the other's",
+        "attention_block: W_o has dtype bfloat16, expected x's, float32; cast one to the other's",
     ),
     "a scale of another dtype": (
         lambda: forward_with(bpref.attention_block(2), norm={"scale": jnp.ones(8, jnp.bfloat16)}),
         TypeError,
-        "attention_block: x has dtype float32, scale has bfloat16; cast one to the other's",
+        "attention_block: norm.scale has dtype bfloat16, expected x's, float32; cast one to the other's",
     ),
     "a scale of other features": (
         lambda: forward_with(bpref.mlp_block(4), norm={"scale": jnp.ones(6)}),
         ValueError,
-        "mlp_block: x has 8 features in its last axis, scale has shape (6,)",
+        "mlp_block: norm.scale has shape (6,), expected (8,), as init gives for this x",
     ),
     "a bias of another dtype": (
         lambda: forward_with(bpref.mlp_block(4, bias=True), b_out=jnp.ones(8, jnp.bfloat16)),
         TypeError,
-        "mlp_block: b_out has dtype bfloat16, W_in has float32; cast one to the other's",
+        "mlp_block: b_out has dtype bfloat16, expected x's, float32; cast one to the other's",
     ),
     "integers": (
         lambda: init(bpref.transformer_block(2, 4), jnp.ones((5, 8), jnp.int32)),

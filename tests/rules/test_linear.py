@@ -239,7 +239,7 @@ BAD_CALLS_OF_THE_OTHERS = {
     "weight norm of other lengths": (
         lambda: changed(bpref.weight_norm_linear(5), X, X, g=jnp.ones(4)),
         ValueError,
-        "weight_norm_linear: g has shape (4,), v expects (5,) (v: (5, 4))",
+        "weight_norm_linear: g has shape (4,), expected (5,), an entry for each row of v (v: (5, 4))",
     ),
     "spectral norm of other features": (
         lambda: called(bpref.spectral_norm_linear(5), X, Y),

@@ -77,6 +77,16 @@ BAD_CALLS = {
         ValueError,
         "fft: norm is 'unit', expected 'backward', 'ortho' or 'forward'",
     ),
+    "fft over what is no axis": (
+        lambda: bpref.fft(axes=(float("nan"),)),  # type: ignore[arg-type]
+        ValueError,
+        "fft: axes is (nan,), expected a tuple of integers such as (-1,)",
+    ),
+    "real_fft over a number": (
+        lambda: bpref.real_fft(axes=-1),  # type: ignore[arg-type]
+        ValueError,
+        "real_fft: axes is -1, expected a tuple of integers such as (-1,)",
+    ),
     "fft of real numbers": (
         lambda: bpref.fft().forward((), WIDE),
         TypeError,

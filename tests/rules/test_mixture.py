@@ -88,14 +88,14 @@ BAD_CALLS = {
             bpref.mixture_of_experts(2, 8).init(jax.random.key(0), TOKENS), jnp.ones((6, 3))
         ),
         ValueError,
-        "mixture_of_experts: x has 3 features in its last axis, U[e] expects 2 (U[e]: (16, 2))",
+        "mixture_of_experts: x has 3 features in its last axis, router.W expects 2 (router.W: (2, 2))",
     ),
     "a mixture with a network too small": (
         lambda: bpref.mixture_of_experts(2, 8).forward(
             bpref.mixture_of_experts(2, 7).init(jax.random.key(0), TOKENS), TOKENS
         ),
         ValueError,
-        "mixture_of_experts: U has shape (2, 14, 2), expected (2, 16, 2)",
+        "mixture_of_experts: U has shape (2, 14, 2), expected (2, 16, 2), as init gives for this x",
     ),
 }
 

@@ -93,7 +93,7 @@ BAD_CALLS = {
     "other heads than the parameters'": (
         lambda: bpref.multi_head_attention(2, head_dim=3).forward(PARAMS, X),
         ValueError,
-        "multi_head_attention: W_q has shape (4, 4), expected (6, 4): 2 heads of 3",
+        "multi_head_attention: W_q has shape (4, 4), expected (6, 4), as init gives for this x",
     ),
     "other features than the parameters'": (
         lambda: LAYER.forward(PARAMS, jnp.ones((2, 3, 6))),
@@ -103,12 +103,12 @@ BAD_CALLS = {
     "a weight of another dtype": (
         lambda: LAYER.forward(PARAMS._replace(W_o=PARAMS.W_o.astype(jnp.bfloat16)), X),
         TypeError,
-        "multi_head_attention: W_o has dtype bfloat16, W_q has float32; cast one to the other's",
+        "multi_head_attention: W_o has dtype bfloat16, expected x's, float32; cast one to the other's",
     ),
     "a bias of another dtype": (
         lambda: LAYER.forward(PARAMS._replace(b_v=PARAMS.b_v.astype(jnp.bfloat16)), X),
         TypeError,
-        "multi_head_attention: b_v has dtype bfloat16, W_q has float32; cast one to the other's",
+        "multi_head_attention: b_v has dtype bfloat16, expected x's, float32; cast one to the other's",
     ),
     "a plain tuple": (
         lambda: LAYER.forward(PARAMS, (X, X)),
@@ -119,12 +119,12 @@ BAD_CALLS = {
     "a bias of one entry": (
         lambda: LAYER.forward(PARAMS._replace(b_v=jnp.ones(1)), X),
         ValueError,
-        "multi_head_attention: b_v has shape (1,), expected (4,), an entry for each row of W_v (W_v: (4, 4))",
+        "multi_head_attention: b_v has shape (1,), expected (4,), as init gives for this x",
     ),
     "another weight of the output": (
         lambda: LAYER.forward(PARAMS._replace(W_o=jnp.ones((3, 4)), b_o=jnp.ones(3)), X),
         ValueError,
-        "multi_head_attention: W_o has shape (3, 4), expected (4, 4): 2 heads of 2",
+        "multi_head_attention: W_o has shape (3, 4), expected (4, 4), as init gives for this x",
     ),
     "dropout without a key": (
         lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),

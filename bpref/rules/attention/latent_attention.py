@@ -50,10 +50,10 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
-from bpref.formulas.rotations import Stretch, require_base
+from bpref.formulas.parameters import require_drawn
+from bpref.formulas.rotations import Stretch, require_base, require_stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -134,6 +134,7 @@ def latent_attention(
         raise ValueError(f"{who}: rope_dim is {rope_dim}, expected an even number")
     require_positive(who, "eps", eps)
     require_base(who, base)
+    require_stretch(who, stretch, base)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
     rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)
@@ -189,11 +190,7 @@ def latent_attention(
     def forward(params, x):
         seqs = given(x)
         require_fit(who, params.W_dkv, seqs.x, "W_dkv")
-        require_one_dtype(who, params, "W_dkv")
-        for name, shape in shapes(seqs.x.shape[-1]).items():
-            W = getattr(params, name)
-            if (W is None) != (shape is None) or (W is not None and W.shape != shape):
-                raise ValueError(f"{who}: {name} has shape {None if W is None else W.shape}, expected {shape}")
+        require_drawn(who, init, params, seqs)
         a = None if params.W_dq is None else cast(times_transposed(seqs.x, params.W_dq), seqs.x.dtype)
         c = cast(times_transposed(seqs.x, params.W_dkv), seqs.x.dtype)
         of_q = normed(params.q_scale, seqs.x if a is None else a)[0]

@@ -40,12 +40,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_array
+from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_bias,
     require_fit,
     times,
     times_transposed,
@@ -56,10 +55,10 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
-from bpref.formulas.rotations import Stretch, require_base
+from bpref.formulas.parameters import require_drawn
+from bpref.formulas.rotations import Stretch, require_base, require_stretch
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -148,6 +147,7 @@ def multi_head_attention(
     require_share(who, "fraction", fraction)
     if rope is not None:
         require_base(who, rope, "rope")
+    require_stretch(who, stretch, rope)
     K = heads if kv_heads is None else kv_heads
     for argument, n in (("heads", heads), ("kv_heads", K), ("head_dim", head_dim)):
         if n is not None:
@@ -200,24 +200,9 @@ def multi_head_attention(
     def forward(params, x):
         given = as_sequences(who, x)
         asks, answers = _both(given)
-        D = features(asks)
-        require_one_dtype(who, params, "W_q")
-        for name, A, n in (("W_q", asks, heads), ("W_k", answers, K), ("W_v", answers, K)):
-            W = getattr(params, name)
-            require_fit(who, W, A, name)
-            if W.shape[0] != n * D:
-                raise ValueError(
-                    f"{who}: {name} has shape {W.shape}, expected {(n * D, A.shape[-1])}: {n} heads of {D}"
-                )
-        W_o = params.W_o
-        require_array(who, "W_o", W_o)
-        if W_o.shape != (asks.shape[-1], heads * D):
-            raise ValueError(
-                f"{who}: W_o has shape {W_o.shape}, expected {(asks.shape[-1], heads * D)}: {heads} heads of {D}"
-            )
-        for name in "qkvo":
-            weight, b = f"W_{name}", f"b_{name}"
-            require_bias(who, getattr(params, b), getattr(params, weight), weight, b)
+        require_fit(who, params.W_q, asks, "W_q")
+        require_fit(who, params.W_k, answers, "W_k")
+        require_drawn(who, init, params, given)
         q, k, v = (
             _by_head(cast(plus(times_transposed(A, W), b), A.dtype), n)
             for A, W, b, n in (

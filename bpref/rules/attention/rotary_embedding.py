@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from bpref.dtypes import require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import require_flags, require_share
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, rotate
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, require_stretch, rotate
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -51,12 +51,13 @@ def rotary_embedding(
     Raises:
       ValueError: an argument is out of its range; the rotated features are not an even number of at least 2
         and at most D; positions of another shape.
-      TypeError: x is not floating-point, or positions are no integers.
+      TypeError: stretch is none; x is not floating-point, or positions are no integers.
     """
     who = "rotary_embedding"
     require_flags(who, interleaved=interleaved)
     require_share(who, "fraction", fraction)
     require_base(who, base)
+    require_stretch(who, stretch, base)
 
     def split(x):
         if isinstance(x, (tuple, list)) and len(x) != 2:

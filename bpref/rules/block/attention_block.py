@@ -63,7 +63,8 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -73,9 +74,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, rotate
-from bpref.formulas.standardize import require_features
-from bpref.formulas.tuples import require_one_dtype
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, require_stretch, rotate
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -162,7 +161,9 @@ def attention_layer(
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
     require_positive(who, "eps", eps)
-    require_positive_or_none(who, "rope", rope)
+    if rope is not None:
+        require_base(who, rope, "rope")
+    require_stretch(who, stretch, rope)
     require_window(who, window)
     require_size(who, "block", block)
 
@@ -207,9 +208,8 @@ def attention_layer(
 
     def forward(params, x):
         require_fit(who, params.W_qkv, x, "W_qkv")
-        require_one_dtype(who, params, "W_qkv")
-        require_features(who, x, **params.norm._asdict())
         require_sequence(x)
+        require_drawn(who, init, params, x)
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))

@@ -42,6 +42,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.hyperparameters import require_finite, require_flags, require_positive, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed, Steps, require_sequences
 from bpref.formulas.through_time import Kept, joined
@@ -108,6 +109,7 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
 
     def forward(params, x):
         require_sequences(who, Steps(x), params.lstm.W)
+        require_drawn(who, init, params, x)
         p, wide = jax.tree.map(widen, params), widen(x)
         mean, var = moments(wide, (2,))
         rstd = lax.rsqrt(var + eps)

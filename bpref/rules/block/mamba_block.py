@@ -40,8 +40,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating
-from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
 from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.silu import SiluCache, silu
@@ -131,13 +132,8 @@ def mamba_block(
 
     def forward(params, x):
         e, conv = require(x)
-        if x.shape[2] != params.W_in.shape[1]:
-            raise ValueError(
-                f"{who}: x has {x.shape[2]} features in its last axis, W_in expects {params.W_in.shape[1]} "
-                f"(W_in: {params.W_in.shape})"
-            )
-        if x.dtype != params.W_in.dtype:
-            raise TypeError(f"{who}: x has dtype {x.dtype}, W_in has {params.W_in.dtype}; cast one to the other's")
+        require_fit(who, params.W_in, x, "W_in")
+        require_drawn(who, init, params, x)
         xhat, of_norm = norm.forward(params.norm, x)
         vz = cast(times_transposed(xhat, params.W_in), x.dtype)
         u = act.forward((), conv.forward(params.conv, vz[..., :e])[0])[0]

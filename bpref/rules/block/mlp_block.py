@@ -49,6 +49,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -58,8 +59,6 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.standardize import require_features
-from bpref.formulas.tuples import require_one_dtype
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.activation.glu import GATES, glu
@@ -133,8 +132,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
 
     def forward(params, x):
         require_fit(who, params.W_in, x, "W_in")
-        require_one_dtype(who, params, "W_in")
-        require_features(who, x, **params.norm._asdict())
+        require_drawn(who, init, params, x)
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         z = cast(plus(times_transposed(n, params.W_in), params.b_in), x.dtype)

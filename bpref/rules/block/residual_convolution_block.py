@@ -54,6 +54,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_elements, require_spatial
 from bpref.layer import Layer
@@ -121,7 +122,7 @@ def residual_convolution_block(
         if features % groups:
             raise ValueError(f"{who}: features is {features}, not a multiple of {groups} groups")
 
-    def require_fit(x, params=None):
+    def require_fit(x):
         """F, and whether there is an S."""
         require_spatial(who, x, first.rank)
         require_elements(who, x)
@@ -129,21 +130,7 @@ def residual_convolution_block(
         if C == 0 or C % groups:
             raise ValueError(f"{who}: x has {C} channels in its last axis, not a positive multiple of {groups} groups")
         F = features or C
-        projected = F != C or first.stride != once
-        if params is not None:
-            W, S = params.W1, params.S
-            if W.shape[-1] != C:
-                raise ValueError(
-                    f"{who}: x has {C} channels in its last axis, W1 expects {W.shape[-1]} (W1: {W.shape})"
-                )
-            if W.dtype != x.dtype:
-                raise TypeError(f"{who}: x has dtype {x.dtype}, W1 has {W.dtype}; cast one to the other's")
-            came, expected = None if S is None else S.shape, (F, C) if projected else None
-            if came != expected:
-                raise ValueError(
-                    f"{who}: S has shape {came}, expected {expected} from {C} to {F} channels, stride {first.stride}"
-                )
-        return F, projected
+        return F, F != C or first.stride != once
 
     def grouped(v):
         """(N, S, G, C / G)"""
@@ -191,7 +178,8 @@ def residual_convolution_block(
 
     def forward(params, x):
         gamma1, beta1, W1, gamma2, beta2, W2, S = params
-        require_fit(x, params)
+        require_fit(x)
+        require_drawn(who, init, params, x)
         m1, r1 = moments_of(x)
         a1 = activated(normalized(x, m1, r1), gamma1, beta1, x.dtype)
         u = cast(correlate(a1, W1, slide_over(x, first)), x.dtype)

@@ -94,8 +94,7 @@ def weight_norm_linear(features: int, bias: bool = True) -> Layer:
         g, v, b = params
         require_fit(who, v, A, "v")
         require_rows(who, v, features, "v")
-        if g.shape != v.shape[:1]:
-            raise ValueError(f"{who}: g has shape {g.shape}, v expects {v.shape[:1]} (v: {v.shape})")
+        require_bias(who, g, v, "v", "g")
         require_bias(who, b, v, "v")
         Z = plus(times_transposed(A, _weight(g, v)), b)
         return cast(Z, A.dtype), WeightNormLinearCache(A)

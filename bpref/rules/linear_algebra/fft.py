@@ -25,13 +25,13 @@ precision.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import require_array
-from bpref.formulas.hyperparameters import require_flags
+from bpref.formulas.hyperparameters import is_integer, require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -58,7 +58,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
     require_flags(who, inverse=inverse)
     if norm not in ("backward", "ortho", "forward"):
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
-    axes = tuple(axes)
+    axes = as_axes(who, axes)
     transform = jnp.fft.ifftn if inverse else jnp.fft.fftn
 
     def forward(params, x):
@@ -72,6 +72,13 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
         return (), transform(dy, axes=axes, norm=norm)
 
     return Layer(no_params, forward, backward, who)
+
+
+def as_axes(who: str, axes: Any) -> tuple[int, ...]:
+    """The axes of a transform as a tuple; raises `ValueError` unless it is one of integers, or a list."""
+    if not isinstance(axes, (tuple, list)) or not all(map(is_integer, axes)):
+        raise ValueError(f"{who}: axes is {axes!r}, expected a tuple of integers such as (-1,)")
+    return tuple(axes)
 
 
 def require_axes(who: str, x: Array, axes: tuple[int, ...]) -> None:

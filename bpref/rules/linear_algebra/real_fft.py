@@ -39,7 +39,7 @@ from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.rules.linear_algebra.fft import Norm, require_axes
+from bpref.rules.linear_algebra.fft import Norm, as_axes, require_axes
 
 OPPOSITE: dict[Norm, Norm] = {"backward": "forward", "ortho": "ortho", "forward": "backward"}
 """The norm by which the other direction has this one's factor c."""
@@ -76,7 +76,7 @@ def real_fft(
     if length is not None and not inverse:
         raise ValueError(f"{who}: length is {length}, which only the inverse has; n is the size of x's axis")
 
-    axes = tuple(axes)
+    axes = as_axes(who, axes)
     if not axes:
         raise ValueError(f"{who}: axes is (), expected at least one axis")
     *others, axis = axes

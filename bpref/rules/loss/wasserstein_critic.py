@@ -53,9 +53,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
+from bpref.formulas.affine import require_fit
 from bpref.formulas.hyperparameters import require_non_negative
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
+from bpref.formulas.parameters import require_drawn
+from bpref.formulas.random_draws import require_key
+from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -132,7 +135,11 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
 
     def forward(params, x):
         real, fake = as_arrays(who, ("real", "fake"), x)
-        _require_fit(who, params, real, fake)
+        require_matrix(who, "real", real)
+        require_like(who, "fake", fake, "real", real)
+        require_fit(who, params.hidden[0].W, real, "W")
+        require_key(who, params.key)
+        require_drawn(who, lambda key, x: init(key, x)._replace(key=None), params._replace(key=None), (real, fake))
         N = len(real)
         (_, hidden, w), z, a = _widened(params), [], _rows(params.key, real, fake)
         for W, b in hidden:
@@ -195,16 +202,6 @@ def _rows(key: Any, real: Array, fake: Array) -> Array:
 
 def _widened(params: WassersteinCriticParams) -> Any:
     return WassersteinCriticParams(params.key, *jax.tree.map(widen, params[1:]))
-
-
-def _require_fit(who: str, params: WassersteinCriticParams, real: Array, fake: Array) -> None:
-    require_floating(who, "real", real)
-    require_matrix(who, "real", real)
-    require_like(who, "fake", fake, "real", real)
-    W = params.hidden[0].W
-    require_dtype_of(who, "real", real, "W", W)
-    if real.shape[1] != W.shape[1]:
-        raise ValueError(f"{who}: real has {real.shape[1]} features in its last axis, W expects {W.shape[1]}")
 
 
 def reference(

@@ -61,6 +61,7 @@ from bpref.formulas.grouped_rows import (
     total_like,
 )
 from bpref.formulas.hyperparameters import is_number, require_count, require_flags, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
@@ -164,7 +165,8 @@ def mixture_of_experts(
 
     def forward(params, x):
         _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
-        _require_experts(who, x, U, V, experts, width * hidden, hidden)
+        require_fit(who, params.router.W, x, "router.W")
+        require_drawn(who, init, params, x)
         routing, of_router = router.forward(params.router, x)
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, k)
         blocks = _place(routing.experts.reshape(-1, k))
@@ -235,14 +237,6 @@ def mixture_of_experts(
 def _token(choice: Array, N: int, k: int) -> Array:
     """The token of each choice, N where there is none."""
     return jnp.where(choice < k * N, choice % max(N, 1), N)
-
-
-def _require_experts(who, x, U, V, E, width, H) -> None:
-    require_fit(who, U[0], x, "U[e]")
-    d = x.shape[-1]
-    for name, v, expected in (("U", U, (E, width, d)), ("V", V, (E, d, H))):
-        if v.shape != expected:
-            raise ValueError(f"{who}: {name} has shape {v.shape}, expected {expected}")
 
 
 def reference(

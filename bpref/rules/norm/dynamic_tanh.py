@@ -32,6 +32,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_finite, require_flags
 from bpref.formulas.standardize import pull_scale_and_shift, require_features, scale_and_shift
+from bpref.formulas.tuples import require_number
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -76,6 +77,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
 
     def forward(params, x):
         require_features(who, x, scale=params.scale, shift=params.shift)
+        require_number(who, "alpha", params.alpha, x)
         y = scale_and_shift(curve(params, x), params.scale, params.shift)
         return cast(y, x.dtype), DynamicTanhCache(x)
 

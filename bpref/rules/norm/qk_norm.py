@@ -35,6 +35,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.standardize import require_features
+from bpref.formulas.tuples import require_number
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
@@ -86,6 +87,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
             require_features(who, k, k_scale=params.k_scale)
             (q, q_cache), (k, k_cache) = (rms.forward(RmsNormParams(p), v) for p, v in zip(params, (q, k), strict=True))
             return (q, k), QkNormCache(q_cache, k_cache)
+        require_number(who, "q_scale", params.q_scale, q)
         (q, q_cache), (k, k_cache) = (length.forward((), v) for v in (q, k))
         return (_times(params.q_scale, q), k), QkNormCache(q_cache, k_cache)
 

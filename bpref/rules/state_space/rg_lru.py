@@ -52,6 +52,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -109,6 +110,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
         if x.ndim != 3:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (N, T, d)")
         require_fit(who, params.W_r, x, "W_r")
+        require_drawn(who, init, params, x)
         r = lax.logistic(plus(times_transposed(x, params.W_r), params.b_r))
         i = lax.logistic(plus(times_transposed(x, params.W_i), params.b_i))
         _, a, m = decay(params, r)

@@ -53,6 +53,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.formulas.parameters import require_drawn
 from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer
@@ -157,6 +158,7 @@ def selective_scan(
 
     def forward(params, x):
         x = require_selective(who, params, x)
+        require_drawn(who, init, params, x)
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
         chunks = in_chunks(x, s)

@@ -31,6 +31,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.formulas.random_draws import require_key
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer
 from bpref.rule import Case, Key, Real, Rule
@@ -65,6 +66,7 @@ def reparameterization() -> Layer:
         mu, log_var = as_arrays(who, ("mu", "log_var"), x)
         require_floating(who, "mu", mu)
         require_like(who, "log_var", log_var, "mu", mu)
+        require_key(who, params.key)
         log_var_ = widen(log_var)
         D = jnp.exp(0.5 * log_var_) * standard_normal(params.key, mu.shape, log_var_.dtype)
         return cast(widen(mu) + D, mu.dtype), ReparameterizationCache(cast(D, mu.dtype))
