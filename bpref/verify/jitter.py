@@ -6,6 +6,7 @@ Comput. Simul. 35, 1993; Parker, UCLA CSD-970002, 1997).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -90,15 +91,29 @@ class _Names:
 
 
 def _rounded_at_random(v: Any, place: int, keeps_whole: bool = False) -> Any:
-    if v.dtype not in (jnp.float64, jnp.complex128):
-        return v
-    index = jax.lax.iota(np.float64, v.size).reshape(v.shape)
-    # Another last digit is another draw, so that trials at nudged points do not all miss the same cancellation.
-    digits = (jax.lax.bitcast_convert_type(v.real, np.int64) & 0xFFFF).astype(np.float64)
-    wild = jnp.sin(index * 12.9898 + place % 65536 * 78.233 + digits * 0.7548777) * 43758.5453
-    shift = 2 * (wild - jnp.floor(wild)) - 1
-    # Half a unit at least: less would be rounded away, and look like a sound digit.
-    noise = 1 + EPS * (shift + jnp.sign(shift)) / 2
-    # An infinite value keeps its sign, and one that overflows by the noise alone is no news.
-    exact = ~jnp.isfinite(v) | (keeps_whole & (v == jnp.round(v)))
-    return jnp.where(exact, v, v * noise.astype(v.dtype))
+    if v.dtype == jnp.complex128:
+        return jax.lax.complex(*(_round(part, np.uint64(place), keeps_whole) for part in (v.real, v.imag)))
+    return _round(v, np.uint64(place), keeps_whole) if v.dtype == jnp.float64 else v
+
+
+@partial(jax.jit, static_argnames="keeps_whole")
+def _round(v: Any, place: Any, keeps_whole: bool) -> Any:
+    """Under jit, so that it is traced and lowered once for each shape and not for each operation."""
+    # Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
+    index = jax.lax.iota(np.uint64, v.size).reshape(v.shape)
+    bits = (jax.lax.bitcast_convert_type(v, np.uint64) + (index + place) * _STEP) * _MIX
+    bits = (bits ^ (bits >> np.uint64(32))) * _MIX
+    # A sign and 52 digits. Half a unit at least: less would be rounded away, and look like a sound digit.
+    units = jax.lax.bitcast_convert_type((bits & _SIGN_AND_DIGITS) | _ONE_HALF, np.float64)
+    noise = 1 + EPS * units
+    if keeps_whole:
+        noise = jnp.where(v == jnp.round(v), 1, noise)
+    # Divided and not multiplied: XLA copies no division into whatever uses it. Of a product it makes as many copies as
+    # there are paths from it to the outputs, and compiling them was most of a check.
+    return v / noise
+
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+_SIGN_AND_DIGITS = np.uint64(0x800FFFFFFFFFFFFF)
+_ONE_HALF = np.uint64(0x3FE0000000000000)
