@@ -21,17 +21,19 @@ def require_input(who: str, x: Any, argument: str = "x") -> int:
     return x.shape[-1]
 
 
-def require_fit(who: str, W: Any, A: Any, weight: str = "W") -> None:
+def require_fit(who: str, W: Any, A: Any, weight: str = "W", argument: str = "x") -> None:
     """Raise unless W is a matrix (m, d), and A of shape (..., d) can be multiplied by its transpose."""
-    require_floating(who, "x", A)
+    require_floating(who, argument, A)
     require_weight(who, W, "(m, d)", weight)
     if A.dtype != W.dtype:
-        raise TypeError(f"{who}: x has dtype {A.dtype}, {weight} has {W.dtype}; cast one to the other's")
+        raise TypeError(f"{who}: {argument} has dtype {A.dtype}, {weight} has {W.dtype}; cast one to the other's")
     expected = f"{weight} expects {W.shape[1]}"
     if A.ndim == 0:
-        raise ValueError(f"{who}: x is a scalar, {expected} features in its last axis ({weight}: {W.shape})")
+        raise ValueError(f"{who}: {argument} is a scalar, {expected} features in its last axis ({weight}: {W.shape})")
     if A.shape[-1] != W.shape[1]:
-        raise ValueError(f"{who}: x has {A.shape[-1]} features in its last axis, {expected} ({weight}: {W.shape})")
+        raise ValueError(
+            f"{who}: {argument} has {A.shape[-1]} features in its last axis, {expected} ({weight}: {W.shape})"
+        )
 
 
 def require_weight(who: str, W: Any, form: str, weight: str = "W") -> None:

@@ -9,6 +9,7 @@ import bpref
 from bpref.formulas.distances import buckets, skew, slopes, sum_of_diagonals
 from bpref.formulas.rotations import frequencies, magnitude
 from bpref.formulas.softmax_attention import AttentionParams
+from tests.rules.sweeping import backpropagate
 
 RNG = np.random.default_rng(0)
 
@@ -40,7 +41,7 @@ def test_blocks_change_nothing(hyper, more, blocks):
     parts = bpref.blockwise_attention(**hyper, query_block=blocks[0], key_block=blocks[1])
     params = jax.tree.map(lambda v: v + 0.3, whole.init(jax.random.key(0), x))
     dy = jnp.asarray(RNG.normal(size=(*x.q.shape[:-1], x.v.shape[-1])), jnp.float32)
-    expected, seen = (bpref.backpropagate(layer, params, x, dy) for layer in (whole, parts))
+    expected, seen = (backpropagate(layer, params, x, dy) for layer in (whole, parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), seen, expected)
 
 
@@ -112,7 +113,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(make, sinks)
     mask = jnp.ones((2, 4, 7, 9), bool).at[0, :, 2].set(False).at[1].set(False)
     layer, x = make(sinks=sinks), heads(mask=mask)
     params = layer.init(jax.random.key(0), x)
-    y, dparams, dx = bpref.backpropagate(layer, params, x, jnp.ones((2, 7, 4, 5)))
+    y, dparams, dx = backpropagate(layer, params, x, jnp.ones((2, 7, 4, 5)))
     assert all(np.isfinite(v).all() for v in jax.tree.leaves((y, dparams, dx)))
     for v in (y, dx.q):
         assert not np.any(v[0, 2])
@@ -243,7 +244,7 @@ def test_a_bias_below_minus_1e30_is_a_mask(lowest):
     layer, x = bpref.blockwise_attention(query_block=3, key_block=4), heads()
     masked, biased = x._replace(mask=sees), x._replace(bias=jnp.where(sees, 0.0, lowest))
     dy = jnp.asarray(RNG.normal(size=(2, 7, 4, 5)), jnp.float32)
-    expected, came = (bpref.backpropagate(layer, AttentionParams(), x, dy) for x in (masked, biased))
+    expected, came = (backpropagate(layer, AttentionParams(), x, dy) for x in (masked, biased))
     assert not np.any(came[0][0, 0])
     assert not np.any(came[2].q[0, 0])
     for a, b in zip((came[0], *came[2][:3]), (expected[0], *expected[2][:3]), strict=True):

@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.block.transformer_block import TransformerBlockParams
+from tests.rules.sweeping import backpropagate
 
 X = jnp.ones((2, 5, 8))
 IMAGES = jnp.ones((2, 4, 4, 6))
@@ -208,8 +209,7 @@ def test_bad_calls_are_refused(call, kind, message):
 
 
 def swept(layer, params, x, dy):
-    y, cache = layer.forward(params, x)
-    return y, *layer.backward(params, cache, dy)
+    return backpropagate(layer, params, x, dy)
 
 
 def assert_equal_sweeps(came, expected):

@@ -8,6 +8,7 @@ import pytest
 import bpref
 from bpref.rules.convolution.convolution import ConvolutionParams
 from bpref.rules.convolution.transposed_convolution import TransposedConvolutionParams
+from tests.rules.sweeping import backpropagate
 
 KEY = jax.random.key(0)
 IMAGE = jnp.ones((2, 5, 6, 4))
@@ -183,7 +184,7 @@ def test_a_convolution_by_hand():
     """x = (1, 2, 3, 4), W = (10, 1): windows (1, 2), (3, 4) at stride 2, and dy = (1, 100)."""
     layer = bpref.convolution(1, (2,), stride=2, padding="valid")
     params = ConvolutionParams(jnp.array([10.0, 1.0]).reshape(1, 2, 1), jnp.array([0.5]))
-    y, dparams, dx = bpref.backpropagate(layer, params, series(1, 2, 3, 4), series(1, 100))
+    y, dparams, dx = backpropagate(layer, params, series(1, 2, 3, 4), series(1, 100))
     np.testing.assert_array_equal(y, series(12.5, 34.5))
     np.testing.assert_array_equal(dx, series(10, 1, 1000, 100))
     np.testing.assert_array_equal(dparams.W.ravel(), [301, 402])
@@ -193,7 +194,7 @@ def test_a_convolution_by_hand():
 def test_elements_that_no_window_sees_get_zero():
     layer = bpref.convolution(1, (2,), stride=3, padding="valid", bias=False)
     params = ConvolutionParams(jnp.ones((1, 2, 1)), None)
-    _, _, dx = bpref.backpropagate(layer, params, series(1, 2, 3, 4, 5, 6), series(1, 2))
+    _, _, dx = backpropagate(layer, params, series(1, 2, 3, 4, 5, 6), series(1, 2))
     np.testing.assert_array_equal(dx, series(1, 1, 0, 2, 2, 0))
 
 
@@ -202,7 +203,7 @@ def test_causal_sees_no_future():
     layer = bpref.causal_convolution(3, window=4, dilation=2)
     x = jax.random.normal(KEY, (1, 12, 2))
     params = layer.init(KEY, x)
-    y, _, dx = bpref.backpropagate(layer, params, x, jnp.zeros((1, 12, 3)).at[:, 7].set(1))
+    y, _, dx = backpropagate(layer, params, x, jnp.zeros((1, 12, 3)).at[:, 7].set(1))
     assert np.any(dx[:, 7] != 0)
     np.testing.assert_array_equal(dx[:, 8:], 0)
     np.testing.assert_array_equal(layer.forward(params, x.at[:, 8:].set(9.0))[0][:, :8], y[:, :8])
@@ -212,7 +213,7 @@ def test_a_transposed_convolution_by_hand():
     """x = (1, 100) at stride 2 with the window (1, 2, 3): (1, 2, 3 + 100, 200, 300)."""
     layer = bpref.transposed_convolution(1, (3,), stride=2, padding="valid")
     params = TransposedConvolutionParams(jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1), jnp.zeros(1))
-    y, dparams, dx = bpref.backpropagate(layer, params, series(1, 100), series(1, 0, 0, 0, 1))
+    y, dparams, dx = backpropagate(layer, params, series(1, 100), series(1, 0, 0, 0, 1))
     np.testing.assert_array_equal(y, series(1, 2, 103, 200, 300))
     np.testing.assert_array_equal(dx, series(1, 3))
     np.testing.assert_array_equal(dparams.W.ravel(), [1, 0, 100])

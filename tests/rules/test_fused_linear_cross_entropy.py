@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyParams
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -142,15 +143,15 @@ def test_blocks_change_nothing(block, rows):
     params = PARAMS._replace(b=W[:, 0])
     hyper = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1, "bias": True, "ignored": -1}
     for came, expected in zip(
-        jax.tree.leaves(bpref.backpropagate(fused(V, block=block, rows=rows, **hyper), params, x)),
-        jax.tree.leaves(bpref.backpropagate(fused(V, **hyper), params, x)),
+        jax.tree.leaves(backpropagate(fused(V, block=block, rows=rows, **hyper), params, x)),
+        jax.tree.leaves(backpropagate(fused(V, **hyper), params, x)),
         strict=True,
     ):
         np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_zero_have_the_loss_log_v():
-    J, dparams, _ = bpref.backpropagate(fused(V, block=8), PARAMS._replace(W=0 * W), (jnp.ones((1, D)), jnp.array([3])))
+    J, dparams, _ = backpropagate(fused(V, block=8), PARAMS._replace(W=0 * W), (jnp.ones((1, D)), jnp.array([3])))
     assert pytest.approx(np.log(V), rel=1e-6) == float(J)
     np.testing.assert_allclose(dparams.W[:, 0], np.full(V, 1 / V) - np.eye(V)[3], rtol=1e-5)
 
@@ -158,14 +159,14 @@ def test_weights_of_zero_have_the_loss_log_v():
 def test_a_batch_of_ignored_labels_has_no_loss_and_no_gradient():
     for mean in (True, False):
         layer = fused(V, ignored=-100, mean=mean, z_loss=0.1, smoothing=0.1, block=8)
-        for v in jax.tree.leaves(bpref.backpropagate(layer, PARAMS, (H, jnp.full(N, -100)))):
+        for v in jax.tree.leaves(backpropagate(layer, PARAMS, (H, jnp.full(N, -100)))):
             np.testing.assert_array_equal(v, 0)
 
 
 @pytest.mark.parametrize("rows", [None, 4])
 def test_a_sum_of_no_rows_is_no_loss_and_no_gradient(rows):
     layer = fused(V, mean=False, smoothing=0.1, block=8, rows=rows)
-    J, dparams, (dh, _) = bpref.backpropagate(layer, PARAMS, (H[:0], LABELS[:0]))
+    J, dparams, (dh, _) = backpropagate(layer, PARAMS, (H[:0], LABELS[:0]))
     assert dh.shape == (0, D)
     assert dparams.W.shape == PARAMS.W.shape
     for v in jax.tree.leaves((J, dparams)):
@@ -174,8 +175,8 @@ def test_a_sum_of_no_rows_is_no_loss_and_no_gradient(rows):
 
 def test_ignored_rows_do_not_count_in_the_mean():
     layer = fused(V, ignored=-100, block=8)
-    J, dparams, (dh, _) = bpref.backpropagate(layer, PARAMS, (H, LABELS.at[3:].set(-100)))
-    few, dfew, (dh_few, _) = bpref.backpropagate(layer, PARAMS, (H[:3], LABELS[:3]))
+    J, dparams, (dh, _) = backpropagate(layer, PARAMS, (H, LABELS.at[3:].set(-100)))
+    few, dfew, (dh_few, _) = backpropagate(layer, PARAMS, (H[:3], LABELS[:3]))
     assert pytest.approx(float(few), rel=1e-6) == float(J)
     np.testing.assert_allclose(dparams.W, dfew.W, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(dh[:3], dh_few, rtol=1e-4, atol=1e-7)
@@ -183,7 +184,7 @@ def test_ignored_rows_do_not_count_in_the_mean():
 
 
 def test_a_label_that_is_no_class_is_not_silent():
-    J, dparams, (dh, _) = bpref.backpropagate(fused(V, block=8), PARAMS, (H, LABELS.at[2].set(V)))
+    J, dparams, (dh, _) = backpropagate(fused(V, block=8), PARAMS, (H, LABELS.at[2].set(V)))
     assert np.isnan(J)
     assert np.isnan(dh[2]).all()
     assert np.isfinite(np.delete(dh, 2, 0)).all()
@@ -215,8 +216,8 @@ def test_a_gradient_made_in_the_forward_is_rounded_once():
 def test_a_student_that_is_its_teacher_learns_from_the_labels_alone():
     labels = jnp.zeros(N, jnp.int32)
     for hyper in ({}, {"reverse": True}, {"mixture": 0.3}):
-        J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(**hyper), (), (H, H, labels))
-        hard, _, (dhard, _) = bpref.backpropagate(bpref.softmax_cross_entropy(), (), (H, labels))
+        J, _, (da, db, _) = backpropagate(bpref.distillation(**hyper), (), (H, H, labels))
+        hard, _, (dhard, _) = backpropagate(bpref.softmax_cross_entropy(), (), (H, labels))
         assert pytest.approx(0.5 * float(hard), rel=1e-5) == float(J)
         np.testing.assert_allclose(da, 0.5 * dhard, atol=1e-6)
         np.testing.assert_allclose(db, 0, atol=1e-6)
@@ -224,8 +225,8 @@ def test_a_student_that_is_its_teacher_learns_from_the_labels_alone():
 
 def test_distillation_by_an_even_mixture_is_the_divergence_of_jensen_and_shannon():
     x = (H, H[::-1], jnp.zeros(N, jnp.int32))
-    J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(1.0, 1.0, mixture=0.5), (), x)
-    even, _, (dq, dp) = bpref.backpropagate(bpref.jensen_shannon(), (), x[:2])
+    J, _, (da, db, _) = backpropagate(bpref.distillation(1.0, 1.0, mixture=0.5), (), x)
+    even, _, (dq, dp) = backpropagate(bpref.jensen_shannon(), (), x[:2])
     np.testing.assert_allclose(J, even, rtol=1e-6)
     np.testing.assert_allclose(da, dq, rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(db, dp, rtol=1e-4, atol=1e-8)
@@ -234,7 +235,7 @@ def test_distillation_by_an_even_mixture_is_the_divergence_of_jensen_and_shannon
 def test_a_class_that_one_side_alone_gives_no_probability_costs_a_mixture_a_finite_number():
     """q = (1, 0) and p = (0, 1): D = -B log B - (1 - B) log(1 - B), and no gradient where p and q are 0."""
     x = jnp.array([[0.0, -jnp.inf]]), jnp.array([[-jnp.inf, 0.0]]), jnp.zeros(1, jnp.int32)
-    J, _, (da, db, _) = bpref.backpropagate(bpref.distillation(1.0, 1.0, mixture=0.25), (), x)
+    J, _, (da, db, _) = backpropagate(bpref.distillation(1.0, 1.0, mixture=0.25), (), x)
     np.testing.assert_allclose(J, -0.25 * np.log(0.25) - 0.75 * np.log(0.75), rtol=1e-6)
     np.testing.assert_array_equal((da, db), 0)
 
@@ -244,7 +245,7 @@ def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation(mixt
     a, b = (v.at[:, 3].set(-jnp.inf) for v in (H, H[::-1]))
     labels = jnp.zeros(N, jnp.int32)
     layer = bpref.distillation(mixture=mixture)
-    J, _, (da, _, _) = bpref.backpropagate(layer, (), (a, b, labels))
-    few, _, (dfew, _, _) = bpref.backpropagate(layer, (), (a[:, :3], b[:, :3], labels))
+    J, _, (da, _, _) = backpropagate(layer, (), (a, b, labels))
+    few, _, (dfew, _, _) = backpropagate(layer, (), (a[:, :3], b[:, :3], labels))
     assert pytest.approx(float(few), rel=1e-5) == float(J)
     np.testing.assert_allclose(da, np.pad(dfew, ((0, 0), (0, 1))), atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 import bpref
 from bpref import Sequences
 from bpref.rules.attention.multi_head_attention import MultiHeadAttentionParams
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -77,8 +78,7 @@ def drawn(*shape: int) -> jax.Array:
 
 
 def sweep(layer, params, x):
-    y, cache = layer.forward(params, x)
-    return y, *layer.backward(params, cache, jnp.ones_like(y))
+    return backpropagate(layer, params, x)
 
 
 def test_what_sees_nothing_is_zero_and_gives_no_gradient():

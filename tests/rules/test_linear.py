@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.linear.linear import LinearParams
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -381,7 +382,7 @@ def test_bilinear_by_hand():
     layer = bpref.bilinear(2, bias=False)
     x = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0, 5.0])
     params = layer.init(KEY, x)._replace(W=W)
-    z, dparams, (dx, dy) = bpref.backpropagate(layer, params, x, jnp.array([0.0, 1.0]))
+    z, dparams, (dx, dy) = backpropagate(layer, params, x, jnp.array([0.0, 1.0]))
     np.testing.assert_array_equal(z, [36, 20])
     np.testing.assert_array_equal(dx, [0, 10])
     np.testing.assert_array_equal(dy, [0, 0, 4])
@@ -392,7 +393,7 @@ def test_bilinear_by_hand():
 def test_a_low_rank_adaptation_starts_as_the_frozen_layer():
     layer, x = bpref.low_rank_linear(5, rank=2), normal(6, 4)
     params = layer.init(KEY, x)
-    y, dparams, _ = bpref.backpropagate(layer, params, x, jnp.ones((6, 5)))
+    y, dparams, _ = backpropagate(layer, params, x, jnp.ones((6, 5)))
     np.testing.assert_array_equal(y, bpref.linear(5).forward(params[:2], x)[0])
     assert dparams.W is None
     assert dparams.b is None
@@ -404,7 +405,7 @@ def test_a_low_rank_adaptation_starts_as_the_frozen_layer():
 def test_weight_norm_starts_at_its_direction_and_moves_orthogonally_to_it():
     layer, x = bpref.weight_norm_linear(5), normal(6, 4)
     params = layer.init(KEY, x)
-    y, dparams, _ = bpref.backpropagate(layer, params, x, normal(6, 5))
+    y, dparams, _ = backpropagate(layer, params, x, normal(6, 5))
     np.testing.assert_allclose(y, x @ params.v.T, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.sum(dparams.v * params.v, -1), 0, atol=1e-6)
 
@@ -439,7 +440,7 @@ def test_power_iteration_leaves_a_matrix_of_zeros_alone():
 def test_spectral_norm_does_not_see_the_scale_of_its_weight():
     layer, x = bpref.spectral_norm_linear(5), normal(6, 4)
     params = layer.init(KEY, x)
-    y, dparams, _ = bpref.backpropagate(layer, params, x, normal(6, 5))
+    y, dparams, _ = backpropagate(layer, params, x, normal(6, 5))
     np.testing.assert_allclose(layer.forward(params._replace(W=8 * params.W), x)[0], y, rtol=1e-6)
     assert float(jnp.sum(dparams.W * params.W)) == pytest.approx(0, abs=1e-5)
     assert dparams.u is None
@@ -450,7 +451,7 @@ def test_spectral_norm_does_not_see_the_scale_of_its_weight():
 def swept(layer, ids, dy):
     """y and dW of a table whose row i is (i, i)."""
     W = jnp.repeat(jnp.arange(4.0)[:, None], 2, 1)
-    y, dparams, dx = bpref.backpropagate(layer, layer.init(KEY, ids)._replace(W=W), ids, dy)
+    y, dparams, dx = backpropagate(layer, layer.init(KEY, ids)._replace(W=W), ids, dy)
     assert dx is None
     return np.asarray(y), np.asarray(dparams.W[:, 0])
 
@@ -477,7 +478,7 @@ def test_ids_may_be_of_a_dtype_that_cannot_count_the_rows():
     """256 rows, and uint8 ids: the number that marks padding as out of range is no uint8."""
     layer = bpref.embedding(256, 1, padding=0)
     ids = jnp.array([0, 255], jnp.uint8)
-    _, dparams, _ = bpref.backpropagate(layer, layer.init(KEY, ids), ids, jnp.ones((2, 1)))
+    _, dparams, _ = backpropagate(layer, layer.init(KEY, ids), ids, jnp.ones((2, 1)))
     np.testing.assert_array_equal(dparams.W[:, 0], np.eye(256)[255])
 
 
@@ -485,7 +486,7 @@ def test_a_frequent_id_of_half_precision_adds_up_in_float32():
     """512 ones: a bfloat16 running sum would stop at 256."""
     layer, ids = bpref.embedding(2, 1), jnp.zeros(512, jnp.int32)
     params = layer.init(KEY, ids)._replace(W=jnp.zeros((2, 1), HALF))
-    _, dparams, _ = bpref.backpropagate(layer, params, ids, jnp.ones((512, 1), HALF))
+    _, dparams, _ = backpropagate(layer, params, ids, jnp.ones((512, 1), HALF))
     np.testing.assert_array_equal(dparams.W.astype(jnp.float32)[:, 0], [512, 0])
 
 
@@ -512,8 +513,8 @@ def test_a_tied_table_has_the_gradients_of_both_ends():
     apart = bpref.serial(bpref.embedding(5, 3), bpref.tanh(), bpref.linear(5, bias=False))
     params = apart.init(KEY, ids)
     params = (params[0]._replace(W=table), params[1], params[2]._replace(W=table))
-    z, dparams, _ = bpref.backpropagate(tied, tied.init(KEY, ids)._replace(W=table), ids, dz)
-    z_apart, dapart, _ = bpref.backpropagate(apart, params, ids, dz)
+    z, dparams, _ = backpropagate(tied, tied.init(KEY, ids)._replace(W=table), ids, dz)
+    z_apart, dapart, _ = backpropagate(apart, params, ids, dz)
     np.testing.assert_allclose(z, z_apart, rtol=1e-6)
     np.testing.assert_allclose(dparams.W, dapart[0].W + dapart[2].W, rtol=1e-5, atol=1e-6)
     assert bpref.leaf_paths(tied) == ["tied_embedding"]
@@ -522,6 +523,6 @@ def test_a_tied_table_has_the_gradients_of_both_ends():
 def test_an_ellipsis_in_both_operands_stands_for_the_same_axes():
     left, right, dy = normal(2, 3, 4), normal(2, 3, 5), normal(2, 4, 5, 3)
     layer = bpref.einsum("...a,...b->a...b")
-    y, _, (dleft, _) = bpref.backpropagate(layer, (), (left, right), dy.transpose(1, 0, 3, 2))
+    y, _, (dleft, _) = backpropagate(layer, (), (left, right), dy.transpose(1, 0, 3, 2))
     np.testing.assert_allclose(y, left.transpose(2, 0, 1)[..., None] * right[None], rtol=1e-6)
     np.testing.assert_allclose(dleft, np.einsum("zaby,zyb->zya", dy, right), rtol=1e-5, atol=1e-6)

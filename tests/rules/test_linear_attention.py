@@ -10,7 +10,8 @@ import pytest
 import bpref
 from bpref import DeltaHeads, GatedHeads
 from bpref.formulas.heads import Heads
-from bpref.layer import Layer, backpropagate
+from bpref.layer import Layer
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -143,15 +144,11 @@ def gates(*shape: int) -> np.ndarray:
 def swept(layer: Layer, x: Any) -> tuple[Any, Any]:
     """y and dx in float64, for a cotangent that depends on the shape alone."""
 
-    @jax.jit
-    def sweep(x, dy):
-        y, cache = layer.forward((), x)
-        return y, layer.backward((), cache, dy)[1]
-
     q, v = (x if isinstance(x, Heads) else x.heads)[::2][:2]
     dy = np.random.default_rng(2).normal(size=(*q.shape[:-1], v.shape[-1]))
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, sweep(x, dy))
+        y, _, dx = backpropagate(layer, (), x, dy)
+        return jax.tree.map(np.asarray, (y, dx))
 
 
 def assert_close(came: Any, expected: Any) -> None:
@@ -212,12 +209,12 @@ def test_a_gate_of_0_begins_anew(name: str):
     layer = getattr(bpref, name)(chunk=8)
     late = jax.tree.map(lambda v: v[:, cut:], x)
     with jax.enable_x64(True):
-        y, cache = layer.forward((), jax.tree.map(jnp.asarray, x))
-        alone, of_late = layer.forward((), jax.tree.map(jnp.asarray, late))
-        dy = jnp.asarray(np.random.default_rng(2).normal(size=y.shape)).at[:, :cut].set(0)
-        dx = layer.backward((), cache, dy)[1]
+        dy = np.random.default_rng(2).normal(size=jax.eval_shape(layer.forward, (), x)[0].shape)
+        dy[:, :cut] = 0
+        y, _, dx = backpropagate(layer, (), x, dy)
+        alone, _, of_late = backpropagate(layer, (), late, dy[:, cut:])
         assert_close(y[:, cut:], alone)
-        assert_close(jax.tree.map(lambda d: d[:, cut:], dx), layer.backward((), of_late, dy[:, cut:])[1])
+        assert_close(jax.tree.map(lambda d: d[:, cut:], dx), of_late)
     for d in jax.tree.leaves(dx):
         np.testing.assert_array_equal(d[:, :cut], 0)
     np.testing.assert_array_equal(dx.log_gate[:, cut], 0)
@@ -229,8 +226,7 @@ def test_a_vanishing_gate_keeps_the_digits_of_its_small_cotangent():
     gate = jnp.array([0.0, -60.0])[None, :, None]
     for layer, g in ((bpref.retention(), gate), (bpref.gated_linear_attention(), gate[..., None])):
         x = GatedHeads(Heads(one, one, one), g)
-        y, cache = layer.forward((), x)
-        dg = layer.backward((), cache, jnp.ones_like(y))[1].log_gate
+        dg = backpropagate(layer, (), x)[2].log_gate
         np.testing.assert_allclose(dg.reshape(-1), [0.0, np.exp(-60)], rtol=1e-6)
 
 

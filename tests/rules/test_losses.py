@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -173,7 +174,7 @@ def test_wrong_calls_are_refused(call, kind, message):
 
 
 def sweep(loss, prediction, target):
-    J, _, (dprediction, _) = bpref.backpropagate(loss, (), (prediction, target))
+    J, _, (dprediction, _) = backpropagate(loss, (), (prediction, target))
     return float(J), np.asarray(dprediction)
 
 
@@ -243,11 +244,8 @@ def test_at_the_kink_of_an_absolute_value_the_slope_is_the_middle_one():
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
 def test_several_quantiles_are_the_sum_of_each(shape):
     y_hat, y = jnp.sin(jnp.arange(float(np.prod(shape) * 2))).reshape(*shape, 2), jnp.full(shape, 0.2)
-    J, cache = bpref.quantile((0.1, 0.7)).forward((), (y_hat, y))
-    _, (dy_hat, dy) = bpref.quantile((0.1, 0.7)).backward((), cache, jnp.ones(()))
-    each = [
-        bpref.backpropagate(bpref.quantile(t), (), (y_hat[..., k], y), jnp.ones(())) for k, t in enumerate((0.1, 0.7))
-    ]
+    J, _, (dy_hat, dy) = backpropagate(bpref.quantile((0.1, 0.7)), (), (y_hat, y))
+    each = [backpropagate(bpref.quantile(t), (), (y_hat[..., k], y), jnp.ones(())) for k, t in enumerate((0.1, 0.7))]
     np.testing.assert_allclose(J, sum(J for J, _, _ in each), rtol=1e-6)
     np.testing.assert_allclose(dy_hat, np.stack([dx[0] for _, _, dx in each], -1), rtol=1e-6)
     np.testing.assert_allclose(dy, sum(dx[1] for _, _, dx in each), rtol=1e-6, atol=1e-7)
@@ -272,7 +270,7 @@ def test_no_count_at_a_rate_of_zero_is_no_loss():
 
 
 def test_a_gaussian_of_the_right_variance_has_no_slope_in_it():
-    (J, _, ((dm, dv), dy)) = bpref.backpropagate(
+    (J, _, ((dm, dv), dy)) = backpropagate(
         bpref.gaussian(log_variance=False), (), ((jnp.array([2.0]), jnp.array([4.0])), jnp.zeros(1))
     )
     assert pytest.approx(0.5 * (np.log(4) + 1), rel=1e-6) == float(J)

@@ -10,6 +10,7 @@ from bpref.rules.linear.linear import LinearParams
 from bpref.rules.loss import wasserstein_critic as critic
 from bpref.rules.loss.wasserstein_critic import WassersteinCriticParams
 from bpref.rules.stochastic.reparameterization import ReparameterizationParams, standard_normal
+from tests.rules.sweeping import backpropagate
 
 A = jnp.ones((4, 3))
 N = jnp.ones(4)
@@ -131,7 +132,7 @@ BAD_CALLS = {
     "a critic of other data": (
         lambda: CRITIC.forward(CRITIC.init(KEY, (A, A)), (A[:, :2], A[:, :2])),
         ValueError,
-        "wasserstein_critic: real has 2 features in its last axis, W expects 3",
+        "wasserstein_critic: real has 2 features in its last axis, W expects 3 (W: (5, 3))",
     ),
 }
 
@@ -144,7 +145,7 @@ def test_wrong_calls_are_refused(call, kind, message):
 
 
 def sweep(loss, *x):
-    J, _, dx = bpref.backpropagate(loss, (), tuple(map(jnp.asarray, x)))
+    J, _, dx = backpropagate(loss, (), tuple(map(jnp.asarray, x)))
     return float(J), [None if d is None else np.asarray(d) for d in dx]
 
 

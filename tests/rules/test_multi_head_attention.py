@@ -10,6 +10,7 @@ from bpref import Heads, Sequences
 from bpref.formulas.softmax_attention import AttentionParams
 from bpref.rules.linear.linear import LinearParams
 from bpref.rules.norm.qk_norm import QkNormParams
+from tests.rules.sweeping import backpropagate, in_one_program
 
 pytestmark = pytest.mark.quick
 
@@ -142,8 +143,7 @@ def test_bad_calls_say_what_was_expected(call, error, message):
 
 
 def sweep(layer, params, x):
-    y, cache = layer.forward(params, x)
-    return y, *layer.backward(params, cache, jnp.ones_like(y))
+    return backpropagate(layer, params, x)
 
 
 def drawn(*shape: int) -> jax.Array:
@@ -221,9 +221,8 @@ def test_it_is_the_composition_of_the_single_layers(blockwise):
     )
     x = Sequences(drawn(2, 5, 6), drawn(2, 4, 3), mask=jnp.asarray(drawn(2, 4, 5, 4) > -1))
     p = jax.tree.map(lambda v: drawn(*v.shape), layer.init(KEY, x))
-    y, cache = layer.forward(p, x)
-    dy = drawn(*y.shape) + 0.5
-    came = y, layer.backward(p, cache, dy)
+    dy = drawn(2, 5, 6) + 0.5
+    came = backpropagate(layer, p, x, dy)
 
     norm, rope = bpref.qk_norm(), bpref.rotary_embedding(interleaved=True, base=50.0)
     attend = (
@@ -232,24 +231,29 @@ def test_it_is_the_composition_of_the_single_layers(blockwise):
         else bpref.dot_product_attention(**of_attention)
     )
     to_q, to_kv, to_y = bpref.linear(8), bpref.linear(4), bpref.linear(6)
-    q, q_cache = to_q.forward(LinearParams(p.W_q, p.b_q), x.x)
-    k, k_cache = to_kv.forward(LinearParams(p.W_k, p.b_k), x.memory)
-    v, v_cache = to_kv.forward(LinearParams(p.W_v, p.b_v), x.memory)
-    (q, k), norm_cache = norm.forward(p.norm, (q.reshape(2, 5, 4, 2), k.reshape(2, 4, 2, 2)))
-    q, k = (rope.forward((), a)[0] for a in (q, k))
-    o, attend_cache = attend.forward(p.attention, Heads(q, k, v.reshape(2, 4, 2, 2), x.mask))
-    y, y_cache = to_y.forward(LinearParams(p.W_o, p.b_o), o.reshape(2, 5, 8))
-    of_y, do = to_y.backward(LinearParams(p.W_o, p.b_o), y_cache, dy)
-    of_attend, d = attend.backward(p.attention, attend_cache, do.reshape(o.shape))
-    dq, dk = (rope.backward((), None, a)[1] for a in (d.q, d.k))
-    of_norm, (dq, dk) = norm.backward(p.norm, norm_cache, (dq, dk))
-    of_q, dx = to_q.backward(LinearParams(p.W_q, p.b_q), q_cache, dq.reshape(2, 5, 8))
-    of_k, dm_of_k = to_kv.backward(LinearParams(p.W_k, p.b_k), k_cache, dk.reshape(2, 4, 4))
-    of_v, dm_of_v = to_kv.backward(LinearParams(p.W_v, p.b_v), v_cache, d.v.reshape(2, 4, 4))
-    W, b = ([of_q[i], of_k[i], of_v[i], of_y[i]] for i in (0, 1))
-    expected = y, (type(p)(*W, *b, of_norm, of_attend), Sequences(dx, dm_of_k + dm_of_v))
-    assert isinstance(of_norm, QkNormParams)
-    assert isinstance(of_attend, AttentionParams)
+
+    @in_one_program
+    def by_hand(p, x, dy):
+        q, q_cache = to_q.forward(LinearParams(p.W_q, p.b_q), x.x)
+        k, k_cache = to_kv.forward(LinearParams(p.W_k, p.b_k), x.memory)
+        v, v_cache = to_kv.forward(LinearParams(p.W_v, p.b_v), x.memory)
+        (q, k), norm_cache = norm.forward(p.norm, (q.reshape(2, 5, 4, 2), k.reshape(2, 4, 2, 2)))
+        q, k = (rope.forward((), a)[0] for a in (q, k))
+        o, attend_cache = attend.forward(p.attention, Heads(q, k, v.reshape(2, 4, 2, 2), x.mask))
+        y, y_cache = to_y.forward(LinearParams(p.W_o, p.b_o), o.reshape(2, 5, 8))
+        of_y, do = to_y.backward(LinearParams(p.W_o, p.b_o), y_cache, dy)
+        of_attend, d = attend.backward(p.attention, attend_cache, do.reshape(o.shape))
+        dq, dk = (rope.backward((), None, a)[1] for a in (d.q, d.k))
+        of_norm, (dq, dk) = norm.backward(p.norm, norm_cache, (dq, dk))
+        of_q, dx = to_q.backward(LinearParams(p.W_q, p.b_q), q_cache, dq.reshape(2, 5, 8))
+        of_k, dm_of_k = to_kv.backward(LinearParams(p.W_k, p.b_k), k_cache, dk.reshape(2, 4, 4))
+        of_v, dm_of_v = to_kv.backward(LinearParams(p.W_v, p.b_v), v_cache, d.v.reshape(2, 4, 4))
+        W, b = ([of_q[i], of_k[i], of_v[i], of_y[i]] for i in (0, 1))
+        return y, type(p)(*W, *b, of_norm, of_attend), Sequences(dx, dm_of_k + dm_of_v)
+
+    expected = by_hand(p, x, dy)
+    assert isinstance(expected[1].norm, QkNormParams)
+    assert isinstance(expected[1].attention, AttentionParams)
     assert jax.tree.structure(came) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ from bpref.rules.norm.batch_norm import BatchNormParams
 from bpref.rules.norm.layer_norm import LayerNormParams
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.rules.norm.weight_standardization import WeightStandardizationParams
+from tests.rules.sweeping import backpropagate
 
 X = jnp.ones((4, 6))
 IMAGES = jnp.ones((2, 3, 3, 6))
@@ -157,7 +158,7 @@ def test_wrong_calls_are_refused(call, kind, message):
 def test_layer_norm_by_hand():
     """x = (1, 3): mean 2, var 1, and with eps = 3 rstd is 1/2; dx = (g - mean g - xhat mean(g xhat)) / 2."""
     layer = bpref.layer_norm(eps=3.0, scale=False, shift=False)
-    y, _, dx = bpref.backpropagate(layer, NONE, jnp.array([1.0, 3.0]), jnp.array([0.0, 8.0]))
+    y, _, dx = backpropagate(layer, NONE, jnp.array([1.0, 3.0]), jnp.array([0.0, 8.0]))
     np.testing.assert_array_equal(y, [-0.5, 0.5])
     # mean g = 4, mean(g xhat) = 2
     np.testing.assert_array_equal(dx, [-1.5, 1.5])
@@ -165,7 +166,7 @@ def test_layer_norm_by_hand():
 
 def test_equal_features_pass_the_gradient_less_its_mean():
     layer = bpref.layer_norm(1e-4, scale=False, shift=False)
-    y, _, dx = bpref.backpropagate(layer, NONE, jnp.full(2, 7.0), jnp.array([1.0, 3.0]))
+    y, _, dx = backpropagate(layer, NONE, jnp.full(2, 7.0), jnp.array([1.0, 3.0]))
     np.testing.assert_array_equal(y, [0, 0])
     np.testing.assert_allclose(dx, [-100, 100], rtol=1e-6)
 
@@ -176,14 +177,14 @@ def test_layer_norm_is_precise_where_eps_is_all_there_is(spread):
     rng = np.random.default_rng(0)
     x, dy = (spread * rng.normal(size=(50, 32))).astype(np.float32), rng.normal(size=(50, 32)).astype(np.float32)
     layer = bpref.layer_norm(scale=False, shift=False)
-    dx = np.asarray(bpref.backpropagate(layer, NONE, jnp.asarray(x), jnp.asarray(dy))[2], float)
+    dx = np.asarray(backpropagate(layer, NONE, jnp.asarray(x), jnp.asarray(dy))[2], float)
     with jax.enable_x64(True):
-        true = np.asarray(bpref.backpropagate(layer, NONE, *(jnp.asarray(v.astype(np.float64)) for v in (x, dy)))[2])
+        true = np.asarray(backpropagate(layer, NONE, *(jnp.asarray(v.astype(np.float64)) for v in (x, dy)))[2])
     assert np.max(np.abs(dx - true)) <= 5e-7 * np.max(np.abs(true))
 
 
 def test_rms_norm_at_zero():
-    y, _, dx = bpref.backpropagate(
+    y, _, dx = backpropagate(
         bpref.rms_norm(1e-4, scale=False), RmsNormParams(None), jnp.zeros(3), jnp.array([1.0, 2.0, 3.0])
     )
     np.testing.assert_array_equal(y, 0)
@@ -193,7 +194,7 @@ def test_rms_norm_at_zero():
 def test_a_length_that_is_zero_or_short():
     """Below eps x is divided by eps, and so is dy: at 0 there is no NaN."""
     x = jnp.array([[0.0, 0.0], [0.03, 0.04], [3.0, 4.0]])
-    y, _, dx = bpref.backpropagate(bpref.l2_normalize(eps=0.1), (), x, jnp.ones((3, 2)))
+    y, _, dx = backpropagate(bpref.l2_normalize(eps=0.1), (), x, jnp.ones((3, 2)))
     np.testing.assert_allclose(y, [[0, 0], [0.3, 0.4], [0.6, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(dx, [[10, 10], [10, 10], [0.032, -0.024]], rtol=1e-5)
 
@@ -202,14 +203,14 @@ def test_instance_norm_is_group_norm_with_a_channel_in_each_group():
     x = jax.random.normal(jax.random.key(1), IMAGES.shape)
     dy = jax.random.normal(jax.random.key(2), IMAGES.shape)
     params = init(bpref.group_norm(None), x)
-    of_channels, of_groups = (bpref.backpropagate(bpref.group_norm(g), params, x, dy) for g in (None, 6))
+    of_channels, of_groups = (backpropagate(bpref.group_norm(g), params, x, dy) for g in (None, 6))
     jax.tree.map(np.testing.assert_array_equal, of_channels, of_groups)
 
 
 def test_one_group_of_an_example_without_positions_is_layer_norm():
     x, dy = (jax.random.normal(jax.random.key(i), (4, 6)) for i in range(2))
-    by_group = bpref.backpropagate(bpref.group_norm(1), init(bpref.group_norm(1), x), x, dy)
-    by_layer = bpref.backpropagate(bpref.layer_norm(), init(bpref.layer_norm(), x), x, dy)
+    by_group = backpropagate(bpref.group_norm(1), init(bpref.group_norm(1), x), x, dy)
+    by_layer = backpropagate(bpref.layer_norm(), init(bpref.layer_norm(), x), x, dy)
     for ours, theirs in zip(jax.tree.leaves(by_group), jax.tree.leaves(by_layer), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -222,7 +223,7 @@ def test_running_statistics_follow_the_batch():
     updated = bpref.update_running_statistics(params, layer.forward(params, x)[1], momentum=0.9)
     np.testing.assert_allclose((updated.mean[0], updated.var[0]), (0.2, 1.1), rtol=1e-6)
     assert updated.scale is params.scale
-    y, _, dx = bpref.backpropagate(bpref.batch_norm(training=False, eps=1e-9), updated, x, jnp.ones((2, 1)))
+    y, _, dx = backpropagate(bpref.batch_norm(training=False, eps=1e-9), updated, x, jnp.ones((2, 1)))
     np.testing.assert_allclose(y[:, 0], [0.8 / 1.1**0.5, 2.8 / 1.1**0.5], rtol=1e-6)
     np.testing.assert_allclose(dx[:, 0], 1.1**-0.5, rtol=1e-6)
 
@@ -244,7 +245,7 @@ def test_standardised_weights_never_learn_their_mean():
     layer = bpref.weight_standardization(3, scale=True)
     x = jax.random.normal(jax.random.key(1), (8, 5))
     params = init(layer, x)
-    _, dparams, _ = bpref.backpropagate(layer, params, x, jax.random.normal(jax.random.key(2), (8, 3)))
+    _, dparams, _ = backpropagate(layer, params, x, jax.random.normal(jax.random.key(2), (8, 3)))
     np.testing.assert_allclose(jnp.sum(dparams.W, 1), 0, atol=1e-5)
     np.testing.assert_allclose(params.scale, 5**-0.5, rtol=1e-6)
 

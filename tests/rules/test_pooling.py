@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -187,9 +188,8 @@ def test_wrong_calls_are_refused(call, kind, message):
 def pooled(layer, x, dy, dtype=jnp.float32):
     """y and dx of one example with one channel, x and dy being nested lists over the spatial axes."""
     x, dy = (jnp.array(v, dtype)[None, ..., None] for v in (x, dy))
-    y, _ = layer.forward((), x)
-    dy = dy.reshape(y.shape)
-    y, dparams, dx = bpref.backpropagate(layer, (), x, dy)
+    dy = dy.reshape(jax.eval_shape(layer.forward, (), x)[0].shape)
+    y, dparams, dx = backpropagate(layer, (), x, dy)
     assert dparams == ()
     assert y.dtype == dx.dtype == dtype
     return y[0, ..., 0], dx[0, ..., 0]
@@ -368,7 +368,7 @@ def test_offsets_beyond_a_byte():
     """The largest element is the last of 257: its offset, 256, is 0 in 8 bits."""
     x = jnp.arange(257.0).reshape(1, 257, 1)
     for layer in (bpref.max_pool((257,)), bpref.adaptive_pool((1,), "max")):
-        _, _, dx = jax.jit(lambda x, layer=layer: bpref.backpropagate(layer, (), x, jnp.ones((1, 1, 1))))(x)
+        _, _, dx = backpropagate(layer, (), x)
         np.testing.assert_array_equal(jnp.flatnonzero(dx), [256])
 
 
@@ -400,10 +400,10 @@ def test_adaptive_windows_of_one_size_are_those_of_a_stride(kind):
         (bpref.adaptive_pool((1, 1), kind), bpref.global_pool(kind)),
     ]
     for ours, other in pairs:
-        y, _ = other.forward((), x)
-        dy = jax.random.normal(jax.random.key(1), y.shape)
-        mine, _, dx = bpref.backpropagate(ours, (), x, dy.reshape(ours.forward((), x)[0].shape))
-        _, _, expected = bpref.backpropagate(other, (), x, dy)
+        shape, shape_of_other = (jax.eval_shape(layer.forward, (), x)[0].shape for layer in (ours, other))
+        dy = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+        mine, _, dx = backpropagate(ours, (), x, dy)
+        y, _, expected = backpropagate(other, (), x, dy.reshape(shape_of_other))
         np.testing.assert_allclose(mine.reshape(y.shape), y, rtol=1e-6)
         np.testing.assert_allclose(dx, expected, rtol=1e-6)
 

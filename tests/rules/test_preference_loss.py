@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.verify.program import quick_compilation
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -169,7 +170,7 @@ def test_what_does_not_fit_is_refused_by_name(call, error, message):
 
 
 def sweep(layer, x):
-    J, _, dx = bpref.backpropagate(layer, (), x)
+    J, _, dx = backpropagate(layer, (), x)
     return float(J), dx
 
 
@@ -283,7 +284,7 @@ def test_without_a_clip_values_have_a_square_error_whatever_they_were():
 
 def test_an_even_policy_has_the_greatest_entropy_and_a_decided_one_none():
     z = jnp.array([[0.0, 0.0, 0.0], [200.0, 0.0, 0.0], [0.0, 0.0, -jnp.inf]])
-    H, dz = bpref.backpropagate(bpref.token_entropy(), (), z, jnp.ones(3))[::2]
+    H, dz = backpropagate(bpref.token_entropy(), (), z, jnp.ones(3))[::2]
     np.testing.assert_allclose(H, [np.log(3), 0, np.log(2)], rtol=1e-6)
     np.testing.assert_array_equal(dz, 0)
 
@@ -299,7 +300,7 @@ def test_the_largest_class_is_known_though_its_quotient_by_the_temperature_is_ro
 
 def test_the_entropy_of_a_policy_that_is_nearly_decided_keeps_its_digits():
     """Of two classes with logits 15 apart, p = 1 / (1 + R) with R = exp(-15), three times float32's rounding of 1."""
-    H, dz = bpref.backpropagate(bpref.token_entropy(), (), jnp.array([15.0, 0.0]), jnp.ones(()))[::2]
+    H, dz = backpropagate(bpref.token_entropy(), (), jnp.array([15.0, 0.0]), jnp.ones(()))[::2]
     R = np.exp(-15.0)
     np.testing.assert_allclose(H, np.log1p(R) + 15 * R / (1 + R), rtol=1e-6)
     np.testing.assert_allclose(dz, 15 * R / (1 + R) ** 2 * np.array([-1, 1]), rtol=1e-6)
@@ -355,7 +356,7 @@ def test_labels_of_one_byte_name_classes_beyond_255_only_once():
     """Counted in uint8, class 261 would be class 5 again."""
     z = jnp.zeros((1, 300)).at[0, 5].set(1.0)
     layer = bpref.token_log_probability()
-    wide, narrow = (bpref.backpropagate(layer, (), (z, jnp.array([5], d)), jnp.ones(1)) for d in ("int32", "uint8"))
+    wide, narrow = (backpropagate(layer, (), (z, jnp.array([5], d)), jnp.ones(1)) for d in ("int32", "uint8"))
     assert wide[0] == narrow[0]
     np.testing.assert_array_equal(wide[2][0], narrow[2][0])
     assert (wide[2][0] > 0).sum() == 1

@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams
+from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
 WHOLE = jnp.ones((8, 6), jnp.int32)
@@ -90,7 +91,7 @@ def test_wrong_calls_are_refused(call, kind, message):
 
 
 def sweep(layer, params, x, dy):
-    y, dparams, dx = bpref.backpropagate(layer, params, jnp.asarray(x), jnp.asarray(dy))
+    y, dparams, dx = backpropagate(layer, params, jnp.asarray(x), jnp.asarray(dy))
     return np.asarray(y), dparams, np.asarray(dx)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import bpref
 from bpref.formulas.steps import Passed, Steps
-from bpref.layer import backpropagate
 from bpref.rules.recurrence.lstm import LstmState
 from bpref.rules.recurrence.rnn import RnnParams
+from tests.rules.sweeping import backpropagate
 
 X = jnp.ones((4, 6, 3))
 LENGTHS = jnp.array([6, 2, 0, 5])

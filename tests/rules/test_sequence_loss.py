@@ -10,6 +10,7 @@ import pytest
 import bpref
 from bpref.rules import RULES
 from bpref.rules.sequence_loss.crf import CRFParams
+from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
@@ -137,8 +138,7 @@ def test_bad_input_is_refused_in_words(call, error, message):
 def sweep(layer, x, params=(), dy=None):
     """J and the cotangent of x's first array, in float64."""
     with jax.enable_x64(True):
-        y, cache = layer.forward(params, x)
-        dparams, dx = layer.backward(params, cache, jnp.ones_like(y) if dy is None else dy)
+        y, dparams, dx = backpropagate(layer, params, x, dy)
     return np.asarray(y), np.asarray(dx[0]), dparams
 
 

@@ -10,6 +10,7 @@ from bpref.formulas.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
 from bpref.verify.measure import relative_error
+from tests.rules.sweeping import backpropagate, forward
 
 pytestmark = pytest.mark.quick
 
@@ -142,13 +143,8 @@ def test_bad_calls_are_refused_with_what_was_expected_and_what_came(call):
 
 
 def swept(layer, params, x):
-    @jax.jit
-    def run(params, x):
-        y, cache = layer.forward(params, x)
-        dy = jnp.asarray(np.random.default_rng(0).normal(size=y.shape), y.dtype)
-        return y, *layer.backward(params, cache, dy)
-
-    return run(params, x)
+    y = jax.eval_shape(layer.forward, params, x)[0]
+    return backpropagate(layer, params, x, np.random.default_rng(0).normal(size=y.shape).astype(y.dtype))
 
 
 def assert_same(came, expected, tolerance=1e-12):
@@ -243,15 +239,13 @@ def test_a_sequence_in_two_pieces_is_the_whole():
         x = x._replace(state=jnp.asarray(rng.normal(size=(2, 3, 4))))
         layer = bpref.selective_scan(4, chunk=3, final=True)
         params = layer.init(jax.random.key(1), x)
-        y, cache = layer.forward(params, x)
-        dy = Passed(*(jnp.asarray(rng.normal(size=v.shape)) for v in y))
-        dparams, dx = layer.backward(params, cache, dy)
+        dy = Passed(*(rng.normal(size=v.shape) for v in jax.eval_shape(layer.forward, params, x)[0]))
+        y, dparams, dx = backpropagate(layer, params, x, dy)
         first, second = (Selective(*(v[:, part] for v in x[:4])) for part in (slice(4), slice(4, None)))
-        y1, cache1 = layer.forward(params, first._replace(state=x.state))
-        y2, cache2 = layer.forward(params, second._replace(state=y1.state))
+        middle = forward(layer, params, first._replace(state=x.state)).state
+        y2, dparams2, dx2 = backpropagate(layer, params, second._replace(state=middle), Passed(dy.y[:, 4:], dy.state))
+        y1, dparams1, dx1 = backpropagate(layer, params, first._replace(state=x.state), Passed(dy.y[:, :4], dx2.state))
         assert_same((jnp.concatenate((y1.y, y2.y), 1), y2.state), tuple(y))
-        dparams2, dx2 = layer.backward(params, cache2, Passed(dy.y[:, 4:], dy.state))
-        dparams1, dx1 = layer.backward(params, cache1, Passed(dy.y[:, :4], dx2.state))
         joined = (jnp.concatenate(pair, 1) for pair in zip(dx1[:4], dx2[:4], strict=True))
         assert_same(Selective(*joined, dx1.state), dx)
         assert_same(jax.tree.map(jnp.add, dparams1, dparams2), dparams)

@@ -9,6 +9,7 @@ import bpref
 from bpref.rules.stochastic.drop_path import DropPathParams
 from bpref.rules.stochastic.dropout import DropoutParams
 from bpref.rules.stochastic.gaussian_noise import GaussianNoiseParams
+from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
 WHOLE = jnp.ones((8, 6), jnp.int32)
@@ -80,7 +81,7 @@ def test_wrong_calls_are_refused(call, kind, message):
 @pytest.mark.parametrize("make", OF)
 def test_at_nothing_it_is_the_identity(make):
     layer = make(0.0)
-    y, dparams, dx = bpref.backpropagate(layer, layer.init(KEY, ONES), ONES, 2 * ONES)
+    y, dparams, dx = backpropagate(layer, layer.init(KEY, ONES), ONES, 2 * ONES)
     np.testing.assert_array_equal(y, ONES)
     np.testing.assert_array_equal(dx, 2 * ONES)
     assert dparams == OF[make](None)
@@ -118,7 +119,7 @@ def test_as_much_is_dropped_as_is_said(make, rate):
 
 @pytest.mark.parametrize("make", [bpref.dropout, bpref.drop_path])
 def test_the_backward_drops_what_the_forward_dropped(make):
-    y, _, dx = bpref.backpropagate(make(0.5), OF[make](KEY), ONES, ONES)
+    y, _, dx = backpropagate(make(0.5), OF[make](KEY), ONES, ONES)
     np.testing.assert_array_equal(dx, y)
     assert np.any(y == 0)
 

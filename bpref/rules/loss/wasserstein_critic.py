@@ -137,7 +137,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
         real, fake = as_arrays(who, ("real", "fake"), x)
         require_matrix(who, "real", real)
         require_like(who, "fake", fake, "real", real)
-        require_fit(who, params.hidden[0].W, real, "W")
+        require_fit(who, params.hidden[0].W, real, "W", "real")
         require_key(who, params.key)
         require_drawn(who, lambda key, x: init(key, x)._replace(key=None), params._replace(key=None), (real, fake))
         N = len(real)
