@@ -9,7 +9,7 @@ import bpref
 from bpref.formulas.steps import Passed, Steps
 from bpref.rules.recurrence.lstm import LstmState
 from bpref.rules.recurrence.rnn import RnnParams
-from tests.rules.sweeping import backpropagate
+from tests.rules.sweeping import backpropagate, in_one_program
 
 X = jnp.ones((4, 6, 3))
 LENGTHS = jnp.array([6, 2, 0, 5])
@@ -178,7 +178,7 @@ def swept(layer, lengths=LENGTHS):
     state = jax.tree.map(lambda v: jax.random.normal(keys[2], v.shape), last)
     given = Steps(x, state, lengths)
 
-    @jax.jit
+    @in_one_program
     def sweep(params, given):
         y, cache = layer.forward(params, given)
         return y, *layer.backward(params, cache, jax.tree.map(jnp.cos, y)), cache

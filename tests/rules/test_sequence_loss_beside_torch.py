@@ -10,6 +10,7 @@ import bpref
 from bpref.verify.measure import relative_error
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.sweeping import backpropagate, in_one_program
 
 EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
@@ -45,16 +46,17 @@ def test_ctc_beside_optax(seed):
     logits, labels, frames, label_lengths = x = speech(seed, 0)
     T, U = logits.shape[1], labels.shape[1]
     beyond = [(np.arange(n)[None] >= v[:, None]).astype(float) for n, v in ((T, frames), (U, label_lengths))]
-    layer = bpref.ctc()
+
+    @in_one_program
+    def of_optax(logits):
+        theirs, cotangents = with_cotangents(lambda _, z: optax.ctc_loss(z, beyond[0], labels, beyond[1]), (), logits)
+        return theirs, cotangents(as_cotangent(jnp.ones_like(theirs), theirs))[1]
+
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        J, cache = layer.forward((), x)
-        dlogits = layer.backward((), cache, jnp.ones_like(J))[1][0]
-        theirs, cotangents = with_cotangents(
-            lambda params, z: optax.ctc_loss(z, beyond[0], labels, beyond[1]), (), jnp.asarray(logits)
-        )
-        of_optax = cotangents(as_cotangent(jnp.ones_like(theirs), theirs))[1]
+        J, _, (dlogits, *_) = backpropagate(bpref.ctc(), (), x)
+        theirs, dlogits_of_optax = of_optax(logits)
     assert relative_error(np.asarray(J), np.asarray(theirs)) < 1e-10
-    assert relative_error(np.asarray(dlogits), np.asarray(of_optax)) < 1e-10
+    assert relative_error(np.asarray(dlogits), np.asarray(dlogits_of_optax)) < 1e-10
 
 
 @EVERY_SEED
