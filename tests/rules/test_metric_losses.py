@@ -183,6 +183,7 @@ SWALLOWED = {
     "margin_ranking": (bpref.margin_ranking(), ([np.nan, 2.0], [0.0, 1.0], [1, 1])),
     "multiclass_hinge": (bpref.multiclass_hinge(), ([[9.0, np.nan, 0.0]], [0])),
     "multiclass_hinge, the label's": (bpref.multiclass_hinge(), ([[np.nan, 9.0, 0.0]], [0])),
+    "multiclass_hinge, one class": (bpref.multiclass_hinge(), ([[np.nan]], [0])),
     "multiclass_hinge, squared": (bpref.multiclass_hinge(squared=True), ([[9.0, np.nan, 0.0]], [0])),
     "multiclass_hinge, largest": (bpref.multiclass_hinge(largest=True), ([[1.0, 9.0, np.nan]], [0])),
     "triplet": (bpref.triplet(), ([[0.0, 1.0]], [[np.nan, 1.0]], [[9.0, 9.0]])),

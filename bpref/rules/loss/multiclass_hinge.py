@@ -90,7 +90,9 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
             first = jnp.argmax(jnp.where(own, -jnp.inf, missing), -1)
             counts &= is_own(first, z)
         h = jnp.where(counts, missing, 0)
-        total = jnp.sum((h * h if squared else h) * _known(label, scores))
+        # No term of a position that has but one class, and it NaN, would tell.
+        known = jnp.where(jnp.isnan(z_y), jnp.nan, _known(label, scores))
+        total = jnp.sum((h * h if squared else h) * known)
         return cast(total / terms(label, scores), scores.dtype), MulticlassHingeCache(
             cast(h, scores.dtype) if squared else counts, label
         )
