@@ -1,18 +1,17 @@
 """Strict arithmetic for every test, and the same random draws in every run of CI."""
 
-import gc
 import os
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bpref.verify.garbage import collect_rarely
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# What tracing makes lives on, in the caches of JAX: to look through all of it again and again is a sixth of the time.
-gc.freeze()
-gc.set_threshold(100_000, 50, 50)
+collect_rarely()
 
 SEED = 0
 

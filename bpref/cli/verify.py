@@ -20,6 +20,7 @@ from bpref.nearest import meant
 from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
 from bpref.verify.catalogue import Errors
+from bpref.verify.garbage import collect_rarely
 from bpref.verify.measure import Ulps
 
 SEED_NETWORK = "seed"
@@ -110,7 +111,7 @@ def _pool(tasks: int) -> Executor:
     """
     if tasks < WORTH_A_PROCESS or jax.default_backend() != "cpu":
         return ThreadPoolExecutor(os.cpu_count())
-    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
+    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), collect_rarely)
 
 
 def _verify_one(name: str, seed: int) -> RuleReport | list[Equation]:
