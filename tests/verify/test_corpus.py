@@ -8,7 +8,6 @@ import bpref
 from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
 
-
 FOLDED_SINCE_0_11 = {("cholesky", "folded into the lower triangle"): "factor"}
 """JAX 0.11 hands a triangle on to where the matrix is made symmetric: one path is missing and the other is doubled."""
 
