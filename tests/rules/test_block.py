@@ -208,10 +208,6 @@ def test_bad_calls_are_refused(call, kind, message):
     assert str(refused.value) == message
 
 
-def swept(layer, params, x, dy):
-    return backpropagate(layer, params, x, dy)
-
-
 def assert_equal_sweeps(came, expected):
     for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
@@ -233,7 +229,7 @@ def test_a_transformer_block_is_its_halves_in_residuals(sequences, norm):
         bpref.residual(bpref.mlp_block(6, norm=norm, bias=True)),
     )
     params = init(block, x)
-    assert_equal_sweeps(swept(block, params, x, dy), swept(halves, tuple(params), x, dy))
+    assert_equal_sweeps(backpropagate(block, params, x, dy), backpropagate(halves, tuple(params), x, dy))
 
 
 def test_an_mlp_block_is_a_norm_two_linear_layers_and_a_gate(sequences):
@@ -242,7 +238,7 @@ def test_an_mlp_block_is_a_norm_two_linear_layers_and_a_gate(sequences):
     layers = bpref.serial(bpref.layer_norm(1e-5), bpref.linear(12), bpref.glu("gelu"), bpref.linear(8))
     p = init(block, x)
     params = p.norm, (p.W_in, p.b_in), (), (p.W_out, p.b_out)
-    assert_equal_sweeps(swept(block, p, x, dy), swept(layers, params, x, dy))
+    assert_equal_sweeps(backpropagate(block, p, x, dy), backpropagate(layers, params, x, dy))
 
 
 def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences):
@@ -252,7 +248,7 @@ def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences)
     layers = bpref.residual(bpref.serial(*half, *half))
     p = init(block, x)
     params = (p.scale1, p.shift1), (), (p.W1, None), (p.scale2, p.shift2), (), (p.W2, None)
-    assert_equal_sweeps(swept(block, p, x, dy), swept(layers, params, x, dy))
+    assert_equal_sweeps(backpropagate(block, p, x, dy), backpropagate(layers, params, x, dy))
 
 
 @pytest.mark.parametrize(("features", "stride", "shape"), [(9, 1, (2, 4, 4, 9)), (None, (1, 3), (2, 4, 2, 6))])
@@ -273,8 +269,8 @@ def test_reversible_is_a_stack_of_reversible_blocks(sequences):
     block = bpref.reversible_block(2, 6, block=4)
     stack = bpref.reversible(bpref.attention_block(2, block=4), bpref.mlp_block(6), 1)
     params = init(block, (x, dy))
-    y, dparams, dx = swept(stack, jax.tree.map(lambda v: v[None], tuple(params)), (x, dy), (dy, x))
-    assert_equal_sweeps(swept(block, params, (x, dy), (dy, x)), (y, jax.tree.map(lambda v: v[0], dparams), dx))
+    y, dparams, dx = backpropagate(stack, jax.tree.map(lambda v: v[None], tuple(params)), (x, dy), (dy, x))
+    assert_equal_sweeps(backpropagate(block, params, (x, dy), (dy, x)), (y, jax.tree.map(lambda v: v[0], dparams), dx))
 
 
 def test_positions_outside_of_the_window_and_later_ones_are_not_seen(sequences):
@@ -282,7 +278,7 @@ def test_positions_outside_of_the_window_and_later_ones_are_not_seen(sequences):
     layer = bpref.transformer_block(2, 6, window=3, block=4)
     params = init(layer, x)
     dy = jnp.zeros_like(x).at[:, 7].set(1.0)
-    _, _, dx = swept(layer, params, x, dy)
+    _, _, dx = backpropagate(layer, params, x, dy)
     assert [bool(jnp.any(dx[:, i] != 0)) for i in range(11)] == [i in (5, 6, 7) for i in range(11)]
 
 
@@ -291,7 +287,7 @@ def test_a_window_of_one_gives_back_the_values_and_no_gradient_to_queries_and_ke
     x, dy = map(jnp.asarray, sequences)
     layer = bpref.attention_block(2, window=1, block=4)
     params = init(layer, x)
-    y, dparams, _ = swept(layer, params, x, dy)
+    y, dparams, _ = backpropagate(layer, params, x, dy)
     n = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(y, n @ params.W_qkv[16:].T @ params.W_o.T, rtol=1e-12)
     np.testing.assert_allclose(dparams.W_qkv[:16], 0, atol=1e-14)

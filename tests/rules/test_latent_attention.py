@@ -77,21 +77,17 @@ def drawn(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-def sweep(layer, params, x):
-    return backpropagate(layer, params, x)
-
-
 def test_what_sees_nothing_is_zero_and_gives_no_gradient():
     x = Sequences(drawn(1, 3, 4), mask=jnp.zeros((1, 1, 3, 1), bool))
-    results = jax.tree.leaves(sweep(LAYER, PARAMS, x))
+    results = jax.tree.leaves(backpropagate(LAYER, PARAMS, x))
     assert len(results) == 11
     assert not any(np.any(v) for v in results)
 
 
 def test_packed_sequences_are_as_if_each_were_alone():
     x = drawn(1, 5, 4)
-    y, _, dx = sweep(LAYER, PARAMS, Sequences(x, segments=jnp.array([[7, 7, 7, 3, 3]])))
-    alone = [sweep(LAYER, PARAMS, v) for v in (x[:, :3], x[:, 3:])]
+    y, _, dx = backpropagate(LAYER, PARAMS, Sequences(x, segments=jnp.array([[7, 7, 7, 3, 3]])))
+    alone = [backpropagate(LAYER, PARAMS, v) for v in (x[:, :3], x[:, 3:])]
     np.testing.assert_allclose(y, np.concatenate([y for y, _, _ in alone], 1), atol=1e-6)
     np.testing.assert_allclose(dx.x, np.concatenate([dx for _, _, dx in alone], 1), atol=1e-6)
 
@@ -111,14 +107,14 @@ def test_without_norms_it_is_multi_head_attention_of_products_of_its_weights():
     layer = bpref.latent_attention(2, 3, head_dim=2, rope_dim=2, norm=False, base=50.0)
     p = jax.tree.map(lambda v: drawn(*v.shape), layer.init(KEY, X))
     x = drawn(2, 5, 4)
-    y, dp, dx = sweep(layer, p, x)
+    y, dp, dx = backpropagate(layer, p, x)
 
     W_q = jnp.roll(p.W_uq.reshape(2, 4, 4), 2, 1).reshape(8, 4)
     W_k = jnp.concatenate([jnp.stack([p.W_kr, p.W_kr]), (p.W_uk @ p.W_dkv).reshape(2, 2, 4)], 1).reshape(8, 4)
     W_v = jnp.pad((p.W_uv @ p.W_dkv).reshape(2, 2, 4), ((0, 0), (0, 2), (0, 0))).reshape(8, 4)
     W_o = jnp.pad(p.W_o.reshape(4, 2, 2), ((0, 0), (0, 0), (0, 2))).reshape(4, 8)
     whole = bpref.multi_head_attention(2, head_dim=4, bias=False, rope=50.0, fraction=0.5, causal=True)
-    y_of_whole, d, dx_of_whole = sweep(whole, MultiHeadAttentionParams(W_q, W_k, W_v, W_o), x)
+    y_of_whole, d, dx_of_whole = backpropagate(whole, MultiHeadAttentionParams(W_q, W_k, W_v, W_o), x)
     dW_k, dW_v = d.W_k.reshape(2, 4, 4), d.W_v.reshape(2, 4, 4)[:, :2].reshape(4, 4)
     pairs = (
         (y, y_of_whole),

@@ -72,10 +72,6 @@ def test_bad_calls_are_refused(call, kind, message):
     assert str(refused.value) == message
 
 
-def swept(layer, params, x, dy):
-    return backpropagate(layer, params, x, dy)
-
-
 @pytest.fixture
 def example():
     """A block's params, seven steps of time and a cotangent, in float64."""
@@ -87,7 +83,7 @@ def example():
 
 
 def test_the_chunk_changes_no_value(example):
-    in_one, in_three = (swept(bpref.mamba_block(states=3, rank=2, chunk=c), *example) for c in (64, 3))
+    in_one, in_three = (backpropagate(bpref.mamba_block(states=3, rank=2, chunk=c), *example) for c in (64, 3))
     assert max(map(float, jax.tree.leaves(jax.tree.map(relative_error, in_three, in_one)))) < 1e-12
 
 
@@ -97,7 +93,7 @@ def test_a_step_sees_itself_and_the_past(example):
     later = np.concatenate((x[:, :4], x[:, 4:] + 1), 1)
     np.testing.assert_array_equal(layer.forward(params, later)[0][:, :4], layer.forward(params, x)[0][:, :4])
     early = np.concatenate((dy[:, :4], np.zeros_like(dy[:, 4:])), 1)
-    _, _, dx = swept(layer, params, x, early)
+    _, _, dx = backpropagate(layer, params, x, early)
     assert not np.any(dx[:, 4:])
     assert np.all(dx[:, :4])
 

@@ -142,10 +142,6 @@ def test_bad_calls_say_what_was_expected(call, error, message):
     assert str(raised.value) == message
 
 
-def sweep(layer, params, x):
-    return backpropagate(layer, params, x)
-
-
 def drawn(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
@@ -157,7 +153,7 @@ def test_what_sees_nothing_is_the_bias_and_gives_no_gradient_but_its_own():
     )
     of_mask = Sequences(drawn(1, 3, 4), drawn(1, 2, 4), mask=jnp.zeros((1, 1, 3, 1), bool))
     for x in (of_segments, of_mask):
-        y, dparams, dx = sweep(LAYER, params, x)
+        y, dparams, dx = backpropagate(LAYER, params, x)
         assert y.tolist() == [[[0, 1, 2, 3]] * 3]
         assert dparams.b_o.tolist() == [3, 3, 3, 3]
         rest = jax.tree.leaves((dparams._replace(b_o=None), dx))
@@ -171,16 +167,16 @@ def test_packed_sequences_are_as_if_each_were_alone(hyper):
     """Rotated ones too, since distances are all that counts."""
     layer = bpref.multi_head_attention(2, **hyper)
     x, params = drawn(1, 5, 4), layer.init(KEY, X)
-    y, _, dx = sweep(layer, params, Sequences(x, segments=jnp.array([[7, 7, 7, 3, 3]])))
-    alone = [sweep(layer, params, v) for v in (x[:, :3], x[:, 3:])]
+    y, _, dx = backpropagate(layer, params, Sequences(x, segments=jnp.array([[7, 7, 7, 3, 3]])))
+    alone = [backpropagate(layer, params, v) for v in (x[:, :3], x[:, 3:])]
     np.testing.assert_allclose(y, np.concatenate([y for y, _, _ in alone], 1), atol=1e-6)
     np.testing.assert_allclose(dx.x, np.concatenate([dx for _, _, dx in alone], 1), atol=1e-6)
 
 
 def test_a_sequence_that_looks_at_itself_adds_both_of_its_cotangents():
     x = drawn(1, 5, 4)
-    y, dparams, dx = sweep(LAYER, PARAMS, x)
-    y_of_two, dparams_of_two, dx_of_two = sweep(LAYER, PARAMS, Sequences(x, x))
+    y, dparams, dx = backpropagate(LAYER, PARAMS, x)
+    y_of_two, dparams_of_two, dx_of_two = backpropagate(LAYER, PARAMS, Sequences(x, x))
     np.testing.assert_allclose(y, y_of_two, atol=1e-6)
     np.testing.assert_allclose(dx, dx_of_two.x + dx_of_two.memory, atol=1e-6)
     for a, b in zip(jax.tree.leaves(dparams), jax.tree.leaves(dparams_of_two), strict=True):
@@ -206,8 +202,8 @@ def test_dropout_is_the_same_backward_as_forward():
     """y is linear in v: <dy, y> = <dv, v> for the very same draws."""
     layer = bpref.multi_head_attention(2, bias=False, dropout=0.5)
     params = layer.init(KEY, X)
-    y, dparams, _ = sweep(layer, params, Sequences(drawn(2, 3, 4), key=jax.random.key(3)))
-    assert not np.allclose(y, sweep(LAYER, PARAMS, drawn(2, 3, 4))[0])
+    y, dparams, _ = backpropagate(layer, params, Sequences(drawn(2, 3, 4), key=jax.random.key(3)))
+    assert not np.allclose(y, backpropagate(LAYER, PARAMS, drawn(2, 3, 4))[0])
     np.testing.assert_allclose(jnp.sum(y), jnp.sum(dparams.W_v * params.W_v), rtol=1e-5)
 
 
