@@ -28,10 +28,6 @@ def transpose(A: Array) -> Array:
     return jnp.swapaxes(A, -1, -2)
 
 
-def symmetric_part(A: Array) -> Array:
-    return 0.5 * (A + transpose(A))
-
-
 def identity_like(A: Array) -> Array:
     """The identity for each square matrix of the batch A."""
     return jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=A.dtype), A.shape)

@@ -17,7 +17,8 @@ def require_drawn(who: str, init: Callable[[Array, Any], Any], params: Any, x: A
       TypeError: a parameter is no array, or of another dtype; a tuple of them is not of its own type.
     """
     x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), x)
-    _require_like(who, "", params, jax.eval_shape(lambda x: init(jax.random.key(0), x), x))
+    # The functions themselves and no new ones that call them: JAX remembers the shapes that a function gives.
+    _require_like(who, "", params, jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x))
 
 
 def _require_like(who: str, name: str, v: Any, expected: Any) -> None:

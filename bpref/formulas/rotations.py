@@ -34,18 +34,31 @@ class Stretch(NamedTuple):
     fast: float | None = None
 
 
-def require_base(who: str, base: float, name: str = "base") -> None:
-    """Raise `ValueError` unless the base is a number above 1, without which no pair turns more slowly than another."""
+def require_rotation(who: str, base: Any, stretch: Any) -> None:
+    """Raise unless the base is a number above 1, without which no pair turns more slowly than another, and the stretch
+    None, or a `Stretch` of which every field is in its range.
+    """
+    _require_base(who, base, "base")
+    _require_stretch(who, stretch)
+
+
+def require_rope(who: str, rope: Any, stretch: Any) -> None:
+    """The same of a layer that rotates with the base `rope`, or not at all where it is None."""
+    if rope is not None:
+        _require_base(who, rope, "rope")
+    elif stretch is not None:
+        raise ValueError(f"{who}: there is a stretch but rope is None, expected a base: nothing is rotated")
+    _require_stretch(who, stretch)
+
+
+def _require_base(who: str, base: Any, name: str) -> None:
     if not (is_number(base) and 1 < base < math.inf):
         raise ValueError(f"{who}: {name} is {base!r}, expected a number above 1")
 
 
-def require_stretch(who: str, stretch: Any, base: float | None) -> None:
-    """Raise unless it is None, or a `Stretch` of which every field is in its range, of a rotation that there is."""
+def _require_stretch(who: str, stretch: Any) -> None:
     if stretch is None:
         return
-    if base is None:
-        raise ValueError(f"{who}: there is a stretch but rope is None, expected a base: nothing is rotated")
     if not isinstance(stretch, Stretch):
         raise TypeError(f"{who}: stretch is {described(stretch)}, expected bpref.Stretch(way, factor) or None")
     if stretch.way not in get_args(Way):

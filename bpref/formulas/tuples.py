@@ -38,13 +38,6 @@ def require_dtype_of(who: str, name: str, v: Array, first_name: str, first: Arra
         raise TypeError(f"{who}: {name} has dtype {v.dtype}, {first_name} has {first.dtype}; cast one to the other's")
 
 
-def require_one_dtype(who: str, params: Any, first_name: str) -> None:
-    """Raise `TypeError` unless all arrays of a named tuple have the dtype of the one that is named; `None` has any."""
-    for name, v in params._asdict().items():
-        if hasattr(v, "dtype"):
-            require_dtype_of(who, name, v, first_name, getattr(params, first_name))
-
-
 def require_like(who: str, name: str, v: Array, first_name: str, first: Array) -> None:
     """Raise `ValueError` unless both have one shape, `TypeError` unless they have one dtype."""
     require_shape(who, name, v, first.shape, f"as {first_name} has")

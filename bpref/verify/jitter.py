@@ -40,6 +40,12 @@ ARITHMETIC = frozenset(
 
 EPS = float(np.finfo(np.float64).eps)
 
+STEP, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+"""Odd numbers without a pattern, of which a hash of 64 bits is made."""
+
+SIGN_AND_DIGITS, ONE_HALF = np.uint64(0x800FFFFFFFFFFFFF), np.uint64(0x3FE0000000000000)
+"""Which bits of a float64 are no exponent, and the exponent of what is from 1/2 to 1."""
+
 
 def jittered(fun: Callable[..., Any]) -> Callable[..., Any]:
     """The function with every rounding in float64 replaced by a random one.
@@ -101,19 +107,13 @@ def _round(v: Any, place: Any, keeps_whole: bool) -> Any:
     """Under jit, so that it is traced and lowered once for each shape and not for each operation."""
     # Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
     index = jax.lax.iota(np.uint64, v.size).reshape(v.shape)
-    bits = (jax.lax.bitcast_convert_type(v, np.uint64) + (index + place) * _STEP) * _MIX
-    bits = (bits ^ (bits >> np.uint64(32))) * _MIX
+    bits = (jax.lax.bitcast_convert_type(v, np.uint64) + (index + place) * STEP) * MIX
+    bits = (bits ^ (bits >> np.uint64(32))) * MIX
     # A sign and 52 digits. Half a unit at least: less would be rounded away, and look like a sound digit.
-    units = jax.lax.bitcast_convert_type((bits & _SIGN_AND_DIGITS) | _ONE_HALF, np.float64)
+    units = jax.lax.bitcast_convert_type((bits & SIGN_AND_DIGITS) | ONE_HALF, np.float64)
     noise = 1 + EPS * units
     if keeps_whole:
         noise = jnp.where(v == jnp.round(v), 1, noise)
     # Divided and not multiplied: XLA copies no division into whatever uses it. Of a product it makes as many copies as
     # there are paths from it to the outputs, and compiling them was most of a check.
     return v / noise
-
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_SIGN_AND_DIGITS = np.uint64(0x800FFFFFFFFFFFFF)
-_ONE_HALF = np.uint64(0x3FE0000000000000)

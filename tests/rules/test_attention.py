@@ -337,7 +337,7 @@ def test_stretched_frequencies():
                     bpref.Stretch("longer", 2.0),
                     ValueError,
                     "stretch.way is 'longer', expected one of linear, ntk, llama",
-                ),  # type: ignore[arg-type]
+                ),
                 (bpref.Stretch("ntk", 0.0), ValueError, "stretch.factor is 0.0, expected a positive number"),
                 (bpref.Stretch("yarn", 2.0, 0), ValueError, "stretch.length is 0, expected a positive integer"),
                 (bpref.Stretch("yarn", 2.0, 16, slow=0), ValueError, "stretch.slow is 0, expected a positive number"),

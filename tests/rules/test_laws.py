@@ -34,10 +34,10 @@ from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
 from bpref.verify.naming import path_text
 from bpref.verify.prepare import Prepared
-from bpref.verify.program import quick_compilation
 from bpref.verify.sabotage import sabotages
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
+from tests.rules.sweeping import in_one_program
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -107,7 +107,7 @@ def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
     case = RULES[name].cases[index]
     run = sweep(draw(RULES[name], case, small(case), SEED).layer)
     chex.clear_trace_counter()  # it counts by name and address, and the address may have been another's
-    return jax.jit(chex.assert_max_traces(run, n=1), compiler_options=quick_compilation())
+    return in_one_program(chex.assert_max_traces(run, n=1))
 
 
 def first(dys):
@@ -171,9 +171,7 @@ def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
     examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
     inputs = [(e.params, e.x, first(e.dys)) for e in examples]
     with jax.enable_x64(True):
-        together = jax.jit(jax.vmap(run), compiler_options=quick_compilation())(
-            *jax.tree.map(lambda *v: np.stack(v), *inputs)
-        )
+        together = in_one_program(jax.vmap(run))(*jax.tree.map(lambda *v: np.stack(v), *inputs))
         one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled_sweep(rule, case)(*i) for i in inputs))
     assert_same(together, one_by_one)
 
@@ -229,7 +227,7 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
             directions = [v for v in chosen[:-half] if oracle.is_differentiable(v)]
             return sum(jnp.vdot(u, v) for u, v in zip(directions, chosen[-half:], strict=True))
 
-        return jax.jit(oracle.gradient(projected), compiler_options=quick_compilation())
+        return in_one_program(oracle.gradient(projected))
 
     with jax.enable_x64(True):
         inputs = example.params, example.x, first(example.dys)

@@ -78,12 +78,12 @@ BAD_CALLS = {
         "fft: norm is 'unit', expected 'backward', 'ortho' or 'forward'",
     ),
     "fft over what is no axis": (
-        lambda: bpref.fft(axes=(float("nan"),)),  # type: ignore[arg-type]
+        lambda: bpref.fft(axes=(float("nan"),)),
         ValueError,
         "fft: axes is (nan,), expected a tuple of integers such as (-1,)",
     ),
     "real_fft over a number": (
-        lambda: bpref.real_fft(axes=-1),  # type: ignore[arg-type]
+        lambda: bpref.real_fft(axes=-1),
         ValueError,
         "real_fft: axes is -1, expected a tuple of integers such as (-1,)",
     ),

@@ -51,7 +51,7 @@ from bpref.formulas.hyperparameters import require_flags, require_positive, requ
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
-from bpref.formulas.rotations import Stretch, require_base, require_stretch
+from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
@@ -133,8 +133,7 @@ def latent_attention(
     if rope_dim % 2:
         raise ValueError(f"{who}: rope_dim is {rope_dim}, expected an even number")
     require_positive(who, "eps", eps)
-    require_base(who, base)
-    require_stretch(who, stretch, base)
+    require_rotation(who, base, stretch)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
     rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)

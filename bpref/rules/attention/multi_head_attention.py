@@ -56,7 +56,7 @@ from bpref.formulas.hyperparameters import require_flags, require_positive, requ
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
-from bpref.formulas.rotations import Stretch, require_base, require_stretch
+from bpref.formulas.rotations import Stretch, require_rope
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
@@ -145,9 +145,7 @@ def multi_head_attention(
     require_flags(who, bias=bias, qk_norm=qk_norm, interleaved=interleaved, blockwise=blockwise)
     require_positive(who, "eps", eps)
     require_share(who, "fraction", fraction)
-    if rope is not None:
-        require_base(who, rope, "rope")
-    require_stretch(who, stretch, rope)
+    require_rope(who, rope, stretch)
     K = heads if kv_heads is None else kv_heads
     for argument, n in (("heads", heads), ("kv_heads", K), ("head_dim", head_dim)):
         if n is not None:

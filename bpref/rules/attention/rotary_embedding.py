@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from bpref.dtypes import require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import require_flags, require_share
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, require_stretch, rotate
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -56,8 +56,7 @@ def rotary_embedding(
     who = "rotary_embedding"
     require_flags(who, interleaved=interleaved)
     require_share(who, "fraction", fraction)
-    require_base(who, base)
-    require_stretch(who, stretch, base)
+    require_rotation(who, base, stretch)
 
     def split(x):
         if isinstance(x, (tuple, list)) and len(x) != 2:

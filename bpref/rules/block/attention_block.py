@@ -74,7 +74,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_base, require_stretch, rotate
+from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rope, rotate
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -161,9 +161,7 @@ def attention_layer(
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
     require_positive(who, "eps", eps)
-    if rope is not None:
-        require_base(who, rope, "rope")
-    require_stretch(who, stretch, rope)
+    require_rope(who, rope, stretch)
     require_window(who, window)
     require_size(who, "block", block)
 

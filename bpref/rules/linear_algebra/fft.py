@@ -51,7 +51,8 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
       A layer with params `()`, complex x of any shape that has these axes, and y of the same shape and dtype.
 
     Raises:
-      ValueError: an axis is named twice, is not one of x's, or is empty; norm is none of the three.
+      ValueError: axes is no tuple of integers; an axis is named twice, is not one of x's, or is empty; norm is none of
+        the three.
       TypeError: x is not complex; real x must be cast.
     """
     who = "fft"

@@ -133,13 +133,16 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
             below = jax.ShapeDtypeStruct((len(real), n), real.dtype)
         return WassersteinCriticParams(keys[0], tuple(hidden), linear(1).init(keys[1], below).W[0])
 
+    def init_without_key(key, x):
+        return init(key, x)._replace(key=None)
+
     def forward(params, x):
         real, fake = as_arrays(who, ("real", "fake"), x)
         require_matrix(who, "real", real)
         require_like(who, "fake", fake, "real", real)
         require_fit(who, params.hidden[0].W, real, "W", "real")
         require_key(who, params.key)
-        require_drawn(who, lambda key, x: init(key, x)._replace(key=None), params._replace(key=None), (real, fake))
+        require_drawn(who, init_without_key, params._replace(key=None), (real, fake))
         N = len(real)
         (_, hidden, w), z, a = _widened(params), [], _rows(params.key, real, fake)
         for W, b in hidden:
