@@ -25,7 +25,8 @@ def elementwise(
     Args:
       name: what error messages call the layer.
       g: `x -> (y, cache)`; the cache is a NamedTuple of arrays of x's shape, kept in x's dtype or as booleans.
-      slope: `cache -> g'(x)`, of x's shape; booleans where g' is 0 or 1.
+      slope: `cache -> g'(x)`, of x's shape; booleans where g' is 0 or 1. Of a cache of booleans it may choose between
+        Python numbers.
     """
 
     def forward(params, x):
@@ -34,10 +35,11 @@ def elementwise(
         return cast(y, x.dtype), _in_dtype(cache, x.dtype)
 
     def backward(params, cache, dy):
-        derivative = slope(_in_dtype(cache, wide_dtype(dy.dtype)))
+        wide = wide_dtype(dy.dtype)
+        derivative = slope(_in_dtype(cache, wide))
         if derivative.dtype == bool:
             return (), jnp.where(derivative, dy, 0)
-        return (), cast(lax.mul(widen(dy), derivative), dy.dtype)
+        return (), cast(lax.mul(cast(dy, wide), cast(derivative, wide)), dy.dtype)
 
     return Layer(no_params, forward, backward, name)
 

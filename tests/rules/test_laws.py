@@ -1,6 +1,6 @@
 """The laws of DESIGN, each for every rule and each of its cases: a new rule gets all of them without a line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from bpref.layer import as_function
 from bpref.rule import Case, Real, Rule
@@ -108,6 +109,15 @@ def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
     run = sweep(draw(RULES[name], case, small(case), SEED).layer)
     chex.clear_trace_counter()  # it counts by name and address, and the address may have been another's
     return in_one_program(chex.assert_max_traces(run, n=1))
+
+
+def values_in(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
+    """The type of every value that a program computes, those of its inner programs too."""
+    for equation in program.eqns:
+        yield from (v.aval for v in equation.outvars if hasattr(v.aval, "weak_type"))
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
+            if isinstance(inner, Jaxpr | ClosedJaxpr):
+                yield from values_in(inner)
 
 
 def first(dys):
@@ -240,6 +250,32 @@ def test_the_forwards_own_autodiff_agrees_at_kinks_and_far_ends(rule: Rule, case
     """What `checked` compares with: it has no reference, and must accuse no right layer at any value."""
     example = draw(rule, case, sizes_of(case), SEED)
     assert examine(example._replace(reference=lambda params, x: example.layer.forward(params, x)[0]))[0] == []
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("narrow", WORKING)
+def test_x64_changes_nothing_for_narrow_inputs(rule: Rule, case: Case, narrow: str):
+    """Outputs, what is kept and cotangents have the dtypes that they have without x64; nothing is widened on the way.
+
+    JAX's defaults are 64 bits wide then: a NumPy scalar or a default dtype shows here, and a Python number, whose type
+    is weak, where it is not promoted.
+    """
+    example = draw(rule, case, small(case), SEED)
+    kinds = {"f": jnp.dtype(narrow), "c": jnp.complex64}
+    inputs = jax.tree.map(lambda v: v.astype(kinds.get(v.dtype.kind, v.dtype)), (example.params, example.x))
+
+    def sweep(params, x):
+        y, cache = example.layer.forward(params, x)
+        return y, cache, example.layer.backward(params, cache, y)
+
+    def traced(x64):
+        with jax.enable_x64(x64):
+            program, out = jax.make_jaxpr(lambda *of: sweep(*of), return_shape=True)(*inputs)
+        return program, jax.tree.map(lambda v: str(v.dtype), out)
+
+    (_, expected), (program, came) = traced(False), traced(True)
+    assert came == expected
+    assert [v for v in values_in(program.jaxpr) if v.dtype in ("float64", "complex128") and not v.weak_type] == []
 
 
 @EVERY_RULE
