@@ -5,6 +5,20 @@ environment variables once, when it is imported; and pytest imports its plugins,
 conftest can set any.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name; or `__version__`, that of the package as it is installed."""
+    if name != "__version__":
+        return _named(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:  # run from its sources
+        return "0+unknown"

@@ -198,3 +198,5 @@ from .verify.mutants import equivalents as equivalents
 from .verify.mutants import mutants as mutants
 from .verify.search import SearchReport as SearchReport
 from .verify.search import search as search
+
+__version__: str

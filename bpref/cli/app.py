@@ -1,22 +1,22 @@
 """The `bpref` command: its subcommands, and the exit codes they share."""
 
-import sys
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+import bpref
 from bpref.cli.audit import EXAMPLE as AUDIT_EXAMPLE
 from bpref.cli.audit import audit
 from bpref.cli.check import EXAMPLE as CHECK_EXAMPLE
 from bpref.cli.check import check
-from bpref.cli.errors import Interrupted, UsageError
+from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
+from bpref.cli.errors import UsageError
 from bpref.cli.explain import explain
 from bpref.cli.rules import rules
 from bpref.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from bpref.cli.train import train
 from bpref.cli.verify import verify
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="bpref",
@@ -26,6 +26,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and end, if it is asked for."""
+    if is_asked:
+        print(f"bpref {bpref.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 app.command(epilog=CHECK_EXAMPLE)(check)
@@ -38,17 +54,13 @@ app.command(epilog=TRAIN_EXAMPLE)(train)
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 something was found wrong, 2 wrong use,
-    3 it cannot be told whether it is right, 130 interrupted.
+    3 it cannot be told whether it is right, 130 interrupted. What else a process may end with is in `ending`.
     """
     try:
         code = app(arguments or ["--help"], standalone_mode=False) or 0
         if code == INTERRUPTED:
-            print("bpref: interrupted", file=sys.stderr)
+            say("interrupted")
         return code
-    except Interrupted as interrupted:
-        print(f"bpref: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
     except (UsageError, TyperException) as error:
-        message = error.format_message() if isinstance(error, TyperException) else str(error)
-        print(f"bpref: {message}", file=sys.stderr)
-        return 2
+        say(error.format_message() if isinstance(error, TyperException) else str(error))
+        return WRONG_USE

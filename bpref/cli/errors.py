@@ -8,10 +8,6 @@ class UsageError(Exception):
     """What the user gave is wrong; the message is one line that says what, and what was expected."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C; the message is one line that says what there is so far."""
-
-
 @contextmanager
 def blaming_the_size(what: str) -> Iterator[None]:
     """Turn running out of memory into a `UsageError` that names what was too large."""

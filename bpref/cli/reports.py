@@ -10,8 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bpref.cli.errors import blaming_the_input
-from bpref.cli.verify import require_new_file
+from bpref.cli import writing
 from bpref.verify.audit import AuditReport, SiteReport
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Report
 from bpref.verify.search import SearchReport
@@ -24,20 +23,19 @@ AnyReport = Report | AuditReport | SearchReport
 
 
 def require_writable(json_file: str | None) -> None:
-    """Raise `UsageError` unless the JSON can be written there; nothing is overwritten."""
+    """Raise `UsageError` unless the JSON can be written there."""
     if json_file not in (None, STDOUT):
-        with blaming_the_input():
-            require_new_file(Path(json_file))
+        writing.require_writable("--json", Path(json_file))
 
 
 def deliver(report: AnyReport, json_file: str | None) -> int:
-    """Show the report, write its JSON (to `-`: in place of what is shown), and return the exit code."""
+    """Write the report's JSON (to `-`: in place of what is shown), show it, and return the exit code."""
     if json_file == STDOUT:
         print(report.to_json())
     else:
-        show(report)
         if json_file is not None:
-            Path(json_file).write_text(report.to_json() + "\n")
+            writing.write("--json", Path(json_file), report.to_json() + "\n")
+        show(report)
     return EXIT_CODES[verdict_of(report)]
 
 

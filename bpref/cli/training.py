@@ -1,6 +1,5 @@
 """What `bpref train` does once it knows what to train on: verify the gradient, train, report."""
 
-import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +9,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bpref.cli.errors import Interrupted, blaming_the_input, blaming_the_size
+from bpref.cli.ending import leaving, say
+from bpref.cli.errors import blaming_the_input, blaming_the_size
 from bpref.compose import objective
 from bpref.layer import Layer
 from bpref.nearest import require_known
@@ -47,7 +47,7 @@ def run(
     device: str | None,
     out: Path | None,
 ) -> int:
-    """Train and report; the exit code is 0, 1 (a wrong gradient, a loss that is not finite) or 130 (interrupted)."""
+    """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
     with blaming_the_input():
         require_known("dtype", dtype, DTYPES)
         require_epochs(recipe.epochs)
@@ -90,7 +90,10 @@ def run(
         score, metric = METRICS[table.task]
         done: list[Epoch] = []
         try:
-            with progress(recipe.epochs, score) as show:
+            with (
+                leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(record)}"),
+                progress(recipe.epochs, score) as show,
+            ):
 
                 def on_epoch(epoch: Epoch) -> None:
                     if record is not None:
@@ -99,10 +102,8 @@ def run(
                     show(epoch)
 
                 fitted = loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch)
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted after {count(len(done), 'epoch')}{so_far(record)}") from None
         except Diverged as diverged:
-            print(f"bpref: {diverged} (it is {recipe.learning_rate:g}){so_far(record)}", file=sys.stderr)
+            say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(record)}")
             return 1
     print(summary(fitted, score, parts, table))
     if record is not None:
@@ -138,7 +139,7 @@ def gradient_is_right(J: Layer, begin: Start) -> bool:
     wrong = [report for report in reports if not report.error <= LARGEST_ERROR]
     if wrong:
         places = ", ".join(f"{report.path} ({report.error:.1e})" for report in wrong)
-        print(f"bpref: not trained, since the hand-derived gradient is wrong in {places}", file=sys.stderr)
+        say(f"not trained, since the hand-derived gradient is wrong in {places}")
     return not wrong
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bpref.cli.ending import interrupt_held
 from bpref.cli.errors import blaming_the_input
+from bpref.cli.writing import require_writable, write
 from bpref.models.mlp_equations import Equation, verify_equations
 from bpref.nearest import meant
 from bpref.rules import RULES, other_names
@@ -44,8 +46,8 @@ def verify(
     with blaming_the_input():
         known = [*RULES, SEED_NETWORK]
         chosen = list(dict.fromkeys(meant("rule", name, known, other_names()) for name in names or known))
-        if json_file is not None:
-            require_new_file(json_file)
+    if json_file is not None:
+        require_writable("--json", json_file)
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
 
@@ -58,6 +60,8 @@ def verify(
             equations = result
     reports = {name: reports[name] for name in chosen if name in reports}
 
+    if json_file is not None:
+        write("--json", json_file, json.dumps(_as_json(seed, reports, equations), indent=1) + "\n")
     if reports:
         console.print(_rules_table(list(reports.values())))
     if equations:
@@ -71,20 +75,7 @@ def verify(
         f"{len(reports)} rules, {cases} cases, {len(equations)} equations: "
         + (f"{len(wrong)} wrong: {', '.join(wrong)}" if wrong else "all right")
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps(_as_json(seed, reports, equations), indent=1) + "\n")
     return 1 if wrong else 0
-
-
-def require_new_file(path: Path) -> None:
-    """Raise `ValueError` unless a file can be made there, and none is."""
-    if path.exists():
-        raise ValueError(f"--json {path}: it exists, and nothing is overwritten; name a new file")
-    try:
-        path.touch(exist_ok=False)
-        path.unlink()
-    except OSError as error:
-        raise ValueError(f"--json {path}: {error.strerror}") from error
 
 
 def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
@@ -95,7 +86,8 @@ def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
     with bar, _pool(len(chosen)) as pool:
         task = bar.add_task("", total=len(chosen), last="")
         longest_first = sorted(chosen, key=lambda name: -len(RULES[name].cases) if name in RULES else -9)
-        running = {pool.submit(_verify_one, name, seed): name for name in longest_first}
+        with interrupt_held():
+            running = {pool.submit(_verify_one, name, seed): name for name in longest_first}
         try:
             for done in as_completed(running):
                 bar.update(task, advance=1, last=running[done])

@@ -37,8 +37,10 @@ def test_a_wrong_one_ends_with_1_and_is_written_as_json_too(capsys, tmp_path):
     assert (report["verdict"], report["key"], report["findings"][0]["kind"]) == ("wrong", 5, "factor")
     assert run([*call, "--json", "-"]) == 1
     assert json.loads(capsys.readouterr().out) == report
-    assert run([*call, "--json", str(file)]) == 2
-    assert "it exists, and nothing is overwritten" in capsys.readouterr().err
+    file.write_text("of an earlier run")
+    assert run([*call, "--json", str(file)]) == 1
+    assert json.loads(file.read_text()) == report
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_plain_function_with_its_backward_and_reference_and_arguments_that_are_made(capsys):

@@ -12,7 +12,6 @@ from bpref.cli.app import run
 from bpref.layer import Layer
 from bpref.rules import RULES
 from bpref.train import network
-from bpref.train.record import Record
 
 QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 
@@ -202,25 +201,6 @@ def test_a_wrong_gradient_is_not_trained(monkeypatch, csv_file, tmp_path, capsys
     printed = capsys.readouterr()
     assert printed.err == ("bpref: not trained, since the hand-derived gradient is wrong in 0.1 tanh (1.0e-03)\n")
     assert not (tmp_path / "run").exists()
-
-
-def test_an_interrupted_run_leaves_its_metrics_and_says_where(monkeypatch, csv_file, tmp_path, capsys):
-    add = Record.add
-
-    def interrupted(record, epoch):
-        if epoch.number == 3:
-            raise KeyboardInterrupt
-        add(record, epoch)
-
-    monkeypatch.setattr(Record, "add", interrupted)
-    out = tmp_path / "run"
-    arguments = ["train", "--data", str(csv_file), "--target", "y", "--layers", "3", "--epochs", "9"]
-    assert run([*arguments, "--out", str(out)]) == 130
-    assert capsys.readouterr().err == (
-        f"bpref: interrupted after 2 epochs; the metrics so far are in {out}/metrics.jsonl\n"
-    )
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(csv_file, capsys):

@@ -1,0 +1,153 @@
+"""How a command ends before its time: at Ctrl-C, when nobody reads its output any more, when that cannot be written."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, NoReturn
+
+WRONG_USE, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
+"""The exit codes besides those of a verdict; the last two are the shell's for a process that a signal has ended."""
+
+_SO_FAR: list[Callable[[], str]] = []
+"""What there is so far, the innermost last."""
+
+
+class _Unwritable(BaseException):
+    """Standard output took no more. No `Exception`: neither the user's code nor a library is meant to handle it."""
+
+
+def say(message: str) -> None:
+    """One line on stderr, if it can be written there."""
+    if sys.stderr is not None:
+        try:
+            print(f"bpref: {message}", file=sys.stderr)
+        except OSError:
+            _discard(sys.stderr)
+
+
+def ending(command: Callable[[], int]) -> int:
+    """Run a command of this process and return its exit code, also where its output cannot be written.
+
+    141 if the reader of standard output has gone (`| head -1`), without a word; 2 and one line if the disk is full;
+    70 and the traceback if bpref itself is at fault.
+    """
+    stdout = sys.stdout
+    if stdout is None:  # closed by the caller, `>&-`
+        return command()
+    try:
+        with redirect_stdout(_Stdout(stdout)):
+            code = command()
+            sys.stdout.flush()
+        return code
+    except _Unwritable as stopped:
+        _discard(stdout)
+        if isinstance(stopped.__cause__, BrokenPipeError):
+            return UNREAD
+        say(f"the output cannot be written: {getattr(stopped.__cause__, 'strerror', None) or stopped.__cause__}")
+        return WRONG_USE
+    except Exception:
+        with suppress(OSError):
+            traceback.print_exc()
+        return FAULT
+
+
+class _Stdout:
+    """Standard output; what it raises passes through whoever writes to it."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _passing_through():
+            return self._stream.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        with _passing_through():
+            self._stream.writelines(lines)
+
+    def flush(self) -> None:
+        with _passing_through():
+            self._stream.flush()
+
+
+@contextmanager
+def _passing_through() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritable from error
+
+
+def _discard(stream: Any) -> None:
+    """Let what is still in a stream's buffer go nowhere when the process ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def end_at_interrupt() -> None:
+    """From now on Ctrl-C ends this process at once, with one line and exit code 130.
+
+    No exception is raised: a `KeyboardInterrupt` inside of JAX is lost in one of its callbacks, or turned into another
+    error, or crashes it. A process that was started to ignore Ctrl-C goes on to ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: Any) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(BaseException):
+        sys.stdout.flush()
+    with suppress(Exception):
+        _end_children()
+    with suppress(Exception):
+        # On a terminal a progress bar may stand in the line, and have hidden the cursor.
+        clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
+        os.write(2, f"{clear}bpref: interrupted{so_far()}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _end_children() -> None:
+    """The processes that this one has started, and the semaphores that it shares with them."""
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import active_children, util
+
+        for child in active_children():
+            child.terminate()
+        util._run_finalizers(0)  # else their tracker warns of each on stderr
+
+
+def so_far() -> str:
+    """What an interruption here would leave, as the end of a sentence; empty where nothing was said."""
+    return _SO_FAR[-1]() if _SO_FAR else ""
+
+
+@contextmanager
+def leaving(what: Callable[[], str]) -> Iterator[None]:
+    """Within, an interruption says what there is so far."""
+    _SO_FAR.append(what)
+    try:
+        yield
+    finally:
+        _SO_FAR.pop()
+
+
+@contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of this; processes that are started here never see it, and end with this one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
