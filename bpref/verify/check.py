@@ -11,7 +11,7 @@ import numpy as np
 from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, require_callable
 from bpref.verify.evidence import residuals, unscaled
-from bpref.verify.examine import Held, Point, Rounding, hold, run_in_float64, stacked
+from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.host import check_numerically
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.laws import consistency, eagerness, linearity, purity
@@ -130,7 +130,11 @@ def _held(ready: Prepared, points: list[Point], seen: list[Seen], rounding: Roun
 def _notes(ready: Prepared) -> tuple[str, ...]:
     casts = f"it casts down to {ready.casts_to} inside; the derivation was judged without those casts"
     loops = f"vmap was not used: {ready.wide.unbatched}"
-    return tuple(note for note, applies in ((casts, ready.casts_to), (loops, ready.wide.unbatched)) if applies)
+    coarse = (
+        f"it runs in its own dtypes alone, and was evaluated as in these: errors below {ready.round_off:.0e} may pass"
+    )
+    notes = (casts, ready.casts_to), (loops, ready.wide.unbatched), (coarse, ready.round_off > ROUND_OFF)
+    return tuple(note for note, applies in notes if applies)
 
 
 def _precision(

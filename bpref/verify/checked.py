@@ -13,6 +13,7 @@ import numpy as np
 
 from bpref.layer import Layer, leaf_paths, map_leaves
 from bpref.verify.examine import widened
+from bpref.verify.lift import for_float64
 from bpref.verify.measure import relative_error
 from bpref.verify.naming import path_text
 from bpref.verify.oracle import with_cotangents
@@ -107,14 +108,14 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
       One report per leaf, in the order of the forward. A leaf inside `scan` is reported once, by its worst slice.
     """
 
-    @jax.jit
     def sweep(params, x, dy):
         y, cache = checking.forward(params, x)
         return checking.backward(params, cache, jax.tree.map(jnp.ones_like, y) if dy is None else dy)[0]
 
     checking = map_leaves(checked, layer)
+    in_float64, _ = for_float64(sweep, params, x, dy)
     with jax.enable_x64(True):
-        errors = sweep(*widened((params, x, dy)))
+        errors = jax.jit(in_float64)(*widened((params, x, dy)))
     leaves = jax.tree.leaves(errors, is_leaf=lambda v: isinstance(v, LeafErrors))
     return [_worst(path, leaf) for path, leaf in zip(leaf_paths(layer), leaves, strict=True)]
 

@@ -38,21 +38,48 @@ HYPOTHESES: tuple[Callable[[Residual], Diagnosis | None], ...] = (
 
 
 def diagnose(residual: Residual) -> Diagnosis:
-    """The diagnosis of a cotangent that has the argument's shape and is known to be wrong."""
-    found = nonfinite(residual)
-    if found is not None:
-        return found
-    if residual.oracle.size == 0 or not (np.isfinite(residual.oracle).all() and np.isfinite(residual.hand).all()):
-        return unexplained(residual)
+    """The diagnosis of a cotangent that has the argument's shape and is known to be wrong.
+
+    That it is wrong stands whether or not a cause is found: a hypothesis that fails is passed over, and is named where
+    no other explains the residual.
+    """
+    failed: list[Exception] = []
     with np.errstate(all="ignore"):
-        for hypothesis in HYPOTHESES:
-            found = hypothesis(residual)
+        if residual.oracle.size and np.isfinite(residual.oracle).all() and np.isfinite(residual.hand).all():
+            hypotheses = HYPOTHESES
+        else:
+            hypotheses = (nonfinite,)
+        for hypothesis in hypotheses:
+            found = _tried(hypothesis, residual, failed)
             if found is not None:
                 return found
-        return unexplained(residual)
+        found = _tried(unexplained, residual, failed) or Diagnosis("unexplained", "it is not the reference")
+    return _with_failures(found, failed)
 
 
 def diagnose_shape(residual: Residual) -> Diagnosis:
     """The diagnosis of a cotangent whose shape, `hand.shape[1:]`, is not the argument's."""
+    failed: list[Exception] = []
+    shapes = f"its shape is {residual.hand.shape[1:]}, that of {residual.where} {residual.shape}"
     with np.errstate(all="ignore"):
-        return of_another_shape(residual)
+        found = _tried(of_another_shape, residual, failed) or Diagnosis("structure", shapes)
+    return _with_failures(found, failed)
+
+
+def _tried(
+    hypothesis: Callable[[Residual], Diagnosis | None], residual: Residual, failed: list[Exception]
+) -> Diagnosis | None:
+    """What a hypothesis says; None where it cannot say anything, its error being kept."""
+    try:
+        return hypothesis(residual)
+    except Exception as error:  # A search for a cause runs the user's function again, and must not cost the verdict.
+        failed.append(error)
+        return None
+
+
+def _with_failures(found: Diagnosis, failed: list[Exception]) -> Diagnosis:
+    if not failed:
+        return found
+    first = next((line.strip() for line in str(failed[0]).splitlines() if line.strip()), "without a message")
+    note = f"the search for a cause failed: {type(failed[0]).__name__}: {first}"
+    return found._replace(detail=f"{found.detail}\n{note}")

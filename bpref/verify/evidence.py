@@ -42,7 +42,7 @@ def residuals(
 
     @cache
     def terms() -> dict[str, Arrays]:
-        return contributions(ready.subject, points)
+        return contributions(ready.primal, ready.subject.names, points)
 
     def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
         return level(terms()[name])

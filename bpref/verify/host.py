@@ -228,7 +228,11 @@ def _residual(
         hand=hand,
         oracle=oracle,
         others={subject.names[i]: stack(lambda s, i=i: s.oracle[i]) for i in differentiable if i != n},
-        args={m: stack(lambda s, i=i: s.leaves[i]) for i, m in enumerate(subject.names)},
+        args={
+            m: stack(lambda s, i=i: s.leaves[i])
+            for i, m in enumerate(subject.names)
+            if not fresh.is_key(subject.leaves[i])
+        },
         y={m: stack(lambda s, i=i: s.y[i]) for i, m in enumerate(outputs)},
         dy={m: stack(lambda s, i=i: s.dy[i]) for i, m in enumerate(outputs)},
         round_off=max(1e-10, 2 * float(np.max(np.where(np.isfinite(bars), bars, 0.0))) / size / SHARP),

@@ -6,6 +6,7 @@ them do nothing, and a half-precision reduction or product is done in full.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -65,6 +66,22 @@ def lift_traced(fun: Callable, inputs: tuple, x64: Callable[[], Any]) -> Callabl
         )
 
     return lifted
+
+
+def for_float64(fun: Callable, *inputs: Any) -> tuple[Callable, bool]:
+    """`fun` as it can be called with float64 in place of `inputs`, and whether it had to be lifted for that.
+
+    It is traced in the caller's mode where it cannot be with 64-bit numbers enabled: one that closes over NumPy's int64
+    or float64 arrays, which JAX keeps as 32-bit ones for as long as any program lives that was traced with them.
+    """
+    specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), v.dtype), inputs)
+    wide_specs = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, wide_dtype(v.dtype)), specs)
+    try:
+        with jax.enable_x64(True):
+            jax.eval_shape(fun, *wide_specs)
+    except (TypeError, ValueError):
+        return lift_traced(fun, specs, nullcontext), True
+    return fun, False
 
 
 def wide_dtype(dtype: Any) -> Any:

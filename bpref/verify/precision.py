@@ -77,7 +77,7 @@ def rows_in(
       truth: the oracle's values at these very inputs, where the arguments have the working dtype; else they are made.
     """
     cast = [Point(_cast(p.leaves, working.leaves), _cast(p.dys, working.dys)) for p in points]
-    with x64_for(working.leaves):
+    with x64_for(working.leaves, ready.x64):
         values = pairs(stacked([working.program.run(*p) for p in cast]))
     own = working.leaves == ready.own
     inputs = [Point(w.leaves if own else widened(c.leaves), widened(c.dys)) for w, c in zip(wide, cast, strict=True)]

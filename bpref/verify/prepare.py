@@ -32,6 +32,9 @@ POINTS = 3
 SCALES = (1.0, 2.0**20, 2.0**-20)
 """What the cotangents are multiplied by at each point, so that a clip is met wherever it is set."""
 
+WIDE = (np.float64, np.complex128)
+"""The dtypes that there are only with 64-bit numbers enabled."""
+
 KEPT = 64
 """How many subjects' programs are kept."""
 
@@ -51,11 +54,13 @@ class Prepared(NamedTuple):
     Attributes:
       subject: what is checked.
       outputs: shapes and dtypes of the differentiable outputs, in the dtypes of the arguments.
+      primal: `leaves -> y` in float64, what `wide` differentiates.
       wide: the program in float64.
       casts_to: the narrowest dtype that it casts down to inside, or None.
       is_lifted: whether `wide` leaves those casts out.
       round_off: the relative error above which a derivation is wrong.
       own: the dtypes of the arguments.
+      x64: whether narrow arguments are looked at with 64-bit numbers enabled, since the caller has them enabled.
       narrow: makes, once, the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
       jittered: makes, once, the float64 program with every operation rounded at random.
@@ -64,11 +69,13 @@ class Prepared(NamedTuple):
 
     subject: Subject
     outputs: list[Any]
+    primal: Callable[[list[Any]], Any]
     wide: Program
     casts_to: Any
     is_lifted: bool
     round_off: float
     own: list[Any]
+    x64: bool
     narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
     jittered: Callable[[], Program]
@@ -84,7 +91,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     """
     working = tuple(jnp.dtype(d).name for d in dtypes) if dtypes is not None else None
     shapes = tuple((v.shape, v.dtype) for v in subject.leaves)
-    name = (subject.identity, shapes, working)
+    name = (subject.identity, shapes, working, jax.config.read("jax_enable_x64"))
     if name in _KEPT:
         _KEPT.move_to_end(name)
         return _KEPT[name]._replace(subject=subject)
@@ -93,7 +100,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
         made = prepare(subject, working)
         made.narrow()
     except Exception as error:
-        raise explained(subject, error, x64_for(v.dtype for v in subject.leaves)) from error
+        raise explained(subject, error, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject))) from error
     require_rule(subject)
     require_differentiable_primal(subject, made.wide.traced.jaxpr)
     _KEPT[name] = made
@@ -111,39 +118,43 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     Those in the working dtypes are made when they are asked for: the derivation is decided without them.
     """
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
-    own = [v.dtype for v in specs]
-    with x64_for(own):
+    own, x64 = [v.dtype for v in specs], _callers_x64(subject)
+    with x64_for(own, x64):
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
     require_outputs(subject, outputs)
-    is_lifted, round_off = False, ROUND_OFF
+    primal, is_lifted, round_off = subject.primal, False, ROUND_OFF
+    in_own_mode = partial(x64_for, own, x64)
     in_own_dtypes: Callable[[Callable], Callable] = unchanged
     try:
         wide = _in_float64(subject, specs, outputs)
     except (TypeError, ValueError):
         # It runs in its own dtypes and not in float64: evaluate what it does in its own, in float64.
-        in_own_dtypes = partial(lift_traced, inputs=(specs, [_stack(v) for v in outputs]), x64=lambda: x64_for(own))
+        in_own_dtypes = partial(lift_traced, inputs=(specs, [_stack(v) for v in outputs]), x64=in_own_mode)
         wide = _in_float64(subject, specs, outputs, in_own_dtypes)
+        primal = lift_traced(primal, inputs=(specs,), x64=in_own_mode)
         is_lifted = True
         # Its constants are rounded to its own dtypes.
         round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
     choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
     choices = {name: d for name, d in choices.items() if name not in ("", "float64", "complex128")}
-    narrow = cache(lambda: tuple(_narrow(subject, name, specs, dtypes) for name, dtypes in choices.items()))
+    narrow = cache(lambda: tuple(_narrow(subject, name, specs, dtypes, x64) for name, dtypes in choices.items()))
     in_own = next((w.program for w in narrow() if w.leaves == own), None) if own in choices.values() else None
     formal = form(in_own, specs, subject.names) if in_own else form(wide, list(map(_wide_spec, specs)), subject.names)
     casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
     return Prepared(
         subject,
         outputs,
+        primal,
         wide,
         casts_to,
         is_lifted,
         round_off,
         own,
+        x64,
         narrow,
         tuple(formal),
         cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(in_own_dtypes(f)))),
-        cache(lambda: _is_repeatable(subject, specs, outputs)),
+        cache(lambda: _is_repeatable(subject, specs, outputs, x64)),
     )
 
 
@@ -155,7 +166,10 @@ def lifted(ready: Prepared) -> Prepared:
         return _in_float64(ready.subject, specs, ready.outputs, adapt)
 
     return ready._replace(
-        wide=in_float64(lift), is_lifted=True, jittered=cache(lambda: in_float64(lambda f: jittered(lift(f))))
+        primal=lift(ready.subject.primal),
+        wide=in_float64(lift),
+        is_lifted=True,
+        jittered=cache(lambda: in_float64(lambda f: jittered(lift(f)))),
     )
 
 
@@ -167,8 +181,8 @@ def _in_float64(
         return compile_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
 
 
-def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any]) -> bool:
-    with x64_for(v.dtype for v in specs):
+def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:
+    with x64_for([v.dtype for v in specs], x64):
         return is_repeatable(subject, specs, outputs)
 
 
@@ -177,16 +191,21 @@ def _narrowest_of(dtypes: list[Any]) -> Any:
     return min(real, key=lambda d: jnp.finfo(d).nmant, default=jnp.float32)
 
 
-def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any]) -> Working:
+def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any], x64: bool) -> Working:
     leaves = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
-    with x64_for(dtypes):
+    with x64_for(dtypes, x64):
         dys = [_stack(v) for v in jax.tree.leaves(output_shapes(subject, leaves)) if is_differentiable(v)]
         return Working(name, dtypes, [v.dtype for v in dys], compile_program(subject, leaves, dys))
 
 
-def x64_for(dtypes: Iterable[Any]) -> Any:
-    """A context in which arrays of these dtypes stay what they are, and float32 is as wide as usual."""
-    return jax.enable_x64(any(d in (np.float64, np.complex128) for d in dtypes))
+def x64_for(dtypes: Iterable[Any], x64: bool) -> Any:
+    """A context in which arrays of these dtypes stay what they are; where they are narrow, `x64` is the mode."""
+    return jax.enable_x64(x64 or any(d in WIDE for d in dtypes))
+
+
+def _callers_x64(subject: Subject) -> bool:
+    """Whether the caller calls it with narrow arguments alone while 64-bit numbers are enabled."""
+    return bool(jax.config.read("jax_enable_x64")) and not any(v.dtype in WIDE for v in subject.leaves)
 
 
 def _stack(v: Any) -> Any:

@@ -1,6 +1,7 @@
 """The steps of a back-propagation by hand, beside what each should be: programs, and their values at some points."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from bpref.verify import points as fresh
 from bpref.verify.examine import ROUND_OFF, widened
-from bpref.verify.lift import lift, narrowest
+from bpref.verify.lift import for_float64, lift, narrowest
 from bpref.verify.named import direct_uses, require_names, shapes_of_names
 from bpref.verify.oracle import cotangents_by_name, is_differentiable
 from bpref.verify.prepare import POINTS
@@ -91,15 +92,20 @@ class Steps(NamedTuple):
 def prepare(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, key: int) -> Steps:
     """Everything that does not depend on the point; raises as `check_intermediates` does."""
     subject, rebuild = as_subject(forward, args), as_subject(lambda *args: args, args).plain
-    leaves, f, is_function = subject.leaves, subject.plain, callable(cotangents)
+    leaves, is_function = subject.leaves, callable(cotangents)
     if not is_function and any(map(fresh.is_specification, leaves)):
         raise ValueError("check_intermediates: cotangents are arrays, so args must be the arrays they were computed at")
-    outputs = jax.eval_shape(f, leaves)
+    outputs = jax.eval_shape(subject.plain, leaves)
     dy = None if dy is None else _as_given(dy, outputs)
     if dy is None and not is_function and not _is_scalar(outputs):
         raise ValueError(f"check_intermediates: the output is {_text(outputs)}, not a scalar; give its cotangent dy")
-    hand = _calling(cotangents, rebuild) if is_function else lambda leaves, dy: _given(cotangents)
-    first = widened(_leaves(leaves, fresh.generator(key, 0, 0), 0, 0))
+    own = _leaves(leaves, fresh.generator(key, 0, 0), 0, 0)
+    first, (f, is_lifted) = widened(own), for_float64(subject.plain, own)
+    if is_function:
+        hand, is_too = _calling(cotangents, rebuild, own, _cotangent(outputs, dy, fresh.generator(key, 0, 9)))
+        is_lifted = is_lifted or is_too
+    else:
+        hand = partial(_as_they_are, cotangents)
     with jax.enable_x64(True):
         if is_function:
             outputs = jax.eval_shape(f, first)
@@ -113,14 +119,15 @@ def prepare(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, 
             raise ValueError(f"check_intermediates: the value named {name!r} is {_text(v)}, which has no cotangent")
     misfits = {n: describe(v) for n, v in came.items() if v.shape != shapes[n].shape or not is_differentiable(v)}
     used = [name for name in shapes if name not in misfits]
-    dtype = _precision([*leaves, *came.values()] if not is_function else [], cast)
-    own_x64 = is_function or any(v.dtype in (np.float64, np.complex128) for v in leaves)
-    casts = f"the forward computes in {cast} inside; judged by that precision" if cast is not None else ""
+    dtype = _precision([*leaves, *came.values()] if is_lifted or not is_function else [], cast)
+    own_x64 = (is_function and not is_lifted) or jax.config.read("jax_enable_x64")
+    casts = f"the forward computes in {cast} inside; judged by that precision"
+    lifted = f"it cannot be traced with 64-bit numbers enabled; judged by the precision of {dtype}"
     return Steps(
         subject.names, leaves, outputs, shapes, uses, live, misfits, hand, is_function, dy, dtype,
         wide=_compiled(lift(f) if cast is not None else f, used, True),
-        narrow=None if dtype == np.float64 else _compiled(f, used, own_x64),
-        notes=(casts,) * bool(casts),
+        narrow=None if dtype == np.float64 else _compiled(subject.plain, used, own_x64),
+        notes=(casts,) * (cast is not None) + (lifted,) * is_lifted,
     )  # fmt: skip
 
 
@@ -189,22 +196,28 @@ def _compiled(f: Callable[..., Any], used: list[str], x64: bool) -> Callable[...
     return run
 
 
-def _calling(cotangents: Callable[[tuple, Any], Any], rebuild: Callable[[list], Any]) -> Callable[[list, Any], ByName]:
-    """The hand's cotangents as a function of array leaves, under jit unless it needs to see the values."""
+def _calling(
+    cotangents: Callable[[tuple, Any], Any], rebuild: Callable[[list], Any], own: list[Any], dy: Any
+) -> tuple[Callable[[list, Any], ByName], bool]:
+    """The hand's cotangents as a function of array leaves, under jit unless it needs to see the values.
+
+    And whether it had to be lifted from `own` leaves and a `dy` to be traced in float64.
+    """
 
     def call(leaves, dy):
         came = cotangents(rebuild([jnp.asarray(v) for v in leaves]), jax.tree.map(jnp.asarray, dy))
         return _given(came, as_numpy=False)
 
-    traced = jax.jit(call, compiler_options=quick_compilation())
+    try:
+        in_float64, is_lifted = for_float64(call, own, dy)
+    except jax.errors.JAXTypeError:
+        return lambda leaves, dy: _given(call(leaves, dy)), False
+    traced = jax.jit(in_float64, compiler_options=quick_compilation())
+    return lambda leaves, dy: _given(traced(leaves, dy)), is_lifted
 
-    def hand(leaves, dy):
-        try:
-            return _given(traced(leaves, dy))
-        except jax.errors.JAXTypeError:
-            return _given(call(leaves, dy))
 
-    return hand
+def _as_they_are(cotangents: Any, leaves: list[Any], dy: Any) -> ByName:
+    return _given(cotangents)
 
 
 def _given(cotangents: Any, as_numpy: bool = True) -> dict[str, Any]:

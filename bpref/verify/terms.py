@@ -3,7 +3,8 @@
 A wrong derivation often is the right one without one of them, or with its sign reversed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +13,14 @@ from bpref.verify.examine import Point
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.paths import split_paths
 from bpref.verify.program import completed, quick_compilation
-from bpref.verify.subject import Subject
 
 
-def contributions(subject: Subject, points: Sequence[Point]) -> dict[str, dict[str, np.ndarray]]:
+def contributions(
+    primal: Callable[[list[Any]], Any], names: Sequence[str], points: Sequence[Point]
+) -> dict[str, dict[str, np.ndarray]]:
     """For every differentiable argument by name: each path's label, and its term in the oracle's cotangent.
+
+    `primal` takes the leaves with these names, and can be traced in float64.
 
     A term has shape (samples, *shape of the argument), a sample for each point and cotangent, in float64. Paths with
     the same label (several uses in one line) are one term together, and one each. Paths that contribute nothing by
@@ -25,14 +29,14 @@ def contributions(subject: Subject, points: Sequence[Point]) -> dict[str, dict[s
     """
     with jax.enable_x64(True):
         leaves = points[0].leaves
-        program = jax.make_jaxpr(lambda values: jax.tree.leaves(subject.primal(values)))(leaves)
+        program = jax.make_jaxpr(lambda values: jax.tree.leaves(primal(values)))(leaves)
         masked, labels = split_paths(program)
         if not labels:
-            return {name: {} for name in subject.names}
+            return {name: {} for name in names}
 
         def cotangents(mask, leaves, dy):
             y, pull = with_cotangents(lambda leaves: masked(mask, *leaves), leaves)
-            return {n: c for n, c in zip(subject.names, pull(completed(dy, y))[0], strict=True) if c is not None}
+            return {n: c for n, c in zip(names, pull(completed(dy, y))[0], strict=True) if c is not None}
 
         of_all = jax.vmap(jax.vmap(cotangents, (0, None, None)), (None, None, 0))
         compiled = jax.jit(of_all, compiler_options=quick_compilation())
@@ -50,9 +54,7 @@ def contributions(subject: Subject, points: Sequence[Point]) -> dict[str, dict[s
         if any(idle):
             joined = with_closed(np.maximum(closed, closed[idle].max(axis=0)))
     return {
-        name: {
-            _with_names(label, subject.names): v[:, 0] - v[:, k + 1] for k, label in enumerate(groups) if not idle[k]
-        }
+        name: {_with_names(label, names): v[:, 0] - v[:, k + 1] for k, label in enumerate(groups) if not idle[k]}
         for name, v in joined.items()
     }
 

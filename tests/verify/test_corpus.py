@@ -23,4 +23,5 @@ def test_every_wrong_derivation_is_rejected_and_the_right_one_accepted(derivatio
         assert accused == set(wrong.where), f"{wrong.name}\n{report}"
         kinds = {f.kind for f in report.findings} - {"kink"}
         kind = OTHERWISE.get((derivation.name, wrong.name), wrong.kind)
+        assert "the search for a cause failed" not in str(report)
         assert {kind} <= kinds <= {kind, "sparse", "unexplained"}, f"{wrong.name}\n{report}"
