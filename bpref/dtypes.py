@@ -1,4 +1,4 @@
-"""The two rules of precision that every layer follows: what is rejected, and where half precision is widened."""
+"""The rules of precision that every layer follows: what is rejected, and where narrow numbers are widened."""
 
 from typing import Any
 
@@ -30,6 +30,18 @@ def require_integer(who: str, argument: str, x: Any) -> None:
     require_array(who, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{who}: {argument} has dtype {x.dtype}, expected an integer dtype such as int32")
+
+
+def widen_integers(x: Any) -> Array:
+    """Integers with a sign and of at least 32 bits: in them the size of an axis, a sum and -1 have room.
+
+    What an unsigned dtype holds beyond these becomes the largest of them, which is beyond every axis too.
+    """
+    x = jnp.asarray(x)
+    wide = jnp.dtype(jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
+    if jnp.iinfo(x.dtype).max > jnp.iinfo(wide).max:
+        x = jnp.minimum(x, jnp.iinfo(wide).max)
+    return cast(x, wide)
 
 
 def wide_dtype(dtype: Any) -> Any:

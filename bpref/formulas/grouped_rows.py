@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import wide_dtype
+from bpref.dtypes import wide_dtype, widen_integers
 
 
 class Blocks(NamedTuple):
@@ -37,7 +37,7 @@ def ragged_blocks(sizes: Int[Array, " E"], rows: int, block: int) -> Blocks:
     """Every row of a group has a slot. A negative size counts as 0, and groups end with the last row."""
     E = sizes.shape[0]
     B = max(min(block, rows), 1)
-    ends = jnp.minimum(jnp.cumsum(jnp.maximum(sizes, 0)), rows).astype(jnp.int32)
+    ends = jnp.minimum(jnp.cumsum(jnp.clip(widen_integers(sizes), 0, rows)), rows).astype(jnp.int32)
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     last = jnp.cumsum(-((starts - ends) // B))
     first = jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.dtypes import cast, require_floating, require_integer, widen, widen_integers
 from bpref.formulas.tuples import as_arrays
 
 
@@ -36,27 +36,22 @@ def placed(indices: Array, n: int, wrap: bool = True) -> Array:
 
     `wrap` says whether those from -n to -1 count from the end, or are nowhere.
     """
-    wide = as_int32(indices)
-    if wrap and jnp.issubdtype(wide.dtype, jnp.signedinteger):
+    wide = widen_integers(indices)
+    if wrap:
         wide = jnp.where(wide < 0, wide + n, wide)
     return jnp.where((wide >= 0) & (wide < n), wide, n).astype(smallest_integer(n + 1))
 
 
-def as_int32(indices: Array) -> Array:
-    """Indices in at least int32: a narrow dtype may not hold the size of the axis, which a negative one is added to."""
-    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
-
-
 def add_rows(to: Array, indices: Array, rows: Array, axis: int) -> Array:
     """`to` and, at each index along an axis, the slice of `rows` that belongs to it; summed in at least float32."""
-    at = (slice(None),) * axis + (as_int32(indices),)
+    at = (slice(None),) * axis + (widen_integers(indices),)
     return cast(widen(to).at[at].add(widen(rows), mode="drop"), to.dtype)
 
 
 def add_along(to: Array, indices: Array, values: Array, axis: int, unique: bool = False) -> Array:
     """`to` and each value at its own index along an axis, all other coordinates as they are; as `add_rows` sums."""
-    others = (lax.broadcasted_iota(as_int32(indices).dtype, indices.shape, k) for k in range(indices.ndim))
-    at = tuple(as_int32(indices) if k == axis else i for k, i in enumerate(others))
+    others = (lax.broadcasted_iota(widen_integers(indices).dtype, indices.shape, k) for k in range(indices.ndim))
+    at = tuple(widen_integers(indices) if k == axis else i for k, i in enumerate(others))
     mode = "promise_in_bounds" if unique else "drop"
     return cast(widen(to).at[at].add(widen(values), mode=mode, unique_indices=unique), to.dtype)
 
@@ -69,9 +64,9 @@ def as_segments(who: str, x: Any) -> tuple[Array, Array]:
         raise ValueError(f"{who}: data is a scalar, expected (N, ...)")
     if ids.shape != data.shape[:1]:
         raise ValueError(f"{who}: ids has shape {ids.shape}, expected {data.shape[:1]}, one for each row of data")
-    return data, ids
+    return data, widen_integers(ids)
 
 
 def of_segments(rows: Array, ids: Array, of_none: float = 0.0) -> Array:
     """For each id its segment's row, `of_none` for an id from `placed` that is nowhere."""
-    return jnp.take(rows, as_int32(ids), axis=0, mode="fill", fill_value=of_none)
+    return jnp.take(rows, widen_integers(ids), axis=0, mode="fill", fill_value=of_none)

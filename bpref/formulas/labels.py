@@ -7,26 +7,23 @@ for it meanwhile.
 import jax.numpy as jnp
 from jax import Array, lax
 
-
-def signed(label: Array) -> Array:
-    """Labels of at least 32 bits with a sign, which can be compared with any class."""
-    return label.astype(jnp.int64 if label.dtype.itemsize == 8 else jnp.int32)
+from bpref.dtypes import widen_integers
 
 
 def is_class(label: Array, scores: Array) -> Array:
     """Whether each label is a class: (...)."""
-    y = signed(label)
+    y = widen_integers(label)
     return (y >= 0) & (y < scores.shape[-1])
 
 
 def nearest_class(label: Array, scores: Array) -> Array:
     """A class for every label: (...)."""
-    return jnp.clip(signed(label), 0, scores.shape[-1] - 1)
+    return jnp.clip(widen_integers(label), 0, scores.shape[-1] - 1)
 
 
 def is_own(label: Array, scores: Array) -> Array:
     """[c = y], of the scores' shape."""
-    y = signed(label)
+    y = widen_integers(label)
     return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.dtypes import require_integer
+from bpref.dtypes import require_integer, widen_integers
 from bpref.formulas.tuples import require_shape
 
 
@@ -15,7 +15,7 @@ def require_lengths(who: str, name: str, lengths: Array, B: int) -> None:
 
 def within(lengths: Array, n: int) -> Array:
     """Lengths from 0 to n: one beyond the array is the array's."""
-    return jnp.clip(lengths, 0, n).astype(jnp.int32)
+    return jnp.clip(widen_integers(lengths), 0, n).astype(jnp.int32)
 
 
 def used(lengths: Array, n: int, axis: int = 1) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.dtypes import require_integer, widen
+from bpref.dtypes import require_integer, widen, widen_integers
 from bpref.formulas.hyperparameters import is_integer
 from bpref.formulas.tuples import as_array
 
@@ -22,10 +22,10 @@ def require_table(who: str, W: Any, vocabulary: int, features: int) -> None:
 
 
 def as_ids(who: str, x: Any) -> Array:
-    """x as int32 or int64 ids, whatever integers they came as; raises `TypeError` unless it holds integers."""
+    """x as ids with room, whatever integers they came as; raises `TypeError` unless it holds integers."""
     x = as_array(who, "x", x)
     require_integer(who, "x", x)
-    return x.astype(jnp.int64 if x.dtype.itemsize == 8 else jnp.int32)
+    return widen_integers(x)
 
 
 def require_padding(who: str, padding: int | None, vocabulary: int) -> None:

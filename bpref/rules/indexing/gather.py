@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt
 
+from bpref.dtypes import widen_integers
 from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_rows, as_int32, placed, require_indexed, require_some
+from bpref.formulas.indices import add_rows, placed, require_indexed, require_some
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
@@ -62,7 +63,7 @@ def gather(axis: int = 0) -> Layer:
         along = axis_of(who, "data", data, axis)
         require_some(who, "data", data, along)
         places = placed(indices, data.shape[along])
-        return jnp.take(data, as_int32(indices), axis=along, mode="fill"), GatherCache(places, shape_keeper(data))
+        return jnp.take(data, widen_integers(indices), axis=along, mode="fill"), GatherCache(places, shape_keeper(data))
 
     def backward(params, cache, dy):
         places, shape = cache

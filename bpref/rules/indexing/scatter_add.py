@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import UInt
 
+from bpref.dtypes import widen_integers
 from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_rows, as_int32, placed, require_indexed, require_some
+from bpref.formulas.indices import add_rows, placed, require_indexed, require_some
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
@@ -73,7 +74,7 @@ def scatter_add(axis: int = 0) -> Layer:
         return add_rows(data, indices, updates, along), ScatterAddCache(placed(indices, data.shape[along]))
 
     def backward(params, cache, dy):
-        places = as_int32(cache.places)
+        places = widen_integers(cache.places)
         return (), (dy, None, jnp.take(dy, places, axis=axis, mode="fill", fill_value=0))
 
     return Layer(no_params, forward, backward, who)

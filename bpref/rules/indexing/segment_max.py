@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, UInt
 
-from bpref.dtypes import cast, wide_dtype, widen
+from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_size
-from bpref.formulas.indices import as_int32, as_segments, of_segments, placed
+from bpref.formulas.indices import as_segments, of_segments, placed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -67,7 +67,7 @@ def segment_max(num_segments: int) -> Layer:
 
     def backward(params, cache, dy):
         attained, segments = cache
-        counts = jax.ops.segment_sum(attained.astype(wide_dtype(dy.dtype)), as_int32(segments), num_segments)
+        counts = jax.ops.segment_sum(attained.astype(wide_dtype(dy.dtype)), widen_integers(segments), num_segments)
         share = cast(widen(dy) / jnp.maximum(counts, 1), dy.dtype)
         return (), (jnp.where(attained, of_segments(share, segments), 0), None)
 

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt
 
+from bpref.dtypes import widen_integers
 from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_along, as_int32, placed, require_indexed, require_some
+from bpref.formulas.indices import add_along, placed, require_indexed, require_some
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
@@ -67,7 +68,7 @@ def take_along_axis(axis: int = -1) -> Layer:
                 f"{who}: indices has shape {indices.shape}, expected ({text}), data's but for axis {along}"
             )
         places = placed(indices, data.shape[along])
-        return jnp.take_along_axis(data, as_int32(indices), along, mode="fill"), TakeAlongAxisCache(
+        return jnp.take_along_axis(data, widen_integers(indices), along, mode="fill"), TakeAlongAxisCache(
             places, shape_keeper(data)
         )
 

@@ -58,9 +58,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_floating, wide_dtype, widen
+from bpref.dtypes import require_floating, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import as_numbers, require_integer_or_none, require_non_negative, require_share
-from bpref.formulas.labels import is_class, is_own, nearest_class, own_score, signed
+from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -118,7 +118,7 @@ def softmax_cross_entropy(
         return (), (dlogits.astype(cache.logits.dtype), dtarget)
 
     def _of_labels(logits, label):
-        y = signed(label)
+        y = widen_integers(label)
         m, d = _shifted(logits)
         d_y = widen(own_score(y, logits)) - m
         R = _sum_of_others(y, m, logits, jnp.exp(d))
@@ -134,7 +134,7 @@ def softmax_cross_entropy(
         return jnp.sum(_unless_ignored(y, terms)) / N
 
     def _from_labels(logits, label, dJ):
-        y = signed(label)
+        y = widen_integers(label)
         m, d = _shifted(logits)
         e = jnp.exp(d)
         R = _sum_of_others(y, m, logits, e)

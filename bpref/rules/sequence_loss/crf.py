@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.dtypes import cast, require_floating, require_integer, widen, widen_integers
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import is_possible, known, log_sum
@@ -215,7 +215,7 @@ def _checked(who: str, params: CRFParams, x: Any) -> tuple[Array, Array, Array]:
     for name, v, shape in zip("Ash", params, ((K, K), (K,), (K,)), strict=True):
         require_shape(who, name, v, shape, f"emissions has {K} tags in its last axis")
         require_dtype_of(who, name, v, "emissions", x)
-    return x, tags, within(lengths, T)
+    return x, widen_integers(tags), within(lengths, T)
 
 
 def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Array:

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
@@ -185,7 +185,7 @@ def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Ar
     require_lengths(who, "logit_lengths", frames, B)
     require_lengths(who, "label_lengths", label_lengths, B)
     require_examples(who, B, mean)
-    return logits, labels, within(frames, T), within(label_lengths, labels.shape[1])
+    return logits, widen_integers(labels), within(frames, T), within(label_lengths, labels.shape[1])
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:

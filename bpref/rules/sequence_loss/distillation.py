@@ -49,6 +49,7 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import is_number, require_flags, require_positive, require_share
+from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -104,19 +105,17 @@ def distillation(
         require_shape(who, NAMES[2], label, a.shape[:-1], f"student's shape {a.shape} without its last axis C")
         N = require_batch(who, label.size)
         D, _, _ = divergence(widen(a), widen(b))
-        nearest = jnp.clip(label, 0, a.shape[-1] - 1)[..., None]
-        H = -jnp.take_along_axis(_softmax(widen(a))[1], nearest, -1, mode="clip")[..., 0]
+        H = -own_score(label, _softmax(widen(a))[1])[..., 0]
         terms = soft * temperature * D + hard * H
-        J = jnp.sum(jnp.where(_is_class(label, a), terms, jnp.nan)) / N
+        J = jnp.sum(jnp.where(is_class(label, a), terms, jnp.nan)) / N
         return cast(J, a.dtype), DistillationCache(a, b, label)
 
     def backward(params, cache, dJ):
         a, b, label = cache
         g = widen(dJ) / label.size
         _, to_student, to_teacher = divergence(widen(a), widen(b))
-        is_own = lax.broadcasted_iota(label.dtype, a.shape, a.ndim - 1) == label[..., None]
-        slope = soft * to_student + hard * (_softmax(widen(a))[0] - jnp.where(is_own, 1, 0))
-        da = jnp.where(_is_class(label, a)[..., None], g * slope, jnp.nan)
+        slope = soft * to_student + hard * (_softmax(widen(a))[0] - jnp.where(is_own(label, a), 1, 0))
+        da = jnp.where(is_class(label, a)[..., None], g * slope, jnp.nan)
         return (), (cast(da, a.dtype), cast(g * soft * to_teacher, b.dtype), None)
 
     def divergence(a, b):
@@ -152,10 +151,6 @@ def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
 def _centred(p: Array, L: Array) -> Array:
     """p_c (L_c - sum_k p_k L_k): the adjoint of softmax."""
     return p * (L - jnp.sum(p * L, -1, keepdims=True))
-
-
-def _is_class(label: Array, a: Array) -> Array:
-    return (label >= 0) & (label < a.shape[-1])
 
 
 def reference(

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, described, require_integer, widen
+from bpref.dtypes import cast, described, require_integer, widen, widen_integers
 from bpref.formulas.affine import (
     lecun_uniform,
     require_bias,
@@ -275,7 +275,7 @@ def fused_linear_cross_entropy(
 
 def _flat(h: Array, label: Array) -> tuple[Array, Array]:
     """h as A (N, d), and labels (N,) of a dtype that can be compared with any class."""
-    return h.reshape(-1, h.shape[-1]), cast(label, jnp.int64 if label.dtype.itemsize == 8 else jnp.int32).reshape(-1)
+    return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
 
 
 def _block_of(v: Array, start: Array | int, size: int) -> Array:

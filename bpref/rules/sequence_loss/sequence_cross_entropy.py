@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_floating, require_integer
+from bpref.dtypes import require_floating, require_integer, widen_integers
 from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.lengths import require_lengths, used, within
 from bpref.formulas.tuples import as_arrays, require_shape
@@ -103,7 +103,7 @@ def _checked(who: str, x: Any) -> tuple[Array, Array]:
     else:
         require_lengths(who, "real", real, B)
         real = used(within(real, T), T)
-    return logits, jnp.where(real, labels.astype(jnp.int32), PADDING)
+    return logits, jnp.where(real, jnp.maximum(widen_integers(labels), -1), PADDING)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], smoothing: float = 0.0, per_example: bool = False) -> Array:

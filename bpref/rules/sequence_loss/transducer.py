@@ -44,7 +44,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
@@ -126,8 +126,8 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
         diagonals = (fs, b, y, live)
         _, parts = lax.scan(step, jnp.where(end, 0, LOG_ZERO).astype(dtype), diagonals, reverse=True)
         of_blank, of_label = (_by_frames(v, T)[..., None] for v in parts)
-        k = lax.broadcasted_iota(jnp.int32, logits.shape, 3)
-        label = jnp.concatenate([labels.astype(jnp.int32), jnp.full((B, 1), -1, jnp.int32)], 1)[:, None, :, None]
+        k = lax.broadcasted_iota(labels.dtype, logits.shape, 3)
+        label = jnp.concatenate([labels, jnp.full((B, 1), -1, labels.dtype)], 1)[:, None, :, None]
         slope = (of_blank + of_label) * jax.nn.softmax(widen(logits), -1)
         slope -= jnp.where(k == blank, of_blank, 0) + jnp.where(k == label, of_label, 0)
         slope *= for_each(widen(dJ), B, mean)[:, None, None, None]
@@ -185,7 +185,7 @@ def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Ar
     require_lengths(who, "logit_lengths", frames, B)
     require_lengths(who, "label_lengths", label_lengths, B)
     require_examples(who, B, mean)
-    return logits, labels, within(frames, T), within(label_lengths, U1 - 1)
+    return logits, widen_integers(labels), within(frames, T), within(label_lengths, U1 - 1)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
