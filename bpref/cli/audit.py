@@ -1,13 +1,8 @@
 """`bpref audit`: every custom derivative rule inside a function, held against its own primal."""
 
-from typing import Any
-
-import jax
-
 from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as
 from bpref.cli.loading import blaming, function, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
-from bpref.verify import points
 from bpref.verify.audit import audit as audit_rules
 
 EXAMPLE = (
@@ -30,15 +25,5 @@ def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile 
         values = arguments(args, fun.module)
         require_fitting(target, fun.value, values)
         with as_wide_as(values), blaming(target), waiting("auditing"):
-            report = audit_rules(fun.value, *_filled(values, key or 0), key=key)
+            report = audit_rules(fun.value, *values, key=key)
     return deliver(report, json_file)
-
-
-def _filled(args: tuple, key: int) -> Any:
-    """The arguments, with random values where only shapes are given."""
-    leaves, tree = jax.tree.flatten(args)
-    smallest = points.smallest_axis([v for v in leaves if hasattr(v, "dtype")])
-    rng = points.generator(key, 0)
-    return jax.tree.unflatten(
-        tree, [points.fill(v, rng, 0, smallest) if points.is_specification(v) else v for v in leaves]
-    )

@@ -98,9 +98,9 @@ def _parts(report: AnyReport) -> Iterator[RenderableType]:
 
 
 def _of_site(site: SiteReport) -> Iterator[RenderableType]:
-    yield Text.assemble(f"  {site.name} ({site.kind})   ", _word(site.verdict), f"   called at {site.place}")
-    if site.defined:
-        yield Text(f"    its rule is at {site.defined}", "dim")
+    yield Text.assemble(f"  {site.name} ({site.kind})   ", _word(site.verdict))
+    if site.place:
+        yield Text(f"    {site.place}", "dim")
     if site.detail:
         yield Text(f"    {site.detail}")
     wrong = next((r for r in site.reports if r.verdict == site.verdict and not r.ok), None)

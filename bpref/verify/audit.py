@@ -1,14 +1,18 @@
 """audit: every custom derivative rule inside a function, held against its own primal at the values that flow there."""
 
 import json
-import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bpref.layer import Layer
+from bpref.verify.blame import require_callable
 from bpref.verify.check import check
-from bpref.verify.naming import function_name
+from bpref.verify.naming import argument_names, function_name
+from bpref.verify.points import fill_specifications, generator
 from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, OK, Finding, Report
+from bpref.verify.seed import seed_of
 from bpref.verify.sites import Site, sites
+from bpref.verify.subject import array_leaves
 
 
 class SiteReport(NamedTuple):
@@ -17,7 +21,7 @@ class SiteReport(NamedTuple):
     Attributes:
       name: the function that the rule belongs to.
       kind: `custom_vjp` or `custom_jvp`.
-      file, line: where it is called.
+      file, line: where it is called; the file is empty where no line of the user's calls it.
       defined: `file:line` of the rule, where known.
       verdict: the gravest over the calls that were looked at.
       detail: why nothing could be said, if so.
@@ -35,7 +39,9 @@ class SiteReport(NamedTuple):
 
     @property
     def place(self) -> str:
-        return f"{self.file}:{self.line}" if self.file else "unknown place"
+        """`called at FILE:LINE, its rule at FILE:LINE`, as far as that is known."""
+        called = f"called at {self.file}:{self.line}" if self.file else ""
+        return ", ".join(filter(None, (called, f"its rule at {self.defined}" if self.defined else "")))
 
 
 class AuditReport(NamedTuple):
@@ -81,15 +87,14 @@ class AuditReport(NamedTuple):
             lines.append("  nothing was found to audit; rules inside jax.grad are applied before they are seen")
         for s in self.sites:
             word = s.verdict if s.verdict == OK else s.verdict.upper()
-            defined = f", its rule at {s.defined}" if s.defined else ""
-            lines.append(f"  {s.name} ({s.kind})   {word}   called at {s.place}{defined}")
+            lines.append(f"  {s.name} ({s.kind})   {word}   {s.place}".rstrip())
             lines += [f"    {s.detail}"] if s.detail else []
             wrong = next((r for r in s.reports if r.verdict == s.verdict and not r.ok), None)
             lines += [f"  {line}" for line in str(wrong).splitlines()[1:]] if wrong else []
         return "\n".join(lines)
 
 
-def audit(fun: Callable[..., Any], *args: Any, key: int | None = None) -> AuditReport:
+def audit(fun: Callable[..., Any], *args: Any, key: Any = None) -> AuditReport:
     """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
 
     The rules are found wherever they are: inside jit, scan, while, cond and remat, inside other rules, in a library's
@@ -97,17 +102,30 @@ def audit(fun: Callable[..., Any], *args: Any, key: int | None = None) -> AuditR
 
     Args:
       fun: any JAX function: a model's `apply`, a library's loss, an optimiser's step.
-      args: what it is called with, concrete; pytrees of arrays.
-      key: the seed of every random draw; left out, a new one, which the report names.
+      args: what it is called with: pytrees of arrays, or of `jax.ShapeDtypeStruct`s, which are filled with random
+        values. Strings, Python numbers and functions among them are held fixed.
+      key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
+        names.
 
     Not seen is a rule inside a `jax.grad` that `fun` itself calls, since it is applied while `fun` is traced: audit the
     function that is differentiated instead.
 
     Returns:
       One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run.
+
+    Raises:
+      TypeError: `fun` is no function; or whatever it raises for these arguments.
     """
-    key = secrets.randbelow(10**6) if key is None else key
-    return AuditReport(function_name(fun), key, tuple(_audited(site, key) for site in sites(fun, *args)))
+    if isinstance(fun, Layer):
+        raise TypeError(
+            f"audit: fun is the Layer {fun.name}, whose backward is no custom rule; use check or check_leaves"
+        )
+    require_callable("audit", "fun", fun)
+    key = seed_of("audit", key)
+    leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
+    filled = fill_specifications(leaves, generator(key, 0))
+    found = sites(lambda *values: fun(*rebuild(values)), *filled)
+    return AuditReport(function_name(fun), key, tuple(_audited(site, key) for site in found))
 
 
 def _audited(site: Site, key: int) -> SiteReport:

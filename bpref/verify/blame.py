@@ -20,10 +20,10 @@ class NeedsNumbers(Exception):
     """JAX cannot trace or cannot differentiate it: the oracle has to be numerical. The message says why."""
 
 
-def require_callable(what: str, f: Any) -> None:
-    """Raise `TypeError` unless `f` can be called."""
-    if not callable(f) and not isinstance(f, Layer):
-        raise TypeError(f"check: {what} is {describe(f)}, expected a function{' or a Layer' * (what == 'fun')}")
+def require_callable(who: str, what: str, f: Any, or_layer: bool = False) -> None:
+    """Raise `TypeError` unless `f`, the argument `what` of `who`, can be called."""
+    if not callable(f) and not (or_layer and isinstance(f, Layer)):
+        raise TypeError(f"{who}: {what} is {describe(f)}, expected a function{' or a Layer' * or_layer}")
 
 
 def require_arrays(subject: Subject) -> None:

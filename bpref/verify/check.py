@@ -1,6 +1,5 @@
 """check: is a hand-derived gradient right, and if not, where and why?"""
 
-import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ from bpref.verify.laws import consistency, eagerness, linearity, purity
 from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at, sample, scales
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
-from bpref.verify.subject import OWN_PRIMAL, as_subject, describe
+from bpref.verify.seed import seed_of
+from bpref.verify.subject import OWN_PRIMAL, as_subject
 
 
 def check(
@@ -26,7 +26,7 @@ def check(
     *args: Any,
     reference: Callable[..., Any] | None = None,
     backward: Callable[[tuple, Any], tuple] | None = None,
-    key: int | None = None,
+    key: Any = None,
     dtypes: Sequence[Any] | None = None,
     linear: bool = True,
     eager: bool = False,
@@ -41,7 +41,8 @@ def check(
       reference: a function of the same arguments that the oracle differentiates; left out, it differentiates `fun`
         itself with every custom rule stripped (`strip_custom_rules`).
       backward: `(args, dy) -> cotangents of args`, a tuple with `None` for what has no cotangent.
-      key: the seed of every random draw; left out, a new one, which the report names.
+      key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
+        names.
       dtypes: the floating-point dtypes in which the precision is measured; left out, those of `args`.
       linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
         then held against the oracle for small cotangents.
@@ -53,13 +54,11 @@ def check(
     Raises:
       TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
     """
-    key = secrets.randbelow(10**6) if key is None else key
-    if not isinstance(key, int | np.integer) or key < 0:
-        raise TypeError(f"check: key is {describe(key)}, expected a whole number, the seed of every draw")
+    key = seed_of("check", key)
     dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
     for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
         if f is not None or what == "fun":
-            require_callable(what, f)
+            require_callable("check", what, f, or_layer=what == "fun")
     subject = as_subject(fun, args, reference, backward)
     try:
         ready = prepared(subject, dtypes)

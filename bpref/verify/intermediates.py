@@ -1,17 +1,18 @@
 """check_intermediates: of a derivation's cotangents of named intermediates, which is the first wrong step?"""
 
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from bpref.verify.blame import require_callable
 from bpref.verify.diagnose import Diagnosis, Residual, diagnose, diagnose_shape
 from bpref.verify.examine import widened
 from bpref.verify.naming import function_name, leaf_names
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
+from bpref.verify.seed import seed_of
 from bpref.verify.step_errors import Beside, beside
 from bpref.verify.steps import Case, Steps, cases, prepare
 
@@ -78,7 +79,7 @@ def check_intermediates(
     args: Sequence[Any],
     cotangents: Mapping[str, Any] | Callable[[tuple, Any], Mapping[str, Any]],
     dy: Any = None,
-    key: int | None = None,
+    key: Any = None,
 ) -> IntermediatesReport:
     """Hold hand-computed cotangents of a forward's intermediates against autodiff's, step by step.
 
@@ -94,7 +95,8 @@ def check_intermediates(
         precision of their dtype; or a function `(args, dy) -> {"Z2": dZ2, ...}`, which is judged in float64, at
         several points. What is named and not given is not looked at.
       dy: the cotangent of the output; left out, 1 for a scalar output, and random for a function's.
-      key: the seed of every random draw; left out, a new one, which the report names.
+      key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
+        names.
 
     Raises:
       TypeError, ValueError: a call that cannot be checked: a name that the forward does not give, or gives twice, or
@@ -102,7 +104,8 @@ def check_intermediates(
     """
     if not isinstance(args, tuple | list):
         raise TypeError(f"check_intermediates: args is a {type(args).__name__}, expected the tuple of forward's args")
-    key = secrets.randbelow(10**6) if key is None else key
+    require_callable("check_intermediates", "forward", forward)
+    key = seed_of("check_intermediates", key)
     steps = prepare(forward, tuple(args), cotangents, dy, key)
     seen = cases(steps, key)
     return _report(function_name(forward), steps, seen, key)

@@ -3,16 +3,19 @@
 import os
 import re
 import sysconfig
+from itertools import takewhile
 from typing import Any
 
 import jax
+
+COMMAND_LINE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli") + os.sep
 
 MACHINERY = re.compile(
     "|".join(
         (
             re.escape(os.path.dirname(jax.__file__) + os.sep),
             re.escape(os.path.dirname(__file__) + os.sep),
-            re.escape(os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli") + os.sep),
+            re.escape(COMMAND_LINE),
             re.escape(sysconfig.get_path("stdlib") + os.sep) + "(?!(?:site|dist)-packages)",
             "<frozen |<string>",
         )
@@ -27,9 +30,11 @@ FRAMEWORKS = re.compile(r".*[\\/](?:site|dist)-packages[\\/](?:flax|equinox|haik
 def place(source: Any) -> tuple[str, int]:
     """File and line of the call that made an equation, from its `source_info`; `("", 0)` where none is known.
 
-    The innermost frame outside JAX and outside the frameworks; inside a framework only where there is no other.
+    The innermost frame outside JAX and outside the frameworks; inside a framework only where there is no other. What
+    called the command line is not the user's.
     """
     frames = source.traceback.frames if source.traceback is not None else ()
+    frames = takewhile(lambda f: not f.file_name.startswith(COMMAND_LINE), frames)
     outside = [(f.file_name, f.line_num) for f in frames if not MACHINERY.match(f.file_name)]
     return next((f for f in outside if not FRAMEWORKS.match(f[0])), outside[0] if outside else ("", 0))
 

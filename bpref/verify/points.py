@@ -54,6 +54,12 @@ def fill(spec: Any, rng: Generator, fill_with: int, smallest: int) -> Any:
     return v.astype(spec.dtype)
 
 
+def fill_specifications(leaves: Sequence[Any], rng: Generator) -> list[Any]:
+    """The leaves, with random values where there is a specification only."""
+    smallest = smallest_axis(leaves)
+    return [fill(v, rng, 0, smallest) if is_specification(v) else v for v in leaves]
+
+
 def smallest_axis(leaves: Sequence[Any]) -> int:
     """The size of the smallest axis above 1 of the floating-point arrays, or 2."""
     sizes = [n for v in leaves if jnp.issubdtype(v.dtype, jnp.inexact) for n in v.shape if n > 1]

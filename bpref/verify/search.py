@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from bpref.layer import Layer, as_function
+from bpref.verify.blame import require_callable
 from bpref.verify.check import check
 from bpref.verify.naming import function_name
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
@@ -28,6 +28,7 @@ from bpref.verify.search_draw import (
     layouts,
     patterns_of,
 )
+from bpref.verify.seed import seed_of
 from bpref.verify.simplify import simpler_arguments
 from bpref.verify.snippet import snippet
 
@@ -105,7 +106,7 @@ def search(
     reference: Callable[..., Any] | None = None,
     backward: Callable[[tuple, Any], tuple] | None = None,
     seconds: float = 10.0,
-    key: int | None = None,
+    key: Any = None,
     examples: int = 200,
 ) -> SearchReport:
     """Look for arguments for which `check` finds a derivation wrong or imprecise.
@@ -121,7 +122,7 @@ def search(
         or set, one of its values: hyperparameters, or strings such as these. A Hypothesis strategy that draws arrays.
         Tuples and dictionaries of all that; and any other value, an array too, as it is.
       seconds: when to stop; making a failing case smaller may take as long again.
-      key: the seed of every draw; left out, a new one, which the report names.
+      key: the seed of every draw, a whole number or a `jax.random.key`; left out, a new one, which the report names.
       examples: how many cases to try at most.
 
     Raises:
@@ -129,7 +130,10 @@ def search(
       TypeError, ValueError: the specifications cannot be read.
     """
     _require_hypothesis()
-    key = secrets.randbelow(10**6) if key is None else key
+    key = seed_of("search", key)
+    for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
+        if f is not None or what == "fun":
+            require_callable("search", what, f, or_layer=what == "fun")
     if not seconds >= 0:
         raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
     template = as_template(specs)

@@ -63,8 +63,13 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
       backward: `(args, dy) -> cotangents of args`, for a `fun` that has no rule of its own.
     """
     is_layer = isinstance(fun, Layer)
+    if is_layer and len(args) != 2:
+        raise TypeError(
+            f"check: {fun.name} is a Layer, which takes 2 arguments, params and x (params = layer.init(key, x)); the "
+            f"call has {len(args)}"
+        )
     call = (lambda params, x: fun.forward(params, x)[0]) if is_layer else fun
-    leaves, rebuild, names = _array_leaves(("params", "x") if is_layer else argument_names(fun, len(args)), args)
+    leaves, rebuild, names = array_leaves(("params", "x") if is_layer else argument_names(fun, len(args)), args)
 
     def plain(values):
         return call(*rebuild(values))
@@ -104,7 +109,8 @@ class _Rebuild(NamedTuple):
         return jax.tree.unflatten(self.tree, filled)
 
 
-def _array_leaves(roots: tuple[str, ...], args: tuple[Any, ...]) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
+def array_leaves(roots: tuple[str, ...], args: tuple[Any, ...]) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
+    """The leaves of `args` that are data, how to put them back among those that are held fixed, and their names."""
     leaves, tree = jax.tree.flatten(args)
     names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
     where = tuple(i for i, v in enumerate(leaves) if is_array(v))

@@ -22,7 +22,9 @@ def test_a_wrong_rule_inside_a_loop_ends_with_1_and_is_placed(capsys):
 
 def test_a_function_of_a_library_whose_rules_are_right_ends_with_0(capsys):
     assert run(["audit", "jax.nn:relu", "--args", "f32[4]", "--key", "3"]) == 0
-    assert "relu (custom_jvp)   ok   called at " in capsys.readouterr().out
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("  relu (custom_jvp)   ok   its rule at "), "no line of the user's calls it"
+    assert "called at" not in out[1]
 
 
 def test_on_a_terminal_the_verdict_is_in_colour(monkeypatch, capsys):
@@ -30,7 +32,7 @@ def test_on_a_terminal_the_verdict_is_in_colour(monkeypatch, capsys):
     assert run(["audit", f"{DERIVATIONS}:halved", "--args", "f32[4]", "--key", "3"]) == 1
     out = capsys.readouterr().out
     assert "\x1b[1;31mWRONG" in out
-    assert "its rule is at " in out
+    assert "its rule at " in out
 
 
 def test_a_bad_call_is_one_line_and_ends_with_2(capsys):

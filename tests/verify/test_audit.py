@@ -83,3 +83,28 @@ def test_a_function_without_rules_has_nothing_to_audit():
     report = bpref.audit(jnp.sin, X, key=1)
     assert (report.ok, report.sites) == (True, ())
     assert str(report).startswith("sin   0 custom rules   key 1\n  nothing was found to audit")
+
+
+def test_specifications_are_filled_and_what_is_no_array_is_held_fixed():
+    def scaled(x, factor, kind):
+        return doubled(x) * factor if kind == "tanh" else x
+
+    spec = jax.ShapeDtypeStruct((3, 4), np.float32)
+    report, again = (bpref.audit(scaled, spec, 0.5, "tanh", key=3) for _ in range(2))
+    assert [(s.name, s.verdict) for s in report.sites] == [("doubled", "wrong")]
+    assert str(report) == str(again)
+    assert str(report) != str(bpref.audit(scaled, spec, 0.5, "tanh", key=4))
+
+
+@pytest.mark.parametrize(
+    ("fun", "message"),
+    [
+        ("f", "audit: fun is a str, expected a function"),
+        (bpref.tanh(), "audit: fun is the Layer tanh, whose backward is no custom rule; use check or check_leaves"),
+    ],
+    ids=["a string", "a layer"],
+)
+def test_what_cannot_be_audited(fun, message):
+    with pytest.raises(TypeError) as refused:
+        bpref.audit(fun, X)
+    assert str(refused.value) == message

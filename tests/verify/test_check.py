@@ -348,6 +348,10 @@ def test_a_forgotten_sum_and_a_transposed_matrix_by_their_shapes():
     ("call", "message"),
     [
         (lambda: bpref.check(jnp.sin, X, key="a"), "check: key is a str, expected a whole number"),
+        (
+            lambda: bpref.check(bpref.linear(3, name="fc"), X),
+            "check: linear 'fc' is a Layer, which takes 2 arguments, params and x (params = ",
+        ),
         (lambda: bpref.check("f"), "check: fun is a str, expected a function or a Layer"),
         (lambda: bpref.check(jnp.sin, X, backward=3), "check: backward is a int, expected a function"),
         (lambda: bpref.check(jnp.sin, X), "sin: nothing in it is derived by hand"),
