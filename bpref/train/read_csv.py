@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train.table import Table, Task
-
-MOST_CLASSES = 20
-"""A target of whole numbers with more distinct values than this is taken as a quantity."""
-
+from bpref.train.table import MOST_CLASSES, Table, Task, require_classes
 
 def read_csv(path: Path, target: str, task: Task | None = None) -> Table:
     """The table in a CSV file with a header line: numeric features, and a numeric or class target.
@@ -102,6 +98,7 @@ def _target(
         _require_whole(path, name, cells, lines)
         cells = tuple(f"{float(cell):.0f}" for cell in cells)
         classes = sorted(set(cells), key=float)
+    require_classes(f"{path}, column {name!r}", cells, classes)
     index = {label: number for number, label in enumerate(classes)}
     return np.array([index[cell] for cell in cells]), tuple(classes)
 

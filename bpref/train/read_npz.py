@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train.table import Table, Task, require_floating_matrix
+from bpref.train.table import Table, Task, require_classes, require_floating_matrix
 
 
 def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
@@ -37,6 +37,7 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
     if task == "regression" or (task is None and np.issubdtype(y.dtype, np.floating)):
         return Table(X, y.astype(X.dtype) if np.issubdtype(y.dtype, np.integer) else y, names, target)
     labels, classes = _labels(y, target)
+    require_classes(target, labels, classes)
     return Table(X, labels, names, target, classes)
 
 

@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 Task = Literal["regression", "classification"]
+
+MOST_CLASSES = 20
+"""A target of whole numbers with more distinct values than this is taken as a quantity, where nothing else is said."""
+
+EXAMPLES_OF_A_CLASS, EXAMPLES_OF_A_NUMBER = 2, 10
+"""Of more classes than that, each needs so many examples on average; and numbers that do not count the classes need
+more, since a quantity would have few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +89,36 @@ class Table:
                 f"row {row + 1}, {self.target_name}: label {self.y[row]} is out of range, "
                 f"expected 0 ... {len(self.classes) - 1} for {len(self.classes)} classes"
             )
+
+
+def require_classes(target: str, labels: Sequence[Any], classes: Sequence[str]) -> None:
+    """Raise `ValueError` where the classes of a target are too many to be classes.
+
+    Args:
+      target: what the target is called in messages.
+      labels: the class of each example.
+      classes: the names of the classes, in order.
+    """
+    N, C = len(labels), len(classes)
+    seen = f"{target}: {C:,} different {{}} in {N:,} rows"
+    if C <= MOST_CLASSES:
+        return
+    if _are_quantities(classes) and N < EXAMPLES_OF_A_NUMBER * C:
+        raise ValueError(
+            f"{seen.format('numbers')} are a quantity, and no classes; the task for that is regression. If they are "
+            f"classes, number them 0 ... {C - 1} or give them names"
+        )
+    if N < EXAMPLES_OF_A_CLASS * C:
+        raise ValueError(
+            f"{seen.format('classes')} are fewer than {EXAMPLES_OF_A_CLASS} examples of each; is it the right column?"
+        )
+
+
+def _are_quantities(classes: Sequence[str]) -> bool:
+    """Whether they are whole numbers that do not just count from 0 or 1."""
+    numbers = [int(name) if name.removeprefix("-").isdigit() else None for name in classes]
+    counted = (list(range(len(classes))), list(range(1, len(classes) + 1)))
+    return None not in numbers and numbers not in counted
 
 
 def require_floating_matrix(X: np.ndarray) -> None:

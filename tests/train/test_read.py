@@ -53,6 +53,30 @@ def test_many_whole_numbers_are_a_quantity_unless_told_otherwise(csv_file):
     assert read_csv(path, "y", "classification").classes == ("7", "8", "9", "10")
 
 
+def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(csv_file, npz_file):
+    prices = "".join(f"{i},{1000 + 7 * (i % 1155)}\n" for i in range(3000))
+    with pytest.raises(ValueError) as refused:
+        read_csv(csv_file(f"a,price\n{prices}"), "price", "classification")
+    assert str(refused.value).split(": ", 1)[1] == (
+        "1,155 different numbers in 3,000 rows are a quantity, and no classes; the task for that is regression. If they "
+        "are classes, number them 0 ... 1154 or give them names"
+    )
+    names = "".join(f"{i},n{i}\n" for i in range(30))
+    with pytest.raises(ValueError) as refused:
+        read_csv(csv_file(f"a,name\n{names}"), "name")
+    assert str(refused.value).split(": ", 1)[1] == (
+        "30 different classes in 30 rows are fewer than 2 examples of each; is it the right column?"
+    )
+    with pytest.raises(ValueError, match="^y: 21 different classes in 30 rows are fewer than 2 examples of each"):
+        read_npz(npz_file(X=np.arange(30.0)[:, None], y=np.arange(30) % 21))
+
+
+def test_many_classes_with_enough_examples_are_classes(csv_file):
+    for name, examples in ((lambda c: 7 * c, 10), (lambda c: c, 2), (lambda c: c + 1, 2), (lambda c: f"n{c}", 2)):
+        rows = "".join(f"{i},{name(i % 30)}\n" for i in range(30 * examples))
+        assert len(read_csv(csv_file(f"a,y\n{rows}"), "y", "classification").classes) == 30
+
+
 @pytest.mark.parametrize(
     ("text", "task", "message"),
     [
