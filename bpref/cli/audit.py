@@ -4,9 +4,10 @@ from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide
 from bpref.cli.loading import blaming, function, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.verify.audit import audit as audit_rules
+from bpref.verify.seed import seed_of
 
 EXAMPLE = (
-    'Examples: bpref audit model:loss --args "f32[32,784] i32[32]" | bpref audit jax.nn:relu --args "f32[16]" | '
+    'Examples: bpref audit model:loss --args "f32[32,784] i32[32]<10" | bpref audit jax.nn:relu --args "f32[16]" | '
     "bpref audit model:loss --args model:make_args --json audit.json"
 )
 
@@ -22,8 +23,9 @@ def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile 
     require_writable(json_file)
     with stdout_for_json(json_file):
         fun = function(target)
-        values = arguments(args, fun.module)
+        key = seed_of("--key", key)
+        values = arguments(args, fun.module, key)
         require_fitting(target, fun.value, values)
-        with as_wide_as(values), blaming(target), waiting("auditing"):
+        with as_wide_as(args), blaming(target), waiting("auditing"):
             report = audit_rules(fun.value, *values, key=key)
     return deliver(report, json_file)

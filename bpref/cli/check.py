@@ -1,5 +1,6 @@
 """`bpref check`: is somebody's hand-derived gradient right?"""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
@@ -13,8 +14,13 @@ from bpref.cli.reports import deliver, require_writable, stdout_for_json, waitin
 from bpref.layer import Layer
 from bpref.nearest import require_known
 from bpref.verify.check import check as check_gradient
+from bpref.verify.points import generator
 from bpref.verify.search import search as search_for_a_failure
-from bpref.verify.specs import DTYPES, parse_specs, parse_templates
+from bpref.verify.seed import seed_of
+from bpref.verify.specs import DTYPES, WIDE, Spec, parse_specs, parse_templates
+
+INTEGERS = 1000
+"""The stream of random numbers that integers with a bound are drawn from; no check draws from it."""
 
 EXAMPLE = (
     'Examples: bpref check norms:rms_norm --args "f32[16,32] f32[32]" | '
@@ -24,7 +30,12 @@ EXAMPLE = (
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="What to check; FILE.py:FUNCTION too.")]
 Arguments = Annotated[
-    str, typer.Option("--args", help='Shapes, such as "f32[16,32] f32[32]", or MODULE:FUNCTION that makes the tuple.')
+    str,
+    typer.Option(
+        "--args",
+        help='Shapes, such as "f32[16,32] f32[32]"; "i32[8]<100", integers below 100; constants, such as '
+        "\"0.1 true none 'mean' (2, 2)\"; or MODULE:FUNCTION that makes the tuple.",
+    ),
 ]
 JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the report there; - for stdout.")]
 Key = Annotated[int | None, typer.Option(min=0, help="The seed of all random values. [default: a new one]")]
@@ -52,7 +63,7 @@ def check(
     """Check a hand-derived gradient; exit code 0 right, 1 wrong or imprecise, 2 wrong use, 3 cannot tell.
 
     MODULE:FUNCTION names a custom_vjp or custom_jvp function, a function that contains such rules, a Layer, or, with
-    --backward, any function. The current directory is looked in first.
+    --backward, any function. The current directory is looked in first, and its src/.
     """
     require_writable(json_file)
     if search is not None and not search > 0:
@@ -62,20 +73,22 @@ def check(
     working = None if dtypes is None else parse_dtypes(dtypes)
     with stdout_for_json(json_file):
         fun = target_named(target)
-        values = arguments(args, fun.module, is_search=search is not None)
+        key = seed_of("--key", key)
+        values = arguments(args, fun.module, key, is_search=search is not None)
         require_fitting(target, fun.value, values)
         hand = {
             name: function(text, f"--{name}", fun.module).value
             for name, text in (("reference", reference), ("backward", backward))
             if text is not None
         }
-        with as_wide_as(values), blaming(target):
+        with as_wide_as(args), blaming(target):
             if search is None:
                 with waiting("checking"):
                     report: Any = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
             else:
                 with waiting(f"searching, for {search:g} s at most"):
-                    report = search_for_a_failure(fun.value, values, **hand, seconds=search, key=key)
+                    specs = values if names_a_function(args) else args
+                    report = search_for_a_failure(fun.value, specs, **hand, seconds=search, key=key)
     return deliver(report, json_file)
 
 
@@ -85,12 +98,14 @@ def target_named(text: str) -> Named:
     return found if isinstance(found.value, Layer) else function(text)
 
 
-def arguments(text: str, home: str, is_search: bool = False) -> tuple:
-    """`--args`: specifications, templates of them for a search, or what the function returns that it names."""
-    if ":" in text:
+def arguments(text: str, home: str, key: int, is_search: bool = False) -> tuple:
+    """`--args`: specifications and constants, templates of them for a search, or what the function that it names
+    returns.
+    """
+    if names_a_function(text):
         return made_arguments(text, home)
     try:
-        return tuple(spec.text for spec in parse_templates(text)) if is_search else parse_specs(text)
+        return parse_templates(text) if is_search else parse_specs(text, generator(key, INTEGERS))
     except ValueError as error:
         raise UsageError(f"--args: {error}") from error
 
@@ -110,8 +125,13 @@ def parse_dtypes(text: str) -> list[Any]:
     return dtypes
 
 
-def as_wide_as(args: tuple) -> AbstractContextManager:
-    """A context in which arrays of the specified dtypes stay what they are: with x64 for float64 and its like."""
-    wide = ("float64", "complex128", "int64", "uint64")
-    specs = [v for v in jax.tree.leaves(args) if isinstance(v, jax.ShapeDtypeStruct)]
-    return jax.enable_x64(True) if any(v.dtype.name in wide for v in specs) else nullcontext()
+def names_a_function(text: str) -> bool:
+    """Whether `--args` names what makes the arguments: it has a colon that stands in no quotes."""
+    return ":" in re.sub(r"""'[^']*'|"[^"]*\"""", "", text)
+
+
+def as_wide_as(text: str) -> AbstractContextManager:
+    """A context in which arrays of the dtypes in `--args` stay what they are: with x64 for float64 and its like."""
+    specs = () if names_a_function(text) else parse_templates(text)
+    dtypes = {dtype for spec in specs if isinstance(spec, Spec) for dtype in spec.dtypes}
+    return jax.enable_x64(True) if dtypes.intersection(WIDE) else nullcontext()

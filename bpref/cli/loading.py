@@ -20,6 +20,10 @@ OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 """Where bpref's own files lie."""
 
 
+SOURCES = "src"
+"""Where many projects keep their packages."""
+
+
 class Named(NamedTuple):
     """What was named on the command line: its module's name as it was written, and itself."""
 
@@ -115,16 +119,18 @@ def blaming(text: str, option: str = "") -> Iterator[None]:
 
 
 def _imported(module: str, before: str) -> ModuleType:
-    """A module by its name, from the current directory too; or by its file."""
+    """A module by its name, from the current directory and its `src` too; or by its file."""
     is_file = module.endswith(".py")
     root, name = _root_and_name(Path(module), before) if is_file else (Path.cwd(), module)
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    for place in (Path.cwd() / SOURCES, root):
+        if place.is_dir() and str(place) not in sys.path:
+            sys.path.insert(0, str(place))
     try:
         found = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            where = "in the current directory and among the installed packages"
+            sources = f", in {SOURCES}/" * Path(SOURCES).is_dir()
+            where = f"in the current directory{sources} and among the installed packages"
             raise UsageError(f"{before}there is no module {error.name!r} {where}") from error
         place = _users_line(error)
         after = f" ({place})" if place else ""

@@ -9,6 +9,7 @@ import numpy as np
 from bpref.nearest import require_known
 from bpref.train.table import MOST_CLASSES, Table, Task, require_classes
 
+
 def read_csv(path: Path, target: str, task: Task | None = None) -> Table:
     """The table in a CSV file with a header line: numeric features, and a numeric or class target.
 

@@ -71,7 +71,7 @@ def as_template(specs: Any) -> Template:
       TypeError: `specs` is no tuple, list or string.
     """
     if isinstance(specs, str):
-        specs = parse_templates(specs)
+        specs = tuple(s if isinstance(s, Spec) else Option((s,)) for s in parse_templates(specs))
     if not isinstance(specs, tuple | list):
         raise TypeError(f"search: specs is a {type(specs).__name__}, expected a tuple, one entry for each argument")
     flat, tree = jax.tree.flatten(tuple(specs), is_leaf=_is_leaf)
@@ -93,7 +93,7 @@ def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
 
 
 def _is_leaf(v: Any) -> bool:
-    return isinstance(v, list | set | frozenset | Spec)
+    return isinstance(v, list | set | frozenset | Spec | Option)
 
 
 def _leaf(v: Any) -> Any:

@@ -1,11 +1,13 @@
-"""What an array is, in a few letters: `f32[N,d]`, `i32[N]<V`, `f32|bf16[16,32]`."""
+"""What an argument is, in a few letters: `f32[N,d]`, `i32[N]<V`, `f32|bf16[16,32]`; and constants: `0.1`, `true`."""
 
+import ast
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bpref.nearest import require_known
 
@@ -18,6 +20,12 @@ DTYPES = {
 
 _SPEC = re.compile(r"(?P<dtypes>[\w|]+)\s*(?:\[(?P<axes>[^\[\]]*)\])?\s*(?:<\s*(?P<below>\w+))?")
 _AXIS = re.compile(r"(?:(?P<times>\d+)\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?P<plus>[+-]\s*\d+)?(?P<one>\s*\|\s*1)?")
+
+CONSTANT = re.compile(r"[-+.\d'\"(]|(?:true|false|none)$", re.IGNORECASE)
+"""How a constant begins, and no specification does."""
+
+WIDE = ("float64", "complex128", "int64", "uint64")
+"""The dtypes that JAX has only where x64 is switched on."""
 
 
 class Axis(NamedTuple):
@@ -82,36 +90,65 @@ def parse_spec(text: str) -> Spec:
     return Spec(text.strip(), dtypes, shape, None if below is None else _axis(below, text))
 
 
-def parse_templates(text: str) -> tuple[Spec, ...]:
-    """Specifications apart by spaces, axes with names allowed: `f32[N,d] i32[N]<V`; raises as `parse_spec` does."""
-    return tuple(map(parse_spec, _apart(text)))
+def parse_templates(text: str) -> tuple[Any, ...]:
+    """Specifications and constants apart by spaces, axes with names allowed: `f32[N,d] i32[N]<V 0.1`.
 
-
-def parse_specs(text: str) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes apart by spaces, every size a number: `f32[16,32] f32[32]`.
+    A constant is a number, `true`, `false`, `none`, a text in quotes, or a tuple of these in parentheses.
 
     Raises:
-      ValueError: a part is no specification, leaves a size or a dtype open, or the text is empty.
+      ValueError: a part is neither, or there is none.
     """
-    return tuple(map(_fixed, parse_templates(text)))
+    return tuple(_constant(part) if CONSTANT.match(part) else parse_spec(part) for part in _apart(text))
 
 
-def _fixed(spec: Spec) -> jax.ShapeDtypeStruct:
+def parse_specs(text: str, rng: np.random.Generator) -> tuple[Any, ...]:
+    """As `parse_templates`, every size a number: `f32[16,32] i32[8]<100 0.1`.
+
+    Returns:
+      A `jax.ShapeDtypeStruct` for an array, random integers where they have a bound, and the constants.
+
+    Raises:
+      ValueError: a part cannot be read, leaves a size or a dtype open, or there is none.
+    """
+    return tuple(_fixed(part, rng) if isinstance(part, Spec) else part for part in parse_templates(text))
+
+
+def _constant(part: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if part.lower() in words:
+        return words[part.lower()]
+    try:
+        value = ast.literal_eval(part)
+        if not isinstance(value, tuple) or part.startswith("("):
+            return value
+    except (ValueError, SyntaxError):
+        pass
+    raise ValueError(
+        f"{part!r} is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array is such as "
+        "f32[16,32]"
+    )
+
+
+def _fixed(spec: Spec, rng: np.random.Generator) -> Any:
     if len(spec.dtypes) > 1:
         raise ValueError(f"{spec.text!r}: {len(spec.dtypes)} dtypes; one is expected here, several are for a search")
-    if spec.below is not None:
-        raise ValueError(f"{spec.text!r}: a bound is for a search; give the integers themselves here")
     name = next(iter(spec.names), None)
     if name is not None:
         raise ValueError(f"{spec.text!r}: axis {name!r} has no size; write a number here, names for a search")
-    return jax.ShapeDtypeStruct(spec.shape({}), jnp.dtype("".join(spec.dtypes)))
+    shape, dtype = spec.shape({}), jnp.dtype("".join(spec.dtypes))
+    if spec.below is None:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    below, most = spec.below.size({}), int(jnp.iinfo(dtype).max) + 1
+    if not 1 <= below <= most:
+        raise ValueError(f"{spec.text!r}: the bound is {below}, expected 1 to {most} for {dtype}")
+    return rng.integers(0, below, shape, dtype)
 
 
 def _apart(text: str) -> list[str]:
-    """The parts between spaces, where these are not in brackets."""
+    """The parts between spaces, where these are not in brackets or quotes."""
     if text.count("[") != text.count("]"):
         raise ValueError(f"{text!r}: a bracket is not closed, or not opened; expected such as f32[16,32] f32[32]")
-    parts = re.findall(r"(?:\[[^\]]*\]|\S)+", text)
+    parts = re.findall(r"""(?:\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|\S)+""", text)
     if not parts:
         raise ValueError("no array is specified; expected one for each argument, such as f32[16,32] f32[32]")
     return parts

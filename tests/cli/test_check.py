@@ -183,3 +183,42 @@ def test_what_the_function_prints_does_not_spoil_the_json(capsys, tmp_path, monk
     assert json.loads(seen.out)["name"] == "f"
     assert "loading" in seen.err
     assert "called" in seen.err
+
+
+CONSTANTS = "f32[5,2] i32[40]<5 0.5 'mean of: all' none"
+
+
+def test_arguments_may_be_constants_and_integers_below_a_bound(capsys):
+    call = [f"{DERIVATIONS}:rows", "--backward", "rows_backward", "--key", "3"]
+    assert run(["check", *call, "--args", CONSTANTS]) == 0
+    first = capsys.readouterr().out
+    assert run(["check", *call, "--args", CONSTANTS]) == 0
+    assert capsys.readouterr().out == first, "the key draws the integers too"
+    searched = "f32[V,2] i32[N]<V 0.5 'mean of: all' none"
+    assert run(["check", *call, "--args", searched, "--search", "1", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == 0
+    assert run(["audit", f"{DERIVATIONS}:audited_rows", "--args", CONSTANTS, "--json", "-"]) == 1
+    (site,) = json.loads(capsys.readouterr().out)["sites"]
+    assert (site["name"], site["verdict"]) == ("halved", "wrong")
+
+
+def test_a_search_of_float64_is_one(capsys):
+    call = ["check", f"{DERIVATIONS}:halved", "--args", "f64[N]", "--search", "20", "--key", "3", "--json", "-"]
+    assert run(call) == 1
+    assert "np.float64" in json.loads(capsys.readouterr().out)["snippet"]
+
+
+def test_a_package_under_src_is_found(capsys, tmp_path, monkeypatch):
+    package = tmp_path / "src" / "kept_in_src"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text((ROOT / "tests/cli/derivations.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for target in ("kept_in_src.mine:halved", "src/kept_in_src/mine.py:halved"):
+        assert run(["check", target, "--args", "f32[4]"]) == 1
+        assert "x   WRONG" in capsys.readouterr().out
+    assert run(["check", "kept_in_scr:f", "--args", "f32[4]"]) == 2
+    assert capsys.readouterr().err == (
+        "bpref: there is no module 'kept_in_scr' in the current directory, in src/ and among the installed packages\n"
+    )

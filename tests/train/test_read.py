@@ -58,8 +58,8 @@ def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(csv_file, npz_f
     with pytest.raises(ValueError) as refused:
         read_csv(csv_file(f"a,price\n{prices}"), "price", "classification")
     assert str(refused.value).split(": ", 1)[1] == (
-        "1,155 different numbers in 3,000 rows are a quantity, and no classes; the task for that is regression. If they "
-        "are classes, number them 0 ... 1154 or give them names"
+        "1,155 different numbers in 3,000 rows are a quantity, and no classes; the task for that is regression. If "
+        "they are classes, number them 0 ... 1154 or give them names"
     )
     names = "".join(f"{i},n{i}\n" for i in range(30))
     with pytest.raises(ValueError) as refused:
@@ -67,7 +67,7 @@ def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(csv_file, npz_f
     assert str(refused.value).split(": ", 1)[1] == (
         "30 different classes in 30 rows are fewer than 2 examples of each; is it the right column?"
     )
-    with pytest.raises(ValueError, match="^y: 21 different classes in 30 rows are fewer than 2 examples of each"):
+    with pytest.raises(ValueError, match=r"^y: 21 different classes in 30 rows are fewer than 2 examples of each"):
         read_npz(npz_file(X=np.arange(30.0)[:, None], y=np.arange(30) % 21))
 
 

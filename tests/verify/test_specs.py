@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bpref.verify.specs import Axis, parse_spec, parse_specs, parse_templates
+
+RNG = np.random.default_rng(0)
 
 
 def test_shapes_and_dtypes_are_read():
@@ -13,7 +16,21 @@ def test_shapes_and_dtypes_are_read():
         jax.ShapeDtypeStruct((), jnp.bfloat16),
         jax.ShapeDtypeStruct((4,), jnp.int32),
     )
-    assert parse_specs("f32[16, 32]  bf16 int32[4]") == expected
+    assert parse_specs("f32[16, 32]  bf16 int32[4]", RNG) == expected
+
+
+def test_integers_with_a_bound_are_drawn_below_it():
+    ids, bits = parse_specs("i32[1000]<7 u8[3]<256", RNG)
+    assert (ids.dtype, ids.shape, set(ids.tolist())) == (np.dtype("int32"), (1000,), set(range(7)))
+    assert (bits.dtype, bits.shape) == (np.dtype("uint8"), (3,))
+
+
+def test_constants_are_read_as_they_are():
+    text = "f32[2] 0.1 -3 true None 'mean of all' \"f32[2]\" (2, 'same') .5 1e-6"
+    x, *constants = parse_specs(text, RNG)
+    assert x == jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert constants == [0.1, -3, True, None, "mean of all", "f32[2]", (2, "same"), 0.5, 1e-6]
+    assert constants[2] is True
 
 
 def test_names_bounds_and_alternatives_are_read():
@@ -36,7 +53,19 @@ def test_names_bounds_and_alternatives_are_read():
         ("f32[2;3]", "'f32[2;3]': '2;3' is no size; expected a number, a name, or one such as 2*d or N+1"),
         ("f32[2,]", "'f32[2,]': '' is no size; expected a number, a name, or one such as 2*d or N+1"),
         ("f32[2]<3", "'f32[2]<3': a bound (<3) is for integers, such as i32[N]<3"),
-        ("i32[2]<3", "'i32[2]<3': a bound is for a search; give the integers themselves here"),
+        ("i32[2]<V", "'i32[2]<V': axis 'V' has no size; write a number here, names for a search"),
+        ("i8[2]<200", "'i8[2]<200': the bound is 200, expected 1 to 128 for int8"),
+        ("i32[2]<0", "'i32[2]<0': the bound is 0, expected 1 to 2147483648 for int32"),
+        (
+            "f32[2] 16,32",
+            "'16,32' is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array is such "
+            "as f32[16,32]",
+        ),
+        (
+            "'mean",
+            "\"'mean\" is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array "
+            "is such as f32[16,32]",
+        ),
         ("f32|bf16[2]", "'f32|bf16[2]': 2 dtypes; one is expected here, several are for a search"),
         ("f32[2]f32", "'f32[2]f32' is no array specification; expected a dtype and a shape, such as f32[16,32]"),
         (" ", "no array is specified; expected one for each argument, such as f32[16,32] f32[32]"),
@@ -44,5 +73,5 @@ def test_names_bounds_and_alternatives_are_read():
 )
 def test_what_cannot_be_read_is_explained(text, message):
     with pytest.raises(ValueError) as refused:
-        parse_specs(text)
+        parse_specs(text, RNG)
     assert str(refused.value) == message
