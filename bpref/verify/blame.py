@@ -54,9 +54,14 @@ def require_rule(subject: Subject) -> None:
 
 
 def require_differentiable_primal(subject: Subject, program: Any) -> None:
-    """Raise `NeedsNumbers` if a rule over a kernel or a callback is left in the primal: it would be its own oracle."""
-    if subject.oracle != OWN_PRIMAL or not is_opaque(program):
+    """Raise `NeedsNumbers` for a kernel or a callback, which takes the dtypes that it takes.
+
+    Without a reference, a rule over one that is left in the primal would be its own oracle.
+    """
+    if not is_opaque(program):
         return
+    if subject.oracle != OWN_PRIMAL:
+        raise NeedsNumbers("there is a kernel or callback in it: it was called as a host function, with arrays")
     if has_custom_rules(jax.make_jaxpr(subject.primal)(_specs(subject))):
         raise NeedsNumbers("a kernel or callback under its rule, which JAX cannot differentiate")
 
@@ -74,14 +79,16 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
         try:
             jax.eval_shape(subject.primal, specs)
         except Exception as cause:
-            return CannotCheck(_blamed(subject, "the reference", cause))
+            if _outputs_on_arrays(subject.primal, subject) is not None:
+                return NeedsNumbers("JAX cannot trace the reference: it was called as a host function, with arrays")
+            return CannotCheck(blamed(subject, "the reference", cause))
         mine, other = (_shapes(jax.eval_shape(f, specs)) for f in (subject.plain, subject.primal))
         if mine != other:
             return CannotCheck(f"the reference returns {other}, {subject.name} returns {mine}; expected the same")
         try:
             jax.eval_shape(lambda leaves: _swept(subject.sweep, leaves), specs)
         except Exception as cause:
-            return CannotCheck(_blamed(subject, f"the backward of {subject.name}", cause))
+            return CannotCheck(blamed(subject, f"the backward of {subject.name}", cause))
         try:
             jax.eval_shape(lambda leaves: _pulled(subject.primal, leaves), specs)
         except Exception as cause:
@@ -94,11 +101,11 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
 
 def _untraceable(subject: Subject, cause: Exception) -> Exception:
     """It cannot be traced. Called with arrays it may work: then it is a host function, or it reads traced values."""
-    concrete = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
     try:
-        outputs = jax.tree.leaves(subject.plain([np.array(v) if isinstance(v, np.ndarray) else v for v in concrete]))
+        with np.errstate(all="ignore"):
+            outputs = jax.tree.leaves(subject.plain(_concrete(subject)))
     except Exception as error:
-        return CannotCheck(_blamed(subject, subject.name, error))
+        return CannotCheck(blamed(subject, subject.name, error))
     odd = next((v for v in outputs if not _is_arraylike(v)), None)
     if odd is not None or not outputs:
         came = "nothing" if not outputs else describe(odd)
@@ -109,6 +116,24 @@ def _untraceable(subject: Subject, cause: Exception) -> Exception:
             f"({_first(cause)}): give its backward= to have it checked as a host function"
         )
     return NeedsNumbers("JAX cannot trace it: it was called as a host function, with arrays")
+
+
+def _concrete(subject: Subject) -> list[Any]:
+    """Arrays that may be written into, zeros for specifications."""
+    arrays = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
+    return [np.array(v) if isinstance(v, np.ndarray) else v for v in arrays]
+
+
+def _outputs_on_arrays(f: Callable, subject: Subject) -> list[Any] | None:
+    """What it returns for arrays; None where it raises, or where that is no arrays."""
+    arrays = [
+        np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.array(v) for v in subject.leaves
+    ]
+    try:
+        outputs = jax.tree.leaves(f(arrays))
+    except Exception:
+        return None
+    return outputs if outputs and all(map(_is_arraylike, outputs)) else None
 
 
 def _is_arraylike(v: Any) -> bool:
@@ -147,7 +172,7 @@ def _shapes(y: Any) -> str:
     return str(jax.tree.map(describe, y)).replace("'", "")
 
 
-def _blamed(subject: Subject, what: str, error: Exception) -> str:
+def blamed(subject: Subject, what: str, error: Exception) -> str:
     called = ", ".join(_arguments(subject))
     return f"{what} raised {type(error).__name__}: {_first(error)} (called with {called})"
 

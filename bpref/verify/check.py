@@ -11,7 +11,7 @@ from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, require_callable
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
-from bpref.verify.host import check_numerically
+from bpref.verify.host.check import check_numerically
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.laws import consistency, eagerness, linearity, purity
 from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at, sample, scales
@@ -63,7 +63,7 @@ def check(
     try:
         ready = prepared(subject, dtypes)
     except NeedsNumbers as reason:
-        return check_numerically(subject, key, str(reason))
+        return check_numerically(subject, key, str(reason), dtypes, linear)
     return _report(ready, key, linear, eager)
 
 

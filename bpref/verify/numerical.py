@@ -43,11 +43,13 @@ class Numerical(NamedTuple):
       cotangents: the tree of `args`; float64 or complex128 arrays, `None` for integers.
       bars: likewise, real: no element is further off than that. Infinite for one that was not looked at.
       projections: for each leaf of `args` a tuple, empty for integers. They speak also of what was not looked at.
+      chosen: for each leaf of `args` the elements that were looked at, by their place in the flat array.
     """
 
     cotangents: Any
     bars: Any
     projections: list[tuple[Projection, ...]]
+    chosen: list[Any]
 
 
 class Setting(NamedTuple):
@@ -101,14 +103,16 @@ def numerical_cotangents(
         return []
     rng = rng or np.random.default_rng(0)
     setting, tree = _setting(f, args, dys)
-    values, bars, projections = [], [], []
+    values, bars, projections, chosen = [], [], [], []
     for n, leaf in enumerate(setting.leaves):
         if not is_inexact(leaf):
             values.append(None)
             bars.append(None)
             projections.append([()] * len(dys))
+            chosen.append(None)
             continue
-        value, bar = _of_elements(setting, n, _chosen(leaf.size, limit, rng), rng)
+        chosen.append(_chosen(leaf.size, limit, rng))
+        value, bar = _of_elements(setting, n, chosen[-1], rng)
         values.append(value)
         bars.append(bar)
         along = [_projections(setting, n, value, bar, rng) for _ in range(directions if leaf.size else 0)]
@@ -117,7 +121,7 @@ def numerical_cotangents(
     def of(parts: list, j: int) -> Any:
         return jax.tree.unflatten(tree, [None if v is None else v[j] for v in parts])
 
-    return [Numerical(of(values, j), of(bars, j), [p[j] for p in projections]) for j in range(len(dys))]
+    return [Numerical(of(values, j), of(bars, j), [p[j] for p in projections], chosen) for j in range(len(dys))]
 
 
 def _chosen(size: int, limit: int, rng: np.random.Generator) -> np.ndarray:

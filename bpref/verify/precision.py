@@ -36,6 +36,7 @@ class Row(NamedTuple):
       hand, autodiff: the errors, one for each element of each sample.
       shape: the shape of one sample.
       is_coarse: whether the hand's are worse than autodiff's by more than `FACTOR`, in units that rounding makes.
+      beside: whose errors stand in `autodiff`: `attainable`, where there is no autodiff, is the truth rounded once.
     """
 
     where: str
@@ -44,13 +45,14 @@ class Row(NamedTuple):
     autodiff: np.ndarray
     shape: tuple[int, ...] = ()
     is_coarse: bool = False
+    beside: str = "autodiff"
 
     def summary(self) -> Precision:
         worst: tuple[int, ...] = ()
         if self.hand.size and self.shape:
             size = int(np.prod(self.shape))
             worst = tuple(int(i) for i in np.unravel_index(int(self.hand.argmax()) % size, self.shape))
-        return Precision(self.dtype, summarise(self.hand), summarise(self.autodiff), worst)
+        return Precision(self.dtype, summarise(self.hand), summarise(self.autodiff), worst, self.beside)
 
 
 def within(row: Row, factor: float = 2, more: float = 1) -> bool:
@@ -88,7 +90,7 @@ def rows_in(
         if name in held and not held[name].is_wrong
     }
     suspects = {
-        name for name, row in rows.items() if _overflows(row) or not within(row, FACTOR, FACTOR) or _has_an_outlier(row)
+        name for name, row in rows.items() if overflows(row) or not within(row, FACTOR, FACTOR) or has_an_outlier(row)
     }
     coarse = suspects and _coarse(ready, working, inputs, truth, {n: rows[n] for n in suspects})
     return {name: row._replace(is_coarse=name in coarse) for name, row in rows.items()}
@@ -104,16 +106,16 @@ def _coarse(
         effects = [ulp_errors(m[name], truth[name], row.dtype) for m in moved]
         unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
         scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
-        if _overflows(row) or not within(scaled, FACTOR, FACTOR) or _has_an_outlier(scaled):
+        if overflows(row) or not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
             coarse.add(name)
     return coarse
 
 
-def _overflows(row: Row) -> bool:
+def overflows(row: Row) -> bool:
     return bool(np.any(np.isinf(row.hand) & np.isfinite(row.autodiff)))
 
 
-def _has_an_outlier(row: Row) -> bool:
+def has_an_outlier(row: Row) -> bool:
     """Whether a single element is wrong in its leading digits, though most are right."""
     most = max(FACTOR, min(OUTLIER, 0.25 / float(jnp.finfo(row.dtype).eps)))
     return float(np.max(row.hand, initial=0.0)) > most * (1 + float(np.max(row.autodiff, initial=0.0)))
@@ -155,14 +157,14 @@ def _nudged(point: Point, working: Working, i: int) -> Point:
 
 def text(p: Precision) -> str:
     """`float32 0.6 ulp (p99), autodiff 0.7`."""
-    return f"{p.dtype} {_number(p.hand.p99)} ulp (p99), autodiff {_number(p.autodiff.p99)}"
+    return f"{p.dtype} {_number(p.hand.p99)} ulp (p99), {p.beside} {_number(p.autodiff.p99)}"
 
 
 def long_text(p: Precision) -> str:
     """All three figures of both, and where the largest error is."""
     hand, autodiff = ("/".join(map(_number, u)) for u in (p.hand, p.autodiff))
     at = f" at {list(p.worst)}" if p.worst else ""
-    return f"{p.dtype} {hand} ulp (median/p99/max{at}), autodiff {autodiff}"
+    return f"{p.dtype} {hand} ulp (median/p99/max{at}), {p.beside} {autodiff}"
 
 
 def _number(v: float) -> str:

@@ -62,12 +62,14 @@ class Precision(NamedTuple):
       dtype: its name.
       hand, autodiff: median, 99th percentile and maximum.
       worst: the index of the hand's largest error.
+      beside: whose errors stand in `autodiff`: where there is no autodiff, those of the `attainable`.
     """
 
     dtype: str
     hand: Ulps
     autodiff: Ulps
     worst: tuple[int, ...] = ()
+    beside: str = "autodiff"
 
 
 class Verdict(NamedTuple):

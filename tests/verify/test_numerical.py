@@ -88,7 +88,7 @@ def test_the_bars_hold_and_are_tight(name, variant):
 
 def only(found):
     """Value and bar, where there is one dy and one argument."""
-    ((value,), (bar,), _) = found[0]
+    ((value,), (bar,), *_) = found[0]
     return value, bar
 
 

@@ -1,0 +1,113 @@
+"""What is called: a function and its backward over flat lists of NumPy arrays, wherever it computes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify.blame import CannotCheck, blamed
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.program import output_name
+from bpref.verify.subject import Misfit, Subject
+
+Arrays = list[Any]
+Pull = Callable[[Arrays], Arrays]
+
+
+class Called(NamedTuple):
+    """A function with a backward, ready to be called.
+
+    Attributes:
+      name: what reports call it.
+      names: the name of each argument's leaf.
+      leaves: those leaves: NumPy arrays, or `jax.ShapeDtypeStruct`s to be filled.
+      differentiable: which of them have a cotangent.
+      sweep: `leaves -> (y, pull)`; `pull(dy)` gives one entry for each leaf: an array, None or a `Misfit`.
+      plain: `leaves -> y`, the function alone, a list of arrays.
+      x64: whether the caller has 64-bit numbers enabled.
+      output: what reports call its output.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    leaves: Arrays
+    differentiable: tuple[bool, ...]
+    sweep: Callable[[Arrays], tuple[Arrays, Pull]]
+    plain: Callable[[Arrays], Arrays]
+    x64: bool = False
+    output: str = "y"
+
+    def outputs(self, count: int) -> list[str]:
+        """The names of so many outputs."""
+        return [self.output] if count == 1 else [f"{self.output}[{i}]" for i in range(count)]
+
+
+def called(subject: Subject) -> Called:
+    """A subject in this form; its forward is compiled where JAX can trace it, since it is called many times."""
+    forward = _compiled(subject)
+
+    def sweep(leaves: Arrays) -> tuple[Arrays, Pull]:
+        with np.errstate(all="ignore"):
+            y, pull = subject.sweep(copies(leaves))
+        tree = jax.tree.structure(y)
+
+        def pulled(dy: Arrays) -> Arrays:
+            try:
+                with np.errstate(all="ignore"):
+                    entries = pull(jax.tree.unflatten(tree, copies(dy)))
+                return [_as_numpy(v) for v in entries]
+            except Exception as error:
+                raise CannotCheck(blamed(subject, f"the backward of {subject.name}", error)) from error
+
+        return _arrays(y), pulled
+
+    def plain(leaves: Arrays) -> Arrays:
+        with np.errstate(all="ignore"):
+            return _arrays(forward(copies(leaves)))
+
+    return Called(
+        subject.name,
+        subject.names,
+        subject.leaves,
+        tuple(is_differentiable(v) for v in subject.leaves),
+        sweep,
+        plain,
+        bool(jax.config.read("jax_enable_x64")),
+        output_name(subject.names),
+    )
+
+
+def copies(values: Arrays) -> Arrays:
+    """Arrays that a function may write into."""
+    return [np.array(v) if isinstance(v, np.ndarray) else v for v in values]
+
+
+def widened(values: Arrays, chosen: tuple[bool, ...], dtype: str = "float64") -> Arrays:
+    """Those chosen in `dtype`, complex ones in that of twice its bits."""
+    return [in_dtype(v, dtype) if keep else v for v, keep in zip(values, chosen, strict=True)]
+
+
+def in_dtype(v: Any, dtype: str) -> Any:
+    """A floating-point array in `dtype`; a complex one in complex128 for float64, else complex64."""
+    if jnp.issubdtype(v.dtype, jnp.complexfloating):
+        return np.asarray(v).astype(np.complex128 if dtype == "float64" else np.complex64)
+    return np.asarray(v).astype(jnp.dtype(dtype)) if jnp.issubdtype(v.dtype, jnp.floating) else v
+
+
+def _compiled(subject: Subject) -> Callable[[Arrays], Any]:
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    try:
+        jax.eval_shape(subject.plain, specs)
+    except Exception:
+        return subject.plain
+    return jax.jit(subject.plain)
+
+
+def _arrays(y: Any) -> Arrays:
+    return [np.asarray(v) for v in jax.tree.leaves(y)]
+
+
+def _as_numpy(v: Any) -> Any:
+    return v if v is None or isinstance(v, Misfit) else np.asarray(v)

@@ -1,0 +1,197 @@
+"""Functions that JAX cannot trace or differentiate: the hand's backward held against what is known with error bars.
+
+Whatever takes and returns array-likes can be checked so: NumPy, PyTorch, a compiled kernel, a JAX function around a
+callback. The oracle is autodiff of the reference, where there is one that can be differentiated, else finite
+differences (`bpref.verify.numerical`). Where its bars are too wide to decide, the verdict is 'cannot tell'.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify import points as fresh
+from bpref.verify.host.called import Called, called, copies, in_dtype
+from bpref.verify.host.judged import Judged, judge_argument, judge_output
+from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
+from bpref.verify.host.precision import Compared, compared, value_and_effect
+from bpref.verify.host.sampling import COTANGENTS, Sample, cotangent, eps_of, point, sampled, widest
+from bpref.verify.laws import SLACK, TWO_ANSWERS
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.precision import long_text, text
+from bpref.verify.prepare import x64_for
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Precision, Report, Verdict
+from bpref.verify.subject import REFERENCE, Subject
+
+
+def check_numerically(subject: Subject, key: int, why: str, dtypes: Sequence[Any] | None, linear: bool) -> Report:
+    """The report of a subject that JAX cannot examine; `why` is a note for the reader, the rest as in `check`."""
+    c = called(subject)
+    if subject.oracle == REFERENCE:
+        oracle = of_reference(subject, c.differentiable)
+    else:
+        oracle = numerical(c.plain, c.differentiable, "its own primal", False)
+    if not _is_repeatable(c, key):
+        return _of_two_answers(c, oracle, key, why)
+    return check_called(c, oracle, key, dtypes, linear, (why,) if why else ())
+
+
+def check_called(
+    c: Called,
+    oracle: Oracle,
+    key: int,
+    dtypes: Sequence[Any] | None,
+    linear: bool,
+    notes: tuple[str, ...] = (),
+    findings: tuple[Finding, ...] = (),
+) -> Report:
+    """The report of a function that is called.
+
+    Args:
+      c, oracle: what is checked, and what it is held against.
+      key, dtypes, linear: as in `check`.
+      notes: what else a reader should know.
+      findings: what is known to be wrong already, by the value's name.
+    """
+    dtype = widest(c, key, oracle.is_exact)
+    with jax.enable_x64(True):
+        samples = sampled(c, oracle, key, dtype)
+    chosen = _working(c, dtypes)
+
+    @cache
+    def in_own() -> dict[str, Compared]:
+        """In the dtype that the derivation is judged in, where that is a narrow one."""
+        return compared(c, oracle, key, [_own_dtype(v, dtype) for v in c.leaves], set())
+
+    judged = {}
+    if samples[0].reference is not None:
+        judged |= _outputs(c, oracle, samples, key, in_own)
+    differentiable = [(n, name) for n, name in enumerate(c.names) if c.differentiable[n]]
+    for n, name in differentiable:
+        judged[name] = judge_argument(c, n, samples, oracle.is_exact, in_own)
+    for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
+        if judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
+            judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
+    right = {name for name, j in judged.items() if j.verdict.verdict == OK}
+    rows, unmeasured = _precision(c, oracle, key, chosen, right, in_double=eps_of(samples[0].y) < 1e-10)
+    final = [_with_precision(j, rows.get(name, [])) for name, j in judged.items()]
+    found = tuple(j.finding for j in final if j.finding)
+    return Report(c.name, oracle.text, key, tuple(j.verdict for j in final), found, (*notes, *unmeasured))
+
+
+def _outputs(c: Called, oracle: Oracle, samples: list[Sample], key: int, in_own: Any) -> dict[str, Judged]:
+    """The verdict on each output, by name."""
+    points = samples[::COTANGENTS]
+    eps = eps_of(samples[0].y)
+    rng = fresh.generator(key, 12)
+    with jax.enable_x64(True):
+        effects = [value_and_effect(oracle, s.leaves, rng, eps)[1] for s in points]
+    judged = {}
+    for i, name in enumerate(c.outputs(len(samples[0].y))):
+        if not is_differentiable(samples[0].y[i]):
+            continue
+        own = in_own().get(name) if oracle.is_exact and eps > 1e-10 else None
+        judged[name] = judge_output(c, i, samples, [MARGIN * e[i] for e in effects], own)
+    return judged
+
+
+def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
+    """b(2u - 3v) = 2 b(u) - 3 b(v), at the first point, for u and v of several sizes: a clip is met wherever it is."""
+    leaves, rng = samples[0].leaves, fresh.generator(key, 13)
+    u, v = cotangent(samples[0].y, rng), cotangent(samples[0].y, rng)
+    eps = eps_of(samples[0].y)
+
+    def swept(dy: list[Any]) -> list[Any]:
+        with x64_for([v.dtype for v in leaves], c.x64):
+            return c.sweep(copies(leaves))[1](copies(dy))
+
+    found = []
+    of_u, of_v = swept(u), swept(v)
+    for scale in (1.0, 2.0**20) if eps < 1e-3 else (1.0,):
+        both = [_times(a, 2 * scale, b, -3 * scale) for a, b in zip(u, v, strict=True)]
+        for n, together in enumerate(swept(both)):
+            parts = of_u[n], of_v[n], together
+            if not all(isinstance(p, np.ndarray) and p.shape == together.shape for p in parts):
+                continue
+            sum_of_both = 2 * scale * _wide(of_u[n]) - 3 * scale * _wide(of_v[n])
+            size = scale * np.max(np.abs(_wide(of_u[n])) + np.abs(_wide(of_v[n])), initial=0.0)
+            with np.errstate(invalid="ignore"):
+                error = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0) / max(size, 1e-300))
+            if error > max(SLACK, 1e3 * eps):
+                detail = f"b(2u - 3v) is off 2b(u) - 3b(v) by {error:.1e}: it is not linear in dy"
+                found.append(Finding(c.names[n], "nonlinear", detail, error))
+    return found
+
+
+def _times(u: np.ndarray, a: float, v: np.ndarray, b: float) -> np.ndarray:
+    return (a * _wide(u) + b * _wide(v)).astype(u.dtype) if is_differentiable(u) else u
+
+
+def _wide(v: Any) -> np.ndarray:
+    return in_dtype(v, "float64")
+
+
+def _working(c: Called, dtypes: Sequence[Any] | None) -> dict[str, list[Any]]:
+    """The dtypes of the leaves in which precision is measured, by name."""
+    own = [v.dtype for v in c.leaves]
+    if dtypes is not None:
+        names = [jnp.dtype(d).name for d in dtypes]
+        return {name: [_own_dtype(v, name) for v in c.leaves] for name in names}
+    names = dict.fromkeys(jnp.dtype(d).name for d, keep in zip(own, c.differentiable, strict=True) if keep)
+    return {"/".join(names): own}
+
+
+def _own_dtype(v: Any, dtype: str) -> Any:
+    return in_dtype(np.zeros(0, v.dtype), dtype).dtype if dtype and is_differentiable(v) else v.dtype
+
+
+def _precision(
+    c: Called, oracle: Oracle, key: int, chosen: dict[str, list[Any]], right: set[str], in_double: bool
+) -> tuple[dict[str, list[tuple[Precision, bool]]], list[str]]:
+    """For each value that is right, its errors in every working dtype and whether they are too large; and notes."""
+    rows: dict[str, list[tuple[Precision, bool]]] = {}
+    notes = []
+    for label, dtypes in chosen.items():
+        if label in ("float64", "complex128") or not right or not (oracle.is_exact or in_double):
+            continue
+        try:
+            found = compared(c, oracle, key, dtypes, right)
+        except Exception as error:
+            notes.append(f"it does not run in {label}, so its precision there is not known ({_first_line(error)})")
+            continue
+        for name in right & found.keys():
+            row = found[name].row(name)
+            rows.setdefault(name, []).append((row.summary(), row.is_coarse))
+    return rows, notes
+
+
+def _with_precision(judged: Judged, rows: list[tuple[Precision, bool]]) -> Judged:
+    v = judged.verdict
+    precision = tuple(p for p, _ in rows)
+    coarse = [p for p, is_coarse in rows if is_coarse]
+    if coarse:
+        detail = "\n".join(map(long_text, coarse))
+        found = Finding(v.where, "imprecise", detail, max(p.hand.p99 for p in coarse))
+        return Judged(Verdict(v.where, IMPRECISE, detail, v.error, precision), found)
+    detail = "; ".join([v.detail, *map(text, precision)])
+    return Judged(v._replace(detail=detail, precision=precision), judged.finding)
+
+
+def _is_repeatable(c: Called, key: int) -> bool:
+    leaves = point(c, key, 0)
+    once, again = (c.plain(copies(leaves)) for _ in range(2))
+    return all(np.array_equal(v, w, equal_nan=is_differentiable(v)) for v, w in zip(once, again, strict=True))
+
+
+def _of_two_answers(c: Called, oracle: Oracle, key: int, why: str) -> Report:
+    names = [name for name, d in zip(c.names, c.differentiable, strict=True) if d]
+    verdicts = tuple(Verdict(name, CANNOT_TELL, TWO_ANSWERS, np.inf) for name in names)
+    findings = tuple(Finding(name, "impure", TWO_ANSWERS) for name in names)
+    return Report(c.name, oracle.text, key, verdicts, findings, (why,) if why else ())
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

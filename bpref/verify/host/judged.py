@@ -1,0 +1,259 @@
+"""From samples to the derivation's verdict: is a called function's backward what the oracle says, within its bars?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
+from bpref.verify.host.called import Called
+from bpref.verify.host.precision import Compared
+from bpref.verify.host.sampling import Sample
+from bpref.verify.measure import relative_error
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.points import is_key
+from bpref.verify.precision import long_text
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
+from bpref.verify.subject import Misfit
+
+BARS = 10
+"""How many error bars off is wrong; within two is right."""
+
+SHARP = 1e-3
+"""A bar this large, relative to the array's largest element, decides nothing."""
+
+UNMISTAKABLE = 1e-2
+"""A relative error of a whole array, in the root mean square, that is no want of precision."""
+
+DOUBLE = 1e-10
+"""A dtype of a smaller rounding error than this decides about a derivation by itself."""
+
+
+class Judged(NamedTuple):
+    """What was found of one value so far: a verdict, its finding, and whether precision is still to be looked at."""
+
+    verdict: Verdict
+    finding: Finding | None = None
+
+
+def wrong(name: str, kind: str, detail: str, error: float = np.inf) -> Judged:
+    return Judged(Verdict(name, WRONG, detail, error), Finding(name, kind, detail, error))
+
+
+def judge_argument(
+    c: Called, n: int, samples: Sequence[Sample], is_exact: bool, own: Callable[[], dict[str, Compared]]
+) -> Judged:
+    """The verdict on the cotangent of leaf `n`.
+
+    Args:
+      c, samples: what is judged.
+      is_exact: whether the oracle is as sharp as float64 is.
+      own: what was compared in the dtypes of the samples, for a function that does not compute in float64.
+    """
+    name = c.names[n]
+    first = samples[0].hand[n]
+    if isinstance(first, Misfit):
+        return wrong(name, "structure", first.detail)
+    oracle, bars = (np.stack([getattr(s, field)[n] for s in samples]) for field in ("oracle", "bars"))
+    bars = np.where(_idle(samples, oracle), np.inf, bars)
+    unseen = _unseen(samples, n)
+    if first is None:
+        return _absent(name, samples, oracle, bars, unseen)
+    hand = np.stack([s.hand[n] for s in samples]).astype(oracle.dtype)
+    residual = _residual(c, n, samples, hand, oracle, bars)
+    if hand.shape != oracle.shape:
+        return wrong(name, *diagnose_shape(residual))
+    expected = samples[0].leaves[n].dtype
+    if not jnp.issubdtype(first.dtype, jnp.inexact) or jnp.finfo(first.dtype).nmant < jnp.finfo(expected).nmant:
+        return wrong(name, "dtype", f"its cotangent is {first.dtype}, expected {expected}")
+    eps = float(jnp.finfo(first.dtype).eps)
+    if is_exact and eps > DOUBLE:
+        judged = _narrow(own()[name], residual)
+    else:
+        judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
+    return judged if judged.verdict.verdict == WRONG else _looked_at(judged, samples, oracle, bars, unseen)
+
+
+def judge_output(
+    c: Called, i: int, samples: Sequence[Sample], bars: Sequence[np.ndarray], own: Compared | None
+) -> Judged:
+    """The verdict on output `i`, held against the reference's; `own` as in `judge_argument`, for this output."""
+    name = c.outputs(len(samples[0].y))[i]
+    points = samples[:: len(samples) // len(bars)]
+    y = np.stack([s.y[i] for s in points])
+    reference = np.stack([s.reference[i] for s in points if s.reference is not None])
+    wide = np.complex128 if np.iscomplexobj(reference) else np.float64
+    args = {m: np.stack([s.leaves[j] for s in points]) for j, m in enumerate(c.names) if not is_key(c.leaves[j])}
+    residual = Residual(name, y.astype(wide), reference.astype(wide), {}, args, {}, {}, 1e-10)
+    if own is not None:
+        judged = _narrow(own, residual)
+    else:
+        eps = float(jnp.finfo(y.dtype).eps)
+        judged = _within_bars(name, (), i, residual.hand, residual.oracle, np.stack(bars), eps, residual)
+    lost = ~np.isfinite(y) & ~np.isfinite(reference)
+    if judged.verdict.verdict != WRONG and np.any(lost):
+        detail = f"it is NaN or infinite{_where(lost.any(axis=0))}, and so is the reference"
+        return Judged(Verdict(name, CANNOT_TELL, detail, judged.verdict.error))
+    return judged
+
+
+def _within_bars(
+    name: str,
+    samples: Sequence[Sample],
+    n: int,
+    hand: np.ndarray,
+    oracle: np.ndarray,
+    bars: np.ndarray,
+    eps: float,
+    residual: Residual,
+) -> Judged:
+    looked = np.isfinite(bars) & np.isfinite(oracle)
+    known = np.where(looked, np.abs(oracle), 0.0)
+    size = np.max(known, axis=tuple(range(1, oracle.ndim)), keepdims=True, initial=0.0)
+    allowed = np.where(looked, bars, 0.0) + 100 * eps * size
+    with np.errstate(invalid="ignore"):
+        apart = np.where(looked, np.abs(hand - oracle), 0.0)
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
+    if np.any(apart > BARS * allowed):
+        if looked.all() and error > BARS * residual.round_off:
+            return wrong(name, *diagnose(residual), error)
+        return wrong(name, "unexplained", _worst(hand, oracle, apart), error)
+    if samples and _projections_disagree(samples, n, hand):
+        return wrong(name, "unexplained", "along a random direction through the whole array it is off", error)
+    width = float(np.max(np.where(looked, bars, 0.0) / np.maximum(size, np.finfo(float).tiny), initial=0.0))
+    width = max(width, 100 * eps) if 100 * eps > SHARP else width
+    if width > SHARP or np.any(apart > 2 * allowed):
+        detail = f"off by {error:.1e}, and the oracle is only sure to {width:.0e}"
+        return Judged(Verdict(name, CANNOT_TELL, detail, error))
+    return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}", error))
+
+
+def _narrow(own: Compared, residual: Residual) -> Judged:
+    """A derivation that is only known in less than double precision, where the truth is known better.
+
+    Errors as small as those of the best that the dtype allows are right. Larger ones are wrong where a mistake explains
+    them or the array as a whole is another; else they are a want of precision.
+    """
+    name = residual.where
+    row = own.row(name)
+    p = row.summary()
+    apart, beside = (_relative(v, own.truth) for v in (own.hand, own.other))
+    if not row.is_coarse:
+        return Judged(Verdict(name, OK, f"{apart:.0e} off, computed in {row.dtype}", apart))
+    if not np.isfinite(p.hand.maximum):
+        return wrong(name, *diagnose(residual), np.inf)
+    eps = float(jnp.finfo(own.hand.dtype).eps)
+    possible = float(relative_error(np.asarray(own.other).astype(own.truth.dtype), own.truth))
+    found = diagnose(residual._replace(round_off=max(4 * possible, 16 * eps)))
+    is_other = apart > max(UNMISTAKABLE, 16 * eps) and apart > 4 * beside
+    if is_other or found.kind != "unexplained":
+        return wrong(name, found.kind, found.detail, apart)
+    detail = long_text(p)
+    return Judged(Verdict(name, IMPRECISE, detail, apart), Finding(name, "imprecise", detail, p.hand.p99))
+
+
+def _relative(v: np.ndarray, truth: np.ndarray) -> float:
+    """The root mean square error of the worst sample, relative to that sample's size."""
+    known = np.isfinite(truth)
+    v, t = (np.where(known, np.asarray(a).astype(truth.dtype), 0).reshape(len(truth), -1) for a in (v, truth))
+    norms = np.linalg.norm(t, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.max(np.where(norms > 0, np.linalg.norm(v - t, axis=1) / norms, 0.0), initial=0.0))
+
+
+def _absent(name: str, samples: Sequence[Sample], oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray) -> Judged:
+    with np.errstate(invalid="ignore"):
+        if np.any(np.abs(oracle) > BARS * bars):
+            return wrong(
+                name, "structure", "the backward returned None for it, which stands for zero, and it is not zero"
+            )
+    return _looked_at(Judged(Verdict(name, OK, "None, and the oracle's is zero", 0.0)), samples, oracle, bars, unseen)
+
+
+def _looked_at(
+    judged: Judged, samples: Sequence[Sample], oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray
+) -> Judged:
+    """`ok` only of what was looked at: the elements that no sample shows are said, and where."""
+    v = judged.verdict
+    broken = [s for s in samples if not s.is_finite]
+    more = f"; {int(unseen.sum())} elements were looked at only along random directions" if unseen.any() else ""
+    if broken:
+        bad = np.any([~np.isfinite(v) for s in broken[:1] for v in s.y[:1]], axis=0)
+        more += f"; judged through the finite outputs: y is NaN or infinite{_where(bad)}, and dy was 0 there"
+    blind = ~np.any(np.isfinite(oracle) & np.isfinite(bars), axis=0) & ~unseen
+    if np.any(blind) or (oracle[0].size and unseen.all()):
+        why = "only outputs that are NaN or infinite depend on it" if broken else "the oracle has no value"
+        detail = f"{why}{_where(blind)}"
+        return Judged(Verdict(v.where, CANNOT_TELL, detail, v.error))
+    return Judged(v._replace(detail=v.detail + more), judged.finding)
+
+
+def _idle(samples: Sequence[Sample], oracle: np.ndarray) -> np.ndarray:
+    """The elements that are 0 in a sample for want of a finite output, perhaps: nothing is known of them there."""
+    broken = np.array([not s.is_finite for s in samples])
+    return broken.reshape(-1, *[1] * (oracle.ndim - 1)) & (oracle == 0)
+
+
+def _unseen(samples: Sequence[Sample], n: int) -> np.ndarray:
+    """The elements that were never drawn to be looked at one by one."""
+    leaf = samples[0].leaves[n]
+    seen = np.zeros(leaf.size, bool)
+    for s in samples:
+        seen[s.chosen[n]] = True
+    return ~seen.reshape(leaf.shape)
+
+
+def _where(places: np.ndarray) -> str:
+    """` at [2, 0] and 5 more of 12 elements`; nothing for a scalar."""
+    count = int(places.sum())
+    if not places.ndim or not count:
+        return ""
+    first = [int(i) for i in np.argwhere(places)[0]]
+    return f" at {first}" + (f" and {count - 1} more of {places.size} elements" if count > 1 else "")
+
+
+def _projections_disagree(samples: Sequence[Sample], n: int, hand: np.ndarray) -> bool:
+    """Whether the hand is off along a direction; in double precision alone, where such a bar can be trusted."""
+    if hand.dtype not in (np.float64, np.complex128) or samples[0].leaves[n].dtype.itemsize < 8:
+        return False
+    return any(
+        abs(float(np.sum(h * p.direction).real) - p.value)
+        > BARS * p.bar + 1e-9 * float(np.sum(np.abs(h * p.direction)))
+        for s, h in zip(samples, hand, strict=True)
+        for p in s.projections[n]
+        if np.isfinite(p.bar)
+    )
+
+
+def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray) -> str:
+    index = np.unravel_index(int(apart.argmax()), apart.shape)
+    return f"at {[int(i) for i in index[1:]]} it is {hand[index]:.3e}, the oracle's {oracle[index]:.3e}"
+
+
+def _residual(
+    c: Called, n: int, samples: Sequence[Sample], hand: np.ndarray, oracle: np.ndarray, bars: np.ndarray
+) -> Residual:
+    def stack(of: Callable[[Sample], Any]) -> np.ndarray:
+        return np.stack([of(s) for s in samples])
+
+    def wide(v: np.ndarray) -> np.ndarray:
+        if not is_differentiable(v):
+            return v
+        return v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+
+    with np.errstate(invalid="ignore"):
+        size = np.max(np.abs(oracle), initial=0.0) or 1.0
+        relative = np.max(np.where(np.isfinite(bars), bars, 0.0)) / size if bars.size else 0.0
+    outputs = c.outputs(len(samples[0].y))
+    return Residual(
+        where=c.names[n],
+        hand=hand,
+        oracle=oracle,
+        others={c.names[i]: stack(lambda s, i=i: s.oracle[i]) for i, d in enumerate(c.differentiable) if d and i != n},
+        args={m: wide(stack(lambda s, i=i: s.leaves[i])) for i, m in enumerate(c.names) if not is_key(c.leaves[i])},
+        y={m: wide(stack(lambda s, i=i: s.y[i])) for i, m in enumerate(outputs)},
+        dy={m: wide(stack(lambda s, i=i: s.dy[i])) for i, m in enumerate(outputs)},
+        round_off=max(1e-10, 2 * float(relative) / SHARP),
+    )

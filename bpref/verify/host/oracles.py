@@ -1,0 +1,190 @@
+"""What a called function is held against: numbers, or a reference that can be differentiated. Both with error bars."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify.host.called import Arrays, copies, in_dtype
+from bpref.verify.lift import lift, narrowest
+from bpref.verify.numerical import Numerical, numerical_cotangents
+from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.prepare import x64_for
+from bpref.verify.program import completed, quick_compilation
+from bpref.verify.subject import Subject
+
+NUMBERS = "numerical oracle: finite differences of {}, extrapolated, with error bars"
+OF_REFERENCE = "float64 oracle: the reference, differentiated"
+
+MOVES = 3
+"""How often the inputs are moved by their own rounding, to see what that does to the truth."""
+
+MARGIN = 4
+"""How many times the largest effect that was seen of that may be the error of what is right."""
+
+Run = Callable[[Arrays, list[Arrays]], tuple[Arrays, list[Arrays]]]
+"""`(leaves, dys) -> (y, cotangents for each dy)`; `None` for what has none."""
+
+
+class Oracle(NamedTuple):
+    """The truth, as far as it is known.
+
+    Attributes:
+      text: what it is, for the report.
+      y: `leaves -> y` of a reference; None where the function's own primal is differentiated.
+      cotangents: `(leaves, dys, rng, eps) -> one Numerical for each dy`, of float64 leaves or, where the function takes
+        none, of its own; `eps` is the rounding of what will be held against it.
+      run: autodiff of a reference in the dtypes that come; None where there is none.
+    """
+
+    text: str
+    y: Callable[[Arrays], Arrays] | None
+    cotangents: Callable[[Arrays, list[Arrays], np.random.Generator, float], list[Numerical]]
+    run: Run | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its values are as sharp as float64 is, whatever dtype the function computes in."""
+        return self.run is not None
+
+
+def numerical(
+    call: Callable[[Arrays], Arrays], differentiable: Sequence[bool], of: str, is_reference: bool, limit: int = 512
+) -> Oracle:
+    """Finite differences of `call`."""
+    where = [i for i, keep in enumerate(differentiable) if keep]
+
+    def cotangents(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> list[Numerical]:
+        wanted = [np.any([v != 0 for v in of_output], axis=0) for of_output in zip(*dys, strict=True)]
+
+        def restricted(*chosen: Any) -> Arrays:
+            values = list(leaves)
+            for i, v in zip(where, chosen, strict=True):
+                values[i] = v
+            # An output without a cotangent, such as one that is not finite, takes no part.
+            return [np.where(w, v, np.zeros((), v.dtype)) for v, w in zip(call(values), wanted, strict=True)]
+
+        found = numerical_cotangents(restricted, tuple(leaves[i] for i in where), dys, limit=limit, rng=rng)
+        return [
+            Numerical(
+                _spread(f.cotangents, where, len(leaves)),
+                _spread(f.bars, where, len(leaves)),
+                [tuple(p) for p in _spread(f.projections, where, len(leaves), ())],
+                _spread(f.chosen, where, len(leaves)),
+            )
+            for f in found
+        ]
+
+    return Oracle(NUMBERS.format(of), call if is_reference else None, cotangents)
+
+
+def exact(text: str, run: Run, in_float64: Run | None = None) -> Oracle:
+    """Autodiff of a reference in float64; its bars are what moving the inputs by their rounding does to it."""
+    truth = in_float64 or run
+
+    def cotangents(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> list[Numerical]:
+        _, there = truth(leaves, dys)
+        around = [truth(*nudged(leaves, dys, rng, eps))[1] for _ in range(MOVES)]
+        return [
+            Numerical(
+                here,
+                [_bar(v, [a[j][n] for a in around]) for n, v in enumerate(here)],
+                [()] * len(here),
+                [None if v is None else np.arange(v.size) for v in here],
+            )
+            for j, here in enumerate(there)
+        ]
+
+    return Oracle(text, lambda leaves: truth(leaves, [])[0], cotangents, run)
+
+
+def nudged(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> tuple[Arrays, list[Arrays]]:
+    """Every floating-point element moved by up to one unit of its last place."""
+
+    def nudge(v: Any) -> Any:
+        return v * (1 + eps * rng.uniform(-1, 1, v.shape)) if is_differentiable(v) else v
+
+    return [nudge(v) for v in leaves], [[nudge(v) for v in dy] for dy in dys]
+
+
+def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
+    """A subject's reference: autodiff where JAX can trace and differentiate it, else its differences."""
+    run, in_float64 = (_autodiff(subject.primal, lifted) for lifted in (False, True))
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    with jax.enable_x64(True):
+        wide = [_spec_in_float64(v) for v in specs]
+        try:
+            jax.eval_shape(lambda leaves: _swept(subject.primal, leaves), wide)
+        except Exception:
+            return numerical(
+                _quietly(subject.primal),
+                differentiable,
+                "the reference",
+                True,
+            )
+    return exact(OF_REFERENCE, run, in_float64)
+
+
+def _quietly(primal: Callable) -> Callable[[Arrays], Arrays]:
+    def call(leaves: Arrays) -> Arrays:
+        with np.errstate(all="ignore"):
+            return [np.asarray(v) for v in jax.tree.leaves(primal(copies(leaves)))]
+
+    return call
+
+
+def _swept(primal: Callable, leaves: Arrays) -> Any:
+    y, cotangents = with_cotangents(primal, leaves)
+    return cotangents(completed([jnp.ones_like(v) for v in jax.tree.leaves(y) if is_differentiable(v)], y))[0]
+
+
+def _autodiff(primal: Callable, in_float64: bool) -> Run:
+    """The sweep of `jax.vjp`; in float64, with casts to a narrower dtype left out."""
+
+    def pulled(leaves: Arrays, dys: list[Arrays]) -> tuple[Any, list[Any]]:
+        y, cotangents = with_cotangents(primal, leaves)
+        flat = jax.tree.leaves(y)
+
+        def one(dy: Arrays) -> Any:
+            cast = [jnp.asarray(d).astype(v.dtype) for d, v in zip(dy, flat, strict=True) if is_differentiable(v)]
+            return cotangents(completed(cast, y))[0]
+
+        return flat, [one(dy) for dy in dys]
+
+    compiled, lifted = (jax.jit(f, compiler_options=quick_compilation()) for f in (pulled, lift(pulled)))
+    casts: dict[Any, bool] = {}
+    x64 = bool(jax.config.read("jax_enable_x64"))
+
+    def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
+        if in_float64:
+            leaves = [in_dtype(v, "float64") if is_differentiable(v) else v for v in leaves]
+        with jax.enable_x64(True) if in_float64 else x64_for([v.dtype for v in leaves], x64):
+            if in_float64 and len(dys) not in casts:
+                casts[len(dys)] = narrowest(jax.make_jaxpr(pulled)(leaves, dys), jnp.float64) is not None
+            y, found = jax.device_get((lifted if casts.get(len(dys)) else compiled)(leaves, dys))
+        return list(y), [list(f) for f in found]
+
+    return run
+
+
+def _spec_in_float64(v: Any) -> Any:
+    if not is_differentiable(v):
+        return v
+    return jax.ShapeDtypeStruct(v.shape, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
+
+
+def _bar(here: np.ndarray | None, around: list[Any]) -> np.ndarray | None:
+    if here is None:
+        return None
+    with np.errstate(invalid="ignore"):
+        moved = np.max([np.abs(v - here) for v in around], axis=0)
+    return np.where(np.isfinite(here), MARGIN * moved, np.inf)
+
+
+def _spread(values: Sequence[Any], where: list[int], count: int, other: Any = None) -> list[Any]:
+    filled: list[Any] = [other] * count
+    for i, v in zip(where, values, strict=True):
+        filled[i] = v
+    return filled

@@ -1,0 +1,144 @@
+"""The precision of a called function: its errors in a working dtype, beside autodiff's or the attainable.
+
+The truth is the oracle's in float64, from the very inputs that the working dtype holds. Where the oracle is numerical,
+its bars are too wide for that, and the truth is what the function and its backward give in float64, which the oracle
+has vouched for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.verify import points as fresh
+from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
+from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
+from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
+from bpref.verify.measure import ulp_errors
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.precision import FACTOR, Row, has_an_outlier, overflows, within
+from bpref.verify.prepare import x64_for
+
+HALF = 4
+"""What `FACTOR` is for a dtype of two bytes, which has no five bits to lose."""
+
+AUTODIFF, ATTAINABLE = "autodiff", "attainable"
+
+
+class Compared(NamedTuple):
+    """One value in a working dtype, a sample along the first axis: the hand's, the truth, and what is possible.
+
+    Attributes:
+      hand, truth, other: `other` is autodiff's, or the truth rounded once.
+      effect: what moving the inputs by their rounding did to the truth.
+      beside: which of the two `other` is.
+    """
+
+    hand: np.ndarray
+    truth: np.ndarray
+    other: np.ndarray
+    effect: np.ndarray
+    beside: str
+
+    def row(self, where: str) -> Row:
+        """Errors in ulps, and whether they are worse than possible in units that rounding the inputs makes."""
+        dtype = jnp.dtype(self.hand.dtype)
+        skipped = ~np.isfinite(self.truth.reshape(-1))
+        hand, other = (np.where(skipped, 0.0, ulp_errors(v, self.truth, dtype)) for v in (self.hand, self.other))
+        moved = np.where(skipped, 0.0, ulp_errors(self.truth + self.effect, self.truth, dtype))
+        unit = np.maximum(1.0, np.where(np.isfinite(moved), moved, 1.0))
+        row = Row(where, dtype.name, hand, other, self.truth.shape[1:], beside=self.beside)
+        scaled = row._replace(hand=hand / unit, autodiff=other / unit)
+        factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
+        coarse = overflows(row) or not within(scaled, factor, factor) or has_an_outlier(scaled)
+        return row._replace(is_coarse=coarse)
+
+
+def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched: set[str]) -> dict[str, Compared]:
+    """Every differentiable argument, and the output where there is a reference, in these dtypes of the leaves.
+
+    Args:
+      c, oracle, key: as for `sampled`.
+      dtypes: of every leaf.
+      vouched: the arguments whose backward is known to be right in float64, where the oracle is not exact.
+
+    Raises:
+      Whatever the function raises in these dtypes.
+    """
+    parts: dict[str, list[tuple]] = {}
+    for i in range(POINTS):
+        for name, part in _at(c, oracle, key, i, dtypes, vouched):
+            parts.setdefault(name, []).append(part)
+    return {name: _stacked(found) for name, found in parts.items()}
+
+
+def _at(c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouched: set[str]) -> list[tuple[str, Any]]:
+    rng = fresh.generator(key, i, 11)
+    own = point(c, key, i)
+    leaves = [v.astype(d) if keep else v for v, d, keep in zip(own, dtypes, c.differentiable, strict=True)]
+    wide = widened(leaves, c.differentiable)
+    with x64_for([v.dtype for v in leaves], c.x64):
+        y = c.plain(copies(leaves))
+        dys = [cotangent(y, rng) for _ in range(COTANGENTS)]
+        hands = [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
+    wide_dys = [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in dys]
+    eps = max(float(jnp.finfo(v.dtype).eps) for v, keep in zip(leaves, c.differentiable, strict=True) if keep)
+    if oracle.is_exact:
+        truth, bars = zip(*((f.cotangents, f.bars) for f in oracle.cotangents(wide, wide_dys, rng, eps)), strict=True)
+        effects = [[None if b is None else b / MARGIN for b in of_dy] for of_dy in bars]
+    else:
+        truth, effects = _by_hand(c, wide, wide_dys, rng, eps)
+    others: list[Arrays] | None = None
+    found: list[tuple[str, Any]] = []
+    if oracle.run:
+        others_y, others = oracle.run(leaves, dys)
+        y_truth, effect = value_and_effect(oracle, wide, rng, eps)
+        for name, *v in zip(c.outputs(len(y)), y, y_truth, others_y, effect, strict=True):
+            if is_differentiable(v[0]):
+                found.append((name, (*v, AUTODIFF)))
+    for j, hand in enumerate(hands):
+        for n, name in enumerate(c.names):
+            t = truth[j][n]
+            if not isinstance(hand[n], np.ndarray) or t is None or hand[n].shape != np.shape(t):
+                continue
+            if not oracle.is_exact and name not in vouched:
+                continue
+            other = others[j][n] if others else np.asarray(t).astype(hand[n].dtype)
+            found.append((name, (hand[n], t, other, effects[j][n], AUTODIFF if others else ATTAINABLE)))
+    return found
+
+
+def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, eps: float) -> tuple[Arrays, Arrays]:
+    """The reference's output, and how far rounding the inputs moves it."""
+    assert oracle.y is not None
+    y = oracle.y(copies(leaves))
+    around = [oracle.y(nudged(leaves, [], rng, eps)[0]) for _ in range(MOVES)]
+    with np.errstate(invalid="ignore"):
+        return y, [np.max([np.abs(a[i] - v) for a in around], axis=0) for i, v in enumerate(y)]
+
+
+def _by_hand(
+    c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float
+) -> tuple[list[Arrays], list[Arrays]]:
+    """The backward's own values in float64, and how far rounding the inputs moves them."""
+
+    def swept(leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
+        with x64_for([np.float64], True):
+            return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
+
+    truth = swept(leaves, dys)
+    around = [swept(*nudged(leaves, dys, rng, eps)) for _ in range(MOVES)]
+    effects = [
+        [
+            np.max([np.abs(a[j][n] - v) for a in around], axis=0) if isinstance(v, np.ndarray) else None
+            for n, v in enumerate(of_dy)
+        ]
+        for j, of_dy in enumerate(truth)
+    ]
+    return truth, effects
+
+
+def _stacked(parts: list[tuple]) -> Compared:
+    *arrays, beside = zip(*parts, strict=True)
+    return Compared(*(np.stack(v) for v in arrays), beside[0])

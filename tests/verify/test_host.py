@@ -1,0 +1,181 @@
+"""check of what is called and not traced: references, working dtypes, outputs that are not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from tests.conftest import SEED
+
+X = np.linspace(-3, 3, 7, dtype=np.float32)
+RNG = np.random.default_rng(SEED)
+
+
+def softplus(x):
+    return np.logaddexp(x, 0)
+
+
+def softplus_backward(args, dy):
+    return (dy / (1 + np.exp(-args[0])),)
+
+
+def verdicts(report: bpref.Report) -> dict[str, str]:
+    return {v.where: v.verdict for v in report.verdicts}
+
+
+def details(report: bpref.Report) -> dict[str, str]:
+    return {v.where: v.detail for v in report.verdicts}
+
+
+def kinds(report: bpref.Report) -> set[tuple[str, str]]:
+    return {(f.where, f.kind) for f in report.findings}
+
+
+def test_the_values_and_the_backward_are_held_against_the_reference():
+    right = bpref.check(softplus, X, backward=softplus_backward, reference=jax.nn.softplus, key=1)
+    assert verdicts(right) == {"y": "ok", "x": "ok"}
+    assert right.oracle == "float64 oracle: the reference, differentiated"
+    other = bpref.check(softplus, X, backward=softplus_backward, reference=jax.nn.relu, key=1)
+    assert verdicts(other) == {"y": "wrong", "x": "wrong"}
+    twice = lambda args, dy: (2 * softplus_backward(args, dy)[0],)  # noqa: E731
+    wrong = bpref.check(softplus, X, backward=twice, reference=jax.nn.softplus, key=1)
+    assert verdicts(wrong) == {"y": "ok", "x": "wrong"}
+    assert kinds(wrong) == {("x", "factor")}
+
+
+def test_a_reference_that_jax_cannot_trace_is_differentiated_by_numbers():
+    log = lambda x: np.log(1 + np.exp(x))  # noqa: E731
+    for fun, backward in (
+        (softplus, softplus_backward),
+        (jax.nn.softplus, lambda a, dy: (dy * jax.nn.sigmoid(a[0]),)),
+    ):
+        right = bpref.check(fun, X, backward=backward, reference=log, key=1)
+        assert right.oracle.startswith("numerical oracle: finite differences of the reference")
+        assert verdicts(right) == {"y": "ok", "x": "ok"}
+        assert verdicts(bpref.check(fun, X, backward=backward, reference=np.sinh, key=1)) == {
+            "y": "wrong",
+            "x": "wrong",
+        }
+
+
+def test_a_reference_of_another_shape_is_refused():
+    with pytest.raises(ValueError) as error:
+        bpref.check(softplus, X, backward=softplus_backward, reference=lambda x: jnp.sum(x), key=1)
+    assert str(error.value) == "the reference returns [], <lambda> returns [7]; expected the same".replace(
+        "<lambda>", "softplus"
+    )
+
+
+def test_precision_is_measured_in_the_dtypes_that_are_asked_for():
+    report = bpref.check(
+        softplus, X, backward=softplus_backward, reference=jax.nn.softplus, dtypes=["float32", "bfloat16"], key=1
+    )
+    assert [p.dtype for p in report.verdicts[1].precision] == ["float32", "bfloat16"]
+    assert all(p.beside == "autodiff" for p in report.verdicts[1].precision)
+    alone = bpref.check(softplus, X, backward=softplus_backward, key=1)
+    (p,) = alone.verdicts[0].precision
+    assert (p.dtype, p.beside) == ("float32", "attainable")
+    assert p.autodiff.maximum <= 0.5 < p.hand.maximum < 4
+
+
+def test_a_host_backward_that_rounds_is_imprecise_in_the_working_dtype_alone():
+    def coarse(args, dy):
+        (dx,) = softplus_backward(args, dy)
+        return (dx.astype(np.float16).astype(np.float32) if dy.dtype == np.float32 else dx,)
+
+    for options in ({}, {"reference": jax.nn.softplus}):
+        report = bpref.check(softplus, X, backward=coarse, key=1, **options)
+        assert verdicts(report)["x"] == "imprecise"
+        assert kinds(report) == {("x", "imprecise")}
+
+
+def test_a_kernel_in_float32_alone_is_held_against_its_reference_in_float64():
+    def kernel(x):
+        assert x.dtype == np.float32
+        return np.sin(x)
+
+    def backward(factor):
+        return lambda args, dy: (np.float32(factor) * dy * np.cos(args[0]),)
+
+    right = bpref.check(kernel, X, backward=backward(1), reference=jnp.sin, key=1)
+    assert verdicts(right) == {"y": "ok", "x": "ok"}
+    assert "computed in float32; float32 " in details(right)["x"]
+    wrong = bpref.check(kernel, X, backward=backward(1.05), reference=jnp.sin, key=1)
+    assert kinds(wrong) == {("x", "factor")}
+    coarse = bpref.check(kernel, X, backward=backward(1.00005), reference=jnp.sin, key=1)
+    assert verdicts(coarse)["x"] == "imprecise"
+
+
+def test_a_callback_that_takes_float32_alone_is_held_against_its_reference():
+    def on_host(x):
+        assert x.dtype == np.float32
+        return np.tanh(x)
+
+    def kernel(x):
+        return jax.pure_callback(on_host, jax.ShapeDtypeStruct(x.shape, np.float32), x, vmap_method="sequential")
+
+    right = lambda args, dy: (dy * (1 - jnp.tanh(args[0]) ** 2),)  # noqa: E731
+    report = bpref.check(kernel, X, backward=right, reference=jnp.tanh, key=1)
+    assert verdicts(report) == {"y": "ok", "x": "ok"}
+    wrong = lambda args, dy: (-right(args, dy)[0],)  # noqa: E731
+    assert kinds(bpref.check(kernel, X, backward=wrong, reference=jnp.tanh, key=1)) == {("x", "sign")}
+
+
+def logarithm(x):
+    return np.log(x)
+
+
+def test_a_function_that_is_not_defined_everywhere_is_tried_where_it_is():
+    x = jax.ShapeDtypeStruct((8,), np.float32)
+    assert verdicts(bpref.check(logarithm, x, backward=lambda a, dy: (dy / a[0],), key=1)) == {"x": "ok"}
+    assert verdicts(bpref.check(logarithm, x, backward=lambda a, dy: (7 * dy,), key=1)) == {"x": "wrong"}
+
+
+def test_what_only_a_nan_depends_on_is_not_ok():
+    right = bpref.check(logarithm, X, backward=lambda a, dy: (dy / a[0],), key=1)
+    assert details(right) == {
+        "x": "only outputs that are NaN or infinite depend on it at [0] and 2 more of 7 elements",
+    }
+    assert right.verdict == "cannot tell"
+    wrong = bpref.check(logarithm, X, backward=lambda a, dy: (7 * dy,), key=1)
+    assert wrong.verdict == "wrong"
+    nowhere = bpref.check(lambda x: x * np.nan, X, backward=lambda a, dy: (7 * dy,), key=1)
+    assert nowhere.verdict == "cannot tell"
+
+
+def test_an_argument_is_judged_through_the_outputs_that_are_finite():
+    def ragged(x, w):
+        y = x * w
+        y[2] = np.nan
+        return y
+
+    x, w = RNG.normal(size=(4, 5)).astype(np.float32), RNG.normal(size=5).astype(np.float32)
+    report = bpref.check(ragged, x, w, backward=lambda a, dy: (dy * a[1], (dy * a[0]).sum(0)), key=1)
+    assert verdicts(report) == {"x": "cannot tell", "w": "ok"}
+    assert "judged through the finite outputs: y is NaN or infinite at [2, 0] and 4 more of 20" in details(report)["w"]
+    wrong = bpref.check(ragged, x, w, backward=lambda a, dy: (dy * a[1], (dy * a[0]).mean(0)), key=1)
+    assert verdicts(wrong)["w"] == "wrong"
+
+
+def test_a_nan_of_the_function_alone_is_wrong():
+    def ragged(x):
+        y = np.tanh(x)
+        y[-1] = np.nan
+        return y
+
+    report = bpref.check(ragged, X, backward=lambda a, dy: (dy * (1 - np.tanh(a[0]) ** 2),), reference=jnp.tanh, key=1)
+    assert verdicts(report)["y"] == "wrong"
+    assert report.verdict == "wrong"
+
+
+def test_a_host_backward_that_clips_is_not_linear():
+    clipped = lambda args, dy: (np.clip(softplus_backward(args, dy)[0], -50, 50),)  # noqa: E731
+    assert kinds(bpref.check(softplus, X, backward=clipped, key=1)) == {("x", "nonlinear")}
+    assert bpref.check(softplus, X, backward=clipped, key=1, linear=False).ok
+
+
+def test_a_cotangent_of_a_narrower_dtype_is_said():
+    half = lambda args, dy: (softplus_backward(args, dy)[0].astype(np.float16),)  # noqa: E731
+    report = bpref.check(softplus, X, backward=half, key=1)
+    assert details(report) == {"x": "its cotangent is float16, expected float32"}
