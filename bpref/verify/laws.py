@@ -23,6 +23,7 @@ def linearity(seen: Seen, rounding: Rounding) -> list[Finding]:
     `rounding` is called only where something looks wrong.
     """
     findings = []
+    dy = "d" + next((name.split("[")[0].split(".")[0] for name in seen.y_oracle), "y")
     for name, combined in seen.combined.items():
         u, v = seen.hand[name][0::2], seen.hand[name][1::2]
         with np.errstate(invalid="ignore", over="ignore"):
@@ -36,9 +37,9 @@ def linearity(seen: Seen, rounding: Rounding) -> list[Finding]:
             error = np.where(error <= np.maximum(SLACK, of_points), 0.0, error)
         if not np.all(error <= SLACK):
             worst = float(np.max(error))
-            findings.append(Finding(name, "nonlinear", f"b(2u - 3v) is off 2b(u) - 3b(v) by {worst:.1e}", worst))
+            findings.append(Finding(name, "nonlinear", f"not linear in {dy}: b(2u - 3v) is {worst:.1e} off 2b(u) - 3b(v)", worst))
         elif np.any(np.isfinite(seen.zero[name]) & (seen.zero[name] != 0)):
-            findings.append(Finding(name, "nonlinear", "b(0) is not 0"))
+            findings.append(Finding(name, "nonlinear", f"not linear in {dy}: b(0) is not 0"))
     return findings
 
 

@@ -189,7 +189,9 @@ def test_a_clip_is_found_wherever_it_is_set_and_may_be_declared(limit):
 
 def test_a_backward_that_is_not_linear():
     f = rule(jnp.sin, lambda args, dy: (jnp.abs(dy) * jnp.cos(args[0]),))
-    assert kinds(bpref.check(f, X)) == {("x", "nonlinear")}
+    report = bpref.check(f, X, key=1)
+    assert kinds(report) == {("x", "nonlinear")}
+    assert report.findings[0].detail == "not linear in dy: b(2u - 3v) is 2.0e+00 off 2b(u) - 3b(v)"
 
 
 # Precision

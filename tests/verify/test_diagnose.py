@@ -45,6 +45,46 @@ def test_an_axis_of_the_argument_itself_is_not_summed_over():
     assert found == ("factor", "0.1429 x the reference, every element: a factor 1 / the size of axis 0 of x")
 
 
+A, B = "the size of axis 0 of x", "the size of axis 1 of x"
+
+AMBIGUOUS = {
+    "three": (3, f"a constant factor 3, or {B}"),
+    "four": (4, f"a constant factor 4, or {A}"),
+    "a third": (1 / 3, f"a constant factor 1/3, or 1 / {B}"),
+    "minus three": (-3, f"a constant factor -3, or minus {B}"),
+    "three halves": (
+        1.5,
+        f"a constant factor 3/2, or n / (n - 1), n = 3 being {B}, or n / 2, n = 3 being {B}",
+    ),
+    "a root": (3**0.5, f"a constant factor sqrt(3), or the square root of {B}"),
+    "two": (2, "a constant factor 2"),
+    "twelve": (12, "a factor the number of elements of x"),
+}
+
+
+@pytest.mark.parametrize(("c", "detail"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_all_that_a_number_may_be_is_named(rng, c, detail):
+    x, o = drawn(rng, 4, 3), rng.normal(size=(6, 4, 3))
+    kind, text = diagnose(residual_of("x", c * o, o, {"x": x}))
+    assert (kind, text.partition("every element: ")[2]) == ("factor", detail)
+
+
+@pytest.mark.parametrize(
+    ("shape", "c", "detail"),
+    [((2, 5), 2, f"a constant factor 2, or {A}"), ((5, 5), 5, "a factor the size of axis 0 or 1 of x")],
+)
+def test_small_and_equal_sizes(rng, shape, c, detail):
+    x, o = drawn(rng, *shape), rng.normal(size=(6, *shape))
+    assert diagnose(residual_of("x", c * o, o, {"x": x})).detail.endswith(f"every element: {detail}")
+
+
+def test_a_mean_of_few_may_be_a_constant(rng):
+    x, b, dy = drawn(rng, 3, 5), drawn(rng, 5), rng.normal(size=(6, 3, 5))
+    found = diagnose(residual_of("b", dy.mean(1), dy.sum(1), {"x": x, "b": b}, dy))
+    mean = "a mean in place of the sum over axis 0 of dy (3 terms), or a constant factor 1/3"
+    assert found == ("mean_for_sum", f"0.3333 x the reference, every element: {mean}")
+
+
 def test_a_mean_over_two_axes(rng):
     x, dy = drawn(rng, 3, 5, 4), rng.normal(size=(6, 3, 5, 4))
     found = diagnose(residual_of("b", dy.mean((1, 2)), dy.sum((1, 2)), {"x": x, "b": drawn(rng, 4)}, dy))

@@ -34,9 +34,9 @@ WRONG_BACKWARDS = {
     "no cotangent": (lambda layer: lambda p, c, dy: (p, None), "x: structure: the backward returned None for it"),
     "a clipped cotangent": (
         lambda layer: lambda p, c, dy: (p, jnp.clip(dy, -1, 1) * (1 - c.y**2)),
-        "x: nonlinear: b(2u - 3v) is off 2b(u) - 3b(v) by",
+        "x: nonlinear: not linear in dy: b(2u - 3v) is ",
     ),
-    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: nonlinear: b(0) is not 0"),
+    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: nonlinear: not linear in dy: b(0) is not 0"),
     "NaN in one element": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(jnp.nan)),
         "x: nonfinite: ",

@@ -34,6 +34,9 @@ KNOWN = {
 LARGEST_OF_A_FRACTION = 12
 """A fraction of larger numbers is no likely mistake."""
 
+LARGEST_OF_A_PLAIN_FRACTION = 4
+"""A fraction of numbers up to this is a likely mistake also where an axis has that size."""
+
 
 def is_near(r: Residual, c: complex, value: float) -> bool:
     """Whether a fitted number is `value`, to round-off."""
@@ -56,22 +59,29 @@ def small_fraction(r: Residual, c: complex) -> Fraction | None:
 
 
 def name_number(r: Residual, c: complex) -> str | None:
-    """What a number is, in words, such as `the size of axis 0 of x` or `1/2`; None where it is nothing known."""
+    """What a number may be, in words, such as `1/2, or 1 / the size of axis 0 of x`; None where it is nothing known."""
+    return ", or ".join(names_of_number(r, c)) or None
+
+
+def names_of_number(r: Residual, c: complex) -> list[str]:
+    """Everything that a number may be: the constants first, then what is made of sizes in sight.
+
+    Of a fraction of larger numbers that is also made of a size, the size is the likely source, and is named alone.
+    """
     if abs(np.imag(c)) > r.round_off * abs(c):
-        return {1j: "i", -1j: "-i"}.get(complex(np.round(c, 9)))
+        return [text] if (text := {1j: "i", -1j: "-i"}.get(complex(np.round(c, 9)))) else []
     real = float(np.real(c))
     sign, size = ("-" if real < 0 else ""), abs(real)
     fraction = small_fraction(r, size)
-    if fraction in (Fraction(1), Fraction(2), Fraction(1, 2)):
-        return f"{sign}{fraction}"
-    is_plain = fraction is not None and 1 in (fraction.numerator, fraction.denominator)
+    is_plain = fraction is not None and max(fraction.numerator, fraction.denominator) <= LARGEST_OF_A_PLAIN_FRACTION
+    is_whole = fraction is not None and 1 in (fraction.numerator, fraction.denominator)
+    constants = [str(fraction)] if is_plain else [text for text, value in KNOWN.items() if is_near(r, size, value)]
     sizes = dict(_sizes(r))
-    for value, text in _plain_numbers(sizes) if is_plain else [*_plain_numbers(sizes), *_made_of(sizes)]:
-        if is_near(r, size, value):
-            return f"{'minus ' if sign else ''}{text}"
-    if fraction is not None:
-        return f"{sign}{fraction}"
-    return next((sign + text for text, value in KNOWN.items() if is_near(r, size, value)), None)
+    numbers = _plain_numbers(sizes) if is_whole else [*_plain_numbers(sizes), *_made_of(sizes)]
+    made = [text for value, text in numbers if is_near(r, size, value)] if fraction != 1 else []
+    if not made and fraction is not None:
+        constants = [str(fraction)]
+    return [sign + text for text in constants] + [f"{'minus ' if sign else ''}{text}" for text in made]
 
 
 def _plain_numbers(sizes: dict[int, str]) -> Iterator[tuple[float, str]]:
@@ -85,6 +95,8 @@ def _made_of(sizes: dict[int, str]) -> Iterator[tuple[float, str]]:
     for n, text in sizes.items():
         yield math.sqrt(n), f"the square root of {text}"
         yield 1 / math.sqrt(n), f"1 / the square root of {text}"
+        if n == 2:
+            continue
         yield n / (n - 1), f"n / (n - 1), n = {n} being {text}"
         yield (n - 1) / n, f"(n - 1) / n, n = {n} being {text}"
         yield n - 1, f"n - 1, n = {n} being {text}"
@@ -97,14 +109,15 @@ def _made_of(sizes: dict[int, str]) -> Iterator[tuple[float, str]]:
 
 
 def _sizes(r: Residual) -> Iterator[tuple[int, str]]:
-    """Every size above 2 with its name, the first name it has; the numbers of elements after the axes."""
-    seen: set[int] = {0, 1, 2}
+    """Every size above 1 with its name in the first array that has it; the numbers of elements after the axes."""
+    seen: set[int] = {0, 1}
     arrays = [(name, v.shape[1:]) for name, v in arrays_in_sight(r).items()]
     for name, shape in arrays:
-        for axis, n in enumerate(shape):
+        for n in dict.fromkeys(shape):
             if n not in seen:
                 seen.add(n)
-                yield n, f"the size of axis {axis} of {name}"
+                axes = [str(axis) for axis, m in enumerate(shape) if m == n]
+                yield n, f"the size of axis {' or '.join(axes)} of {name}"
     for name, shape in arrays:
         for count in range(2, len(shape) + 1):
             for axes in combinations(range(len(shape)), count):

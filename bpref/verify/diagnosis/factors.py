@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpref.verify.diagnosis.constants import arrays_in_sight, is_near, name_number
+from bpref.verify.diagnosis.constants import arrays_in_sight, is_near, names_of_number
 from bpref.verify.diagnosis.residual import (
     FREE_FIT,
     Diagnosis,
@@ -72,17 +72,16 @@ def factor(r: Residual) -> Diagnosis | None:
     c = constant_ratio(r.hand, r.oracle)
     if c is None or c == 0 or not agree(r, c * r.oracle) or abs(c - 1) < FREE_FIT * r.round_off:
         return None
-    known = name_number(r, c)
-    if count_points(r, r.oracle) < 2 and (known is None or informative(r.oracle).sum() < 3):
+    known = names_of_number(r, c)
+    if count_points(r, r.oracle) < 2 and (not known or informative(r.oracle).sum() < 3):
         return None
     times = f"{show(c)} x the reference, every element"
     mean = _mean_over(r, c)
     if mean is not None:
-        return Diagnosis("mean_for_sum", f"{times}: a mean in place of the sum over {mean}")
-    if known is None:
-        return Diagnosis("factor", f"{times}: a constant factor")
-    is_size = "of " in known
-    return Diagnosis("factor", f"{times}: " + (f"a factor {known}" if is_size else f"a constant factor {known}"))
+        constants = [f"a constant factor {name}" for name in known if " of " not in name]
+        return Diagnosis("mean_for_sum", ", or ".join([f"{times}: a mean in place of the sum over {mean}", *constants]))
+    what = "a factor" if known and " of " in known[0] else "a constant factor"
+    return Diagnosis("factor", f"{times}: {' '.join([what, ', or '.join(known)]).rstrip()}")
 
 
 def constant_ratio(hand: np.ndarray, oracle: np.ndarray) -> complex | None:
