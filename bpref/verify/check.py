@@ -130,7 +130,7 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
     casts = f"it casts down to {ready.casts_to} inside; the derivation was judged without those casts"
     loops = f"vmap was not used: {ready.wide.unbatched}"
     coarse = (
-        f"it runs in its own dtypes alone, and was evaluated as in these: errors below {ready.round_off:.0e} may pass"
+        f"it runs in its own dtypes alone, whose constants are rounded: errors below {ready.round_off:.0e} may pass"
     )
     notes = (casts, ready.casts_to), (loops, ready.wide.unbatched), (coarse, ready.round_off > ROUND_OFF)
     return tuple(note for note, applies in notes if applies)

@@ -10,6 +10,7 @@ import numpy as np
 
 from bpref.verify.diagnosis.clipped import clipped
 from bpref.verify.diagnosis.factors import factor, nonfinite, part_of_complex, sign, zero
+from bpref.verify.diagnosis.incoming import another_dy, ignores_dy
 from bpref.verify.diagnosis.moved import shifted, swapped, transposed
 from bpref.verify.diagnosis.parts import guessed_term, known_term
 from bpref.verify.diagnosis.pattern import unexplained
@@ -23,6 +24,7 @@ HYPOTHESES: tuple[Callable[[Residual], Diagnosis | None], ...] = (
     zero,
     sign,
     part_of_complex,
+    ignores_dy,
     factor,
     transposed,
     swapped,
@@ -31,6 +33,7 @@ HYPOTHESES: tuple[Callable[[Residual], Diagnosis | None], ...] = (
     clipped,
     sparse_by_name,
     known_term,
+    another_dy,
     sparse,
     guessed_term,
 )

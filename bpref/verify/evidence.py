@@ -10,7 +10,7 @@ from bpref.verify.examine import ROUND_OFF, Held, Point
 from bpref.verify.points import is_key
 from bpref.verify.prepare import Prepared
 from bpref.verify.program import COTANGENTS, Seen
-from bpref.verify.terms import contributions
+from bpref.verify.terms import contributions, cotangents_for
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,6 +47,17 @@ def residuals(
     def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
         return level(terms()[name])
 
+    oracle_for = cotangents_for(ready.primal, ready.subject.names)
+
+    def for_dys(name: str, others: Sequence[Arrays]) -> list[np.ndarray]:
+        """The oracle's cotangents of one argument for other dys, each given for all samples."""
+        of_points = []
+        for i, p in enumerate(points):
+            here = slice(i * COTANGENTS, (i + 1) * COTANGENTS)
+            dys = [np.concatenate(v) for v in zip(*([dy[here] for dy in d.values()] for d in others), strict=True)]
+            of_points.append(np.split(oracle_for(Point(p.leaves, dys))[name], len(others)))
+        return [np.concatenate(v) for v in zip(*of_points, strict=True)]
+
     def round_off(held: Held | None) -> float:
         return min(held.allowed, max(LEGIBLE, ready.round_off)) if held else ROUND_OFF
 
@@ -68,6 +79,7 @@ def residuals(
             dy=level(dict(zip(outputs, dys, strict=True))),
             round_off=round_off(held),
             terms=partial(terms_of, name, level),
+            for_dys=partial(for_dys, name),
         )
 
     def residual(name: str, held: Held | None) -> Residual:

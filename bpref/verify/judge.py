@@ -10,6 +10,9 @@ from bpref.verify.examine import Held
 from bpref.verify.laws import TWO_ANSWERS
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Precision, Verdict
 
+EXPLAIN_NONLINEARITY = ("clipped", "nonfinite", "ignores_dy")
+"""The diagnoses that say more of a backward than that it is not linear."""
+
 
 class Evidence(NamedTuple):
     """Everything that is known about one value when it is judged.
@@ -69,7 +72,7 @@ def _derivation(e: Evidence) -> list[Finding]:
         if nonlinear and e.held.is_right_where_small and np.all(np.isfinite(e.held.hand)):
             return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
         found = diagnose(e.residual())
-        if nonlinear and found.kind not in ("clipped", "nonfinite"):
+        if nonlinear and found.kind not in EXPLAIN_NONLINEARITY:
             return nonlinear
         return [Finding(e.where, found.kind, found.detail, e.held.error)]
     return [f for f in e.findings if f.kind in ("nonlinear", "impure")]

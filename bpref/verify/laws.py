@@ -37,10 +37,15 @@ def linearity(seen: Seen, rounding: Rounding) -> list[Finding]:
             error = np.where(error <= np.maximum(SLACK, of_points), 0.0, error)
         if not np.all(error <= SLACK):
             worst = float(np.max(error))
-            findings.append(Finding(name, "nonlinear", f"not linear in {dy}: b(2u - 3v) is {worst:.1e} off 2b(u) - 3b(v)", worst))
+            findings.append(Finding(name, "nonlinear", not_linear(dy, worst), worst))
         elif np.any(np.isfinite(seen.zero[name]) & (seen.zero[name] != 0)):
             findings.append(Finding(name, "nonlinear", f"not linear in {dy}: b(0) is not 0"))
     return findings
+
+
+def not_linear(dy: str, error: float) -> str:
+    """What is said of a backward that is not linear in its cotangent."""
+    return f"not linear in {dy}: b(2u - 3v) is {error:.1e} off 2b(u) - 3b(v)"
 
 
 def form(program: Program, leaves: list[Any], names: tuple[str, ...]) -> list[Finding]:

@@ -24,6 +24,7 @@ from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes, unchanged
 from bpref.verify.report import Finding
+from bpref.verify.rewrite import constants_of
 from bpref.verify.subject import Subject
 
 POINTS = 3
@@ -133,8 +134,8 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         wide = _in_float64(subject, specs, outputs, in_own_dtypes)
         primal = lift_traced(primal, inputs=(specs,), x64=in_own_mode)
         is_lifted = True
-        # Its constants are rounded to its own dtypes.
-        round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
+        if any(map(_may_be_rounded, constants_of(wide.traced.jaxpr))):
+            round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
     choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
     choices = {name: d for name, d in choices.items() if name not in ("", "float64", "complex128")}
     narrow = cache(lambda: tuple(_narrow(subject, name, specs, dtypes, x64) for name, dtypes in choices.items()))
@@ -189,6 +190,14 @@ def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: 
 def _narrowest_of(dtypes: list[Any]) -> Any:
     real = [d for d in dtypes if jnp.issubdtype(d, jnp.floating)]
     return min(real, key=lambda d: jnp.finfo(d).nmant, default=jnp.float32)
+
+
+def _may_be_rounded(constant: Any) -> bool:
+    """Whether a constant, such as 0.1 and not 0.5, has more digits than a number that is written as it is meant."""
+    v = np.asarray(constant)
+    return jnp.issubdtype(v.dtype, jnp.inexact) and not np.array_equal(
+        v, v.astype(np.complex64 if np.iscomplexobj(v) else jnp.bfloat16).astype(v.dtype), equal_nan=True
+    )
 
 
 def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any], x64: bool) -> Working:

@@ -22,6 +22,8 @@ KINDS = (
     "sparse",
     "shifted",
     "missing_term",
+    "ignores_dy",
+    "another_dy",
     "nonlinear",
     "clipped",
     "nonfinite",

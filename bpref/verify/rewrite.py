@@ -97,6 +97,13 @@ def all_equations(program: ClosedJaxpr) -> Iterator[JaxprEqn]:
             yield from all_equations(inner)
 
 
+def constants_of(program: ClosedJaxpr) -> Iterator[Any]:
+    """The values that are written into a program, and into those in it."""
+    yield from program.consts
+    for equation in all_equations(program):
+        yield from (v.val for v in equation.invars if is_literal(v))
+
+
 def is_literal(v: Any) -> bool:
     """Whether an operand in a program is a constant written into it, and not a variable."""
     return hasattr(v, "val")

@@ -36,7 +36,10 @@ WRONG_BACKWARDS = {
         lambda layer: lambda p, c, dy: (p, jnp.clip(dy, -1, 1) * (1 - c.y**2)),
         "x: nonlinear: not linear in dy: b(2u - 3v) is ",
     ),
-    "an offset": (lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9), "x: nonlinear: not linear in dy: b(0) is not 0"),
+    "an offset": (
+        lambda layer: lambda p, c, dy: (p, dy * (1 - c.y**2) + 1e-9),
+        "x: nonlinear: not linear in dy: b(0) is not 0",
+    ),
     "NaN in one element": (
         lambda layer: lambda p, c, dy: (p, (dy * (1 - c.y**2)).at[3, 4].set(jnp.nan)),
         "x: nonfinite: ",

@@ -61,12 +61,21 @@ def test_check_of_a_layer(index):
     assert MISSING in bpref.check(layer(index, 0), (), X, key=1).verdicts[-1].detail
 
 
-def test_what_was_evaluated_as_in_float32_says_how_much_it_cannot_see():
-    """An index of int64, traced as int32, cannot be traced with 64-bit numbers; then constants are float32's."""
-    note = "it runs in its own dtypes alone, and was evaluated as in these: errors below 2e-06 may pass"
-    assert bpref.check(rule(np.array([0, 2, 1])), X, key=1).notes == (note,)
-    with jax.enable_x64(True):
-        assert bpref.check(rule(np.array([0, 2, 1])), X, key=1).notes == ()
+def test_what_cannot_be_traced_in_float64_is_as_sure_unless_it_has_constants():
+    """An index of int64, traced as int32, cannot be traced with 64-bit numbers; then a constant 0.1 is float32's."""
+    note = "it runs in its own dtypes alone, whose constants are rounded: errors below 2e-06 may pass"
+    index = np.array([0, 2, 1])
+    cases = (0.5, 2.0**-24, (), False), (0.1, 2.0**-24, (note,), True), (0.1, 2.0**-16, (note,), False)
+    for constant, error, notes, ok in cases:
+
+        def forward(x, c=constant):
+            return c * x[index]
+
+        def backward(args, dy, c=constant, error=error):
+            return (c * (dy[index] + error * dy[index]),)
+
+        report = bpref.check(forward, X, backward=backward, key=1)
+        assert (report.notes, report.ok) == (notes, ok)
 
 
 def test_check_intermediates(index):

@@ -64,7 +64,7 @@ def name_number(r: Residual, c: complex) -> str | None:
 
 
 def names_of_number(r: Residual, c: complex) -> list[str]:
-    """Everything that a number may be: the constants first, then what is made of sizes in sight.
+    """Everything that a number may be: the constants first, then sizes in sight, else what is made of them.
 
     Of a fraction of larger numbers that is also made of a size, the size is the likely source, and is named alone.
     """
@@ -77,8 +77,11 @@ def names_of_number(r: Residual, c: complex) -> list[str]:
     is_whole = fraction is not None and 1 in (fraction.numerator, fraction.denominator)
     constants = [str(fraction)] if is_plain else [text for text, value in KNOWN.items() if is_near(r, size, value)]
     sizes = dict(_sizes(r))
-    numbers = _plain_numbers(sizes) if is_whole else [*_plain_numbers(sizes), *_made_of(sizes)]
-    made = [text for value, text in numbers if is_near(r, size, value)] if fraction != 1 else []
+
+    def fitting(numbers: Iterator[tuple[float, str]]) -> list[str]:
+        return [text for value, text in numbers if is_near(r, size, value)] if fraction != 1 else []
+
+    made = fitting(_plain_numbers(sizes)) or ([] if is_whole else fitting(_made_of(sizes)))
     if not made and fraction is not None:
         constants = [str(fraction)]
     return [sign + text for text in constants] + [f"{'minus ' if sign else ''}{text}" for text in made]
@@ -103,7 +106,8 @@ def _made_of(sizes: dict[int, str]) -> Iterator[tuple[float, str]]:
         yield 1 / (n - 1), f"1 / (n - 1), n = {n} being {text}"
         yield 2 / n, f"2 / n, n = {n} being {text}"
         yield n / 2, f"n / 2, n = {n} being {text}"
-    for (n, a), (m, b) in combinations(sizes.items(), 2):
+    of_axes = [(n, text) for n, text in sizes.items() if "axis" in text]
+    for (n, a), (m, b) in combinations(of_axes, 2):
         yield n / m, f"{n}/{m}, {a} over {b}"
         yield m / n, f"{m}/{n}, {b} over {a}"
 

@@ -1,6 +1,6 @@
 """The arrays of a wrong cotangent, what is said of them, and when two of them count as equal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ class Residual(NamedTuple):
       round_off: the elementwise relative error below which two arrays are equal.
       terms: gives the contributions to the oracle by path of the chain rule, each `(samples, *shape)`; called late,
         because it costs.
+      for_dys: gives the oracle, `(samples, *shape)`, for each of several other `dy`; costs too.
     """
 
     where: str
@@ -37,6 +38,7 @@ class Residual(NamedTuple):
     dy: Mapping[str, np.ndarray]
     round_off: float
     terms: Callable[[], Mapping[str, np.ndarray]] | None = None
+    for_dys: Callable[[Sequence[Mapping[str, np.ndarray]]], Sequence[np.ndarray]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
 from bpref.verify.host.precision import Compared, compared, value_and_effect
 from bpref.verify.host.sampling import COTANGENTS, Sample, cotangent, eps_of, point, sampled, widest
-from bpref.verify.laws import SLACK, TWO_ANSWERS
+from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import long_text, text
 from bpref.verify.prepare import x64_for
@@ -71,7 +71,7 @@ def check_called(
         judged |= _outputs(c, oracle, samples, key, in_own)
     differentiable = [(n, name) for n, name in enumerate(c.names) if c.differentiable[n]]
     for n, name in differentiable:
-        judged[name] = judge_argument(c, n, samples, oracle.is_exact, in_own)
+        judged[name] = judge_argument(c, n, samples, oracle, in_own)
     for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
         if judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
             judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
@@ -121,7 +121,7 @@ def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
             with np.errstate(invalid="ignore"):
                 error = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0) / max(size, 1e-300))
             if error > max(SLACK, 1e3 * eps):
-                detail = f"b(2u - 3v) is off 2b(u) - 3b(v) by {error:.1e}: it is not linear in dy"
+                detail = not_linear("dy", error)
                 found.append(Finding(c.names[n], "nonlinear", detail, error))
     return found
 

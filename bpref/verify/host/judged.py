@@ -1,18 +1,20 @@
 """From samples to the derivation's verdict: is a called function's backward what the oracle says, within its bars?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
 from bpref.verify.host.called import Called
+from bpref.verify.host.oracles import Oracle
 from bpref.verify.host.precision import Compared
-from bpref.verify.host.sampling import Sample
+from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
 from bpref.verify.measure import relative_error
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import is_key
+from bpref.verify.points import generator, is_key
 from bpref.verify.precision import long_text
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
 from bpref.verify.subject import Misfit
@@ -42,13 +44,13 @@ def wrong(name: str, kind: str, detail: str, error: float = np.inf) -> Judged:
 
 
 def judge_argument(
-    c: Called, n: int, samples: Sequence[Sample], is_exact: bool, own: Callable[[], dict[str, Compared]]
+    c: Called, n: int, samples: Sequence[Sample], held_against: Oracle, own: Callable[[], dict[str, Compared]]
 ) -> Judged:
     """The verdict on the cotangent of leaf `n`.
 
     Args:
       c, samples: what is judged.
-      is_exact: whether the oracle is as sharp as float64 is.
+      held_against: the oracle.
       own: what was compared in the dtypes of the samples, for a function that does not compute in float64.
     """
     name = c.names[n]
@@ -61,14 +63,14 @@ def judge_argument(
     if first is None:
         return _absent(name, samples, oracle, bars, unseen)
     hand = np.stack([s.hand[n] for s in samples]).astype(oracle.dtype)
-    residual = _residual(c, n, samples, hand, oracle, bars)
+    residual = _residual(c, n, samples, hand, oracle, bars, held_against)
     if hand.shape != oracle.shape:
         return wrong(name, *diagnose_shape(residual))
     expected = samples[0].leaves[n].dtype
     if not jnp.issubdtype(first.dtype, jnp.inexact) or jnp.finfo(first.dtype).nmant < jnp.finfo(expected).nmant:
         return wrong(name, "dtype", f"its cotangent is {first.dtype}, expected {expected}")
     eps = float(jnp.finfo(first.dtype).eps)
-    if is_exact and eps > DOUBLE:
+    if held_against.is_exact and eps > DOUBLE:
         judged = _narrow(own()[name], residual)
     else:
         judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
@@ -233,7 +235,13 @@ def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray) -> str:
 
 
 def _residual(
-    c: Called, n: int, samples: Sequence[Sample], hand: np.ndarray, oracle: np.ndarray, bars: np.ndarray
+    c: Called,
+    n: int,
+    samples: Sequence[Sample],
+    hand: np.ndarray,
+    oracle: np.ndarray,
+    bars: np.ndarray,
+    held_against: Oracle,
 ) -> Residual:
     def stack(of: Callable[[Sample], Any]) -> np.ndarray:
         return np.stack([of(s) for s in samples])
@@ -242,6 +250,17 @@ def _residual(
         if not is_differentiable(v):
             return v
         return v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+
+    def for_dys(others: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        """The oracle's for other dys, each given for all samples; asked again, point by point."""
+        of_samples: list[list[np.ndarray]] = []
+        for first in range(0, len(samples), COTANGENTS):
+            dys = [[v[s] for v in d.values()] for s in range(first, first + COTANGENTS) for d in others]
+            with jax.enable_x64(True):
+                found = held_against.cotangents(samples[first].leaves, dys, generator(n, 11), eps_of(samples[first].y))
+            values = iter([f.cotangents[n] for f in found])
+            of_samples += [[next(values) for _ in others] for _ in range(COTANGENTS)]
+        return [np.stack(v) for v in zip(*of_samples, strict=True)]
 
     with np.errstate(invalid="ignore"):
         size = np.max(np.abs(oracle), initial=0.0) or 1.0
@@ -256,4 +275,5 @@ def _residual(
         y={m: wide(stack(lambda s, i=i: s.y[i])) for i, m in enumerate(outputs)},
         dy={m: wide(stack(lambda s, i=i: s.dy[i])) for i, m in enumerate(outputs)},
         round_off=max(1e-10, 2 * float(relative) / SHARP),
+        for_dys=for_dys,
     )
