@@ -31,6 +31,7 @@ from bpref.verify.search_draw import (
 from bpref.verify.seed import seed_of
 from bpref.verify.simplify import simpler_arguments
 from bpref.verify.snippet import snippet
+from bpref.verify.subject import is_array
 
 FIRST, LATER = 40, 8
 """How many draws of values the plainest layout is tried with, and how many any other: each new one is compiled."""
@@ -121,7 +122,8 @@ def search(
         arguments that give these; `"i32[N]<V"`, integers below the size V; `"f32[N|1,d]"`, N or, broadcast, 1. A list
         or set, one of its values: hyperparameters, or strings such as these. A Hypothesis strategy that draws arrays.
         Tuples and dictionaries of all that; and any other value, an array too, as it is.
-      seconds: when to stop; making a failing case smaller may take as long again.
+      seconds: when to stop; making a failing case smaller may take as long again. A case that would not be through by
+        then, compilation included, is not begun.
       key: the seed of every draw, a whole number or a `jax.random.key`; left out, a new one, which the report names.
       examples: how many cases to try at most.
 
@@ -129,6 +131,7 @@ def search(
       ImportError: Hypothesis is not installed.
       TypeError, ValueError: the specifications cannot be read.
     """
+    start = time.monotonic()
     _require_hypothesis()
     key = seed_of("search", key)
     for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
@@ -138,7 +141,7 @@ def search(
         raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
     template = as_template(specs)
     _require_fitting(fun, template)
-    hunt = _Hunt(fun, template, reference, backward, key, seconds)
+    hunt = _Hunt(fun, template, reference, backward, key, start, seconds)
     with _leaving_nothing_behind():
         hunt.explore(examples)
         found = hunt.smallest()
@@ -174,11 +177,15 @@ class _Failed(Exception):
 class _Hunt:
     """One search: what was tried so far, and what failed."""
 
-    def __init__(self, fun: Any, template: Template, reference: Any, backward: Any, key: int, seconds: float):
+    def __init__(
+        self, fun: Any, template: Template, reference: Any, backward: Any, key: int, start: float, seconds: float
+    ):
         self.fun, self.template, self.key = fun, template, key
         self.options = {"reference": reference, "backward": backward, "key": key}
-        self.start = time.monotonic()
+        self.start = start
         self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
+        self.took = {True: 0.0, False: 0.0}
+        self.compiled: set[Any] = set()
         self.tried = self.refused = self.undecided = 0
         self.refusal = ""
         self.failing: tuple[_Case, Report] | None = None
@@ -188,7 +195,7 @@ class _Hunt:
         """Try layouts one after the other, each with many values, until one fails or the time is up."""
         for i, layout in enumerate(self._rounds()):
             n = min(FIRST if i == 0 else LATER, examples - self.tried)
-            if n <= 0 or time.monotonic() > self.end or self.failing:
+            if n <= 0 or not self._has_time(self.end, is_new=True) or self.failing:
                 return
             self._explore(layout, n, i)
 
@@ -200,7 +207,7 @@ class _Hunt:
             pass
         case, report = self.failing
         args = arguments(self.template, *case)
-        return simpler_arguments(args, report, self._like, lambda: time.monotonic() > self.shrunk_by)
+        return simpler_arguments(args, report, self._like, lambda: not self._has_time(self.shrunk_by, is_new=False))
 
     def _rounds(self) -> Iterator[Layout]:
         """The layouts; all of them again, if there are so few."""
@@ -236,9 +243,10 @@ class _Hunt:
         """Whether it fails, and as the first failing case did; it is then the one that is kept."""
         name = (case.layout, case.drawn.patterns, case.drawn.seed, tuple(map(id, case.drawn.given)))
         if name not in self.outcomes:
-            if time.monotonic() > (self.shrunk_by if self.failing else self.end):
+            args = arguments(self.template, *case)
+            if not self._has_time(self.shrunk_by if self.failing else self.end, _form(args) not in self.compiled):
                 return False
-            self.outcomes[name] = self._outcome(arguments(self.template, *case))
+            self.outcomes[name] = self._outcome(args)
         report = self.outcomes[name]
         if report is None or (self.failing and not _alike(report, self.failing[1])):
             return False
@@ -250,8 +258,21 @@ class _Hunt:
         outcome = self._outcome(args)
         return outcome if outcome is not None and _alike(outcome, report) else None
 
+    def _has_time(self, end: float, is_new: bool) -> bool:
+        """Whether a case is through by then, if it takes as long as the longest so far; a new one is compiled first."""
+        return time.monotonic() + self.took[is_new] <= end
+
     def _outcome(self, args: tuple) -> Report | None:
-        """The report, if the arguments fail."""
+        """The report, if the arguments fail; the time that it takes is noted."""
+        begin, form = time.monotonic(), _form(args)
+        try:
+            return self._checked(args)
+        finally:
+            is_new = form not in self.compiled
+            self.took[is_new] = max(self.took[is_new], time.monotonic() - begin)
+            self.compiled.add(form)
+
+    def _checked(self, args: tuple) -> Report | None:
         self.tried += self.failing is None
         try:
             with np.errstate(all="ignore"):
@@ -272,6 +293,11 @@ class _Hunt:
                     layout = case.layout._replace(sizes=sizes)
                     if is_possible(self.template, layout):
                         yield from (_Case(layout, case.drawn._replace(seed=seed)) for seed in (case.drawn.seed, 0, 1))
+
+
+def _form(args: tuple) -> str:
+    """What of the arguments a program is compiled for."""
+    return str([(v.shape, v.dtype) if is_array(v) else v for v in jax.tree.leaves(args)])
 
 
 def _alike(report: Report, other: Report) -> bool:

@@ -1,5 +1,7 @@
 """A program of a few lines that calls `bpref.check` once more with the very arguments that failed."""
 
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -9,57 +11,83 @@ from typing import Any
 import jax
 import numpy as np
 
+from bpref.verify.points import is_key
+from bpref.verify.reached import reached
+
 INDENT = "    np.array("
 
-Imports = dict[tuple[str, str], None]
-"""The names that a program needs, each as its module and itself."""
+TAKEN = ("bpref", "jax", "jnp", "np", "report", "sys")
+"""Names that the program uses itself."""
+
+
+class _Names:
+    """The names that a program needs: those it imports, and those that are left to be filled in, with the place."""
+
+    def __init__(self) -> None:
+        self.imports: dict[tuple[str, str], str] = {}
+        self.folders: dict[str, None] = {}
+        self.missing: dict[str, str] = {}
+
+    def imported(self, module: str, name: str, folder: str = "") -> str:
+        """What `name` of a module is called in the program."""
+        if (module, name) not in self.imports:
+            taken = (*TAKEN, *self.imports.values(), *self.missing)
+            numbered = (f"{name}_{n}" for n in range(2, len(taken) + 3))
+            self.imports[module, name] = name if name not in taken else next(n for n in numbered if n not in taken)
+            if folder:
+                self.folders[folder] = None
+        return self.imports[module, name]
+
+    def lines(self) -> list[str]:
+        """The imports, one line a module."""
+        named = {m: [] for m in sorted({m for m, _ in self.imports})}
+        for (module, name), local in sorted(self.imports.items()):
+            named[module].append(name if name == local else f"{name} as {local}")
+        return [f"from {module} import {', '.join(of_module)}" for module, of_module in named.items()]
 
 
 def snippet(fun: Any, args: tuple, reference: Any, backward: Any, key: int) -> str:
     """A self-contained program: imports, the arguments as literals, the call.
 
-    A function that no import reaches (a lambda, one defined inside another) is left to be filled in, with the place
-    where it is defined.
+    A function is imported from where it can be: a module, a file, a class, under whatever name it stands there. One
+    that no import reaches (a lambda, one defined inside another) is left to be filled in, with the place where it is
+    defined.
     """
-    imports: Imports = {}
-    missing: dict[str, str] = {}
-    call = [_function(fun, "fun", imports, missing), *(_text(arg, imports, missing) for arg in args)]
+    names = _Names()
+    call = [_function(fun, "fun", names), *(_text(arg, names) for arg in args)]
     for name, f in (("reference", reference), ("backward", backward)):
         if f is not None:
-            call.append(f"{name}={_function(f, name, imports, missing)}")
+            call.append(f"{name}={_function(f, name, names)}")
     call.append(f"key={key}")
     wide = ['jax.config.update("jax_enable_x64", True)'] if jax.numpy.result_type(float) == np.float64 else []
-    filled_in = [f"{name} = ...  # {where}" for name, where in missing.items()]
+    filled_in = [f"{name} = ...  # {where}" for name, where in names.missing.items()]
     body = ",\n".join(f"    {part}" for part in call)
-    used = "\n".join([*filled_in, body])
-    modules = ["import jax"] * bool(wide) + ["import jax.numpy as jnp"] * ("jnp." in used)
-    modules += ["import numpy as np"] * ("np." in used.replace("jnp.", ""))
-    parts = [*modules, "", "import bpref", *_grouped(imports), "", *wide, *filled_in]
-    return "\n".join([*parts, f"report = bpref.check(\n{body},\n)", "print(report)", ""]).replace("\n\n\n", "\n\n")
+    used = "\n".join([*wide, *filled_in, body])
+    modules = ["import jax"] * bool(re.search(r"\bjax\.", used))
+    modules += ["import jax.numpy as jnp"] * ("jnp." in used) + ["import numpy as np"] * bool(
+        re.search(r"\bnp\.", used)
+    )
+    folders = [f"sys.path.insert(0, {folder!r})" for folder in names.folders]
+    parts = [*["import sys", ""] * bool(folders), *modules, "", *folders, "", "import bpref", *names.lines(), ""]
+    text = "\n".join([*parts, *wide, *filled_in, f"report = bpref.check(\n{body},\n)", "print(report)", ""])
+    return re.sub(r"\n{3,}", "\n\n", text).lstrip("\n")
 
 
-def _grouped(imports: Imports) -> list[str]:
-    modules = sorted({module for module, _ in imports})
-    return [f"from {module} import {', '.join(sorted(n for m, n in imports if m == module))}" for module in modules]
-
-
-def _function(f: Any, name: str, imports: Imports, missing: dict[str, str]) -> str:
+def _function(f: Any, name: str, names: _Names) -> str:
     """An expression for a function, by import where there is one."""
     if isinstance(f, partial):
-        keywords = [f"{k}={_text(v, imports, missing)}" for k, v in f.keywords.items()]
-        inner = [_function(f.func, name, imports, missing), *(_text(v, imports, missing) for v in f.args), *keywords]
-        imports["functools", "partial"] = None
-        return f"partial({', '.join(inner)})"
-    module: str = getattr(f, "__module__", None) or ""
-    qualname: str = getattr(f, "__qualname__", None) or getattr(f, "__name__", "")
-    place = sys.modules.get(module)
-    if place is not None and qualname.isidentifier() and getattr(place, qualname, None) is f:
-        path = getattr(place, "__file__", None)
-        module = Path(path).stem if module == "__main__" and path else module
-        if module != "__main__":
-            imports[module, qualname] = None
-            return qualname
-    missing[name] = f"{_where(f)}; fill in"
+        keywords = [f"{k}={_text(v, names)}" for k, v in f.keywords.items()]
+        inner = [_function(f.func, name, names), *(_text(v, names) for v in f.args), *keywords]
+        return f"{names.imported('functools', 'partial')}({', '.join(inner)})"
+    found = reached(f)
+    if found:
+        first, dot, rest = found.path.partition(".")
+        return names.imported(found.module, first, found.folder) + dot + rest
+    if inspect.ismethod(f) and reached(f.__self__):
+        return f"{_function(f.__self__, name, names)}.{f.__name__}"
+    while name in names.imports.values():
+        name += "_"
+    names.missing[name] = f"{_where(f)}; fill in"
     return name
 
 
@@ -69,18 +97,24 @@ def _where(f: Callable[..., Any]) -> str:
     return f"{name}, {Path(code.co_filename).name} line {code.co_firstlineno}" if code else name
 
 
-def _text(v: Any, imports: Imports, missing: dict[str, str]) -> str:
+def _text(v: Any, names: _Names) -> str:
     """A value as Python writes it; arrays with every digit."""
-    if hasattr(v, "dtype") and hasattr(v, "shape"):
+    if hasattr(v, "dtype") and hasattr(v, "shape") and not isinstance(v, type):
+        if is_key(v):
+            return f"jax.random.wrap_key_data({_array(np.asarray(jax.random.key_data(v)))})"
         return _array(np.asarray(v))
     if isinstance(v, tuple | list | dict):
         if type(v) is dict:
-            return "{" + ", ".join(f"{k!r}: {_text(x, imports, missing)}" for k, x in v.items()) + "}"
-        items = [_text(x, imports, missing) for x in v]
+            return "{" + ", ".join(f"{k!r}: {_text(x, names)}" for k, x in v.items()) + "}"
+        items = [_text(x, names) for x in v]
         if hasattr(v, "_fields"):
-            return f"{_function(type(v), type(v).__name__, imports, missing)}({', '.join(items)})"
+            return f"{_function(type(v), type(v).__name__, names)}({', '.join(items)})"
         return f"[{', '.join(items)}]" if isinstance(v, list) else f"({', '.join(items)}{',' * (len(items) == 1)})"
-    return _function(v, f"f{len(missing)}", imports, missing) if callable(v) else repr(v)
+    if isinstance(v, np.dtype):
+        return f"np.dtype({v.name!r})"
+    if isinstance(v, float) and not np.isfinite(v):
+        return f"float({str(v)!r})"
+    return _function(v, f"f{len(names.missing)}", names) if callable(v) else repr(v)
 
 
 def _array(v: np.ndarray) -> str:

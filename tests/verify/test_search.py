@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import bpref
-from bpref.verify.report import IMPRECISE
+from bpref.verify.report import IMPRECISE, Finding, Report, Verdict
 from bpref.verify.search import search
 from bpref.verify.search_draw import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of
 from bpref.verify.snippet import snippet
@@ -243,3 +243,30 @@ def test_what_a_search_is_not_asked(specs, options, kind, message):
     with pytest.raises(kind) as refused:
         bpref.search(rows_of, specs, **options)
     assert str(refused.value) == message
+
+
+class Clock:
+    """Stands still but for what a case takes: to be compiled, or to run once it is."""
+
+    def __init__(self, monkeypatch, cold, warm, verdict):
+        self.now, self.cold, self.warm, self.seen = 0.0, cold, warm, set()
+        self.report = Report("f", "oracle", 0, (Verdict("x", verdict, "", 0.0),), (Finding("x", "factor", ""),))
+        monkeypatch.setattr("bpref.verify.search.time", self)
+        monkeypatch.setattr("bpref.verify.search.check", self.check)
+
+    def monotonic(self):
+        return self.now
+
+    def check(self, fun, *args, **options):
+        self.now += self.warm if args[0].shape in self.seen else self.cold
+        self.seen.add(args[0].shape)
+        return self.report
+
+
+@pytest.mark.parametrize(("verdict", "most"), [("ok", 30), ("wrong", 60)])
+def test_a_case_that_would_take_longer_than_the_time_is_not_begun(verdict, most, monkeypatch):
+    clock = Clock(monkeypatch, cold=25.0, warm=0.5, verdict=verdict)
+    report = search(maximum, "f32[N,d]", seconds=30, key=1, examples=10**6)
+    assert most - 25 <= clock.now <= most
+    assert report.seconds == clock.now
+    assert report.found == (verdict == "wrong")
