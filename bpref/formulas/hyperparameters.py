@@ -7,6 +7,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,14 +74,26 @@ def is_number(v: Any) -> bool:
     return isinstance(v, np.generic) and jnp.issubdtype(v.dtype, jnp.floating)
 
 
-def as_numbers(v: Any) -> np.ndarray | None:
-    """`v`, a number or an array of them, in float64; `None` for what is neither."""
+def as_numbers(v: Any) -> Any:
+    """`v`, a number or an array of them, in float64; `None` for what is neither. What JAX traces stays traced."""
+    traced = any(map(is_traced, jax.tree.leaves(v)))
     try:
-        found = np.asarray(v)
-    except ValueError:
+        found = jnp.asarray(v) if traced else np.asarray(v)
+    except (TypeError, ValueError):
         return None
-    is_real = jnp.issubdtype(found.dtype, jnp.integer) or jnp.issubdtype(found.dtype, jnp.floating)
-    return found.astype(np.float64) if is_real else None
+    if not (jnp.issubdtype(found.dtype, jnp.integer) or jnp.issubdtype(found.dtype, jnp.floating)):
+        return None
+    return found.astype(jnp.promote_types(found.dtype, jnp.float32) if traced else np.float64)
+
+
+def is_traced(v: Any) -> bool:
+    """Whether `v` has no values yet."""
+    return isinstance(v, jax.core.Tracer)
+
+
+def fails(condition: Any) -> bool:
+    """Whether an array of booleans is known to hold a False: one without values is taken at its word."""
+    return not is_traced(condition) and not np.all(condition)
 
 
 def is_integer(n: Any) -> bool:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ FLAGS = [
     for p in inspect.signature(rule.make).parameters.values()
     if p.annotation is bool
 ]
+OTHERS = [
+    (rule, p.name)
+    for rule in RULES.values()
+    for p in inspect.signature(rule.make).parameters.values()
+    if p.annotation not in (bool, int, float) and p.name != "name"
+]
 
 
 def make(rule, **changed):
@@ -35,6 +42,15 @@ def make(rule, **changed):
     values = {Interval: lambda v: v.typical, Size: lambda v: 4}
     hyper = {name: values.get(type(v), lambda v: v)(v) for name, v in rule.cases[0].hyper.items()}
     return rule.make(**{**hyper, **changed})
+
+
+def refusal(rule, **changed) -> str:
+    """What `make` refuses them with; the rule's name alone where it takes them."""
+    try:
+        make(rule, **changed)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return f"{rule.name}: "
 
 
 def named(arguments):
@@ -49,6 +65,12 @@ def test_what_is_no_number_is_refused_by_the_name_of_the_argument(rule, name, ba
         return
     with pytest.raises(ValueError, match=rf"^{rule.name}: {name} is {re.escape(repr(bad))}, expected "):
         make(rule, **{name: bad})
+
+
+@pytest.mark.parametrize("bad", [3, 0.5, 1j, (1, 1), ((1, 2), 3), (None,), [[1, 2], [3, 4]], {"a": 1}, None], ids=repr)
+@pytest.mark.parametrize(("rule", "name"), OTHERS, ids=named(OTHERS))
+def test_what_is_no_tuple_no_choice_and_no_name_is_refused_by_the_name_of_the_argument_or_taken(rule, name, bad):
+    assert refusal(rule, **{name: bad}).startswith(f"{rule.name}: ")
 
 
 @pytest.mark.parametrize("bad", ["none", 1, None], ids=repr)
@@ -90,6 +112,11 @@ def test_what_is_no_boolean_is_refused(rule, name, bad):
         (lambda: bpref.quantile("x"), "quantile: tau is 'x', expected a number from 0 to 1, or several"),
         (lambda: bpref.quantile([0.5, math.nan]), "quantile: tau is nan, expected a number from 0 to 1"),
         (lambda: bpref.pad(((1, 1),), value="x"), "pad: value is 'x', expected a number"),
+        (
+            lambda: bpref.pad((1, 1)),
+            "pad: widths is (1, 1), expected a pair of non-negative integers for each axis",
+        ),
+        (lambda: bpref.einsum(3), "einsum: the equation is 3, expected a string such as 'ij,jk->ik'"),
     ],
 )
 def test_a_hyperparameter_that_is_none(call, message):
@@ -135,6 +162,28 @@ def test_class_weights_that_are_none(weights):
     assert str(error.value) == (
         f"softmax_cross_entropy: class_weights is {weights!r}, expected C numbers of at least 0, not all 0"
     )
+
+
+def test_weights_that_are_traced_count_as_those_that_are_not():
+    """Their values cannot be seen, so they are taken as they are; a tuple may hold some that are traced."""
+    x, labels, t = jnp.asarray([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]]), jnp.asarray([2, 0]), jnp.asarray([1, 0, 1])
+    calls = {
+        lambda w: bpref.softmax_cross_entropy(class_weights=w, smoothing=0.1): ((x, labels), [1.0, 2.0, 0.5]),
+        lambda w: bpref.sigmoid_cross_entropy(w): ((x[0], t), [1.0, 2.0, 0.5]),
+        lambda w: bpref.sigmoid_cross_entropy((w, 2.0, 0.5)): ((x[0], t), 1.5),
+        lambda tau: bpref.quantile(tau): ((x, x[:, 0]), [0.1, 0.5, 0.75]),
+        lambda tau: bpref.quantile([tau, 0.5, 0.75]): ((x, x[:, 0]), 0.25),
+    }
+    for make_layer, (at, weights) in calls.items():
+
+        def sweep(w, at, make_layer=make_layer):
+            y, _, dx = bpref.backpropagate(make_layer(w), (), at)
+            return y, dx
+
+        came, expected = jax.jit(sweep)(jnp.asarray(weights), at), sweep(weights, at)
+        assert jax.tree.map(lambda v: v.dtype, came) == jax.tree.map(lambda v: v.dtype, expected)
+        for v, e in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(v, e, rtol=3e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("weight", [math.inf, math.nan, "x", [], [1.0, 0.0]])

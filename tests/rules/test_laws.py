@@ -13,8 +13,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+import bpref
 from bpref.layer import as_function
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.catalogue import (
@@ -118,6 +119,15 @@ def values_in(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
             if isinstance(inner, Jaxpr | ClosedJaxpr):
                 yield from values_in(inner)
+
+
+def named_tuples_in(tree: Any) -> Iterator[type]:
+    """The types of the named tuples that a tree is made of."""
+    if isinstance(tree, tuple):
+        if hasattr(tree, "_fields"):
+            yield type(tree)
+        for part in tree:
+            yield from named_tuples_in(part)
 
 
 def first(dys):
@@ -276,6 +286,18 @@ def test_x64_changes_nothing_for_narrow_inputs(rule: Rule, case: Case, narrow: s
     (_, expected), (program, came) = traced(False), traced(True)
     assert came == expected
     assert [v for v in values_in(program.jaxpr) if v.dtype in ("float64", "complex128") and not v.weak_type] == []
+
+
+@EVERY_RULE
+def test_every_type_that_a_call_needs_is_a_public_name(rule: Rule):
+    """What params, x, y and hyperparameters are made of: a caller builds them, and messages ask for them by name."""
+    for case in rule.cases:
+        example = draw(rule, case, small(case), SEED)
+        with jax.enable_x64(True):
+            y = jax.eval_shape(example.layer.forward, example.params, example.x)[0]
+        for kind in named_tuples_in((example.params, example.x, y, *case.hyper.values())):
+            if not issubclass(kind, Interval | Size):
+                assert getattr(bpref, kind.__name__) is kind
 
 
 @EVERY_RULE

@@ -66,7 +66,7 @@ def glu(gate: str = "sigmoid") -> Layer:
       TypeError: x is not floating-point.
     """
     who = "glu"
-    if gate not in GATES:
+    if gate not in tuple(GATES):
         raise ValueError(f"{who}: gate is {gate!r}, expected one of {', '.join(sorted(GATES))}")
     g = GATES[gate]()
 

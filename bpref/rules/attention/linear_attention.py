@@ -96,7 +96,7 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
     """
     who = "linear_attention"
     require_flags(who, normalize=normalize, causal=causal)
-    if features not in FEATURES:
+    if features not in tuple(FEATURES):
         raise ValueError(f"{who}: features is {features!r}, expected one of {', '.join(map(repr, FEATURES))}")
     require_size(who, "chunk", chunk)
     phi, slope = FEATURES[features]

@@ -112,7 +112,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
     """The layer that error messages call `who`."""
     require_flags(who, gated=gated, bias=bias)
     require_size(who, "hidden", hidden)
-    if activation not in GATES:
+    if activation not in tuple(GATES):
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(GATES))}")
     require_norm(who, norm)
     require_positive(who, "eps", eps)

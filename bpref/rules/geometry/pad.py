@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
@@ -36,6 +37,8 @@ from bpref.rule import Case, Real, Rule
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "circular": "wrap"}
 """What padding is called here, and in NumPy."""
+
+SEVERAL = (tuple, list, np.ndarray)
 
 
 class PadCache(NamedTuple):
@@ -61,11 +64,10 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
       TypeError: x is not floating-point.
     """
     who = "pad"
-    if any(len(w) != 2 or not all(is_integer(n) and n >= 0 for n in w) for w in widths):
+    if not isinstance(widths, SEVERAL) or not all(map(_is_width, widths)):
         raise ValueError(f"{who}: widths is {widths!r}, expected a pair of non-negative integers for each axis")
-    if mode not in MODES:
+    if mode not in tuple(MODES):
         raise ValueError(f"{who}: mode is {mode!r}, expected one of {', '.join(MODES)}")
-
     if not is_number(value):
         raise ValueError(f"{who}: value is {value!r}, expected a number")
 
@@ -91,6 +93,10 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
         return (), cast(dx, dy.dtype)
 
     return Layer(no_params, forward, backward, who)
+
+
+def _is_width(w: object) -> bool:
+    return isinstance(w, SEVERAL) and len(w) == 2 and all(is_integer(n) and n >= 0 for n in w)
 
 
 def _folded(dy: Array, axis: int, before: int, after: int, mode: str) -> Array:

@@ -157,6 +157,8 @@ def _parse(who: str, equation: str) -> Equation:
     def refuse(why):
         raise ValueError(f"{who}: the equation is {equation!r}, {why}")
 
+    if not isinstance(equation, str):
+        refuse("expected a string such as 'ij,jk->ik'")
     text = equation.replace(" ", "")
     operands, arrow, output = text.partition("->")
     if not arrow or operands.count(",") != 1 or "," in output:

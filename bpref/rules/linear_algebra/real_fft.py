@@ -71,7 +71,7 @@ def real_fft(
     """
     who = "real_fft"
     require_flags(who, inverse=inverse)
-    if norm not in OPPOSITE:
+    if norm not in tuple(OPPOSITE):
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
     if length is not None and not inverse:
         raise ValueError(f"{who}: length is {length}, which only the inverse has; n is the size of x's axis")

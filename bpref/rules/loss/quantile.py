@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Int8
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import as_numbers, require_share
+from bpref.formulas.hyperparameters import as_numbers, is_traced, require_share
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -54,6 +54,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
 
     Args:
       tau: the quantile that is predicted, from 0 to 1; or K of them, one for each number in the prediction's last axis.
+        An array that is traced is taken as it is: its values cannot be seen.
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
@@ -67,7 +68,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
     taus = as_numbers(tau)
     if taus is None or taus.ndim > 1 or taus.size == 0:
         raise ValueError(f"{who}: tau is {tau!r}, expected a number from 0 to 1, or several")
-    for value in taus.ravel().tolist():
+    for value in [] if is_traced(taus) else taus.ravel().tolist():
         require_share(who, "tau", value)
     is_several = taus.ndim == 1
 

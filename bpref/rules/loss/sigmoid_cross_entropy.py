@@ -43,7 +43,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import as_numbers
+from bpref.formulas.hyperparameters import as_numbers, fails, is_traced
 from bpref.formulas.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -59,7 +59,8 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
 
     Args:
       positive_weight: w, how much a positive answer counts beside a negative one; a number, or one for each class of
-        the last axis. The number of negatives by the number of positives gives both the same influence.
+        the last axis. The number of negatives by the number of positives gives both the same influence. An array that
+        is traced is taken as it is: its values cannot be seen.
 
     Returns:
       A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in the logits' dtype. The
@@ -73,11 +74,11 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
     """
     who = "sigmoid_cross_entropy"
     weights = as_numbers(positive_weight)
-    if weights is None or weights.ndim > 1 or weights.size == 0 or not ((weights > 0) & (weights < math.inf)).all():
+    if weights is None or weights.ndim > 1 or weights.size == 0 or fails((weights > 0) & (weights < math.inf)):
         raise ValueError(
             f"{who}: positive_weight is {positive_weight!r}, expected a positive number, or one for each C"
         )
-    is_weighted = not (weights == 1).all()
+    is_weighted = is_traced(weights) or fails(weights == 1)
 
     def forward(params, pair):
         x, t = as_pair(who, pair)

@@ -59,7 +59,13 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating, wide_dtype, widen, widen_integers
-from bpref.formulas.hyperparameters import as_numbers, require_integer_or_none, require_non_negative, require_share
+from bpref.formulas.hyperparameters import (
+    as_numbers,
+    fails,
+    require_integer_or_none,
+    require_non_negative,
+    require_share,
+)
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
@@ -83,7 +89,8 @@ def softmax_cross_entropy(
       smoothing: s in [0, 1]; the target t becomes q = (1 - s) t + s / C, as in `optax.smooth_labels`.
       ignored: a label, such as -1, whose positions give no loss and no gradient, and do not count in the mean.
       z_loss: the weight of the squared log-sum-exp, which keeps logits from drifting (PaLM: 1e-4).
-      class_weights: w, how much each class counts, C numbers; of labels the mean is weighted by them as well.
+      class_weights: w, how much each class counts, C numbers; of labels the mean is weighted by them as well. An array
+        that is traced is taken as it is: its values cannot be seen.
 
     Returns:
       A layer with params `()`, x `(logits, target)` and y the scalar J in the logits' dtype. The logits are
@@ -103,7 +110,9 @@ def softmax_cross_entropy(
     require_non_negative(who, "z_loss", z_loss)
     require_integer_or_none(who, "ignored", ignored)
     w = None if class_weights is None else as_numbers(class_weights)
-    if class_weights is not None and not (w is not None and w.ndim == 1 and (w >= 0).all() and 0 < w.sum() < math.inf):
+    if class_weights is not None and (
+        w is None or w.ndim != 1 or fails(w >= 0) or fails((w.sum() > 0) & (w.sum() < math.inf))
+    ):
         raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")
 
     def forward(params, x):
@@ -143,7 +152,7 @@ def softmax_cross_entropy(
         v, N = _positions(y, logits)
         g = dJ / N
         pull = v * (2 * z_loss * (m + jnp.log(S))) if z_loss else jnp.zeros_like(S)
-        even = smoothing * (1.0 if w is None else float(w.mean()))
+        even = smoothing * (1.0 if w is None else w.mean().astype(S.dtype))
         at_y = g * (((pull + even) * E - (1 - smoothing) * v * R) / S)
         rate = g * (((1 - smoothing) * v + even + pull) / S)
         slope = jnp.where(is_own(y, d), at_y, rate * e)
@@ -228,7 +237,7 @@ def _block(C: int) -> int:
     return C // count if count > 1 else 1
 
 
-def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | None) -> None:
+def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | Array | None) -> None:
     require_floating(who, "logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{who}: logits has shape {logits.shape}, expected (..., C) with at least one class C")

@@ -118,7 +118,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
     who = "wasserstein_critic"
     if not isinstance(widths, tuple) or not widths or not all(isinstance(n, int) and n > 0 for n in widths):
         raise ValueError(f"{who}: widths is {widths!r}, expected a tuple of positive integers such as (64, 64)")
-    if activation not in _ACTIVATIONS:
+    if activation not in tuple(_ACTIVATIONS):
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
     require_non_negative(who, "penalty", penalty)
     f, slope, curvature = _ACTIVATIONS[activation]

@@ -142,7 +142,7 @@ def mixture_of_experts(
         require_size(who, argument, n)
     if k > experts:
         raise ValueError(f"{who}: k is {k}, expected at most the number of experts E = {experts}")
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
     require_count(who, "shared", shared)
     if capacity_factor is not None and not (is_number(capacity_factor) and 0 <= capacity_factor < math.inf):
