@@ -60,10 +60,19 @@ class Checker(NamedTuple):
 
 def by_bpref(forward: Forward, backward: Backward) -> Ask:
     """`bpref.check`. An exception is no answer: on a wrong derivation it counts as a miss."""
+    return _reporting(lambda args, key: bpref.check(forward, *args, backward=backward, key=key))
 
+
+def by_rule(forward: Forward, backward: Backward) -> Ask:
+    """`bpref.check` of the `custom_vjp` function."""
+    rule = with_rule(forward, backward)
+    return _reporting(lambda args, key: bpref.check(rule, *args, key=key))
+
+
+def _reporting(check: Callable[[tuple, int], Report]) -> Ask:
     def ask(args: tuple, key: int) -> Answer:
         try:
-            report = bpref.check(forward, *args, backward=backward, key=key)
+            report = check(args, key)
         except Exception as error:
             return Answer(False, _first_line(error), raised=True)
         return Answer(report.ok, "" if report.ok else f"{report.verdict}: {report.findings[:1]}", accused_in(report))
@@ -84,9 +93,9 @@ def _root(where: str) -> str:
     return re.split(r"[.\[]", where)[0]
 
 
-def by_check_grads(forward: Forward, backward: Backward) -> Ask:
-    """`jax.test_util.check_grads` in reverse mode."""
-    return _asking(forward, backward, lambda f, args: check_grads(f, args, order=1, modes=["rev"]))
+def by_check_grads(forward: Forward, backward: Backward, adapt: Callable[[Forward], Forward] = lambda f: f) -> Ask:
+    """`jax.test_util.check_grads` in reverse mode, of the `custom_vjp` function that `adapt` is applied to."""
+    return _asking(forward, backward, lambda f, args: check_grads(adapt(f), args, order=1, modes=["rev"]))
 
 
 def by_chex(forward: Forward, backward: Backward) -> Ask:

@@ -15,7 +15,7 @@ from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
-from bpref.verify.program import quick_compilation
+from bpref.verify.running import quick_compilation
 
 ALPHA = 0.1
 

@@ -124,7 +124,7 @@ def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared
 def run(example: Example, ready: Prepared) -> tuple[Point, Seen]:
     """The example as a point in float64, and what is seen there."""
     point = Point(jax.tree.leaves((example.params, example.x)), jax.tree.leaves(example.dys))
-    return point, run_in_float64(ready.wide, [point])[0]
+    return point, run_in_float64(ready.wide.run, [point])[0]
 
 
 def examine(example: Example, ready: Prepared | None = None) -> tuple[list[Finding], float]:

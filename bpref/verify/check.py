@@ -80,7 +80,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     held = _held(ready, wide, seen, rounding)
     if ready.casts_to and not ready.is_lifted and any(h.is_wrong for h in held.values()):
         ready = lifted(ready)
-        seen = run_in_float64(ready.wide, wide)
+        seen = run_in_float64(ready.wide.run, wide)
         rounding = rounding_at(ready, wide)
         held = _held(ready, wide, seen, rounding)
     together = stacked(seen)
@@ -88,19 +88,22 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     laws += linearity(together, rounding) if linear else []
     said = [*ready.formal, *_absent(ready, together), *laws]
     drawn = scales(linear) if linear else (1.0,) * len(narrow)
-    rows = _precision(ready, narrow, wide, held, together.y_oracle | unscaled(together.oracle, drawn))
+    of_itself = set(together.y_oracle) if ready.subject.oracle == OWN_PRIMAL else set()
+    accused = {f.where for f in said} | {name for name, h in held.items() if h.is_wrong}
+    judged = [
+        name
+        for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle))
+        if name not in of_itself or name in accused
+    ]
+    looked_at = {name: held[name] for name in judged if name in held}
+    rows = _precision(ready, narrow, wide, looked_at, together.y_oracle | unscaled(together.oracle, drawn))
     residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
-    for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle)):
+    for name in judged:
         in_dtypes, coarse = rows.get(name, ((), ()))
         of_name = tuple(f for f in said if f.where == name)
-        is_plain_output = name in together.y_oracle and ready.subject.oracle == OWN_PRIMAL
-        if is_plain_output and not of_name and not held[name].is_wrong:
-            continue
-        evidence = Evidence(
-            name, held.get(name), of_name, partial(residual_of, name, held.get(name)), in_dtypes, coarse
-        )
-        verdict, found = judge(evidence)
+        residual = partial(residual_of, name, held.get(name))
+        verdict, found = judge(Evidence(name, held.get(name), of_name, residual, in_dtypes, coarse))
         verdicts.append(verdict)
         findings += found
     oracle = f"float64 oracle: {ready.subject.oracle}"

@@ -105,15 +105,34 @@ def _rounded_at_random(v: Any, place: int, keeps_whole: bool = False) -> Any:
 @partial(jax.jit, static_argnames="keeps_whole")
 def _round(v: Any, place: Any, keeps_whole: bool) -> Any:
     """Under jit, so that it is traced and lowered once for each shape and not for each operation."""
-    # Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
     index = jax.lax.iota(np.uint64, v.size).reshape(v.shape)
-    bits = (jax.lax.bitcast_convert_type(v, np.uint64) + (index + place) * STEP) * MIX
-    bits = (bits ^ (bits >> np.uint64(32))) * MIX
-    # A sign and 52 digits. Half a unit at least: less would be rounded away, and look like a sound digit.
-    units = jax.lax.bitcast_convert_type((bits & SIGN_AND_DIGITS) | ONE_HALF, np.float64)
-    noise = 1 + EPS * units
+    noise = jax.lax.bitcast_convert_type(_noise(jax.lax.bitcast_convert_type(v, np.uint64), index + place), np.float64)
+    noise = 1 + EPS * noise
     if keeps_whole:
         noise = jnp.where(v == jnp.round(v), 1, noise)
     # Divided and not multiplied: XLA copies no division into whatever uses it. Of a product it makes as many copies as
     # there are paths from it to the outputs, and compiling them was most of a check.
     return v / noise
+
+
+def _noise(bits: Any, place: Any) -> Any:
+    """The bits of numbers from -1 to 1, by those of the values that are rounded, and by where they stand.
+
+    Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
+    """
+    bits = (bits + place * STEP) * MIX
+    bits = (bits ^ (bits >> np.uint64(32))) * MIX
+    # A sign and 52 digits. Half a unit at least: less would be rounded away, and look like a sound digit.
+    return (bits & SIGN_AND_DIGITS) | ONE_HALF
+
+
+def rounded_in_numpy(v: Any, place: int, primitive: str = "") -> Any:
+    """The result of an operation, or an input, rounded at random by NumPy; `place` is its number in the program."""
+    if primitive in EXACT or v.dtype not in (np.float64, np.complex128):
+        return v
+    parts = np.ascontiguousarray(v).reshape(-1).view(np.float64)
+    index = np.arange(parts.size, dtype=np.uint64) + np.uint64(crc32(place.to_bytes(4)))
+    noise = 1 + EPS * _noise(parts.view(np.uint64), index).view(np.float64)
+    if primitive in ARITHMETIC:
+        noise = np.where(parts == np.rint(parts), 1, noise)
+    return (parts / noise).view(v.dtype).reshape(v.shape)

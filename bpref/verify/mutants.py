@@ -20,8 +20,8 @@ from bpref.verify.loops import CONTROL_FLOW
 from bpref.verify.measure import relative_error
 from bpref.verify.mutations import Mutation, Step, differs_at_ties_only, mutations
 from bpref.verify.points import fill, generator, is_specification, near, smallest_axis
-from bpref.verify.program import quick_compilation
 from bpref.verify.rewrite import as_it_is
+from bpref.verify.running import quick_compilation
 
 POINTS = 5
 EQUAL = 1e-13

@@ -1,4 +1,4 @@
-"""Everything about a subject that does not depend on the values: traced and compiled once, kept for the next check."""
+"""Everything about a subject that does not depend on the values: traced once, kept for the next check."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -18,11 +18,10 @@ from bpref.verify.blame import (
     require_rule,
 )
 from bpref.verify.examine import ROUND_OFF, Point, Rounding, effect_of_rounding, run_in_float64, widened
-from bpref.verify.jitter import jittered
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import COTANGENTS, Program, Seen, compile_program, output_shapes, unchanged
+from bpref.verify.program import COTANGENTS, Program, Seen, output_shapes, trace_program, unchanged
 from bpref.verify.report import Finding
 from bpref.verify.rewrite import constants_of
 from bpref.verify.subject import Subject
@@ -64,7 +63,6 @@ class Prepared(NamedTuple):
       x64: whether narrow arguments are looked at with 64-bit numbers enabled, since the caller has them enabled.
       narrow: makes, once, the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
-      jittered: makes, once, the float64 program with every operation rounded at random.
       is_repeatable: asks, once, whether it is the same program when it is traced again.
     """
 
@@ -79,7 +77,6 @@ class Prepared(NamedTuple):
     x64: bool
     narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
-    jittered: Callable[[], Program]
     is_repeatable: Callable[[], bool]
 
 
@@ -114,7 +111,7 @@ _KEPT: OrderedDict[Hashable, Prepared] = OrderedDict()
 
 
 def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
-    """The programs of a subject, traced and compiled; `working` as `dtypes` of `check`.
+    """The programs of a subject, traced; `working` as `dtypes` of `check`.
 
     Those in the working dtypes are made when they are asked for: the derivation is decided without them.
     """
@@ -125,7 +122,6 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     require_outputs(subject, outputs)
     primal, is_lifted, round_off = subject.primal, False, ROUND_OFF
     in_own_mode = partial(x64_for, own, x64)
-    in_own_dtypes: Callable[[Callable], Callable] = unchanged
     try:
         wide = _in_float64(subject, specs, outputs)
     except (TypeError, ValueError):
@@ -154,7 +150,6 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         x64,
         narrow,
         tuple(formal),
-        cache(lambda: _in_float64(subject, specs, outputs, lambda f: jittered(in_own_dtypes(f)))),
         cache(lambda: _is_repeatable(subject, specs, outputs, x64)),
     )
 
@@ -162,16 +157,8 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
 def lifted(ready: Prepared) -> Prepared:
     """The same with every cast between floating-point dtypes left out of the float64 program."""
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ready.subject.leaves]
-
-    def in_float64(adapt: Callable[[Callable], Callable]) -> Program:
-        return _in_float64(ready.subject, specs, ready.outputs, adapt)
-
-    return ready._replace(
-        primal=lift(ready.subject.primal),
-        wide=in_float64(lift),
-        is_lifted=True,
-        jittered=cache(lambda: in_float64(lambda f: jittered(lift(f)))),
-    )
+    wide = _in_float64(ready.subject, specs, ready.outputs, lift)
+    return ready._replace(primal=lift(ready.subject.primal), wide=wide, is_lifted=True)
 
 
 def _in_float64(
@@ -179,7 +166,7 @@ def _in_float64(
 ) -> Program:
     with jax.enable_x64(True):
         dys = [_stack(_wide_spec(v)) for v in outputs]
-        return compile_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
+        return trace_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
 
 
 def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:
@@ -204,7 +191,7 @@ def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any], x6
     leaves = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
     with x64_for(dtypes, x64):
         dys = [_stack(v) for v in jax.tree.leaves(output_shapes(subject, leaves)) if is_differentiable(v)]
-        return Working(name, dtypes, [v.dtype for v in dys], compile_program(subject, leaves, dys))
+        return Working(name, dtypes, [v.dtype for v in dys], trace_program(subject, leaves, dys, derivation=False))
 
 
 def x64_for(dtypes: Iterable[Any], x64: bool) -> Any:
@@ -265,13 +252,13 @@ def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> t
     rng = fresh.generator(key, i, attempt)
     point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
     exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
-    (values,) = run_in_float64(ready.wide, [exact])
+    (values,) = run_in_float64(ready.wide.run, [exact])
     return point, exact, values
 
 
 def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
     """What round-off may make of each value at these points."""
-    return cache(lambda: effect_of_rounding(ready.wide, points, ready.jittered))
+    return cache(partial(effect_of_rounding, ready.wide, points))
 
 
 def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:

@@ -1,10 +1,10 @@
-"""The compiled program of an examination: a subject's forward and its backward, beside the oracle's.
+"""The program of an examination: a subject's forward and its backward, beside the oracle's.
 
-Everything a law compares is computed in one program, the hand's and the oracle's side by side: compiling is the cost.
+Everything a law compares is computed in one program, the hand's and the oracle's side by side: what both compute is
+computed once.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -13,33 +13,11 @@ import numpy as np
 
 from bpref.verify.naming import leaf_names
 from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.running import in_float64, when_run
 from bpref.verify.subject import Misfit, Subject, describe
 
 COTANGENTS = 2
 """How many random cotangents of the output each point is tried with."""
-
-QUICK_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
-
-@cache
-def quick_compilation() -> dict[str, Any]:
-    """Options for the same arithmetic in slower code, those of them that this version of XLA knows.
-
-    An examination runs each program a few times, and compiling it is the cost: they save four fifths of it.
-    """
-
-    def is_known(name: str, value: Any) -> bool:
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            return False
-        return True
-
-    return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
 
 
 class Seen(NamedTuple):
@@ -63,10 +41,11 @@ class Seen(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A subject traced and compiled for inputs of certain shapes and dtypes.
+    """A subject traced for inputs of certain shapes and dtypes, and ready to run.
 
     Attributes:
       run: `(leaves, dys) -> Seen`, of NumPy arrays.
+      rounded: the same in float64 with every operation rounded at random.
       traced: the program as JAX traced it, the subject's jaxpr and the oracle's in one.
       misfits: what is wrong with the form of a cotangent, by name.
       absent: the names of the differentiable arguments for which the backward returned `None`.
@@ -74,6 +53,7 @@ class Program(NamedTuple):
     """
 
     run: Callable[[list[Any], list[Any]], Seen]
+    rounded: Callable[[list[Any], list[Any]], Seen]
     traced: Any
     misfits: dict[str, str]
     absent: set[str]
@@ -94,12 +74,21 @@ def unchanged(f: Callable) -> Callable:
     return f
 
 
-def compile_program(
-    subject: Subject, leaves: list[Any], dys: list[Any], adapt: Callable[[Callable], Callable] = unchanged
+def trace_program(
+    subject: Subject,
+    leaves: list[Any],
+    dys: list[Any],
+    adapt: Callable[[Callable], Callable] = unchanged,
+    derivation: bool = True,
 ) -> Program:
-    """Trace and compile the examination of `subject` for inputs like these; `dys` are stacks of `COTANGENTS`.
+    """Trace the examination of `subject` for inputs like these; `dys` are stacks of `COTANGENTS`.
 
-    `adapt` is applied to the whole before it is traced: `lift`, to evaluate it in float64 whatever it casts down to.
+    Args:
+      subject, leaves, dys: what is examined, and the shapes and dtypes of its inputs.
+      adapt: applied to the whole before it is traced: `lift`, to evaluate it in float64 whatever it casts down to.
+      derivation: whether it is examined in float64, with the cotangents that the laws need. It is not compiled then,
+        where it is small. False for a program in the dtypes that it is used in, compiled when it is first run, as
+        XLA's rounding is what is looked at.
     """
     misfits: dict[str, str] = {}
     absent: set[str] = set()
@@ -113,39 +102,40 @@ def compile_program(
         nonlocal unbatched
         y, pull = subject.sweep(leaves)
         y_oracle, cotangents = with_cotangents(subject.primal, leaves)
-        more = [jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]) for v in dys]
+        more = [jnp.stack([*v, 2 * v[0] - 3 * v[1], jnp.zeros_like(v[0])]) for v in dys] if derivation else dys
 
         def by_oracle(dy):
             cotangent = cotangents(completed(dy, y_oracle))[0]
             return {name: c for name, c in zip(subject.names, cotangent, strict=True) if c is not None}
 
-        alone = by_hand(pull, y, [v[0] for v in dys])
+        alone = by_hand(pull, y, [v[0] for v in dys]) if derivation else {}
         try:
             together = jax.vmap(lambda dy: by_hand(pull, y, dy))(more)
         except NotImplementedError as error:
             unbatched = str(error).splitlines()[0]
-            each = [by_hand(pull, y, [v[i] for v in more]) for i in range(COTANGENTS + 2)]
-            together = {name: jnp.stack([e[name] for e in each]) for name in alone}
-        oracle = [by_oracle([v[i] for v in dys]) for i in range(COTANGENTS)] if unbatched else None
-        stacked = jax.vmap(by_oracle)(dys) if oracle is None else jax.tree.map(lambda *v: jnp.stack(v), *oracle)
+            together = _one_by_one(lambda dy: by_hand(pull, y, dy), more)
+        stacked = _one_by_one(by_oracle, dys) if unbatched else jax.vmap(by_oracle)(dys)
         return _outputs(output, y), _outputs(output, y_oracle), together, stacked, alone
 
     traced = jax.jit(adapt(examined)).trace(leaves, dys)
-    compiled = traced.lower().compile(compiler_options=quick_compilation())
+    plain, rounded = in_float64(traced) if derivation else (when_run(traced),) * 2
 
-    def run(leaves, dys):
-        y, y_oracle, together, oracle, alone = jax.device_get(compiled(leaves, dys))
-        return Seen(
-            y,
-            y_oracle,
-            {name: v[:COTANGENTS] for name, v in together.items()},
-            oracle,
-            {name: v[COTANGENTS] for name, v in together.items()},
-            {name: v[COTANGENTS + 1] for name, v in together.items()},
-            alone,
-        )
+    def seen_by(run):
+        def seen(leaves, dys):
+            y, y_oracle, together, oracle, alone = run(leaves, dys)
+            drawn = {name: v[:COTANGENTS] for name, v in together.items()}
+            of_laws = ({name: v[i] for name, v in together.items() if derivation} for i in (COTANGENTS, COTANGENTS + 1))
+            return Seen(y, y_oracle, drawn, oracle, *of_laws, alone)
 
-    return Program(run, traced, misfits, absent, unbatched)
+        return seen
+
+    return Program(seen_by(plain), seen_by(rounded), traced, misfits, absent, unbatched)
+
+
+def _one_by_one(f: Callable[[list[Any]], dict[str, Any]], stacks: list[Any]) -> dict[str, Any]:
+    """What `vmap` of `f` gives, without it."""
+    each = [f([v[i] for v in stacks]) for i in range(len(stacks[0]))]
+    return {name: jnp.stack([e[name] for e in each]) for name in each[0]}
 
 
 def run_traced(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, Any]:

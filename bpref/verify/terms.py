@@ -12,7 +12,8 @@ import numpy as np
 from bpref.verify.examine import Point
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.paths import split_paths
-from bpref.verify.program import completed, quick_compilation
+from bpref.verify.program import completed
+from bpref.verify.running import in_float64
 
 
 def contributions(
@@ -39,16 +40,17 @@ def contributions(
             return {n: c for n, c in zip(names, pull(completed(dy, y))[0], strict=True) if c is not None}
 
         of_all = jax.vmap(jax.vmap(cotangents, (0, None, None)), (None, None, 0))
-        compiled = jax.jit(of_all, compiler_options=quick_compilation())
 
         def with_closed(closed: np.ndarray) -> dict[str, np.ndarray]:
             """Cotangents with all paths open, and then with each row's closed; (samples, 1 + rows, *shape)."""
             masks = 1.0 - np.concatenate([np.zeros((1, len(labels))), closed])
-            seen = [jax.device_get(compiled(masks, p.leaves, p.dys)) for p in points]
+            seen = [run(masks, p.leaves, p.dys) for p in points]
             return {name: np.concatenate([s[name] for s in seen]) for name in seen[0]}
 
         groups = _groups(labels)
         closed = np.stack([np.isin(np.arange(len(labels)), paths) for paths in groups.values()]).astype(float)
+        masks = np.ones((1 + len(groups), len(labels)))
+        run, _ = in_float64(jax.jit(of_all).trace(masks, leaves, points[0].dys))
         joined = with_closed(closed)
         idle = [all(_is_nothing(v[:, 0] - v[:, k + 1], v[:, 0]) for v in joined.values()) for k in range(len(groups))]
         if any(idle):

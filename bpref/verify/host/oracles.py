@@ -12,7 +12,8 @@ from bpref.verify.lift import lift, narrowest
 from bpref.verify.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.prepare import x64_for
-from bpref.verify.program import completed, quick_compilation
+from bpref.verify.program import completed
+from bpref.verify.running import quick_compilation
 from bpref.verify.subject import Subject
 
 NUMBERS = "numerical oracle: finite differences of {}, extrapolated, with error bars"
