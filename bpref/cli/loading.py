@@ -106,7 +106,7 @@ def blaming(text: str, option: str = "") -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if any(note.startswith("bpref:") for note in getattr(error, "__notes__", ())):
             raise
         place = _users_line(error)
@@ -121,6 +121,8 @@ def blaming(text: str, option: str = "") -> Iterator[None]:
 def _imported(module: str, before: str) -> ModuleType:
     """A module by its name, from the current directory and its `src` too; or by its file."""
     is_file = module.endswith(".py")
+    if not is_file and not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"{before}{module!r} is no module's name; a file is named as FILE.py:FUNCTION")
     root, name = _root_and_name(Path(module), before) if is_file else (Path.cwd(), module)
     for place in (Path.cwd() / SOURCES, root):
         if place.is_dir() and str(place) not in sys.path:

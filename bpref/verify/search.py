@@ -141,9 +141,9 @@ def search(
         raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
     template = as_template(specs)
     _require_fitting(fun, template)
-    hunt = _Hunt(fun, template, reference, backward, key, start, seconds)
+    hunt = _Hunt(fun, template, reference, backward, key, start, seconds, examples)
     with _leaving_nothing_behind():
-        hunt.explore(examples)
+        hunt.explore()
         found = hunt.smallest()
     known = (function_name(fun), key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
     if found is None:
@@ -178,7 +178,15 @@ class _Hunt:
     """One search: what was tried so far, and what failed."""
 
     def __init__(
-        self, fun: Any, template: Template, reference: Any, backward: Any, key: int, start: float, seconds: float
+        self,
+        fun: Any,
+        template: Template,
+        reference: Any,
+        backward: Any,
+        key: int,
+        start: float,
+        seconds: float,
+        examples: int,
     ):
         self.fun, self.template, self.key = fun, template, key
         self.options = {"reference": reference, "backward": backward, "key": key}
@@ -186,18 +194,18 @@ class _Hunt:
         self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
         self.took = {True: 0.0, False: 0.0}
         self.compiled: set[Any] = set()
+        self.most = examples
         self.tried = self.refused = self.undecided = 0
         self.refusal = ""
         self.failing: tuple[_Case, Report] | None = None
         self.outcomes: dict[Any, Report | None] = {}
 
-    def explore(self, examples: int) -> None:
+    def explore(self) -> None:
         """Try layouts one after the other, each with many values, until one fails or the time is up."""
         for i, layout in enumerate(self._rounds()):
-            n = min(FIRST if i == 0 else LATER, examples - self.tried)
-            if n <= 0 or not self._has_time(self.end, is_new=True) or self.failing:
+            if self.tried >= self.most or not self._has_time(self.end, is_new=True) or self.failing:
                 return
-            self._explore(layout, n, i)
+            self._explore(layout, FIRST if i == 0 else LATER, i)
 
     def smallest(self) -> tuple[tuple, Report] | None:
         """The failing case, of smaller sizes and with simpler values if it fails with these too."""
@@ -244,6 +252,8 @@ class _Hunt:
         name = (case.layout, case.drawn.patterns, case.drawn.seed, tuple(map(id, case.drawn.given)))
         if name not in self.outcomes:
             args = arguments(self.template, *case)
+            if self.tried >= self.most and not self.failing:
+                return False
             if not self._has_time(self.shrunk_by if self.failing else self.end, _form(args) not in self.compiled):
                 return False
             self.outcomes[name] = self._outcome(args)
@@ -259,7 +269,12 @@ class _Hunt:
         return outcome if outcome is not None and _alike(outcome, report) else None
 
     def _has_time(self, end: float, is_new: bool) -> bool:
-        """Whether a case is through by then, if it takes as long as the longest so far; a new one is compiled first."""
+        """Whether a case is through by then, if it takes as long as the longest so far; a new one is compiled first.
+
+        The very first is tried however long the imports took.
+        """
+        if self.tried == 0 and self.end > self.start:
+            return True
         return time.monotonic() + self.took[is_new] <= end
 
     def _outcome(self, args: tuple) -> Report | None:

@@ -80,7 +80,10 @@ def parse_spec(text: str) -> Spec:
     """
     found = _SPEC.fullmatch(text.strip())
     if not found:
-        raise ValueError(f"{text!r} is no array specification; expected a dtype and a shape, such as f32[16,32]")
+        commas = "; arguments stand apart by spaces" * ("," in re.sub(r"\[[^\]]*\]", "", text))
+        raise ValueError(
+            f"{text!r} is no array specification; expected a dtype and a shape, such as f32[16,32]{commas}"
+        )
     dtypes = tuple(_dtype(name, text) for name in found["dtypes"].split("|"))
     axes = (found["axes"] or "").strip()
     shape = tuple(_axis(axis, text) for axis in axes.split(",")) if axes else ()

@@ -80,6 +80,8 @@ def test_a_search_shows_a_failing_case_with_the_program_for_it(capsys):
         (["tests.cli.nowhere:f"], "there is no module 'tests.cli.nowhere' in the current directory"),
         (["tests/nowhere.py:f"], "there is no file tests/nowhere.py"),
         ([DERIVATIONS], f"'{DERIVATIONS}' names no function; expected MODULE:FUNCTION or FILE.py:FUNCTION"),
+        (["tests/cli:f"], "'tests/cli' is no module's name; a file is named as FILE.py:FUNCTION"),
+        ([f"{DERIVATIONS}:exiting"], f"{DERIVATIONS}:exiting raised SystemExit: bye (tests/cli/derivations.py line"),
         ([f"{DERIVATIONS}:halve"], f"{DERIVATIONS}: unknown name 'halve'; the nearest is halved"),
         ([f"{DERIVATIONS}:Right.scaled"], f"{DERIVATIONS}:Right: unknown name 'scaled'; there is scale"),
         ([f"{DERIVATIONS}:not_callable"], f"{DERIVATIONS}:not_callable is of type Point and cannot be called"),

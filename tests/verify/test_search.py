@@ -270,3 +270,16 @@ def test_a_case_that_would_take_longer_than_the_time_is_not_begun(verdict, most,
     assert most - 25 <= clock.now <= most
     assert report.seconds == clock.now
     assert report.found == (verdict == "wrong")
+
+
+@pytest.mark.parametrize("examples", [1, 9, 45])
+def test_it_ends_with_as_many_cases_as_asked_for(examples, monkeypatch):
+    Clock(monkeypatch, cold=0.0, warm=0.0, verdict="ok")
+    assert search(maximum, "f32[2,3]", seconds=1, key=1, examples=examples).tried == examples
+
+
+def test_one_case_is_tried_however_long_the_imports_took(monkeypatch):
+    clock = Clock(monkeypatch, cold=1.0, warm=1.0, verdict="ok")
+    monkeypatch.setattr("bpref.verify.search._require_hypothesis", lambda: setattr(clock, "now", 5.0))
+    assert search(maximum, "f32[N]", seconds=3, key=1).tried == 1
+    assert search(maximum, "f32[N]", seconds=0, key=1).tried == 0

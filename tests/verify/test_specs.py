@@ -68,6 +68,11 @@ def test_names_bounds_and_alternatives_are_read():
         ),
         ("f32|bf16[2]", "'f32|bf16[2]': 2 dtypes; one is expected here, several are for a search"),
         ("f32[2]f32", "'f32[2]f32' is no array specification; expected a dtype and a shape, such as f32[16,32]"),
+        (
+            "f32[2],f32[3]",
+            "'f32[2],f32[3]' is no array specification; expected a dtype and a shape, such as f32[16,32]; arguments "
+            "stand apart by spaces",
+        ),
         (" ", "no array is specified; expected one for each argument, such as f32[16,32] f32[32]"),
     ],
 )
