@@ -1,7 +1,7 @@
 """`bpref audit`: every custom derivative rule inside a function, held against its own primal."""
 
-from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as
-from bpref.cli.loading import blaming, function, require_fitting
+from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as, target_named
+from bpref.cli.loading import blaming, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.verify.audit import audit as audit_rules
 from bpref.verify.seed import seed_of
@@ -22,7 +22,7 @@ def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile 
     """
     require_writable(json_file)
     with stdout_for_json(json_file):
-        fun = function(target)
+        fun = target_named(target)
         key = seed_of("--key", key)
         values = arguments(args, fun.module, key)
         require_fitting(target, fun.value, values)

@@ -33,4 +33,5 @@ def blaming_the_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise UsageError(str(error)) from error
+        is_of_a_file = isinstance(error, OSError) and error.filename is not None and error.strerror
+        raise UsageError(f"{error.filename}: {error.strerror}" if is_of_a_file else str(error)) from error

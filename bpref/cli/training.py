@@ -13,7 +13,7 @@ from bpref.cli.ending import leaving, say
 from bpref.cli.errors import blaming_the_input, blaming_the_size
 from bpref.compose import objective
 from bpref.layer import Layer
-from bpref.nearest import require_known
+from bpref.nearest import meant, require_known
 from bpref.train import loop
 from bpref.train.loop import Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
@@ -152,7 +152,7 @@ def choose_device(name: str | None) -> Any:
     """A device by the name of its platform; raises `ValueError` for an unknown name and where there is none."""
     if name is None:
         return jax.devices()[0]
-    require_known("device", name, DEVICES)
+    name = meant("device", name, DEVICES, {"cuda": "gpu", "rocm": "gpu"})
     try:
         return jax.devices(name)[0]
     except RuntimeError:

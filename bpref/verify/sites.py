@@ -124,8 +124,8 @@ def _arrays(tree: Any) -> Any:
 
 
 def _host(v: Any) -> Any:
-    """The value on the host; random keys stay what they are."""
-    return v if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
+    """The value on the host; random keys stay what they are. A literal may be a plain `True`."""
+    return v if not isinstance(v, bool) and jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
 
 
 def _cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:

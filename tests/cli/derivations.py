@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bpref
+
 
 @jax.custom_vjp
 def halved(x):
@@ -95,3 +97,5 @@ class Point(NamedTuple):
 
 
 not_callable = Point(1.0)
+
+layer = bpref.tanh()

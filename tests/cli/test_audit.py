@@ -41,6 +41,10 @@ def test_a_bad_call_is_one_line_and_ends_with_2(capsys):
         (f"{DERIVATIONS}:looped", "f32[N]"): "--args: 'f32[N]': axis 'N' has no size",
         (f"{DERIVATIONS}:looped", "f32[3] f32[3]"): f"{DERIVATIONS}:looped takes (x); --args gives 2: too many",
         (f"{DERIVATIONS}:raising", "f32[3]"): f"{DERIVATIONS}:raising raised KeyError: 'no such row' (tests/cli/deriv",
+        (
+            f"{DERIVATIONS}:layer",
+            "f32[3] f32[3]",
+        ): "audit: fun is the Layer tanh, whose backward is no custom rule; use",
         (f"{DERIVATIONS}:not_callable", "f32[3]"): f"{DERIVATIONS}:not_callable is of type Point and cannot be called",
     }
     for (target, args), message in wrong.items():

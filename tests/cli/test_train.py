@@ -185,6 +185,16 @@ def test_a_device_that_is_not_there(capsys):
     assert capsys.readouterr().err.startswith("bpref: device tpu: there is none here that JAX can use; there is cpu")
 
 
+def test_a_directory_that_cannot_be_made_is_named(capsys, csv_file, monkeypatch, tmp_path):
+    def refused(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    out = tmp_path / "run"
+    assert run(["train", "--data", str(csv_file), "--target", "y", *QUICK, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"bpref: {out}: Permission denied\n"
+
+
 def wrong_tanh():
     right = RULES["tanh"].make()
 

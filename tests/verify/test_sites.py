@@ -134,3 +134,13 @@ def test_static_arguments_make_different_sites():
 
 def test_a_function_without_rules_has_none():
     assert sites(lambda x: lax.map(jnp.tanh, x) @ x, X) == []
+
+
+def test_a_literal_that_is_a_plain_bool_is_an_input():
+    @jax.custom_vjp
+    def chosen(x, is_doubled):
+        return jnp.where(is_doubled, 2 * x, x)
+
+    chosen.defvjp(lambda x, b: (chosen(x, b), b), lambda b, dy: (jnp.where(b, 2 * dy, dy), None))
+    (site,) = sites(lambda x: chosen(x, True), np.ones(3, np.float32))
+    assert [v.dtype.name for v in site.calls[0]] == ["float32", "bool"]
