@@ -14,7 +14,7 @@ from bpref.verify.diagnose import diagnose
 from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
-from bpref.verify.kinks import Nearby, nearby
+from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
@@ -158,7 +158,7 @@ def judge(ready: Prepared, point: Point, seen: Seen) -> tuple[list[Finding], flo
 
 
 def weigh(
-    ready: Prepared, point: Point, seen: Seen, rounding: Rounding, neighbours: Nearby | None = None
+    ready: Prepared, point: Point, seen: Seen, rounding: Rounding, neighbours: Neighbourhood | None = None
 ) -> tuple[list[Held], list[Finding]]:
     """What was seen in float64, each value held against the oracle's, and those that are not linear."""
     held = hold(ready.wide, [point], [seen], rounding, neighbours=neighbours)
@@ -167,7 +167,8 @@ def weigh(
 
 def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list[tuple[str, str]]:
     """Which sabotages, by where and how, `judge` would not have rejected; it is not asked why."""
-    rounding, neighbours = rounding_at(ready, [point]), nearby(ready.wide.run, [point])
+    rounding = rounding_at(ready, [point])
+    neighbours = Neighbourhood(ready.wide.run, [point], ready.subject.names)
 
     def is_rejected(where: str, seen: Seen) -> bool:
         held, nonlinear = weigh(ready, point, seen, rounding, neighbours)

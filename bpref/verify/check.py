@@ -13,7 +13,10 @@ from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.host.check import check_numerically
 from bpref.verify.judge import Evidence, judge
+from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.points import is_specification
 from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at, sample, scales
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
@@ -76,17 +79,14 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
 
 def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     narrow, wide, seen = sample(ready, key, linear)
-    rounding = rounding_at(ready, wide)
-    held = _held(ready, wide, seen, rounding)
-    if ready.casts_to and not ready.is_lifted and any(h.is_wrong for h in held.values()):
+    rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)
+    if ready.casts_to and not ready.is_lifted and (nonlinear or any(h.is_wrong for h in held.values())):
         ready = lifted(ready)
         seen = run_in_float64(ready.wide.run, wide)
-        rounding = rounding_at(ready, wide)
-        held = _held(ready, wide, seen, rounding)
+        rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)
     together = stacked(seen)
-    laws = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
-    laws += linearity(together, rounding) if linear else []
-    said = [*ready.formal, *_absent(ready, together), *laws]
+    impure = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
+    said = [*ready.formal, *_absent(ready, together), *impure, *nonlinear]
     drawn = scales(linear) if linear else (1.0,) * len(narrow)
     of_itself = set(together.y_oracle) if ready.subject.oracle == OWN_PRIMAL else set()
     accused = {f.where for f in said} | {name for name, h in held.items() if h.is_wrong}
@@ -100,10 +100,10 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
     for name in judged:
-        in_dtypes, coarse = rows.get(name, ((), ()))
+        in_dtypes, faults = rows.get(name, ((), ()))
         of_name = tuple(f for f in said if f.where == name)
         residual = partial(residual_of, name, held.get(name))
-        verdict, found = judge(Evidence(name, held.get(name), of_name, residual, in_dtypes, coarse))
+        verdict, found = judge(Evidence(name, held.get(name), of_name, residual, in_dtypes, faults))
         verdicts.append(verdict)
         findings += found
     oracle = f"float64 oracle: {ready.subject.oracle}"
@@ -125,8 +125,16 @@ def _impure(
     return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where], initial=0.0))]
 
 
-def _held(ready: Prepared, points: list[Point], seen: list[Seen], rounding: Rounding) -> dict[str, Held]:
-    return {h.where: h for h in hold(ready.wide, points, seen, rounding, ready.round_off)}
+def _looked_at(
+    ready: Prepared, points: list[Point], seen: list[Seen], linear: bool
+) -> tuple[Rounding, dict[str, Held], list[Finding]]:
+    """What round-off may make of each value, each held against the oracle's, and those that are not linear in dy."""
+    rounding = rounding_at(ready, points)
+    # Values that nobody chose lie on no kink.
+    chosen = any(is_differentiable(v) and not is_specification(v) for v in ready.subject.leaves)
+    neighbours = Neighbourhood(ready.wide.run, points, ready.wide.names, special=(0,) if chosen else ())
+    held = hold(ready.wide, points, seen, rounding, ready.round_off, neighbours)
+    return rounding, {h.where: h for h in held}, linearity(stacked(seen), rounding) if linear else []
 
 
 def _notes(ready: Prepared) -> tuple[str, ...]:
@@ -141,12 +149,18 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
 
 def _precision(
     ready: Prepared, narrow: list[Point], wide: list[Point], held: dict[str, Held], truth: dict[str, np.ndarray]
-) -> dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]]:
-    """For each value: its errors in every working dtype, and those of them that are worse than autodiff's."""
-    found: dict[str, tuple[tuple[Precision, ...], tuple[Precision, ...]]] = {}
+) -> dict[str, tuple[tuple[Precision, ...], tuple[Finding, ...]]]:
+    """For each value: its errors in every working dtype, and what is wrong with it there; one fault for each dtype."""
+    found: dict[str, tuple[tuple[Precision, ...], tuple[Finding, ...]]] = {}
     for working in ready.narrow():
-        for name, row in precision.rows_in(ready, working, narrow, wide, held, truth).items():
-            p = row.summary()
-            before, coarse = found.get(name, ((), ()))
-            found[name] = (*before, p), (*coarse, p) if row.is_coarse else coarse
+        drawn = precision.rows_in(ready, working, narrow, wide, held, truth)
+        more = [
+            precision.rows_in(ready, working, narrow[:1], wide[:1], held, None, draw)
+            for draw in precision.DRAWS
+            if draw
+        ]
+        for name, row in drawn.items():
+            faults = [r[name].fault for r in (drawn, *more) if name in r and r[name].fault]
+            before, known = found.get(name, ((), ()))
+            found[name] = (*before, row.summary()), (*known, *faults[:1])
     return found

@@ -67,7 +67,8 @@ def residuals(
 
     def of_cotangent(name: str, held: Held | None) -> Residual:
         level: Callable[[Arrays], Arrays] = dict if name in nonlinear else scaled
-        hand, oracle = level(seen.hand), level(seen.oracle)
+        right = {name: held.oracle} if held else {}
+        hand, oracle = level(seen.hand), level(seen.oracle | right)
         outputs = {n: np.repeat(v, COTANGENTS, axis=0) for n, v in seen.y_oracle.items()}
         return Residual(
             where=name,

@@ -5,12 +5,13 @@ round-off, the check measures by how much, by rounding every operation of both a
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bpref.verify.kinks import Kinks, Nearby, at_kinks, nearby
+from bpref.verify.kinks import Kinks, Neighbourhood, at_kinks
 from bpref.verify.measure import sample_errors
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import generator
@@ -34,7 +35,8 @@ UNDECIDED = 1e-6
 
 Rounding = Callable[..., dict[str, np.ndarray]]
 """What round-off may make of each value, one relative error for each sample; computed when it is first asked for. It
-takes a number of trials, or nothing for `TRIALS`."""
+takes a number of trials, or nothing for `TRIALS`; with `beside=True` it is taken a step away from the points, where a
+jump that they lie on is not mistaken for round-off."""
 
 
 class Point(NamedTuple):
@@ -49,12 +51,15 @@ class Held(NamedTuple):
 
     Attributes:
       where: its name.
-      hand, oracle: one sample for each point and cotangent along the first axis.
+      hand: one sample for each point and cotangent along the first axis.
+      oracle: likewise; where the oracle itself is wrong, at a kink of its formula, what it should be.
       error: the largest relative error, elementwise, where it can be judged.
       allowed: what round-off may have made at the worst sample.
       vouched: whether a sample that round-off cannot have spoilt is right.
-      kinked: the elements where the hand has another subgradient than the oracle; None where that was not asked.
-      unjudged: how many elements the oracle has no finite value for.
+      kinked: the elements where the hand has another subgradient than the oracle, as right.
+      unjudged: the elements that the oracle has no finite value for, and its neighbours neither.
+      refused: the elements that are not what the gradient is just beside them.
+      misled: of these, those that autodiff of the formula gives too.
       right: for each sample, whether it is right.
     """
 
@@ -63,14 +68,22 @@ class Held(NamedTuple):
     oracle: np.ndarray
     error: float
     allowed: float
-    vouched: bool = True
-    kinked: np.ndarray | None = None
-    unjudged: int = 0
-    right: np.ndarray | None = None
+    vouched: bool
+    kinked: np.ndarray
+    unjudged: np.ndarray
+    refused: np.ndarray
+    misled: np.ndarray
+    right: np.ndarray
 
     @property
     def kinks(self) -> int:
-        return 0 if self.kinked is None else int(self.kinked.sum())
+        return int(self.kinked.sum())
+
+    @property
+    def is_misled(self) -> bool:
+        """Whether nothing is wrong but what the oracle has wrong too."""
+        apart = np.where(self.unjudged | self.kinked | self.misled, 0.0, sample_errors(self.hand, self.oracle))
+        return bool(self.misled.any()) and float(np.max(apart, initial=0.0)) <= max(self.allowed, ROUND_OFF)
 
     @property
     def is_wrong(self) -> bool:
@@ -79,13 +92,12 @@ class Held(NamedTuple):
     @property
     def is_right_where_small(self) -> bool:
         """Whether the samples with the smallest cotangents, the last ones, are right, and only others wrong."""
-        return self.right is not None and bool(np.all(self.right[-len(self.right) // 3 :]))
+        return bool(np.all(self.right[-len(self.right) // 3 :]))
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing was judged, or an error is too large to pass and too small to accuse."""
-        nothing = self.oracle.size > 0 and not np.any(np.isfinite(self.oracle))
-        return nothing or (not self.is_wrong and not self.vouched)
+        """Whether an element was not judged, or an error is too large to pass and too small to accuse."""
+        return bool(self.unjudged.any()) or (not self.is_wrong and not self.vouched)
 
 
 def widened(tree: Any) -> Any:
@@ -146,25 +158,42 @@ def hold(
     seen: Sequence[Seen],
     rounding: Rounding,
     round_off: float = ROUND_OFF,
-    neighbours: Nearby | None = None,
+    neighbours: Neighbourhood | None = None,
 ) -> list[Held]:
     """Every value of the hand's held against the oracle's; only where they disagree is `rounding` asked for.
 
-    `neighbours` are the points' (`kinks.nearby`), given where the same points are held more than once.
+    `neighbours` are the points', given where the same points are held more than once.
     """
-    held = [_hold(name, *pair, round_off) for name, pair in pairs(stacked(seen)).items()]
-    suspects = {h.where for h in held if h.is_wrong}
-    if not suspects:
-        return held
-    neighbours = neighbours or nearby(program.run, points)
-    kinks = {name: at_kinks(neighbours, seen, name) for name in suspects if name in seen[0].hand}
+    values, cotangents = pairs(stacked(seen)), set(seen[0].hand)
+    neighbours = neighbours or Neighbourhood(program.run, points, program.names)
 
-    def with_limits(limits: dict[str, np.ndarray]) -> list[Held]:
-        return [_hold(h.where, h.hand, h.oracle, round_off, limits[h.where], kinks.get(h.where)) for h in held]
+    def held(name: str, hand: np.ndarray, oracle: np.ndarray) -> Held:
+        here = _hold(name, hand, oracle, round_off)
+        kinks = None
+        if name in cotangents and (here.is_wrong or here.is_open or _is_torn(neighbours, seen, name)):
+            kinks = at_kinks(neighbours, seen, name)
+            here = _hold(name, hand, oracle, round_off, kinks)
+        if here.is_wrong:
+            here = _hold(name, hand, oracle, _limits(here, rounding, round_off), kinks)
+        if here.is_wrong and np.any(here.right):  # it is in doubt
+            more = partial(rounding, MORE_TRIALS)
+            here = _hold(name, hand, oracle, _limits(here, more, round_off), kinks)
+        return here
 
-    found = with_limits(rounding())
-    in_doubt = any(h.is_wrong and h.right is not None and np.any(h.right) for h in found)
-    return with_limits(rounding(MORE_TRIALS)) if in_doubt else found
+    return [held(name, *pair) for name, pair in values.items()]
+
+
+def _is_torn(neighbours: Neighbourhood, seen: Sequence[Seen], name: str) -> bool:
+    return any(neighbours.is_torn(i, name, seen[i].oracle[name]) for i in neighbours.special)
+
+
+def _limits(here: Held, rounding: Rounding, round_off: float) -> np.ndarray:
+    """What round-off may make of each sample; where the hand was refused at a kink, what it makes beside that."""
+    limits = rounding()[here.where]
+    if here.refused.any():
+        refusing = here.refused.reshape(len(limits), -1).any(axis=1)
+        limits = np.where(refusing, rounding(beside=True)[here.where], limits)
+    return np.maximum(round_off, limits)
 
 
 def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIALS) -> dict[str, np.ndarray]:
@@ -198,24 +227,16 @@ def _nudged(point: Point, trial: int) -> Point:
 
 
 def _hold(
-    where: str,
-    hand: np.ndarray,
-    oracle: np.ndarray,
-    round_off: float,
-    limits: np.ndarray | None = None,
-    kinks: Kinks | None = None,
+    where: str, hand: np.ndarray, oracle: np.ndarray, round_off: float | np.ndarray, kinks: Kinks | None = None
 ) -> Held:
-    allowed = np.full(len(hand), round_off) if limits is None else np.maximum(round_off, limits)
-    errors = sample_errors(hand, oracle)
-    unjudged = ~np.isfinite(oracle) & (hand != oracle)
-    kinked = None
-    if kinks is not None:
-        kinked = kinks.accepted & ~unjudged
-        allowed = np.where(kinks.broken, round_off, allowed)
-    skipped = unjudged if kinked is None else unjudged | kinked
-    worst = np.where(skipped, 0.0, errors).reshape(len(hand), -1).max(axis=1, initial=0.0)
+    """One value held against the oracle's; `round_off` is one relative error, or one for each sample."""
+    accepted, refused, misled, oracle = kinks or (*(np.zeros(oracle.shape, bool) for _ in range(3)), oracle)
+    unjudged = ~np.isfinite(oracle) & ~accepted
+    worst = np.where(unjudged | accepted, 0.0, sample_errors(hand, oracle)).reshape(len(hand), -1)
+    worst = worst.max(axis=1, initial=0.0)
+    allowed = np.full(len(hand), round_off)
     right = worst <= allowed
-    vouched = bool(np.any(right & (allowed <= max(UNDECIDED, round_off)))) or not worst.size
+    vouched = bool(np.any(right & (allowed <= np.maximum(UNDECIDED, np.min(round_off))))) or not worst.size
     sample = max(range(len(worst)), key=lambda i: (not right[i], worst[i]), default=0)
     error, limit = (float(v[sample]) if v.size else 0.0 for v in (worst, allowed))
-    return Held(where, hand, oracle, error, limit, vouched, kinked, int(unjudged.sum()), right)
+    return Held(where, hand, oracle, error, limit, vouched, accepted, unjudged, refused, misled, right)

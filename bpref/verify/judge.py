@@ -23,7 +23,7 @@ class Evidence(NamedTuple):
       findings: what the laws have said of it already.
       residual: what a diagnosis is made from, as a function, since it is seldom needed.
       precision: its errors in the working dtypes.
-      imprecise: which of these are worse than autodiff's.
+      faults: what is wrong with it in one of them.
     """
 
     where: str
@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
     findings: tuple[Finding, ...]
     residual: Any
     precision: tuple[Precision, ...]
-    imprecise: tuple[Precision, ...]
+    faults: tuple[Finding, ...]
 
 
 def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
@@ -50,14 +50,11 @@ def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
     kinks = [Finding(e.where, "kink", _kink(e.held), 0.0)] if e.held.kinks else []
     if e.held.is_open:
         return Verdict(e.where, CANNOT_TELL, _open(e.held), e.held.error, e.precision), kinks
-    if e.imprecise:
-        coarse = [
-            Finding(e.where, "imprecise", precision.long_text(p), p.hand.p99)
-            if np.isfinite(p.hand.maximum)
-            else Finding(e.where, "nonfinite", f"in {p.dtype} it is NaN or infinite where autodiff is not")
-            for p in e.imprecise
-        ]
+    coarse = [f for f in e.faults if f.kind != "undefined"]
+    if coarse:
         return Verdict(e.where, IMPRECISE, _lines(coarse), e.held.error, e.precision), coarse + kinks
+    if e.faults:
+        return Verdict(e.where, CANNOT_TELL, _lines(list(e.faults)), e.held.error, e.precision), [*e.faults, *kinks]
     figures = [f"{e.held.error:.0e} in float64", *map(precision.text, e.precision)]
     return Verdict(e.where, OK, "; ".join(figures + [f.detail for f in kinks]), e.held.error, e.precision), kinks
 
@@ -71,6 +68,8 @@ def _derivation(e: Evidence) -> list[Finding]:
     if e.held.is_wrong:
         if nonlinear and e.held.is_right_where_small and np.all(np.isfinite(e.held.hand)):
             return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
+        if e.held.is_misled:
+            return [Finding(e.where, "oracle", _misled(e.held), e.held.error)]
         found = diagnose(e.residual())
         if nonlinear and found.kind not in EXPLAIN_NONLINEARITY:
             return nonlinear
@@ -86,7 +85,31 @@ def _kink(held: Held) -> str:
     return f"at {held.kinks} kinks it has another subgradient than the oracle, as right"
 
 
+def _misled(held: Held) -> str:
+    sample, *index = np.argwhere(held.misled)[0].tolist()
+    hand, truth = held.hand[(sample, *index)], held.oracle[(sample, *index)]
+    more = _more(held.misled)
+    return (
+        f"at {index}{more} it is {hand:.4g}, and so is autodiff of the formula, which has a kink there; "
+        f"the gradient beside it is {truth:.4g}"
+    )
+
+
 def _open(held: Held) -> str:
-    if not np.any(np.isfinite(held.oracle)):
+    if held.unjudged.all() and held.unjudged.size:
         return "the oracle is NaN or infinite at every element, at every point"
+    if held.unjudged.any():
+        sample, *index = np.argwhere(held.unjudged)[0].tolist()
+        hand = held.hand[(sample, *index)]
+        said = f"it is {hand:.4g}" if np.isfinite(hand) else "so is it"
+        rest = "right" if not held.is_wrong else "wrong"
+        return (
+            f"at {index}{_more(held.unjudged)} the oracle is NaN or infinite, and has no limit there; {said}; "
+            f"all else is {rest}, {held.error:.0e} in float64"
+        )
     return f"off by {held.error:.1e}, which round-off may explain: it makes up to {held.allowed:.0e} here"
+
+
+def _more(chosen: np.ndarray) -> str:
+    more = int(chosen.any(axis=0).sum()) - 1
+    return f" and {more} more" if more else ""

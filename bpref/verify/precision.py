@@ -1,10 +1,13 @@
-"""Precision: a right derivation in the dtypes that it is used in, its error beside autodiff's own.
+"""Precision: a right derivation in the dtypes that it is used in, beside autodiff's own error and what is attainable.
 
 The truth is computed in float64 from the very inputs that the working dtype holds. Errors are in units of the last
-place of each element; where the inputs' own rounding already moves an element by more, that is the unit.
+place of each element; where the inputs' own rounding already moves an element by more, that is the unit. Autodiff may
+share a fault, and a percentile hide the few elements that matter most: so the error of a whole array is held against
+the truth's, rounded once, as well. An accumulator of few digits shows in cotangents that do not cancel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from bpref.verify.measure import summarise, ulp_errors
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import generator
 from bpref.verify.prepare import Prepared, Working, x64_for
-from bpref.verify.report import Precision
+from bpref.verify.report import Finding, Precision
 
 FACTOR = 32
 """How many times autodiff's error, and how many units more, a derivation of someone's own may have: five bits."""
@@ -23,19 +26,33 @@ FACTOR = 32
 OUTLIER = 1024
 """The same for the largest error alone, where the dtype has so many digits."""
 
+WHOLE = 16
+"""How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
+
+UNIT_OF_FLOAT32 = 2.0**-24
+
 MOVES = 3
 """How often the inputs are moved by their own rounding, to see what that does to the truth."""
 
+DRAWS: dict[str, Callable[[Any], Any]] = {
+    "": lambda dy: dy,
+    " with cotangents of one sign": lambda dy: np.abs(dy).astype(dy.dtype),
+    " with cotangents of 1e-5": lambda dy: (dy * np.asarray(1e-5, dy.dtype)).astype(dy.dtype),
+}
+"""What is done to the cotangents that were drawn: as those of a mean over many tokens are, for one."""
+
 
 class Row(NamedTuple):
-    """Elementwise errors of one value in one dtype, by hand and by autodiff, in ulps; flattened.
+    """Errors of one value in one dtype, by hand and by autodiff: elementwise in ulps, flattened, and as a whole.
 
     Attributes:
       where: its name.
       dtype: the dtype it is computed in.
       hand, autodiff: the errors, one for each element of each sample.
+      whole: the norm of the error relative to the truth's, of the worst sample: by hand, by autodiff, and of the truth
+        rounded once.
       shape: the shape of one sample.
-      is_coarse: whether the hand's are worse than autodiff's by more than `FACTOR`, in units that rounding makes.
+      fault: what is wrong with the hand's, if anything is; `undefined` where the function itself has no value.
       beside: whose errors stand in `autodiff`: `attainable`, where there is no autodiff, is the truth rounded once.
     """
 
@@ -43,22 +60,35 @@ class Row(NamedTuple):
     dtype: str
     hand: np.ndarray
     autodiff: np.ndarray
+    whole: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shape: tuple[int, ...] = ()
-    is_coarse: bool = False
+    fault: Finding | None = None
     beside: str = "autodiff"
+
+    @property
+    def is_coarse(self) -> bool:
+        return self.fault is not None
 
     def summary(self) -> Precision:
         worst: tuple[int, ...] = ()
         if self.hand.size and self.shape:
             size = int(np.prod(self.shape))
             worst = tuple(int(i) for i in np.unravel_index(int(self.hand.argmax()) % size, self.shape))
-        return Precision(self.dtype, summarise(self.hand), summarise(self.autodiff), worst, self.beside)
+        return Precision(self.dtype, summarise(self.hand), summarise(self.autodiff), worst, self.beside, *self.whole)
 
 
 def within(row: Row, factor: float = 2, more: float = 1) -> bool:
     """Whether the hand's median and 99th percentile are at most `factor` times autodiff's, and `more` ulps."""
     hand, autodiff = summarise(row.hand), summarise(row.autodiff)
     return hand.p99 <= factor * autodiff.p99 + more and hand.median <= factor * autodiff.median + more
+
+
+class Inputs(NamedTuple):
+    """The points of one draw: as the working dtype holds them, the same in float64, and the truth there."""
+
+    narrow: list[Point]
+    wide: list[Point]
+    truth: dict[str, np.ndarray]
 
 
 def rows_in(
@@ -68,6 +98,7 @@ def rows_in(
     wide: Sequence[Point],
     held: Mapping[str, Held],
     truth: Mapping[str, np.ndarray] | None = None,
+    draw: str = "",
 ) -> dict[str, Row]:
     """Every value's errors in a working dtype.
 
@@ -75,47 +106,88 @@ def rows_in(
       ready, working: the programs, and which of `ready.narrow()` to run.
       points: the points in the dtypes of the arguments.
       wide: the same points in float64.
-      held: the values in float64, those that are asked for; where a kink was accepted no error is counted. Nothing is
-        said of a value that is wrong in float64.
+      held: the values in float64 that are asked for, of at least these points; where a kink was accepted no error is
+        counted, and nothing is said of a value that is wrong in float64.
       truth: the oracle's values at these very inputs, where the arguments have the working dtype; else they are made.
+      draw: one of `DRAWS`, what is done to the cotangents first.
     """
     if all(h.is_wrong for h in held.values()):
         return {}
-    cast = [Point(_cast(p.leaves, working.leaves), _cast(p.dys, working.dys)) for p in points]
-    with x64_for(working.leaves, ready.x64):
-        values = pairs(stacked([working.program.run(*p) for p in cast]))
+    cast = [Point(_cast(p.leaves, working.leaves), list(map(DRAWS[draw], _cast(p.dys, working.dys)))) for p in points]
     own = working.leaves == ready.own
-    inputs = [Point(w.leaves if own else widened(c.leaves), widened(c.dys)) for w, c in zip(wide, cast, strict=True)]
-    truth = truth if own and truth is not None else _oracle(ready, inputs)
+    exact = [Point(w.leaves if own else widened(c.leaves), widened(c.dys)) for w, c in zip(wide, cast, strict=True)]
+    known = truth if own and not draw and ready.is_its_own_truth else None
+    inputs = Inputs(cast, exact, dict(known if known is not None else _truth(ready, working, exact)))
+    values = _values(ready, working, cast)
+    is_defined = all(np.all(np.isfinite(y)) for name, (y, _) in values.items() if name not in ready.wide.names)
     rows = {
-        name: _row(name, *pair, truth[name], held[name].kinked)
+        name: _row(name, *pair, inputs.truth[name], held[name].kinked | held[name].refused)
         for name, pair in values.items()
         if name in held and not held[name].is_wrong
     }
-    suspects = {
-        name for name, row in rows.items() if overflows(row) or not within(row, FACTOR, FACTOR) or has_an_outlier(row)
-    }
-    coarse = suspects and _coarse(ready, working, inputs, truth, {n: rows[n] for n in suspects})
-    return {name: row._replace(is_coarse=name in coarse) for name, row in rows.items()}
+    return _judged(ready, working, inputs, rows, is_defined, draw)
 
 
-def _coarse(
-    ready: Prepared, working: Working, inputs: Sequence[Point], truth: Mapping[str, np.ndarray], rows: dict[str, Row]
-) -> set[str]:
-    """Those values whose errors are larger than autodiff's by `FACTOR`, in units that rounding the inputs makes."""
-    moved = [_oracle(ready, [_nudged(p, working, i) for p in inputs]) for i in range(MOVES)]
-    coarse = set()
-    for name, row in rows.items():
-        effects = [ulp_errors(m[name], truth[name], row.dtype) for m in moved]
-        unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
-        scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
-        if overflows(row) or not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
-            coarse.add(name)
-    return coarse
+def _judged(
+    ready: Prepared, working: Working, inputs: Inputs, rows: dict[str, Row], is_defined: bool, draw: str
+) -> dict[str, Row]:
+    """The rows with what is wrong with them, measured in units that rounding the inputs makes where that is more."""
+
+    @cache
+    def moved() -> list[dict[str, np.ndarray]]:
+        return [_truth(ready, working, [_nudged(p, working, i) for p in inputs.wide]) for i in range(MOVES)]
+
+    def fault(name: str, row: Row) -> Finding | None:
+        if np.any(np.isinf(row.hand)):
+            return _nonfinite(row, is_defined)
+        if not within(row, FACTOR, FACTOR) or has_an_outlier(row):
+            effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in moved()]
+            unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
+            scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
+            if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
+                return Finding(name, "imprecise", long_text(row.summary()) + draw, summarise(row.hand).p99)
+        unit = _round_off(ready, row.dtype)
+        if unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2]):
+            effect = max(_apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
+            if row.whole[0] > WHOLE * max(unit, effect):
+                return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
+        return None
+
+    return {name: row._replace(fault=fault(name, row)) for name, row in rows.items()}
 
 
-def overflows(row: Row) -> bool:
-    return bool(np.any(np.isinf(row.hand) & np.isfinite(row.autodiff)))
+def _nonfinite(row: Row, is_defined: bool) -> Finding:
+    at = f" at {list(row.summary().worst)}" if row.shape else ""
+    if not is_defined:
+        detail = f"in {row.dtype} the function itself is NaN or infinite here, and its gradient{at}"
+        return Finding(row.where, "undefined", detail)
+    shared = np.any(np.isinf(row.autodiff))
+    too = "and so is autodiff, though it has a value there" if shared else "where autodiff is not"
+    return Finding(row.where, "nonfinite", f"in {row.dtype} it is NaN or infinite{at}, {too}")
+
+
+def _blunt(ready: Prepared, inputs: Inputs, row: Row) -> str:
+    """In words how far the array is off as a whole, and how far it need not be."""
+    hand, autodiff, once = row.whole
+    than, best = "the truth rounded once", once
+    in_float32 = ready.in_float32()
+    if in_float32 is not None:
+        wide = [Point(_cast(p.leaves, in_float32.leaves), _cast(p.dys, in_float32.dys)) for p in inputs.wide]
+        values = _values(ready, in_float32, wide)[row.where][0].astype(row.dtype)
+        accumulated = _apart_as_a_whole(values, inputs.truth[row.where])
+        if 2 * accumulated < hand:
+            than, best = "float32 accumulation", accumulated
+    as_autodiff = "as imprecise as autodiff" if hand <= 2 * autodiff else f"less precise than autodiff ({autodiff:.2g})"
+    return (
+        f"{row.dtype} {as_autodiff}: as a whole {hand:.2g} of its size off, "
+        f"{hand / max(best, np.finfo(float).tiny):.0f} times less precise than {than}"
+    )
+
+
+def _round_off(ready: Prepared, dtype: Any) -> float:
+    """Half a unit of the coarsest dtype that is computed in."""
+    inside = ready.casts_to if ready.casts_to is not None else dtype
+    return max(float(jnp.finfo(d).eps) for d in (dtype, inside)) / 2
 
 
 def has_an_outlier(row: Row) -> bool:
@@ -124,19 +196,32 @@ def has_an_outlier(row: Row) -> bool:
     return float(np.max(row.hand, initial=0.0)) > most * (1 + float(np.max(row.autodiff, initial=0.0)))
 
 
-def _oracle(ready: Prepared, inputs: Sequence[Point]) -> dict[str, np.ndarray]:
-    seen = stacked(run_in_float64(ready.wide.run, inputs))
+def _truth(ready: Prepared, working: Working, inputs: Sequence[Point]) -> dict[str, np.ndarray]:
+    seen = stacked(run_in_float64(ready.truth(working).run, inputs))
     return seen.y_oracle | seen.oracle
 
 
-def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, kinked: np.ndarray | None) -> Row:
-    """The errors of one value; zero where the truth is not finite, and where it has a kink."""
-    skipped = ~np.isfinite(truth) if kinked is None else ~np.isfinite(truth) | kinked
-    with np.errstate(invalid="ignore"):
-        by_hand, by_autodiff = (
-            np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff)
-        )
-    return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, truth.shape[1:])
+def _values(ready: Prepared, working: Working, points: Sequence[Point]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    with x64_for(working.leaves, ready.x64):
+        return pairs(stacked([working.program.run(*p) for p in points]))
+
+
+def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, torn: np.ndarray) -> Row:
+    """The errors of one value; zero where it has a kink, and where the truth is no number of its dtype."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        once = truth.astype(hand.dtype)
+        skipped = ~np.isfinite(once) | torn[: len(truth)]
+        errors = (np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff))
+        known = np.where(skipped, 0.0, truth)
+        whole = (_apart_as_a_whole(np.where(skipped, 0.0, v), known) for v in (hand, autodiff, once))
+        return Row(name, jnp.dtype(hand.dtype).name, *errors, tuple(whole), truth.shape[1:])  # type: ignore[arg-type]
+
+
+def _apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
+    """The norm of the error relative to the truth's, of the worst sample; the truth may be of many more digits."""
+    wide = np.asarray(values, truth.dtype)
+    apart, size = (np.sqrt((np.abs(v).reshape(len(truth), -1) ** 2).sum(axis=1)) for v in (wide - truth, truth))
+    return float(np.max(apart / np.where(size > 0, size, np.inf), initial=0.0))
 
 
 def _cast(values: Sequence[Any], dtypes: Sequence[Any]) -> list[Any]:

@@ -17,13 +17,14 @@ from bpref.verify.blame import (
     require_outputs,
     require_rule,
 )
-from bpref.verify.examine import ROUND_OFF, Point, Rounding, effect_of_rounding, run_in_float64, widened
+from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding, run_in_float64, widened
+from bpref.verify.kinks import a_step_away
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, Seen, output_shapes, trace_program, unchanged
 from bpref.verify.report import Finding
-from bpref.verify.rewrite import constants_of
+from bpref.verify.rewrite import all_equations, constants_of
 from bpref.verify.subject import Subject
 
 POINTS = 3
@@ -64,6 +65,10 @@ class Prepared(NamedTuple):
       narrow: makes, once, the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
       is_repeatable: asks, once, whether it is the same program when it is traced again.
+      is_its_own_truth: whether `wide` is what a program in another dtype computes, in float64: not if it casts down
+        inside, or draws random numbers, which are others in another dtype.
+      truth: makes, once, the float64 program whose oracle a working dtype's values are held against.
+      in_float32: makes, once, the program in float32; None where it does not run in that.
     """
 
     subject: Subject
@@ -78,6 +83,9 @@ class Prepared(NamedTuple):
     narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
     is_repeatable: Callable[[], bool]
+    is_its_own_truth: bool
+    truth: Callable[[Working], Program]
+    in_float32: Callable[[], Working | None]
 
 
 def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
@@ -151,14 +159,59 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         narrow,
         tuple(formal),
         cache(lambda: _is_repeatable(subject, specs, outputs, x64)),
+        is_lifted or (casts_to is None and not draws_random_numbers(wide.traced.jaxpr)),
+        _truths(subject, specs, outputs, wide, is_lifted, casts_to, x64),
+        cache(lambda: _in_float32(subject, specs, own, x64)),
     )
+
+
+def _truths(
+    subject: Subject, specs: list[Any], outputs: list[Any], wide: Program, is_lifted: bool, casts_to: Any, x64: bool
+) -> Callable[[Working], Program]:
+    """What `Prepared.truth` is. Random numbers are those that the working dtype draws, evaluated in float64."""
+    if is_lifted:
+        return lambda working: wide
+    if draws_random_numbers(wide.traced.jaxpr):
+        made: dict[str, Program] = {}
+
+        def of_working(working: Working) -> Program:
+            if working.name not in made:
+                inputs = (
+                    _specs(specs, working.leaves),
+                    [
+                        jax.ShapeDtypeStruct((COTANGENTS, *v.shape), d)
+                        for v, d in zip(outputs, working.dys, strict=True)
+                    ],
+                )
+                adapt = partial(lift_traced, inputs=inputs, x64=partial(x64_for, working.leaves, x64))
+                made[working.name] = _in_float64(subject, specs, outputs, adapt)
+            return made[working.name]
+
+        return of_working
+    if casts_to is None:
+        return lambda working: wide
+    without_casts = cache(lambda: _in_float64(subject, specs, outputs, lift))
+    return lambda working: without_casts()
+
+
+def _in_float32(subject: Subject, specs: list[Any], own: list[Any], x64: bool) -> Working | None:
+    try:
+        return _narrow(subject, "float32", specs, [_in(d, "float32") for d in own], x64)
+    except (TypeError, ValueError):
+        return None
 
 
 def lifted(ready: Prepared) -> Prepared:
     """The same with every cast between floating-point dtypes left out of the float64 program."""
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ready.subject.leaves]
     wide = _in_float64(ready.subject, specs, ready.outputs, lift)
-    return ready._replace(primal=lift(ready.subject.primal), wide=wide, is_lifted=True)
+    return ready._replace(
+        primal=lift(ready.subject.primal),
+        wide=wide,
+        is_lifted=True,
+        is_its_own_truth=True,
+        truth=lambda working: wide,
+    )
 
 
 def _in_float64(
@@ -172,6 +225,10 @@ def _in_float64(
 def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:
     with x64_for([v.dtype for v in specs], x64):
         return is_repeatable(subject, specs, outputs)
+
+
+def draws_random_numbers(program: Any) -> bool:
+    return any(e.primitive.name.startswith(("random_bits", "threefry", "rng_")) for e in all_equations(program))
 
 
 def _narrowest_of(dtypes: list[Any]) -> Any:
@@ -188,10 +245,14 @@ def _may_be_rounded(constant: Any) -> bool:
 
 
 def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any], x64: bool) -> Working:
-    leaves = [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
+    leaves = _specs(specs, dtypes)
     with x64_for(dtypes, x64):
         dys = [_stack(v) for v in jax.tree.leaves(output_shapes(subject, leaves)) if is_differentiable(v)]
         return Working(name, dtypes, [v.dtype for v in dys], trace_program(subject, leaves, dys, derivation=False))
+
+
+def _specs(specs: list[Any], dtypes: list[Any]) -> list[Any]:
+    return [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
 
 
 def x64_for(dtypes: Iterable[Any], x64: bool) -> Any:
@@ -258,7 +319,13 @@ def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> t
 
 def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
     """What round-off may make of each value at these points."""
-    return cache(partial(effect_of_rounding, ready.wide, points))
+
+    @cache
+    def effect(n: int = TRIALS, beside: bool = False) -> dict[str, np.ndarray]:
+        where = [Point(a_step_away(p.leaves), p.dys) for p in points] if beside else points
+        return effect_of_rounding(ready.wide, where, n)
+
+    return effect
 
 
 def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:

@@ -46,6 +46,7 @@ class Program(NamedTuple):
     Attributes:
       run: `(leaves, dys) -> Seen`, of NumPy arrays.
       rounded: the same in float64 with every operation rounded at random.
+      names: the name of each leaf.
       traced: the program as JAX traced it, the subject's jaxpr and the oracle's in one.
       misfits: what is wrong with the form of a cotangent, by name.
       absent: the names of the differentiable arguments for which the backward returned `None`.
@@ -54,6 +55,7 @@ class Program(NamedTuple):
 
     run: Callable[[list[Any], list[Any]], Seen]
     rounded: Callable[[list[Any], list[Any]], Seen]
+    names: tuple[str, ...]
     traced: Any
     misfits: dict[str, str]
     absent: set[str]
@@ -129,7 +131,7 @@ def trace_program(
 
         return seen
 
-    return Program(seen_by(plain), seen_by(rounded), traced, misfits, absent, unbatched)
+    return Program(seen_by(plain), seen_by(rounded), subject.names, traced, misfits, absent, unbatched)
 
 
 def _one_by_one(f: Callable[[list[Any]], dict[str, Any]], stacks: list[Any]) -> dict[str, Any]:

@@ -27,15 +27,17 @@ KINDS = (
     "nonlinear",
     "clipped",
     "nonfinite",
+    "undefined",
     "dtype",
     "structure",
     "impure",
     "imprecise",
     "kink",
+    "oracle",
     "unexplained",
 )
 """What a finding may be. `impure` is a function whose value depends on how it is called: eager or under jit, alone
-or under vmap, for the first or the second time."""
+or under vmap, for the first or the second time. `oracle` is one that autodiff of the formula has wrong as well."""
 
 
 class Finding(NamedTuple):
@@ -65,6 +67,8 @@ class Precision(NamedTuple):
       hand, autodiff: median, 99th percentile and maximum.
       worst: the index of the hand's largest error.
       beside: whose errors stand in `autodiff`: where there is no autodiff, those of the `attainable`.
+      whole, autodiff_whole, attainable_whole: the norm of the error, relative to the norm of the value: by hand, by
+        autodiff, and of the truth rounded once.
     """
 
     dtype: str
@@ -72,6 +76,9 @@ class Precision(NamedTuple):
     autodiff: Ulps
     worst: tuple[int, ...] = ()
     beside: str = "autodiff"
+    whole: float = 0.0
+    autodiff_whole: float = 0.0
+    attainable_whole: float = 0.0
 
 
 class Verdict(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.examine import AMPLIFIED, ROUND_OFF, Point
-from bpref.verify.kinks import at_kinks, nearby
+from bpref.verify.kinks import Neighbourhood, at_kinks
 from bpref.verify.measure import NEGLIGIBLE
 from bpref.verify.steps import Case, Steps, no_shifts
 
@@ -135,4 +135,4 @@ def _kinked_at(name: str, steps: Steps, case: Case, which: str) -> np.ndarray:
         return _Oracle({}, {name: expected[name][None]})
 
     here = _Oracle({name: case.hand[name][None]}, {name: getattr(case, which)[name][None]})
-    return at_kinks(nearby(run, [Point(case.leaves, [])]), [here], name).accepted[0]
+    return at_kinks(Neighbourhood(run, [Point(case.leaves, [])], (), special=()), [here], name).accepted[0]

@@ -293,7 +293,9 @@ def test_a_right_derivation_is_not_accused_at_awkward_values(name, values, key):
     derivation = DERIVATIONS[name]
     args = [v.astype(np.float32) for v in values]
     report = bpref.check(derivation.forward, *args, backward=derivation.backward, key=key)
-    assert report.verdict == ("cannot tell" if name == "gaussian_kl" else "ok"), str(report)
+    assert report.verdict == ("cannot tell" if name in ("gaussian_kl", "inverse", "cosine_similarity") else "ok"), str(
+        report
+    )
 
 
 def test_total_cancellation_is_not_accused():

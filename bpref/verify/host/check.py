@@ -21,9 +21,9 @@ from bpref.verify.host.precision import Compared, compared, value_and_effect
 from bpref.verify.host.sampling import COTANGENTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import long_text, text
+from bpref.verify.precision import Row, text
 from bpref.verify.prepare import x64_for
-from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Precision, Report, Verdict
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
 from bpref.verify.subject import REFERENCE, Subject
 
 
@@ -150,9 +150,9 @@ def _own_dtype(v: Any, dtype: str) -> Any:
 
 def _precision(
     c: Called, oracle: Oracle, key: int, chosen: dict[str, list[Any]], right: set[str], in_double: bool
-) -> tuple[dict[str, list[tuple[Precision, bool]]], list[str]]:
+) -> tuple[dict[str, list[Row]], list[str]]:
     """For each value that is right, its errors in every working dtype and whether they are too large; and notes."""
-    rows: dict[str, list[tuple[Precision, bool]]] = {}
+    rows: dict[str, list[Row]] = {}
     notes = []
     for label, dtypes in chosen.items():
         if label in ("float64", "complex128") or not right or not (oracle.is_exact or in_double):
@@ -163,18 +163,17 @@ def _precision(
             notes.append(f"it does not run in {label}, so its precision there is not known ({_first_line(error)})")
             continue
         for name in right & found.keys():
-            row = found[name].row(name)
-            rows.setdefault(name, []).append((row.summary(), row.is_coarse))
+            rows.setdefault(name, []).append(found[name].row(name))
     return rows, notes
 
 
-def _with_precision(judged: Judged, rows: list[tuple[Precision, bool]]) -> Judged:
+def _with_precision(judged: Judged, rows: list[Row]) -> Judged:
     v = judged.verdict
-    precision = tuple(p for p, _ in rows)
-    coarse = [p for p, is_coarse in rows if is_coarse]
-    if coarse:
-        detail = "\n".join(map(long_text, coarse))
-        found = Finding(v.where, "imprecise", detail, max(p.hand.p99 for p in coarse))
+    precision = tuple(row.summary() for row in rows)
+    faults = [row.fault for row in rows if row.fault]
+    if faults:
+        detail = "\n".join(f.detail for f in faults)
+        found = Finding(v.where, "imprecise", detail, max(f.error for f in faults))
         return Judged(Verdict(v.where, IMPRECISE, detail, v.error, precision), found)
     detail = "; ".join([v.detail, *map(text, precision)])
     return Judged(v._replace(detail=detail, precision=precision), judged.finding)

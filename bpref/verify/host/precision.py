@@ -17,8 +17,9 @@ from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
 from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
 from bpref.verify.measure import ulp_errors
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import FACTOR, Row, has_an_outlier, overflows, within
+from bpref.verify.precision import FACTOR, Row, has_an_outlier, long_text, within
 from bpref.verify.prepare import x64_for
+from bpref.verify.report import Finding
 
 HALF = 4
 """What `FACTOR` is for a dtype of two bytes, which has no five bits to lose."""
@@ -51,8 +52,10 @@ class Compared(NamedTuple):
         row = Row(where, dtype.name, hand, other, self.truth.shape[1:], beside=self.beside)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
-        coarse = overflows(row) or not within(scaled, factor, factor) or has_an_outlier(scaled)
-        return row._replace(is_coarse=coarse)
+        if np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled):
+            return row
+        p = row.summary()
+        return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
 
 
 def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched: set[str]) -> dict[str, Compared]:
