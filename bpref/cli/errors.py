@@ -32,6 +32,7 @@ def blaming_the_input() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
-        is_of_a_file = isinstance(error, OSError) and error.filename is not None and error.strerror
-        raise UsageError(f"{error.filename}: {error.strerror}" if is_of_a_file else str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error

@@ -99,7 +99,7 @@ def _target(
         _require_whole(path, name, cells, lines)
         cells = tuple(f"{float(cell):.0f}" for cell in cells)
         classes = sorted(set(cells), key=float)
-    require_classes(f"{path}, column {name!r}", cells, classes)
+    require_classes(f"{path}, column {name!r}", len(cells), classes)
     index = {label: number for number, label in enumerate(classes)}
     return np.array([index[cell] for cell in cells]), tuple(classes)
 

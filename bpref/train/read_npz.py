@@ -37,7 +37,7 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
     if task == "regression" or (task is None and np.issubdtype(y.dtype, np.floating)):
         return Table(X, y.astype(X.dtype) if np.issubdtype(y.dtype, np.integer) else y, names, target)
     labels, classes = _labels(y, target)
-    require_classes(target, labels, classes)
+    require_classes(target, len(labels), classes)
     return Table(X, labels, names, target, classes)
 
 

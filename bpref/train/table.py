@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -91,15 +91,15 @@ class Table:
             )
 
 
-def require_classes(target: str, labels: Sequence[Any], classes: Sequence[str]) -> None:
+def require_classes(target: str, N: int, classes: Sequence[str]) -> None:
     """Raise `ValueError` where the classes of a target are too many to be classes.
 
     Args:
       target: what the target is called in messages.
-      labels: the class of each example.
+      N: how many examples there are.
       classes: the names of the classes, in order.
     """
-    N, C = len(labels), len(classes)
+    C = len(classes)
     seen = f"{target}: {C:,} different {{}} in {N:,} rows"
     if C <= MOST_CLASSES:
         return

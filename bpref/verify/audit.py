@@ -124,7 +124,7 @@ def audit(fun: Callable[..., Any], *args: Any, key: Any = None) -> AuditReport:
     key = seed_of("audit", key)
     leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
     filled = fill_specifications(leaves, generator(key, 0))
-    found = sites(lambda *values: fun(*rebuild(values)), *filled)
+    found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
     return AuditReport(function_name(fun), key, tuple(_audited(site, key) for site in found))
 
 

@@ -36,7 +36,7 @@ def argument_names(fun: Callable[..., Any], count: int) -> tuple[str, ...]:
     return tuple(named[i] if i < len(named) else f"args[{i}]" for i in range(count))
 
 
-def function_name(fun: Callable[..., Any]) -> str:
+def function_name(fun: Any) -> str:
     """What a function is called: its own name, without the module."""
     inner = getattr(fun, "func", fun)
     return str(getattr(inner, "__name__", None) or getattr(inner, "name", None) or type(fun).__name__)

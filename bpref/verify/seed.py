@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from bpref.verify.subject import describe
 
@@ -44,7 +45,7 @@ def seed_of(who: str, key: Any) -> int:
 
 def _words(key: Any) -> np.ndarray | None:
     """The words of a single concrete JAX key; None for anything else."""
-    if isinstance(key, jax.core.Tracer) or not isinstance(key, jax.Array | np.ndarray):
+    if isinstance(key, Tracer) or not isinstance(key, jax.Array | np.ndarray):
         return None
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(key)) if key.shape == () else None
