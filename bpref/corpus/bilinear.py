@@ -57,7 +57,7 @@ DERIVATION = Derivation(
             "the inputs' gradients do not depend on dy",
             _ignore_dy,
             ("left", "right"),
-            "nonlinear",
+            "ignores_dy",
             "torch/nn#658: updateGradInput leaves gradOutput out",
         ),
         Wrong(

@@ -53,7 +53,7 @@ DERIVATION = Derivation(
             "dy is ignored",
             with_incoming(backward, jnp.ones_like),
             ("predictions", "targets"),
-            "nonlinear",
+            "ignores_dy",
             "chainer/chainer#1175: whatever is computed after the loss has no effect",
         ),
         Wrong(

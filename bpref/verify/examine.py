@@ -205,12 +205,15 @@ def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIAL
 def _effect(program: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
     plain, rounded_at_random = (pairs(stacked(run_in_float64(run, points))) for run in (program.run, program.rounded))
 
-    def apart(v, w):
-        errors = np.where(np.isfinite(v) & np.isfinite(w), sample_errors(w, v), 0.0)
-        return errors.reshape(len(v), -1).max(axis=1, initial=0.0)
+    def apart(v, w, truth):
+        """How far v moves, in the units that its error is judged in: the truth's, where that is not zero."""
+        unit = np.where(np.any(truth != 0, axis=tuple(range(1, truth.ndim)), keepdims=True), truth, v)
+        moved = np.where(np.isfinite(v) & np.isfinite(w) & np.isfinite(unit), w - v, 0)
+        errors = sample_errors(np.where(np.isfinite(unit), unit + moved, unit), unit)
+        return np.where(np.isfinite(errors), errors, 0.0).reshape(len(v), -1).max(axis=1, initial=0.0)
 
     return {
-        name: np.maximum(*(apart(*both) for both in zip(pair, rounded_at_random[name], strict=True)))
+        name: np.maximum(*(apart(*both, pair[1]) for both in zip(pair, rounded_at_random[name], strict=True)))
         for name, pair in plain.items()
     }
 

@@ -1,8 +1,10 @@
 """A search for a cause that fails costs neither the verdict nor the numbers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import bpref
 from bpref.verify import diagnose as module
@@ -82,7 +84,7 @@ def test_a_host_function_of_a_random_key():
 
 def test_check_intermediates(failing_search):
     def forward(x):
-        return (jax.ad_checkpoint.checkpoint_name(x**2, "z") ** 2).sum()
+        return (checkpoint_name(x**2, "z") ** 2).sum()
 
     report = bpref.check_intermediates(forward, (X,), lambda args, dy: {"z": 3 * args[0] ** 2 * dy}, key=1)
     assert (report.verdict, report.first_wrong, report.findings[0].kind) == ("wrong", "z", "unexplained")
@@ -96,3 +98,16 @@ def test_search(failing_search):
     found = bpref.search(square, "f32[2]", backward=backward, seconds=20, key=1, examples=3)
     assert found.report is not None
     assert found.report.findings[0].detail.endswith(NOTE)
+
+
+def test_a_cotangent_of_nothing_but_round_off_is_wrong():
+    """What cancels moves by all of itself when it is rounded, and by nothing in the units of what it should be."""
+
+    def backward(args, dy):
+        (x,) = args
+        return (dy * (jnp.sin(x) ** 2 + jnp.cos(x) ** 2 - 1),)
+
+    report = bpref.check(square, X, backward=backward, key=1)
+    (finding,) = report.findings
+    assert (report.verdict, finding.kind) == ("wrong", "zero")
+    assert finding.detail.startswith("zero to round-off everywhere, where the reference is up to ")

@@ -15,6 +15,7 @@ from bpref.verify.diagnosis.residual import (
     agree,
     count_points,
     informative,
+    scale_of,
 )
 
 
@@ -34,9 +35,10 @@ def nonfinite(r: Residual) -> Diagnosis | None:
 
 
 def zero(r: Residual) -> Diagnosis | None:
-    if r.hand.any() or not r.oracle.any():
+    if not r.oracle.any() or np.any(np.abs(r.hand) > r.round_off * scale_of(r.oracle)):
         return None
-    return Diagnosis("zero", f"zero everywhere, where the reference is up to {show(np.max(np.abs(r.oracle)))}")
+    zero = "zero to round-off" if r.hand.any() else "zero"
+    return Diagnosis("zero", f"{zero} everywhere, where the reference is up to {show(np.max(np.abs(r.oracle)))}")
 
 
 def sign(r: Residual) -> Diagnosis | None:

@@ -63,11 +63,13 @@ def _over_other_axes(r: Residual, name: str, v: np.ndarray, axes: tuple[int, ...
 
 
 def _over_a_part(r: Residual, name: str, v: np.ndarray, axes: tuple[int, ...]) -> Diagnosis | None:
-    """One slice of what is summed, or all slices but one."""
+    """One slice of what is summed, all slices but one, or the first or last few: a block."""
     for axis in axes:
         n, rest = v.shape[axis + 1], tuple(a for a in axes if a != axis)
-        for i in range(n if n > 1 else 0):
-            part = _sum(np.take(v, [i], axis + 1), rest).reshape(r.oracle.shape)
+        parts = [
+            _sum(np.take(v, [i], axis + 1), (*rest, axis)).reshape(r.oracle.shape) for i in range(n if n > 1 else 0)
+        ]
+        for i, part in enumerate(parts):
             which = {0: "the first", n - 1: "the last"}.get(i, f"number {i}")
             if agree(r, part):
                 text = f"{which} of axis {axis} of {name} alone: the sum over that axis (size {n}) is missing"
@@ -76,6 +78,13 @@ def _over_a_part(r: Residual, name: str, v: np.ndarray, axes: tuple[int, ...]) -
                 return Diagnosis(
                     "missing_sum", f"the sum of {name} over {name_axes(axes)} without {which} of axis {axis}"
                 )
+        for first, which in ((True, "first"), (False, "last")):
+            block = np.zeros_like(r.oracle)
+            for count, part in enumerate(parts if first else parts[::-1], start=1):
+                block = block + part
+                if 1 < count < n - 1 and agree(r, block, part):
+                    text = f"the sum of {name} over the {which} {count} of axis {axis} alone (size {n})"
+                    return Diagnosis("missing_sum", text)
     return None
 
 

@@ -1,0 +1,79 @@
+"""A mixture of the two experts of the largest logits: logits (n, e), values (n, e, d), `y = sum_e w_e values_e`.
+
+`w` is the softmax over the chosen two, as it comes of `p / sum(p)`, p being softmax over all with the others at 0.
+`dw_e = dy . values_e`, `dlogits = w (dw - sum(w dw))`, `dvalues_e = w_e dy`.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.corpus.derivation import Derivation, Wrong
+from bpref.corpus.spoil import with_cotangent
+
+
+def chosen(logits: Any) -> Any:
+    """Whether a logit is one of the two largest of its row."""
+    return logits >= jnp.sort(logits, axis=1)[:, -2:-1]
+
+
+def forward(logits, values):
+    p = jnp.where(chosen(logits), jax.nn.softmax(logits), 0)
+    return ((p / p.sum(1, keepdims=True))[..., None] * values).sum(1)
+
+
+def backward(args: tuple, dy: Any, normalised: bool = True, product: bool = True, weighted: bool = True) -> tuple:
+    """`normalised`: the sum of p is differentiated; `product`: the dot product in softmax's own backward."""
+    logits, values = args
+    of_all, keep = jax.nn.softmax(logits), chosen(logits)
+    p = jnp.where(keep, of_all, 0)
+    total = p.sum(1, keepdims=True)
+    w, dw = p / total, (dy[:, None, :] * values).sum(-1)
+    dp = jnp.where(keep, (dw - (w * dw).sum(1, keepdims=True) if normalised else dw) / total, 0)
+    dlogits = of_all * (dp - (of_all * dp).sum(1, keepdims=True) if product else dp)
+    return dlogits, (w if weighted else keep.astype(w.dtype))[..., None] * dy[:, None, :]
+
+
+def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+    return rng.standard_normal((5, 6)).astype(dtype), rng.standard_normal((5, 6, 4)).astype(dtype)
+
+
+DERIVATION = Derivation(
+    name="router",
+    forward=forward,
+    backward=backward,
+    make_args=make_args,
+    wrong=(
+        Wrong(
+            "the sum that weights are divided by is taken to be constant",
+            partial(backward, normalised=False),
+            ("logits",),
+            "unexplained",
+            "a habit: weights are normalised in place, outside of what the kernel's backward sees",
+        ),
+        Wrong(
+            "the router gets no gradient",
+            with_cotangent(backward, 0, jnp.zeros_like),
+            ("logits",),
+            "zero",
+            "jingyaogong/minimind#858: the router is trained by its auxiliary loss alone",
+        ),
+        Wrong(
+            "the experts' gradients without their weights",
+            partial(backward, weighted=False),
+            ("values",),
+            "unexplained",
+            "a habit: weights are applied when tokens are put back, and dy is sent out as it came",
+        ),
+        Wrong(
+            "the softmax of the chosen two in place of all, without its dot product",
+            lambda args, dy: (backward(args, dy, normalised=False, product=False)[0], backward(args, dy)[1]),
+            ("logits",),
+            "missing_term",
+            "a habit: the derivative of a weight by its own logit alone",
+        ),
+    ),
+)
