@@ -4,9 +4,8 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +19,16 @@ from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,
     Layout,
-    Strategy,
     Template,
     arguments,
     as_template,
     is_possible,
     layouts,
-    patterns_of,
 )
 from bpref.verify.seed import seed_of
 from bpref.verify.simplify import simpler_arguments
 from bpref.verify.snippet import snippet
+from bpref.verify.strategies import draws, leaving_nothing_behind, require_hypothesis
 from bpref.verify.subject import is_array
 
 FIRST, LATER = 40, 8
@@ -132,7 +130,7 @@ def search(
       TypeError, ValueError: the specifications cannot be read.
     """
     start = time.monotonic()
-    _require_hypothesis()
+    require_hypothesis()
     key = seed_of("search", key)
     for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
         if f is not None or what == "fun":
@@ -142,7 +140,7 @@ def search(
     template = as_template(specs)
     _require_fitting(fun, template)
     hunt = _Hunt(fun, template, reference, backward, key, start, seconds, examples)
-    with _leaving_nothing_behind():
+    with leaving_nothing_behind():
         hunt.explore()
         found = hunt.smallest()
     known = (function_name(fun), key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
@@ -239,7 +237,7 @@ class _Hunt:
             verbosity=Verbosity.quiet,
             print_blob=False,
         )
-        @given(_draws(self.template, layout))
+        @given(draws(self.template, layout))
         def trial(drawn):
             if self._fails_alike(_Case(layout, drawn)):
                 raise _Failed
@@ -318,43 +316,3 @@ def _form(args: tuple) -> str:
 def _alike(report: Report, other: Report) -> bool:
     """Whether two failures may have one cause: as grave, of the same argument."""
     return report.verdict == other.verdict and report.findings[0].where == other.findings[0].where
-
-
-def _draws(template: Template, layout: Layout) -> Any:
-    """A Hypothesis strategy for the values of a layout: all of them ordinary, or a few of the leaves special."""
-    from hypothesis import strategies as st
-
-    patterns = patterns_of(template, layout)
-    several = [i for i, p in enumerate(patterns) if len(p) > 1]
-
-    @st.composite
-    def draws(draw):
-        base = draw(st.sampled_from([0, 0, 1]))
-        chosen = [p[min(base, len(p) - 1)] for p in patterns]
-        for i in draw(st.lists(st.sampled_from(several), max_size=2, unique=True)) if several else ():
-            chosen[i] = draw(st.sampled_from(patterns[i]))
-        given = tuple(draw(leaf.strategy) for leaf in template.leaves if isinstance(leaf, Strategy))
-        return Drawn(tuple(chosen), draw(st.integers(0, 999)), given)
-
-    return draws()
-
-
-@contextmanager
-def _leaving_nothing_behind() -> Iterator[None]:
-    """Hypothesis keeps notes in a folder of the current directory; during a search, in one that is removed again."""
-    from hypothesis import configuration
-
-    before = getattr(configuration, "__hypothesis_home_directory", None)
-    with TemporaryDirectory() as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
-
-
-def _require_hypothesis() -> None:
-    try:
-        import hypothesis  # noqa: F401
-    except ImportError:
-        raise ImportError('search draws its cases with Hypothesis; install it: pip install "bpref[search]"') from None
