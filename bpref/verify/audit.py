@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import Any, NamedTuple
 
 from bpref.layer import Layer
 from bpref.verify.blame import require_callable
 from bpref.verify.check import check
+from bpref.verify.examine import widened
 from bpref.verify.naming import argument_names, function_name
 from bpref.verify.points import fill_specifications, generator
+from bpref.verify.prepare import WIDE
 from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, OK, Finding, Report
 from bpref.verify.seed import seed_of
 from bpref.verify.sites import Site, sites
@@ -135,8 +138,27 @@ def _audited(site: Site, key: int) -> SiteReport:
     reports, problems = [], []
     for inputs in site.calls:
         try:
-            reports.append(check(site.bound, *inputs, reference=site.primal, key=key)._replace(name=site.name))
+            reports.append(_checked(site, inputs, key))
         except (TypeError, ValueError, NotImplementedError) as error:
             problems.append(str(error).splitlines()[0])
     verdict = min((r.verdict for r in reports), key=BY_GRAVITY.index, default=CANNOT_TELL)
     return SiteReport(*about, verdict, "" if reports else problems[0], tuple(reports))
+
+
+def _checked(site: Site, inputs: tuple, key: int) -> Report:
+    """One call, with respect to what JAX asks for."""
+    moving = [i for i, is_fixed in enumerate(site.fixed) if not is_fixed]
+
+    def of_moving(f: Callable[..., list]) -> Callable[..., list]:
+        def call(*args):
+            is_wide = any(v.dtype in WIDE for v in args)
+            given = dict(zip(moving, args, strict=True))
+            return f(*(given[i] if i in given else widened(v) if is_wide else v for i, v in enumerate(inputs)))
+
+        if site.arguments:
+            named = [Parameter(site.arguments[i], Parameter.POSITIONAL_ONLY) for i in moving]
+            call.__signature__ = Signature(named)  # type: ignore[attr-defined]
+        return call
+
+    report = check(of_moving(site.bound), *(inputs[i] for i in moving), reference=of_moving(site.primal), key=key)
+    return report._replace(name=site.name)

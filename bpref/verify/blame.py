@@ -1,6 +1,9 @@
 """Who is at fault when something cannot be checked: the function, its backward, the call, or bpref itself."""
 
+import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -8,16 +11,53 @@ import numpy as np
 
 from bpref.layer import Layer
 from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.report import WRONG, Finding, Report, Verdict
 from bpref.verify.strip import has_custom_rules, is_opaque
-from bpref.verify.subject import INSIDE, OWN_PRIMAL, Subject, describe
+from bpref.verify.subject import INSIDE, OWN_PRIMAL, RULE, Subject, describe
 
 
 class CannotCheck(ValueError):
     """Nothing could be checked; the message says in one line who is at fault: the function, its backward, the call."""
 
 
+class Refused(Exception):
+    """JAX does not take the rule: what its forward or backward returns has not the form that it asks for."""
+
+
 class NeedsNumbers(Exception):
     """JAX cannot trace or cannot differentiate it: the oracle has to be numerical. The message says why."""
+
+
+REFUSAL = re.compile(
+    "Custom VJP fwd rule|Custom VJP bwd rule must produce an output with the same container|"
+    "Custom VJP bwd rule produced a SymbolicZero|Custom JVP rule|.* is not a valid JAX type",
+    re.DOTALL,
+)
+"""How JAX begins its complaints about the form of what a rule returns; not about a shape, which is looked at here."""
+
+
+def require_accepted(subject: Subject, x64: Any) -> None:
+    """Raise `Refused` if JAX, which applies the rule under `jit`, does not take what it returns."""
+    if subject.form not in (RULE, INSIDE):
+        return
+    with x64:
+        try:
+            jax.eval_shape(lambda leaves: _pulled(jax.jit(subject.plain), leaves), _specs(subject))
+        except Exception as error:  # what it says otherwise, the subject's own sweep has said or will say
+            if REFUSAL.match(str(error)):
+                raise Refused(f"jax.grad refuses it: {_joined(error)}") from error
+
+
+def refused(subject: Subject, key: int, why: str) -> Report:
+    """The report of a rule that JAX does not take."""
+    names = [name for name, v in zip(subject.names, subject.leaves, strict=True) if is_differentiable(v)]
+    return Report(
+        subject.name,
+        "JAX, which does not take the rule",
+        key,
+        tuple(Verdict(name, WRONG, why, math.inf) for name in names),
+        tuple(Finding(name, "structure", why) for name in names),
+    )
 
 
 def require_callable(who: str, what: str, f: Any, or_layer: bool = False) -> None:
@@ -86,7 +126,10 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
         if mine != other:
             return CannotCheck(f"the reference returns {other}, {subject.name} returns {mine}; expected the same")
         try:
+            require_accepted(subject, nullcontext())
             jax.eval_shape(lambda leaves: _swept(subject.sweep, leaves), specs)
+        except Refused as refusal:
+            return refusal
         except Exception as cause:
             return CannotCheck(blamed(subject, f"the backward of {subject.name}", cause))
         try:
@@ -175,6 +218,10 @@ def _shapes(y: Any) -> str:
 def blamed(subject: Subject, what: str, error: Exception) -> str:
     called = ", ".join(_arguments(subject))
     return f"{what} raised {type(error).__name__}: {_first(error)} (called with {called})"
+
+
+def _joined(error: Exception) -> str:
+    return " ".join(str(error).split("\n----")[0].split())
 
 
 def _first(error: Exception) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify import precision
-from bpref.verify.blame import NeedsNumbers, require_callable
+from bpref.verify.blame import NeedsNumbers, Refused, refused, require_callable
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.host.check import check_numerically
@@ -67,6 +67,8 @@ def check(
         ready = prepared(subject, dtypes)
     except NeedsNumbers as reason:
         return check_numerically(subject, key, str(reason), dtypes, linear)
+    except Refused as reason:
+        return refused(subject, key, str(reason))
     return _report(ready, key, linear, eager)
 
 
@@ -92,7 +94,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     accused = {f.where for f in said} | {name for name, h in held.items() if h.is_wrong}
     judged = [
         name
-        for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle))
+        for name in (*together.y_oracle, *(n for n in ready.subject.names if n in together.oracle or n in accused))
         if name not in of_itself or name in accused
     ]
     looked_at = {name: held[name] for name in judged if name in held}

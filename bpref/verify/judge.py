@@ -38,7 +38,7 @@ def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
     """The verdict on one value, and the findings that it rests on."""
     findings = [f for f in e.findings if f.kind in ("structure", "dtype")]
     impure = [f for f in e.findings if f.kind == "impure"]
-    if not findings and e.held is None and not np.any(e.residual().oracle):
+    if not findings and e.held is None and _is_absent_zero(e):
         return Verdict(e.where, OK, "None, and the oracle's is zero", 0.0), []
     if not findings and any(f.detail == TWO_ANSWERS for f in impure):
         return Verdict(e.where, CANNOT_TELL, _lines(impure), float("inf")), impure
@@ -57,6 +57,11 @@ def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
         return Verdict(e.where, CANNOT_TELL, _lines(list(e.faults)), e.held.error, e.precision), [*e.faults, *kinks]
     figures = [f"{e.held.error:.0e} in float64", *map(precision.text, e.precision)]
     return Verdict(e.where, OK, "; ".join(figures + [f.detail for f in kinks]), e.held.error, e.precision), kinks
+
+
+def _is_absent_zero(e: Evidence) -> bool:
+    residual = e.residual()
+    return residual.hand.shape == residual.oracle.shape and not np.any(residual.oracle)
 
 
 def _derivation(e: Evidence) -> list[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from bpref.verify import points as fresh
 from bpref.verify.blame import (
     explained,
+    require_accepted,
     require_arrays,
     require_differentiable_primal,
     require_outputs,
@@ -25,7 +26,7 @@ from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, Seen, output_shapes, trace_program, unchanged
 from bpref.verify.report import Finding
 from bpref.verify.rewrite import all_equations, constants_of
-from bpref.verify.subject import Subject
+from bpref.verify.subject import RULE, Subject
 
 POINTS = 3
 """How many points a derivation is tried at; the first has the values that were given."""
@@ -94,6 +95,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     Raises:
       CannotCheck: the function, its backward or the call is at fault; the message says which.
       NeedsNumbers: JAX cannot trace it, or cannot differentiate its primal.
+      Refused: JAX does not take its rule.
     """
     working = tuple(jnp.dtype(d).name for d in dtypes) if dtypes is not None else None
     shapes = tuple((v.shape, v.dtype) for v in subject.leaves)
@@ -107,6 +109,8 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
         made.narrow()
     except Exception as error:
         raise explained(subject, error, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject))) from error
+    if subject.form == RULE and not made.formal:
+        require_accepted(subject, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject)))
     require_rule(subject)
     require_differentiable_primal(subject, made.wide.traced.jaxpr)
     _KEPT[name] = made
@@ -128,16 +132,15 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     with x64_for(own, x64):
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
     require_outputs(subject, outputs)
-    primal, is_lifted, round_off = subject.primal, False, ROUND_OFF
+    primal, round_off = subject.primal, ROUND_OFF
     in_own_mode = partial(x64_for, own, x64)
-    try:
-        wide = _in_float64(subject, specs, outputs)
-    except (TypeError, ValueError):
+    wide = _unless_refused(subject, specs, outputs)
+    is_lifted = wide is None
+    if wide is None:
         # It runs in its own dtypes and not in float64: evaluate what it does in its own, in float64.
         in_own_dtypes = partial(lift_traced, inputs=(specs, [_stack(v) for v in outputs]), x64=in_own_mode)
         wide = _in_float64(subject, specs, outputs, in_own_dtypes)
         primal = lift_traced(primal, inputs=(specs,), x64=in_own_mode)
-        is_lifted = True
         if any(map(_may_be_rounded, constants_of(wide.traced.jaxpr))):
             round_off = 16 * float(jnp.finfo(_narrowest_of(own)).eps)
     choices = {_name_of_dtypes(own): own} if working is None else {d: [_in(v.dtype, d) for v in specs] for d in working}
@@ -220,6 +223,14 @@ def _in_float64(
     with jax.enable_x64(True):
         dys = [_stack(_wide_spec(v)) for v in outputs]
         return trace_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
+
+
+def _unless_refused(subject: Subject, leaves: list[Any], outputs: list[Any]) -> Program | None:
+    """The program in float64, or None; the error is let go, since JAX keeps the dtypes of constants in its frames."""
+    try:
+        return _in_float64(subject, leaves, outputs)
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:

@@ -182,9 +182,7 @@ def _fitting(
         elif getattr(entry, "dtype", None) == jax.dtypes.float0:
             if differentiable:
                 misfits[name] = f"its cotangent is of float0, expected {describe(leaf)}"
-        elif not differentiable:
-            misfits[name] = "it holds no floating-point numbers and has no cotangent; expected None, not an array"
-        else:
+        elif differentiable:  # what comes for integers is not looked at, as in JAX
             try:
                 arrays[name] = jnp.asarray(entry)
             except TypeError:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from bpref.verify.loops import constants_and_carry, parts_of_while, split
+from bpref.verify.oracle import is_differentiable
 from bpref.verify.place import place, place_of
 from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, programs_in, traced
 from bpref.verify.strip import is_rule, without_rule
@@ -32,6 +34,9 @@ class Site(NamedTuple):
       calls: for each call that was kept, the inputs as NumPy arrays; none where the rule did not run.
       bound: `(*inputs) -> outputs`, a list: the call as it is, with its rule.
       primal: the same by the function's body, all rules stripped.
+      arguments: the name of each input, where each argument is one array; else empty.
+      fixed: for each input, whether JAX asks for no cotangent of it: what the function has closed over, and Python
+        numbers.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Site(NamedTuple):
     calls: tuple[tuple[Any, ...], ...]
     bound: Callable[..., list]
     primal: Callable[..., list]
+    arguments: tuple[str, ...]
+    fixed: tuple[bool, ...]
 
     @property
     def ran(self) -> bool:
@@ -113,9 +120,34 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
         calls=(),
         bound=lambda *inputs: as_it_is(equation, inputs),
         primal=lambda *inputs: evaluate(body, inputs, without_rule),
+        arguments=_arguments(equation),
+        fixed=_fixed(equation),
     )
     kept = [*site.calls, *calls]
+    _trace(equation, site.fixed)
     found[key] = site._replace(calls=tuple(kept if len(kept) <= LOOKED_AT else [kept[0], *kept[1 - LOOKED_AT :]]))
+
+
+def _arguments(equation: JaxprEqn) -> tuple[str, ...]:
+    names = tuple(map(str, equation.params["call_jaxpr"].jaxpr.debug_info.arg_names or ()))
+    return names if len(names) == len(equation.invars) and all(map(str.isidentifier, names)) else ()
+
+
+def _fixed(equation: JaxprEqn) -> tuple[bool, ...]:
+    avals = [v.aval for v in equation.invars]
+    numbers = [v.shape == () and getattr(v, "weak_type", False) for v in avals]
+    closed_over = [i < equation.params["num_consts"] for i in range(len(avals))]
+    both = tuple(n or c for n, c in zip(numbers, closed_over, strict=True))
+    return tuple(closed_over) if all(both) else both
+
+
+def _trace(equation: JaxprEqn, fixed: Sequence[bool]) -> None:
+    """Have JAX trace the rule's forward, or tangents, which it does once, before it is called with other dtypes."""
+    own = equation.params["num_consts"]
+    is_vjp = "fwd_jaxpr_thunk" in equation.params
+    asked = [is_vjp and not f and is_differentiable(v.aval) for f, v in zip(fixed, equation.invars, strict=True)]
+    with suppress(Exception):  # it will be raised, and blamed, when the rule is checked
+        equation.params["fwd_jaxpr_thunk" if is_vjp else "jvp_jaxpr_fun"].call_wrapped(*asked[own:])
 
 
 def _arrays(tree: Any) -> Any:

@@ -1,16 +1,20 @@
 """What is checked, in one form: whatever was handed over, as a forward and a pull of cotangents over array leaves."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Container, Hashable
+from functools import partial
 from types import GeneratorType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from bpref.layer import Layer
+from bpref.verify import points
 from bpref.verify.naming import argument_names, function_name, leaf_names
-from bpref.verify.oracle import with_cotangents
+from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
@@ -69,18 +73,20 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
             f"call has {len(args)}"
         )
     call = (lambda params, x: fun.forward(params, x)[0]) if is_layer else fun
-    leaves, rebuild, names = array_leaves(("params", "x") if is_layer else argument_names(fun, len(args)), args)
+    form = LAYER if is_layer else BACKWARD if backward else RULE if _has_raw_rule(fun) else INSIDE
+    given, static = len(args), getattr(fun, "nondiff_argnums", ())
+    args = _with_defaults(fun.fun, args) if form == RULE else args
+    roots = ("params", "x") if is_layer else argument_names(fun, len(args))
+    leaves, rebuild, names = array_leaves(roots, args, {i for i in range(len(args)) if i >= given or i in static})
 
     def plain(values):
         return call(*rebuild(values))
 
     def primal(values):
-        return (reference or strip_custom_rules(call))(*rebuild(values))
-
-    form = LAYER if is_layer else BACKWARD if backward else RULE if _has_raw_rule(fun) else INSIDE
+        return reference(*rebuild(values)[:given]) if reference else strip_custom_rules(plain)(values)
 
     def sweep(values):
-        return SWEEPS[form](fun, backward, rebuild(values), plain, values)
+        return SWEEPS[form](fun, backward, rebuild, plain, values)
 
     return Subject(
         function_name(fun),
@@ -91,8 +97,18 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
         REFERENCE if reference else OWN_PRIMAL,
         plain,
         form,
-        (*(_identity(f) for f in (fun, reference, backward)), rebuild.fixed, rebuild.tree),
+        (*(_identity(f) for f in (fun, reference, backward)), tuple(map(_held, rebuild.fixed)), rebuild.tree),
     )
+
+
+def _with_defaults(fun: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The positional arguments with defaults filled in, as `jax.custom_vjp` hands them to the rule."""
+    try:
+        bound = inspect.signature((lambda *args: None) if isinstance(fun, partial) else fun).bind(*args)
+    except (TypeError, ValueError):  # the call itself will say what is wrong with it
+        return args
+    bound.apply_defaults()
+    return bound.args
 
 
 class _Rebuild(NamedTuple):
@@ -108,15 +124,28 @@ class _Rebuild(NamedTuple):
             filled[i] = v
         return jax.tree.unflatten(self.tree, filled)
 
+    def of_moving(self, entries: list[Any]) -> list[Any]:
+        """Of one entry for each array, those of the arrays that are not fixed."""
+        arrays = [i for i, v in enumerate(self.fixed) if i in self.where or is_array(v)]
+        return [entry for i, entry in zip(arrays, entries, strict=True) if i in self.where]
 
-def array_leaves(roots: tuple[str, ...], args: tuple[Any, ...]) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
-    """The leaves of `args` that are data, how to put them back among those that are held fixed, and their names."""
+
+def array_leaves(
+    roots: tuple[str, ...], args: tuple[Any, ...], static: Container[int] = ()
+) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
+    """The leaves of `args` that are data, how to put them back among those that are held fixed, and their names.
+
+    Arguments whose numbers are in `static` are held fixed as a whole.
+    """
     leaves, tree = jax.tree.flatten(args)
+    owners = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
     names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
-    where = tuple(i for i, v in enumerate(leaves) if is_array(v))
-    fixed = tuple(None if i in where else v for i, v in enumerate(leaves))
+    where = tuple(i for i, v in enumerate(leaves) if is_array(v) and owners[i] not in static)
     arrays = [as_jax_sees_it(leaves[i]) for i in where]
-    return arrays, _Rebuild(tree, where, fixed), tuple(names[i] for i in where)
+    fixed = [None if i in where else v for i, v in enumerate(leaves)]
+    smallest, rng = points.smallest_axis(arrays), points.generator(0)
+    drawn = tuple(points.fill(v, rng, 0, smallest) if points.is_specification(v) else v for v in fixed)
+    return arrays, _Rebuild(tree, where, drawn), tuple(names[i] for i in where)
 
 
 def as_jax_sees_it(v: Any) -> Any:
@@ -137,36 +166,37 @@ def is_array(v: Any) -> bool:
     return hasattr(v, "dtype") and hasattr(v, "shape")
 
 
-def _of_layer(layer: Layer, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_layer(layer: Layer, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    args = rebuild(values)
     y, cache = layer.forward(*args)
     return y, lambda dy: aligned(layer.backward(args[0], cache, dy), args)
 
 
-def _of_backward(fun: Any, backward: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_backward(fun: Any, backward: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+    args = rebuild(values)
     # A host function may write into what it is given.
     copied = jax.tree.map(lambda v: v.copy() if isinstance(v, np.ndarray) else v, args)
-    return fun(*copied), lambda dy: aligned(backward(args, dy), args)
+    return fun(*copied), lambda dy: rebuild.of_moving(aligned(backward(args, dy), args))
 
 
-def _of_rule(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_rule(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
     """The forward and backward of a `custom_vjp` function, called as they are, before JAX looks at what they give."""
-    fixed = [args[i] for i in fun.nondiff_argnums]
-    others = tuple(a for i, a in enumerate(args) if i not in fun.nondiff_argnums)
+    args, static = rebuild(values), fun.nondiff_argnums
     y, residuals = fun.fwd(*args)
 
     def pull(dy):
-        cotangents = fun.bwd(*fixed, residuals, dy)
-        within = iter(aligned(cotangents, others))
-        of_fixed = [iter([None] * len(_arrays(a))) if i in fun.nondiff_argnums else within for i, a in enumerate(args)]
-        return [next(entries) for a, entries in zip(args, of_fixed, strict=True) for _ in _arrays(a)]
+        cotangents = fun.bwd(*(args[i] for i in static), residuals, dy)
+        within = iter(aligned(cotangents, tuple(a for i, a in enumerate(args) if i not in static)))
+        owners = [i for i, a in enumerate(args) for _ in _arrays(a)]
+        return rebuild.of_moving([None if i in static else next(within) for i in owners])
 
     return y, pull
 
 
-def _of_autodiff(fun: Any, _: Any, args: tuple[Any, ...], plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_autodiff(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
     """Whatever rules are inside, as JAX itself applies them."""
     y, cotangents = with_cotangents(plain, values)
-    return y, lambda dy: cotangents(dy)[0]
+    return y, lambda dy: cotangents(as_cotangent(dy, y))[0]
 
 
 SWEEPS = {LAYER: _of_layer, BACKWARD: _of_backward, RULE: _of_rule, INSIDE: _of_autodiff}
@@ -202,22 +232,21 @@ def aligned(cotangents: Any, args: tuple[Any, ...]) -> list[Any]:
 
 
 def _below(cotangent: Any, arg: Any) -> list[Any]:
-    leaves, tree = jax.tree.flatten(arg, is_leaf=_is_none)
-    kept = [is_array(v) for v in leaves]
-    if cotangent is None:
-        return [None] * sum(kept)
+    """The entries for the array leaves of one argument; one above several leaves stands for each, as in JAX."""
+    kept = [is_array(v) for v in jax.tree.leaves(arg)]
+    entries: list[Any] = []
 
     def spread(c, below):
-        return jax.tree.map(lambda _: c, below) if c is None else c
+        leaves = jax.tree.leaves(below)
+        if c is not None and any(np.shape(c) != np.shape(v) for v in leaves if len(leaves) > 1):
+            raise ValueError("not the cotangent of each")
+        entries.extend([None if isinstance(c, SymbolicZero) else c] * len(leaves))
 
     try:
-        filled = jax.tree.map(spread, cotangent, arg, is_leaf=_is_none)
-        entries, _ = jax.tree.flatten(filled, is_leaf=_is_none)
+        jax.tree.map(spread, cotangent, arg, is_leaf=_is_none)
     except (ValueError, TypeError):
-        entries = []
-    if len(entries) != len(leaves):
-        came = str(jax.tree.structure(cotangent)).removeprefix("PyTreeDef")
-        return [Misfit(f"its cotangent is the tree {came}, expected {str(tree).removeprefix('PyTreeDef')}")] * sum(kept)
+        came, expected = (str(jax.tree.structure(tree)).removeprefix("PyTreeDef") for tree in (cotangent, arg))
+        return [Misfit(f"its cotangent is the tree {came}, expected {expected}")] * sum(kept)
     return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
 
 
@@ -237,6 +266,13 @@ def _identity(f: Any) -> Any:
     parts = [f, *(getattr(f, name, None) for name in ("fun", "fwd", "bwd") if isinstance(f, jax.custom_vjp))]
     cells = [cell for part in parts for cell in getattr(part, "__closure__", None) or ()]
     return (*map(_Same, parts), *(_Same(_contents(cell)) for cell in cells))
+
+
+def _held(v: Any) -> Any:
+    """A fixed argument: a NumPy array by its values, which may be written over; what has no hash by itself."""
+    if isinstance(v, np.ndarray):
+        return describe(v), v.tobytes()
+    return (type(v), v) if isinstance(v, Hashable) and not isinstance(v, jax.Array) else _Same(v)
 
 
 def _contents(cell: Any) -> Any:

@@ -45,18 +45,20 @@ class Called(NamedTuple):
 
 
 def called(subject: Subject) -> Called:
-    """A subject in this form; its forward is compiled where JAX can trace it, since it is called many times."""
-    forward = _compiled(subject)
+    """A subject in this form, compiled where JAX can trace it, since it is called many times."""
+    forward, given, by_hand = _compiled(subject) or (subject.plain, copies, None)
 
     def sweep(leaves: Arrays) -> tuple[Arrays, Pull]:
+        if by_hand is not None:
+            return plain(leaves), lambda dy: [_as_numpy(v) for v in by_hand(given(leaves), given(dy))]
         with np.errstate(all="ignore"):
-            y, pull = subject.sweep(copies(leaves))
+            y, pull = subject.sweep(given(leaves))
         tree = jax.tree.structure(y)
 
         def pulled(dy: Arrays) -> Arrays:
             try:
                 with np.errstate(all="ignore"):
-                    entries = pull(jax.tree.unflatten(tree, copies(dy)))
+                    entries = pull(jax.tree.unflatten(tree, given(dy)))
                 return [_as_numpy(v) for v in entries]
             except Exception as error:
                 raise CannotCheck(blamed(subject, f"the backward of {subject.name}", error)) from error
@@ -65,7 +67,7 @@ def called(subject: Subject) -> Called:
 
     def plain(leaves: Arrays) -> Arrays:
         with np.errstate(all="ignore"):
-            return _arrays(forward(copies(leaves)))
+            return _arrays(forward(given(leaves)))
 
     return Called(
         subject.name,
@@ -96,13 +98,37 @@ def in_dtype(v: Any, dtype: str) -> Any:
     return np.asarray(v).astype(jnp.dtype(dtype)) if jnp.issubdtype(v.dtype, jnp.floating) else v
 
 
-def _compiled(subject: Subject) -> Callable[[Arrays], Any]:
+def _compiled(subject: Subject) -> tuple[Callable, Callable, Callable | None] | None:
+    """For a function of JAX: it, what its arguments pass through, and its backward, where JAX can trace that too."""
     specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    others: dict[int, Any] = {}
+
+    @jax.jit
+    def arrays_of(leaves, dy):
+        y, pull = subject.sweep(leaves)
+        entries = dict(enumerate(pull(jax.tree.unflatten(jax.tree.structure(y), dy))))
+        arrays = {i: v for i, v in entries.items() if isinstance(v, jax.Array)}
+        others.update({i: v for i, v in entries.items() if i not in arrays})
+        return arrays
+
+    def by_hand(leaves, dy):
+        arrays = arrays_of(leaves, dy)
+        return [arrays[i] if i in arrays else others[i] for i in range(len(specs))]
+
     try:
-        jax.eval_shape(subject.plain, specs)
+        y = jax.eval_shape(subject.plain, specs)
     except Exception:
-        return subject.plain
-    return jax.jit(subject.plain)
+        return None
+    try:
+        jax.eval_shape(by_hand, specs, jax.tree.leaves(y))
+    except Exception:
+        return jax.jit(subject.plain), on_device, None
+    return jax.jit(subject.plain), on_device, by_hand
+
+
+def on_device(values: Arrays) -> list[Any]:
+    """Copies for a function of JAX, which may index an array with a traced number, or update it."""
+    return [jnp.array(v) if isinstance(v, np.ndarray) else v for v in values]
 
 
 def _arrays(y: Any) -> Arrays:

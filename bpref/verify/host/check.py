@@ -24,7 +24,7 @@ from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import Row, text
 from bpref.verify.prepare import x64_for
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
-from bpref.verify.subject import REFERENCE, Subject
+from bpref.verify.subject import REFERENCE, Misfit, Subject
 
 
 def check_numerically(subject: Subject, key: int, why: str, dtypes: Sequence[Any] | None, linear: bool) -> Report:
@@ -70,7 +70,8 @@ def check_called(
     if samples[0].reference is not None:
         judged |= _outputs(c, oracle, samples, key, in_own)
     differentiable = [(n, name) for n, name in enumerate(c.names) if c.differentiable[n]]
-    for n, name in differentiable:
+    misfits = [(n, name) for n, name in enumerate(c.names) if isinstance(samples[0].hand[n], Misfit)]
+    for n, name in dict.fromkeys([*differentiable, *misfits]):
         judged[name] = judge_argument(c, n, samples, oracle, in_own)
     for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
         if judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
