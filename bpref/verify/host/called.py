@@ -46,7 +46,9 @@ class Called(NamedTuple):
 
 def called(subject: Subject) -> Called:
     """A subject in this form, compiled where JAX can trace it, since it is called many times."""
-    forward, given, by_hand = _compiled(subject) or (subject.plain, copies, None)
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    forward, given = compiled(subject.plain, specs)
+    by_hand = _compiled_backward(subject, specs) if given is on_device else None
 
     def sweep(leaves: Arrays) -> tuple[Arrays, Pull]:
         if by_hand is not None:
@@ -98,9 +100,17 @@ def in_dtype(v: Any, dtype: str) -> Any:
     return np.asarray(v).astype(jnp.dtype(dtype)) if jnp.issubdtype(v.dtype, jnp.floating) else v
 
 
-def _compiled(subject: Subject) -> tuple[Callable, Callable, Callable | None] | None:
-    """For a function of JAX: it, what its arguments pass through, and its backward, where JAX can trace that too."""
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+def compiled(f: Callable, specs: list[Any]) -> tuple[Callable, Callable[[Arrays], list[Any]]]:
+    """A function, compiled where JAX can trace it, and what its arguments have to pass through."""
+    try:
+        jax.eval_shape(f, specs)
+    except Exception:
+        return f, copies
+    return jax.jit(f), on_device
+
+
+def _compiled_backward(subject: Subject, specs: list[Any]) -> Callable[[list[Any], list[Any]], list[Any]] | None:
+    """`(leaves, dy) -> entries`, if JAX can trace the backward."""
     others: dict[int, Any] = {}
 
     @jax.jit
@@ -116,14 +126,10 @@ def _compiled(subject: Subject) -> tuple[Callable, Callable, Callable | None] | 
         return [arrays[i] if i in arrays else others[i] for i in range(len(specs))]
 
     try:
-        y = jax.eval_shape(subject.plain, specs)
+        jax.eval_shape(by_hand, specs, jax.tree.leaves(jax.eval_shape(subject.plain, specs)))
     except Exception:
         return None
-    try:
-        jax.eval_shape(by_hand, specs, jax.tree.leaves(y))
-    except Exception:
-        return jax.jit(subject.plain), on_device, None
-    return jax.jit(subject.plain), on_device, by_hand
+    return by_hand
 
 
 def on_device(values: Arrays) -> list[Any]:

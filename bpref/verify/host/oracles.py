@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.host.called import Arrays, copies, in_dtype
+from bpref.verify.host.called import Arrays, compiled, in_dtype
 from bpref.verify.lift import lift, narrowest
 from bpref.verify.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
@@ -120,7 +120,7 @@ def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
             jax.eval_shape(lambda leaves: _swept(subject.primal, leaves), wide)
         except Exception:
             return numerical(
-                _quietly(subject.primal),
+                _quietly(*compiled(subject.primal, specs)),
                 differentiable,
                 "the reference",
                 True,
@@ -128,10 +128,10 @@ def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
     return exact(OF_REFERENCE, run, in_float64)
 
 
-def _quietly(primal: Callable) -> Callable[[Arrays], Arrays]:
+def _quietly(primal: Callable, given: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:
     def call(leaves: Arrays) -> Arrays:
         with np.errstate(all="ignore"):
-            return [np.asarray(v) for v in jax.tree.leaves(primal(copies(leaves)))]
+            return [np.asarray(v) for v in jax.tree.leaves(primal(given(leaves)))]
 
     return call
 
