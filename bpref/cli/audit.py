@@ -1,5 +1,9 @@
 """`bpref audit`: every custom derivative rule inside a function, held against its own primal."""
 
+from typing import Annotated
+
+import typer
+
 from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide_as, target_named
 from bpref.cli.loading import blaming, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
@@ -12,10 +16,16 @@ EXAMPLE = (
 )
 
 
-def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile = None) -> int:
+def audit(
+    target: Target,
+    args: Arguments,
+    drive: Annotated[bool, typer.Option("--drive", help="Check rules that did not run too, at drawn values.")] = False,
+    key: Key = None,
+    json_file: JsonFile = None,
+) -> int:
     """Check every custom_vjp and custom_jvp rule that a function runs.
 
-    Exit code 0 all right, 1 one is wrong or imprecise, 2 wrong use, 3 cannot tell.
+    Exit code 0 all right, 1 one is wrong or imprecise, 2 wrong use, 3 cannot tell, or one did not run.
 
     Rules are found in the function and in all that it calls, in loops and branches too, and are checked at the values
     that flow into them.
@@ -27,5 +37,5 @@ def audit(target: Target, args: Arguments, key: Key = None, json_file: JsonFile 
         values = arguments(args, fun.module, key)
         require_fitting(target, fun.value, values)
         with as_wide_as(args), blaming(target), waiting("auditing"):
-            report = audit_rules(fun.value, *values, key=key)
+            report = audit_rules(fun.value, *values, key=key, drive=drive)
     return deliver(report, json_file)

@@ -12,7 +12,7 @@ from bpref.verify.examine import widened
 from bpref.verify.naming import argument_names, function_name
 from bpref.verify.points import fill_specifications, generator
 from bpref.verify.prepare import WIDE
-from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, OK, Finding, Report
+from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, IMPRECISE, NOT_RUN, OK, WRONG, Finding, Report
 from bpref.verify.seed import seed_of
 from bpref.verify.sites import Site, sites
 from bpref.verify.subject import array_leaves
@@ -27,7 +27,7 @@ class SiteReport(NamedTuple):
       file, line: where it is called; the file is empty where no line of the user's calls it.
       defined: `file:line` of the rule, where known.
       verdict: the gravest over the calls that were looked at.
-      detail: why nothing could be said, if so.
+      detail: why nothing could be said, or not of every call, if so.
       reports: one for each call that was looked at.
     """
 
@@ -48,7 +48,7 @@ class SiteReport(NamedTuple):
 
 
 class AuditReport(NamedTuple):
-    """What `audit` says: one entry for each rule and place; `.ok` where every rule that ran is right."""
+    """What `audit` says: one entry for each rule and place; `.ok` where every rule ran and is right."""
 
     name: str
     key: int
@@ -71,7 +71,7 @@ class AuditReport(NamedTuple):
 
     def raise_if_wrong(self) -> "AuditReport":
         """Raise `AssertionError` with the report if a rule is wrong or imprecise; else the report itself."""
-        if self.verdict not in (OK, CANNOT_TELL):
+        if self.verdict in (WRONG, IMPRECISE):
             raise AssertionError(f"\n{self}")
         return self
 
@@ -97,7 +97,7 @@ class AuditReport(NamedTuple):
         return "\n".join(lines)
 
 
-def audit(fun: Callable[..., Any], *args: Any, key: Any = None) -> AuditReport:
+def audit(fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = False) -> AuditReport:
     """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
 
     The rules are found wherever they are: inside jit, scan, while, cond and remat, inside other rules, in a library's
@@ -109,12 +109,14 @@ def audit(fun: Callable[..., Any], *args: Any, key: Any = None) -> AuditReport:
         values. Strings, Python numbers and functions among them are held fixed.
       key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
         names.
+      drive: whether a rule that did not run is checked all the same, at values drawn for its shapes.
 
     Not seen is a rule inside a `jax.grad` that `fun` itself calls, since it is applied while `fun` is traced: audit the
     function that is differentiated instead.
 
     Returns:
-      One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run.
+      One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run, and
+      then the whole is not ok.
 
     Raises:
       TypeError: `fun` is no function; or whatever it raises for these arguments.
@@ -128,21 +130,28 @@ def audit(fun: Callable[..., Any], *args: Any, key: Any = None) -> AuditReport:
     leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
     filled = fill_specifications(leaves, generator(key, 0))
     found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
-    return AuditReport(function_name(fun), key, tuple(_audited(site, key) for site in found))
+    return AuditReport(function_name(fun), key, tuple(_audited(site, key, drive) for site in found))
 
 
-def _audited(site: Site, key: int) -> SiteReport:
+def _audited(site: Site, key: int, drive: bool) -> SiteReport:
     about = site.name, site.kind, site.file, site.line, site.defined
-    if not site.calls:
-        return SiteReport(*about, OK, "it did not run: nothing is known of it", ())
+    if not (site.ran or drive):
+        return SiteReport(*about, NOT_RUN, "it did not run, or where it runs is not looked into", ())
     reports, problems = [], []
-    for inputs in site.calls:
+    for inputs in site.calls or (_drawn(site, key),):
         try:
             reports.append(_checked(site, inputs, key))
         except (TypeError, ValueError, NotImplementedError) as error:
             problems.append(str(error).splitlines()[0])
-    verdict = min((r.verdict for r in reports), key=BY_GRAVITY.index, default=CANNOT_TELL)
-    return SiteReport(*about, verdict, "" if reports else problems[0], tuple(reports))
+    found = [r.verdict for r in reports] + [CANNOT_TELL] * len(problems)
+    detail = problems[0] if problems else "" if site.ran else "it did not run; checked at drawn values"
+    return SiteReport(*about, min(found, key=BY_GRAVITY.index), detail, tuple(reports))
+
+
+def _drawn(site: Site, key: int) -> tuple:
+    """What a rule is called with that did not run: values for what JAX asks no cotangent of, shapes of the others."""
+    filled = fill_specifications(site.operands, generator(key, 1))
+    return tuple(value if fixed else v for v, value, fixed in zip(site.operands, filled, site.fixed, strict=True))
 
 
 def _checked(site: Site, inputs: tuple, key: int) -> Report:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from bpref.verify.measure import Ulps
 
-OK, WRONG, IMPRECISE, CANNOT_TELL = "ok", "wrong", "imprecise", "cannot tell"
+OK, WRONG, IMPRECISE, CANNOT_TELL, NOT_RUN = "ok", "wrong", "imprecise", "cannot tell", "not run"
 
-BY_GRAVITY = (WRONG, IMPRECISE, CANNOT_TELL, OK)
+BY_GRAVITY = (WRONG, IMPRECISE, CANNOT_TELL, NOT_RUN, OK)
 """The verdicts; that of a whole report is the gravest of its arguments'."""
 
 KINDS = (

@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from bpref.verify.loops import constants_and_carry, parts_of_while, split
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.place import place, place_of
-from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, programs_in, traced
+from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, is_literal, programs_in, traced
 from bpref.verify.strip import is_rule, without_rule
 
 LOOKED_AT = 3
@@ -34,6 +34,7 @@ class Site(NamedTuple):
       calls: for each call that was kept, the inputs as NumPy arrays; none where the rule did not run.
       bound: `(*inputs) -> outputs`, a list: the call as it is, with its rule.
       primal: the same by the function's body, all rules stripped.
+      operands: for each input, its shape and dtype, or its value where it is a constant.
       arguments: the name of each input, where each argument is one array; else empty.
       fixed: for each input, whether JAX asks for no cotangent of it: what the function has closed over, and Python
         numbers.
@@ -47,6 +48,7 @@ class Site(NamedTuple):
     calls: tuple[tuple[Any, ...], ...]
     bound: Callable[..., list]
     primal: Callable[..., list]
+    operands: tuple[Any, ...]
     arguments: tuple[str, ...]
     fixed: tuple[bool, ...]
 
@@ -120,12 +122,17 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
         calls=(),
         bound=lambda *inputs: as_it_is(equation, inputs),
         primal=lambda *inputs: evaluate(body, inputs, without_rule),
+        operands=tuple(_operand(v) for v in equation.invars),
         arguments=_arguments(equation),
         fixed=_fixed(equation),
     )
     kept = [*site.calls, *calls]
     _trace(equation, site.fixed)
     found[key] = site._replace(calls=tuple(kept if len(kept) <= LOOKED_AT else [kept[0], *kept[1 - LOOKED_AT :]]))
+
+
+def _operand(v: Any) -> Any:
+    return np.asarray(v.val, v.aval.dtype) if is_literal(v) else jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
 
 
 def _arguments(equation: JaxprEqn) -> tuple[str, ...]:

@@ -61,6 +61,10 @@ def looped(x):
     return jax.lax.scan(body, x, None, length=3)[0]
 
 
+def skipped(x):
+    return jax.lax.cond(x.sum() > 1e9, halved, lambda x: x, x)
+
+
 def rows(table, ids, scale, kind, rest):
     """Rows of a table, by indices below its length; of arguments that are no arrays too."""
     assert (kind, rest) == ("mean of: all", None)

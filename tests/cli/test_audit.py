@@ -27,6 +27,14 @@ def test_a_function_of_a_library_whose_rules_are_right_ends_with_0(capsys):
     assert "called at" not in out[1]
 
 
+def test_what_did_not_run_ends_with_3_and_is_driven_on_demand(capsys):
+    call = ["audit", f"{DERIVATIONS}:skipped", "--args", "f32[4]", "--key", "3"]
+    assert run(call) == 3
+    assert capsys.readouterr().out.splitlines()[1].startswith("  halved (custom_vjp)   NOT RUN   called at ")
+    assert run([*call, "--drive"]) == 1
+    assert "0.5000 x the reference" in capsys.readouterr().out
+
+
 def test_on_a_terminal_the_verdict_is_in_colour(monkeypatch, capsys):
     monkeypatch.setattr(reports, "Console", lambda **options: Console(force_terminal=True, width=100, **options))
     assert run(["audit", f"{DERIVATIONS}:halved", "--args", "f32[4]", "--key", "3"]) == 1

@@ -1,6 +1,7 @@
 """audit: every custom rule in somebody else's function, at the values that flow there, by file and line."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -60,10 +61,31 @@ def test_a_wrong_rule_is_found_wherever_it_is(f, place):
         report.raise_if_wrong()
 
 
-def test_a_branch_that_is_not_taken_is_listed_and_not_judged():
-    report = bpref.audit(lambda x: jax.lax.cond(x.sum() > 1e9, doubled, lambda x: x, x), X, key=1)
-    assert report.ok
-    assert [s.detail for s in report.sites] == ["it did not run: nothing is known of it"]
+@jax.custom_vjp
+def right(x):
+    return jnp.tanh(x)
+
+
+right.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, dy: (dy * (1 - y * y),))
+
+NOT_TAKEN = {
+    "cond": lambda f, x: jax.lax.cond(x.sum() > 1e9, f, lambda x: x, x),
+    "switch": lambda f, x: jax.lax.switch(jnp.int32(0), [lambda x: x, f, lambda x: -x], x),
+    "while": lambda f, x: jax.lax.while_loop(lambda c: c[0] < 0, lambda c: (c[0] + 1, f(c[1])), (0, x))[1],
+    "scan": lambda f, x: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=0)[0],
+}
+
+
+@pytest.mark.parametrize("inside", NOT_TAKEN.values(), ids=NOT_TAKEN)
+def test_what_did_not_run_is_not_ok_and_may_be_driven(inside):
+    report = bpref.audit(partial(inside, doubled), X, key=1)
+    assert (report.verdict, report.ok) == ("not run", False)
+    assert [(s.name, s.verdict) for s in report.sites] == [("doubled", "not run")]
+    assert "doubled (custom_vjp)   NOT RUN   called at " in str(report)
+    assert report.raise_if_wrong() is report
+    (site,) = bpref.audit(partial(inside, doubled), X, key=1, drive=True).sites
+    assert (site.verdict, site.detail) == ("wrong", "it did not run; checked at drawn values")
+    assert bpref.audit(partial(inside, right), X, key=1, drive=True).ok
 
 
 def test_libraries_are_right_and_the_report_is_json(standard_promotion):
