@@ -22,6 +22,7 @@ from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.seed import seed_of
 from bpref.verify.subject import OWN_PRIMAL, as_subject
+from bpref.verify.torch_front import is_torch
 
 
 def check(
@@ -62,6 +63,10 @@ def check(
     for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
         if f is not None or what == "fun":
             require_callable("check", what, f, or_layer=what == "fun")
+    if is_torch(fun, args):
+        from bpref.verify.torch_front.check import check_torch  # which imports torch, as the caller has
+
+        return check_torch(fun, args, reference, backward, key, dtypes, linear)
     subject = as_subject(fun, args, reference, backward)
     try:
         ready = prepared(subject, dtypes)

@@ -35,7 +35,7 @@ def check_numerically(subject: Subject, key: int, why: str, dtypes: Sequence[Any
     else:
         oracle = numerical(c.plain, c.differentiable, "its own primal", False)
     if not _is_repeatable(c, key):
-        return _of_two_answers(c, oracle, key, why)
+        return of_two_answers(c, oracle, key, (why,) if why else ())
     return check_called(c, oracle, key, dtypes, linear, (why,) if why else ())
 
 
@@ -111,6 +111,8 @@ def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
 
     found = []
     of_u, of_v = swept(u), swept(v)
+    # What is zero but for rounding is measured by the other cotangents.
+    least = 1e-6 * max((_size(v) for v in (*of_u, *of_v) if isinstance(v, np.ndarray)), default=0.0)
     for scale in (1.0, 2.0**20) if eps < 1e-3 else (1.0,):
         both = [_times(a, 2 * scale, b, -3 * scale) for a, b in zip(u, v, strict=True)]
         for n, together in enumerate(swept(both)):
@@ -118,13 +120,18 @@ def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
             if not all(isinstance(p, np.ndarray) and p.shape == together.shape for p in parts):
                 continue
             sum_of_both = 2 * scale * _wide(of_u[n]) - 3 * scale * _wide(of_v[n])
-            size = scale * np.max(np.abs(_wide(of_u[n])) + np.abs(_wide(of_v[n])), initial=0.0)
+            size = scale * max(_size(of_u[n]), _size(of_v[n]), least)
             with np.errstate(invalid="ignore"):
                 error = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0) / max(size, 1e-300))
             if error > max(SLACK, 1e3 * eps):
                 detail = not_linear("dy", error)
                 found.append(Finding(c.names[n], "nonlinear", detail, error))
     return found
+
+
+def _size(v: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(np.nan_to_num(_wide(v))), initial=0.0))
 
 
 def _times(u: np.ndarray, a: float, v: np.ndarray, b: float) -> np.ndarray:
@@ -186,11 +193,12 @@ def _is_repeatable(c: Called, key: int) -> bool:
     return all(np.array_equal(v, w, equal_nan=is_differentiable(v)) for v, w in zip(once, again, strict=True))
 
 
-def _of_two_answers(c: Called, oracle: Oracle, key: int, why: str) -> Report:
+def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) -> Report:
+    """The report of a function that is not the same when it is called again."""
     names = [name for name, d in zip(c.names, c.differentiable, strict=True) if d]
     verdicts = tuple(Verdict(name, CANNOT_TELL, TWO_ANSWERS, np.inf) for name in names)
     findings = tuple(Finding(name, "impure", TWO_ANSWERS) for name in names)
-    return Report(c.name, oracle.text, key, verdicts, findings, (why,) if why else ())
+    return Report(c.name, oracle.text, key, verdicts, findings, notes)
 
 
 def _first_line(error: Exception) -> str:

@@ -107,9 +107,22 @@ def _at(c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouc
                 continue
             if not oracle.is_exact and name not in vouched:
                 continue
-            other = others[j][n] if others else np.asarray(t).astype(hand[n].dtype)
-            found.append((name, (hand[n], t, other, effects[j][n], AUTODIFF if others else ATTAINABLE)))
+            if others:
+                found.append((name, (hand[n], t, others[j][n], effects[j][n], AUTODIFF)))
+                continue
+            least = eps * _natural(y, dys[j], leaves[n])
+            effect = np.maximum(effects[j][n], least)
+            found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
     return found
+
+
+def _natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
+    """A tenth of how large a cotangent is whose terms do not cancel: of one that is 0 but for rounding, the scale."""
+    norms = [
+        np.linalg.norm([np.linalg.norm(np.nan_to_num(in_dtype(v, "float64"))) for v in of if is_differentiable(v)])
+        for of in (y, dy, [leaf])
+    ]
+    return float(0.1 * norms[0] * norms[1] / (norms[2] * np.sqrt(leaf.size))) if norms[2] else 0.0
 
 
 def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, eps: float) -> tuple[Arrays, Arrays]:

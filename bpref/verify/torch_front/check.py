@@ -1,0 +1,168 @@
+"""`check` of PyTorch code: what torch.autograd gives through it, held against float64 autograd of a reference."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from bpref.verify import torch_oracle
+from bpref.verify.blame import CannotCheck
+from bpref.verify.host.called import Arrays, Called, in_dtype
+from bpref.verify.host.check import check_called, of_two_answers
+from bpref.verify.host.oracles import Oracle, exact, numerical
+from bpref.verify.host.sampling import point
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.program import output_name
+from bpref.verify.report import WRONG, Report
+from bpref.verify.torch_front.call import TorchCall, plain, swept, torch_call
+from bpref.verify.torch_front.laws import Observed, observed
+from bpref.verify.torch_front.tensors import dtype_name
+
+OF_REFERENCE = "float64 oracle: the reference, differentiated by torch.autograd"
+OF_ITSELF = "float64 oracle: its own primal, differentiated by torch.autograd"
+
+CASTS = "it casts down inside; the derivation was judged without those casts"
+
+LIMIT, FEW = 16, 128
+"""So many elements of each argument are looked at one by one where there are calls alone, which take their time; all of
+a wrong one that has few."""
+
+SMALL = 2**18
+"""So many elements are computed by one thread: to wake another takes longer."""
+
+GIVE_ONE = "it does not run in float64, where differences would decide: give reference=, a plain version of it"
+
+
+def check_torch(
+    fun: Any,
+    args: tuple,
+    reference: Callable[..., Any] | None,
+    backward: Callable[[tuple, Any], tuple] | None,
+    key: int,
+    dtypes: Sequence[Any] | None,
+    linear: bool,
+) -> Report:
+    """The report of a function, an `autograd.Function`'s `apply` or a module, called with tensors; as in `check`.
+
+    The hand is what torch.autograd gives through `fun`, or `backward`. Without a reference the oracle is finite
+    differences in float64; for a `backward` beside a function of PyTorch's own operations, autograd of that.
+
+    Which arguments have a gradient: those that ask for one (`requires_grad`), or where none does all floating-point
+    ones; of a module's parameters those that are not frozen.
+    """
+    c = torch_call(fun, args)
+    with _threads_for(c):
+        return _report(c, reference, backward, key, dtypes, linear)
+
+
+def _report(c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, linear: bool) -> Report:
+    fun = c.fun
+    if backward is not None and any(p is not None for p in c.parameters):
+        raise CannotCheck(f"{c.name}: backward= goes with a function; a module's own backward is what is checked")
+    _require_running(c, key)
+    front = Called(
+        c.name,
+        c.names,
+        c.leaves,
+        c.differentiable,
+        lambda leaves: swept(c, fun, leaves, backward),
+        lambda leaves: plain(c, fun, leaves),
+        False,
+        output_name(c.names),
+    )
+    oracle, notes = _oracle(c, front, reference, backward, key)
+    seen = _observed(c, front, key) if backward is None else Observed([], [], [])
+    if seen.is_random:
+        return of_two_answers(front, oracle, key, tuple(notes))
+    names = None if dtypes is None else [dtype_name(d) for d in dtypes]
+    report = check_called(front, oracle, key, names, linear, (*notes, *seen.notes), tuple(seen.wrong))
+    if report.verdict == WRONG and not oracle.is_exact and LIMIT < max(_sizes(c)) <= FEW:
+        # To say what is wrong takes every element.
+        oracle = numerical(front.plain, c.differentiable, "its own primal", False)
+        report = check_called(front, oracle, key, names, linear, (*notes, *seen.notes), tuple(seen.wrong))
+    casts = (CASTS,) if fun in c.watch.casts else ()
+    return report._replace(findings=(*report.findings, *seen.remarks), notes=(*report.notes, *casts))
+
+
+def _oracle(c: TorchCall, front: Called, reference: Any, backward: Any, key: int) -> tuple[Oracle, list[str]]:
+    if reference is not None:
+        return _differentiated(c, reference, OF_REFERENCE), []
+    if backward is not None and not _has_own_backward(c, point(front, key, 0)):
+        return _differentiated(c, c.fun, OF_ITSELF)._replace(y=None), []
+    runs = _runs_in_float64(front, key)
+    return numerical(front.plain, c.differentiable, "its own primal", False, LIMIT), [] if runs else [GIVE_ONE]
+
+
+def _differentiated(c: TorchCall, fun: Any, text: str) -> Oracle:
+    def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
+        if not dys:
+            return plain(c, fun, leaves), []
+        found = []
+        y: Arrays = []
+        for dy in dys:
+            y, pull = swept(c, fun, leaves)
+            cast = [np.asarray(d).astype(v.dtype) for d, v in zip(dy, y, strict=True)]
+            came = pull(cast)
+            zeros = [np.zeros(v.shape, v.dtype) if d else None for v, d in zip(leaves, c.differentiable, strict=True)]
+            found.append([v if isinstance(v, np.ndarray) else zero for v, zero in zip(came, zeros, strict=True)])
+        return y, found
+
+    def in_float64(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
+        wide = [in_dtype(v, "float64") if d else v for v, d in zip(leaves, c.differentiable, strict=True)]
+        return run(wide, [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in dys])
+
+    return exact(text, run, in_float64)
+
+
+def _observed(c: TorchCall, front: Called, key: int) -> Observed:
+    leaves = point(front, key, 0)
+    try:
+        return observed(c, leaves, front.outputs, key)
+    except RuntimeError:  # its backward fails as it is: the verdicts say how
+        return Observed([], [], [])
+
+
+def _sizes(c: TorchCall) -> list[int]:
+    return [int(np.prod(v.shape)) for v in c.leaves]
+
+
+@contextmanager
+def _threads_for(c: TorchCall) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if max(_sizes(c)) < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _has_own_backward(c: TorchCall, leaves: Arrays) -> bool:
+    return torch_oracle.has_own_backward(c.outputs(c.fun, c.tensors(leaves)))
+
+
+def _runs_in_float64(front: Called, key: int) -> bool:
+    leaves = [
+        in_dtype(v, "float64") if d else v for v, d in zip(point(front, key, 0), front.differentiable, strict=True)
+    ]
+    try:
+        return all(v.dtype in (np.float64, np.complex128) for v in front.plain(leaves) if is_differentiable(v))
+    except Exception:  # whatever it is, it says that this dtype is not for this function
+        return False
+
+
+def _require_running(c: TorchCall, key: int) -> None:
+    """Raise `CannotCheck` with what the function itself raises."""
+    front = Called(c.name, c.names, c.leaves, c.differentiable, partial(swept, c, c.fun), partial(plain, c, c.fun))
+    try:
+        y = front.plain(point(front, key, 0))
+    except CannotCheck:
+        raise
+    except Exception as error:
+        called = ", ".join(f"{n}: {v.dtype}{list(v.shape)}" for n, v in zip(c.names, c.leaves, strict=True))
+        line = next((text.strip() for text in str(error).splitlines() if text.strip()), "without a message")
+        raise CannotCheck(f"{c.name} raised {type(error).__name__}: {line} (called with {called})") from error
+    if not any(is_differentiable(v) for v in y):
+        raise CannotCheck(f"{c.name}: it returns no floating-point numbers, so there is nothing to differentiate")

@@ -1,0 +1,266 @@
+"""What a PyTorch function owes besides right values: the same answer twice, in any layout, its inputs left alone."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from bpref.verify import points as fresh
+from bpref.verify.host.called import Arrays
+from bpref.verify.host.sampling import cotangent
+from bpref.verify.report import Finding
+from bpref.verify.subject import Misfit
+from bpref.verify.torch_front.call import TorchCall, pulled
+from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
+
+CALLS = 3
+"""How often the same call is made, to see whether it gives the same."""
+
+ROUNDING = 64
+"""In units of the last place of an array's largest element: what another order of summation may make."""
+
+
+class Observed(NamedTuple):
+    """What the laws have found.
+
+    Attributes:
+      wrong: what makes a value wrong.
+      remarks: what is worth knowing and makes nothing wrong.
+      notes: for the reader.
+      is_random: whether the same call gives other answers than rounding explains.
+    """
+
+    wrong: list[Finding]
+    remarks: list[Finding]
+    notes: list[str]
+    is_random: bool = False
+
+
+class Run(NamedTuple):
+    """One call of forward and backward: outputs and cotangents by name, and which inputs were written into."""
+
+    values: dict[str, np.ndarray]
+    written: dict[str, str]
+
+
+def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], key: int) -> Observed:
+    """All laws, at one point, in the dtypes of the arguments."""
+    rng = fresh.generator(key, 20)
+    with torch.no_grad():
+        y = [to_numpy(v) for v in c.outputs(c.fun, c.tensors(leaves, [False] * len(leaves)))]
+    dys = [to_tensor(v, Layout(c.layouts[0].device, None)) for v in cotangent(y, rng)]
+    names = outputs(len(y))
+    runs = [_run(c, c.tensors(leaves), dys, names) for _ in range(CALLS)]
+    found = Observed([], [], [])
+    apart = {name: max(_ulps(r.values[name], runs[0].values[name]) for r in runs[1:]) for name in runs[0].values}
+    changing = {name: ulps for name, ulps in apart.items() if ulps}
+    if any(ulps > ROUNDING for ulps in changing.values()):
+        return found._replace(is_random=True)
+    if changing:
+        name = max(changing, key=lambda n: changing[n])
+        text = f"not deterministic: runs differ by up to {changing[name]:.2g} ulp in {_grad(name, names)}"
+        found.notes.append(text)
+        found.remarks.extend(Finding(n, "impure", text, ulps) for n, ulps in changing.items())
+    for name, when in runs[0].written.items():
+        text = f"its {when} writes into {name}"
+        found.notes.append(text)
+        (found.wrong if name.startswith("dy") else found.remarks).append(
+            Finding(c.names[0] if name.startswith("dy") else name, "impure", text)
+        )
+    _other_layouts(c, leaves, dys, names, runs[0], found)
+    _other_cotangents(c, leaves, dys, names, runs[0], found)
+    _fewer_gradients(c, leaves, dys, names, runs[0], found)
+    _called_again(c, leaves, dys, names, found)
+    return found
+
+
+def _run(c: TorchCall, tensors: list[Any], dys: list[Any], names: list[str]) -> Run:
+    """One call; what the backward raises is raised."""
+    before = [t.detach().clone() for t in tensors]
+    written: dict[str, str] = {}
+    y = c.outputs(c.fun, tensors)
+    _note_writing(c, tensors, before, y, "forward", written)
+    values = dict(zip(names, map(to_numpy, y), strict=True))
+    before, given = [t.detach().clone() for t in tensors], [dy.clone() for dy in dys]
+    entries = pulled(c, tensors, y, given)
+    _note_writing(c, tensors, before, [], "backward", written)
+    for i, (dy, was) in enumerate(zip(given, dys, strict=True)):
+        if not _equal(dy, was):
+            written["dy" if len(dys) == 1 else f"dy[{i}]"] = "backward"
+    values |= {name: v for name, v in zip(c.names, entries, strict=True) if isinstance(v, np.ndarray)}
+    misfit = next((v for v in entries if isinstance(v, Misfit)), None)
+    if misfit is not None:
+        raise RuntimeError(misfit.detail)
+    return Run(values, written)
+
+
+def _note_writing(c: TorchCall, tensors: list, before: list, y: list, when: str, written: dict[str, str]) -> None:
+    for name, t, was in zip(c.names, tensors, before, strict=True):
+        # What it returns it may have written into: it says so by `mark_dirty`.
+        if not any(v is t for v in y) and not _equal(t.detach(), was):
+            written.setdefault(name, when)
+
+
+def _other_layouts(c: TorchCall, leaves: Arrays, dys: list, names: list[str], first: Run, found: Observed) -> None:
+    """The same values laid out in other ways give the same."""
+    for n, name in enumerate(c.names):
+        plain = c.tensors(leaves)[n].detach()
+        if not plain.ndim or not plain.numel() or c.parameters[n] is not None:
+            continue
+        ways = {"non-contiguous": _strided(plain)}
+        if plain.ndim > 1:
+            ways["transposed"] = plain.mT.contiguous().mT
+        for way, other in ways.items():
+            _compare(c, leaves, n, other, dys, names, first, found, f"a {way} {name}")
+        if plain.shape[0] > 1 and plain.is_floating_point():
+            row = plain[:1]
+            repeated = [to_numpy(row.expand(plain.shape)) if i == n else v for i, v in enumerate(leaves)]
+            try:
+                usual = _run(c, c.tensors(repeated), dys, names)
+            except Exception:  # it may not take equal rows: then nothing is to be compared
+                continue
+            _compare(c, repeated, n, row.expand(plain.shape), dys, names, usual, found, f"an expanded {name}")
+
+
+def _compare(
+    c: TorchCall,
+    leaves: Arrays,
+    n: int,
+    other: Any,
+    dys: list,
+    names: list[str],
+    first: Run,
+    found: Observed,
+    what: str,
+) -> None:
+    tensors = c.tensors(leaves)
+    tensors[n] = other.detach().requires_grad_(c.differentiable[n])
+    try:
+        run = _run(c, tensors, dys, names)
+    except Exception as error:
+        found.notes.append(f"it refuses {what} ({_first_line(error)})")
+        return
+    found.wrong.extend(_differing(c, run, first, names, f"differs for {what}"))
+
+
+def _differing(
+    c: TorchCall, run: Run, first: Run, names: list[str], text: str, like: Run | None = None
+) -> list[Finding]:
+    # A cotangent that is zero but for rounding is measured by the others.
+    others = max((_size(v) for name, v in (like or first).values.items() if name in c.names), default=0.0)
+    differs = {
+        name: _ulps(run.values.get(name), v, 0.1 * others if name in c.names else 0.0)
+        for name, v in first.values.items()
+    }
+    wrong = {name for name, ulps in differs.items() if ulps > ROUNDING}
+    # Where the output is another, every cotangent may be.
+    of_output = sorted(wrong & set(names))
+    chosen = [n for n in c.names if n in wrong] or [c.names[c.differentiable.index(True)]]
+    if of_output:
+        return [Finding(chosen[0], "impure", f"{of_output[0]} {text}")]
+    return [Finding(name, "impure", text) for name in chosen if wrong]
+
+
+def _other_cotangents(c: TorchCall, leaves: Arrays, dys: list, names: list[str], first: Run, found: Observed) -> None:
+    """A cotangent expanded from one number, as `y.sum()` sends it, or transposed, gives what a contiguous one does."""
+    floats = [dy.is_floating_point() or dy.is_complex() for dy in dys]
+    ways = {"an expanded dy, as y.sum().backward() sends it": lambda dy: dy.new_ones(()).expand(dy.shape)}
+    if any(dy.ndim > 1 for dy in dys):
+        ways["a transposed dy"] = lambda dy: dy.mT.contiguous().mT if dy.ndim > 1 else dy
+    for what, way in ways.items():
+        other = [way(dy) if keep else dy for dy, keep in zip(dys, floats, strict=True)]
+        try:
+            usual = _run(c, c.tensors(leaves), [dy.contiguous() for dy in other], names)
+            tensors = c.tensors(leaves)
+            entries = pulled(c, tensors, c.outputs(c.fun, tensors), other)
+        except Exception as error:
+            found.notes.append(f"with {what} it raises {_first_line(error)}")
+            continue
+        misfits = [v for v in entries if isinstance(v, Misfit)]
+        if misfits:
+            name = c.names[c.differentiable.index(True)]
+            found.wrong.append(Finding(name, "impure", f"with {what} {misfits[0].detail}"))
+            continue
+        values = {name: v for name, v in zip(c.names, entries, strict=True) if isinstance(v, np.ndarray)}
+        cotangents = Run({n: v for n, v in usual.values.items() if n in values}, {})
+        found.wrong.extend(_differing(c, Run(values, {}), cotangents, [], f"differs for {what}", first))
+
+
+def _fewer_gradients(c: TorchCall, leaves: Arrays, dys: list, names: list[str], first: Run, found: Observed) -> None:
+    """Where one argument alone asks for a gradient it is the same."""
+    chosen = [i for i, d in enumerate(c.differentiable) if d]
+    for i in chosen if len(chosen) > 1 else []:
+        name = c.names[i]
+        tensors = c.tensors(leaves, [j == i for j in range(len(leaves))])
+        try:
+            run = _run(c, tensors, dys, names)
+        except Exception as error:
+            detail = f"where {name} alone needs a gradient it raises {_first_line(error)}"
+            found.wrong.append(Finding(name, "impure", detail))
+            continue
+        if name in first.values and _ulps(run.values.get(name), first.values[name]) > ROUNDING:
+            found.wrong.append(Finding(name, "impure", f"differs where {name} alone needs a gradient"))
+
+
+def _called_again(c: TorchCall, leaves: Arrays, dys: list, names: list[str], found: Observed) -> None:
+    """A graph that is kept gives the same the second time."""
+    tensors = c.tensors(leaves)
+    try:
+        y = c.outputs(c.fun, tensors)
+        once, again = (pulled(c, tensors, y, [dy.clone() for dy in dys], keep=True) for _ in range(2))
+    except Exception:  # it may be called once only, and says so
+        return
+    for name, v, w in zip(c.names, once, again, strict=True):
+        if isinstance(v, np.ndarray) and isinstance(w, np.ndarray) and _ulps(w, v) > ROUNDING:
+            text = f"d{name} is another the second time that the backward is called (retain_graph=True)"
+            found.notes.append(text)
+            found.remarks.append(Finding(name, "impure", text))
+
+
+def _strided(t: torch.Tensor) -> torch.Tensor:
+    """The same values, every second place of a tensor that is twice as wide."""
+    wide = t.new_zeros((*t.shape[:-1], 2 * t.shape[-1]))
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def _ulps(v: np.ndarray | None, w: np.ndarray, size: float = 0.0) -> float:
+    """How far two arrays are apart, in units of the last place of the largest element; 0 where all bits are equal.
+
+    Where that is smaller than `size`, of that.
+    """
+    if v is None or v.shape != w.shape:
+        return np.inf
+    if v.tobytes() == w.tobytes() or not v.size:
+        return 0.0
+    if not jnp.issubdtype(w.dtype, jnp.inexact):
+        return np.inf
+    wide, eps = np.complex128 if np.iscomplexobj(w) else np.float64, float(jnp.finfo(w.dtype).eps)
+    v, w = v.astype(wide), w.astype(wide)
+    equal = (v == w) | (np.isnan(v) & np.isnan(w))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(equal, 0.0, np.abs(v - w))
+    size = max(_size(w), size)
+    return float(np.max(np.where(np.isfinite(apart), apart, np.inf)) / max(eps * size, np.finfo(float).tiny))
+
+
+def _size(v: np.ndarray) -> float:
+    v = v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+    return float(np.max(np.where(np.isfinite(v), np.abs(v), 0.0), initial=0.0))
+
+
+def _equal(v: torch.Tensor, w: torch.Tensor) -> bool:
+    return (
+        bool(torch.equal(torch.nan_to_num(v), torch.nan_to_num(w))) if v.dtype.is_floating_point else torch.equal(v, w)
+    )
+
+
+def _grad(name: str, outputs: list[str]) -> str:
+    return name if name in outputs else f"d{name}"
+
+
+def _first_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,72 @@
+"""Tensors as NumPy arrays and back: of the same bits, on the same device, laid out in the same way."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes: what a dtype that NumPy does not know is passed through as."""
+
+
+def dtype_name(dtype: Any) -> str:
+    """Of a dtype of PyTorch's, NumPy's or JAX's, the name that all of them use."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else jnp.dtype(dtype).name
+
+
+@cache
+def numpy_dtype(dtype: torch.dtype) -> Any:
+    return jnp.dtype(dtype_name(dtype))
+
+
+KNOWN_TO_NUMPY = {
+    *(torch.float64, torch.float32, torch.float16, torch.complex128, torch.complex64, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
+
+
+def to_numpy(t: torch.Tensor) -> np.ndarray:
+    """The values of a tensor, wherever it is; a copy."""
+    t = t.detach().resolve_conj().resolve_neg().cpu()
+    if t.dtype in KNOWN_TO_NUMPY:
+        return np.array(t.numpy(), order="C")
+    return np.array(t.contiguous().view(BITS[t.element_size()]).numpy()).view(numpy_dtype(t.dtype))
+
+
+class Layout(NamedTuple):
+    """Where a tensor was, and how: its device, and strides where these are not the usual ones and overlap nowhere."""
+
+    device: torch.device
+    strides: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, t: torch.Tensor) -> "Layout":
+        device = torch.device("cpu") if t.is_meta else t.device
+        overlaps = any(n > 1 and stride == 0 for n, stride in zip(t.shape, t.stride(), strict=True))
+        return cls(device, None if overlaps or t.is_contiguous() else t.stride())
+
+
+def to_tensor(v: np.ndarray, layout: Layout) -> torch.Tensor:
+    """A tensor of these values; a copy, so that it may be written into."""
+    v = np.array(v, order="C")
+    if v.dtype.kind in "biufc":
+        made = torch.from_numpy(v)
+    else:
+        bits = {1: np.uint8, 2: np.int16}[v.dtype.itemsize]
+        made = torch.from_numpy(v.view(bits)).view(getattr(torch, v.dtype.name))
+    made = made if layout.device.type == "cpu" else made.to(layout.device)
+    if layout.strides is None:
+        return made
+    return torch.empty_strided(made.shape, layout.strides, dtype=made.dtype, device=layout.device).copy_(made)
+
+
+def specification(t: torch.Tensor) -> jax.ShapeDtypeStruct:
+    """A tensor without values, on the meta device, as what is filled."""
+    return jax.ShapeDtypeStruct(tuple(t.shape), numpy_dtype(t.dtype))
+
+
+def is_floating(t: torch.Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()

@@ -1,0 +1,67 @@
+"""The second oracle: the only other file that differentiates, with PyTorch's autograd. It calls the hand's as well.
+
+PyTorch knows one way to a backward, its own or somebody's: through the graph that the forward has left.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def with_graph(call: Callable[[], Any]) -> Any:
+    """What `call` returns, with its graph, whatever mode the caller is in."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        return call()
+
+
+def cotangents(outputs: Sequence[Any], inputs: Sequence[Any], dys: Sequence[Any], keep: bool = False) -> list[Any]:
+    """The cotangents of `inputs`, leaves of the graph, for those of `outputs`; `None` for what no output depends on.
+
+    Only outputs that have a graph take part; `keep` it, to be called once more.
+    """
+    import torch
+
+    live = [(y, dy) for y, dy in zip(outputs, dys, strict=True) if y.requires_grad]
+    ys, of_ys = zip(*live, strict=True)
+    for y, dy in live:
+        if y.shape != dy.shape:
+            raise ValueError(f"a cotangent has shape {list(dy.shape)}, its output {list(y.shape)}")
+    # What `autograd.grad` calls; that itself would take the backward out of the mode that it is called in.
+    run = torch.autograd.graph._engine_run_backward
+    return list(run(ys, of_ys, keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False))
+
+
+def has_own_backward(outputs: Sequence[Any]) -> bool:
+    """Whether a node of these outputs' graph is somebody's: an `autograd.Function` or a custom operator."""
+    import torch
+
+    seen, waiting = set(), [y.grad_fn for y in outputs if y.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
+            return True
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    return False
+
+
+def is_apply(fun: Any) -> bool:
+    """Whether it is the `apply` of an `autograd.Function`."""
+    torch = sys.modules.get("torch")
+    owner = getattr(fun, "__self__", None)
+    return torch is not None and isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+
+
+def parameters_of_apply(fun: Any) -> list[inspect.Parameter]:
+    """What the `apply` of an `autograd.Function` takes: its forward's parameters, without the old form's context."""
+    import torch
+
+    owner = fun.__self__
+    parameters = list(inspect.signature(owner.forward).parameters.values())
+    takes_context = owner.setup_context is torch.autograd.Function.setup_context
+    return parameters[1:] if takes_context else parameters

@@ -1,0 +1,246 @@
+"""check of PyTorch as it is: autograd functions, modules and custom operators, right and wrong."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+import bpref  # noqa: E402
+from tests.conftest import SEED  # noqa: E402
+from tests.verify import torch_functions as f  # noqa: E402
+
+GENERATOR = torch.Generator().manual_seed(SEED)
+X, W, B = (torch.randn(*shape, generator=GENERATOR) for shape in ((5, 8), (8,), (8,)))
+TABLE, IDS = torch.randn(6, 4, generator=GENERATOR), torch.tensor([0, 3, 3, 5])
+LABELS = torch.tensor([1, 0, 7, 7, 2])
+
+RIGHT = {
+    "rms": (f.Rms.apply, (X, W), f.rms_naive),
+    "layer_norm": (f.LayerNorm.apply, (X, W, B), lambda x, w, b: torch.nn.functional.layer_norm(x, (8,), w, b)),
+    "softmax": (f.Softmax.apply, (X,), lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)),
+    "embedding": (f.Embedding.apply, (IDS, TABLE), lambda ids, table: torch.nn.functional.embedding(ids, table)),
+    "cross_entropy": (f.CrossEntropy.apply, (X, LABELS), torch.nn.functional.cross_entropy),
+}
+
+WRONG = {
+    "rms": (f.RmsTwice.apply, {("x", "factor")}),
+    "layer_norm": (f.LayerNormNoMean.apply, {"x"}),
+    "softmax": (f.SoftmaxDiagonal.apply, {"x"}),
+    "embedding": (f.EmbeddingOverwritten.apply, {"table"}),
+    "cross_entropy": (f.CrossEntropyNoDy.apply, {"logits"}),
+}
+
+
+def verdicts(report: bpref.Report) -> dict[str, str]:
+    return {v.where: v.verdict for v in report.verdicts}
+
+
+def details(report: bpref.Report) -> dict[str, str]:
+    return {v.where: v.detail for v in report.verdicts}
+
+
+def kinds(report: bpref.Report) -> set[tuple[str, str]]:
+    return {(v.where, v.kind) for v in report.findings}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_right_function_is_right_in_every_dtype(name, dtype):
+    fun, args, reference = RIGHT[name]
+    cast = [v.to(dtype) if v.is_floating_point() else v for v in args]
+    report = bpref.check(fun, *cast, reference=reference, key=1)
+    assert report.ok, str(report)
+    assert report.oracle == "float64 oracle: the reference, differentiated by torch.autograd"
+    assert all(p.dtype == str(dtype).removeprefix("torch.") for v in report.verdicts for p in v.precision)
+    assert report.notes in ((), ("it casts down inside; the derivation was judged without those casts",))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_without_a_reference_it_is_held_against_differences(name):
+    fun, args, _ = RIGHT[name]
+    report = bpref.check(fun, *args, key=1)
+    assert report.ok, str(report)
+    assert report.oracle.startswith("numerical oracle: finite differences of its own primal")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_function_is_wrong_with_and_without_a_reference(name):
+    (_, args, reference), (fun, where) = RIGHT[name], WRONG[name]
+    accused = {w if isinstance(w, str) else w[0] for w in where}
+    for options in ({"reference": reference}, {}):
+        report = bpref.check(fun, *args, key=1, **options)
+        assert {w for w, v in verdicts(report).items() if v == "wrong"} == accused, str(report)
+    half = [v.bfloat16() if v.is_floating_point() else v for v in args]
+    assert bpref.check(fun, *half, key=1, reference=reference).verdict == "wrong"
+
+
+def test_a_diagnosis_is_that_of_a_jax_function():
+    report = bpref.check(f.RmsTwice.apply, X, W, reference=f.rms_naive, key=1)
+    assert kinds(report) == {("x", "factor")}
+    assert details(report)["x"] == "2.000 x the reference, every element: a constant factor 2"
+    assert str(report).startswith("RmsTwice   float64 oracle")
+    assert kinds(bpref.check(f.RmsTwice.apply, X, W, key=1)) == {("x", "factor")}
+
+
+class Module(torch.nn.Module):
+    def __init__(self, function=f.Rms):
+        super().__init__()
+        self.function = function
+        self.weight = torch.nn.Parameter(W.clone())
+        self.frozen = torch.nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, x):
+        return self.function.apply(x, self.weight) * self.frozen
+
+
+class Naive(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return f.rms_naive(x, self.weight)
+
+
+def test_a_module_has_its_parameters_by_name():
+    module = Module()
+    for reference in (Naive(), lambda x: f.rms_naive(x, module.weight)):
+        report = bpref.check(module, X, reference=reference, key=1)
+        assert verdicts(report) == {"y": "ok", "x": "ok", "weight": "ok"}, str(report)
+    assert verdicts(bpref.check(Module(f.RmsTwice), X, reference=Naive(), key=1))["x"] == "wrong"
+    assert torch.equal(module.weight, W)
+    assert module.weight.grad is None
+
+
+def test_a_module_of_pytorch_is_checked_by_differences_and_its_buffers_stay():
+    module = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.BatchNorm1d(3))
+    report = bpref.check(module, X, key=1)
+    assert set(verdicts(report)) == {"input", "0.weight", "0.bias", "1.weight", "1.bias"}
+    assert report.verdict != "wrong"
+    assert int(module[1].num_batches_tracked) == 0
+
+
+def test_what_needs_no_gradient_has_no_verdict():
+    x, w = X.clone().requires_grad_(), W.clone()
+    assert verdicts(bpref.check(f.ScaleNone.apply, x, w, reference=f.scale_naive, key=1)) == {"y": "ok", "x": "ok"}
+    none = bpref.check(f.ScaleNone.apply, X, W, reference=f.scale_naive, key=1)
+    assert details(none)["w"] == "the backward returned None for it, which stands for zero, and it is not zero"
+
+
+def test_a_backward_in_another_form_is_said():
+    few = bpref.check(f.ScaleOneTooFew.apply, X, W, reference=f.scale_naive, key=1)
+    assert "incorrect number of gradients (expected 2, got 1)" in details(few)["x"]
+    assert kinds(few) == {("x", "structure"), ("w", "structure")}
+    shape = bpref.check(f.ScaleWrongShape.apply, X, W, reference=f.scale_naive, key=1)
+    assert "invalid gradient at index 1" in details(shape)["w"]
+    nothing = bpref.check(lambda x: x.detach() * 2, X, reference=lambda x: 2 * x, key=1)
+    assert details(nothing)["x"] == "its output carries no gradient: no output has a grad_fn"
+
+
+@pytest.mark.parametrize(
+    ("fun", "detail"),
+    [
+        (f.ScaleByMemory, "y differs for a non-contiguous x"),
+        (
+            f.ScaleDyByMemory,
+            "with a transposed dy the backward raised RuntimeError: view",
+        ),
+        (f.ScaleForBothAlone, "differs where x alone needs a gradient"),
+        (f.ScaleOverwritesDy, "its backward writes into dy"),
+    ],
+)
+def test_what_only_another_call_shows_is_wrong(fun, detail):
+    report = bpref.check(fun.apply, X, W, reference=f.scale_naive, key=1)
+    assert report.verdict == "wrong", str(report)
+    assert detail in str(report)
+
+
+def test_an_argument_that_is_written_into_is_a_finding_and_not_wrong():
+    report = bpref.check(f.ScaleOverwritesX.apply, X.clone(), W, reference=f.scale_naive, key=1)
+    assert report.ok, str(report)
+    assert "its forward writes into x" in report.notes
+    assert ("x", "impure") in kinds(report)
+
+
+def test_a_sum_in_any_order_is_not_deterministic_and_not_wrong():
+    x = torch.randn(64, 8, generator=GENERATOR)
+    report = bpref.check(f.ScaleInAnyOrder.apply, x, W, reference=f.scale_naive, key=1)
+    assert report.ok, str(report)
+    assert report.notes[0].startswith("not deterministic: runs differ by up to ")
+    assert report.notes[0].endswith(" ulp in dw")
+
+
+def test_a_random_function_cannot_be_told():
+    report = bpref.check(f.ScaleAtRandom.apply, X, W, reference=f.scale_naive, key=1)
+    assert set(details(report).values()) == {"called twice with the same arguments it gives two answers"}
+    assert report.verdict == "cannot tell"
+
+
+def test_a_kernel_in_one_dtype_is_judged_in_it():
+    right = bpref.check(f.ScaleInFloat32.apply, X, W, reference=f.scale_naive, key=1)
+    assert right.ok, str(right)
+    assert "computed in float32" in details(right)["x"]
+    half = X.bfloat16(), W.bfloat16()
+    for factor, verdict in ((1.0, "ok"), (2.0, "wrong"), (-1.0, "wrong"), (1.25, "wrong")):
+        report = bpref.check(f.ScaleInHalf.of(factor).apply, *half, reference=f.scale_naive, key=1)
+        assert verdicts(report) == {"y": "ok", "x": verdict, "w": "ok"}, str(report)
+    alone = bpref.check(f.ScaleInHalf.of(1.0).apply, *half, key=1)
+    assert alone.verdict == "cannot tell"
+    assert alone.notes[0].endswith("give reference=, a plain version of it")
+
+
+def test_a_backward_beside_a_function_of_pytorchs_own():
+    right = bpref.check(lambda x, w: x * w, X, W, backward=lambda a, dy: (dy * a[1], (dy * a[0]).sum(0)), key=1)
+    assert right.ok, str(right)
+    assert right.oracle == "float64 oracle: its own primal, differentiated by torch.autograd"
+    wrong = bpref.check(lambda x, w: x * w, X, W, backward=lambda a, dy: (dy * a[1], (dy * a[0]).mean(0)), key=1)
+    assert verdicts(wrong) == {"x": "ok", "w": "wrong"}
+
+
+def test_a_value_other_than_the_references_is_wrong():
+    report = bpref.check(f.Scale.apply, X, W, reference=lambda x, w: x * w + 1, key=1)
+    assert verdicts(report) == {"y": "wrong", "x": "ok", "w": "ok"}
+
+
+def test_specifications_and_meta_tensors_are_filled():
+    specs = jax.ShapeDtypeStruct((5, 8), np.float32), jax.ShapeDtypeStruct((8,), np.float32)
+    meta = torch.empty(5, 8, device="meta"), torch.empty(8, device="meta")
+    for args in (specs, meta):
+        assert bpref.check(f.Rms.apply, *args, reference=f.rms_naive, key=1).ok
+        assert not bpref.check(f.RmsTwice.apply, *args, reference=f.rms_naive, key=1).ok
+
+
+def test_a_custom_operator_is_checked():
+    @torch.library.custom_op("bpref_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    twice.register_autograd(lambda ctx, dy: 3 * dy)
+    report = bpref.check(twice, X, reference=lambda x: 2 * x, key=1)
+    assert kinds(report) == {("x", "factor")}
+
+
+def test_complex_tensors_and_several_outputs():
+    z = torch.complex(X, X.flip(0))
+    report = bpref.check(lambda z: (z * z, z.abs().sum()), z, key=1)
+    assert report.ok, str(report)
+    assert bpref.check(lambda z: z * z, z, reference=lambda z: z**2, key=1).ok
+
+
+def test_the_call_is_refused_in_one_line():
+    with pytest.raises(ValueError) as error:
+        bpref.check(f.Scale.apply, torch.arange(3), torch.arange(3), reference=f.scale_naive)
+    assert str(error.value) == (
+        "Scale: no argument is a tensor that has a gradient; the call has x: torch.int64[3], w: torch.int64[3]"
+    )
+    with pytest.raises(ValueError) as error:
+        bpref.check(f.Scale.apply, X, torch.ones(3), reference=f.scale_naive)
+    assert str(error.value).startswith("Scale raised RuntimeError: The size of tensor a (8) must match")
+
+
+def test_a_test_takes_it(check_gradient):
+    check_gradient(f.Rms.apply, X, W, reference=f.rms_naive)
+    with pytest.raises(AssertionError):
+        bpref.assert_gradient(f.RmsTwice.apply, X, W, reference=f.rms_naive, key=1)
