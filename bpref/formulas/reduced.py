@@ -45,6 +45,15 @@ def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return math.prod(shape[a] for a in axes)
 
 
+def first_along(x: Array, axes: tuple[int, ...]) -> Array:
+    """The first value along the reduced axes, of size 1 along them, held constant.
+
+    A mean and deviations taken relative to it are exact where all values are equal; a mean of these may round, and
+    deviations from that are all of one sign.
+    """
+    return lax.stop_gradient(lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)]))
+
+
 def without(v: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
     """A result that has size 1 along the reduced axes, in the shape that was asked for."""
     return v if keepdims else lax.squeeze(v, axes)

@@ -10,7 +10,7 @@ from bpref.rules.norm.batch_norm import BatchNormParams
 from bpref.rules.norm.layer_norm import LayerNormParams
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.rules.norm.weight_standardization import WeightStandardizationParams
-from tests.rules.sweeping import backpropagate
+from tests.rules.sweeping import backpropagate, forward
 
 X = jnp.ones((4, 6))
 IMAGES = jnp.ones((2, 3, 3, 6))
@@ -169,6 +169,27 @@ def test_equal_features_pass_the_gradient_less_its_mean():
     y, _, dx = backpropagate(layer, NONE, jnp.full(2, 7.0), jnp.array([1.0, 3.0]))
     np.testing.assert_array_equal(y, [0, 0])
     np.testing.assert_allclose(dx, [-100, 100], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (bpref.layer_norm(), jnp.full((2, 7), 1000.1)),
+        (bpref.batch_norm(), jnp.full((7, 2), 1000.1)),
+        (bpref.group_norm(1), jnp.full((2, 7, 1), 1000.1)),
+    ],
+    ids=["layer", "batch", "group"],
+)
+def test_equal_values_whose_mean_rounds_are_0_too(layer, x):
+    """The mean of seven times 1000.1 misses it by 6e-5, which is 0.02 after a division by the root of eps."""
+    y = forward(layer, init(layer, x), x)
+    np.testing.assert_array_equal(y, 0)
+
+
+def test_equal_weights_whose_mean_rounds_are_standardised_to_0():
+    x, W = jnp.ones((2, 7)), jnp.full((3, 7), 1000.1)
+    y = forward(bpref.weight_standardization(3, bias=False), WeightStandardizationParams(W, None, None), x)
+    np.testing.assert_array_equal(y, 0)
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1e-5])

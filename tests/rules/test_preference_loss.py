@@ -305,11 +305,13 @@ def test_the_entropy_of_a_policy_that_is_nearly_decided_keeps_its_digits():
 
 
 def test_equal_rewards_move_no_policy_but_to_its_reference():
-    """A = 0; of rho - pi = log 2, k = 2 - log 2 - 1 and its slope is 1 - 2 = -1, by 6 tokens."""
-    x = (TOKENS, TOKENS, TOKENS + np.log(2), jnp.ones(2), MASK)
+    """A = 0, though the mean of seven times 0.1 rounds; of rho - pi = log 2 k's slope is 1 - 2 = -1, by 14 tokens."""
+    pi = jnp.zeros((7, 2))
+    x = (pi, pi, pi + np.log(2), jnp.full(7, 0.1), jnp.ones((7, 2), bool))
     J, (dpi, *_) = sweep(bpref.grpo(kl_weight=1.0), x)
     assert pytest.approx(1 - np.log(2), rel=1e-6) == J
-    np.testing.assert_allclose(dpi, -1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(dpi, -1 / 14, rtol=1e-6)
+    np.testing.assert_array_equal(sweep(bpref.grpo(kl_weight=0.0), x)[1][0], 0)
 
 
 def test_the_advantage_is_relative_to_the_group():
