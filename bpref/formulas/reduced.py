@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import require_floating
@@ -45,13 +46,24 @@ def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return math.prod(shape[a] for a in axes)
 
 
-def first_along(x: Array, axes: tuple[int, ...]) -> Array:
-    """The first value along the reduced axes, of size 1 along them, held constant.
+def mean_of(x: Array, axes: tuple[int, ...]) -> Array:
+    """The mean over the reduced axes, of size 1 along them; where all values are equal, exactly what they are.
 
-    A mean and deviations taken relative to it are exact where all values are equal; a mean of these may round, and
-    deviations from that are all of one sign.
+    The mean of seven times 0.1 rounds, and deviations from it would all be of one sign.
     """
-    return lax.stop_gradient(lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)]))
+    mean = jnp.mean(x, axes, keepdims=True)
+    first = lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
+    is_equal = jnp.max(jnp.abs(x - first), axes, keepdims=True) == 0
+    return mean + lax.stop_gradient(jnp.where(is_equal, first - mean, 0))
+
+
+def shared_out(is_extreme: Array, dy: Array, c: Array) -> Array:
+    """dy / c for each of the c values that are equally large, 0 for others; NaN for all of them where c is 0.
+
+    That is where one is NaN, which is the largest and equals nothing. It is said, not left to 0 times dy / 0: a
+    compiler makes a choice of a product with 0 and 1.
+    """
+    return jnp.where(is_extreme, dy / c, jnp.where(c == 0, jnp.nan, jnp.zeros_like(c)))
 
 
 def without(v: Array, axes: tuple[int, ...], keepdims: bool) -> Array:

@@ -1,7 +1,10 @@
-"""Labels of two classes, -1 and +1, however they are written."""
+"""Signs: labels of two classes, -1 and +1, however they are written, and the signs of numbers in one byte each."""
+
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int8
 
 from bpref.formulas.tuples import require_dtype_of
 
@@ -20,3 +23,17 @@ def require_sign(who: str, name: str, target: Array, first_name: str, first: Arr
 def is_positive(label: Array) -> Array:
     """Which labels mean +1: True, and every positive integer. False, 0 and negative ones mean -1."""
     return label if label.dtype == bool else label > 0
+
+
+NO_SIGN = 2
+"""In a byte, what stands for the sign of NaN."""
+
+
+def as_byte(e: Array) -> Int8[Array, "..."]:
+    """The sign of each number, -1, 0 or 1, and `NO_SIGN` of NaN."""
+    return jnp.where(jnp.isnan(e), NO_SIGN, jnp.sign(e)).astype(jnp.int8)
+
+
+def from_byte(sign: Int8[Array, "..."], dtype: Any) -> Array:
+    """The sign that `as_byte` has kept, as a number; NaN for that of NaN."""
+    return jnp.where(sign == NO_SIGN, jnp.nan, sign.astype(dtype))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.reduced import first_along
+from bpref.formulas.reduced import mean_of
 
 Axes = tuple[int, ...]
 
@@ -33,15 +33,9 @@ def mean_over(x: Array, axes: Axes) -> Array:
     return jnp.mean(x, axes, keepdims=True)
 
 
-def centre(x: Array, axes: Axes) -> Array:
-    """The mean of `x`, exactly what all are where they are equal."""
-    first = first_along(x, axes)
-    return first + mean_over(x - first, axes)
-
-
 def moments(x: Array, axes: Axes) -> tuple[Array, Array]:
     """Mean and variance in two passes: the squares of deviations are summed, which cannot cancel."""
-    mean = centre(x, axes)
+    mean = mean_of(x, axes)
     return mean, mean_over(jnp.square(x - mean), axes)
 
 

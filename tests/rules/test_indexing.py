@@ -176,11 +176,11 @@ def test_rows_that_tie_for_the_maximum_share_its_cotangent():
     assert dx.tolist() == [[1, 0], [1, 5], [4, 6], [1, 0]]
 
 
-def test_nan_is_the_largest_of_its_segment_and_has_no_gradient():
-    data, ids = jnp.array([NAN, 2.0, 3.0]), jnp.array([0, 0, 1])
-    y, (dx, _), _ = sweep(bpref.segment_max(2), (data, ids), jnp.array([1.0, 1.0]))
-    np.testing.assert_array_equal(y, [NAN, 3])
-    assert dx.tolist() == [0, 0, 1]
+def test_nan_is_the_largest_of_its_segment_alone_and_so_are_its_gradients():
+    data, ids = jnp.array([NAN, 2.0, 3.0, 4.0]), jnp.array([0, 0, 1, 9])
+    y, (dx, _), _ = sweep(bpref.segment_max(3), (data, ids), jnp.array([1.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(y, [NAN, 3, -np.inf])
+    np.testing.assert_array_equal(dx, [NAN, NAN, 1, 0])
 
 
 def test_sorting_is_stable_and_puts_nan_last():

@@ -16,8 +16,9 @@ so the adjoint hands the cotangent back to where the value came from:
 
 Cached: [x^j_i = y_i], one byte for each element of x; T_i is their sum. Neither x nor y is needed.
 
-Numerical care: the forward is exact, and so is the backward but for the division of a tie by 3 and the like. NaN in
-any piece is NaN in y.
+Numerical care: the forward is exact, and so is the backward but for the division of a tie by 3 and the like. A
+NaN in any piece is NaN in y, equals nothing, so that T is 0, and dx is NaN for all pieces of that feature, as in
+`reduce_max`.
 """
 
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.reduced import shared_out
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -43,7 +45,8 @@ def maxout(pieces: int = 2) -> Layer:
       pieces: k.
 
     Returns:
-      A layer with params `()`, x `(..., k m)` and y `(..., m)`.
+      A layer with params `()`, x `(..., k m)` and y `(..., m)`. Pieces that are equally large share the gradient
+      equally; where one is NaN, y and the dx of all are.
 
     Raises:
       ValueError: `pieces` is not a positive integer; the last axis of x does not consist of as many equal pieces.
@@ -62,9 +65,9 @@ def maxout(pieces: int = 2) -> Layer:
 
     def backward(params, cache, dy):
         largest = cache.is_largest
-        T = jnp.sum(largest, -2, dtype=widen(dy).dtype)
-        share = cast(widen(dy) / T, dy.dtype)[..., None, :]
-        dx = jnp.where(largest, jnp.broadcast_to(share, largest.shape), 0)
+        wide = widen(dy)
+        T = jnp.sum(largest, -2, dtype=wide.dtype, keepdims=True)
+        dx = cast(shared_out(largest, wide[..., None, :], T), dy.dtype)
         return (), dx.reshape(*dy.shape[:-1], pieces * dy.shape[-1])
 
     return Layer(no_params, forward, backward, who)

@@ -18,8 +18,9 @@ unlike PyTorch's `scatter_reduce`, which gives it to one of them. The ids are in
 Cached: the mask a, one byte for each element, and the ids, as segments from 0 to S - 1 with S for none, in the smallest
 integers that hold them. The counts are summed up from them in the backward.
 
-Numerical care: the forward only chooses, and is exact. NaN is the largest of its segment, and since it equals nothing,
-no row of that segment has a gradient. The counts are float32 numbers, exact up to 2^24 rows.
+Numerical care: the forward only chooses, and is exact. NaN is the largest of its segment, and since it equals nothing c
+is 0, and dx is NaN for all rows of that segment, as in `reduce_max`. The counts are float32 numbers, exact up to 2^24
+rows.
 """
 
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from jaxtyping import Bool, UInt
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.indices import as_segments, of_segments, placed
+from bpref.formulas.reduced import shared_out
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -49,7 +51,8 @@ def segment_max(num_segments: int) -> Layer:
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`, -inf where a
-      segment is empty. Rows that tie share the cotangent equally. A row whose id is outside `[0, S)` is in no
+      segment is empty. Rows that tie share the cotangent equally; where one is NaN, y and the cotangents of
+      its segment are. A row whose id is outside `[0, S)` is in no
       segment, and its cotangent is 0. dx is `(ddata, None)`.
 
     Raises:
@@ -68,8 +71,8 @@ def segment_max(num_segments: int) -> Layer:
     def backward(params, cache, dy):
         attained, segments = cache
         counts = jax.ops.segment_sum(attained.astype(wide_dtype(dy.dtype)), widen_integers(segments), num_segments)
-        share = cast(widen(dy) / jnp.maximum(counts, 1), dy.dtype)
-        return (), (jnp.where(attained, of_segments(share, segments), 0), None)
+        of_rows = of_segments(widen(dy), segments), of_segments(counts, segments, of_none=1)
+        return (), (cast(shared_out(attained, *of_rows), dy.dtype), None)
 
     return Layer(no_params, forward, backward, who)
 

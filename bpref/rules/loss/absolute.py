@@ -24,7 +24,7 @@ Cached: the sign, in one byte. How large an error was has no effect on the gradi
 found again in the cache's shape and in dJ.
 
 Numerical care: half precision is subtracted and summed in float32; the sign of a difference is exact in any dtype.
-A NaN makes J NaN, and its own gradient 0, since a byte has no NaN.
+A NaN makes J NaN, and its own gradient; the byte has a value for it.
 """
 
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from jaxtyping import Int8
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
+from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -61,11 +62,10 @@ def absolute() -> Layer:
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         J = jnp.sum(jnp.maximum(e, -e)) / N
-        sign = (e > 0).astype(jnp.int8) - (e < 0).astype(jnp.int8)
-        return cast(J, y_hat.dtype), AbsoluteCache(sign)
+        return cast(J, y_hat.dtype), AbsoluteCache(as_byte(e))
 
     def backward(params, cache, dJ):
-        sign = cast(cache.sign, dJ.dtype)
+        sign = from_byte(cache.sign, dJ.dtype)
         dy_hat = scaled(dJ, count_examples(sign), sign)
         return (), (dy_hat, -dy_hat)
 

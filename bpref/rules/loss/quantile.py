@@ -26,8 +26,8 @@ does and as |e| / 2 + (1/2 - tau) e has with the 0 of |e|.
 Cached: the sign of e, in one byte. How large an error was has no effect on the gradient.
 
 Numerical care: 1 - tau and tau are taken as they are, and not as differences from 1/2, which would lose the digits
-of a small tau. Half precision is subtracted and summed in float32. A NaN makes J NaN, and its own gradient that of
-e = 0, since a byte has no NaN.
+of a small tau. Half precision is subtracted and summed in float32. A NaN makes J NaN, and its own gradient;
+the byte has a value for it.
 """
 
 from collections.abc import Sequence
@@ -40,6 +40,7 @@ from jaxtyping import Int8
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import as_numbers, is_traced, require_share
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype
+from bpref.formulas.signs import as_byte, from_byte
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -81,14 +82,15 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         N = require_batch(who, count_examples(y))
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
         J = jnp.sum(jnp.maximum(spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
-        sign = (e > 0).astype(jnp.int8) - (e < 0).astype(jnp.int8)
-        return cast(J, y_hat.dtype), QuantileCache(sign)
+        return cast(J, y_hat.dtype), QuantileCache(as_byte(e))
 
     def backward(params, cache, dJ):
-        sign = cache.sign
-        g = widen(dJ) / count_examples(sign[..., 0] if is_several else sign)
-        over, under, at = (g * spread(v, sign.astype(g.dtype)) for v in (1 - taus, -taus, 0.5 - taus))
-        dy_hat = jnp.where(sign > 0, over, jnp.where(sign < 0, under, at))
+        wide = widen(dJ)
+        sign = from_byte(cache.sign, wide.dtype)
+        g = wide / count_examples(sign[..., 0] if is_several else sign)
+        over, under, at = (g * spread(v, sign) for v in (1 - taus, -taus, 0.5 - taus))
+        neither = at + g * sign  # which is at, or NaN
+        dy_hat = jnp.where(sign > 0, over, jnp.where(sign < 0, under, neither))
         dy = -(jnp.sum(dy_hat, -1) if is_several else dy_hat)
         return (), (cast(dy_hat, dJ.dtype), cast(dy, dJ.dtype))
 

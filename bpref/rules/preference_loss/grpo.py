@@ -43,7 +43,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights, weighted_sum
 from bpref.formulas.hyperparameters import require_flags, require_non_negative, require_positive
-from bpref.formulas.standardize import centre
+from bpref.formulas.reduced import mean_of
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -118,7 +118,7 @@ def grpo(
         return (), (dpi, None, None, None, None)
 
     def _advantages(R):
-        e = R - centre(R, (R.ndim - 1,))
+        e = R - mean_of(R, (R.ndim - 1,))
         return e / (jnp.sqrt(jnp.mean(e * e, -1, keepdims=True)) + eps) if scaled else e
 
     return Layer(no_params, forward, backward, who)

@@ -14,8 +14,8 @@ these with sum 1. Equal shares are taken, as `jax.numpy.max` does; `argmax` woul
 
 Cached: M, in one byte for each value. c is the sum of it, and y itself is not needed.
 
-Numerical care: nothing is rounded but dy / c. A NaN makes y NaN, as it is equal to nothing c is 0, and dx is NaN for
-all values that were compared with it: it is not swallowed.
+Numerical care: nothing is rounded but dy / c. A NaN makes y NaN, as it is equal to nothing c is 0, and dx is made NaN
+for all values that were compared with it: it is not swallowed.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from jaxtyping import Bool
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_flags
-from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, without
+from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, shared_out, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -45,7 +45,7 @@ def reduce_max(axis: Axis = None, keepdims: bool = False, minimum: bool = False)
 
     Returns:
       A layer with params `()`, x of any shape, and y of x's shape without the reduced axes. Values that are equally
-      large share the gradient equally.
+      large share the gradient equally; where one is NaN, y and all dx are.
 
     Raises:
       ValueError: x has no such axis, or an axis is named twice; there is no value along them.
@@ -66,8 +66,7 @@ def reduce_max(axis: Axis = None, keepdims: bool = False, minimum: bool = False)
         axes = numbered(axis, M.ndim)
         wide = widen(dy)
         c = jnp.sum(M, axes, dtype=wide.dtype, keepdims=True)
-        share = restored(wide, axes, keepdims) / c
-        return (), cast(M.astype(wide.dtype) * share, dy.dtype)
+        return (), cast(shared_out(M, restored(wide, axes, keepdims), c), dy.dtype)
 
     return Layer(no_params, forward, backward, who)
 

@@ -2,24 +2,23 @@
 
 Forward, with i over the n values of the reduced axes, and k = n - ddof:
 
-    z_i = x_i - x_1             m = 1/n sum_i z_i                         mu = x_1 + m, the mean of x
-    v   = 1/k sum_i (z_i - m)^2        or its root  s = sqrt(v)           x's shape without the reduced axes
+    mu = 1/n sum_i x_i
+    v  = 1/k sum_i (x_i - mu)^2        or its root  s = sqrt(v)           x's shape without the reduced axes
 
-Differential: delta v = 2/k sum_i (z_i - m) (delta x_i - delta mu), where delta mu drops out, since the deviations sum
+Differential: delta v = 2/k sum_i (x_i - mu) (delta x_i - delta mu), where delta mu drops out, since the deviations sum
 to 0; and delta s = delta v / (2 s). Hence
 
-    dx_i = dv 2 (z_i - m) / k                                             x's shape
-    dx_i = ds (z_i - m) / (k s)
+    dx_i = dv 2 (x_i - mu) / k                                            x's shape
+    dx_i = ds (x_i - mu) / (k s)
 
 Kink: where all values are equal s is 0, and has no derivative; the subgradient 0 is taken there (`jax.numpy.std`
 gives NaN). v has none.
 
-Cached: x, m, and s for the root. The deviations are one subtraction away, and in half precision would be rounded.
+Cached: x, mu, and s for the root. The deviations are one subtraction away, and in half precision would be rounded.
 
 Numerical care: two passes, the squares of deviations; the mean of squares less the square of the mean cancels once
-the mean is large. Deviations are taken relative to the first value, and so are 0 where all are equal: the mean of seven
-times 0.1 rounds, and deviations from it would be a standard deviation of 1e-8 with a slope of 1/7 each. Half precision
-is summed in float32.
+the mean is large. A mean of equal values may round, as that of seven times 0.1 does, and a deviation of 1e-8 has a slope
+of 1/7: such a mean is put back to what they all are. Half precision is summed in float32.
 """
 
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_count, require_flags
-from bpref.formulas.reduced import Axis, count, first_along, numbered, require_axes, restored, without
+from bpref.formulas.reduced import Axis, count, mean_of, numbered, require_axes, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -69,9 +68,9 @@ def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: boo
             raise ValueError(
                 f"{who}: x has shape {x.shape}, expected more than ddof = {ddof} values along axes {axes}, not {n}"
             )
-        z = from_first(x, axes)
-        mean = jnp.mean(z, axes, keepdims=True)
-        y = jnp.sum(jnp.square(z - mean), axes, keepdims=True) / (n - ddof)
+        wide = widen(x)
+        mean = mean_of(wide, axes)
+        y = jnp.sum(jnp.square(wide - mean), axes, keepdims=True) / (n - ddof)
         if root:
             is_spread = y > 0
             y = jnp.where(is_spread, jnp.sqrt(jnp.where(is_spread, y, 1)), y)
@@ -83,11 +82,7 @@ def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: boo
         k = count(x.shape, axes) - ddof
         slope = restored(widen(dy), axes, keepdims) / k
         slope = 2 * slope if s is None else jnp.where(s == 0, 0, slope / jnp.where(s == 0, 1, s))
-        return (), cast(slope * (from_first(x, axes) - mean), x.dtype)
-
-    def from_first(x, axes):
-        wide = widen(x)
-        return wide - first_along(wide, axes)
+        return (), cast(slope * (widen(x) - mean), x.dtype)
 
     return Layer(no_params, forward, backward, who)
 

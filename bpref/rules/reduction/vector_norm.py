@@ -23,7 +23,8 @@ Cached: x and y, which is as small as the result; for p = 1 and p = inf sign(x_i
 
 Numerical care: powers other than squares are of |x| / m, at most 1, and never overflow. Squares are not divided by m
 first, which would be one more pass over x for those who need it least: beyond 1e19 they overflow in float32, and below
-1e-19 they lose their digits. Half precision is computed and summed in float32.
+1e-19 they lose their digits. Half precision is computed and summed in float32. A NaN makes y NaN, and all dx with it;
+for p = 1, where no slope depends on another value, its own alone. The byte that keeps a sign has a value for that.
 """
 
 import math
@@ -36,6 +37,7 @@ from jaxtyping import Float, Int8
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import is_number, require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
+from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -72,9 +74,10 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
         wide = widen(x)
         y = length(wide, axes)
         if p == 1:
-            cache = VectorNormCache(None, None, _sign(wide))
+            cache = VectorNormCache(None, None, as_byte(wide))
         elif p == math.inf:
-            cache = VectorNormCache(None, None, jnp.where(jnp.abs(wide) == y, _sign(wide), 0))
+            largest = jnp.where(jnp.abs(wide) == y, wide, jnp.where(jnp.isnan(y), y, 0))
+            cache = VectorNormCache(None, None, as_byte(largest))
         else:
             cache = VectorNormCache(x, y, None)
         return cast(without(y, axes, keepdims), x.dtype), cache
@@ -97,7 +100,7 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
         if cache.sign is not None:
             axes = numbered(axis, cache.sign.ndim)
             slope = restored(wide, axes, keepdims)
-            sign = cache.sign.astype(wide.dtype)
+            sign = from_byte(cache.sign, wide.dtype)
             if p == math.inf:
                 slope = slope / _or_one(jnp.sum(jnp.abs(sign), axes, keepdims=True))
             return (), cast(slope * sign, dy.dtype)
@@ -110,10 +113,6 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
         return (), cast(dx, dy.dtype)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _sign(x: Array) -> Array:
-    return jnp.sign(x).astype(jnp.int8)
 
 
 def _or_one(v: Array) -> Array:

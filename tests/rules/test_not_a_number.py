@@ -1,0 +1,60 @@
+"""What a NaN does to a gradient, and what is read where nothing should be: eagerly and compiled the same."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.layer import backpropagate
+from tests.rules import sweeping
+
+NAN = math.nan
+ONE_ROW = jnp.asarray([NAN, 0.0, 1.0])
+IMAGE = jnp.asarray([[[0.0], [NAN], [2.0], [NAN]]])
+
+GRADIENTS = {
+    "largest": (bpref.reduce_max(), ONE_ROW, [NAN] * 3),
+    "smallest": (bpref.reduce_max(minimum=True), ONE_ROW, [NAN] * 3),
+    "of one row": (bpref.reduce_max(axis=1), jnp.asarray([[NAN, 1.0], [1.0, 1.0]]), [[NAN, NAN], [0.5, 0.5]]),
+    "maxout": (bpref.maxout(), jnp.asarray([NAN, 1.0, 2.0, 3.0]), [NAN, 0, NAN, 1]),
+    "segment_max": (bpref.segment_max(2), (ONE_ROW, jnp.asarray([0, 0, 1])), ([NAN, NAN, 1], None)),
+    "p = inf": (bpref.vector_norm(math.inf), ONE_ROW, [NAN] * 3),
+    "p = 3": (bpref.vector_norm(3), ONE_ROW, [NAN] * 3),
+    "p = 2": (bpref.vector_norm(2), ONE_ROW, [NAN] * 3),
+    "p = 1, whose slopes do not depend on others": (bpref.vector_norm(1), ONE_ROW, [NAN, 0, 1]),
+    "variance": (bpref.variance(), ONE_ROW, [NAN] * 3),
+    "deviation": (bpref.variance(root=True), ONE_ROW, [NAN] * 3),
+    "logsumexp": (bpref.logsumexp(), ONE_ROW, [NAN] * 3),
+    "absolute": (bpref.absolute(), (ONE_ROW, jnp.zeros(3)), ([NAN, 0, 1 / 3], [NAN, 0, -1 / 3])),
+    "quantile": (bpref.quantile(), (ONE_ROW, jnp.zeros(3)), ([NAN, 0, 1 / 6], [NAN, 0, -1 / 6])),
+    # Those that choose one element hand dy to it, and a NaN is chosen: the first of them.
+    "max_pool": (bpref.max_pool((4,)), IMAGE, [[[0], [1], [0], [0]]]),
+    "adaptive_pool": (bpref.adaptive_pool((1,), "max"), IMAGE, [[[0], [1], [0], [0]]]),
+    "global_pool": (bpref.global_pool("max"), IMAGE, [[[0], [1], [0], [0]]]),
+    "top_k": (bpref.top_k(1), ONE_ROW, [1, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("sweep", [backpropagate, sweeping.backpropagate], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("layer", "x", "expected"), GRADIENTS.values(), ids=GRADIENTS)
+def test_a_nan_is_not_swallowed(layer, x, expected, sweep):
+    y = layer.forward((), x)[0]
+    dy = jax.tree.map(lambda v: jnp.ones_like(v) if jnp.issubdtype(v.dtype, jnp.floating) else None, y)
+    y, _, dx = sweep(layer, (), x, dy)
+    assert np.isnan(np.asarray(jax.tree.leaves(y)[0], np.float32)).any()
+    jax.tree.map(lambda came, wanted: np.testing.assert_allclose(came, wanted, rtol=1e-6), dx, _as_arrays(expected, dx))
+
+
+def _as_arrays(expected, like):
+    """Lists as arrays, in the tree of the cotangents."""
+    return jax.tree.unflatten(
+        jax.tree.structure(like),
+        [
+            np.asarray(v, np.float32)
+            for v in (expected if isinstance(expected, tuple) else (expected,))
+            if v is not None
+        ],
+    )
