@@ -64,7 +64,7 @@ def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
         m_new, shrink, e = _continued(m, grid.logits(i, j))
         total = total * shrink + e.sum(-1)
         kept = e if grid.r is None else e * grid.r(i, j)
-        o = o * shrink[..., None] + over_keys(cast(kept, x.q.dtype), grid.keys(grid.v, j), wide)
+        o = o * shrink[..., None] + over_keys(cast(kept, x.q.dtype), grid.readable(grid.keys(grid.v, j)), wide)
         return tuple(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True)), None
 
     start = (*grid.before(), jnp.zeros((*rows, x.v.shape[-1]), wide))
@@ -87,8 +87,8 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
     def body(sums, pair):
         i, j, *is_known = pair
         rows, dQ, dK, dV, dbias, du = sums
-        q, do = grid.rows(grid.q, i), grid.rows(dO, i)
-        k, v = grid.keys(grid.k, j), grid.keys(grid.v, j)
+        q, do = grid.readable(grid.rows(grid.q, i)), grid.rows(dO, i)
+        k, v = (grid.readable(grid.keys(a, j)) for a in (grid.k, grid.v))
         logits = grid.logits(i, j)
         dp, r = over_last(do, v, wide), None
         if grid.r is not None:
@@ -99,13 +99,13 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
             m, shrink, e = _continued(m, logits)
             return (m, Z * shrink + e.sum(-1), D * shrink + (e * dp).sum(-1)), e
 
-        def relative_to(m, Z):
-            return jnp.exp(logits.x - jnp.where(Z > 0, m, 0)[..., None])
+        def relative_to(m):
+            return jnp.where(logits.seen, jnp.exp(logits.x - m[..., None]), 0)
 
         def gradients(e, Z, D):
             scale = 1 / jnp.where(Z > 0, Z, 1)
             p = e * scale[..., None]
-            dx = p * (dp - (D * scale)[..., None])
+            dx = grid.of_seen(logits, p * (dp - (D * scale)[..., None]))
             dz = cast((dx if logits.slope is None else dx * logits.slope) * pattern.scale, x.q.dtype)
             return (
                 over_keys(dz, k, wide),
@@ -119,7 +119,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
             return summed_up(m, Z, D)[0], nothing
 
         def second_time(m, Z, D):
-            return (m, Z, D), gradients(relative_to(m, Z), Z, D)
+            return (m, Z, D), gradients(relative_to(m), Z, D)
 
         of_rows = tuple(grid.rows(a, i) for a in rows)
         if kept is not None:

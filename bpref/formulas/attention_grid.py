@@ -2,6 +2,10 @@
 
 Heads are grouped by the keys that they share: axes *b, K, G = N / K in front, then queries, keys or both, padded to
 whole blocks.
+
+What is not seen is not read, though a product meets it, with a weight of 0, and 0 times NaN is NaN. So whatever is not
+finite is 0 in all products but the logits; it makes those of its query, or of its key, NaN, and they are replaced where
+they are not seen.
 """
 
 from typing import Any, NamedTuple
@@ -78,6 +82,7 @@ class Grid:
         self.bq, self.bk = min(pattern.query_block or T, T), min(pattern.key_block or S, S)
         self.rows_padded, self.keys_padded = (-(-n // m) * m for n, m in ((T, self.bq), (S, self.bk)))
         self.wide = wide_dtype(x.q.dtype)
+        self.hides = pattern.causal or any(a is not None for a in (pattern.window, x.mask, x.bias, x.q_segments))
         self.q = self.grouped(x.q)
         self.k, self.v = (_padded(by_groups(a, K)[..., 0, :, :], -2, self.keys_padded) for a in (x.k, x.v))
         self.bias = self._by_pairs(x.bias, 0)
@@ -113,7 +118,10 @@ class Grid:
         return i[meets], j[meets]
 
     def logits(self, i: Array, j: Array) -> Logits:
-        z = over_last(self.rows(self.q, i), self.keys(self.k, j), self.wide) * self.pattern.scale
+        q, k = self.rows(self.q, i), self.keys(self.k, j)
+        if self.hides:
+            k = jnp.where(jnp.isfinite(self.keys(self.v, j)).all(-1, keepdims=True), k, jnp.nan)
+        z = over_last(q, k, self.wide) * self.pattern.scale
         # For `z - m` a compiler would not round the product, but m was made of one that is rounded: of logits beyond
         # 1e9 the largest would be more than m by more than exp can tell. It cannot look through a maximum.
         z = jnp.maximum(z, jnp.finfo(self.wide).min)
@@ -133,6 +141,8 @@ class Grid:
         t = i * self.bq + lax.broadcasted_iota(jnp.int32, (self.bq, self.bk), 0)
         s = j * self.bk + lax.broadcasted_iota(jnp.int32, (self.bq, self.bk), 1)
         near = s < self.S
+        if self.rows_padded > self.T:
+            near &= t < self.T
         if self.pattern.causal:
             near &= s <= t
         if self.pattern.window is not None:
@@ -141,6 +151,8 @@ class Grid:
         seen = lax.broadcast_in_dim(near, shape, (len(shape) - 2, len(shape) - 1))
         if self.mask is not None:
             seen &= self._pair_of(self.mask, i, j)
+        if self.bias is not None:
+            seen &= ~(widen(self._pair_of(self.bias, i, j)) < LOWEST)
         if self.segments is not None:
             of_q, of_k = self.segments
             of_q = lax.dynamic_slice_in_dim(of_q, i * self.bq, self.bq, -2)
@@ -164,6 +176,14 @@ class Grid:
             return jnp.where(bits < jnp.uint32(threshold(rate)), jnp.full((), 1 / (1 - rate), self.wide), 0)
 
         return r
+
+    def readable(self, a: Array) -> Array:
+        """`a` for a product, in which what is not seen has a weight of 0."""
+        return jnp.where(jnp.isfinite(a), a, 0) if self.hides else a
+
+    def of_seen(self, logits: Logits, a: Array) -> Array:
+        """`a`, in which the sums of a query may be NaN, of the keys that it sees."""
+        return jnp.where(logits.seen, a, 0) if self.hides else a
 
     def grouped(self, a: Array, value: float = 0) -> Array:
         return _padded(by_groups(a, self.K), -2, self.rows_padded, value)

@@ -58,3 +58,53 @@ def _as_arrays(expected, like):
             if v is not None
         ],
     )
+
+
+T, S, UNSEEN = 7, 9, 5
+ONE_KEY = jnp.arange(S) == UNSEEN
+HIDDEN = {
+    "from all by a mask": ({}, {"mask": ~ONE_KEY.reshape(1, 1, 1, S)}, slice(None)),
+    "from all by a bias": ({}, {"bias": jnp.where(ONE_KEY, -jnp.inf, 0.0).reshape(1, 1, 1, S)}, slice(None)),
+    "from the queries before it": ({"causal": True}, {}, slice(UNSEEN)),
+    "from those that are far": ({"window": 2}, {}, slice(UNSEEN - 1)),
+    "from another sequence": (
+        {},
+        {"q_segments": jnp.asarray([[0] * 5 + [1] * 2]), "kv_segments": jnp.asarray([[0] * UNSEEN + [1] * 4])},
+        slice(5),
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+@pytest.mark.parametrize("spoiled", ["k", "v"])
+@pytest.mark.parametrize(("hyper", "more", "blind"), HIDDEN.values(), ids=HIDDEN)
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_what_a_query_does_not_see_is_not_read(make, spoiled, hyper, more, blind, bad):
+    """A key or a value that is NaN leaves y and dq of those that do not see it as they are with a 0 in its place."""
+    blocks = {"query_block": 3, "key_block": 4} if make is bpref.blockwise_attention else {}
+    layer = make(**hyper, **blocks)
+    draws = (jax.random.normal(jax.random.key(i), (1, n, 2, 3)) for i, n in enumerate((T, S, S)))
+    x = bpref.Heads(*draws, **more)
+    params = layer.init(jax.random.key(0), x)
+
+    def with_value(value):
+        changed = x._replace(**{spoiled: getattr(x, spoiled).at[:, UNSEEN].set(value)})
+        return sweeping.backpropagate(layer, params, changed, jnp.ones((1, T, 2, 3)))
+
+    (y, _, dx), (expected, _, expected_dx) = with_value(bad), with_value(0.0)
+    np.testing.assert_allclose(y[:, blind], expected[:, blind], rtol=1e-6)
+    np.testing.assert_allclose(dx.q[:, blind], expected_dx.q[:, blind], rtol=1e-5, atol=1e-6)
+    if blind == slice(None):
+        for name in ("k", "v"):
+            assert not np.any(getattr(dx, name)[:, UNSEEN])
+            np.testing.assert_allclose(getattr(dx, name), getattr(expected_dx, name), rtol=1e-5, atol=1e-6)
+    elif math.isnan(bad):
+        assert np.isnan(y[:, UNSEEN]).all()
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+def test_a_query_that_sees_nothing_is_not_read(make):
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 4, 1, 3)) for i in range(3))
+    layer, x = make(), bpref.Heads(q.at[:, 2].set(NAN), k, v, mask=(jnp.arange(4) != 2).reshape(1, 1, 4, 1))
+    y, _, dx = sweeping.backpropagate(layer, layer.init(jax.random.key(0), x), x, jnp.ones_like(q))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves((y, dx)))

@@ -61,6 +61,7 @@ def blockwise_attention(
 
     Returns:
       A layer with x, y and params as there. A mask or a bias is as large as it is given; a bias below -1e30 is a mask.
+      What is not seen is not read.
 
     Raises:
       ValueError, TypeError: as there; a block is not at least 1.

@@ -34,6 +34,10 @@ Numerical care: the largest logit is subtracted before any exp, the mask is appl
 at least float32. p is 1 to the last digit where a key outweighs all others, and D_t is summed from the very dy_t . v_s
 that it is taken from, though it is dy_t . y_t as well: where p is 1 nothing must be left of dx. A query that sees
 nothing has p = 0 by the mask, hence no cotangent, and no NaN.
+
+What a query does not see is not read, whatever hides it: a NaN or an infinity in such a key or value does nothing to y
+and dq, and one in a query nothing to dk and dv of the keys that it does not see. A query that sees one has NaN for the
+whole of y and dq, and spoils dk and dv of all keys that it sees. A NaN in dy is not hidden: dv is NaN for every key.
 """
 
 from typing import Any
@@ -79,7 +83,8 @@ def dot_product_attention(
       A layer with x `Heads(q, k, v, ...)`: q `(*b, T, N, D)`, k `(*b, S, K, D)`, v `(*b, S, K, E)`, N a multiple of K,
       and as wanted a mask, a bias, segment ids, a PRNG key; and y `(*b, T, N, E)`. The params are
       `AttentionParams(sinks: (N,), relative_bias: (relative_buckets, N))`, zeros at first, `None` where not used. A
-      query that sees no key has y = 0 and no gradient, and a key whose bias is below -1e30 is not seen.
+      query that sees no key has y = 0 and no gradient, and a key whose bias is below -1e30 is not seen. What is not
+      seen is not read: it may be NaN.
 
     Raises:
       ValueError: a window or a number of buckets that is none; shapes that do not fit; dropout without a key.

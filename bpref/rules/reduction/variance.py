@@ -17,8 +17,8 @@ gives NaN). v has none.
 Cached: x, mu, and s for the root. The deviations are one subtraction away, and in half precision would be rounded.
 
 Numerical care: two passes, the squares of deviations; the mean of squares less the square of the mean cancels once
-the mean is large. A mean of equal values may round, as that of seven times 0.1 does, and a deviation of 1e-8 has a slope
-of 1/7: such a mean is put back to what they all are. Half precision is summed in float32.
+the mean is large. A mean of equal values may round, as that of seven times 0.1 does, and a deviation of 1e-8 has a
+slope of 1/7: such a mean is put back to what they all are. Half precision is summed in float32.
 """
 
 from typing import NamedTuple
