@@ -4,6 +4,9 @@ A label that is no class cannot be seen while tracing. Layers make NaN of its po
 for it meanwhile.
 """
 
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -25,6 +28,34 @@ def is_own(label: Array, scores: Array) -> Array:
     """[c = y], of the scores' shape."""
     y = widen_integers(label)
     return lax.broadcasted_iota(y.dtype, scores.shape, scores.ndim - 1) == y[..., None]
+
+
+def sum_of_others(label: Array, scores: Array, e: Array, exponential: Callable[[Array], Array]) -> Array:
+    """R = sum of `e`, the exponentials of the scores, over all classes but the label's: `(..., 1)`.
+
+    Of a sum over all, the others are lost once they are small. Classes are summed by blocks, about sqrt(C) of them
+    where C's divisors allow, and the label's block a second time without it: a mask over all classes costs as much as
+    the exponential. Only a prime C, which has no blocks, pays for one.
+    """
+    B = _block(e.shape[-1])
+    blocked = (*label.shape, e.shape[-1] // B, B)
+    block, inside = jnp.divmod(nearest_class(label, e), B)
+    z = jnp.take_along_axis(scores.reshape(blocked), block[..., None, None], -2, mode="clip")[..., 0, :]
+    rest = jnp.where(is_own(inside, z), 0, exponential(z))
+    sums = jnp.sum(e.reshape(blocked), -1)
+    return jnp.sum(jnp.where(is_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
+
+
+def _block(C: int) -> int:
+    """The smallest divisor of C from its root on; of a prime C 1, which is a mask over all classes."""
+    count = max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
+    return C // count if count > 1 else 1
+
+
+def nats(R: Array, d: Array) -> Array:
+    """-log p of a class, log(1 + R / E), with E = exp(d) its exponential and R the sum of all others; at least 0."""
+    E = jnp.exp(d)
+    return jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), jnp.log(R + E) - d)
 
 
 def own_score(label: Array, scores: Array) -> Array:

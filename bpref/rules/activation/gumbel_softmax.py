@@ -2,13 +2,13 @@
 
 Forward, with c and k along the axis, n over all others, t the temperature and g_nc Gumbel numbers drawn from the key:
 
-    z_nc = (x_nc + g_nc) / t
-    p_nc = exp(z_nc) / sum_k exp(z_nk)                                    (..., C)
+    z_nc = x_nc + g_nc
+    p_nc = exp(z_nc / t) / sum_k exp(z_nk / t)                            (..., C)
     y_nc = p_nc,  or if `hard`  [c = argmax_k p_nk]
 
 The argmax of x + g is a draw from softmax(x) (the Gumbel-max trick); p relaxes it, and nears it as t falls to 0.
 
-Differential: the draw does not depend on x; with delta z = delta x / t it is softmax's,
+Differential: the draw does not depend on x; with delta z = delta x it is softmax's,
 
     delta p_nc = p_nc (delta x_nc - sum_k p_nk delta x_nk) / t
 
@@ -21,10 +21,11 @@ the true derivative is 0. The key is a parameter that is not trained: its cotang
 
 Cached: p alone, for `hard` too. The derivative is a function of it; the draw is not needed again.
 
-Numerical care: exponentials are of z - m, m the largest, and never overflow; m is a shift that cancels, and is held
-constant. g is drawn in float32, whatever x's dtype is, so that every dtype sees the same draw; half precision is
-computed and summed in float32. Where several p are equal, `hard` takes the first. The one-hot y has p - p added to it,
-which is 0, and tells whoever differentiates the forward itself what the backward does.
+Numerical care: exponentials are of (z - m) / t, m the largest z, and never overflow; m is a shift that cancels, and is
+held constant. It is subtracted before the division: a quotient may be rounded in two ways where it is made twice.
+g is drawn in float32, whatever x's dtype is, so that every dtype sees the same draw; half precision is computed and
+summed in float32. Where several p are equal, `hard` takes the first. The one-hot y has p - p added to it, which is 0,
+and tells whoever differentiates the forward itself what the backward does.
 
 There is no kink in p.
 """
@@ -80,8 +81,8 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
         require_key(who, params.key)
         g = jax.random.gumbel(params.key, x.shape, jnp.float32)
         v = widen(x)
-        z = (v + cast(g, v.dtype)) / temperature
-        e = jnp.exp(z - lax.stop_gradient(jnp.max(z, along, keepdims=True)))
+        z = v + cast(g, v.dtype)
+        e = jnp.exp((z - lax.stop_gradient(jnp.max(z, along, keepdims=True))) / temperature)
         p = cast(e / jnp.sum(e, along, keepdims=True), x.dtype)
         return _one_hot(p, along) + (p - lax.stop_gradient(p)) if hard else p, GumbelSoftmaxCache(p)
 

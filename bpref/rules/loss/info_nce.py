@@ -3,20 +3,20 @@
 Forward, with two sides a and b of N rows (row i of one belongs to row i of the other), T the `temperature`, and u, v
 the rows themselves or, with `normalize`, divided by their lengths:
 
-    S_ij = u_i . v_j / T                                                  (N, N)
-    l_i  = log sum_j exp(S_ij),    m_j = log sum_i exp(S_ij)              (N,)
-    J    = 1/N sum_i (l_i - S_ii)                                         J: ()
-    or, with `symmetric`, the mean of both directions: 1/(2N) sum_i (l_i - S_ii + m_i - S_ii)
+    S_ij = u_i . v_j                                                      (N, N)
+    l_i  = log sum_j exp(S_ij / T),    m_j = log sum_i exp(S_ij / T)      (N,)
+    J    = 1/N sum_i (l_i - S_ii / T)                                     J: ()
+    or, with `symmetric`, the mean of both directions: 1/(2N) sum_i (l_i + m_i - 2 S_ii / T)
 
-Differential, with p_ij = exp(S_ij - l_i) whose rows sum to 1, and q_ij = exp(S_ij - m_j) whose columns do:
+Differential, with p_ij = exp(S_ij / T - l_i) whose rows sum to 1, and q_ij = exp(S_ij / T - m_j) whose columns do:
 
-    delta J = 1/N sum_ij (p_ij - [i = j]) delta S_ij        or  1/(2N) sum_ij (p_ij + q_ij - 2 [i = j]) delta S_ij
+    delta J = 1/(N T) sum_ij (p_ij - [i = j]) delta S_ij    or  1/(2N T) sum_ij (p_ij + q_ij - 2 [i = j]) delta S_ij
 
 The sweep starts with dJ, a scalar. The factor of each perturbation:
 
-    dS_ij = dJ (p_ij - [i = j]) / N     or as above                       (N, N)
-    du_i  = sum_j dS_ij v_j / T                                           (N, d)
-    dv_j  = sum_i dS_ij u_i / T         S is square, but not symmetric    (N, d)
+    dS_ij = dJ (p_ij - [i = j]) / (N T) or as above                       (N, N)
+    du_i  = sum_j dS_ij v_j                                               (N, d)
+    dv_j  = sum_i dS_ij u_i             S is square, but not symmetric    (N, d)
     da, db from du, dv as `unit_vectors` has it                           (N, d)
 
 Both sides have a cotangent; one that is constant (MoCo's keys) is simply not asked for its own.
@@ -26,9 +26,9 @@ each, are made again with one product, where autodiff keeps N^2 several times; t
 jit XLA merges the second product with the first; compiled apart from its forward, the backward makes three products
 where autodiff makes two.
 
-Numerical care: l_i - S_ii and p_ii - 1 cancel once partners are found; neither is formed (`contrast`). Half precision
-is widened before rows are divided by their lengths, and S stays in float32. A row of length 0 has direction 0: its
-similarities are 0, and its cotangent is taken as 0. There is no other kink.
+Numerical care: l_i - S_ii / T and p_ii - 1 cancel once partners are found; neither is formed (`contrast`). Half
+precision is widened before rows are divided by their lengths, and S stays in float32. A row of length 0 has direction
+0: its similarities are 0, and its cotangent is taken as 0. There is no other kink.
 """
 
 from typing import Any, NamedTuple
@@ -79,17 +79,19 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
         require_matrix(who, "a", a)
         require_like(who, "b", b, "a", a)
         S, S_ii, own = similarities(directions(a)[0], directions(b)[0])
-        l = log_sum_exp(S, S_ii, own, axis=1)
-        m = log_sum_exp(S, S_ii.T, own, axis=0) if symmetric else None
-        J = jnp.mean(nats(l, S_ii)) if m is None else 0.5 * (jnp.mean(nats(l, S_ii)) + jnp.mean(nats(m, S_ii.T)))
+        l = log_sum_exp(S, S_ii, own, 1, temperature)
+        J = jnp.mean(nats(l, S_ii, temperature))
+        m = log_sum_exp(S, S_ii.T, own, 0, temperature) if symmetric else None
+        if m is not None:
+            J = 0.5 * (J + jnp.mean(nats(m, S_ii.T, temperature)))
         return cast(J, a.dtype), InfoNceCache(a, b, l, m)
 
     def backward(params, cache, dJ):
         (u, per_a), (v, per_b) = directions(cache.a), directions(cache.b)
         S, S_ii, own = similarities(u, v)
-        dS = pull(S, S_ii, own, cache.l)
+        dS = pull(S, S_ii, own, cache.l, temperature)
         if cache.m is not None:
-            dS = 0.5 * (dS + pull(S, S_ii.T, own, cache.m))
+            dS = 0.5 * (dS + pull(S, S_ii.T, own, cache.m, temperature))
         g = widen(dJ) / (len(u) * temperature)
         du, dv = g * (dS @ v), g * (dS.T @ u)
         if normalize:
@@ -100,7 +102,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
         return unit(widen(z)) if normalize else (widen(z), None)
 
     def similarities(u, v):
-        S = u @ v.T / temperature
+        S = u @ v.T
         return S, jnp.diagonal(S)[:, None], jnp.eye(len(u), dtype=bool)
 
     return Layer(no_params, forward, backward, who)

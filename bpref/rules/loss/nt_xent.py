@@ -3,26 +3,26 @@
 Forward, with two views a and b of N examples, stacked to w = [a; b] of 2N rows, u the rows divided by their lengths, T
 the `temperature`, and the partner k' of row k being k + N or k - N:
 
-    S_kj = u_k . u_j / T                                                  (2N, 2N)
-    l_k  = log sum over j != k of exp(S_kj)                               (2N,)
-    J    = 1/(2N) sum_k (l_k - S_kk')                                     J: ()
+    S_kj = u_k . u_j                                                      (2N, 2N)
+    l_k  = log sum over j != k of exp(S_kj / T)                           (2N,)
+    J    = 1/(2N) sum_k (l_k - S_kk' / T)                                   J: ()
 
-Differential, with p_kj = exp(S_kj - l_k) for j != k, and p_kk = 0:
+Differential, with p_kj = exp(S_kj / T - l_k) for j != k, and p_kk = 0:
 
-    delta J = 1/(2N) sum_kj (p_kj - [j = k']) delta S_kj,    delta S_kj = (delta u_k . u_j + u_k . delta u_j) / T
+    delta J = 1/(2N T) sum_kj (p_kj - [j = k']) delta S_kj,    delta S_kj = delta u_k . u_j + u_k . delta u_j
 
 The sweep starts with dJ, a scalar. u stands on both sides of S. The factor of each perturbation:
 
-    dS_kj = dJ (p_kj - [j = k']) / (2N)                                   (2N, 2N)
-    du_k  = sum_j (dS_kj + dS_jk) u_j / T                                 (2N, d)
+    dS_kj = dJ (p_kj - [j = k']) / (2N T)                                 (2N, 2N)
+    du_k  = sum_j (dS_kj + dS_jk) u_j                                     (2N, d)
     da, db are the halves of dw, from du as `unit_vectors` has it         (N, d)
 
 Cached: a and b, and l in two parts, largest and sum. Similarities and softmax, 4 N^2 numbers each, are made again
 with one product, which XLA merges with the first under one jit.
 
-Numerical care: l_k - S_kk' and p_kk' - 1 cancel once partners are found; neither is formed (`contrast`). Half precision
-is widened before rows are divided by their lengths, and S stays in float32. A row of length 0 has direction 0: its
-similarities are 0, and its cotangent is taken as 0. There is no other kink.
+Numerical care: l_k - S_kk' / T and p_kk' - 1 cancel once partners are found; neither is formed (`contrast`). Half
+precision is widened before rows are divided by their lengths, and S stays in float32. A row of length 0 has direction
+0: its similarities are 0, and its cotangent is taken as 0. There is no other kink.
 """
 
 from typing import NamedTuple
@@ -71,12 +71,12 @@ def nt_xent(temperature: float = 0.5) -> Layer:
         require_like(who, "b", b, "a", a)
         u, _ = directions(a, b)
         S, of_partner, partner = similarities(u)
-        l = log_sum_exp(S, of_partner, partner, axis=1)
-        return cast(jnp.mean(nats(l, of_partner)), a.dtype), NtXentCache(a, b, l)
+        l = log_sum_exp(S, of_partner, partner, 1, temperature)
+        return cast(jnp.mean(nats(l, of_partner, temperature)), a.dtype), NtXentCache(a, b, l)
 
     def backward(params, cache, dJ):
         u, per_length = directions(cache.a, cache.b)
-        dS = pull(*similarities(u), cache.l)
+        dS = pull(*similarities(u), cache.l, temperature)
         g = widen(dJ) / (len(u) * temperature)
         dw = from_unit(u, per_length, g * ((dS + dS.T) @ u))
         da, db = jnp.split(cast(dw, dJ.dtype), 2)
@@ -89,7 +89,7 @@ def nt_xent(temperature: float = 0.5) -> Layer:
         """S, where nothing is similar to itself; S at the partners; and where these are."""
         N = len(u) // 2
         itself = jnp.eye(2 * N, dtype=bool)
-        S = jnp.where(itself, -jnp.inf, u @ u.T / temperature)
+        S = jnp.where(itself, -jnp.inf, u @ u.T)
         of_partner = jnp.concatenate([jnp.diagonal(S, N), jnp.diagonal(S, -N)])
         return S, of_partner[:, None], jnp.roll(itself, N, axis=1)
 

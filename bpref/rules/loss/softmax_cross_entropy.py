@@ -36,9 +36,7 @@ Numerical care:
 
       p_y - 1 = -R / S          l - z_y = log(1 + R / E)
 
-  have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7. Classes
-  are summed by blocks, about sqrt(C) of them where C's divisors allow, and y's block a second time without y: a mask
-  over all classes costs as much as the exponential. Only a prime C, which has no blocks, pays for one.
+  have full relative precision, where the textbook forms lose it as R / S becomes small, and are 0 below 1e-7.
 - p is exp(d) / S and not exp(z - l), which inherits the rounding of l: 1e-3 for logits of 1e4 in float32.
 - Half precision is computed and summed in float32 and rounded once.
 - A logit of -inf is a class of probability 0: it has a gradient of 0 (-q_c in general) and, where q_c is 0, no
@@ -66,7 +64,7 @@ from bpref.formulas.hyperparameters import (
     require_non_negative,
     require_share,
 )
-from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
+from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -130,14 +128,13 @@ def softmax_cross_entropy(
         y = widen_integers(label)
         m, d = _shifted(logits)
         d_y = widen(own_score(y, logits)) - m
-        R = _sum_of_others(y, m, logits, jnp.exp(d))
-        E = jnp.exp(d_y)
-        log_S = jnp.log(R + E)
-        nats = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), log_S - d_y)
+        R = sum_of_others(y, logits, jnp.exp(d), lambda z: jnp.exp(widen(z) - m))
+        log_S = jnp.log(R + jnp.exp(d_y))
+        terms = (1 - smoothing) * nats(R, d_y)
         if z_loss:
-            nats += z_loss * (m + log_S) ** 2
+            terms += z_loss * (m + log_S) ** 2
         v, N = _positions(y, logits)
-        terms = v * nats
+        terms *= v
         if smoothing:
             terms += smoothing * jnp.mean(_weighted(log_S - d), -1, keepdims=True)
         return jnp.sum(_unless_ignored(y, terms)) / N
@@ -146,7 +143,7 @@ def softmax_cross_entropy(
         y = widen_integers(label)
         m, d = _shifted(logits)
         e = jnp.exp(d)
-        R = _sum_of_others(y, m, logits, e)
+        R = sum_of_others(y, logits, e, lambda z: jnp.exp(widen(z) - m))
         E = jnp.exp(widen(own_score(y, logits)) - m)
         S = R + E
         v, N = _positions(y, logits)
@@ -181,8 +178,7 @@ def softmax_cross_entropy(
         m, d = _shifted(logits)
         q = _smooth(t)
         log_S = jnp.log(jnp.sum(jnp.exp(d), -1, keepdims=True))
-        nats = jnp.where((q == 0) & jnp.isinf(d), 0, log_S - d)
-        terms = jnp.sum(q * nats, -1, keepdims=True)
+        terms = jnp.sum(q * jnp.where((q == 0) & jnp.isinf(d), 0, log_S - d), -1, keepdims=True)
         if z_loss:
             terms += z_loss * (m + log_S) ** 2
         return jnp.sum(terms) / terms.size
@@ -218,23 +214,6 @@ def _shifted(logits: Array) -> tuple[Array, Array]:
     z = widen(logits)
     m = lax.stop_gradient(jnp.max(z, -1, keepdims=True))
     return m, z - m
-
-
-def _sum_of_others(y: Array, m: Array, logits: Array, e: Array) -> Array:
-    """R: by blocks, of which the one with y in it is made again and summed without it. m's shape."""
-    B = _block(e.shape[-1])
-    blocked = (*y.shape, e.shape[-1] // B, B)
-    block, inside = jnp.divmod(nearest_class(y, e), B)
-    z = jnp.take_along_axis(logits.reshape(blocked), block[..., None, None], -2, mode="clip")[..., 0, :]
-    rest = jnp.where(is_own(inside, z), 0, jnp.exp(widen(z) - m))
-    sums = jnp.sum(e.reshape(blocked), -1)
-    return jnp.sum(jnp.where(is_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
-
-
-def _block(C: int) -> int:
-    """The smallest divisor of C from its root on; of a prime C 1, which is a mask over all classes."""
-    count = max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
-    return C // count if count > 1 else 1
 
 
 def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | Array | None) -> None:

@@ -19,9 +19,14 @@ Labels have the cotangent None.
 Cached: the logits and the labels as they came. The softmax is made again from them: under one jit XLA merges its sums
 with the forward's, and the pass that writes dz reads the logits anyway.
 
-Numerical care: exponentials are shifted by m, the largest of z / t, and never overflow; S is their sum. p is
-exp(z / t - m) / S, and not exp(z / t - l), which inherits the rounding of l. Half precision is computed and summed in
-float32, and rounded once. There is no kink: m is a shift that cancels, and is held constant.
+Numerical care:
+- Exponentials are of d = (z - m) / t, m the largest logit, and never overflow. What is subtracted is z and not z / t: a
+  quotient may be rounded in two ways where it is made twice, and of 2^31 the difference is no small number.
+- 1 - p_y cancels once the policy is sure. With R the sum of exp(d_c) over the classes other than y, E = exp(d_y) and
+  S = R + E, 1 - p_y = R / S and logp = -log(1 + R / E) have full relative precision.
+- p is exp(d) / S, and not exp(z / t - l), which inherits the rounding of l.
+- Half precision is computed and summed in float32, and rounded once. There is no kink: m is a shift that cancels, and
+  is held constant.
 """
 
 from typing import NamedTuple
@@ -33,7 +38,7 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import require_positive
-from bpref.formulas.labels import is_class, is_own, own_score
+from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -70,21 +75,26 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
         if z.ndim == 0 or z.shape[-1] == 0:
             raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
         require_shape(who, "labels", label, z.shape[:-1], f"logits' shape {z.shape} without its last axis C")
-        d, S = _shifted(z)
-        logp = (own_score(label, d) - jnp.log(S))[..., 0]
+        _, d_y, R = _shifted(z, label)
+        logp = -nats(R, d_y)[..., 0]
         return cast(jnp.where(is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)
 
     def backward(params, cache, dlogp):
         z, label = cache
         g = jnp.where(is_class(label, z), widen(dlogp) / temperature, jnp.nan)[..., None]
-        d, S = _shifted(z)
-        return (), (cast(g * (jnp.where(is_own(label, z), 1, 0) - jnp.exp(d) / S), z.dtype), None)
+        e, d_y, R = _shifted(z, label)
+        rate = g / (R + jnp.exp(d_y))
+        return (), (cast(jnp.where(is_own(label, z), rate * R, -rate * e), z.dtype), None)
 
-    def _shifted(z):
-        """z / t - m, and S."""
-        u = widen(z) / temperature
-        d = u - lax.stop_gradient(jnp.max(u, -1, keepdims=True))
-        return d, jnp.sum(jnp.exp(d), -1, keepdims=True)
+    def _shifted(z, label):
+        """exp(d), d_y and R."""
+        m = lax.stop_gradient(jnp.max(widen(z), -1, keepdims=True))
+
+        def d(z):
+            return (widen(z) - m) / temperature
+
+        e = jnp.exp(d(z))
+        return e, d(own_score(label, z)), sum_of_others(label, z, e, lambda z: jnp.exp(d(z)))
 
     return Layer(no_params, forward, backward, who)
 

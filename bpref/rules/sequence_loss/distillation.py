@@ -10,8 +10,9 @@ the positions, N in all, c over the classes, and t the temperature:
     H_n = log sum_c exp(a_nc) - a_(n, y_n)                                (...,)
     J   = 1/N sum_n (w t^2 D_n + (1 - w) H_n)                             w: `soft_weight`, J: ()
 
-The last is the generalised Jensen-Shannon divergence; D / B is the first for B near 0, D / (1 - B) the second for B
-near 1. t^2 keeps the soft gradient, of size 1 / t^2, in proportion to the hard one when t is changed.
+It is built of `softmax_cross_entropy`, the mean of H. The last divergence is the generalised Jensen-Shannon's; D / B is
+the first for B near 0, D / (1 - B) the second for B near 1. t^2 keeps the soft gradient, of size 1 / t^2, in proportion
+to the hard one when t is changed.
 
 Differential, with L = log q - log p and the softmax's delta q_c = q_c / t (delta a_c - sum_k q_k delta a_k):
 
@@ -32,12 +33,19 @@ Whoever holds the teacher does not use db, and under one jit it is not computed.
 
 Cached: the logits and the labels as they came. The softmaxes are made again; kept, they would be three arrays more.
 
-Numerical care: softmaxes are shifted by the largest logit, held constant. D is a sum of p (log p - log q), where both
-logarithms are logits less one number: no probability is divided by another. Logarithms are held above -1000, where a
-probability is 0 in any dtype, so that a class masked by logits of -inf on both sides adds nothing. With
-x = log p - log q and s the share in m of the smaller of both, U = T + min(x, 0) and V = T - max(x, 0), where
-T = -log(1 + s (exp(-|x|) - 1)): no exponential overflows. Half precision is computed and summed in float32. There is
-no kink.
+Numerical care:
+- The largest logit, held constant, is subtracted before the division by t: a quotient may be rounded in two ways where
+  it is made twice. Logarithms are logits less one number, and no probability is divided by another.
+- p log(p / q) has either sign, and the sum D cancels where the distributions are close. Summed is
+  p log(p / q) - p + q, which is 0 or more and adds the same, as both sum to 1. With x = log p - log q and
+  u = exp(-|x|) - 1 it is p (|x| + u) for x >= 0 and -q (|x| (1 + u) + u) for x < 0. By the mixture likewise, with m for
+  q, U or V for x.
+- With s the share in m of the smaller of both, U = T + min(x, 0) and V = T - max(x, 0), where
+  T = -log(1 + s (exp(-|x|) - 1)): no exponential overflows.
+- A class of probability 0, as one masked by a logit of -inf, has no part in what it weighs: on both sides it adds
+  nothing. One that the teacher has and the student excludes makes D infinite, and the teacher's gradient NaN (reversed:
+  the other way round).
+- Half precision is computed and summed in float32. There is no kink.
 """
 
 from typing import NamedTuple
@@ -49,14 +57,13 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import is_number, require_flags, require_positive, require_share
-from bpref.formulas.labels import is_class, is_own, own_score
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
 NAMES = ("student", "teacher", "labels")
-LOWEST = -1000.0
 
 
 class DistillationCache(NamedTuple):
@@ -79,7 +86,8 @@ def distillation(
 
     Returns:
       A layer with params `()`, x `(student, teacher, labels)` and y the scalar J: logits `(..., C)`, integers `(...)`.
-      Both logits have a cotangent. A label outside `[0, C)` makes J and its position of the student's gradient NaN.
+      Both logits have a cotangent. A label outside `[0, C)` makes J and its position of the student's gradient NaN,
+      unless labels have no weight.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes do not fit; there are no positions or no classes.
@@ -94,6 +102,7 @@ def distillation(
     if mixture is not None and reverse:
         raise ValueError(f"{who}: mixture is {mixture!r}, which has no reverse")
     soft, hard = soft_weight * temperature, 1 - soft_weight
+    of_labels = softmax_cross_entropy()
 
     def forward(params, x):
         a, b, label = as_arrays(who, NAMES, x)
@@ -104,41 +113,62 @@ def distillation(
         require_integer(who, NAMES[2], label)
         require_shape(who, NAMES[2], label, a.shape[:-1], f"student's shape {a.shape} without its last axis C")
         N = require_batch(who, label.size)
-        D, _, _ = divergence(widen(a), widen(b))
-        H = -own_score(label, _softmax(widen(a))[1])[..., 0]
-        terms = soft * temperature * D + hard * H
-        J = jnp.sum(jnp.where(is_class(label, a), terms, jnp.nan)) / N
+        J = jnp.zeros((), widen(a).dtype)
+        if soft:
+            J += soft * temperature * jnp.sum(divergence(widen(a), widen(b))[0]) / N
+        if hard:
+            J += hard * of_labels.forward((), (widen(a), label))[0]
         return cast(J, a.dtype), DistillationCache(a, b, label)
 
     def backward(params, cache, dJ):
         a, b, label = cache
-        g = widen(dJ) / label.size
-        _, to_student, to_teacher = divergence(widen(a), widen(b))
-        slope = soft * to_student + hard * (_softmax(widen(a))[0] - jnp.where(is_own(label, a), 1, 0))
-        da = jnp.where(is_class(label, a)[..., None], g * slope, jnp.nan)
-        return (), (cast(da, a.dtype), cast(g * soft * to_teacher, b.dtype), None)
+        g = widen(dJ)
+        da = db = jnp.zeros(a.shape, g.dtype)
+        if soft:
+            _, to_student, to_teacher = divergence(widen(a), widen(b))
+            rate = g * soft / label.size
+            da, db = rate * to_student, rate * to_teacher
+        if hard:
+            da += of_labels.backward((), SoftmaxCrossEntropyCache(widen(a), label), hard * g)[1][0]
+        return (), (cast(da, a.dtype), cast(db, b.dtype), None)
 
     def divergence(a, b):
         """D, and of either's logits the factor of delta a / t and of delta b / t in delta D."""
-        (q, log_q), (p, log_p) = _softmax(a / temperature), _softmax(b / temperature)
+        (q, log_q), (p, log_p) = _softmax(a, temperature), _softmax(b, temperature)
         if mixture is not None:
-            U, V = _from_mixture(log_p - log_q, mixture)
-            D = mixture * p * U + (1 - mixture) * q * V
-            return jnp.sum(D, -1), (1 - mixture) * _centred(q, V), mixture * _centred(p, U)
-        L = log_q - log_p
+            U, V = _from_mixture(_where_any(p + q, log_p - log_q), mixture)
+            U, V = _where_any(p, U), _where_any(q, V)
+            m = mixture * p + (1 - mixture) * q
+            D = mixture * _relative_entropy(p, m, U) + (1 - mixture) * _relative_entropy(q, m, V)
+            return D, (1 - mixture) * _centred(q, V), mixture * _centred(p, U)
         if reverse:
-            return jnp.sum(q * L, -1), _centred(q, L), p - q
-        return -jnp.sum(p * L, -1), q - p, -_centred(p, L)
+            L = _where_any(q, log_q - log_p)
+            return _relative_entropy(q, p, L), _centred(q, L), p - q
+        L = _where_any(p, log_p - log_q)
+        return _relative_entropy(p, q, L), q - p, _centred(p, L)
 
     return Layer(no_params, forward, backward, who)
 
 
-def _softmax(a: Array) -> tuple[Array, Array]:
+def _softmax(a: Array, temperature: float) -> tuple[Array, Array]:
     """The softmax and its logarithm."""
-    d = a - lax.stop_gradient(jnp.max(a, -1, keepdims=True))
+    d = (a - lax.stop_gradient(jnp.max(a, -1, keepdims=True))) / temperature
     e = jnp.exp(d)
     S = jnp.sum(e, -1, keepdims=True)
-    return e / S, jnp.maximum(d - jnp.log(S), LOWEST)
+    return e / S, d - jnp.log(S)
+
+
+def _where_any(p: Array, L: Array) -> Array:
+    """L where it weighs anything, else 0."""
+    return jnp.where(p == 0, 0, L)
+
+
+def _relative_entropy(p: Array, q: Array, x: Array) -> Array:
+    """The sum of p x - p + q, x = log p - log q."""
+    size = jnp.abs(x)
+    u = jnp.expm1(-size)
+    terms = jnp.where(x < 0, -q * (size * (1 + u) + u), p * (size + u))
+    return jnp.maximum(jnp.sum(jnp.where(p == 0, q, terms), -1), 0)
 
 
 def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:

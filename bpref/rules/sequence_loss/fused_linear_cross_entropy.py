@@ -67,6 +67,7 @@ from bpref.formulas.hyperparameters import (
     require_share,
     require_size,
 )
+from bpref.formulas.labels import nats
 from bpref.formulas.pairs import as_pair, require_batch
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer
@@ -211,13 +212,13 @@ def fused_linear_cross_entropy(
     def _loss(sums, v):
         """M J of these rows."""
         m, R, own, total = sums
-        E, log_S, _ = _normalised(sums)
-        nats = (1 - smoothing) * jnp.where(R < E, jnp.log1p(R / jnp.where(R < E, E, 1)), log_S - (own - m))
+        _, log_S, _ = _normalised(sums)
+        terms = (1 - smoothing) * nats(R, own - m)
         if smoothing:
-            nats += smoothing * (m + log_S - total / vocabulary)
+            terms += smoothing * (m + log_S - total / vocabulary)
         if z_loss:
-            nats += z_loss * (m + log_S) ** 2
-        return jnp.sum(jnp.where(v == 0, 0, v * nats))
+            terms += z_loss * (m + log_S) ** 2
+        return jnp.sum(jnp.where(v == 0, 0, v * terms))
 
     def _pull(params, A, y, sums, weight, dparams, logits=None):
         """dW, db, and dh of these rows, whose terms weigh `weight`; with kept logits, dW and db are added to."""

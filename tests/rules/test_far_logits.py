@@ -1,0 +1,93 @@
+"""Logits that are far out, far apart or all but certain: what is subtracted first, and which small numbers are left."""
+
+import jax
+import numpy as np
+import pytest
+
+import bpref
+from tests.rules.sweeping import backpropagate, forward
+
+FAR = np.array([[1.1e15, -1e12, 3e10, 1.1e15]], np.float32)
+"""Beyond 2^31, where a quotient that is rounded in two ways is off by more than exp can take."""
+HALVES = np.array([[0.5, 0, 0, 0.5]], np.float32)
+LABEL = np.array([0])
+HYPER = {"forward": {}, "reverse": {"reverse": True}, "mixture": {"mixture": 0.3}}
+DIVERGENCES = pytest.mark.parametrize("hyper", HYPER.values(), ids=HYPER)
+
+
+def test_a_temperature_divides_what_is_left_of_far_logits():
+    logp, _, (dz, _) = backpropagate(bpref.token_log_probability(1.7), (), (FAR, LABEL))
+    np.testing.assert_allclose(logp, [-np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(dz, np.array([[0.5, 0, 0, -0.5]]) / 1.7, rtol=1e-6)
+    layer = bpref.gumbel_softmax(0.7)
+    np.testing.assert_array_equal(forward(layer, layer.init(jax.random.key(0), FAR), FAR), HALVES)
+
+
+@DIVERGENCES
+def test_distillation_of_far_logits(hyper):
+    turned = FAR[:, ::-1]
+    J, _, (da, db, _) = backpropagate(bpref.distillation(1.7, 1.0, **hyper), (), (FAR, turned, LABEL))
+    assert (float(J), np.abs(da).max(), np.abs(db).max()) == (0, 0, 0)
+
+
+def test_info_nce_of_far_rows_that_are_no_cosines():
+    a = np.array([[3e7, 1e4], [1e5, -3e7]], np.float32)
+    J, _, (da, db) = backpropagate(bpref.info_nce(0.7, normalize=False, symmetric=False), (), (a, a))
+    assert (float(J), np.abs(da).max(), np.abs(db).max()) == (0, 0, 0)
+    J, _, (da, _) = backpropagate(bpref.info_nce(0.7, normalize=False, symmetric=False), (), (a, a[::-1].copy()))
+    S = a.astype(np.float64) @ a[::-1].astype(np.float64).T / 0.7
+    np.testing.assert_allclose(J, np.mean(S.max(1) - S.diagonal()), rtol=1e-6)
+    np.testing.assert_allclose(da[0], (a[0] - a[1]) / 2 / 0.7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "da", "db"), [({}, [-1, 1], [0, 0]), ({"reverse": True}, [0, 0], [1, -1])], ids=["", "reverse"]
+)
+def test_distillation_of_logits_3000_apart_is_3000(hyper, da, db):
+    x = np.array([[0.0, 3000.0]], np.float32), np.array([[3000.0, 0.0]], np.float32), LABEL
+    J, _, cotangents = backpropagate(bpref.distillation(1.0, 1.0, **hyper), (), x)
+    assert float(J) == 3000
+    np.testing.assert_array_equal(cotangents[0], [da])
+    np.testing.assert_array_equal(cotangents[1], [db])
+
+
+@DIVERGENCES
+def test_distillation_of_close_logits_has_the_digits_of_its_second_order(hyper):
+    """Below 0 in one of two draws, and off by ten times itself, where p (log p - log q) is summed."""
+    layer, rng = bpref.distillation(1.5, 1.0, **hyper), np.random.default_rng(0)
+    for apart, tolerance in ((1e-3, 1e-3), (1e-5, 0.1), (0.0, 0.0)):
+        a = 5 * rng.normal(size=(64, 1, 50))
+        b = (a + apart * rng.normal(size=a.shape)).astype(np.float32)
+        x = a.astype(np.float32), b, np.zeros((64, 1), np.int32)
+        J = forward(bpref.Layer(layer.init, jax.vmap(layer.forward, (None, 0)), layer.backward, "each"), (), x)
+        with jax.enable_x64(True):
+            wide = *(v.astype(np.float64) for v in x[:2]), x[2]
+            truth = np.array([layer.forward((), tuple(v[i] for v in wide))[0] for i in range(64)])
+        assert (J >= 0).all()
+        np.testing.assert_allclose(J, truth, rtol=tolerance)
+
+
+@DIVERGENCES
+def test_distillation_of_a_class_that_is_excluded(hyper):
+    """On both sides it adds nothing; by one alone it is infinitely unlikely, unless a mixture has it."""
+    layer = bpref.distillation(1.0, 1.0, **hyper)
+    a, b = np.array([[1.0, -np.inf, 2.0]], np.float32), np.array([[1.5, -np.inf, 2.0]], np.float32)
+    J, _, cotangents = backpropagate(layer, (), (a, b, LABEL))
+    without, _, of_rest = backpropagate(layer, (), (a[:, ::2], b[:, ::2], LABEL))
+    np.testing.assert_allclose(J, without, rtol=1e-6)
+    for d, rest in zip(cotangents[:2], of_rest[:2], strict=True):
+        np.testing.assert_allclose(d, [[rest[0, 0], 0, rest[0, 1]]], rtol=1e-6)
+    excluded = (np.zeros_like(b), b) if hyper.get("reverse") else (a, np.zeros_like(a))
+    J = forward(layer, (), (*excluded, LABEL))
+    assert np.isfinite(J) if "mixture" in hyper else np.inf == J
+
+
+def test_a_label_that_is_all_but_certain_has_a_gradient():
+    with jax.enable_x64(True):
+        z = np.array([[38.0, 0.0, 0.0]])
+        logp, _, (dz, _) = backpropagate(bpref.token_log_probability(), (), (z, LABEL))
+        _, _, (da, _, _) = backpropagate(bpref.distillation(1.0, 0.0), (), (z, z, LABEL))
+    R = np.exp(-38.0)
+    np.testing.assert_allclose(logp, [-2 * R], rtol=1e-14)
+    np.testing.assert_allclose(dz, [[2 * R, -R, -R]], rtol=1e-14)
+    np.testing.assert_allclose(da, -dz, rtol=1e-14)
