@@ -18,6 +18,7 @@ from bpref.verify.points import generator
 from bpref.verify.search import search as search_for_a_failure
 from bpref.verify.seed import seed_of
 from bpref.verify.specs import DTYPES, WIDE, Spec, parse_specs, parse_templates
+from bpref.verify.torch_front import as_tensors, is_written_in_torch
 
 INTEGERS = 1000
 """The stream of random numbers that integers with a bound are drawn from; no check draws from it."""
@@ -57,13 +58,17 @@ def check(
     dtypes: Annotated[
         str | None, typer.Option(help="Measure the precision in these, such as f32,bf16. [default: those of --args]")
     ] = None,
+    framework: Annotated[
+        str | None, typer.Option(metavar="torch|jax", help="Whose arrays it takes. [default: found out]")
+    ] = None,
     key: Key = None,
     json_file: JsonFile = None,
 ) -> int:
     """Check a hand-derived gradient; exit code 0 right, 1 wrong or imprecise, 2 wrong use, 3 cannot tell.
 
-    MODULE:FUNCTION names a custom_vjp or custom_jvp function, a function that contains such rules, a Layer, or, with
-    --backward, any function. The current directory is looked in first, and its src/.
+    MODULE:FUNCTION names a custom_vjp or custom_jvp function, a function that contains such rules, a Layer; PyTorch's
+    Function.apply or a function that calls one; or, with --backward, any function. The current directory is looked in
+    first, and its src/.
     """
     require_writable(json_file)
     if search is not None and not search > 0:
@@ -76,6 +81,10 @@ def check(
         key = seed_of("--key", key)
         values = arguments(args, fun.module, key, is_search=search is not None)
         require_fitting(target, fun.value, values)
+        if is_of_torch(fun.value, framework):
+            if search is not None:
+                raise UsageError("--search goes with JAX functions; one of PyTorch is checked at the shapes of --args")
+            values = as_tensors(values)
         hand = {
             name: function(text, f"--{name}", fun.module).value
             for name, text in (("reference", reference), ("backward", backward))
@@ -90,6 +99,17 @@ def check(
                     specs = values if names_a_function(args) else args
                     report = search_for_a_failure(fun.value, specs, **hand, seconds=search, key=key)
     return deliver(report, json_file)
+
+
+def is_of_torch(fun: Any, framework: str | None) -> bool:
+    """Whether it takes tensors: as `--framework` says, else as the file that it stands in looks."""
+    if framework is None:
+        return is_written_in_torch(fun)
+    try:
+        require_known("framework", framework, ("torch", "jax"))
+    except ValueError as error:
+        raise UsageError(f"--framework: {error}") from error
+    return framework == "torch"
 
 
 def target_named(text: str) -> Named:

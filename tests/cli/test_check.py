@@ -224,3 +224,28 @@ def test_a_package_under_src_is_found(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == (
         "bpref: there is no module 'kept_in_scr' in the current directory, in src/ and among the installed packages\n"
     )
+
+
+TORCH = "tests/verify/torch_functions.py"
+
+
+def test_a_function_of_pytorch_is_checked_with_tensors(capsys):
+    pytest.importorskip("torch")
+    given = ["--reference", f"{TORCH}:rms_naive", "--args", "f32[5,8] f32[8] 1e-6", "--key", "1"]
+    assert run(["check", f"{TORCH}:Rms.apply", *given]) == 0
+    assert capsys.readouterr().out.startswith("Rms   float64 oracle: the reference, differentiated by torch.autograd")
+    assert run(["check", f"{TORCH}:RmsTwice.apply", *given, "--json", "-"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [(f["where"], f["kind"]) for f in report["findings"]] == [("x", "factor")]
+    assert run(["check", f"{TORCH}:rms", *given, "--framework", "torch", "--dtypes", "bf16"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    assert run(["check", f"{TORCH}:look_up", "--args", "i64[4]<6 f32[6,4]", "--key", "1"]) == 0
+
+
+def test_a_wrong_call_of_pytorch_is_one_line(capsys):
+    pytest.importorskip("torch")
+    given = ["--args", "f32[5,8] f32[8]"]
+    assert run(["check", f"{TORCH}:Rms.apply", *given, "--framework", "tensorflow"]) == 2
+    assert "--framework: " in capsys.readouterr().err
+    assert run(["check", f"{TORCH}:Rms.apply", *given, "--search", "1"]) == 2
+    assert "--search goes with JAX functions" in capsys.readouterr().err

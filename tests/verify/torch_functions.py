@@ -256,3 +256,11 @@ class ScaleInHalf(Scale):
 
 def scale_naive(x, w):
     return x * w
+
+
+def rms(x, g, eps=1e-6):
+    return Rms.apply(x, g, eps)
+
+
+def look_up(ids, table):
+    return Embedding.apply(ids, table)

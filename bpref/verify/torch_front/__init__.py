@@ -7,14 +7,36 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from bpref.verify.torch_oracle import is_apply
 
 
 def is_torch(fun: Any, args: tuple) -> bool:
-    """Whether a call is PyTorch's: a module, an `autograd.Function`'s `apply`, or a tensor among the arguments."""
+    """Whether a call is PyTorch's: a tensor among the arguments, or a function written in it and specifications."""
     torch = sys.modules.get("torch")
     if torch is None:
         return False
-    has_tensors = any(isinstance(v, torch.Tensor) for v in jax.tree.leaves(args))
-    return has_tensors or isinstance(fun, torch.nn.Module) or is_apply(fun)
+    leaves = jax.tree.leaves(args)
+    if any(isinstance(v, torch.Tensor) for v in leaves):
+        return True
+    return is_written_in_torch(fun) and not any(isinstance(v, np.ndarray | jax.Array) for v in leaves)
+
+
+def is_written_in_torch(fun: Any) -> bool:
+    """Whether it is a module, an `autograd.Function`'s `apply`, or of a file that imports torch and not JAX."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if isinstance(fun, torch.nn.Module) or is_apply(fun):
+        return True
+    plain = getattr(fun, "_init_fn", getattr(fun, "func", fun))
+    imported = {getattr(v, "__name__", "") for v in getattr(plain, "__globals__", {}).values()}
+    return "torch" in imported and not imported & {"jax", "jax.numpy"}
+
+
+def as_tensors(args: tuple) -> tuple:
+    """Arguments with tensors for arrays; for specifications tensors without values, on the meta device."""
+    from bpref.verify.torch_front.tensors import like_tensors
+
+    return jax.tree.map(like_tensors, args)

@@ -70,3 +70,12 @@ def specification(t: torch.Tensor) -> jax.ShapeDtypeStruct:
 
 def is_floating(t: torch.Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
+
+
+def like_tensors(v: Any) -> Any:
+    """An array as a tensor, a specification as one on the meta device; anything else as it is."""
+    if isinstance(v, jax.ShapeDtypeStruct):
+        return torch.empty(v.shape, dtype=getattr(torch, dtype_name(v.dtype)), device="meta")
+    if isinstance(v, np.ndarray | np.generic | jax.Array):
+        return to_tensor(np.asarray(v), Layout(torch.device("cpu"), None))
+    return v
