@@ -25,16 +25,22 @@ def forward(logits, values):
     return ((p / p.sum(1, keepdims=True))[..., None] * values).sum(1)
 
 
-def backward(args: tuple, dy: Any, normalised: bool = True, product: bool = True, weighted: bool = True) -> tuple:
-    """`normalised`: the sum of p is differentiated; `product`: the dot product in softmax's own backward."""
+def backward(args: tuple, dy: Any, product: bool = True, weighted: bool = True) -> tuple:
+    """`product`: the dot product in softmax's backward; `weighted`: whether w is in dvalues."""
     logits, values = args
-    of_all, keep = jax.nn.softmax(logits), chosen(logits)
-    p = jnp.where(keep, of_all, 0)
-    total = p.sum(1, keepdims=True)
-    w, dw = p / total, (dy[:, None, :] * values).sum(-1)
-    dp = jnp.where(keep, (dw - (w * dw).sum(1, keepdims=True) if normalised else dw) / total, 0)
-    dlogits = of_all * (dp - (of_all * dp).sum(1, keepdims=True) if product else dp)
+    keep = chosen(logits)
+    w, dw = jax.nn.softmax(jnp.where(keep, logits, -jnp.inf)), (dy[:, None, :] * values).sum(-1)
+    dlogits = w * (dw - (w * dw).sum(1, keepdims=True) if product else dw)
     return dlogits, (w if weighted else keep.astype(w.dtype))[..., None] * dy[:, None, :]
+
+
+def with_constant_sum(args: tuple, dy: Any) -> tuple:
+    """The backward of softmax over all, given that of p divided by a constant."""
+    logits, values = args
+    p, keep = jax.nn.softmax(logits), chosen(logits)
+    total = jnp.where(keep, p, 0).sum(1, keepdims=True)
+    dp = jnp.where(keep, (dy[:, None, :] * values).sum(-1) / total, 0)
+    return p * (dp - (p * dp).sum(1, keepdims=True)), backward(args, dy)[1]
 
 
 def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
@@ -49,7 +55,7 @@ DERIVATION = Derivation(
     wrong=(
         Wrong(
             "the sum that weights are divided by is taken to be constant",
-            partial(backward, normalised=False),
+            with_constant_sum,
             ("logits",),
             "unexplained",
             "a habit: weights are normalised in place, outside of what the kernel's backward sees",
@@ -69,8 +75,8 @@ DERIVATION = Derivation(
             "a habit: weights are applied when tokens are put back, and dy is sent out as it came",
         ),
         Wrong(
-            "the softmax of the chosen two in place of all, without its dot product",
-            lambda args, dy: (backward(args, dy, normalised=False, product=False)[0], backward(args, dy)[1]),
+            "the dot product of softmax's backward forgotten",
+            partial(backward, product=False),
             ("logits",),
             "missing_term",
             "a habit: the derivative of a weight by its own logit alone",
