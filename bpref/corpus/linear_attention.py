@@ -1,8 +1,9 @@
 """Causal linear attention with decay, normalised: q and k (t, d), v (t, e), log decay g (t,).
 
-`A_ts = (exp(q_t) . exp(k_s)) exp(G_t - G_s)` for s <= t, `G = cumsum(g)`, `y = A v / c`, `c = sum_s A`.
-`dv = A^T (dy / c)`, `dA = (dy v^T - sum(dy y)) / c`; with `B = dA A`: dG is B's row sums minus its column sums, and
-`dg` the sum of dG from t on; `dq = exp(q) (dA decay) exp(k)`, `dk` likewise with the transpose.
+`A_ts = (exp(q_t) . exp(k_s)) exp(G_t - G_s)` for s <= t, `G = cumsum(g)`, `y = A v / c`, `c = exp(G) + sum_s A`: before
+the first step stands a value 0 of weight 1. `dv = A^T (dy / c)`, `dc = -sum(dy y) / c`, `dA = dy v^T / c + dc`; with
+`B = dA A`: `dG = rows' sums of B - columns' sums of B + dc exp(G)`, and `dg` the sum of dG from t on;
+`dq = exp(q) (dA decay) exp(k)`, `dk` likewise with the transpose.
 """
 
 from functools import partial
@@ -22,7 +23,7 @@ def decay(g: Any) -> Any:
 
 def forward(q, k, v, g):
     A = (jnp.exp(q) @ jnp.exp(k).T) * decay(g)
-    return A @ v / A.sum(1, keepdims=True)
+    return A @ v / (jnp.exp(jnp.cumsum(g))[:, None] + A.sum(1, keepdims=True))
 
 
 def backward(args: tuple, dy: Any, of_sum: bool = True, decayed: bool = True, over: bool = True) -> tuple:
@@ -30,11 +31,12 @@ def backward(args: tuple, dy: Any, of_sum: bool = True, decayed: bool = True, ov
     q, k, v, g = args
     a, b, E = jnp.exp(q), jnp.exp(k), decay(g)
     A = (a @ b.T) * E
-    c = A.sum(1, keepdims=True)
-    direct, through_c = dy @ v.T / c, (dy * (A @ v)).sum(1, keepdims=True) / c**2
-    dA = direct - through_c
+    start = jnp.exp(jnp.cumsum(g))[:, None]
+    c = start + A.sum(1, keepdims=True)
+    direct, dc = dy @ v.T / c, -(dy * (A @ v)).sum(1, keepdims=True) / c**2
+    dA = direct + dc
     B = dA * A
-    dG = B.sum(1) - B.sum(0)
+    dG = B.sum(1) - B.sum(0) + (dc * start)[:, 0]
     of_k = (dA if of_sum else direct) * (E if decayed else jnp.tril(jnp.ones_like(E)))
     dv = A.T @ (dy / c if over else dy)
     return a * ((dA * E) @ b), b * (of_k.T @ a), dv, jnp.flip(jnp.cumsum(jnp.flip(dG)))
