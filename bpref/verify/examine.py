@@ -207,9 +207,11 @@ def _effect(program: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
 
     def apart(v, w, truth):
         """How far v moves, in the units that its error is judged in: the truth's, where that is not zero."""
+        v, w = v.astype(np.result_type(v, truth)), w.astype(np.result_type(w, truth))
         unit = np.where(np.any(truth != 0, axis=tuple(range(1, truth.ndim)), keepdims=True), truth, v)
-        moved = np.where(np.isfinite(v) & np.isfinite(w) & np.isfinite(unit), w - v, 0)
-        errors = sample_errors(np.where(np.isfinite(unit), unit + moved, unit), unit)
+        with np.errstate(invalid="ignore"):
+            moved = np.where(np.isfinite(v) & np.isfinite(w), w - v, 0)
+            errors = sample_errors(unit + moved, unit)
         return np.where(np.isfinite(errors), errors, 0.0).reshape(len(v), -1).max(axis=1, initial=0.0)
 
     return {
