@@ -11,6 +11,7 @@ from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, Refused, refused, require_callable
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
+from bpref.verify.garbage import collecting_nothing
 from bpref.verify.host.check import check_numerically
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.kinks import Neighbourhood
@@ -84,6 +85,7 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
         raise AssertionError(f"\n{report}")
 
 
+@collecting_nothing()
 def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     narrow, wide, seen = sample(ready, key, linear)
     rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)

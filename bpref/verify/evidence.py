@@ -6,11 +6,11 @@ from functools import cache, partial
 import numpy as np
 
 from bpref.verify.diagnose import Residual
-from bpref.verify.examine import ROUND_OFF, Held, Point
+from bpref.verify.examine import ROUND_OFF, Held, Point, run_in_float64
 from bpref.verify.points import is_key
 from bpref.verify.prepare import Prepared
 from bpref.verify.program import COTANGENTS, Seen
-from bpref.verify.terms import contributions, cotangents_for
+from bpref.verify.terms import contributions
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,16 +47,17 @@ def residuals(
     def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
         return level(terms()[name])
 
-    oracle_for = cotangents_for(ready.primal, ready.subject.names)
-
     def for_dys(name: str, others: Sequence[Arrays]) -> list[np.ndarray]:
         """The oracle's cotangents of one argument for other dys, each given for all samples."""
-        of_points = []
-        for i, p in enumerate(points):
-            here = slice(i * COTANGENTS, (i + 1) * COTANGENTS)
-            dys = [np.concatenate(v) for v in zip(*([dy[here] for dy in d.values()] for d in others), strict=True)]
-            of_points.append(np.split(oracle_for(Point(p.leaves, dys))[name], len(others)))
-        return [np.concatenate(v) for v in zip(*of_points, strict=True)]
+
+        def for_all(d: Arrays) -> np.ndarray:
+            of_points = [
+                Point(p.leaves, [dy[i * COTANGENTS : (i + 1) * COTANGENTS] for dy in d.values()])
+                for i, p in enumerate(points)
+            ]
+            return np.concatenate([s.oracle[name] for s in run_in_float64(ready.wide.run, of_points)])
+
+        return list(map(for_all, others))
 
     def round_off(held: Held | None) -> float:
         return min(held.allowed, max(LEGIBLE, ready.round_off)) if held else ROUND_OFF

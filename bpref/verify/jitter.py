@@ -90,10 +90,11 @@ class _Names:
         return f"{equation.primitive.name} {equation.params} {[self._of(v) for v in inputs]}"
 
     def _of(self, v: Any) -> int:
-        if id(v) in self.numbers:
-            return self.numbers[id(v)][1]
-        is_constant = not isinstance(v, Tracer)
-        return crc32(np.asarray(v).tobytes()) if is_constant else id(v)
+        if not isinstance(v, Tracer):
+            return crc32(np.asarray(v).tobytes())
+        if id(v) not in self.numbers:  # what a loop's body begins with
+            self.keep(v, crc32(f"input {len(self.numbers)}".encode()))
+        return self.numbers[id(v)][1]
 
 
 def _rounded_at_random(v: Any, place: int, keeps_whole: bool = False) -> Any:

@@ -19,6 +19,7 @@ from bpref.verify.blame import (
     require_rule,
 )
 from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding, run_in_float64, widened
+from bpref.verify.garbage import collecting_nothing
 from bpref.verify.kinks import a_step_away
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
@@ -89,6 +90,7 @@ class Prepared(NamedTuple):
     in_float32: Callable[[], Working | None]
 
 
+@collecting_nothing()
 def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     """The programs of a subject; those made for an equal one before, if there are any.
 

@@ -61,27 +61,6 @@ def contributions(
     }
 
 
-def cotangents_for(
-    primal: Callable[[list[Any]], Any], names: Sequence[str]
-) -> Callable[[Point], dict[str, np.ndarray]]:
-    """For a point and the cotangents in it, however many, the oracle's cotangent of every differentiable argument."""
-
-    @jax.jit
-    def cotangents(leaves, dys):
-        y, pull = with_cotangents(primal, leaves)
-
-        def of_one(dy):
-            return {n: c for n, c in zip(names, pull(completed(dy, y))[0], strict=True) if c is not None}
-
-        return jax.lax.map(of_one, dys)
-
-    def at(point: Point) -> dict[str, np.ndarray]:
-        with jax.enable_x64(True):
-            return jax.device_get(cotangents(point.leaves, point.dys))
-
-    return at
-
-
 def _groups(labels: Sequence[str]) -> dict[str, list[int]]:
     """What is closed together: each path, and all those that have the same label, several uses in one line."""
     alike = {label: [i for i, other in enumerate(labels) if other == label] for label in labels}
