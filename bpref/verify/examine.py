@@ -209,10 +209,10 @@ def _effect(program: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
         """How far v moves, in the units that its error is judged in: the truth's, where that is not zero."""
         v, w = v.astype(np.result_type(v, truth)), w.astype(np.result_type(w, truth))
         unit = np.where(np.any(truth != 0, axis=tuple(range(1, truth.ndim)), keepdims=True), truth, v)
+        known = np.isfinite(v) & np.isfinite(w) & np.isfinite(unit)
         with np.errstate(invalid="ignore"):
-            moved = np.where(np.isfinite(v) & np.isfinite(w), w - v, 0)
-            errors = sample_errors(unit + moved, unit)
-        return np.where(np.isfinite(errors), errors, 0.0).reshape(len(v), -1).max(axis=1, initial=0.0)
+            errors = np.where(known, sample_errors(unit + (w - v), unit), 0.0)
+        return errors.reshape(len(v), -1).max(axis=1, initial=0.0)
 
     return {
         name: np.maximum(*(apart(*both, pair[1]) for both in zip(pair, rounded_at_random[name], strict=True)))
