@@ -9,6 +9,7 @@ from bpref.layer import Layer
 from bpref.verify.blame import require_callable
 from bpref.verify.check import check
 from bpref.verify.examine import widened
+from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.naming import argument_names, function_name
 from bpref.verify.points import fill_specifications, generator
 from bpref.verify.prepare import WIDE
@@ -97,6 +98,7 @@ class AuditReport(NamedTuple):
         return "\n".join(lines)
 
 
+@as_if_at_home
 def audit(fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = False) -> AuditReport:
     """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
 

@@ -12,7 +12,7 @@ import numpy as np
 from bpref.layer import Layer
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.report import WRONG, Finding, Report, Verdict
-from bpref.verify.strip import has_custom_rules, is_opaque
+from bpref.verify.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque
 from bpref.verify.subject import INSIDE, OWN_PRIMAL, RULE, Subject, describe
 
 
@@ -104,6 +104,8 @@ def require_differentiable_primal(subject: Subject, program: Any) -> None:
         raise NeedsNumbers("there is a kernel or callback in it: it was called as a host function, with arrays")
     if has_custom_rules(jax.make_jaxpr(subject.primal)(_specs(subject))):
         raise NeedsNumbers("a kernel or callback under its rule, which JAX cannot differentiate")
+    if narrow_outputs_of_opaque(program):
+        raise NeedsNumbers("a kernel or callback in its rule that does not compute in float64")
 
 
 def explained(subject: Subject, error: Exception, x64: Any) -> Exception:

@@ -13,6 +13,7 @@ from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.garbage import collecting_nothing
 from bpref.verify.host.check import check_numerically
+from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
@@ -26,6 +27,7 @@ from bpref.verify.subject import OWN_PRIMAL, as_subject
 from bpref.verify.torch_front import is_torch
 
 
+@as_if_at_home
 def check(
     fun: Any,
     *args: Any,

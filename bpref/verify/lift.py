@@ -112,7 +112,7 @@ def in_float64(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> A
                 "lift: a bitcast of a floating-point value (bitcast_convert_type, as jnp.signbit, jnp.frexp and "
                 "jnp.copysign do): its bits are those of one dtype, and have no meaning in float64"
             )
-        narrow = [_as_traced(x, v.aval) for x, v in zip(inputs, equation.invars, strict=True)]
+        narrow = [as_traced(x, v.aval) for x, v in zip(inputs, equation.invars, strict=True)]
         return [wide(v) for v in as_it_is(equation, narrow)]
     if name == "reduce_precision":
         return list(inputs)
@@ -139,7 +139,8 @@ def _real_at(v: Any, dtype: Any) -> Any:
     return v if dtype is None or not real else lax.convert_element_type(v, dtype)
 
 
-def _as_traced(x: Any, aval: Any) -> Any:
+def as_traced(x: Any, aval: Any) -> Any:
+    """A value in the floating-point dtype that it had when a program was traced."""
     return x if wide_dtype(aval.dtype) == aval.dtype else lax.convert_element_type(x, aval.dtype)
 
 

@@ -13,11 +13,12 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
+from bpref.verify.lift import as_traced
 from bpref.verify.loops import constants_and_carry, parts_of_while, split
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.place import place, place_of
 from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, is_literal, programs_in, traced
-from bpref.verify.strip import is_rule, without_rule
+from bpref.verify.strip import is_opaque, is_rule, without_rule
 
 LOOKED_AT = 3
 """How many calls of a site are kept, and how many iterations of a loop are looked at: first, middle and last."""
@@ -113,22 +114,31 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
     file, line = place(source_info_util.current())
     kind = equation.primitive.name.removesuffix("_call")
     key = (name, kind, file, line, *where, str(body))  # the body says shapes, dtypes and static arguments
-    site = found.get(key) or Site(
+    site = found.get(key) or _site(equation, name, kind, file, line, f"{where[0]}:{where[1]}" if where[0] else "")
+    kept = [*site.calls, *calls]
+    found[key] = site._replace(calls=tuple(kept if len(kept) <= LOOKED_AT else [kept[0], *kept[1 - LOOKED_AT :]]))
+
+
+def _site(equation: JaxprEqn, name: str, kind: str, file: str, line: int, defined: str) -> Site:
+    body, fixed = equation.params["call_jaxpr"], _fixed(equation)
+    opaque = _is_opaque(equation, fixed)
+
+    def narrowed(inputs: Sequence[Any]) -> Sequence[Any]:
+        return list(map(as_traced, inputs, body.in_avals)) if opaque else inputs
+
+    return Site(
         name=name,
         kind=kind,
         file=file,
         line=line,
-        defined=f"{where[0]}:{where[1]}" if where[0] else "",
+        defined=defined,
         calls=(),
-        bound=lambda *inputs: as_it_is(equation, inputs),
-        primal=lambda *inputs: evaluate(body, inputs, without_rule),
-        operands=tuple(_operand(v) for v in equation.invars),
+        bound=lambda *inputs: as_it_is(equation, narrowed(inputs)),
+        primal=lambda *inputs: evaluate(body, narrowed(inputs), without_rule),
+        operands=tuple(map(_operand, equation.invars)),
         arguments=_arguments(equation),
-        fixed=_fixed(equation),
+        fixed=fixed,
     )
-    kept = [*site.calls, *calls]
-    _trace(equation, site.fixed)
-    found[key] = site._replace(calls=tuple(kept if len(kept) <= LOOKED_AT else [kept[0], *kept[1 - LOOKED_AT :]]))
 
 
 def _operand(v: Any) -> Any:
@@ -148,13 +158,24 @@ def _fixed(equation: JaxprEqn) -> tuple[bool, ...]:
     return tuple(closed_over) if all(both) else both
 
 
-def _trace(equation: JaxprEqn, fixed: Sequence[bool]) -> None:
-    """Have JAX trace the rule's forward, or tangents, which it does once, before it is called with other dtypes."""
-    own = equation.params["num_consts"]
-    is_vjp = "fwd_jaxpr_thunk" in equation.params
-    asked = [is_vjp and not f and is_differentiable(v.aval) for f, v in zip(fixed, equation.invars, strict=True)]
+def _is_opaque(equation: JaxprEqn, fixed: Sequence[bool]) -> bool:
+    """Whether there is a kernel or a callback in the function or in its rule, which takes its own dtypes alone.
+
+    The rule's forward, or its tangents, JAX traces once: that is done here, before it is called with other dtypes.
+    """
+    avals = [v.aval for v in equation.invars]
+
+    def swept(*moving):
+        given = iter(moving)
+        inputs = [jnp.zeros(a.shape, a.dtype) if f else next(given) for a, f in zip(avals, fixed, strict=True)]
+        y, cotangents = with_cotangents(lambda *xs: as_it_is(equation, xs), *inputs)
+        return cotangents(as_cotangent(y, y))
+
+    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a, f in zip(avals, fixed, strict=True) if not f]
+    program = equation.params["call_jaxpr"]
     with suppress(Exception):  # it will be raised, and blamed, when the rule is checked
-        equation.params["fwd_jaxpr_thunk" if is_vjp else "jvp_jaxpr_fun"].call_wrapped(*asked[own:])
+        program = jax.make_jaxpr(swept)(*specs)
+    return is_opaque(program) or is_opaque(equation.params["call_jaxpr"])
 
 
 def _arrays(tree: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from bpref.verify.rewrite import Recurse, all_equations, evaluate, traced
@@ -70,3 +71,9 @@ def is_rule(equation: JaxprEqn) -> bool:
 def is_opaque(program: ClosedJaxpr) -> bool:
     """Whether there is anything in a program that JAX cannot differentiate."""
     return any(equation.primitive.name in OPAQUE for equation in all_equations(program))
+
+
+def narrow_outputs_of_opaque(program: ClosedJaxpr) -> bool:
+    """Whether a kernel or a callback gives floating-point numbers of fewer than 64 bits."""
+    outputs = (v.aval for e in all_equations(program) if e.primitive.name in OPAQUE for v in e.outvars)
+    return any(jnp.issubdtype(a.dtype, jnp.inexact) and jnp.finfo(a.dtype).bits < 64 for a in outputs)
