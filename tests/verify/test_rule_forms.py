@@ -199,4 +199,4 @@ def test_an_audit_of_a_rule_of_mixed_dtypes(standard_promotion):
 
     (site,) = bpref.audit(quantised, X, jnp.full(1, 0.01), jnp.full(4, 4.0), key=1).sites
     assert verdicts(site.reports[0]) == {"y[0]": "ok", "args[0]": "ok", "args[1]": "wrong", "args[2]": "wrong"}
-    assert {f.kind for f in site.reports[0].findings} == {"nonlinear"}
+    assert {f.kind for f in site.reports[0].findings} == {"nonlinear", "ignores_dy"}
