@@ -1,6 +1,6 @@
 """What a diagnosis of one wrong value is made from: the arrays of all samples, brought to one scale."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -47,10 +47,10 @@ def residuals(
     def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
         return level(terms()[name])
 
-    def for_dys(name: str, others: Sequence[Arrays]) -> list[np.ndarray]:
+    def for_dys(name: str, others: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
         """The oracle's cotangents of one argument for other dys, each given for all samples."""
 
-        def for_all(d: Arrays) -> np.ndarray:
+        def for_all(d: Mapping[str, np.ndarray]) -> np.ndarray:
             of_points = [
                 Point(p.leaves, [dy[i * COTANGENTS : (i + 1) * COTANGENTS] for dy in d.values()])
                 for i, p in enumerate(points)

@@ -101,7 +101,8 @@ def constants_of(program: ClosedJaxpr) -> Iterator[Any]:
     """The values that are written into a program, and into those in it."""
     yield from program.consts
     for equation in all_equations(program):
-        yield from (v.val for v in equation.invars if is_literal(v))
+        operands: list[Any] = [*equation.invars]
+        yield from (v.val for v in operands if is_literal(v))
 
 
 def is_literal(v: Any) -> bool:
