@@ -2,20 +2,39 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
 def described(x: Any) -> str:
-    """What came in place of an array: `None`, `a list`, `an int`."""
+    """What came in place of an array: `None`, `a list`, `an int`, `a torch.Tensor`."""
     name = type(x).__name__
+    if hasattr(x, "dtype") and not is_array(x):
+        name = f"{type(x).__module__.split('.')[0]}.{name}"
     return "None" if x is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def require_array(who: str, argument: str, x: Any) -> None:
-    """Raise `TypeError` unless `x` is an array or its specification: anything with a shape and a dtype."""
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array or its specification: anything with a shape and a dtype that JAX knows."""
+    if isinstance(x, (np.ndarray, jax.Array, jax.ShapeDtypeStruct)):
+        return True
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
-        raise TypeError(f"{who}: {argument} is {described(x)}, expected an array")
+        return False
+    try:
+        jnp.issubdtype(x.dtype, jnp.floating)
+    except TypeError:  # another library's data type
+        return False
+    return True
+
+
+def require_array(who: str, argument: str, x: Any) -> None:
+    """Raise `TypeError` unless `x` is an array or its specification, and not of another library."""
+    if is_array(x):
+        return
+    advice = " of JAX or NumPy: convert it by jax.dlpack.from_dlpack" if hasattr(x, "dtype") else ""
+    raise TypeError(f"{who}: {argument} is {described(x)}, expected an array{advice}")
 
 
 def require_floating(who: str, argument: str, x: Any) -> None:

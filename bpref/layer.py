@@ -12,33 +12,56 @@ something other than the gradient.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, NoReturn, Optional
 
 import jax
 import jax.numpy as jnp
 
 from bpref.dtypes import require_array
+from bpref.given import guarded
 
 
-class Layer(NamedTuple):
-    """A forward, its backward, and what is needed to build and to rebuild them.
-
-    Attributes:
-      init: `(key, x) -> params`; `x` is an array, a `jax.ShapeDtypeStruct`, or a pytree of them.
-      forward: `(params, x) -> (y, cache)`; the cache holds what the derivation says must be kept, and no
-        parameters: those are given to `backward` again.
-      backward: `(params, cache, dy) -> (dparams, dx)`.
-      name: what error messages and reports call this layer.
-      parts: the layers that a combinator was made of; empty for a leaf.
-      rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
-    """
-
+class _Layer(NamedTuple):
     init: Callable[[Any, Any], Any]
     forward: Callable[[Any, Any], tuple[Any, Any]]
     backward: Callable[[Any, Any, Any], tuple[Any, Any]]
     name: str
     parts: tuple["Layer", ...] = ()
     rebuild: Optional[Callable[..., "Layer"]] = None
+
+
+class Layer(_Layer):
+    """A forward, its backward, and what is needed to build and to rebuild them.
+
+    Attributes:
+      init: `(key, x) -> params`; `x` is an array, a `jax.ShapeDtypeStruct`, or a pytree of them.
+      forward: `(params, x) -> (y, cache)`; the cache holds what the derivation says must be kept, and no
+        parameters: those are given to `backward` again. Raises `TypeError` for params of another tree than `init`
+        gives for this x.
+      backward: `(params, cache, dy) -> (dparams, dx)`.
+      name: what error messages and reports call this layer.
+      parts: the layers that a combinator was made of; empty for a leaf.
+      rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        init: Callable[[Any, Any], Any],
+        forward: Callable[[Any, Any], tuple[Any, Any]],
+        backward: Callable[[Any, Any, Any], tuple[Any, Any]],
+        name: str,
+        parts: tuple["Layer", ...] = (),
+        rebuild: Optional[Callable[..., "Layer"]] = None,
+    ) -> "Layer":
+        return super().__new__(cls, *guarded(name, init, forward, backward), name, parts, rebuild)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.name}: a layer is no function; call layer.forward(params, x), which gives (y, cache), or "
+            "bpref.as_function(layer)(params, x), which gives y"
+        )
 
 
 def no_params(key: Any, x: Any) -> tuple[()]:
@@ -70,9 +93,11 @@ def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
     `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero.
     """
 
-    @jax.custom_vjp
     def apply(params, x):
         return layer.forward(params, x)[0]
+
+    apply.__name__ = apply.__qualname__ = layer.name  # what JAX's programs, reports and an audit call it
+    function = jax.custom_vjp(apply)
 
     def forward(params, x):
         y, cache = layer.forward(params, x)
@@ -82,8 +107,8 @@ def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
         params, cache = residuals
         return layer.backward(params, cache, dy)
 
-    apply.defvjp(forward, backward)
-    return apply
+    function.defvjp(forward, backward)
+    return function
 
 
 def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[Any, Any, Any]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from bpref.dtypes import described
 from bpref.layer import Layer, has_cotangent, select, trainable
 
 if TYPE_CHECKING:
@@ -45,7 +46,13 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
 
     Raises:
       ValueError: the optimiser's update of one array depends on another's, or on random numbers.
+      TypeError: it is no optax transformation.
     """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"update_in_backward: optimizer is {described(optimizer)}, expected an optax transformation such as "
+            "optax.sgd(0.1)"
+        )
     if draws_random_numbers(optimizer):
         raise ValueError(
             "update_in_backward: this optimizer draws random numbers, and would draw the same ones for every layer; "

@@ -38,7 +38,7 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import NormParams
@@ -102,6 +102,8 @@ def reversible_block(
             )
             raise TypeError(f"{who}: x is {came}, expected a pair (x1, x2)")
         x1, x2 = x
+        require_floating(who, "x1", x1)
+        require_floating(who, "x2", x2)
         if x1.shape != x2.shape:
             raise ValueError(f"{who}: x1 has shape {x1.shape}, x2 {x2.shape}; expected one shape")
         if x1.dtype != x2.dtype:

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast
+from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
@@ -82,6 +82,7 @@ def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
     require_size(who, "features", features)
 
     def init(key, x):
+        require_array(who, "x", x)
         of_table, of_inner = jax.random.split(key)
         W = normal_table(of_table, vocabulary, features)
         return TiedEmbeddingParams(W, inner.init(of_inner, jax.ShapeDtypeStruct((*x.shape, features), W.dtype)))

@@ -53,7 +53,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.affine import require_fit
 from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.parameters import require_drawn
@@ -125,6 +125,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
 
     def init(key, x):
         real, _ = x
+        require_floating(who, "real", real)
         require_matrix(who, "real", real)
         keys = jax.random.split(key, len(widths) + 2)
         hidden, below = [], real

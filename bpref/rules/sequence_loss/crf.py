@@ -94,6 +94,7 @@ def crf(mean: bool = False) -> Layer:
     require_flags(who, mean=mean)
 
     def init(key, x):
+        require_floating(who, "emissions", x[0])
         K, dtype = x[0].shape[-1], x[0].dtype
         return CRFParams(jnp.zeros((K, K), dtype), jnp.zeros(K, dtype), jnp.zeros(K, dtype))
 
