@@ -1,4 +1,4 @@
-"""What a layer is given, refused before anything is computed: params of another tree than init's, arrays not of JAX.
+"""What a layer is given, refused before anything is computed: params of another tree, arrays not of JAX.
 
 Looked at is the tree alone, once for every tree that comes: shapes and dtypes, and where `None` may stand, are each
 layer's own to check. Under jit all of it is done while tracing; eagerly it is a few microseconds a call.
@@ -59,7 +59,7 @@ def guarded(name: str, init: Callable[..., Any], forward: Callable[..., Any], ba
         try:
             y, cache = forward(params, x)
         except (AttributeError, TypeError, ValueError) as error:
-            if "None" in str(error) and not str(error).startswith(name):
+            if any(word in str(error) for word in ("None", "tuple")) and not str(error).startswith(name):
                 for drawn in expected:
                     require_tree(name, params, drawn, complete=error)
             raise
@@ -84,19 +84,28 @@ def guarded(name: str, init: Callable[..., Any], forward: Callable[..., Any], ba
 def require_tree(who: str, v: Any, expected: Any, name: str = "", complete: Exception | None = None) -> None:
     """Raise `TypeError` unless `v` has the tree of `expected`, what init gives.
 
-    Either may have `None` for a part that the other has, unless `complete` is an error that comes of one.
+    Either may have `None` for a part that the other has, and a plain tuple may stand for a named one, as long as that
+    works: not if `complete` is an error that comes of it.
     """
     if v is None or expected is None:
         if v is not expected and (complete is not None or not name):
             raise TypeError(_message(who, name, v, expected)) from complete
         return
+    if not _fits(v, expected, strictly=complete is not None):
+        raise TypeError(_message(who, name, v, expected)) from complete
+    parts, came = (_parts(node) or {} for node in (expected, v))
+    for (field, part), own in zip(parts.items(), came.values(), strict=True):
+        require_tree(who, own, part, f"{name}.{field}" if name else str(field), complete)
+
+
+def _fits(v: Any, expected: Any, strictly: bool) -> bool:
     parts, came = _parts(expected), _parts(v)
-    if (parts is None) != (came is None) or (
-        parts is not None and (type(v) is not type(expected) or list(came) != list(parts))
-    ):
-        raise TypeError(_message(who, name, v, expected))
-    for field, part in (parts or {}).items():
-        require_tree(who, came[field], part, f"{name}.{field}" if name else str(field), complete)
+    if parts is None or came is None:
+        return parts is came
+    if isinstance(v, tuple) and isinstance(expected, tuple):
+        are_named = hasattr(v, "_fields") and hasattr(expected, "_fields")
+        return list(came) == list(parts) if are_named or strictly else len(came) == len(parts)
+    return type(v) is type(expected) and list(came) == list(parts)
 
 
 def _message(who: str, name: str, v: Any, expected: Any) -> str:
@@ -134,9 +143,9 @@ def _drawn(init: Callable[..., Any], x: Any) -> list[Any]:
 
 
 def _require_arrays(who: str, **trees: Any) -> None:
-    """Raise `TypeError` if a leaf is neither an array that JAX knows nor a number."""
+    """Raise `TypeError` if a leaf is an array of another library, or one of params neither an array nor a number."""
     for root, tree in trees.items():
         for path, v in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            if not isinstance(v, Number):
+            if hasattr(v, "dtype") or (root == "params" and not isinstance(v, Number)):
                 require_array(who, root + jax.tree_util.keystr(path), v)
-            ARRAYS.add(type(v))
+                ARRAYS.add(type(v))

@@ -13,6 +13,7 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating
+from bpref.formulas.tuples import as_array
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
@@ -96,7 +97,7 @@ def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
         raise TypeError(f"{who}: x is {came}, expected a pair (A, B)")
-    A, B = (jnp.asarray(v) for v in x)
+    A, B = (as_array(who, name, v) for name, v in zip("AB", x, strict=True))
     require_square(who, "A", A)
     if B.dtype != A.dtype:
         raise TypeError(f"{who}: B has dtype {B.dtype}, A has {A.dtype}; cast one to the other's")

@@ -5,13 +5,12 @@ Their state is a sum over the keys, for each head of keys one. There are no logi
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import require_floating
 from bpref.formulas.heads import Heads
-from bpref.formulas.tuples import require_dtype_of, require_shape
+from bpref.formulas.tuples import as_array, require_dtype_of, require_shape
 
 
 class GatedHeads(NamedTuple):
@@ -53,7 +52,7 @@ def as_plain_heads(who: str, x: Any, causal: bool = True) -> Heads:
     for name, value in x._asdict().items():
         if name not in "qkv" and value is not None:
             raise ValueError(f"{who}: {name} is given, expected None: there are no logits that it could change")
-    q, k, v = (jnp.asarray(a) for a in x[:3])
+    q, k, v = (as_array(who, name, a) for name, a in zip("qkv", x[:3], strict=True))
     require_floating(who, "q", q)
     require_dtype_of(who, "k", k, "q", q)
     require_dtype_of(who, "v", v, "q", q)
@@ -89,7 +88,7 @@ def as_delta_heads(who: str, x: Any) -> DeltaHeads:
 
 
 def _of_each_key(who: str, name: str, v: Any, heads: Heads, per_feature: bool = False) -> Array:
-    v = jnp.asarray(v)
+    v = as_array(who, name, v)
     require_dtype_of(who, name, v, "q", heads.q)
     expected = heads.k.shape if per_feature else heads.k.shape[:-1]
     require_shape(who, name, v, expected, f"one for each {'feature' if per_feature else 'head'} of k: {heads.k.shape}")

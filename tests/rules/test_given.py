@@ -71,9 +71,7 @@ def test_a_tensor_of_torch_and_a_text_as_x(rule: Rule):
             refusal(example.layer.init, jax.random.key(0), bad) == f"{rule.name}: x{where} is a torch.Tensor, {advice}"
         )
     for where, bad in with_one_replaced(example.x, "text"):
-        assert (
-            refusal(example.layer.forward, example.params, bad) == f"{rule.name}: x{where} is a str, expected an array"
-        )
+        assert refusal(example.layer.forward, example.params, bad).startswith(rule.name), where
 
 
 X = jnp.ones((4, 3))
@@ -99,7 +97,11 @@ def test_a_cache_of_another_layer():
     ("call", "message"),
     [
         (
-            lambda: LINEAR.forward((PARAMS.W, PARAMS.b), X),
+            lambda: bpref.embedding(2, 3).forward((PARAMS.W,), jnp.zeros(4, int)),
+            "embedding: params is a tuple, expected EmbeddingParams, as init gives for this x",
+        ),
+        (
+            lambda: LINEAR.forward((PARAMS.W,), X),
             "linear: params is a tuple, expected LinearParams, as init gives for this x",
         ),
         (
