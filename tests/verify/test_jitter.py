@@ -51,7 +51,7 @@ def test_what_is_computed_twice_stays_equal_and_counts_stay_whole(moved):
 @pytest.mark.parametrize("loop", ["scan", "while", "cond"])
 def test_loops_are_gone_into(loop, moved):
     f = {
-        "scan": lambda x: jax.lax.scan(lambda c, v: (c * v, c), jnp.ones(()), x)[0],
+        "scan": lambda x: jax.lax.scan(lambda c, v: (c * v, c * v), jnp.ones(()), x)[1],
         "while": lambda x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x), (0, x))[1],
         "cond": lambda x: jax.lax.cond(x.sum() > 0, lambda v: v * v, lambda v: v, x),
     }[loop]
