@@ -1,7 +1,7 @@
 """Sums of probabilities over paths, in log space and without infinities, so that they can be differentiated."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 LOG_ZERO = -1e30
 """The logarithm of 0: finite, so that no difference of two is NaN; what is added to it is lost in rounding."""
@@ -16,6 +16,20 @@ def log_sum(v: Array, axis: int) -> Array:
     """log(sum(exp(v))) along an axis."""
     m = jnp.max(v, axis, keepdims=True, initial=LOG_ZERO)
     return jnp.squeeze(m, axis) + jnp.log(jnp.sum(jnp.exp(v - m), axis))
+
+
+def log_normaliser(z: Array) -> tuple[Array, Array]:
+    """m and log S, with 1 in the last axis: of a softmax, log p is (z - m) - log S.
+
+    z - (m + log S) has the rounding of m, which may be an offset that all classes share.
+    """
+    m = lax.stop_gradient(jnp.max(z, -1, keepdims=True))
+    return m, jnp.log(jnp.sum(jnp.exp(z - m), -1, keepdims=True))
+
+
+def nats(log_P: Array) -> Array:
+    """-log P, at least 0, which rounding alone would take it below."""
+    return jnp.where(log_P > 0, 0, -log_P)
 
 
 def is_possible(log_probability: Array) -> Array:

@@ -20,7 +20,9 @@ Cached: y alone. The probabilities are exp(y), and whatever comes next keeps y a
 Numerical care: y is d - log sum exp(d) with d = x - m, m the largest logit: nothing overflows, and log S lies between
 0 and log C whatever the size of the logits, so that exp(y) inherits no error of theirs, where exp(x - l) has that of
 rounding l. m is a shift that cancels, and is held constant. Half precision is computed and summed in float32; there
-p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0.
+p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0. Of a class that is
+all but certain, 1 - p is 0 once it is lost beside 1: to keep it takes a second sum, of all classes but one, and one
+that has a label is `token_log_probability` or `softmax_cross_entropy`, which keep it.
 
 There is no kink.
 """

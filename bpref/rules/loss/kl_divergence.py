@@ -26,7 +26,8 @@ Cached: z and the target, both as they came: nothing is computed for the cache. 
 
 Numerical care: where p is 0, what it is multiplied by is kept finite: -z, held below the largest number of the dtype,
 so that a masked class, with p = 0 and z = -inf, adds nothing. log p - z is one subtraction of logarithms, never the
-logarithm of a quotient. Half precision is computed and summed in float32.
+logarithm of a quotient. Half precision is computed and summed in float32. J can be below 0, by about the rounding of p
+and z: what is rounded does not sum to 1, and the J of that is below 0. `distillation` takes logits instead, and is not.
 """
 
 from typing import NamedTuple

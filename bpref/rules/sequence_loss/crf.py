@@ -32,7 +32,10 @@ beyond T is T, a negative one is 0. A weight of -inf forbids what it weighs; its
 Cached: the emissions, the tags and r, all of the emissions' size; a is r + x. Autodiff of the same sum keeps a matrix
 (K, K) of every frame of every example: n needs but one more exponential of it.
 
-Numerical care: each frame's largest a is subtracted and added up apart; what is kept lies near 0. Weights that are
+Numerical care: log Z - score(tags) cancels where the tags are likely. Neither is formed: from every weight that of the
+tags themselves, at that frame or pair, is subtracted before it is used, so that the tags have the score 0, every other
+path its distance from them, and J is the log Z of these, at least 0. g and n are the same, since each has its own sum
+for a divisor. Each frame's largest a is subtracted and added up apart; what is kept lies near 0. Weights that are
 apart by more than exp can tell (-10000 for what must not be) are right, since A is not exponentiated by itself. -inf
 is -1e30. A NaN within an example's length makes its J and gradient NaN, and is harmless beyond it. Half precision is
 computed in float32.
@@ -48,7 +51,7 @@ from jaxtyping import Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, widen, widen_integers
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
-from bpref.formulas.log_space import is_possible, known, log_sum
+from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_sum, nats
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule
@@ -65,6 +68,14 @@ class CRFCache(NamedTuple):
     tags: Int[Array, "B T"]
     lengths: Int[Array, " B"]
     r: Float[Array, "T B K"]
+
+
+class _Own(NamedTuple):
+    """What is subtracted: of emissions, of s and then A, of h. 0 beyond an example's length."""
+
+    emitted: Float[Array, "B T"]
+    entered: Float[Array, "B T"]
+    left: Float[Array, " B"]
 
 
 class Marginals(NamedTuple):
@@ -101,17 +112,17 @@ def crf(mean: bool = False) -> Layer:
     def forward(params, x):
         x, tags, lengths = _checked(who, params, x)
         require_examples(who, x.shape[0], mean)
-        log_Z, r = _beginnings(params, x, lengths)
-        score = _score(params, x, tags, lengths)
-        J = jnp.where(is_possible(score), log_Z - score, jnp.inf)
+        own, possible = _of_tags(params, x, tags, lengths)
+        log_Z, r = _beginnings(params, x, lengths, own)
+        J = jnp.where(possible, nats(-log_Z), jnp.inf)
         return cast(one_or_mean(J, mean), x.dtype), CRFCache(x, tags, lengths, r)
 
     def backward(params, cache, dJ):
         x, tags, lengths, r = cache
         B, T, K = x.shape
-        possible = is_possible(_score(params, x, tags, lengths))
+        own, possible = _of_tags(params, x, tags, lengths)
         weight = jnp.where(possible, for_each(widen(dJ), B, mean), 0)
-        g, n, last = _expected(params, x, lengths, r, weight)
+        g, n, last = _expected(params, x, lengths, own, r, weight)
         counted = jnp.where(used(lengths, T)[:, :, None], jax.nn.one_hot(tags, K, dtype=r.dtype), 0)
         observed = counted * weight[:, None, None]
         dx = g - observed
@@ -141,36 +152,43 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
     """
     tags = jnp.zeros(emissions.shape[:2], jnp.int32)
     x, _, lengths = _checked("crf_marginals", params, (emissions, tags, lengths))
-    r = _beginnings(params, x, lengths)[1]
-    return Marginals(*_expected(params, x, lengths, r, jnp.ones(x.shape[0], r.dtype))[:2])
+    nothing = jnp.zeros(x.shape[:2], widen(x).dtype)
+    own = _Own(nothing, nothing, jnp.zeros(x.shape[:1], nothing.dtype))
+    r = _beginnings(params, x, lengths, own)[1]
+    return Marginals(*_expected(params, x, lengths, own, r, jnp.ones(x.shape[0], r.dtype))[:2])
 
 
-def _beginnings(params: CRFParams, x: Array, lengths: Array) -> tuple[Array, Array]:
-    """log Z: (B,), and r: (T, B, K)."""
+def _beginnings(params: CRFParams, x: Array, lengths: Array, own: _Own) -> tuple[Array, Array]:
+    """log Z: (B,), and r: (T, B, K), of weights less the tags' own."""
     A, s, h = (known(widen(p)) for p in params)
     B, T, K = x.shape
 
     def step(before, frame):
         r, total = before
-        x_t, live, goes_on = frame
+        x_t, entered, live, goes_on = frame
         a = r + x_t
         peak = jnp.max(a, 1, keepdims=True)
-        following = log_sum((a - peak)[:, :, None] + A[None], 1)
-        ending = jnp.broadcast_to(log_sum(a - peak + h[None], 1)[:, None], r.shape)
+        following = log_sum((a - peak)[:, :, None] + (A[None] - entered[:, None, None]), 1)
+        ending = jnp.broadcast_to(log_sum(a - peak + (h[None] - own.left[:, None]), 1)[:, None], r.shape)
         after = jnp.where(goes_on, following, ending), total + peak
         return tuple(jnp.where(live, new, old) for new, old in zip(after, before, strict=True)), r
 
-    frames = known(widen(x)).transpose(1, 0, 2), used(lengths, T, 0)[..., None], used(lengths - 1, T, 0)[..., None]
-    start = jnp.broadcast_to(s[None], (B, K)), jnp.zeros((B, 1), s.dtype)
+    entered_next = jnp.pad(own.entered[:, 1:], ((0, 0), (0, min(T, 1)))).T
+    live, goes_on = used(lengths, T, 0)[..., None], used(lengths - 1, T, 0)[..., None]
+    frames = _emissions(x, own), entered_next, live, goes_on
+    first = jnp.sum(own.entered[:, :1], 1, keepdims=True)
+    start = jnp.broadcast_to(s[None], (B, K)) - first, jnp.zeros((B, 1), s.dtype)
     (ended, total), r = lax.scan(step, start, frames)
     return jnp.where(lengths > 0, ended[:, 0] + total[:, 0], 0), r
 
 
-def _expected(params: CRFParams, x: Array, lengths: Array, r: Array, weight: Array) -> tuple[Array, Array, Array]:
+def _expected(
+    params: CRFParams, x: Array, lengths: Array, own: _Own, r: Array, weight: Array
+) -> tuple[Array, Array, Array]:
     """The examples' `weight` times g: (B, T, K) and g_L: (B, K); and times n, summed over all: (K, K)."""
     A, _, h = (known(widen(p)) for p in params)
     B, T, K = x.shape
-    a = r + known(widen(x)).transpose(1, 0, 2)
+    a = r + _emissions(x, own)
     a = a - jnp.max(a, 2, keepdims=True)
     at_end = jnp.clip(lengths - 1, 0, max(T - 1, 0))
     final = jnp.take_along_axis(a, at_end[None, :, None], 0)[0] if T else jnp.zeros((B, K), r.dtype)
@@ -178,29 +196,38 @@ def _expected(params: CRFParams, x: Array, lengths: Array, r: Array, weight: Arr
 
     def step(after, frame):
         g, n = after
-        a_before, r_t, live = frame
-        part = jnp.exp(a_before[:, :, None] + A[None] - r_t[:, None, :]) * g[:, None, :]
+        a_before, r_t, entered, live = frame
+        part = jnp.exp(a_before[:, :, None] + (A[None] - entered[:, None, None]) - r_t[:, None, :]) * g[:, None, :]
         pairs = jnp.where(live[:, :, None], part, 0)
         return (jnp.where(live, jnp.sum(part, 2), g), n + jnp.sum(pairs, 0)), g
 
     live = used(lengths, T, 0)[:, :, None]
-    (first, n), g = lax.scan(step, (last, jnp.zeros((K, K), r.dtype)), (a[:-1], r[1:], live[1:]), reverse=True)
+    (first, n), g = lax.scan(
+        step, (last, jnp.zeros((K, K), r.dtype)), (a[:-1], r[1:], own.entered.T[1:], live[1:]), reverse=True
+    )
     g = jnp.where(live, jnp.concatenate([first[None], g]) if T else a, 0)
     return g.transpose(1, 0, 2), n, last
 
 
-def _score(params: CRFParams, x: Array, tags: Array, lengths: Array) -> Array:
-    """(B,); that of a tag which is none is `LOG_ZERO` or less."""
+def _emissions(x: Array, own: _Own) -> Array:
+    """(T, B, K), less the tags' own."""
+    return (known(widen(x)) - own.emitted[:, :, None]).transpose(1, 0, 2)
+
+
+def _of_tags(params: CRFParams, x: Array, tags: Array, lengths: Array) -> tuple[_Own, Array]:
+    """The tags' own weights, and which examples' tags have a probability that is not 0: (B,)."""
     A, s, h = (known(widen(p)) for p in params)
     B, T, K = x.shape
     live = used(lengths, T)
     y = jnp.clip(tags, 0, K - 1)
-    at = jnp.take_along_axis(known(widen(x)), y[:, :, None], 2)[:, :, 0]
-    at = jnp.where((tags >= 0) & (tags < K), at, jnp.asarray(-2e30, at.dtype))
-    ends = jnp.where(lax.broadcasted_iota(jnp.int32, (B, T), 1) == lengths[:, None] - 1, h[y], 0)
-    between = jnp.where(live[:, 1:], A[y[:, :-1], y[:, 1:]], 0)
-    first = jnp.where(live[:, :1], s[y[:, :1]], 0)
-    return jnp.sum(jnp.where(live, at, 0) + ends, 1) + jnp.sum(between, 1) + jnp.sum(first, 1)
+    emitted = jnp.take_along_axis(known(widen(x)), y[:, :, None], 2)[:, :, 0]
+    emitted = jnp.where((tags >= 0) & (tags < K), emitted, LOG_ZERO)
+    entered = jnp.concatenate([s[y[:, :1]], A[y[:, :-1], y[:, 1:]]], 1)
+    at_end = lax.broadcasted_iota(jnp.int32, (B, T), 1) == lengths[:, None] - 1
+    of_frames = [jnp.where(live, emitted, 0), jnp.where(live, entered, 0), jnp.where(at_end, h[y], 0)]
+    possible = [is_possible(v) for v in of_frames]
+    emitted, entered, left = (jnp.where(has, v, 0) for has, v in zip(possible, of_frames, strict=True))
+    return _Own(emitted, entered, jnp.sum(left, 1)), jnp.all(possible[0] & possible[1] & possible[2], 1)
 
 
 def _checked(who: str, params: CRFParams, x: Any) -> tuple[Array, Array, Array]:

@@ -37,6 +37,8 @@ Numerical care:
 - All in logarithms: with confident logits a frame's probabilities are apart by more than float32's range. Each frame's
   largest state is subtracted and added up apart: errors are those of numbers near 0, and not of log P, which is
   hundreds. g is normalised by its own sum over the states, so that nothing of those shifts is left in it.
+- A logarithm of p is (z - m) - log S, m the frame's largest logit: z - logsumexp(z) has the rounding of what all
+  logits share. J is at least 0.
 - log 0 is -1e30, so that no difference is NaN. A NaN within an example's lengths makes its J and gradient NaN, and is
   harmless beyond them. Half precision is computed in float32.
 - The sums over labels of one class are a product with their one-hot rows, not a scatter.
@@ -52,7 +54,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
-from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
+from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
@@ -110,7 +112,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
         (f, e, total), (fs, es) = lax.scan(step, (*start, jnp.zeros((B, 1), dtype)), xs)
         log_P = (total + jnp.take_along_axis(_passed(f, e), label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P)
-        J = one_or_mean(jnp.where(possible, -log_P, jnp.inf), mean)
+        J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
         return cast(J, logits.dtype), CTCCache(logits, labels, frames, label_lengths, fs, es, possible)
 
     def backward(params, cache, dJ):
@@ -163,11 +165,11 @@ def _emissions(logits: Array, labels: Array, label_lengths: Array, blank: int) -
     """log p(blank): (T, B, 1), and log p(l_u): (T, B, U), that of 0 for what is no label."""
     C, U = logits.shape[2], labels.shape[1]
     z = widen(logits).transpose(1, 0, 2)
-    log_sum = jax.nn.logsumexp(z, -1, keepdims=True)
+    m, log_S = log_normaliser(z)
     at = jnp.broadcast_to(jnp.clip(labels, 0, C - 1)[None], (*z.shape[:2], U))
     is_label = used(label_lengths, U) & (labels >= 0) & (labels < C) & (labels != blank)
-    p_label = jnp.where(is_label[None], jnp.take_along_axis(z, at, 2) - log_sum, LOG_ZERO)
-    return known(z[:, :, blank : blank + 1] - log_sum), known(p_label)
+    p_label = jnp.where(is_label[None], jnp.take_along_axis(z, at, 2) - m - log_S, LOG_ZERO)
+    return known(z[:, :, blank : blank + 1] - m - log_S), known(p_label)
 
 
 def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Array, Array]:

@@ -32,7 +32,8 @@ Cached: the logits, f by diagonals in logarithms, and whether P > 0. b, y and th
 reverse scan. Autodiff keeps the softmax of all logits beside them, and each sum's operands.
 
 Numerical care: all in logarithms, log 0 being -1e30; each diagonal's largest f is subtracted and added up apart, and B
-and Y are normalised by their own sum over the diagonal, so that errors are those of numbers near 0, not of log P.
+and Y are normalised by their own sum over the diagonal, so that errors are those of numbers near 0, not of log P. A
+logarithm of p is (z - m) - log S, m the largest of its logits, and free of what they share. J is at least 0.
 A NaN within an example's lengths makes its J and gradient NaN, and is harmless beyond them. Half precision is computed
 in float32.
 """
@@ -47,7 +48,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
-from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add
+from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
@@ -102,7 +103,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
         (f, total), fs = lax.scan(step, start, (b, y, live))
         log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P) & (frames > 0)
-        J = one_or_mean(jnp.where(possible, -log_P, jnp.inf), mean)
+        J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
         return cast(J, logits.dtype), TransducerCache(logits, labels, frames, label_lengths, fs, possible)
 
     def backward(params, cache, dJ):
@@ -146,13 +147,13 @@ def _steps(logits: Array, labels: Array, frames: Array, label_lengths: Array, bl
     """log b and log y by diagonals: (T + U, B, U + 1); `LOG_ZERO` where there is no such step."""
     B, T, U1, V = logits.shape
     z = widen(logits)
-    log_sum = jax.nn.logsumexp(z, -1)
+    m, log_S = (v[..., 0] for v in log_normaliser(z))
     at = jnp.broadcast_to(jnp.clip(labels, 0, V - 1)[:, None, :, None], (B, T, U1 - 1, 1))
-    y = jnp.take_along_axis(z[:, :, :-1], at, 3)[..., 0] - log_sum[:, :, :-1]
+    y = jnp.take_along_axis(z[:, :, :-1], at, 3)[..., 0] - m[:, :, :-1] - log_S[:, :, :-1]
     is_label = used(label_lengths, U1 - 1) & (labels >= 0) & (labels < V) & (labels != blank)
     y = jnp.pad(jnp.where(is_label[:, None, :], y, LOG_ZERO), ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO)
     counts = _counts(frames, label_lengths, T, U1)
-    skip, y = (_by_diagonals(jnp.where(counts, known(v), LOG_ZERO)) for v in (z[..., blank] - log_sum, y))
+    skip, y = (_by_diagonals(jnp.where(counts, known(v), LOG_ZERO)) for v in (z[..., blank] - m - log_S, y))
     return skip, y
 
 
