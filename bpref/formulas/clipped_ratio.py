@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.formulas.hyperparameters import is_number
+from bpref.formulas.tuples import as_arrays
 
 NORMALIZATIONS = ("sequence", "token", "constant")
 
@@ -27,6 +28,13 @@ def surrogate(log_ratio: Array, A: Array, low: float, high: float, dual: float |
         bound = jnp.where(A < 0, jnp.minimum(bound, dual), bound)
     s = bound * A
     return s, jnp.where(bound == r, s, 0)
+
+
+def as_tokens(who: str, names: tuple[str, ...], x: Any, kl_weight: float) -> tuple[Array, ...]:
+    """`x` as `as_arrays` has it, but that its third, the reference, may be None where it has no weight."""
+    if not kl_weight and isinstance(x, (tuple, list)) and len(x) == len(names) and x[2] is None:
+        x = (*x[:2], x[0], *x[3:])
+    return as_arrays(who, names, x)
 
 
 def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:

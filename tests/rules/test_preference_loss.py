@@ -102,6 +102,7 @@ BAD_CALLS = {
         ValueError,
         "grpo: policy has shape (3,), expected (..., G, T), groups of G answers",
     ),
+    "no such deviation": (lambda: bpref.grpo(ddof=2), ValueError, "grpo: ddof is 2, expected 0 or 1"),
     "nothing to divide by": (lambda: bpref.grpo(eps=0.0), ValueError, "grpo: eps is 0.0, expected a positive number"),
     "a clip of values that is none": (
         lambda: bpref.clipped_value(clip=0.0),

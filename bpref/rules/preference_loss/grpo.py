@@ -10,7 +10,8 @@ tokens, i over the answers of a group:
     k_n = exp(rho_n - pi_n) - (rho_n - pi_n) - 1                          at least 0, its mean estimates KL(pi || rho)
     J   = -sum_n w_n (s_n - B k_n)                                        B: `kl_weight`, J: ()
 
-w_n, made of the mask by `normalization`, is 0 where the mask is False.
+std is the deviation of the population, the root of 1/G sum_i (R_i - mean R)^2, or of the sample, with G - 1 for G
+(`ddof`). w_n, made of the mask by `normalization`, is 0 where the mask is False. With B = 0 there is no k, and no rho.
 
 Differential. Rewards are given, and pi_old and rho belong to policies that are held: only pi is perturbed.
 
@@ -41,10 +42,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import require_flags, require_non_negative, require_positive
+from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
+from bpref.formulas.hyperparameters import is_integer, require_flags, require_non_negative, require_positive
 from bpref.formulas.reduced import mean_of
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
+from bpref.formulas.tuples import require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
@@ -62,6 +63,7 @@ def grpo(
     scaled: bool = True,
     normalization: str = "sequence",
     eps: float = 1e-4,
+    ddof: int = 0,
 ) -> Layer:
     """J = -sum over the tokens of w (min(r A, clip(r) A) - kl_weight k), A relative to the group's rewards.
 
@@ -73,11 +75,14 @@ def grpo(
       normalization: "sequence", the mean over the answers of their means (GRPO); "token", the mean over all tokens
         (DAPO); "constant", the sum by the size of the mask (Dr. GRPO).
       eps: added to the deviation, in the units of the rewards.
+      ddof: what is subtracted from G where the deviation is a mean of squares: 0, the population's, as the paper's
+        advantages are; 1, the sample's, as `torch.std` and the trainers built on it have. A group of one has A = 0.
 
     Returns:
       A layer with params `()`, x `(policy, old, reference, rewards, mask)` and y the scalar J: log-probabilities and
-      the mask, of booleans, are `(..., G, T)`, the rewards `(..., G)`. Only the policy's log-probabilities have a
-      cotangent, all else None. Without a True in the mask, J and the gradient are 0.
+      the mask, of booleans, are `(..., G, T)`, the rewards `(..., G)`. The reference may be None where `kl_weight` is
+      0. Only the policy's log-probabilities have a cotangent, all else None. Without a True in the mask, J and the
+      gradient are 0.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes do not fit; there are no tokens.
@@ -89,9 +94,11 @@ def grpo(
     require_clips(who, clip, high, normalization)
     require_non_negative(who, "kl_weight", kl_weight)
     require_positive(who, "eps", eps)
+    if not (is_integer(ddof) and ddof in (0, 1)):
+        raise ValueError(f"{who}: ddof is {ddof!r}, expected 0 or 1")
 
     def forward(params, x):
-        policy, old, rho, R, mask = as_arrays(who, NAMES, x)
+        policy, old, rho, R, mask = as_tokens(who, NAMES, x, kl_weight)
         require_floating(who, NAMES[0], policy)
         require_like(who, NAMES[1], old, NAMES[0], policy)
         require_like(who, NAMES[2], rho, NAMES[0], policy)
@@ -119,7 +126,9 @@ def grpo(
 
     def _advantages(R):
         e = R - mean_of(R, (R.ndim - 1,))
-        return e / (jnp.sqrt(jnp.mean(e * e, -1, keepdims=True)) + eps) if scaled else e
+        if not scaled:
+            return e
+        return e / (jnp.sqrt(jnp.sum(e * e, -1, keepdims=True) / max(R.shape[-1] - ddof, 1)) + eps)
 
     return Layer(no_params, forward, backward, who)
 
@@ -133,16 +142,18 @@ def reference(
     scaled: bool = True,
     normalization: str = "sequence",
     eps: float = 1e-4,
+    ddof: int = 0,
 ) -> Array:
     pi, mask = x[0], x[-1]
     old, rho, R = map(lax.stop_gradient, x[1:4])
     A = R - jnp.mean(R, -1, keepdims=True)
     if scaled:
-        A /= jnp.std(R, -1, keepdims=True) + eps
+        A /= jnp.std(R, -1, keepdims=True, ddof=ddof) + eps
     A = jnp.broadcast_to(A[..., None], pi.shape)
     ratio = jnp.exp(pi - old)
     s = jnp.minimum(ratio * A, jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high)) * A)
-    s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
+    if kl_weight:
+        s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
     s = jnp.where(mask, s, 0)
     counts = mask.astype(s.dtype)
     if normalization == "token":
@@ -169,10 +180,16 @@ RULE = Rule(
         Case(
             "dapo",
             _GROUPS,
-            {"clip_high": 0.28, "kl_weight": Interval(0.0, 0.5, 0.0), "normalization": "token"},
+            {"clip_high": 0.28, "kl_weight": Interval(0.0, 0.5, 0.0), "normalization": "token", "ddof": 1},
+            ("B", "T"),
+            least={"G": 2},
+        ),
+        Case(
+            "dr. grpo",
+            (*_GROUPS[:2], None, *_GROUPS[3:]),
+            {"scaled": False, "normalization": "constant", "kl_weight": 0.0},
             ("B", "G", "T"),
         ),
-        Case("dr. grpo", _GROUPS, {"scaled": False, "normalization": "constant"}, ("B", "G", "T")),
     ),
     cite="arXiv:2402.03300, equations 3 and 4; DAPO: arXiv:2503.14476; Dr. GRPO: arXiv:2503.20783",
     covers=("group relative policy optimization", "dapo", "dr. grpo"),

@@ -41,9 +41,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_clips, require_mask, surrogate, token_weights, weighted_sum
+from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
 from bpref.formulas.hyperparameters import is_number, require_non_negative
-from bpref.formulas.tuples import as_arrays, require_like
+from bpref.formulas.tuples import require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
@@ -73,8 +73,8 @@ def ppo(
 
     Returns:
       A layer with params `()`, x `(policy, old, reference, advantages, mask)`, all `(..., T)`, the mask of booleans,
-      and y the scalar J. Only the policy's log-probabilities have a cotangent, all else None. Without a True in the
-      mask, J and the gradient are 0.
+      and y the scalar J. The reference may be None where `kl_weight` is 0. Only the policy's log-probabilities have a
+      cotangent, all else None. Without a True in the mask, J and the gradient are 0.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes differ; there are no tokens.
@@ -88,7 +88,7 @@ def ppo(
     require_non_negative(who, "kl_weight", kl_weight)
 
     def forward(params, x):
-        *arrays, mask = as_arrays(who, NAMES, x)
+        *arrays, mask = as_tokens(who, NAMES, x, kl_weight)
         policy = arrays[0]
         require_floating(who, NAMES[0], policy)
         for name, v in zip(NAMES[1:4], arrays[1:], strict=True):
@@ -126,7 +126,8 @@ def reference(
     s = jnp.minimum(ratio * A, jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high)) * A)
     if dual_clip is not None:
         s = jnp.where(A < 0, jnp.maximum(s, dual_clip * A), s)
-    s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
+    if kl_weight:
+        s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
     s = jnp.where(mask, s, 0)
     counts = mask.astype(s.dtype)
     if normalization == "token":
@@ -143,7 +144,7 @@ RULE = Rule(
     ppo,
     reference,
     cases=(
-        Case("tokens", _TOKENS, {"clip": 0.2}, ("N", "T"), timed={"N": 64, "T": 8192}),
+        Case("tokens", (*_TOKENS[:2], None, *_TOKENS[3:]), {"clip": 0.2}, ("N", "T"), timed={"N": 64, "T": 8192}),
         Case(
             "everything, by sequence",
             _TOKENS,
