@@ -39,12 +39,19 @@ def with_diagonal(A: Array, d: Array) -> Array:
     return jnp.where(jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=bool), A.shape), d[..., None], A)
 
 
+def quotient(a: Array, gap: Array) -> Array:
+    """a / gap, and 0 for 0 / 0: where nothing asks for a vector, no gap is needed."""
+    return a / jnp.where((a == 0) & (gap == 0), 1, gap)
+
+
 def orientation(V: Array) -> Array:
     """+1 or -1 for each column of V, `(..., 1, k)`: what makes its largest element positive.
 
     A decomposition leaves the signs of its vectors open, and libraries, devices and dtypes choose differently; by this
     they agree.
     """
+    if V.shape[-2] == 0:
+        return jnp.ones((*V.shape[:-2], 1, V.shape[-1]), V.dtype)
     largest = jnp.argmax(jnp.abs(V), axis=-2, keepdims=True)
     return jnp.where(jnp.take_along_axis(V, largest, -2) < 0, jnp.full((), -1, V.dtype), jnp.full((), 1, V.dtype))
 
@@ -79,17 +86,17 @@ def solve_factorised_transposed(factors: Factors, B: Array) -> Array:
 
 
 def require_matrix(who: str, argument: str, A: Any) -> None:
-    """Raise unless A is a batch of floating-point matrices with at least one row and one column."""
+    """Raise unless A is a batch of floating-point matrices; they may be empty."""
     require_floating(who, argument, A)
-    if A.ndim < 2 or 0 in A.shape[-2:]:
-        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., m, n) with m and n at least 1")
+    if A.ndim < 2:
+        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., m, n)")
 
 
 def require_square(who: str, argument: str, A: Any) -> None:
-    """Raise unless A is a batch of square floating-point matrices with at least one row."""
+    """Raise unless A is a batch of square floating-point matrices; they may be empty."""
     require_floating(who, argument, A)
-    if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
-        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., n, n) with n at least 1")
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., n, n)")
 
 
 def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:

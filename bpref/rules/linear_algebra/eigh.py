@@ -23,9 +23,9 @@ which is symmetric: the symmetrisation of A is its own transpose, and asks nothi
 Cached: w and V, the outputs, in at least float32.
 
 Numerical care: half precision is decomposed in float32. Each element of M is a difference over a gap: relative to dV,
-the error of dA is round-off times |A| over the smallest gap. Without dV (eigenvalues alone) no gap is harmful. At
-repeated eigenvalues V is any basis of their space and has no derivative: dA is inf or NaN, as autodiff's is, unless the
-cost does not depend on that basis and dV is 0, where 0 / 0 = NaN is still what comes. The equation leaves the sign of
+the error of dA is round-off times |A| over the smallest gap. Where the numerator is 0 no gap is needed, and 0 / 0 is
+taken as 0: of eigenvalues alone (dV = 0) dA is V diag(dw) V^T, at repeated ones too. There V is any basis of their
+space and has no derivative: where dV asks for it, dA is inf or NaN, as autodiff's is. The equation leaves the sign of
 each column of V open, and devices and dtypes choose differently: here its largest element is positive, so that they
 agree. V jumps where two elements are largest together.
 """
@@ -41,6 +41,7 @@ from bpref.formulas.matrices import (
     SMALL_BATCH,
     orientation,
     product,
+    quotient,
     require_square,
     spread_eigenvalues,
     transpose,
@@ -61,10 +62,10 @@ def eigh() -> Layer:
     Returns:
       A layer with params `()`, x `A` of shape `(..., n, n)` and y `(w, V)`: w `(..., n)`, V `(..., n, n)` with the
       eigenvectors as columns, the largest element of each positive. dA is symmetric; at repeated
-      eigenvalues it is inf or NaN.
+      eigenvalues it is inf or NaN unless dV is 0. A matrix without rows has neither.
 
     Raises:
-      ValueError: A is not square, or empty.
+      ValueError: A is not square.
       TypeError: A is not floating-point.
     """
     who = "eigh"
@@ -79,8 +80,7 @@ def eigh() -> Layer:
         w, V = cache
         dw, dV = (widen(d) for d in dy)
         H = product(transpose(V), dV)
-        gap = with_diagonal(w[..., None, :] - w[..., :, None], jnp.ones_like(w))
-        M = with_diagonal(0.5 * (H - transpose(H)) / gap, dw)
+        M = with_diagonal(quotient(0.5 * (H - transpose(H)), w[..., None, :] - w[..., :, None]), dw)
         return (), cast(product(product(V, M), transpose(V)), dy[1].dtype)
 
     return Layer(no_params, forward, backward, who)
@@ -88,7 +88,7 @@ def eigh() -> Layer:
 
 def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
     w, V = jnp.linalg.eigh(widen(A))
-    V = jnp.where(-V.min(-2, keepdims=True) > V.max(-2, keepdims=True), -V, V)
+    V = jnp.where(-V.min(-2, keepdims=True, initial=0) > V.max(-2, keepdims=True, initial=0), -V, V)
     return w.astype(A.dtype), V.astype(A.dtype)
 
 
@@ -96,8 +96,6 @@ def _lopsided(v):
     """Only the symmetric part has separated eigenvalues."""
     return spread_eigenvalues(v) + (v - v.swapaxes(-1, -2))
 
-
-_NOT_EMPTY = ("n",)
 
 RULE = Rule(
     "eigh",
@@ -107,11 +105,10 @@ RULE = Rule(
         Case(
             "batch",
             Real("B n n", domain=spread_eigenvalues),
-            never_empty=_NOT_EMPTY,
             fixed=SMALL_BATCH,
             timed={"B": 16, "n": 48},
         ),
-        Case("not symmetric", Real("B n n", domain=_lopsided), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH),
+        Case("not symmetric", Real("B n n", domain=_lopsided), fixed=SMALL_BATCH),
     ),
     cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
     "(2008), section 3.1",

@@ -29,9 +29,11 @@ Numerical care: half precision is decomposed in float32. In the partial fraction
 formed, so that small ones neither underflow nor lose half of their digits; rotations of U and V together meet the gap
 s_j - s_i, rotations against each other only the sum. The error of dA is round-off times |A| over the smallest gap, and
 where m != n over the smallest s: 1e-12 is reached in float64 while these ratios are below 1e3 or so, and no formula
-reaches more, since that is the condition of the singular vectors. Repeated singular values, and s = 0 where m != n,
-have no derivative of U and V: dA is inf or NaN there, even for zero dU and dV. The signs of u_l
-and v_l, open together, are such that the largest element of u_l is positive, on every device and in every dtype.
+reaches more, since that is the condition of the singular vectors. Where a numerator is 0 no gap is needed, and 0 / 0
+is taken as 0: of singular values alone (dU = dV = 0) dA is U diag(ds) V^T, at repeated ones and at 0 too. U and V have
+no derivative at repeated singular values, nor at 0 where m != n: where dU or dV asks for it, dA is inf or NaN. The
+signs of u_l and v_l, open together, are such that the largest element of u_l is positive, on every device and in every
+dtype.
 """
 
 from typing import NamedTuple
@@ -45,6 +47,7 @@ from bpref.formulas.matrices import (
     SMALL_BATCH,
     orientation,
     product,
+    quotient,
     require_matrix,
     spread_singular_values,
     transpose,
@@ -66,10 +69,11 @@ def svd() -> Layer:
     Returns:
       A layer with params `()`, x `A` of shape `(..., m, n)` and y `(U, s, Vt)`: with k = min(m, n), U `(..., m, k)`,
       s `(..., k)` descending, Vt `(..., k, n)`; the largest element of each column of U is positive. At
-      repeated singular values, and at 0 where m != n, dA is inf or NaN.
+      repeated singular values, and at 0 where m != n, dA is inf or NaN unless dU and dVt are 0. Without rows or columns
+      there is no singular value.
 
     Raises:
-      ValueError: A is no matrix, or empty.
+      ValueError: A is no matrix.
       TypeError: A is not floating-point.
     """
     who = "svd"
@@ -88,13 +92,11 @@ def svd() -> Layer:
         of_U, of_V = product(transpose(U), dU), product(Vt, transpose(dVt))
         K, L = of_U - transpose(of_U), of_V - transpose(of_V)
         s_i, s_j = s[..., :, None], s[..., None, :]
-        gap = with_diagonal(s_j - s_i, jnp.ones_like(s))
-        total = with_diagonal(s_j + s_i, jnp.ones_like(s))
-        M = with_diagonal(0.5 * ((K + L) / gap + (K - L) / total), ds)
+        M = with_diagonal(0.5 * (quotient(K + L, s_j - s_i) + quotient(K - L, s_j + s_i)), ds)
         if m > n:
-            dA = product(product(U, M - of_U / s_j) + dU / s_j, Vt)
+            dA = product(product(U, M - quotient(of_U, s_j)) + quotient(dU, s_j), Vt)
         elif n > m:
-            dA = product(U, product(M - transpose(of_V) / s_i, Vt) + dVt / s_i)
+            dA = product(U, product(M - quotient(transpose(of_V), s_i), Vt) + quotient(dVt, s_i))
         else:
             dA = product(product(U, M), Vt)
         return (), cast(dA, dy[0].dtype)
@@ -104,12 +106,10 @@ def svd() -> Layer:
 
 def reference(params: tuple[()], A: Array) -> tuple[Array, Array, Array]:
     U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
-    sign = jnp.where(-U.min(-2) > U.max(-2), -1, 1).astype(U.dtype)
+    sign = jnp.where(-U.min(-2, initial=0) > U.max(-2, initial=0), -1, 1).astype(U.dtype)
     U, Vt = U * sign[..., None, :], Vt * sign[..., :, None]
     return U.astype(A.dtype), s.astype(A.dtype), Vt.astype(A.dtype)
 
-
-_NOT_EMPTY = ("m", "n")
 
 RULE = Rule(
     "svd",
@@ -119,14 +119,11 @@ RULE = Rule(
         Case(
             "tall",
             Real("B m n", domain=spread_singular_values),
-            never_empty=_NOT_EMPTY,
             fixed=SMALL_BATCH,
             timed={"B": 16, "m": 64, "n": 32},
         ),
-        Case(
-            "wide", Real("B m n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH | {"m": 3}
-        ),
-        Case("square", Real("B n n", domain=spread_singular_values), never_empty=_NOT_EMPTY, fixed=SMALL_BATCH),
+        Case("wide", Real("B m n", domain=spread_singular_values), fixed=SMALL_BATCH | {"m": 3}),
+        Case("square", Real("B n n", domain=spread_singular_values), fixed=SMALL_BATCH),
     ),
     cite="Townsend, 'Differentiating the singular value decomposition' (2016); Giles (2008), section 3.2",
     covers=("singular value decomposition",),
