@@ -7,11 +7,13 @@ a few idle, T times: there the same outputs come from stretches that are joined 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import require_floating
 from bpref.formulas.hyperparameters import is_integer
+from bpref.layer import Layer
 
 
 def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
@@ -40,6 +42,27 @@ def require_axis(who: str, x: Any, axis: int, symbol: str = "C") -> int:
     if x.shape[place] == 0:
         raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element {symbol} in axis {axis}")
     return place - len(x.shape)
+
+
+def scalar_as_line(layer: Layer, axis: int) -> Layer:
+    """The layer along an axis, and of a scalar what it makes of a line of one element, as PyTorch has it.
+
+    Its one element is along axis 0, or -1; y and dx are scalars again.
+    """
+
+    def forward(params, x):
+        if axis not in (0, -1) or getattr(x, "shape", None) != ():
+            return layer.forward(params, x)
+        y, cache = layer.forward(params, x[None])
+        return jax.tree.map(lambda v: v[0], y), cache
+
+    def backward(params, cache, dy):
+        if jax.tree.leaves(dy)[0].ndim > 0:
+            return layer.backward(params, cache, dy)
+        dparams, dx = layer.backward(params, cache, jax.tree.map(lambda v: v[None], dy))
+        return dparams, dx[0]
+
+    return layer._replace(forward=forward, backward=backward)
 
 
 def run_along(

@@ -14,21 +14,25 @@ Axis = int | tuple[int, ...] | None
 
 
 def require_axes(who: str, axis: Axis, x: Any) -> tuple[int, ...]:
-    """The axes as numbers from 0, in order; raises unless x is floating-point and has each of them once."""
+    """The axes as numbers from 0, in order; raises unless x is floating-point and has each of them once.
+
+    A scalar is one value, along axis 0 too, as in NumPy and PyTorch, but has no axis to remove.
+    """
     require_floating(who, "x", x)
     rank = len(x.shape)
-    for one in axis if isinstance(axis, tuple) else () if axis is None else (axis,):
-        if not is_integer(one) or not -rank <= one < rank:
+    width = max(rank, 1)
+    named = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+    for one in named:
+        if not is_integer(one) or not -width <= one < width:
             raise ValueError(f"{who}: axis is {axis!r}, x has {rank} axes (x: {x.shape})")
-    axes = numbered(axis, rank)
-    if len(set(axes)) < len(axes):
+    if len({one % width for one in named}) < len(named):
         raise ValueError(f"{who}: axis is {axis!r}, which names an axis of x twice (x: {x.shape})")
-    return axes
+    return numbered(axis, rank)
 
 
 def numbered(axis: Axis, rank: int) -> tuple[int, ...]:
     """The axes of an array of this rank, counted from 0, in order."""
-    if axis is None:
+    if axis is None or rank == 0:
         return tuple(range(rank))
     return tuple(sorted(one % rank for one in (axis if isinstance(axis, tuple) else (axis,))))
 

@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis
+from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.random_draws import require_key
 from bpref.layer import Layer
@@ -91,7 +91,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
         s = jnp.sum(p * v, axis, keepdims=True)
         return GumbelSoftmaxParams(None), cast(p * (v - s) / temperature, dy.dtype)
 
-    return Layer(init, forward, backward, who)
+    return scalar_as_line(Layer(init, forward, backward, who), axis)
 
 
 def _one_hot(p: Array, axis: int) -> Array:

@@ -33,7 +33,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis
+from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -49,7 +49,8 @@ def softmax(axis: int = -1) -> Layer:
       axis: the one along which y sums to 1.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one element along the axis, and y of x's shape.
+      A layer with params `()`, x of any shape with at least one element along the axis, or a scalar, which is a
+      line of one, and y of x's shape.
 
     Raises:
       ValueError: x has no such axis, or nothing along it.
@@ -69,7 +70,7 @@ def softmax(axis: int = -1) -> Layer:
         s = jnp.sum(y * v, axis, keepdims=True)
         return (), cast(y * (v - s), dy.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1) -> Array:

@@ -35,7 +35,7 @@ from jax import Array, lax
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis
+from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -51,7 +51,8 @@ def sparsemax(axis: int = -1) -> Layer:
       axis: the one along which y sums to 1.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one element along the axis, and y of x's shape.
+      A layer with params `()`, x of any shape with at least one element along the axis, or a scalar, which is a
+      line of one, and y of x's shape.
 
     Raises:
       ValueError: x has no such axis, or nothing along it.
@@ -73,7 +74,7 @@ def sparsemax(axis: int = -1) -> Layer:
         total, size = _sums(v, cache.support, axis)
         return (), cast(jnp.where(cache.support, v - total / size, 0), dy.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def _sums(v: Array, members: Array, axis: int) -> tuple[Array, Array]:

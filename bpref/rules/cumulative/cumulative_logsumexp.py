@@ -32,7 +32,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.along_axis import axis_of, join_affine, run_along, shifted
+from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -51,8 +51,8 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
       reverse: whether the sum runs from the end: over k from t on.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one axis, and y of x's shape and dtype. x may be -inf,
-      with a gradient of 0.
+      A layer with params `()`, x of any shape and y of x's shape and dtype; a scalar is a line of one element. x may be
+      -inf, with a gradient of 0.
 
     Raises:
       ValueError: x has no such axis.
@@ -91,7 +91,7 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
         S = run_along(gather_up, jnp.zeros_like, (widen(dy), decay), axis, not reverse, gather_joined)
         return (), cast(_ratio(x, y) * S, dy.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def _together(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.along_axis import axis_of, join_affine, run_along, shifted
+from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -55,8 +55,8 @@ def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer:
       reverse: whether the product runs from the end: over k from t on.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one axis, and y of x's shape and dtype. The gradient is
-      exact where factors are zero, any number of them.
+      A layer with params `()`, x of any shape and y of x's shape and dtype; a scalar is a line of one element. The
+      gradient is exact where factors are zero, any number of them.
 
     Raises:
       ValueError: x has no such axis.
@@ -86,7 +86,7 @@ def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer:
         R = run_along(gather_up, jnp.zeros_like, (widen(dy), widen(x)), axis, not reverse, gather_joined)
         return (), cast(shifted(widen(y), axis, reverse, first=1.0) * R, x.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1, reverse: bool = False) -> Array:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.along_axis import axis_of, run_along, shifted
+from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
 from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -47,7 +47,7 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
       exclusive: whether x_t itself is left out.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one axis, and y of x's shape and dtype.
+      A layer with params `()`, x of any shape and y of x's shape and dtype; a scalar is a line of one element.
 
     Raises:
       ValueError: x has no such axis.
@@ -73,7 +73,7 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
     def backward(params, cache, dy):
         return (), total(dy, not reverse)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1, reverse: bool = False, exclusive: bool = False) -> Array:

@@ -26,7 +26,7 @@ from jax import Array, lax
 from jaxtyping import UInt
 
 from bpref.dtypes import require_floating
-from bpref.formulas.along_axis import axis_of
+from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -43,8 +43,8 @@ def sort(axis: int = -1) -> Layer:
       axis: the axis that is sorted along, counted from the last if negative.
 
     Returns:
-      A layer with params `()`, x of any shape with at least one axis, and y of x's shape and dtype. Equal elements
-      keep their order; NaN comes last.
+      A layer with params `()`, x of any shape and y of x's shape and dtype; a scalar is a line of one element. Equal
+      elements keep their order; NaN comes last.
 
     Raises:
       ValueError: x has no such axis.
@@ -62,7 +62,7 @@ def sort(axis: int = -1) -> Layer:
     def backward(params, cache, dy):
         return (), add_along(jnp.zeros_like(dy), cache.permutation, dy, axis % dy.ndim, unique=True)
 
-    return Layer(no_params, forward, backward, who)
+    return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1) -> Array:

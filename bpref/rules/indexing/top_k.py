@@ -28,7 +28,7 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import require_floating
-from bpref.formulas.along_axis import axis_of
+from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.hyperparameters import require_count
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.formulas.shape_keeper import shape_keeper
@@ -50,7 +50,8 @@ def top_k(k: int, axis: int = -1) -> Layer:
 
     Returns:
       A layer with params `()`, x `(..., n, ...)` and y a pair `(values, indices)`, both `(..., k, ...)`, the values
-      in x's dtype, the indices int32. Of dy, a pair too, only the values' is read.
+      in x's dtype, the indices int32. Of dy, a pair too, only the values' is read. Of a
+      scalar, for k = 1, both are scalars.
 
     Raises:
       ValueError: k is not an integer of at least 0; x has no such axis, or fewer than k elements along it.
@@ -74,7 +75,8 @@ def top_k(k: int, axis: int = -1) -> Layer:
         nothing = jnp.zeros(shape.shape[1:], dvalues.dtype)
         return (), add_along(nothing, indices, dvalues, axis % dvalues.ndim, unique=True)
 
-    return Layer(no_params, forward, backward, who)
+    layer = Layer(no_params, forward, backward, who)
+    return scalar_as_line(layer, axis) if k == 1 else layer
 
 
 def reference(params: tuple[()], x: Array, k: int, axis: int = -1) -> tuple[Array, Array]:
