@@ -17,7 +17,7 @@ RULES_OF_KIND = ("cumulative_sum", "cumulative_product", "cumulative_logsumexp")
     ("x", "axis", "kind", "message"),
     [
         (jnp.ones((2, 3)), 2, ValueError, "x has shape (2, 3), which has no axis 2"),
-        (jnp.ones(()), -1, ValueError, "x has shape (), which has no axis -1"),
+        (jnp.ones(()), 1, ValueError, "x has shape (), which has no axis 1"),
         (jnp.ones(3, jnp.int32), 0, TypeError, "x has dtype int32, expected a floating-point dtype such as float32"),
     ],
 )

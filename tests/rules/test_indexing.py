@@ -96,10 +96,10 @@ BAD_CALLS = {
         TypeError,
         f"sort: x has dtype int32, {FLOATING}",
     ),
-    "sort of a scalar": (
-        lambda: bpref.sort().forward((), jnp.ones(())),
+    "sort along a scalar's second axis": (
+        lambda: bpref.sort(1).forward((), jnp.ones(())),
         ValueError,
-        "sort: x has shape (), which has no axis -1",
+        "sort: x has shape (), which has no axis 1",
     ),
     "top_k of fewer than none": (
         lambda: bpref.top_k(-1),

@@ -53,20 +53,6 @@ def test_a_choice_of_one_class_is_certain():
     assert (float(y), float(dx)) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (bpref.reduce_sum, "reduce_sum: axis is 1, x has 0 axes (x: ())"),
-        (bpref.softmax, "softmax: x has shape (), which has no axis 1"),
-        (bpref.sort, "sort: x has shape (), which has no axis 1"),
-    ],
-)
-def test_a_scalar_has_no_second_axis(make, message):
-    with pytest.raises(ValueError) as refused:
-        make(axis=1).forward((), jnp.float32(X))
-    assert str(refused.value) == message
-
-
 def test_axis_0_and_axis_minus_1_of_a_scalar_are_the_same():
     with pytest.raises(ValueError) as refused:
         bpref.reduce_sum(axis=(0, -1)).forward((), jnp.float32(X))
