@@ -143,3 +143,18 @@ def test_reversal_is_the_identity_forwards():
     y, _, dx = sweep(bpref.gradient_reversal(0.25), (), x, x)
     np.testing.assert_array_equal(y, x)
     np.testing.assert_array_equal(dx, -0.25 * x)
+
+
+AT_INFINITY = {
+    "reversal": (bpref.gradient_reversal(0.5), [np.inf, -np.inf, 2], [-0.5, -0.5, -0.5]),
+    "whole numbers": (bpref.straight_through(), [np.inf, -np.inf, 2], [1, 1, 1]),
+    "levels": (bpref.straight_through(3), [1, -1, 1], [1, 1, 1]),
+    "levels, clipped": (bpref.straight_through(3, limit=2.0, clipped=True), [2, -2, 2], [0, 0, 1]),
+}
+
+
+@pytest.mark.parametrize(("layer", "expected", "slopes"), AT_INFINITY.values(), ids=AT_INFINITY)
+def test_infinity_is_a_value_like_any_other(layer, expected, slopes):
+    y, _, dx = sweep(layer, (), jnp.asarray([np.inf, -np.inf, 2.0]), jnp.ones(3))
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(dx, slopes)

@@ -13,9 +13,9 @@ No function has y for its value and this for its derivative; "-l x, plus the con
 
 Cached: nothing; the derivative is one number.
 
-Numerical care: dx rounds once, in float32 for half precision. The forward is x exactly: it is written x - l (x - x)
-with all but the middle x held constant, which tells whoever differentiates the forward itself what the backward does;
-where x is infinite that is NaN.
+Numerical care: dx rounds once, in float32 for half precision. The forward is x exactly, infinite ones too: it is
+written x - l (x - x) with all but the middle x held constant, which tells whoever differentiates the forward itself
+what the backward does. Where x is infinite x - x is left out, and the forward itself has no slope; the backward has.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from typing import NamedTuple
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.elementwise import slope_alone
 from bpref.formulas.hyperparameters import require_finite
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -50,8 +51,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer:
 
     def forward(params, x):
         require_floating(who, "x", x)
-        fixed = lax.stop_gradient(x)
-        return fixed - strength * (x - fixed), GradientReversalCache()
+        return lax.stop_gradient(x) - strength * slope_alone(x), GradientReversalCache()
 
     def backward(params, cache, dy):
         return (), cast(-strength * widen(dy), dy.dtype)

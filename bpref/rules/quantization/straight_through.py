@@ -21,8 +21,8 @@ The second passes nothing on where x is beyond the outermost level and a step wo
 Cached: nothing, or if clipped whether x is inside, one byte an element.
 
 Numerical care: half precision is rounded in float32, so that every dtype takes the same step, and a level rounds once.
-The forward adds s - s = 0 to y, which tells whoever differentiates the forward itself what the backward does; where x
-is infinite and not clipped that is NaN.
+The forward adds s - s = 0 to y, which tells whoever differentiates the forward itself what the backward does. Where x
+is infinite and not clipped s - s is left out, and the forward itself has no slope; the backward has.
 """
 
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from jax import Array, lax
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.elementwise import slope_alone
 from bpref.formulas.hyperparameters import is_integer, require_flags, require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -69,7 +70,7 @@ def straight_through(levels: int | None = None, limit: float = 1.0, clipped: boo
         z = widen(x)
         inside = abs(z) <= limit
         surrogate = jnp.where(inside, z, limit * jnp.sign(z)) if clipped else z
-        y = lax.stop_gradient(nearest(z)) + (surrogate - lax.stop_gradient(surrogate))
+        y = lax.stop_gradient(nearest(z)) + slope_alone(surrogate)
         return cast(y, x.dtype), StraightThroughCache(inside if clipped else None)
 
     def backward(params, cache, dy):
