@@ -93,6 +93,15 @@ def require_rule(subject: Subject) -> None:
         )
 
 
+def require_no_leak(subject: Subject, program: Any, inputs: int) -> None:
+    """Raise if a rule closes over a value that is traced around it: to JAX it is one more of the program's inputs."""
+    if len(program.in_avals) > inputs:
+        raise CannotCheck(
+            f"{subject.name}: a rule in it closes over an array of shape {program.in_avals[0].shape}, an argument or "
+            "what was made of one, and JAX gives no derivative with respect to that: make it an argument of the rule"
+        )
+
+
 def require_differentiable_primal(subject: Subject, program: Any) -> None:
     """Raise `NeedsNumbers` for a kernel or a callback, which takes the dtypes that it takes.
 

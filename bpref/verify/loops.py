@@ -124,6 +124,7 @@ CONTROL_FLOW: dict[str, Callable[..., list]] = {
     "closed_call": inline("call_jaxpr"),
     "core_call": inline("call_jaxpr"),
     "custom_vmap_call": inline("call"),
+    "remat_opt": inline("fwd_jaxpr"),
 }
 """How each primitive that holds programs is traced again, by its name."""
 

@@ -15,6 +15,7 @@ from bpref.verify.blame import (
     require_accepted,
     require_arrays,
     require_differentiable_primal,
+    require_no_leak,
     require_outputs,
     require_rule,
 )
@@ -111,6 +112,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
         made.narrow()
     except Exception as error:
         raise explained(subject, error, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject))) from error
+    require_no_leak(subject, made.wide.traced.jaxpr, len(subject.leaves) + len(made.outputs))
     if subject.form == RULE and not made.formal:
         require_accepted(subject, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject)))
     require_rule(subject)
@@ -230,9 +232,12 @@ def _in_float64(
 def _unless_refused(subject: Subject, leaves: list[Any], outputs: list[Any]) -> Program | None:
     """The program in float64, or None; the error is let go, since JAX keeps the dtypes of constants in its frames."""
     try:
-        return _in_float64(subject, leaves, outputs)
+        made = _in_float64(subject, leaves, outputs)
     except (TypeError, ValueError):
         return None
+    # JAX binds a rule with `optimize_remat` as it was traced, in float64 too
+    is_typed = any(equation.primitive.name == "remat_opt" for equation in all_equations(made.traced.jaxpr))
+    return None if is_typed else made
 
 
 def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:
