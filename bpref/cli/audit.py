@@ -20,6 +20,7 @@ def audit(
     target: Target,
     args: Arguments,
     drive: Annotated[bool, typer.Option("--drive", help="Check rules that did not run too, at drawn values.")] = False,
+    cross_check: Annotated[bool, typer.Option(help="Hold the oracle itself against finite differences.")] = True,
     key: Key = None,
     json_file: JsonFile = None,
 ) -> int:
@@ -37,5 +38,5 @@ def audit(
         values = arguments(args, fun.module, key)
         require_fitting(target, fun.value, values)
         with as_wide_as(args), blaming(target), waiting("auditing"):
-            report = audit_rules(fun.value, *values, key=key, drive=drive)
+            report = audit_rules(fun.value, *values, key=key, drive=drive, cross_check=cross_check)
     return deliver(report, json_file)

@@ -61,6 +61,10 @@ def check(
     framework: Annotated[
         str | None, typer.Option(metavar="torch|jax", help="Whose arrays it takes. [default: found out]")
     ] = None,
+    cross_check: Annotated[
+        bool | None,
+        typer.Option(help="Hold the oracle itself against finite differences. [default: in a search]"),
+    ] = None,
     key: Key = None,
     json_file: JsonFile = None,
 ) -> int:
@@ -85,11 +89,13 @@ def check(
             if search is not None:
                 raise UsageError("--search goes with JAX functions; one of PyTorch is checked at the shapes of --args")
             values = as_tensors(values)
-        hand = {
+        hand: dict[str, Any] = {
             name: function(text, f"--{name}", fun.module).value
             for name, text in (("reference", reference), ("backward", backward))
             if text is not None
         }
+        if cross_check is not None:
+            hand["cross_check"] = cross_check
         with as_wide_as(args), blaming(target):
             if search is None:
                 with waiting("checking"):

@@ -99,7 +99,9 @@ class AuditReport(NamedTuple):
 
 
 @as_if_at_home
-def audit(fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = False) -> AuditReport:
+def audit(
+    fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = False, cross_check: bool = True
+) -> AuditReport:
     """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
 
     The rules are found wherever they are: inside jit, scan, while, cond and remat, inside other rules, in a library's
@@ -112,6 +114,7 @@ def audit(fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = Fa
       key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
         names.
       drive: whether a rule that did not run is checked all the same, at values drawn for its shapes.
+      cross_check: whether to hold the oracle itself, autodiff of a rule's primal, against finite differences.
 
     Not seen is a rule inside a `jax.grad` that `fun` itself calls, since it is applied while `fun` is traced: audit the
     function that is differentiated instead.
@@ -132,17 +135,17 @@ def audit(fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = Fa
     leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
     filled = fill_specifications(leaves, generator(key, 0))
     found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
-    return AuditReport(function_name(fun), key, tuple(_audited(site, key, drive) for site in found))
+    return AuditReport(function_name(fun), key, tuple(_audited(site, key, drive, cross_check) for site in found))
 
 
-def _audited(site: Site, key: int, drive: bool) -> SiteReport:
+def _audited(site: Site, key: int, drive: bool, cross_check: bool) -> SiteReport:
     about = site.name, site.kind, site.file, site.line, site.defined
     if not (site.ran or drive):
         return SiteReport(*about, NOT_RUN, "it did not run, or where it runs is not looked into", ())
     reports, problems = [], []
     for inputs in site.calls or (_drawn(site, key),):
         try:
-            reports.append(_checked(site, inputs, key))
+            reports.append(_checked(site, inputs, key, cross_check))
         except (TypeError, ValueError, NotImplementedError) as error:
             problems.append(str(error).splitlines()[0])
     found = [r.verdict for r in reports] + [CANNOT_TELL] * len(problems)
@@ -156,7 +159,7 @@ def _drawn(site: Site, key: int) -> tuple:
     return tuple(value if fixed else v for v, value, fixed in zip(site.operands, filled, site.fixed, strict=True))
 
 
-def _checked(site: Site, inputs: tuple, key: int) -> Report:
+def _checked(site: Site, inputs: tuple, key: int, cross_check: bool) -> Report:
     """One call, with respect to what JAX asks for."""
     moving = [i for i, is_fixed in enumerate(site.fixed) if not is_fixed]
 
@@ -171,5 +174,7 @@ def _checked(site: Site, inputs: tuple, key: int) -> Report:
             call.__signature__ = Signature(named)  # type: ignore[attr-defined]
         return call
 
-    report = check(of_moving(site.bound), *(inputs[i] for i in moving), reference=of_moving(site.primal), key=key)
+    given = [inputs[i] for i in moving]
+    options = {"reference": of_moving(site.primal), "key": key, "cross_check": cross_check}
+    report = check(of_moving(site.bound), *given, **options)
     return report._replace(name=site.name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from bpref.verify import precision
 from bpref.verify.blame import NeedsNumbers, Refused, refused, require_callable
+from bpref.verify.cross_check import parted
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.garbage import collecting_nothing
@@ -37,6 +38,7 @@ def check(
     dtypes: Sequence[Any] | None = None,
     linear: bool = True,
     eager: bool = False,
+    cross_check: bool = False,
 ) -> Report:
     """Hold a hand-derived gradient against an oracle, and say for each argument whether it is right.
 
@@ -54,6 +56,7 @@ def check(
       linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
         then held against the oracle for small cotangents.
       eager: whether to call it operation by operation too, without jit, and compare. Slow the first time.
+      cross_check: whether to hold the oracle itself against finite differences, at a few elements of each argument.
 
     Returns:
       A `Report`: printed, a table; `.ok` where everything is right.
@@ -77,7 +80,7 @@ def check(
         return check_numerically(subject, key, str(reason), dtypes, linear)
     except Refused as reason:
         return refused(subject, key, str(reason))
-    return _report(ready, key, linear, eager)
+    return _report(ready, key, linear, eager, cross_check)
 
 
 def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
@@ -88,7 +91,7 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
 
 
 @collecting_nothing()
-def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
+def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: bool) -> Report:
     narrow, wide, seen = sample(ready, key, linear)
     rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)
     if ready.casts_to and not ready.is_lifted and (nonlinear or any(h.is_wrong for h in held.values())):
@@ -108,17 +111,24 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool) -> Report:
     ]
     looked_at = {name: held[name] for name in judged if name in held}
     rows = _precision(ready, narrow, wide, looked_at, together.y_oracle | unscaled(together.oracle, drawn))
+    oracles = _oracle_looked_at(ready, wide[0], seen[0], held, key) if cross_check else []
     residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
     for name in judged:
         in_dtypes, faults = rows.get(name, ((), ()))
         of_name = tuple(f for f in said if f.where == name)
         residual = partial(residual_of, name, held.get(name))
-        verdict, found = judge(Evidence(name, held.get(name), of_name, residual, in_dtypes, faults))
+        of_oracle = tuple(f for f in oracles if f.where == name)
+        verdict, found = judge(Evidence(name, held.get(name), of_name, residual, in_dtypes, faults, of_oracle))
         verdicts.append(verdict)
         findings += found
     oracle = f"float64 oracle: {ready.subject.oracle}"
     return Report(ready.subject.name, oracle, key, tuple(verdicts), tuple(findings), _notes(ready))
+
+
+def _oracle_looked_at(ready: Prepared, point: Point, seen: Seen, held: dict[str, Held], key: int) -> list[Finding]:
+    torn = {name: held[name].kinked | held[name].refused for name in seen.oracle if name in held}
+    return parted(ready.primal, ready.subject.names, point, seen.oracle, torn, key)
 
 
 def _absent(ready: Prepared, seen: Seen) -> list[Finding]:

@@ -24,6 +24,7 @@ class Evidence(NamedTuple):
       residual: what a diagnosis is made from, as a function, since it is seldom needed.
       precision: its errors in the working dtypes.
       faults: what is wrong with it in one of them.
+      oracle: where the oracle itself was found wrong.
     """
 
     where: str
@@ -32,6 +33,7 @@ class Evidence(NamedTuple):
     residual: Any
     precision: tuple[Precision, ...]
     faults: tuple[Finding, ...]
+    oracle: tuple[Finding, ...] = ()
 
 
 def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
@@ -42,6 +44,8 @@ def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
         return Verdict(e.where, OK, "None, and the oracle's is zero", 0.0), []
     if not findings and any(f.detail == TWO_ANSWERS for f in impure):
         return Verdict(e.where, CANNOT_TELL, _lines(impure), float("inf")), impure
+    if not findings and e.oracle:
+        return Verdict(e.where, CANNOT_TELL, _lines(list(e.oracle)), float("inf")), list(e.oracle)
     if not findings:
         findings = _derivation(e)
     if findings:

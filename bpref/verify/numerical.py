@@ -82,6 +82,7 @@ def numerical_cotangents(
     limit: int = 512,
     directions: int = 2,
     rng: np.random.Generator | None = None,
+    complex_step: bool = True,
 ) -> list[Numerical]:
     """The cotangents of `f(*args)` for each of `dys`, by calling `f` alone, with an error bar for every element.
 
@@ -95,6 +96,7 @@ def numerical_cotangents(
       dys: cotangents of the output, each of its tree.
       limit: so many elements of each leaf are looked at, drawn by `rng`.
       directions: so many random directions through each leaf are looked at besides.
+      complex_step: whether it is tried if `f` takes complex numbers in place of real ones.
 
     Raises:
       Whatever `f` raises on `args`, and `ValueError` if an entry of `dys` does not fit the output.
@@ -112,7 +114,7 @@ def numerical_cotangents(
             chosen.append(None)
             continue
         chosen.append(_chosen(leaf.size, limit, rng))
-        value, bar = _of_elements(setting, n, chosen[-1], rng)
+        value, bar = _of_elements(setting, n, chosen[-1], rng, complex_step)
         values.append(value)
         bars.append(bar)
         along = [_projections(setting, n, value, bar, rng) for _ in range(directions if leaf.size else 0)]
@@ -129,7 +131,7 @@ def _chosen(size: int, limit: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_elements(
-    setting: Setting, n: int, chosen: np.ndarray, rng: np.random.Generator
+    setting: Setting, n: int, chosen: np.ndarray, rng: np.random.Generator, complex_step: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and bars of a leaf, with a leading axis for `dys`."""
     leaf = setting.leaves[n]
@@ -137,9 +139,9 @@ def _of_elements(
     values = np.zeros((len(setting.dys), leaf.size), np.complex128 if is_complex else np.float64)
     bars = np.full((len(setting.dys), leaf.size), np.inf)
     scales = np.maximum(np.abs(leaf).reshape(-1), typical_size(leaf)).astype(np.float64)
-    is_real = not (is_complex or np.iscomplexobj(setting.y))
-    by_complex_step = _complex_step(setting, n, rng) if is_real and leaf.size else None
-    for i in chosen:
+    may_step = complex_step and leaf.size and not (is_complex or np.iscomplexobj(setting.y))
+    by_complex_step = _complex_step(setting, n, rng) if may_step else None
+    for i in chosen[np.isfinite(leaf.reshape(-1)[chosen])]:
         unit = np.zeros(leaf.size)
         unit[i] = 1.0
         unit = unit.reshape(leaf.shape)
@@ -161,8 +163,9 @@ def _projections(
     direction = rng.normal(size=leaf.shape)
     if np.iscomplexobj(leaf):
         direction = direction + 1j * rng.normal(size=leaf.shape)
+    direction = np.where(np.isfinite(leaf), direction, 0)
     looked_at = np.isfinite(bars)
-    effects = np.where(looked_at, np.abs(values) * np.abs(leaf), 0).reshape(len(values), -1)
+    effects = np.where(looked_at, np.abs(values) * np.abs(np.where(np.isfinite(leaf), leaf, 0)), 0).reshape(len(values), -1)
     share = np.maximum(looked_at.reshape(len(values), -1).mean(-1), 1 / leaf.size)
     rounding = 2 * float(np.finfo(setting.steps_dtype).eps) * np.sqrt((effects**2).sum(-1) / share)
     value, bar = _along(setting, n, direction, typical_size(leaf), rounding)
@@ -277,7 +280,8 @@ def _moved(setting: Setting, n: int, direction: np.ndarray, step: float) -> tupl
     narrow = np.result_type(setting.steps_dtype, np.complex64) if is_complex else setting.steps_dtype
     moved = (wide + step * direction).astype(narrow).astype(leaf.dtype)
     if np.count_nonzero(direction) == 1:
-        taken = np.sum(np.abs(widened(moved) - wide)) / np.sum(np.abs(direction))
+        along = direction != 0  # elsewhere it may be infinite
+        taken = np.sum(np.abs(widened(moved)[along] - wide[along])) / np.sum(np.abs(direction))
     return [moved if j == n else v for j, v in enumerate(setting.leaves)], float(taken)
 
 

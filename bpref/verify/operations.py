@@ -43,7 +43,7 @@ def _is_special(equation: JaxprEqn) -> bool:
 
 
 def _complex(real: np.ndarray, imaginary: np.ndarray) -> np.ndarray:
-    both = np.empty(np.shape(real), np.complex128)
+    both = np.empty(np.broadcast_shapes(np.shape(real), np.shape(imaginary)), np.complex128)
     both.real, both.imag = real, imaginary
     return both
 

@@ -107,6 +107,7 @@ def search(
     seconds: float = 10.0,
     key: Any = None,
     examples: int = 200,
+    cross_check: bool = True,
 ) -> SearchReport:
     """Look for arguments for which `check` finds a derivation wrong or imprecise.
 
@@ -124,6 +125,7 @@ def search(
         then, compilation included, is not begun.
       key: the seed of every draw, a whole number or a `jax.random.key`; left out, a new one, which the report names.
       examples: how many cases to try at most.
+      cross_check: whether to hold the oracle itself against finite differences in each.
 
     Raises:
       ImportError: Hypothesis is not installed.
@@ -139,7 +141,8 @@ def search(
         raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
     template = as_template(specs)
     _require_fitting(fun, template)
-    hunt = _Hunt(fun, template, reference, backward, key, start, seconds, examples)
+    options = {"reference": reference, "backward": backward, "key": key, "cross_check": cross_check}
+    hunt = _Hunt(fun, template, options, start, seconds, examples)
     with leaving_nothing_behind():
         hunt.explore()
         found = hunt.smallest()
@@ -179,15 +182,12 @@ class _Hunt:
         self,
         fun: Any,
         template: Template,
-        reference: Any,
-        backward: Any,
-        key: int,
+        options: dict[str, Any],
         start: float,
         seconds: float,
         examples: int,
     ):
-        self.fun, self.template, self.key = fun, template, key
-        self.options = {"reference": reference, "backward": backward, "key": key}
+        self.fun, self.template, self.key, self.options = fun, template, options["key"], options
         self.start = start
         self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
         self.took = {True: 0.0, False: 0.0}

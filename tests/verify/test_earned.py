@@ -113,6 +113,30 @@ def test_a_branch_whose_autodiff_is_not_the_functions():
     assert bpref.check(rule(xlogy, lambda a, dy: (dy * jnp.log(a[1]), dy * a[0] / a[1])), x, y, key=1).ok
 
 
+def test_the_oracle_is_held_against_finite_differences():
+    """Autodiff of `round` is 0, and the function is x all the same."""
+
+    def cut_off(x):
+        return jnp.round(x * 2.0**40) * 2.0**-40
+
+    x = RNG.normal(size=4).astype(np.float32)
+    f = rule(cut_off, lambda args, dy: (jnp.zeros_like(dy),))
+    assert bpref.check(f, x, key=1).ok
+    report = bpref.check(f, x, key=1, cross_check=True)
+    assert verdicts(report) == {"x": "cannot tell"}
+    assert kinds(report) == {("x", "oracle")}
+    assert report.verdicts[0].detail.startswith("at [0] the oracle says 0, finite differences ")
+    right = rule(jnp.sin, lambda args, dy: (dy * jnp.cos(args[0]),))
+    assert bpref.check(right, x, key=1, cross_check=True).ok
+    assert bpref.audit(lambda x: f(x), x, key=1).verdict == "cannot tell"
+    assert bpref.audit(lambda x: f(x), x, key=1, cross_check=False).ok
+
+
+def test_a_gradient_that_is_stopped_on_purpose_is_no_fault_of_the_oracle():
+    f = rule(lambda x: x * jax.lax.stop_gradient(x), lambda args, dy: (dy * args[0],))
+    assert bpref.check(f, RNG.normal(size=4).astype(np.float32), key=1, cross_check=True).ok
+
+
 @pytest.mark.parametrize("n", [11, 200])
 def test_an_argmax_among_many_tied_zeros_is_right(n):
     x = np.zeros(n, np.float32)
