@@ -17,9 +17,10 @@ the cumulative sum from the other end, exclusive if the forward is.
 Cached: nothing. The map is linear, and its matrix is known.
 
 Numerical care: the exclusive sum is summed as such; y_t - x_t would cancel, and be NaN behind an infinity. Half
-precision is summed in float32 and rounded once. On a CPU the sum runs in order, one addition to each element; a tree of
-partial sums, as `jnp.cumsum` makes it, rounds less often (log T times instead of T) and reads memory log T times. It is
-taken elsewhere, where T steps one after the other would be slow.
+precision is summed in float32 and rounded once. On a CPU the sum runs in order and reads memory once; what each
+addition rounds away is kept and added at the end (s + x = t + ((s - (t - b)) + (x - b)) with b = t - s, exactly), so
+that y has one rounding's error at any T. A tree of partial sums, as `jnp.cumsum` makes it, rounds log T times and reads
+memory log T times. It is taken elsewhere, where T steps one after the other would be slow.
 """
 
 from typing import NamedTuple
@@ -58,12 +59,16 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
 
     def total(x, reverse):
         def step(before, at):
-            return before + at, before if exclusive else before + at
+            after = _added(before, at)
+            return after, _rounded(before if exclusive else after)
+
+        def nothing(like):
+            return jnp.zeros_like(like), jnp.zeros_like(like)
 
         def joined(v, axis, reverse):
             return lax.cumsum(shifted(v, axis, reverse, 0.0) if exclusive else v, axis, reverse)
 
-        return cast(run_along(step, jnp.zeros_like, (widen(x),), axis, reverse, joined), x.dtype)
+        return cast(run_along(step, nothing, (widen(x),), axis, reverse, joined), x.dtype)
 
     def forward(params, x):
         require_floating(who, "x", x)
@@ -74,6 +79,20 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
         return (), total(dy, not reverse)
 
     return scalar_as_line(Layer(no_params, forward, backward, who), axis)
+
+
+def _added(before: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+    """s + x, rounded, and all that was lost in rounding so far: Knuth's two-sum."""
+    s, lost = before
+    t = s + x
+    of_x = t - s
+    return t, lost + ((s - (t - of_x)) + (x - of_x))
+
+
+def _rounded(total: tuple[Array, Array]) -> Array:
+    """The sum with what was lost; of an infinite one nothing is known to be lost."""
+    s, lost = total
+    return jnp.where(jnp.isfinite(s), s + lost, s)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1, reverse: bool = False, exclusive: bool = False) -> Array:
@@ -93,6 +112,7 @@ RULE = Rule(
         Case("middle axis", Real("B T d"), {"axis": 1}, timed={"B": 64, "T": 512, "d": 32}),
         Case("exclusive, from the end", Real("B T d"), {"axis": 1, "reverse": True, "exclusive": True}),
     ),
-    cite="Griewank and Walther, 'Evaluating Derivatives' (2008), section 3.2: the adjoint of a linear recurrence",
+    cite="Griewank and Walther, 'Evaluating Derivatives' (2008), section 3.2: the adjoint of a linear recurrence; the "
+    "exact sum of two: Knuth, 'The Art of Computer Programming', volume 2, 4.2.2, theorem B",
     covers=("cumsum", "prefix sum", "scan"),
 )
