@@ -1,6 +1,7 @@
 """Sequence losses of logits that share an offset, and of what is all but certain: no digits lost, and never below 0."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -46,7 +47,7 @@ def test_transducer_at_an_offset():
 
 def test_crf_at_an_offset():
     x = shared_offset(B, T, C, size=1e4)
-    A, s, h = (shared_offset(*shape, size=1e3) for shape in ((C, C), (C,), (C,)))
+    A, s, h = (jnp.asarray(shared_offset(*shape, size=1e3)) for shape in ((C, C), (C,), (C,)))
     tags = np.random.default_rng(2).integers(0, C, (B, T)).astype(np.int32)
     J, truth = terms("crf", CRFParams(A, s, h), x, tags, LENGTHS[0])
     np.testing.assert_allclose(J, truth, rtol=1e-6)
@@ -57,7 +58,7 @@ def test_what_is_all_but_certain_has_no_negative_nats(size):
     rng = np.random.default_rng(3)
     noise = rng.normal(size=(B, T, C)).astype(np.float32)
     tags = rng.integers(0, C, (B, T)).astype(np.int32)
-    params = CRFParams(*(rng.normal(size=shape).astype(np.float32) for shape in ((C, C), (C,), (C,))))
+    params = CRFParams(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((C, C), (C,), (C,))))
     right = np.eye(C, dtype=np.float32)[tags]
     J, truth = terms("crf", params, noise + size * right, tags, LENGTHS[0])
     assert (J >= 0).all()
