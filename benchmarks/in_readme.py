@@ -1,13 +1,17 @@
-"""Writes what `bench_rules` and `bench_sequence` have last seen into the READMEs: `python -m benchmarks.in_readme`."""
+"""Writes what `bench_rules`, `bench_sequence` and `bench_suite` have last seen into the READMEs.
+
+python -m benchmarks.in_readme
+"""
 
 from pathlib import Path
 
-from benchmarks import rule_figures, sequence_figures
+from benchmarks import bench_suite, rule_figures, sequence_figures
 from benchmarks.contest import Outcome
 
 HERE = Path(__file__).parent
 SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
+SUITE = HERE / "results/suite_cpu.json"
 
 CHOSEN = (
     "causal attention, T 2048",
@@ -47,8 +51,9 @@ def pages() -> dict[Path, str]:
     sequences = sequence_figures.read(SEQUENCES)
     rules = rule_figures.by_kind(rule_figures.read(RULES)) + "\n"
     long = written(LONG.read_text(), "figures of the rules", rules)
+    brief = written(SHORT.read_text(), "short figures", short(sequences.rows))
     return {
-        SHORT: written(SHORT.read_text(), "short figures", short(sequences.rows)),
+        SHORT: written(brief, "figures of a suite", bench_suite.table(bench_suite.read(SUITE)) + "\n"),
         LONG: written(long, "figures of sequences", sequence_figures.tables(sequences)),
     }
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import JaxprEqn
 
-from bpref.verify.windows import gather, scatter
+from bpref.verify.windows import Equation, gather, scatter
 
 Operation = Callable[..., Any]
 """`(*arrays) -> array`, or a list of arrays for a primitive with several results."""
 
 
-def operation(equation: JaxprEqn) -> Operation:
+def operation(equation: Equation) -> Operation:
     """What an equation that holds no programs computes."""
     name = equation.primitive.name
     if name in ELEMENTWISE and not _is_special(equation):
@@ -26,7 +25,7 @@ def operation(equation: JaxprEqn) -> Operation:
     return made or _by_jax(equation)
 
 
-def _by_jax(equation: JaxprEqn) -> Operation:
+def _by_jax(equation: Equation) -> Operation:
     parameters = equation.primitive.get_bind_params(equation.params)
 
     def bound(*arrays: np.ndarray) -> Any:
@@ -36,7 +35,7 @@ def _by_jax(equation: JaxprEqn) -> Operation:
     return bound
 
 
-def _is_special(equation: JaxprEqn) -> bool:
+def _is_special(equation: Equation) -> bool:
     """Whether NumPy may mean something else: quotients of integers, and accuracies that were asked for."""
     of_integers = equation.primitive.name in ("div", "rem", "sign") and equation.outvars[0].aval.dtype.kind in "iub"
     return of_integers or equation.params.get("accuracy") is not None
@@ -70,7 +69,7 @@ ELEMENTWISE: dict[str, Operation] = {
 """By a primitive's name, for floating-point numbers, and for integers where it means the same."""
 
 
-def _broadcast_in_dim(equation: JaxprEqn) -> Operation | None:
+def _broadcast_in_dim(equation: Equation) -> Operation | None:
     shape, places = equation.params["shape"], equation.params["broadcast_dimensions"]
     if len(equation.invars) > 1:
         return None
@@ -80,18 +79,18 @@ def _broadcast_in_dim(equation: JaxprEqn) -> Operation | None:
     return lambda x: np.broadcast_to(np.reshape(x, aligned), shape)
 
 
-def _reduction(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation]:
-    def of(equation: JaxprEqn) -> Operation:
+def _reduction(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
+    def of(equation: Equation) -> Operation:
         axes, dtype = tuple(equation.params["axes"]), equation.outvars[0].aval.dtype
         return lambda x: f(x, axis=axes).astype(dtype)
 
     return of
 
 
-def _extremum(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation | None]:
+def _extremum(f: Callable[..., Any]) -> Callable[[Equation], Operation | None]:
     """The largest or smallest element of real numbers; NumPy has none of no elements."""
 
-    def of(equation: JaxprEqn) -> Operation | None:
+    def of(equation: Equation) -> Operation | None:
         axes = tuple(equation.params["axes"])
         is_complex = equation.invars[0].aval.dtype.kind == "c"
         return None if is_complex or 0 in equation.invars[0].aval.shape else lambda x: f(x, axis=axes)
@@ -99,8 +98,8 @@ def _extremum(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation | None]:
     return of
 
 
-def _cumulative(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation]:
-    def of(equation: JaxprEqn) -> Operation:
+def _cumulative(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
+    def of(equation: Equation) -> Operation:
         axis, dtype = equation.params["axis"], equation.outvars[0].aval.dtype
         if equation.params["reverse"]:
             return lambda x: np.flip(f(np.flip(x, axis), axis=axis), axis).astype(dtype)
@@ -109,15 +108,15 @@ def _cumulative(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation]:
     return of
 
 
-def _arg_extremum(f: Callable[..., Any]) -> Callable[[JaxprEqn], Operation | None]:
-    def of(equation: JaxprEqn) -> Operation | None:
+def _arg_extremum(f: Callable[..., Any]) -> Callable[[Equation], Operation | None]:
+    def of(equation: Equation) -> Operation | None:
         axes, dtype = equation.params["axes"], equation.params["index_dtype"]
         return (lambda x: f(x, axis=axes[0]).astype(dtype)) if len(axes) == 1 else None
 
     return of
 
 
-def _dot_general(equation: JaxprEqn) -> Operation:
+def _dot_general(equation: Equation) -> Operation:
     (of_left, of_right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     dtype = equation.outvars[0].aval.dtype
 
@@ -140,12 +139,12 @@ def _dot_general(equation: JaxprEqn) -> Operation:
     return product
 
 
-def _integer_pow(equation: JaxprEqn) -> Operation:
+def _integer_pow(equation: Equation) -> Operation:
     y = equation.params["y"]
     return (lambda x: np.power(x, y)) if y >= 0 else (lambda x: 1 / np.power(x, -y))
 
 
-def _pad(equation: JaxprEqn) -> Operation:
+def _pad(equation: Equation) -> Operation:
     config, shape = equation.params["padding_config"], equation.outvars[0].aval.shape
 
     def padded(x: np.ndarray, value: Any) -> np.ndarray:
@@ -162,20 +161,20 @@ def _pad(equation: JaxprEqn) -> Operation:
     return padded
 
 
-def _convert(equation: JaxprEqn) -> Operation | None:
+def _convert(equation: Equation) -> Operation | None:
     """A cast; JAX has its own of floating-point numbers to integers, which is bounded."""
     (source,), dtype = equation.invars, np.dtype(equation.params["new_dtype"])
     bounded = source.aval.dtype.kind in "fc" and dtype.kind in "iu"
     return None if bounded or (source.aval.dtype.kind == "c" and dtype.kind != "c") else lambda x: np.asarray(x, dtype)
 
 
-def _select_n(equation: JaxprEqn) -> Operation | None:
+def _select_n(equation: Equation) -> Operation | None:
     if equation.invars[0].aval.dtype != bool or len(equation.invars) != 3:
         return None
     return lambda which, of_false, of_true: np.where(which, of_true, of_false)
 
 
-def _slice(equation: JaxprEqn) -> Operation:
+def _slice(equation: Equation) -> Operation:
     p = equation.params
     strides = p["strides"] or (1,) * len(p["start_indices"])
     where = tuple(map(slice, p["start_indices"], p["limit_indices"], strides))
@@ -188,12 +187,12 @@ def _corner(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) -
     return tuple(slice(i, i + size) for i, size in zip(first, sizes, strict=True))
 
 
-def _dynamic_slice(equation: JaxprEqn) -> Operation:
+def _dynamic_slice(equation: Equation) -> Operation:
     sizes = equation.params["slice_sizes"]
     return lambda x, *starts: x[_corner(starts, x.shape, sizes)]
 
 
-def _dynamic_update_slice(equation: JaxprEqn) -> Operation:
+def _dynamic_update_slice(equation: Equation) -> Operation:
     def updated(x: np.ndarray, new: np.ndarray, *starts: Any) -> np.ndarray:
         out = np.array(x)
         out[_corner(starts, x.shape, new.shape)] = new
@@ -202,12 +201,12 @@ def _dynamic_update_slice(equation: JaxprEqn) -> Operation:
     return updated
 
 
-def _split(equation: JaxprEqn) -> Operation:
+def _split(equation: Equation) -> Operation:
     ends, axis = np.cumsum(equation.params["sizes"])[:-1], equation.params["axis"]
     return lambda x: np.split(x, ends, axis)
 
 
-def _sort(equation: JaxprEqn) -> Operation | None:
+def _sort(equation: Equation) -> Operation | None:
     axis = equation.params["dimension"]
     if equation.params["num_keys"] != 1 or equation.invars[0].aval.dtype.kind == "c":
         return None
@@ -219,14 +218,14 @@ def _sort(equation: JaxprEqn) -> Operation | None:
     return ordered
 
 
-def _iota(equation: JaxprEqn) -> Operation | None:
+def _iota(equation: Equation) -> Operation | None:
     shape, axis = equation.params["shape"], equation.params["dimension"]
     aligned = [-1 if i == axis else 1 for i in range(len(shape))]
     counted = np.broadcast_to(np.arange(shape[axis]).astype(equation.params["dtype"]).reshape(aligned), shape)
     return None if equation.invars else lambda: counted
 
 
-WITH_PARAMETERS: dict[str, Callable[[JaxprEqn], Operation | None]] = {
+WITH_PARAMETERS: dict[str, Callable[[Equation], Operation | None]] = {
     "argmax": _arg_extremum(np.argmax),
     "argmin": _arg_extremum(np.argmin),
     "broadcast_in_dim": _broadcast_in_dim,

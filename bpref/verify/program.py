@@ -126,8 +126,10 @@ def trace_program(
         def seen(leaves, dys):
             y, y_oracle, together, oracle, alone = run(leaves, dys)
             drawn = {name: v[:COTANGENTS] for name, v in together.items()}
-            of_laws = ({name: v[i] for name, v in together.items() if derivation} for i in (COTANGENTS, COTANGENTS + 1))
-            return Seen(y, y_oracle, drawn, oracle, *of_laws, alone)
+            combined, zero = (
+                {name: v[i] for name, v in together.items() if derivation} for i in (COTANGENTS, COTANGENTS + 1)
+            )
+            return Seen(y, y_oracle, drawn, oracle, combined, zero, alone)
 
         return seen
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+
+Equation = Any
+"""JAX's `JaxprEqn`, whose values are typed without their shapes."""
 
 
 class Windows:
@@ -50,7 +52,7 @@ class Windows:
         return [i for i in range(ndim) if i not in self.windows] + list(self.windows)
 
 
-def gather(equation: JaxprEqn) -> Callable[..., np.ndarray]:
+def gather(equation: Equation) -> Callable[..., np.ndarray]:
     p, operand = equation.params, equation.invars[0].aval
     numbers, mode = p["dimension_numbers"], p["mode"]
     inside_is_promised = mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS
@@ -84,8 +86,8 @@ def _filler(dtype: np.dtype) -> Any:
     return True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
 
 
-def scatter(combine: Any) -> Callable[[JaxprEqn], Callable[..., np.ndarray]]:
-    def of(equation: JaxprEqn) -> Callable[..., np.ndarray]:
+def scatter(combine: Any) -> Callable[[Equation], Callable[..., np.ndarray]]:
+    def of(equation: Equation) -> Callable[..., np.ndarray]:
         p, operand, updates = equation.params, equation.invars[0].aval, equation.invars[2].aval
         numbers = p["dimension_numbers"]
         dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
