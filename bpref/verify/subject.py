@@ -1,9 +1,12 @@
 """What is checked, in one form: whatever was handed over, as a forward and a pull of cotangents over array leaves."""
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Container, Hashable
 from functools import partial
-from types import GeneratorType
+from pathlib import Path
+from types import CodeType, FunctionType, GeneratorType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +18,17 @@ from bpref.layer import Layer
 from bpref.verify import points
 from bpref.verify.naming import argument_names, function_name, leaf_names
 from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.place import MACHINERY
 from bpref.verify.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
 REFERENCE = "the reference, differentiated"
 LAYER, BACKWARD, RULE, INSIDE = "a layer", "a function and its backward", "a custom_vjp function", "rules inside"
+
+INSTALLED = re.compile(
+    f"{MACHINERY.pattern}|{re.escape(str(Path(__file__).parents[1]) + os.sep)}|.*[\\\\/](?:site|dist)-packages[\\\\/]"
+)
+"""Files whose functions stay as they are while a program runs."""
 
 Pull = Callable[[Any], list[Any]]
 """dy -> one entry for each array leaf of the arguments: what the backward returned for it, or a `Misfit`."""
@@ -260,12 +269,46 @@ def describe(v: Any) -> str:
 
 
 def _identity(f: Any) -> Any:
-    """A function, and what it closes over: another array in the same closure makes another subject."""
+    """A function, and what it rests on: another array in its closure, or another helper in its module, makes another.
+
+    Of functions outside of installed packages, whose source may be edited, the globals are looked at too.
+    """
     if isinstance(f, Layer):
         return (_Same(f), *(_identity(g) for g in (f.forward, f.backward)))
-    parts = [f, *(getattr(f, name, None) for name in ("fun", "fwd", "bwd") if isinstance(f, jax.custom_vjp))]
-    cells = [cell for part in parts for cell in getattr(part, "__closure__", None) or ()]
-    return (*map(_Same, parts), *(_Same(_contents(cell)) for cell in cells))
+    found: dict[int, Any] = {}
+
+    def visit(v: Any) -> None:
+        if id(v) in found or isinstance(v, ModuleType):
+            return
+        found[id(v)] = _held(v) if isinstance(v, np.ndarray) else _Same(v)
+        for part in _parts(v):
+            visit(part)
+        for cell in getattr(v, "__closure__", None) or ():
+            visit(_contents(cell))
+        if isinstance(v, FunctionType) and not INSTALLED.match(v.__code__.co_filename):
+            for name in _names(v.__code__):
+                visit(v.__globals__.get(name))
+
+    visit(f)
+    return tuple(found.values())
+
+
+def _parts(f: Any) -> tuple[Any, ...]:
+    """The functions that a function is made of."""
+    if isinstance(f, jax.custom_vjp):
+        return f.fun, f.fwd, f.bwd
+    if isinstance(f, jax.custom_jvp):
+        return f.fun, f.jvp
+    if isinstance(f, partial):
+        return f.func, *f.args, *f.keywords.values()
+    wrapped = getattr(f, "__dict__", {}).get("__wrapped__")
+    return () if wrapped is None else (wrapped,)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals that a function may read, functions inside it included."""
+    inside = (_names(c) for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*inside)
 
 
 def _held(v: Any) -> Any:

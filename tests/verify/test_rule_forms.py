@@ -200,3 +200,29 @@ def test_an_audit_of_a_rule_of_mixed_dtypes(standard_promotion):
     (site,) = bpref.audit(quantised, X, jnp.full(1, 0.01), jnp.full(4, 4.0), key=1).sites
     assert verdicts(site.reports[0]) == {"y[0]": "ok", "args[0]": "ok", "args[1]": "wrong", "args[2]": "wrong"}
     assert {f.kind for f in site.reports[0].findings} == {"nonlinear", "ignores_dy"}
+
+
+SCALE = np.ones(4, np.float32)
+
+
+def helper(x):
+    return jnp.cos(x)
+
+
+def backward_with_helpers(args, dy):
+    return (dy * helper(args[0]) * SCALE[None],)
+
+
+def test_a_helper_or_an_array_that_was_changed_is_looked_at_again(monkeypatch):
+    """As in a notebook, where the cell of a helper is run again and not that of the rule."""
+    f = rule(jnp.sin, backward_with_helpers)
+    assert bpref.check(f, X, key=1).ok
+    monkeypatch.setitem(globals(), "helper", lambda x: 2 * jnp.cos(x))
+    assert bpref.check(f, X, key=1).verdict == "wrong"
+    monkeypatch.undo()
+    assert bpref.check(f, X, key=1).ok
+    SCALE[0] = 3
+    try:
+        assert bpref.check(f, X, key=1).verdict == "wrong"
+    finally:
+        SCALE[0] = 1
