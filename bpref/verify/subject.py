@@ -295,10 +295,8 @@ def _identity(f: Any) -> Any:
 
 def _parts(f: Any) -> tuple[Any, ...]:
     """The functions that a function is made of."""
-    if isinstance(f, jax.custom_vjp):
-        return f.fun, f.fwd, f.bwd
-    if isinstance(f, jax.custom_jvp):
-        return f.fun, f.jvp
+    if isinstance(f, jax.custom_vjp | jax.custom_jvp):
+        return tuple(vars(f).values())
     if isinstance(f, partial):
         return f.func, *f.args, *f.keywords.values()
     wrapped = getattr(f, "__dict__", {}).get("__wrapped__")
