@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def require_positive(who: str, name: str, v: Any) -> None:
@@ -88,7 +89,7 @@ def as_numbers(v: Any) -> Any:
 
 def is_traced(v: Any) -> bool:
     """Whether `v` has no values yet."""
-    return isinstance(v, jax.core.Tracer)
+    return isinstance(v, Tracer)
 
 
 def fails(condition: Any) -> bool:
