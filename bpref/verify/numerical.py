@@ -165,9 +165,8 @@ def _projections(
         direction = direction + 1j * rng.normal(size=leaf.shape)
     direction = np.where(np.isfinite(leaf), direction, 0)
     looked_at = np.isfinite(bars)
-    effects = np.where(looked_at, np.abs(values) * np.abs(np.where(np.isfinite(leaf), leaf, 0)), 0).reshape(
-        len(values), -1
-    )
+    size = np.abs(np.where(np.isfinite(leaf), leaf, 0))
+    effects = np.where(looked_at, np.abs(values) * size, 0).reshape(len(values), -1)
     share = np.maximum(looked_at.reshape(len(values), -1).mean(-1), 1 / leaf.size)
     rounding = 2 * float(np.finfo(setting.steps_dtype).eps) * np.sqrt((effects**2).sum(-1) / share)
     value, bar = _along(setting, n, direction, typical_size(leaf), rounding)

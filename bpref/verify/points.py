@@ -40,14 +40,24 @@ FILLS: tuple[Callable[[Generator, tuple[int, ...]], np.ndarray], ...] = (
 0 and 1; or positive definite matrices."""
 
 
-def fill(spec: Any, rng: Generator, fill_with: int, smallest: int) -> Any:
-    """An array for a specification; integers are below `smallest`, so that they may index any axis in sight."""
+def by_zipfs_law(rng: Generator, shape: tuple[int, ...], below: int) -> np.ndarray:
+    """Integers from 0 to `below`, few of them often and many seldom, as words of a text are."""
+    weights = 1 / np.arange(1, below + 1)
+    return rng.permutation(below)[rng.choice(below, shape, p=weights / weights.sum())]
+
+
+def fill(spec: Any, rng: Generator, fill_with: int, smallest: int, skewed: bool = False) -> Any:
+    """An array for a specification; integers are below `smallest`, so that they may index any axis in sight.
+
+    `skewed` ones are drawn by Zipf's law.
+    """
     if is_key(spec):
         return jax.random.split(jax.random.key(int(rng.integers(2**31))), spec.shape)
     if jnp.issubdtype(spec.dtype, jnp.bool_):
         return rng.random(spec.shape) < 0.5
     if jnp.issubdtype(spec.dtype, jnp.integer):
-        return rng.integers(0, smallest, spec.shape).astype(spec.dtype)
+        draw = by_zipfs_law(rng, spec.shape, smallest) if skewed else rng.integers(0, smallest, spec.shape)
+        return draw.astype(spec.dtype)
     v = FILLS[fill_with](rng, spec.shape)
     if jnp.issubdtype(spec.dtype, jnp.complexfloating):
         v = v + 1j * rng.normal(size=spec.shape)

@@ -349,7 +349,7 @@ def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
 def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
     smallest = fresh.smallest_axis(leaves)
     return [
-        fresh.fill(v, rng, attempt, smallest)
+        fresh.fill(v, rng, attempt, smallest, skewed=i == 1)
         if fresh.is_specification(v)
         else v
         if i == 0

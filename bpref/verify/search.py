@@ -14,7 +14,7 @@ import numpy as np
 from bpref.layer import Layer, as_function
 from bpref.verify.blame import require_callable
 from bpref.verify.check import check
-from bpref.verify.naming import function_name
+from bpref.verify.naming import argument_names, function_name, leaf_names
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,
@@ -55,6 +55,7 @@ class SearchReport(NamedTuple):
       report: what `check` says of it.
       snippet: a self-contained program that checks it again.
       refusal: the first message of a refusal.
+      values: how the arguments of the failing case were drawn, such as `x: flat rows`, before they were made smaller.
     """
 
     name: str
@@ -67,6 +68,7 @@ class SearchReport(NamedTuple):
     report: Report | None = None
     snippet: str = ""
     refusal: str = ""
+    values: str = ""
 
     @property
     def found(self) -> bool:
@@ -96,7 +98,8 @@ class SearchReport(NamedTuple):
             outcome = "no failing case" if self.ok else "nothing could be decided"
             refusal = f"\n  the first refusal: {self.refusal}" if self.refusal and not self.ok else ""
             return f"{self.name}   {outcome}   {tried}   key {self.key}{refusal}"
-        return f"{self.name}   FAILS   {tried}   key {self.key}\n\n{self.report}\n\n{self.snippet}"
+        values = f"  drawn as {self.values}\n" if self.values else ""
+        return f"{self.name}   FAILS   {tried}   key {self.key}\n{values}\n{self.report}\n\n{self.snippet}"
 
 
 def search(
@@ -112,7 +115,8 @@ def search(
     """Look for arguments for which `check` finds a derivation wrong or imprecise.
 
     Tried are sizes of 1 and 0, odd and prime ones, square and not; every dtype and hyperparameter given; ties, zeros,
-    repeated indices, rows that hardly vary, huge and subnormal values. What fails is made smaller.
+    repeated indices and ids by Zipf's law, rows that hardly vary or hardly differ, outlier channels, huge and subnormal
+    values. What fails is made smaller.
 
     Args:
       fun, reference, backward: as `check` takes them.
@@ -150,7 +154,8 @@ def search(
     if found is None:
         return SearchReport(*known, refusal=hunt.refusal)
     args, report = found
-    return SearchReport(*known, args, report, snippet(fun, args, reference, backward, key), hunt.refusal)
+    program = snippet(fun, args, reference, backward, key)
+    return SearchReport(*known, args, report, program, hunt.refusal, hunt.drawn_as())
 
 
 def _require_fitting(fun: Any, template: Template) -> None:
@@ -214,6 +219,14 @@ class _Hunt:
         case, report = self.failing
         args = arguments(self.template, *case)
         return simpler_arguments(args, report, self._like, lambda: not self._has_time(self.shrunk_by, is_new=False))
+
+    def drawn_as(self) -> str:
+        """The failing case's values in words, those of them that are not ordinary."""
+        args = jax.tree.unflatten(self.template.tree, range(len(self.template.leaves)))
+        roots = ("params", "x") if isinstance(self.fun, Layer) else argument_names(self.fun, len(args))
+        names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
+        patterns = self.failing[0].drawn.patterns if self.failing else ()
+        return ", ".join(f"{n}: {p}" for n, p in zip(names, patterns, strict=False) if p not in ("", "ordinary"))
 
     def _rounds(self) -> Iterator[Layout]:
         """The layouts; all of them again, if there are so few."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.verify.points import by_zipfs_law
 from bpref.verify.specs import Spec, parse_spec, parse_templates
 
 Generator = np.random.Generator
@@ -243,6 +244,24 @@ def _flat_rows(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
     return _ordinary(rng, (*shape[:-1], 1) if shape else ()) + 1e-6 * rng.normal(size=shape)
 
 
+def _one_hot(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Along the last axis one 1, and zeros."""
+    v = np.zeros(shape)
+    if v.size and shape:
+        np.put_along_axis(v, rng.integers(0, shape[-1], (*shape[:-1], 1)), 1.0, -1)
+    return v
+
+
+def _outliers(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Along the last axis a few channels that are a hundred times larger, as activations of a large network have."""
+    return _ordinary(rng, shape) * np.where(rng.random(shape[-1:]) < 0.2, 100.0, 1.0)
+
+
+def _equal_rows(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Along the first axis almost constant: examples that hardly differ."""
+    return _ordinary(rng, (1, *shape[1:]) if shape else ()) + 1e-6 * rng.normal(size=shape)
+
+
 FLOATS: Mapping[str, Callable[[Generator, tuple[int, ...], Any], np.ndarray]] = {
     "ordinary": lambda rng, shape, info: _ordinary(rng, shape),
     "between 0 and 1": lambda rng, shape, info: np.round(rng.uniform(0.05, 0.95, shape), 2),
@@ -251,6 +270,10 @@ FLOATS: Mapping[str, Callable[[Generator, tuple[int, ...], Any], np.ndarray]] = 
     "half zero": lambda rng, shape, info: _half_zero(rng, shape),
     "all equal": lambda rng, shape, info: np.full(shape, 0.75),
     "flat rows": lambda rng, shape, info: _flat_rows(rng, shape),
+    "nearly equal rows": lambda rng, shape, info: _equal_rows(rng, shape),
+    "outlier channels": lambda rng, shape, info: _outliers(rng, shape),
+    "sorted": lambda rng, shape, info: np.sort(_ordinary(rng, shape), axis=-1) if shape else _ordinary(rng, shape),
+    "one-hot": lambda rng, shape, info: _one_hot(rng, shape),
     "large": lambda rng, shape, info: 30 * _ordinary(rng, shape),
     "huge": lambda rng, shape, info: float(info.max) ** 0.5 * rng.normal(size=shape),
     "small": lambda rng, shape, info: 1e-4 * _ordinary(rng, shape),
@@ -263,6 +286,10 @@ FLOATS: Mapping[str, Callable[[Generator, tuple[int, ...], Any], np.ndarray]] = 
 INTEGERS: Mapping[str, Callable[[Generator, tuple[int, ...], int], np.ndarray]] = {
     "ordinary": lambda rng, shape, below: rng.integers(0, below, shape),
     "repeated": lambda rng, shape, below: rng.choice(rng.integers(0, below, 2), shape),
+    "by Zipf's law": by_zipfs_law,
+    "by Zipf's law, in order": lambda rng, shape, below: np.sort(by_zipfs_law(rng, shape, below).ravel()).reshape(
+        shape
+    ),
     "the first": lambda rng, shape, below: np.zeros(shape, int),
     "the last": lambda rng, shape, below: np.full(shape, below - 1),
     "in turn": lambda rng, shape, below: np.arange(int(np.prod(shape))).reshape(shape) % below,

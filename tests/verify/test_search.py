@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import bpref
+from bpref.verify.points import by_zipfs_law
 from bpref.verify.report import IMPRECISE, Finding, Report, Verdict
 from bpref.verify.search import search
 from bpref.verify.search_draw import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of
@@ -93,7 +94,7 @@ WRONG = {
     "not square": (mean_square, "f32[N,d]", wrong_unless_square, lambda x: x.shape[0] != x.shape[1] and x.size <= 2),
     "repeated indices": (embedding, "f32[V,d] i32[N]<V", overwriting, lambda t, ids: len(set(ids)) < len(ids) <= 3),
     "ties": (maximum, "f32[N,d]", to_each_of_a_tie, lambda x: (x == x.max()).sum() > 1 and x.shape == (1, 2)),
-    "large values": (softplus, "f32[N]", overflowing, lambda x: x.max() > 50 and x.size <= 3),
+    "large values": (softplus, "f32[N]", overflowing, lambda x: abs(x).max() > 50 and x.size <= 3),
     "huge values": (identity, "f32[N]", squared_and_divided, lambda x: 1e19 < abs(x).max() < np.inf and x.size <= 3),
     "one hyperparameter": (power, ("f32[N]", {1, 2, 3}), wrong_for_the_third, lambda x, n: n == 3 and x.size == 1),
     "broadcasting": (added, "f32[N,d] f32[N|1,d]", not_summed, lambda x, b: b.shape[0] == 1 < x.shape[0]),
@@ -283,3 +284,28 @@ def test_one_case_is_tried_however_long_the_imports_took(monkeypatch):
     monkeypatch.setattr("bpref.verify.search.require_hypothesis", lambda: setattr(clock, "now", clock.now + 5))
     assert search(maximum, "f32[N]", seconds=3, key=1).tried == 1
     assert search(maximum, "f32[N]", seconds=0, key=1).tried == 0
+
+
+def first_if_one_hot(x):
+    """2 where every row holds a single 1 and zeros, as only a special draw does; else 1."""
+    is_one_hot = jnp.all((x == 0) | (x == 1)) & jnp.all(x.sum(-1) == 1)
+    return jnp.where(is_one_hot, 2.0, 1.0).astype(x.dtype)
+
+
+def test_the_values_that_made_it_fail_are_named():
+    def backward(args, dy):
+        return (dy * (1 - jnp.tanh(args[0]) ** 2) * first_if_one_hot(args[0]),)
+
+    report = search(jnp.tanh, "f32[N,d]", backward=backward, seconds=60, key=1)
+    assert report.found
+    assert report.values == "x: one-hot"
+    assert "\n  drawn as x: one-hot\n" in str(report)
+    assert json.loads(report.to_json())["values"] == "x: one-hot"
+
+
+@pytest.mark.parametrize("below", [1, 2, 50])
+def test_integers_by_zipfs_law(below):
+    drawn = by_zipfs_law(np.random.default_rng(SEED), (5000,), below)
+    counts = np.sort(np.bincount(drawn, minlength=below))[::-1]
+    assert drawn.max() < below
+    assert counts[0] > 1.2 * 5000 / below if below > 1 else counts[0] == 5000
