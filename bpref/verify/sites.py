@@ -151,7 +151,7 @@ def _arguments(equation: JaxprEqn) -> tuple[str, ...]:
 
 
 def _fixed(equation: JaxprEqn) -> tuple[bool, ...]:
-    avals = [v.aval for v in equation.invars]
+    avals: list[Any] = [v.aval for v in equation.invars]
     numbers = [v.shape == () and getattr(v, "weak_type", False) for v in avals]
     closed_over = [i < equation.params["num_consts"] for i in range(len(avals))]
     both = tuple(n or c for n, c in zip(numbers, closed_over, strict=True))
@@ -163,7 +163,7 @@ def _is_opaque(equation: JaxprEqn, fixed: Sequence[bool]) -> bool:
 
     The rule's forward, or its tangents, JAX traces once: that is done here, before it is called with other dtypes.
     """
-    avals = [v.aval for v in equation.invars]
+    avals: list[Any] = [v.aval for v in equation.invars]
 
     def swept(*moving):
         given = iter(moving)

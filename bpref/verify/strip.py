@@ -75,5 +75,5 @@ def is_opaque(program: ClosedJaxpr) -> bool:
 
 def narrow_outputs_of_opaque(program: ClosedJaxpr) -> bool:
     """Whether a kernel or a callback gives floating-point numbers of fewer than 64 bits."""
-    outputs = (v.aval for e in all_equations(program) if e.primitive.name in OPAQUE for v in e.outvars)
+    outputs: list[Any] = [v.aval for e in all_equations(program) if e.primitive.name in OPAQUE for v in e.outvars]
     return any(jnp.issubdtype(a.dtype, jnp.inexact) and jnp.finfo(a.dtype).bits < 64 for a in outputs)

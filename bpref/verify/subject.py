@@ -84,7 +84,7 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
     call = (lambda params, x: fun.forward(params, x)[0]) if is_layer else fun
     form = LAYER if is_layer else BACKWARD if backward else RULE if _has_raw_rule(fun) else INSIDE
     given, static = len(args), getattr(fun, "nondiff_argnums", ())
-    args = _with_defaults(fun.fun, args) if form == RULE else args
+    args = _with_defaults(fun, args) if form == RULE else args
     roots = ("params", "x") if is_layer else argument_names(fun, len(args))
     leaves, rebuild, names = array_leaves(roots, args, {i for i in range(len(args)) if i >= given or i in static})
 
@@ -110,10 +110,10 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
     )
 
 
-def _with_defaults(fun: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _with_defaults(rule: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The positional arguments with defaults filled in, as `jax.custom_vjp` hands them to the rule."""
     try:
-        bound = inspect.signature((lambda *args: None) if isinstance(fun, partial) else fun).bind(*args)
+        bound = inspect.signature((lambda *args: None) if isinstance(rule.fun, partial) else rule.fun).bind(*args)
     except (TypeError, ValueError):  # the call itself will say what is wrong with it
         return args
     bound.apply_defaults()

@@ -51,8 +51,8 @@ def called(subject: Subject) -> Called:
     by_hand = _compiled_backward(subject, specs) if given is on_device else None
 
     def sweep(leaves: Arrays) -> tuple[Arrays, Pull]:
-        if by_hand is not None:
-            return plain(leaves), lambda dy: [_as_numpy(v) for v in by_hand(given(leaves), given(dy))]
+        if (entries_of := by_hand) is not None:
+            return plain(leaves), lambda dy: [_as_numpy(v) for v in entries_of(given(leaves), given(dy))]
         with np.errstate(all="ignore"):
             y, pull = subject.sweep(given(leaves))
         tree = jax.tree.structure(y)
