@@ -1,17 +1,18 @@
-"""Writes what `bench_rules`, `bench_sequence` and `bench_suite` have last seen into the READMEs.
+"""Writes what `bench_rules`, `bench_sequence`, `bench_suite` and `bench_criteria` have last seen into the READMEs.
 
 python -m benchmarks.in_readme
 """
 
 from pathlib import Path
 
-from benchmarks import bench_suite, rule_figures, sequence_figures
+from benchmarks import bench_criteria, bench_suite, rule_figures, sequence_figures
 from benchmarks.contest import Outcome
 
 HERE = Path(__file__).parent
 SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
+CRITERIA = HERE / "results/criteria.json"
 
 CHOSEN = (
     "causal attention, T 2048",
@@ -52,6 +53,7 @@ def pages() -> dict[Path, str]:
     rules = rule_figures.by_kind(rule_figures.read(RULES)) + "\n"
     long = written(LONG.read_text(), "figures of the rules", rules)
     brief = written(SHORT.read_text(), "short figures", short(sequences.rows))
+    brief = written(brief, "figures of criteria", bench_criteria.table(bench_criteria.read(CRITERIA)) + "\n")
     return {
         SHORT: written(brief, "figures of a suite", bench_suite.table(bench_suite.read(SUITE)) + "\n"),
         LONG: written(long, "figures of sequences", sequence_figures.tables(sequences)),

@@ -13,6 +13,8 @@ from bpref.cli.check import check
 from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
 from bpref.cli.errors import UsageError
 from bpref.cli.explain import explain
+from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
+from bpref.cli.grade import grade
 from bpref.cli.rules import rules
 from bpref.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from bpref.cli.train import train
@@ -47,6 +49,7 @@ def options(
 
 app.command(epilog=CHECK_EXAMPLE)(check)
 app.command(epilog=AUDIT_EXAMPLE)(audit)
+app.command(epilog=GRADE_EXAMPLE)(grade)
 app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
 app.command(epilog="Example: bpref explain linear")(explain)
 app.command(epilog="Example: bpref rules --kind loss")(rules)

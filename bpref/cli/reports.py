@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -37,6 +38,16 @@ def deliver(report: AnyReport, json_file: str | None) -> int:
             writing.write("--json", Path(json_file), report.to_json() + "\n")
         show(report)
     return EXIT_CODES[verdict_of(report)]
+
+
+def deliver_text(report: Any, json_file: str | None) -> None:
+    """Write a report's `to_json()` as `deliver` does, and print it where stdout is not for the JSON."""
+    if json_file == STDOUT:
+        print(report.to_json())
+        return
+    if json_file is not None:
+        writing.write("--json", Path(json_file), report.to_json() + "\n")
+    print(report)
 
 
 def verdict_of(report: AnyReport) -> str:
