@@ -20,9 +20,10 @@ from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import is_specification
-from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at, sample, scales
+from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
+from bpref.verify.samples import sample, scales
 from bpref.verify.seed import seed_of
 from bpref.verify.subject import OWN_PRIMAL, as_subject
 from bpref.verify.torch_front import is_torch

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.blame import (
     explained,
     require_accepted,
@@ -19,22 +18,16 @@ from bpref.verify.blame import (
     require_outputs,
     require_rule,
 )
-from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding, run_in_float64, widened
+from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
 from bpref.verify.garbage import collecting_nothing
 from bpref.verify.kinks import a_step_away
 from bpref.verify.laws import form, is_repeatable
 from bpref.verify.lift import lift, lift_traced, narrowest
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import COTANGENTS, Program, Seen, output_shapes, trace_program, unchanged
+from bpref.verify.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
 from bpref.verify.report import Finding
 from bpref.verify.rewrite import all_equations, constants_of
 from bpref.verify.subject import RULE, Subject
-
-POINTS = 3
-"""How many points a derivation is tried at; the first has the values that were given."""
-
-SCALES = (1.0, 2.0**20, 2.0**-20)
-"""What the cotangents are multiplied by at each point, so that a clip is met wherever it is set."""
 
 WIDE = (np.float64, np.complex128)
 """The dtypes that there are only with 64-bit numbers enabled."""
@@ -305,36 +298,6 @@ def _name_of_dtypes(dtypes: list[Any]) -> str:
     return "/".join(names)
 
 
-def scales(linear: bool) -> tuple[float, ...]:
-    """What the cotangents are multiplied by at each point; all small for a backward that is not meant to be linear."""
-    return SCALES if linear else (SCALES[-1],) * POINTS
-
-
-def sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[Point], list[Seen]]:
-    """The points of a check: in the working dtypes, in float64 as they were run, and what was seen there."""
-    narrow, wide, seen = zip(*(_sample(ready, key, i, scale) for i, scale in enumerate(scales(linear))), strict=True)
-    if not linear:
-        narrow = [Point(p.leaves, [(v * SCALES[-1]).astype(v.dtype) for v in p.dys]) for p in narrow]
-    return list(narrow), list(wide), list(seen)
-
-
-def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
-    """Point number i: fresh values ever nearer to the given ones, until the function is defined there."""
-    attempts = (_attempt(ready, key, i, n, scale) for n in range(len(fresh.STRENGTHS)))
-    tried = next(attempts)
-    while not _is_defined(tried[2]) and (again := next(attempts, None)):
-        tried = again
-    return tried
-
-
-def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> tuple[Point, Point, Seen]:
-    rng = fresh.generator(key, i, attempt)
-    point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
-    exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
-    (values,) = run_in_float64(ready.wide.run, [exact])
-    return point, exact, values
-
-
 def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
     """What round-off may make of each value at these points."""
 
@@ -344,26 +307,3 @@ def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
         return effect_of_rounding(ready.wide, where, n)
 
     return effect
-
-
-def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
-    smallest = fresh.smallest_axis(leaves)
-    return [
-        fresh.fill(v, rng, attempt, smallest, skewed=i == 1)
-        if fresh.is_specification(v)
-        else v
-        if i == 0
-        else fresh.near(v, rng, fresh.STRENGTHS[attempt])
-        for v in leaves
-    ]
-
-
-def _cotangents(output: Any, rng: np.random.Generator) -> np.ndarray:
-    v = rng.normal(size=(COTANGENTS, *output.shape))
-    if jnp.issubdtype(output.dtype, jnp.complexfloating):
-        v = v + 1j * rng.normal(size=v.shape)
-    return v.astype(output.dtype)
-
-
-def _is_defined(seen: Seen) -> bool:
-    return all(np.all(np.isfinite(v)) for v in (*seen.y_oracle.values(), *seen.oracle.values()))
