@@ -1,5 +1,7 @@
 """check of PyTorch as it is: autograd functions, modules and custom operators, right and wrong."""
 
+import inspect
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +10,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 import bpref  # noqa: E402
+from bpref.corpus import DERIVATIONS  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify import torch_functions as f  # noqa: E402
 
@@ -244,3 +247,55 @@ def test_a_test_takes_it(check_gradient):
     check_gradient(f.Rms.apply, X, W, reference=f.rms_naive)
     with pytest.raises(AssertionError):
         bpref.assert_gradient(f.RmsTwice.apply, X, W, reference=f.rms_naive, key=1)
+
+
+def test_another_subgradient_at_a_tie_is_right_in_every_dtype():
+    x = torch.tensor([[0.0, 1.0, 1.0, -2.0], [3.0, 1.0, 3.0, 3.0], [0.5, 0.25, 2.0, 1.0]])
+    amax = lambda x: x.amax(-1)  # noqa: E731
+    for dtype in (torch.float32, torch.bfloat16):
+        report = bpref.check(f.Maximum.apply, x.to(dtype), reference=amax, key=1)
+        assert report.ok, str(report)
+    assert bpref.check(f.MaximumOfAll.apply, x, reference=amax, key=1).verdict == "wrong"
+
+
+def as_function(forward, backward):
+    """A derivation over NumPy arrays as somebody's `autograd.Function`."""
+
+    class Derivation(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.args = args
+            return run_by_jax(forward, *args)
+
+        @staticmethod
+        def backward(ctx, dy):
+            with jax.enable_x64(dy.dtype == torch.float64):
+                found = backward(tuple(map(as_jax, ctx.args)), as_jax(dy))
+            return tuple(None if v is None else torch.from_numpy(np.array(v)) for v in found)
+
+    return Derivation.apply
+
+
+def as_jax(v):
+    return jax.numpy.asarray(v.detach().numpy())
+
+
+def run_by_jax(forward, *args):
+    with jax.enable_x64(any(v.dtype == torch.float64 for v in args)):
+        return torch.from_numpy(np.array(forward(*map(as_jax, args))))
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "softmax", "l2_normalize"])
+def test_the_corpus_in_the_form_of_pytorch_is_rejected_and_its_right_derivations_are_not(name):
+    derivation = DERIVATIONS[name]
+    args = [torch.from_numpy(np.array(v)) for v in derivation.make_args(np.random.default_rng(SEED), np.float64)]
+    right = bpref.check(as_function(derivation.forward, derivation.backward), *args, key=SEED)
+    assert right.verdict == "ok", str(right)
+    names = [v.where for v in right.verdicts]
+    called = list(inspect.signature(derivation.forward).parameters)
+    for wrong in derivation.wrong:
+        if wrong.kind in ("dtype", "missing_sum"):
+            continue  # PyTorch casts and sums what a backward returns to its argument's dtype and shape
+        report = bpref.check(as_function(derivation.forward, wrong.backward), *args, key=SEED)
+        accused = {called[int(v.where[5:-1])] for v in report.verdicts if v.verdict != "ok"}
+        assert accused == set(wrong.where), f"{wrong.name} {names}\n{report}"

@@ -264,3 +264,36 @@ def rms(x, g, eps=1e-6):
 
 def look_up(ids, table):
     return Embedding.apply(ids, table)
+
+
+class Maximum(Function):
+    """Ties go to the first, where autograd's `amax` shares them."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx, x):
+        y, at = x.max(-1)
+        ctx.save_for_backward(at)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (at,) = ctx.saved_tensors
+        return dy.new_zeros(ctx.shape).scatter(-1, at[..., None], dy[..., None])
+
+
+class MaximumOfAll(Maximum):
+    """Every one of several that are tied gets the whole."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.amax(-1)
+        ctx.save_for_backward(x == y[..., None])
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (tied,) = ctx.saved_tensors
+        return tied * dy[..., None]

@@ -9,6 +9,7 @@ import numpy as np
 
 from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
 from bpref.verify.host.called import Called
+from bpref.verify.host.kinked import jumps, settled
 from bpref.verify.host.oracles import Oracle
 from bpref.verify.host.precision import Compared
 from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
@@ -74,7 +75,18 @@ def judge_argument(
         judged = _narrow(own()[name], residual)
     else:
         judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
+        if judged.verdict.verdict != OK and held_against.is_exact and np.all(np.isfinite(hand)):
+            at = [(s.leaves, [other.dy for other in samples[i : i + COTANGENTS]]) for i, s in _firsts(samples)]
+            hand, oracle = settled(c, held_against, at, n, hand, oracle)
+            bars = np.where(jumps(c, held_against, at, n) > 0, 0.0, bars)
+            residual = _residual(c, n, samples, hand, oracle, bars, held_against)
+            judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
     return judged if judged.verdict.verdict == WRONG else _looked_at(judged, samples, oracle, bars, unseen)
+
+
+def _firsts(samples: Sequence[Sample]) -> list[tuple[int, Sample]]:
+    """The first sample of every point, with its place."""
+    return list(enumerate(samples))[::COTANGENTS]
 
 
 def judge_output(

@@ -38,12 +38,14 @@ class Oracle(NamedTuple):
       cotangents: `(leaves, dys, rng, eps) -> one Numerical for each dy`, of float64 leaves or, where the function takes
         none, of its own; `eps` is the rounding of what will be held against it.
       run: autodiff of a reference in the dtypes that come; None where there is none.
+      in_float64: the same in float64.
     """
 
     text: str
     y: Callable[[Arrays], Arrays] | None
     cotangents: Callable[[Arrays, list[Arrays], np.random.Generator, float], list[Numerical]]
     run: Run | None = None
+    in_float64: Run | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -98,7 +100,7 @@ def exact(text: str, run: Run, in_float64: Run | None = None) -> Oracle:
             for j, here in enumerate(there)
         ]
 
-    return Oracle(text, lambda leaves: truth(leaves, [])[0], cotangents, run)
+    return Oracle(text, lambda leaves: truth(leaves, [])[0], cotangents, run, truth)
 
 
 def nudged(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> tuple[Arrays, list[Arrays]]:

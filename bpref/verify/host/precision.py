@@ -13,6 +13,7 @@ import numpy as np
 
 from bpref.verify import points as fresh
 from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
+from bpref.verify.host.kinked import jumps
 from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
 from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
 from bpref.verify.measure import ulp_errors
@@ -70,13 +71,25 @@ def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched
       Whatever the function raises in these dtypes.
     """
     parts: dict[str, list[tuple]] = {}
+    points: list[tuple[Arrays, list[Arrays]]] = []
     for i in range(POINTS):
-        for name, part in _at(c, oracle, key, i, dtypes, vouched):
+        here, at = _at(c, oracle, key, i, dtypes, vouched)
+        points.append(at)
+        for name, part in here:
             parts.setdefault(name, []).append(part)
-    return {name: _stacked(found) for name, found in parts.items()}
+    found = {name: _stacked(values) for name, values in parts.items()}
+    for n, name in enumerate(c.names):
+        if oracle.is_exact and name in found and found[name].row(name).is_coarse:
+            # In few digits ties are common: there the truth is anything in between.
+            effect = np.maximum(found[name].effect, jumps(c, oracle, points, n))
+            found[name] = found[name]._replace(effect=effect)
+    return found
 
 
-def _at(c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouched: set[str]) -> list[tuple[str, Any]]:
+def _at(
+    c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouched: set[str]
+) -> tuple[list[tuple[str, Any]], tuple[Arrays, list[Arrays]]]:
+    """What was compared at one point, by name, and that point in float64."""
     rng = fresh.generator(key, i, 11)
     own = point(c, key, i)
     leaves = [v.astype(d) if keep else v for v, d, keep in zip(own, dtypes, c.differentiable, strict=True)]
@@ -96,10 +109,11 @@ def _at(c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouc
     found: list[tuple[str, Any]] = []
     if oracle.run:
         others_y, others = oracle.run(leaves, dys)
-        y_truth, effect = value_and_effect(oracle, wide, rng, eps)
-        for name, *v in zip(c.outputs(len(y)), y, y_truth, others_y, effect, strict=True):
-            if is_differentiable(v[0]):
-                found.append((name, (*v, AUTODIFF)))
+        if oracle.y:
+            y_truth, effect = value_and_effect(oracle, wide, rng, eps)
+            for name, *v in zip(c.outputs(len(y)), y, y_truth, others_y, effect, strict=True):
+                if is_differentiable(v[0]):
+                    found.append((name, (*v, AUTODIFF)))
     for j, hand in enumerate(hands):
         for n, name in enumerate(c.names):
             t = truth[j][n]
@@ -113,7 +127,7 @@ def _at(c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouc
             least = eps * _natural(y, dys[j], leaves[n])
             effect = np.maximum(effects[j][n], least)
             found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
-    return found
+    return found, (wide, wide_dys)
 
 
 def _natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
