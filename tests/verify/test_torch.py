@@ -258,6 +258,15 @@ def test_another_subgradient_at_a_tie_is_right_in_every_dtype():
     assert bpref.check(f.MaximumOfAll.apply, x, reference=amax, key=1).verdict == "wrong"
 
 
+def test_a_reference_whose_autograd_is_not_its_derivative_is_said():
+    stopped = lambda x, w: x.detach() * w  # noqa: E731
+    report = bpref.check(f.Scale.apply, X, W, reference=stopped, key=1)
+    assert verdicts(report) == {"y": "ok", "x": "wrong", "w": "ok"}
+    (note,) = report.notes
+    assert note.startswith("autograd of the reference says 0 for x at [")
+    assert note.endswith(": a detach(), or a mistake in the reference")
+
+
 def as_function(forward, backward):
     """A derivation over NumPy arrays as somebody's `autograd.Function`."""
 

@@ -129,7 +129,8 @@ def _within_bars(
     with np.errstate(invalid="ignore"):
         apart = np.where(looked, np.abs(hand - oracle), 0.0)
     apart = np.where(np.isnan(apart), np.inf, apart)
-    error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
+    with np.errstate(over="ignore"):
+        error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
     if np.any(apart > BARS * allowed):
         if looked.all() and error > BARS * residual.round_off:
             return wrong(name, *diagnose(residual), error)

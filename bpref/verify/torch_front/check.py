@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from bpref.verify import points as fresh
 from bpref.verify import torch_oracle
 from bpref.verify.blame import CannotCheck
-from bpref.verify.host.called import Arrays, Called, in_dtype
+from bpref.verify.host.called import Arrays, Called, in_dtype, widened
 from bpref.verify.host.check import check_called, of_two_answers
 from bpref.verify.host.oracles import Oracle, exact, numerical
-from bpref.verify.host.sampling import point
+from bpref.verify.host.sampling import cotangent, point
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import output_name
 from bpref.verify.report import WRONG, Report
@@ -25,6 +26,9 @@ OF_REFERENCE = "float64 oracle: the reference, differentiated by torch.autograd"
 OF_ITSELF = "float64 oracle: its own primal, differentiated by torch.autograd"
 
 CASTS = "it casts down inside; the derivation was judged without those casts"
+
+FEWEST = 4
+"""So many elements of each argument of a reference are held against its differences."""
 
 LIMIT, FEW = 16, 128
 """So many elements of each argument are looked at one by one where there are calls alone, which take their time; all of
@@ -74,6 +78,7 @@ def _report(c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, 
         output_name(c.names),
     )
     oracle, notes = _oracle(c, front, reference, backward, key)
+    notes += _parted(front, oracle, key)
     seen = _observed(c, front, key) if backward is None else Observed([], [], [])
     if seen.is_random:
         return of_two_answers(front, oracle, key, tuple(notes))
@@ -123,6 +128,32 @@ def _observed(c: TorchCall, front: Called, key: int) -> Observed:
         return observed(c, leaves, front.outputs, key)
     except RuntimeError:  # its backward fails as it is: the verdicts say how
         return Observed([], [], [])
+
+
+def _parted(front: Called, oracle: Oracle, key: int) -> list[str]:
+    """Where autograd of the reference is not what finite differences of it are, at a few elements of each argument."""
+    if oracle.y is None or oracle.in_float64 is None:
+        return []
+    rng = fresh.generator(key, 21)
+    leaves = widened(point(front, key, 0), front.differentiable)
+    dys = [cotangent(oracle.y(leaves), rng)]
+    (truth,) = oracle.in_float64(leaves, dys)[1]
+    (found,) = numerical(oracle.y, front.differentiable, "the reference", True, FEWEST).cotangents(
+        leaves, dys, rng, 0.0
+    )
+    notes = []
+    for name, t, v, bar in zip(front.names, truth, found.cotangents, found.bars, strict=True):
+        if v is None:
+            continue
+        with np.errstate(invalid="ignore"):
+            apart = np.isfinite(bar) & (np.abs(t - v) > 10 * bar + 1e-7 * np.max(np.abs(t), initial=0.0))
+        if np.any(apart):
+            at = tuple(int(i) for i in np.argwhere(apart)[0])
+            notes.append(
+                f"autograd of the reference says {t[at]:.4g} for {name} at {list(at)}, its differences {v[at]:.4g}: a "
+                "detach(), or a mistake in the reference"
+            )
+    return notes
 
 
 def _sizes(c: TorchCall) -> list[int]:
