@@ -107,7 +107,7 @@ def judge_output(
         judged = _within_bars(name, (), i, residual.hand, residual.oracle, np.stack(bars), eps, residual)
     lost = ~np.isfinite(y) & ~np.isfinite(reference)
     if judged.verdict.verdict != WRONG and np.any(lost):
-        detail = f"it is NaN or infinite{_where(lost.any(axis=0))}, and so is the reference"
+        detail = f"it is NaN or infinite{_where(np.asarray(lost.any(axis=0)))}, and so is the reference"
         return Judged(Verdict(name, CANNOT_TELL, detail, judged.verdict.error))
     return judged
 

@@ -125,7 +125,7 @@ def _at(
                 found.append((name, (hand[n], t, others[j][n], effects[j][n], AUTODIFF)))
                 continue
             least = eps * _natural(y, dys[j], leaves[n])
-            effect = np.maximum(effects[j][n], least)
+            effect = np.maximum(np.asarray(effects[j][n]), least)
             found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
     return found, (wide, wide_dys)
 
@@ -171,4 +171,5 @@ def _by_hand(
 
 def _stacked(parts: list[tuple]) -> Compared:
     *arrays, beside = zip(*parts, strict=True)
-    return Compared(*(np.stack(v) for v in arrays), beside[0])
+    hand, truth, other, effect = (np.stack(v) for v in arrays)
+    return Compared(hand, truth, other, effect, beside[0])
