@@ -1,0 +1,93 @@
+"""A function's source with all that it needs of bpref, as a file that stands alone."""
+
+import ast
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from bpref.layer import Layer
+
+OWN = "bpref."
+
+
+class NotAlone(ValueError):
+    """What a function needs has a backward in it, so that its source would give the answer away."""
+
+
+class Written(dict[str, str]):
+    """By name, the source of each definition, those that others need first; `imports` are lines before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.imports: set[str] = set()
+
+    def __str__(self) -> str:
+        return "\n".join(sorted(self.imports)) + "\n\n\n" + "\n\n\n".join(self.values()) + "\n"
+
+
+def standing_alone(f: Callable, written: Written | None = None) -> Written:
+    """The definition of `f` and of everything of bpref that it names, in turn; all else is imported.
+
+    Raises:
+      NotAlone: a layer, with its backward, is among what it needs.
+      ValueError: two definitions of one name.
+    """
+    written = Written() if written is None else written
+    _define(f.__name__, f, written)
+    return written
+
+
+def _define(name: str, f: Any, written: Written) -> None:
+    """Write the definition of `f` under the name by which it is known where it is used."""
+    f = inspect.unwrap(f)
+    if f is Layer:
+        raise NotAlone("it needs a layer, with its backward")
+    source = textwrap.dedent(inspect.getsource(f)).rstrip()
+    for keyword in ("def", "class"):
+        source = re.sub(rf"^{keyword} {f.__name__}\b", f"{keyword} {name}", source, count=1, flags=re.M)
+    if written.get(name, source) != source:
+        raise ValueError(f"two definitions of {name} in one file")
+    if name in written:
+        return
+    written[name] = source
+    module = vars(inspect.getmodule(f))
+    for used in _names(source):
+        if used in module and used != name:
+            _need(used, module[used], written, source)
+    written[name] = written.pop(name)  # after what it needs
+
+
+def _need(name: str, value: Any, written: Written, source: str) -> None:
+    home = getattr(value, "__module__", None)
+    own_name = getattr(value, "__name__", name).split(".")[-1]
+    if isinstance(value, ModuleType) and value.__name__.startswith(OWN):
+        used = dict.fromkeys(re.findall(rf"\b{name}\.(\w+)", source))
+        for attribute in used:
+            _need(f"{name}_{attribute}", getattr(value, attribute), written, source)
+        written.imports.add("import types")
+        written[name] = f"{name} = types.SimpleNamespace({', '.join(f'{a}={name}_{a}' for a in used)})"
+    elif isinstance(value, ModuleType):
+        written.imports.add(f"import {value.__name__}" + f" as {name}" * (name != value.__name__))
+    elif isinstance(home, str) and home.startswith(OWN) and (inspect.isfunction(value) or inspect.isclass(value)):
+        _define(name, value, written)
+    elif hasattr(typing, name) and value is getattr(typing, name):
+        written.imports.add(f"from typing import {name}")
+    elif repr(value).startswith("typing."):
+        written.imports.add("import typing")
+        written[name] = f"{name} = {value!r}"
+    elif callable(value) and isinstance(home, str):
+        written.imports.add(f"from {home} import {own_name}" + f" as {name}" * (name != own_name))
+    else:
+        written[name] = f"{name} = {value!r}"
+
+
+def _names(source: str) -> list[str]:
+    """The global names in a definition, annotations and defaults too, in the order in which they stand."""
+    nodes = ast.walk(ast.parse(source))
+    return list(
+        dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    )
