@@ -127,6 +127,7 @@ def _judged(p: Problem, solution: Solution, key: int) -> tuple[str, str, Any]:
 
     try:
         report = check(called, *p.args, reference=p.forward, backward=backward, key=key)
+        report = report._replace(verdicts=tuple(v for v in report.verdicts if v.where in p.names))  # y is ours
     except (TypeError, ValueError):
         if not said:
             raise

@@ -179,3 +179,11 @@ def test_a_cotangent_of_a_narrower_dtype_is_said():
     half = lambda args, dy: (softplus_backward(args, dy)[0].astype(np.float16),)  # noqa: E731
     report = bpref.check(softplus, X, backward=half, key=1)
     assert details(report) == {"x": "its cotangent is float16, expected float32"}
+
+
+def test_arrays_of_four_axes_have_a_precision_of_their_elements():
+    x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2)
+    report = bpref.check(softplus, x, backward=softplus_backward, key=1)
+    (verdict,) = report.verdicts
+    assert verdict.verdict == "ok"
+    assert (len(verdict.precision[0].worst), verdict.precision[0].whole) == (4, 0.0)

@@ -50,7 +50,7 @@ class Compared(NamedTuple):
         hand, other = (np.where(skipped, 0.0, ulp_errors(v, self.truth, dtype)) for v in (self.hand, self.other))
         moved = np.where(skipped, 0.0, ulp_errors(self.truth + self.effect, self.truth, dtype))
         unit = np.maximum(1.0, np.where(np.isfinite(moved), moved, 1.0))
-        row = Row(where, dtype.name, hand, other, self.truth.shape[1:], beside=self.beside)
+        row = Row(where, dtype.name, hand, other, shape=self.truth.shape[1:], beside=self.beside)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
         if np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled):
