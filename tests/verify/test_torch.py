@@ -117,6 +117,44 @@ def test_a_module_has_its_parameters_by_name():
     assert module.weight.grad is None
 
 
+class Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, module, x, weight):
+        ctx.module = module
+        ctx.save_for_backward(x, weight)
+        with torch.no_grad():
+            return module.plain(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        # dx by the module's own weight, as one reads it that runs the forward again.
+        return None, dy * ctx.module.weight, (dy * x).sum(0)
+
+
+class Recomputing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(W.clone())
+
+    def plain(self, x):
+        return x * self.weight
+
+    def forward(self, x):
+        return Recomputed.apply(self, x, self.weight)
+
+
+def test_a_backward_that_reads_the_module_again_finds_the_parameters_of_the_check():
+    report = bpref.check(Recomputing(), X, key=1)
+    assert verdicts(report) == {"x": "ok", "weight": "ok"}, str(report)
+
+
+def test_an_output_of_four_dimensions_has_its_precision():
+    q = X.reshape(5, 2, 2, 2)
+    report = bpref.check(lambda q: f.Rms.apply(q.reshape(5, 8), W).reshape(q.shape), q, key=1)
+    assert [len(p.worst) for v in report.verdicts for p in v.precision] == [4], str(report)
+
+
 def test_a_module_of_pytorch_is_checked_by_differences_and_its_buffers_stay():
     module = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.BatchNorm1d(3))
     report = bpref.check(module, X, key=1)

@@ -59,12 +59,18 @@ def point(c: Called, key: int, i: int, dtype: str = "") -> Arrays:
         leaves = _drawn(c, rng, i, attempt)
         leaves = widened(leaves, c.differentiable, dtype) if dtype else leaves
         with np.errstate(all="ignore"):
-            undefined = sum(int(np.sum(~np.isfinite(v))) for v in c.plain(leaves) if is_differentiable(v))
+            undefined = sum(int(np.sum(~np.isfinite(v))) for v in _plain(c, leaves) if is_differentiable(v))
         best = (undefined, leaves) if best is None or undefined < best[0] else best
         if not undefined:
             break
     assert best is not None
     return best[1]
+
+
+def _plain(c: Called, leaves: Arrays) -> Arrays:
+    """The outputs, in the mode in which the function is swept: a kernel may not trace in the other."""
+    with x64_for([v.dtype for v in leaves], c.x64):
+        return c.plain(leaves)
 
 
 def _drawn(c: Called, rng: np.random.Generator, i: int, attempt: int) -> Arrays:
@@ -95,7 +101,7 @@ def cotangent(y: Sequence[Any], rng: np.random.Generator) -> Arrays:
 def _samples(c: Called, oracle: Oracle, key: int, i: int, dtype: str) -> Iterator[Sample]:
     rng = fresh.generator(key, i, 9)
     leaves = point(c, key, i, dtype)
-    y = c.plain(copies(leaves))
+    y = _plain(c, copies(leaves))
     reference = oracle.y(copies(leaves)) if oracle.y else None
     _require_same_outputs(c, y, reference)
     dys = [cotangent(y, rng) for _ in range(COTANGENTS)]

@@ -58,14 +58,14 @@ class TorchCall(NamedTuple):
     def outputs(self, fun: Any, tensors: Tensors) -> Tensors:
         """What `fun`, the function or its reference, gives for these tensors: a flat list."""
         arguments = [t for t, p in zip(tensors, self.parameters, strict=True) if p is None]
-        of_module = {p: t for t, p in zip(tensors, self.parameters, strict=True) if p is not None}
-        with self._with_parameters(fun, of_module):
+        with self.with_parameters(fun, tensors):
             y = torch_oracle.with_graph(lambda: fun(*self.rebuild(arguments)))
         return flat(y, function_name(fun))
 
     @contextmanager
-    def _with_parameters(self, fun: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    def with_parameters(self, fun: Any, tensors: Tensors) -> Iterator[None]:
         """The module's parameters replaced by these, and a reference's that has the same; buffers by copies."""
+        values = {p: t for t, p in zip(tensors, self.parameters, strict=True) if p is not None}
         modules = [m for m in dict.fromkeys((self.fun, fun)) if isinstance(m, torch.nn.Module)]
         kept = []
         try:
@@ -152,7 +152,8 @@ def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple
         outputs = _called(c, fun, tensors)
 
     def pull(dys: Arrays) -> Arrays:
-        with _mode_for(c, fun, values):
+        # A backward may read the module again, as one does that recomputes its forward.
+        with _mode_for(c, fun, values), c.with_parameters(fun, tensors):
             of_outputs = [to_tensor(_conjugate(dy), Layout(y.device, None)) for dy, y in zip(dys, outputs, strict=True)]
             return [_conjugate(v) for v in pulled(c, tensors, outputs, of_outputs, backward)]
 
@@ -177,7 +178,8 @@ def pulled(
         misfit = Misfit("its output carries no gradient: no output has a grad_fn")
         return [misfit if i in chosen else None for i in range(len(tensors))]
     try:
-        found = torch_oracle.cotangents(outputs, [tensors[i] for i in chosen], dys, keep)
+        with c.with_parameters(c.fun, tensors):
+            found = torch_oracle.cotangents(outputs, [tensors[i] for i in chosen], dys, keep)
     except (RuntimeError, TypeError) as error:
         text = next(iter(str(error).splitlines()), type(error).__name__)
         misfit = Misfit(f"the backward raised {type(error).__name__}: {text}")
