@@ -67,6 +67,12 @@ def test_transposed_and_laid_out_anew():
     assert found == ("transposed", "the reference with axes 0 and 1 exchanged, and reshaped to fit")
 
 
+def test_an_axis_of_size_one_exchanged_moves_nothing(rng):
+    o = rng.normal(size=(6, 5, 1, 4))
+    found = diagnose(residual_of("q", o * (1 + 1e-12), o, {}))
+    assert found.kind != "transposed", found.detail
+
+
 def test_transposed_axes_of_three(rng):
     x, o = drawn(rng, 3, 3, 3), rng.normal(size=(6, 3, 3, 3))
     found = diagnose(residual_of("x", o.transpose(0, 2, 3, 1), o, {"x": x}))

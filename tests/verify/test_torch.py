@@ -127,7 +127,7 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
+        x, _ = ctx.saved_tensors
         # dx by the module's own weight, as one reads it that runs the forward again.
         return None, dy * ctx.module.weight, (dy * x).sum(0)
 

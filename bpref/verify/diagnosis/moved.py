@@ -29,6 +29,9 @@ LEAST_SAMPLES_TO_PERMUTE = 3
 def transposed(r: Residual) -> Diagnosis | None:
     """The oracle with its axes in another order; where they have different sizes, laid out in the right shape."""
     for order in axis_orders(len(r.shape)):
+        kept = [a for a in order if r.shape[a] != 1]
+        if kept == sorted(kept):
+            continue  # every element stays where it is
         moved = np.transpose(r.oracle, (0, *(a + 1 for a in order)))
         if agree(r, moved.reshape(r.oracle.shape)):
             how = name_order(order)
