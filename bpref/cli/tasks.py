@@ -8,7 +8,7 @@ import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
 from bpref.cli.reports import EXIT_CODES, deliver_text, require_writable, stdout_for_json, waiting
-from bpref.nearest import meant
+from bpref.nearest import meant, require_known
 from bpref.rule import Rule
 from bpref.rules import RULES, other_names
 from bpref.tasks.judge import judge as judge_solution
@@ -18,21 +18,21 @@ from bpref.verify.seed import seed_of
 
 TASKS_EXAMPLE = "Example: bpref tasks --out problems linear rms_norm"
 JUDGE_EXAMPLE = "Example: bpref judge problems/linear problems/linear/solution.py --json -"
-FRAMEWORKS = ("jax",)
+FRAMEWORKS = ("jax", "torch")
 
 
 def tasks(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folders are made, one for each rule.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Rules. [default: all]")] = None,
-    framework: Annotated[str, typer.Option(metavar="jax", help="Whose arrays a solution takes.")] = "jax",
+    framework: Annotated[str, typer.Option(metavar="jax|torch", help="Whose arrays a solution takes.")] = "jax",
 ) -> int:
     """Write rules as tasks: the naive forward, shapes and dtypes, a solution to fill in; no backward."""
     if framework not in FRAMEWORKS:
-        raise UsageError(f"--framework {framework}: tasks are written for jax only")
+        raise UsageError(f"--framework {framework}: expected one of {', '.join(FRAMEWORKS)}")
     with blaming_the_input():
         chosen = list(dict.fromkeys(meant("rule", name, RULES, other_names()) for name in names or RULES))
         with waiting("writing"):
-            left_out = [name for name in chosen if not _is_written(out / name, name, bool(names))]
+            left_out = [name for name in chosen if not _is_written(out / name, name, framework, bool(names))]
     count = len(chosen) - len(left_out)
     print(f"{count} task{'s' * (count != 1)} in {out}")
     if left_out:
@@ -40,9 +40,9 @@ def tasks(
     return 0
 
 
-def _is_written(folder: Path, name: str, is_asked_for: bool) -> bool:
+def _is_written(folder: Path, name: str, framework: str, is_asked_for: bool) -> bool:
     try:
-        write_task(folder, RULES[name])
+        write_task(folder, RULES[name], framework)
     except NotAlone as error:
         if is_asked_for:
             raise UsageError(f"there is no task for {name}: {error}") from error
@@ -66,23 +66,26 @@ def judge(
     memory and time of a right one stand beside those of autodiff of the naive forward.
     """
     require_writable(json_file)
-    rule = _rule_of(task)
+    rule, framework = _asked(task)
     if not solution.is_file():
         raise UsageError(f"there is no file {solution}")
     with stdout_for_json(json_file), waiting("judging"):
-        judgement = judge_solution(rule, solution, seed_of("--key", key), seconds, gigabytes)
+        judgement = judge_solution(rule, solution, seed_of("--key", key), seconds, gigabytes, framework)
     deliver_text(judgement, json_file)
     return EXIT_CODES[judgement.verdict]
 
 
-def _rule_of(task: str) -> Rule:
+def _asked(task: str) -> tuple[Rule, str]:
+    """The rule that a task is made of, and the framework of its solution."""
     about = Path(task) / ABOUT
     with blaming_the_input():
         if not about.is_file():
             if Path(task).is_dir():
                 raise UsageError(f"{task} is no task: there is no {ABOUT} in it")
-            return RULES[meant("rule", task, RULES, other_names())]
+            return RULES[meant("rule", task, RULES, other_names())], "jax"
         written = json.loads(about.read_text())
         if not isinstance(written, dict) or not isinstance(written.get("rule"), str):
             raise UsageError(f"{about} names no rule")
-        return RULES[meant("rule", written["rule"], RULES)]
+        framework = str(written.get("framework", "jax"))
+        require_known("framework", framework, FRAMEWORKS)
+        return RULES[meant("rule", written["rule"], RULES)], framework

@@ -19,7 +19,7 @@ from bpref.verify.check import check
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Report
 
-ROUNDS, REPEATS = 3, 9
+ROUNDS, REPEATS, ATTEMPTS = 3, 9, 20
 
 
 class Cost(NamedTuple):
@@ -80,7 +80,9 @@ class Judgement(NamedTuple):
         return json.dumps(whole, indent=1)
 
 
-def judge(rule: Rule, path: Path, key: int, seconds: float = 60.0, gigabytes: float = 16.0) -> Judgement:
+def judge(
+    rule: Rule, path: Path, key: int, seconds: float = 60.0, gigabytes: float = 16.0, framework: str = "jax"
+) -> Judgement:
     """Judge the `backward(args, dy)` in a file as that of a rule's reference.
 
     Args:
@@ -89,22 +91,35 @@ def judge(rule: Rule, path: Path, key: int, seconds: float = 60.0, gigabytes: fl
       key: the seed of shapes, arguments and cotangents.
       seconds: what one answer may take.
       gigabytes: the address space of that process.
+      framework: "jax" or "torch", whose arrays the solution takes and returns.
     """
     reports: list[Report] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
     rng = np.random.default_rng(key)
     verdict, cause, cost = OK, "", None
-    with Solution(path, seconds, gigabytes) as solution:
+    with Solution(path, seconds, gigabytes, framework) as solution:
         for i in range(ROUNDS):
-            p = problem(rule, small_sizes(case_of(rule), rng), int(rng.integers(2**31)))
+            p = _fresh(rule, rng)
             shapes.append({name: v.shape for name, v in zip(p.names, p.args, strict=True)})
             verdict, cause, report = _judged(p, solution, key + i)
             reports += [report] * (report is not None)
             if verdict != OK:
                 break
         else:
-            cost = _cost(rule, solution, key)
+            in_jax = framework == "jax"
+            cost = (
+                _cost(rule, solution, key) if in_jax else Cost(note="only a solution in JAX is, beside JAX's autodiff")
+            )
     return Judgement(rule.name, verdict, cause, key, tuple(reports), tuple(shapes), cost)
+
+
+def _fresh(rule: Rule, rng: np.random.Generator) -> Problem:
+    """Sizes and values at which the function is finite: ctc is not, where there are more labels than steps."""
+    for _ in range(ATTEMPTS - 1):
+        p = problem(rule, small_sizes(case_of(rule), rng), int(rng.integers(2**31)))
+        if all(bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(p.forward(*p.args))):
+            return p
+    return problem(rule, small_sizes(case_of(rule), rng), int(rng.integers(2**31)))
 
 
 def _judged(p: Problem, solution: Solution, key: int) -> tuple[str, str, Any]:

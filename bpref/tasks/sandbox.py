@@ -38,11 +38,13 @@ class Solution:
       path: the file.
       seconds: what an answer may take; the first has the import of JAX in it.
       gigabytes: of address space.
+      framework: "jax" or "torch", whose arrays it takes.
     """
 
-    def __init__(self, path: Path, seconds: float, gigabytes: float):
+    def __init__(self, path: Path, seconds: float, gigabytes: float, framework: str = "jax"):
         self.failure = ""
         self._seconds = seconds
+        self._framework = framework
         self._folder = tempfile.mkdtemp()
         own = Path(self._folder) / "solution.py"
         shutil.copyfile(path, own)
@@ -85,7 +87,8 @@ class Solution:
         if self.failure:
             raise Failed(self.failure)
         dys = [dy] if (is_one := not isinstance(dy, tuple | list)) else list(dy)
-        question = child.packed({"do": what, "args": len(args), "one": is_one}, [*map(np.asarray, args), *dys])
+        about = {"do": what, "args": len(args), "one": is_one, "framework": self._framework}
+        question = child.packed(about, [*map(np.asarray, args), *dys])
         try:
             header, arrays = self._answer(question)
         except Failed as failed:

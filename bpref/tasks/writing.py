@@ -22,7 +22,7 @@ class _Name(str):
         return str(self)
 
 
-def files_of(rule: Rule) -> dict[str, str]:
+def files_of(rule: Rule, framework: str = "jax") -> dict[str, str]:
     """The files of the rule's task, by name.
 
     Raises:
@@ -30,18 +30,18 @@ def files_of(rule: Rule) -> dict[str, str]:
     """
     case = case_of(rule)
     p = problem(rule, small_sizes(case, np.random.default_rng(0)), 0)
-    about = {"rule": rule.name, "case": case.name, "framework": "jax"}
+    about = {"rule": rule.name, "case": case.name, "framework": framework}
     return {
         ABOUT: json.dumps(about, indent=1) + "\n",
         FORWARD: _forward(rule, p),
-        SOLUTION: _solution(p),
-        TASK: _task(rule, p),
+        SOLUTION: _solution(p, framework),
+        TASK: _task(rule, p, framework),
     }
 
 
-def write_task(folder: Path, rule: Rule) -> None:
+def write_task(folder: Path, rule: Rule, framework: str = "jax") -> None:
     """Write the rule's task into `folder`, which is made; a `solution.py` that is there stays."""
-    files = files_of(rule)
+    files = files_of(rule, framework)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if name != SOLUTION or not (folder / name).exists():
@@ -67,11 +67,11 @@ def _forward(rule: Rule, p: Problem) -> str:
     return f'"""{rule.name}: the naive forward. Source of the formula: {rule.cite}."""\n\n{written}'
 
 
-def _solution(p: Problem) -> str:
+def _solution(p: Problem, framework: str) -> str:
     cotangents = ", ".join(f"d{name}" if _has_one(v) else "None" for name, v in zip(p.names, p.args, strict=True))
     comma = "," * (len(p.names) == 1)
     return (
-        "import jax.numpy as jnp\n\n\n"
+        f"import {'jax.numpy as jnp' if framework == 'jax' else 'torch'}\n\n\n"
         "def backward(args, dy):\n"
         f"    {', '.join(p.names)}{comma} = args\n"
         '    raise NotImplementedError("the cotangents of args, derived by hand")\n'
@@ -79,11 +79,12 @@ def _solution(p: Problem) -> str:
     )
 
 
-def _task(rule: Rule, p: Problem) -> str:
+def _task(rule: Rule, p: Problem, framework: str) -> str:
     rows = [
         f"| `{name}` | {v.dtype} | {v.shape} | {'its cotangent' if _has_one(v) else '`None`'} |"
         for name, v in zip(p.names, p.args, strict=True)
     ]
+    arrays, has = ("JAX arrays", "JAX and NumPy") if framework == "jax" else ("tensors", "PyTorch, JAX and NumPy")
     y: Any = jax.eval_shape(p.forward, *p.args)
     shown = ", ".join(f"{v.dtype} {v.shape}" for v in jax.tree.leaves(y))
     sizes = "".join(
@@ -95,7 +96,7 @@ def _task(rule: Rule, p: Problem) -> str:
             f"# {rule.name}",
             "",
             "Derive the backward pass of `forward` in `forward.py` by hand, and write it into `solution.py`:",
-            "`backward(args, dy)` is given the arguments of `forward`, a tuple of JAX arrays, and the cotangent of its",
+            f"`backward(args, dy)` is given the arguments of `forward`, a tuple of {arrays}, and the cotangent of its",
             f"output{', a tuple of arrays' if p.several else ''}; it returns a tuple with the cotangent of each",
             "argument, of its shape and dtype.",
             "",
@@ -106,9 +107,9 @@ def _task(rule: Rule, p: Problem) -> str:
             f"y: {shown}",
             sizes,
             "Shapes are others when it is judged; all choices but the sizes are as `forward` makes them. It is run in",
-            "float32 and in float64, in a process of its own that has JAX and NumPy, and not bpref:",
+            f"float32 and in float64, in a process of its own that has {has}, and not bpref:",
             "",
-            f"    bpref judge {rule.name} {rule.name}/{SOLUTION}",
+            f"    bpref judge . {SOLUTION}",
             "",
         ]
     )

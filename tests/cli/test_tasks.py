@@ -9,7 +9,7 @@ import pytest
 
 from bpref.cli.app import run
 from bpref.rules import RULES
-from bpref.tasks.judge import judge
+from bpref.tasks.judge import _fresh, judge
 from bpref.tasks.problem import case_of, problem, small_sizes
 from bpref.tasks.sandbox import Failed, Solution
 from bpref.tasks.source import NotAlone
@@ -78,6 +78,23 @@ def test_a_wrong_solution_is_told_its_cause(solution, capsys):
         cause
         == "  db: 0.08333 x the reference, every element: a mean in place of the sum over axes 0, 1 of dy (12 terms)"
     )
+
+
+def test_a_solution_in_pytorch_takes_and_returns_tensors(tmp_path, capsys):
+    pytest.importorskip("torch")
+    assert run(["tasks", "--out", str(tmp_path), "--framework", "torch", "linear"]) == 0
+    file = tmp_path / "linear" / "solution.py"
+    assert file.read_text().startswith("import torch\n")
+    text = RIGHT.replace("import jax.numpy as jnp", "import torch").replace(
+        "W, b, x = args", "W, b, x = args\n    dy.view(-1)"
+    )
+    for written, code, verdict in ((text, 0, "ok"), (text.replace("dy @ W", "-dy @ W"), 1, "wrong")):
+        file.write_text(written)
+        capsys.readouterr()
+        assert run(["judge", str(file.parent), str(file), "--key", "3", "--json", "-"]) == code
+        judged = json.loads(capsys.readouterr().out)
+        assert judged["verdict"] == verdict
+    assert judged["cause"].startswith("dx: -1 x the reference, every element: the sign is wrong")
 
 
 def test_a_cotangent_of_another_shape_is_wrong(solution):
@@ -175,10 +192,17 @@ def test_the_forward_of_a_task_is_the_rules_reference(name):
     assert all(np.array_equal(a, b) for a, b in zip(written, own, strict=True))
 
 
+def test_fresh_shapes_are_such_that_the_function_is_finite():
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        p = _fresh(RULES["ctc"], rng)
+        assert np.isfinite(p.forward(*p.args)).all()
+
+
 def test_wrong_use_is_one_line(tmp_path, capsys):
     (tmp_path / "s.py").write_text(RIGHT)
     calls = {
-        ("tasks", "--out", str(tmp_path), "--framework", "torch"): "--framework torch: tasks are written for jax only",
+        ("tasks", "--out", str(tmp_path), "--framework", "numpy"): "--framework numpy: expected one of jax, torch",
         ("tasks", "--out", str(tmp_path), "linaer"): "unknown rule 'linaer'; the nearest ",
         (
             "tasks",
