@@ -9,6 +9,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 import bpref
+from benchmarks.audits import pallas_mha
 from tests.conftest import SEED
 from tests.verify.test_check import rule, verdicts
 
@@ -190,3 +191,8 @@ def test_a_foreign_function_of_lapack(factor):
     assert verdicts(bpref.check(f, a, key=1)) == {"a": expected}
     assert bpref.check(f, a, reference=partial(jnp.linalg.cholesky, symmetrize_input=True), key=1).verdict == expected
     assert bpref.audit(f, a, key=1).verdict == expected
+
+
+def test_rounding_where_the_truth_is_zero_is_imprecise_and_no_permutation():
+    # The first row of causal attention attends to one key: dq is zero there, and the kernel's is what rounding leaves.
+    assert verdicts(pallas_mha()) == {"y": "ok", "q": "imprecise", "k": "ok", "v": "ok"}

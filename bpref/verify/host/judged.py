@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
+from bpref.verify.diagnosis.residual import agree
 from bpref.verify.host.called import Called
 from bpref.verify.host.kinked import jumps, settled
 from bpref.verify.host.oracles import Oracle
@@ -161,9 +162,12 @@ def _narrow(own: Compared, residual: Residual) -> Judged:
         return wrong(name, *diagnose(residual), np.inf)
     eps = float(jnp.finfo(own.hand.dtype).eps)
     possible = float(relative_error(np.asarray(own.other).astype(own.truth.dtype), own.truth))
-    found = diagnose(residual._replace(round_off=max(4 * possible, 16 * eps)))
+    residual = residual._replace(round_off=max(4 * possible, 16 * eps))
+    found = diagnose(residual)
     is_other = apart > max(UNMISTAKABLE, 16 * eps) and apart > 4 * beside
-    if is_other or found.kind != "unexplained":
+    # What is as near to the reference itself as to what a mistake would make of it shows no mistake.
+    is_mistake = found.kind != "unexplained" and not agree(residual, residual.oracle)
+    if is_other or is_mistake:
         return wrong(name, found.kind, found.detail, apart)
     detail = long_text(p)
     return Judged(Verdict(name, IMPRECISE, detail, apart), Finding(name, "imprecise", detail, p.hand.p99))
