@@ -68,6 +68,8 @@ def answered_in_torch(backward, header, arrays):
 
 def loaded(path):
     spec = importlib.util.spec_from_file_location("solution", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["solution"] = module
     spec.loader.exec_module(module)
@@ -79,7 +81,8 @@ def main():
     os.dup2(2, 1)  # what the solution prints is no answer
     questions = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.modules["bpref"] = None  # a solution is not to look the backward up
+    # A solution is not to look the backward up.
+    sys.modules["bpref"] = None  # type: ignore[assignment]
     backward = None
     while len(size := questions.read(8)) == 8:
         header, arrays = unpacked(questions.read(*struct.unpack("<Q", size)))

@@ -66,8 +66,9 @@ class Solution:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                pipe and pipe.close()
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
