@@ -232,7 +232,7 @@ AUDITS = (
 
 def main() -> None:
     """Print what is found of each, a package that is not installed by its name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Check published kernels and losses.")
     parser.add_argument("--only", default="", help="only those with this in their package or name")
     wanted = parser.parse_args().only
     warnings.simplefilter("ignore")
