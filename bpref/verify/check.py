@@ -182,7 +182,7 @@ def _precision(
             if draw
         ]
         for name, row in drawn.items():
-            faults = [r[name].fault for r in (drawn, *more) if name in r and r[name].fault]
+            faults = [fault for r in (drawn, *more) if name in r and (fault := r[name].fault)]
             before, known = found.get(name, ((), ()))
             found[name] = (*before, row.summary()), (*known, *faults[:1])
     return found
