@@ -147,13 +147,28 @@ def _judged(
             if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
                 return Finding(name, "imprecise", long_text(row.summary()) + draw, summarise(row.hand).p99)
         unit = _round_off(ready, row.dtype)
-        if unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2]):
-            effect = max(_apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
-            if row.whole[0] > WHOLE * max(unit, effect):
+        if is_blunt(row, unit):
+            effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
+            if is_blunt(row, max(unit, effect)):
                 return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
         return None
 
     return {name: row._replace(fault=fault(name, row)) for name, row in rows.items()}
+
+
+def is_blunt(row: Row, unit: float) -> bool:
+    """Whether a whole array is off by more than so many times `unit`, and than the truth rounded once."""
+    return unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2])
+
+
+def blunt_text(row: Row, best: float, than: str) -> str:
+    """In words how far the array is off as a whole, and how far it need not be."""
+    hand, autodiff, _ = row.whole
+    as_autodiff = f"as imprecise as {row.beside}" if hand <= 2 * autodiff else f"less precise than {row.beside}"
+    times = hand / max(best, np.finfo(float).tiny)
+    return (
+        f"{row.dtype} {as_autodiff}: as a whole {hand:.2g} of its size off, {times:.0f} times less precise than {than}"
+    )
 
 
 def _nonfinite(row: Row, is_defined: bool) -> Finding:
@@ -167,21 +182,16 @@ def _nonfinite(row: Row, is_defined: bool) -> Finding:
 
 
 def _blunt(ready: Prepared, inputs: Inputs, row: Row) -> str:
-    """In words how far the array is off as a whole, and how far it need not be."""
-    hand, autodiff, once = row.whole
-    than, best = "the truth rounded once", once
+    """`blunt_text`, beside the same derivation in float32 where that is better."""
+    than, best = "the truth rounded once", row.whole[2]
     in_float32 = ready.in_float32()
     if in_float32 is not None:
         wide = [Point(_cast(p.leaves, in_float32.leaves), _cast(p.dys, in_float32.dys)) for p in inputs.wide]
         values = _values(ready, in_float32, wide)[row.where][0].astype(row.dtype)
-        accumulated = _apart_as_a_whole(values, inputs.truth[row.where])
-        if 2 * accumulated < hand:
+        accumulated = apart_as_a_whole(values, inputs.truth[row.where])
+        if 2 * accumulated < row.whole[0]:
             than, best = "float32 accumulation", accumulated
-    as_autodiff = "as imprecise as autodiff" if hand <= 2 * autodiff else f"less precise than autodiff ({autodiff:.2g})"
-    return (
-        f"{row.dtype} {as_autodiff}: as a whole {hand:.2g} of its size off, "
-        f"{hand / max(best, np.finfo(float).tiny):.0f} times less precise than {than}"
-    )
+    return blunt_text(row, best, than)
 
 
 def _round_off(ready: Prepared, dtype: Any) -> float:
@@ -211,13 +221,19 @@ def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, t
     with np.errstate(invalid="ignore", over="ignore"):
         once = truth.astype(hand.dtype)
         skipped = ~np.isfinite(once) | torn[: len(truth)]
-        errors = (np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff))
+        by_hand, by_autodiff = (
+            np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff)
+        )
         known = np.where(skipped, 0.0, truth)
-        whole = (_apart_as_a_whole(np.where(skipped, 0.0, v), known) for v in (hand, autodiff, once))
-        return Row(name, jnp.dtype(hand.dtype).name, *errors, tuple(whole), truth.shape[1:])  # type: ignore[arg-type]
+
+        def whole(v: np.ndarray) -> float:
+            return apart_as_a_whole(np.where(skipped, 0.0, v), known)
+
+        off = whole(hand), whole(autodiff), whole(once)
+        return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:])
 
 
-def _apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
+def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
     """The norm of the error relative to the truth's, of the worst sample; the truth may be of many more digits."""
     wide = np.asarray(values, truth.dtype)
     apart, size = (np.sqrt((np.abs(v).reshape(len(truth), -1) ** 2).sum(axis=1)) for v in (wide - truth, truth))

@@ -128,13 +128,14 @@ def test_ctrl_c_ends_with_130_at_any_moment(command, seconds):
 
 def test_an_interrupted_run_leaves_its_metrics_and_says_where(tmp_path):
     metrics = tmp_path / "run/metrics.jsonl"
+    # A job in the background ignores SIGINT, and so would the process.
+    program = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.argv = ['bpref', 'train', '--epochs', '100000', '--out', {str(tmp_path / 'run')!r}]; "
+        "runpy.run_module('bpref', run_name='__main__')"
+    )
     running = subprocess.Popen(
-        [sys.executable, "-m", "bpref", "train", "--epochs", "100000", "--out", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         time.sleep(0.05)

@@ -11,6 +11,7 @@ import numpy as np  # noqa: E402
 
 import bpref  # noqa: E402
 from bpref.corpus import DERIVATIONS  # noqa: E402
+from bpref.verify.points import by_zipfs_law  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify import torch_functions as f  # noqa: E402
 
@@ -346,3 +347,26 @@ def test_the_corpus_in_the_form_of_pytorch_is_rejected_and_its_right_derivations
         report = bpref.check(as_function(derivation.forward, wrong.backward), *args, key=SEED)
         accused = {called[int(v.where[5:-1])] for v in report.verdicts if v.verdict != "ok"}
         assert accused == set(wrong.where), f"{wrong.name} {names}\n{report}"
+
+
+def test_an_embedding_that_accumulates_in_half_precision_as_its_reference_does():
+    """Ids by Zipf's law: few rows have most of the sum, and autograd of the reference has the same fault."""
+
+    class Lookup(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, W, ids):
+            ctx.save_for_backward(ids)
+            ctx.rows = W.shape[0]
+            return W[ids]
+
+        @staticmethod
+        def backward(ctx, dy):
+            (ids,) = ctx.saved_tensors
+            dW = torch.zeros(ctx.rows, dy.shape[1], dtype=dy.dtype).index_put_((ids,), dy, accumulate=True)
+            return dW, None
+
+    ids = torch.from_numpy(by_zipfs_law(np.random.default_rng(SEED), (8192,), 16).astype(np.int64))
+    W = torch.from_numpy(np.random.default_rng(SEED).normal(size=(16, 2))).to(torch.bfloat16)
+    report = bpref.check(Lookup.apply, W, ids, reference=lambda W, ids: W[ids], key=1)
+    assert [v.verdict for v in report.verdicts] == ["ok", "imprecise"], str(report)
+    assert report.verdicts[1].detail.startswith("bfloat16 as imprecise as autodiff: as a whole ")

@@ -18,7 +18,16 @@ from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
 from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
 from bpref.verify.measure import ulp_errors
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import FACTOR, Row, has_an_outlier, long_text, within
+from bpref.verify.precision import (
+    FACTOR,
+    Row,
+    apart_as_a_whole,
+    blunt_text,
+    has_an_outlier,
+    is_blunt,
+    long_text,
+    within,
+)
 from bpref.verify.prepare import x64_for
 from bpref.verify.report import Finding
 
@@ -50,13 +59,24 @@ class Compared(NamedTuple):
         hand, other = (np.where(skipped, 0.0, ulp_errors(v, self.truth, dtype)) for v in (self.hand, self.other))
         moved = np.where(skipped, 0.0, ulp_errors(self.truth + self.effect, self.truth, dtype))
         unit = np.maximum(1.0, np.where(np.isfinite(moved), moved, 1.0))
-        row = Row(where, dtype.name, hand, other, shape=self.truth.shape[1:], beside=self.beside)
+        known = np.isfinite(self.truth)
+        truth = np.where(known, self.truth, 0)
+
+        def whole(v: np.ndarray) -> float:
+            return apart_as_a_whole(np.where(known, v, 0), truth)
+
+        off = whole(self.hand), whole(self.other), whole(truth.astype(dtype))
+        row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
-        if np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled):
-            return row
         p = row.summary()
-        return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
+        if not (np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled)):
+            return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
+        moved_by = np.where(known & np.isfinite(self.effect), self.effect, 0)
+        if is_blunt(row, max(float(jnp.finfo(dtype).eps) / 2, apart_as_a_whole(truth + moved_by, truth))):
+            detail = blunt_text(row, row.whole[2], "the truth rounded once")
+            return row._replace(fault=Finding(where, "imprecise", detail, row.whole[0]))
+        return row
 
 
 def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched: set[str]) -> dict[str, Compared]:
@@ -97,6 +117,8 @@ def _at(
     with x64_for([v.dtype for v in leaves], c.x64):
         y = c.plain(copies(leaves))
         dys = [cotangent(y, rng) for _ in range(COTANGENTS)]
+        # One whose terms do not cancel, where an accumulator of few digits shows.
+        dys[-1] = [np.abs(v).astype(v.dtype) if is_differentiable(v) else v for v in dys[-1]]
         hands = [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
     wide_dys = [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in dys]
     eps = max(float(jnp.finfo(v.dtype).eps) for v, keep in zip(leaves, c.differentiable, strict=True) if keep)
