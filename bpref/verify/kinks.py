@@ -238,6 +238,10 @@ def _completed(
         before = unseen().sum()
         direction = unseen() * rng.uniform(0.5, 1.5, hand.shape)
         near = near.with_more(neighbours.along(i, name, direction)[:, k])
+    for _ in range(2 * TOGETHER):  # in another order: what is tied may come second too
+        if not unseen().any():
+            break
+        near = near.with_more(neighbours.along(i, name, rng.normal(size=hand.shape))[:, k])
     for element in _a_few(unseen()):
         tried |= element
         near = near.with_more(neighbours.along(i, name, element)[:, k])
