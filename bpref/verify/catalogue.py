@@ -15,6 +15,7 @@ from bpref.verify.diagnose import diagnose
 from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.judge import misled_text
 from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
@@ -155,7 +156,7 @@ def judge(ready: Prepared, point: Point, seen: Seen, cross_check: bool = False) 
     ]
     residual_of = residuals(ready, [point], together, (1.0,), {f.where for f in nonlinear})
     wrong = [
-        Finding(h.where, *diagnose(residual_of(h.where, h)), h.error)
+        Finding(h.where, *(("oracle", misled_text(h)) if h.is_misled else diagnose(residual_of(h.where, h))), h.error)
         for h in held
         if h.is_wrong and all(f.where != h.where for f in nonlinear)
     ]

@@ -78,7 +78,7 @@ def _derivation(e: Evidence) -> list[Finding]:
         if nonlinear and e.held.is_right_where_small and np.all(np.isfinite(e.held.hand)):
             return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
         if e.held.is_misled:
-            return [Finding(e.where, "oracle", _misled(e.held), e.held.error)]
+            return [Finding(e.where, "oracle", misled_text(e.held), e.held.error)]
         found = diagnose(e.residual())
         if nonlinear and found.kind not in EXPLAIN_NONLINEARITY:
             return nonlinear
@@ -94,7 +94,8 @@ def _kink(held: Held) -> str:
     return f"at {held.kinks} kinks it has another subgradient than the oracle, as right"
 
 
-def _misled(held: Held) -> str:
+def misled_text(held: Held) -> str:
+    """In words where the hand and autodiff of the formula are both no limit of the gradients beside a kink."""
     sample, *index = np.argwhere(held.misled)[0].tolist()
     hand, truth = held.hand[(sample, *index)], held.oracle[(sample, *index)]
     more = _more(held.misled)

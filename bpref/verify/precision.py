@@ -149,7 +149,7 @@ def _judged(
         unit = _round_off(ready, row.dtype)
         if is_blunt(row, unit):
             effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
-            if is_blunt(row, max(unit, effect)):
+            if is_blunt(row, max(unit, effect)) and not _is_cancelled(ready, working, inputs, name):
                 return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
         return None
 
@@ -159,6 +159,13 @@ def _judged(
 def is_blunt(row: Row, unit: float) -> bool:
     """Whether a whole array is off by more than so many times `unit`, and than the truth rounded once."""
     return unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2])
+
+
+def _is_cancelled(ready: Prepared, working: Working, inputs: Inputs, name: str) -> bool:
+    """Whether the truth is what rounding leaves where terms cancel, and as much of them in this dtype is no digit."""
+    rounded = stacked(run_in_float64(ready.truth(working).rounded, inputs.wide))
+    effect = apart_as_a_whole((rounded.y_oracle | rounded.oracle)[name], inputs.truth[name])
+    return effect * _round_off(ready, working.name) > np.finfo(np.float64).eps / 2
 
 
 def blunt_text(row: Row, best: float, than: str) -> str:

@@ -62,7 +62,7 @@ BAD_CALLS = {
         "kto: desirable has dtype float32, expected bool",
     ),
     "no reference": (
-        lambda: bpref.ppo().forward((), (TOKENS, TOKENS, None, TOKENS, MASK)),
+        lambda: bpref.ppo(kl_weight=0.1).forward((), (TOKENS, TOKENS, None, TOKENS, MASK)),
         TypeError,
         "ppo: reference is None, expected an array",
     ),
