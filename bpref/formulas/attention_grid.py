@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
-from bpref.formulas.hyperparameters import is_integer
+from bpref.formulas.hyperparameters import is_integer, plain
 from bpref.formulas.random_draws import threshold, words
 
 LOWEST = -1e30
@@ -47,14 +47,15 @@ def sides(window: Window) -> tuple[int, int]:
     return window if isinstance(window, tuple) else (window - 1, window - 1)
 
 
-def require_window(who: str, window: Any) -> None:
-    """Raise `ValueError` unless it is a `Window`, or `None`."""
+def require_window(who: str, window: Any) -> Window | None:
+    """`window` as Python has it; raise `ValueError` unless it is a `Window`, or `None`."""
     is_pair = isinstance(window, tuple) and len(window) == 2
     sizes: list[tuple[Any, int]] = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
     if any(not is_integer(v) or v < least for v, least in sizes):
         raise ValueError(
             f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
         )
+    return tuple(map(plain, window)) if is_pair else plain(window)
 
 
 class Extras(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.formulas.hyperparameters import is_number
+from bpref.formulas.hyperparameters import is_number, plain
 from bpref.formulas.tuples import as_arrays
 
 NORMALIZATIONS = ("sequence", "token", "constant")
@@ -56,13 +56,14 @@ def weighted_sum(w: Array, s: Array, mask: Array) -> Array:
     return jnp.sum(jnp.where(mask, w * s, 0))
 
 
-def require_clips(who: str, low: float, high: float, normalization: str) -> None:
-    """Raise `ValueError` unless 0 < low < 1, high > 0, and the normalization is known."""
+def require_clips(who: str, low: float, high: float, normalization: str) -> tuple[float, float]:
+    """Both as Python has them; raise `ValueError` unless 0 < low < 1, high > 0, and the normalization is known."""
     if not (is_number(low) and 0 < low < 1):
         raise ValueError(f"{who}: clip is {low!r}, expected a number between 0 and 1")
     if not (is_number(high) and high > 0):
         raise ValueError(f"{who}: clip_high is {high!r}, expected a positive number")
     require_normalization(who, normalization)
+    return plain(low), plain(high)
 
 
 def require_normalization(who: str, normalization: str) -> None:

@@ -1,6 +1,7 @@
 """What a layer asks of its hyperparameters, when it is made: each check raises `ValueError`, which NaN never passes.
 
-Python's numbers and NumPy's scalars are numbers alike; booleans, strings and arrays are none.
+Python's numbers and NumPy's scalars are numbers alike; booleans, strings and arrays are none. What a check returns is
+the number as Python has it: the dtype of a scalar of NumPy would be promoted with that of x.
 """
 
 import math
@@ -13,52 +14,65 @@ import numpy as np
 from jax.core import Tracer
 
 
-def require_positive(who: str, name: str, v: Any) -> None:
-    """Raise unless `v` is a positive number."""
+def require_positive(who: str, name: str, v: Any) -> Any:
+    """`v` as Python has it; raise unless it is a positive number."""
     if not is_number(v) or not 0 < v < math.inf:
         raise ValueError(f"{who}: {name} is {v!r}, expected a positive number")
+    return plain(v)
 
 
-def require_positive_or_none(who: str, name: str, v: Any) -> None:
-    """Raise unless `v` is `None` or a positive number."""
+def require_positive_or_none(who: str, name: str, v: Any) -> Any:
+    """`v` as Python has it; raise unless it is `None` or a positive number."""
     if v is not None and (not is_number(v) or not 0 < v < math.inf):
         raise ValueError(f"{who}: {name} is {v!r}, expected a positive number or None")
+    return plain(v)
 
 
-def require_non_negative(who: str, name: str, v: Any) -> None:
-    """Raise unless `v` is a number of at least 0."""
+def require_non_negative(who: str, name: str, v: Any) -> Any:
+    """`v` as Python has it; raise unless it is a number of at least 0."""
     if not is_number(v) or not 0 <= v < math.inf:
         raise ValueError(f"{who}: {name} is {v!r}, expected a number of at least 0")
+    return plain(v)
 
 
-def require_finite(who: str, name: str, v: Any) -> None:
-    """Raise unless `v` is a number, neither infinite nor NaN."""
+def require_finite(who: str, name: str, v: Any) -> Any:
+    """`v` as Python has it; raise unless it is a number, neither infinite nor NaN."""
     if not is_number(v) or not math.isfinite(v):
         raise ValueError(f"{who}: {name} is {v!r}, expected a finite number")
+    return plain(v)
 
 
-def require_share(who: str, name: str, v: Any) -> None:
-    """Raise unless `v` is a number from 0 to 1."""
+def require_share(who: str, name: str, v: Any) -> Any:
+    """`v` as Python has it; raise unless it is a number from 0 to 1."""
     if not is_number(v) or not 0 <= v <= 1:
         raise ValueError(f"{who}: {name} is {v!r}, expected a number from 0 to 1")
+    return plain(v)
 
 
-def require_size(who: str, name: str, n: Any) -> None:
-    """Raise unless `n`, such as the size of an axis, is a positive integer."""
+def require_size(who: str, name: str, n: Any) -> Any:
+    """`n` as Python has it; raise unless it, such as the size of an axis, is a positive integer."""
     if not is_integer(n) or n < 1:
         raise ValueError(f"{who}: {name} is {n!r}, expected a positive integer")
+    return plain(n)
 
 
-def require_count(who: str, name: str, n: Any) -> None:
-    """Raise unless `n`, such as an index, is an integer of at least 0."""
+def require_sizes(who: str, **sizes: Any) -> tuple[int, ...]:
+    """The same of several, in order."""
+    return tuple(require_size(who, name, n) for name, n in sizes.items())
+
+
+def require_count(who: str, name: str, n: Any) -> Any:
+    """`n` as Python has it; raise unless it, such as an index, is an integer of at least 0."""
     if not is_integer(n) or n < 0:
         raise ValueError(f"{who}: {name} is {n!r}, expected an integer of at least 0")
+    return plain(n)
 
 
-def require_integer_or_none(who: str, name: str, n: Any) -> None:
-    """Raise unless `n`, such as a label that does not count, is `None` or an integer."""
+def require_integer_or_none(who: str, name: str, n: Any) -> Any:
+    """`n` as Python has it; raise unless it, such as a label that does not count, is `None` or an integer."""
     if n is not None and not is_integer(n):
         raise ValueError(f"{who}: {name} is {n!r}, expected an integer or None")
+    return plain(n)
 
 
 def require_flags(who: str, **flags: Any) -> None:
@@ -66,6 +80,11 @@ def require_flags(who: str, **flags: Any) -> None:
     for name, v in flags.items():
         if not isinstance(v, (bool, np.bool_)):
             raise ValueError(f"{who}: {name} is {v!r}, expected True or False")
+
+
+def plain(v: Any) -> Any:
+    """A scalar of NumPy as a number of Python, whose type is weak; anything else as it is."""
+    return v.item() if isinstance(v, np.generic) else v
 
 
 def is_number(v: Any) -> bool:

@@ -3,15 +3,16 @@
 from typing import Any
 
 from bpref.dtypes import require_array, require_floating
-from bpref.formulas.hyperparameters import is_integer, require_size
+from bpref.formulas.hyperparameters import is_integer, plain, require_size
 from bpref.formulas.tuples import require_dtype_of, require_shape
 
 
-def require_groups(who: str, features: Any, groups: Any) -> None:
-    """Raise `ValueError` unless the outputs can be shared out in groups."""
-    require_size(who, "groups", groups)
+def require_groups(who: str, features: Any, groups: Any) -> tuple[int, int]:
+    """Both as Python has them; raise `ValueError` unless the outputs can be shared out in groups."""
+    groups = require_size(who, "groups", groups)
     if not is_integer(features) or features < 1 or features % groups:
         raise ValueError(f"{who}: features is {features!r}, expected a positive multiple of groups {groups}")
+    return plain(features), groups
 
 
 def channels_in_groups(who: str, x: Any, groups: int) -> int:

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.dtypes import require_array
-from bpref.formulas.hyperparameters import is_number
+from bpref.formulas.hyperparameters import is_number, plain
 
 RESOLUTION = 23
 """A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""
@@ -30,10 +30,11 @@ def require_key(who: str, key: Any) -> None:
         raise ValueError(f"{who}: key has shape {key.shape}, expected one PRNG key such as jax.random.key(0)")
 
 
-def require_rate(who: str, rate: float, name: str = "rate") -> None:
-    """Raise `ValueError` unless `rate` is the share that is dropped, from 0 to below 1."""
+def require_rate(who: str, rate: float, name: str = "rate") -> float:
+    """`rate` as Python has it; raise `ValueError` unless it is the share that is dropped, from 0 to below 1."""
     if not (is_number(rate) and 0 <= rate < 1):
         raise ValueError(f"{who}: {name} is {rate!r}, expected a number from 0 to below 1")
+    return plain(rate)
 
 
 def kept(key: Any, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:

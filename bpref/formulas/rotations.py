@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from bpref.dtypes import cast, described, wide_dtype, widen
-from bpref.formulas.hyperparameters import is_number, require_positive, require_positive_or_none, require_size
+from bpref.formulas.hyperparameters import is_number, plain, require_positive, require_positive_or_none, require_size
 
 Way = Literal["linear", "ntk", "llama3", "yarn"]
 
@@ -34,31 +34,31 @@ class Stretch(NamedTuple):
     fast: float | None = None
 
 
-def require_rotation(who: str, base: Any, stretch: Any) -> None:
-    """Raise unless the base is a number above 1, without which no pair turns more slowly than another, and the stretch
-    None, or a `Stretch` of which every field is in its range.
+def require_rotation(who: str, base: Any, stretch: Any) -> tuple[float, Stretch | None]:
+    """Both as Python has them; raise unless the base is a number above 1, without which no pair turns more slowly than
+    another, and the stretch None, or a `Stretch` of which every field is in its range.
     """
-    _require_base(who, base, "base")
-    _require_stretch(who, stretch)
+    return _require_base(who, base, "base"), _require_stretch(who, stretch)
 
 
-def require_rope(who: str, rope: Any, stretch: Any) -> None:
+def require_rope(who: str, rope: Any, stretch: Any) -> tuple[float | None, Stretch | None]:
     """The same of a layer that rotates with the base `rope`, or not at all where it is None."""
     if rope is not None:
-        _require_base(who, rope, "rope")
+        rope = _require_base(who, rope, "rope")
     elif stretch is not None:
         raise ValueError(f"{who}: there is a stretch but rope is None, expected a base: nothing is rotated")
-    _require_stretch(who, stretch)
+    return rope, _require_stretch(who, stretch)
 
 
-def _require_base(who: str, base: Any, name: str) -> None:
+def _require_base(who: str, base: Any, name: str) -> float:
     if not (is_number(base) and 1 < base < math.inf):
         raise ValueError(f"{who}: {name} is {base!r}, expected a number above 1")
+    return plain(base)
 
 
-def _require_stretch(who: str, stretch: Any) -> None:
+def _require_stretch(who: str, stretch: Any) -> Stretch | None:
     if stretch is None:
-        return
+        return None
     if not isinstance(stretch, Stretch):
         raise TypeError(f"{who}: stretch is {described(stretch)}, expected bpref.Stretch(way, factor) or None")
     if stretch.way not in get_args(Way):
@@ -69,6 +69,7 @@ def _require_stretch(who: str, stretch: Any) -> None:
     require_positive_or_none(who, "stretch.fast", stretch.fast)
     if not stretch.slow < fast_of(stretch):
         raise ValueError(f"{who}: stretch.fast is {fast_of(stretch)!r}, expected more than slow, {stretch.slow!r}")
+    return Stretch(*map(plain, stretch))
 
 
 def fast_of(stretch: Stretch) -> float:

@@ -12,7 +12,7 @@ from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.hyperparameters import is_integer, require_finite, require_flags, require_positive_or_none
+from bpref.formulas.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
 from bpref.formulas.random_draws import require_key, require_rate
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
@@ -34,13 +34,15 @@ def softmax_attention(
 ) -> Layer:
     """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
     require_flags(who, causal=pattern.causal, alibi=alibi, sinks=sinks)
-    require_finite(who, "scale", pattern.scale)
-    require_rate(who, pattern.dropout, "dropout")
-    require_window(who, pattern.window)
+    scale = require_finite(who, "scale", pattern.scale)
+    dropout = require_rate(who, pattern.dropout, "dropout")
+    window = require_window(who, pattern.window)
     for name, v in (("query_block", pattern.query_block), ("key_block", pattern.key_block)):
         if v is not None and (not is_integer(v) or v < 1):
             raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
-    require_positive_or_none(who, "soft_cap", pattern.soft_cap)
+    query_block, key_block = map(plain, (pattern.query_block, pattern.key_block))
+    soft_cap = require_positive_or_none(who, "soft_cap", pattern.soft_cap)
+    pattern = Pattern(scale, pattern.causal, window, soft_cap, dropout, query_block, key_block)
     least = 2 if pattern.causal else 4
     if buckets_number is not None and (
         not (is_integer(buckets_number) and is_integer(furthest))
@@ -52,6 +54,7 @@ def softmax_attention(
             f"{who}: relative_buckets is {buckets_number!r} and max_distance {furthest!r}, expected at least {least} "
             "buckets, an even number if there are some for each direction, and more distances than buckets"
         )
+    buckets_number, furthest = plain(buckets_number), plain(furthest)
 
     def init(key, x):
         require_heads(who, x)

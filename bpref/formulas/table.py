@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import require_integer, widen, widen_integers
-from bpref.formulas.hyperparameters import is_integer
+from bpref.formulas.hyperparameters import is_integer, plain
 from bpref.formulas.tuples import as_array
 
 
@@ -28,10 +28,11 @@ def as_ids(who: str, x: Any) -> Array:
     return widen_integers(x)
 
 
-def require_padding(who: str, padding: int | None, vocabulary: int) -> None:
-    """Raise `ValueError` unless padding is `None` or an id."""
+def require_padding(who: str, padding: int | None, vocabulary: int) -> int | None:
+    """`padding` as Python has it; raise `ValueError` unless it is `None` or an id."""
     if padding is not None and not (is_integer(padding) and 0 <= padding < vocabulary):
         raise ValueError(f"{who}: padding is {padding!r}, expected an id from 0 to {vocabulary - 1}")
+    return plain(padding)
 
 
 def normal_table(key: Any, vocabulary: int, features: int, padding: int | None = None) -> Array:

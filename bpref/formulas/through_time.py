@@ -94,9 +94,10 @@ def through_time(
     Raises:
       ValueError: `truncate` or `checkpoint` is not a positive integer.
     """
-    for argument, k in (("truncate", truncate), ("checkpoint", checkpoint)):
-        if k is not None:
-            require_size(who, argument, k)
+    if truncate is not None:
+        truncate = require_size(who, "truncate", truncate)
+    if checkpoint is not None:
+        checkpoint = require_size(who, "checkpoint", checkpoint)
 
     def forward(params, x):
         given = as_steps(x)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpref.dtypes import require_floating
-from bpref.formulas.hyperparameters import is_integer
+from bpref.formulas.hyperparameters import is_integer, plain
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -44,7 +44,7 @@ def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) 
         raise ValueError(f"{who}: window is {window!r}, expected a tuple of 1 to 3 positive integers")
     rank = len(window)
     steps = per_axis(who, "stride", stride, rank), per_axis(who, "dilation", dilation, rank)
-    return Windows(tuple(window), *steps, _as_padding(who, padding, rank))
+    return Windows(tuple(map(plain, window)), *steps, _as_padding(who, padding, rank))
 
 
 def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> Ints:
@@ -53,7 +53,7 @@ def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> 
     if len(values) != rank or not all(is_integer(v) and v >= least for v in values):
         kind = "positive" if least == 1 else "non-negative"
         raise ValueError(f"{who}: {argument} is {value!r}, expected a {kind} integer, or {rank} of them")
-    return values
+    return tuple(map(plain, values))
 
 
 def as_pads(padding: Padding, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:

@@ -1,5 +1,6 @@
 """The laws of DESIGN, each for every rule and each of its cases: a new rule gets all of them without a line here."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from bpref.verify.catalogue import (
     run,
     sizes_of,
 )
-from bpref.verify.draw import axes_of, draw, is_spec, sized
+from bpref.verify.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
 from bpref.verify.examine import ROUND_OFF
 from bpref.verify.measure import relative_error
 from bpref.verify.naming import path_text
@@ -119,6 +120,23 @@ def values_in(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
             if isinstance(inner, Jaxpr | ClosedJaxpr):
                 yield from values_in(inner)
+
+
+def wide_values_in(program: ClosedJaxpr) -> list[Any]:
+    """Those of 64-bit dtypes, but for Python's numbers, whose type is weak where they are not promoted."""
+    return [v for v in values_in(program) if v.dtype in ("float64", "complex128") and not v.weak_type]
+
+
+def narrow_program(example: Example, narrow: str) -> tuple[ClosedJaxpr, Any]:
+    """The forward and backward of narrow inputs, and the outputs, the cache and the cotangents by their shapes."""
+    kinds = {"f": jnp.dtype(narrow), "c": jnp.complex64}
+    inputs = jax.tree.map(lambda v: v.astype(kinds.get(v.dtype.kind, v.dtype)), (example.params, example.x))
+
+    def sweep(params, x):
+        y, cache = example.layer.forward(params, x)
+        return y, cache, example.layer.backward(params, cache, y)
+
+    return jax.make_jaxpr(sweep, return_shape=True)(*inputs)
 
 
 def named_tuples_in(tree: Any) -> Iterator[type]:
@@ -275,21 +293,27 @@ def test_x64_changes_nothing_for_narrow_inputs(rule: Rule, case: Case, narrow: s
     is weak, where it is not promoted.
     """
     example = draw(rule, case, small(case), SEED)
-    kinds = {"f": jnp.dtype(narrow), "c": jnp.complex64}
-    inputs = jax.tree.map(lambda v: v.astype(kinds.get(v.dtype.kind, v.dtype)), (example.params, example.x))
-
-    def sweep(params, x):
-        y, cache = example.layer.forward(params, x)
-        return y, cache, example.layer.backward(params, cache, y)
 
     def traced(x64):
         with jax.enable_x64(x64):
-            program, out = jax.make_jaxpr(lambda *of: sweep(*of), return_shape=True)(*inputs)
+            program, out = narrow_program(example, narrow)
         return program, jax.tree.map(lambda v: str(v.dtype), out)
 
     (_, expected), (program, came) = traced(False), traced(True)
     assert came == expected
-    assert [v for v in values_in(program.jaxpr) if v.dtype in ("float64", "complex128") and not v.weak_type] == []
+    assert wide_values_in(program) == []
+
+
+@EVERY_CASE
+def test_hyperparameters_may_be_scalars_of_numpy(rule: Rule, case: Case):
+    """As a grid of values has them: with x64 one of 64 bits was promoted with a narrow x, or refused beside it."""
+    defaults = {k: p.default for k, p in inspect.signature(rule.make).parameters.items() if p.default is not p.empty}
+    kinds = {float: np.float64, int: np.int64}
+    given = {k: kinds.get(type(v), lambda v: v)(v) for k, v in (defaults | hyperparameters(case, small(case))).items()}
+    example = draw(rule, case, small(case), SEED, hyper=given)
+    with jax.enable_x64(True):
+        program, _ = narrow_program(example, "float32")
+    assert wide_values_in(program) == []
 
 
 @EVERY_RULE

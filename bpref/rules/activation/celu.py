@@ -36,7 +36,7 @@ def celu(alpha: float = 1.0) -> Layer:
       ValueError: alpha is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    require_positive("celu", "alpha", alpha)
+    alpha = require_positive("celu", "alpha", alpha)
 
     def g(x):
         return jnp.maximum(x, 0) + alpha * jnp.expm1(jnp.minimum(x, 0) / alpha), CeluCache(x)

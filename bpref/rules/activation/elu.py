@@ -36,7 +36,7 @@ def elu(alpha: float = 1.0) -> Layer:
       ValueError: alpha is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    require_positive("elu", "alpha", alpha)
+    alpha = require_positive("elu", "alpha", alpha)
 
     def g(x):
         return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x))), EluCache(x)

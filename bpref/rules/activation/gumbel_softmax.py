@@ -71,7 +71,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
     """
     who = "gumbel_softmax"
     require_flags(who, hard=hard)
-    require_positive(who, "temperature", temperature)
+    temperature = require_positive(who, "temperature", temperature)
 
     def init(key, x):
         return GumbelSoftmaxParams(key)

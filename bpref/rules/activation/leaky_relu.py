@@ -35,7 +35,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Layer:
       ValueError: `negative_slope` is negative or not finite.
       TypeError: x is not floating-point.
     """
-    require_non_negative("leaky_relu", "negative_slope", negative_slope)
+    negative_slope = require_non_negative("leaky_relu", "negative_slope", negative_slope)
 
     def g(x):
         nonnegative = x >= 0

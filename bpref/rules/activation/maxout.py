@@ -53,7 +53,7 @@ def maxout(pieces: int = 2) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "maxout"
-    require_size(who, "pieces", pieces)
+    pieces = require_size(who, "pieces", pieces)
 
     def forward(params, x):
         require_floating(who, "x", x)

@@ -54,7 +54,7 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer:
     """
     who = "prelu"
     require_flags(who, per_feature=per_feature)
-    require_finite(who, "initial", initial)
+    initial = require_finite(who, "initial", initial)
 
     def init(key, x):
         require_floating(who, "x", x)

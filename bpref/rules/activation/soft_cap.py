@@ -35,7 +35,7 @@ def soft_cap(cap: float = 30.0) -> Layer:
       ValueError: the cap is not positive or not finite.
       TypeError: x is not floating-point.
     """
-    require_positive("soft_cap", "cap", cap)
+    cap = require_positive("soft_cap", "cap", cap)
 
     def g(x):
         return cap * jnp.tanh(x / cap), SoftCapCache(x)

@@ -86,7 +86,7 @@ def delta_rule(chunk: int = 32) -> Layer:
       TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "delta_rule"
-    require_size(who, "chunk", chunk)
+    chunk = require_size(who, "chunk", chunk)
 
     def forward(params, x):
         x = as_delta_heads(who, x)

@@ -73,7 +73,7 @@ def gated_linear_attention(chunk: int = 32) -> Layer:
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "gated_linear_attention"
-    require_size(who, "chunk", chunk)
+    chunk = require_size(who, "chunk", chunk)
     if chunk & (chunk - 1):
         raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 

@@ -47,7 +47,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_size, require_sizes
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
@@ -127,13 +127,15 @@ def latent_attention(
     who = "latent_attention"
     require_flags(who, norm=norm, interleaved=interleaved, causal=causal, blockwise=blockwise)
     E = head_dim if value_dim is None else value_dim
-    sizes = {"heads": heads, "kv_rank": kv_rank, "head_dim": head_dim, "rope_dim": rope_dim, "value_dim": E}
-    for argument, n in (sizes if query_rank is None else {**sizes, "query_rank": query_rank}).items():
-        require_size(who, argument, n)
+    heads, kv_rank, head_dim, rope_dim, E = require_sizes(
+        who, heads=heads, kv_rank=kv_rank, head_dim=head_dim, rope_dim=rope_dim, value_dim=E
+    )
+    if query_rank is not None:
+        query_rank = require_size(who, "query_rank", query_rank)
     if rope_dim % 2:
         raise ValueError(f"{who}: rope_dim is {rope_dim}, expected an even number")
-    require_positive(who, "eps", eps)
-    require_rotation(who, base, stretch)
+    eps = require_positive(who, "eps", eps)
+    base, stretch = require_rotation(who, base, stretch)
     pattern = Pattern(0.0, causal, window, None, 0.0, *((query_block, key_block) if blockwise else (None, None)))
     attention = softmax_attention(who, pattern, True, False, None, 128, False)
     rms, rotary = rms_norm(eps), rotary_embedding(interleaved, 1.0, base, stretch)

@@ -98,7 +98,7 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
     require_flags(who, normalize=normalize, causal=causal)
     if features not in tuple(FEATURES):
         raise ValueError(f"{who}: features is {features!r}, expected one of {', '.join(map(repr, FEATURES))}")
-    require_size(who, "chunk", chunk)
+    chunk = require_size(who, "chunk", chunk)
     phi, slope = FEATURES[features]
     operator = _causal if causal else _global
 

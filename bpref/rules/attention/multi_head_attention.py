@@ -52,7 +52,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size
+from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
@@ -143,13 +143,13 @@ def multi_head_attention(
     """
     who = "multi_head_attention"
     require_flags(who, bias=bias, qk_norm=qk_norm, interleaved=interleaved, blockwise=blockwise)
-    require_positive(who, "eps", eps)
-    require_share(who, "fraction", fraction)
-    require_rope(who, rope, stretch)
+    eps = require_positive(who, "eps", eps)
+    fraction = require_share(who, "fraction", fraction)
+    rope, stretch = require_rope(who, rope, stretch)
     K = heads if kv_heads is None else kv_heads
-    for argument, n in (("heads", heads), ("kv_heads", K), ("head_dim", head_dim)):
-        if n is not None:
-            require_size(who, argument, n)
+    heads, K = require_sizes(who, heads=heads, kv_heads=K)
+    if head_dim is not None:
+        head_dim = require_size(who, "head_dim", head_dim)
     if heads % K:
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     blocks = (query_block, key_block) if blockwise else (None, None)

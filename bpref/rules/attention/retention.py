@@ -67,7 +67,7 @@ def retention(chunk: int = 64) -> Layer:
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "retention"
-    require_size(who, "chunk", chunk)
+    chunk = require_size(who, "chunk", chunk)
 
     def forward(params, x):
         x = as_gated_heads(who, x)

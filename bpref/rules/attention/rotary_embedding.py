@@ -55,8 +55,8 @@ def rotary_embedding(
     """
     who = "rotary_embedding"
     require_flags(who, interleaved=interleaved)
-    require_share(who, "fraction", fraction)
-    require_rotation(who, base, stretch)
+    fraction = require_share(who, "fraction", fraction)
+    base, stretch = require_rotation(who, base, stretch)
 
     def split(x):
         if isinstance(x, (tuple, list)) and len(x) != 2:

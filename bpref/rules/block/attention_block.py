@@ -155,15 +155,15 @@ def attention_layer(
 ) -> Layer:
     """The layer that error messages call `who`."""
     K = heads if kv_heads is None else kv_heads
-    require_size(who, "heads", heads)
-    require_size(who, "kv_heads", K)
+    heads = require_size(who, "heads", heads)
+    K = require_size(who, "kv_heads", K)
     if heads % K:
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
-    require_positive(who, "eps", eps)
-    require_rope(who, rope, stretch)
-    require_window(who, window)
-    require_size(who, "block", block)
+    eps = require_positive(who, "eps", eps)
+    rope, stretch = require_rope(who, rope, stretch)
+    window = require_window(who, window)
+    block = require_size(who, "block", block)
 
     def pattern(q):
         return Pattern(q.shape[-1] ** -0.5, causal, window, query_block=block, key_block=block)

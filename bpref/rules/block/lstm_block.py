@@ -85,9 +85,9 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
     """
     who = "lstm_block"
     require_flags(who, reverse=reverse)
-    require_size(who, "features", features)
-    require_positive(who, "eps", eps)
-    require_finite(who, "forget_bias", forget_bias)
+    features = require_size(who, "features", features)
+    eps = require_positive(who, "eps", eps)
+    forget_bias = require_finite(who, "forget_bias", forget_bias)
     inner = lstm(features, forget_bias=forget_bias, reverse=reverse)
 
     def init(key, x):

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating
 from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_positive, require_size
+from bpref.formulas.hyperparameters import require_positive, require_sizes
 from bpref.formulas.parameters import require_drawn
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -102,10 +102,10 @@ def mamba_block(
       TypeError: x is not floating-point, or not of W_in's dtype.
     """
     who = "mamba_block"
-    for argument, size in (("states", states), ("expand", expand), ("rank", rank), ("window", window)):
-        require_size(who, argument, size)
-    require_size(who, "chunk", chunk)
-    require_positive(who, "eps", eps)
+    states, expand, rank, window, chunk = require_sizes(
+        who, states=states, expand=expand, rank=rank, window=window, chunk=chunk
+    )
+    eps = require_positive(who, "eps", eps)
     norm, act, scan = rms_norm(eps), silu(), selective_scan(states, chunk=chunk)
 
     def require(x):

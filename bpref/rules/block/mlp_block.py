@@ -111,11 +111,11 @@ def mlp_block(
 def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bias: bool, eps: float) -> Layer:
     """The layer that error messages call `who`."""
     require_flags(who, gated=gated, bias=bias)
-    require_size(who, "hidden", hidden)
+    hidden = require_size(who, "hidden", hidden)
     if activation not in tuple(GATES):
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(GATES))}")
     require_norm(who, norm)
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
     act = glu(activation) if gated else GATES[activation]()
 
     def init(key, x):

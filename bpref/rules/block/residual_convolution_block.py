@@ -115,10 +115,10 @@ def residual_convolution_block(
     first = as_windows(who, window, stride, 1, "same")
     second = as_windows(who, window, 1, 1, "same")
     once = second.stride
-    require_positive(who, "eps", eps)
-    require_size(who, "groups", groups)
+    eps = require_positive(who, "eps", eps)
+    groups = require_size(who, "groups", groups)
     if features is not None:
-        require_size(who, "features", features)
+        features = require_size(who, "features", features)
         if features % groups:
             raise ValueError(f"{who}: features is {features}, not a multiple of {groups} groups")
 

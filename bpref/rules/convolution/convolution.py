@@ -107,7 +107,7 @@ def convolution(
 
 def convolution_layer(who: str, features: int, windows: Windows, groups: int, bias: bool) -> Layer:
     """The layer of a convolution with these windows, which error messages call `who`."""
-    require_groups(who, features, groups)
+    features, groups = require_groups(who, features, groups)
 
     def init(key, x):
         require_spatial(who, x, windows.rank)

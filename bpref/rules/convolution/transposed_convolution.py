@@ -104,7 +104,7 @@ def transposed_convolution(
         raise ValueError(f"{who}: output_padding is {more}, expected less than the stride {windows.stride}")
     if any(more) and isinstance(windows.padding, str):
         raise ValueError(f"{who}: output_padding is {more}, which needs pairs for the padding, not {padding!r}")
-    require_groups(who, features, groups)
+    features, groups = require_groups(who, features, groups)
 
     def init(key, x):
         require_spatial(who, x, windows.rank)

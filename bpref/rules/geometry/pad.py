@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_integer, is_number
+from bpref.formulas.hyperparameters import is_integer, is_number, plain
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -70,6 +70,7 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
         raise ValueError(f"{who}: mode is {mode!r}, expected one of {', '.join(MODES)}")
     if not is_number(value):
         raise ValueError(f"{who}: value is {value!r}, expected a number")
+    value = plain(value)
 
     def forward(params, x):
         require_floating(who, "x", x)

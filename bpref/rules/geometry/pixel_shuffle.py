@@ -50,7 +50,7 @@ def pixel_shuffle(factor: int, inverse: bool = False) -> Layer:
     """
     who = "pixel_shuffle"
     require_flags(who, inverse=inverse)
-    require_size(who, "factor", factor)
+    factor = require_size(who, "factor", factor)
     r = factor
 
     def forward(params, x):

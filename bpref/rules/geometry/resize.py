@@ -37,7 +37,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.hyperparameters import require_sizes
 from bpref.formulas.images import require_images
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
@@ -66,8 +66,7 @@ def resize(height: int, width: int, method: str = "bilinear") -> Layer:
       TypeError: x is not floating-point.
     """
     who = "resize"
-    for name, size in (("height", height), ("width", width)):
-        require_size(who, name, size)
+    height, width = require_sizes(who, height=height, width=width)
     if method not in METHODS:
         raise ValueError(f"{who}: method is {method!r}, expected one of {', '.join(METHODS)}")
 

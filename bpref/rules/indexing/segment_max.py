@@ -60,7 +60,7 @@ def segment_max(num_segments: int) -> Layer:
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_max"
-    require_size(who, "num_segments", num_segments)
+    num_segments = require_size(who, "num_segments", num_segments)
 
     def forward(params, x):
         data, ids = as_segments(who, x)

@@ -57,7 +57,7 @@ def segment_sum(num_segments: int, mean: bool = False) -> Layer:
     """
     who = "segment_sum"
     require_flags(who, mean=mean)
-    require_size(who, "num_segments", num_segments)
+    num_segments = require_size(who, "num_segments", num_segments)
 
     def forward(params, x):
         data, ids = as_segments(who, x)

@@ -58,7 +58,7 @@ def top_k(k: int, axis: int = -1) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "top_k"
-    require_count(who, "k", k)
+    k = require_count(who, "k", k)
 
     def forward(params, x):
         require_floating(who, "x", x)

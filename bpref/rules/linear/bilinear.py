@@ -77,7 +77,7 @@ def bilinear(features: int, bias: bool = True) -> Layer:
     """
     who = "bilinear"
     require_flags(who, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
 
     def init(key, x):
         x, y = _as_two(who, x)

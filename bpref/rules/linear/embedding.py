@@ -57,9 +57,9 @@ def embedding(vocabulary: int, features: int, padding: int | None = None) -> Lay
       TypeError: x does not hold integers.
     """
     who = "embedding"
-    require_size(who, "vocabulary", vocabulary)
-    require_size(who, "features", features)
-    require_padding(who, padding, vocabulary)
+    vocabulary = require_size(who, "vocabulary", vocabulary)
+    features = require_size(who, "features", features)
+    padding = require_padding(who, padding, vocabulary)
 
     def init(key, x):
         return EmbeddingParams(normal_table(key, vocabulary, features, padding))

@@ -65,9 +65,9 @@ def embedding_bag(vocabulary: int, features: int, mean: bool = False, padding: i
     """
     who = "embedding_bag"
     require_flags(who, mean=mean)
-    require_size(who, "vocabulary", vocabulary)
-    require_size(who, "features", features)
-    require_padding(who, padding, vocabulary)
+    vocabulary = require_size(who, "vocabulary", vocabulary)
+    features = require_size(who, "features", features)
+    padding = require_padding(who, padding, vocabulary)
 
     def init(key, x):
         return EmbeddingBagParams(normal_table(key, vocabulary, features, padding))

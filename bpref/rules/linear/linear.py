@@ -74,7 +74,7 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
     """
     who = f"linear '{name}'" if name else "linear"
     require_flags(who, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
 
     def init(key, x):
         d = require_input(who, x)

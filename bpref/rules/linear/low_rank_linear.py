@@ -89,9 +89,9 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
     """
     who = "low_rank_linear"
     require_flags(who, bias=bias)
-    require_size(who, "features", features)
-    require_size(who, "rank", rank)
-    require_finite(who, "alpha", alpha)
+    features = require_size(who, "features", features)
+    rank = require_size(who, "rank", rank)
+    alpha = require_finite(who, "alpha", alpha)
     s = alpha / rank
 
     def init(key, x):

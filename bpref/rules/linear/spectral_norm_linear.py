@@ -86,7 +86,7 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
     """
     who = "spectral_norm_linear"
     require_flags(who, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
 
     def init(key, x):
         d = require_input(who, x)

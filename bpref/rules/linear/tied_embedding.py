@@ -78,8 +78,8 @@ def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
       TypeError: x does not hold integers; f gives another dtype.
     """
     who = "tied_embedding"
-    require_size(who, "vocabulary", vocabulary)
-    require_size(who, "features", features)
+    vocabulary = require_size(who, "vocabulary", vocabulary)
+    features = require_size(who, "features", features)
 
     def init(key, x):
         require_array(who, "x", x)

@@ -82,7 +82,7 @@ def weight_norm_linear(features: int, bias: bool = True) -> Layer:
     """
     who = "weight_norm_linear"
     require_flags(who, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
 
     def init(key, x):
         d = require_input(who, x)

@@ -79,7 +79,7 @@ def matrix_exponential(max_squarings: int = 16) -> Layer:
       TypeError: A is not floating-point.
     """
     who = "matrix_exponential"
-    require_size(who, "max_squarings", max_squarings)
+    max_squarings = require_size(who, "max_squarings", max_squarings)
 
     def forward(params, A):
         require_square(who, "A", A)

@@ -40,7 +40,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_number
+from bpref.formulas.hyperparameters import is_number, plain
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
 from bpref.formulas.unit_vectors import unit
@@ -71,6 +71,7 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
     who = "cosine_embedding"
     if not (is_number(margin) and -1 <= margin <= 1):
         raise ValueError(f"{who}: margin is {margin!r}, expected a number from -1 to 1")
+    margin = plain(margin)
 
     def forward(params, x):
         names = ("a", "b", "label") if isinstance(x, (tuple, list)) and len(x) == 3 else ("a", "b")

@@ -69,7 +69,7 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
     """
     who = "dice"
     require_flags(who, logits=logits, squared=squared)
-    require_non_negative(who, "smoothing", smoothing)
+    smoothing = require_non_negative(who, "smoothing", smoothing)
 
     def forward(params, pair):
         x, t = as_pair(who, pair)

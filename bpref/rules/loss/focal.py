@@ -41,7 +41,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_number, require_non_negative
+from bpref.formulas.hyperparameters import is_number, plain, require_non_negative
 from bpref.formulas.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -70,9 +70,10 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
       TypeError: x is no pair; the logits are not floating-point; a floating target has another dtype.
     """
     who = "focal"
-    require_non_negative(who, "gamma", gamma)
+    gamma = require_non_negative(who, "gamma", gamma)
     if alpha is not None and not (is_number(alpha) and 0 <= alpha <= 1):
         raise ValueError(f"{who}: alpha is {alpha!r}, expected a number from 0 to 1, or None")
+    alpha = plain(alpha)
 
     def forward(params, pair):
         x, t = as_pair(who, pair)

@@ -72,7 +72,7 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     """
     who = "hinge"
     require_flags(who, squared=squared)
-    require_non_negative(who, "margin", margin)
+    margin = require_non_negative(who, "margin", margin)
 
     def forward(params, pair):
         x, t = as_pair(who, pair)

@@ -58,7 +58,7 @@ def huber(delta: float = 1.0) -> Layer:
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "huber"
-    require_positive(who, "delta", delta)
+    delta = require_positive(who, "delta", delta)
 
     def forward(params, x):
         y_hat, y = as_matching_pair(who, "prediction", x)

@@ -71,7 +71,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
     """
     who = "info_nce"
     require_flags(who, normalize=normalize, symmetric=symmetric)
-    require_positive(who, "temperature", temperature)
+    temperature = require_positive(who, "temperature", temperature)
 
     def forward(params, x):
         a, b = as_arrays(who, ("a", "b"), x)

@@ -55,7 +55,7 @@ def margin_ranking(margin: float = 0.0) -> Layer:
       TypeError: x is no triple; x1 is not floating-point; x2 or a real sign has another dtype.
     """
     who = "margin_ranking"
-    require_non_negative(who, "margin", margin)
+    margin = require_non_negative(who, "margin", margin)
     of_difference = hinge(margin)
 
     def forward(params, x):

@@ -74,7 +74,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
     """
     who = "multiclass_hinge"
     require_flags(who, squared=squared, largest=largest)
-    require_non_negative(who, "margin", margin)
+    margin = require_non_negative(who, "margin", margin)
 
     def terms(label, scores):
         return label.size if largest else scores.size

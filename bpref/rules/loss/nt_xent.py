@@ -62,7 +62,7 @@ def nt_xent(temperature: float = 0.5) -> Layer:
       TypeError: x is no pair; a is not floating-point; the dtypes differ.
     """
     who = "nt_xent"
-    require_positive(who, "temperature", temperature)
+    temperature = require_positive(who, "temperature", temperature)
 
     def forward(params, x):
         a, b = as_arrays(who, ("a", "b"), x)

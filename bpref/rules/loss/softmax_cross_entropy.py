@@ -104,9 +104,9 @@ def softmax_cross_entropy(
         dtype; `ignored` is given with distributions.
     """
     who = "softmax_cross_entropy"
-    require_share(who, "smoothing", smoothing)
-    require_non_negative(who, "z_loss", z_loss)
-    require_integer_or_none(who, "ignored", ignored)
+    smoothing = require_share(who, "smoothing", smoothing)
+    z_loss = require_non_negative(who, "z_loss", z_loss)
+    ignored = require_integer_or_none(who, "ignored", ignored)
     w = None if class_weights is None else as_numbers(class_weights)
     if class_weights is not None and (
         w is None or w.ndim != 1 or fails(w >= 0) or fails((w.sum() > 0) & (w.sum() < math.inf))

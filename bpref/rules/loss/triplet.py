@@ -64,7 +64,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
     """
     who = "triplet"
     require_flags(who, squared=squared)
-    require_non_negative(who, "margin", margin)
+    margin = require_non_negative(who, "margin", margin)
 
     def forward(params, x):
         a, p, m = as_arrays(who, ("anchor", "positive", "negative"), x)

@@ -76,7 +76,7 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
       TypeError: x is no such tuple; the output is not floating-point; the dtypes differ.
     """
     who = "vae"
-    require_non_negative(who, "beta", beta)
+    beta = require_non_negative(who, "beta", beta)
     if likelihood not in ("bernoulli", "gaussian"):
         raise ValueError(f"{who}: likelihood is {likelihood!r}, expected 'bernoulli' or 'gaussian'")
 

@@ -120,7 +120,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
         raise ValueError(f"{who}: widths is {widths!r}, expected a tuple of positive integers such as (64, 64)")
     if activation not in tuple(_ACTIVATIONS):
         raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    require_non_negative(who, "penalty", penalty)
+    penalty = require_non_negative(who, "penalty", penalty)
     f, slope, curvature = _ACTIVATIONS[activation]
 
     def init(key, x):

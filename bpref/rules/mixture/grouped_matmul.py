@@ -67,8 +67,8 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
       TypeError: x is no pair; rows are not floating-point, or not of W's dtype; sizes are not integers.
     """
     who = "grouped_matmul"
-    require_size(who, "features", features)
-    require_size(who, "block", block)
+    features = require_size(who, "features", features)
+    block = require_size(who, "block", block)
 
     def as_groups(x):
         if not isinstance(x, (tuple, list)) or len(x) != 2:

@@ -95,8 +95,8 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
     """
     who = "top_k_router"
     require_flags(who, renormalize=renormalize)
-    require_size(who, "experts", experts)
-    require_size(who, "k", k)
+    experts = require_size(who, "experts", experts)
+    k = require_size(who, "k", k)
     if k > experts:
         raise ValueError(f"{who}: k is {k}, expected at most the number of experts E = {experts}")
 

@@ -76,7 +76,7 @@ def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
     """
     who = "batch_norm"
     require_flags(who, training=training)
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
 
     def init(key, x):
         require_features(who, x)
@@ -139,7 +139,7 @@ def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, mo
     Raises:
       ValueError: momentum is out of its range; the cache is that of a forward in inference.
     """
-    require_share("update_running_statistics", "momentum", momentum)
+    momentum = require_share("update_running_statistics", "momentum", momentum)
     if cache.mean is None or cache.var is None:
         raise ValueError("update_running_statistics: the cache holds no statistics, expected that of training=True")
     N = cache.x.size // cache.x.shape[-1]

@@ -64,7 +64,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
     """
     who = "dynamic_tanh"
     require_flags(who, affine=affine)
-    require_finite(who, "alpha", alpha)
+    alpha = require_finite(who, "alpha", alpha)
 
     def init(key, x):
         require_features(who, x)

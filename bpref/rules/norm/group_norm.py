@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import is_integer, require_flags, require_positive
+from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
@@ -84,7 +84,8 @@ def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, s
     require_flags(who, scale=scale, shift=shift)
     if groups is not None and (not is_integer(groups) or groups < 1):
         raise ValueError(f"{who}: groups is {groups!r}, expected a positive integer, or None for one channel in each")
-    require_positive(who, "eps", eps)
+    groups = plain(groups)
+    eps = require_positive(who, "eps", eps)
 
     def grouped(v):
         """(N, S, G, C / G)"""

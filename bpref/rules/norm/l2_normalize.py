@@ -58,7 +58,7 @@ def l2_normalize(axis: int = -1, eps: float = 1e-12) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "l2_normalize"
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
 
     def forward(params, x):
         axes = require_axes(who, axis, x)

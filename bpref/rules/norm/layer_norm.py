@@ -78,7 +78,7 @@ def layer_norm(eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Lay
     """
     who = "layer_norm"
     require_flags(who, scale=scale, shift=shift)
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
 
     def init(key, x):
         require_features(who, x)

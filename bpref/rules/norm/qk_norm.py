@@ -70,7 +70,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
     """
     who = "qk_norm"
     require_flags(who, l2=l2)
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
     rms, length = rms_norm(eps), l2_normalize(-1, eps)
 
     def init(key, x):

@@ -65,7 +65,7 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
     """
     who = "rms_norm"
     require_flags(who, scale=scale)
-    require_positive(who, "eps", eps)
+    eps = require_positive(who, "eps", eps)
 
     def init(key, x):
         require_features(who, x)

@@ -77,8 +77,8 @@ def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False
     """
     who = "weight_standardization"
     require_flags(who, scale=scale, bias=bias)
-    require_size(who, "features", features)
-    require_positive(who, "eps", eps)
+    features = require_size(who, "features", features)
+    eps = require_positive(who, "eps", eps)
 
     def init(key, x):
         require_features(who, x)

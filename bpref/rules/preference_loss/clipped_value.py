@@ -72,7 +72,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
       TypeError: x is no tuple of four; dtypes do not fit.
     """
     who = "clipped_value"
-    require_positive_or_none(who, "clip", clip)
+    clip = require_positive_or_none(who, "clip", clip)
     require_normalization(who, normalization)
 
     def forward(params, x):

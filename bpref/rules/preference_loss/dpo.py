@@ -40,7 +40,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_number, require_positive
+from bpref.formulas.hyperparameters import is_number, plain, require_positive
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -70,9 +70,10 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
       TypeError: x is no tuple of four; they are not floating-point, or of several dtypes.
     """
     who = "dpo"
-    require_positive(who, "beta", beta)
+    beta = require_positive(who, "beta", beta)
     if not (is_number(smoothing) and 0 <= smoothing < 0.5):
         raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
+    smoothing = plain(smoothing)
     if form not in ("sigmoid", "hinge", "ipo"):
         raise ValueError(f"{who}: form is {form!r}, expected 'sigmoid', 'hinge' or 'ipo'")
     if smoothing and form != "sigmoid":

@@ -43,7 +43,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import is_integer, require_flags, require_non_negative, require_positive
+from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_non_negative, require_positive
 from bpref.formulas.reduced import mean_of
 from bpref.formulas.tuples import require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -91,11 +91,12 @@ def grpo(
     who = "grpo"
     require_flags(who, scaled=scaled)
     high = clip if clip_high is None else clip_high
-    require_clips(who, clip, high, normalization)
-    require_non_negative(who, "kl_weight", kl_weight)
-    require_positive(who, "eps", eps)
+    clip, high = require_clips(who, clip, high, normalization)
+    kl_weight = require_non_negative(who, "kl_weight", kl_weight)
+    eps = require_positive(who, "eps", eps)
     if not (is_integer(ddof) and ddof in (0, 1)):
         raise ValueError(f"{who}: ddof is {ddof!r}, expected 0 or 1")
+    ddof = plain(ddof)
 
     def forward(params, x):
         policy, old, rho, R, mask = as_tokens(who, NAMES, x, kl_weight)

@@ -65,9 +65,9 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
       TypeError: x is no tuple of four; dtypes do not fit.
     """
     who = "kto"
-    require_positive(who, "beta", beta)
-    for name, w in (("desirable_weight", desirable_weight), ("undesirable_weight", undesirable_weight)):
-        require_non_negative(who, name, w)
+    beta = require_positive(who, "beta", beta)
+    desirable_weight = require_non_negative(who, "desirable_weight", desirable_weight)
+    undesirable_weight = require_non_negative(who, "undesirable_weight", undesirable_weight)
 
     def forward(params, x):
         pi, rho, k, desirable = as_arrays(who, NAMES, x)

@@ -42,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import is_number, require_non_negative
+from bpref.formulas.hyperparameters import is_number, plain, require_non_negative
 from bpref.formulas.tuples import require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
@@ -82,10 +82,11 @@ def ppo(
     """
     who = "ppo"
     high = clip if clip_high is None else clip_high
-    require_clips(who, clip, high, normalization)
+    clip, high = require_clips(who, clip, high, normalization)
     if dual_clip is not None and not (is_number(dual_clip) and 1 < dual_clip < math.inf):
         raise ValueError(f"{who}: dual_clip is {dual_clip!r}, expected a number above 1 or None")
-    require_non_negative(who, "kl_weight", kl_weight)
+    dual_clip = plain(dual_clip)
+    kl_weight = require_non_negative(who, "kl_weight", kl_weight)
 
     def forward(params, x):
         *arrays, mask = as_tokens(who, NAMES, x, kl_weight)

@@ -65,7 +65,7 @@ def token_entropy(temperature: float = 1.0) -> Layer:
       TypeError: the logits are not floating-point.
     """
     who = "token_entropy"
-    require_positive(who, "temperature", temperature)
+    temperature = require_positive(who, "temperature", temperature)
 
     def forward(params, z):
         require_floating(who, "logits", z)

@@ -66,7 +66,7 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
       TypeError: x is no pair; the logits are not floating-point; the labels are no integers.
     """
     who = "token_log_probability"
-    require_positive(who, "temperature", temperature)
+    temperature = require_positive(who, "temperature", temperature)
 
     def forward(params, x):
         z, label = as_pair(who, x)

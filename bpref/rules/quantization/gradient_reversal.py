@@ -47,7 +47,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer:
       TypeError: x is not floating-point.
     """
     who = "gradient_reversal"
-    require_finite(who, "strength", strength)
+    strength = require_finite(who, "strength", strength)
 
     def forward(params, x):
         require_floating(who, "x", x)

@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_integer, require_count, require_flags
+from bpref.formulas.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -71,7 +71,8 @@ def learned_step_quantizer(bits: int = 8, signed: bool = True, example_axes: int
     least_bits = 2 if signed else 1
     if not is_integer(bits) or bits < least_bits:
         raise ValueError(f"{who}: bits is {bits!r}, expected an integer of at least {least_bits}")
-    require_count(who, "example_axes", example_axes)
+    bits = plain(bits)
+    example_axes = require_count(who, "example_axes", example_axes)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
     def init(key, x):

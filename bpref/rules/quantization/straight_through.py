@@ -33,7 +33,7 @@ from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.formulas.hyperparameters import is_integer, require_flags, require_positive
+from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -61,7 +61,8 @@ def straight_through(levels: int | None = None, limit: float = 1.0, clipped: boo
     require_flags(who, clipped=clipped)
     if levels is not None and (not is_integer(levels) or levels < 2):
         raise ValueError(f"{who}: levels is {levels!r}, expected None or an integer of at least 2")
-    require_positive(who, "limit", limit)
+    levels = plain(levels)
+    limit = require_positive(who, "limit", limit)
     if clipped and levels is None:
         raise ValueError(f"{who}: clipped needs levels, whole numbers have no outermost one")
 

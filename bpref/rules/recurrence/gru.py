@@ -112,7 +112,7 @@ def gru(
     """
     who = "gru"
     require_flags(who, reset_after=reset_after, reverse=reverse, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
     H = features
 
     def init(key, x):

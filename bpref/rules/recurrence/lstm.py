@@ -128,10 +128,10 @@ def lstm(
     """
     who = "lstm"
     require_flags(who, peepholes=peepholes, reverse=reverse, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
     if projection is not None:
-        require_size(who, "projection", projection)
-    require_finite(who, "forget_bias", forget_bias)
+        projection = require_size(who, "projection", projection)
+    forget_bias = require_finite(who, "forget_bias", forget_bias)
     shown = features if projection is None else projection
 
     def init(key, x):

@@ -94,7 +94,7 @@ def rnn(
     """
     who = "rnn"
     require_flags(who, reverse=reverse, bias=bias)
-    require_size(who, "features", features)
+    features = require_size(who, "features", features)
     if activation not in tuple(ACTIVATIONS):
         raise ValueError(f"{who}: activation is {activation!r}, expected 'tanh' or 'relu'")
     g, slope = ACTIVATIONS[activation]

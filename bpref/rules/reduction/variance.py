@@ -59,7 +59,7 @@ def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: boo
     """
     who = "variance"
     require_flags(who, keepdims=keepdims, root=root)
-    require_count(who, "ddof", ddof)
+    ddof = require_count(who, "ddof", ddof)
 
     def forward(params, x):
         axes = require_axes(who, axis, x)

@@ -35,7 +35,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import is_number, require_flags
+from bpref.formulas.hyperparameters import is_number, plain, require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params
@@ -68,6 +68,7 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
     require_flags(who, keepdims=keepdims)
     if not (is_number(p) and p >= 1):
         raise ValueError(f"{who}: p is {p!r}, expected a number of at least 1, or math.inf")
+    p = plain(p)
 
     def forward(params, x):
         axes = require_axes(who, axis, x)

@@ -88,7 +88,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
     """
     who = "ctc"
     require_flags(who, mean=mean)
-    require_count(who, "blank", blank)
+    blank = require_count(who, "blank", blank)
 
     def forward(params, x):
         logits, labels, frames, label_lengths = _checked(who, blank, mean, x)

@@ -56,7 +56,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
-from bpref.formulas.hyperparameters import is_number, require_flags, require_positive, require_share
+from bpref.formulas.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -95,10 +95,11 @@ def distillation(
     """
     who = "distillation"
     require_flags(who, reverse=reverse)
-    require_positive(who, "temperature", temperature)
-    require_share(who, "soft_weight", soft_weight)
+    temperature = require_positive(who, "temperature", temperature)
+    soft_weight = require_share(who, "soft_weight", soft_weight)
     if mixture is not None and not (is_number(mixture) and 0 < mixture < 1):
         raise ValueError(f"{who}: mixture is {mixture!r}, expected a number between 0 and 1 or None")
+    mixture = plain(mixture)
     if mixture is not None and reverse:
         raise ValueError(f"{who}: mixture is {mixture!r}, which has no reverse")
     soft, hard = soft_weight * temperature, 1 - soft_weight

@@ -141,14 +141,14 @@ def fused_linear_cross_entropy(
     """
     who = "fused_linear_cross_entropy"
     require_flags(who, bias=bias, mean=mean)
-    require_size(who, "vocabulary", vocabulary)
-    require_size(who, "block", block)
+    vocabulary = require_size(who, "vocabulary", vocabulary)
+    block = require_size(who, "block", block)
     if rows is not None:
-        require_size(who, "rows", rows)
-    require_share(who, "smoothing", smoothing)
-    require_non_negative(who, "z_loss", z_loss)
-    require_positive_or_none(who, "soft_cap", soft_cap)
-    require_integer_or_none(who, "ignored", ignored)
+        rows = require_size(who, "rows", rows)
+    smoothing = require_share(who, "smoothing", smoothing)
+    z_loss = require_non_negative(who, "z_loss", z_loss)
+    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
+    ignored = require_integer_or_none(who, "ignored", ignored)
 
     def init(key, x):
         if not isinstance(x, (tuple, list)) or len(x) != 2:

@@ -65,7 +65,7 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
     """
     who = "sequence_cross_entropy"
     require_flags(who, per_example=per_example)
-    require_share(who, "smoothing", smoothing)
+    smoothing = require_share(who, "smoothing", smoothing)
     of_all = softmax_cross_entropy(smoothing, ignored=PADDING)
     forward_of, backward_of = of_all.forward, of_all.backward
     if per_example:

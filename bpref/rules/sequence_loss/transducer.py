@@ -81,7 +81,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
     """
     who = "transducer"
     require_flags(who, mean=mean)
-    require_count(who, "blank", blank)
+    blank = require_count(who, "blank", blank)
 
     def forward(params, x):
         logits, labels, frames, label_lengths = _checked(who, blank, mean, x)

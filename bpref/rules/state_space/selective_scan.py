@@ -117,8 +117,8 @@ def selective_scan(
     """
     who = "selective_scan"
     require_flags(who, softplus=softplus, skip=skip, bias=bias, hold=hold, final=final)
-    require_size(who, "states", states)
-    require_size(who, "chunk", chunk)
+    states = require_size(who, "states", states)
+    chunk = require_size(who, "chunk", chunk)
 
     def init(key, x):
         require_floating(who, "u", x[0])

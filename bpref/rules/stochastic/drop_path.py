@@ -55,7 +55,7 @@ def drop_path(rate: float = 0.1) -> Layer:
       TypeError: x is not floating-point; the key is none.
     """
     who = "drop_path"
-    require_rate(who, rate)
+    rate = require_rate(who, rate)
 
     def init(key, x):
         return DropPathParams(key)

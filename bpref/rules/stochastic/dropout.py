@@ -59,7 +59,7 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer:
       TypeError: x is not floating-point; the key is none.
     """
     who = "dropout"
-    require_rate(who, rate)
+    rate = require_rate(who, rate)
 
     def init(key, x):
         return DropoutParams(key)

@@ -51,7 +51,7 @@ def gaussian_noise(std: float = 0.1) -> Layer:
       TypeError: x is not floating-point; the key is none.
     """
     who = "gaussian_noise"
-    require_non_negative(who, "std", std)
+    std = require_non_negative(who, "std", std)
 
     def init(key, x):
         return GaussianNoiseParams(key)
