@@ -178,7 +178,7 @@ def weigh(
 def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list[tuple[str, str]]:
     """Which sabotages, by where and how, `judge` would not have rejected; it is not asked why."""
     rounding = rounding_at(ready, [point])
-    neighbours = Neighbourhood(ready.wide.run, [point], ready.subject.names)
+    neighbours = Neighbourhood(ready.wide.oracle, [point], ready.subject.names)
 
     def is_rejected(where: str, seen: Seen) -> bool:
         held, nonlinear = weigh(ready, point, seen, rounding, neighbours)

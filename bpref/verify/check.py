@@ -154,7 +154,7 @@ def _looked_at(
     rounding = rounding_at(ready, points)
     # Values that nobody chose lie on no kink.
     chosen = any(is_differentiable(v) and not is_specification(v) for v in ready.subject.leaves)
-    neighbours = Neighbourhood(ready.wide.run, points, ready.wide.names, special=(0,) if chosen else ())
+    neighbours = Neighbourhood(ready.wide.oracle, points, ready.wide.names, special=(0,) if chosen else ())
     held = hold(ready.wide, points, seen, rounding, ready.round_off, neighbours)
     return rounding, {h.where: h for h in held}, linearity(stacked(seen), rounding) if linear else []
 

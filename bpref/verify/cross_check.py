@@ -56,7 +56,7 @@ def parted(
         traced = jax.jit(primal).trace([jax.ShapeDtypeStruct(v.shape, v.dtype) for v in point.leaves])
         if any(e.primitive.name in ("stop_gradient", "custom_vjp_call") for e in all_equations(traced.jaxpr)):
             return []
-        run, _ = in_float64(traced)
+        run, *_ = in_float64(traced)
         y = run(list(point.leaves))
         dys = [completed([v[k] for v in point.dys], y) for k in range(len(point.dys[0]) if point.dys else 0)]
         found = numerical_cotangents(

@@ -55,7 +55,7 @@ def residuals(
                 Point(p.leaves, [dy[i * COTANGENTS : (i + 1) * COTANGENTS] for dy in d.values()])
                 for i, p in enumerate(points)
             ]
-            return np.concatenate([s.oracle[name] for s in run_in_float64(ready.wide.run, of_points)])
+            return np.concatenate([s.oracle[name] for s in run_in_float64(ready.wide.oracle, of_points)])
 
         return list(map(for_all, others))
 

@@ -165,7 +165,7 @@ def hold(
     `neighbours` are the points', given where the same points are held more than once.
     """
     values, cotangents = pairs(stacked(seen)), set(seen[0].hand)
-    neighbours = neighbours or Neighbourhood(program.run, points, program.names)
+    neighbours = neighbours or Neighbourhood(program.oracle, points, program.names)
 
     def held(name: str, hand: np.ndarray, oracle: np.ndarray) -> Held:
         here = _hold(name, hand, oracle, round_off)

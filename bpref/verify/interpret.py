@@ -7,6 +7,7 @@ are steps that hold lists of their own.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,18 @@ class Interpreted:
             for i, v in zip(step.outputs, results, strict=True):
                 values[i] = v if on_result is None or step.is_loop else on_result(v, i, step.primitive)
         return [np.asarray(values[i]) for i in self.outputs]
+
+    def only(self, places: Sequence[int]) -> "Interpreted":
+        """The same with some of the outputs, and no more steps than these need."""
+        part = copy(self)
+        part.outputs = [self.outputs[i] for i in places]
+        needed, kept = set(part.outputs), []
+        for step in reversed(self.steps):
+            if not needed.isdisjoint(step.outputs):
+                needed.update(step.inputs)
+                kept.append(step)
+        part.steps = kept[::-1]
+        return part
 
     def _lay_out(self, program: ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
         jaxpr = program.jaxpr

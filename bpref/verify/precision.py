@@ -214,7 +214,7 @@ def has_an_outlier(row: Row) -> bool:
 
 
 def _truth(ready: Prepared, working: Working, inputs: Sequence[Point]) -> dict[str, np.ndarray]:
-    seen = stacked(run_in_float64(ready.truth(working).run, inputs))
+    seen = stacked(run_in_float64(ready.truth(working).oracle, inputs))
     return seen.y_oracle | seen.oracle
 
 

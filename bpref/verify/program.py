@@ -46,6 +46,7 @@ class Program(NamedTuple):
     Attributes:
       run: `(leaves, dys) -> Seen`, of NumPy arrays.
       rounded: the same in float64 with every operation rounded at random.
+      oracle: what the oracle gives alone, in as few operations; the hand's is empty.
       names: the name of each leaf.
       traced: the program as JAX traced it, the subject's jaxpr and the oracle's in one.
       misfits: what is wrong with the form of a cotangent, by name.
@@ -55,6 +56,7 @@ class Program(NamedTuple):
 
     run: Callable[[list[Any], list[Any]], Seen]
     rounded: Callable[[list[Any], list[Any]], Seen]
+    oracle: Callable[[list[Any], list[Any]], Seen]
     names: tuple[str, ...]
     traced: Any
     misfits: dict[str, str]
@@ -120,7 +122,7 @@ def trace_program(
         return _outputs(output, y), _outputs(output, y_oracle), together, stacked, alone
 
     traced = jax.jit(adapt(examined)).trace(leaves, dys)
-    plain, rounded = in_float64(traced) if derivation else (when_run(traced),) * 2
+    plain, rounded, by_the_oracle = (in_float64 if derivation else when_run)(traced, _of_the_oracle)
 
     def seen_by(run):
         def seen(leaves, dys):
@@ -133,7 +135,19 @@ def trace_program(
 
         return seen
 
-    return Program(seen_by(plain), seen_by(rounded), subject.names, traced, misfits, absent, unbatched)
+    def seen_of_the_oracle(leaves, dys):
+        y_oracle, oracle = by_the_oracle(leaves, dys)
+        return Seen({}, y_oracle, {}, oracle, {}, {}, {})
+
+    return Program(
+        seen_by(plain), seen_by(rounded), seen_of_the_oracle, subject.names, traced, misfits, absent, unbatched
+    )
+
+
+def _of_the_oracle(outputs: Any) -> Any:
+    """`y_oracle` and its cotangents, of what `examined` returns."""
+    _, y_oracle, _, oracle, _ = outputs
+    return y_oracle, oracle
 
 
 def _one_by_one(f: Callable[[list[Any]], dict[str, Any]], stacks: list[Any]) -> dict[str, Any]:

@@ -38,35 +38,52 @@ def quick_compilation() -> dict[str, Any]:
     return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
 
 
-def when_run(traced: Any) -> Run:
-    """A program compiled when it is first run; in the mode of JAX that it was traced in, as the caller sees to."""
+def when_run(traced: Any, part: Callable[[Any], Any]) -> tuple[Run, Run, Run]:
+    """A program compiled when it is first run, in the mode of JAX that it was traced in, as the caller sees to.
+
+    In the place of three, as `in_float64`: itself, itself, and a `part` of its outputs.
+    """
     executable = cache(lambda: _compiled(traced))
-    return lambda *inputs: jax.device_get(executable()(*inputs))
+
+    def run(*inputs):
+        return jax.device_get(executable()(*inputs))
+
+    return run, run, lambda *inputs: part(run(*inputs))
 
 
-def in_float64(traced: Any) -> tuple[Run, Run]:
-    """A float64 program as it is, and with every operation rounded at random."""
+def in_float64(traced: Any, part: Callable[[Any], Any] = lambda outputs: outputs) -> tuple[Run, Run, Run]:
+    """A float64 program as it is, with every operation rounded at random, and a `part` of its outputs alone."""
     tree = jax.tree.structure(traced.out_info)
     try:
         steps = Interpreted(traced.jaxpr)
     except CannotInterpret:
         executable, at_random = _compiled(traced), cache(lambda: _compiled(_jittered(traced)))
-        return (
-            lambda *inputs: jax.device_get(executable(*inputs)),
-            lambda *inputs: jax.tree.unflatten(tree, jax.device_get(at_random()(*jax.tree.leaves(inputs)))),
-        )
 
-    def interpreted(on_result: OnResult | None) -> Run:
         def run(*inputs):
-            flat = jax.tree.leaves(inputs)
-            if on_result is not None:
-                flat = [on_result(v, i, "") for i, v in enumerate(flat)]
-            with np.errstate(all="ignore"):
-                return jax.tree.unflatten(tree, steps.run(flat, on_result))
+            return jax.device_get(executable(*inputs))
 
-        return run
+        return (
+            run,
+            lambda *inputs: jax.tree.unflatten(tree, jax.device_get(at_random()(*jax.tree.leaves(inputs)))),
+            lambda *inputs: part(run(*inputs)),
+        )
+    places, part_tree = jax.tree.flatten(part(jax.tree.unflatten(tree, range(tree.num_leaves))))
+    return (
+        _interpreted(steps, tree),
+        _interpreted(steps, tree, rounded_in_numpy),
+        _interpreted(steps.only(places), part_tree),
+    )
 
-    return interpreted(None), interpreted(rounded_in_numpy)
+
+def _interpreted(steps: Interpreted, tree: Any, on_result: OnResult | None = None) -> Run:
+    def run(*inputs):
+        flat = jax.tree.leaves(inputs)
+        if on_result is not None:
+            flat = [on_result(v, i, "") for i, v in enumerate(flat)]
+        with np.errstate(all="ignore"):
+            return jax.tree.unflatten(tree, steps.run(flat, on_result))
+
+    return run
 
 
 def _compiled(traced: Any) -> Any:
