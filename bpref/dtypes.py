@@ -1,5 +1,6 @@
 """The rules of precision that every layer follows: what is rejected, and where narrow numbers are widened."""
 
+from numbers import Number
 from typing import Any
 
 import jax
@@ -37,6 +38,20 @@ def require_array(who: str, argument: str, x: Any) -> None:
     raise TypeError(f"{who}: {argument} is {described(x)}, expected an array{advice}")
 
 
+def require_arrays(who: str, **trees: Any) -> None:
+    """Raise `TypeError` unless every leaf of every tree is an array, its specification, or a number."""
+    for root, tree in trees.items():
+        for path, v in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if not isinstance(v, Number):
+                require_array(who, root + jax.tree_util.keystr(path), v)
+
+
+def require_type(who: str, argument: str, v: Any, expected: type) -> None:
+    """Raise `TypeError` unless `v` is one of the named tuples `expected`."""
+    if not isinstance(v, expected):
+        raise TypeError(f"{who}: {argument} is {described(v)}, expected {expected.__name__}")
+
+
 def require_floating(who: str, argument: str, x: Any) -> None:
     """Raise `TypeError` unless `x` holds real floating-point numbers (anything with a `dtype`)."""
     require_array(who, argument, x)
@@ -61,6 +76,24 @@ def widen_integers(x: Any) -> Array:
     if jnp.iinfo(x.dtype).max > jnp.iinfo(wide).max:
         x = jnp.minimum(x, jnp.iinfo(wide).max)
     return cast(x, wide)
+
+
+def floating_dtype(who: str, argument: str, dtype: Any) -> Any:
+    """What `dtype`, a name, a type or a dtype of PyTorch's too, stands for.
+
+    Raises:
+      TypeError: it is no dtype of real floating-point numbers.
+    """
+    try:
+        found = jnp.dtype(str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found is None or not jnp.issubdtype(found, jnp.floating):  # NumPy takes None for float64
+        shown = dtype.__name__ if isinstance(dtype, type) else repr(dtype)
+        raise TypeError(
+            f'{who}: {argument} is {shown}, expected a floating-point dtype such as "float32" or jnp.bfloat16'
+        )
+    return found
 
 
 def wide_dtype(dtype: Any) -> Any:

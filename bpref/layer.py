@@ -12,12 +12,13 @@ something other than the gradient.
 """
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, Optional
 
 import jax
 import jax.numpy as jnp
 
-from bpref.dtypes import require_array
+from bpref.dtypes import described, require_array, require_arrays
 from bpref.given import guarded
 
 
@@ -55,6 +56,9 @@ class Layer(_Layer):
         parts: tuple["Layer", ...] = (),
         rebuild: Optional[Callable[..., "Layer"]] = None,
     ) -> "Layer":
+        for what, f in (("init", init), ("forward", forward), ("backward", backward)):
+            if not callable(f):
+                raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
         return super().__new__(cls, *guarded(name, init, forward, backward), name, parts, rebuild)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -64,20 +68,38 @@ class Layer(_Layer):
         )
 
 
+def require_layer(who: str, argument: str, layer: Any) -> None:
+    """Raise `TypeError` unless `layer`, the argument of `who`, is a Layer; a rule's function is none until called."""
+    if not isinstance(layer, Layer):
+        is_function = isinstance(layer, FunctionType | type)
+        came = f"the function {layer.__name__}" if is_function else described(layer)
+        raise TypeError(f"{who}: {argument} is {came}, expected a Layer, one that is made, as by linear(64)")
+
+
 def no_params(key: Any, x: Any) -> tuple[()]:
     """The `init` of every layer without parameters."""
     return ()
 
 
 def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
-    """Rebuild `layer` with every leaf replaced by `f(leaf)`, the combinators as they were."""
+    """Rebuild `layer` with every leaf replaced by `f(leaf)`, the combinators as they were.
+
+    Raises:
+      TypeError: `layer` is no Layer, `f` no function, or what it returns for a leaf no Layer.
+    """
+    require_layer("map_leaves", "layer", layer)
+    if not callable(f):
+        raise TypeError(f"map_leaves: f is {described(f)}, expected a function of a leaf that returns a Layer")
     if layer.rebuild is None:
-        return f(layer)
+        leaf = f(layer)
+        require_layer("map_leaves", f"what f returned for the leaf {layer.name}", leaf)
+        return leaf
     return layer.rebuild(*(map_leaves(f, part) for part in layer.parts))
 
 
 def leaf_paths(layer: Layer) -> list[str]:
     """Where each leaf stands, such as `1.0 linear`, in the order of their parameters in the tree."""
+    require_layer("leaf_paths", "layer", layer)
     if layer.rebuild is None:
         return [layer.name]
     return [
@@ -92,6 +114,7 @@ def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
 
     `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero.
     """
+    require_layer("as_function", "layer", layer)
 
     def apply(params, x):
         return layer.forward(params, x)[0]
@@ -122,8 +145,9 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
 
     Raises:
       ValueError: `dy` is left out and the output is not one scalar; `dy` has another tree or other shapes than `y`.
-      TypeError: `dy` is no array, or of another dtype, where `y` is differentiable.
+      TypeError: `layer` is no Layer; `dy` is no array, or of another dtype, where `y` is differentiable.
     """
+    require_layer("backpropagate", "layer", layer)
     y, cache = layer.forward(params, x)
     if dy is None:
         if jax.tree.structure(y).num_leaves != 1 or jnp.shape(jax.tree.leaves(y)[0]) != ():
@@ -165,6 +189,8 @@ def trainable(layer: Layer, params: Any, x: Any) -> Any:
     A leaf is trained unless the backward's cotangent for it is `None`, as for a PRNG key or a running
     statistic. Nothing is computed: the sweep is traced by shape alone.
     """
+    require_layer("trainable", "layer", layer)
+    require_arrays("trainable", params=params, x=x)
 
     def sweep(params, x):
         y, cache = layer.forward(params, x)

@@ -7,14 +7,19 @@ dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it 
 import jax
 
 from bpref.compose.serial import require_one_each
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 
 def objective(network: Layer, loss: Layer) -> Layer:
     """The layer `(X, y) -> J`; its params and cache are pairs, `(network's, loss's)`.
 
     The cotangent of its input is `(dX, dy)`, the second `None` for integer labels.
+
+    Raises:
+      TypeError: the network or the loss is no Layer.
     """
+    require_layer("objective", "network", network)
+    require_layer("objective", "loss", loss)
 
     def init(key, x):
         X, y = x

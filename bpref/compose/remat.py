@@ -10,7 +10,7 @@ the two are in different loops, and it pays.
 
 from typing import Any, NamedTuple
 
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 
 class RematCache(NamedTuple):
@@ -18,7 +18,8 @@ class RematCache(NamedTuple):
 
 
 def remat(layer: Layer) -> Layer:
-    """The same function with `cache := x`; the backward runs the forward again."""
+    """The same function with `cache := x`; the backward runs the forward again. `TypeError` for what is no Layer."""
+    require_layer("remat", "layer", layer)
 
     def forward(params, x):
         return layer.forward(params, x)[0], RematCache(x)

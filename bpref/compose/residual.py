@@ -6,15 +6,17 @@ dx = dy + (f's backward of dy). Nothing is cached beyond what f keeps: the adjoi
 
 import jax
 
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 
 def residual(layer: Layer) -> Layer:
     """x plus the layer's output; x may be a pytree. Params and cache are the layer's own.
 
     Raises:
+      TypeError: it is no Layer.
       ValueError: the layer's output does not have x's tree and shapes.
     """
+    require_layer("residual", "layer", layer)
 
     def forward(params, x):
         y, cache = layer.forward(params, x)

@@ -52,7 +52,7 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
       ValueError: `length` is not a positive integer; f or g changes its input's shapes.
     """
     require_layers("reversible", (f, g))
-    if not isinstance(length, int) or length < 1:
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"reversible: length is {length!r}, expected a positive integer")
 
     def plus(layer, p, x, to):

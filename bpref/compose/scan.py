@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from bpref.compose.residual import require_same_shapes
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 
 def scan(layer: Layer, length: int) -> Layer:
@@ -20,9 +20,11 @@ def scan(layer: Layer, length: int) -> Layer:
       length: the number of layers L. Stacked params, caches and dparams have it as their first axis.
 
     Raises:
+      TypeError: `layer` is no Layer.
       ValueError: `length` is not a positive integer; the layer changes its input's shapes.
     """
-    if not isinstance(length, int) or length < 1:
+    require_layer("scan", "layer", layer)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"scan: length is {length!r}, expected a positive integer")
 
     def init(key, x):

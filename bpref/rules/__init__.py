@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 
+from bpref.nearest import nearest
 from bpref.rule import Rule
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -208,6 +209,8 @@ class _Rules(Mapping[str, Rule]):
     """Rules by name; the file of each is read when it is asked for, so that the first name used costs one file."""
 
     def __getitem__(self, name: str) -> Rule:
+        if name not in _KIND_OF:
+            raise KeyError(f"there is no rule {name!r}; the nearest: {', '.join(nearest(str(name), _KIND_OF)[:3])}")
         return import_module(f"bpref.rules.{_KIND_OF[name]}.{name}").RULE
 
     def __iter__(self) -> Iterator[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpref.dtypes import cast
-from bpref.layer import Layer
+from bpref.dtypes import cast, floating_dtype
+from bpref.layer import Layer, require_layer
 
 
 def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Layer]:
@@ -21,9 +21,15 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
     Args:
       dtype: what the layer computes in, such as bfloat16; its input must come in this dtype.
       stored: what floating-point parameters and their cotangents are held in.
+
+    Raises:
+      TypeError: either is no dtype of real floating-point numbers.
     """
+    dtype, stored = floating_dtype("cast_params", "dtype", dtype), floating_dtype("cast_params", "stored", stored)
 
     def transform(leaf: Layer) -> Layer:
+        require_layer("cast_params", "leaf", leaf)
+
         def init(key, x):
             wide_x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, _recast(v.dtype, dtype, stored)), x)
             return leaf.init(key, wide_x)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from bpref.dtypes import described
-from bpref.layer import Layer, has_cotangent, select, trainable
+from bpref.layer import Layer, has_cotangent, require_layer, select, trainable
 
 if TYPE_CHECKING:
     import optax
@@ -66,6 +66,8 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
         )
 
     def transform(leaf: Layer) -> Layer:
+        require_layer("update_in_backward", "leaf", leaf)
+
         def init(key, x):
             params = leaf.init(key, x)
             return Updated(params, optimizer.init(select(trainable(leaf, params, x), params)))

@@ -6,11 +6,11 @@ from inspect import Parameter, Signature
 from typing import Any, NamedTuple
 
 from bpref.layer import Layer
-from bpref.verify.blame import require_callable
 from bpref.verify.check import check
 from bpref.verify.examine import widened
 from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.naming import argument_names, function_name
+from bpref.verify.options import require_callable, require_flags
 from bpref.verify.points import fill_specifications, generator
 from bpref.verify.prepare import WIDE
 from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, IMPRECISE, NOT_RUN, OK, WRONG, Finding, Report
@@ -131,6 +131,7 @@ def audit(
             f"audit: fun is the Layer {fun.name}, whose backward is no custom rule; use check or check_leaves"
         )
     require_callable("audit", "fun", fun)
+    require_flags("audit", drive=drive, cross_check=cross_check)
     key = seed_of("audit", key)
     leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
     filled = fill_specifications(leaves, generator(key, 0))

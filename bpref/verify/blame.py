@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpref.layer import Layer
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.report import WRONG, Finding, Report, Verdict
 from bpref.verify.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque
@@ -58,12 +57,6 @@ def refused(subject: Subject, key: int, why: str) -> Report:
         tuple(Verdict(name, WRONG, why, math.inf) for name in names),
         tuple(Finding(name, "structure", why) for name in names),
     )
-
-
-def require_callable(who: str, what: str, f: Any, or_layer: bool = False) -> None:
-    """Raise `TypeError` unless `f`, the argument `what` of `who`, can be called."""
-    if not callable(f) and not (or_layer and isinstance(f, Layer)):
-        raise TypeError(f"{who}: {what} is {describe(f)}, expected a function{' or a Layer' * or_layer}")
 
 
 def require_arrays(subject: Subject) -> None:

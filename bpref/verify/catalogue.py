@@ -19,12 +19,14 @@ from bpref.verify.judge import misled_text
 from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import linearity
 from bpref.verify.measure import Ulps, summarise
+from bpref.verify.options import came
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.precision import Row, rows_in, within
 from bpref.verify.prepare import Prepared, prepare, rounding_at
 from bpref.verify.program import Seen
 from bpref.verify.report import Finding
 from bpref.verify.sabotage import Sabotage
+from bpref.verify.seed import seed_of
 from bpref.verify.subject import as_subject
 
 SIZES = (64, 24, 5, 3)
@@ -76,7 +78,15 @@ class RuleReport(NamedTuple):
 
 
 def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
-    """Try every case of a rule: the laws of the derivation, of precision, and of the cache's size."""
+    """Try every case of a rule: the laws of the derivation, of precision, and of the cache's size.
+
+    Raises:
+      TypeError: `rule` is no Rule, as `RULES` has them by name; `seed` is no whole number of 0 or more.
+    """
+    if not isinstance(rule, Rule):
+        name = rule if isinstance(rule, str) else getattr(rule, "__name__", getattr(rule, "name", "tanh"))
+        raise TypeError(f"verify_rule: rule is {came(rule)}, expected a Rule, such as bpref.RULES[{name!r}]")
+    seed = seed_of("verify_rule", seed, "seed")
     start = time.perf_counter()
     findings: list[str] = []
     errors: list[float] = []

@@ -1,6 +1,6 @@
 """check: is a hand-derived gradient right, and if not, where and why?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify import precision
-from bpref.verify.blame import NeedsNumbers, Refused, refused, require_callable
+from bpref.verify.blame import NeedsNumbers, Refused, refused
 from bpref.verify.cross_check import parted
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
@@ -18,6 +18,7 @@ from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
+from bpref.verify.options import require_flags, require_functions, working_dtypes
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import is_specification
 from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at
@@ -36,7 +37,7 @@ def check(
     reference: Callable[..., Any] | None = None,
     backward: Callable[[tuple, Any], tuple] | None = None,
     key: Any = None,
-    dtypes: Sequence[Any] | None = None,
+    dtypes: Any = None,
     linear: bool = True,
     eager: bool = False,
     cross_check: bool = False,
@@ -53,7 +54,8 @@ def check(
       backward: `(args, dy) -> cotangents of args`, a tuple with `None` for what has no cotangent.
       key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
         names.
-      dtypes: the floating-point dtypes in which the precision is measured; left out, those of `args`.
+      dtypes: the floating-point dtypes in which the precision is measured, of complex numbers those of their parts;
+        one, or a sequence; left out, those of `args`.
       linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
         then held against the oracle for small cotangents.
       eager: whether to call it operation by operation too, without jit, and compare. Slow the first time.
@@ -66,10 +68,9 @@ def check(
       TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
     """
     key = seed_of("check", key)
-    dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
-    for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
-        if f is not None or what == "fun":
-            require_callable("check", what, f, or_layer=what == "fun")
+    dtypes = working_dtypes("check", dtypes)
+    require_functions("check", fun, reference=reference, backward=backward)
+    require_flags("check", linear=linear, eager=eager, cross_check=cross_check)
     if is_torch(fun, args):
         from bpref.verify.torch_front.check import check_torch  # which imports torch, as the caller has
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.layer import Layer, leaf_paths, map_leaves
+from bpref.dtypes import require_arrays
+from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
 from bpref.verify.examine import widened
 from bpref.verify.lift import for_float64
 from bpref.verify.measure import relative_error
@@ -36,6 +37,7 @@ def checked(leaf: Layer) -> Layer:
 
     The oracle differentiates the leaf's own forward, at the params, x and dy of the sweep. The cache grows by x.
     """
+    require_layer("checked", "leaf", leaf)
 
     def forward(params, x):
         y, cache = leaf.forward(params, x)
@@ -106,7 +108,12 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
 
     Returns:
       One report per leaf, in the order of the forward. A leaf inside `scan` is reported once, by its worst slice.
+
+    Raises:
+      TypeError: `layer` is no Layer; a leaf of params, x or dy is no array.
     """
+    require_layer("check_leaves", "layer", layer)
+    require_arrays("check_leaves", params=params, x=x, dy=dy)
 
     def sweep(params, x, dy):
         y, cache = checking.forward(params, x)

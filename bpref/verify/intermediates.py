@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.blame import require_callable
 from bpref.verify.diagnose import Diagnosis, Residual, diagnose, diagnose_shape
 from bpref.verify.examine import widened
 from bpref.verify.naming import function_name, leaf_names
+from bpref.verify.options import came, require_callable, require_cotangents
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
 from bpref.verify.seed import seed_of
 from bpref.verify.step_errors import Beside, beside
@@ -103,8 +103,9 @@ def check_intermediates(
         gives inside a loop; no scalar output and no `dy`.
     """
     if not isinstance(args, tuple | list):
-        raise TypeError(f"check_intermediates: args is a {type(args).__name__}, expected the tuple of forward's args")
+        raise TypeError(f"check_intermediates: args is {came(args)}, expected the tuple of forward's args")
     require_callable("check_intermediates", "forward", forward)
+    require_cotangents("check_intermediates", cotangents)
     key = seed_of("check_intermediates", key)
     steps = prepare(forward, tuple(args), cotangents, dy, key)
     seen = cases(steps, key)

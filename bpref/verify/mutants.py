@@ -19,6 +19,7 @@ from bpref.verify.flat import Flat, Node, flattened, outputs_with, used_values, 
 from bpref.verify.loops import CONTROL_FLOW
 from bpref.verify.measure import relative_error
 from bpref.verify.mutations import Mutation, Step, differs_at_ties_only, mutations
+from bpref.verify.options import require_callable, require_points
 from bpref.verify.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.rewrite import as_it_is
 from bpref.verify.running import quick_compilation
@@ -59,14 +60,22 @@ def mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | 
       points: tuples like `args`, at which mutants are compared with the original; random ones near `args` if None.
 
     Raises:
-      Whatever `backward` raises, and `ValueError` where no point gives a finite number.
+      TypeError, ValueError: `backward` is no function; `points` are no tuples like `args`, or none; at no point are all
+        results finite. And whatever `backward` raises.
     """
+    _require("mutants", backward, args, points)
     return (m for m in all_mutants(backward, *args, points=points) if not m.equivalent)
 
 
 def equivalents(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """The changes that `mutants` leaves out, each with the reason."""
+    _require("equivalents", backward, args, points)
     return [m for m in all_mutants(backward, *args, points=points) if m.equivalent]
+
+
+def _require(who: str, backward: Any, args: tuple, points: Any) -> None:
+    require_callable(who, "backward", backward)
+    require_points(who, points, len(args))
 
 
 class Change(NamedTuple):

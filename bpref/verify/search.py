@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from bpref.layer import Layer, as_function
-from bpref.verify.blame import require_callable
 from bpref.verify.check import check
 from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.options import require_count, require_flags, require_functions, require_seconds
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,
@@ -138,11 +138,10 @@ def search(
     start = time.monotonic()
     require_hypothesis()
     key = seed_of("search", key)
-    for what, f in (("fun", fun), ("reference", reference), ("backward", backward)):
-        if f is not None or what == "fun":
-            require_callable("search", what, f, or_layer=what == "fun")
-    if not seconds >= 0:
-        raise ValueError(f"search: seconds is {seconds:g}, expected 0 or more")
+    require_functions("search", fun, reference=reference, backward=backward)
+    require_seconds("search", seconds)
+    require_count("search", "examples", examples)
+    require_flags("search", cross_check=cross_check)
     template = as_template(specs)
     _require_fitting(fun, template)
     options = {"reference": reference, "backward": backward, "key": key, "cross_check": cross_check}

@@ -15,12 +15,13 @@ WORDS = (2, 4)
 """How many words of 32 bits JAX's keys have."""
 
 
-def seed_of(who: str, key: Any) -> int:
+def seed_of(who: str, key: Any, argument: str = "key") -> int:
     """The seed that `key` means: itself, a JAX key's words read as one number, so that `jax.random.key(1)` is 1; or,
     where it is None, a new one.
 
     Args:
       who: the function that was called, for the message.
+      argument: what it was given as.
       key: None, a whole number of 0 or more, a `jax.random.key`, or a `jax.random.PRNGKey`.
 
     Raises:
@@ -38,7 +39,8 @@ def seed_of(who: str, key: Any) -> int:
     if number < 0:
         came = repr(key) if isinstance(key, int | np.integer) else describe(key)
         raise TypeError(
-            f"{who}: key is {came}, expected a whole number of 0 or more, or a jax.random.key: the seed of every draw"
+            f"{who}: {argument} is {came}, expected a whole number of 0 or more, or a jax.random.key: the seed of "
+            "every draw"
         )
     return number
 

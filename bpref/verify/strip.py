@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from bpref.verify.options import require_callable
 from bpref.verify.rewrite import Recurse, all_equations, evaluate, traced
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +38,8 @@ def strip_custom_rules(fun: F) -> F:
 
     Reverse-mode differentiation of a body with `lax.while_loop` in it fails without its rule, and JAX says so.
     """
+
+    require_callable("strip_custom_rules", "fun", fun)
 
     @wraps(fun)
     def stripped(*args, **kwargs):

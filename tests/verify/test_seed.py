@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import bpref
 from bpref.verify.seed import seed_of
@@ -31,7 +32,7 @@ def test_all_that_take_a_key_take_a_jax_key_and_print_its_number(check_gradient)
         assert check_gradient(jnp.sin, X, backward=derived, key=key).key == 7
         assert bpref.audit(jax.nn.relu, X, key=key).key == 7
         assert bpref.search(jnp.sin, "f32[N]", backward=derived, key=key, examples=1).key == 7
-    forward = lambda x: jnp.sum(jax.ad_checkpoint.checkpoint_name(jnp.sin(x), "y"))  # noqa: E731
+    forward = lambda x: jnp.sum(checkpoint_name(jnp.sin(x), "y"))  # noqa: E731
     ones = lambda args, dy: {"y": jnp.broadcast_to(dy, args[0].shape)}  # noqa: E731
     split = jax.random.split(jax.random.key(7))[0]
     report = bpref.check_intermediates(forward, (X,), ones, key=split)

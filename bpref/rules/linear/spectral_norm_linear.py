@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, require_type, widen
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
@@ -49,7 +49,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.formulas.hyperparameters import require_count, require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -122,7 +122,13 @@ def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> Spectra
 
     Each step is v = W^T u / ||W^T u||, then u = W v / ||W v||; after one, sigma is positive. It is no part of the
     function that is differentiated: call it once a training step, before the forward.
+
+    Raises:
+      TypeError: params are not those of `spectral_norm_linear`.
+      ValueError: `steps` is no integer of at least 0.
     """
+    require_type("power_iteration", "params", params, SpectralNormLinearParams)
+    require_count("power_iteration", "steps", steps)
     W = lax.stop_gradient(widen(params.W))
 
     def step(_, vectors):

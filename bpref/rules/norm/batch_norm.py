@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, wide_dtype, widen
+from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_share
 from bpref.formulas.standardize import moments, on_last_axis, require_features, scale_and_shift
 from bpref.layer import Layer
@@ -137,8 +137,11 @@ def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, mo
       momentum: the share of the running statistics that remains, from 0 to 1.
 
     Raises:
+      TypeError: params or the cache are not those of `batch_norm`.
       ValueError: momentum is out of its range; the cache is that of a forward in inference.
     """
+    require_type("update_running_statistics", "params", params, BatchNormParams)
+    require_type("update_running_statistics", "cache", cache, BatchNormCache)
     momentum = require_share("update_running_statistics", "momentum", momentum)
     if cache.mean is None or cache.var is None:
         raise ValueError("update_running_statistics: the cache holds no statistics, expected that of training=True")

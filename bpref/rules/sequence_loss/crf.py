@@ -48,11 +48,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer, widen, widen_integers
+from bpref.dtypes import cast, require_floating, require_integer, require_type, widen, widen_integers
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_sum, nats
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
+from bpref.formulas.tuples import as_array, as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -150,6 +150,8 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
     Raises:
       ValueError, TypeError: as `crf`.
     """
+    require_type("crf_marginals", "params", params, CRFParams)
+    emissions = as_array("crf_marginals", "emissions", emissions)
     tags = jnp.zeros(emissions.shape[:2], jnp.int32)
     x, _, lengths = _checked("crf_marginals", params, (emissions, tags, lengths))
     nothing = jnp.zeros(x.shape[:2], widen(x).dtype)

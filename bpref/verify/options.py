@@ -1,0 +1,99 @@
+"""What the checker's functions are called with besides arrays, refused before anything is computed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from bpref.dtypes import described, floating_dtype
+from bpref.layer import Layer
+
+
+def require_callable(who: str, what: str, f: Any, or_layer: bool = False) -> None:
+    """Raise `TypeError` unless `f`, the argument `what` of `who`, can be called."""
+    if not callable(f) and not (or_layer and isinstance(f, Layer)):
+        raise TypeError(f"{who}: {what} is {came(f)}, expected a function{' or a Layer' * or_layer}")
+
+
+def require_functions(who: str, fun: Any, **more: Callable[..., Any] | None) -> None:
+    """Raise `TypeError` unless `fun` can be called or is a Layer, and what else is given can be called."""
+    require_callable(who, "fun", fun, or_layer=True)
+    for what, f in more.items():
+        if f is not None:
+            require_callable(who, what, f)
+
+
+def require_flags(who: str, **flags: Any) -> None:
+    """Raise `TypeError` unless every one of `flags` is True or False: "no" counts as true elsewhere."""
+    for what, v in flags.items():
+        if not isinstance(v, bool | np.bool_):
+            raise TypeError(f"{who}: {what} is {came(v)}, expected True or False")
+
+
+def require_seconds(who: str, seconds: Any) -> None:
+    """Raise `TypeError` unless it is a number, `ValueError` unless it is 0 or more."""
+    if not isinstance(seconds, Real) or isinstance(seconds, bool):
+        raise TypeError(f"{who}: seconds is {came(seconds)}, expected a number of 0 or more")
+    if not seconds >= 0:
+        raise ValueError(f"{who}: seconds is {seconds:g}, expected 0 or more")
+
+
+def require_count(who: str, what: str, n: Any) -> None:
+    """Raise `TypeError` unless `n` is a whole number, `ValueError` unless it is 1 or more."""
+    if not isinstance(n, Integral) or isinstance(n, bool):
+        raise TypeError(f"{who}: {what} is {came(n)}, expected a whole number of 1 or more")
+    if n < 1:
+        raise ValueError(f"{who}: {what} is {n}, expected 1 or more")
+
+
+def require_points(who: str, points: Any, count: int) -> None:
+    """Raise unless `points` is None, or tuples of `count` arguments, at least one.
+
+    Raises:
+      TypeError: it is no tuple or list of tuples.
+      ValueError: it is empty, or a point has more or fewer arguments.
+    """
+    if points is None:
+        return
+    if not isinstance(points, tuple | list):
+        raise TypeError(f"{who}: points is {came(points)}, expected a list of tuples, each like args")
+    if not points:
+        raise ValueError(f"{who}: points is empty, expected one tuple like args, or more")
+    for i, point in enumerate(points):
+        if not isinstance(point, tuple | list):
+            raise TypeError(f"{who}: points[{i}] is {came(point)}, expected a tuple like args")
+        if len(point) != count:
+            raise ValueError(f"{who}: points[{i}] has {len(point)} arguments, args has {count}")
+
+
+def require_cotangents(who: str, cotangents: Any) -> None:
+    """Raise `TypeError` unless it is cotangents by name, or a function that gives them."""
+    if not isinstance(cotangents, Mapping) and not callable(cotangents):
+        raise TypeError(
+            f'{who}: cotangents is {came(cotangents)}, expected {{"NAME": its cotangent, ...}} or a function of '
+            "(args, dy) that returns that"
+        )
+
+
+def working_dtypes(who: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] | None:
+    """The names of the dtypes to measure the precision in, one or a sequence of them; None for None.
+
+    Raises:
+      TypeError: one of them is no dtype of real floating-point numbers.
+      ValueError: there is none.
+    """
+    if dtypes is None:
+        return None
+    is_several = isinstance(dtypes, Sequence | set | frozenset) and not isinstance(dtypes, str)
+    if is_several and not dtypes:
+        raise ValueError(f"{who}: dtypes is empty, expected one dtype or more, or None for those of the arguments")
+    given = [(f"dtypes[{i}]", d) for i, d in enumerate(dtypes)] if is_several else [("dtypes", dtypes)]
+    return tuple(floating_dtype(who, what, d).name for what, d in given)
+
+
+def came(v: Any) -> str:
+    """What came in place of what was expected: an array by dtype and shape, a number itself, else by its type."""
+    if hasattr(v, "dtype") and hasattr(v, "shape"):
+        return f"{v.dtype}{list(v.shape)}"
+    return repr(v) if isinstance(v, bool | int | float) else described(v)
