@@ -49,7 +49,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_count, require_flags, require_size
+from bpref.formulas.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -128,7 +128,8 @@ def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> Spectra
       ValueError: `steps` is no integer of at least 0.
     """
     require_type("power_iteration", "params", params, SpectralNormLinearParams)
-    require_count("power_iteration", "steps", steps)
+    if not is_traced(steps):
+        steps = require_count("power_iteration", "steps", steps)
     W = lax.stop_gradient(widen(params.W))
 
     def step(_, vectors):
