@@ -59,6 +59,12 @@ def refused(subject: Subject, key: int, why: str) -> Report:
     )
 
 
+def refuse_eager(eager: bool, name: str, why: str) -> None:
+    """Raise `CannotCheck` where `eager` is asked for of a function that is not under jit anyway."""
+    if eager:
+        raise CannotCheck(f"check: eager=True compares a function under jit with itself outside of it; {name} is {why}")
+
+
 def require_arrays(subject: Subject) -> None:
     """Raise unless an argument holds floating-point numbers in an array."""
     if not any(is_differentiable(v) for v in subject.leaves):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify import precision
-from bpref.verify.blame import NeedsNumbers, Refused, refused
+from bpref.verify.blame import NeedsNumbers, Refused, refuse_eager, refused
 from bpref.verify.cross_check import parted
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
@@ -58,7 +58,8 @@ def check(
         one, or a sequence; left out, those of `args`.
       linear: False for a backward that is meant not to be linear in the cotangent, such as one that clips it; it is
         then held against the oracle for small cotangents.
-      eager: whether to call it operation by operation too, without jit, and compare. Slow the first time.
+      eager: whether to call it operation by operation too, without jit, and compare. Slow the first time. For functions
+        that JAX traces.
       cross_check: whether to hold the oracle itself against finite differences, at a few elements of each argument.
 
     Returns:
@@ -74,12 +75,13 @@ def check(
     if is_torch(fun, args):
         from bpref.verify.torch_front.check import check_torch  # which imports torch, as the caller has
 
-        return check_torch(fun, args, reference, backward, key, dtypes, linear)
+        return check_torch(fun, args, reference, backward, key, dtypes, linear, eager, cross_check)
     subject = as_subject(fun, args, reference, backward)
     try:
         ready = prepared(subject, dtypes)
     except NeedsNumbers as reason:
-        return check_numerically(subject, key, str(reason), dtypes, linear)
+        refuse_eager(eager, subject.name, f"called as it is: {reason}")
+        return check_numerically(subject, key, str(reason), dtypes, linear, cross_check)
     except Refused as reason:
         return refused(subject, key, str(reason))
     return _report(ready, key, linear, eager, cross_check)

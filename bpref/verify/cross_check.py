@@ -54,7 +54,7 @@ def parted(
         return []
     with jax.enable_x64(True):
         traced = jax.jit(primal).trace([jax.ShapeDtypeStruct(v.shape, v.dtype) for v in point.leaves])
-        if any(e.primitive.name in ("stop_gradient", "custom_vjp_call") for e in all_equations(traced.jaxpr)):
+        if stops_gradients(traced.jaxpr):
             return []
         run, *_ = in_float64(traced)
         y = run(list(point.leaves))
@@ -72,8 +72,8 @@ def parted(
     for n, (name, leaf) in enumerate(zip(names, point.leaves, strict=True)):
         if is_differentiable(leaf):
             skipped = torn.get(name, np.zeros(oracle[name].shape, bool))
-            apart = (_apart(found[k], n, oracle[name][k], skipped[k]) for k in range(len(found)))
-            findings += [Finding(name, "oracle", detail) for detail in apart if detail][:1]
+            parts = (apart(found[k], n, oracle[name][k], skipped[k]) for k in range(len(found)))
+            findings += [Finding(name, "oracle", detail) for detail in parts if detail][:1]
     return findings
 
 
@@ -81,7 +81,12 @@ def _without_float0(dy: Any) -> Any:
     return jax.tree.map(lambda v: np.zeros(v.shape) if v.dtype == jax.dtypes.float0 else v, dy)
 
 
-def _apart(numbers: Any, n: int, oracle: np.ndarray, skipped: np.ndarray) -> str:
+def stops_gradients(program: Any) -> bool:
+    """Whether the derivative that JAX gives of a program is another on purpose: a gradient stopped, a custom rule."""
+    return any(e.primitive.name in ("stop_gradient", "custom_vjp_call") for e in all_equations(program))
+
+
+def apart(numbers: Any, n: int, oracle: np.ndarray, skipped: np.ndarray) -> str:
     """Where the oracle's cotangent of leaf number n is not within the error bars; empty where it is."""
     values, bars = numbers.cotangents[n], numbers.bars[n]
     size = np.max(np.abs(oracle), initial=0.0, where=np.isfinite(oracle))

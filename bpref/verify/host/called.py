@@ -28,6 +28,7 @@ class Called(NamedTuple):
       plain: `leaves -> y`, the function alone, a list of arrays.
       x64: whether the caller has 64-bit numbers enabled.
       output: what reports call its output.
+      scale: what the cotangents of its output are multiplied by.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Called(NamedTuple):
     plain: Callable[[Arrays], Arrays]
     x64: bool = False
     output: str = "y"
+    scale: float = 1.0
 
     def outputs(self, count: int) -> list[str]:
         """The names of so many outputs."""

@@ -17,6 +17,7 @@ from bpref.verify import points as fresh
 from bpref.verify.host.called import Called, called, copies, in_dtype
 from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
+from bpref.verify.host.parted import of_parted, parted
 from bpref.verify.host.precision import Compared, compared, value_and_effect
 from bpref.verify.host.sampling import COTANGENTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
@@ -24,10 +25,13 @@ from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import Row, text
 from bpref.verify.prepare import x64_for
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
+from bpref.verify.samples import SCALES
 from bpref.verify.subject import REFERENCE, Misfit, Subject
 
 
-def check_numerically(subject: Subject, key: int, why: str, dtypes: Sequence[Any] | None, linear: bool) -> Report:
+def check_numerically(
+    subject: Subject, key: int, why: str, dtypes: Sequence[Any] | None, linear: bool, cross_check: bool
+) -> Report:
     """The report of a subject that JAX cannot examine; `why` is a note for the reader, the rest as in `check`."""
     c = called(subject)
     if subject.oracle == REFERENCE:
@@ -36,7 +40,8 @@ def check_numerically(subject: Subject, key: int, why: str, dtypes: Sequence[Any
         oracle = numerical(c.plain, c.differentiable, "its own primal", False)
     if not _is_repeatable(c, key):
         return of_two_answers(c, oracle, key, (why,) if why else ())
-    return check_called(c, oracle, key, dtypes, linear, (why,) if why else ())
+    findings = parted(c, oracle, key) if cross_check and not oracle.differs() else []
+    return check_called(c, oracle, key, dtypes, linear, (why,) if why else (), tuple(findings))
 
 
 def check_called(
@@ -54,8 +59,10 @@ def check_called(
       c, oracle: what is checked, and what it is held against.
       key, dtypes, linear: as in `check`.
       notes: what else a reader should know.
-      findings: what is known to be wrong already, by the value's name.
+      findings: what is known to be wrong already, with the oracle or by the value's name.
     """
+    # What clips is right for small cotangents.
+    c = c if linear else c._replace(scale=SCALES[-1])
     dtype = widest(c, key, oracle.is_exact)
     with jax.enable_x64(True):
         samples = sampled(c, oracle, key, dtype)
@@ -74,7 +81,9 @@ def check_called(
     for n, name in dict.fromkeys([*differentiable, *misfits]):
         judged[name] = judge_argument(c, n, samples, oracle, in_own)
     for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
-        if judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
+        if f.kind == "oracle":
+            judged[f.where] = of_parted(judged[f.where], f)
+        elif judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
             judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
     right = {name for name, j in judged.items() if j.verdict.verdict == OK}
     rows, unmeasured = _precision(c, oracle, key, chosen, right, in_double=eps_of(samples[0].y) < 1e-10)

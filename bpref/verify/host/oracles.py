@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.verify.cross_check import stops_gradients
 from bpref.verify.host.called import Arrays, compiled, in_dtype
 from bpref.verify.lift import lift, narrowest
 from bpref.verify.numerical import Numerical, numerical_cotangents
@@ -39,6 +40,7 @@ class Oracle(NamedTuple):
         none, of its own; `eps` is the rounding of what will be held against it.
       run: autodiff of a reference in the dtypes that come; None where there is none.
       in_float64: the same in float64.
+      differs: whether its derivative is another on purpose: it stops a gradient, or has a rule of its own.
     """
 
     text: str
@@ -46,6 +48,7 @@ class Oracle(NamedTuple):
     cotangents: Callable[[Arrays, list[Arrays], np.random.Generator, float], list[Numerical]]
     run: Run | None = None
     in_float64: Run | None = None
+    differs: Callable[[], bool] = lambda: False
 
     @property
     def is_exact(self) -> bool:
@@ -83,13 +86,12 @@ def numerical(
     return Oracle(NUMBERS.format(of), call if is_reference else None, cotangents)
 
 
-def exact(text: str, run: Run, in_float64: Run | None = None) -> Oracle:
+def exact(text: str, run: Run, in_float64: Run, differs: Callable[[], bool]) -> Oracle:
     """Autodiff of a reference in float64; its bars are what moving the inputs by their rounding does to it."""
-    truth = in_float64 or run
 
     def cotangents(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> list[Numerical]:
-        _, there = truth(leaves, dys)
-        around = [truth(*nudged(leaves, dys, rng, eps))[1] for _ in range(MOVES)]
+        _, there = in_float64(leaves, dys)
+        around = [in_float64(*nudged(leaves, dys, rng, eps))[1] for _ in range(MOVES)]
         return [
             Numerical(
                 here,
@@ -100,7 +102,7 @@ def exact(text: str, run: Run, in_float64: Run | None = None) -> Oracle:
             for j, here in enumerate(there)
         ]
 
-    return Oracle(text, lambda leaves: truth(leaves, [])[0], cotangents, run, truth)
+    return Oracle(text, lambda leaves: in_float64(leaves, [])[0], cotangents, run, in_float64, differs)
 
 
 def nudged(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> tuple[Arrays, list[Arrays]]:
@@ -127,7 +129,12 @@ def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
                 "the reference",
                 True,
             )
-    return exact(OF_REFERENCE, run, in_float64)
+
+    def differs() -> bool:
+        with jax.enable_x64(True):
+            return stops_gradients(jax.make_jaxpr(subject.primal)(wide))
+
+    return exact(OF_REFERENCE, run, in_float64, differs)
 
 
 def _quietly(primal: Callable, given: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:

@@ -116,7 +116,7 @@ def _at(
     wide = widened(leaves, c.differentiable)
     with x64_for([v.dtype for v in leaves], c.x64):
         y = c.plain(copies(leaves))
-        dys = [cotangent(y, rng) for _ in range(COTANGENTS)]
+        dys = [cotangent(y, rng, c.scale) for _ in range(COTANGENTS)]
         # One whose terms do not cancel, where an accumulator of few digits shows.
         dys[-1] = [np.abs(v).astype(v.dtype) if is_differentiable(v) else v for v in dys[-1]]
         hands = [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]

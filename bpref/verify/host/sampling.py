@@ -85,7 +85,7 @@ def _drawn(c: Called, rng: np.random.Generator, i: int, attempt: int) -> Arrays:
     ]
 
 
-def cotangent(y: Sequence[Any], rng: np.random.Generator) -> Arrays:
+def cotangent(y: Sequence[Any], rng: np.random.Generator, scale: float = 1.0) -> Arrays:
     """A random one, in the output's dtypes; zero where the output is an integer or not finite."""
 
     def one(v: Any) -> np.ndarray:
@@ -93,7 +93,7 @@ def cotangent(y: Sequence[Any], rng: np.random.Generator) -> Arrays:
             return np.zeros(v.shape, v.dtype)
         dy = rng.normal(size=v.shape)
         dy = np.asarray(dy + 1j * rng.normal(size=v.shape) if np.iscomplexobj(v) else dy)
-        return np.where(np.isfinite(v), dy, 0).astype(v.dtype)
+        return np.where(np.isfinite(v), scale * dy, 0).astype(v.dtype)
 
     return [one(v) for v in y]
 
@@ -104,7 +104,7 @@ def _samples(c: Called, oracle: Oracle, key: int, i: int, dtype: str) -> Iterato
     y = _plain(c, copies(leaves))
     reference = oracle.y(copies(leaves)) if oracle.y else None
     _require_same_outputs(c, y, reference)
-    dys = [cotangent(y, rng) for _ in range(COTANGENTS)]
+    dys = [cotangent(y, rng, c.scale) for _ in range(COTANGENTS)]
     found = oracle.cotangents(leaves, dys, rng, eps_of(y))
     for dy, numbers in zip(dys, found, strict=True):
         with x64_for([v.dtype for v in leaves], c.x64):

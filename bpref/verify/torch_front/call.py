@@ -147,7 +147,7 @@ def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple
 
     PyTorch's cotangent of a complex number is the conjugate of `jax.vjp`'s.
     """
-    with _mode_for(c, fun, values):
+    with _mode_for(c, fun, values, makes_graph=True):
         tensors = c.tensors(values)
         outputs = _called(c, fun, tensors)
 
@@ -218,9 +218,9 @@ def _called(c: TorchCall, fun: Any, tensors: Tensors) -> Tensors:
     return c.outputs(fun, [torch_oracle.with_graph(t.clone) if t.requires_grad else t for t in tensors])
 
 
-def _mode_for(c: TorchCall, fun: Any, values: Arrays, forward_alone: bool = False) -> Any:
+def _mode_for(c: TorchCall, fun: Any, values: Arrays, **part: bool) -> Any:
     wide = all(v.dtype in (np.float64, np.complex128) for v, d in zip(values, c.differentiable, strict=True) if d)
-    return c.watch.in_float64(fun, forward_alone) if wide else nullcontext()
+    return c.watch.in_float64(fun, **part) if wide else nullcontext()
 
 
 def _name_of(fun: Any) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bpref.verify import points as fresh
 from bpref.verify import torch_oracle
-from bpref.verify.blame import CannotCheck
-from bpref.verify.host.called import Arrays, Called, in_dtype, widened
+from bpref.verify.blame import CannotCheck, refuse_eager
+from bpref.verify.host.called import Arrays, Called, in_dtype
 from bpref.verify.host.check import check_called, of_two_answers
 from bpref.verify.host.oracles import Oracle, exact, numerical
-from bpref.verify.host.sampling import cotangent, point
+from bpref.verify.host.parted import parted
+from bpref.verify.host.sampling import point
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import output_name
 from bpref.verify.report import WRONG, Report
@@ -27,8 +27,7 @@ OF_ITSELF = "float64 oracle: its own primal, differentiated by torch.autograd"
 
 CASTS = "it casts down inside; the derivation was judged without those casts"
 
-FEWEST = 4
-"""So many elements of each argument of a reference are held against its differences."""
+ON_PURPOSE = ": a detach(), or a mistake in the reference"
 
 LIMIT, FEW = 16, 128
 """So many elements of each argument are looked at one by one where there are calls alone, which take their time; all of
@@ -48,6 +47,8 @@ def check_torch(
     key: int,
     dtypes: Sequence[Any] | None,
     linear: bool,
+    eager: bool,
+    cross_check: bool,
 ) -> Report:
     """The report of a function, an `autograd.Function`'s `apply` or a module, called with tensors; as in `check`.
 
@@ -58,11 +59,14 @@ def check_torch(
     ones; of a module's parameters those that are not frozen.
     """
     c = torch_call(fun, args)
+    refuse_eager(eager, c.name, "PyTorch's, which is called as it is")
     with _threads_for(c):
-        return _report(c, reference, backward, key, dtypes, linear)
+        return _report(c, reference, backward, key, dtypes, linear, cross_check)
 
 
-def _report(c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, linear: bool) -> Report:
+def _report(
+    c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, linear: bool, cross_check: bool
+) -> Report:
     fun = c.fun
     if backward is not None and any(p is not None for p in c.parameters):
         raise CannotCheck(f"{c.name}: backward= goes with a function; a module's own backward is what is checked")
@@ -78,30 +82,35 @@ def _report(c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, 
         output_name(c.names),
     )
     oracle, notes = _oracle(c, front, reference, backward, key)
-    notes += _parted(front, oracle, key)
+    found = parted(front, oracle, key)
+    if not cross_check or oracle.differs():
+        notes += [f"{f.where}: {f.detail}{ON_PURPOSE}" for f in found]
+        found = []
     seen = _observed(c, front, key) if backward is None else Observed([], [], [])
     if seen.is_random:
         return of_two_answers(front, oracle, key, tuple(notes))
     names = None if dtypes is None else [dtype_name(d) for d in dtypes]
-    report = check_called(front, oracle, key, names, linear, (*notes, *seen.notes), tuple(seen.wrong))
+    known = (*notes, *seen.notes), (*found, *seen.wrong)
+    report = check_called(front, oracle, key, names, linear, *known)
     if report.verdict == WRONG and not oracle.is_exact and LIMIT < max(_sizes(c)) <= FEW:
         # To say what is wrong takes every element.
         oracle = numerical(front.plain, c.differentiable, "its own primal", False)
-        report = check_called(front, oracle, key, names, linear, (*notes, *seen.notes), tuple(seen.wrong))
+        report = check_called(front, oracle, key, names, linear, *known)
     casts = (CASTS,) if fun in c.watch.casts else ()
     return report._replace(findings=(*report.findings, *seen.remarks), notes=(*report.notes, *casts))
 
 
 def _oracle(c: TorchCall, front: Called, reference: Any, backward: Any, key: int) -> tuple[Oracle, list[str]]:
+    leaves = point(front, key, 0)
     if reference is not None:
-        return _differentiated(c, reference, OF_REFERENCE), []
-    if backward is not None and not _has_own_backward(c, point(front, key, 0)):
-        return _differentiated(c, c.fun, OF_ITSELF)._replace(y=None), []
+        return _differentiated(c, reference, OF_REFERENCE, leaves), []
+    if backward is not None and not _has_own_backward(c, c.fun, leaves):
+        return _differentiated(c, c.fun, OF_ITSELF, leaves)._replace(y=None), []
     runs = _runs_in_float64(front, key)
     return numerical(front.plain, c.differentiable, "its own primal", False, LIMIT), [] if runs else [GIVE_ONE]
 
 
-def _differentiated(c: TorchCall, fun: Any, text: str) -> Oracle:
+def _differentiated(c: TorchCall, fun: Any, text: str, leaves: Arrays) -> Oracle:
     def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
         if not dys:
             return plain(c, fun, leaves), []
@@ -119,7 +128,7 @@ def _differentiated(c: TorchCall, fun: Any, text: str) -> Oracle:
         wide = [in_dtype(v, "float64") if d else v for v, d in zip(leaves, c.differentiable, strict=True)]
         return run(wide, [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in dys])
 
-    return exact(text, run, in_float64)
+    return exact(text, run, in_float64, lambda: fun in c.watch.stops or _has_own_backward(c, fun, leaves))
 
 
 def _observed(c: TorchCall, front: Called, key: int) -> Observed:
@@ -128,32 +137,6 @@ def _observed(c: TorchCall, front: Called, key: int) -> Observed:
         return observed(c, leaves, front.outputs, key)
     except RuntimeError:  # its backward fails as it is: the verdicts say how
         return Observed([], [], [])
-
-
-def _parted(front: Called, oracle: Oracle, key: int) -> list[str]:
-    """Where autograd of the reference is not what finite differences of it are, at a few elements of each argument."""
-    if oracle.y is None or oracle.in_float64 is None:
-        return []
-    rng = fresh.generator(key, 21)
-    leaves = widened(point(front, key, 0), front.differentiable)
-    dys = [cotangent(oracle.y(leaves), rng)]
-    (truth,) = oracle.in_float64(leaves, dys)[1]
-    (found,) = numerical(oracle.y, front.differentiable, "the reference", True, FEWEST).cotangents(
-        leaves, dys, rng, 0.0
-    )
-    notes = []
-    for name, t, v, bar in zip(front.names, truth, found.cotangents, found.bars, strict=True):
-        if v is None:
-            continue
-        with np.errstate(invalid="ignore"):
-            apart = np.isfinite(bar) & (np.abs(t - v) > 10 * bar + 1e-7 * np.max(np.abs(t), initial=0.0))
-        if np.any(apart):
-            at = tuple(int(i) for i in np.argwhere(apart)[0])
-            notes.append(
-                f"autograd of the reference says {t[at]:.4g} for {name} at {list(at)}, its differences {v[at]:.4g}: a "
-                "detach(), or a mistake in the reference"
-            )
-    return notes
 
 
 def _sizes(c: TorchCall) -> list[int]:
@@ -170,8 +153,8 @@ def _threads_for(c: TorchCall) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _has_own_backward(c: TorchCall, leaves: Arrays) -> bool:
-    return torch_oracle.has_own_backward(c.outputs(c.fun, c.tensors(leaves)))
+def _has_own_backward(c: TorchCall, fun: Any, leaves: Arrays) -> bool:
+    return torch_oracle.has_own_backward(c.outputs(fun, c.tensors(leaves)))
 
 
 def _runs_in_float64(front: Called, key: int) -> bool:

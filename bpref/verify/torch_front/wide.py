@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
+STOPS = {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_, torch.Tensor.data.__get__}  # type: ignore
 
 
 class InFloat64(TorchFunctionMode):
@@ -17,12 +18,14 @@ class InFloat64(TorchFunctionMode):
     Attributes:
       casts: whether anything was to be cast down.
       changed: whether anything was to be narrower than it is now.
+      stops: whether a gradient was stopped.
     """
 
-    casts = changed = False
+    casts = changed = stops = False
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        self.stops |= func in STOPS or (func is torch._C._set_grad_enabled and not args[0])
         if func in CASTS:
             self.casts = self.changed = True
             return args[0].double()
@@ -53,14 +56,16 @@ class Watch:
     Attributes:
       quiet: those whose forward names no narrower dtype: they need no mode, which takes its time.
       casts: those that cast down inside.
+      stops: those that stop a gradient inside.
     """
 
     def __init__(self) -> None:
         self.quiet: set[Any] = set()
         self.casts: set[Any] = set()
+        self.stops: set[Any] = set()
 
     @contextmanager
-    def in_float64(self, fun: Any, forward_alone: bool = False) -> Iterator[None]:
+    def in_float64(self, fun: Any, forward_alone: bool = False, makes_graph: bool = False) -> Iterator[None]:
         """A context in which PyTorch computes in float64, new tensors too."""
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -72,6 +77,8 @@ class Watch:
                 yield
             if mode.casts:
                 self.casts.add(fun)
+            if mode.stops and makes_graph:
+                self.stops.add(fun)
             if forward_alone and not mode.changed:
                 self.quiet.add(fun)
         finally:
