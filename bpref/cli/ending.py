@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, NoReturn
 
+from bpref.leftovers import undo_all
+
 WRONG_USE, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
 """The exit codes besides those of a verdict; the last two are the shell's for a process that a signal has ended."""
 
@@ -106,6 +108,7 @@ def _end(*_: Any) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(BaseException):
         sys.stdout.flush()
+    undo_all()
     with suppress(Exception):
         _end_children()
     with suppress(Exception):

@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bpref.leftovers import temporary_folder, undone
 from bpref.tasks import child
 
 MOST = 2**31
@@ -45,24 +45,29 @@ class Solution:
         self.failure = ""
         self._seconds = seconds
         self._framework = framework
-        self._folder = tempfile.mkdtemp()
-        own = Path(self._folder) / "solution.py"
+        folder, self._remove = temporary_folder()
+        own = Path(folder) / "solution.py"
         shutil.copyfile(path, own)
-        environment = {"PATH": os.defpath, "HOME": self._folder, "JAX_PLATFORMS": "cpu"}
+        environment = {"PATH": os.defpath, "HOME": folder, "JAX_PLATFORMS": "cpu"}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _LIMITED, str(int(gigabytes * 2**30)), child.__file__, str(own)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd=self._folder,
+            cwd=folder,
             env=environment,
             start_new_session=True,
         )
+        self._end = undone(self._killed)
 
     def __enter__(self) -> "Solution":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._end()
+        self._remove()
+
+    def _killed(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -70,7 +75,6 @@ class Solution:
                 with suppress(OSError):
                     pipe.close()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def backward(self, args: Sequence[np.ndarray], dy: Any) -> tuple:
         """Its cotangents of `args`, as it returned them.

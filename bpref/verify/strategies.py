@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from bpref.leftovers import temporary_folder
 from bpref.verify.search_draw import Drawn, Layout, Strategy, Template, patterns_of
 
 
@@ -33,12 +33,13 @@ def leaving_nothing_behind() -> Iterator[None]:
     from hypothesis import configuration
 
     before = getattr(configuration, "__hypothesis_home_directory", None)
-    with TemporaryDirectory() as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
+    folder, remove = temporary_folder()
+    configuration.set_hypothesis_home_dir(folder)
+    try:
+        yield
+    finally:
+        configuration.set_hypothesis_home_dir(before)
+        remove()
 
 
 def require_hypothesis() -> None:

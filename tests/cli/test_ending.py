@@ -112,17 +112,26 @@ def test_a_fault_of_bpref_is_a_traceback_and_no_verdict(capsys):
         *((["train", "--epochs", "100000"], seconds) for seconds in (0, 0.5, 1, 2, 4)),
         (["verify"], 5),
         (["check", f"{DERIVATIONS}:halved", "--args", "f32[N]", "--search", "60", "--backward", "right"], 3),
+        (["check", f"{DERIVATIONS}:halved", "--args", "f32[N]", "--search", "60", "--backward", "right"], 9),
+        (["judge", "TASK", "TASK/solution.py"], 4),
     ],
 )
-def test_ctrl_c_ends_with_130_at_any_moment(command, seconds):
+def test_ctrl_c_ends_with_130_at_any_moment_and_leaves_nothing_behind(command, seconds, tmp_path):
+    if "TASK" in command:
+        run(["tasks", "--out", str(tmp_path), "linear"])
+        (tmp_path / "linear/solution.py").write_text("import time\n\ntime.sleep(99)\n")
+        command = [word.replace("TASK", str(tmp_path / "linear")) for word in command]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTS_ITSELF, str(seconds), *command],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"TMPDIR": str(temporary)},
     )
     assert done.returncode == 130
+    assert list(temporary.iterdir()) == []
     assert re.fullmatch(r"bpref: interrupted( after \d+ epochs?)?\n", done.stderr)
 
 
