@@ -174,6 +174,22 @@ def jax_odeint() -> Any:
     return bpref.check(solved, f32(3), jnp.linspace(0.0, 1.0, 3), f32(3, 3), key=KEY)
 
 
+def odeint_rule() -> Any:
+    odeint = of("jax.experimental.ode", "odeint")
+    t = jnp.linspace(0.0, 1.0, 3)
+    return bpref.audit(lambda y, W: odeint(lambda y, t, W: jnp.tanh(y @ W), y, t, W), f32(3), f32(3, 3), key=KEY)
+
+
+def optimistix_fixed_point() -> Any:
+    optx = importlib.import_module("optimistix")
+
+    def root(x: Any) -> Any:
+        solver = optx.FixedPointIteration(rtol=1e-6, atol=1e-6)
+        return optx.fixed_point(lambda y, a: jnp.cos(y * a), solver, jnp.ones(3), args=x).value
+
+    return bpref.audit(root, jnp.array([0.5, 0.3, 0.7]), key=KEY)
+
+
 def optax_ctc() -> Any:
     ctc_loss = of("optax", "ctc_loss")
     labels, unpadded, padding = jnp.array([[1, 2]]), jnp.zeros((1, 4)), jnp.zeros((1, 2))
@@ -187,7 +203,7 @@ def flax_fp8() -> Any:
 
 def lineax_solve() -> Any:
     lx = importlib.import_module("lineax")
-    return bpref.audit(lambda A, b: lx.linear_solve(lx.MatrixLinearOperator(A), b).value, f32(3, 3), f32(3), key=KEY)
+    return bpref.check(lambda A, b: lx.linear_solve(lx.MatrixLinearOperator(A), b).value, f32(3, 3), f32(3), key=KEY)
 
 
 AUDITS = (
@@ -213,6 +229,7 @@ AUDITS = (
     Audit("jax", "pallas rms_norm", pallas_norm("rms_norm")),
     Audit("jax", "pallas mha, causal", pallas_mha),
     Audit("jax", "odeint", jax_odeint),
+    Audit("jax", "_odeint", odeint_rule),
     Audit(
         "optax",
         "projection_simplex",
@@ -227,6 +244,7 @@ AUDITS = (
     Audit("jaxopt", "isotonic_l2_pav", lambda: bpref.audit(of("jaxopt.isotonic", "isotonic_l2_pav"), f32(6), key=KEY)),
     Audit("flax", "fp8_ops.in_qdq", flax_fp8),
     Audit("lineax", "linear_solve", lineax_solve),
+    Audit("optimistix", "fixed_point", optimistix_fixed_point),
 )
 
 

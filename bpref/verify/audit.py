@@ -24,7 +24,7 @@ class SiteReport(NamedTuple):
 
     Attributes:
       name: the function that the rule belongs to.
-      kind: `custom_vjp` or `custom_jvp`.
+      kind: `custom_vjp` or `custom_jvp`; or `primitive of PACKAGE`, one with a derivative rule of its own.
       file, line: where it is called; the file is empty where no line of the user's calls it.
       defined: `file:line` of the rule, where known.
       verdict: the gravest over the calls that were looked at.
@@ -141,6 +141,9 @@ def audit(
 
 def _audited(site: Site, key: int, drive: bool, cross_check: bool) -> SiteReport:
     about = site.name, site.kind, site.file, site.line, site.defined
+    if site.primal is None:
+        why = "its derivative is a rule of the primitive itself, which has no body that autodiff could differentiate"
+        return SiteReport(*about, CANNOT_TELL, f"{why}: use check, whose oracle is then numerical", ())
     if not (site.ran or drive):
         return SiteReport(*about, NOT_RUN, "it did not run, or where it runs is not looked into", ())
     reports, problems = [], []
@@ -176,6 +179,7 @@ def _checked(site: Site, inputs: tuple, key: int, cross_check: bool) -> Report:
         return call
 
     given = [inputs[i] for i in moving]
+    assert site.primal is not None
     options = {"reference": of_moving(site.primal), "key": key, "cross_check": cross_check}
     report = check(of_moving(site.bound), *given, **options)
     return report._replace(name=site.name)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.report import WRONG, Finding, Report, Verdict
-from bpref.verify.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque
+from bpref.verify.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque, with_own_rule
 from bpref.verify.subject import INSIDE, OWN_PRIMAL, RULE, Subject, describe
 
 
@@ -106,6 +106,10 @@ def require_differentiable_primal(subject: Subject, program: Any) -> None:
 
     Without a reference, a rule over one that is left in the primal would be its own oracle.
     """
+    if subject.oracle == OWN_PRIMAL and with_own_rule(program):  # in the hand's backward alone it may be
+        owned = with_own_rule(jax.make_jaxpr(subject.primal)(_specs(subject)))
+        if owned:
+            raise NeedsNumbers(f"the primitive {owned} in it has a derivative rule of its own, and autodiff uses that")
     if not is_opaque(program):
         return
     if subject.oracle != OWN_PRIMAL:

@@ -10,8 +10,22 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
-    """The program, closed over no constants where it is an open one."""
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    """The program, closed over no constants where it is an open one; what it lacks are then its first inputs."""
+    if isinstance(program, ClosedJaxpr):
+        return program
+    lacking, about = program.constvars, program.debug_info
+    if lacking:
+        names = None if about.arg_names is None else ("",) * len(lacking) + tuple(about.arg_names)
+        about = about._replace(arg_names=names)
+        program = program.replace(constvars=(), invars=[*lacking, *program.invars], debug_info=about)
+    return ClosedJaxpr(program, ())
+
+
+def as_it_is(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list:
+    """The outputs of an equation bound as it is, a custom rule with its rule; `changed` replaces parameters."""
+    parameters = equation.primitive.get_bind_params(equation.params | changed)
+    outputs = equation.primitive.bind(*inputs, **parameters)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 def constants_and_carry(scan: Mapping[str, Any]) -> tuple[int, int]:
@@ -85,6 +99,8 @@ def retrace_remat(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) 
 
 def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
     """`lax.custom_linear_solve`: its derivative solves the same equation again, and is JAX's own, no user's rule."""
+    if "jaxprs" not in equation.params:  # another library's primitive of this name, such as lineax's
+        return as_it_is(equation, inputs)
     programs, lengths = equation.params["jaxprs"], equation.params["const_lengths"]
     *consts, b = split(inputs, *lengths)
     of = dict(zip(programs._fields, zip(programs, consts, strict=True), strict=True))

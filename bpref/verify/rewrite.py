@@ -14,7 +14,7 @@ import jax
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bpref.verify.loops import CONTROL_FLOW, closed
+from bpref.verify.loops import CONTROL_FLOW, as_it_is, closed
 from bpref.verify.place import place
 
 Recurse = Callable[[ClosedJaxpr, Sequence[Any]], list]
@@ -72,13 +72,6 @@ def as_it_does(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> l
     """What an equation computes, with `recurse` for the programs that it holds."""
     retrace = CONTROL_FLOW.get(equation.primitive.name)
     return retrace(equation, inputs, recurse) if retrace else as_it_is(equation, inputs)
-
-
-def as_it_is(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list:
-    """The outputs of an equation bound as it is, a custom rule with its rule; `changed` replaces parameters."""
-    parameters = equation.primitive.get_bind_params(equation.params | changed)
-    outputs = equation.primitive.bind(*inputs, **parameters)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 def programs_in(equation: JaxprEqn) -> Iterator[ClosedJaxpr]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from bpref.verify.loops import constants_and_carry, parts_of_while, split
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.place import place, place_of
 from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, is_literal, programs_in, traced
-from bpref.verify.strip import is_opaque, is_rule, without_rule
+from bpref.verify.strip import is_opaque, is_rule, owner_of_rule, without_rule
 
 LOOKED_AT = 3
 """How many calls of a site are kept, and how many iterations of a loop are looked at: first, middle and last."""
@@ -29,12 +30,12 @@ class Site(NamedTuple):
 
     Attributes:
       name: of the function that the rule belongs to.
-      kind: `custom_vjp` or `custom_jvp`.
+      kind: `custom_vjp` or `custom_jvp`, or `primitive of PACKAGE`.
       file, line: where that function is called; the file is empty where it is unknown.
       defined: `file:line` of the rule (the backward, or the tangents'), or of the function; empty where unknown.
       calls: for each call that was kept, the inputs as NumPy arrays; none where the rule did not run.
       bound: `(*inputs) -> outputs`, a list: the call as it is, with its rule.
-      primal: the same by the function's body, all rules stripped.
+      primal: the same by the function's body, all rules stripped; None for a primitive, which has none.
       operands: for each input, its shape and dtype, or its value where it is a constant.
       arguments: the name of each input, where each argument is one array; else empty.
       fixed: for each input, whether JAX asks for no cotangent of it: what the function has closed over, and Python
@@ -48,7 +49,7 @@ class Site(NamedTuple):
     defined: str
     calls: tuple[tuple[Any, ...], ...]
     bound: Callable[..., list]
-    primal: Callable[..., list]
+    primal: Callable[..., list] | None
     operands: tuple[Any, ...]
     arguments: tuple[str, ...]
     fixed: tuple[bool, ...]
@@ -64,7 +65,8 @@ def sites(fun: Callable[..., Any], *args: Any) -> list[Site]:
     `fun` is evaluated equation by equation at these values, into jit, scan, while, cond, remat and the bodies of
     other rules. Of a loop's iterations the first, the middle and the last are looked at. Calls of one rule from one
     line with the same shapes are one site, of which the first call and the two last are kept. A rule in a branch that
-    was not taken, or inside a primitive that is not looked into, is listed without calls.
+    was not taken, or inside a primitive that is not looked into, is listed without calls; so is a primitive to which
+    another package has given a derivative rule.
     """
     found: dict[tuple, Site] = {}
     program, inputs, _ = traced(fun, tuple(map(_arrays, args)), {})
@@ -80,15 +82,19 @@ def _recorder(found: dict[tuple, Site]) -> Callable[..., Any]:
         if is_rule(equation):
             _add(found, equation, [tuple(map(_host, inputs))])
             return recurse(equation.params["call_jaxpr"], inputs)
-        if not any(map(is_rule, _equations_inside(equation))):
+        if _has_own_rule(equation):
+            _add_primitive(found, equation)
+        if not any(is_rule(inner) or _has_own_rule(inner) for inner in _equations_inside(equation)):
             return as_it_is(equation, inputs)
         if name in AT_ONCE:
             return recurse(next(programs_in(equation)), inputs)
         outputs = EAGERLY[name](equation, inputs, recurse) if name in EAGERLY else as_it_is(equation, inputs)
         for inner in _equations_inside(equation):
-            if is_rule(inner):
-                with as_written(inner):
+            with as_written(inner):
+                if is_rule(inner):
                     _add(found, inner, [])
+                elif _has_own_rule(inner):
+                    _add_primitive(found, inner)
         return outputs
 
     return on_equation
@@ -101,6 +107,22 @@ AT_ONCE = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call", "c
 def _equations_inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
     for program in programs_in(equation):
         yield from all_equations(program)
+
+
+def _has_own_rule(equation: JaxprEqn) -> bool:
+    """Whether it is a primitive of floating-point numbers to which another package has given a derivative rule."""
+    avals: list[Any] = [[v.aval for v in vs] for vs in (equation.invars, equation.outvars)]
+    inexact = (any(jnp.issubdtype(getattr(a, "dtype", int), jnp.inexact) for a in of) for of in avals)
+    return bool(owner_of_rule(equation.primitive)) and all(inexact)
+
+
+def _add_primitive(found: dict[tuple, Site], equation: JaxprEqn) -> None:
+    name, kind = equation.primitive.name, f"primitive of {owner_of_rule(equation.primitive)}"
+    file, line = place(source_info_util.current())
+    bound = partial(as_it_is, equation)
+    found.setdefault(
+        (name, kind, file, line), Site(name, kind, file, line, "", (), lambda *inputs: bound(inputs), None, (), (), ())
+    )
 
 
 def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> None:

@@ -5,11 +5,12 @@ have another: without its rule `jax.nn.relu` is `max(x, 0)`, whose derivative at
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.interpreters import ad
 
 from bpref.verify.options import require_callable
 from bpref.verify.rewrite import Recurse, all_equations, evaluate, traced
@@ -69,6 +70,24 @@ def is_rule(equation: JaxprEqn) -> bool:
     if equation.primitive.name not in RULES_OF_JAX:
         return False
     return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith("_custom_root at ")
+
+
+def owner_of_rule(primitive: Any) -> str:
+    """The package that has given a primitive of its own a derivative rule; empty for JAX's, and where there is none."""
+    rule = ad.primitive_jvps.get(primitive)
+    while isinstance(rule, partial):
+        rule = rule.func
+    owner = str(getattr(getattr(rule, "__wrapped__", rule), "__module__", "jax")).split(".")[0]
+    return "" if owner == "jax" else owner
+
+
+def with_own_rule(program: ClosedJaxpr) -> str:
+    """The first primitive in a program that another package has given a derivative rule, `NAME (PACKAGE)`; or empty.
+
+    Primitives in the programs that it holds itself are not looked for.
+    """
+    owned = ((e.primitive, owner_of_rule(e.primitive)) for e in all_equations(program))
+    return next((f"{primitive.name} ({owner})" for primitive, owner in owned if owner), "")
 
 
 def is_opaque(program: ClosedJaxpr) -> bool:

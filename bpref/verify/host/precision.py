@@ -165,7 +165,17 @@ def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, e
     """The reference's output, and how far rounding the inputs moves it."""
     assert oracle.y is not None
     y = oracle.y(copies(leaves))
-    around = [oracle.y(nudged(leaves, [], rng, eps)[0]) for _ in range(MOVES)]
+
+    def beside() -> Arrays:
+        moved = nudged(leaves, [], rng, eps)[0]
+        # What is called in its own dtype may take no other.
+        return (
+            moved
+            if oracle.is_exact
+            else [v.astype(w.dtype) if is_differentiable(w) else w for v, w in zip(moved, leaves, strict=True)]
+        )
+
+    around = [oracle.y(beside()) for _ in range(MOVES)]
     with np.errstate(invalid="ignore"):
         return y, [np.max([np.abs(a[i] - v) for a in around], axis=0) for i, v in enumerate(y)]
 
