@@ -81,7 +81,7 @@ def near(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
     if not jnp.issubdtype(v.dtype, jnp.inexact) or v.size == 0 or not np.all(np.isfinite(v)) or _is_discrete(v):
         return v
     wide = np.asarray(v, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
-    return _alike(_moved(wide, rng, strength), wide).astype(v.dtype)
+    return alike(_moved(wide, rng, strength), wide).astype(v.dtype)
 
 
 def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
@@ -97,8 +97,11 @@ def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
     return np.where(v == 0, sign * np.abs(noise), moved)
 
 
-def _alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """`fresh` with what is special about `given`: symmetric, triangular, rows on the simplex or on the sphere."""
+def alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """`fresh` with what is special about `given`: symmetric, triangular, rows on the simplex or on the sphere.
+
+    It may be of other sizes.
+    """
     if given.ndim > 1 and given.shape[-1] == given.shape[-2] > 1:
         if _near(given, np.conj(np.swapaxes(given, -1, -2)), 1e-6):
             return (fresh + np.conj(np.swapaxes(fresh, -1, -2))) / 2
@@ -134,4 +137,4 @@ def exactly(v: np.ndarray) -> np.ndarray:
     """A float64 array whose values were rounded to another dtype, with what was special about them made exact."""
     if not jnp.issubdtype(v.dtype, jnp.inexact) or v.size == 0 or not np.all(np.isfinite(v)) or _is_discrete(v):
         return v
-    return _alike(v, v)
+    return alike(v, v)

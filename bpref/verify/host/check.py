@@ -19,7 +19,7 @@ from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
 from bpref.verify.host.parted import of_parted, parted
 from bpref.verify.host.precision import Compared, compared, value_and_effect
-from bpref.verify.host.sampling import COTANGENTS, Sample, cotangent, eps_of, point, sampled, widest
+from bpref.verify.host.sampling import COTANGENTS, POINTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import Row, text
@@ -63,10 +63,27 @@ def check_called(
     """
     # What clips is right for small cotangents.
     c = c if linear else c._replace(scale=SCALES[-1])
+    samples, judged = judge_called(c, oracle, key)
+    for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
+        if f.kind == "oracle":
+            judged[f.where] = of_parted(judged[f.where], f)
+        elif judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
+            judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
+    right = {name for name, j in judged.items() if j.verdict.verdict == OK}
+    chosen = _working(c, dtypes)
+    rows, unmeasured = _precision(c, oracle, key, chosen, right, in_double=eps_of(samples[0].y) < 1e-10)
+    final = [_with_precision(j, rows.get(name, [])) for name, j in judged.items()]
+    found = tuple(j.finding for j in final if j.finding)
+    return Report(c.name, oracle.text, key, tuple(j.verdict for j in final), found, (*notes, *unmeasured))
+
+
+def judge_called(
+    c: Called, oracle: Oracle, key: int, points: Sequence[int] = tuple(range(POINTS))
+) -> tuple[list[Sample], dict[str, Judged]]:
+    """What came at these points, and for each value of a function the verdict on the derivation alone."""
     dtype = widest(c, key, oracle.is_exact)
     with jax.enable_x64(True):
-        samples = sampled(c, oracle, key, dtype)
-    chosen = _working(c, dtypes)
+        samples = sampled(c, oracle, key, dtype, points)
 
     @cache
     def in_own() -> dict[str, Compared]:
@@ -80,16 +97,7 @@ def check_called(
     misfits = [(n, name) for n, name in enumerate(c.names) if isinstance(samples[0].hand[n], Misfit)]
     for n, name in dict.fromkeys([*differentiable, *misfits]):
         judged[name] = judge_argument(c, n, samples, oracle, in_own)
-    for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
-        if f.kind == "oracle":
-            judged[f.where] = of_parted(judged[f.where], f)
-        elif judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
-            judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
-    right = {name for name, j in judged.items() if j.verdict.verdict == OK}
-    rows, unmeasured = _precision(c, oracle, key, chosen, right, in_double=eps_of(samples[0].y) < 1e-10)
-    final = [_with_precision(j, rows.get(name, [])) for name, j in judged.items()]
-    found = tuple(j.finding for j in final if j.finding)
-    return Report(c.name, oracle.text, key, tuple(j.verdict for j in final), found, (*notes, *unmeasured))
+    return samples, judged
 
 
 def _outputs(c: Called, oracle: Oracle, samples: list[Sample], key: int, in_own: Any) -> dict[str, Judged]:

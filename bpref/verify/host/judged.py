@@ -11,9 +11,10 @@ from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
 from bpref.verify.diagnosis.residual import agree
 from bpref.verify.host.called import Called
 from bpref.verify.host.kinked import jumps, settled
-from bpref.verify.host.oracles import Oracle
-from bpref.verify.host.precision import Compared
+from bpref.verify.host.oracles import MARGIN, Oracle
+from bpref.verify.host.precision import Compared, by_hand, natural
 from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
+from bpref.verify.kinks import JUMP
 from bpref.verify.measure import relative_error
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import generator, is_key
@@ -63,7 +64,7 @@ def judge_argument(
     bars = np.where(_idle(samples, oracle), np.inf, bars)
     unseen = _unseen(samples, n)
     if first is None:
-        return _absent(name, samples, oracle, bars, unseen)
+        return _absent(name, samples, n, oracle, bars, unseen)
     hand = np.stack([s.hand[n] for s in samples]).astype(oracle.dtype)
     residual = _residual(c, n, samples, hand, oracle, bars, held_against)
     if hand.shape != oracle.shape:
@@ -76,13 +77,35 @@ def judge_argument(
         judged = _narrow(own()[name], residual)
     else:
         judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
+        if judged.verdict.verdict != OK and np.all(np.isfinite(hand)) and expected in (np.float64, np.complex128):
+            noise = _noise(c, samples, n)
+            bars = bars + noise
+            judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual, noise)
         if judged.verdict.verdict != OK and held_against.is_exact and np.all(np.isfinite(hand)):
             at = [(s.leaves, [other.dy for other in samples[i : i + COTANGENTS]]) for i, s in _firsts(samples)]
             hand, oracle = settled(c, held_against, at, n, hand, oracle)
             bars = np.where(jumps(c, held_against, at, n) > 0, 0.0, bars)
             residual = _residual(c, n, samples, hand, oracle, bars, held_against)
             judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
-    return judged if judged.verdict.verdict == WRONG else _looked_at(judged, samples, oracle, bars, unseen)
+    return judged if judged.verdict.verdict == WRONG else _looked_at(judged, samples, n, oracle, bars, unseen)
+
+
+def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
+    """What rounding makes of the hand's cotangent, where terms cancel for instance: how far rounded inputs move it.
+
+    That of the median element for all of them: few moves may show nothing at one. A jump, at a tie, is no rounding.
+    """
+    found: list[float] = []
+    for i, s in _firsts(samples):
+        of_point = samples[i : i + COTANGENTS]
+        eps = float(jnp.finfo(s.leaves[n].dtype).eps)
+        _, effects = by_hand(c, s.leaves, [other.dy for other in of_point], generator(n, 14), eps)
+        for other, of_dy in zip(of_point, effects, strict=True):
+            moved = np.asarray(of_dy[n])
+            typical = float(np.median(moved[moved > 0])) if moved.any() else 0.0
+            found.append(MARGIN * typical if typical < JUMP * natural(other.y, other.dy, other.leaves[n]) else 0.0)
+    shape = samples[0].leaves[n].shape
+    return np.broadcast_to(np.reshape(found, (-1, *[1] * len(shape))), (len(found), *shape))
 
 
 def _firsts(samples: Sequence[Sample]) -> list[tuple[int, Sample]]:
@@ -122,6 +145,7 @@ def _within_bars(
     bars: np.ndarray,
     eps: float,
     residual: Residual,
+    noise: np.ndarray | None = None,
 ) -> Judged:
     looked = np.isfinite(bars) & np.isfinite(oracle)
     known = np.where(looked, np.abs(oracle), 0.0)
@@ -136,7 +160,7 @@ def _within_bars(
         if looked.all() and error > BARS * residual.round_off:
             return wrong(name, *diagnose(residual), error)
         return wrong(name, "unexplained", _worst(hand, oracle, apart), error)
-    if samples and _projections_disagree(samples, n, hand):
+    if samples and _projections_disagree(samples, n, hand, noise):
         return wrong(name, "unexplained", "along a random direction through the whole array it is off", error)
     width = float(np.max(np.where(looked, bars, 0.0) / np.maximum(size, np.finfo(float).tiny), initial=0.0))
     width = max(width, 100 * eps) if 100 * eps > SHARP else width
@@ -182,22 +206,31 @@ def _relative(v: np.ndarray, truth: np.ndarray) -> float:
         return float(np.max(np.where(norms > 0, np.linalg.norm(v - t, axis=1) / norms, 0.0), initial=0.0))
 
 
-def _absent(name: str, samples: Sequence[Sample], oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray) -> Judged:
+def _absent(
+    name: str, samples: Sequence[Sample], n: int, oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray
+) -> Judged:
     with np.errstate(invalid="ignore"):
         if np.any(np.abs(oracle) > BARS * bars):
             return wrong(
                 name, "structure", "the backward returned None for it, which stands for zero, and it is not zero"
             )
-    return _looked_at(Judged(Verdict(name, OK, "None, and the oracle's is zero", 0.0)), samples, oracle, bars, unseen)
+    return _looked_at(
+        Judged(Verdict(name, OK, "None, and the oracle's is zero", 0.0)), samples, n, oracle, bars, unseen
+    )
 
 
 def _looked_at(
-    judged: Judged, samples: Sequence[Sample], oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray
+    judged: Judged, samples: Sequence[Sample], n: int, oracle: np.ndarray, bars: np.ndarray, unseen: np.ndarray
 ) -> Judged:
     """`ok` only of what was looked at: the elements that no sample shows are said, and where."""
     v = judged.verdict
     broken = [s for s in samples if not s.is_finite]
-    more = f"; {int(unseen.sum())} elements were looked at only along random directions" if unseen.any() else ""
+    more = ""
+    if unseen.any() and not unseen.all():
+        more = f"; {int(unseen.sum())} elements were looked at only along random directions"
+        if v.verdict == OK and not _is_seen_along(samples, n, oracle, bars):
+            detail = f"{v.detail}{more}, and what is seen along these is not sharp enough to show one that is wrong"
+            return Judged(Verdict(v.where, CANNOT_TELL, detail, v.error))
     if broken:
         bad = np.any([~np.isfinite(v) for s in broken[:1] for v in s.y[:1]], axis=0)
         more += f"; judged through the finite outputs: y is NaN or infinite{_where(bad)}, and dy was 0 there"
@@ -233,17 +266,30 @@ def _where(places: np.ndarray) -> str:
     return f" at {first}" + (f" and {count - 1} more of {places.size} elements" if count > 1 else "")
 
 
-def _projections_disagree(samples: Sequence[Sample], n: int, hand: np.ndarray) -> bool:
+def _projections_disagree(samples: Sequence[Sample], n: int, hand: np.ndarray, noise: np.ndarray | None) -> bool:
     """Whether the hand is off along a direction; in double precision alone, where such a bar can be trusted."""
+    noise = np.zeros(hand.shape) if noise is None else noise
     if hand.dtype not in (np.float64, np.complex128) or samples[0].leaves[n].dtype.itemsize < 8:
         return False
-    return any(
-        abs(float(np.sum(h * p.direction).real) - p.value)
-        > BARS * p.bar + 1e-9 * float(np.sum(np.abs(h * p.direction)))
-        for s, h in zip(samples, hand, strict=True)
-        for p in s.projections[n]
-        if np.isfinite(p.bar)
-    )
+
+    def disagrees(i: int) -> bool:
+        s, h = samples[i], hand[i]
+        return any(
+            abs(float(np.sum(h * p.direction).real) - p.value)
+            > BARS * p.bar + float(np.sum((1e-9 * np.abs(h) + BARS * noise[i]) * np.abs(p.direction)))
+            for p in s.projections[n]
+            if np.isfinite(p.bar)
+        )
+
+    # At given values there may be kinks, which a direction meets all at once; those of a mistake are everywhere.
+    return all(any(disagrees(i + j) for j in range(COTANGENTS)) for i, _ in _firsts(samples))
+
+
+def _is_seen_along(samples: Sequence[Sample], n: int, oracle: np.ndarray, bars: np.ndarray) -> bool:
+    """Whether some direction is known so well that a typical element, a tenth wrong, would show."""
+    known = np.abs(oracle[np.isfinite(bars) & np.isfinite(oracle)])
+    typical = float(np.sqrt(np.mean(known**2))) if known.size else 0.0
+    return any(BARS * p.bar <= 0.1 * typical or (p.bar == typical == 0) for s in samples for p in s.projections[n])
 
 
 def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray) -> str:

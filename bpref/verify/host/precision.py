@@ -126,7 +126,7 @@ def _at(
         truth, bars = zip(*((f.cotangents, f.bars) for f in oracle.cotangents(wide, wide_dys, rng, eps)), strict=True)
         effects = [[None if b is None else b / MARGIN for b in of_dy] for of_dy in bars]
     else:
-        truth, effects = _by_hand(c, wide, wide_dys, rng, eps)
+        truth, effects = by_hand(c, wide, wide_dys, rng, eps)
     others: list[Arrays] | None = None
     found: list[tuple[str, Any]] = []
     if oracle.run:
@@ -146,19 +146,23 @@ def _at(
             if others:
                 found.append((name, (hand[n], t, others[j][n], effects[j][n], AUTODIFF)))
                 continue
-            least = eps * _natural(y, dys[j], leaves[n])
+            least = eps * natural(y, dys[j], leaves[n])
             effect = np.maximum(np.asarray(effects[j][n]), least)
             found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
     return found, (wide, wide_dys)
 
 
-def _natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
+def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
     """A tenth of how large a cotangent is whose terms do not cancel: of one that is 0 but for rounding, the scale."""
     norms = [
-        np.linalg.norm([np.linalg.norm(np.nan_to_num(in_dtype(v, "float64"))) for v in of if is_differentiable(v)])
-        for of in (y, dy, [leaf])
+        np.linalg.norm([_norm(in_dtype(v, "float64")) for v in of if is_differentiable(v)]) for of in (y, dy, [leaf])
     ]
     return float(0.1 * norms[0] * norms[1] / (norms[2] * np.sqrt(leaf.size))) if norms[2] else 0.0
+
+
+def _norm(v: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.linalg.norm(np.where(np.isfinite(v), v, 0)))
 
 
 def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, eps: float) -> tuple[Arrays, Arrays]:
@@ -180,13 +184,13 @@ def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, e
         return y, [np.max([np.abs(a[i] - v) for a in around], axis=0) for i, v in enumerate(y)]
 
 
-def _by_hand(
+def by_hand(
     c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float
 ) -> tuple[list[Arrays], list[Arrays]]:
-    """The backward's own values in float64, and how far rounding the inputs moves them."""
+    """The backward's own values, and how far rounding the inputs moves them."""
 
     def swept(leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
-        with x64_for([np.float64], True):
+        with x64_for([v.dtype for v in leaves], c.x64):
             return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
 
     truth = swept(leaves, dys)

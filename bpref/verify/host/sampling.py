@@ -46,9 +46,9 @@ class Sample(NamedTuple):
         return all(np.all(np.isfinite(v)) for v in self.y if is_differentiable(v))
 
 
-def sampled(c: Called, oracle: Oracle, key: int, dtype: str) -> list[Sample]:
-    """Every sample: two points, two cotangents at each; `dtype`: that of the arguments, empty for their own."""
-    return [s for i in range(POINTS) for s in _samples(c, oracle, key, i, dtype)]
+def sampled(c: Called, oracle: Oracle, key: int, dtype: str, points: Sequence[int]) -> list[Sample]:
+    """Every sample: two cotangents at each point; `dtype`: that of the arguments, empty for their own."""
+    return [s for i in points for s in _samples(c, oracle, key, i, dtype)]
 
 
 def point(c: Called, key: int, i: int, dtype: str = "") -> Arrays:

@@ -17,9 +17,11 @@ from bpref.verify.host.parted import parted
 from bpref.verify.host.sampling import point
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import output_name
-from bpref.verify.report import WRONG, Report
+from bpref.verify.report import WRONG, Report, Verdict
+from bpref.verify.samples import SCALES
 from bpref.verify.torch_front.call import TorchCall, plain, swept, torch_call
 from bpref.verify.torch_front.laws import Observed, observed
+from bpref.verify.torch_front.sizes import Sized, at_other_sizes
 from bpref.verify.torch_front.tensors import dtype_name
 
 OF_REFERENCE = "float64 oracle: the reference, differentiated by torch.autograd"
@@ -71,16 +73,7 @@ def _report(
     if backward is not None and any(p is not None for p in c.parameters):
         raise CannotCheck(f"{c.name}: backward= goes with a function; a module's own backward is what is checked")
     _require_running(c, key)
-    front = Called(
-        c.name,
-        c.names,
-        c.leaves,
-        c.differentiable,
-        lambda leaves: swept(c, fun, leaves, backward),
-        lambda leaves: plain(c, fun, leaves),
-        False,
-        output_name(c.names),
-    )
+    front = _front(c, backward)
     oracle, notes = _oracle(c, front, reference, backward, key)
     found = parted(front, oracle, key)
     if not cross_check or oracle.differs():
@@ -96,8 +89,39 @@ def _report(
         # To say what is wrong takes every element.
         oracle = numerical(front.plain, c.differentiable, "its own primal", False)
         report = check_called(front, oracle, key, names, linear, *known)
+    if report.verdict != WRONG:
+
+        def made(there: TorchCall) -> tuple[Called, Oracle]:
+            front = _front(there, backward)._replace(scale=1.0 if linear else SCALES[-1])
+            return front, _oracle(there, front, reference, backward, key)[0]
+
+        report = _with_sizes(report, at_other_sizes(c, made, key))
     casts = (CASTS,) if fun in c.watch.casts else ()
     return report._replace(findings=(*report.findings, *seen.remarks), notes=(*report.notes, *casts))
+
+
+def _front(c: TorchCall, backward: Any) -> Called:
+    return Called(
+        c.name,
+        c.names,
+        c.leaves,
+        c.differentiable,
+        lambda leaves: swept(c, c.fun, leaves, backward),
+        lambda leaves: plain(c, c.fun, leaves),
+        False,
+        output_name(c.names),
+    )
+
+
+def _with_sizes(report: Report, sized: Sized) -> Report:
+    """A report in which what is wrong at another size is wrong."""
+    found = {f.where: f for f in sized.findings}
+    verdicts = tuple(
+        Verdict(v.where, WRONG, f.detail, f.error) if (f := found.get(v.where)) else v for v in report.verdicts
+    )
+    kept = tuple(f for f in report.findings if f.where not in found)
+    notes = (*report.notes, sized.note) if sized.note else report.notes
+    return report._replace(verdicts=verdicts, findings=(*sized.findings, *kept), notes=notes)
 
 
 def _oracle(c: TorchCall, front: Called, reference: Any, backward: Any, key: int) -> tuple[Oracle, list[str]]:
