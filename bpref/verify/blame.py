@@ -141,7 +141,7 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
             return CannotCheck(f"the reference returns {other}, {subject.name} returns {mine}; expected the same")
         try:
             require_accepted(subject, nullcontext())
-            jax.eval_shape(lambda leaves: _swept(subject.sweep, leaves), specs)
+            jax.eval_shape(lambda leaves: swept(subject.sweep, leaves), specs)
         except Refused as refusal:
             return refusal
         except Exception as cause:
@@ -200,7 +200,8 @@ def _is_arraylike(v: Any) -> bool:
         return False
 
 
-def _swept(sweep: Callable, leaves: list[Any]) -> list[Any]:
+def swept(sweep: Callable, leaves: list[Any]) -> list[Any]:
+    """The arrays among the cotangents that a sweep gives for a cotangent of ones."""
     y, pull = sweep(leaves)
     return [v for v in pull(_ones(y)) if hasattr(v, "dtype")]
 

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify import precision
-from bpref.verify.blame import NeedsNumbers, Refused, refuse_eager, refused
+from bpref.verify.blame import NeedsNumbers, Refused, refuse_eager, refused, swept
 from bpref.verify.cross_check import parted
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.garbage import collecting_nothing
 from bpref.verify.host.check import check_numerically
-from bpref.verify.interpreted import as_if_at_home
+from bpref.verify.interpreted import as_if_at_home, ran_interpreted
 from bpref.verify.judge import Evidence, judge
 from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
@@ -26,7 +27,7 @@ from bpref.verify.program import Seen
 from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.samples import sample, scales
 from bpref.verify.seed import seed_of
-from bpref.verify.subject import OWN_PRIMAL, as_subject
+from bpref.verify.subject import OWN_PRIMAL, Subject, as_subject
 from bpref.verify.torch_front import is_torch
 
 
@@ -81,7 +82,8 @@ def check(
         ready = prepared(subject, dtypes)
     except NeedsNumbers as reason:
         refuse_eager(eager, subject.name, f"called as it is: {reason}")
-        return check_numerically(subject, key, str(reason), dtypes, linear, cross_check)
+        report = check_numerically(subject, key, str(reason), dtypes, linear, cross_check)
+        return report._replace(notes=(*report.notes, *_interpreted(subject)))
     except Refused as reason:
         return refused(subject, key, str(reason))
     return _report(ready, key, linear, eager, cross_check)
@@ -169,7 +171,12 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
         f"it runs in its own dtypes alone, whose constants are rounded: errors below {ready.round_off:.0e} may pass"
     )
     notes = (casts, ready.casts_to), (loops, ready.wide.unbatched), (coarse, ready.round_off > ROUND_OFF)
-    return tuple(note for note, applies in notes if applies)
+    return (*(note for note, applies in notes if applies), *_interpreted(ready.subject))
+
+
+def _interpreted(subject: Subject) -> tuple[str, ...]:
+    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    return ran_interpreted(lambda leaves: swept(subject.sweep, leaves), specs)
 
 
 def _precision(

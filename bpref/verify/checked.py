@@ -14,6 +14,7 @@ import numpy as np
 from bpref.dtypes import require_arrays
 from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
 from bpref.verify.examine import widened
+from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.lift import for_float64
 from bpref.verify.measure import relative_error
 from bpref.verify.naming import path_text
@@ -98,6 +99,7 @@ class LeafReport(NamedTuple):
     where: str
 
 
+@as_if_at_home
 def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[LeafReport]:
     """Hold every leaf of a network against the oracle, in float64, at the values that really flow through it.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bpref.verify.diagnose import Diagnosis, Residual, diagnose, diagnose_shape
 from bpref.verify.examine import widened
+from bpref.verify.interpreted import as_if_at_home, ran_interpreted
 from bpref.verify.naming import function_name, leaf_names
 from bpref.verify.options import came, require_callable, require_cotangents
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
@@ -74,6 +75,7 @@ class IntermediatesReport(NamedTuple):
         return Report(self.name, self.oracle, self.key, self.verdicts, self.findings, self.notes)
 
 
+@as_if_at_home
 def check_intermediates(
     forward: Callable[..., Any],
     args: Sequence[Any],
@@ -109,7 +111,8 @@ def check_intermediates(
     key = seed_of("check_intermediates", key)
     steps = prepare(forward, tuple(args), cotangents, dy, key)
     seen = cases(steps, key)
-    return _report(function_name(forward), steps, seen, key)
+    report = _report(function_name(forward), steps, seen, key)
+    return report._replace(notes=(*report.notes, *ran_interpreted(forward, *args)))
 
 
 class _Judged(NamedTuple):

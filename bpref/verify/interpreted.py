@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from bpref.verify.rewrite import all_equations
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 OF_CALLBACKS = logging.getLogger("jax._src.callback")
@@ -23,6 +25,20 @@ def kernels_interpreted() -> AbstractContextManager:
 
     # It is for kernels of any device; True stands for the interpreter that JAX can batch and compile.
     return tpu.force_tpu_interpret_mode(True)  # type: ignore[arg-type]
+
+
+def ran_interpreted(f: Callable[..., Any], *specs: Any) -> tuple[str, ...]:
+    """A note for a report if a Pallas kernel is in `f(*specs)` and there is no device that it could be compiled for."""
+    if isinstance(kernels_interpreted(), nullcontext):
+        return ()
+    try:
+        program = jax.make_jaxpr(f)(*specs)
+    except Exception:  # what JAX cannot trace holds no kernel of Pallas
+        return ()
+    return (INTERPRETED,) if any(e.primitive.name == "pallas_call" for e in all_equations(program)) else ()
+
+
+INTERPRETED = "a Pallas kernel in it ran interpreted, on a CPU: what a device's compiler makes of it was not seen"
 
 
 @contextmanager

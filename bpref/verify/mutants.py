@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from bpref.verify.flat import Flat, Node, flattened, outputs_with, used_values, values_of
+from bpref.verify.interpreted import as_if_at_home
 from bpref.verify.loops import CONTROL_FLOW
 from bpref.verify.measure import relative_error
 from bpref.verify.mutations import Mutation, Step, differs_at_ties_only, mutations
@@ -214,6 +215,7 @@ class _Versions:
         return traced.to_tree(outputs_with(traced.program, values, change.at, change.mutation.apply))
 
 
+@as_if_at_home
 def all_mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them."""
     versions = _Versions(backward)

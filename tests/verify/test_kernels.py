@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 import bpref
@@ -196,3 +197,40 @@ def test_a_foreign_function_of_lapack(factor):
 def test_rounding_where_the_truth_is_zero_is_imprecise_and_no_permutation():
     # The first row of causal attention attends to one key: dq is zero there, and the kernel's is what rounding leaves.
     assert verdicts(pallas_mha()) == {"y": "ok", "q": "imprecise", "k": "ok", "v": "ok"}
+
+
+def doubled():
+    def kernel(x_ref, y_ref):
+        y_ref[...] = 2 * x_ref[...]
+
+    def run(x):
+        return pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+    f = jax.custom_vjp(run)
+    f.defvjp(lambda x: (run(x), None), lambda _, dy: (run(dy),))
+    return f
+
+
+INTERPRETED = "a Pallas kernel in it ran interpreted, on a CPU: what a device's compiler makes of it was not seen"
+
+
+def test_a_report_says_that_a_kernel_ran_interpreted_and_only_then():
+    f = doubled()
+    assert bpref.check(f, X[0], key=1).notes[-1] == INTERPRETED
+    assert bpref.check(f, X[0], reference=lambda x: 2 * x, key=1).notes[-1] == INTERPRETED
+    assert INTERPRETED not in bpref.check(rule(lambda x: 2 * x, lambda _, dy: (2 * dy,)), X[0], key=1).notes
+
+
+def test_leaves_intermediates_and_mutants_have_their_kernels_interpreted_too():
+    f = doubled()
+
+    def forward(x):
+        return jnp.sum(f(checkpoint_name(jnp.sin(x), "Y")) ** 2)
+
+    report = bpref.check_intermediates(forward, (X[0],), {"Y": 8 * jnp.sin(X[0])}, key=1)
+    assert (report.ok, report.notes) == (True, (INTERPRETED,))
+    layer = bpref.Layer(lambda key, x: (), lambda p, x: (f(x), x), lambda p, cache, dy: ((), f(3 * dy)), "tripled")
+    tripled, tanh = bpref.check_leaves(bpref.serial(layer, bpref.tanh()), ((), ()), X)
+    assert (tripled.path, tripled.where) == ("0 tripled", "x")
+    np.testing.assert_allclose([tripled.error, tanh.error], [2, 0], atol=1e-14)
+    assert [m.equivalent for m in bpref.mutants(lambda args, dy: (f(dy) * args[0],), (X[0],), X[0])] == [""] * 3
