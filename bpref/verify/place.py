@@ -4,6 +4,7 @@ import os
 import re
 import sysconfig
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,6 +38,21 @@ def place(source: Any) -> tuple[str, int]:
     frames = takewhile(lambda f: not f.file_name.startswith(COMMAND_LINE), frames)
     outside = [(f.file_name, f.line_num) for f in frames if not MACHINERY.match(f.file_name)]
     return next((f for f in outside if not FRAMEWORKS.match(f[0])), outside[0] if outside else ("", 0))
+
+
+GENERIC = {
+    *("apply", "backward", "bwd", "call", "core", "f", "fn", "forward", "fun", "func", "fwd", "impl", "inner", "op"),
+    *("run", "wrapped", "wrapper", "<lambda>"),
+}
+"""Names that many functions have."""
+
+
+def telling_name(name: str, file: str) -> str:
+    """A function's name; one that is private, or that many have, behind that of the module it stands in."""
+    if not file or not (name.startswith("_") or name in GENERIC):
+        return name
+    path = Path(file)
+    return f"{path.parent.name if path.stem == '__init__' else path.stem}.{name}"
 
 
 def place_of(function: Any) -> tuple[str, str, int]:

@@ -17,7 +17,7 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from bpref.verify.lift import as_traced
 from bpref.verify.loops import constants_and_carry, parts_of_while, split
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.place import place, place_of
+from bpref.verify.place import place, place_of, telling_name
 from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, is_literal, programs_in, traced
 from bpref.verify.strip import is_opaque, is_rule, owner_of_rule, without_rule
 
@@ -129,6 +129,7 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
     params = equation.params
     body = params["call_jaxpr"]
     name, *where = place_of(body.jaxpr.debug_info)
+    name = telling_name(name, where[0])
     rule = params.get("bwd") or params.get("jvp_jaxpr_fun")
     _, file, line = place_of(getattr(rule, "debug_info", None))
     if file and not file.endswith("custom_derivatives.py"):  # where `defjvps` makes a rule of its own

@@ -130,3 +130,17 @@ def test_what_cannot_be_audited(fun, message):
     with pytest.raises(TypeError) as refused:
         bpref.audit(fun, X)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", ["_core", "fwd", "apply", "<lambda>"])
+def test_a_rule_whose_name_says_nothing_is_named_with_its_module(name):
+    def primal(x):
+        return jnp.tanh(x)
+
+    primal.__name__ = primal.__qualname__ = name
+    f = jax.custom_vjp(primal)
+    f.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, dy: (2 * dy * (1 - y * y),))
+    report = bpref.audit(lambda x: f(x).sum(), X, key=1)
+    assert [(s.name, s.verdict) for s in report.sites] == [(f"test_audit.{name}", "wrong")]
+    assert report.sites[0].reports[0].name == f"test_audit.{name}"
+    assert f"  test_audit.{name} (custom_vjp)   WRONG   called at {__file__}:" in str(report)

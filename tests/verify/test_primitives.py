@@ -76,4 +76,4 @@ def test_the_rule_of_odeint_is_audited_in_the_dtype_that_its_function_was_closed
         return odeint(lambda y, t: -y, y, jnp.array([0.0, 0.5]))
 
     (site,) = bpref.audit(solved, X, key=1).sites
-    assert (site.name, site.verdict, site.detail) == ("_odeint", "ok", "")
+    assert (site.name, site.verdict, site.detail) == ("ode._odeint", "ok", "")
