@@ -85,10 +85,12 @@ def check(
         key = seed_of("--key", key)
         values = arguments(args, fun.module, key, is_search=search is not None)
         require_fitting(target, fun.value, values)
+        if search is not None and is_of_torch(fun.value, framework) != is_written_in_torch(fun.value):
+            raise UsageError(
+                f"--framework {framework}: a search finds out by itself, and {target} does not look like it"
+            )
         if is_of_torch(fun.value, framework):
-            if search is not None:
-                raise UsageError("--search goes with JAX functions; one of PyTorch is checked at the shapes of --args")
-            values = as_tensors(values)
+            values = as_tensors(values) if search is None else values
         hand: dict[str, Any] = {
             name: function(text, f"--{name}", fun.module).value
             for name, text in (("reference", reference), ("backward", backward))

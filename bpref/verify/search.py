@@ -30,6 +30,7 @@ from bpref.verify.simplify import simpler_arguments
 from bpref.verify.snippet import snippet
 from bpref.verify.strategies import draws, leaving_nothing_behind, require_hypothesis
 from bpref.verify.subject import is_array
+from bpref.verify.torch_front import as_tensors, is_torch, named
 
 FIRST, LATER = 40, 8
 """How many draws of values the plainest layout is tried with, and how many any other: each new one is compiled."""
@@ -112,7 +113,7 @@ def search(
     examples: int = 200,
     cross_check: bool = True,
 ) -> SearchReport:
-    """Look for arguments for which `check` finds a derivation wrong or imprecise.
+    """Look for arguments for which `check` finds a derivation wrong or imprecise; a function of PyTorch gets tensors.
 
     Tried are sizes of 1 and 0, odd and prime ones, square and not; every dtype and hyperparameter given; ties, zeros,
     repeated indices and ids by Zipf's law, rows that hardly vary or hardly differ, outlier channels, huge and subnormal
@@ -149,10 +150,10 @@ def search(
     with leaving_nothing_behind():
         hunt.explore()
         found = hunt.smallest()
-    known = (function_name(fun), key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
+    known = (hunt.name, key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
     if found is None:
         return SearchReport(*known, refusal=hunt.refusal)
-    args, report = found
+    args, report = hunt.given(found[0]), found[1]
     program = snippet(fun, args, reference, backward, key)
     return SearchReport(*known, args, report, program, hunt.refusal, hunt.drawn_as())
 
@@ -192,6 +193,10 @@ class _Hunt:
         examples: int,
     ):
         self.fun, self.template, self.key, self.options = fun, template, options["key"], options
+        of_torch = is_torch(fun, template.leaves)
+        self.given = as_tensors if of_torch else lambda args: args
+        self.refusals = (*REFUSALS, RuntimeError) if of_torch else REFUSALS
+        self.name, self.signature = named(fun) if of_torch else (function_name(fun), fun)
         self.start = start
         self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
         self.took = {True: 0.0, False: 0.0}
@@ -222,7 +227,7 @@ class _Hunt:
     def drawn_as(self) -> str:
         """The failing case's values in words, those of them that are not ordinary."""
         args = jax.tree.unflatten(self.template.tree, range(len(self.template.leaves)))
-        roots = ("params", "x") if isinstance(self.fun, Layer) else argument_names(self.fun, len(args))
+        roots = ("params", "x") if isinstance(self.fun, Layer) else argument_names(self.signature, len(args))
         names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
         patterns = self.failing[0].drawn.patterns if self.failing else ()
         return ", ".join(f"{n}: {p}" for n, p in zip(names, patterns, strict=False) if p not in ("", "ordinary"))
@@ -301,8 +306,8 @@ class _Hunt:
         self.tried += self.failing is None
         try:
             with np.errstate(all="ignore"):
-                report = check(self.fun, *args, **self.options)
-        except REFUSALS as error:
+                report = check(self.fun, *self.given(args), **self.options)
+        except self.refusals as error:
             self.refused += self.failing is None
             self.refusal = self.refusal or f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return None

@@ -64,6 +64,7 @@ def snippet(fun: Any, args: tuple, reference: Any, backward: Any, key: int) -> s
     body = ",\n".join(f"    {part}" for part in call)
     used = "\n".join([*wide, *filled_in, body])
     modules = ["import jax"] * bool(re.search(r"\bjax\.", used))
+    modules += ["import torch"] * ("torch." in used)
     modules += ["import jax.numpy as jnp"] * ("jnp." in used) + ["import numpy as np"] * bool(
         re.search(r"\bnp\.", used)
     )
@@ -100,6 +101,8 @@ def _where(f: Callable[..., Any]) -> str:
 def _text(v: Any, names: _Names) -> str:
     """A value as Python writes it; arrays with every digit."""
     if hasattr(v, "dtype") and hasattr(v, "shape") and not isinstance(v, type):
+        if type(v).__module__ == "torch":
+            return _tensor(v)
         if is_key(v):
             return f"jax.random.wrap_key_data({_array(np.asarray(jax.random.key_data(v)))})"
         return _array(np.asarray(v))
@@ -115,6 +118,13 @@ def _text(v: Any, names: _Names) -> str:
     if isinstance(v, float) and not np.isfinite(v):
         return f"float({str(v)!r})"
     return _function(v, f"f{len(names.missing)}", names) if callable(v) else repr(v)
+
+
+def _tensor(v: Any) -> str:
+    if not v.numel():
+        return f"torch.zeros({tuple(v.shape)}, dtype={v.dtype})"
+    wide = v.detach().cpu().double() if v.is_floating_point() and v.element_size() < 4 else v.detach().cpu()
+    return f"torch.tensor({_numbers(wide.numpy())}, dtype={v.dtype})"
 
 
 def _array(v: np.ndarray) -> str:

@@ -247,5 +247,15 @@ def test_a_wrong_call_of_pytorch_is_one_line(capsys):
     given = ["--args", "f32[5,8] f32[8]"]
     assert run(["check", f"{TORCH}:Rms.apply", *given, "--framework", "tensorflow"]) == 2
     assert "--framework: " in capsys.readouterr().err
-    assert run(["check", f"{TORCH}:Rms.apply", *given, "--search", "1"]) == 2
-    assert "--search goes with JAX functions" in capsys.readouterr().err
+    assert run(["check", f"{TORCH}:Rms.apply", *given, "--search", "1", "--framework", "jax"]) == 2
+    assert "--framework jax: a search finds out by itself" in capsys.readouterr().err
+
+
+def test_a_function_of_pytorch_is_searched_with_tensors(capsys):
+    pytest.importorskip("torch")
+    given = ["--reference", f"{TORCH}:rms_naive", "--args", "f32[N,d] f32[d]", "--key", "1"]
+    assert run(["check", f"{TORCH}:RmsTwice.apply", *given, "--search", "20"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("RmsTwice   FAILS")
+    assert "import torch\n" in out
+    assert "torch.tensor([" in out

@@ -35,6 +35,13 @@ def is_written_in_torch(fun: Any) -> bool:
     return "torch" in imported and not imported & {"jax", "jax.numpy"}
 
 
+def named(fun: Any) -> tuple[str, Any]:
+    """What reports call a function of PyTorch, and what has the names of its parameters."""
+    from bpref.verify.torch_front.call import name_of, with_signature
+
+    return name_of(fun), with_signature(fun)
+
+
 def as_tensors(args: tuple) -> tuple:
     """Arguments with tensors for arrays; for specifications tensors without values, on the meta device."""
     from bpref.verify.torch_front.tensors import like_tensors

@@ -45,7 +45,7 @@ class TorchCall(NamedTuple):
 
     @property
     def name(self) -> str:
-        return _name_of(self.fun)
+        return name_of(self.fun)
 
     def tensors(self, values: Arrays, differentiable: Sequence[bool] | None = None) -> Tensors:
         """The leaves as fresh tensors, those that have a cotangent asking for one."""
@@ -104,7 +104,7 @@ def torch_call(fun: Any, args: tuple) -> TorchCall:
       CannotCheck: no tensor has a gradient.
     """
     leaves, tree = jax.tree.flatten(args)
-    roots = argument_names(_with_signature(fun), len(args))
+    roots = argument_names(with_signature(fun), len(args))
     names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
     where = [i for i, v in enumerate(leaves) if _is_data(v)]
     tensors = [leaves[i] for i in where]
@@ -128,7 +128,7 @@ def torch_call(fun: Any, args: tuple) -> TorchCall:
     if not any(wanted):
         came = ", ".join(f"{name}: {v.dtype}{list(v.shape)}" for name, v in zip(named, tensors, strict=True))
         raise CannotCheck(
-            f"{_name_of(fun)}: no argument is a tensor that has a gradient; the call has {came or 'no tensors'}"
+            f"{name_of(fun)}: no argument is a tensor that has a gradient; the call has {came or 'no tensors'}"
         )
     return TorchCall(
         fun,
@@ -223,7 +223,7 @@ def _mode_for(c: TorchCall, fun: Any, values: Arrays, **part: bool) -> Any:
     return c.watch.in_float64(fun, **part) if wide else nullcontext()
 
 
-def _name_of(fun: Any) -> str:
+def name_of(fun: Any) -> str:
     if torch_oracle.is_apply(fun):
         return fun.__self__.__name__
     return getattr(fun, "_qualname", None) or function_name(fun)
@@ -243,7 +243,7 @@ def _values(t: Any) -> Any:
     return specification(t) if t.is_meta else to_numpy(t)
 
 
-def _with_signature(fun: Any) -> Any:
+def with_signature(fun: Any) -> Any:
     """What has the parameters' names: the forward of a module or `autograd.Function`, a custom operator's own."""
     if isinstance(fun, torch.nn.Module):
         return fun.forward
