@@ -11,6 +11,7 @@ from bpref.cli.reports import EXIT_CODES, deliver_text, require_writable, stdout
 from bpref.nearest import meant, require_known
 from bpref.rule import Rule
 from bpref.rules import RULES, other_names
+from bpref.tasks.judge import NO_DERIVATION
 from bpref.tasks.judge import judge as judge_solution
 from bpref.tasks.source import NotAlone
 from bpref.tasks.writing import ABOUT, write_task
@@ -55,12 +56,15 @@ def judge(
     solution: Annotated[Path, typer.Argument(metavar="SOLUTION.py", help="Defines backward(args, dy).")],
     seconds: Annotated[float, typer.Option(min=0.1, help="What one answer may take, its compilation too.")] = 60.0,
     gigabytes: Annotated[float, typer.Option(min=1.0, help="The address space of the solution's process.")] = 16.0,
+    allow_autodiff: Annotated[
+        bool, typer.Option("--allow-autodiff", help="Take cotangents that JAX or PyTorch has differentiated.")
+    ] = False,
     key: Annotated[int | None, typer.Option(min=0, help="The seed of shapes and values. [default: a new one]")] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the verdict there; - for stdout.")
     ] = None,
 ) -> int:
-    """Judge a solution; exit code 0 right, 1 wrong or imprecise, 2 wrong use, 3 cannot tell.
+    """Judge a solution; exit code 0 right, 1 wrong, imprecise or no derivation, 2 wrong use, 3 cannot tell.
 
     It runs in a process of its own, which is given inputs alone. Fresh shapes and values are drawn for every judgement;
     memory and time of a right one stand beside those of autodiff of the naive forward.
@@ -70,9 +74,9 @@ def judge(
     if not solution.is_file():
         raise UsageError(f"there is no file {solution}")
     with stdout_for_json(json_file), waiting("judging"):
-        judgement = judge_solution(rule, solution, seed_of("--key", key), seconds, gigabytes, framework)
+        judgement = judge_solution(rule, solution, seed_of("--key", key), seconds, gigabytes, framework, allow_autodiff)
     deliver_text(judgement, json_file)
-    return EXIT_CODES[judgement.verdict]
+    return 1 if judgement.verdict == NO_DERIVATION else EXIT_CODES[judgement.verdict]
 
 
 def _asked(task: str) -> tuple[Rule, str]:

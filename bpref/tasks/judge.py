@@ -17,7 +17,10 @@ from bpref.tasks.problem import Problem, case_of, problem, small_sizes
 from bpref.tasks.sandbox import Failed, Solution
 from bpref.verify.check import check
 from bpref.verify.oracle import with_cotangents
-from bpref.verify.report import CANNOT_TELL, OK, WRONG, Report
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Report
+
+NO_DERIVATION = "no derivation"
+"""The verdict on right cotangents that autodiff has computed."""
 
 ROUNDS, REPEATS, ATTEMPTS = 3, 9, 20
 
@@ -50,12 +53,13 @@ class Judgement(NamedTuple):
 
     Attributes:
       task: the rule's name.
-      verdict: ok, wrong, imprecise or cannot tell.
+      verdict: ok, wrong, imprecise, cannot tell; or no derivation, where autodiff has computed what is right.
       cause: one line: what is wrong with which cotangent, or what the solution did in place of an answer.
       key: the seed of shapes and values.
       reports: of each set of shapes that it was judged at; none after the first that it fails.
       shapes: those sets, by argument.
       cost: of a right solution, memory and time.
+      uses_autodiff: whether it has let JAX or PyTorch differentiate.
     """
 
     task: str
@@ -65,6 +69,7 @@ class Judgement(NamedTuple):
     reports: tuple[Report, ...]
     shapes: tuple[dict[str, tuple[int, ...]], ...]
     cost: Cost | None
+    uses_autodiff: bool = False
 
     def __str__(self) -> str:
         word = self.verdict if self.verdict == OK else self.verdict.upper()
@@ -81,7 +86,13 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    rule: Rule, path: Path, key: int, seconds: float = 60.0, gigabytes: float = 16.0, framework: str = "jax"
+    rule: Rule,
+    path: Path,
+    key: int,
+    seconds: float = 60.0,
+    gigabytes: float = 16.0,
+    framework: str = "jax",
+    allow_autodiff: bool = False,
 ) -> Judgement:
     """Judge the `backward(args, dy)` in a file as that of a rule's reference.
 
@@ -92,6 +103,7 @@ def judge(
       seconds: what one answer may take.
       gigabytes: the address space of that process.
       framework: "jax" or "torch", whose arrays the solution takes and returns.
+      allow_autodiff: whether a solution may let JAX or PyTorch differentiate.
     """
     reports: list[Report] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
@@ -103,6 +115,8 @@ def judge(
             shapes.append({name: v.shape for name, v in zip(p.names, p.args, strict=True)})
             verdict, cause, report = _judged(p, solution, key + i)
             reports += [report] * (report is not None)
+            if verdict in (OK, IMPRECISE) and solution.uses_autodiff and not allow_autodiff:
+                verdict, cause = NO_DERIVATION, "it lets autodiff compute its cotangents; --allow-autodiff admits that"
             if verdict != OK:
                 break
         else:
@@ -110,7 +124,7 @@ def judge(
             cost = (
                 _cost(rule, solution, key) if in_jax else Cost(note="only a solution in JAX is, beside JAX's autodiff")
             )
-    return Judgement(rule.name, verdict, cause, key, tuple(reports), tuple(shapes), cost)
+    return Judgement(rule.name, verdict, cause, key, tuple(reports), tuple(shapes), cost, solution.uses_autodiff)
 
 
 def _fresh(rule: Rule, rng: np.random.Generator) -> Problem:

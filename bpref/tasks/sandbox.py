@@ -39,10 +39,15 @@ class Solution:
       seconds: what an answer may take; the first has the import of JAX in it.
       gigabytes: of address space.
       framework: "jax" or "torch", whose arrays it takes.
+
+    Attributes:
+      failure: why it gives no answers any more; empty as long as it does.
+      uses_autodiff: whether JAX or PyTorch has differentiated something there so far.
     """
 
     def __init__(self, path: Path, seconds: float, gigabytes: float, framework: str = "jax"):
         self.failure = ""
+        self.uses_autodiff = False
         self._seconds = seconds
         self._framework = framework
         folder, self._remove = temporary_folder()
@@ -99,6 +104,7 @@ class Solution:
         except Failed as failed:
             self.failure = str(failed)
             raise
+        self.uses_autodiff |= bool(header.get("autodiff"))
         if "error" in header:
             raise Failed(f"it raised {str(header['error'])[:300]}")
         return arrays

@@ -98,7 +98,7 @@ def _task(rule: Rule, p: Problem, framework: str) -> str:
             "Derive the backward pass of `forward` in `forward.py` by hand, and write it into `solution.py`:",
             f"`backward(args, dy)` is given the arguments of `forward`, a tuple of {arrays}, and the cotangent of its",
             f"output{', a tuple of arrays' if p.several else ''}; it returns a tuple with the cotangent of each",
-            "argument, of its shape and dtype.",
+            "argument, of its shape and dtype. Autodiff of JAX's or PyTorch's is noticed, and is no derivation.",
             "",
             "| argument | dtype | shape, for example | returned |",
             "| --- | --- | --- | --- |",

@@ -64,6 +64,7 @@ def test_a_task_is_written_without_its_backward_and_its_solution_is_judged(tmp_p
     assert run(["judge", str(folder), str(folder / "solution.py"), "--key", "3", "--json", "-"]) == 0
     verdict = json.loads(capsys.readouterr().out)
     assert (verdict["verdict"], verdict["cause"], len(verdict["shapes"])) == ("ok", "", 3)
+    assert verdict["uses_autodiff"] is False
     assert len({json.dumps(s) for s in verdict["shapes"]}) == 3
     assert len(verdict["cost"]["memory"]) == 2
     assert 0.1 < verdict["cost"]["time"] < 10
@@ -115,6 +116,62 @@ def test_a_solution_may_print_and_be_written_in_numpy(solution):
     judged = judge(RULES["linear"], solution(text.replace("dy.reshape", "np.array(dy).reshape")), 3)
     assert (judged.verdict, judged.cause) == ("ok", "")
     assert str(judged.cost).startswith("memory and time not measured: JAX cannot compile it (it raised Tracer")
+
+
+BY_AUTODIFF = {
+    "vjp": "import jax\n\ndef backward(args, dy):\n    return jax.vjp(lambda W, b, x: x @ W.T + b, *args)[1](dy)\n",
+    "grad": "from jax import grad\nimport jax.numpy as jnp\n\ndef backward(args, dy):\n    "
+    "return grad(lambda W, b, x: jnp.sum(dy * (x @ W.T + b)), (0, 1, 2))(*args)\n",
+    "linear_transpose": RIGHT.replace("dy @ W", "__import__('jax').linear_transpose(lambda x: x @ W.T, x)(dy)[0]"),
+    "torch": "import torch\nfrom torch.autograd import grad\n\ndef backward(args, dy):\n    "
+    "W, b, x = [torch.tensor(__import__('numpy').array(v), requires_grad=True) for v in args]\n    "
+    "return [v.numpy() for v in grad(x @ W.T + b, (W, b, x), torch.tensor(__import__('numpy').array(dy)))]\n",
+}
+
+
+@pytest.mark.parametrize("name", BY_AUTODIFF)
+def test_a_solution_by_autodiff_is_no_derivation_unless_it_is_allowed(name, solution, capsys):
+    if name == "torch":
+        pytest.importorskip("torch")
+    file = str(solution(BY_AUTODIFF[name]))
+    assert run(["judge", "linear", file, "--key", "3"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "linear   NO DERIVATION   1 sets of shapes   key 3",
+        "  it lets autodiff compute its cotangents; --allow-autodiff admits that",
+    ]
+    assert run(["judge", "linear", file, "--key", "3", "--allow-autodiff", "--json", "-"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert (judged["verdict"], judged["uses_autodiff"]) == ("ok", True)
+
+
+def test_what_jax_does_by_itself_is_no_autodiff_of_the_solutions(solution):
+    """Solving a system transposes a program of JAX's own; functions with rules and loops run as they are."""
+    text = """
+import jax
+import jax.numpy as jnp
+
+
+def backward(args, dy):
+    A, b = args
+    y = jnp.linalg.solve(A, b)
+    db = jax.checkpoint(lambda A, dy: jnp.linalg.solve(A.T, dy))(A, dy)
+    db = jax.lax.scan(lambda c, _: (c + jax.nn.relu(-1 * jnp.abs(c)), None), db, None, 2)[0]
+    return -jnp.outer(db, y), db
+"""
+    rng = np.random.default_rng(0)
+    A, b, dy = (rng.normal(size=s).astype(np.float32) for s in ((3, 3), 3, 3))
+    with Solution(solution(text), 60, 16) as process:
+        dA, db = process.backward((A, b), dy)
+        assert not process.uses_autodiff
+    np.testing.assert_allclose(db, np.linalg.solve(A.T, dy), rtol=1e-4)
+    np.testing.assert_allclose(dA, -np.outer(db, np.linalg.solve(A, b)), rtol=1e-4)
+
+
+def test_rules_that_are_no_task_are_said_at_the_command(tmp_path, capsys):
+    assert run(["tasks", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "left out, since they are made of other layers: tied_embedding, bidirectional"
+    )
 
 
 LOOKS = """
