@@ -137,11 +137,19 @@ def _judged(
     def moved() -> list[dict[str, np.ndarray]]:
         return [_truth(ready, working, [_nudged(p, working, i) for p in inputs.wide]) for i in range(MOVES)]
 
+    @cache
+    def cancelled() -> dict[str, np.ndarray]:
+        """How far rounding inside of the oracle, at random, moves the truth, as much as it is in this dtype."""
+        rounded = stacked(run_in_float64(ready.truth(working).rounded, inputs.wide))
+        found = rounded.y_oracle | rounded.oracle
+        more = _round_off(ready, working.name) / (float(np.finfo(np.float64).eps) / 2)
+        return {name: v + more * (found[name] - v) for name, v in inputs.truth.items()}
+
     def fault(name: str, row: Row) -> Finding | None:
         if np.any(np.isinf(row.hand)):
             return _nonfinite(row, is_defined)
         if not within(row, FACTOR, FACTOR) or has_an_outlier(row):
-            effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in moved()]
+            effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in (*moved(), cancelled())]
             unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
             scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
             if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
@@ -149,7 +157,7 @@ def _judged(
         unit = _round_off(ready, row.dtype)
         if is_blunt(row, unit):
             effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
-            if is_blunt(row, max(unit, effect)) and not _is_cancelled(ready, working, inputs, name):
+            if is_blunt(row, max(unit, effect)) and apart_as_a_whole(cancelled()[name], inputs.truth[name]) <= 1:
                 return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
         return None
 
@@ -159,13 +167,6 @@ def _judged(
 def is_blunt(row: Row, unit: float) -> bool:
     """Whether a whole array is off by more than so many times `unit`, and than the truth rounded once."""
     return unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2])
-
-
-def _is_cancelled(ready: Prepared, working: Working, inputs: Inputs, name: str) -> bool:
-    """Whether the truth is what rounding leaves where terms cancel, and as much of them in this dtype is no digit."""
-    rounded = stacked(run_in_float64(ready.truth(working).rounded, inputs.wide))
-    effect = apart_as_a_whole((rounded.y_oracle | rounded.oracle)[name], inputs.truth[name])
-    return effect * _round_off(ready, working.name) > np.finfo(np.float64).eps / 2
 
 
 def blunt_text(row: Row, best: float, than: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
 from tests.verify.test_check import kinds, rule, tied_maximum, verdicts
 
@@ -196,3 +197,26 @@ def test_random_numbers_are_the_same_in_the_truth():
     report = bpref.check(rule(dropout, lambda args, dy: (None, dropout(args[0], dy))), jax.random.key(SEED), x, key=1)
     assert report.ok
     assert report.verdicts[0].precision[0].hand.maximum <= 1
+
+
+def test_an_element_that_cancels_to_zero_is_not_imprecise():
+    """A row with one value that is not 0: along it a cosine does not change, and autodiff happens to say so exactly."""
+    u = np.zeros((6, 7), np.float32)
+    u[4, 1] = -1.18
+    u[[0, 0, 1, 2, 2, 3, 3, 5, 5], [0, 2, 2, 0, 1, 3, 4, 0, 5]] = (
+        0.58,
+        -0.49,
+        0.12,
+        -1.39,
+        -0.97,
+        1.66,
+        1.39,
+        0.67,
+        -0.07,
+    )
+    v = np.round(np.random.default_rng(SEED).normal(size=(6, 7)), 2).astype(np.float32)
+    v[4] = 0.44, 0.71, -0.17, 1.52, 1.31, 0.58, -0.2
+    d = DERIVATIONS["cosine_similarity"]
+    for key in range(1, 5):
+        report = bpref.check(d.forward, u, v, backward=d.backward, key=key)
+        assert report.ok, str(report)

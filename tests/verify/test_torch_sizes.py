@@ -149,3 +149,24 @@ def test_kinks_that_a_direction_meets_are_no_mistake():
     for key in range(1, 4):
         report = bpref.check(Relu.apply, x, key=key)
         assert report.ok, str(report)
+
+
+def test_a_size_that_cannot_grow_is_not_made_one():
+    """h beside W of shape (d, 3d): where h is (n, 1) it would be broadcast, and the backward is not for that."""
+
+    class Gates(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h, w):
+            ctx.save_for_backward(h, w)
+            return h * w.reshape(3, -1).sum(0)
+
+        @staticmethod
+        def backward(ctx, dy):
+            h, w = ctx.saved_tensors
+            return dy * w.reshape(3, -1).sum(0), (dy * h).sum(0).repeat(3)
+
+    h, w = torch.randn(5, 4, generator=GENERATOR), torch.randn(12, generator=GENERATOR)
+    report = bpref.check(Gates.apply, h, w, reference=lambda h, w: h * w.reshape(3, -1).sum(0), key=1)
+    assert report.ok, str(report)
+    assert "h [6, 4]; h [1, 4] too; refused at h [5, 5]" in report.notes[0]
+    assert "h [5, 1]" not in report.notes[0]

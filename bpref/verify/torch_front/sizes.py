@@ -39,15 +39,21 @@ def at_other_sizes(c: TorchCall, made: Callable[[TorchCall], tuple[Called, Oracl
     seen: list[str] = []
     refused: list[str] = []
     findings: list[Finding] = []
-    for shapes, there in _others(c):
+    fixed: set[int] = set()
+    for size, shapes, there in _others(c):
+        # What cannot grow is tied to another size, and where it is 1 would be broadcast to that.
+        if size in fixed:
+            continue
         try:
             _, judged = judge_called(*made(there), key, points=(1,))
         except Exception as error:  # whatever it is, it says that this size is not for this function
             refused.append(f"{shapes} ({_first_line(error)})")
+            fixed.add(size)
             continue
         wrong = [j.finding for j in judged.values() if j.verdict.verdict == WRONG and j.finding]
         if any(f.kind == "structure" for f in wrong):
             refused.append(f"{shapes} ({wrong[0].detail})")
+            fixed.add(size)
             continue
         seen.append(shapes)
         findings = [f._replace(detail=f"at {shapes}: {f.detail}") for f in wrong]
@@ -57,8 +63,8 @@ def at_other_sizes(c: TorchCall, made: Callable[[TorchCall], tuple[Called, Oracl
     return Sized(findings, "; ".join(parts))
 
 
-def _others(c: TorchCall) -> Iterator[tuple[str, TorchCall]]:
-    """Calls of other sizes, with the shapes that are others, in words."""
+def _others(c: TorchCall) -> Iterator[tuple[int, str, TorchCall]]:
+    """Calls of other sizes, with the size that is another and the shapes that are, in words."""
     of_arguments = [v for v, p in zip(c.leaves, c.parameters, strict=True) if p is None]
     held = _held(c)
     sizes = dict.fromkeys(n for v in of_arguments for n in reversed(v.shape) if n > 1 and n not in held)
@@ -71,7 +77,7 @@ def _others(c: TorchCall) -> Iterator[tuple[str, TorchCall]]:
                 for layout, changed in zip(c.layouts, other, strict=True)
             ]
             shapes = [f"{n} {list(v.shape)}" for n, v, changed in zip(c.names, leaves, other, strict=True) if changed]
-            yield ", ".join(shapes), c._replace(leaves=leaves, layouts=tuple(layouts))
+            yield size, ", ".join(shapes), c._replace(leaves=leaves, layouts=tuple(layouts))
 
 
 def _held(c: TorchCall) -> set[int]:
