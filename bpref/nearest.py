@@ -4,6 +4,9 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
+MOST = 30
+"""How many names a message lists where none is near."""
+
 
 def folded(name: str) -> str:
     """`name` without what people write in several ways: case, hyphens, underscores and spaces."""
@@ -21,6 +24,9 @@ def require_known(what: str, name: str, known: Iterable[str], others: Iterable[s
     known = list(known)
     if name not in known:
         names = nearest(name, [*known, *_close(name, others, 3, 0.75)])
+        if not known or len(known) == len(names) > MOST:
+            why = f"none of the {len(known)} is near" if known else "there is none"
+            raise ValueError(f"unknown {what} {name!r}; {why}")
         some = "there is" if len(names) == len(known) else "the nearest are" if len(names) > 1 else "the nearest is"
         raise ValueError(f"unknown {what} {name!r}; {some} {', '.join(names)}")
 

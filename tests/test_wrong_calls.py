@@ -138,6 +138,10 @@ CALLS = {
         lambda: bpref.check(squash, X, dtypes=[]),
         "check: dtypes is empty, expected one dtype or more, or None for those of the arguments",
     ),
+    "check, reference": (
+        lambda: bpref.check(squash, X, reference=lambda x: None),
+        "the reference returns None, squash returns float32[3]; expected the same",
+    ),
     "check, flag": (
         lambda: bpref.check(squash, X, cross_check="no"),  # type: ignore[arg-type]
         "check: cross_check is a str, expected True or False",

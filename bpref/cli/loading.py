@@ -114,6 +114,8 @@ def blaming(text: str, option: str = "") -> Iterator[None]:
             raise UsageError(f"{before}{text} raised {_in_one_line(error)} ({place})") from error
         if not isinstance(error, ValueError | TypeError | ImportError | NotImplementedError):
             raise
+        if not _is_of_ours(error):
+            raise UsageError(f"{before}{text} raised {_in_one_line(error)}") from error
         what = f"{before}{text}: " if option else ""
         raise UsageError(f"{what}{_first_line(error)}") from error
 
@@ -168,6 +170,12 @@ def _users_line(error: BaseException) -> str:
         return ""
     file = outside[-1].filename
     return f"{os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file} line {outside[-1].lineno}"
+
+
+def _is_of_ours(error: BaseException) -> bool:
+    """Whether bpref itself has raised it; JAX or a library otherwise, for what it was called with."""
+    by_jax = any("JAX has removed its internal frames" in note for note in getattr(error, "__notes__", ()))
+    return not by_jax and traceback.extract_tb(error.__traceback__)[-1].filename.startswith(OWN)
 
 
 def _in_one_line(error: BaseException) -> str:

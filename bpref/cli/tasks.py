@@ -72,7 +72,7 @@ def judge(
     require_writable(json_file)
     rule, framework = _asked(task)
     if not solution.is_file():
-        raise UsageError(f"there is no file {solution}")
+        raise UsageError(f"{solution} is a directory, no file" if solution.is_dir() else f"there is no file {solution}")
     with stdout_for_json(json_file), waiting("judging"):
         judgement = judge_solution(rule, solution, seed_of("--key", key), seconds, gigabytes, framework, allow_autodiff)
     deliver_text(judgement, json_file)
@@ -86,8 +86,13 @@ def _asked(task: str) -> tuple[Rule, str]:
         if not about.is_file():
             if Path(task).is_dir():
                 raise UsageError(f"{task} is no task: there is no {ABOUT} in it")
+            if Path(task).is_file():
+                raise UsageError(f"{task} is a file, expected a folder that `bpref tasks` made, or a rule's name")
             return RULES[meant("rule", task, RULES, other_names())], "jax"
-        written = json.loads(about.read_text())
+        try:
+            written = json.loads(about.read_text())
+        except ValueError as error:
+            raise UsageError(f"{about} is no JSON: {error}") from error
         if not isinstance(written, dict) or not isinstance(written.get("rule"), str):
             raise UsageError(f"{about} names no rule")
         framework = str(written.get("framework", "jax"))

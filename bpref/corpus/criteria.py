@@ -58,14 +58,25 @@ def criterion_named(text: str) -> Criterion:
     name = call.func.id
     require_known("criterion", name, KNOWN)
     try:
-        given = [ast.literal_eval(v) for v in call.args], {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        given = [_number(v) for v in call.args], {str(k.arg): _number(k.value) for k in call.keywords}
         bound = inspect.signature(KNOWN[name]).bind(*given[0], **given[1])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{text!r}: expected numbers, {name}{_shown(KNOWN[name])}: {error}") from error
     for key, value in bound.arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise ValueError(f"{text!r}: expected a number for {key}, got {value!r}")
+        low, high = (-1, 1) if name == "cosine" else (0, 1 if key == "least" else np.inf)
+        if not low <= value <= high:
+            fitting = "0 or more" if high == np.inf else f"{low} to {high}"
+            raise ValueError(f"{text!r}: {key} is {value:g}, expected {fitting}")
     return KNOWN[name](*given[0], **given[1])
+
+
+def _number(v: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(v)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(v)} is none") from error
 
 
 def _shown(f: Callable) -> str:

@@ -81,6 +81,18 @@ def require_outputs(subject: Subject, outputs: list[Any]) -> None:
         raise CannotCheck(f"{subject.name}: it returns no floating-point numbers, so there is nothing to differentiate")
 
 
+def require_fitting_reference(subject: Subject, outputs: list[Any]) -> None:
+    """Raise unless the reference has as many outputs with a cotangent as the function."""
+    if subject.oracle == OWN_PRIMAL:
+        return
+    other = jax.eval_shape(subject.primal, _specs(subject))
+    if sum(map(is_differentiable, jax.tree.leaves(other))) != len(outputs):
+        mine = jax.eval_shape(subject.plain, _specs(subject))
+        raise CannotCheck(
+            f"the reference returns {_shapes(other)}, {subject.name} returns {_shapes(mine)}; expected the same"
+        )
+
+
 def require_rule(subject: Subject) -> None:
     """Raise unless something in it is derived by hand."""
     if subject.form != INSIDE or subject.oracle != OWN_PRIMAL:

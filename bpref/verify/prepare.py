@@ -14,6 +14,7 @@ from bpref.verify.blame import (
     require_accepted,
     require_arrays,
     require_differentiable_primal,
+    require_fitting_reference,
     require_no_leak,
     require_outputs,
     require_rule,
@@ -102,6 +103,7 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     require_arrays(subject)
     try:
         made = prepare(subject, working)
+        require_fitting_reference(subject, made.outputs)
         made.narrow()
     except Exception as error:
         raise explained(subject, error, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject))) from error

@@ -53,6 +53,10 @@ def test_a_bad_call_is_one_line_and_ends_with_2(capsys):
             f"{DERIVATIONS}:layer",
             "f32[3] f32[3]",
         ): "audit: fun is the Layer tanh, whose backward is no custom rule; use",
+        ("jax.nn:relu", "'a'"): "jax.nn:relu raised TypeError: Error interpreting argument to",
+        ("math:sin", "f32[3]"): "math:sin raised TypeError: Only scalar arrays can be converted to Python scalars",
+        ("os.path:join", "f32[3]"): "os.path:join raised TypeError: expected str, bytes or os.PathLike object, not Dyn",
+        ("tests.cli:f", "f32[3]"): "tests.cli: unknown name 'f'; there is ",
         (f"{DERIVATIONS}:not_callable", "f32[3]"): f"{DERIVATIONS}:not_callable is of type Point and cannot be called",
     }
     for (target, args), message in wrong.items():

@@ -257,6 +257,8 @@ def test_fresh_shapes_are_such_that_the_function_is_finite():
 
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/task.json").write_text("no")
     (tmp_path / "s.py").write_text(RIGHT)
     calls = {
         ("tasks", "--out", str(tmp_path), "--framework", "numpy"): "--framework numpy: expected one of jax, torch",
@@ -270,6 +272,14 @@ def test_wrong_use_is_one_line(tmp_path, capsys):
         ("judge", "linear", str(tmp_path / "none.py")): f"there is no file {tmp_path / 'none.py'}",
         ("judge", str(tmp_path), str(tmp_path / "s.py")): f"{tmp_path} is no task: there is no task.json in it",
         ("judge", "linaer", str(tmp_path / "s.py")): "unknown rule 'linaer'; the nearest ",
+        ("judge", "linear", str(tmp_path)): f"{tmp_path} is a directory, no file",
+        ("judge", str(tmp_path / "s.py"), str(tmp_path / "s.py")): (
+            f"{tmp_path / 's.py'} is a file, expected a folder that `bpref tasks` made, or a rule's name"
+        ),
+        ("judge", str(tmp_path / "broken"), str(tmp_path / "s.py")): (
+            f"{tmp_path / 'broken/task.json'} is no JSON: Expecting value: line 1 column 1 (char 0)"
+        ),
+        ("judge", "3", str(tmp_path / "s.py")): "unknown rule '3'; none of the ",
     }
     for call, message in calls.items():
         assert run(list(call)) == 2
