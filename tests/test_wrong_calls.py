@@ -1,6 +1,7 @@
 """Every public function, called with what it cannot mean: one line that says which argument, what came, what fits."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,8 @@ def test_what_takes_a_layer_says_so_of_anything_else(name, v, came):
     assert str(error.value) == f"{name}: layer is {came}, {LAYER}"
 
 
-search = partial(bpref.search, squash, "f32[N]")
-named = partial(bpref.check_intermediates, squash, (X,))
+search: Any = partial(bpref.search, squash, "f32[N]")
+named: Any = partial(bpref.check_intermediates, squash, (X,))
 
 CALLS = {
     "checked": (lambda: bpref.checked("f"), f"checked: leaf is a str, {LAYER}"),  # type: ignore[arg-type]

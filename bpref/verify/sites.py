@@ -128,8 +128,8 @@ def _add_primitive(found: dict[tuple, Site], equation: JaxprEqn) -> None:
 def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> None:
     params = equation.params
     body = params["call_jaxpr"]
-    name, *where = place_of(body.jaxpr.debug_info)
-    name = telling_name(name, where[0])
+    name, of_function, *where = place_of(body.jaxpr.debug_info)
+    name, where = telling_name(name, of_function), [of_function, *where]
     rule = params.get("bwd") or params.get("jvp_jaxpr_fun")
     _, file, line = place_of(getattr(rule, "debug_info", None))
     if file and not file.endswith("custom_derivatives.py"):  # where `defjvps` makes a rule of its own
