@@ -50,7 +50,7 @@ def contributions(
         groups = _groups(labels)
         closed = np.stack([np.isin(np.arange(len(labels)), paths) for paths in groups.values()]).astype(float)
         masks = np.ones((1 + len(groups), len(labels)))
-        run, _ = in_float64(jax.jit(of_all).trace(masks, leaves, points[0].dys))
+        run, *_ = in_float64(jax.jit(of_all).trace(masks, leaves, points[0].dys))
         joined = with_closed(closed)
         idle = [all(_is_nothing(v[:, 0] - v[:, k + 1], v[:, 0]) for v in joined.values()) for k in range(len(groups))]
         if any(idle):
