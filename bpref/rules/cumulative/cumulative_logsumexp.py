@@ -21,12 +21,16 @@ Cached: x and y, from which every softmax is made again. y is the output.
 Numerical care: the textbook form exp(x_k) sum_t dy_t exp(-y_t) overflows for |x| of 89 in float32; above, nothing
 does. The forward rounds s, a number from 1 to T, at every step, and y once: to add in logarithms, as in
 log(exp y + exp x), would round y itself T times. The rounding of y cancels from S, since the factors telescope.
+A long axis is sqrt(T) blocks: their sums are accumulated first, and join the first element of the next block, so that
+no sum has more than 2 sqrt(T) terms and no product as many factors. At T = 16,384 dx is as precise as autodiff's, where
+T terms in sequence were 3 to 20 times less.
 Half precision is computed in float32. x_t = -inf is a term of zero: its gradient is 0, and so it is where nothing but
 -inf came so far and y_t = -inf. Beside +inf the softmax is not defined, and NaN.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -34,6 +38,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.formulas.hyperparameters import require_flags
+from bpref.formulas.long_sums import LONG, apart, in_blocks, joined_blocks, together
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -72,6 +77,18 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
     def nothing(like):
         return jnp.full_like(like, -jnp.inf), jnp.zeros_like(like)
 
+    def total(x, axis):
+        T = x.shape[axis]
+        if T <= LONG:
+            return run_along(add, nothing, (x,), axis, reverse, add_joined)
+        blocks = in_blocks(x, axis, -jnp.inf, reverse)
+        sums = jax.nn.logsumexp(blocks, axis + 1)
+        before = lax.expand_dims(shifted(total(sums, axis), axis, reverse, -jnp.inf), (axis + 1,))
+        first, others = apart(blocks, axis + 1, reverse)
+        m, s = _together((before, jnp.ones_like(before)), (first, jnp.ones_like(first)))
+        blocks = together(m + jnp.log(s), others, axis + 1, reverse)
+        return joined_blocks(run_along(add, nothing, (blocks,), axis + 1, reverse, add_joined), axis, T, reverse)
+
     def gather_up(S_later, dy_k, decay):
         S_k = dy_k + decay * S_later
         return S_k, S_k
@@ -79,17 +96,32 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
     def gather_joined(dy, decay, axis, reverse):
         return join_affine(decay, dy, axis, reverse)[1]
 
+    def gathered(dy, y, axis):
+        """S, a block's from its own dy and the S of the next one."""
+        T = y.shape[axis]
+        if T <= LONG:
+            decay = _ratio(y, shifted(y, axis, not reverse, jnp.inf))
+            return run_along(gather_up, jnp.zeros_like, (dy, decay), axis, not reverse, gather_joined)
+        dys, ys = in_blocks(dy, axis, 0.0, reverse), in_blocks(y, axis, -jnp.inf, reverse)
+        top = apart(ys, axis + 1, reverse)[0]
+        sums = jnp.sum(dys * _ratio(top, ys), axis + 1)
+        top = jnp.squeeze(top, axis + 1)
+        S = gathered(sums, top, axis)
+        S, top = (lax.expand_dims(shifted(v, axis, not reverse, z), (axis + 1,)) for v, z in ((S, 0.0), (top, jnp.inf)))
+        last, others = apart(dys, axis + 1, not reverse)
+        dys = together(last + _ratio(apart(ys, axis + 1, not reverse)[0], top) * S, others, axis + 1, not reverse)
+        decay = _ratio(ys, shifted(ys, axis + 1, not reverse, jnp.inf))
+        S = run_along(gather_up, jnp.zeros_like, (dys, decay), axis + 1, not reverse, gather_joined)
+        return joined_blocks(S, axis, T, reverse)
+
     def forward(params, x):
         require_floating(who, "x", x)
-        axis_of(who, "x", x, axis)
-        y = cast(run_along(add, nothing, (widen(x),), axis, reverse, add_joined), x.dtype)
+        y = cast(total(widen(x), axis_of(who, "x", x, axis)), x.dtype)
         return y, CumulativeLogsumexpCache(x, y)
 
     def backward(params, cache, dy):
         x, y = map(widen, cache)
-        decay = _ratio(y, shifted(y, axis, not reverse, jnp.inf))
-        S = run_along(gather_up, jnp.zeros_like, (widen(dy), decay), axis, not reverse, gather_joined)
-        return (), cast(_ratio(x, y) * S, dy.dtype)
+        return (), cast(_ratio(x, y) * gathered(widen(dy), y, axis % x.ndim), dy.dtype)
 
     return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 

@@ -24,7 +24,8 @@ Three products of N m p q multiplications, each one matrix product with two axes
 Cached: x and y. T, which autodiff keeps, is m q numbers for each pair, often many times x and y; it is made again,
 a fourth product. Under one jit XLA merges it with the forward's.
 
-Numerical care: products of half-precision matrices accumulate in float32; T and D stay in float32 on their way.
+Numerical care: products of half-precision matrices accumulate in float32; T and D stay in float32 on their way. A long
+sum over k or j is taken in blocks: in sequence 16,384 terms were two to six times less precise than autodiff's.
 """
 
 from typing import Any, NamedTuple
@@ -45,9 +46,13 @@ from bpref.formulas.affine import (
     require_weight,
 )
 from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.formulas.long_sums import in_blocks
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
+
+LONG = 4096
+"""A longer sum is taken in blocks: its error grows with the number of its terms."""
 
 
 class BilinearParams(NamedTuple):
@@ -100,7 +105,7 @@ def bilinear(features: int, bias: bool = True) -> Layer:
         pairs = tuple(range(x.ndim - 1))
         D = widen(dz)[..., :, None] * widen(y)[..., None, :]
         dW = jnp.moveaxis(product(widen(x), D, contract=(pairs, pairs)), 0, 1)
-        dx = product(D, widen(W), contract=((D.ndim - 2, D.ndim - 1), (0, 2)))
+        dx = _dx(D, widen(W))
         dy = _per_pair(_T(x, W), widen(dz), contract=(-2, -1))
         return BilinearParams(cast(dW, W.dtype), bias_cotangent(dz, b)), (cast(dx, x.dtype), cast(dy, y.dtype))
 
@@ -113,9 +118,24 @@ def _T(x: Array, W: Array) -> Array:
 
 def _per_pair(matrices: Array, vectors: Array, contract: tuple[int, int]) -> Array:
     """For each pair, its matrix and its vector contracted over one axis of each, counted from the last."""
-    pairs = tuple(range(vectors.ndim - 1))
-    axes = ((matrices.ndim + contract[0],), (vectors.ndim + contract[1],))
-    return lax.dot_general(matrices, vectors, (axes, (pairs, pairs)))
+    n = vectors.ndim - 1
+    axis, pairs = matrices.ndim + contract[0], tuple(range(n))
+    if vectors.shape[-1] <= LONG:
+        return lax.dot_general(matrices, vectors, (((axis,), (n,)), (pairs, pairs)))
+    matrices, vectors = in_blocks(matrices, axis, 0.0), in_blocks(vectors, n, 0.0)
+    return jnp.sum(lax.dot_general(matrices, vectors, (((axis + 1,), (n + 1,)), ((*pairs, axis), (*pairs, n)))), n)
+
+
+def _dx(D: Array, W: Array) -> Array:
+    """The sum over k and j of D_nkj W_kij."""
+    k, j = D.ndim - 2, D.ndim - 1
+    if max(D.shape[k], D.shape[j]) <= LONG:
+        return product(D, W, contract=((k, j), (0, 2)))
+    if D.shape[k] >= D.shape[j]:
+        D, W, axes, blocks = in_blocks(D, k, 0.0), in_blocks(W, 0, 0.0), ((k + 1, j + 1), (1, 3)), ((k,), (0,))
+    else:
+        D, W, axes, blocks = in_blocks(D, j, 0.0), in_blocks(W, 2, 0.0), ((k, j + 1), (0, 3)), ((j,), (2,))
+    return jnp.sum(lax.dot_general(D, W, (axes, blocks)), 0)
 
 
 def _as_two(who: str, x: Any) -> tuple[Any, Any]:

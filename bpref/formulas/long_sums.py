@@ -1,0 +1,44 @@
+"""Sums of many terms, whose error must not grow with their number.
+
+Added one after the other in float32, n terms are off by up to n / 2 units. In about sqrt(n) blocks of as many they are
+off by sqrt(n).
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+LONG = 1024
+"""How many terms are summed in sequence."""
+
+
+def in_blocks(x: Array, axis: int, filling: float, at_start: bool = False) -> Array:
+    """x with an axis of n elements as two, about sqrt(n) blocks of as many, filled up at the end or the start."""
+    n = x.shape[axis]
+    root = math.isqrt(n - 1) + 1
+    size = next((k for k in range(root, 2 * root) if n % k == 0), root)
+    count = -(-n // size)
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (count * size - n, 0, 0) if at_start else (0, count * size - n, 0)
+    filled = lax.pad(x, jnp.asarray(filling, x.dtype), config)
+    return filled.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+
+
+def joined_blocks(x: Array, axis: int, n: int, at_start: bool = False) -> Array:
+    """The n elements that `in_blocks` made blocks of."""
+    joined = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    first = joined.shape[axis] - n if at_start else 0
+    return lax.slice_in_dim(joined, first, first + n, axis=axis)
+
+
+def apart(x: Array, axis: int, at_end: bool = False) -> tuple[Array, Array]:
+    """The first element along an axis, or the last, and all others."""
+    n = x.shape[axis]
+    one = lax.slice_in_dim(x, n - 1 if at_end else 0, n if at_end else 1, axis=axis)
+    return one, lax.slice_in_dim(x, 0 if at_end else 1, n - 1 if at_end else n, axis=axis)
+
+
+def together(one: Array, others: Array, axis: int, at_end: bool = False) -> Array:
+    """What `apart` took apart."""
+    return lax.concatenate([others, one] if at_end else [one, others], axis)
