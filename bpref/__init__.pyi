@@ -1,5 +1,6 @@
 """The public names, and nothing else: what `bpref.NAME` is, and the file that is read when it is first used."""
 
+from .compose import fan_out as fan_out
 from .compose import objective as objective
 from .compose import parallel as parallel
 from .compose import remat as remat

@@ -11,7 +11,7 @@ leaf puts there, one reverse sweep carries to its place. `map_leaves` is how a s
 something other than the gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, Optional
 
@@ -29,6 +29,7 @@ class _Layer(NamedTuple):
     name: str
     parts: tuple["Layer", ...] = ()
     rebuild: Optional[Callable[..., "Layer"]] = None
+    names: tuple[str, ...] = ()
 
 
 class Layer(_Layer):
@@ -43,6 +44,8 @@ class Layer(_Layer):
       name: what error messages and reports call this layer.
       parts: the layers that a combinator was made of; empty for a leaf.
       rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
+      names: what params, a dict, call each part, or `""` for a part whose params are the layer's own; empty where they
+        are a tuple in the order of the parts.
     """
 
     __slots__ = ()
@@ -55,11 +58,12 @@ class Layer(_Layer):
         name: str,
         parts: tuple["Layer", ...] = (),
         rebuild: Optional[Callable[..., "Layer"]] = None,
+        names: tuple[str, ...] = (),
     ) -> "Layer":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
-        return super().__new__(cls, *guarded(name, init, forward, backward), name, parts, rebuild)
+        return super().__new__(cls, *guarded(name, init, forward, backward), name, parts, rebuild, names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -84,6 +88,8 @@ def no_params(key: Any, x: Any) -> tuple[()]:
 def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
     """Rebuild `layer` with every leaf replaced by `f(leaf)`, the combinators as they were.
 
+    `f` is called in the order of `leaf_paths`.
+
     Raises:
       TypeError: `layer` is no Layer, `f` no function, or what it returns for a leaf no Layer.
     """
@@ -94,19 +100,33 @@ def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
         leaf = f(layer)
         require_layer("map_leaves", f"what f returned for the leaf {layer.name}", leaf)
         return leaf
-    return layer.rebuild(*(map_leaves(f, part) for part in layer.parts))
+    mapped = {i: map_leaves(f, layer.parts[i]) for i in _in_order(layer)}
+    return layer.rebuild(*(mapped[i] for i in range(len(layer.parts))))
 
 
 def leaf_paths(layer: Layer) -> list[str]:
-    """Where each leaf stands, such as `1.0 linear`, in the order of their parameters in the tree."""
+    """Where each leaf's parameters stand in those of the whole, and its name, in the order that they have in the tree.
+
+    `1.0 linear` by numbers; `blocks.attention linear` where `serial` and its like were given names.
+    """
     require_layer("leaf_paths", "layer", layer)
+    return [" ".join(filter(None, (".".join(path), leaf.name))) for path, leaf in _leaves(layer)]
+
+
+def _leaves(layer: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
     if layer.rebuild is None:
-        return [layer.name]
-    return [
-        f"{index}{'.' if path[0].isdigit() else ' '}{path}"
-        for index, part in enumerate(layer.parts)
-        for path in leaf_paths(part)
-    ]
+        yield (), layer
+        return
+    for i in _in_order(layer):
+        name = layer.names[i] if layer.names else str(i)
+        for path, leaf in _leaves(layer.parts[i]):
+            yield (name, *path) if name else path, leaf
+
+
+def _in_order(layer: Layer) -> Sequence[int]:
+    """The parts by number as JAX orders their parameters: a dict's by name."""
+    numbers = range(len(layer.parts))
+    return sorted(numbers, key=layer.names.__getitem__) if layer.names else numbers
 
 
 def as_function(layer: Layer) -> Callable[[Any, Any], Any]:

@@ -1,5 +1,6 @@
 """Combinators: layers in, a layer out. None of them looks into `dparams`."""
 
+from bpref.compose.fan_out import fan_out
 from bpref.compose.objective import objective
 from bpref.compose.parallel import parallel
 from bpref.compose.remat import remat
@@ -8,4 +9,4 @@ from bpref.compose.reversible import reversible
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
 
-__all__ = ["objective", "parallel", "remat", "residual", "reversible", "scan", "serial"]
+__all__ = ["fan_out", "objective", "parallel", "remat", "residual", "reversible", "scan", "serial"]

@@ -4,38 +4,53 @@ Forward: y_hat = f(X), J = loss(y_hat, y). The reverse sweep starts at dJ = 1; t
 dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it from there.
 """
 
+from typing import overload
+
 import jax
 
-from bpref.compose.serial import require_one_each
-from bpref.layer import Layer, require_layer
+from bpref.compose.parts import parts_of
+from bpref.layer import Layer
 
 
-def objective(network: Layer, loss: Layer) -> Layer:
-    """The layer `(X, y) -> J`; its params and cache are pairs, `(network's, loss's)`.
+@overload
+def objective(network: Layer, loss: Layer, /) -> Layer: ...
+@overload
+def objective(*, network: Layer, loss: Layer) -> Layer: ...
+def objective(*layers: Layer, **named: Layer) -> Layer:
+    """The layer `(X, y) -> J` of a network and a loss.
 
+    Its params and cache are pairs, `(network's, loss's)`; of `objective(network=..., loss=...)` dicts by these names.
     The cotangent of its input is `(dX, dy)`, the second `None` for integer labels.
 
     Raises:
-      TypeError: the network or the loss is no Layer.
+      TypeError: it is not one network and one loss, or one of them no layer.
+      ValueError: at the call, params are not those of both.
     """
-    require_layer("objective", "network", network)
-    require_layer("objective", "loss", loss)
+    if len(layers) + len(named) != 2 or (named and set(named) != {"network", "loss"}):
+        came = ", ".join([*(f"layer {i}" for i in range(len(layers))), *named]) or "nothing"
+        raise TypeError(
+            f"objective: it was given {came}; expected a network and a loss, both by these names or neither"
+        )
+    parts = parts_of("objective", layers, {name: named[name] for name in ("network", "loss") if name in named})
+    network, loss = parts.layers
 
     def init(key, x):
         X, y = x
         params = network.init(key, X)
-        return params, loss.init(key, (jax.eval_shape(network.forward, params, X)[0], y))
+        return parts.together((params, loss.init(key, (jax.eval_shape(network.forward, params, X)[0], y))))
 
     def forward(params, x):
-        require_one_each("objective", (network, loss), params)
+        of_network, of_loss = parts.apart("objective", params)
         X, y = x
-        y_hat, network_cache = network.forward(params[0], X)
-        J, loss_cache = loss.forward(params[1], (y_hat, y))
-        return J, (network_cache, loss_cache)
+        y_hat, network_cache = network.forward(of_network, X)
+        J, loss_cache = loss.forward(of_loss, (y_hat, y))
+        return J, parts.together((network_cache, loss_cache))
 
     def backward(params, caches, dJ):
-        dloss, (dy_hat, dy) = loss.backward(params[1], caches[1], dJ)
-        dnetwork, dX = network.backward(params[0], caches[0], dy_hat)
-        return (dnetwork, dloss), (dX, dy)
+        of_network, of_loss = parts.apart("objective", params)
+        network_cache, loss_cache = parts.apart("objective", caches, "cache")
+        dloss, (dy_hat, dy) = loss.backward(of_loss, loss_cache, dJ)
+        dnetwork, dX = network.backward(of_network, network_cache, dy_hat)
+        return parts.together((dnetwork, dloss)), (dX, dy)
 
-    return Layer(init, forward, backward, "objective", (network, loss), objective)
+    return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective))

@@ -6,33 +6,34 @@ transpose: dx_i is f_i's backward of dy_i.
 
 import jax
 
-from bpref.compose.serial import require_layers, require_one_each
+from bpref.compose.parts import parts_of
 from bpref.layer import Layer
 
 
-def parallel(*layers: Layer) -> Layer:
+def parallel(*layers: Layer, **named: Layer) -> Layer:
     """The product of layers: `(x_1, ..., x_n) -> (y_1, ..., y_n)`.
 
-    Params, cache, x and y are tuples, one entry per layer.
+    Params, cache, x and y have one entry per layer: they are tuples, or dicts where the layers have names.
 
     Raises:
-      ValueError: there is no layer; or, at the call, x or params do not have one entry per layer.
+      ValueError: there is no layer; or, at the call, x, params or dy do not have one entry per layer.
+      TypeError: something is no layer; only some have names.
     """
-    require_layers("parallel", layers)
+    parts = parts_of("parallel", layers, named)
 
     def init(key, x):
-        require_one_each("parallel", layers, x, "x")
-        keys = jax.random.split(key, len(layers))
-        return tuple(layer.init(k, x_i) for layer, k, x_i in zip(layers, keys, x, strict=True))
+        x = parts.apart("parallel", x, "x")
+        keys = jax.random.split(key, len(parts.layers))
+        return parts.together(layer.init(k, x_i) for layer, k, x_i in zip(parts.layers, keys, x, strict=True))
 
     def forward(params, x):
-        require_one_each("parallel", layers, params)
-        require_one_each("parallel", layers, x, "x")
-        pairs = [layer.forward(p, x_i) for layer, p, x_i in zip(layers, params, x, strict=True)]
-        return tuple(y for y, _ in pairs), tuple(cache for _, cache in pairs)
+        params, x = parts.apart("parallel", params), parts.apart("parallel", x, "x")
+        pairs = [layer.forward(p, x_i) for layer, p, x_i in zip(parts.layers, params, x, strict=True)]
+        return parts.together(y for y, _ in pairs), parts.together(cache for _, cache in pairs)
 
     def backward(params, caches, dy):
-        pairs = [layer.backward(*given) for layer, *given in zip(layers, params, caches, dy, strict=True)]
-        return tuple(dp for dp, _ in pairs), tuple(dx for _, dx in pairs)
+        each = (parts.apart("parallel", v, what) for v, what in ((params, "params"), (caches, "cache"), (dy, "dy")))
+        pairs = [layer.backward(*given) for layer, *given in zip(parts.layers, *each, strict=True)]
+        return parts.together(dp for dp, _ in pairs), parts.together(dx for _, dx in pairs)
 
-    return Layer(init, forward, backward, "parallel", layers, parallel)
+    return Layer(init, forward, backward, "parallel", *parts.rebuilt_by(parallel))

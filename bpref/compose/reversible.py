@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
+from bpref.compose.parts import parts_of
 from bpref.compose.residual import require_same_shapes
-from bpref.compose.serial import require_layers
 from bpref.layer import Layer
 
 
@@ -51,7 +51,7 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
       TypeError: f or g is no layer; x is no pair.
       ValueError: `length` is not a positive integer; f or g changes its input's shapes.
     """
-    require_layers("reversible", (f, g))
+    parts_of("reversible", (f, g), {})
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"reversible: length is {length!r}, expected a positive integer")
 

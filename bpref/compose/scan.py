@@ -48,4 +48,4 @@ def scan(layer: Layer, length: int) -> Layer:
         dx, dparams = lax.scan(body, dy, (params, caches), length, reverse=True)
         return dparams, dx
 
-    return Layer(init, forward, backward, "scan", (layer,), lambda part: scan(part, length))
+    return Layer(init, forward, backward, "scan", (layer,), lambda part: scan(part, length), ("",))

@@ -6,59 +6,42 @@ reverse, and each one is given the cotangent of its output: dA[l-1] = f[l]'s bac
 
 import jax
 
+from bpref.compose.parts import parts_of
 from bpref.layer import Layer
 
 
-def serial(*layers: Layer) -> Layer:
-    """The composition of layers, the first one applied first.
+def serial(*layers: Layer, **named: Layer) -> Layer:
+    """The composition of layers, the first one applied first: `serial(linear(64), tanh())`.
 
-    Its params and its cache are tuples, one entry per layer.
+    Its params and its cache have one entry per layer: they are tuples; or, of `serial(hidden=linear(64), act=tanh())`,
+    dicts by these names.
 
     Raises:
-      ValueError: there is no layer; or, at the call, there are not as many params as layers.
+      ValueError: there is no layer; or, at the call, params do not have one entry per layer.
+      TypeError: something is no layer; only some have names.
     """
-    require_layers("serial", layers)
+    parts = parts_of("serial", layers, named)
 
     def init(key, x):
         params = []
-        for layer, layer_key in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        for layer, layer_key in zip(parts.layers, jax.random.split(key, len(parts.layers)), strict=True):
             params.append(layer.init(layer_key, x))
             x = jax.eval_shape(layer.forward, params[-1], x)[0]
-        return tuple(params)
+        return parts.together(params)
 
     def forward(params, x):
-        require_one_each("serial", layers, params)
         caches = []
-        for layer, p in zip(layers, params, strict=True):
+        for layer, p in zip(parts.layers, parts.apart("serial", params), strict=True):
             x, cache = layer.forward(p, x)
             caches.append(cache)
-        return x, tuple(caches)
+        return x, parts.together(caches)
 
     def backward(params, caches, dy):
         dparams = []
-        for layer, p, cache in zip(reversed(layers), reversed(params), reversed(caches), strict=True):
+        given = zip(parts.layers, parts.apart("serial", params), parts.apart("serial", caches, "cache"), strict=True)
+        for layer, p, cache in reversed(list(given)):
             dp, dy = layer.backward(p, cache, dy)
             dparams.append(dp)
-        return tuple(reversed(dparams)), dy
+        return parts.together(reversed(dparams)), dy
 
-    return Layer(init, forward, backward, "serial", layers, serial)
-
-
-def require_layers(who: str, layers: tuple[Layer, ...]) -> None:
-    """Raise `ValueError` when there is no layer, `TypeError` when something else is among them."""
-    if not layers:
-        raise ValueError(f"{who}: no layer was given, expected at least one")
-    for layer in layers:
-        if not isinstance(layer, Layer):
-            what = getattr(layer, "__name__", type(layer).__name__)
-            raise TypeError(
-                f"{who}: {what} is no Layer; give layers one by one, each made, as in {who}(linear(64), tanh())"
-            )
-
-
-def require_one_each(who: str, layers: tuple[Layer, ...], given: tuple, what: str = "params") -> None:
-    """Raise `ValueError` unless there is one entry for each layer."""
-    if not isinstance(given, tuple) or len(given) != len(layers):
-        came = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
-        names = ", ".join(layer.name for layer in layers)
-        raise ValueError(f"{who}: {what} is {came}, expected a tuple of {len(layers)}, one for each of ({names})")
+    return Layer(init, forward, backward, "serial", *parts.rebuilt_by(serial))

@@ -109,7 +109,7 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
       dy: the cotangent of the output; left out, 1 everywhere.
 
     Returns:
-      One report per leaf, in the order of the forward. A leaf inside `scan` is reported once, by its worst slice.
+      One report per leaf, in the order of `leaf_paths`. A leaf inside `scan` is reported once, by its worst slice.
 
     Raises:
       TypeError: `layer` is no Layer; a leaf of params, x or dy is no array.

@@ -26,12 +26,25 @@ def networks(depth: int) -> st.SearchStrategy[bpref.Layer]:
     return st.one_of(
         leaf,
         st.lists(inner, min_size=1, max_size=3).map(lambda layers: bpref.serial(*layers)),
+        st.tuples(inner, inner).map(lambda pair: bpref.serial(z=pair[0], a=pair[1])),
+        st.tuples(inner, inner, st.booleans()).map(lambda given: both_of_one(*given)),
         inner.map(bpref.residual),
         inner.map(bpref.remat),
         st.tuples(inner, st.integers(1, 3)).map(lambda given: bpref.scan(*given)),
         st.tuples(inner, inner).map(lambda pair: side_by_side(*pair)),
         st.tuples(inner, inner, st.integers(1, 3)).map(lambda given: on_two_streams(*given)),
     )
+
+
+def both_of_one(f: bpref.Layer, g: bpref.Layer, by_name: bool) -> bpref.Layer:
+    """`fan_out` and a plain layer of this test's own that multiplies what it gives."""
+    both = bpref.fan_out(z=f, a=g) if by_name else bpref.fan_out(f, g)
+
+    def times(p, c, dy):
+        return (), jax.tree.map(lambda v: dy * v, jax.tree.unflatten(jax.tree.structure(c), jax.tree.leaves(c)[::-1]))
+
+    product = bpref.Layer(lambda key, x: (), lambda p, x: (jnp.multiply(*jax.tree.leaves(x)), x), times, "times")
+    return bpref.residual(both, product)
 
 
 def side_by_side(left: bpref.Layer, right: bpref.Layer) -> bpref.Layer:
@@ -144,12 +157,66 @@ def test_leaves_are_named_by_where_they_stand_and_map_leaves_reaches_each_once()
     layer = bpref.serial(
         bpref.linear(3, name="in"), bpref.scan(bpref.residual(bpref.tanh()), 2), bpref.parallel(bpref.relu())
     )
-    assert bpref.leaf_paths(layer) == ["0 linear 'in'", "1.0.0 tanh", "2.0 relu"]
+    assert bpref.leaf_paths(layer) == ["0 linear 'in'", "1 tanh", "2.0 relu"]
     seen = []
     again = bpref.map_leaves(lambda leaf: (seen.append(leaf.name), leaf)[1], layer)
     assert seen == ["linear 'in'", "tanh", "relu"]
     assert bpref.leaf_paths(again) == bpref.leaf_paths(layer)
     assert again.name == "serial"
+
+
+def named_network() -> bpref.Layer:
+    block = bpref.residual(norm=bpref.rms_norm(), up=bpref.linear(3), act=bpref.tanh())
+    return bpref.serial(embed=bpref.linear(3), blocks=bpref.scan(block, 2), head=bpref.linear(2, name="out"))
+
+
+def test_named_layers_have_params_caches_and_paths_by_their_names():
+    net, x = named_network(), jnp.ones((4, 3))
+    params = net.init(jax.random.key(SEED), x)
+    y, cache = net.forward(params, x)
+    dparams, _ = net.backward(params, cache, y)
+    assert set(params) == set(cache) == set(dparams) == {"embed", "blocks", "head"}
+    assert params["blocks"]["up"].W.shape == (2, 3, 3)
+    # as JAX orders the leaves of a dict: by name
+    paths = ["blocks.act tanh", "blocks.norm rms_norm", "blocks.up linear", "embed linear", "head linear 'out'"]
+    assert bpref.leaf_paths(net) == paths
+    seen = []
+    again = bpref.map_leaves(lambda leaf: (seen.append(leaf.name), leaf)[1], net)
+    assert seen == [path.split(" ", 1)[1] for path in paths]
+    assert jax.tree.structure(again.init(jax.random.key(SEED), x)) == jax.tree.structure(params)
+    by_number = bpref.serial(*net.parts)
+    expected = by_number.forward(tuple(params[name] for name in ("embed", "blocks", "head")), x)[0]
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_a_wrong_leaf_is_found_by_its_path():
+    def spoilt(leaf):
+        def backward(params, cache, dy):
+            dparams, dx = leaf.backward(params, cache, dy)
+            return jax.tree.map(lambda v: 2 * v, dparams), dx
+
+        return bpref.Layer(leaf.init, leaf.forward, backward, leaf.name)
+
+    net = bpref.objective(network=named_network(), loss=bpref.square())
+    paths = iter(bpref.leaf_paths(net))
+    net = bpref.map_leaves(lambda leaf: spoilt(leaf) if next(paths) == "network.blocks.up linear" else leaf, net)
+    x = jnp.ones((4, 3)), jnp.zeros((4, 2))
+    wrong = [r.path for r in bpref.check_leaves(net, net.init(jax.random.key(SEED), x), x) if r.error > ROUND_OFF]
+    assert wrong == ["network.blocks.up linear"]
+
+
+def test_fan_out_adds_what_comes_back_and_leaves_out_what_is_constant():
+    ids = jnp.array([[0, 2], [1, 1]])
+    both = bpref.fan_out(bpref.embedding(3, 4), bpref.embedding(3, 2))
+    params = both.init(jax.random.key(SEED), ids)
+    (wide, narrow), cache = both.forward(params, ids)
+    assert (wide.shape, narrow.shape) == ((2, 2, 4), (2, 2, 2))
+    assert both.backward(params, cache, (wide, narrow))[1] is None
+    x = jnp.array([[1.0, -2.0]])
+    of_one = bpref.fan_out(plain=bpref.identity(), square=bpref.serial(bpref.fan_out(bpref.relu(), bpref.identity())))
+    y, cache = of_one.forward(of_one.init(jax.random.key(SEED), x), x)
+    ones = jax.tree.map(jnp.ones_like, y)
+    np.testing.assert_array_equal(of_one.backward({"plain": (), "square": (((), ()),)}, cache, ones)[1], [[3.0, 2.0]])
 
 
 BAD_CALLS = {
@@ -165,7 +232,19 @@ BAD_CALLS = {
     ),
     "parallel of one array": (
         lambda: bpref.parallel(bpref.tanh(), bpref.relu()).forward(((), ()), jnp.ones(2)),
-        "parallel: x is ArrayImpl, expected a tuple of 2, one for each of (tanh, relu)",
+        "parallel: x is an ArrayImpl, expected a tuple of 2, one for each of (tanh, relu)",
+    ),
+    "params by other names": (
+        lambda: bpref.serial(hidden=bpref.tanh(), out=bpref.relu()).forward({"hidden": ()}, jnp.ones(2)),
+        "serial: params is a dict of (hidden), expected a dict of (hidden, out)",
+    ),
+    "params by number": (
+        lambda: bpref.serial(hidden=bpref.tanh(), out=bpref.relu()).forward(((), ()), jnp.ones(2)),
+        "serial: params is a tuple, expected a dict of (hidden, out)",
+    ),
+    "cotangents of one output": (
+        lambda: bpref.fan_out(bpref.tanh(), bpref.relu()).backward(((), ()), (None, None), (jnp.ones(2),)),
+        "fan_out: dy is a tuple of 1, expected a tuple of 2, one for each of (tanh, relu)",
     ),
     "residual that changes the shape": (
         lambda: (
@@ -209,6 +288,10 @@ def test_what_is_no_layer_is_refused():
         bpref.serial([bpref.tanh()])
     with pytest.raises(TypeError, match=r"^parallel: tanh is no Layer"):
         bpref.parallel(bpref.relu(), bpref.tanh)
+    with pytest.raises(TypeError, match=r"^serial: 1 layers have no name and 1 have one; name all of them or none$"):
+        bpref.serial(bpref.tanh(), out=bpref.relu())
+    with pytest.raises(TypeError, match=r"^objective: it was given network; expected a network and a loss, both by"):
+        bpref.objective(network=bpref.tanh())
     with pytest.raises(TypeError, match=r"^reversible: x is of type ArrayImpl, expected a pair \(x1, x2\)$"):
         bpref.reversible(bpref.tanh(), bpref.tanh()).forward(((), ()), jnp.ones(2))
 
