@@ -9,7 +9,7 @@ from typing import overload
 import jax
 
 from bpref.compose.parts import parts_of
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 
 @overload
@@ -26,12 +26,16 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
       TypeError: it is not one network and one loss, or one of them no layer.
       ValueError: at the call, params are not those of both.
     """
-    if len(layers) + len(named) != 2 or (named and set(named) != {"network", "loss"}):
+    names = ("network", "loss")
+    if len(layers) + len(named) != 2 or (named and set(named) != set(names)):
         came = ", ".join([*(f"layer {i}" for i in range(len(layers))), *named]) or "nothing"
         raise TypeError(
             f"objective: it was given {came}; expected a network and a loss, both by these names or neither"
         )
-    parts = parts_of("objective", layers, {name: named[name] for name in ("network", "loss") if name in named})
+    given = named or dict(zip(names, layers, strict=True))
+    for name in names:
+        require_layer("objective", name, given[name])
+    parts = parts_of("objective", layers, {name: named[name] for name in names if named})
     network, loss = parts.layers
 
     def init(key, x):

@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from bpref.dtypes import described
-from bpref.layer import Layer
+from bpref.layer import Layer, require_layer
 
 Names = tuple[str, ...]
 
@@ -62,12 +62,8 @@ def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any]) -> Parts:
         raise TypeError(f"{who}: {len(layers)} layers have no name and {len(named)} have one; name all of them or none")
     if not layers and not named:
         raise ValueError(f"{who}: no layer was given, expected at least one")
-    for layer in layers or named.values():
-        if not isinstance(layer, Layer):
-            what = getattr(layer, "__name__", type(layer).__name__)
-            raise TypeError(
-                f"{who}: {what} is no Layer; give layers one by one, each made, as in {who}(linear(64), tanh())"
-            )
+    for name, layer in named.items() or ((f"layer {i}", layer) for i, layer in enumerate(layers)):
+        require_layer(who, name, layer)
     return Parts(layers or tuple(named.values()), tuple(named))
 
 

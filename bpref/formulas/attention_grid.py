@@ -55,7 +55,7 @@ def require_window(who: str, window: Any) -> Window | None:
         raise ValueError(
             f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
         )
-    return tuple(map(plain, window)) if is_pair else plain(window)
+    return (plain(window[0]), plain(window[1])) if isinstance(window, tuple) else plain(window)
 
 
 class Extras(NamedTuple):

@@ -35,7 +35,7 @@ def require_seconds(who: str, seconds: Any) -> None:
     """Raise `TypeError` unless it is a number, `ValueError` unless it is 0 or more."""
     if not isinstance(seconds, Real) or isinstance(seconds, bool):
         raise TypeError(f"{who}: seconds is {came(seconds)}, expected a number of 0 or more")
-    if not seconds >= 0:
+    if not float(seconds) >= 0:
         raise ValueError(f"{who}: seconds is {seconds:g}, expected 0 or more")
 
 

@@ -284,13 +284,15 @@ BAD_CALLS = {
 
 
 def test_what_is_no_layer_is_refused():
-    with pytest.raises(TypeError, match=r"^serial: list is no Layer"):
+    with pytest.raises(
+        TypeError, match=r"^serial: layer 0 is a list, expected a Layer, one that is made, as by linear\(64\)$"
+    ):
         bpref.serial([bpref.tanh()])
-    with pytest.raises(TypeError, match=r"^parallel: tanh is no Layer"):
+    with pytest.raises(TypeError, match=r"^parallel: layer 1 is the function tanh, expected a Layer"):
         bpref.parallel(bpref.relu(), bpref.tanh)
     with pytest.raises(TypeError, match=r"^serial: 1 layers have no name and 1 have one; name all of them or none$"):
         bpref.serial(bpref.tanh(), out=bpref.relu())
-    with pytest.raises(TypeError, match=r"^objective: it was given network; expected a network and a loss, both by"):
+    with pytest.raises(TypeError, match=r"^objective: it was given network; expected a network and"):
         bpref.objective(network=bpref.tanh())
     with pytest.raises(TypeError, match=r"^reversible: x is of type ArrayImpl, expected a pair \(x1, x2\)$"):
         bpref.reversible(bpref.tanh(), bpref.tanh()).forward(((), ()), jnp.ones(2))

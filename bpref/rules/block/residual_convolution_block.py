@@ -118,8 +118,8 @@ def residual_convolution_block(
     eps = require_positive(who, "eps", eps)
     groups = require_size(who, "groups", groups)
     if features is not None:
-        features = require_size(who, "features", features)
-        if features % groups:
+        n = features = require_size(who, "features", features)
+        if n % groups:
             raise ValueError(f"{who}: features is {features}, not a multiple of {groups} groups")
 
     def require_fit(x):

@@ -80,7 +80,7 @@ def _others(c: TorchCall) -> Iterator[tuple[int, str, TorchCall]]:
             yield size, ", ".join(shapes), c._replace(leaves=leaves, layouts=tuple(layouts))
 
 
-def _held(c: TorchCall) -> set[int]:
+def _held(c: TorchCall) -> set[Any]:
     """The sizes that something other than the arguments' shapes holds."""
     of_parameters = {n for v, p in zip(c.leaves, c.parameters, strict=True) if p is not None for n in v.shape}
     numbers = {v for v in jax.tree.leaves(c.rebuild([None] * c.parameters.count(None))) if isinstance(v, int | float)}
