@@ -1,0 +1,198 @@
+"""The corpus in the form of PyTorch: what `bpref.check` finds of it there, and what it accuses unjustly.
+
+    python -m benchmarks.bench_torch [--seeds 1] [--names NAME ...] [--part right|wrong] [--minutes 60] [--json FILE]
+
+Each function becomes a `torch.autograd.Function` whose forward and backward are the corpus's, run by JAX over the
+tensors' values; the reference is the same forward with autodiff's cotangents. In float32, float64 and bfloat16 beside
+the reference, and once without one, held against finite differences. Left out are, as in `bench_checker`, functions
+that JAX does not have in bfloat16, and derivations that PyTorch mends by itself: it sums and casts what a backward
+returns. The right ones are asked about first; what the minutes do not reach is not counted. A wrong one is caught
+by any verdict but `ok`, a right one accused by `wrong` or `imprecise`.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+
+import bpref
+from benchmarks.checker_trials import arguments, mended_by_torch, wrong_in
+from bpref.corpus import DERIVATIONS, Derivation
+from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.report import IMPRECISE, OK, WRONG, Report
+from bpref.verify.running import quick_compilation
+from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
+
+CPU = Layout(torch.device("cpu"), None)
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+class Way(NamedTuple):
+    """How a derivation is asked about: in which dtype, beside a reference or alone."""
+
+    dtype: str
+    has_reference: bool
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, {'beside a reference' if self.has_reference else 'alone'}"
+
+
+WAYS = (*(Way(dtype, True) for dtype in DTYPES), Way("float32", False))
+
+
+class Trial(NamedTuple):
+    """One derivation, asked about once; `case` is empty for the right one, `verdict` what was said or raised."""
+
+    way: Way
+    derivation: str
+    case: str
+    seed: int
+    verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.derivation}, {self.case or 'right'}, {self.way}, seed {self.seed}: {self.verdict}"
+
+
+def in_torch(forward: Callable[..., Any], backward: Callable[[tuple, Any], tuple] | None = None) -> Callable[..., Any]:
+    """A derivation as somebody's `autograd.Function`; with autodiff's cotangents where there is no backward."""
+    run, pull = _compiled(forward), _compiled(backward or _by_autodiff(forward))
+    trees: dict[str, Any] = {}
+
+    class Rule(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            ctx.save_for_backward(*tensors)
+            with _x64_for(tensors):
+                leaves, trees["y"] = jax.tree.flatten(run(*map(to_numpy, tensors)))
+            made = tuple(to_tensor(np.asarray(v), CPU) for v in leaves)
+            return made if len(made) > 1 else made[0]
+
+        @staticmethod
+        def backward(ctx, *dys):
+            tensors = ctx.saved_tensors
+            with _x64_for(tensors):
+                found = pull(tuple(map(to_numpy, tensors)), jax.tree.unflatten(trees["y"], map(to_numpy, dys)))
+            return tuple(None if v is None else to_tensor(np.asarray(v), CPU) for v in found)
+
+    return Rule.apply
+
+
+@cache
+def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(f, compiler_options=quick_compilation())
+
+
+def _by_autodiff(forward: Callable[..., Any]) -> Callable[[tuple, Any], tuple]:
+    def cotangents(args: tuple, dy: Any) -> tuple:
+        y, pull = with_cotangents(forward, *args)
+        return pull(as_cotangent(dy, y))
+
+    return cotangents
+
+
+def _x64_for(tensors: Any) -> Any:
+    return jax.enable_x64(any(t.dtype == torch.float64 for t in tensors))
+
+
+def reported(d: Derivation, backward: Any, reference: Any, way: Way, seed: int) -> Report:
+    """What `bpref.check` says of one derivation at the arguments of a seed."""
+    with jax.enable_x64(way.dtype == "float64"):
+        args = [to_tensor(np.asarray(v), CPU) for v in arguments(d, way.dtype, seed)]
+    return bpref.check(backward, *args, reference=reference if way.has_reference else None, key=seed)
+
+
+def trials(d: Derivation, way: Way, seeds: int, is_wrong: bool) -> Iterator[Trial]:
+    """The right derivation of a function, or the wrong ones that are wrong in this dtype, and in PyTorch."""
+    if way.dtype == "bfloat16" and not _runs(d, way.dtype):
+        return
+    wrong = [w for w in d.wrong if wrong_in(d, w, way.dtype) and not mended_by_torch(d, w.backward)]
+    reference = in_torch(d.forward)
+    for case, backward in [(w.name, w.backward) for w in wrong] if is_wrong else [("", d.backward)]:
+        function = in_torch(d.forward, backward)
+        for seed in range(seeds):
+            try:
+                said = reported(d, function, reference, way, seed)
+                verdict = said.verdict if said.verdict == OK else f"{said.verdict}\n{said}"
+            except Exception as error:
+                verdict = f"raised {type(error).__name__}: {str(error)[:200]}"
+            yield Trial(way, d.name, case, seed, verdict)
+
+
+def _runs(d: Derivation, dtype: str) -> bool:
+    args = arguments(d, dtype, 0)
+    try:
+        jax.block_until_ready(d.backward(args, d.forward(*args)))
+    except (NotImplementedError, ValueError):
+        return False
+    return all(jnp.issubdtype(v.dtype, jnp.inexact) for v in jax.tree.leaves(d.forward(*args)))
+
+
+def is_caught(t: Trial) -> bool:
+    return not t.verdict.startswith((OK, "raised"))
+
+
+def is_accused(t: Trial) -> bool:
+    return t.verdict.startswith((WRONG, IMPRECISE, "raised"))
+
+
+class Row(NamedTuple):
+    """What came of one way of asking."""
+
+    way: str
+    caught: int
+    wrong: int
+    accused: int
+    right: int
+
+    def with_part(self, other: "Row", part: str) -> "Row":
+        """This row with another's figures of the right derivations, or of the wrong ones."""
+        names = ("accused", "right") if part == "right" else ("caught", "wrong")
+        return self._replace(**{name: getattr(other, name) for name in names})
+
+    def __str__(self) -> str:
+        return f"| {self.way} | {self.caught} of {self.wrong} | {self.accused} of {self.right} |"
+
+
+def row(way: Way, found: list[Trial]) -> Row:
+    wrong, right = ([t for t in found if bool(t.case) == is_wrong] for is_wrong in (True, False))
+    return Row(str(way), sum(map(is_caught, wrong)), len(wrong), sum(map(is_accused, right)), len(right))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1, help="how often each derivation is asked about")
+    parser.add_argument("--names", nargs="*", default=list(DERIVATIONS), help="of functions; all of them if left out")
+    parser.add_argument("--part", choices=("right", "wrong"), help="one alone; the other's figures stay in the file")
+    parser.add_argument("--minutes", type=float, default=60, help="when to stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    end, found = time.monotonic() + 60 * options.minutes, []
+    for is_wrong, name in product([options.part == "wrong"] if options.part else [False, True], options.names):
+        _compiled.cache_clear()
+        jax.clear_caches()
+        for way in WAYS if time.monotonic() < end else ():
+            for t in trials(DERIVATIONS[name], way, options.seeds, is_wrong):
+                found.append(t)
+                if not is_caught(t) if t.case else is_accused(t):
+                    print(re.sub("^", "    ", str(t), flags=re.MULTILINE), flush=True)
+    rows = [row(way, [t for t in found if t.way == way]) for way in WAYS]
+    print("| PyTorch functions | wrong ones caught | right ones accused |\n| --- | --- | --- |", *rows, sep="\n")
+    if options.json:
+        if options.part and options.json.exists():
+            known = [Row(**of_way) for of_way in json.loads(options.json.read_text())]
+            rows = [old.with_part(new, options.part) for old, new in zip(known, rows, strict=True)]
+        options.json.write_text(json.dumps([r._asdict() for r in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

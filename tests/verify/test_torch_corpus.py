@@ -1,0 +1,42 @@
+"""The corpus in the form of PyTorch: wrong derivations are caught there, right ones pass; all of it is a benchmark."""
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks.bench_torch import Way, in_torch, is_accused, is_caught, reported, trials
+from bpref.corpus import DERIVATIONS
+from tests.conftest import SEED
+
+NAMES = ("dense", "gather", "softmax", "huber", "embedding", "cumulative_sum", "log_sum_exp", "gru_cell")
+FLOAT32 = Way("float32", True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_derivation_is_caught_and_the_right_one_is_not(name):
+    for t in trials(DERIVATIONS[name], FLOAT32, 1, is_wrong=True):
+        assert is_caught(t), str(t)
+    for t in trials(DERIVATIONS[name], FLOAT32, 1, is_wrong=False):
+        assert not is_accused(t), str(t)
+
+
+def test_the_arguments_that_are_wrong_are_named():
+    derivation = DERIVATIONS["layer_norm"]
+    reference = in_torch(derivation.forward)
+    for wrong in derivation.wrong:
+        if wrong.kind == "missing_sum":
+            continue  # PyTorch sums what a backward returns to its argument's shape
+        report = reported(derivation, in_torch(derivation.forward, wrong.backward), reference, FLOAT32, SEED)
+        accused = {("x", "gamma", "beta")[int(v.where[5:-1])] for v in report.verdicts if v.verdict != "ok"}
+        assert accused == set(wrong.where), f"{wrong.name}\n{report}"
+
+
+def test_the_reference_is_autodiff_of_the_forward():
+    import torch
+
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64, requires_grad=True)
+    in_torch(lambda x: jax.numpy.sin(x))(x).sum().backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad, torch.cos(x.detach()), rtol=1e-15)
