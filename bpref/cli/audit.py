@@ -26,7 +26,7 @@ def audit(
 ) -> int:
     """Check every custom_vjp and custom_jvp rule that a function runs.
 
-    Exit code 0 all right, 1 one is wrong or imprecise, 2 wrong use, 3 cannot tell, or one did not run.
+    Exit code 0 all right, 1 one is wrong or imprecise, 2 wrong use, 3 cannot tell, one did not run, or there is none.
 
     Rules are found in the function and in all that it calls, in loops and branches too, and are checked at the values
     that flow into them.

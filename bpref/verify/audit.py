@@ -49,7 +49,10 @@ class SiteReport(NamedTuple):
 
 
 class AuditReport(NamedTuple):
-    """What `audit` says: one entry for each rule and place; `.ok` where every rule ran and is right."""
+    """What `audit` says: one entry for each rule and place; `.ok` where every rule ran and is right.
+
+    Where there is none, nothing was looked at: that is `not run`.
+    """
 
     name: str
     key: int
@@ -57,7 +60,7 @@ class AuditReport(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return min((s.verdict for s in self.sites), key=BY_GRAVITY.index, default=OK)
+        return min((s.verdict for s in self.sites), key=BY_GRAVITY.index, default=NOT_RUN)
 
     @property
     def ok(self) -> bool:

@@ -103,7 +103,7 @@ def test_libraries_are_right_and_the_report_is_json(standard_promotion):
 
 def test_a_function_without_rules_has_nothing_to_audit():
     report = bpref.audit(jnp.sin, X, key=1)
-    assert (report.ok, report.sites) == (True, ())
+    assert (report.verdict, report.ok, report.sites) == ("not run", False, ())
     assert str(report).startswith("sin   0 custom rules   key 1\n  nothing was found to audit")
 
 
