@@ -21,10 +21,11 @@ class Stretch(NamedTuple):
 
     Attributes:
       way: "linear" divides all frequencies by the factor (arXiv:2306.15595); "ntk" enlarges the base, so that the
-        slowest alone is divided by it; "llama3" (arXiv:2407.21783) divides those that turn less than `slow` times
-        within `length`, leaves those that turn more than `fast` times, and goes from one to the other between them;
-        "yarn" (arXiv:2309.00071) does so linearly in the number of the pair, and multiplies by 1 + 0.1 ln factor.
-      factor, length, slow, fast: as said; fast is 32 for "yarn" and 4 for "llama3", as in the papers, if not given.
+        slowest alone is divided by it; "llama3" (the code of Llama 3.1: no paper has it) divides those that turn less
+        than `slow` times within `length`, leaves those that turn more than `fast` times, and goes linearly in the turns
+        from one to the other between them; "yarn" (arXiv:2309.00071) does so linearly in the number of the pair, as its
+        authors' code has it (the paper is linear in the turns), and multiplies by 1 + 0.1 ln factor.
+      factor, length, slow, fast: as said; fast is 32 for "yarn" and 4 for "llama3", as published, if not given.
     """
 
     way: Way

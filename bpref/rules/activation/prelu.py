@@ -108,5 +108,5 @@ RULE = Rule(
             timed={"N": 16, "T": 64, "d": 1024},
         ),
     ),
-    cite="arXiv:1502.01852, equations 1 and 10",
+    cite="arXiv:1502.01852, equations 1 to 3",
 )

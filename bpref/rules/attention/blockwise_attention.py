@@ -99,6 +99,6 @@ RULE = Rule(
     cases=tuple(
         case._replace(hyper={**case.hyper, **_BLOCKS[i % 2]} if i else case.hyper) for i, case in enumerate(CASES)
     ),
-    cite="arXiv:2205.14135, algorithms 1 and 2; arXiv:2112.05682",
+    cite="arXiv:2205.14135, algorithms 2 and 4; arXiv:2112.05682",
     covers=("flash attention", "memory-efficient attention", "sliding-window attention"),
 )

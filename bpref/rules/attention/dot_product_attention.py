@@ -152,6 +152,6 @@ RULE = Rule(
     dot_product_attention,
     reference,
     cases=CASES,
-    cite="arXiv:1706.03762, equation 1; biases: arXiv:1910.10683, arXiv:2108.12409; sinks: arXiv:2309.17453",
+    cite="arXiv:1706.03762, equation 1; biases: arXiv:1910.10683, arXiv:2108.12409; learned sinks: arXiv:2508.10925",
     covers=("scaled dot-product attention", "softmax attention", "grouped-query attention", "multi-query attention"),
 )

@@ -248,6 +248,6 @@ RULE = Rule(
             least={"V": 2},
         ),
     ),
-    cite="Graves, 'Sequence transduction with recurrent neural networks' (2012), arXiv:1211.3711, section 2.4",
+    cite="Graves, 'Sequence transduction with recurrent neural networks' (2012), arXiv:1211.3711, sections 2.4 and 2.5",
     covers=("rnnt", "rnn_transducer"),
 )

@@ -99,6 +99,6 @@ RULE = Rule(
         ),
         Case("images", Real("N H W C"), {"rate": 0.2}, params=DropPathParams(Key())),
     ),
-    cite="arXiv:1603.09382, section 3",
+    cite="by example: arXiv:1605.07648, section 3.1; a layer for a whole batch: arXiv:1603.09382, section 3",
     covers=("stochastic_depth",),
 )
