@@ -198,7 +198,7 @@ def _limits(here: Held, rounding: Rounding, round_off: float) -> np.ndarray:
 
 def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIALS) -> dict[str, np.ndarray]:
     """What round-off may make of each value, one relative error for each sample: the largest seen in `n` trials."""
-    trials = [_effect(program, [_nudged(p, i) for p in points]) for i in range(n)]
+    trials = [_effect(program, [nudged(p, i) for p in points]) for i in range(n)]
     return {name: np.maximum(ROUND_OFF, AMPLIFIED * np.max([t[name] for t in trials], axis=0)) for name in trials[0]}
 
 
@@ -220,7 +220,7 @@ def _effect(program: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
     }
 
 
-def _nudged(point: Point, trial: int) -> Point:
+def nudged(point: Point, trial: int) -> Point:
     """The same point, its inputs and cotangents moved by a few units of their last place; at trial 0 as it is."""
     rng = generator(trial, 1)
     far = 4 * np.finfo(np.float64).eps * (trial > 0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examine import Held, Point, pairs, run_in_float64, stacked, widened
+from bpref.verify.examine import Held, Point, nudged, pairs, run_in_float64, stacked, widened
 from bpref.verify.measure import summarise, ulp_errors
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.points import generator
@@ -138,18 +138,21 @@ def _judged(
         return [_truth(ready, working, [_nudged(p, working, i) for p in inputs.wide]) for i in range(MOVES)]
 
     @cache
-    def cancelled() -> dict[str, np.ndarray]:
+    def cancelled() -> list[dict[str, np.ndarray]]:
         """How far rounding inside of the oracle, at random, moves the truth, as much as it is in this dtype."""
-        rounded = stacked(run_in_float64(ready.truth(working).rounded, inputs.wide))
-        found = rounded.y_oracle | rounded.oracle
         more = _round_off(ready, working.name) / (float(np.finfo(np.float64).eps) / 2)
-        return {name: v + more * (found[name] - v) for name, v in inputs.truth.items()}
+        found = []
+        for i in range(MOVES):
+            rounded = stacked(run_in_float64(ready.truth(working).rounded, [nudged(p, i) for p in inputs.wide]))
+            values = rounded.y_oracle | rounded.oracle
+            found.append({name: v + more * (values[name] - v) for name, v in inputs.truth.items()})
+        return found
 
     def fault(name: str, row: Row) -> Finding | None:
         if np.any(np.isinf(row.hand)):
             return _nonfinite(row, is_defined)
         if not within(row, FACTOR, FACTOR) or has_an_outlier(row):
-            effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in (*moved(), cancelled())]
+            effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in moved() + cancelled()]
             unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
             scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
             if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
@@ -157,7 +160,8 @@ def _judged(
         unit = _round_off(ready, row.dtype)
         if is_blunt(row, unit):
             effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
-            if is_blunt(row, max(unit, effect)) and apart_as_a_whole(cancelled()[name], inputs.truth[name]) <= 1:
+            is_lost = any(apart_as_a_whole(m[name], inputs.truth[name]) > 1 for m in cancelled())
+            if is_blunt(row, max(unit, effect)) and not is_lost:
                 return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
         return None
 

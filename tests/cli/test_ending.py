@@ -112,7 +112,7 @@ def test_a_fault_of_bpref_is_a_traceback_and_no_verdict(capsys):
         *((["train", "--epochs", "100000"], seconds) for seconds in (0, 0.5, 1, 2, 4)),
         (["verify"], 5),
         (["check", f"{DERIVATIONS}:halved", "--args", "f32[N]", "--search", "60", "--backward", "right"], 3),
-        (["check", f"{DERIVATIONS}:halved", "--args", "f32[N]", "--search", "60", "--backward", "right"], 9),
+        (["check", f"{DERIVATIONS}:halved", "--args", "f32[N]", "--search", "60", "--backward", "right"], 5),
         (["judge", "TASK", "TASK/solution.py"], 4),
     ],
 )

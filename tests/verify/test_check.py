@@ -357,7 +357,7 @@ def test_a_forgotten_sum_and_a_transposed_matrix_by_their_shapes():
             "check: linear 'fc' is a Layer, which takes 2 arguments, params and x (params = ",
         ),
         (lambda: bpref.check("f"), "check: fun is a str, expected a function or a Layer"),
-        (lambda: bpref.check(jnp.sin, X, backward=3), "check: backward is a int, expected a function"),
+        (lambda: bpref.check(jnp.sin, X, backward=3), "check: backward is 3, expected a function"),
         (lambda: bpref.check(jnp.sin, X), "sin: nothing in it is derived by hand"),
         (lambda: bpref.check(jnp.sin, 1.0, backward=lambda a, d: (d,)), "sin: no argument is an array"),
         (lambda: bpref.check(jnp.sin, np.arange(3), backward=lambda a, d: (d,)), "sin: no argument is an array"),
@@ -430,7 +430,9 @@ def test_a_numpy_function_is_checked_by_numbers():
     right = bpref.check(host, X, w, backward=host_backward, key=1)
     assert verdicts(right) == {"x": "ok", "w": "ok"}
     assert right.oracle.startswith("numerical oracle")
-    wrong = bpref.check(host, X, w, backward=lambda a, dy: (host_backward(a, dy)[0] * 2, host_backward(a, dy)[1]))
+    wrong = bpref.check(
+        host, X, w, backward=lambda a, dy: (host_backward(a, dy)[0] * 2, host_backward(a, dy)[1]), key=1
+    )
     assert kinds(wrong) == {("x", "factor")}
 
 
