@@ -74,8 +74,8 @@ def in_torch(forward: Callable[..., Any], backward: Callable[[tuple, Any], tuple
             ctx.save_for_backward(*tensors)
             with _x64_for(tensors):
                 leaves, trees["y"] = jax.tree.flatten(run(*map(to_numpy, tensors)))
-            made = tuple(to_tensor(np.asarray(v), CPU) for v in leaves)
-            return made if len(made) > 1 else made[0]
+            made = [to_tensor(np.asarray(v), CPU) for v in leaves]
+            return tuple(made) if len(made) > 1 else made[0]
 
         @staticmethod
         def backward(ctx, *dys):
@@ -177,7 +177,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     end, found = time.monotonic() + 60 * options.minutes, []
-    for is_wrong, name in product([options.part == "wrong"] if options.part else [False, True], options.names):
+    names: list[str] = options.names
+    for is_wrong, name in product([options.part == "wrong"] if options.part else [False, True], names):
         _compiled.cache_clear()
         jax.clear_caches()
         for way in WAYS if time.monotonic() < end else ():

@@ -426,7 +426,7 @@ def host_backward(args, dy):
 
 
 def test_a_numpy_function_is_checked_by_numbers():
-    w = RNG.normal(size=(7, 3))
+    w = np.random.default_rng(3).normal(size=(7, 3)) / 4  # tanh is not saturated, where 1 - y^2 is imprecise
     right = bpref.check(host, X, w, backward=host_backward, key=1)
     assert verdicts(right) == {"x": "ok", "w": "ok"}
     assert right.oracle.startswith("numerical oracle")
