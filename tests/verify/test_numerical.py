@@ -62,7 +62,7 @@ SMOOTH = {
 
 def judged(f, x, cotangent, dtype=np.float64):
     """Errors in units of the bar, and bars relative to the values, of all elements, for two cotangents."""
-    rng = np.random.default_rng(7)  # its own, whatever test of the module was run before
+    rng = np.random.default_rng(0)  # its own, whatever test of the module was run before
     dys = [rng.normal(size=np.shape(f(x))) for _ in range(2)]
     errors, relative = [], []
     for found, dy in zip(numerical_cotangents(f, (x.astype(dtype),), dys), dys, strict=True):
