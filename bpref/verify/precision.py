@@ -139,8 +139,11 @@ def _judged(
 
     @cache
     def cancelled() -> list[dict[str, np.ndarray]]:
-        """How far rounding inside of the oracle, at random, moves the truth, as much as it is in this dtype."""
-        more = _round_off(ready, working.name) / (float(np.finfo(np.float64).eps) / 2)
+        """How far rounding inside of the oracle, at random, moves the truth, as much as it is in this dtype.
+
+        What the hand alone casts down is no excuse of the hand's.
+        """
+        more = _round_off(working.name, ready.primal_casts_to()) / (float(np.finfo(np.float64).eps) / 2)
         found = []
         for i in range(MOVES):
             rounded = stacked(run_in_float64(ready.truth(working).rounded, [nudged(p, i) for p in inputs.wide]))
@@ -157,7 +160,7 @@ def _judged(
             scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
             if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
                 return Finding(name, "imprecise", long_text(row.summary()) + draw, summarise(row.hand).p99)
-        unit = _round_off(ready, row.dtype)
+        unit = _round_off(row.dtype, ready.casts_to)
         if is_blunt(row, unit):
             effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
             is_lost = any(apart_as_a_whole(m[name], inputs.truth[name]) > 1 for m in cancelled())
@@ -206,10 +209,9 @@ def _blunt(ready: Prepared, inputs: Inputs, row: Row) -> str:
     return blunt_text(row, best, than)
 
 
-def _round_off(ready: Prepared, dtype: Any) -> float:
-    """Half a unit of the coarsest dtype that is computed in."""
-    inside = ready.casts_to if ready.casts_to is not None else dtype
-    return max(float(jnp.finfo(d).eps) for d in (dtype, inside)) / 2
+def _round_off(dtype: Any, inside: Any) -> float:
+    """Half a unit of the coarser of the dtype that is computed in and the one that is cast down to inside, if any."""
+    return max(float(jnp.finfo(d).eps) for d in (dtype, inside) if d is not None) / 2
 
 
 def has_an_outlier(row: Row) -> bool:

@@ -66,6 +66,7 @@ class Prepared(NamedTuple):
         inside, or draws random numbers, which are others in another dtype.
       truth: makes, once, the float64 program whose oracle a working dtype's values are held against.
       in_float32: makes, once, the program in float32; None where it does not run in that.
+      primal_casts_to: finds, once, what `casts_to` is of the differentiated primal alone.
     """
 
     subject: Subject
@@ -83,6 +84,7 @@ class Prepared(NamedTuple):
     is_its_own_truth: bool
     truth: Callable[[Working], Program]
     in_float32: Callable[[], Working | None]
+    primal_casts_to: Callable[[], Any]
 
 
 @collecting_nothing()
@@ -164,6 +166,7 @@ def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         is_lifted or (casts_to is None and not draws_random_numbers(wide.traced.jaxpr)),
         _truths(subject, specs, outputs, wide, is_lifted, casts_to, x64),
         cache(lambda: _in_float32(subject, specs, own, x64)),
+        cache(lambda: _primal_casts_to(subject, specs, own, x64)),
     )
 
 
@@ -201,6 +204,11 @@ def _in_float32(subject: Subject, specs: list[Any], own: list[Any], x64: bool) -
         return _narrow(subject, "float32", specs, [_in(d, "float32") for d in own], x64)
     except (TypeError, ValueError):
         return None
+
+
+def _primal_casts_to(subject: Subject, specs: list[Any], own: list[Any], x64: bool) -> Any:
+    with x64_for(own, x64):
+        return narrowest(jax.make_jaxpr(subject.primal)(specs), _narrowest_of(own))
 
 
 def lifted(ready: Prepared) -> Prepared:
