@@ -201,6 +201,7 @@ from .rules.recurrence.lstm import LstmState as LstmState
 from .rules.recurrence.lstm import lstm as lstm
 from .rules.recurrence.rnn import RnnParams as RnnParams
 from .rules.recurrence.rnn import rnn as rnn
+from .rules.reduction.fan_in import fan_in as fan_in
 from .rules.reduction.logsumexp import logsumexp as logsumexp
 from .rules.reduction.reduce_max import reduce_max as reduce_max
 from .rules.reduction.reduce_prod import reduce_prod as reduce_prod

@@ -9,7 +9,7 @@ from typing import overload
 import jax
 
 from bpref.compose.parts import parts_of
-from bpref.layer import Layer, require_layer
+from bpref.layer import Layer
 
 
 @overload
@@ -32,10 +32,7 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
         raise TypeError(
             f"objective: it was given {came}; expected a network and a loss, both by these names or neither"
         )
-    given = named or dict(zip(names, layers, strict=True))
-    for name in names:
-        require_layer("objective", name, given[name])
-    parts = parts_of("objective", layers, {name: named[name] for name in names if named})
+    parts = parts_of("objective", layers, {name: named[name] for name in names if named}, names)
     network, loss = parts.layers
 
     def init(key, x):

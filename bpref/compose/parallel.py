@@ -4,8 +4,6 @@ Forward: y_i = f_i(x_i). No layer reads another's input, so the Jacobian is bloc
 transpose: dx_i is f_i's backward of dy_i.
 """
 
-import jax
-
 from bpref.compose.parts import parts_of
 from bpref.layer import Layer
 
@@ -21,19 +19,5 @@ def parallel(*layers: Layer, **named: Layer) -> Layer:
     """
     parts = parts_of("parallel", layers, named)
 
-    def init(key, x):
-        x = parts.apart("parallel", x, "x")
-        keys = jax.random.split(key, len(parts.layers))
-        return parts.together(layer.init(k, x_i) for layer, k, x_i in zip(parts.layers, keys, x, strict=True))
-
-    def forward(params, x):
-        params, x = parts.apart("parallel", params), parts.apart("parallel", x, "x")
-        pairs = [layer.forward(p, x_i) for layer, p, x_i in zip(parts.layers, params, x, strict=True)]
-        return parts.together(y for y, _ in pairs), parts.together(cache for _, cache in pairs)
-
-    def backward(params, caches, dy):
-        each = (parts.apart("parallel", v, what) for v, what in ((params, "params"), (caches, "cache"), (dy, "dy")))
-        pairs = [layer.backward(*given) for layer, *given in zip(parts.layers, *each, strict=True)]
-        return parts.together(dp for dp, _ in pairs), parts.together(dx for _, dx in pairs)
-
-    return Layer(init, forward, backward, "parallel", *parts.rebuilt_by(parallel))
+    sweeps = parts.side_by_side("parallel", lambda x: parts.apart("parallel", x, "x"), parts.together)
+    return Layer(*sweeps, "parallel", *parts.rebuilt_by(parallel))

@@ -50,9 +50,34 @@ class Parts(NamedTuple):
             )
         return given
 
+    def side_by_side(self, who: str, each: Callable[[Any], Any], joined: Callable[[Any], Any]) -> tuple[Any, Any, Any]:
+        """Init, forward and backward of the layers, none of which reads another's output.
 
-def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any]) -> Parts:
-    """The parts that a combinator was given.
+        Args:
+          who: what error messages call the composition.
+          each: of the input, what each layer is given.
+          joined: of the layers' dx, the input's.
+        """
+
+        def init(key, x):
+            keys = jax.random.split(key, len(self.layers))
+            return self.together(f.init(k, x_i) for f, k, x_i in zip(self.layers, keys, each(x), strict=True))
+
+        def forward(params, x):
+            given = zip(self.layers, self.apart(who, params), each(x), strict=True)
+            y, caches = zip(*(f.forward(p, x_i) for f, p, x_i in given), strict=True)
+            return self.together(y), self.together(caches)
+
+        def backward(params, caches, dy):
+            given = (self.apart(who, v, what) for v, what in ((params, "params"), (caches, "cache"), (dy, "dy")))
+            dparams, dx = zip(*(f.backward(*g) for f, *g in zip(self.layers, *given, strict=True)), strict=True)
+            return self.together(dparams), joined(dx)
+
+        return init, forward, backward
+
+
+def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any], called: Names = ()) -> Parts:
+    """The parts that a combinator was given; `called` is what messages call those without names, not `layer 0`.
 
     Raises:
       ValueError: there is no layer.
@@ -62,7 +87,7 @@ def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any]) -> Parts:
         raise TypeError(f"{who}: {len(layers)} layers have no name and {len(named)} have one; name all of them or none")
     if not layers and not named:
         raise ValueError(f"{who}: no layer was given, expected at least one")
-    for name, layer in named.items() or ((f"layer {i}", layer) for i, layer in enumerate(layers)):
+    for name, layer in named.items() or zip(called or (f"layer {i}" for i in range(len(layers))), layers, strict=True):
         require_layer(who, name, layer)
     return Parts(layers or tuple(named.values()), tuple(named))
 

@@ -31,6 +31,7 @@ from jax import lax
 from bpref.compose.parts import parts_of
 from bpref.compose.residual import require_same_shapes
 from bpref.layer import Layer
+from bpref.loops import scan
 
 
 class ReversibleCache(NamedTuple):
@@ -81,7 +82,7 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
             y2, _ = plus(g, q, y1, x[1])
             return (y1, y2), None
 
-        y, _ = lax.scan(body, tuple(x), params, length)
+        y, _ = scan(body, tuple(x), params, length)
         return y, ReversibleCache(y)
 
     def backward(params, cache, dy):
@@ -96,7 +97,7 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
             dx2 = jax.tree.map(lax.add, dy2, d)
             return ((x1, x2), (dx1, dx2)), (dp, dq)
 
-        (_, dx), dparams = lax.scan(body, (cache.y, tuple(dy)), params, length, reverse=True)
+        (_, dx), dparams = scan(body, (cache.y, tuple(dy)), params, length, reverse=True)
         return dparams, dx
 
     return Layer(init, forward, backward, "reversible", (f, g), lambda f, g: reversible(f, g, length))

@@ -6,8 +6,8 @@ reverse one. Traced and compiled once, however large L is.
 """
 
 import jax
-from jax import lax
 
+from bpref import loops
 from bpref.compose.residual import require_same_shapes
 from bpref.layer import Layer, require_layer
 
@@ -37,7 +37,7 @@ def scan(layer: Layer, length: int) -> Layer:
             require_same_shapes("scan", layer, x, y)
             return y, cache
 
-        return lax.scan(body, x, params, length)
+        return loops.scan(body, x, params, length)
 
     def backward(params, caches, dy):
         def body(dy, slices):
@@ -45,7 +45,7 @@ def scan(layer: Layer, length: int) -> Layer:
             dp, dx = layer.backward(p, cache, dy)
             return dx, dp
 
-        dx, dparams = lax.scan(body, dy, (params, caches), length, reverse=True)
+        dx, dparams = loops.scan(body, dy, (params, caches), length, reverse=True)
         return dparams, dx
 
     return Layer(init, forward, backward, "scan", (layer,), lambda part: scan(part, length), ("",))

@@ -14,6 +14,7 @@ from jax import Array, lax
 from bpref.dtypes import require_floating
 from bpref.formulas.hyperparameters import is_integer
 from bpref.layer import Layer
+from bpref.loops import scan
 
 
 def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
@@ -91,7 +92,7 @@ def run_along(
     def in_order(*elements):
         moved = tuple(jnp.moveaxis(v, axis, 0) for v in elements)
         state = start(moved[0][0])
-        out = lax.scan(lambda state, at: step(state, *at), state, moved, reverse=reverse)[1]
+        out = scan(lambda state, at: step(state, *at), state, moved, reverse=reverse)[1]
         return jnp.moveaxis(out, 0, axis)
 
     return lax.platform_dependent(*elements, cpu=in_order, default=lambda *elements: joined(*elements, axis, reverse))

@@ -27,12 +27,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Extras, Grid, Logits, Pattern, over_keys, over_last, over_rows
 from bpref.formulas.heads import Heads, from_groups
+from bpref.loops import cond, scan
 
 
 class Kept(NamedTuple):
@@ -68,7 +69,7 @@ def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
         return tuple(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True)), None
 
     start = (*grid.before(), jnp.zeros((*rows, x.v.shape[-1]), wide))
-    (m, total, o), _ = lax.scan(body, start, grid.pairs())
+    (m, total, o), _ = scan(body, start, grid.pairs())
     y = cast(grid.ungrouped(o / jnp.where(total > 0, total, 1)[..., None]), x.q.dtype)
     return Kept(y, grid.unlike_rows(m), grid.unlike_rows(total))
 
@@ -128,7 +129,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
             of_rows, e = summed_up(*of_rows)
             of_pair = gradients(e, *of_rows[1:])
         else:
-            of_rows, of_pair = lax.cond(is_known[0], second_time, first_time, *of_rows)
+            of_rows, of_pair = cond(is_known[0], second_time, first_time, *of_rows)
         dq, dk, dv, dx = of_pair
         if kept is None:
             rows = tuple(grid.put_rows(a, v, i) for a, v in zip(rows, of_rows, strict=True))
@@ -145,7 +146,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
         D = jnp.sum(widen(dy) * widen(kept.y), -1) * kept.Z
         rows = tuple(grid.like_rows(a) for a in (kept.m, kept.Z, D))
     start = (rows, *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du)
-    (rows, dQ, dK, dV, dbias, du), _ = lax.scan(body, start, _twice(i, j) if kept is None and not is_single else (i, j))
+    (rows, dQ, dK, dV, dbias, du), _ = scan(body, start, _twice(i, j) if kept is None and not is_single else (i, j))
     m, Z, D = rows
     dsinks = None
     if extras.sinks is not None:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import wide_dtype, widen_integers
+from bpref.loops import scan
 
 
 class Blocks(NamedTuple):
@@ -103,7 +104,7 @@ def over_blocks(step: Callable[[Any, Any], tuple[Any, Any]], totals: Any, group:
         terms, y = step(e, block)
         return tuple(t.at[e].add(v) for t, v in zip(totals, terms, strict=True)), y
 
-    return lax.scan(body, totals, (group, blocks))
+    return scan(body, totals, (group, blocks))
 
 
 def total_like(W: Array) -> Array:

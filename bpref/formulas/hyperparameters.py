@@ -5,6 +5,7 @@ the number as Python has it: the dtype of a scalar of NumPy would be promoted wi
 """
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -73,6 +74,13 @@ def require_integer_or_none(who: str, name: str, n: Any) -> Any:
     if n is not None and not is_integer(n):
         raise ValueError(f"{who}: {name} is {n!r}, expected an integer or None")
     return plain(n)
+
+
+def require_choice(who: str, name: str, v: Any, choices: Iterable[str]) -> Any:
+    """`v`; raise unless it is one of the choices."""
+    if not isinstance(v, str) or v not in choices:
+        raise ValueError(f"{who}: {name} is {v!r}, expected one of {', '.join(choices)}")
+    return v
 
 
 def require_flags(who: str, **flags: Any) -> None:

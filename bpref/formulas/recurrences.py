@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.formulas.along_axis import join_affine, shifted
+from bpref.loops import scan
 
 Method = Literal["sequential", "associative"]
 
@@ -74,4 +75,4 @@ def start_cotangent(a: Array, G: Array, reverse: bool = False) -> Array:
 def _scan(step: Any, a: Array, b: Array, start: Array | None, reverse: bool) -> Array:
     along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
     start = jnp.zeros_like(along[1][0]) if start is None else start
-    return jnp.moveaxis(lax.scan(step, start, along, reverse=reverse)[1], 0, TIME)
+    return jnp.moveaxis(scan(step, start, along, reverse=reverse)[1], 0, TIME)

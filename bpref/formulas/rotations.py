@@ -11,7 +11,14 @@ import numpy as np
 from jax import Array
 
 from bpref.dtypes import cast, described, wide_dtype, widen
-from bpref.formulas.hyperparameters import is_number, plain, require_positive, require_positive_or_none, require_size
+from bpref.formulas.hyperparameters import (
+    is_number,
+    plain,
+    require_choice,
+    require_positive,
+    require_positive_or_none,
+    require_size,
+)
 
 Way = Literal["linear", "ntk", "llama3", "yarn"]
 
@@ -62,8 +69,7 @@ def _require_stretch(who: str, stretch: Any) -> Stretch | None:
         return None
     if not isinstance(stretch, Stretch):
         raise TypeError(f"{who}: stretch is {described(stretch)}, expected bpref.Stretch(way, factor) or None")
-    if stretch.way not in get_args(Way):
-        raise ValueError(f"{who}: stretch.way is {stretch.way!r}, expected one of {', '.join(get_args(Way))}")
+    require_choice(who, "stretch.way", stretch.way, get_args(Way))
     require_positive(who, "stretch.factor", stretch.factor)
     require_size(who, "stretch.length", stretch.length)
     require_positive(who, "stretch.slow", stretch.slow)

@@ -36,6 +36,7 @@ from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer
+from bpref.loops import scan
 
 SEGMENT = 64
 """About how many steps one product is made of, so that what is of use between two loops alone is small."""
@@ -114,7 +115,7 @@ def through_time(
             return after, (h, (before, steps) if checkpoint is None else (s, ()))
 
         segments = lax.iota(jnp.int32, n), marks_of(given, reverse, truncate, k)
-        last, (h, (before, steps)) = lax.scan(body, start, segments, reverse=reverse)
+        last, (h, (before, steps)) = scan(body, start, segments, reverse=reverse)
         y = joined(h, given.x.shape[1])
         narrow = jax.tree.map(lambda v: cast(v, given.x.dtype), Passed(y, last))
         return narrow, Kept(x, before, last, steps)
@@ -139,7 +140,7 @@ def through_time(
 
         end = jax.tree.map(widen, dy.state), cache.last, jax.tree.map(jnp.zeros_like, p)
         segments = lax.iota(jnp.int32, n), marks_of(given, reverse, truncate, k), cache.before, cache.steps
-        (ds, _, dp), dx = lax.scan(body, end, segments, reverse=not reverse)
+        (ds, _, dp), dx = scan(body, end, segments, reverse=not reverse)
         dx = cast(joined(dx, given.x.shape[1]), given.x.dtype)
         dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), dp, params)
         if not isinstance(cache.x, Steps):
@@ -199,7 +200,7 @@ def _run(recurrence: Recurrence, p: Any, start: Any, x: Array, marks: Marks, rev
             after, h = choose(live, after, s), choose(live, h, jnp.zeros_like(h))
         return after, (h, arrived, kept)
 
-    return lax.scan(body, start, (recurrence.project(p, x), marks), reverse=reverse)
+    return scan(body, start, (recurrence.project(p, x), marks), reverse=reverse)
 
 
 def _pull(
@@ -229,7 +230,7 @@ def _pull(
             dbefore = choose(cut, jax.tree.map(jnp.zeros_like, dbefore), dbefore)
         return (dbefore, state), d
 
-    (ds, _), d = lax.scan(body, end, (before, steps, dh, marks), reverse=not reverse)
+    (ds, _), d = scan(body, end, (before, steps, dh, marks), reverse=not reverse)
     after = jax.tree.map(lambda s, last: _shifted(s, last, reverse), before, end[1])
     return ds, recurrence.collect(p, x, steps, _cut(marks.cut, before), after, d)
 

@@ -61,6 +61,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "weight_standardization",
     ),
     "reduction": (
+        "fan_in",
         "logsumexp",
         "reduce_max",
         "reduce_prod",

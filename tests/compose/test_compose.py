@@ -37,28 +37,21 @@ def networks(depth: int) -> st.SearchStrategy[bpref.Layer]:
 
 
 def both_of_one(f: bpref.Layer, g: bpref.Layer, by_name: bool) -> bpref.Layer:
-    """`fan_out` and a plain layer of this test's own that multiplies what it gives."""
+    """`fan_out`, and the product of what it gives."""
     both = bpref.fan_out(z=f, a=g) if by_name else bpref.fan_out(f, g)
+    return bpref.residual(both, bpref.fan_in("product"))
 
-    def times(p, c, dy):
-        return (), jax.tree.map(lambda v: dy * v, jax.tree.unflatten(jax.tree.structure(c), jax.tree.leaves(c)[::-1]))
 
-    product = bpref.Layer(lambda key, x: (), lambda p, x: (jnp.multiply(*jax.tree.leaves(x)), x), times, "times")
-    return bpref.residual(both, product)
+def copied() -> bpref.Layer:
+    return bpref.fan_out(bpref.identity(), bpref.identity())
 
 
 def side_by_side(left: bpref.Layer, right: bpref.Layer) -> bpref.Layer:
-    """`parallel` between two plain layers of this test's own that split an array in two and join it again."""
-    split = bpref.Layer(lambda key, x: (), lambda p, x: ((x, x), ()), lambda p, c, dy: ((), dy[0] + dy[1]), "copy")
-    join = bpref.Layer(lambda key, x: (), lambda p, x: (x[0] + x[1], ()), lambda p, c, dy: ((), (dy, dy)), "add")
-    return bpref.serial(split, bpref.parallel(left, right), join)
+    return bpref.serial(copied(), bpref.parallel(left, right), bpref.fan_in())
 
 
 def on_two_streams(f: bpref.Layer, g: bpref.Layer, length: int) -> bpref.Layer:
-    """`reversible` between two plain layers that make two streams of an array, and one of these."""
-    split = bpref.Layer(lambda key, x: (), lambda p, x: ((x, x), ()), lambda p, c, dy: ((), dy[0] + dy[1]), "copy")
-    join = bpref.Layer(lambda key, x: (), lambda p, x: (x[0] + x[1], ()), lambda p, c, dy: ((), (dy, dy)), "add")
-    return bpref.serial(split, bpref.reversible(f, g, length), join)
+    return bpref.serial(copied(), bpref.reversible(f, g, length), bpref.fan_in("concatenation"), bpref.linear(WIDTH))
 
 
 def assert_derivative(layer: bpref.Layer, x, key=SEED) -> None:

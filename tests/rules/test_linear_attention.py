@@ -23,7 +23,7 @@ BAD_CALLS = {
     "unknown features": (
         lambda: bpref.linear_attention("tanh"),
         ValueError,
-        "linear_attention: features is 'tanh', expected one of 'elu', 'relu', 'identity'",
+        "linear_attention: features is 'tanh', expected one of elu, relu, identity",
     ),
     "no chunk": (
         lambda: bpref.linear_attention(chunk=0),

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +51,36 @@ BAD_CALLS = {
         lambda: bpref.vector_norm(0.5),
         ValueError,
         "vector_norm: p is 0.5, expected a number of at least 1, or math.inf",
+    ),
+    "a way of combining that is none": (
+        lambda: bpref.fan_in("mean"),
+        ValueError,
+        "fan_in: combined is 'mean', expected one of sum, product, concatenation",
+    ),
+    "a sum of nothing": (
+        lambda: bpref.fan_in().forward((), ()),
+        ValueError,
+        "fan_in: x has no array, expected at least one",
+    ),
+    "a sum of two shapes": (
+        lambda: bpref.fan_in().forward((), (X, X[:1])),
+        ValueError,
+        "fan_in: array 1 of x has shape (1, 6), expected that of array 0, (4, 6)",
+    ),
+    "a concatenation of two widths": (
+        lambda: bpref.fan_in("concatenation", axis=0).forward((), {"a": X, "b": X[:, :2]}),
+        ValueError,
+        "fan_in: array 1 of x has shape (4, 2), expected that of array 0, (4, 6) but along axis 0",
+    ),
+    "a concatenation along no axis": (
+        lambda: bpref.fan_in("concatenation", axis=2).forward((), (X, X)),
+        ValueError,
+        "fan_in: array 0 of x has shape (4, 6), which has no axis 2",
+    ),
+    "a product of two dtypes": (
+        lambda: bpref.fan_in("product").forward((), (X, X.astype(jnp.bfloat16))),
+        TypeError,
+        "fan_in: array 1 of x has dtype bfloat16, expected that of array 0, float32",
     ),
     "logsumexp of a scalar's second axis": (
         lambda: bpref.logsumexp(axis=1).forward((), jnp.ones(())),
@@ -109,6 +140,23 @@ def test_the_product_of_the_others_need_not_fit_with_the_last():
     y, dx = sweep(bpref.reduce_prod(), [1e-30, 1e-30])
     assert y == 0
     np.testing.assert_array_equal(dx, np.float32(1e-30))
+
+
+def test_a_fan_in_by_hand():
+    a, b, c = (jnp.asarray(v) for v in ([2.0, 0], [3.0, 0], [5.0, 7]))
+    for combined, y, slopes in (
+        ("sum", [10, 7], ([1, 1], [1, 1], [1, 1])),
+        ("product", [30, 0], ([15, 0], [10, 0], [6, 0])),
+        ("concatenation", [2, 0, 3, 0, 5, 7], ([1, 2], [3, 4], [5, 6])),
+    ):
+        layer = bpref.fan_in(combined)
+        came, cache = layer.forward((), {"b": b, "c": c, "a": a})
+        np.testing.assert_array_equal(came, y)
+        dy = jnp.arange(1.0, 7.0) if combined == "concatenation" else jnp.ones(2)
+        dx = layer.backward((), cache, dy)[1]
+        for name, slope in zip("abc", slopes, strict=True):
+            np.testing.assert_array_equal(dx[name], slope)
+        assert sum(v.size for v in jax.tree.leaves(cache)) == (6 if combined == "product" else 0)
 
 
 def test_empty_sums_products_norms_and_logsumexps():

@@ -36,6 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.hyperparameters import require_choice
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.gelu import gelu
@@ -66,8 +67,7 @@ def glu(gate: str = "sigmoid") -> Layer:
       TypeError: x is not floating-point.
     """
     who = "glu"
-    if gate not in tuple(GATES):
-        raise ValueError(f"{who}: gate is {gate!r}, expected one of {', '.join(sorted(GATES))}")
+    require_choice(who, "gate", gate, sorted(GATES))
     g = GATES[gate]()
 
     def forward(params, x):

@@ -37,6 +37,7 @@ from jaxtyping import Bool
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, no_params
+from bpref.loops import while_loop
 from bpref.rule import Case, Real, Rule
 
 
@@ -95,7 +96,7 @@ def _support(d: Array, axis: int) -> Array:
         dropped = members & (size * d <= total - 1)
         return members & ~dropped, jnp.any(dropped)
 
-    return lax.while_loop(goes_on, leave_out, (~(d <= -1), jnp.array(True)))[0]
+    return while_loop(goes_on, leave_out, (~(d <= -1), jnp.array(True)))[0]
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1) -> Array:

@@ -57,6 +57,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.plain_heads import DeltaHeads, as_delta_heads
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
 
@@ -144,7 +145,7 @@ def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
         y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), u), (y, S, c)
 
-    return lax.scan(step, no_state(chunks.k, chunks.v), chunks)[1]
+    return scan(step, no_state(chunks.k, chunks.v), chunks)[1]
 
 
 def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, ...]:
@@ -174,7 +175,7 @@ def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Arra
         dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
         return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
 
-    return lax.scan(step, no_state(chunks.k, chunks.v), (chunks, S, c, dy), reverse=True)[1]
+    return scan(step, no_state(chunks.k, chunks.v), (chunks, S, c, dy), reverse=True)[1]
 
 
 def reference(params: tuple[()], x: DeltaHeads, chunk: int = 32) -> Array:

@@ -55,6 +55,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
 
@@ -109,7 +110,7 @@ def _forward_sweep(*chunks: Array) -> Array:
         y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
         return _kept(f, S) + times(transpose(e * k), v), y
 
-    return lax.scan(step, no_state(*chunks[1:3]), chunks)[1]
+    return scan(step, no_state(*chunks[1:3]), chunks)[1]
 
 
 def _states(*chunks: Array) -> Array:
@@ -119,7 +120,7 @@ def _states(*chunks: Array) -> Array:
         k, v, g = chunk
         return _kept(_from_start(g), S) + times(transpose(_to_end(g) * k), v), S
 
-    return lax.scan(step, no_state(*chunks[:2]), chunks)[1]
+    return scan(step, no_state(*chunks[:2]), chunks)[1]
 
 
 def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
@@ -136,7 +137,7 @@ def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
         dS = _kept(f, dS) + times(transpose(f_row * q), dy)
         return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
 
-    return lax.scan(step, no_state(*chunks[1:3]), chunks, reverse=True)[1]
+    return scan(step, no_state(*chunks[1:3]), chunks, reverse=True)[1]
 
 
 def _inside(q: Array, k: Array, v: Array, g: Array) -> Array:

@@ -50,9 +50,10 @@ from jaxtyping import Float
 from bpref.dtypes import widen
 from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, times, transpose
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.formulas.hyperparameters import require_choice, require_flags, require_size
 from bpref.formulas.plain_heads import as_plain_heads
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
 
@@ -96,8 +97,7 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
     """
     who = "linear_attention"
     require_flags(who, normalize=normalize, causal=causal)
-    if features not in tuple(FEATURES):
-        raise ValueError(f"{who}: features is {features!r}, expected one of {', '.join(map(repr, FEATURES))}")
+    require_choice(who, "features", features, FEATURES)
     chunk = require_size(who, "chunk", chunk)
     phi, slope = FEATURES[features]
     operator = _causal if causal else _global
@@ -151,7 +151,7 @@ def _causal(a: Array, b: Array, w: Array, reverse: bool = False) -> Array:
         return S + times(transpose(b), w), times(inside, w) + times(a, S)
 
     S = jnp.zeros((a.shape[1], a.shape[-1], w.shape[-1]), w.dtype)
-    return lax.scan(step, S, (a, b, w), reverse=reverse)[1]
+    return scan(step, S, (a, b, w), reverse=reverse)[1]
 
 
 def _global(a: Array, b: Array, w: Array, reverse: bool = False) -> Array:

@@ -49,6 +49,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
 
@@ -100,7 +101,7 @@ def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array
         y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), v), (y, S)
 
-    return lax.scan(step, no_state(k, v), (q, k, v, g))[1]
+    return scan(step, no_state(k, v), (q, k, v, g))[1]
 
 
 def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
@@ -125,7 +126,7 @@ def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
         return w * dS + times(transpose(f_row * q), dy), (dq, dk, dv, dg)
 
     _, k, v, *_ = chunks
-    return lax.scan(step, no_state(k, v), chunks, reverse=True)[1]
+    return scan(step, no_state(k, v), chunks, reverse=True)[1]
 
 
 def reference(params: tuple[()], x: GatedHeads, chunk: int = 64) -> Array:

@@ -48,7 +48,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
+from bpref.formulas.hyperparameters import require_choice, require_flags, require_positive, require_size
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.pre_norm import (
     NormParams,
@@ -112,8 +112,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
     """The layer that error messages call `who`."""
     require_flags(who, gated=gated, bias=bias)
     hidden = require_size(who, "hidden", hidden)
-    if activation not in tuple(GATES):
-        raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(GATES))}")
+    require_choice(who, "activation", activation, sorted(GATES))
     require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
     act = glu(activation) if gated else GATES[activation]()

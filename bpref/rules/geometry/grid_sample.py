@@ -44,7 +44,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_flags
+from bpref.formulas.hyperparameters import require_choice, require_flags
 from bpref.formulas.images import require_images
 from bpref.formulas.indices import add_rows
 from bpref.formulas.tuples import as_arrays
@@ -84,8 +84,7 @@ def grid_sample(align_corners: bool = False, padding: str = "zeros") -> Layer:
     """
     who = "grid_sample"
     require_flags(who, align_corners=align_corners)
-    if padding not in PADDINGS:
-        raise ValueError(f"{who}: padding is {padding!r}, expected one of {', '.join(PADDINGS)}")
+    require_choice(who, "padding", padding, PADDINGS)
 
     def forward(params, x):
         images, grid = as_arrays(who, ("images", "grid"), x)

@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_integer, is_number, plain
+from bpref.formulas.hyperparameters import is_integer, is_number, plain, require_choice
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -66,8 +66,7 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
     who = "pad"
     if not isinstance(widths, SEVERAL) or not all(map(_is_width, widths)):
         raise ValueError(f"{who}: widths is {widths!r}, expected a pair of non-negative integers for each axis")
-    if mode not in tuple(MODES):
-        raise ValueError(f"{who}: mode is {mode!r}, expected one of {', '.join(MODES)}")
+    require_choice(who, "mode", mode, MODES)
     if not is_number(value):
         raise ValueError(f"{who}: value is {value!r}, expected a number")
     value = plain(value)

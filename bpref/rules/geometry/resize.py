@@ -37,7 +37,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_sizes
+from bpref.formulas.hyperparameters import require_choice, require_sizes
 from bpref.formulas.images import require_images
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
@@ -67,8 +67,7 @@ def resize(height: int, width: int, method: str = "bilinear") -> Layer:
     """
     who = "resize"
     height, width = require_sizes(who, height=height, width=width)
-    if method not in METHODS:
-        raise ValueError(f"{who}: method is {method!r}, expected one of {', '.join(METHODS)}")
+    require_choice(who, "method", method, METHODS)
 
     def forward(params, x):
         require_images(who, "x", x)

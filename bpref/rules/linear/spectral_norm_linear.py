@@ -51,6 +51,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.layer import Layer
+from bpref.loops import fori_loop
 from bpref.rule import Case, Real, Rule, Size
 
 STEPS_AT_START = 15
@@ -136,7 +137,7 @@ def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> Spectra
         v = _unit(vectors[0] @ W)
         return _unit(W @ v), v
 
-    u, v = lax.fori_loop(0, steps, step, (_constant(params.u), _constant(params.v)))
+    u, v = fori_loop(0, steps, step, (_constant(params.u), _constant(params.v)))
     return params._replace(u=cast(u, params.u.dtype), v=cast(v, params.v.dtype))
 
 

@@ -54,6 +54,7 @@ from bpref.formulas.matrices import (
     transpose,
 )
 from bpref.layer import Layer, no_params
+from bpref.loops import cond, scan
 from bpref.rule import Case, Real, Rule
 
 Blocks = tuple[Array, ...]
@@ -100,7 +101,7 @@ def _exponential(X: Blocks, max_squarings: int) -> Blocks:
     scale = jnp.where(s <= max_squarings, jnp.exp2(-s.astype(norm.dtype)), jnp.nan)
 
     def square_where_due(Y, i):
-        return lax.cond(
+        return cond(
             i < jnp.max(s, initial=0),
             lambda Y: tuple(jnp.where(i < s, new, old) for new, old in zip(_times(Y, Y), Y, strict=True)),
             lambda Y: Y,
@@ -108,7 +109,7 @@ def _exponential(X: Blocks, max_squarings: int) -> Blocks:
         ), None
 
     r = _pade(tuple(scale * v for v in X), degree)
-    return lax.scan(square_where_due, r, jnp.arange(max_squarings, dtype=s.dtype))[0]
+    return scan(square_where_due, r, jnp.arange(max_squarings, dtype=s.dtype))[0]
 
 
 def _pade(X: Blocks, degree: int) -> Blocks:

@@ -55,7 +55,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.affine import require_fit
-from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.hyperparameters import require_choice, require_non_negative
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.random_draws import require_key
 from bpref.formulas.tuples import as_arrays, require_like, require_matrix
@@ -118,8 +118,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
     who = "wasserstein_critic"
     if not isinstance(widths, tuple) or not widths or not all(isinstance(n, int) and n > 0 for n in widths):
         raise ValueError(f"{who}: widths is {widths!r}, expected a tuple of positive integers such as (64, 64)")
-    if activation not in tuple(_ACTIVATIONS):
-        raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    require_choice(who, "activation", activation, _ACTIVATIONS)
     penalty = require_non_negative(who, "penalty", penalty)
     f, slope, curvature = _ACTIVATIONS[activation]
 

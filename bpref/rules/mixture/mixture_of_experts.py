@@ -60,7 +60,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.formulas.hyperparameters import is_number, plain, require_count, require_flags, require_sizes
+from bpref.formulas.hyperparameters import is_number, plain, require_choice, require_count, require_flags, require_sizes
 from bpref.formulas.parameters import require_drawn
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -141,8 +141,7 @@ def mixture_of_experts(
     experts, hidden, k, block = require_sizes(who, experts=experts, hidden=hidden, k=k, block=block)
     if k > experts:
         raise ValueError(f"{who}: k is {k}, expected at most the number of experts E = {experts}")
-    if activation not in tuple(ACTIVATIONS):
-        raise ValueError(f"{who}: activation is {activation!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
+    require_choice(who, "activation", activation, sorted(ACTIVATIONS))
     shared = require_count(who, "shared", shared)
     if capacity_factor is not None and not (is_number(capacity_factor) and 0 <= capacity_factor < math.inf):
         raise ValueError(f"{who}: capacity_factor is {capacity_factor!r}, expected None or a number of at least 0")

@@ -54,6 +54,7 @@ from bpref.formulas.lengths import for_each, one_or_mean, require_examples, requ
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_sum, nats
 from bpref.formulas.tuples import as_array, as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
+from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -180,7 +181,7 @@ def _beginnings(params: CRFParams, x: Array, lengths: Array, own: _Own) -> tuple
     frames = _emissions(x, own), entered_next, live, goes_on
     first = jnp.sum(own.entered[:, :1], 1, keepdims=True)
     start = jnp.broadcast_to(s[None], (B, K)) - first, jnp.zeros((B, 1), s.dtype)
-    (ended, total), r = lax.scan(step, start, frames)
+    (ended, total), r = scan(step, start, frames)
     return jnp.where(lengths > 0, ended[:, 0] + total[:, 0], 0), r
 
 
@@ -204,7 +205,7 @@ def _expected(
         return (jnp.where(live, jnp.sum(part, 2), g), n + jnp.sum(pairs, 0)), g
 
     live = used(lengths, T, 0)[:, :, None]
-    (first, n), g = lax.scan(
+    (first, n), g = scan(
         step, (last, jnp.zeros((K, K), r.dtype)), (a[:-1], r[1:], own.entered.T[1:], live[1:]), reverse=True
     )
     g = jnp.where(live, jnp.concatenate([first[None], g]) if T else a, 0)

@@ -57,6 +57,7 @@ from bpref.formulas.lengths import for_each, one_or_mean, require_examples, requ
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -109,7 +110,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
 
         start = jnp.full((B, U + 1), LOG_ZERO, dtype).at[:, 0].set(0), jnp.full((B, U), LOG_ZERO, dtype)
         xs = (*_emissions(logits, labels, label_lengths, blank), used(frames, T, 0)[:, :, None])
-        (f, e, total), (fs, es) = lax.scan(step, (*start, jnp.zeros((B, 1), dtype)), xs)
+        (f, e, total), (fs, es) = scan(step, (*start, jnp.zeros((B, 1), dtype)), xs)
         log_P = (total + jnp.take_along_axis(_passed(f, e), label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P)
         J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
@@ -140,7 +141,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
         end = tuple(jnp.where(at, 0, LOG_ZERO).astype(dtype) for at in (last, last[:, 1:]))
         live = used(frames, T, 0)[:, :, None]
         emitted = _emissions(logits, labels, label_lengths, blank)
-        _, (of_blank, of_labels) = lax.scan(step, end, (*emitted, live, fs, es), reverse=True)
+        _, (of_blank, of_labels) = scan(step, end, (*emitted, live, fs, es), reverse=True)
         rows = jax.nn.one_hot(labels, C, dtype=dtype)
         g = jnp.einsum("tbu,buc->btc", of_labels, rows, precision=lax.Precision.HIGHEST)
         g += of_blank.transpose(1, 0, 2) * jax.nn.one_hot(jnp.full((1, 1), blank), C, dtype=dtype)

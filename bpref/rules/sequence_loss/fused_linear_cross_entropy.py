@@ -71,6 +71,7 @@ from bpref.formulas.labels import nats
 from bpref.formulas.pairs import as_pair, require_batch
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer
+from bpref.loops import fori_loop
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 
 
@@ -287,7 +288,7 @@ def _for_blocks(count: int, size: int, add: Callable[..., Any], carry: Any) -> A
     """`carry = add(carry, start, size)` for one block after the other, and for what is left at the end."""
     whole, rest = divmod(count, size)
     if whole:
-        carry = lax.fori_loop(0, whole, lambda k, carry: add(carry, k * size, size), carry)
+        carry = fori_loop(0, whole, lambda k, carry: add(carry, k * size, size), carry)
     return add(carry, whole * size, rest) if rest else carry
 
 

@@ -51,6 +51,7 @@ from bpref.formulas.lengths import for_each, one_or_mean, require_examples, requ
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params
+from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -100,7 +101,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
 
         start = jnp.full((B, U1), LOG_ZERO, dtype).at[:, 0].set(0), jnp.zeros((B, 1), dtype)
         live = used(frames + label_lengths, b.shape[0], 0)[:, :, None]
-        (f, total), fs = lax.scan(step, start, (b, y, live))
+        (f, total), fs = scan(step, start, (b, y, live))
         log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P) & (frames > 0)
         J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
@@ -125,7 +126,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
         end = lax.broadcasted_iota(jnp.int32, (B, U1), 1) == label_lengths[:, None]
         live = used(frames + label_lengths, b.shape[0], 0)[:, :, None]
         diagonals = (fs, b, y, live)
-        _, parts = lax.scan(step, jnp.where(end, 0, LOG_ZERO).astype(dtype), diagonals, reverse=True)
+        _, parts = scan(step, jnp.where(end, 0, LOG_ZERO).astype(dtype), diagonals, reverse=True)
         of_blank, of_label = (_by_frames(v, T)[..., None] for v in parts)
         k = lax.broadcasted_iota(labels.dtype, logits.shape, 3)
         label = jnp.concatenate([labels, jnp.full((B, 1), -1, labels.dtype)], 1)[:, None, :, None]

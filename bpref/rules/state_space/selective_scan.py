@@ -57,6 +57,7 @@ from bpref.formulas.parameters import require_drawn
 from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer
+from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, Size, specs
 
 
@@ -153,7 +154,7 @@ def selective_scan(
         """a and k of a chunk, (L, N, n, d), its states, and the last of them."""
         a = jnp.exp(over_n(s) * A)
         k = hold_of(over_n(s), A) if hold else over_n(s)
-        after, states = lax.scan(advance, h, (a, k * over_n(u) * over_d(B)))
+        after, states = scan(advance, h, (a, k * over_n(u) * over_d(B)))
         return a, k, states, after
 
     def forward(params, x):
@@ -168,7 +169,7 @@ def selective_scan(
             _, _, states, after = states_of(A, s, u, B, h)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
-        last, (starts, y) = lax.scan(run, by_states(x.state, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
+        last, (starts, y) = scan(run, by_states(x.state, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
         y = in_time(y, x.u)
@@ -185,7 +186,7 @@ def selective_scan(
             h, s, u, B, C, dy = at
             a, k, states, _ = states_of(A, s, u, B, h)
             before = jnp.concatenate((h[None], states[:-1]))
-            g, G = lax.scan(retreat, g, (a, over_d(C) * over_n(dy)), reverse=True)
+            g, G = scan(retreat, g, (a, over_d(C) * over_n(dy)), reverse=True)
             P = a * before * G
             GB = G * over_d(B)
             dC = jnp.sum(over_n(dy) * states, -1)
@@ -203,7 +204,7 @@ def selective_scan(
             return (g, dlog_A), (Q, ds, dB, dC)
 
         end = by_states(dlast, (x.u.shape[0], *A.shape[2:]), A.dtype), jnp.zeros_like(A[0, 0])
-        (dstart, dlog_A), (du, ds, dB, dC) = lax.scan(run, end, (starts, *in_chunks(x, s, dy)), reverse=True)
+        (dstart, dlog_A), (du, ds, dB, dC) = scan(run, end, (starts, *in_chunks(x, s, dy)), reverse=True)
         du, ds = in_time(du, s), in_time(ds, s)
         D, wide_dy = params.D, widen(dy)
         ddelta = ds * jax.lax.logistic(shifted_by(x.delta, params.bias)) if softplus else ds

@@ -1,0 +1,79 @@
+"""JAX's loops and branches, for carries and results that are constants at first, or here and there.
+
+Under `jax.shard_map` a value's type says along which axes of the mesh devices hold different ones of it. What a loop
+carries has one type for all its turns; zeros are alike everywhere, what is added to them is not. So the start is made
+to vary along what the carry varies along after a turn, and either branch's result along what the other's does.
+Elsewhere these are JAX's as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def scan(step: Callable[..., Any], start: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
+    """`jax.lax.scan`."""
+
+    def turn(carry):
+        return step(carry, jax.tree.map(_one, xs))[0]
+
+    return lax.scan(step, _varying(turn, start), xs, length, reverse)
+
+
+def _one(v: Array) -> Array:
+    """An entry along the first axis, or its like where there is none."""
+    return v[0] if len(v) else made_to_vary(jnp.zeros(v.shape[1:], v.dtype), varies_along(v))
+
+
+def while_loop(goes_on: Callable[[Any], Any], step: Callable[[Any], Any], start: Any) -> Any:
+    """`jax.lax.while_loop`."""
+    return lax.while_loop(goes_on, step, _varying(step, start))
+
+
+def fori_loop(lower: Any, upper: Any, step: Callable[..., Any], start: Any) -> Any:
+    """`jax.lax.fori_loop`."""
+    return lax.fori_loop(lower, upper, step, _varying(lambda carry: step(lower, carry), start))
+
+
+def cond(which: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], *operands: Any) -> Any:
+    """`jax.lax.cond`."""
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        one, other = (jax.make_jaxpr(branch)(*operands).out_avals for branch in (if_true, if_false))
+        axes = [a.mat.varying | b.mat.varying for a, b in zip(one, other, strict=True)]
+        if_true, if_false = (_to_vary_along(axes, branch) for branch in (if_true, if_false))
+    return lax.cond(which, if_true, if_false, *operands)
+
+
+def _to_vary_along(axes: list[frozenset[str]], branch: Callable[..., Any]) -> Callable[..., Any]:
+    def varied(*operands):
+        leaves, tree = jax.tree.flatten(branch(*operands))
+        return jax.tree.unflatten(tree, map(made_to_vary, leaves, axes))
+
+    return varied
+
+
+def varies_along(v: Any) -> frozenset[str]:
+    """The axes of `shard_map` along which devices hold different values of v; none outside of it."""
+    return jax.typeof(v).mat.varying
+
+
+def made_to_vary(v: Array, axes: frozenset[str]) -> Array:
+    """v, of a type that says that devices along these axes too may hold other ones."""
+    more = tuple(axes - varies_along(v))
+    return lax.pcast(v, more, to="varying") if more else v
+
+
+def _varying(turn: Callable[[Any], Any], start: Any) -> Any:
+    """The start of a carry, made to vary along what the carry varies along after any number of turns."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return start
+    leaves, tree = jax.tree.flatten(start)
+    while True:
+        after = jax.make_jaxpr(turn)(jax.tree.unflatten(tree, leaves)).out_avals
+        grown = [made_to_vary(v, a.mat.varying) for v, a in zip(leaves, after, strict=True)]
+        if all(varies_along(g) == varies_along(v) for g, v in zip(grown, leaves, strict=True)):
+            return jax.tree.unflatten(tree, leaves)
+        leaves = grown
