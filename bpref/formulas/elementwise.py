@@ -49,6 +49,16 @@ def _in_dtype(cache: Any, dtype: Any) -> Any:
     return type(cache)(*(cast(v, dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in cache))
 
 
+def above_infinity(x: Array) -> Array:
+    """x, and the lowest finite number for -inf: its product with 0 is 0, which is what a tail falls to, and not NaN."""
+    return jnp.maximum(x, jnp.finfo(x.dtype).min)
+
+
+def finite(x: Array) -> Array:
+    """x, and the finite number that is farthest from 0 for either infinity."""
+    return lax.clamp(jnp.finfo(x.dtype).min, x, jnp.finfo(x.dtype).max)
+
+
 def slope_alone(s: Array) -> Array:
     """0, with the derivative of `s` for whoever differentiates the forward itself; where s is infinite, with none."""
     s = jnp.where(jnp.isinf(s), 0, s)

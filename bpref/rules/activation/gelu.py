@@ -18,6 +18,7 @@ exponential and a division in the place of a tanh make the tanh form's forward a
 autodiff's. In float64 `jax.nn`'s has lost all but 1.3e-11 at x = -4, and this agrees with the truth to 3e-15 there. For
 positive v, 1 - s(v) cancels, but beside 1, as in `silu`. v' overflows far from 0, but is
 never made by itself: its terms are those of s(v) (1 - s(v)) x, which is 0 there, and the slope is 0 or 1.
+An infinity is multiplied as the farthest finite number: y is -0 at -inf, and the slope 0 there and 1 at +inf.
 """
 
 import math
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.elementwise import elementwise
+from bpref.formulas.elementwise import above_infinity, elementwise, finite
 from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -45,6 +46,10 @@ def P(x: Array) -> Array:
     return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * x)
 
 
+def v(x: Array) -> Array:
+    return K * x * (1 + C * (x * x))
+
+
 def gelu(approximate: bool = True) -> Layer:
     """y = x P(x) for x of any shape, in the tanh form or, with `approximate=False`, the erf form.
 
@@ -54,21 +59,21 @@ def gelu(approximate: bool = True) -> Layer:
     s = jax.lax.logistic
 
     def g_tanh(x):
-        return x * s(K * x * (1 + C * (x * x))), GeluCache(x)
+        return above_infinity(x) * s(v(x)), GeluCache(x)
 
     def slope_tanh(cache):
-        x = cache.x
-        s_v = s(K * x * (1 + C * (x * x)))
+        s_v = s(v(cache.x))
+        x = finite(cache.x)
         # Far from 0 this is 0, and so are its products with x; v' by itself overflows.
         falling = s_v * (1 - s_v) * x
         return s_v + (K * falling + (3 * C * K) * (falling * x * x))
 
     def g_erf(x):
-        return x * P(x), GeluCache(x)
+        return above_infinity(x) * P(x), GeluCache(x)
 
     def slope_erf(cache):
-        x = cache.x
-        return P(x) + x * (math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * (x * x)))
+        x = finite(cache.x)
+        return P(cache.x) + x * (math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * (x * x)))
 
     return elementwise("gelu", g_tanh, slope_tanh) if approximate else elementwise("gelu", g_erf, slope_erf)
 

@@ -11,6 +11,7 @@ Cached: x alone.
 
 Numerical care: 2 x is exact, so the derivative inside rounds once in the sum and once in the quotient, where
 h + x / 6 rounds four times and cancels near x = -3/2.
+max(x, -3) h is x h, and -0 at -inf, where 0 times infinity is NaN.
 """
 
 from typing import NamedTuple
@@ -34,7 +35,7 @@ def hard_swish() -> Layer:
 
     def g(x):
         h = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
-        return x * h, HardSwishCache(x)
+        return jnp.maximum(x, -3) * h, HardSwishCache(x)
 
     def slope(cache):
         x = cache.x

@@ -13,6 +13,7 @@ Cached: x alone. y is not monotonic, so it does not determine the derivative.
 Numerical care: t and its derivative are ratios of sums of positive terms, so neither cancels at either end,
 where 1 - tanh^2 would; D^2 is divided out one D at a time. Beyond x = 40, t is 1 and its derivative times x is
 below 1e-32: taking min(x, 40) there changes no bit and keeps E^2 from overflowing.
+-inf is multiplied as the lowest finite number: y is -0 and its slope 0 there.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.elementwise import elementwise
+from bpref.formulas.elementwise import above_infinity, elementwise
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -37,12 +38,13 @@ def mish() -> Layer:
     """y = x tanh(log(1 + exp(x))) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        E = jnp.exp(jnp.minimum(x, LARGE))
+        v = above_infinity(x)
+        E = jnp.exp(jnp.minimum(v, LARGE))
         N = E * (E + 2)
-        return x * (N / (N + 2)), MishCache(x)
+        return v * (N / (N + 2)), MishCache(x)
 
     def slope(cache):
-        x = jnp.minimum(cache.x, LARGE)
+        x = jnp.minimum(above_infinity(cache.x), LARGE)
         E = jnp.exp(x)
         N = E * (E + 2)
         D = N + 2

@@ -10,6 +10,7 @@ Cached: x alone. The output would do, since 1 / (1 + |x|) = 1 - |y|, but that di
 and the tails here are long.
 
 Numerical care: the reciprocal is taken first and squared after, so that the square does not overflow.
+An infinity is divided as the farthest finite number, and y is -1 or 1 there.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.elementwise import elementwise
+from bpref.formulas.elementwise import elementwise, finite
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -31,7 +32,8 @@ def softsign() -> Layer:
     """y = x / (1 + |x|) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return x / (1 + abs(x)), SoftsignCache(x)
+        v = finite(x)
+        return v / (1 + abs(v)), SoftsignCache(x)
 
     def slope(cache):
         r = 1 / (1 + abs(cache.x))
