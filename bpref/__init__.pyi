@@ -1,5 +1,6 @@
 """The public names, and nothing else: what `bpref.NAME` is, and the file that is read when it is first used."""
 
+from .bridge import as_function as as_function
 from .compose import fan_out as fan_out
 from .compose import objective as objective
 from .compose import parallel as parallel
@@ -19,7 +20,6 @@ from .formulas.softmax_attention import AttentionParams as AttentionParams
 from .formulas.steps import Passed as Passed
 from .formulas.steps import Steps as Steps
 from .layer import Layer as Layer
-from .layer import as_function as as_function
 from .layer import backpropagate as backpropagate
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves

@@ -17,11 +17,9 @@ from typing import Any, NamedTuple, NoReturn, Optional
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bpref.dtypes import described, require_array, require_arrays
 from bpref.given import guarded
-from bpref.loops import made_to_vary, varies_along
 
 
 class _Layer(NamedTuple):
@@ -129,55 +127,6 @@ def _in_order(layer: Layer) -> Sequence[int]:
     """The parts by number as JAX orders their parameters: a dict's by name."""
     numbers = range(len(layer.parts))
     return sorted(numbers, key=layer.names.__getitem__) if layer.names else numbers
-
-
-def as_function(layer: Layer) -> Callable[[Any, Any], Any]:
-    """The bridge: `(params, x) -> y`, a `jax.custom_vjp` function whose reverse is the layer's own backward.
-
-    `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero. Under
-    `jax.shard_map` too: J changes with what every device holds alike through each of them, so that its cotangent is the
-    sum of theirs.
-
-    Raises:
-      TypeError: `layer` is no Layer; and JAX's own where forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) meets
-        the function: a layer has a backward, and no rule for tangents.
-    """
-    require_layer("as_function", "layer", layer)
-
-    def apply(params, x):
-        return layer.forward(params, x)[0]
-
-    apply.__name__ = apply.__qualname__ = layer.name  # what JAX's programs, reports and an audit call it
-    function = jax.custom_vjp(apply)
-
-    def forward(params, x):
-        y, cache = layer.forward(params, x)
-        leaves, tree = jax.tree.flatten((params, x))
-        return y, (params, cache, _Axes(tuple(map(varies_along, leaves)), tree))
-
-    def backward(residuals, dy):
-        params, cache, axes = residuals
-        of_inputs = jax.tree.unflatten(axes.tree, axes.leaves)
-        return jax.tree.map(_as_its_primal, layer.backward(params, cache, dy), of_inputs, is_leaf=lambda d: d is None)
-
-    function.defvjp(forward, backward)
-    return function
-
-
-@jax.tree_util.register_static
-class _Axes(NamedTuple):
-    """The mesh axes along which each input varies: no arrays, and so nothing that JAX would trace."""
-
-    leaves: tuple[frozenset[str], ...]
-    tree: Any
-
-
-def _as_its_primal(d: Any, axes: Any) -> Any:
-    """The cotangent of a value that varies along `axes`: the sum over the devices of what varies along more."""
-    if d is None:
-        return None
-    more = tuple(varies_along(d) - axes)
-    return made_to_vary(lax.psum(d, more) if more else d, axes)
 
 
 def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[Any, Any, Any]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.layer import Layer, as_function
+from bpref.bridge import as_function
+from bpref.layer import Layer
 from bpref.verify.check import check
 from bpref.verify.naming import argument_names, function_name, leaf_names
 from bpref.verify.options import require_count, require_flags, require_functions, require_seconds

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import bpref
-from bpref.layer import as_function
+from bpref.bridge import as_function
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
