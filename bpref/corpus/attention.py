@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.corpus.derivation import Derivation, Wrong
+from bpref.corpus.softmax import through_softmax
 from bpref.corpus.spoil import with_cotangent, with_swapped
 
 
@@ -40,7 +41,7 @@ def backward(args: tuple, dy: Any, masked: bool = True, dot_product: bool = True
     E, total = shifted_exponentials(q, k)
     P = jnp.where(visible(q.shape[1]), E / total, 0) if masked else E / total
     dP = dy @ jnp.swapaxes(v, -1, -2)
-    dS = P * (dP - (P * dP).sum(-1, keepdims=True)) if dot_product else P * dP
+    dS = through_softmax(P, dP) if dot_product else P * dP
     dS = dS / math.sqrt(q.shape[-1]) ** scalings
     return dS @ k, jnp.swapaxes(dS, -1, -2) @ q, jnp.swapaxes(P, -1, -2) @ dy
 

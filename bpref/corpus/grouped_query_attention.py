@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.corpus.derivation import Derivation, Wrong
+from bpref.corpus.softmax import through_softmax
 
 CAP, GROUP = 2.0, 3
 
@@ -49,7 +50,7 @@ def backward(args: tuple, dys: Any, reduce: Any = summed, slope: bool = True, of
     S = scores(q, k)
     P = jax.nn.softmax(jnp.where(visible(len(q)), S, -jnp.inf))
     dP = jnp.einsum("thd,shd->hts", dy, jnp.repeat(v, GROUP, axis=1))
-    dS = P * (dP - (P * dP).sum(-1, keepdims=True) + (dlse[..., None] if of_lse else 0))
+    dS = through_softmax(P, dP) + (P * dlse[..., None] if of_lse else 0)
     dR = (dS * (1 - (S / CAP) ** 2) if slope else dS) / math.sqrt(q.shape[-1])
     dq = jnp.einsum("hts,shd->thd", dR, jnp.repeat(k, GROUP, axis=1))
     return dq, reduce(jnp.einsum("hts,thd->shd", dR, q)), reduce(jnp.einsum("hts,thd->shd", P, dy))

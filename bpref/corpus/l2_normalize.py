@@ -1,6 +1,7 @@
 """Rows of unit length: `y = x / (n + eps)`, `n = sqrt(sum(x^2))` over the last axis of x (m, d).
 
 `dx = dy / (n + eps) - x sum(x dy) / (n (n + eps)^2)`. One coordinate of the arguments is exactly 0, no row is.
+Squares are of `x / m`, with m the largest of a row: those of x overflow from 1e19 on, and vanish below 1e-23.
 """
 
 from functools import partial
@@ -14,21 +15,28 @@ from bpref.corpus.derivation import Derivation, Wrong
 EPS = 1e-5
 
 
+def norm(x: Any) -> Any:
+    m = jnp.abs(x).max(-1, keepdims=True)
+    m = jnp.where(m > 0, m, 1)
+    return m * jnp.sqrt(((x / m) ** 2).sum(-1, keepdims=True))
+
+
 def forward(x):
-    return x / (jnp.sqrt((x**2).sum(-1, keepdims=True)) + EPS)
+    return x / (norm(x) + EPS)
 
 
 def backward(args: tuple, dy: Any, projection: int = -1, axis: int = -1, eps: float = EPS) -> tuple:
     """`projection`: the sign of that term, 0 to leave it out; `axis`: its sum's; `eps`: in that term alone."""
     (x,) = args
-    n = jnp.sqrt((x**2).sum(-1, keepdims=True))
-    return (dy / (n + EPS) + projection * x * (x * dy).sum(axis, keepdims=True) / (n * (n + eps) ** 2),)
+    n = norm(x)
+    r, u = n + eps, x / jnp.where(n > 0, n, 1)
+    return (dy / (n + EPS) + projection * u * ((u * dy).sum(axis, keepdims=True) * (n / r)) / r,)
 
 
 def dividing_by_x(args: tuple, dy: Any) -> tuple:
     """`dx = y (dy / x - ..)`: the derivative of log |y|, times y."""
     (x,) = args
-    n = jnp.sqrt((x**2).sum(-1, keepdims=True))
+    n = norm(x)
     return (x / (n + EPS) * (dy / x - (x * dy).sum(-1, keepdims=True) / (n * (n + EPS))),)
 
 

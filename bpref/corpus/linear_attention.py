@@ -16,9 +16,13 @@ from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
 
 
+def past(g: Any) -> Any:
+    return jnp.tril(jnp.ones((len(g), len(g)), bool))
+
+
 def decay(g: Any) -> Any:
     G = jnp.cumsum(g)
-    return jnp.where(jnp.tril(jnp.ones((len(g), len(g)), bool)), jnp.exp(G[:, None] - G[None, :]), 0)
+    return jnp.where(past(g), jnp.exp(G[:, None] - G[None, :]), 0)
 
 
 def forward(q, k, v, g):
@@ -35,7 +39,7 @@ def backward(args: tuple, dy: Any, of_sum: bool = True, decayed: bool = True, ov
     c = start + A.sum(1, keepdims=True)
     direct, dc = dy @ v.T / c, -(dy * (A @ v)).sum(1, keepdims=True) / c**2
     dA = direct + dc
-    B = dA * A
+    B = jnp.where(past(g), dA * A, 0)  # a step that overflows spoils no later one
     dG = B.sum(1) - B.sum(0) + (dc * start)[:, 0]
     of_k = (dA if of_sum else direct) * (E if decayed else jnp.tril(jnp.ones_like(E)))
     dv = A.T @ (dy / c if over else dy)

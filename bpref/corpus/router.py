@@ -1,6 +1,7 @@
 """A mixture of the two experts of the largest logits: logits (n, e), values (n, e, d), `y = sum_e w_e values_e`.
 
-`w` is the softmax over the chosen two, as it comes of `p / sum(p)`, p being softmax over all with the others at 0.
+`w` is the softmax over the chosen two, of equal ones the first, as it comes of `p / sum(p)`, p being softmax over all
+with the others at 0.
 `dw_e = dy . values_e`, `dlogits = w (dw - sum(w dw))`, `dvalues_e = w_e dy`.
 """
 
@@ -12,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.corpus.derivation import Derivation, Wrong
+from bpref.corpus.softmax import through_softmax
 from bpref.corpus.spoil import with_cotangent
 
 
 def chosen(logits: Any) -> Any:
-    """Whether a logit is one of the two largest of its row."""
-    return logits >= jnp.sort(logits, axis=1)[:, -2:-1]
+    """Whether a logit is one of the two largest of its row, the first ones where several are equal."""
+    return jax.nn.one_hot(jax.lax.top_k(logits, 2)[1], logits.shape[1], dtype=bool).any(1)
 
 
 def forward(logits, values):
@@ -30,7 +32,7 @@ def backward(args: tuple, dy: Any, product: bool = True, weighted: bool = True) 
     logits, values = args
     keep = chosen(logits)
     w, dw = jax.nn.softmax(jnp.where(keep, logits, -jnp.inf)), (dy[:, None, :] * values).sum(-1)
-    dlogits = w * (dw - (w * dw).sum(1, keepdims=True) if product else dw)
+    dlogits = through_softmax(w, dw) if product else w * dw
     return dlogits, (w if weighted else keep.astype(w.dtype))[..., None] * dy[:, None, :]
 
 

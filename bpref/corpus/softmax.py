@@ -1,4 +1,7 @@
-"""Softmax over the last axis of x (n, c): `dx = p (dy - sum(p dy))`, with p the output."""
+"""Softmax over the last axis of x (n, c): `dx = p (dy - sum(p dy))`, with p the output.
+
+A constant subtracted from a row of dy changes nothing. It is dy at the largest p: there `1 - p` cancels.
+"""
 
 from functools import partial
 from typing import Any
@@ -15,10 +18,14 @@ def forward(x):
     return e / e.sum(-1, keepdims=True)
 
 
+def through_softmax(p: Any, dp: Any, axis: int = -1) -> Any:
+    """The cotangent of logits along the last axis; `axis` is that of the dot product."""
+    e = dp - jnp.take_along_axis(dp, p.argmax(-1, keepdims=True), -1)
+    return p * (e - (p * e).sum(axis, keepdims=True))
+
+
 def backward(args: tuple, dy: Any, axis: int = -1) -> tuple:
-    (x,) = args
-    p = forward(x)
-    return (p * (dy - (p * dy).sum(axis, keepdims=True)),)
+    return (through_softmax(forward(*args), dy, axis),)
 
 
 def diagonal(args: tuple, dy: Any) -> tuple:

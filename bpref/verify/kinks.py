@@ -24,10 +24,14 @@ SMOOTH = 1e-9
 """How near the mean of opposite neighbours is to a smooth gradient between them, relatively."""
 
 JUMP = 1e-3
-"""The relative change of the gradient over such a step that only a kink can make."""
+"""The relative change of the gradient over such a step that only a kink can make; of an element of the gradient that is
+small beside others, if it is no smaller from closer by."""
 
 PAIRS = 5
 """How many pairs of opposite neighbours are looked at; in the first all inputs have moved up, and down."""
+
+ASIDE = 1e-2
+"""How far all else moves where one argument does: no tie of others is to stay one."""
 
 TOGETHER, ALONE = 12, 4
 """How often all elements outside of what was seen nearby are moved together, and how many of them each by itself."""
@@ -82,6 +86,7 @@ class Neighbourhood:
         special: Sequence[int] = (0,),
     ):
         self._run, self._points, self._names, self.special = run, points, names, special
+        self._rng = generator(0, 14)
         self._around: dict[tuple[int, float], Gradients] = {}
         self._pairs: dict[int, Gradients] = {}
 
@@ -109,12 +114,13 @@ class Neighbourhood:
         return name in self._names
 
     def along(self, i: int, name: str, direction: np.ndarray, far: float = STEP) -> np.ndarray:
-        """The cotangent called `name` with its own argument alone moved along a direction, and against it."""
-        directions: list[Any] = [None] * len(self._names)
-        directions[self._names.index(name)] = direction
+        """The cotangent called `name` with its own argument moved along a direction and against it, all else hardly."""
+        directions = [ASIDE * self._rng.normal(size=np.shape(v)) for v in self._points[i].leaves]
+        own = self._names.index(name)
+        directions[own] = np.where(direction == 0, directions[own], direction)
         return self._beside(i, directions, far)[name]
 
-    def _beside(self, i: int, directions: Sequence[np.ndarray | None], far: float = STEP) -> Gradients:
+    def _beside(self, i: int, directions: Sequence[np.ndarray], far: float = STEP) -> Gradients:
         """A step ahead and a step behind, stacked."""
         leaves, dys = self._points[i]
         with jax.enable_x64(True):
@@ -135,8 +141,8 @@ def _ways(leaves: Sequence[Any]) -> list[np.ndarray]:
     return [rng.normal(size=np.shape(v)) for v in leaves]
 
 
-def _moved(v: Any, direction: np.ndarray | None, far: float) -> Any:
-    if direction is None or not is_differentiable(v):
+def _moved(v: Any, direction: np.ndarray, far: float) -> Any:
+    if not is_differentiable(v):
         return v
     return v + far * _size(v) * np.where(np.isfinite(v), direction, 0.0)
 
@@ -149,27 +155,32 @@ def _size(v: np.ndarray) -> float:
 class _Picture:
     """What the gradient is near one point, as far as it was seen: (neighbours, *shape)."""
 
-    def __init__(self, gradients: np.ndarray):
-        self.gradients = gradients
+    def __init__(self, gradients: np.ndarray, closer: np.ndarray | None = None):
+        self.gradients, self.closer = gradients, closer
         known = np.isfinite(gradients).all(axis=0)
         seen = np.where(known, gradients, 0.0)
         self.low, self.high, self.middle = seen.min(axis=0), seen.max(axis=0), seen.mean(axis=0)
         scale = np.max(np.abs(seen), initial=0.0)
         self.slack, self.fine = 0.1 * JUMP * scale, SMOOTH * scale
-        self.kinked = known & (self.high - self.low > JUMP * scale)
+        large, spread = np.max(np.abs(seen), axis=0, initial=0.0), self.high - self.low
+        self.doubtful = known & (spread > np.maximum(JUMP * large, self.fine)) & (spread <= JUMP * scale)
+        small = np.zeros_like(known) if closer is None else self.doubtful & (2 * np.ptp(closer, axis=0) >= spread)
+        self.kinked = small | (known & (spread > JUMP * scale))
+        self.margin = np.where(self.doubtful, 0.1 * JUMP * large, self.slack)
         self.smooth = known & ~self.kinked
 
     def with_more(self, gradients: np.ndarray) -> "_Picture":
-        return _Picture(np.concatenate([self.gradients, gradients]))
+        return _Picture(np.concatenate([self.gradients, gradients]), self.closer)
 
     def is_torn_at(self, oracle: np.ndarray) -> np.ndarray:
         """Where the oracle cannot be taken at its word: at a kink, or not what the smooth gradient is beside it."""
-        return self.kinked | (self.smooth & ~(np.abs(oracle - self.middle) <= self.slack))
+        return self.kinked | self.outside(oracle)
 
     def outside(self, hand: np.ndarray) -> np.ndarray:
         """Which elements are no mean of what was seen nearby."""
-        beyond = self.kinked & ((hand < self.low - self.slack) | (hand > self.high + self.slack))
-        return beyond | (self.smooth & ~(np.abs(hand - self.middle) <= self.slack))
+        beyond = (hand < self.low - self.margin) | (hand > self.high + self.margin)
+        unlike = self.smooth & ~(np.abs(hand - self.middle) <= self.margin)
+        return np.where(self.kinked | (self.doubtful & np.isfinite(hand)), beyond, unlike)
 
     def breaks_a_sum(self, hand: np.ndarray) -> np.ndarray:
         """The kinked elements whose sum, along an axis or over all, is another than all gradients nearby agree on."""
@@ -183,7 +194,7 @@ class _Picture:
 
     def is_a_limit_of(self, closer: "_Picture") -> np.ndarray:
         """Where the gradients from closer by are the same: neither steep nor without bound."""
-        return (np.abs(closer.low - self.low) <= self.slack) & (np.abs(closer.high - self.high) <= self.slack)
+        return (np.abs(closer.low - self.low) <= self.margin) & (np.abs(closer.high - self.high) <= self.margin)
 
     def accepts(self, hand: np.ndarray) -> np.ndarray:
         return ~self.outside(hand) & (self.kinked | (np.abs(hand - self.middle) <= self.fine)) & np.isfinite(hand)
@@ -200,6 +211,8 @@ def _at_kinks(
     nothing = np.zeros(hand.shape, bool)
     near = _Picture(neighbours.around(i)[name][:, k])
     with np.errstate(invalid="ignore"):
+        if near.doubtful.any():
+            near = _Picture(near.gradients, neighbours.around(i, CLOSER)[name][:, k])
         if not near.is_torn_at(oracle).any():
             return nothing, nothing, nothing, oracle
         near, refused = _completed(neighbours, i, name, k, hand, oracle, near)
@@ -207,7 +220,7 @@ def _at_kinks(
         refused = torn & (refused | near.breaks_a_sum(hand))
         misled = refused & ((np.abs(hand - oracle) <= near.fine) | ~(np.isfinite(hand) | np.isfinite(oracle)))
         if refused.any():
-            closer = _Picture(neighbours.around(i, CLOSER)[name][:, k])
+            closer = _Picture(found := neighbours.around(i, CLOSER)[name][:, k], found)
             for element in _a_few(refused) if neighbours.can_move(name) else ():
                 closer = closer.with_more(neighbours.along(i, name, element, CLOSER)[:, k])
             refused &= (closer.outside(hand) | closer.breaks_a_sum(hand)) & near.is_a_limit_of(closer)
@@ -221,8 +234,9 @@ def _completed(
 ) -> tuple[_Picture, np.ndarray]:
     """The picture with those neighbours that the hand's subgradient needs, and which elements stay outside of it.
 
-    Where many elements are tied, each is the greatest somewhere nearby, and few such places are met at random: the
-    elements that were not seen as the hand has them are moved, all together, then some each by itself.
+    Where many elements are tied, each is the greatest somewhere nearby, and few such places are met at random: they are
+    told apart by their order first, as most code does it, then the elements that were not seen as the hand has them are
+    moved, all together, at last some each by itself.
     """
     rng = generator(0, 13)
 
@@ -232,6 +246,10 @@ def _completed(
     if not neighbours.can_move(name):
         return near, np.zeros(hand.shape, bool)
     tried, before = np.zeros(hand.shape, bool), hand.size + 1
+    for order in ("C", "F") if hand.size else ():
+        if unseen().any():
+            ranks = np.arange(1.0, hand.size + 1).reshape(hand.shape, order=order) / hand.size
+            near = near.with_more(neighbours.along(i, name, ranks)[:, k])
     for _ in range(TOGETHER):
         if not 0 < unseen().sum() < before:
             break
