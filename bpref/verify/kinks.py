@@ -30,9 +30,6 @@ small beside others, if it is no smaller from closer by."""
 PAIRS = 5
 """How many pairs of opposite neighbours are looked at; in the first all inputs have moved up, and down."""
 
-ASIDE = 1e-2
-"""How far all else moves where one argument does: no tie of others is to stay one."""
-
 TOGETHER, ALONE = 12, 4
 """How often all elements outside of what was seen nearby are moved together, and how many of them each by itself."""
 
@@ -86,7 +83,6 @@ class Neighbourhood:
         special: Sequence[int] = (0,),
     ):
         self._run, self._points, self._names, self.special = run, points, names, special
-        self._rng = generator(0, 14)
         self._around: dict[tuple[int, float], Gradients] = {}
         self._pairs: dict[int, Gradients] = {}
 
@@ -114,13 +110,12 @@ class Neighbourhood:
         return name in self._names
 
     def along(self, i: int, name: str, direction: np.ndarray, far: float = STEP) -> np.ndarray:
-        """The cotangent called `name` with its own argument moved along a direction and against it, all else hardly."""
-        directions = [ASIDE * self._rng.normal(size=np.shape(v)) for v in self._points[i].leaves]
-        own = self._names.index(name)
-        directions[own] = np.where(direction == 0, directions[own], direction)
+        """The cotangent called `name` with its own argument alone moved along a direction, and against it."""
+        directions: list[Any] = [None] * len(self._names)
+        directions[self._names.index(name)] = direction
         return self._beside(i, directions, far)[name]
 
-    def _beside(self, i: int, directions: Sequence[np.ndarray], far: float = STEP) -> Gradients:
+    def _beside(self, i: int, directions: Sequence[np.ndarray | None], far: float = STEP) -> Gradients:
         """A step ahead and a step behind, stacked."""
         leaves, dys = self._points[i]
         with jax.enable_x64(True):
@@ -141,8 +136,8 @@ def _ways(leaves: Sequence[Any]) -> list[np.ndarray]:
     return [rng.normal(size=np.shape(v)) for v in leaves]
 
 
-def _moved(v: Any, direction: np.ndarray, far: float) -> Any:
-    if not is_differentiable(v):
+def _moved(v: Any, direction: np.ndarray | None, far: float) -> Any:
+    if direction is None or not is_differentiable(v):
         return v
     return v + far * _size(v) * np.where(np.isfinite(v), direction, 0.0)
 

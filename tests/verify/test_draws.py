@@ -9,7 +9,10 @@ from benchmarks.bench_draws import drawn, verdict
 from bpref.corpus import DERIVATIONS
 from bpref.verify.report import CANNOT_TELL, OK
 
-NAMES = ("softmax", "router", "l2_normalize", "max_pool", "prelu", "cosine_similarity", "linear_attention")
+NAMES = (
+    *("softmax", "router", "l2_normalize", "max_pool", "prelu", "cosine_similarity", "linear_attention"),
+    *("inverse", "gru_cell"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
