@@ -147,6 +147,19 @@ CALLS = {
         lambda: bpref.check(squash, X, cross_check="no"),  # type: ignore[arg-type]
         "check: cross_check is a str, expected True or False",
     ),
+    "audit, nothing": (
+        lambda: bpref.audit(squash),
+        "audit: args are 0, and squash(x): missing a required argument: 'x'",
+    ),
+    "audit, too much": (
+        lambda: bpref.audit(squash, X, X),
+        "audit: args are 2, and squash(x): too many positional arguments",
+    ),
+    "audit, no array": (
+        lambda: bpref.audit(squash, "x"),
+        "audit: x is a str, and squash takes it for an array: "
+        "Argument 'x' of type <class 'str'> is not a valid JAX type",
+    ),
     "audit, flag": (
         lambda: bpref.audit(squash, X, drive=1),  # type: ignore[arg-type]
         "audit: drive is 1, expected True or False",

@@ -17,14 +17,14 @@ from bpref.corpus.spoil import with_cotangent
 
 
 def forward(signal: Array, real: Array, imaginary: Array) -> Array:
-    """`(B, n), (n // 2 + 1,), (n // 2 + 1,) -> (B, n)`, n even. float32 and float64 only, as is `jnp.fft`."""
+    """`(B, n), (n // 2 + 1,), (n // 2 + 1,) -> (B, n)`. float32 and float64 only, as is `jnp.fft`."""
     return jnp.fft.irfft(jnp.fft.rfft(signal) * jax.lax.complex(real, imaginary)[None], signal.shape[1])
 
 
 def backward(args: tuple, dy: Array) -> tuple:
     _, real, imaginary = args
     ends = np.zeros(real.shape, bool)
-    ends[[0, -1]] = True
+    ends[[0, -1] if dy.shape[1] % 2 == 0 else 0] = True
     return _of_weights(args, dy, -imaginary, jnp.where(ends, 1, 2).astype(dy.dtype))
 
 

@@ -3,20 +3,23 @@
 import json
 from collections.abc import Callable
 from inspect import Parameter, Signature
+from numbers import Number
 from typing import Any, NamedTuple
+
+import jax
 
 from bpref.layer import Layer
 from bpref.verify.check import check
 from bpref.verify.examine import widened
 from bpref.verify.interpreted import as_if_at_home
-from bpref.verify.naming import argument_names, function_name
-from bpref.verify.options import require_callable, require_flags
+from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.options import came, require_callable, require_fitting, require_flags
 from bpref.verify.points import fill_specifications, generator
 from bpref.verify.prepare import WIDE
 from bpref.verify.report import BY_GRAVITY, CANNOT_TELL, IMPRECISE, NOT_RUN, OK, WRONG, Finding, Report
 from bpref.verify.seed import seed_of
 from bpref.verify.sites import Site, sites
-from bpref.verify.subject import array_leaves
+from bpref.verify.subject import array_leaves, is_array
 
 
 class SiteReport(NamedTuple):
@@ -136,10 +139,25 @@ def audit(
     require_callable("audit", "fun", fun)
     require_flags("audit", drive=drive, cross_check=cross_check)
     key = seed_of("audit", key)
+    name = function_name(fun)
+    require_fitting("audit", "args", name, fun, args)
     leaves, rebuild, _ = array_leaves(argument_names(fun, len(args)), args)
     filled = fill_specifications(leaves, generator(key, 0))
-    found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
-    return AuditReport(function_name(fun), key, tuple(_audited(site, key, drive, cross_check) for site in found))
+    try:
+        found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
+    except TypeError as error:
+        _require_arrays(name, fun, args, error)
+        raise
+    return AuditReport(name, key, tuple(_audited(site, key, drive, cross_check) for site in found))
+
+
+def _require_arrays(name: str, fun: Any, args: tuple, error: TypeError) -> None:
+    """Raise in place of JAX's `error`, which says of an argument by its type alone that it is no array."""
+    leaves = zip(argument_names(fun, len(args)), args, strict=True)
+    named = [pair for root, arg in leaves for pair in zip(leaf_names(root, arg), jax.tree.leaves(arg), strict=True)]
+    held = ", ".join(f"{n} is {came(v)}" for n, v in named if not (is_array(v) or isinstance(v, Number)))
+    if held and "valid JAX type" in str(error):
+        raise TypeError(f"audit: {held}, and {name} takes it for an array: {error}") from error
 
 
 def _audited(site: Site, key: int, drive: bool, cross_check: bool) -> SiteReport:

@@ -157,7 +157,7 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
         except Refused as refusal:
             return refusal
         except Exception as cause:
-            return CannotCheck(blamed(subject, f"the backward of {subject.name}", cause))
+            return _unswept(subject, cause)
         try:
             jax.eval_shape(lambda leaves: _pulled(subject.primal, leaves), specs)
         except Exception as cause:
@@ -185,6 +185,23 @@ def _untraceable(subject: Subject, cause: Exception) -> Exception:
             f"({_first(cause)}): give its backward= to have it checked as a host function"
         )
     return NeedsNumbers("JAX cannot trace it: it was called as a host function, with arrays")
+
+
+def _unswept(subject: Subject, cause: Exception) -> Exception:
+    """Its value can be traced, and its sweep cannot: by the forward rule's fault or the backward's, or by none."""
+    stage = f"the backward of {subject.name}"
+    try:
+        jax.eval_shape(lambda leaves: subject.sweep(leaves)[0], _specs(subject))
+    except Exception:
+        stage = f"the forward rule of {subject.name}"
+    if subject.form != INSIDE:
+        try:
+            with np.errstate(all="ignore"):
+                swept(subject.sweep, _concrete(subject))
+            return NeedsNumbers(f"JAX cannot trace {stage}: it was called as a host function, with arrays")
+        except Exception:  # with arrays it fails as well: what it raised first says why
+            pass
+    return CannotCheck(blamed(subject, stage, cause))
 
 
 def _concrete(subject: Subject) -> list[Any]:

@@ -1,5 +1,6 @@
 """What the checker's functions are called with besides arrays, refused before anything is computed."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -22,6 +23,18 @@ def require_functions(who: str, fun: Any, **more: Callable[..., Any] | None) -> 
     for what, f in more.items():
         if f is not None:
             require_callable(who, what, f)
+
+
+def require_fitting(who: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
+    """Raise `TypeError` unless `fun` can be called with as many arguments as there are `args`, the argument `what`."""
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(f"{who}: {what} are {len(args)}, and {name}{signature}: {error}") from error
 
 
 def require_flags(who: str, **flags: Any) -> None:

@@ -1,6 +1,5 @@
 """search: is there a shape, a dtype, a value or a hyperparameter for which a hand-derived gradient is wrong?"""
 
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from bpref.bridge import as_function
 from bpref.layer import Layer
 from bpref.verify.check import check
 from bpref.verify.naming import argument_names, function_name, leaf_names
-from bpref.verify.options import require_count, require_flags, require_functions, require_seconds
+from bpref.verify.options import require_count, require_fitting, require_flags, require_functions, require_seconds
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,
@@ -161,15 +160,8 @@ def search(
 
 def _require_fitting(fun: Any, template: Template) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
-    name, args = function_name(fun), jax.tree.unflatten(template.tree, template.leaves)
-    try:
-        signature = inspect.signature(as_function(fun) if isinstance(fun, Layer) else fun)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*args)
-    except TypeError as error:
-        raise TypeError(f"search: specs are {len(args)}, and {name}{signature}: {error}") from error
+    called = as_function(fun) if isinstance(fun, Layer) else fun
+    require_fitting("search", "specs", function_name(fun), called, jax.tree.unflatten(template.tree, template.leaves))
 
 
 class _Case(NamedTuple):

@@ -8,6 +8,7 @@ import bpref
 from benchmarks.bench_draws import drawn, verdict
 from bpref.corpus import DERIVATIONS
 from bpref.verify.report import CANNOT_TELL, OK
+from tests.conftest import SEED
 
 NAMES = (
     *("softmax", "router", "l2_normalize", "max_pool", "prelu", "cosine_similarity", "linear_attention"),
@@ -63,3 +64,12 @@ def test_windows_that_overlap_may_all_take_the_first_of_what_is_tied_or_the_last
 
     report = bpref.check(lambda x: windows(x).max(0), jnp.zeros(301, jnp.float32), backward=backward, key=1)
     assert report.ok == ok, str(report)
+
+
+@pytest.mark.parametrize("n", [1, 2, 24, 25])
+def test_a_filter_is_right_for_signals_of_odd_length_too(n):
+    d = DERIVATIONS["spectral_filter"]
+    rng = np.random.default_rng(SEED)
+    args = [rng.normal(size=shape).astype(np.float32) for shape in ((3, n), (n // 2 + 1,), (n // 2 + 1,))]
+    report = bpref.check(d.forward, *args, backward=d.backward, key=1)
+    assert report.ok, str(report)

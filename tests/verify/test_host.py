@@ -188,3 +188,39 @@ def test_arrays_of_four_axes_have_a_precision_of_their_elements():
     assert verdict.verdict == "ok"
     assert len(verdict.precision[0].worst) == 4
     assert 0 < verdict.precision[0].whole < 1e-7
+
+
+def squared(forward, backward):
+    rule = jax.custom_vjp(jnp.square)
+    rule.defvjp(forward, backward)
+    return rule
+
+
+IN_NUMPY = {
+    "the backward of tanh": lambda slope: bpref.check(
+        jnp.tanh, X, backward=lambda args, dy: (slope * np.multiply(dy, 1 - np.square(np.tanh(args[0]))),), key=1
+    ),
+    "the backward of square": lambda slope: bpref.check(
+        squared(lambda x: (jnp.square(x), x), lambda x, dy: (slope * np.multiply(2 * np.asarray(x), dy),)), X, key=1
+    ),
+    "the forward rule of square": lambda slope: bpref.check(
+        squared(lambda x: (np.square(x), x), lambda x, dy: (slope * 2 * x * dy,)), X, key=1
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", IN_NUMPY)
+def test_a_rule_in_numpy_beside_a_function_of_jax_is_called_with_arrays(stage):
+    right, wrong = IN_NUMPY[stage](1), IN_NUMPY[stage](1.5)
+    assert right.notes == (f"JAX cannot trace {stage}: it was called as a host function, with arrays",)
+    assert (right.verdict, wrong.verdict) == ("ok", "wrong"), f"{right}\n{wrong}"
+
+
+def test_a_forward_rule_that_reads_values_is_named_and_not_the_backward():
+    rule = squared(lambda x: (np.square(x), x), lambda x, dy: (2 * x * dy,))
+
+    def twice(x):
+        return rule(rule(x))
+
+    with pytest.raises(ValueError, match=r"^the forward rule of twice raised TracerArrayConversionError: "):
+        bpref.check(twice, X, key=1)

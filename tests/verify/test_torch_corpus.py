@@ -11,7 +11,7 @@ from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
 
 NAMES = ("dense", "gather", "softmax", "huber", "embedding", "cumulative_sum", "log_sum_exp", "gru_cell")
-FLOAT32 = Way("float32", True)
+FLOAT32, ALONE = Way("float32", True), Way("float32", False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,6 +20,15 @@ def test_a_wrong_derivation_is_caught_and_the_right_one_is_not(name):
         assert is_caught(t), str(t)
     for t in trials(DERIVATIONS[name], FLOAT32, 1, is_wrong=False):
         assert not is_accused(t), str(t)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("gru_cell", ALONE), ("l2_normalize", Way("bfloat16", True))], ids=["gru_cell", "l2_normalize"]
+)
+def test_terms_that_cancel_are_no_fault_of_a_right_derivation(name, way):
+    d = DERIVATIONS[name]
+    report = reported(d, in_torch(d.forward, d.backward), in_torch(d.forward), way, 0)
+    assert report.ok, str(report)
 
 
 def test_the_arguments_that_are_wrong_are_named():

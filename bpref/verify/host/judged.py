@@ -94,6 +94,7 @@ def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
     """What rounding makes of the hand's cotangent, where terms cancel for instance: how far rounded inputs move it.
 
     That of the median element for all of them: few moves may show nothing at one. A jump, at a tie, is no rounding.
+    It is no less than what rounding makes of the terms, where all of an array cancels.
     """
     found: list[float] = []
     for i, s in _firsts(samples):
@@ -103,7 +104,8 @@ def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
         for other, of_dy in zip(of_point, effects, strict=True):
             moved = np.asarray(of_dy[n])
             typical = float(np.median(moved[moved > 0])) if moved.any() else 0.0
-            found.append(MARGIN * typical if typical < JUMP * natural(other.y, other.dy, other.leaves[n]) else 0.0)
+            size = natural(other.y, other.dy, other.leaves[n])
+            found.append(MARGIN * max(eps * size, typical if typical < JUMP * size else 0.0))
     shape = samples[0].leaves[n].shape
     return np.broadcast_to(np.reshape(found, (-1, *[1] * len(shape))), (len(found), *shape))
 

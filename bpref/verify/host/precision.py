@@ -146,7 +146,8 @@ def _at(
             if others:
                 found.append((name, (hand[n], t, others[j][n], effects[j][n], AUTODIFF)))
                 continue
-            least = eps * natural(y, dys[j], leaves[n])
+            # Alone, nothing says to how many digits an element can be had whose terms cancel: the array's size does.
+            least = eps * max(natural(y, dys[j], leaves[n]), _root_mean_square(t))
             effect = np.maximum(np.asarray(effects[j][n]), least)
             found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
     return found, (wide, wide_dys)
@@ -158,6 +159,10 @@ def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
         np.linalg.norm([_norm(in_dtype(v, "float64")) for v in of if is_differentiable(v)]) for of in (y, dy, [leaf])
     ]
     return float(0.1 * norms[0] * norms[1] / (norms[2] * np.sqrt(leaf.size))) if norms[2] else 0.0
+
+
+def _root_mean_square(v: np.ndarray) -> float:
+    return _norm(v) / np.sqrt(max(v.size, 1))
 
 
 def _norm(v: np.ndarray) -> float:
