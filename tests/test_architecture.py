@@ -18,18 +18,21 @@ pytestmark = pytest.mark.quick
 ROOT = Path(bpref.__file__).parent
 FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 
-FLOORS = ("ground", "formulas", "corpus", "compose", "rules", "transforms", "verify", "models", "train", "tasks", "cli")
+FLOORS = (
+    "ground", "formulas", "naive", "corpus", "compose", "rules", "transforms",
+    "verify", "models", "train", "tasks", "cli",
+)  # fmt: skip
 """Imports point only towards the front of this list; the files directly in bpref/ are the ground floor."""
 
 MAY_NOT_READ = {
-    "corpus": {"formulas"},
-    "compose": {"corpus", "formulas"},
+    "corpus": {"formulas", "naive"},
+    "compose": {"corpus", "formulas", "naive"},
     "rules": {"corpus", "compose"},
-    "transforms": {"corpus", "formulas", "compose", "rules"},
-    "verify": {"corpus", "formulas", "compose", "rules", "transforms"},
+    "transforms": {"corpus", "formulas", "naive", "compose", "rules"},
+    "verify": {"corpus", "formulas", "naive", "compose", "rules", "transforms"},
     "models": {"corpus"},
     "train": {"corpus"},
-    "tasks": {"corpus", "formulas", "compose", "transforms", "models", "train"},
+    "tasks": {"corpus", "formulas", "naive", "compose", "transforms", "models", "train"},
 }
 """Floors that lie in front, and are not needed: verify knows no rule by name."""
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.distances import buckets, skew, slopes, sum_of_diagonals
-from bpref.formulas.rotations import frequencies, magnitude
+from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.softmax_attention import AttentionParams
 from tests.rules.sweeping import backpropagate
 
@@ -269,20 +268,6 @@ def test_logits_of_any_size_choose_one_key_under_jit_too(hyper, more):
         assert np.isfinite(d).all()
 
 
-def test_slopes_are_the_papers():
-    np.testing.assert_allclose(slopes(8), 2.0 ** -np.arange(1, 9))
-    np.testing.assert_allclose(slopes(12)[8:], 2.0 ** (-0.5 * np.arange(1, 9, 2)))
-
-
-def test_buckets_are_t5s():
-    """Worked out from mesh-tensorflow's formula: 8 near distances one by one, then by the logarithm, up to 128."""
-    back = np.array([0, 1, 7, 8, 11, 12, 127, 128, 1000])
-    assert buckets(-back, 16, 128, False).tolist() == [0, 1, 7, 8, 8, 9, 15, 15, 15]
-    assert buckets(-back, 32, 128, True).tolist() == [0, 1, 7, 8, 8, 9, 15, 15, 15]
-    assert buckets(back, 32, 128, True).tolist() == [0, 17, 23, 24, 24, 25, 31, 31, 31]
-    assert buckets(back, 16, 128, False).tolist() == [0] * 9
-
-
 def test_skew_moves_by_one_and_its_adjoint_sums_diagonals():
     u = jnp.arange(6.0)
     assert skew(u, 3).tolist() == [[2, 3, 4, 5], [1, 2, 3, 4], [0, 1, 2, 3]]
@@ -306,19 +291,6 @@ def test_a_quarter_turn_by_hand():
         np.testing.assert_allclose(bpref.rotary_embedding(interleaved).forward((), x)[0], expected, rtol=1e-6)
     at = bpref.rotary_embedding().forward((), (x[:1], jnp.asarray([1])))[0]
     np.testing.assert_allclose(at, expected[1:], rtol=1e-6)
-
-
-def test_stretched_frequencies():
-    plain = frequencies(8, 10000.0, None)
-    np.testing.assert_allclose(plain, [1, 0.1, 0.01, 0.001])
-    np.testing.assert_allclose(frequencies(8, 10000.0, bpref.Stretch("linear", 4.0)), plain / 4)
-    ntk = frequencies(8, 10000.0, bpref.Stretch("ntk", 4.0))
-    np.testing.assert_allclose([ntk[0], ntk[3]], [1, 0.001 / 4])
-    for way in ("llama3", "yarn"):
-        seen = frequencies(8, 10000.0, bpref.Stretch(way, 4.0, 4096))
-        np.testing.assert_allclose([seen[0], seen[3]], [1, 0.001 / 4])
-        assert 0.01 / 4 <= seen[2] <= 0.01
-    assert magnitude(bpref.Stretch("yarn", np.e)) == pytest.approx(1.1)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.naive_attention import naive_attention
 from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer
+from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
 
 

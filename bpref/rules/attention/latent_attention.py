@@ -48,13 +48,13 @@ from bpref.formulas.affine import lecun_uniform, require_fit, times, times_trans
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_size, require_sizes
-from bpref.formulas.naive_attention import naive_attention
-from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
+from bpref.naive.attention import naive_attention
+from bpref.naive.rotation import naive_rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.rms_norm import RmsNormParams, rms_norm

@@ -53,13 +53,13 @@ from bpref.formulas.affine import (
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
-from bpref.formulas.naive_attention import naive_attention
-from bpref.formulas.naive_rotation import naive_rotation
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.rotations import Stretch, require_rope
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
+from bpref.naive.attention import naive_attention
+from bpref.naive.rotation import naive_rotation
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.qk_norm import QkNormParams
@@ -296,16 +296,19 @@ def reference(
         return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
 
     K = heads if kv_heads is None else kv_heads
-    q = _by_head(affine(params.W_q, params.b_q, given.x), heads)
-    k = _by_head(affine(params.W_k, params.b_k, memory), K)
-    v = _by_head(affine(params.W_v, params.b_v, memory), K)
+    projections = (params.W_q, params.b_q, given.x, heads), (params.W_k, params.b_k, memory, K)
+    q, k, v = (
+        affine(W, b, A).reshape(*A.shape[:-1], n, W.shape[0] // n)
+        for W, b, A, n in (*projections, (params.W_v, params.b_v, memory, K))
+    )
     if params.norm is not None:
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
         q, k = (naive_rotation(a, rope, interleaved, fraction, stretch) for a in (q, k))
     pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
-    o = naive_attention(params.attention, _heads(given, q, k, v), pattern, scale is None, alibi, max_distance)
-    return affine(params.W_o, params.b_o, _joined(o))
+    at = Heads(q, k, v, given.mask, None, given.segments, given.memory_segments, given.key)
+    o = naive_attention(params.attention, at, pattern, scale is None, alibi, max_distance)
+    return affine(params.W_o, params.b_o, o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]))
 
 
 _CROSS: tuple[Any, ...] = (

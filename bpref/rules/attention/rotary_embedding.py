@@ -30,6 +30,7 @@ from bpref.dtypes import require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, no_params
+from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -105,14 +106,14 @@ def reference(
     rotated = round(fraction * u.shape[-1])
     pairs = u[..., :rotated].reshape(*u.shape[:-1], *((rotated // 2, 2) if interleaved else (2, rotated // 2)))
     z = [widen(pairs[..., i] if interleaved else pairs[..., i, :]) for i in (0, 1)]
-    frequency = frequencies(rotated, base, stretch)
+    frequency = rotation.frequencies(rotated, base, stretch)
     if positions is None:
         angle = jnp.asarray(np.arange(u.shape[-3])[:, None] * frequency, z[0].dtype)
     else:
         angle = positions.astype(z[0].dtype)[..., None] * jnp.broadcast_to(
             jnp.asarray(frequency, z[0].dtype), (*positions.shape, len(frequency))
         )
-    turn = magnitude(stretch) * lax.complex(jnp.cos(angle), jnp.sin(angle))
+    turn = rotation.magnitude(stretch) * lax.complex(jnp.cos(angle), jnp.sin(angle))
     turned = lax.complex(*z) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
     y = jnp.stack([turned.real, turned.imag], -1 if interleaved else -2).reshape(*u.shape[:-1], rotated)
     return jnp.concatenate([y.astype(u.dtype), u[..., rotated:]], -1)

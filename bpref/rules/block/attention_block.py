@@ -61,7 +61,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.attend import Kept, attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window, sides
+from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
 from bpref.formulas.parameters import require_drawn
@@ -76,6 +76,7 @@ from bpref.formulas.pre_norm import (
 )
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rope, rotate
 from bpref.layer import Layer
+from bpref.naive import rotation
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 
@@ -259,8 +260,9 @@ def reference(
     z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
-        angle = np.outer(np.arange(T), frequencies(D, rope, stretch))
-        cos, sin = (jnp.asarray(magnitude(stretch) * np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
+        angle = np.outer(np.arange(T), rotation.frequencies(D, rope, stretch))
+        size = rotation.magnitude(stretch)
+        cos, sin = (jnp.asarray(size * np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
 
         def rotated(u):
             a, b = jnp.split(u, 2, -1)
@@ -271,7 +273,7 @@ def reference(
     k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
     s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
     i, j = np.indices((T, T))
-    left, right = (T, T) if window is None else sides(window)
+    left, right = (T, T) if window is None else window if isinstance(window, tuple) else (window - 1, window - 1)
     seen = (j >= i - left) & (j <= i + right)
     seen = seen & (j <= i) if causal else seen
     p = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, s.shape), s, -jnp.inf), -1)

@@ -30,10 +30,10 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_flags
-from bpref.formulas.naive_windows import reduce_windows
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params
+from bpref.naive.windows import reduce_windows
 from bpref.rule import Case, Real, Rule
 
 

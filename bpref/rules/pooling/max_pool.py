@@ -37,10 +37,10 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.naive_windows import first_largest, reduce_windows
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
 from bpref.formulas.windows import Along, Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params
+from bpref.naive.windows import first_largest, reduce_windows
 from bpref.rule import Case, Real, Rule
 
 

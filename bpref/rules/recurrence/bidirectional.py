@@ -26,6 +26,7 @@ from jax import Array
 from bpref.dtypes import cast, widen
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences
 from bpref.layer import Layer
+from bpref.naive.recurrence import sequences
 from bpref.rule import Case, Integer, Real, Rule
 from bpref.rules.recurrence.gru import gru
 from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
@@ -98,7 +99,7 @@ def summed(a: Array, b: Array) -> Array:
 def reference(params: Both, x: Steps | Array, ahead: Layer, back: Layer) -> Passed:
     """The forwards of the two, for autodiff to go through: their own references say what those are."""
     states = x.state if isinstance(x, Steps) else (None, None)
-    inputs = [Steps(as_steps(x).x, s, as_steps(x).lengths) for s in states]
+    inputs = [Steps(sequences(x).x, s, sequences(x).lengths) for s in states]
     (y_f, s_f), (y_g, s_g) = (layer.forward(p, v)[0] for layer, p, v in zip((ahead, back), params, inputs, strict=True))
     return Passed(jnp.concatenate([y_f, y_g], axis=2), Both(s_f, s_g))
 

@@ -57,10 +57,10 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.hyperparameters import require_flags, require_size
-from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
+from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
@@ -203,7 +203,7 @@ def reference(
         h = (1 - z) * jnp.tanh(x_t @ W_n.T + b_n + of_state) + z * h
         return h, h
 
-    B, dtype = as_steps(x).x.shape[0], params.W.dtype
+    B, dtype = sequences(x).x.shape[0], params.W.dtype
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 

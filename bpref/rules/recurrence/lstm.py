@@ -56,11 +56,11 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
-from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.standardize import on_last_axis
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
+from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
@@ -233,7 +233,7 @@ def reference(
         h = m if params.R is None else m @ params.R.T
         return LstmState(h, c), h
 
-    B, dtype = as_steps(x).x.shape[0], params.W.dtype
+    B, dtype = sequences(x).x.shape[0], params.W.dtype
     sizes = (features if projection is None else projection, features)
     return naive_recurrence(step, x, LstmState(*(jnp.zeros((B, n), dtype) for n in sizes)), reverse, truncate)
 

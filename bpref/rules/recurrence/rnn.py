@@ -44,10 +44,10 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.hyperparameters import require_flags, require_size
-from bpref.formulas.naive_recurrence import naive_recurrence
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
+from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
 
 
@@ -158,7 +158,7 @@ def reference(
         h = g(a if params.b is None else a + params.b[None])
         return h, h
 
-    B, dtype = as_steps(x).x.shape[0], params.W.dtype
+    B, dtype = sequences(x).x.shape[0], params.W.dtype
     return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
 
 

@@ -86,7 +86,8 @@ def standard_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 
 def reference(params: ReparameterizationParams, x: tuple[Array, Array]) -> Array:
     mu, log_var = x
-    e = standard_normal(params.key, mu.shape, wide_dtype(mu.dtype)).astype(mu.dtype)
+    share = (jax.random.bits(params.key, mu.shape, jnp.uint32) >> 9).astype(wide_dtype(mu.dtype)) * 2.0**-22
+    e = (math.sqrt(2) * lax.erf_inv(share + (2.0**-23 - 1))).astype(mu.dtype)
     return mu + jnp.sqrt(jnp.exp(log_var)) * e
 
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpref.formulas.steps import Passed, as_steps
+from bpref.formulas.steps import Passed, Steps
 
 
 def naive_recurrence(
     step: Callable[[Any, Any], tuple[Any, Any]], x: Any, state: Any, reverse: bool, truncate: int | None
 ) -> Passed:
     """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step."""
-    inputs, given, lengths = as_steps(x)
+    inputs, given, lengths = sequences(x)
     state = state if given is None else given
     B, T = inputs.shape[:2]
     order = jnp.arange(T)[::-1] if reverse else jnp.arange(T)
@@ -31,3 +31,8 @@ def naive_recurrence(
     steps = jnp.moveaxis(inputs, 1, 0)
     last, h = lax.scan(body, state, (jnp.arange(T), order, steps[::-1] if reverse else steps))
     return Passed(jnp.moveaxis(h[::-1] if reverse else h, 0, 1), last)
+
+
+def sequences(x: Any) -> Steps:
+    """The input of a recurrence, where a plain array stands for all that there is to say."""
+    return x if isinstance(x, Steps) else Steps(x)

@@ -6,11 +6,10 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from bpref.formulas.attention_grid import LOWEST, Pattern, sides
-from bpref.formulas.distances import buckets, slopes
+from bpref.formulas.attention_grid import Pattern
 from bpref.formulas.heads import Heads
-from bpref.formulas.random_draws import threshold
 from bpref.formulas.softmax_attention import AttentionParams
+from bpref.naive.distances import bucket, slope
 
 
 def naive_attention(
@@ -28,15 +27,19 @@ def naive_attention(
     distance = np.arange(S)[None, :] - np.arange(T)[:, None]
     front = (1,) * (z.ndim - 3)
     if params.relative_bias is not None:
-        bucket = buckets(distance, len(params.relative_bias), furthest, not pattern.causal)
-        z = z + jnp.moveaxis(params.relative_bias[bucket], -1, 0).reshape(*front, N, T, S)
+        number, both_ways = len(params.relative_bias), not pattern.causal
+        bucket_of = [[bucket(int(d), number, furthest, both_ways) for d in row] for row in distance]
+        of_pairs = params.relative_bias[np.array(bucket_of, int).reshape(T, S)]
+        z = z + jnp.moveaxis(of_pairs, -1, 0).reshape(*front, N, T, S)
     if alibi:
-        z = z - jnp.asarray(slopes(N)[:, None, None] * np.abs(distance), z.dtype).reshape(*front, N, T, S)
+        slopes = np.array([slope(n, N) for n in range(N)])
+        z = z - jnp.asarray(slopes[:, None, None] * np.abs(distance), z.dtype).reshape(*front, N, T, S)
     seen = np.ones((T, S), bool)
     if pattern.causal:
         seen &= distance <= 0
     if pattern.window is not None:
-        left, right = sides(pattern.window)
+        w = pattern.window
+        left, right = w if isinstance(w, tuple) else (w - 1, w - 1)
         seen &= (-left <= distance) & (distance <= right)
     seen = jnp.broadcast_to(jnp.asarray(seen).reshape(*front, 1, T, S), z.shape)
     if x.mask is not None:
@@ -44,7 +47,7 @@ def naive_attention(
     if x.q_segments is not None:
         of_k = x.q_segments if x.kv_segments is None else x.kv_segments
         seen = seen & (x.q_segments[..., None, :, None] == of_k[..., None, None, :])
-    z = jnp.where(seen, z, LOWEST)
+    z = jnp.where(seen, z, -1e30)
     if params.sinks is not None:
         sink = jnp.broadcast_to(params.sinks.reshape(*front, N, 1, 1), (*z.shape[:-1], 1))
         z = jnp.concatenate([z, sink], -1)
@@ -63,4 +66,5 @@ def _kept(x: Heads, dropout: float) -> Array | None:
     s = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
     counts = jnp.concatenate([jnp.broadcast_to(i, shape).reshape(-1), s.reshape(-1)])
     bits = threefry_2x32(x.key, counts)[: s.size].reshape(shape)
-    return jnp.where(bits < jnp.uint32(threshold(dropout)), jnp.asarray(1 / (1 - dropout), x.q.dtype), 0)
+    uniform = (bits >> 9).astype(jnp.float32) * jnp.float32(2.0**-23)  # the first 23 of them, as jax.random.uniform
+    return jnp.where(uniform < jnp.float32(1 - dropout), jnp.asarray(1 / (1 - dropout), x.q.dtype), 0)
