@@ -20,7 +20,8 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
     """The layer `(X, y) -> J` of a network and a loss.
 
     Its params and cache are pairs, `(network's, loss's)`; of `objective(network=..., loss=...)` dicts by these names.
-    The cotangent of its input is `(dX, dy)`, the second `None` for integer labels.
+    Where y is a tuple of several, as labels and their weights, the loss takes all of them beside the prediction. The
+    cotangent of its input is `(dX, dy)`, in which integer labels have `None`.
 
     Raises:
       TypeError: it is not one network and one loss, or one of them no layer.
@@ -35,23 +36,27 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
     parts = parts_of("objective", layers, {name: named[name] for name in names if named}, names)
     network, loss = parts.layers
 
+    def beside(y_hat, y):
+        return (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y)
+
     def init(key, x):
         X, y = x
         params = network.init(key, X)
-        return parts.together((params, loss.init(key, (jax.eval_shape(network.forward, params, X)[0], y))))
+        y_hat = jax.eval_shape(network.forward, params, X)[0]
+        return parts.together((params, loss.init(key, beside(y_hat, y))))
 
     def forward(params, x):
         of_network, of_loss = parts.apart("objective", params)
         X, y = x
         y_hat, network_cache = network.forward(of_network, X)
-        J, loss_cache = loss.forward(of_loss, (y_hat, y))
+        J, loss_cache = loss.forward(of_loss, beside(y_hat, y))
         return J, parts.together((network_cache, loss_cache))
 
     def backward(params, caches, dJ):
         of_network, of_loss = parts.apart("objective", params)
         network_cache, loss_cache = parts.apart("objective", caches, "cache")
-        dloss, (dy_hat, dy) = loss.backward(of_loss, loss_cache, dJ)
+        dloss, (dy_hat, *dy) = loss.backward(of_loss, loss_cache, dJ)
         dnetwork, dX = network.backward(of_network, network_cache, dy_hat)
-        return parts.together((dnetwork, dloss)), (dX, dy)
+        return parts.together((dnetwork, dloss)), (dX, tuple(dy) if len(dy) > 1 else dy[0])
 
     return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective))

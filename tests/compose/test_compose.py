@@ -102,6 +102,30 @@ def test_objective_is_a_layer_whose_target_may_have_no_cotangent(integer):
     np.testing.assert_allclose(through_bridge[0][0][0].W, dnetwork[0].W, rtol=1e-6)
 
 
+def test_an_objective_gives_its_loss_all_that_comes_with_the_targets():
+    """Labels and which of them are real; and four sequences and lengths, by name."""
+    X = jnp.asarray(np.random.default_rng(SEED).normal(size=(2, 5, 3)), jnp.float32)
+    labels, real = jnp.asarray([[0, 1, 3, 2, 0], [2, 2, 1, 0, 0]]), jnp.asarray([5, 3])
+    spoken, lengths = jnp.asarray([[1, 2], [3, 0]]), jnp.asarray([2, 1])
+    for loss, y in (
+        (bpref.sequence_cross_entropy(), (labels, real)),
+        (bpref.ctc(mean=True), (spoken, real, lengths)),
+    ):
+        layer = bpref.objective(network=bpref.serial(bpref.linear(4), bpref.tanh()), loss=loss)
+        params = layer.init(jax.random.key(0), (X, y))
+        J, dparams, (dX, dy) = jax.jit(lambda p, x, layer=layer: bpref.backpropagate(layer, p, x))(params, (X, y))
+        assert dy == (None,) * len(y)
+
+        def plain(params, X, layer=layer, y=y):
+            return layer.forward(params, (X, y))[0]
+
+        J_oracle, cotangents = oracle.with_cotangents(plain, params, X)
+        np.testing.assert_allclose(J, J_oracle, rtol=1e-6)
+        for d, t in zip(jax.tree.leaves((dparams, dX)), jax.tree.leaves(cotangents(jnp.ones(()))), strict=True):
+            np.testing.assert_allclose(d, t, rtol=1e-4, atol=1e-6)
+        assert max(leaf.error for leaf in bpref.check_leaves(layer, params, (X, y))) < 1e-5
+
+
 def test_scan_equals_the_same_layers_in_series():
     block = bpref.serial(bpref.linear(3), bpref.tanh())
     stacked, unrolled = bpref.scan(block, 4), bpref.serial(*[block] * 4)
