@@ -110,7 +110,6 @@ class Rule(NamedTuple):
       reference: `(params, x, **hyper) -> y`, an independent naive forward, or a library's own.
       cases: the calls that the laws are tried on.
       cite: the source of the formula.
-      larger_cache: empty, or the reason why the cache is larger than what `jax.vjp` keeps.
       covers: other names by which it is looked for, such as "swiglu" for `glu`.
     """
 
@@ -119,5 +118,4 @@ class Rule(NamedTuple):
     reference: Callable[..., Any]
     cases: tuple[Case, ...]
     cite: str
-    larger_cache: str = ""
     covers: tuple[str, ...] = ()

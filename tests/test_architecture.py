@@ -80,6 +80,73 @@ def test_only_the_oracle_differentiates(file: str):
     assert not (names | strings) & DIFFERENTIATION
 
 
+NOTHING_DIFFERENTIATES_IN = (
+    "lax",
+    "numpy",
+    "nn",
+    "random",
+    "tree",
+    "tree_util",
+    "scipy",
+    "image",
+    "ops",
+    "dtypes",
+    "errors",
+)
+
+OF_JAX = {
+    "Array", "ShapeDtypeStruct", "block_until_ready", "config", "core.Tracer", "custom_vjp", "default_backend",
+    "default_device", "device_get", "devices", "disable_jit", "enable_x64", "eval_shape", "export", "jit", "make_jaxpr",
+    "numpy_dtype_promotion", "numpy_rank_promotion", "sharding", "typeof", "vmap",
+    "ad_checkpoint.checkpoint_name",  # models/mlp.py names its Z and A for `check_intermediates`
+    "interpreters.partial_eval",  # whether an optimiser mixes parameters is read off a program
+    "extend.random.threefry_2x32",
+}  # fmt: skip
+"""What a derivation may name of JAX, modules where nothing differentiates apart."""
+
+OF_THE_CHECKER = OF_JAX | {
+    "__file__", "checkpoint", "custom_derivatives.SymbolicZero", "custom_jvp", "experimental.pallas.tpu", "extend.core",
+    "extend.source_info_util",
+    "interpreters.ad",  # which primitives have a derivative at all: the table is read, no entry called
+}  # fmt: skip
+"""What may be named of it besides where other people's programs are read."""
+
+
+def names_of_jax(tree: ast.AST) -> set[str]:
+    """What a file names of JAX, as `jit` or `extend.core.Jaxpr`, whatever it calls the modules."""
+    known, found = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {a.asname or "jax": a.name if a.asname else "jax" for a in node.names if a.name.startswith("jax")}
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "jax":
+            known |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(tree):
+        path, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            path.append(inner.attr)
+            inner = inner.value
+        if path and isinstance(inner, ast.Name) and inner.id in known:
+            found.add(".".join([known[inner.id], *reversed(path)]))
+    return {name.removeprefix("jax.") for name in found} - {"jax"}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in ORACLES])
+def test_of_jax_only_what_cannot_differentiate_is_named(file: str):
+    allowed = (OF_THE_CHECKER if floor_of(file) == "verify" else OF_JAX) | set(NOTHING_DIFFERENTIATES_IN)
+    assert [n for n in names_of_jax(FILES[file]) if not any(n == a or n.startswith(a + ".") for a in allowed)] == []
+
+
+def test_a_name_is_found_whatever_its_module_is_called():
+    source = (
+        "import jax\nimport jax.numpy as jnp\nfrom jax import lax as l, linearize\nfrom jax.interpreters import ad\n"
+    )
+    uses = "jnp.ones; l.scan; jax.experimental.jet.jet; ad.backward_pass"
+    expected = {"numpy.ones", "lax", "lax.scan", "linearize", "interpreters.ad", "interpreters.ad.backward_pass"}
+    expected |= {"experimental.jet.jet", "experimental.jet", "experimental"}
+    assert names_of_jax(ast.parse(source + uses)) == expected
+
+
 def test_the_oracle_does_differentiate():
     """The test above can fail: it would, of the two files that it leaves out, JAX's oracle and PyTorch's."""
     named = [{n.attr for n in ast.walk(FILES[f]) if isinstance(n, ast.Attribute)} & DIFFERENTIATION for f in ORACLES]

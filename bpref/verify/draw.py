@@ -21,7 +21,6 @@ class Example(NamedTuple):
       reference: `(params, x) -> y`, the naive forward.
       params, x: NumPy arrays.
       dys: cotangents of y, stacked along a new first axis; `None` for what has none.
-      cache_excuse: why the cache may be larger than autodiff's, or empty.
     """
 
     rule: str
@@ -30,7 +29,6 @@ class Example(NamedTuple):
     params: Any
     x: Any
     dys: Any
-    cache_excuse: str = ""
 
 
 COTANGENTS = 2
@@ -69,7 +67,7 @@ def fill(
     def reference(params, x):
         return rule.reference(params, x, **chosen)
 
-    return Example(rule.name, layer, reference, params, x, dys, rule.larger_cache)
+    return Example(rule.name, layer, reference, params, x, dys)
 
 
 def is_spec(v: Any) -> bool:

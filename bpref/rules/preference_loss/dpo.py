@@ -23,7 +23,8 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
 
 Whoever trains holds the reference, and does not use its cotangent.
 
-Cached: f'(D). The implicit rewards B (pi - rho) are differences of inputs, and need no second output.
+Cached: f'(D), of the hinge whether B D < 1, a byte. The implicit rewards B (pi - rho) are differences of inputs, and
+need no second output.
 
 Numerical care: -log sigma(u) is softplus(-u), which does not overflow, and sigma(-u) is not written 1 - sigma(u): a
 pair that is well apart keeps its small slope. With both, f is
@@ -37,7 +38,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_positive
@@ -50,7 +51,7 @@ NAMES = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_reje
 
 
 class DpoCache(NamedTuple):
-    slope: Float[Array, "..."]
+    slope: Float[Array, "..."] | Bool[Array, "..."]
 
 
 def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Layer:
@@ -87,10 +88,12 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
         N = require_batch(who, first.size)
         pi_c, pi_r, rho_c, rho_r = map(widen, x)
         f, slope = _form((pi_c - pi_r) - (rho_c - rho_r))
-        return cast(jnp.sum(f) / N, first.dtype), DpoCache(cast(slope, first.dtype))
+        kept = slope < 0 if form == "hinge" else cast(slope, first.dtype)
+        return cast(jnp.sum(f) / N, first.dtype), DpoCache(kept)
 
     def backward(params, cache, dJ):
-        d = scaled(dJ, cache.slope.size, cache.slope)
+        slope = jnp.where(cache.slope, jnp.asarray(-beta, dJ.dtype), 0) if form == "hinge" else cache.slope
+        d = scaled(dJ, slope.size, slope)
         return (), (d, -d, -d, d)
 
     def _form(D):
