@@ -6,6 +6,7 @@ import jax
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_array, require_floating, wide_dtype, widen
+from bpref.formulas.tuples import require_dtype_of
 
 
 def require_input(who: str, x: Any, argument: str = "x") -> int:
@@ -25,8 +26,7 @@ def require_fit(who: str, W: Any, A: Any, weight: str = "W", argument: str = "x"
     """Raise unless W is a matrix (m, d), and A of shape (..., d) can be multiplied by its transpose."""
     require_floating(who, argument, A)
     require_weight(who, W, "(m, d)", weight)
-    if A.dtype != W.dtype:
-        raise TypeError(f"{who}: {argument} has dtype {A.dtype}, {weight} has {W.dtype}; cast one to the other's")
+    require_dtype_of(who, argument, A, weight, W)
     expected = f"{weight} expects {W.shape[1]}"
     if A.ndim == 0:
         raise ValueError(f"{who}: {argument} is a scalar, {expected} features in its last axis ({weight}: {W.shape})")
@@ -61,8 +61,7 @@ def require_bias(who: str, b: Any, W: Any, weight: str = "W", bias: str = "b") -
             f"{who}: {bias} has shape {b.shape}, expected {W.shape[:1]}, an entry for each row of {weight} "
             f"({weight}: {W.shape})"
         )
-    if b.dtype != W.dtype:
-        raise TypeError(f"{who}: {bias} has dtype {b.dtype}, {weight} has {W.dtype}; cast one to the other's")
+    require_dtype_of(who, bias, b, weight, W)
 
 
 def lecun_uniform(key: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:

@@ -7,6 +7,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import require_floating, require_integer
+from bpref.formulas.tuples import require_dtype_of
 
 
 class Heads(NamedTuple):
@@ -43,8 +44,7 @@ def require_heads(who: str, x: Any) -> None:
     q, k, v = x.q, x.k, x.v
     for name, array in (("q", q), ("k", k), ("v", v)):
         require_floating(who, name, array)
-        if array.dtype != q.dtype:
-            raise TypeError(f"{who}: {name} has dtype {array.dtype}, q has {q.dtype}; cast one to the other's")
+        require_dtype_of(who, name, array, "q", q)
         if len(array.shape) < 3 or 0 in array.shape[-3:]:
             axes = "(..., T, N, D)" if name == "q" else "(..., S, K, D)"
             raise ValueError(f"{who}: {name} has shape {array.shape}, expected {axes}, each of these at least 1")
@@ -62,8 +62,8 @@ def require_heads(who: str, x: Any) -> None:
             raise ValueError(f"{who}: {name} has shape {array.shape}, expected {whole}, or 1 in place of any of these")
     if x.mask is not None and x.mask.dtype != bool:
         raise TypeError(f"{who}: mask has dtype {x.mask.dtype}, expected bool")
-    if x.bias is not None and x.bias.dtype != q.dtype:
-        raise TypeError(f"{who}: bias has dtype {x.bias.dtype}, q has {q.dtype}; cast one to the other's")
+    if x.bias is not None:
+        require_dtype_of(who, "bias", x.bias, "q", q)
     for name, array, like in (("q_segments", x.q_segments, q), ("kv_segments", x.kv_segments, k)):
         if array is not None:
             require_integer(who, name, array)

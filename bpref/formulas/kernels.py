@@ -40,8 +40,7 @@ def require_kernel(who: str, x: Any, W: Any, expected: tuple[int, ...], groups: 
     """
     require_floating(who, "x", x)
     require_array(who, "W", W)
-    if x.dtype != W.dtype:
-        raise TypeError(f"{who}: x has dtype {x.dtype}, W has {W.dtype}; cast one to the other's")
+    require_dtype_of(who, "x", x, "W", W)
     form, known = ("(C, *window, F/g)", slice(1, None)) if transposed else ("(F, *window, C/g)", slice(-1))
     if len(W.shape) != len(expected) or W.shape[known] != expected[known]:
         raise ValueError(f"{who}: W has shape {W.shape}, expected {form}: {expected}")

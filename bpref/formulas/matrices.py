@@ -13,7 +13,7 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float, Int
 
 from bpref.dtypes import require_floating
-from bpref.formulas.tuples import as_array
+from bpref.formulas.tuples import as_array, require_dtype_of
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
@@ -106,8 +106,7 @@ def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:
         raise TypeError(f"{who}: x is {came}, expected a pair (A, B)")
     A, B = (as_array(who, name, v) for name, v in zip("AB", x, strict=True))
     require_square(who, "A", A)
-    if B.dtype != A.dtype:
-        raise TypeError(f"{who}: B has dtype {B.dtype}, A has {A.dtype}; cast one to the other's")
+    require_dtype_of(who, "B", B, "A", A)
     if B.ndim not in (A.ndim - 1, A.ndim) or B.shape[: A.ndim - 1] != A.shape[:-1]:
         raise ValueError(
             f"{who}: B has shape {B.shape}, expected {A.shape[:-1]} or {(*A.shape[:-1], 'k')} with A's n rows "

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.tuples import as_array
+from bpref.formulas.tuples import as_array, require_dtype_of
 
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:
@@ -34,10 +33,7 @@ def require_one_shape(who: str, argument: str, prediction: Array, target: Array)
 
 def require_one_dtype(who: str, argument: str, prediction: Array, target: Array) -> None:
     """Raise `TypeError` unless both have the same dtype."""
-    if prediction.dtype != target.dtype:
-        raise TypeError(
-            f"{who}: {argument} has dtype {prediction.dtype}, target {target.dtype}; cast one to the other's"
-        )
+    require_dtype_of(who, argument, prediction, "target", target)
 
 
 def require_batch(who: str, count: int) -> int:
@@ -55,8 +51,3 @@ def count_examples(prediction: Array) -> int:
 def scaled(dJ: Array, N: int, slope: Array) -> Array:
     """dJ / N times what was kept of a term's derivative, in the derivative's dtype, rounded once."""
     return cast(widen(dJ) / N * widen(slope), slope.dtype)
-
-
-def is_label(target: Array) -> bool:
-    """Whether a target holds integers or booleans, which have no cotangent."""
-    return target.dtype == bool or jnp.issubdtype(target.dtype, jnp.integer)

@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import described, require_array, require_floating, require_integer
+from bpref.formulas.tuples import require_dtype_of
 
 
 class Sequences(NamedTuple):
@@ -47,8 +48,7 @@ def as_sequences(who: str, x: Any) -> Sequences:
             raise ValueError(f"{who}: {name} has shape {v.shape}, expected {shape}, the last two at least 1")
         if v.shape[:-2] != x.x.shape[:-2]:
             raise ValueError(f"{who}: {name} has shape {v.shape}, expected x's batch axes (x: {x.x.shape})")
-        if v.dtype != x.x.dtype:
-            raise TypeError(f"{who}: {name} has dtype {v.dtype}, x has {x.x.dtype}; cast one to the other's")
+        require_dtype_of(who, name, v, "x", x.x)
     memory = x.x if x.memory is None else x.memory
     for name, ids, v in (("segments", x.segments, x.x), ("memory_segments", x.memory_segments, memory)):
         if ids is not None:

@@ -24,6 +24,7 @@ from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.reduced import mean_of
+from bpref.formulas.tuples import require_dtype_of
 
 Axes = tuple[int, ...]
 
@@ -74,5 +75,5 @@ def require_features(who: str, x: Any, **vectors: Any) -> None:
     for name, v in vectors.items():
         if v is not None and v.shape != x.shape[-1:]:
             raise ValueError(f"{who}: x has {x.shape[-1]} features in its last axis, {name} has shape {v.shape}")
-        if v is not None and v.dtype != x.dtype:
-            raise TypeError(f"{who}: x has dtype {x.dtype}, {name} has {v.dtype}; cast one to the other's")
+        if v is not None:
+            require_dtype_of(who, "x", x, name, v)

@@ -54,8 +54,8 @@ def require_sequences(who: str, x: Any, W: Any = None) -> None:
         require_weight(who, W, "(m, d)")
     if W is not None and shape[-1] != W.shape[1]:
         raise ValueError(f"{who}: x has {shape[-1]} features in its last axis, W expects {W.shape[1]} (W: {W.shape})")
-    if W is not None and x.x.dtype != W.dtype:
-        raise TypeError(f"{who}: x has dtype {x.x.dtype}, W has {W.dtype}; cast one to the other's")
+    if W is not None:
+        require_dtype_of(who, "x", x.x, "W", W)
     if x.lengths is not None:
         require_integer(who, "lengths", x.lengths)
         if x.lengths.shape != shape[:1]:
@@ -79,5 +79,4 @@ def require_state(who: str, argument: str, state: Any, x: Any, features: int) ->
         raise TypeError(f"{who}: {argument} is of type {type(state).__name__}, expected an array {expected}")
     if state.shape != expected:
         raise ValueError(f"{who}: {argument} has shape {state.shape}, expected {expected}")
-    if state.dtype != x.dtype:
-        raise TypeError(f"{who}: {argument} has dtype {state.dtype}, x has {x.dtype}; cast one to the other's")
+    require_dtype_of(who, argument, state, "x", x)

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_finite, require_flags
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -85,8 +86,7 @@ def _spread(a: Array, x: Array) -> Array:
 
 def _require_fit(who: str, a: Array, x: Array) -> None:
     require_floating(who, "x", x)
-    if x.dtype != a.dtype:
-        raise TypeError(f"{who}: x has dtype {x.dtype}, a has {a.dtype}; cast one to the other's")
+    require_dtype_of(who, "x", x, "a", a)
     if a.ndim and x.shape[-1:] != a.shape:
         raise ValueError(f"{who}: x has shape {x.shape}, a expects {a.shape[0]} features in its last axis")
 

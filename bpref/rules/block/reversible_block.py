@@ -43,6 +43,7 @@ from bpref.formulas.attention_grid import Window
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
@@ -106,8 +107,7 @@ def reversible_block(
         require_floating(who, "x2", x2)
         if x1.shape != x2.shape:
             raise ValueError(f"{who}: x1 has shape {x1.shape}, x2 {x2.shape}; expected one shape")
-        if x1.dtype != x2.dtype:
-            raise TypeError(f"{who}: x1 has dtype {x1.dtype}, x2 {x2.dtype}; cast one to the other's")
+        require_dtype_of(who, "x1", x1, "x2", x2)
         return x1, x2
 
     def init(key, x):

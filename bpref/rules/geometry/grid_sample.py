@@ -47,7 +47,7 @@ from bpref.dtypes import cast, require_floating, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_choice, require_flags
 from bpref.formulas.images import require_images
 from bpref.formulas.indices import add_rows
-from bpref.formulas.tuples import as_arrays
+from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -150,8 +150,7 @@ def _between(before: Array, after: Array, fraction: Array) -> Array:
 def _require_fit(who: str, images: Array, grid: Array) -> None:
     require_images(who, "images", images)
     require_floating(who, "grid", grid)
-    if grid.dtype != images.dtype:
-        raise TypeError(f"{who}: grid has dtype {grid.dtype}, images has {images.dtype}; cast one to the other's")
+    require_dtype_of(who, "grid", grid, "images", images)
     if grid.ndim != 4 or grid.shape[0] != images.shape[0] or grid.shape[-1] != 2:
         raise ValueError(f"{who}: grid has shape {grid.shape}, expected (N, P, Q, 2) with N = {images.shape[0]}")
 

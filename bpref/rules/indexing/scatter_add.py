@@ -30,7 +30,7 @@ from jaxtyping import UInt
 from bpref.dtypes import widen_integers
 from bpref.formulas.along_axis import axis_of
 from bpref.formulas.indices import add_rows, placed, require_indexed, require_some
-from bpref.formulas.tuples import as_arrays
+from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -69,8 +69,7 @@ def scatter_add(axis: int = 0) -> Layer:
             raise ValueError(
                 f"{who}: updates has shape {updates.shape}, expected {expected}, data's with M in axis {along}"
             )
-        if updates.dtype != data.dtype:
-            raise TypeError(f"{who}: updates has dtype {updates.dtype}, data has {data.dtype}; cast one to the other's")
+        require_dtype_of(who, "updates", updates, "data", data)
         return add_rows(data, indices, updates, along), ScatterAddCache(placed(indices, data.shape[along]))
 
     def backward(params, cache, dy):

@@ -47,7 +47,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.long_sums import in_blocks
-from bpref.formulas.tuples import as_arrays
+from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -149,8 +149,7 @@ def _require_fit(who: str, W: Any, x: Any, y: Any) -> None:
     require_weight(who, W, "(m, p, q)")
     for argument, v, size in (("x", x, W.shape[1]), ("y", y, W.shape[2])):
         require_floating(who, argument, v)
-        if v.dtype != W.dtype:
-            raise TypeError(f"{who}: {argument} has dtype {v.dtype}, W has {W.dtype}; cast one to the other's")
+        require_dtype_of(who, argument, v, "W", W)
         if v.shape[-1:] != (size,):
             raise ValueError(
                 f"{who}: {argument} has shape {v.shape}, W expects {size} features in its last axis (W: {W.shape})"

@@ -42,7 +42,8 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_non_negative
-from bpref.formulas.pairs import as_pair, is_label, require_batch, require_one_dtype, require_one_shape, scaled
+from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
+from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 

@@ -45,12 +45,12 @@ from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import (
     as_pair,
     count_examples,
-    is_label,
     require_batch,
     require_one_dtype,
     require_one_shape,
     scaled,
 )
+from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 

@@ -37,6 +37,7 @@ from bpref.dtypes import cast, require_floating, require_integer
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
 from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -96,8 +97,7 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
         expected = (sizes.shape[0], features, x.shape[1])
         if W.shape != expected:
             raise ValueError(f"{who}: W has shape {W.shape}, expected (E, m, d): {expected}")
-        if W.dtype != x.dtype:
-            raise TypeError(f"{who}: rows has dtype {x.dtype}, W has {W.dtype}; cast one to the other's")
+        require_dtype_of(who, "rows", x, "W", W)
         blocks = ragged_blocks(sizes, x.shape[0], block)
 
         def step(e, x):

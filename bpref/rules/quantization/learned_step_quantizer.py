@@ -37,6 +37,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_integer, plain, require_count, require_flags
+from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -111,8 +112,7 @@ def _spread(s: Array, x: Array) -> Array:
 
 def _require_fit(who: str, s: Array, x: Array, example_axes: int) -> None:
     require_floating(who, "x", x)
-    if x.dtype != s.dtype:
-        raise TypeError(f"{who}: x has dtype {x.dtype}, s has {s.dtype}; cast one to the other's")
+    require_dtype_of(who, "x", x, "s", s)
     if s.shape != ():
         raise ValueError(f"{who}: s has shape {s.shape}, expected a scalar")
     if x.ndim < example_axes:
