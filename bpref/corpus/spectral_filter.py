@@ -18,6 +18,10 @@ from bpref.corpus.spoil import with_cotangent
 
 def forward(signal: Array, real: Array, imaginary: Array) -> Array:
     """`(B, n), (n // 2 + 1,), (n // 2 + 1,) -> (B, n)`. float32 and float64 only, as is `jnp.fft`."""
+    if len(real) != signal.shape[1] // 2 + 1:
+        raise ValueError(
+            f"spectral_filter: real has {len(real)} frequencies, expected n // 2 + 1, n: {signal.shape[1]}"
+        )
     return jnp.fft.irfft(jnp.fft.rfft(signal) * jax.lax.complex(real, imaginary)[None], signal.shape[1])
 
 

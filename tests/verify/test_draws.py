@@ -73,3 +73,7 @@ def test_a_filter_is_right_for_signals_of_odd_length_too(n):
     args = [rng.normal(size=shape).astype(np.float32) for shape in ((3, n), (n // 2 + 1,), (n // 2 + 1,))]
     report = bpref.check(d.forward, *args, backward=d.backward, key=1)
     assert report.ok, str(report)
+    with pytest.raises(
+        ValueError, match=f"^spectral_filter: real has {n // 2 + 1} frequencies, expected n // 2 . 1, n"
+    ):
+        d.forward(np.ones((3, n + 2), np.float32), *args[1:])
