@@ -91,3 +91,19 @@ def test_a_label_that_is_all_but_certain_has_a_gradient():
     np.testing.assert_allclose(logp, [-2 * R], rtol=1e-14)
     np.testing.assert_allclose(dz, [[2 * R, -R, -R]], rtol=1e-14)
     np.testing.assert_allclose(da, -dz, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sure_label_keeps_what_lies_beside_1(dtype):
+    """Others with a probability of 2^-54 and exp(-40): p_y is 1 in both widths, and 1 - p_y is 5.976e-17."""
+    z = np.array([[0.0, -54 * np.log(2), -40.0]], dtype)
+    others = np.exp(z[0, 1:].astype(np.float64))
+    expected = [others.sum(), *-others]
+    one_hot = np.eye(3, dtype=dtype)[:1]
+    with jax.enable_x64(True):
+        logp, _, (dz, _) = backpropagate(bpref.token_log_probability(), (), (z, LABEL))
+        J, _, (dlogits, _) = backpropagate(bpref.softmax_cross_entropy(), (), (z, LABEL))
+        _, _, dx = backpropagate(bpref.log_softmax(), (), z, one_hot)
+    for came, wanted in ((-logp[0], expected[0]), (J, expected[0]), (dz[0], expected), (-dlogits[0], expected)):
+        np.testing.assert_allclose(came, wanted, rtol=1e-6)
+    np.testing.assert_allclose(dx[0, 1:], expected[1:], rtol=1e-6)

@@ -20,9 +20,13 @@ Cached: y alone. The probabilities are exp(y), and whatever comes next keeps y a
 Numerical care: y is d - log sum exp(d) with d = x - m, m the largest logit: nothing overflows, and log S lies between
 0 and log C whatever the size of the logits, so that exp(y) inherits no error of theirs, where exp(x - l) has that of
 rounding l. m is a shift that cancels, and is held constant. Half precision is computed and summed in float32; there
-p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0. Of a class that is
-all but certain, 1 - p is 0 once it is lost beside 1: to keep it takes a second sum, of all classes but one, and one
-that has a label is `token_log_probability` or `softmax_cross_entropy`, which keep it.
+p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0.
+
+Lost is what lies beside 1 in a class that is all but certain. Where R = 1 - p is below half a unit of 1 (6e-8, in
+float64 1.1e-16), its y is 0 for -R, and its own dx, dy R less p times the others' dy, has an error of a unit of its dy:
+0 for R if dy is one-hot. The others' dx keep all their digits. To keep R as well takes sums of all classes but the
+largest, of exp(d) in the forward and of dy in the backward: 1.5 to 2.3 times autodiff's time on a CPU. Where there is a
+label, `token_log_probability` and `softmax_cross_entropy` keep R.
 
 There is no kink.
 """
