@@ -39,11 +39,6 @@ def from_chunks(x: Array, K: int, like: Array) -> Array:
     return cast(jnp.reshape(x[:, :T], (*b, T, N, E)), like.dtype)
 
 
-def times(A: Array, B: Array) -> Array:
-    """A B for each matrix of a batch."""
-    return jnp.matmul(A, B)
-
-
 def transpose(A: Array) -> Array:
     return jnp.swapaxes(A, -1, -2)
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.chunks import sees, times
+from bpref.formulas.chunks import sees
+from bpref.formulas.long_sums import times
 
 
 class Decays(NamedTuple):

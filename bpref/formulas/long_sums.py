@@ -32,6 +32,25 @@ def joined_blocks(x: Array, axis: int, n: int, at_start: bool = False) -> Array:
     return lax.slice_in_dim(joined, first, first + n, axis=axis)
 
 
+def sum_over(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
+    """The sum over some axes. XLA sums along the last in many parts at a time, along others one after the other.
+
+    It would make one sum again of a sum of sums, but for the barrier between them.
+    """
+    for axis in axes:
+        if axis != x.ndim - 1 and x.shape[axis] > LONG:
+            x = lax.optimization_barrier(jnp.sum(in_blocks(x, axis, 0.0), axis + 1))
+    return jnp.sum(x, axes, keepdims=keepdims)
+
+
+def times(A: Array, B: Array) -> Array:
+    """A B for each matrix of a batch; a long sum of products is taken in blocks."""
+    if A.shape[-1] <= LONG:
+        return jnp.matmul(A, B)
+    A, B = in_blocks(A, A.ndim - 1, 0.0), in_blocks(B, B.ndim - 2, 0.0)
+    return jnp.sum(jnp.matmul(jnp.moveaxis(A, -2, -3), B), -3)
+
+
 def apart(x: Array, axis: int, at_end: bool = False) -> tuple[Array, Array]:
     """The first element along an axis, or the last, and all others."""
     n = x.shape[axis]

@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from bpref.dtypes import require_floating
 from bpref.formulas.hyperparameters import is_integer
+from bpref.formulas.long_sums import sum_over
 
 Axis = int | tuple[int, ...] | None
 """One axis, several, or all of them."""
@@ -55,7 +56,7 @@ def mean_of(x: Array, axes: tuple[int, ...]) -> Array:
 
     The mean of seven times 0.1 rounds, and deviations from it would all be of one sign.
     """
-    mean = jnp.mean(x, axes, keepdims=True)
+    mean = sum_over(x, axes, keepdims=True) / count(x.shape, axes)
     first = lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
     is_equal = jnp.max(jnp.abs(x - first), axes, keepdims=True) == 0
     return mean + lax.stop_gradient(jnp.where(is_equal, first - mean, 0))

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.reduced import mean_of
+from bpref.formulas.long_sums import sum_over
+from bpref.formulas.reduced import count, mean_of
 from bpref.formulas.tuples import require_dtype_of
 
 Axes = tuple[int, ...]
@@ -31,7 +32,7 @@ Axes = tuple[int, ...]
 
 def mean_over(x: Array, axes: Axes) -> Array:
     """The mean of at least float32 values over `axes`, of size 1 along them."""
-    return jnp.mean(x, axes, keepdims=True)
+    return sum_over(x, axes, keepdims=True) / count(x.shape, axes)
 
 
 def moments(x: Array, axes: Axes) -> tuple[Array, Array]:
@@ -57,8 +58,8 @@ def pull_scale_and_shift(
     """The cotangents of xhat, scale and shift: `scale dy`, and `dy xhat` and `dy` summed over all axes but the last."""
     examples = tuple(range(dy.ndim - 1))
     dxhat = dy if scale is None else dy * on_last_axis(scale, dy)
-    dscale = None if scale is None else cast(jnp.sum(dy * xhat, examples), scale.dtype)
-    dshift = None if shift is None else cast(jnp.sum(dy, examples), shift.dtype)
+    dscale = None if scale is None else cast(sum_over(dy * xhat, examples), scale.dtype)
+    dshift = None if shift is None else cast(sum_over(dy, examples), shift.dtype)
     return dxhat, dscale, dshift
 
 

@@ -34,8 +34,8 @@ twice and takes them off again: it loses dg to round-off where gates are small.
 Cached: q, k, v and g as they came. The states before each chunk are made again, one product for each.
 
 Numerical care: states and products are at least float32. No exponential of a difference of sums, see
-`bpref/formulas/decays.py`: gates of 0 (g = -inf) and of 1 are exact, their dg too: it is 0 at a gate of 0, being the
-derivative by the logarithm.
+`bpref/formulas/decays.py`, and products of many features are summed in blocks. Gates of 0 (g = -inf) and of 1 are
+exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm.
 """
 
 from typing import Any
@@ -43,10 +43,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, times, transpose
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, transpose
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_size
+from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params
 from bpref.loops import scan

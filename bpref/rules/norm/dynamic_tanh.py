@@ -31,6 +31,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.hyperparameters import require_finite, require_flags
+from bpref.formulas.long_sums import sum_over
 from bpref.formulas.standardize import pull_scale_and_shift, require_features, scale_and_shift
 from bpref.formulas.tuples import require_number
 from bpref.layer import Layer
@@ -86,7 +87,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
         t = curve(params, x)
         dt, dscale, dshift = pull_scale_and_shift(widen(dy), t, params.scale, params.shift)
         h = dt * ((1 - t) * (1 + t))
-        dalpha = jnp.sum(h * widen(x))
+        dalpha = sum_over(h * widen(x), tuple(range(x.ndim)))
         dx = lax.broadcast(widen(params.alpha), x.shape) * h
         return DynamicTanhParams(cast(dalpha, params.alpha.dtype), dscale, dshift), cast(dx, x.dtype)
 

@@ -24,7 +24,8 @@ the adjoint. With g = gamma dy:
 Cached: x, and mu and r, two numbers for each group of an example. xhat is one subtraction and one product away.
 
 Numerical care: as in layer norm, the variance in two passes, dx for any ratio of var to eps, half precision in
-float32. A group of a single value is xhat = 0, and passes no gradient to x.
+float32. Along more than 1,024 places sums are taken in blocks. A group of a single value is xhat = 0, and passes no
+gradient to x.
 """
 
 import math

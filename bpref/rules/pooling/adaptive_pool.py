@@ -31,7 +31,9 @@ Cached: for means x's sizes and dtype alone, which an array without examples car
 axis as well, a byte for an element of the result along that axis. Where m = n, w is 0 and not kept.
 
 Numerical care: sums run in at least float32. Windows that do not share elements are strided slices, and the adjoint a
-repetition; others are looked up, o for o, at places known while tracing.
+repetition; others are looked up, o for o, at places known while tracing. Windows of more than 256 elements are laid
+side by side, each summed or searched as a whole: an addition for each o, 16,384 of them in sequence, was less precise
+than autodiff, and took minutes to compile.
 """
 
 from collections.abc import Iterator
@@ -47,6 +49,9 @@ from bpref.formulas.shifts import add_up
 from bpref.formulas.windows import require_elements, require_spatial
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+LONG = 256
+"""The elements of a window that are taken one after the other."""
 
 
 class AdaptivePoolCache(NamedTuple):
@@ -139,7 +144,27 @@ def _where(condition: np.ndarray, v: Array, axis: int) -> Array:
     return jnp.where(lax.broadcast_in_dim(jnp.asarray(condition), v.shape, (axis,)), v, 0)
 
 
+def _side_by_side(x: Array, axis: int, m: int, filling: float) -> Array:
+    """The m windows, (..., m, L, ...), those that are shorter than L filled up at their end."""
+    n = x.shape[axis]
+    first, length = _bounds(n, m)
+    L = length.max()
+    windows = (*x.shape[:axis], m, L, *x.shape[axis + 1 :])
+    if n == m * L:
+        return x.reshape(windows)
+    at = np.minimum(first[:, None] + np.arange(L), n - 1)
+    seen = jnp.take(x, at.reshape(-1), axis, mode="clip").reshape(windows)
+    exists = lax.broadcast_in_dim(jnp.asarray(np.arange(L) < length[:, None]), windows, (axis, axis + 1))
+    return jnp.where(exists, seen, jnp.asarray(filling, x.dtype))
+
+
+def _is_long(n: int, m: int) -> bool:
+    return n > m * LONG
+
+
 def _sums(x: Array, axis: int, m: int) -> Array:
+    if _is_long(x.shape[axis], m):
+        return jnp.sum(_side_by_side(x, axis, m, 0.0), axis + 1)
     return add_up(_where(exists, v, axis) for v, _, exists in _views(x, axis, m))
 
 
@@ -151,6 +176,12 @@ def _over(y: Array, axis: int, n: int) -> Array:
 
 def _largest(x: Array, axis: int, m: int) -> tuple[Array, Array | None]:
     """y and w along one axis; None for a w of nothing but zeros."""
+    if _is_long(x.shape[axis], m):
+        seen = _side_by_side(x, axis, m, -jnp.inf)
+        w = jnp.argmax(seen, axis + 1, keepdims=True)
+        y = jnp.take_along_axis(seen, w, axis + 1, mode="clip")
+        w = w.astype(np.min_scalar_type(seen.shape[axis + 1] - 1))
+        return jnp.squeeze(y, axis + 1), jnp.squeeze(w, axis + 1)
     (y, _, _), *others = _views(x, axis, m)
     if not others:
         return y, None
