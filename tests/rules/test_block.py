@@ -196,7 +196,7 @@ BAD_CALLS = {
     "streams of two dtypes": (
         lambda: init(bpref.reversible_block(2, 4), (X, X.astype(jnp.bfloat16))),
         TypeError,
-        "reversible_block: x1 has dtype float32, x2 bfloat16; cast one to the other's",
+        "reversible_block: x1 has dtype float32, x2 has bfloat16; cast one to the other's",
     ),
 }
 

@@ -23,7 +23,7 @@ BAD_CALLS = {
     "square of two dtypes": (
         lambda: bpref.square().forward((), (ONES, ONES.astype(jnp.bfloat16))),
         TypeError,
-        "square: prediction has dtype float32, target bfloat16; cast one to the other's",
+        "square: prediction has dtype float32, target has bfloat16; cast one to the other's",
     ),
     "square of integers": (
         lambda: bpref.square().forward((), (LABELS, LABELS)),
@@ -109,7 +109,7 @@ BAD_CALLS = {
     "counts of another dtype": (
         lambda: bpref.poisson().forward((), (ONES, ONES.astype(jnp.bfloat16))),
         TypeError,
-        "poisson: prediction has dtype float32, target bfloat16; cast one to the other's",
+        "poisson: prediction has dtype float32, target has bfloat16; cast one to the other's",
     ),
     "gaussian of a mean alone": (
         lambda: bpref.gaussian().forward((), (ONES, ONES)),
