@@ -296,11 +296,9 @@ def reference(
         return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
 
     K = heads if kv_heads is None else kv_heads
-    projections = (params.W_q, params.b_q, given.x, heads), (params.W_k, params.b_k, memory, K)
-    q, k, v = (
-        affine(W, b, A).reshape(*A.shape[:-1], n, W.shape[0] // n)
-        for W, b, A, n in (*projections, (params.W_v, params.b_v, memory, K))
-    )
+    q = affine(params.W_q, params.b_q, given.x)
+    k, v = affine(params.W_k, params.b_k, memory), affine(params.W_v, params.b_v, memory)
+    q, k, v = (a.reshape(*a.shape[:-1], n, a.shape[-1] // n) for a, n in ((q, heads), (k, K), (v, K)))
     if params.norm is not None:
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
