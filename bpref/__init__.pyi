@@ -4,6 +4,7 @@ from .bridge import as_function as as_function
 from .compose import fan_out as fan_out
 from .compose import objective as objective
 from .compose import parallel as parallel
+from .compose import reading as reading
 from .compose import remat as remat
 from .compose import residual as residual
 from .compose import reversible as reversible
@@ -19,8 +20,11 @@ from .formulas.sequences import Sequences as Sequences
 from .formulas.softmax_attention import AttentionParams as AttentionParams
 from .formulas.steps import Passed as Passed
 from .formulas.steps import Steps as Steps
+from .layer import Held as Held
 from .layer import Layer as Layer
+from .layer import With as With
 from .layer import backpropagate as backpropagate
+from .layer import begin as begin
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves
 from .layer import trainable as trainable
@@ -234,7 +238,9 @@ from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise
 from .rules.stochastic.reparameterization import ReparameterizationParams as ReparameterizationParams
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
 from .transforms import cast_params as cast_params
+from .transforms import evaluation as evaluation
 from .transforms import params_of as params_of
+from .transforms import stateful as stateful
 from .transforms import update_in_backward as update_in_backward
 from .verify import Finding as Finding
 from .verify import Precision as Precision

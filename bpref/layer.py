@@ -22,6 +22,34 @@ from bpref.dtypes import described, require_array, require_arrays
 from bpref.given import guarded
 
 
+class With(NamedTuple):
+    """What a stateful layer is given: a value, the state beside it, and what comes with the data.
+
+    Attributes:
+      x: the value; of a cotangent, the value's, and `None` beside it: state and data are constants for the adjoint.
+      state: one entry for each part of a composition, `()` where a part has none.
+      data: segments, masks and the like by name, for whatever layer in the composition reads them.
+    """
+
+    x: Any
+    state: Any = ()
+    data: Any = ()
+
+
+class Held(NamedTuple):
+    """What a leaf's params hold and what is not trained: PRNG keys, running statistics, vectors of an iteration.
+
+    Attributes:
+      fields: the names of those fields of params.
+      before: `(held) -> held`, both dicts by these names: what a forward uses of the state.
+      after: `(held, params, cache) -> held`: the state at the next step, of the params and the cache of this one.
+    """
+
+    fields: tuple[str, ...]
+    before: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held
+    after: Callable[[dict[str, Any], Any, Any], dict[str, Any]] = lambda held, params, cache: held
+
+
 class _Layer(NamedTuple):
     init: Callable[[Any, Any], Any]
     forward: Callable[[Any, Any], tuple[Any, Any]]
@@ -30,6 +58,9 @@ class _Layer(NamedTuple):
     parts: tuple["Layer", ...] = ()
     rebuild: Optional[Callable[..., "Layer"]] = None
     names: tuple[str, ...] = ()
+    begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None
+    held: Held | None = None
+    evaluating: Optional["Layer"] = None
 
 
 class Layer(_Layer):
@@ -46,6 +77,10 @@ class Layer(_Layer):
       rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
       names: what params, a dict, call each part, or `""` for a part whose params are the layer's own; empty where they
         are a tuple in the order of the parts.
+      begin: of a layer with state, or that reads data, `(key, x) -> (params, state)`, x the plain input or `With` the
+        data beside it; its forward takes `With(x, state, data)` and gives the pair `(y, the next state)`. Else `None`.
+      held: of a leaf, what its params hold that is not trained.
+      evaluating: of a leaf, what it is in evaluation, with the same params; `None` where that is itself.
     """
 
     __slots__ = ()
@@ -59,11 +94,15 @@ class Layer(_Layer):
         parts: tuple["Layer", ...] = (),
         rebuild: Optional[Callable[..., "Layer"]] = None,
         names: tuple[str, ...] = (),
+        begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None,
+        held: Held | None = None,
+        evaluating: Optional["Layer"] = None,
     ) -> "Layer":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
-        return super().__new__(cls, *guarded(name, init, forward, backward), name, parts, rebuild, names)
+        functions = guarded(name, init, forward, backward)
+        return super().__new__(cls, *functions, name, parts, rebuild, names, begin, held, evaluating)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -135,8 +174,8 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
     Args:
       layer: any layer or composition.
       params: its parameters.
-      x: its input.
-      dy: the cotangent of `y`; left out, the output must be a scalar and `dy` is 1.
+      x: its input; of a stateful layer `With(x, state)`, and what it gives is the pair `(y, the next state)`.
+      dy: the cotangent of `y`, of y alone where there is a state; left out, y must be a scalar and `dy` is 1.
 
     Raises:
       ValueError: `dy` is left out and the output is not one scalar; `dy` has another tree or other shapes than `y`.
@@ -144,15 +183,37 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
     """
     require_layer("backpropagate", "layer", layer)
     y, cache = layer.forward(params, x)
+    if layer.begin is not None:
+        dparams, dx = layer.backward(params, cache, (_cotangent(layer.name, dy, y[0]), None))
+        return y, dparams, dx
+    dparams, dx = layer.backward(params, cache, _cotangent(layer.name, dy, y))
+    return y, dparams, dx
+
+
+def _cotangent(who: str, dy: Any, y: Any) -> Any:
+    """`dy`; where it is left out, 1 for a scalar y."""
     if dy is None:
         if jax.tree.structure(y).num_leaves != 1 or jnp.shape(jax.tree.leaves(y)[0]) != ():
             shapes = jax.tree.map(jnp.shape, y)
-            raise ValueError(f"{layer.name}: dy is needed, since the output is not a scalar but {shapes}")
-        dy = jax.tree.map(jnp.ones_like, y)
-    else:
-        require_cotangent(layer.name, dy, y)
-    dparams, dx = layer.backward(params, cache, dy)
-    return y, dparams, dx
+            raise ValueError(f"{who}: dy is needed, since the output is not a scalar but {shapes}")
+        return jax.tree.map(jnp.ones_like, y)
+    require_cotangent(who, dy, y)
+    return dy
+
+
+def begin(layer: Layer, key: Any, x: Any) -> tuple[Any, Any]:
+    """The params and the state that training begins with; the state of a layer without one is `()`.
+
+    Args:
+      layer: any layer or composition.
+      key: a PRNG key.
+      x: the input, arrays or their specifications; `With` the data beside it where a layer reads some.
+
+    Raises:
+      TypeError: `layer` is no Layer.
+    """
+    require_layer("begin", "layer", layer)
+    return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, x)
 
 
 def require_cotangent(who: str, dy: Any, y: Any) -> None:

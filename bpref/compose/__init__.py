@@ -3,10 +3,11 @@
 from bpref.compose.fan_out import fan_out
 from bpref.compose.objective import objective
 from bpref.compose.parallel import parallel
+from bpref.compose.reading import reading
 from bpref.compose.remat import remat
 from bpref.compose.residual import residual
 from bpref.compose.reversible import reversible
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
 
-__all__ = ["fan_out", "objective", "parallel", "remat", "residual", "reversible", "scan", "serial"]
+__all__ = ["fan_out", "objective", "parallel", "reading", "remat", "residual", "reversible", "scan", "serial"]

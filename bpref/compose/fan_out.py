@@ -21,5 +21,5 @@ def fan_out(*layers: Layer, **named: Layer) -> Layer:
     """
     parts = parts_of("fan_out", layers, named)
 
-    sweeps = parts.side_by_side("fan_out", lambda x: [x] * len(parts.layers), lambda dx: added(*dx))
-    return Layer(*sweeps, "fan_out", *parts.rebuilt_by(fan_out))
+    sweeps, begin = parts.side_by_side("fan_out", lambda x: [x] * len(parts.layers), lambda dx: added(*dx))
+    return Layer(*sweeps, "fan_out", *parts.rebuilt_by(fan_out), begin)

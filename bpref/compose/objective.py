@@ -4,11 +4,12 @@ Forward: y_hat = f(X), J = loss(y_hat, y). The reverse sweep starts at dJ = 1; t
 dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it from there.
 """
 
+from functools import partial
 from typing import overload
 
 import jax
 
-from bpref.compose.parts import parts_of
+from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.layer import Layer
 
 
@@ -39,24 +40,29 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
     def beside(y_hat, y):
         return (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y)
 
-    def init(key, x):
-        X, y = x
-        params = network.init(key, X)
-        y_hat = jax.eval_shape(network.forward, params, X)[0]
-        return parts.together((params, loss.init(key, beside(y_hat, y))))
+    def begin_both(key, x):
+        (X, y), data = at_the_start(x)
+        of_network, state = begun(network, key, X, data)
+        y_hat = jax.eval_shape(partial(run, network), of_network, X, data._replace(x=None, state=state))[0]
+        of_loss, state_of_loss = begun(loss, key, beside(y_hat, y), data)
+        return parts.together((of_network, of_loss)), parts.together((state, state_of_loss))
 
     def forward(params, x):
         of_network, of_loss = parts.apart("objective", params)
-        X, y = x
-        y_hat, network_cache = network.forward(of_network, X)
-        J, loss_cache = loss.forward(of_loss, beside(y_hat, y))
-        return J, parts.together((network_cache, loss_cache))
+        (X, y), (of_X, of_y) = parts.given("objective", x)
+        y_hat, network_cache, state = run(network, of_network, X, of_X)
+        J, loss_cache, state_of_loss = run(loss, of_loss, beside(y_hat, y), of_y)
+        after = parts.together((state, state_of_loss))
+        return given_state(parts.is_stateful, J, after), parts.together((network_cache, loss_cache))
 
     def backward(params, caches, dJ):
+        dJ = of_value(parts.is_stateful, dJ)
         of_network, of_loss = parts.apart("objective", params)
         network_cache, loss_cache = parts.apart("objective", caches, "cache")
-        dloss, (dy_hat, *dy) = loss.backward(of_loss, loss_cache, dJ)
-        dnetwork, dX = network.backward(of_network, network_cache, dy_hat)
-        return parts.together((dnetwork, dloss)), (dX, tuple(dy) if len(dy) > 1 else dy[0])
+        dloss, (dy_hat, *dy) = pull(loss, of_loss, loss_cache, dJ)
+        dnetwork, dX = pull(network, of_network, network_cache, dy_hat)
+        dx = dX, tuple(dy) if len(dy) > 1 else dy[0]
+        return parts.together((dnetwork, dloss)), as_input(parts.is_stateful, dx)
 
-    return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective))
+    init, begin = parts.stateful(begin_both)
+    return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective), begin)

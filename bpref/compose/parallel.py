@@ -19,5 +19,5 @@ def parallel(*layers: Layer, **named: Layer) -> Layer:
     """
     parts = parts_of("parallel", layers, named)
 
-    sweeps = parts.side_by_side("parallel", lambda x: parts.apart("parallel", x, "x"), parts.together)
-    return Layer(*sweeps, "parallel", *parts.rebuilt_by(parallel))
+    sweeps, begin = parts.side_by_side("parallel", lambda x: parts.apart("parallel", x, "x"), parts.together)
+    return Layer(*sweeps, "parallel", *parts.rebuilt_by(parallel), begin)

@@ -11,9 +11,11 @@ import jax
 from jax import lax
 
 from bpref.dtypes import described
-from bpref.layer import Layer, require_layer
+from bpref.layer import Layer, With, require_layer
 
 Names = tuple[str, ...]
+Begin = Callable[[Any, Any], tuple[Any, Any]]
+Sweeps = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
 class Parts(NamedTuple):
@@ -50,8 +52,22 @@ class Parts(NamedTuple):
             )
         return given
 
-    def side_by_side(self, who: str, each: Callable[[Any], Any], joined: Callable[[Any], Any]) -> tuple[Any, Any, Any]:
-        """Init, forward and backward of the layers, none of which reads another's output.
+    @property
+    def is_stateful(self) -> bool:
+        return any(layer.begin is not None for layer in self.layers)
+
+    def stateful(self, begin: Begin) -> tuple[Any, Any]:
+        """Init and, where a part has state, begin, of a `begin` that gives params and state."""
+        return lambda key, x: begin(key, x)[0], begin if self.is_stateful else None
+
+    def given(self, who: str, x: Any) -> tuple[Any, list[With]]:
+        """The value of an input, and what each part has beside it."""
+        x, beside = without(who, self.is_stateful, x)
+        states = self.apart(who, beside.state, "state") if self.is_stateful else ((),) * len(self.layers)
+        return x, [beside._replace(state=state) for state in states]
+
+    def side_by_side(self, who: str, each: Callable[[Any], Any], joined: Callable[[Any], Any]) -> tuple[Sweeps, Any]:
+        """Init, forward and backward, and begin, of the layers, none of which reads another's output.
 
         Args:
           who: what error messages call the composition.
@@ -59,21 +75,75 @@ class Parts(NamedTuple):
           joined: of the layers' dx, the input's.
         """
 
-        def init(key, x):
+        def begin_all(key, x):
+            x, beside = at_the_start(x)
             keys = jax.random.split(key, len(self.layers))
-            return self.together(f.init(k, x_i) for f, k, x_i in zip(self.layers, keys, each(x), strict=True))
+            started = [begun(f, k, x_i, beside) for f, k, x_i in zip(self.layers, keys, each(x), strict=True)]
+            return tuple(map(self.together, zip(*started, strict=True)))
 
         def forward(params, x):
-            given = zip(self.layers, self.apart(who, params), each(x), strict=True)
-            y, caches = zip(*(f.forward(p, x_i) for f, p, x_i in given), strict=True)
-            return self.together(y), self.together(caches)
+            x, beside = self.given(who, x)
+            y, caches, states = zip(*map(run, self.layers, self.apart(who, params), each(x), beside), strict=True)
+            return given_state(self.is_stateful, self.together(y), self.together(states)), self.together(caches)
 
         def backward(params, caches, dy):
+            dy = of_value(self.is_stateful, dy)
             given = (self.apart(who, v, what) for v, what in ((params, "params"), (caches, "cache"), (dy, "dy")))
-            dparams, dx = zip(*(f.backward(*g) for f, *g in zip(self.layers, *given, strict=True)), strict=True)
-            return self.together(dparams), joined(dx)
+            dparams, dx = zip(*map(pull, self.layers, *given), strict=True)
+            return self.together(dparams), as_input(self.is_stateful, joined(dx))
 
-        return init, forward, backward
+        init, begin = self.stateful(begin_all)
+        return (init, forward, backward), begin
+
+
+def without(who: str, is_stateful: bool, x: Any) -> tuple[Any, With]:
+    """An input's value and what stands beside it: nothing for a layer that has no state."""
+    if not is_stateful:
+        return x, With(None)
+    if not isinstance(x, With):
+        raise TypeError(f"{who}: x is {described(x)}, expected bpref.With(x, state), since a layer in it has state")
+    return x.x, x
+
+
+def at_the_start(x: Any) -> tuple[Any, With]:
+    """An input's value, where there is no state yet, and the data beside it."""
+    return (x.x, x) if isinstance(x, With) else (x, With(None))
+
+
+def begun(layer: Layer, key: Any, x: Any, beside: With) -> tuple[Any, Any]:
+    """The params of a part and its state, `()` where it has none."""
+    return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, beside._replace(x=x))
+
+
+def run(layer: Layer, params: Any, x: Any, beside: With) -> tuple[Any, Any, Any]:
+    """The output of a part, its cache, and its next state."""
+    if layer.begin is None:
+        return *layer.forward(params, x), ()
+    (y, state), cache = layer.forward(params, beside._replace(x=x))
+    return y, cache, state
+
+
+def pull(layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any, Any]:
+    """The cotangents of a part's params and of its input, whose state has none."""
+    if layer.begin is None:
+        return layer.backward(params, cache, dy)
+    dparams, dx = layer.backward(params, cache, (dy, None))
+    return dparams, dx.x
+
+
+def given_state(is_stateful: bool, y: Any, state: Any) -> Any:
+    """An output, and beside it the next state of a layer that has one."""
+    return (y, state) if is_stateful else y
+
+
+def of_value(is_stateful: bool, dy: Any) -> Any:
+    """The cotangent of an output's value."""
+    return dy[0] if is_stateful else dy
+
+
+def as_input(is_stateful: bool, dx: Any) -> Any:
+    """The cotangent of an input, given its value's."""
+    return With(dx, None, None) if is_stateful else dx
 
 
 def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any], called: Names = ()) -> Parts:

@@ -27,4 +27,4 @@ def remat(layer: Layer) -> Layer:
     def backward(params, cache, dy):
         return layer.backward(params, layer.forward(params, cache.x)[1], dy)
 
-    return Layer(layer.init, forward, backward, "remat", (layer,), remat, ("",))
+    return Layer(layer.init, forward, backward, "remat", (layer,), remat, ("",), layer.begin)

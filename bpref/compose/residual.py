@@ -7,7 +7,7 @@ dx = dy + (f's backward of dy). Nothing is cached beyond what f keeps: the adjoi
 import jax
 from jax import lax
 
-from bpref.compose.parts import added
+from bpref.compose.parts import added, as_input, given_state, of_value, pull, run, without
 from bpref.compose.serial import serial
 from bpref.layer import Layer, require_layer
 
@@ -27,16 +27,20 @@ def residual(*layers: Layer, **named: Layer) -> Layer:
     (layer,) = layers
     require_layer("residual", "layer", layer)
 
+    is_stateful = layer.begin is not None
+
     def forward(params, x):
-        y, cache = layer.forward(params, x)
+        x, beside = without("residual", is_stateful, x)
+        y, cache, after = run(layer, params, x, beside)
         require_same_shapes("residual", layer, x, y)
-        return jax.tree.map(lax.add, x, y), cache
+        return given_state(is_stateful, jax.tree.map(lax.add, x, y), after), cache
 
     def backward(params, cache, dy):
-        dparams, dx = layer.backward(params, cache, dy)
-        return dparams, added(dy, dx)
+        dy = of_value(is_stateful, dy)
+        dparams, dx = pull(layer, params, cache, dy)
+        return dparams, as_input(is_stateful, added(dy, dx))
 
-    return Layer(layer.init, forward, backward, "residual", (layer,), residual, ("",))
+    return Layer(layer.init, forward, backward, "residual", (layer,), residual, ("",), layer.begin)
 
 
 def require_same_shapes(who: str, layer: Layer, x, y) -> None:

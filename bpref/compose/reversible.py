@@ -49,10 +49,12 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
       A layer with params `(f's, g's)`, stacked along a new first axis of L, x the pair `(x1, x2)` and y of the same.
 
     Raises:
-      TypeError: f or g is no layer; x is no pair.
+      TypeError: f or g is no layer, or has state; x is no pair.
       ValueError: `length` is not a positive integer; f or g changes its input's shapes.
     """
     parts_of("reversible", (f, g), {})
+    if f.begin is not None or g.begin is not None:
+        raise TypeError("reversible: a layer in it has state, and runs again in the backward; expected layers without")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"reversible: length is {length!r}, expected a positive integer")
 

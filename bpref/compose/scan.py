@@ -8,6 +8,7 @@ reverse one. Traced and compiled once, however large L is.
 import jax
 
 from bpref import loops
+from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.compose.residual import require_same_shapes
 from bpref.layer import Layer, require_layer
 
@@ -27,25 +28,42 @@ def scan(layer: Layer, length: int) -> Layer:
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"scan: length is {length!r}, expected a positive integer")
 
-    def init(key, x):
-        x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), x)
-        return jax.vmap(lambda k: layer.init(k, x))(jax.random.split(key, length))
+    is_stateful = layer.begin is not None
+
+    def begin(key, x):
+        x, beside = at_the_start(jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), x))
+        return jax.vmap(lambda k: begun(layer, k, x, beside))(jax.random.split(key, length))
 
     def forward(params, x):
-        def body(x, p):
-            y, cache = layer.forward(p, x)
-            require_same_shapes("scan", layer, x, y)
-            return y, cache
+        x, beside = without("scan", is_stateful, x)
 
-        return loops.scan(body, x, params, length)
+        def body(x, slices):
+            p, state = slices
+            y, cache, after = run(layer, p, x, beside._replace(state=state))
+            require_same_shapes("scan", layer, x, y)
+            return y, (cache, after)
+
+        y, (caches, after) = loops.scan(body, x, (params, beside.state), length)
+        return given_state(is_stateful, y, after), caches
 
     def backward(params, caches, dy):
+        dy = of_value(is_stateful, dy)
+
         def body(dy, slices):
             p, cache = slices
-            dp, dx = layer.backward(p, cache, dy)
+            dp, dx = pull(layer, p, cache, dy)
             return dx, dp
 
         dx, dparams = loops.scan(body, dy, (params, caches), length, reverse=True)
-        return dparams, dx
+        return dparams, as_input(is_stateful, dx)
 
-    return Layer(init, forward, backward, "scan", (layer,), lambda part: scan(part, length), ("",))
+    return Layer(
+        lambda key, x: begin(key, x)[0],
+        forward,
+        backward,
+        "scan",
+        (layer,),
+        lambda part: scan(part, length),
+        ("",),
+        begin if is_stateful else None,
+    )

@@ -4,9 +4,11 @@ Forward: A[l] = f[l](A[l-1]) for l = 1 ... L. By the chain rule the cotangent go
 reverse, and each one is given the cotangent of its output: dA[l-1] = f[l]'s backward of dA[l].
 """
 
+from functools import partial
+
 import jax
 
-from bpref.compose.parts import parts_of
+from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.layer import Layer
 
 
@@ -22,26 +24,32 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
     """
     parts = parts_of("serial", layers, named)
 
-    def init(key, x):
-        params = []
+    def begin_all(key, x):
+        x, beside = at_the_start(x)
+        params, states = [], []
         for layer, layer_key in zip(parts.layers, jax.random.split(key, len(parts.layers)), strict=True):
-            params.append(layer.init(layer_key, x))
-            x = jax.eval_shape(layer.forward, params[-1], x)[0]
-        return parts.together(params)
+            p, state = begun(layer, layer_key, x, beside)
+            x = jax.eval_shape(partial(run, layer), p, x, beside._replace(x=None, state=state))[0]
+            params.append(p)
+            states.append(state)
+        return parts.together(params), parts.together(states)
 
     def forward(params, x):
-        caches = []
-        for layer, p in zip(parts.layers, parts.apart("serial", params), strict=True):
-            x, cache = layer.forward(p, x)
+        x, beside = parts.given("serial", x)
+        caches, after = [], []
+        for layer, p, own in zip(parts.layers, parts.apart("serial", params), beside, strict=True):
+            x, cache, state = run(layer, p, x, own)
             caches.append(cache)
-        return x, parts.together(caches)
+            after.append(state)
+        return given_state(parts.is_stateful, x, parts.together(after)), parts.together(caches)
 
     def backward(params, caches, dy):
-        dparams = []
+        dparams, dy = [], of_value(parts.is_stateful, dy)
         given = zip(parts.layers, parts.apart("serial", params), parts.apart("serial", caches, "cache"), strict=True)
         for layer, p, cache in reversed(list(given)):
-            dp, dy = layer.backward(p, cache, dy)
+            dp, dy = pull(layer, p, cache, dy)
             dparams.append(dp)
-        return parts.together(reversed(dparams)), dy
+        return parts.together(reversed(dparams)), as_input(parts.is_stateful, dy)
 
-    return Layer(init, forward, backward, "serial", *parts.rebuilt_by(serial))
+    init, begin = parts.stateful(begin_all)
+    return Layer(init, forward, backward, "serial", *parts.rebuilt_by(serial), begin)

@@ -15,6 +15,19 @@ from jaxtyping import Bool
 
 from bpref.dtypes import require_array
 from bpref.formulas.hyperparameters import is_number, plain
+from bpref.layer import Held
+
+
+def _used(held: dict[str, Any]) -> dict[str, Any]:
+    return {"key": jax.random.split(held["key"])[0]}
+
+
+def _next(held: dict[str, Any], params: Any, cache: Any) -> dict[str, Any]:
+    return {"key": jax.random.split(held["key"])[1]}
+
+
+KEY = Held(("key",), _used, _next)
+"""A key as state: half of it is drawn from, the other half is that of the next step."""
 
 RESOLUTION = 23
 """A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""

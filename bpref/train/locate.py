@@ -43,7 +43,7 @@ def first_non_finite(J: Layer, params: Any, batch: Any) -> str:
             look((dparams, dx), f"the gradient of {path}")
             return dparams, dx
 
-        return Layer(leaf.init, forward, backward, leaf.name)
+        return leaf._replace(forward=forward, backward=backward)
 
     watching = map_leaves(watched, J)
     with jax.disable_jit():

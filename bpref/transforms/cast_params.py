@@ -30,9 +30,8 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
     def transform(leaf: Layer) -> Layer:
         require_layer("cast_params", "leaf", leaf)
 
-        def init(key, x):
-            wide_x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, _recast(v.dtype, dtype, stored)), x)
-            return leaf.init(key, wide_x)
+        def widened(x):
+            return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, _recast(v.dtype, dtype, stored)), x)
 
         def forward(params, x):
             return leaf.forward(_cast(params, stored, dtype), x)
@@ -41,7 +40,15 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
             dparams, dx = leaf.backward(_cast(params, stored, dtype), cache, dy)
             return _cast(dparams, dtype, stored), dx
 
-        return Layer(init, forward, backward, leaf.name)
+        of_stateful = leaf.begin
+        begin = None if of_stateful is None else lambda key, x: of_stateful(key, widened(x))
+        return leaf._replace(
+            init=lambda key, x: leaf.init(key, widened(x)),
+            forward=forward,
+            backward=backward,
+            begin=begin,
+            evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
+        )
 
     return transform
 

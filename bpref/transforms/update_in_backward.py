@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from bpref.dtypes import described
-from bpref.layer import Layer, has_cotangent, require_layer, select, trainable
+from bpref.layer import Layer, With, begin, has_cotangent, require_layer, select, trainable
 
 if TYPE_CHECKING:
     import optax
@@ -68,9 +68,16 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
     def transform(leaf: Layer) -> Layer:
         require_layer("update_in_backward", "leaf", leaf)
 
-        def init(key, x):
-            params = leaf.init(key, x)
+        def updated(params, x):
             return Updated(params, optimizer.init(select(trainable(leaf, params, x), params)))
+
+        def init(key, x):
+            return updated(leaf.init(key, x), x) if leaf.begin is None else begin_updated(key, x)[0]
+
+        def begin_updated(key, x):
+            given = x if isinstance(x, With) else With(x)
+            params, state = begin(leaf, key, given)
+            return updated(params, given._replace(state=state)), state
 
         def forward(updated, x):
             return leaf.forward(updated.params, x)
@@ -79,7 +86,14 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
             dparams, dx = leaf.backward(updated.params, cache, dy)
             return apply_update(optimizer, updated, dparams), dx
 
-        return Layer(init, forward, backward, leaf.name)
+        return leaf._replace(
+            init=init,
+            forward=forward,
+            backward=backward,
+            begin=None if leaf.begin is None else begin_updated,
+            held=None,
+            evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
+        )
 
     return transform
 

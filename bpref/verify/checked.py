@@ -36,7 +36,8 @@ class LeafErrors(NamedTuple):
 def checked(leaf: Layer) -> Layer:
     """The leaf, its backward returning `LeafErrors` in place of dparams; for `map_leaves`, and works under jit.
 
-    The oracle differentiates the leaf's own forward, at the params, x and dy of the sweep. The cache grows by x.
+    The oracle differentiates the leaf's own forward, at the params, x and dy of the sweep; a state is constant for it.
+    The cache grows by x.
     """
     require_layer("checked", "leaf", leaf)
 
@@ -45,13 +46,19 @@ def checked(leaf: Layer) -> Layer:
         return y, CheckedCache(cache, x)
 
     def backward(params, cache, dy):
-        hand = leaf.backward(params, cache.cache, dy)
-        _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
-        oracle = cotangents(dy)
-        _require_same_tree(leaf, hand, oracle)
-        return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), hand[1]
+        dparams, dx = leaf.backward(params, cache.cache, dy)
 
-    return Layer(leaf.init, forward, backward, leaf.name)
+        if leaf.begin is None:
+            _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
+            hand, oracle = (dparams, dx), cotangents(dy)
+        else:  # of the value alone: the state is a constant, and the next one is not differentiated
+            given = cache.x
+            _, cotangents = with_cotangents(lambda p, x: leaf.forward(p, given._replace(x=x))[0][0], params, given.x)
+            hand, oracle = (dparams, dx.x), cotangents(dy[0])
+        _require_same_tree(leaf, hand, oracle)
+        return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), dx
+
+    return leaf._replace(forward=forward, backward=backward, held=None, evaluating=None)
 
 
 def _errors(hand: Any, oracle: Any) -> Any:
@@ -106,7 +113,7 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
     Args:
       layer: any composition; an error of 1e-10 or more in a leaf means that its derivation is wrong there.
       params, x: the live values, in any floating-point dtype.
-      dy: the cotangent of the output; left out, 1 everywhere.
+      dy: the cotangent of the output, of a stateful layer its value's; left out, 1 everywhere.
 
     Returns:
       One report per leaf, in the order of `leaf_paths`. A leaf inside `scan` is reported once, by its worst slice.
@@ -119,7 +126,8 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
 
     def sweep(params, x, dy):
         y, cache = checking.forward(params, x)
-        return checking.backward(params, cache, jax.tree.map(jnp.ones_like, y) if dy is None else dy)[0]
+        given = jax.tree.map(jnp.ones_like, y if layer.begin is None else y[0]) if dy is None else dy
+        return checking.backward(params, cache, given if layer.begin is None else (given, None))[0]
 
     checking = map_leaves(checked, layer)
     in_float64, _ = for_float64(sweep, params, x, dy)

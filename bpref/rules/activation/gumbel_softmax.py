@@ -40,7 +40,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.hyperparameters import require_flags, require_positive
-from bpref.formulas.random_draws import require_key
+from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
 
@@ -91,7 +91,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
         s = jnp.sum(p * v, axis, keepdims=True)
         return GumbelSoftmaxParams(None), cast(p * (v - s) / temperature, dy.dtype)
 
-    return scalar_as_line(Layer(init, forward, backward, who), axis)
+    return scalar_as_line(Layer(init, forward, backward, who, held=KEY), axis)
 
 
 def _one_hot(p: Array, axis: int) -> Array:

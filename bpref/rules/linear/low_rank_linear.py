@@ -53,7 +53,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
-from bpref.layer import Layer
+from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 
@@ -123,7 +123,7 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
         dparams = params._replace(W=None, b=None, U=cast(dU, U.dtype), V=cast(dV, V.dtype))
         return dparams, cast(dA, dZ.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, held=Held(("W", "b")))
 
 
 def _frozen(params: LowRankLinearParams) -> LowRankLinearParams:

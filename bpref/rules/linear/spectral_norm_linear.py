@@ -50,7 +50,7 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.hyperparameters import is_traced, require_count, require_flags, require_size
-from bpref.layer import Layer
+from bpref.layer import Held, Layer
 from bpref.loops import fori_loop
 from bpref.rule import Case, Real, Rule, Size
 
@@ -115,7 +115,12 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
         dparams = params._replace(W=cast(dW, W.dtype), b=bias_cotangent(dZ, b), u=None, v=None)
         return dparams, cast(dA, dZ.dtype)
 
-    return Layer(init, forward, backward, who)
+    def after(held, params, cache):
+        moved = power_iteration(params)
+        return {"u": moved.u, "v": moved.v}
+
+    evaluating = Layer(init, forward, backward, who, held=Held(("u", "v")))
+    return Layer(init, forward, backward, who, held=Held(("u", "v"), after=after), evaluating=evaluating)
 
 
 def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> SpectralNormLinearParams:

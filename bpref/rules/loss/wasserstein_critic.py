@@ -57,7 +57,7 @@ from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.affine import require_fit
 from bpref.formulas.hyperparameters import require_choice, require_non_negative
 from bpref.formulas.parameters import require_drawn
-from bpref.formulas.random_draws import require_key
+from bpref.formulas.random_draws import KEY, require_key
 from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer
@@ -188,7 +188,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
         dparams = WassersteinCriticParams(None, tuple(dhidden[::-1]), cast(dw, dJ.dtype))
         return dparams, (cast(dreal, dJ.dtype), cast(dfake, dJ.dtype))
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, held=KEY)
 
 
 def _mixing(key: Any, real: Array) -> Array:

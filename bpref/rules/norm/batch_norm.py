@@ -40,7 +40,7 @@ from jaxtyping import Float
 from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_share
 from bpref.formulas.standardize import moments, on_last_axis, require_features, scale_and_shift
-from bpref.layer import Layer
+from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -57,12 +57,13 @@ class BatchNormCache(NamedTuple):
     var: Float[Array, " d"] | None
 
 
-def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
+def batch_norm(training: bool = True, eps: float = 1e-5, momentum: float = 0.9) -> Layer:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over all axes but the last.
 
     Args:
       training: whether mean and variance are the batch's; otherwise they are the running ones of the parameters.
       eps: what is added to the variance, in units of x squared.
+      momentum: of a stateful batch_norm, the share of the running statistics that remains, from 0 to 1.
 
     Returns:
       A layer with params `BatchNormParams(scale: (d,), shift: (d,), mean: (d,), var: (d,))`, x `(..., d)` and y
@@ -77,6 +78,7 @@ def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
     who = "batch_norm"
     require_flags(who, training=training)
     eps = require_positive(who, "eps", eps)
+    momentum = require_share(who, "momentum", momentum)
 
     def init(key, x):
         require_features(who, x)
@@ -122,7 +124,14 @@ def batch_norm(training: bool = True, eps: float = 1e-5) -> Layer:
         dscale, dshift = (cast(v.reshape(-1), p.dtype) for v, p in ((dgamma, params.scale), (dbeta, params.shift)))
         return BatchNormParams(dscale, dshift, None, None), dx  # type: ignore[arg-type]
 
-    return Layer(init, forward, backward, who)
+    def after(held, params, cache):
+        moved = update_running_statistics(params, cache, momentum)
+        return {"mean": moved.mean, "var": moved.var}
+
+    if not training:
+        return Layer(init, forward, backward, who, held=Held(("mean", "var")))
+    evaluating = batch_norm(False, eps)
+    return Layer(init, forward, backward, who, held=Held(("mean", "var"), after=after), evaluating=evaluating)
 
 
 def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, momentum: float = 0.9) -> BatchNormParams:
@@ -154,7 +163,9 @@ def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, mo
     return params._replace(mean=mean, var=var)
 
 
-def reference(params: BatchNormParams, x: Array, training: bool = True, eps: float = 1e-5) -> Array:
+def reference(
+    params: BatchNormParams, x: Array, training: bool = True, eps: float = 1e-5, momentum: float = 0.9
+) -> Array:
     def over_the_batch(f):
         return f(x, tuple(range(x.ndim - 1)), keepdims=True)
 

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.random_draws import kept, require_key, require_rate
-from bpref.layer import Layer
+from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
+from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -77,7 +77,9 @@ def drop_path(rate: float = 0.1) -> Layer:
         scaled = cast(widen(v) * (1 / (1 - rate)), v.dtype)
         return jnp.where(lax.broadcast_in_dim(m, v.shape, (0,)), scaled, 0)
 
-    return Layer(init, forward, backward, who)
+    if rate == 0:
+        return Layer(init, forward, backward, who, held=Held(("key",)))
+    return Layer(init, forward, backward, who, held=KEY, evaluating=drop_path(0))
 
 
 def reference(params: DropPathParams, x: Array, rate: float = 0.1) -> Array:

@@ -31,8 +31,8 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.random_draws import kept, require_key, require_rate
-from bpref.layer import Layer
+from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
+from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -81,7 +81,9 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer:
         scaled = cast(widen(v) * (1 / (1 - rate)), v.dtype)
         return jnp.where(jnp.broadcast_to(m, v.shape), scaled, 0)
 
-    return Layer(init, forward, backward, who)
+    if rate == 0:
+        return Layer(init, forward, backward, who, held=Held(("key",)))
+    return Layer(init, forward, backward, who, held=KEY, evaluating=dropout(0, shared_axes))
 
 
 def _require_axes(who: str, x: Any, axes: tuple[int, ...]) -> None:

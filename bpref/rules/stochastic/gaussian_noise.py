@@ -24,8 +24,8 @@ from jax import Array
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_non_negative
-from bpref.formulas.random_draws import require_key
-from bpref.layer import Layer
+from bpref.formulas.random_draws import KEY, require_key
+from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -68,7 +68,9 @@ def gaussian_noise(std: float = 0.1) -> Layer:
     def backward(params, cache, dy):
         return GaussianNoiseParams(None), dy
 
-    return Layer(init, forward, backward, who)
+    if std == 0:
+        return Layer(init, forward, backward, who, held=Held(("key",)))
+    return Layer(init, forward, backward, who, held=KEY, evaluating=gaussian_noise(0))
 
 
 def reference(params: GaussianNoiseParams, x: Array, std: float = 0.1) -> Array:

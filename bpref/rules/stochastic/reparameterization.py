@@ -31,7 +31,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
-from bpref.formulas.random_draws import require_key
+from bpref.formulas.random_draws import KEY, require_key
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer
 from bpref.rule import Case, Key, Real, Rule
@@ -75,7 +75,7 @@ def reparameterization() -> Layer:
         dlog_var = cast(0.5 * widen(dz) * widen(cache.deviation), dz.dtype)
         return ReparameterizationParams(None), (dz, dlog_var)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, held=KEY)
 
 
 def standard_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:

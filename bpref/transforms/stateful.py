@@ -1,0 +1,71 @@
+"""stateful: PRNG keys and running statistics out of params, into a state that is given and returned.
+
+A leaf reads all it needs beside x in its params, those too that are not trained; their cotangent is `None`. Here params
+are what is trained alone, x comes as `With(x, state)`, and y goes as the pair `(y, the next state)`. Nothing is
+differentiated that was not: for the adjoint the state is a constant, and the cache holds what the backward needs of it.
+Combinators hand each part its own state, so that no layer takes an argument that it does not use.
+"""
+
+from typing import Any, NamedTuple
+
+from bpref.dtypes import described
+from bpref.layer import Layer, With, map_leaves, require_layer
+
+
+class StatefulCache(NamedTuple):
+    leaf: Any
+    held: dict[str, Any]
+
+
+def stateful(layer: Layer) -> Layer:
+    """The same layer with a state of its own: params hold what is trained, and nothing else.
+
+    `begin` gives its params and its state. A layer without keys and statistics is
+    returned as it is.
+
+    Example:
+      >>> network = stateful(serial(linear(64), batch_norm(), dropout(0.1), linear(10)))
+      >>> J = objective(network, softmax_cross_entropy())
+      >>> params, state = begin(J, key, (X, y))
+      >>> (value, state), dparams, _ = backpropagate(J, params, With((X, y), state))
+
+    Raises:
+      TypeError: `layer` is no Layer.
+    """
+    require_layer("stateful", "layer", layer)
+    return map_leaves(_stateful_leaf, layer)
+
+
+def evaluation(layer: Layer) -> Layer:
+    """The layer as it is in evaluation, with the same params and state: nothing dropped, the running statistics read.
+
+    Raises:
+      TypeError: `layer` is no Layer.
+    """
+    require_layer("evaluation", "layer", layer)
+    return map_leaves(lambda leaf: leaf.evaluating or leaf, layer)
+
+
+def _stateful_leaf(leaf: Layer) -> Layer:
+    held = leaf.held
+    if held is None:
+        return leaf
+
+    def begin(key, x):
+        params = leaf.init(key, x.x if isinstance(x, With) else x)
+        return params._replace(**dict.fromkeys(held.fields)), {name: getattr(params, name) for name in held.fields}
+
+    def forward(params, x):
+        if not isinstance(x, With):
+            raise TypeError(f"{leaf.name}: x is {described(x)}, expected bpref.With(x, state)")
+        used = held.before(x.state)
+        whole = params._replace(**used)
+        y, cache = leaf.forward(whole, x.x)
+        return (y, held.after(x.state, whole, cache)), StatefulCache(cache, used)
+
+    def backward(params, cache, dy):
+        dparams, dx = leaf.backward(params._replace(**cache.held), cache.leaf, dy[0])
+        return dparams, With(dx, None, None)
+
+    evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
+    return Layer(lambda key, x: begin(key, x)[0], forward, backward, leaf.name, begin=begin, evaluating=evaluating)
