@@ -46,17 +46,16 @@ def checked(leaf: Layer) -> Layer:
         return y, CheckedCache(cache, x)
 
     def backward(params, cache, dy):
-        dparams, dx = leaf.backward(params, cache.cache, dy)
-
+        came = hand = leaf.backward(params, cache.cache, dy)
         if leaf.begin is None:
             _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
-            hand, oracle = (dparams, dx), cotangents(dy)
+            oracle = cotangents(dy)
         else:  # of the value alone: the state is a constant, and the next one is not differentiated
             given = cache.x
             _, cotangents = with_cotangents(lambda p, x: leaf.forward(p, given._replace(x=x))[0][0], params, given.x)
-            hand, oracle = (dparams, dx.x), cotangents(dy[0])
+            hand, oracle = (came[0], came[1].x), cotangents(dy[0])
         _require_same_tree(leaf, hand, oracle)
-        return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), dx
+        return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), came[1]
 
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=None)
 
