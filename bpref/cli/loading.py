@@ -1,7 +1,6 @@
 """What a command line names: `MODULE:FUNCTION`, `path/to/file.py:FUNCTION`, `MODULE:Class.method`; and arguments."""
 
 import importlib
-import inspect
 import os
 import sys
 import traceback
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from bpref.cli.errors import UsageError
 from bpref.layer import Layer
 from bpref.nearest import require_known
+from bpref.verify.options import misfit
 from bpref.verify.place import MACHINERY
 
 OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -84,13 +84,8 @@ def require_fitting(text: str, fun: Any, args: tuple) -> None:
         if len(args) != 2:
             raise UsageError(f"{text} is a Layer, which takes 2 arguments (params, x); {given}")
         return
-    try:
-        signature = inspect.signature(fun)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*args)
-    except TypeError as error:
+    if found := misfit(fun, args):
+        signature, error = found
         shown = ", ".join(str(p).split(":")[0].split("=")[0].strip() for p in signature.parameters.values())
         raise UsageError(f"{text} takes ({shown}); {given}: {error}") from error
 

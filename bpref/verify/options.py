@@ -25,15 +25,23 @@ def require_functions(who: str, fun: Any, **more: Callable[..., Any] | None) -> 
             require_callable(who, what, f)
 
 
-def require_fitting(who: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
-    """Raise `TypeError` unless `fun` can be called with as many arguments as there are `args`, the argument `what`."""
+def misfit(fun: Any, args: Sequence[Any]) -> tuple[inspect.Signature, TypeError] | None:
+    """What `fun` takes, and why that is not as many arguments; None where it is, or where nobody can say."""
     try:
         signature = inspect.signature(fun)
     except (TypeError, ValueError):
-        return
+        return None
     try:
         signature.bind(*args)
     except TypeError as error:
+        return signature, error
+    return None
+
+
+def require_fitting(who: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
+    """Raise `TypeError` unless `fun` can be called with as many arguments as there are `args`, the argument `what`."""
+    if found := misfit(fun, args):
+        signature, error = found
         raise TypeError(f"{who}: {what} are {len(args)}, and {name}{signature}: {error}") from error
 
 

@@ -67,8 +67,9 @@ def begun(made):
 
 def numbers(tree):
     """The leaves as numbers, keys too."""
-    typed = lambda v: jnp.issubdtype(v.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return [np.asarray(jax.random.key_data(v) if typed(v) else v) for v in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(tree)
+    are_keys = [jnp.issubdtype(v.dtype, jax.dtypes.prng_key) for v in leaves]
+    return [np.asarray(jax.random.key_data(v) if is_key else v) for v, is_key in zip(leaves, are_keys, strict=True)]
 
 
 @pytest.mark.usefixtures("standard_promotion")
