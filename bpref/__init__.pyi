@@ -10,6 +10,7 @@ from .compose import residual as residual
 from .compose import reversible as reversible
 from .compose import scan as scan
 from .compose import serial as serial
+from .compose import shared as shared
 from .corpus.grade import grade as grade
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads

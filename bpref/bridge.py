@@ -43,10 +43,12 @@ def as_function(layer: Layer, out_sharding: Any = None) -> Callable[[Any, Any], 
     def forward(params, x):
         y, cache = layer.forward(params, x)
         leaves, tree = jax.tree.flatten((params, x))
-        return y, (params, cache, _Types(tuple(map(_type_of, leaves)), tree))
+        data = None if layer.begin is None else x.data
+        return y, (params, cache, data, _Types(tuple(map(_type_of, leaves)), tree))
 
     def backward(residuals, dy):
-        params, cache, types = residuals
+        params, cache, data, types = residuals
+        dy = dy if layer.begin is None else (dy[0], data)
         of_inputs = jax.tree.unflatten(types.tree, types.leaves)
         cotangents = _laid_out(layer.backward, of_inputs, params, cache, dy)
         return _by_input(_as_its_primal, cotangents, of_inputs)

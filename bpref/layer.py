@@ -26,9 +26,10 @@ class With(NamedTuple):
     """What a stateful layer is given: a value, the state beside it, and what comes with the data.
 
     Attributes:
-      x: the value; of a cotangent, the value's, and `None` beside it: state and data are constants for the adjoint.
-      state: one entry for each part of a composition, `()` where a part has none.
-      data: segments, masks and the like by name, for whatever layer in the composition reads them.
+      x: the value; of a cotangent, the value's.
+      state: one entry for each part of a composition, `()` where a part has none; a constant for the adjoint.
+      data: segments, masks and the like by name, for whatever layer in the composition reads them, and in `shared` the
+        arrays that it shares; of a cotangent, these arrays', and `None` for all that is constant.
     """
 
     x: Any
@@ -43,11 +44,13 @@ class Held(NamedTuple):
       fields: the names of those fields of params.
       before: `(held) -> held`, both dicts by these names: what a forward uses of the state.
       after: `(held, params, cache) -> held`: the state at the next step, of the params and the cache of this one.
+      whole: `(params, data) -> params`: those that `after` is given, with what the leaf reads of the data.
     """
 
     fields: tuple[str, ...]
     before: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held
     after: Callable[[dict[str, Any], Any, Any], dict[str, Any]] = lambda held, params, cache: held
+    whole: Callable[[Any, Any], Any] = lambda params, data: params
 
 
 class _Layer(NamedTuple):
@@ -61,6 +64,7 @@ class _Layer(NamedTuple):
     begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None
     held: Held | None = None
     evaluating: Optional["Layer"] = None
+    reads: tuple[str, ...] = ()
 
 
 class Layer(_Layer):
@@ -78,9 +82,11 @@ class Layer(_Layer):
       names: what params, a dict, call each part, or `""` for a part whose params are the layer's own; empty where they
         are a tuple in the order of the parts.
       begin: of a layer with state, or that reads data, `(key, x) -> (params, state)`, x the plain input or `With` the
-        data beside it; its forward takes `With(x, state, data)` and gives the pair `(y, the next state)`. Else `None`.
+        data beside it; its forward takes `With(x, state, data)` and gives the pair `(y, the next state)`, its backward
+        takes `(dy, data)`, the same data, and gives `With(dx, None, those of data)`. Else `None`.
       held: of a leaf, what its params hold that is not trained.
       evaluating: of a leaf, what it is in evaluation, with the same params; `None` where that is itself.
+      reads: what it or a part of it reads beside x: names of data, and "state".
     """
 
     __slots__ = ()
@@ -97,12 +103,16 @@ class Layer(_Layer):
         begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None,
         held: Held | None = None,
         evaluating: Optional["Layer"] = None,
+        reads: tuple[str, ...] | None = None,
     ) -> "Layer":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
         functions = guarded(name, init, forward, backward)
-        return super().__new__(cls, *functions, name, parts, rebuild, names, begin, held, evaluating)
+        if reads is None:
+            of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
+            reads = ("state",) if begin is not None and not parts else of_parts
+        return super().__new__(cls, *functions, name, parts, rebuild, names, begin, held, evaluating, reads)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -149,16 +159,17 @@ def leaf_paths(layer: Layer) -> list[str]:
     `1.0 linear` by numbers; `blocks.attention linear` where `serial` and its like were given names.
     """
     require_layer("leaf_paths", "layer", layer)
-    return [" ".join(filter(None, (".".join(path), leaf.name))) for path, leaf in _leaves(layer)]
+    return [" ".join(filter(None, (".".join(path), leaf.name))) for path, leaf in leaves(layer)]
 
 
-def _leaves(layer: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
+def leaves(layer: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """Each leaf and its path, in the order of their parameters."""
     if layer.rebuild is None:
         yield (), layer
         return
     for i in _in_order(layer):
         name = layer.names[i] if layer.names else str(i)
-        for path, leaf in _leaves(layer.parts[i]):
+        for path, leaf in leaves(layer.parts[i]):
             yield (name, *path) if name else path, leaf
 
 
@@ -184,7 +195,7 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
     require_layer("backpropagate", "layer", layer)
     y, cache = layer.forward(params, x)
     if layer.begin is not None:
-        dparams, dx = layer.backward(params, cache, (_cotangent(layer.name, dy, y[0]), None))
+        dparams, dx = layer.backward(params, cache, (_cotangent(layer.name, dy, y[0]), x.data))
         return y, dparams, dx
     dparams, dx = layer.backward(params, cache, _cotangent(layer.name, dy, y))
     return y, dparams, dx
@@ -223,12 +234,12 @@ def require_cotangent(who: str, dy: Any, y: Any) -> None:
       ValueError: the tree or a shape is another.
       TypeError: there is no array, or one of another dtype.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(y)
+    values, tree = jax.tree_util.tree_flatten_with_path(y)
     try:
         cotangents = tree.flatten_up_to(dy)
     except ValueError as error:
         raise ValueError(f"{who}: dy has the tree {jax.tree.structure(dy)}, y has {tree}") from error
-    for (path, v), d in zip(leaves, cotangents, strict=True):
+    for (path, v), d in zip(values, cotangents, strict=True):
         if not jnp.issubdtype(v.dtype, jnp.inexact):
             continue
         place = jax.tree_util.keystr(path)
@@ -250,7 +261,7 @@ def trainable(layer: Layer, params: Any, x: Any) -> Any:
 
     def sweep(params, x):
         y, cache = layer.forward(params, x)
-        return layer.backward(params, cache, y)[0]
+        return layer.backward(params, cache, y if layer.begin is None else (y[0], x.data))[0]
 
     return has_cotangent(params, jax.eval_shape(sweep, params, x))
 

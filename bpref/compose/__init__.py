@@ -9,5 +9,6 @@ from bpref.compose.residual import residual
 from bpref.compose.reversible import reversible
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
+from bpref.compose.shared import shared
 
-__all__ = ["fan_out", "objective", "parallel", "reading", "remat", "residual", "reversible", "scan", "serial"]
+__all__ = ["fan_out", "objective", "parallel", "reading", "remat", "residual", "reversible", "scan", "serial", "shared"]

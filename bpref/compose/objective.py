@@ -9,7 +9,7 @@ from typing import overload
 
 import jax
 
-from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
+from bpref.compose.parts import added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.layer import Layer
 
 
@@ -56,13 +56,13 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
         return given_state(parts.is_stateful, J, after), parts.together((network_cache, loss_cache))
 
     def backward(params, caches, dJ):
-        dJ = of_value(parts.is_stateful, dJ)
+        dJ, data = of_value(parts.is_stateful, dJ)
         of_network, of_loss = parts.apart("objective", params)
         network_cache, loss_cache = parts.apart("objective", caches, "cache")
-        dloss, (dy_hat, *dy) = pull(loss, of_loss, loss_cache, dJ)
-        dnetwork, dX = pull(network, of_network, network_cache, dy_hat)
+        dloss, (dy_hat, *dy), by_loss = pull(data, loss, of_loss, loss_cache, dJ)
+        dnetwork, dX, by_network = pull(data, network, of_network, network_cache, dy_hat)
         dx = dX, tuple(dy) if len(dy) > 1 else dy[0]
-        return parts.together((dnetwork, dloss)), as_input(parts.is_stateful, dx)
+        return parts.together((dnetwork, dloss)), as_input(parts.is_stateful, dx, added(by_loss, by_network))
 
     init, begin = parts.stateful(begin_both)
     return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective), begin)

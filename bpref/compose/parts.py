@@ -4,13 +4,15 @@ Params, cache and cotangents have one entry for each part: a tuple where the par
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from bpref.dtypes import described
+from bpref import loops
+from bpref.dtypes import cast, described, wide_dtype, widen
 from bpref.layer import Layer, With, require_layer
 
 Names = tuple[str, ...]
@@ -87,10 +89,10 @@ class Parts(NamedTuple):
             return given_state(self.is_stateful, self.together(y), self.together(states)), self.together(caches)
 
         def backward(params, caches, dy):
-            dy = of_value(self.is_stateful, dy)
+            dy, data = of_value(self.is_stateful, dy)
             given = (self.apart(who, v, what) for v, what in ((params, "params"), (caches, "cache"), (dy, "dy")))
-            dparams, dx = zip(*map(pull, self.layers, *given), strict=True)
-            return self.together(dparams), as_input(self.is_stateful, joined(dx))
+            dparams, dx, of_data = zip(*map(partial(pull, data), self.layers, *given), strict=True)
+            return self.together(dparams), as_input(self.is_stateful, joined(dx), added(*of_data))
 
         init, begin = self.stateful(begin_all)
         return (init, forward, backward), begin
@@ -123,12 +125,32 @@ def run(layer: Layer, params: Any, x: Any, beside: With) -> tuple[Any, Any, Any]
     return y, cache, state
 
 
-def pull(layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any, Any]:
-    """The cotangents of a part's params and of its input, whose state has none."""
+def pull(data: Any, layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any, Any, Any]:
+    """The cotangents of a part's params, of its input and of the data; its state has none."""
     if layer.begin is None:
-        return layer.backward(params, cache, dy)
-    dparams, dx = layer.backward(params, cache, (dy, None))
-    return dparams, dx.x
+        return *layer.backward(params, cache, dy), None
+    dparams, dx = layer.backward(params, cache, (dy, data))
+    return dparams, dx.x, dx.data
+
+
+def pull_each(
+    turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, slices: Any, length: int, data: Any
+) -> tuple[Any, Any, Any]:
+    """A loop backwards: `turn(dy, slice) -> (dparams, dx, data's)`, dx the next one's dy, the data's added up.
+
+    The sum is in at least float32, and rounded once.
+    """
+
+    def add(carry, one):
+        dy, total = carry
+        dparams, dx, of_data = turn(dy, one)
+        return (dx, added(total, jax.tree.map(widen, of_data))), dparams
+
+    one = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), slices)
+    each = jax.eval_shape(turn, dy, one)[2] if data else None
+    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, wide_dtype(v.dtype)), each)
+    (dx, total), dparams = loops.scan(add, (dy, zeros), slices, length, reverse=True)
+    return dparams, dx, jax.tree.map(lambda d, v: cast(d, v.dtype), total, each)
 
 
 def given_state(is_stateful: bool, y: Any, state: Any) -> Any:
@@ -136,14 +158,14 @@ def given_state(is_stateful: bool, y: Any, state: Any) -> Any:
     return (y, state) if is_stateful else y
 
 
-def of_value(is_stateful: bool, dy: Any) -> Any:
-    """The cotangent of an output's value."""
-    return dy[0] if is_stateful else dy
+def of_value(is_stateful: bool, dy: Any) -> tuple[Any, Any]:
+    """The cotangent of an output's value, and the data that the forward was given."""
+    return dy if is_stateful else (dy, None)
 
 
-def as_input(is_stateful: bool, dx: Any) -> Any:
-    """The cotangent of an input, given its value's."""
-    return With(dx, None, None) if is_stateful else dx
+def as_input(is_stateful: bool, dx: Any, of_data: Any = None) -> Any:
+    """The cotangent of an input, given its value's and its data's."""
+    return With(dx, None, of_data) if is_stateful else dx
 
 
 def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any], called: Names = ()) -> Parts:

@@ -51,8 +51,9 @@ def reading(layer: Layer, make: Callable[..., tuple[Any, ...]], *names: str) -> 
         return (y, after), cache
 
     def backward(params, cache, dy):
-        dparams, dx = pull(layer, params, cache, dy[0])
-        return dparams, as_input(True, dx[0])
+        dy, data = dy
+        dparams, dx, of_data = pull(data, layer, params, cache, dy)
+        return dparams, as_input(True, dx[0], of_data)
 
     return Layer(
         lambda key, x: begin(key, x)[0],
@@ -63,4 +64,5 @@ def reading(layer: Layer, make: Callable[..., tuple[Any, ...]], *names: str) -> 
         lambda part: reading(part, make, *names),
         ("",),
         begin,
+        reads=(*names, *layer.reads),
     )

@@ -22,9 +22,11 @@ def remat(layer: Layer) -> Layer:
     require_layer("remat", "layer", layer)
 
     def forward(params, x):
-        return layer.forward(params, x)[0], RematCache(x)
+        kept = x if layer.begin is None else x._replace(data=None)  # the backward is given the data again
+        return layer.forward(params, x)[0], RematCache(kept)
 
     def backward(params, cache, dy):
-        return layer.backward(params, layer.forward(params, cache.x)[1], dy)
+        x = cache.x if layer.begin is None else cache.x._replace(data=dy[1])
+        return layer.backward(params, layer.forward(params, x)[1], dy)
 
     return Layer(layer.init, forward, backward, "remat", (layer,), remat, ("",), layer.begin)

@@ -36,9 +36,9 @@ def residual(*layers: Layer, **named: Layer) -> Layer:
         return given_state(is_stateful, jax.tree.map(lax.add, x, y), after), cache
 
     def backward(params, cache, dy):
-        dy = of_value(is_stateful, dy)
-        dparams, dx = pull(layer, params, cache, dy)
-        return dparams, as_input(is_stateful, added(dy, dx))
+        dy, data = of_value(is_stateful, dy)
+        dparams, dx, of_data = pull(data, layer, params, cache, dy)
+        return dparams, as_input(is_stateful, added(dy, dx), of_data)
 
     return Layer(layer.init, forward, backward, "residual", (layer,), residual, ("",), layer.begin)
 

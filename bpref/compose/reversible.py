@@ -15,8 +15,9 @@ Differential: x1[l] acts by itself and through g, x2[l-1] by itself and through 
     dx1[l-1] = dx1[l] + g*(dx2[l])
     dx2[l-1] = dx2[l] + f*(dx1[l-1])
 
-Cached: x1[L] and x2[L], however large L is, for one more forward of f and g at each of them. Both loops are a
-`lax.scan`, the reverse one carrying the streams and their cotangents together.
+Cached: x1[L] and x2[L], however large L is, for one more forward of f and g at each of them, and the state that f and g
+began with where they have one, so that what runs again drops what it dropped. Both loops are a `lax.scan`, the reverse
+one carrying the streams and their cotangents together.
 
 Numerical care: what is found again differs from what was there by the rounding of L sums of each stream, and the
 gradient is taken at what is found. That is a few ulps of the streams in float32. In half precision it is two digits:
@@ -28,18 +29,32 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from bpref.compose.parts import parts_of
+from bpref.compose.parts import (
+    added,
+    as_input,
+    at_the_start,
+    begun,
+    given_state,
+    of_value,
+    parts_of,
+    pull,
+    pull_each,
+    run,
+)
 from bpref.compose.residual import require_same_shapes
-from bpref.layer import Layer
+from bpref.layer import Layer, With
 from bpref.loops import scan
 
 
 class ReversibleCache(NamedTuple):
     y: Any
+    state: Any = ()
 
 
 def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
-    """`length` couplings `y1 = x1 + f(x2), y2 = x2 + g(y1)` in series, each with its own params; the cache is y.
+    """`length` couplings `y1 = x1 + f(x2), y2 = x2 + g(y1)` in series, each with its own params.
+
+    The cache is y, and the state that it began with.
 
     Args:
       f, g: layers whose output has their input's tree, shapes and dtypes, and that give the same when run again.
@@ -49,60 +64,66 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
       A layer with params `(f's, g's)`, stacked along a new first axis of L, x the pair `(x1, x2)` and y of the same.
 
     Raises:
-      TypeError: f or g is no layer, or has state; x is no pair.
+      TypeError: f or g is no layer; x is no pair.
       ValueError: `length` is not a positive integer; f or g changes its input's shapes.
     """
-    parts_of("reversible", (f, g), {})
-    if f.begin is not None or g.begin is not None:
-        raise TypeError("reversible: a layer in it has state, and runs again in the backward; expected layers without")
+    parts = parts_of("reversible", (f, g), {})
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"reversible: length is {length!r}, expected a positive integer")
 
-    def plus(layer, p, x, to):
-        """`to` plus the layer's output, and the layer's cache."""
-        y, cache = layer.forward(p, x)
+    def plus(layer, p, x, to, beside):
+        """`to` plus the layer's output, and the layer's next state."""
+        y, _, after = run(layer, p, x, beside)
         require_same_shapes("reversible", layer, to, y)
-        return jax.tree.map(lax.add, to, y), cache
+        return jax.tree.map(lax.add, to, y), after
 
-    def less(layer, p, x, y):
+    def less(layer, p, x, y, beside):
         """What the layer's output was added to, and its cache."""
-        z, cache = layer.forward(p, x)
+        z, cache, _ = run(layer, p, x, beside)
         return jax.tree.map(lax.sub, y, z), cache
 
-    def init(key, x):
+    def begin_both(key, x):
+        x, beside = at_the_start(jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), x))
         _require_pair(x)
-        x1, x2 = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), tuple(x))
+        x1, x2 = x
         of_f, of_g = (jax.random.split(k, length) for k in jax.random.split(key))
-        return jax.vmap(lambda k: f.init(k, x2))(of_f), jax.vmap(lambda k: g.init(k, x1))(of_g)
+        started = jax.vmap(lambda k: begun(f, k, x2, beside))(of_f), jax.vmap(lambda k: begun(g, k, x1, beside))(of_g)
+        return tuple(zip(*started, strict=True))
 
     def forward(params, x):
+        x, (of_f, of_g) = parts.given("reversible", x)
         _require_pair(x)
 
         def body(x, slices):
-            p, q = slices
-            y1, _ = plus(f, p, x[1], x[0])
-            y2, _ = plus(g, q, y1, x[1])
-            return (y1, y2), None
+            (p, q), (s, t) = slices
+            y1, after_f = plus(f, p, x[1], x[0], of_f._replace(state=s))
+            y2, after_g = plus(g, q, y1, x[1], of_g._replace(state=t))
+            return (y1, y2), (after_f, after_g)
 
-        y, _ = scan(body, tuple(x), params, length)
-        return y, ReversibleCache(y)
+        states = of_f.state, of_g.state
+        y, after = scan(body, tuple(x), (params, states), length)
+        return given_state(parts.is_stateful, y, after), ReversibleCache(y, states)
 
     def backward(params, cache, dy):
-        def body(carry, slices):
+        dy, data = of_value(parts.is_stateful, dy)
+
+        def turn(carry, slices):
             (y1, y2), (dy1, dy2) = carry
-            p, q = slices
-            x2, of_g = less(g, q, y1, y2)
-            dq, d = g.backward(q, of_g, dy2)
+            (p, q), (s, t) = slices
+            x2, of_g = less(g, q, y1, y2, With(None, t, data))
+            dq, d, by_g = pull(data, g, q, of_g, dy2)
             dx1 = jax.tree.map(lax.add, dy1, d)
-            x1, of_f = less(f, p, x2, y1)
-            dp, d = f.backward(p, of_f, dx1)
+            x1, of_f = less(f, p, x2, y1, With(None, s, data))
+            dp, d, by_f = pull(data, f, p, of_f, dx1)
             dx2 = jax.tree.map(lax.add, dy2, d)
-            return ((x1, x2), (dx1, dx2)), (dp, dq)
+            return (dp, dq), ((x1, x2), (dx1, dx2)), added(by_g, by_f)
 
-        (_, dx), dparams = scan(body, (cache.y, tuple(dy)), params, length, reverse=True)
-        return dparams, dx
+        start = cache.y, tuple(dy)
+        dparams, (_, dx), of_data = pull_each(turn, start, (params, cache.state), length, data)
+        return dparams, as_input(parts.is_stateful, dx, of_data)
 
-    return Layer(init, forward, backward, "reversible", (f, g), lambda f, g: reversible(f, g, length))
+    init, begin = parts.stateful(begin_both)
+    return Layer(init, forward, backward, "reversible", (f, g), lambda f, g: reversible(f, g, length), begin=begin)
 
 
 def _require_pair(x: Any) -> None:

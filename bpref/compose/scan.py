@@ -8,7 +8,7 @@ reverse one. Traced and compiled once, however large L is.
 import jax
 
 from bpref import loops
-from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, pull, run, without
+from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, pull, pull_each, run, without
 from bpref.compose.residual import require_same_shapes
 from bpref.layer import Layer, require_layer
 
@@ -47,15 +47,11 @@ def scan(layer: Layer, length: int) -> Layer:
         return given_state(is_stateful, y, after), caches
 
     def backward(params, caches, dy):
-        dy = of_value(is_stateful, dy)
-
-        def body(dy, slices):
-            p, cache = slices
-            dp, dx = pull(layer, p, cache, dy)
-            return dx, dp
-
-        dx, dparams = loops.scan(body, dy, (params, caches), length, reverse=True)
-        return dparams, as_input(is_stateful, dx)
+        dy, data = of_value(is_stateful, dy)
+        dparams, dx, of_data = pull_each(
+            lambda dy, slices: pull(data, layer, *slices, dy), dy, (params, caches), length, data
+        )
+        return dparams, as_input(is_stateful, dx, of_data)
 
     return Layer(
         lambda key, x: begin(key, x)[0],

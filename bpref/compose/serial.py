@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 
-from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
+from bpref.compose.parts import added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.layer import Layer
 
 
@@ -44,12 +44,14 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
         return given_state(parts.is_stateful, x, parts.together(after)), parts.together(caches)
 
     def backward(params, caches, dy):
-        dparams, dy = [], of_value(parts.is_stateful, dy)
+        dparams, total = [], None
+        dy, data = of_value(parts.is_stateful, dy)
         given = zip(parts.layers, parts.apart("serial", params), parts.apart("serial", caches, "cache"), strict=True)
         for layer, p, cache in reversed(list(given)):
-            dp, dy = pull(layer, p, cache, dy)
+            dp, dy, of_data = pull(data, layer, p, cache, dy)
             dparams.append(dp)
-        return parts.together(reversed(dparams)), as_input(parts.is_stateful, dy)
+            total = added(total, of_data)
+        return parts.together(reversed(dparams)), as_input(parts.is_stateful, dy, total)
 
     init, begin = parts.stateful(begin_all)
     return Layer(init, forward, backward, "serial", *parts.rebuilt_by(serial), begin)

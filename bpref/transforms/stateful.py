@@ -60,12 +60,19 @@ def _stateful_leaf(leaf: Layer) -> Layer:
             raise TypeError(f"{leaf.name}: x is {described(x)}, expected bpref.With(x, state)")
         used = held.before(x.state)
         whole = params._replace(**used)
-        y, cache = leaf.forward(whole, x.x)
-        return (y, held.after(x.state, whole, cache)), StatefulCache(cache, used)
+        if leaf.begin is None:
+            y, cache = leaf.forward(whole, x.x)
+        else:
+            (y, _), cache = leaf.forward(whole, x._replace(state=()))
+        return (y, held.after(x.state, held.whole(whole, x.data), cache)), StatefulCache(cache, used)
 
     def backward(params, cache, dy):
-        dparams, dx = leaf.backward(params._replace(**cache.held), cache.leaf, dy[0])
+        whole = params._replace(**cache.held)
+        if leaf.begin is not None:
+            return leaf.backward(whole, cache.leaf, dy)
+        dparams, dx = leaf.backward(whole, cache.leaf, dy[0])
         return dparams, With(dx, None, None)
 
     evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
-    return Layer(lambda key, x: begin(key, x)[0], forward, backward, leaf.name, begin=begin, evaluating=evaluating)
+    init, reads = lambda key, x: begin(key, x)[0], ("state", *leaf.reads)
+    return Layer(init, forward, backward, leaf.name, begin=begin, evaluating=evaluating, reads=reads)

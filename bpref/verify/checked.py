@@ -27,10 +27,11 @@ class CheckedCache(NamedTuple):
 
 
 class LeafErrors(NamedTuple):
-    """Relative errors of a leaf's cotangents, a scalar for each array of its params and of x."""
+    """Relative errors of a leaf's cotangents, a scalar for each array of its params, of x, and of what it shares."""
 
     params: Any
     x: Any
+    data: Any = None
 
 
 def checked(leaf: Layer) -> Layer:
@@ -43,7 +44,7 @@ def checked(leaf: Layer) -> Layer:
 
     def forward(params, x):
         y, cache = leaf.forward(params, x)
-        return y, CheckedCache(cache, x)
+        return y, CheckedCache(cache, x if leaf.begin is None else x._replace(data=None))
 
     def backward(params, cache, dy):
         came = hand = leaf.backward(params, cache.cache, dy)
@@ -51,9 +52,11 @@ def checked(leaf: Layer) -> Layer:
             _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
             oracle = cotangents(dy)
         else:  # of the value alone: the state is a constant, and the next one is not differentiated
-            given = cache.x
-            _, cotangents = with_cotangents(lambda p, x: leaf.forward(p, given._replace(x=x))[0][0], params, given.x)
-            hand, oracle = (came[0], came[1].x), cotangents(dy[0])
+            dy, data = dy
+            _, cotangents = with_cotangents(
+                lambda p, x, data: leaf.forward(p, cache.x._replace(x=x, data=data))[0][0], params, cache.x.x, data
+            )
+            hand, oracle = (came[0], came[1].x, came[1].data), cotangents(dy)
         _require_same_tree(leaf, hand, oracle)
         return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), came[1]
 
@@ -126,7 +129,7 @@ def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[Leaf
     def sweep(params, x, dy):
         y, cache = checking.forward(params, x)
         given = jax.tree.map(jnp.ones_like, y if layer.begin is None else y[0]) if dy is None else dy
-        return checking.backward(params, cache, given if layer.begin is None else (given, None))[0]
+        return checking.backward(params, cache, given if layer.begin is None else (given, x.data))[0]
 
     checking = map_leaves(checked, layer)
     in_float64, _ = for_float64(sweep, params, x, dy)
