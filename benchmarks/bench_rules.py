@@ -1,30 +1,34 @@
-"""Every rule beside `jax.vjp` of its reference: time, memory, and error, one row for each rule.
+"""Every rule beside two rivals, one row for each rule: time, memory, and error.
 
-    python -m benchmarks.bench_rules [NAME ...] [--kind KIND] [--seconds 0.5] [--json FILE] [--plot FILE]
+    python -m benchmarks.bench_rules [NAME ...] [--kind KIND] [--seconds 0.5] [--json FILE] [--plot FILE] [--keep-errors]
 
-Timed are forward and backward together, under jit, in float32, at the sizes that the rule's case gives; hand and
-autodiff in one process, in turn: the median of their ratios, and its quartiles. `temp` is what XLA allocates beside
-inputs and outputs, `cache` what the forward leaves for the backward, both in bytes by hand / by autodiff. The errors
-are those of `bpref verify`: relative in float64; in float32 and bfloat16 in ulps (99th percentile) beside autodiff's.
-Below 1 is better everywhere. A JSON file is added to: rows of rules that are not named stay as they are.
+The rivals are autodiff of bpref's own forward, and autodiff of the best plain form that a user would write: the rule's
+reference, or, where that is deliberately naive, what `plain_forms` has. Timed are forward and backward together, under
+jit, in float32, at the sizes that the rule's case gives; the three in one process, in turn: the median of the ratios,
+and its quartiles. `temp` is what XLA allocates beside inputs and outputs, `cache` what the forward leaves for the
+backward, both in bytes by hand / by the rival. The errors are those of `bpref verify`: relative in float64; in float32
+and bfloat16 in ulps (99th percentile) beside autodiff's. Below 1 is better everywhere. A JSON file is added to: rows of
+rules that are not named stay as they are, and with `--keep-errors` the errors of those that are.
 """
 
 import argparse
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.paired import Ratio, paired, repetitions
-from benchmarks.rule_figures import HEADER, Row, by_kind, line, read, write
+from benchmarks.paired import beside_each, repetitions
+from benchmarks.plain_forms import PLAIN
+from benchmarks.rule_figures import HEADER, Beside, Errors, Row, by_kind, line, read, write
 from benchmarks.rules_plot import plot
 from bpref.nearest import require_known
 from bpref.rule import Case, Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify import verify_rule
-from bpref.verify.draw import draw
+from bpref.verify.draw import Example, draw, hyperparameters
 from bpref.verify.examine import rounded
 from bpref.verify.oracle import as_cotangent, bytes_kept, bytes_kept_by_autodiff, with_cotangents
 
@@ -36,41 +40,49 @@ def timed_case(rule: Rule) -> Case:
     return next(case for case in rule.cases if case.timed)
 
 
-def measure(kind: str, rule: Rule, seconds: float) -> Row:
+def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row:
+    """Time the three; verify the rule as well where its errors are not given."""
     case = timed_case(rule)
     example = draw(rule, case, case.timed, SEED)
     params, x, dys = jax.tree.map(jnp.asarray, rounded((example.params, example.x, example.dys), jnp.float32))
     dy = jax.tree.map(lambda v: v[0], dys)
+    own, plain = (lambda params, x: example.layer.forward(params, x)[0]), plain_form(rule, case, example)
 
     def by_hand(params, x, dy):
         y, cache = example.layer.forward(params, x)
         return y, example.layer.backward(params, cache, dy)
 
-    def by_autodiff(params, x, dy):
-        y, cotangents = with_cotangents(example.reference, params, x)
-        return y, cotangents(as_cotangent(dy, y))
+    def by_autodiff(f):
+        def run(params, x, dy):
+            y, cotangents = with_cotangents(f, params, x)
+            return y, cotangents(as_cotangent(dy, y))
 
-    hand, autodiff = (jax.jit(f).lower(params, x, dy).compile() for f in (by_hand, by_autodiff))
+        return run
+
+    compiled = [jax.jit(f).lower(params, x, dy).compile() for f in (by_hand, by_autodiff(own), by_autodiff(plain))]
+    runs = [lambda run=run: jax.block_until_ready(run(params, x, dy)) for run in compiled]
+    rounds = min(repetitions(run, seconds, 200) for run in runs)
+    times = beside_each(runs, rounds, warm=3)
+    temp, *temps = map(_temp, compiled)
     cache = bytes_kept(lambda params, x: example.layer.forward(params, x)[1], params, x)
-    report = verify_rule(rule, SEED)
-    return Row(
-        kind,
-        case.name,
-        _timed(lambda: hand(params, x, dy), lambda: autodiff(params, x, dy), seconds),
-        (_temp(hand), _temp(autodiff)),
-        (cache, bytes_kept_by_autodiff(example.reference, params, x)),
-        report.float64,
-        (float(report.float32.hand.p99), float(report.float32.autodiff.p99)),
-        (float(report.bfloat16.hand.p99), float(report.bfloat16.autodiff.p99)),
-        report.ok,
+    rivals = (
+        Beside(time, (temp, of_rival), (cache, bytes_kept_by_autodiff(f, params, x)))
+        for time, of_rival, f in zip(times, temps, (own, plain), strict=True)
     )
+    return Row(kind, case.name, *rivals, errors or errors_of(rule))
 
 
-def _timed(hand: Callable[[], Any], autodiff: Callable[[], Any], seconds: float) -> Ratio:
-    def finished(run):
-        return lambda: jax.block_until_ready(run())
+def plain_form(rule: Rule, case: Case, example: Example) -> Callable[..., Any]:
+    """`(params, x) -> y`, as fast as a user would write it."""
+    if rule.name not in PLAIN:
+        return example.reference
+    return partial(PLAIN[rule.name], **hyperparameters(case, case.timed))
 
-    return paired(finished(hand), finished(autodiff), repetitions(autodiff, seconds))
+
+def errors_of(rule: Rule) -> Errors:
+    report = verify_rule(rule, SEED)
+    float32, bfloat16 = ((float(e.hand.p99), float(e.autodiff.p99)) for e in (report.float32, report.bfloat16))
+    return Errors(report.float64, float32, bfloat16, report.ok)
 
 
 def _temp(compiled: Any) -> int:
@@ -93,6 +105,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each rule is timed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there")
+    parser.add_argument("--keep-errors", action="store_true", help="do not verify again what the JSON file has")
     arguments = parser.parse_args()
     try:
         asked = chosen(arguments.names, arguments.kind)
@@ -101,7 +114,8 @@ def main() -> None:
     rows = read(arguments.json) if arguments.json else {}
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}\n\n{HEADER}", flush=True)
     for kind, name in asked:
-        rows[name] = measure(kind, RULES[name], arguments.seconds)
+        kept = rows[name].errors if arguments.keep_errors and name in rows else None
+        rows[name] = measure(kind, RULES[name], arguments.seconds, kept)
         print(line(name, rows[name]), flush=True)
         jax.clear_caches()
         if arguments.json:

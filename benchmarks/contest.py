@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.paired import Ratio, paired, repetitions
+from benchmarks.paired import Ratio, beside_each, repetitions
 from bpref.layer import Layer
 
 
@@ -16,17 +16,23 @@ class Contest(NamedTuple):
     Attributes:
       name: what is computed, and at which sizes.
       hand: bpref's forward and backward.
-      rivals: others' ways of doing it, by name; the first is the naive form under `jax.value_and_grad`.
+      own: bpref's forward, and autodiff of it.
+      rivals: others' ways of doing it, by name; the first is the plain form under `jax.value_and_grad`.
       arguments: what all of them are called with.
-      memory_bound, time_bound: the greatest ratio hand / first rival that is good enough; `None` where none is set.
+      memory_bound, time_bound: the greatest ratio by hand / by the first of `rivals` that is good enough, or `None`.
     """
 
     name: str
     hand: Callable[..., Any]
+    own: Callable[..., Any]
     rivals: Mapping[str, Callable[..., Any]]
     arguments: tuple[Any, ...]
     memory_bound: float | None = None
     time_bound: float | None = None
+
+
+OWN = "autodiff of its own forward"
+"""The rival that comes first in every contest."""
 
 
 class Outcome(NamedTuple):
@@ -69,15 +75,16 @@ def compiled(f: Callable[..., Any], arguments: tuple[Any, ...]) -> Program:
 
 
 def outcomes(contest: Contest, seconds: float) -> list[Outcome]:
-    """Hand beside each rival in turn, in this process; the bounds are on the first."""
-    hand = compiled(contest.hand, contest.arguments)
-    seen = []
-    for index, (name, rival) in enumerate(contest.rivals.items()):
-        other = compiled(rival, contest.arguments)
-        time = paired(hand.run, other.run, repetitions(other.run, seconds))
-        bounds = (contest.memory_bound, contest.time_bound) if index == 0 else (None, None)
-        seen.append(Outcome(contest.name, name, (hand.temp, other.temp), time, *bounds))
-    return seen
+    """Hand beside all rivals in turn, in this process; the bounds are on the first that is not autodiff of its own."""
+    names = [OWN, *contest.rivals]
+    hand, *others = (compiled(f, contest.arguments) for f in (contest.hand, contest.own, *contest.rivals.values()))
+    rounds = min(repetitions(other.run, seconds) for other in (hand, *others))
+    times = beside_each([hand.run, *(other.run for other in others)], rounds)
+    bounds = dict.fromkeys(names, (None, None)) | {names[1]: (contest.memory_bound, contest.time_bound)}
+    return [
+        Outcome(contest.name, name, (hand.temp, other.temp), time, *bounds[name])
+        for name, other, time in zip(names, others, times, strict=True)
+    ]
 
 
 def by_hand(layer: Layer) -> Callable[..., Any]:
@@ -93,6 +100,11 @@ def by_hand(layer: Layer) -> Callable[..., Any]:
 def gradients(f: Callable[..., Any]) -> Callable[..., Any]:
     """The same of y = f(params, x), by autodiff."""
     return jax.value_and_grad(lambda params, x, w: inner(f(params, x), w), argnums=(0, 1))
+
+
+def gradients_of_own(layer: Layer) -> Callable[..., Any]:
+    """The same of a layer's own forward."""
+    return gradients(lambda params, x: layer.forward(params, x)[0])
 
 
 def inner(y: Any, w: Any) -> jax.Array:

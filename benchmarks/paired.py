@@ -4,7 +4,7 @@ An absolute time on a shared machine is not a result; the ratio of two that ran 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,21 +25,30 @@ class Ratio(NamedTuple):
 
 
 def paired(hand: Callable[[], object], other: Callable[[], object], pairs: int, warm: int = 1) -> Ratio:
-    """Time the two in turn, the order swapped at every pair, `pairs` times after `warm` uncounted ones.
+    """Time the two in turn, `pairs` times after `warm` uncounted ones.
 
     A call that returns an array is timed until the array is there.
     """
-    times = np.empty((warm + pairs, 2))
-    for i in range(warm + pairs):
-        for which in (0, 1) if i % 2 else (1, 0):
+    return beside_each((hand, other), pairs, warm)[0]
+
+
+def beside_each(runs: Sequence[Callable[[], object]], rounds: int, warm: int = 1) -> list[Ratio]:
+    """Time all in turn, the order turned round at every round; the first beside each of the others."""
+    times = np.empty((warm + rounds, len(runs)))
+    for i in range(warm + rounds):
+        for which in range(len(runs))[:: 1 if i % 2 else -1]:
             start = time.perf_counter()
-            result = (hand, other)[which]()
+            result = runs[which]()
             if isinstance(result, jax.Array):
                 result.block_until_ready()
             times[i, which] = time.perf_counter() - start
     times = times[warm:]
-    low, median, high = np.quantile(times[:, 0] / times[:, 1], [0.25, 0.5, 0.75])
-    return Ratio(float(median), float(low), float(high), *map(float, np.median(times, axis=0)))
+    return [ratio(times[:, 0], others) for others in times[:, 1:].T]
+
+
+def ratio(hand: np.ndarray, other: np.ndarray) -> Ratio:
+    low, median, high = np.quantile(hand / other, [0.25, 0.5, 0.75])
+    return Ratio(*map(float, (median, low, high, np.median(hand), np.median(other))))
 
 
 def repetitions(run: Callable[[], object], budget: float, most: int = 200, least: int = 5) -> int:

@@ -1,4 +1,4 @@
-"""The picture of `bench_rules`: hand / autodiff of every rule, in time, cache and precision."""
+"""The picture of `bench_rules`: by hand beside autodiff of both forms, in time, cache and precision, for every rule."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.rule_figures import Row, error_ratio
+from benchmarks.rule_figures import RIVALS, Row, error_ratio
 
 SMALLEST = 2**-7
 """Ratios below this are drawn there."""
@@ -19,17 +19,21 @@ def plot(rows: dict[str, Row], path: Path) -> None:
     names = list(rows)
     figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 1.5 + 0.17 * len(names)), layout="constrained")
     panels = {
-        "time of forward + backward": [row.time.median for row in rows.values()],
-        "bytes kept for the backward": [row.cache_ratio for row in rows.values()],
-        "error in float32, 99th percentile": [error_ratio(row.float32) for row in rows.values()],
+        "bytes kept for the backward": [[beside(r).cache_ratio for r in rows.values()] for beside in RIVALS.values()],
+        "time of forward + backward": [[beside(r).time.median for r in rows.values()] for beside in RIVALS.values()],
+        "error in float32, 99th percentile": [[error_ratio(row.errors.float32) for row in rows.values()]],
     }
     kinds = list(dict.fromkeys(row.kind for row in rows.values()))
     colours = [f"C{kinds.index(row.kind) % 10}" for row in rows.values()]
     places = np.arange(len(names))
-    for axis, (title, ratios) in zip(axes, panels.items(), strict=True):
+    for axis, (title, (ratios, *others)) in zip(axes, panels.items(), strict=True):
         shown = np.clip(ratios, SMALLEST, 1 / SMALLEST)
         axis.hlines(places, 1, shown, colors=colours, alpha=0.5)
-        axis.scatter(shown, places, c=colours, s=14, zorder=3)
+        axis.scatter(shown, places, c=colours, s=14, zorder=3, label="of bpref's own forward")
+        for other in others:
+            at = np.clip(other, SMALLEST, 1 / SMALLEST)
+            axis.scatter(at, places, marker="|", c="grey", s=18, zorder=2, label="of the best plain form")
+            axis.legend(loc="lower left", fontsize=7)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_xlabel(f"{title}\nby hand / autodiff")

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 import bpref
-from benchmarks.contest import Contest, by_hand, gradients
+from benchmarks.contest import Contest, by_hand, gradients, gradients_of_own
 from bpref.formulas.heads import Heads
 
 N, D, WINDOW = 8, 64, 256
@@ -22,7 +22,9 @@ def contests() -> list[Contest]:
 def causal(T: int) -> Contest:
     rivals = {"all logits at once": gradients(_naive(None)), "jax.nn.dot_product_attention": gradients(_library(None))}
     layer = bpref.blockwise_attention(causal=True)
-    return Contest(f"causal attention, T {T}", by_hand(layer), rivals, _arguments(layer, T), 0.08, 0.45)
+    return Contest(
+        f"causal attention, T {T}", by_hand(layer), gradients_of_own(layer), rivals, _arguments(layer, T), 0.08, 0.45
+    )
 
 
 def windowed(T: int) -> Contest:
@@ -31,7 +33,9 @@ def windowed(T: int) -> Contest:
         "jax.nn.dot_product_attention": gradients(_library(WINDOW)),
     }
     layer = bpref.blockwise_attention(causal=True, window=WINDOW)
-    return Contest(f"window of {WINDOW}, T {T}", by_hand(layer), rivals, _arguments(layer, T), 0.08, 0.45)
+    return Contest(
+        f"window of {WINDOW}, T {T}", by_hand(layer), gradients_of_own(layer), rivals, _arguments(layer, T), 0.08, 0.45
+    )
 
 
 SERIES = {"causal attention": causal, f"window of {WINDOW}": windowed}

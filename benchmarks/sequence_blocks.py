@@ -6,7 +6,7 @@ import jax
 from jax import lax
 
 import bpref
-from benchmarks.contest import Contest, by_hand, gradients
+from benchmarks.contest import Contest, by_hand, gradients, gradients_of_own
 from bpref.rules.block import attention_block, mlp_block, transformer_block
 from bpref.rules.block.reversible_block import ReversibleBlockParams
 
@@ -42,7 +42,15 @@ def transformer(name: str, **hyper: Any) -> Contest:
     rivals = {"jax.grad": gradients(naive)}
     rivals |= {f"checkpoint, {name}": gradients(jax.checkpoint(naive, policy=p)) for name, p in POLICIES.items()}
     rivals["checkpoint, whole block"] = gradients(jax.checkpoint(naive))
-    return Contest(f"transformer block, {name}, T {T}, d {D}", by_hand(layer), rivals, (params, x, w), 1.0, 1.0)
+    return Contest(
+        f"transformer block, {name}, T {T}, d {D}",
+        by_hand(layer),
+        gradients_of_own(layer),
+        rivals,
+        (params, x, w),
+        1.0,
+        1.0,
+    )
 
 
 def reversible_stack(depth: int) -> Contest:
@@ -69,4 +77,12 @@ def reversible_stack(depth: int) -> Contest:
         return by_hand(stored)(ReversibleBlockParams(*params), x, w)
 
     rivals["bpref.scan, every y kept"] = stored_by_hand
-    return Contest(f"reversible stack, depth {depth}, T {T}, d {D}", by_hand(layer), rivals, (params, x, w), 1.0, 1.0)
+    return Contest(
+        f"reversible stack, depth {depth}, T {T}, d {D}",
+        by_hand(layer),
+        gradients_of_own(layer),
+        rivals,
+        (params, x, w),
+        1.0,
+        1.0,
+    )

@@ -48,8 +48,9 @@ def _contest(
     rivals = {"scan over the steps": rival(lambda x: rule.reference((), x))}
     if quadratic is not None:
         rivals["T x T weights"] = rival(quadratic)
-    rivals["the same chunks, by autodiff"] = rival(lambda x: layer.forward((), x)[0])
-    return Contest(f"{what or name}, T {T}, {N} heads of {D}", hand, rivals, (x, w), memory_bound=0.25, time_bound=0.5)
+    title = f"{what or name}, T {T}, {N} heads of {D}"
+    own = rival(lambda x: layer.forward((), x)[0])
+    return Contest(title, hand, own, rivals, (x, w), memory_bound=0.25, time_bound=0.5)
 
 
 def _linear(x: Heads) -> Array:

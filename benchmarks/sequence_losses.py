@@ -28,6 +28,9 @@ def ctc_of_half_a_thousand_frames(B: int = 16, T: int = 500, U: int = 100, C: in
         J, cache = layer.forward((), (logits, labels, frames, lengths))
         return jnp.sum(J), layer.backward((), cache, jnp.ones_like(J))[1][0]
 
+    def own(*x):
+        return jnp.sum(layer.forward((), x)[0])
+
     def of_optax(logits, labels, frames, lengths):
         beyond_frames = (jnp.arange(T)[None, :] >= frames[:, None]).astype(logits.dtype)
         beyond_labels = (jnp.arange(U)[None, :] >= lengths[:, None]).astype(logits.dtype)
@@ -36,6 +39,7 @@ def ctc_of_half_a_thousand_frames(B: int = 16, T: int = 500, U: int = 100, C: in
     return Contest(
         f"ctc, {B} x {T} frames, {U} labels of {C} classes",
         hand,
+        jax.value_and_grad(own),
         {"optax.ctc_loss": jax.value_and_grad(of_optax)},
         (logits, labels, frames, lengths),
         memory_bound=0.5,
@@ -56,12 +60,16 @@ def transducer_of_two_hundred_frames(B: int = 8, T: int = 200, U: int = 40, V: i
         J, cache = layer.forward((), (logits, labels, frames, lengths))
         return jnp.sum(J), layer.backward((), cache, jnp.ones_like(J))[1][0]
 
+    def own(*x):
+        return jnp.sum(layer.forward((), x)[0])
+
     def label_by_label(logits, labels, frames, lengths):
         return jnp.sum(transducer_rule.reference((), (logits, labels, frames, lengths)))
 
     return Contest(
         f"transducer, {B} x {T} frames, {U} labels of {V} classes",
         hand,
+        jax.value_and_grad(own),
         {
             "a scan over the frames": jax.value_and_grad(_frame_by_frame),
             "label by label": jax.value_and_grad(label_by_label),
@@ -104,12 +112,16 @@ def crf_of_a_tagger(B: int = 32, T: int = 128, K: int = 32) -> Contest:
         dparams, dx = layer.backward(params, cache, jnp.ones_like(J))
         return jnp.sum(J), (dparams, dx[0])
 
+    def own(params, *x):
+        return jnp.sum(layer.forward(params, x)[0])
+
     def naive(params, x, tags, lengths):
         return jnp.sum(crf_rule.reference(params, (x, tags, lengths)))
 
     return Contest(
         f"crf, {B} x {T} frames, {K} tags",
         hand,
+        jax.value_and_grad(own, argnums=(0, 1)),
         {"the usual scan": jax.value_and_grad(naive, argnums=(0, 1))},
         (params, x, tags, lengths),
         memory_bound=1.0,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import bpref
-from benchmarks.contest import Contest, by_hand, gradients
+from benchmarks.contest import Contest, by_hand, gradients, gradients_of_own
 from bpref.rules.block import mamba_block
 from bpref.rules.state_space import linear_recurrence, rg_lru, selective_scan
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
@@ -25,7 +25,13 @@ def recurrence() -> Contest:
         "lax.scan": gradients(linear_recurrence.reference),
         "lax.associative_scan": gradients(lambda p, x: linear_recurrence.reference(p, x, method="associative")),
     }
-    return Contest(f"linear_recurrence, T {T}, d 256, batch 4", by_hand(bpref.linear_recurrence()), rivals, ((), x, w))
+    return Contest(
+        f"linear_recurrence, T {T}, d 256, batch 4",
+        by_hand(bpref.linear_recurrence()),
+        gradients_of_own(bpref.linear_recurrence()),
+        rivals,
+        ((), x, w),
+    )
 
 
 def scan(N: int, d: int, states: int = 16) -> Contest:
@@ -36,7 +42,7 @@ def scan(N: int, d: int, states: int = 16) -> Contest:
     params = layer.init(jax.random.key(5), x)
     rivals = {"lax.scan": gradients(selective_scan.reference), "lax.associative_scan": gradients(parallel_scan)}
     name = f"selective_scan, T {T}, d {d}, n {states}, batch {N}"
-    return Contest(name, by_hand(layer), rivals, (params, x, w), MEMORY, TIME)
+    return Contest(name, by_hand(layer), gradients_of_own(layer), rivals, (params, x, w), MEMORY, TIME)
 
 
 def griffin() -> Contest:
@@ -44,7 +50,7 @@ def griffin() -> Contest:
     x, w = (jax.random.normal(jax.random.key(i), (1, T, 256)) for i in range(2))
     params = layer.init(jax.random.key(2), x)
     rivals = {"lax.scan": gradients(rg_lru.reference)}
-    return Contest(f"rg_lru, T {T}, d 256, batch 1", by_hand(layer), rivals, (params, x, w))
+    return Contest(f"rg_lru, T {T}, d 256, batch 1", by_hand(layer), gradients_of_own(layer), rivals, (params, x, w))
 
 
 def block() -> Contest:
@@ -55,7 +61,15 @@ def block() -> Contest:
         "lax.scan": gradients(mamba_block.reference),
         "lax.scan, checkpoint": gradients(jax.checkpoint(mamba_block.reference)),
     }
-    return Contest(f"mamba_block, T {T}, d 128, batch 1", by_hand(layer), rivals, (params, x, w), MEMORY, TIME)
+    return Contest(
+        f"mamba_block, T {T}, d 128, batch 1",
+        by_hand(layer),
+        gradients_of_own(layer),
+        rivals,
+        (params, x, w),
+        MEMORY,
+        TIME,
+    )
 
 
 def parallel_scan(params: SelectiveScanParams, x: Selective) -> Array:

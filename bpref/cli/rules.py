@@ -20,10 +20,11 @@ FIGURES = "figures.json"
 def rules(
     kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"One of {', '.join(KINDS)}.")] = None,
 ) -> None:
-    """List the catalogue: what each rule is found by, its error, memory and time beside autodiff's, its source.
+    """List the catalogue: what each rule is found by, its error, memory and time beside two rivals', its source.
 
     Errors are relative in float64, and in float32 in units of the last place (99th percentile), by hand / by jax.vjp.
-    Cache and time are ratios by hand / by jax.vjp: below 1 is better.
+    Cache and time are ratios by hand / by autodiff: of the rule's own forward, and of the best plain form. Below 1 is
+    better.
     """
     with blaming_the_input():
         if kind is not None:
@@ -49,18 +50,23 @@ def _table(shown: list[tuple[str, str]], figures: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in ("rule", "kind", "also"):
         table.add_column(header)
-    for header in ("float64", "float32 ulps", "cache", "time"):
+    for header in ("float64", "float32 ulps", "cache / own", "time / own", "cache / plain", "time / plain"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("source")
     for kind, name in shown:
         rule = RULES[name]
-        seen = _seen(figures[name]) if name in figures else ("",) * 4
+        seen = _seen(figures[name]) if name in figures else ("",) * 6
         table.add_row(name, kind, ", ".join(rule.covers), *seen, rule.cite)
     return table
 
 
-def _seen(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    hand, autodiff = row["cache"]
-    ulps = " / ".join(f"{v:.1f}" if v < 1e3 else f"{v:.0e}" for v in row["float32"])
+def _seen(row: dict[str, Any]) -> tuple[str, ...]:
+    errors = row["errors"]
+    ulps = " / ".join(f"{v:.1f}" if v < 1e3 else f"{v:.0e}" for v in errors["float32"])
+    return f"{errors['float64']:.0e}", ulps, *_beside(row["own"]), *_beside(row["plain"])
+
+
+def _beside(rival: dict[str, Any]) -> tuple[str, str]:
+    hand, autodiff = rival["cache"]
     cache = f"{hand / autodiff:.2f}" if autodiff else "1.00" if hand == 0 else "inf"
-    return f"{row['float64']:.0e}", ulps, cache, f"{row['time']['median']:.2f}"
+    return cache, f"{rival['time']['median']:.2f}"

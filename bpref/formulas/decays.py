@@ -18,7 +18,7 @@ Lambda_ts, and likewise f of from_start, e of to_end and w of whole, gate u has 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.formulas.chunks import sees
@@ -39,6 +39,12 @@ def decays(g: Array) -> Decays:
     between = jnp.where(sees(L, L), jnp.exp(sums), 0)
     from_start = jnp.exp(jnp.cumsum(g, -2))
     return Decays(between, from_start, between[:, -1, :, None], from_start[:, -1:])
+
+
+def decays_to_end(g: Array) -> tuple[Array, Array]:
+    """`to_end` and `whole` alone, of logarithms (G, L, 1)."""
+    left = lax.cumsum(g, g.ndim - 2, reverse=True)
+    return jnp.exp(jnp.concatenate([left[:, 1:], jnp.zeros_like(left[:, :1])], -2)), jnp.exp(left[:, :1])
 
 
 def pull_decays(F: Array, f: Array, e: Array, w: Array) -> Array:

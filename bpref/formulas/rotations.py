@@ -19,6 +19,7 @@ from bpref.formulas.hyperparameters import (
     require_positive_or_none,
     require_size,
 )
+from bpref.formulas.joined import joined
 
 Way = Literal["linear", "ntk", "llama3", "yarn"]
 
@@ -153,7 +154,7 @@ def _pairs(x: Array, interleaved: bool) -> tuple[Array, Array]:
 def _unpaired(first: Array, second: Array, interleaved: bool) -> Array:
     if interleaved:
         return jnp.stack([first, second], -1).reshape(*first.shape[:-1], 2 * first.shape[-1])
-    return jnp.concatenate([first, second], -1)
+    return joined(first, second)
 
 
 def _pair_that_turns(times: float, features: int, base: float, length: int) -> float:

@@ -16,10 +16,9 @@ FIGURES = {
     "machine": {"jax": "0.10.2", "device": "cpu", "host": "x86_64"},
     "rules": {
         "square": {
-            "float64": 2e-16,
-            "float32": [0.5, 1.25],
-            "cache": [100, 400],
-            "time": {"median": 0.875, "low": 0.8, "high": 0.9, "hand_seconds": 1e-3, "other_seconds": 1e-3},
+            "errors": {"float64": 2e-16, "float32": [0.5, 1.25], "bfloat16": [0.5, 0.5], "is_right": True},
+            "own": {"cache": [100, 400], "time": {"median": 0.875}},
+            "plain": {"cache": [100, 0], "time": {"median": 0.5}},
         }
     },
 }
@@ -46,7 +45,7 @@ def test_one_kind_with_the_figures_that_were_measured(capsys, monkeypatch):
     out = capsys.readouterr().out
     found = rows(out)
     assert "linear" not in found
-    assert found["square"].split()[2:8] == ["2e-16", "0.5", "/", "1.2", "0.25", "0.88"]
+    assert found["square"].split()[2:10] == ["2e-16", "0.5", "/", "1.2", "0.25", "0.88", "inf", "0.50"]
     assert "jax 0.10.2 on cpu" in out
 
 

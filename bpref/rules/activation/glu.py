@@ -37,6 +37,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_choice
+from bpref.formulas.joined import joined
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.gelu import gelu
@@ -82,7 +83,7 @@ def glu(gate: str = "sigmoid") -> Layer:
         v = widen(dy)
         g_b, of_gate = g.forward((), b)
         da, db = v * g_b, g.backward((), of_gate, v * a)[1]
-        return (), cast(jnp.concatenate([da, db], -1), dy.dtype)
+        return (), cast(joined(da, db), dy.dtype)
 
     return Layer(no_params, forward, backward, who)
 

@@ -8,18 +8,18 @@ Cached: x alone. The output would do, since s(x) = 1 - exp(-y), but that takes a
 half precision has the rounding of y.
 
 Numerical care: y is max(x, 0) + log1p(exp(-|x|)), where the exponential cannot overflow and both terms are positive;
-s(x) keeps full relative precision for very negative x, where it is exp(x). -|x| is written min(x, -x): JAX
-differentiates it to 0 at x = 0 and |x| to 1, so only the former gives y'(0) = 1/2 there.
+s(x) keeps full relative precision for very negative x, where it is exp(x). Both are made of one exponential: see
+`formulas/logistic.py`.
 """
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
+from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -32,11 +32,10 @@ def softplus() -> Layer:
     """y = log(1 + exp(x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        y = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
-        return y, SoftplusCache(x)
+        return log1p_exp(x), SoftplusCache(x)
 
     def slope(cache):
-        return jax.lax.logistic(cache.x)
+        return logistic(cache.x)
 
     return elementwise("softplus", g, slope)
 

@@ -44,7 +44,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, transpose
-from bpref.formulas.decays import decays, per_row, per_step, pull_decays
+from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.long_sums import times
@@ -73,13 +73,13 @@ def retention(chunk: int = 64) -> Layer:
 
     def forward(params, x):
         x = as_gated_heads(who, x)
-        return from_chunks(_forward_sweep(*_chunks_of(x, chunk))[0], x.heads.k.shape[-2], x.heads.q), x
+        return from_chunks(_forward_sweep(*_chunks_of(x, chunk)), x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):
         (q, k, v, *_), g = cache
         K = k.shape[-2]
         chunks = _chunks_of(cache, chunk)
-        S = _forward_sweep(*chunks)[1]
+        S = _states(*chunks[1:])
         dq, dk, dv, dg = _backward_sweep(*chunks, S, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
         return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0])
@@ -92,17 +92,28 @@ def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
     return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], x.log_gate[..., None]))
 
 
-def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array]:
-    """y of every chunk, and the state before it."""
+def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> Array:
+    """y of every chunk."""
 
     def step(S, chunk):
         q, k, v, g = chunk
         rows = q.shape[1]
         between, f, e, w = decays(g)
         y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
-        return w * S + times(transpose(e * k), v), (y, S)
+        return w * S + times(transpose(e * k), v), y
 
     return scan(step, no_state(k, v), (q, k, v, g))[1]
+
+
+def _states(k: Array, v: Array, g: Array) -> Array:
+    """The state before every chunk, which takes no factors between its steps."""
+
+    def step(S, chunk):
+        k, v, g = chunk
+        e, w = decays_to_end(g)
+        return w * S + times(transpose(e * k), v), S
+
+    return scan(step, no_state(k, v), (k, v, g))[1]
 
 
 def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:

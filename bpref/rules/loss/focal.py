@@ -42,6 +42,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_non_negative
+from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
@@ -86,8 +87,8 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
         n = require_batch(who, x.size)
         dtype, x = x.dtype, widen(x)
         t = t.astype(x.dtype)
-        p, q = jax.nn.sigmoid(x), jax.nn.sigmoid(-x)
-        c = jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
+        p, q = logistic_pair(x)
+        c = binary_cross_entropy(x, t)
         r = t * q + (1 - t) * p
         w = jnp.ones_like(t) if alpha is None else alpha * t + (1 - alpha) * (1 - t)
         r_g = r**gamma

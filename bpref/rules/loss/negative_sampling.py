@@ -33,6 +33,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
+from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -69,22 +70,18 @@ def negative_sampling() -> Layer:
             raise ValueError(f"{who}: negatives has shape {w.shape}, expected (N, K, d) for a centre {v.shape}")
         a = jnp.einsum("nd,nd->n", widen(v), widen(u))
         b = jnp.einsum("nd,nkd->nk", widen(v), widen(w))
-        J = jnp.sum(_minus_log_s(a) + jnp.sum(_minus_log_s(-b), 1)) / len(v)
+        J = jnp.sum(log1p_exp(-a) + jnp.sum(log1p_exp(b), 1)) / len(v)
         return cast(J, v.dtype), NegativeSamplingCache(v, u, w, a, b)
 
     def backward(params, cache, dJ):
         v, u, w = widen(cache.v), widen(cache.u), widen(cache.w)
         g = widen(dJ) / len(v)
-        da = -g * jax.nn.sigmoid(-cache.a)[:, None]
-        db = g * jax.nn.sigmoid(cache.b)
+        da = -g * logistic(-cache.a)[:, None]
+        db = g * logistic(cache.b)
         dv = da * u + jnp.einsum("nk,nkd->nd", db, w)
         return (), (cast(dv, dJ.dtype), cast(da * v, dJ.dtype), cast(db[..., None] * v[:, None], dJ.dtype))
 
     return Layer(no_params, forward, backward, who)
-
-
-def _minus_log_s(x: Array) -> Array:
-    return jnp.maximum(-x, 0) + jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
 
 
 def reference(params: tuple[()], x: tuple[Array, Array, Array]) -> Array:

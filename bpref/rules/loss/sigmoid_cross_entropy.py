@@ -44,6 +44,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import as_numbers, fails, is_traced
+from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
@@ -95,17 +96,18 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
         dtype, has_cotangent = x.dtype, not is_label(t)
         x = widen(x)
         t = t.astype(x.dtype)
-        L = jnp.log1p(jnp.exp(jnp.minimum(x, -x)))
+        s, s_minus = logistic_pair(x)
         if is_weighted:
             w = jnp.broadcast_to(weights.astype(x.dtype), x.shape)
             wt = w * t
-            terms = wt * jnp.maximum(-x, 0) + (1 - t) * jnp.maximum(x, 0) + (wt + 1 - t) * L
-            target_slope = w * (jnp.maximum(-x, 0) + L) - (jnp.maximum(x, 0) + L)
+            above, below, L = jnp.where(x >= 0, x, 0), jnp.where(x >= 0, 0, -x), jnp.log1p(falling(x))
+            terms = wt * below + (1 - t) * above + (wt + 1 - t) * L
+            target_slope = w * (below + L) - (above + L)
         else:
             wt = t
-            terms = jnp.maximum(x, 0) - x * t + L
+            terms = binary_cross_entropy(x, t)
             target_slope = -x
-        slope = (1 - t) * jax.nn.sigmoid(x) - wt * jax.nn.sigmoid(-x)
+        slope = (1 - t) * s - wt * s_minus
         kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
         return cast(jnp.sum(terms) / n, dtype), kept
 

@@ -32,13 +32,13 @@ that of L. Half precision is computed and summed in float32. There is no kink.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_non_negative
+from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -103,13 +103,13 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
 
 def _bernoulli(logits: Array, target: Array) -> tuple[Array, BernoulliCache]:
     x, t = widen(logits), widen(target)
-    R = jnp.sum(jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(jnp.minimum(x, -x))))
-    return R, BernoulliCache(logits, target)
+    return jnp.sum(binary_cross_entropy(x, t)), BernoulliCache(logits, target)
 
 
 def _from_bernoulli(cache: BernoulliCache, g: Array) -> tuple[Array, Array]:
     x, t = widen(cache.logits), widen(cache.target)
-    return g * ((1 - t) * jax.nn.sigmoid(x) - t * jax.nn.sigmoid(-x)), -g * x
+    s, s_minus = logistic_pair(x)
+    return g * ((1 - t) * s - t * s_minus), -g * x
 
 
 def _gaussian(mean: Array, target: Array) -> tuple[Array, GaussianCache]:

@@ -42,6 +42,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_positive
+from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
@@ -105,8 +106,8 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
         if form == "hinge":
             return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
         if smoothing:
-            return jax.nn.softplus(-u) + smoothing * u, beta * (smoothing - jax.nn.sigmoid(-u))
-        return jax.nn.softplus(-u), -beta * jax.nn.sigmoid(-u)
+            return log1p_exp(-u) + smoothing * u, beta * (smoothing - logistic(-u))
+        return log1p_exp(-u), -beta * logistic(-u)
 
     return Layer(no_params, forward, backward, who)
 

@@ -52,6 +52,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence
 from bpref.layer import Layer
@@ -125,7 +126,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
         dl = G * (a * before(h, None) - slope * (i * x))
         q = G * m * x * (i * (1 - i))
         p = rate * dl * (r * (1 - r))
-        dLambda = C * lax.logistic(-widen(params.Lambda)) * jnp.sum(dl * r, (0, 1))
+        dLambda = C * logistic(-widen(params.Lambda)) * jnp.sum(dl * r, (0, 1))
         dtype = cache.x.dtype
         q, p = cast(q, dtype), cast(p, dtype)
         dx = G * m * i + times(q, params.W_i) + times(p, params.W_r)
@@ -143,7 +144,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
 def decay(params: RgLruParams, r: Array) -> tuple[Array, Array, Array]:
     """-c softplus(-L), broadcast over steps; a = exp(-c softplus(-L) r); and sqrt(1 - a^2)."""
     L = widen(params.Lambda)[None, None]
-    rate = -C * (jnp.maximum(-L, 0) + jnp.log1p(jnp.exp(jnp.minimum(L, -L))))
+    rate = -C * log1p_exp(-L)
     log_a = rate * r
     return rate, jnp.exp(log_a), jnp.sqrt(-jnp.expm1(2 * log_a))
 

@@ -53,6 +53,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.parameters import require_drawn
 from bpref.formulas.steps import Passed
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
@@ -207,7 +208,7 @@ def selective_scan(
         (dstart, dlog_A), (du, ds, dB, dC) = scan(run, end, (starts, *in_chunks(x, s, dy)), reverse=True)
         du, ds = in_time(du, s), in_time(ds, s)
         D, wide_dy = params.D, widen(dy)
-        ddelta = ds * jax.lax.logistic(shifted_by(x.delta, params.bias)) if softplus else ds
+        ddelta = ds * logistic(shifted_by(x.delta, params.bias)) if softplus else ds
         if D is not None:
             du = du + widen(D)[None, None] * wide_dy
         dparams = SelectiveScanParams(
@@ -266,7 +267,7 @@ def shifted_by(delta: Array, bias: Array | None) -> Array:
 
 def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
     v = shifted_by(delta, bias)
-    return jnp.maximum(v, 0) + jnp.log1p(jnp.exp(jnp.minimum(v, -v))) if softplus else v
+    return log1p_exp(v) if softplus else v
 
 
 def require_selective(who: str, params: SelectiveScanParams, x: Any) -> Selective:
