@@ -1,6 +1,6 @@
 """The hand-derived train step of an MLP beside `jax.value_and_grad` + optax, NumPy and PyTorch.
 
-    python benchmarks/bench_mlp.py [--json FILE] [--shapes 3x64,4x256] [--seconds 4]
+    python -m benchmarks.bench_mlp [--json FILE] [--shapes 3x64,4x256] [--seconds 4]
 
 Each row is one network, depth x width, and each figure the ratio hand / other, median and quartiles: below 1 is
 better. All steps compute the same loss and the same SGD update on the same data; those in JAX are jitted, with donated
@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from paired import Ratio, paired, repetitions
 
 import bpref
+from benchmarks.paired import Ratio, paired, repetitions
 from bpref.models import mlp
 
 SHAPES = ("3x64", "4x256", "8x1024", "64x128")
@@ -217,6 +217,18 @@ def compare(shape: str, seconds: float) -> Iterator[Row]:
             yield Row(shape, "layers", other, paired(hand.run, run, repetitions(run, seconds), warm=3))
 
 
+HEADER = "| network | by hand | other | step | trace + lower | compile | temp memory |" + "\n" + "| --- " * 7 + "|"
+
+
+def table(path: Path) -> str:
+    """What `main` has written there, in Markdown."""
+    rows = [
+        Row(**row | {name: Ratio(**row[name]) for name in ("step", "trace_and_lower", "compile") if row[name]})
+        for row in json.loads(path.read_text())["rows"]
+    ]
+    return "\n".join([HEADER, *map(str, rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="networks as depth x width, separated by commas")
@@ -224,8 +236,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {EXAMPLES} examples; median (quartiles)\n")
-    print("| network | by hand | other | step | trace + lower | compile | temp memory |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(HEADER)
     rows = []
     for shape in arguments.shapes.split(","):
         for row in compare(shape, arguments.seconds):

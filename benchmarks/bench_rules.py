@@ -1,6 +1,7 @@
 """Every rule beside two rivals, one row for each rule: time, memory, and error.
 
-    python -m benchmarks.bench_rules [NAME ...] [--kind KIND] [--seconds 0.5] [--json FILE] [--plot FILE] [--keep-errors]
+    python -m benchmarks.bench_rules [NAME ...] [--kind KIND] [--seconds 0.5] [--json FILE [--keep-errors]]
+        [--plot FILE]
 
 The rivals are autodiff of bpref's own forward, and autodiff of the best plain form that a user would write: the rule's
 reference, or, where that is deliberately naive, what `plain_forms` has. Timed are forward and backward together, under
@@ -13,7 +14,6 @@ rules that are not named stay as they are, and with `--keep-errors` the errors o
 
 import argparse
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bpref.nearest import require_known
 from bpref.rule import Case, Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify import verify_rule
-from bpref.verify.draw import Example, draw, hyperparameters
+from bpref.verify.draw import Example, draw
 from bpref.verify.examine import rounded
 from bpref.verify.oracle import as_cotangent, bytes_kept, bytes_kept_by_autodiff, with_cotangents
 
@@ -46,7 +46,7 @@ def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row
     example = draw(rule, case, case.timed, SEED)
     params, x, dys = jax.tree.map(jnp.asarray, rounded((example.params, example.x, example.dys), jnp.float32))
     dy = jax.tree.map(lambda v: v[0], dys)
-    own, plain = (lambda params, x: example.layer.forward(params, x)[0]), plain_form(rule, case, example)
+    own, plain = (lambda params, x: example.layer.forward(params, x)[0]), plain_form(rule, example)
 
     def by_hand(params, x, dy):
         y, cache = example.layer.forward(params, x)
@@ -72,11 +72,9 @@ def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row
     return Row(kind, case.name, *rivals, errors or errors_of(rule))
 
 
-def plain_form(rule: Rule, case: Case, example: Example) -> Callable[..., Any]:
+def plain_form(rule: Rule, example: Example) -> Callable[..., Any]:
     """`(params, x) -> y`, as fast as a user would write it."""
-    if rule.name not in PLAIN:
-        return example.reference
-    return partial(PLAIN[rule.name], **hyperparameters(case, case.timed))
+    return PLAIN.get(rule.name, example.reference)
 
 
 def errors_of(rule: Rule) -> Errors:

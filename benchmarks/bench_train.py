@@ -1,6 +1,6 @@
 """What `bpref train` reaches on the embedded data, with its default settings: one whole process per run.
 
-    python benchmarks/bench_train.py [--json FILE] [--diabetes-seeds 10] [--digits-seeds 5]
+    python -m benchmarks.bench_train [--json FILE] [--diabetes-seeds 10] [--digits-seeds 5]
 
 Diabetes: test R^2 by seed, beside least squares on the same split. Digits: test accuracy, and the seconds of the
 whole process, start-up and compilation included.
@@ -33,29 +33,30 @@ def figure(pattern: str, printed: str) -> float:
     return float(found[1])
 
 
-def diabetes(seeds: int) -> list[dict[str, float]]:
-    print("| seed | test R^2 | least squares | whole run |\n| --- | --- | --- | --- |")
-    rows = []
-    for seed in range(seeds):
-        printed, seconds = train("--seed", str(seed))
-        r2 = figure(r"test R\^2 (-?[\d.]+)", printed)
-        baseline = figure(r"least squares on the same split: (-?[\d.]+)", printed)
-        rows.append({"seed": seed, "r2": r2, "least_squares": baseline, "seconds": seconds})
-        print(f"| {seed} | {r2:.4f} | {baseline:.4f} | {seconds:.1f} s |", flush=True)
-    r2, baseline = (np.mean([row[k] for row in rows]) for k in ("r2", "least_squares"))
-    print(f"| mean | **{r2:.4f}** | {baseline:.4f} | |\n")
-    return rows
+def diabetes(seed: int) -> dict[str, float]:
+    printed, seconds = train("--seed", str(seed))
+    r2 = figure(r"test R\^2 (-?[\d.]+)", printed)
+    baseline = figure(r"least squares on the same split: (-?[\d.]+)", printed)
+    return {"seed": seed, "r2": r2, "least_squares": baseline, "seconds": seconds}
 
 
-def digits(seeds: int) -> list[dict[str, float]]:
-    print("| seed | test accuracy | whole run |\n| --- | --- | --- |")
-    rows = []
-    for seed in range(seeds):
-        printed, seconds = train("digits", "--seed", str(seed))
-        rows.append({"seed": seed, "accuracy": figure(r"test accuracy ([\d.]+)", printed), "seconds": seconds})
-        print(f"| {seed} | {rows[-1]['accuracy']:.4f} | {seconds:.1f} s |", flush=True)
-    print(f"| mean | **{np.mean([row['accuracy'] for row in rows]):.4f}** | |")
-    return rows
+def digits(seed: int) -> dict[str, float]:
+    printed, seconds = train("digits", "--seed", str(seed))
+    return {"seed": seed, "accuracy": figure(r"test accuracy ([\d.]+)", printed), "seconds": seconds}
+
+
+def tables(figures: dict[str, list[dict[str, float]]]) -> str:
+    """One for each data set, in Markdown."""
+    lines = ["| seed | test R^2 | least squares | whole run |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['seed']} | {r['r2']:.4f} | {r['least_squares']:.4f} | {r['seconds']:.1f} s |"
+        for r in figures["diabetes"]
+    ]
+    r2, baseline = (np.mean([row[k] for row in figures["diabetes"]]) for k in ("r2", "least_squares"))
+    lines += [f"| mean | **{r2:.4f}** | {baseline:.4f} | |", ""]
+    lines += ["| seed | test accuracy | whole run |", "| --- | --- | --- |"]
+    lines += [f"| {r['seed']} | {r['accuracy']:.4f} | {r['seconds']:.1f} s |" for r in figures["digits"]]
+    return "\n".join([*lines, f"| mean | **{np.mean([r['accuracy'] for r in figures['digits']]):.4f}** | |"])
 
 
 def main() -> None:
@@ -64,7 +65,11 @@ def main() -> None:
     parser.add_argument("--digits-seeds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
-    figures = {"diabetes": diabetes(arguments.diabetes_seeds), "digits": digits(arguments.digits_seeds)}
+    figures = {
+        "diabetes": [diabetes(seed) for seed in range(arguments.diabetes_seeds)],
+        "digits": [digits(seed) for seed in range(arguments.digits_seeds)],
+    }
+    print(tables(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 

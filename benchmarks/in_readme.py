@@ -1,11 +1,20 @@
-"""Writes what `bench_rules`, `bench_sequence`, `bench_suite` and `bench_criteria` have last seen into the READMEs.
+"""Writes what the benchmarks, and `bpref verify seed`, have last seen into the READMEs: every table of figures.
 
 python -m benchmarks.in_readme
 """
 
+import json
 from pathlib import Path
 
-from benchmarks import bench_criteria, bench_suite, rule_figures, sequence_figures
+from benchmarks import (
+    bench_checker,
+    bench_criteria,
+    bench_mlp,
+    bench_suite,
+    bench_train,
+    rule_figures,
+    sequence_figures,
+)
 from benchmarks.contest import OWN, Outcome
 
 HERE = Path(__file__).parent
@@ -13,6 +22,8 @@ SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
+CHECKER = HERE / "results/checker_cpu.json"
+SEED, TRAINING, STEP = (HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp"))
 
 CHOSEN = (
     "causal attention, T 2048",
@@ -38,15 +49,16 @@ def short(rows: dict[str, Outcome]) -> str:
     for start in CHOSEN:
         contest = [row for row in rows.values() if row.contest.startswith(start)]
         contest = [row for row in contest if row.contest == contest[0].contest]
-        own = next(row for row in contest if row.rival == OWN)
-        plain = max(
-            (row for row in contest if row.rival != OWN and not row.rival.startswith("bpref.")),
-            key=lambda row: row.time.median,
-        )
-        memory = (f"{row.memory:.3f} of {row.temp[1] / 1e6:,.0f} MB" for row in (own, plain))
-        times = (f"{row.time.median:.2f}" for row in (own, plain))
-        lines.append(f"| {' | '.join([own.contest, *memory, *times, plain.rival])} |")
+        own = next((row for row in contest if row.rival == OWN), None)
+        plain = max((r for r in contest if r.rival != OWN and not r.rival.startswith("bpref.")), key=_speed)
+        memory = (f"{r.memory:.3f} of {r.temp[1] / 1e6:,.0f} MB" if r else "" for r in (own, plain))
+        times = (f"{r.time.median:.2f}" if r else "" for r in (own, plain))
+        lines.append(f"| {' | '.join([plain.contest, *memory, *times, plain.rival])} |")
     return "\n".join(lines) + "\n"
+
+
+def _speed(row: Outcome) -> float:
+    return row.time.median
 
 
 def written(text: str, name: str, table: str) -> str:
@@ -56,18 +68,37 @@ def written(text: str, name: str, table: str) -> str:
     return f"{before}{begin}{table}{end}{rest.split(end)[1]}"
 
 
+def equations(path: Path) -> str:
+    """The seed's equations, each with its largest error in any layer."""
+    errors: dict[str, list[float]] = {}
+    for e in json.loads(path.read_text())["equations"]:
+        errors.setdefault(e["text"], []).append(e["error"])
+    lines = ["| the seed's equation | verified | float64 |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| `{text}` | {len(of)} times | {max(of):.0e} |" for text, of in errors.items())])
+
+
 def pages() -> dict[Path, str]:
     """Both READMEs as they are to be."""
-    sequences = sequence_figures.read(SEQUENCES)
-    rules = rule_figures.read(RULES)
-    long = written(LONG.read_text(), "figures of the rules", rule_figures.by_kind(rules) + "\n")
-    brief = written(SHORT.read_text(), "short figures", short(sequences.rows))
-    brief = written(brief, "figures of all rules", rule_figures.short(rules))
-    brief = written(brief, "figures of criteria", bench_criteria.table(bench_criteria.read(CRITERIA)) + "\n")
-    return {
-        SHORT: written(brief, "figures of a suite", bench_suite.table(bench_suite.read(SUITE)) + "\n"),
-        LONG: written(long, "figures of sequences", sequence_figures.tables(sequences)),
+    rules, sequences = rule_figures.read(RULES), sequence_figures.read(SEQUENCES)
+    of_short = {
+        "figures of all rules": rule_figures.short(rules),
+        "short figures": short(sequences.rows),
+        "figures of the checker": bench_checker.tables(bench_checker.from_json(CHECKER.read_text())),
+        "figures of a suite": bench_suite.table(bench_suite.read(SUITE)),
+        "figures of criteria": bench_criteria.table(bench_criteria.read(CRITERIA)),
     }
+    of_long = {
+        "figures of the rules": rule_figures.by_kind(rules),
+        "figures of sequences": sequence_figures.tables(sequences),
+        "figures of the seed": equations(SEED),
+        "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
+        "figures of a train step": bench_mlp.table(STEP),
+    }
+    texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}
+    for path, of_page in ((SHORT, of_short), (LONG, of_long)):
+        for name, table in of_page.items():
+            texts[path] = written(texts[path], name, table.rstrip("\n") + "\n")
+    return texts
 
 
 if __name__ == "__main__":

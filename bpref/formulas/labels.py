@@ -33,23 +33,27 @@ def is_own(label: Array, scores: Array) -> Array:
 def sum_of_others(label: Array, scores: Array, e: Array, exponential: Callable[[Array], Array]) -> Array:
     """R = sum of `e`, the exponentials of the scores, over all classes but the label's: `(..., 1)`.
 
-    Of a sum over all, the others are lost once they are small. Classes are summed by blocks, about sqrt(C) of them
-    where C's divisors allow, and the label's block a second time without it: a mask over all classes costs as much as
-    the exponential. Only a prime C, which has no blocks, pays for one.
+    Of a sum over all, the others are lost once they are small. Classes are summed by blocks, about sqrt(C) of them, and
+    the label's block a second time without it: a mask over all classes costs as much as the exponential. Where C has no
+    such divisor the last block is filled up with zeros, which XLA does in the loop that adds the exponentials.
     """
-    B = _block(e.shape[-1])
-    blocked = (*label.shape, e.shape[-1] // B, B)
-    block, inside = jnp.divmod(nearest_class(label, e), B)
-    z = jnp.take_along_axis(scores.reshape(blocked), block[..., None, None], -2, mode="clip")[..., 0, :]
-    rest = jnp.where(is_own(inside, z), 0, exponential(z))
-    sums = jnp.sum(e.reshape(blocked), -1)
+    C, y = e.shape[-1], nearest_class(label, e)
+    B = _block(C)
+    count = -(-C // B)
+    blocked = lax.pad(e, jnp.zeros((), e.dtype), [*[(0, 0, 0)] * (e.ndim - 1), (0, count * B - C, 0)]) if C % B else e
+    sums = jnp.sum(blocked.reshape(*label.shape, count, B), -1)
+    block = y // B
+    members = block[..., None] * B + lax.broadcasted_iota(y.dtype, (*y.shape, B), y.ndim)
+    z = jnp.take_along_axis(scores, members, -1, mode="clip")
+    rest = jnp.where((members == y[..., None]) | (members >= C), 0, exponential(z))
     return jnp.sum(jnp.where(is_own(block, sums), jnp.sum(rest, -1, keepdims=True), sums), -1, keepdims=True)
 
 
 def _block(C: int) -> int:
-    """The smallest divisor of C from its root on; of a prime C 1, which is a mask over all classes."""
-    count = max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
-    return C // count if count > 1 else 1
+    """The smallest divisor of C from its root on, or a power of two where that is more than twice the root."""
+    root = math.isqrt(C - 1) + 1
+    divisor = C // max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
+    return divisor if divisor <= 2 * root else 1 << (root - 1).bit_length()
 
 
 def nats(R: Array, d: Array) -> Array:

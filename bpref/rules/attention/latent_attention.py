@@ -55,7 +55,7 @@ from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, so
 from bpref.layer import Layer
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.rms_norm import RmsNormParams, rms_norm
 
@@ -287,16 +287,17 @@ RULE = Rule(
             "low-rank queries, norm",
             Real("B T d", -2.0, 2.0),
             {
-                "heads": 2,
-                "kv_rank": 5,
-                "query_rank": 4,
-                "head_dim": 3,
-                "rope_dim": 2,
+                "heads": Size("N"),
+                "kv_rank": Size("R"),
+                "query_rank": Size("Q"),
+                "head_dim": Size("D"),
+                "rope_dim": Size("E"),
                 "base": 100.0,
                 "eps": Interval(1e-3, 0.1, 1e-2),
             },
             never_empty=("T", "d"),
-            timed={"B": 1, "T": 512, "d": 128},
+            fixed={"N": 2, "R": 5, "Q": 4, "D": 3, "E": 2},
+            timed={"B": 1, "T": 512, "d": 256, "N": 4, "R": 64, "Q": 96, "D": 64, "E": 32},
         ),
         Case(
             "queries of x, segments, neighbours turned, other values",

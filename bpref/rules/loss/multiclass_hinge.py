@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_flags, require_non_negative
-from bpref.formulas.labels import is_class, is_own, own_score
+from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -100,7 +100,9 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
     def backward(params, cache, dJ):
         k = cache.excess.astype(wide_dtype(dJ.dtype))
         g = (2 if squared else 1) * widen(dJ) / terms(cache.label, k) * _known(cache.label, k)
-        dz = g * jnp.where(is_own(cache.label, k), -jnp.sum(k, -1, keepdims=True), k)
+        dz = g * k
+        own = nearest_class(cache.label, dz)[..., None]
+        dz = jnp.put_along_axis(dz, own, -jnp.sum(dz, -1, keepdims=True), -1, inplace=False, mode="clip")
         return (), (cast(dz, dJ.dtype), None)
 
     return Layer(no_params, forward, backward, who)

@@ -81,7 +81,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         y_hat, y = _as_several(who, x, taus.size) if is_several else as_matching_pair(who, "prediction", x)
         N = require_batch(who, count_examples(y))
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
-        J = jnp.sum(jnp.maximum(spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
+        J = jnp.sum(jnp.where(e > 0, spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
         return cast(J, y_hat.dtype), QuantileCache(as_byte(e))
 
     def backward(params, cache, dJ):

@@ -36,7 +36,6 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_non_negative, require_positive
-from bpref.formulas.logistic import logistic_pair
 from bpref.formulas.pairs import require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -83,9 +82,8 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
         u = beta * (widen(pi) - widen(rho) - z)
         u = jnp.where(desirable, u, -u)
         w = jnp.where(desirable, desirable_weight, jnp.full_like(u, undesirable_weight))
-        s, s_minus = logistic_pair(u)
-        short = w * s_minus
-        slope = jnp.where(desirable, -beta, jnp.full_like(u, beta)) * short * s
+        short = w * jax.nn.sigmoid(-u)
+        slope = jnp.where(desirable, -beta, jnp.full_like(u, beta)) * short * jax.nn.sigmoid(u)
         return cast(jnp.sum(short) / N, pi.dtype), KtoCache(cast(slope, pi.dtype))
 
     def backward(params, cache, dJ):
