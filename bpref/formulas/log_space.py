@@ -40,3 +40,11 @@ def is_possible(log_probability: Array) -> Array:
 def known(log_probability: Array) -> Array:
     """Logarithms of which none is -inf or below `LOG_ZERO`; a NaN stays."""
     return jnp.where(log_probability < LOG_ZERO, LOG_ZERO, log_probability)
+
+
+def balanced(slope: Array, is_likely: Array, axis: int = -1) -> Array:
+    """`slope`, which sums to 0 over the classes along an axis, with that of a class beyond 1/2 from all others'.
+
+    Of a class that is all but certain it is the difference of two numbers near 1, of which rounding leaves nothing.
+    """
+    return jnp.where(is_likely, -jnp.sum(jnp.where(is_likely, 0, slope), axis, keepdims=True), slope)

@@ -107,3 +107,25 @@ def test_a_sure_label_keeps_what_lies_beside_1(dtype):
     for came, wanted in ((-logp[0], expected[0]), (J, expected[0]), (dz[0], expected), (-dlogits[0], expected)):
         np.testing.assert_allclose(came, wanted, rtol=1e-6)
     np.testing.assert_allclose(dx[0, 1:], expected[1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["crf", "ctc", "distillation"])
+def test_the_slope_of_a_class_that_both_sides_are_sure_of(name):
+    """1 - 1 was 0 for -2.8e-11 and -6.2e-9."""
+    z = np.array([[[0, 20, 0, 0], [30, 0, 0, 0], [0, 0, 25, 0]]])
+    path, three = np.array([[1, 0, 2]]), np.array([3])
+    layer, rest = {
+        "crf": (bpref.crf(), (path, three)),
+        "ctc": (bpref.ctc(), (path[:, ::2], three, np.array([2]))),
+        "distillation": (bpref.distillation(1.0, 1.0), (1.1 * z, path)),
+    }[name]
+
+    def slope(dtype):
+        x = jax.tree.map(lambda v: v.astype(dtype) if v.dtype == np.float64 else v, (z.astype(np.float64), *rest))
+        return backpropagate(layer, layer.init(jax.random.key(0), x), x)[2][0]
+
+    with jax.enable_x64(True):
+        slopes = [np.asarray(slope(dtype)) for dtype in (np.float32, np.float64)]
+    of_path = [np.take_along_axis(v, path[:, :, None], 2) for v in slopes]
+    assert (of_path[1] < 0).all()
+    np.testing.assert_allclose(*of_path, rtol=1e-5)

@@ -15,7 +15,7 @@ T = 16384
 
 
 def wide(tree):
-    return jax.tree.map(lambda v: np.asarray(v, np.float64), tree)
+    return jax.tree.map(lambda v: np.asarray(v, np.int64 if np.issubdtype(v.dtype, np.integer) else np.float64), tree)
 
 
 def off(came, expected):
@@ -79,6 +79,20 @@ def test_a_gates_cotangent_of_long_heads_is_as_precise_as_autodiffs(name, axis):
     """Products of 16,384 features in sequence made it two to ten times less precise."""
     own, autodiff, truth = (v[2].log_gate for v in of_case(name, **{axis: T}))
     assert (off(own, truth) <= 2 * off(autodiff, truth) + 2**-24).all()
+
+
+def test_the_marginals_of_a_long_chain_do_not_drift():
+    """Not divided by their sum at every frame: dx 5.5e-6, ds 4.1e-6 and dA 9.8e-6."""
+    (_, dparams, (dx, _, _)), _, (_, true_dparams, (true_dx, _, _)) = of_case("crf", T=T)
+    assert off(dx, true_dx) < 2e-7
+    assert off(dparams.s, true_dparams.s) < 4e-7
+    assert off(dparams.A, true_dparams.A) < 5e-6
+
+
+def test_where_a_long_path_stands_does_not_drift():
+    """By endings too, summed in a second recursion: 7e-6."""
+    own, _, truth = (v[2][0] for v in of_case("ctc", T=T))
+    assert off(own, truth) < 3e-6
 
 
 def test_a_long_window_is_summed_as_a_whole():

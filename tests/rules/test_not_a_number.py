@@ -108,3 +108,16 @@ def test_a_query_that_sees_nothing_is_not_read(make):
     layer, x = make(), bpref.Heads(q.at[:, 2].set(NAN), k, v, mask=(jnp.arange(4) != 2).reshape(1, 1, 4, 1))
     y, _, dx = sweeping.backpropagate(layer, layer.init(jax.random.key(0), x), x, jnp.ones_like(q))
     assert all(np.isfinite(a).all() for a in jax.tree.leaves((y, dx)))
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_a_bad_cotangent_of_a_chain_stays_within_its_length(bad):
+    """The first example has no pair of neighbours, and two frames that do not count: 0 times NaN was NaN in both."""
+    layer, x = bpref.crf(), jax.random.normal(jax.random.key(0), (2, 3, 4))
+    x = x, jnp.asarray([[1, 2, 3], [0, 1, 2]]), jnp.asarray([1, 3])
+    params = layer.init(jax.random.key(0), x)
+    _, dparams, (dx, _, _) = sweeping.backpropagate(layer, params, x, jnp.asarray([bad, 1.0]))
+    _, expected, (expected_dx, _, _) = sweeping.backpropagate(layer, params, x, jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(dparams.A, expected.A, rtol=1e-6)
+    assert not np.isfinite(dx[0, 0]).all()
+    np.testing.assert_allclose(dx.reshape(6, 4)[1:], expected_dx.reshape(6, 4)[1:], rtol=1e-6)

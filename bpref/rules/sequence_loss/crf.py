@@ -24,7 +24,7 @@ exp(a_t-1(i) + A_ij - r_t(j)), whatever follows j; so, from g_L = softmax(a_L + 
 
     n_t(i, j) = exp(a_t-1(i) + A_ij - r_t(j)) g_t(j)          g_t-1(i) = sum_j n_t(i, j)
 
-The sweep carries dJ g, so that its sums over the examples are already weighted.
+Every g_t and every n_t sums to 1.
 
 L = 0: Z = 1, J = 0, no gradient. A tag that is none of the K has probability 0: J = +inf, and a gradient of 0. A length
 beyond T is T, a negative one is 0. A weight of -inf forbids what it weighs; its own derivative is 0.
@@ -35,10 +35,11 @@ Cached: the emissions, the tags and r, all of the emissions' size; a is r + x. A
 Numerical care: log Z - score(tags) cancels where the tags are likely. Neither is formed: from every weight that of the
 tags themselves, at that frame or pair, is subtracted before it is used, so that the tags have the score 0, every other
 path its distance from them, and J is the log Z of these, at least 0. g and n are the same, since each has its own sum
-for a divisor. Each frame's largest a is subtracted and added up apart; what is kept lies near 0. Weights that are
-apart by more than exp can tell (-10000 for what must not be) are right, since A is not exponentiated by itself. -inf
-is -1e30. A NaN within an example's length makes its J and gradient NaN, and is harmless beyond it. Half precision is
-computed in float32.
+for a divisor, and g is divided by its sum again at every frame: it would drift from 1 by the rounding of each. Where a
+tag is all but certain g - 1 cancels: its dx is minus the sum of all others'. Each frame's largest a is subtracted and
+added up apart; what is kept lies near 0. Weights that are apart by more than exp can tell (-10000 for what must not be)
+are right, since A is not exponentiated by itself. -inf is -1e30. A NaN within an example's length makes its J and
+gradient NaN, and is harmless beyond it. Half precision is computed in float32.
 """
 
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ from jaxtyping import Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, require_type, widen, widen_integers
 from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
-from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_sum, nats
+from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
 from bpref.formulas.tuples import as_array, as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
 from bpref.loops import scan
@@ -124,13 +125,15 @@ def crf(mean: bool = False) -> Layer:
         own, possible = _of_tags(params, x, tags, lengths)
         weight = jnp.where(possible, for_each(widen(dJ), B, mean), 0)
         g, n, last = _expected(params, x, lengths, own, r, weight)
-        counted = jnp.where(used(lengths, T)[:, :, None], jax.nn.one_hot(tags, K, dtype=r.dtype), 0)
-        observed = counted * weight[:, None, None]
-        dx = g - observed
+        counted = used(lengths, T)[:, :, None] & jax.nn.one_hot(tags, K, dtype=bool)
+        observed = jnp.where(counted, weight[:, None, None], 0)
+        dx = balanced(g - observed, _is_likely(g, weight[:, None, None]))
         highest = lax.Precision.HIGHEST
-        dA = n - jnp.einsum("bti,btj->ij", observed[:, :-1], counted[:, 1:], precision=highest)
+        left = jnp.where(used(lengths - 1, T)[:, :-1, None], observed[:, :-1], 0)
+        dA = n - jnp.einsum("bti,btj->ij", left, counted[:, 1:].astype(r.dtype), precision=highest)
         at_end = jax.nn.one_hot(lengths - 1, T, dtype=r.dtype)
-        dh = jnp.sum(last, 0) - jnp.einsum("bt,btj->j", at_end, observed, precision=highest)
+        of_last = last - jnp.einsum("bt,btj->bj", at_end, observed, precision=highest)
+        dh = jnp.sum(balanced(of_last, _is_likely(last, weight[:, None])), 0)
         ds = jnp.sum(dx[:, :1], (0, 1))
         return CRFParams(*(cast(d, x.dtype) for d in (dA, ds, dh))), (cast(dx, x.dtype), None, None)
 
@@ -195,21 +198,28 @@ def _expected(
     a = a - jnp.max(a, 2, keepdims=True)
     at_end = jnp.clip(lengths - 1, 0, max(T - 1, 0))
     final = jnp.take_along_axis(a, at_end[None, :, None], 0)[0] if T else jnp.zeros((B, K), r.dtype)
-    last = jnp.where((lengths > 0)[:, None], weight[:, None] * jax.nn.softmax(final + h[None], 1), 0)
+    last = jax.nn.softmax(final + h[None], 1)
 
     def step(after, frame):
         g, n = after
         a_before, r_t, entered, live = frame
         part = jnp.exp(a_before[:, :, None] + (A[None] - entered[:, None, None]) - r_t[:, None, :]) * g[:, None, :]
-        pairs = jnp.where(live[:, :, None], part, 0)
-        return (jnp.where(live, jnp.sum(part, 2), g), n + jnp.sum(pairs, 0)), g
+        before = jnp.sum(part, 2)
+        all_of_it = jnp.sum(before, 1, keepdims=True)
+        pairs = jnp.where(live[:, :, None], part * (weight[:, None] / all_of_it)[:, :, None], 0)
+        return (jnp.where(live, before / all_of_it, g), n + jnp.sum(pairs, 0)), g
 
     live = used(lengths, T, 0)[:, :, None]
     (first, n), g = scan(
         step, (last, jnp.zeros((K, K), r.dtype)), (a[:-1], r[1:], own.entered.T[1:], live[1:]), reverse=True
     )
-    g = jnp.where(live, jnp.concatenate([first[None], g]) if T else a, 0)
-    return g.transpose(1, 0, 2), n, last
+    g = jnp.where(live, (jnp.concatenate([first[None], g]) if T else a) * weight[None, :, None], 0)
+    return g.transpose(1, 0, 2), n, jnp.where((lengths > 0)[:, None], last * weight[:, None], 0)
+
+
+def _is_likely(g: Array, weight: Array) -> Array:
+    """Where a tag's probability, of which g is `weight` times, is beyond 1/2."""
+    return jnp.abs(g) > jnp.abs(weight) / 2
 
 
 def _emissions(x: Array, own: _Own) -> Array:

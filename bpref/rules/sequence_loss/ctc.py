@@ -13,16 +13,20 @@ a blank has to lie between)
     f_u <- p(blank) c_u                                                                                 (B, U + 1)
     e_u <- p(l_u) (e_u + (f_{u-1} if r_u else c_{u-1}))                                                     (B, U)
 
-and P = c_U after the last. Backward in time, F_u and E_u are the probabilities of all endings from there, 1 for f_U and
-e_U after the last frame; with x = p(blank) F, y = p(l) E and o_u = x_u + y_{u+1}, what may follow u labels,
+and P = c_U after the last.
 
-    F_u <- o_u          E_u <- y_u + (x_u if r_{u+1} else o_u)          (y_{U+1} = 0)
-
-Differential: P is linear in each frame's probabilities, and the paths through a state s at frame t weigh
-f_s F_s (or e_s E_s). So delta log P = sum_ts g_ts delta log p_t(class of s), g_ts = f_ts F_ts / P, the probability
-that a path stands there, which sums to 1 at every frame. With delta log p_k = delta z_k - sum_j p_j delta z_j:
+Differential: P is linear in each frame's probabilities. So delta log P = sum_ts g_ts delta log p_t(class of s), where
+g_ts, g^f_u or g^e_u, is the probability that a path of these labels stands in s after frame t. With delta log p_k =
+delta z_k - sum_j p_j delta z_j:
 
     dz_tk = dJ (p_tk - sum over the states s of class k of g_ts)                                         (B, T, C)
+
+and exactly 0 at frames beyond an example's length. After the last frame g is f_U / c_U and e_U / c_U. No endings have
+to be summed up: which way a path has come to a state does not depend on how it goes on. Down from frame t, with f, e,
+c of all beginnings before it, m_u = g^e_u - s_u what has come to label u from before it, and m_{U+1} = 0,
+
+    s_u = g^e_u e_u / (e_u + (f_{u-1} if r_u else c_{u-1}))        h_u = g^f_u + (0 if r_{u+1} else m_{u+1})
+    g^f_u <- h_u f_u / c_u + (m_{u+1} if r_{u+1} else 0)           g^e_u <- s_u + h_u e_u / c_u
 
 and exactly 0 at frames beyond an example's length. Labels and lengths have no cotangent.
 
@@ -30,13 +34,14 @@ What has no path, P = 0: labels (and blanks between equal ones) that do not fit 
 blank, a label that is no class. J = +inf, which is never silent, and the gradient is 0, not NaN. No frames and no
 labels: P = 1. A length beyond its array is the array's, a negative one is 0.
 
-Cached: the logits, f and e after each frame, as logarithms, and whether P > 0. F and E are made in the reverse scan,
-and g there; p is made again. Autodiff keeps every logarithm's and every maximum's operands.
+Cached: the logits, f and e before each frame, as logarithms, f_U / c_U after the last, and whether P > 0. p is made
+again. Autodiff keeps every logarithm's and every maximum's operands.
 
 Numerical care:
 - All in logarithms: with confident logits a frame's probabilities are apart by more than float32's range. Each frame's
   largest state is subtracted and added up apart: errors are those of numbers near 0, and not of log P, which is
-  hundreds. g is normalised by its own sum over the states, so that nothing of those shifts is left in it.
+  hundreds. g is divided by its own sum at every frame: it would drift from 1 by the rounding of each.
+- Where a class is all but certain p - g is the difference of two numbers near 1: minus the sum of all others' dz.
 - A logarithm of p is (z - m) - log S, m the frame's largest logit: z - logsumexp(z) has the rounding of what all
   logits share. J is at least 0.
 - log 0 is -1e30, so that no difference is NaN. A NaN within an example's lengths makes its J and gradient NaN, and is
@@ -54,7 +59,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
 from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
-from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
+from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
@@ -68,6 +73,7 @@ class CTCCache(NamedTuple):
     label_lengths: Int[Array, " B"]
     f: Float[Array, "T B U+1"]
     e: Float[Array, "T B U"]
+    ends_blank: Float[Array, " B"]
     possible: Bool[Array, " B"]
 
 
@@ -106,46 +112,46 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
             peak = jnp.maximum(jnp.max(f_next, 1, keepdims=True), jnp.max(e_next, 1, keepdims=True, initial=LOG_ZERO))
             after = f_next - peak, e_next - peak, total + peak
             after = tuple(jnp.where(live, new, old) for new, old in zip(after, before, strict=True))
-            return after, after[:2]
+            return after, before[:2]
 
         start = jnp.full((B, U + 1), LOG_ZERO, dtype).at[:, 0].set(0), jnp.full((B, U), LOG_ZERO, dtype)
         xs = (*_emissions(logits, labels, label_lengths, blank), used(frames, T, 0)[:, :, None])
         (f, e, total), (fs, es) = scan(step, (*start, jnp.zeros((B, 1), dtype)), xs)
-        log_P = (total + jnp.take_along_axis(_passed(f, e), label_lengths[:, None], 1))[:, 0]
+        f_U, c_U = (jnp.take_along_axis(v, label_lengths[:, None], 1) for v in (f, _passed(f, e)))
+        log_P = (total + c_U)[:, 0]
         possible = is_possible(log_P)
         J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
-        return cast(J, logits.dtype), CTCCache(logits, labels, frames, label_lengths, fs, es, possible)
+        ends_blank = jnp.exp(f_U - c_U)[:, 0]
+        return cast(J, logits.dtype), CTCCache(logits, labels, frames, label_lengths, fs, es, ends_blank, possible)
 
     def backward(params, cache, dJ):
-        logits, labels, frames, label_lengths, fs, es, possible = cache
+        logits, labels, frames, label_lengths, fs, es, ends_blank, possible = cache
         B, T, C = logits.shape
         U, dtype = labels.shape[1], fs.dtype
-        repeated_next = jnp.concatenate([_repeated(labels)[:, 1:], jnp.zeros((B, min(U, 1)), bool)], 1)
+        repeated = _repeated(labels)
 
         def step(after, frame):
-            F, E = after
-            p_blank, p_label, live, f, e = frame
-            g_f, g_e = f + F, e + E
-            peak = jnp.maximum(jnp.max(g_f, 1, keepdims=True), jnp.max(g_e, 1, keepdims=True, initial=LOG_ZERO))
-            w_f, w_e = jnp.exp(g_f - peak), jnp.exp(g_e - peak)
-            all_f = jnp.sum(w_f, 1, keepdims=True)
-            total = all_f + jnp.sum(w_e, 1, keepdims=True)
-            x, y = F + p_blank, E + p_label
-            o = jnp.concatenate([log_add(x[:, :-1], y), x[:, -1:]], 1)
-            E_before = log_add(y, jnp.where(repeated_next, x[:, 1:], o[:, 1:]))
-            level = jnp.maximum(jnp.max(o, 1, keepdims=True), jnp.max(E_before, 1, keepdims=True, initial=LOG_ZERO))
-            before = jnp.where(live, o - level, F), jnp.where(live, E_before - level, E)
-            return before, (all_f / total, w_e / total)
+            of_f, of_e = after
+            f, e, live = frame
+            c = _passed(f, e)
+            staying, moving = (part * of_e for part in _parts(e, jnp.where(repeated, f[:, :-1], c[:, :-1])))
+            from_f, from_e = _parts(f[:, 1:], e)
+            of_c = of_f + _before(jnp.where(repeated, 0, moving))
+            passed_f = jnp.concatenate([of_c[:, :1], of_c[:, 1:] * from_f], 1)
+            before = passed_f + _before(jnp.where(repeated, moving, 0)), staying + of_c[:, 1:] * from_e
+            all_of_it = sum(jnp.sum(v, 1, keepdims=True) for v in before)
+            before = tuple(jnp.where(live, v / all_of_it, old) for v, old in zip(before, after, strict=True))
+            return before, (jnp.sum(of_f, 1, keepdims=True), of_e)
 
         last = lax.broadcasted_iota(jnp.int32, (B, U + 1), 1) == label_lengths[:, None]
-        end = tuple(jnp.where(at, 0, LOG_ZERO).astype(dtype) for at in (last, last[:, 1:]))
-        live = used(frames, T, 0)[:, :, None]
-        emitted = _emissions(logits, labels, label_lengths, blank)
-        _, (of_blank, of_labels) = scan(step, end, (*emitted, live, fs, es), reverse=True)
+        end = jnp.where(last, ends_blank[:, None], 0), jnp.where(last, 1 - ends_blank[:, None], 0)[:, 1:]
+        xs = fs, es, used(frames, T, 0)[:, :, None]
+        _, (of_blank, of_labels) = scan(step, end, xs, reverse=True)
         rows = jax.nn.one_hot(labels, C, dtype=dtype)
         g = jnp.einsum("tbu,buc->btc", of_labels, rows, precision=lax.Precision.HIGHEST)
         g += of_blank.transpose(1, 0, 2) * jax.nn.one_hot(jnp.full((1, 1), blank), C, dtype=dtype)
-        slope = for_each(widen(dJ), B, mean)[:, None, None] * (jax.nn.softmax(widen(logits), -1) - g)
+        p = jax.nn.softmax(widen(logits), -1)
+        slope = for_each(widen(dJ), B, mean)[:, None, None] * balanced(p - g, p > 0.5)
         counts = used(frames, T)[:, :, None] & possible[:, None, None]
         return (), (cast(jnp.where(counts, slope, 0), logits.dtype), None, None, None)
 
@@ -155,6 +161,18 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
 def _passed(f: Array, e: Array) -> Array:
     """c_u = f_u + e_u, in logarithms; e_0 is no state."""
     return jnp.concatenate([f[:, :1], log_add(f[:, 1:], e)], 1)
+
+
+def _parts(a: Array, b: Array) -> tuple[Array, Array]:
+    """What exp(a) and exp(b) are of their sum."""
+    q = jnp.exp(-jnp.abs(a - b))
+    more = 1 / (1 + q)
+    return jnp.where(a > b, more, q * more), jnp.where(a > b, q * more, more)
+
+
+def _before(v: Array) -> Array:
+    """Of labels 1..U at u = 0..U - 1, and 0 at U."""
+    return jnp.pad(v, ((0, 0), (0, 1)))
 
 
 def _repeated(labels: Array) -> Array:

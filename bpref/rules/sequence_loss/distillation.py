@@ -45,6 +45,8 @@ Numerical care:
 - A class of probability 0, as one masked by a logit of -inf, has no part in what it weighs: on both sides it adds
   nothing. One that the teacher has and the student excludes makes D infinite, and the teacher's gradient NaN (reversed:
   the other way round).
+- Of a class that is all but certain q - p, and p (L - sum p L), cancel; each sums to 0 over the classes, and that one
+  is minus the sum of all others.
 - Half precision is computed and summed in float32. There is no kink.
 """
 
@@ -57,6 +59,7 @@ from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, require_floating, require_integer, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_flags, require_positive, require_share
+from bpref.formulas.log_space import balanced
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -144,9 +147,9 @@ def distillation(
             return D, (1 - mixture) * _centred(q, V), mixture * _centred(p, U)
         if reverse:
             L = _where_any(q, log_q - log_p)
-            return _relative_entropy(q, p, L), _centred(q, L), p - q
+            return _relative_entropy(q, p, L), _centred(q, L), _difference(p, q)
         L = _where_any(p, log_p - log_q)
-        return _relative_entropy(p, q, L), q - p, _centred(p, L)
+        return _relative_entropy(p, q, L), _difference(q, p), _centred(p, L)
 
     return Layer(no_params, forward, backward, who)
 
@@ -181,7 +184,12 @@ def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
 
 def _centred(p: Array, L: Array) -> Array:
     """p_c (L_c - sum_k p_k L_k): the adjoint of softmax."""
-    return p * (L - jnp.sum(p * L, -1, keepdims=True))
+    return balanced(p * (L - jnp.sum(p * L, -1, keepdims=True)), p > 0.5)
+
+
+def _difference(p: Array, q: Array) -> Array:
+    """p - q of two distributions, also of a class that both are all but certain of."""
+    return balanced(p - q, (p > 0.5) & (q > 0.5))
 
 
 def reference(
