@@ -1,13 +1,14 @@
 """The corpus in the form of PyTorch: what `bpref.check` finds of it there, and what it accuses unjustly.
 
-    python -m benchmarks.bench_torch [--seeds 1] [--names NAME ...] [--part right|wrong] [--minutes 60] [--json FILE]
+    python -m benchmarks.bench_torch [--seeds 1] [--names NAME ...] [--minutes 60] [--json FILE]
 
 Each function becomes a `torch.autograd.Function` whose forward and backward are the corpus's, run by JAX over the
-tensors' values; the reference is the same forward with autodiff's cotangents. In float32, float64 and bfloat16 beside
-the reference, and once without one, held against finite differences. Left out are, as in `bench_checker`, functions
-that JAX does not have in bfloat16, and derivations that PyTorch mends by itself: it sums and casts what a backward
-returns. The right ones are asked about first; what the minutes do not reach is not counted. A wrong one is caught
-by any verdict but `ok`, a right one accused by `wrong` or `imprecise`.
+tensors' values; the reference is the same forward with autodiff's cotangents. In four data types beside the reference,
+and once without one, held against finite differences. Left out are, as in `bench_checker`, functions that JAX does not
+have in a half precision, and derivations that PyTorch mends by itself: it sums and casts what a backward returns. The
+right ones are asked about first. What the file has already is not asked again, and it is written after each function,
+so that a run which the minutes ended goes on where it stood. A wrong one is caught by any verdict but `ok`, a right
+one accused by `wrong` or `imprecise`.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from bpref.verify.running import quick_compilation
 from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
 
 CPU = Layout(torch.device("cpu"), None)
-DTYPES = ("float32", "float64", "bfloat16")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+HALF = ("bfloat16", "float16")
 
 
 class Way(NamedTuple):
@@ -113,7 +115,7 @@ def reported(d: Derivation, backward: Any, reference: Any, way: Way, seed: int) 
 
 def trials(d: Derivation, way: Way, seeds: int, is_wrong: bool) -> Iterator[Trial]:
     """The right derivation of a function, or the wrong ones that are wrong in this dtype, and in PyTorch."""
-    if way.dtype == "bfloat16" and not _runs(d, way.dtype):
+    if way.dtype in HALF and not _runs(d, way.dtype):
         return
     wrong = [w for w in d.wrong if wrong_in(d, w, way.dtype) and not mended_by_torch(d, w.backward)]
     reference = in_torch(d.forward)
@@ -146,53 +148,74 @@ def is_accused(t: Trial) -> bool:
 
 
 class Row(NamedTuple):
-    """What came of one way of asking."""
+    """Of one function asked about in one way, how many derivations wrong in one way were caught of how many.
 
+    The right derivation has no `kind`, and `found` says how often it was accused.
+    """
+
+    function: str
     way: str
-    caught: int
-    wrong: int
-    accused: int
-    right: int
-
-    def with_part(self, other: "Row", part: str) -> "Row":
-        """This row with another's figures of the right derivations, or of the wrong ones."""
-        names = ("accused", "right") if part == "right" else ("caught", "wrong")
-        return self._replace(**{name: getattr(other, name) for name in names})
-
-    def __str__(self) -> str:
-        return f"| {self.way} | {self.caught} of {self.wrong} | {self.accused} of {self.right} |"
+    kind: str
+    found: int
+    of: int
 
 
-def row(way: Way, found: list[Trial]) -> Row:
-    wrong, right = ([t for t in found if bool(t.case) == is_wrong] for is_wrong in (True, False))
-    return Row(str(way), sum(map(is_caught, wrong)), len(wrong), sum(map(is_accused, right)), len(right))
+def rows(d: Derivation, way: Way, seeds: int, is_wrong: bool) -> Iterator[Row]:
+    """A row for each kind; what was missed or accused is printed."""
+    kinds = {w.name: w.kind for w in d.wrong} | {"": ""}
+    found = list(trials(d, way, seeds, is_wrong))
+    for t in found:
+        if not is_caught(t) if t.case else is_accused(t):
+            print(re.sub("^", "    ", str(t), flags=re.MULTILINE), flush=True)
+    for kind in dict.fromkeys(kinds[t.case] for t in found):
+        said = [is_caught(t) if t.case else is_accused(t) for t in found if kinds[t.case] == kind]
+        yield Row(d.name, str(way), kind, sum(said), len(said))
+
+
+def read(path: Path) -> list[Row]:
+    return [Row(*row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def write(path: Path, known: list[Row]) -> None:
+    path.write_text("[\n" + ",\n".join(map(json.dumps, known)) + "\n]\n")
+
+
+def _sum(known: Iterator[Row]) -> str:
+    found, of = (sum(v) for v in zip((0, 0), *((r.found, r.of) for r in known), strict=True))
+    return f"{found:,} of {of:,}" if of else "not run"
+
+
+def table(known: list[Row]) -> str:
+    """A line for each way of asking, then one for each kind of what is wrong."""
+    lines = ["| PyTorch functions | wrong ones caught | right ones accused |", "| --- | --- | --- |"]
+    for way in map(str, WAYS):
+        caught, accused = (_sum(r for r in known if r.way == way and bool(r.kind) == w) for w in (True, False))
+        lines.append(f"| {way} | {caught} | {accused} |")
+    lines += ["", "| what is wrong | caught |", "| --- | --- |"]
+    kinds = sorted({r.kind for r in known} - {""})
+    return "\n".join(lines + [f"| {kind} | {_sum(r for r in known if r.kind == kind)} |" for kind in kinds]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="how often each derivation is asked about")
     parser.add_argument("--names", nargs="*", default=list(DERIVATIONS), help="of functions; all of them if left out")
-    parser.add_argument("--part", choices=("right", "wrong"), help="one alone; the other's figures stay in the file")
     parser.add_argument("--minutes", type=float, default=60, help="when to stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and go on from those there")
     options = parser.parse_args()
-    end, found = time.monotonic() + 60 * options.minutes, []
-    names: list[str] = options.names
-    for is_wrong, name in product([options.part == "wrong"] if options.part else [False, True], names):
+    end = time.monotonic() + 60 * options.minutes
+    known = read(options.json) if options.json else []
+    has = {(r.function, bool(r.kind)) for r in known}
+    for is_wrong, name in product([False, True], options.names):
+        if (name, is_wrong) in has or time.monotonic() > end:
+            continue
         _compiled.cache_clear()
         jax.clear_caches()
-        for way in WAYS if time.monotonic() < end else ():
-            for t in trials(DERIVATIONS[name], way, options.seeds, is_wrong):
-                found.append(t)
-                if not is_caught(t) if t.case else is_accused(t):
-                    print(re.sub("^", "    ", str(t), flags=re.MULTILINE), flush=True)
-    rows = [row(way, [t for t in found if t.way == way]) for way in WAYS]
-    print("| PyTorch functions | wrong ones caught | right ones accused |\n| --- | --- | --- |", *rows, sep="\n")
-    if options.json:
-        if options.part and options.json.exists():
-            known = [Row(**of_way) for of_way in json.loads(options.json.read_text())]
-            rows = [old.with_part(new, options.part) for old, new in zip(known, rows, strict=True)]
-        options.json.write_text(json.dumps([r._asdict() for r in rows], indent=1) + "\n")
+        for way in WAYS:
+            known += rows(DERIVATIONS[name], way, options.seeds, is_wrong)
+        if options.json:
+            write(options.json, known)
+    print(table(known))
 
 
 if __name__ == "__main__":
