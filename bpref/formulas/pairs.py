@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.tuples import as_array, require_dtype_of
@@ -46,6 +48,11 @@ def require_batch(who: str, count: int) -> int:
 def count_examples(prediction: Array) -> int:
     """N, the size of the first axis; a scalar is one example."""
     return prediction.shape[0] if prediction.ndim else 1
+
+
+def of_no_size(x: Array) -> Float[Array, "0"]:
+    """What a cache keeps, in no bytes, so that dx is of x's dtype where nothing else in it is: J is wider."""
+    return jnp.zeros((0,), x.dtype)
 
 
 def scaled(dJ: Array, N: int, slope: Array) -> Array:

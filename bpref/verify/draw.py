@@ -65,9 +65,16 @@ def fill(
     dys = jax.tree.map(lambda v: normal(rng, (COTANGENTS, *v.shape), v.dtype) if is_differentiable(v) else None, y)
 
     def reference(params, x):
-        return rule.reference(params, x, **chosen)
+        """J of narrow inputs is wide, as it is computed; the reference's, computed in their dtype, is widened."""
+        y, is_narrow = rule.reference(params, x, **chosen), any(map(_is_narrow, jax.tree.leaves((params, x))))
+        like = jax.eval_shape(layer.forward, params, x)[0] if is_narrow else y
+        return jax.tree.map(lambda v, w: v.astype(jnp.promote_types(v.dtype, w.dtype)), y, like)
 
     return Example(rule.name, layer, reference, params, x, dys)
+
+
+def _is_narrow(v: Any) -> bool:
+    return jnp.issubdtype(v.dtype, jnp.floating) and jnp.finfo(v.dtype).bits < 32
 
 
 def is_spec(v: Any) -> bool:

@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Int8
+from jaxtyping import Float, Int8
 
-from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
+from bpref.dtypes import widen
+from bpref.formulas.pairs import as_matching_pair, count_examples, of_no_size, require_batch, scaled
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -42,6 +42,7 @@ from bpref.rule import Case, Real, Rule
 
 class AbsoluteCache(NamedTuple):
     sign: Int8[Array, "..."]
+    like: Float[Array, "0"]
 
 
 def absolute() -> Layer:
@@ -49,7 +50,7 @@ def absolute() -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype.
+      scalar J in at least float32.
 
     Raises:
       ValueError: prediction and target differ in shape; N is 0.
@@ -62,10 +63,10 @@ def absolute() -> Layer:
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         J = jnp.sum(jnp.maximum(e, -e)) / N
-        return cast(J, y_hat.dtype), AbsoluteCache(as_byte(e))
+        return J, AbsoluteCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
-        sign = from_byte(cache.sign, dJ.dtype)
+        sign = from_byte(cache.sign, cache.like.dtype)
         dy_hat = scaled(dJ, count_examples(sign), sign)
         return (), (dy_hat, -dy_hat)
 

@@ -62,7 +62,8 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
 
     Returns:
       A layer with params `()`, x `(a, b)` or `(a, b, label)`, a and b of one shape `(..., d)`, the label `(...)`
-      integer or boolean (positive is +1, anything else -1; its cotangent is None), and y the scalar J in a's dtype.
+      integer or boolean (positive is +1, anything else -1; its cotangent is None), and y the scalar J in at
+      least float32.
 
     Raises:
       ValueError: margin is not within [-1, 1]; the shapes do not fit; there are no vectors, or d is 0.
@@ -88,15 +89,15 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
         f = jnp.where(c > 0.5, 0.5 * jnp.sum((u - v) ** 2, -1, keepdims=True), 1 - c)
         if label is not None:
             f = jnp.where(_together(label), f, jnp.where(c <= margin, 0, c - margin))
-        return cast(jnp.sum(f) / N, a.dtype), CosineEmbeddingCache(a, b, label)
+        return jnp.sum(f) / N, CosineEmbeddingCache(a, b, label)
 
     def backward(params, cache, dJ):
         (u, per_a), (v, per_b), c = _angle(cache.a, cache.b)
         g = -widen(dJ) * (u.shape[-1] / u.size)
         if cache.label is not None:
             g = jnp.where(_together(cache.label), g, jnp.where(c <= margin, 0, -g))
-        da = cast((g * per_a) * (v - c * u), dJ.dtype)
-        db = cast((g * per_b) * (u - c * v), dJ.dtype)
+        da = cast((g * per_a) * (v - c * u), cache.a.dtype)
+        db = cast((g * per_b) * (u - c * v), cache.a.dtype)
         return (), (da, db) if cache.label is None else (da, db, None)
 
     return Layer(no_params, forward, backward, who)

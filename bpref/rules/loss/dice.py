@@ -60,7 +60,7 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)`, each example one score over all its other
-      axes, and y the scalar J in the prediction's dtype. The target is a probability of the prediction's dtype, or a
+      axes, and y the scalar J in at least float32. The target is a probability of the prediction's dtype, or a
       label 0 or 1, integer or boolean, whose cotangent is None. Values outside [0, 1] are not looked for.
 
     Raises:
@@ -84,7 +84,7 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
         M, V = A - 2 * total(p * t_), A + smoothing
         per_V = inverse(V)
         r = M * per_V
-        return cast(jnp.sum(r) / N, x.dtype), DiceCache(x, t, r, per_V)
+        return jnp.sum(r) / N, DiceCache(x, t, r, per_V)
 
     def backward(params, cache, dJ):
         p, t = masks(cache.prediction, cache.target)
@@ -94,9 +94,9 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
         if logits:
             dp = dp * (p * (1 - p))
         if is_label(cache.target):
-            return (), (cast(dp, dJ.dtype), None)
+            return (), (cast(dp, cache.prediction.dtype), None)
         dt = 2 * g * (t - p - r * t) if squared else g * (1 - 2 * p - r)
-        return (), (cast(dp, dJ.dtype), cast(dt, dJ.dtype))
+        return (), (cast(dp, cache.prediction.dtype), cast(dt, cache.target.dtype))
 
     def masks(x, t):
         """p and t, in at least float32."""

@@ -63,7 +63,7 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
         paper's detector has 0.25.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in the logits' dtype. The
+      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in at least float32. The
       target is a probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose
       cotangent is None. Values outside are not looked for.
 
@@ -96,7 +96,7 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
         slope = w * r_g * ((1 - t) * p - t * q + pull * (1 - 2 * t) * p * q)
         target_slope = r_g * (w * (pull * (q - p) - x) + (0 if alpha is None else 2 * alpha - 1) * c)
         J = jnp.sum(w * r_g * c) / n
-        return cast(J, dtype), FocalCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
+        return J, FocalCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
 
     def backward(params, cache, dJ):
         n = cache.slope.size

@@ -58,7 +58,7 @@ def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
 
     Returns:
       A layer with params `()`, x `((mean, spread), target)`, all three `(N, ...)` or all scalar (N = 1), where the
-      spread is log v or v, and y the scalar J in the mean's dtype. All three have a cotangent.
+      spread is log v or v, and y the scalar J in at least float32. All three have a cotangent.
 
       Values cannot be seen while tracing: a variance below 0 makes J NaN, one of 0 NaN or infinite. Add a small
       number to what predicts it, or predict log v.
@@ -90,7 +90,7 @@ def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
         ds = 0.5 * (1 - z2)
         if not log_variance:
             ds /= s
-        return cast(J, dtype), GaussianCache(cast(slope, dtype), cast(ds, dtype))
+        return J, GaussianCache(cast(slope, dtype), cast(ds, dtype))
 
     def backward(params, cache, dJ):
         N = count_examples(cache.mean_slope)

@@ -35,7 +35,7 @@ from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_flags, require_non_negative
-from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
+from bpref.formulas.pairs import as_pair, of_no_size, require_batch, require_one_shape
 from bpref.formulas.signs import is_label, is_positive, require_sign
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
@@ -45,6 +45,7 @@ class HingeCache(NamedTuple):
     """Of labels."""
 
     signed: Int8[Array, "..."] | Float[Array, "..."]
+    like: Float[Array, "0"]
 
 
 class HingeOfRealsCache(NamedTuple):
@@ -62,7 +63,7 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
       squared: whether the terms are squared.
 
     Returns:
-      A layer with params `()`, x `(scores, target)` of one shape and y the scalar J in the scores' dtype. The target
+      A layer with params `()`, x `(scores, target)` of one shape and y the scalar J in at least float32. The target
       is a label, integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of
       the scores' dtype.
 
@@ -83,23 +84,23 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
         tx = jnp.where(is_positive(t), widen(x), -widen(x)) if is_label(t) else widen(t) * widen(x)
         h = excess(tx)
         J = jnp.sum(h * h if squared else h) / n
-        return cast(J, x.dtype), _signed(t, h, x.dtype) if is_label(t) else HingeOfRealsCache(x, t)
+        return J, _signed(t, h, x) if is_label(t) else HingeOfRealsCache(x, t)
 
     def excess(tx):
         return jnp.where(tx >= margin, 0, margin - tx)
 
-    def _signed(label, h, dtype):
-        k = cast(h, dtype) if squared else (h > 0).astype(jnp.int8)
-        return HingeCache(jnp.where(is_positive(label), k, -k))
+    def _signed(label, h, x):
+        k = cast(h, x.dtype) if squared else (h > 0).astype(jnp.int8)
+        return HingeCache(jnp.where(is_positive(label), k, -k), of_no_size(x))
 
     def backward(params, cache, dJ):
         if isinstance(cache, HingeCache):
             g = (2 if squared else 1) * widen(dJ) / cache.signed.size
-            return (), (cast(-g * cache.signed.astype(g.dtype), dJ.dtype), None)
+            return (), (cast(-g * cache.signed.astype(g.dtype), cache.like.dtype), None)
         x, t = map(widen, cache)
         tx = t * x
         g = widen(dJ) / x.size * (2 * excess(tx) if squared else (tx < margin).astype(x.dtype))
-        return (), (cast(-g * t, dJ.dtype), cast(-g * x, dJ.dtype))
+        return (), (cast(-g * t, cache.scores.dtype), cast(-g * x, cache.scores.dtype))
 
     return Layer(no_params, forward, backward, who)
 

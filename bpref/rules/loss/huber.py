@@ -51,7 +51,7 @@ def huber(delta: float = 1.0) -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype.
+      scalar J in at least float32.
 
     Raises:
       ValueError: delta is not positive; prediction and target differ in shape; N is 0.
@@ -66,7 +66,7 @@ def huber(delta: float = 1.0) -> Layer:
         e = widen(y_hat) - widen(y)
         c = jnp.clip(e, -delta, delta)
         J = jnp.sum(c * (e - 0.5 * c)) / N
-        return J.astype(y_hat.dtype), HuberCache(c.astype(y_hat.dtype))
+        return J, HuberCache(c.astype(y_hat.dtype))
 
     def backward(params, cache, dJ):
         c = cache.clipped_error

@@ -63,7 +63,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
       symmetric: whether the columns pick their partners too, as in CLIP, or the rows alone.
 
     Returns:
-      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in their dtype.
+      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in at least float32.
 
     Raises:
       ValueError: temperature is not positive; a is no matrix with at least one row and column; the shapes differ.
@@ -84,7 +84,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
         m = log_sum_exp(S, S_ii.T, own, 0, temperature) if symmetric else None
         if m is not None:
             J = 0.5 * (J + jnp.mean(nats(m, S_ii.T, temperature)))
-        return cast(J, a.dtype), InfoNceCache(a, b, l, m)
+        return J, InfoNceCache(a, b, l, m)
 
     def backward(params, cache, dJ):
         (u, per_a), (v, per_b) = directions(cache.a), directions(cache.b)
@@ -96,7 +96,7 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
         du, dv = g * (dS @ v), g * (dS.T @ u)
         if normalize:
             du, dv = from_unit(u, per_a, du), from_unit(v, per_b, dv)
-        return (), (cast(du, dJ.dtype), cast(dv, dJ.dtype))
+        return (), (cast(du, cache.a.dtype), cast(dv, cache.a.dtype))
 
     def directions(z: Array) -> tuple[Array, Any]:
         return unit(widen(z)) if normalize else (widen(z), None)

@@ -59,8 +59,8 @@ def jensen_shannon() -> Layer:
     """J = mean over the positions of (KL(p || m) + KL(q || m)) / 2, with m = (p + q) / 2.
 
     Returns:
-      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J in their
-      dtype, in nats. Both have a cotangent.
+      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J in at least
+      float32, in nats. Both have a cotangent.
 
     Raises:
       ValueError: the two differ in shape; there are no positions or no classes.
@@ -84,7 +84,7 @@ def jensen_shannon() -> Layer:
         J = jnp.sum(0.25 / N * jnp.sum((p + q) * B, -1))
         apart = jnp.where(is_near, 0, size)
         u, v = 0.25 * (T - (d + apart)), 0.25 * (T + (d - apart))
-        return cast(J, a.dtype), JensenShannonCache(cast(_to_logits(p, u), a.dtype), cast(_to_logits(q, v), a.dtype))
+        return J, JensenShannonCache(cast(_to_logits(p, u), a.dtype), cast(_to_logits(q, v), a.dtype))
 
     def backward(params, cache, dJ):
         N = cache.slope.size // cache.slope.shape[-1]

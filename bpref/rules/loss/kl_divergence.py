@@ -55,8 +55,8 @@ def kl_divergence(log_target: bool = False) -> Layer:
       log_target: whether the target is log p, and not p.
 
     Returns:
-      A layer with params `()`, x `(log_probabilities, target)`, both `(..., C)`, and y the scalar J in their dtype.
-      Both have a cotangent. Values cannot be seen while tracing: a negative target makes J NaN.
+      A layer with params `()`, x `(log_probabilities, target)`, both `(..., C)`, and y the scalar J in at least
+      float32. Both have a cotangent. Values cannot be seen while tracing: a negative target makes J NaN.
 
     Raises:
       ValueError: the two differ in shape; there are no positions or no classes.
@@ -71,7 +71,7 @@ def kl_divergence(log_target: bool = False) -> Layer:
             raise ValueError(f"{who}: log_probabilities has shape {z.shape}, expected (..., C) with at least one C")
         N = require_batch(who, z.size // z.shape[-1])
         p, nats = _nats(z, target)
-        return cast(jnp.sum(p * nats) / N, z.dtype), KlDivergenceCache(z, target)
+        return jnp.sum(p * nats) / N, KlDivergenceCache(z, target)
 
     def backward(params, cache, dJ):
         z, target = cache

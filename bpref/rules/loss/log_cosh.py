@@ -47,7 +47,7 @@ def log_cosh() -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype.
+      scalar J in at least float32.
 
     Raises:
       ValueError: prediction and target differ in shape; N is 0.
@@ -63,7 +63,7 @@ def log_cosh() -> Layer:
         is_small = a < 1
         L = jnp.log1p(jnp.where(is_small, -t * t, jnp.exp(-2 * a)))
         J = jnp.sum(jnp.where(is_small, -0.5 * L, a - math.log(2) + L)) / N
-        return cast(J, y_hat.dtype), LogCoshCache(cast(t, y_hat.dtype))
+        return J, LogCoshCache(cast(t, y_hat.dtype))
 
     def backward(params, cache, dJ):
         t = cache.t

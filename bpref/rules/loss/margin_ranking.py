@@ -25,10 +25,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import require_non_negative
-from bpref.formulas.pairs import require_batch
+from bpref.formulas.pairs import of_no_size, require_batch
 from bpref.formulas.signs import is_label, require_sign
 from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
@@ -38,6 +39,7 @@ from bpref.rules.loss.hinge import HingeCache, HingeOfRealsCache, hinge
 
 class MarginRankingCache(NamedTuple):
     of_hinge: HingeCache | HingeOfRealsCache
+    like: Float[Array, "0"]
 
 
 def margin_ranking(margin: float = 0.0) -> Layer:
@@ -47,8 +49,9 @@ def margin_ranking(margin: float = 0.0) -> Layer:
       margin: by how much the right score must be the larger.
 
     Returns:
-      A layer with params `()`, x `(x1, x2, sign)` of one shape and y the scalar J in x1's dtype. The sign is a label,
-      integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of x1's dtype.
+      A layer with params `()`, x `(x1, x2, sign)` of one shape and y the scalar J in at least float32. The sign is a
+      label, integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of
+      x1's dtype.
 
     Raises:
       ValueError: margin is negative; the shapes differ; there are no elements.
@@ -66,12 +69,12 @@ def margin_ranking(margin: float = 0.0) -> Layer:
         require_sign(who, "sign", sign, "x1", x1)
         require_batch(who, x1.size)
         J, cache = of_difference.forward((), (widen(x1) - widen(x2), sign if is_label(sign) else widen(sign)))
-        return cast(J, x1.dtype), MarginRankingCache(cache)
+        return J, MarginRankingCache(cache, of_no_size(x1))
 
     def backward(params, cache, dJ):
         _, (dD, dsign) = of_difference.backward((), cache.of_hinge, widen(dJ))
-        dx1 = cast(dD, dJ.dtype)
-        return (), (dx1, -dx1, None if dsign is None else cast(dsign, dJ.dtype))
+        dx1 = cast(dD, cache.like.dtype)
+        return (), (dx1, -dx1, None if dsign is None else cast(dsign, cache.like.dtype))
 
     return Layer(no_params, forward, backward, who)
 

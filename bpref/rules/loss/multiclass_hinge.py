@@ -42,7 +42,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
 from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
-from bpref.formulas.pairs import as_pair
+from bpref.formulas.pairs import as_pair, of_no_size
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -51,6 +51,7 @@ from bpref.rule import Case, Integer, Interval, Real, Rule
 class MulticlassHingeCache(NamedTuple):
     excess: Bool[Array, "... C"] | Float[Array, "... C"]
     label: Int[Array, "..."]
+    like: Float[Array, "0"]
 
 
 def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool = False) -> Layer:
@@ -63,7 +64,7 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
 
     Returns:
       A layer with params `()`, x `(scores, label)` of shapes `(..., C)` and `(...)`, the labels integers whose
-      cotangent is None, and y the scalar J in the scores' dtype.
+      cotangent is None, and y the scalar J in at least float32.
 
       A label outside `[0, C)` cannot be seen while tracing. It is never silent: J is NaN, and so is the gradient of
       that position's scores (of no other), which tells where it stands.
@@ -93,17 +94,17 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
         # No term of a position that has but one class, and it NaN, would tell.
         known = jnp.where(jnp.isnan(z_y), jnp.nan, _known(label, scores))
         total = jnp.sum((h * h if squared else h) * known)
-        return cast(total / terms(label, scores), scores.dtype), MulticlassHingeCache(
-            cast(h, scores.dtype) if squared else counts, label
+        return total / terms(label, scores), MulticlassHingeCache(
+            cast(h, scores.dtype) if squared else counts, label, of_no_size(scores)
         )
 
     def backward(params, cache, dJ):
-        k = cache.excess.astype(wide_dtype(dJ.dtype))
+        k = cache.excess.astype(wide_dtype(cache.like.dtype))
         g = (2 if squared else 1) * widen(dJ) / terms(cache.label, k) * _known(cache.label, k)
         dz = g * k
         own = nearest_class(cache.label, dz)[..., None]
         dz = jnp.put_along_axis(dz, own, -jnp.sum(dz, -1, keepdims=True), -1, inplace=False, mode="clip")
-        return (), (cast(dz, dJ.dtype), None)
+        return (), (cast(dz, cache.like.dtype), None)
 
     return Layer(no_params, forward, backward, who)
 

@@ -52,7 +52,7 @@ def negative_sampling() -> Layer:
 
     Returns:
       A layer with params `()`, x `(centre, context, negatives)` of shapes `(N, d)`, `(N, d)` and `(N, K, d)`, and y the
-      scalar J in their dtype. K may be 0.
+      scalar J in at least float32. K may be 0.
 
     Raises:
       ValueError: the centre is no matrix with at least one row and column; the other shapes do not fit it.
@@ -71,7 +71,7 @@ def negative_sampling() -> Layer:
         a = jnp.einsum("nd,nd->n", widen(v), widen(u))
         b = jnp.einsum("nd,nkd->nk", widen(v), widen(w))
         J = jnp.sum(log1p_exp(-a) + jnp.sum(log1p_exp(b), 1)) / len(v)
-        return cast(J, v.dtype), NegativeSamplingCache(v, u, w, a, b)
+        return J, NegativeSamplingCache(v, u, w, a, b)
 
     def backward(params, cache, dJ):
         v, u, w = widen(cache.v), widen(cache.u), widen(cache.w)
@@ -79,7 +79,7 @@ def negative_sampling() -> Layer:
         da = -g * logistic(-cache.a)[:, None]
         db = g * logistic(cache.b)
         dv = da * u + jnp.einsum("nk,nkd->nd", db, w)
-        return (), (cast(dv, dJ.dtype), cast(da * v, dJ.dtype), cast(db[..., None] * v[:, None], dJ.dtype))
+        return (), tuple(cast(d, cache.v.dtype) for d in (dv, da * v, db[..., None] * v[:, None]))
 
     return Layer(no_params, forward, backward, who)
 

@@ -54,7 +54,7 @@ def nt_xent(temperature: float = 0.5) -> Layer:
       temperature: what cosines are divided by.
 
     Returns:
-      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in their dtype. With N = 1 nothing is
+      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in at least float32. With N = 1 nothing is
       left to choose from: J and the gradient are 0.
 
     Raises:
@@ -72,14 +72,14 @@ def nt_xent(temperature: float = 0.5) -> Layer:
         u, _ = directions(a, b)
         S, of_partner, partner = similarities(u)
         l = log_sum_exp(S, of_partner, partner, 1, temperature)
-        return cast(jnp.mean(nats(l, of_partner, temperature)), a.dtype), NtXentCache(a, b, l)
+        return jnp.mean(nats(l, of_partner, temperature)), NtXentCache(a, b, l)
 
     def backward(params, cache, dJ):
         u, per_length = directions(cache.a, cache.b)
         dS = pull(*similarities(u), cache.l, temperature)
         g = widen(dJ) / (len(u) * temperature)
         dw = from_unit(u, per_length, g * ((dS + dS.T) @ u))
-        da, db = jnp.split(cast(dw, dJ.dtype), 2)
+        da, db = jnp.split(cast(dw, cache.a.dtype), 2)
         return (), (da, db)
 
     def directions(a, b):

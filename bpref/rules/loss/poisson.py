@@ -69,7 +69,7 @@ def poisson(log_input: bool = True, full: bool = False) -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, counts)`, both `(N, ...)` or both scalar (N = 1), and y the scalar J
-      in the prediction's dtype. Counts are integers, whose cotangent is None, or of the prediction's dtype.
+      in at least float32. Counts are integers, whose cotangent is None, or of the prediction's dtype.
 
       Values cannot be seen while tracing: a rate below 0 makes J NaN, and a rate of 0 for a count of 1 or more makes
       it infinite.
@@ -106,7 +106,7 @@ def poisson(log_input: bool = True, full: bool = False) -> Layer:
             terms += jnp.where(is_many, many * log_t - many + 0.5 * (math.log(2 * math.pi) + log_t), 0)
             target_slope += jnp.where(is_many, log_t + 0.5 / many, 0)
         kept = PoissonCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
-        return cast(jnp.sum(terms) / N, dtype), kept
+        return jnp.sum(terms) / N, kept
 
     def backward(params, cache, dJ):
         N = count_examples(cache.slope)

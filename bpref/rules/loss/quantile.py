@@ -35,11 +35,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Int8
+from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import as_numbers, is_traced, require_share
-from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, require_one_dtype
+from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, of_no_size, require_batch, require_one_dtype
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
@@ -48,6 +48,7 @@ from bpref.rule import Case, Interval, Real, Rule
 
 class QuantileCache(NamedTuple):
     sign: Int8[Array, "..."]
+    like: Float[Array, "0"]
 
 
 def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
@@ -59,7 +60,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype. With K taus the prediction is `(N, ..., K)`.
+      scalar J in at least float32. With K taus the prediction is `(N, ..., K)`.
 
     Raises:
       ValueError: a tau is not from 0 to 1, or there is none; prediction and target do not fit in shape; N is 0.
@@ -82,7 +83,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         N = require_batch(who, count_examples(y))
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
         J = jnp.sum(jnp.where(e > 0, spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
-        return cast(J, y_hat.dtype), QuantileCache(as_byte(e))
+        return J, QuantileCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
         wide = widen(dJ)
@@ -92,7 +93,7 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         neither = at + g * sign  # which is at, or NaN
         dy_hat = jnp.where(sign > 0, over, jnp.where(sign < 0, under, neither))
         dy = -(jnp.sum(dy_hat, -1) if is_several else dy_hat)
-        return (), (cast(dy_hat, dJ.dtype), cast(dy, dJ.dtype))
+        return (), (cast(dy_hat, cache.like.dtype), cast(dy, cache.like.dtype))
 
     return Layer(no_params, forward, backward, who)
 

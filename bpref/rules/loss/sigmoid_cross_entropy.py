@@ -65,7 +65,7 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
         is traced is taken as it is: its values cannot be seen.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in the logits' dtype. The
+      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in at least float32. The
       target is a probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose
       cotangent is None. Values outside are not looked for: the formula is applied to them.
 
@@ -109,7 +109,7 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
             target_slope = -x
         slope = (1 - t) * s - wt * s_minus
         kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
-        return cast(jnp.sum(terms) / n, dtype), kept
+        return jnp.sum(terms) / n, kept
 
     def backward(params, cache, dJ):
         n = cache.slope.size

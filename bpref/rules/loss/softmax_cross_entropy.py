@@ -91,7 +91,7 @@ def softmax_cross_entropy(
         that is traced is taken as it is: its values cannot be seen.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` and y the scalar J in the logits' dtype. The logits are
+      A layer with params `()`, x `(logits, target)` and y the scalar J in at least float32. The logits are
       `(..., C)`; the target is integer labels `(...)`, whose cotangent is None, or distributions `(..., C)` of the
       logits' dtype: the dtype tells which.
 
@@ -117,7 +117,7 @@ def softmax_cross_entropy(
         logits, target = as_pair(who, x)
         _require_fit(who, logits, target, ignored, w)
         J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
-        return J.astype(logits.dtype), SoftmaxCrossEntropyCache(logits, target)
+        return J, SoftmaxCrossEntropyCache(logits, target)
 
     def backward(params, cache, dJ):
         adjoint = _from_labels if _is_label(cache.target) else _from_distributions

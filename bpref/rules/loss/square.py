@@ -46,7 +46,7 @@ def square() -> Layer:
 
     Returns:
       A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in the prediction's dtype.
+      scalar J in at least float32.
 
     Raises:
       ValueError: prediction and target differ in shape; N is 0.
@@ -59,7 +59,7 @@ def square() -> Layer:
         N = require_batch(who, count_examples(y_hat))
         error = widen(y_hat) - widen(y)
         J = jnp.sum(error * error) * (0.5 / N)
-        return cast(J, y_hat.dtype), SquareCache(cast(error, y_hat.dtype))
+        return J, SquareCache(cast(error, y_hat.dtype))
 
     def backward(params, cache, dJ):
         error = cache.error

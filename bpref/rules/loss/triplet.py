@@ -56,7 +56,8 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
       squared: whether distances are squared.
 
     Returns:
-      A layer with params `()`, x `(anchor, positive, negative)`, all `(..., d)`, and y the scalar J in their dtype.
+      A layer with params `()`, x `(anchor, positive, negative)`, all `(..., d)`, and y the scalar J in at least
+      float32.
 
     Raises:
       ValueError: margin is negative; the shapes differ; there are no vectors, or d is 0.
@@ -78,7 +79,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
         k = ~(h <= 0)
         J = jnp.sum(jnp.where(k, h, 0)) / N
         U, V = (cast(jnp.where(k, slope(of_D), 0) * D, a.dtype) for D, of_D in ((P, of_P), (Q, of_Q)))
-        return cast(J, a.dtype), TripletCache(U, V)
+        return J, TripletCache(U, V)
 
     def distance(D):
         return jnp.sum(D * D, -1, keepdims=True) if squared else length(D)
@@ -89,7 +90,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
     def backward(params, cache, dJ):
         U, V = map(widen, cache)
         g = widen(dJ) * (U.shape[-1] / U.size)
-        return (), (cast(g * (U - V), dJ.dtype), cast(-g * U, dJ.dtype), cast(g * V, dJ.dtype))
+        return (), tuple(cast(d, cache[0].dtype) for d in (g * (U - V), -g * U, g * V))
 
     return Layer(no_params, forward, backward, who)
 

@@ -68,7 +68,7 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
 
     Returns:
       A layer with params `()`, x `(output, target, mu, log_var)`, the first two of one shape `(N, ...)` and so the last
-      two, and y the scalar J in the output's dtype. Bernoulli targets are probabilities; values outside [0, 1] are not
+      two, and y the scalar J in at least float32. Bernoulli targets are probabilities; values outside [0, 1] are not
       looked for.
 
     Raises:
@@ -89,14 +89,14 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
         grown = jnp.expm1(L)
         K = 0.5 * jnp.sum(m * m + (grown - L))
         J = (R + beta * K) / len(output)
-        return cast(J, output.dtype), VaeCache(cache, mu, cast(grown, mu.dtype))
+        return J, VaeCache(cache, mu, cast(grown, mu.dtype))
 
     def backward(params, cache, dJ):
         g = widen(dJ) / len(cache.mu)
         adjoint = _from_bernoulli if likelihood == "bernoulli" else _from_gaussian
         doutput, dtarget = adjoint(cache.reconstruction, g)
         dmu, dlog_var = g * beta * widen(cache.mu), g * (0.5 * beta) * widen(cache.expm1_log_var)
-        return (), tuple(cast(d, dJ.dtype) for d in (doutput, dtarget, dmu, dlog_var))
+        return (), tuple(cast(d, cache.mu.dtype) for d in (doutput, dtarget, dmu, dlog_var))
 
     return Layer(no_params, forward, backward, who)
 

@@ -108,7 +108,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
     Returns:
       A layer with params `WassersteinCriticParams(key, hidden, w)`: a PRNG key whose cotangent is None and which
       is to be replaced before every step; `LinearParams(W: (n_l, n_(l-1)), b: (n_l,))` for each hidden layer; and the
-      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J in their dtype.
+      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J in at least float32.
 
     Raises:
       ValueError: widths is no tuple of positive integers; the activation is none of these; penalty is negative; real
@@ -153,7 +153,7 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
             p.append((p[-1] * slope(z_l[2])) @ W)
         earth_movers = jnp.sum(a[1] - a[0], 0) @ w / N
         J = earth_movers + penalty / N * jnp.sum((length(p[-1]) - 1) ** 2)
-        return cast(J, real.dtype), WassersteinCriticCache(real, fake, tuple(z), tuple(p[:0:-1]))
+        return J, WassersteinCriticCache(real, fake, tuple(z), tuple(p[:0:-1]))
 
     def backward(params, cache, dJ):
         _, hidden, w = _widened(params)
@@ -179,14 +179,14 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
                 dz += jnp.pad(h_l[None], ((2, 0), (0, 0), (0, 0)))
             dW += sum(dz[b].T @ below[b] for b in range(batches))
             db: Any = sum(jnp.sum(dz[b], 0) for b in range(batches))
-            dhidden.append(LinearParams(cast(dW, dJ.dtype), cast(db, dJ.dtype)))
+            dhidden.append(LinearParams(cast(dW, cache.real.dtype), cast(db, cache.real.dtype)))
             da = dz @ W
         dreal, dfake = da[0], da[1]
         if curvature:
             e = _mixing(params.key, a[0][0])
             dreal, dfake = dreal + e * da[2], dfake + (1 - e) * da[2]
-        dparams = WassersteinCriticParams(None, tuple(dhidden[::-1]), cast(dw, dJ.dtype))
-        return dparams, (cast(dreal, dJ.dtype), cast(dfake, dJ.dtype))
+        dparams = WassersteinCriticParams(None, tuple(dhidden[::-1]), cast(dw, cache.real.dtype))
+        return dparams, (cast(dreal, cache.real.dtype), cast(dfake, cache.real.dtype))
 
     return Layer(init, forward, backward, who, held=KEY)
 

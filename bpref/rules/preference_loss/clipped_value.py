@@ -92,7 +92,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
             is_free = jnp.abs(error) >= jnp.abs(clipped)
             error, slope = jnp.where(is_free, error, clipped), jnp.where(is_free, error, 0)
         J = 0.5 * weighted_sum(w, error**2, mask)
-        return cast(J, values.dtype), ClippedValueCache(cast(w * slope, values.dtype))
+        return J, ClippedValueCache(cast(w * slope, values.dtype))
 
     def backward(params, cache, dJ):
         return (), (cast(widen(dJ) * widen(cache.slope), cache.slope.dtype), None, None, None)

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.hyperparameters import is_number, plain, require_positive
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.pairs import require_batch, scaled
+from bpref.formulas.pairs import of_no_size, require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -53,6 +53,7 @@ NAMES = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_reje
 
 class DpoCache(NamedTuple):
     slope: Float[Array, "..."] | Bool[Array, "..."]
+    like: Float[Array, "0"]
 
 
 def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Layer:
@@ -90,10 +91,10 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
         pi_c, pi_r, rho_c, rho_r = map(widen, x)
         f, slope = _form((pi_c - pi_r) - (rho_c - rho_r))
         kept = slope < 0 if form == "hinge" else cast(slope, first.dtype)
-        return cast(jnp.sum(f) / N, first.dtype), DpoCache(kept)
+        return jnp.sum(f) / N, DpoCache(kept, of_no_size(first))
 
     def backward(params, cache, dJ):
-        slope = jnp.where(cache.slope, jnp.asarray(-beta, dJ.dtype), 0) if form == "hinge" else cache.slope
+        slope = jnp.where(cache.slope, jnp.asarray(-beta, cache.like.dtype), 0) if form == "hinge" else cache.slope
         d = scaled(dJ, slope.size, slope)
         return (), (d, -d, -d, d)
 

@@ -119,7 +119,7 @@ def grpo(
             s -= kl_weight * (grown - behind)
             slope += kl_weight * grown
         J = -weighted_sum(w, s, mask)
-        return cast(J, policy.dtype), GrpoCache(cast(-w * slope, policy.dtype))
+        return J, GrpoCache(cast(-w * slope, policy.dtype))
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)

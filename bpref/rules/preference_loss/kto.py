@@ -84,7 +84,7 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
         w = jnp.where(desirable, desirable_weight, jnp.full_like(u, undesirable_weight))
         short = w * jax.nn.sigmoid(-u)
         slope = jnp.where(desirable, -beta, jnp.full_like(u, beta)) * short * jax.nn.sigmoid(u)
-        return cast(jnp.sum(short) / N, pi.dtype), KtoCache(cast(slope, pi.dtype))
+        return jnp.sum(short) / N, KtoCache(cast(slope, pi.dtype))
 
     def backward(params, cache, dJ):
         d = scaled(dJ, cache.slope.size, cache.slope)

@@ -103,7 +103,7 @@ def ppo(
             grown = jnp.expm1(rho - pi)
             s -= kl_weight * (grown - (rho - pi))
             slope += kl_weight * grown
-        return cast(-weighted_sum(w, s, mask), policy.dtype), PpoCache(cast(-w * slope, policy.dtype))
+        return -weighted_sum(w, s, mask), PpoCache(cast(-w * slope, policy.dtype))
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)

@@ -95,7 +95,7 @@ def crf(mean: bool = False) -> Layer:
 
     Returns:
       A layer with params `CRFParams(A: (K, K), s: (K,), h: (K,))`, zero at first, x `(emissions, tags, lengths)`:
-      `(B, T, K)`, integers `(B, T)` and `(B,)`; y is J `(B,)`, or `()`, in the emissions' dtype. A tag outside
+      `(B, T, K)`, integers `(B, T)` and `(B,)`; y is J `(B,)`, or `()`, in at least float32. A tag outside
       `[0, K)` before an example's end has J = +inf and a gradient of 0.
 
     Raises:
@@ -117,7 +117,7 @@ def crf(mean: bool = False) -> Layer:
         own, possible = _of_tags(params, x, tags, lengths)
         log_Z, r = _beginnings(params, x, lengths, own)
         J = jnp.where(possible, nats(-log_Z), jnp.inf)
-        return cast(one_or_mean(J, mean), x.dtype), CRFCache(x, tags, lengths, r)
+        return one_or_mean(J, mean), CRFCache(x, tags, lengths, r)
 
     def backward(params, cache, dJ):
         x, tags, lengths, r = cache

@@ -86,7 +86,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
 
     Returns:
       A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, C)`, integers `(B, U)`,
-      `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in the logits' dtype. What has no path (too many labels for the
+      `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in at least float32. What has no path (too many labels for the
       frames, a label that is the blank or no class) has J = +inf and a gradient of 0.
 
     Raises:
@@ -122,7 +122,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
         possible = is_possible(log_P)
         J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
         ends_blank = jnp.exp(f_U - c_U)[:, 0]
-        return cast(J, logits.dtype), CTCCache(logits, labels, frames, label_lengths, fs, es, ends_blank, possible)
+        return J, CTCCache(logits, labels, frames, label_lengths, fs, es, ends_blank, possible)
 
     def backward(params, cache, dJ):
         logits, labels, frames, label_lengths, fs, es, ends_blank, possible = cache

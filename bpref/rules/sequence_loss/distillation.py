@@ -122,7 +122,7 @@ def distillation(
             J += soft * temperature * jnp.sum(divergence(widen(a), widen(b))[0]) / N
         if hard:
             J += hard * of_labels.forward((), (widen(a), label))[0]
-        return cast(J, a.dtype), DistillationCache(a, b, label)
+        return J, DistillationCache(a, b, label)
 
     def backward(params, cache, dJ):
         a, b, label = cache

@@ -132,7 +132,7 @@ def fused_linear_cross_entropy(
 
     Returns:
       A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, labels)` of shapes
-      `(..., d)` and `(...)`, and y the scalar J in h's dtype. Labels have the cotangent None. W is drawn as in
+      `(..., d)` and `(...)`, and y the scalar J in at least float32. Labels have the cotangent None. W is drawn as in
       `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)`
       that is not `ignored` makes J, its row of dh, and dW and db NaN.
 
@@ -167,7 +167,7 @@ def fused_linear_cross_entropy(
         if rows is None:
             sums, _ = _measure(params, A, y)
             kept = (s.reshape(label.shape) for s in sums[:3])
-            return cast(_loss(sums, v) / M, h.dtype), FusedLinearCrossEntropyCache(h, label, *kept)
+            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept)
 
         def add(carry, start, size):
             J, dW, db, dh = carry
@@ -178,7 +178,7 @@ def fused_linear_cross_entropy(
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
         J, dW, db, dh = _for_blocks(y.size, rows, add, zeros)
-        return cast(J / M, h.dtype), FusedLinearCrossEntropyGradient(dW, db, dh.reshape(h.shape))
+        return J / M, FusedLinearCrossEntropyGradient(dW, db, dh.reshape(h.shape))
 
     def backward(params, cache, dJ):
         if rows is not None:

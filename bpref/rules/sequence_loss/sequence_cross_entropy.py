@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_floating, require_integer, widen_integers
+from bpref.dtypes import require_floating, require_integer, wide_dtype, widen_integers
 from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.lengths import require_lengths, used, within
 from bpref.formulas.tuples import as_arrays, require_shape
@@ -56,7 +56,7 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
 
     Returns:
       A layer with params `()`, x `(logits, labels, real)`: `(B, T, C)`, integers `(B, T)`, and which tokens are real:
-      booleans `(B, T)`, or lengths, integers `(B,)`. y is J, `()` or `(B,)`, in the logits' dtype; 0 of no tokens.
+      booleans `(B, T)`, or lengths, integers `(B,)`. y is J, `()` or `(B,)`, in at least float32; 0 of no tokens.
 
     Raises:
       ValueError: smoothing is not in [0, 1]; shapes do not fit; C is 0.
@@ -75,7 +75,7 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
     def forward(params, x):
         logits, labels = _checked(who, x)
         if labels.size == 0:
-            J = jnp.zeros(logits.shape[:1] if per_example else (), logits.dtype)
+            J = jnp.zeros(logits.shape[:1] if per_example else (), wide_dtype(logits.dtype))
         else:
             J = forward_of((), (logits, labels))[0]
         return J, SequenceCrossEntropyCache(logits, labels)

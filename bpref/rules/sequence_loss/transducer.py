@@ -75,7 +75,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
 
     Returns:
       A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, U + 1, V)`, integers
-      `(B, U)`, `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in the logits' dtype. What has no path (no frames, a label
+      `(B, U)`, `(B,)` and `(B,)`; y is J `(B,)`, or `()`, in at least float32. What has no path (no frames, a label
       that is the blank or no class) has J = +inf and a gradient of 0.
 
     Raises:
@@ -107,7 +107,7 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
         log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P) & (frames > 0)
         J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
-        return cast(J, logits.dtype), TransducerCache(logits, labels, frames, label_lengths, fs, possible)
+        return J, TransducerCache(logits, labels, frames, label_lengths, fs, possible)
 
     def backward(params, cache, dJ):
         logits, labels, frames, label_lengths, fs, possible = cache
