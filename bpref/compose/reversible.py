@@ -87,8 +87,9 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
         _require_pair(x)
         x1, x2 = x
         of_f, of_g = (jax.random.split(k, length) for k in jax.random.split(key))
-        started = jax.vmap(lambda k: begun(f, k, x2, beside))(of_f), jax.vmap(lambda k: begun(g, k, x1, beside))(of_g)
-        return tuple(zip(*started, strict=True))
+        p, s = jax.vmap(lambda k: begun(f, k, x2, beside))(of_f)
+        q, t = jax.vmap(lambda k: begun(g, k, x1, beside))(of_g)
+        return (p, q), (s, t)
 
     def forward(params, x):
         x, (of_f, of_g) = parts.given("reversible", x)

@@ -48,9 +48,12 @@ def scan(layer: Layer, length: int) -> Layer:
 
     def backward(params, caches, dy):
         dy, data = of_value(is_stateful, dy)
-        dparams, dx, of_data = pull_each(
-            lambda dy, slices: pull(data, layer, *slices, dy), dy, (params, caches), length, data
-        )
+
+        def turn(dy, slices):
+            p, cache = slices
+            return pull(data, layer, p, cache, dy)
+
+        dparams, dx, of_data = pull_each(turn, dy, (params, caches), length, data)
         return dparams, as_input(is_stateful, dx, of_data)
 
     return Layer(

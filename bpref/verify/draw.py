@@ -68,7 +68,7 @@ def fill(
         """J of narrow inputs is wide, as it is computed; the reference's, computed in their dtype, is widened."""
         y, is_narrow = rule.reference(params, x, **chosen), any(map(_is_narrow, jax.tree.leaves((params, x))))
         like = jax.eval_shape(layer.forward, params, x)[0] if is_narrow else y
-        return jax.tree.map(lambda v, w: v.astype(jnp.promote_types(v.dtype, w.dtype)), y, like)
+        return jax.tree.map(lambda v, w: v.astype(w.dtype) if w.dtype.itemsize > v.dtype.itemsize else v, y, like)
 
     return Example(rule.name, layer, reference, params, x, dys)
 
