@@ -45,12 +45,14 @@ class Held(NamedTuple):
       before: `(held) -> held`, both dicts by these names: what a forward uses of the state.
       after: `(held, params, cache) -> held`: the state at the next step, of the params and the cache of this one.
       whole: `(params, data) -> params`: those that `after` is given, with what the leaf reads of the data.
+      into: `(x, held) -> x`, of a leaf that reads a PRNG key in its input, and none in its params.
     """
 
     fields: tuple[str, ...]
     before: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held
     after: Callable[[dict[str, Any], Any, Any], dict[str, Any]] = lambda held, params, cache: held
     whole: Callable[[Any, Any], Any] = lambda params, data: params
+    into: Callable[[Any, dict[str, Any]], Any] | None = None
 
 
 class _Layer(NamedTuple):
@@ -110,6 +112,8 @@ class Layer(_Layer):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
         functions = guarded(name, init, forward, backward)
         if reads is None:
+            if begin is None:
+                require_no_state(name, *parts)
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
         return super().__new__(cls, *functions, name, parts, rebuild, names, begin, held, evaluating, reads)
@@ -127,6 +131,16 @@ def require_layer(who: str, argument: str, layer: Any) -> None:
         is_function = isinstance(layer, FunctionType | type)
         came = f"the function {layer.__name__}" if is_function else described(layer)
         raise TypeError(f"{who}: {argument} is {came}, expected a Layer, one that is made, as by linear(64)")
+
+
+def require_no_state(who: str, *parts: Layer) -> None:
+    """Raise `TypeError` if a part of `who`, which gives its parts x alone, looks beside x."""
+    for part in parts:
+        if part.begin is not None:
+            raise TypeError(
+                f"{who}: {part.name} in it is stateful, or shares arrays, and {who} gives its parts x alone; "
+                "expected layers without, or serial and its like around them"
+            )
 
 
 def no_params(key: Any, x: Any) -> tuple[()]:

@@ -5,6 +5,7 @@ cotangent is `None`. Draws are of 32 bits whatever x is computed in: float64 and
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Bool
 
 from bpref.dtypes import require_array
 from bpref.formulas.hyperparameters import is_number, plain
-from bpref.layer import Held
+from bpref.layer import Held, Layer
 
 
 def _used(held: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,14 @@ def _next(held: dict[str, Any], params: Any, cache: Any) -> dict[str, Any]:
 
 KEY = Held(("key",), _used, _next)
 """A key as state: half of it is drawn from, the other half is that of the next step."""
+
+
+def with_key_in_x(layer: Layer, without: Layer, into: Callable[[Any, dict[str, Any]], Any]) -> Layer:
+    """The layer, whose x has a key, with a key as state; in evaluation `without`, which drops nothing."""
+    return layer._replace(
+        held=KEY._replace(into=into), evaluating=without._replace(held=Held(("key",), into=lambda x, held: x))
+    )
+
 
 RESOLUTION = 23
 """A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""

@@ -29,6 +29,12 @@ class Sequences(NamedTuple):
     key: Array | None = None
 
 
+def with_key(x: Any, held: dict[str, Any]) -> Any:
+    """x with the key that is held, unless it has one itself."""
+    x = x if isinstance(x, Sequences) else Sequences(x)
+    return x if x.key is not None else x._replace(**held)
+
+
 def as_sequences(who: str, x: Any) -> Sequences:
     """`x`, an array being a sequence that looks into itself.
 

@@ -13,7 +13,7 @@ from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
-from bpref.formulas.random_draws import require_key, require_rate
+from bpref.formulas.random_draws import require_key, require_rate, with_key_in_x
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 
@@ -97,7 +97,11 @@ def softmax_attention(
         dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)
         return AttentionParams(d.extras.sinks, dtable), dx
 
-    return Layer(init, forward, backward, who)
+    layer = Layer(init, forward, backward, who)
+    if not pattern.dropout:
+        return layer
+    without = softmax_attention(who, pattern._replace(dropout=0.0), is_scaled, alibi, buckets_number, furthest, sinks)
+    return with_key_in_x(layer, without, lambda x, held: x if x.key is not None else x._replace(**held))
 
 
 def _require_params(who: str, params: AttentionParams, x: Heads, sinks: bool, number: int | None) -> None:

@@ -8,6 +8,8 @@ Combinators hand each part its own state, so that no layer takes an argument tha
 
 from typing import Any, NamedTuple
 
+import jax
+
 from bpref.dtypes import described
 from bpref.layer import Layer, With, map_leaves, require_layer
 
@@ -15,6 +17,7 @@ from bpref.layer import Layer, With, map_leaves, require_layer
 class StatefulCache(NamedTuple):
     leaf: Any
     held: dict[str, Any]
+    alone: tuple[()] | None = None  # () where x came alone, and not in the tuple that its leaf was given
 
 
 def stateful(layer: Layer) -> Layer:
@@ -51,27 +54,39 @@ def _stateful_leaf(leaf: Layer) -> Layer:
     if held is None:
         return leaf
 
+    def plain(x):
+        return x.x if isinstance(x, With) and leaf.begin is None else x
+
     def begin(key, x):
-        params = leaf.init(key, x.x if isinstance(x, With) else x)
+        if held.into is not None:
+            of_params, of_state = jax.random.split(key)
+            return leaf.init(of_params, plain(x)), dict.fromkeys(held.fields, of_state)
+        params = leaf.init(key, plain(x))
         return params._replace(**dict.fromkeys(held.fields)), {name: getattr(params, name) for name in held.fields}
 
     def forward(params, x):
         if not isinstance(x, With):
             raise TypeError(f"{leaf.name}: x is {described(x)}, expected bpref.With(x, state)")
         used = held.before(x.state)
-        whole = params._replace(**used)
+        whole, value = filled(params, used), x.x if held.into is None else held.into(x.x, used)
+        alone = () if isinstance(value, tuple) and not isinstance(x.x, tuple) else None
         if leaf.begin is None:
-            y, cache = leaf.forward(whole, x.x)
+            y, cache = leaf.forward(whole, value)
         else:
-            (y, _), cache = leaf.forward(whole, x._replace(state=()))
-        return (y, held.after(x.state, held.whole(whole, x.data), cache)), StatefulCache(cache, used)
+            (y, _), cache = leaf.forward(whole, x._replace(x=value, state=()))
+        return (y, held.after(x.state, held.whole(whole, x.data), cache)), StatefulCache(cache, used, alone)
 
     def backward(params, cache, dy):
-        whole = params._replace(**cache.held)
-        if leaf.begin is not None:
-            return leaf.backward(whole, cache.leaf, dy)
-        dparams, dx = leaf.backward(whole, cache.leaf, dy[0])
-        return dparams, With(dx, None, None)
+        whole = filled(params, cache.held)
+        if leaf.begin is None:
+            dparams, dx = leaf.backward(whole, cache.leaf, dy[0])
+            dx = With(dx, None, None)
+        else:
+            dparams, dx = leaf.backward(whole, cache.leaf, dy)
+        return dparams, dx if cache.alone is None else dx._replace(x=dx.x[0])
+
+    def filled(params, used):
+        return params._replace(**used) if held.into is None else params
 
     evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
     init, reads = lambda key, x: begin(key, x)[0], ("state", *leaf.reads)

@@ -194,6 +194,42 @@ def test_a_key_is_used_once_and_a_scanned_layer_has_one_for_every_turn():
     assert 0.1 < kept < 0.4, "a quarter stays of two drops of a half"
 
 
+def heads_of(x):
+    return bpref.Heads(*(x[..., None, :],) * 3)
+
+
+ATTENTION = {
+    "multi_head_attention": (bpref.multi_head_attention(2, dropout=0.5), lambda x: x),
+    "of sequences": (bpref.multi_head_attention(2, causal=True, dropout=0.5, blockwise=False), bpref.Sequences),
+    "dot_product_attention": (bpref.dot_product_attention(dropout=0.5), heads_of),
+    "blockwise_attention": (bpref.blockwise_attention(dropout=0.5), heads_of),
+}
+
+
+@pytest.mark.parametrize(("plain", "given"), ATTENTION.values(), ids=ATTENTION)
+def test_attention_drops_by_a_key_of_its_state(plain, given):
+    layer = bpref.stateful(plain)
+    x = given(jnp.asarray(RNG.normal(size=(1, 6, 4)), jnp.float32))
+    params, state = bpref.begin(layer, jax.random.key(SEED), x)
+    assert set(state) == {"key"}
+    sweep = jax.jit(lambda state: bpref.backpropagate(layer, params, bpref.With(x, state), jnp.ones(shape)))
+    shape = jax.eval_shape(lambda: layer.forward(params, bpref.With(x, state))[0][0]).shape
+    (y, after), dparams, dx = sweep(state)
+    (other, _), _, _ = sweep(after)
+    assert (y != other).any(), "a key is used once"
+    explicit = x if isinstance(x, tuple) else bpref.Sequences(x)
+    with_key = explicit._replace(key=jax.random.split(state["key"])[0])
+    own, dparams_own, dx_own = bpref.backpropagate(plain, params, with_key, jnp.ones(shape))
+    dx_own = dx_own if isinstance(x, tuple) else dx_own.x
+    for a, b in zip(jax.tree.leaves((y, dparams, dx.x)), jax.tree.leaves((own, dparams_own, dx_own)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    evaluated = bpref.evaluation(layer)
+    (y, still), _ = evaluated.forward(params, bpref.With(x, state))
+    (again, _), _ = evaluated.forward(params, bpref.With(x, after))
+    np.testing.assert_array_equal(y, again, "nothing is dropped")
+    assert still == state
+
+
 def test_a_reversible_stack_drops_again_what_it_dropped():
     f = bpref.serial(bpref.linear(4), bpref.dropout(0.5))
     layer = bpref.stateful(bpref.reversible(f, bpref.serial(bpref.linear(4), bpref.batch_norm()), 2))
@@ -237,6 +273,14 @@ BAD_CALLS = {
             (bpref.DropoutParams(None),), bpref.With(jnp.ones(2), {})
         ),
         "serial: state is a dict, expected a tuple of 1, one for each of (dropout)",
+    ),
+    "inside a leaf": (
+        lambda: bpref.tied_embedding(3, 2, bpref.stateful(bpref.dropout())),
+        "tied_embedding: dropout in it is stateful, or shares arrays, and tied_embedding gives its parts x alone; ",
+    ),
+    "in a layer that hands on x alone": (
+        lambda: bpref.shared(bpref.bidirectional(bpref.lstm(2), bpref.lstm(2, reverse=True)), ("0", "1")),
+        "bidirectional: lstm in it is stateful, or shares arrays, and bidirectional gives its parts x alone; ",
     ),
     "no layer": (
         lambda: bpref.stateful(3),  # type: ignore[arg-type]

@@ -54,8 +54,9 @@ from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.formulas.parameters import require_drawn
+from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
-from bpref.formulas.sequences import Sequences, as_sequences
+from bpref.formulas.sequences import Sequences, as_sequences, with_key
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer
 from bpref.naive.attention import naive_attention
@@ -141,13 +142,12 @@ def multi_head_attention(
       TypeError: a sequence is not floating-point, or it or a parameter is not of W_q's dtype; other dtypes are not what
         `Sequences` says.
     """
-    who = "multi_head_attention"
+    who, undropped = "multi_head_attention", {**locals(), "dropout": 0.0}
     require_flags(who, bias=bias, qk_norm=qk_norm, interleaved=interleaved, blockwise=blockwise)
     eps = require_positive(who, "eps", eps)
     fraction = require_share(who, "fraction", fraction)
     rope, stretch = require_rope(who, rope, stretch)
-    K = heads if kv_heads is None else kv_heads
-    heads, K = require_sizes(who, heads=heads, kv_heads=K)
+    heads, K = require_sizes(who, heads=heads, kv_heads=heads if kv_heads is None else kv_heads)
     if head_dim is not None:
         head_dim = require_size(who, "head_dim", head_dim)
     if heads % K:
@@ -242,7 +242,8 @@ def multi_head_attention(
         dx = cast(dasks + danswers, dy.dtype)
         return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
 
-    return Layer(init, forward, backward, who)
+    layer = Layer(init, forward, backward, who)
+    return with_key_in_x(layer, multi_head_attention(**undropped), with_key) if dropout else layer
 
 
 def _both(x: Sequences) -> tuple[Array, Array]:

@@ -43,7 +43,7 @@ from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
-from bpref.layer import Layer
+from bpref.layer import Layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
@@ -75,11 +75,13 @@ def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
 
     Raises:
       ValueError: `vocabulary` or `features` is not a positive integer; W has another shape; f gives another last axis.
-      TypeError: x does not hold integers; f gives another dtype.
+      TypeError: x does not hold integers; f gives another dtype, or is stateful (`shared` ties any `serial`).
     """
     who = "tied_embedding"
     vocabulary = require_size(who, "vocabulary", vocabulary)
     features = require_size(who, "features", features)
+
+    require_no_state(who, inner)
 
     def init(key, x):
         require_array(who, "x", x)
