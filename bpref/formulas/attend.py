@@ -98,7 +98,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
 
         def summed_up(m, Z, D):
             m, shrink, e = _continued(m, logits)
-            return (m, Z * shrink + e.sum(-1), D * shrink + (e * dp).sum(-1)), e
+            return (m, Z * shrink + e.sum(-1), D * shrink + grid.of_seen(logits, e * dp).sum(-1)), e
 
         def relative_to(m):
             return jnp.where(logits.seen, jnp.exp(logits.x - m[..., None]), 0)
@@ -143,7 +143,8 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
         m, Z = grid.before()
         rows = m, Z, jnp.zeros_like(m)
     else:
-        D = jnp.sum(widen(dy) * widen(kept.y), -1) * kept.Z
+        y = widen(kept.y)
+        D = jnp.where(jnp.all(y == 0, -1), 0, jnp.sum(widen(dy) * y, -1) * kept.Z)
         rows = tuple(grid.like_rows(a) for a in (kept.m, kept.Z, D))
     start = (rows, *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du)
     (rows, dQ, dK, dV, dbias, du), _ = scan(body, start, _twice(i, j) if kept is None and not is_single else (i, j))

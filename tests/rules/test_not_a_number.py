@@ -121,3 +121,48 @@ def test_a_bad_cotangent_of_a_chain_stays_within_its_length(bad):
     np.testing.assert_allclose(dparams.A, expected.A, rtol=1e-6)
     assert not np.isfinite(dx[0, 0]).all()
     np.testing.assert_allclose(dx.reshape(6, 4)[1:], expected_dx.reshape(6, 4)[1:], rtol=1e-6)
+
+
+A, B = jnp.asarray([[4.0, 0.25], [0.5, 0.25]]), jnp.zeros((2, 2))
+SIGNS = jnp.asarray([[1, 1], [1, 1]])
+INACTIVE = {
+    "hinge": (bpref.hinge(), (A, SIGNS)),
+    "hinge, squared": (bpref.hinge(squared=True), (A, SIGNS)),
+    "hinge, real": (bpref.hinge(), (A, SIGNS.astype(jnp.float32))),
+    "margin_ranking": (bpref.margin_ranking(margin=1.0), (A, B, SIGNS)),
+    "triplet": (bpref.triplet(), (B, B + 0.5, A)),
+    "dpo": (bpref.dpo(beta=1.0, form="hinge"), (A[:, 0], B[0], B[0], B[0])),
+    "vector_norm": (bpref.vector_norm(math.inf), A),
+    "fused_linear_cross_entropy": (bpref.fused_linear_cross_entropy(3, ignored=-1), (A, jnp.asarray([-1, 2]))),
+    "and by rows": (bpref.fused_linear_cross_entropy(3, ignored=-1, rows=1), (A, jnp.asarray([-1, 2]))),
+}
+
+
+@pytest.mark.parametrize(("layer", "x"), INACTIVE.values(), ids=INACTIVE)
+def test_a_bad_cotangent_does_not_reach_what_has_no_part_in_the_result(layer, x):
+    """Its slope is 0, and NaN times 0 is NaN: the others', beside it, are NaN."""
+    params = layer.init(jax.random.key(0), x)
+    y = layer.forward(params, x)[0]
+    dx = sweeping.backpropagate(layer, params, x, jnp.full_like(y, NAN))[2]
+    expected = sweeping.backpropagate(layer, params, x, jnp.ones_like(y))[2]
+    for came, wanted in zip(jax.tree.leaves(dx), jax.tree.leaves(expected), strict=True):
+        assert (np.isnan(came) == (np.asarray(wanted) != 0)).all()
+
+
+def test_a_bad_cotangent_above_a_triangle_is_not_read():
+    dA = [
+        sweeping.backpropagate(bpref.cholesky(), (), 2 * jnp.eye(3), jnp.eye(3).at[0, 2].set(bad))[2]
+        for bad in (NAN, 0.0)
+    ]
+    np.testing.assert_array_equal(*dA)
+
+
+@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
+def test_a_bad_cotangent_of_a_query_that_sees_nothing_does_not_reach_the_sinks(make):
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 4, 1, 3)) for i in range(3))
+    layer, x = make(sinks=True), bpref.Heads(q, k, v, mask=(jnp.arange(4) != 2).reshape(1, 1, 4, 1))
+    params = layer.init(jax.random.key(0), x)
+    sinks = [
+        sweeping.backpropagate(layer, params, x, jnp.ones_like(q).at[:, 2].set(bad))[1].sinks for bad in (NAN, 0.0)
+    ]
+    np.testing.assert_array_equal(*sinks)

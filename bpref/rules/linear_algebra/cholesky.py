@@ -66,7 +66,7 @@ def cholesky() -> Layer:
 
     def backward(params, cache, dL):
         L = cache.L
-        half = jnp.tril(product(transpose(L), widen(dL)))
+        half = jnp.tril(product(transpose(L), jnp.tril(widen(dL))))
         mirrored = half + transpose(jnp.tril(half, -1))
         left = triangular_solve(L, 0.5 * mirrored, left_side=True, lower=True, transpose_a=True)
         return (), cast(triangular_solve(L, left, left_side=False, lower=True), dL.dtype)

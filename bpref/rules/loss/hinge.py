@@ -96,10 +96,11 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     def backward(params, cache, dJ):
         if isinstance(cache, HingeCache):
             g = (2 if squared else 1) * widen(dJ) / cache.signed.size
-            return (), (cast(-g * cache.signed.astype(g.dtype), cache.like.dtype), None)
+            dx = jnp.where(cache.signed == 0, 0, -g * cache.signed.astype(g.dtype))
+            return (), (cast(dx, cache.like.dtype), None)
         x, t = map(widen, cache)
         tx = t * x
-        g = widen(dJ) / x.size * (2 * excess(tx) if squared else (tx < margin).astype(x.dtype))
+        g = jnp.where(tx < margin, widen(dJ) / x.size * (2 * excess(tx) if squared else 1), 0)
         return (), (cast(-g * t, cache.scores.dtype), cast(-g * x, cache.scores.dtype))
 
     return Layer(no_params, forward, backward, who)

@@ -90,7 +90,7 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
     def backward(params, cache, dJ):
         U, V = map(widen, cache)
         g = widen(dJ) * (U.shape[-1] / U.size)
-        return (), tuple(cast(d, cache[0].dtype) for d in (g * (U - V), -g * U, g * V))
+        return (), tuple(cast(jnp.where(v == 0, 0, g * v), cache[0].dtype) for v in (U - V, -U, V))
 
     return Layer(no_params, forward, backward, who)
 

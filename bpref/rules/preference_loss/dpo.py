@@ -95,7 +95,7 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
 
     def backward(params, cache, dJ):
         slope = jnp.where(cache.slope, jnp.asarray(-beta, cache.like.dtype), 0) if form == "hinge" else cache.slope
-        d = scaled(dJ, slope.size, slope)
+        d = jnp.where(slope == 0, 0, scaled(dJ, slope.size, slope))
         return (), (d, -d, -d, d)
 
     def _form(D):

@@ -104,7 +104,7 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
             sign = from_byte(cache.sign, wide.dtype)
             if p == math.inf:
                 slope = slope / _or_one(jnp.sum(jnp.abs(sign), axes, keepdims=True))
-            return (), cast(slope * sign, dy.dtype)
+            return (), cast(jnp.where(sign == 0, 0, slope * sign), dy.dtype)
         x, y = widen(cache.x), cache.y
         slope = restored(wide, numbered(axis, x.ndim), keepdims)
         if p == 2:

@@ -182,13 +182,13 @@ def fused_linear_cross_entropy(
 
     def backward(params, cache, dJ):
         if rows is not None:
-            dW, db, dh = jax.tree.map(lambda d: cast(widen(dJ) * d, params.W.dtype), tuple(cache))
+            dW, db, dh = jax.tree.map(lambda d: cast(jnp.where(d == 0, 0, widen(dJ) * d), params.W.dtype), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = _flat(cache.h, cache.label)
         m, R, own = (s.reshape(y.shape) for s in cache[2:])
         v, M = _weights(y, m)
         empty = jax.tree.map(jnp.zeros_like, tuple(params))
-        dW, db, dh = _pull(params, A, y, _Sums(m, R, own, m), widen(dJ) / M * v, empty)
+        dW, db, dh = _pull(params, A, y, _Sums(m, R, own, m), jnp.where(v == 0, 0, widen(dJ) / M * v), empty)
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
 
     def _measure(params, A, y, keep=False):
