@@ -19,18 +19,37 @@ def softmax_attention(params: Any, x: Heads) -> Array:
 
 
 def linear_attention(params: Any, x: Heads) -> Array:
-    """All T x T weights at once."""
-    weights = jnp.tril(jnp.einsum("btnd,bsnd->bnts", x.q, x.k))
-    return jnp.einsum("bnts,bsne->btne", weights, x.v)
+    """No gates, no features, no normalization."""
+    return retention((), GatedHeads(x, jnp.zeros(x.k.shape[:-1], x.k.dtype)))
 
 
-def retention(params: Any, x: GatedHeads) -> Array:
-    """All T x T weights at once."""
-    (q, k, v, *_), g = x
-    sums = jnp.moveaxis(jnp.cumsum(g, 1), 1, 2)
-    past = jnp.tril(jnp.ones((q.shape[1],) * 2, bool))[None, None]
-    remaining = jnp.exp(jnp.where(past, sums[..., :, None] - sums[..., None, :], -jnp.inf))
-    return jnp.einsum("bnts,bsne->btne", jnp.einsum("btnd,bsnd->bnts", q, k) * remaining, v)
+def normalized_linear_attention(params: Any, x: Heads) -> Array:
+    """Features elu + 1, and the sum of the weights as one more feature of v."""
+    v = jnp.concatenate([x.v, jnp.ones((*x.v.shape[:-1], 1), x.v.dtype)], -1)
+    o = linear_attention((), Heads(jax.nn.elu(x.q) + 1, jax.nn.elu(x.k) + 1, v))
+    return o[..., :-1] / o[..., -1:]
+
+
+def retention(params: Any, x: GatedHeads, L: int = 64) -> Array:
+    """The paper's chunks: all L x L weights within one, and a state between them."""
+    L = min(L, x.log_gate.shape[1])
+    q, k, v = (_chunks(z, L) for z in x.heads[:3])
+    left = jnp.cumsum(_chunks(jnp.maximum(x.log_gate, -1e4)[..., None], L), -2)
+    inside = ((q @ jnp.swapaxes(k, -1, -2)) * _remaining(left)) @ v
+    q, whole = q * jnp.exp(left), jnp.exp(left[..., -1:, :])
+    k = k * jnp.exp(left[..., -1:, :] - left)
+
+    def step(S, chunk):
+        q, k, v, whole = chunk
+        return whole * S + jnp.swapaxes(k, -1, -2) @ v, q @ S
+
+    return _steps(inside + lax.scan(step, _no_state(k, v), (q, k, v, whole))[1])
+
+
+def _remaining(left: Array) -> Array:
+    """What the gates leave of each step of a chunk at each later one, from their sums (..., L, 1)."""
+    past = jnp.tril(jnp.ones((left.shape[-2],) * 2, bool))[None, None, None]
+    return jnp.exp(jnp.where(past, left - jnp.swapaxes(left, -1, -2), -jnp.inf))
 
 
 def gated_linear_attention(params: Any, x: GatedHeads, L: int = 16) -> Array:
@@ -53,10 +72,10 @@ def gated_linear_attention(params: Any, x: GatedHeads, L: int = 16) -> Array:
 def delta_rule(params: Any, x: DeltaHeads, L: int = 32) -> Array:
     """The paper's chunks: what is written within one solves a triangular system."""
     q, k, v = (_chunks(z, L) for z in x.heads[:3])
-    beta, g = (_chunks(z[..., None], L) for z in (x.beta, x.log_gate))
+    gate = jnp.zeros_like(x.beta) if x.log_gate is None else x.log_gate
+    beta, g = (_chunks(z[..., None], L) for z in (x.beta, gate))
     left = jnp.cumsum(g, -2)
-    past = jnp.tril(jnp.ones((L, L), bool))[None, None, None]
-    remaining = jnp.exp(jnp.where(past, left - jnp.swapaxes(left, -1, -2), -jnp.inf))
+    remaining = _remaining(left)
     k_t = jnp.swapaxes(k, -1, -2)
     system = jnp.eye(L)[None, None, None] + jnp.tril(beta * (k @ k_t) * remaining, -1)
     both = jnp.concatenate([beta * v, beta * jnp.exp(left) * k], -1)

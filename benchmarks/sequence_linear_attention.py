@@ -1,18 +1,27 @@
 """Attention with a state, at T = 2048, 8 heads of 64: bpref's chunks beside a scan over the steps, and other forms."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from benchmarks import plain_sequences
 from benchmarks.contest import Contest
 from bpref.formulas.heads import Heads
 from bpref.formulas.plain_heads import DeltaHeads, GatedHeads
 from bpref.rules import RULES
 
 T, N, D = 2048, 8, 64
+
+CHUNKS = {
+    "linear_attention": plain_sequences.normalized_linear_attention,
+    "retention": plain_sequences.retention,
+    "gated_linear_attention": plain_sequences.gated_linear_attention,
+    "delta_rule": plain_sequences.delta_rule,
+}
 
 
 def contests() -> list[Contest]:
@@ -48,6 +57,7 @@ def _contest(
     rivals = {"scan over the steps": rival(lambda x: rule.reference((), x))}
     if quadratic is not None:
         rivals["T x T weights"] = rival(quadratic)
+    rivals["the paper's chunks"] = rival(partial(CHUNKS[name], ()))
     title = f"{what or name}, T {T}, {N} heads of {D}"
     own = rival(lambda x: layer.forward((), x)[0])
     return Contest(title, hand, own, rivals, (x, w), memory_bound=0.25, time_bound=0.5)
