@@ -12,7 +12,6 @@ one accused by `wrong` or `imprecise`.
 """
 
 import argparse
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,9 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 import bpref
+from benchmarks import torch_figures
 from benchmarks.checker_trials import arguments, mended_by_torch, wrong_in
+from benchmarks.torch_figures import Row
 from bpref.corpus import DERIVATIONS, Derivation
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.report import IMPRECISE, OK, WRONG, Report
@@ -147,19 +148,6 @@ def is_accused(t: Trial) -> bool:
     return t.verdict.startswith((WRONG, IMPRECISE, "raised"))
 
 
-class Row(NamedTuple):
-    """Of one function asked about in one way, how many derivations wrong in one way were caught of how many.
-
-    The right derivation has no `kind`, and `found` says how often it was accused.
-    """
-
-    function: str
-    way: str
-    kind: str
-    found: int
-    of: int
-
-
 def rows(d: Derivation, way: Way, seeds: int, is_wrong: bool) -> Iterator[Row]:
     """A row for each kind; what was missed or accused is printed."""
     kinds = {w.name: w.kind for w in d.wrong} | {"": ""}
@@ -172,30 +160,6 @@ def rows(d: Derivation, way: Way, seeds: int, is_wrong: bool) -> Iterator[Row]:
         yield Row(d.name, str(way), kind, sum(said), len(said))
 
 
-def read(path: Path) -> list[Row]:
-    return [Row(*row) for row in json.loads(path.read_text())] if path.exists() else []
-
-
-def write(path: Path, known: list[Row]) -> None:
-    path.write_text("[\n" + ",\n".join(map(json.dumps, known)) + "\n]\n")
-
-
-def _sum(known: Iterator[Row]) -> str:
-    found, of = (sum(v) for v in zip((0, 0), *((r.found, r.of) for r in known), strict=True))
-    return f"{found:,} of {of:,}" if of else "not run"
-
-
-def table(known: list[Row]) -> str:
-    """A line for each way of asking, then one for each kind of what is wrong."""
-    lines = ["| PyTorch functions | wrong ones caught | right ones accused |", "| --- | --- | --- |"]
-    for way in map(str, WAYS):
-        caught, accused = (_sum(r for r in known if r.way == way and bool(r.kind) == w) for w in (True, False))
-        lines.append(f"| {way} | {caught} | {accused} |")
-    lines += ["", "| what is wrong | caught |", "| --- | --- |"]
-    kinds = sorted({r.kind for r in known} - {""})
-    return "\n".join(lines + [f"| {kind} | {_sum(r for r in known if r.kind == kind)} |" for kind in kinds]) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="how often each derivation is asked about")
@@ -204,9 +168,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and go on from those there")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
-    known = read(options.json) if options.json else []
+    known = torch_figures.read(options.json) if options.json else []
     has = {(r.function, bool(r.kind)) for r in known}
-    for is_wrong, name in product([False, True], options.names):
+    names: list[str] = options.names
+    for is_wrong, name in product([False, True], names):
         if (name, is_wrong) in has or time.monotonic() > end:
             continue
         _compiled.cache_clear()
@@ -214,8 +179,8 @@ def main() -> None:
         for way in WAYS:
             known += rows(DERIVATIONS[name], way, options.seeds, is_wrong)
         if options.json:
-            write(options.json, known)
-    print(table(known))
+            torch_figures.write(options.json, known)
+    print(torch_figures.table(known))
 
 
 if __name__ == "__main__":

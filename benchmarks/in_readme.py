@@ -14,6 +14,7 @@ from benchmarks import (
     bench_train,
     rule_figures,
     sequence_figures,
+    torch_figures,
 )
 from benchmarks.contest import OWN, Outcome
 
@@ -21,6 +22,7 @@ HERE = Path(__file__).parent
 SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
+TORCH = HERE / "results/torch_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
 SEED, TRAINING, STEP = (HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp"))
@@ -93,6 +95,7 @@ def pages() -> dict[Path, str]:
         "figures of the seed": equations(SEED),
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
         "figures of a train step": bench_mlp.table(STEP),
+        "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
     }
     texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}
     for path, of_page in ((SHORT, of_short), (LONG, of_long)):
