@@ -1,12 +1,31 @@
 """Strict arithmetic for every test, and the same random draws in every run of CI."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
 from bpref.verify.garbage import collect_rarely
+
+
+def compile_in_a_hurry() -> None:
+    """Have XLA write slower code in less time, here and in all processes started from here: most of it runs once.
+
+    XLA aborts at a flag that it does not know, so a process of its own tries it.
+    """
+    flag, given = "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")
+    if flag in given:  # a worker, whose controller has tried it
+        return
+    wanted = os.environ | {"XLA_FLAGS": f"{flag} {given}"}
+    tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=wanted, capture_output=True)
+    if tried.returncode == 0:
+        os.environ.update(wanted)
+
+
+compile_in_a_hurry()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -18,6 +18,12 @@ def in_one_program(f: Callable) -> Callable:
     return jax.jit(f, compiler_options=quick_compilation())
 
 
+def as_users_compile(f: Callable) -> Callable:
+    """`f` compiled as XLA does where nobody asks for a quick compilation; in the tests every program is one."""
+    default = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    return jax.jit(f, compiler_options={name: default[name] for name in quick_compilation() if name in default})
+
+
 def forward(layer: Layer, params: Any, x: Any) -> Any:
     """y."""
     return in_one_program(lambda *of: layer.forward(*of)[0])(params, x)

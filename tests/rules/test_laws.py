@@ -40,7 +40,7 @@ from bpref.verify.prepare import Prepared
 from bpref.verify.sabotage import sabotages
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
-from tests.rules.sweeping import in_one_program
+from tests.rules.sweeping import as_users_compile, in_one_program
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -197,11 +197,14 @@ def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
 
 @EVERY_CASE
 def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
-    """Traced with other values than those compared, so that a value kept from the trace would show."""
+    """Traced with other values than those compared: one kept from the trace would show. The first as users compile."""
     example = draw(rule, case, small(case), SEED)
     again = draw(rule, case, small(case), SEED + 1)
     compiled = compiled_sweep(rule, case)
     with jax.enable_x64(True):
+        if case is rule.cases[0]:
+            inputs = again.params, again.x, first(again.dys)
+            assert_same(as_users_compile(sweep(again.layer))(*inputs), compiled(*inputs))
         compiled(again.params, again.x, first(again.dys))
         inputs = example.params, example.x, first(example.dys)
         assert_same(compiled(*inputs), sweep(example.layer)(*inputs))

@@ -96,7 +96,7 @@ for layer, x, spec in (
 @pytest.mark.parametrize("program", [SHARD_MAP, EXPLICIT_AXES], ids=["shard_map", "explicit axes"])
 def test_gradients_on_four_devices_are_those_of_one(program):
     """Of params that are alike on all devices, and of examples that are on one; XLA counts devices when it starts."""
-    flag = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flag = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", FOUR_DEVICES + program]
     ran = subprocess.run(command, env=os.environ | flag, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
