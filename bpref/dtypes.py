@@ -10,11 +10,18 @@ from jax import Array
 
 
 def described(x: Any) -> str:
-    """What came in place of an array: `None`, `a list`, `an int`, `a torch.Tensor`."""
+    """What came in place of something else: `None`, `a list`, `an int`, `an array`, `a torch.Tensor`."""
+    if is_array(x):
+        return "an array"
     name = type(x).__name__
-    if hasattr(x, "dtype") and not is_array(x):
+    if hasattr(x, "dtype"):
         name = f"{type(x).__module__.split('.')[0]}.{name}"
     return "None" if x is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def came(x: Any) -> str:
+    """What came in place of a tuple: as `described`, and of how many."""
+    return f"{described(x)} of {len(x)}" if isinstance(x, tuple | list) else described(x)
 
 
 def is_array(x: Any) -> bool:

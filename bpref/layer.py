@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn, Optional
 import jax
 import jax.numpy as jnp
 
+from bpref.checks.given import guarded
 from bpref.dtypes import described, require_array, require_arrays
-from bpref.given import guarded
 
 
 class With(NamedTuple):
@@ -110,7 +110,7 @@ class Layer(_Layer):
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
-        functions = guarded(name, init, forward, backward)
+        functions = guarded(name, init, forward, backward, held.fields if held else ())
         if reads is None:
             if begin is None:
                 require_no_state(name, *parts)

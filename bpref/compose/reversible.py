@@ -42,6 +42,7 @@ from bpref.compose.parts import (
     run,
 )
 from bpref.compose.residual import require_same_shapes
+from bpref.dtypes import came
 from bpref.layer import Layer, With
 from bpref.loops import scan
 
@@ -129,5 +130,4 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
 
 def _require_pair(x: Any) -> None:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"reversible: x is {came}, expected a pair (x1, x2)")
+        raise TypeError(f"reversible: x is {came(x)}, expected a pair (x1, x2)")

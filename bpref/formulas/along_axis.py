@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.dtypes import require_floating
-from bpref.formulas.hyperparameters import is_integer
+from bpref.checks.hyperparameters import is_integer
 from bpref.layer import Layer
 from bpref.loops import scan
 
@@ -35,10 +34,8 @@ def require_axis(who: str, x: Any, axis: int, symbol: str = "C") -> int:
       symbol: what the derivation calls the size of that axis.
 
     Raises:
-      TypeError: x is not floating-point.
       ValueError: x has no such axis, or nothing along it.
     """
-    require_floating(who, "x", x)
     place = axis_of(who, "x", x, axis)
     if x.shape[place] == 0:
         raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element {symbol} in axis {axis}")

@@ -16,10 +16,10 @@ from jax import Array, lax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Bool, Float
 
+from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
-from bpref.formulas.hyperparameters import is_integer, plain
 from bpref.formulas.random_draws import threshold, words
 
 LOWEST = -1e30

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.formulas.hyperparameters import is_number, plain
+from bpref.checks.hyperparameters import is_number, plain
 from bpref.formulas.tuples import as_arrays
 
 NORMALIZATIONS = ("sequence", "token", "constant")

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, no_params
 
 
@@ -29,8 +30,7 @@ def elementwise(
         Python numbers.
     """
 
-    def forward(params, x):
-        require_floating(name, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         y, cache = g(widen(x))
         return cast(y, x.dtype), _in_dtype(cache, x.dtype)
 

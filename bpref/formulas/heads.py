@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import require_floating, require_integer
+from bpref.dtypes import came, require_floating, require_integer
 from bpref.formulas.tuples import require_dtype_of
 
 
@@ -40,7 +40,7 @@ class Heads(NamedTuple):
 def require_heads(who: str, x: Any) -> None:
     """Raise `ValueError` or `TypeError` unless the arrays of `x` fit each other, as `Heads` says."""
     if not isinstance(x, Heads):
-        raise TypeError(f"{who}: x is of type {type(x).__name__}, expected bpref.Heads(q, k, v)")
+        raise TypeError(f"{who}: x is {came(x)}, expected bpref.Heads(q, k, v)")
     q, k, v = x.q, x.k, x.v
     for name, array in (("q", q), ("k", k), ("v", v)):
         require_floating(who, name, array)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from bpref.checks.hyperparameters import is_integer, plain, require_size
 from bpref.dtypes import require_array, require_floating
-from bpref.formulas.hyperparameters import is_integer, plain, require_size
 from bpref.formulas.tuples import require_dtype_of, require_shape
 
 

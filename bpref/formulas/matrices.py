@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_floating
+from bpref.dtypes import came, require_floating
 from bpref.formulas.tuples import as_array, require_dtype_of
 
 SMALL_BATCH = {"B": 4}
@@ -102,8 +102,7 @@ def require_square(who: str, argument: str, A: Any) -> None:
 def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:
     """`x` as A, a batch of square matrices, B, the right-hand sides as matrices, and whether these came as vectors."""
     if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a pair (A, B)")
+        raise TypeError(f"{who}: x is {came(x)}, expected a pair (A, B)")
     A, B = (as_array(who, name, v) for name, v in zip("AB", x, strict=True))
     require_square(who, "A", A)
     require_dtype_of(who, "B", B, "A", A)

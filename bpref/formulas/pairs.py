@@ -6,15 +6,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import came, cast, require_floating, widen
 from bpref.formulas.tuples import as_array, require_dtype_of
 
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:
     """`x` as two arrays; raises `TypeError` unless it is a pair."""
     if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a pair (prediction, target)")
+        raise TypeError(f"{who}: x is {came(x)}, expected a pair (prediction, target)")
     return as_array(who, "prediction", x[0]), as_array(who, "target", x[1])
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import require_floating
+from bpref.dtypes import came, require_floating
 from bpref.formulas.heads import Heads
 from bpref.formulas.tuples import as_array, require_dtype_of, require_shape
 
@@ -48,7 +48,7 @@ def as_plain_heads(who: str, x: Any, causal: bool = True) -> Heads:
       ValueError: shapes do not fit; a field is given that is not used.
     """
     if not isinstance(x, Heads):
-        raise TypeError(f"{who}: x is of type {type(x).__name__}, expected Heads(q, k, v)")
+        raise TypeError(f"{who}: x is {came(x)}, expected Heads(q, k, v)")
     for name, value in x._asdict().items():
         if name not in "qkv" and value is not None:
             raise ValueError(f"{who}: {name} is given, expected None: there are no logits that it could change")
@@ -73,7 +73,7 @@ def as_plain_heads(who: str, x: Any, causal: bool = True) -> Heads:
 def as_gated_heads(who: str, x: Any, per_feature: bool = False) -> GatedHeads:
     """`x` with one gate for each head of keys, or for each feature of one; raises as `as_plain_heads` does."""
     if not isinstance(x, GatedHeads):
-        raise TypeError(f"{who}: x is of type {type(x).__name__}, expected GatedHeads(heads, log_gate)")
+        raise TypeError(f"{who}: x is {came(x)}, expected GatedHeads(heads, log_gate)")
     heads = as_plain_heads(who, x.heads)
     return GatedHeads(heads, _of_each_key(who, "log_gate", x.log_gate, heads, per_feature))
 
@@ -81,7 +81,7 @@ def as_gated_heads(who: str, x: Any, per_feature: bool = False) -> GatedHeads:
 def as_delta_heads(who: str, x: Any) -> DeltaHeads:
     """`x` with a beta, and maybe a gate, for each head of keys; raises as `as_plain_heads` does."""
     if not isinstance(x, DeltaHeads):
-        raise TypeError(f"{who}: x is of type {type(x).__name__}, expected DeltaHeads(heads, beta, log_gate)")
+        raise TypeError(f"{who}: x is {came(x)}, expected DeltaHeads(heads, beta, log_gate)")
     heads = as_plain_heads(who, x.heads)
     log_gate = None if x.log_gate is None else _of_each_key(who, "log_gate", x.log_gate, heads)
     return DeltaHeads(heads, _of_each_key(who, "beta", x.beta, heads), log_gate)

@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
+from bpref.checks.hyperparameters import is_number, plain
 from bpref.dtypes import require_array
-from bpref.formulas.hyperparameters import is_number, plain
 from bpref.layer import Held, Layer
 
 

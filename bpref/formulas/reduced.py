@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import is_integer
 from bpref.dtypes import require_floating
-from bpref.formulas.hyperparameters import is_integer
 from bpref.formulas.long_sums import sum_over
 
 Axis = int | tuple[int, ...] | None

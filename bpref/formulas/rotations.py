@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bpref.dtypes import cast, described, wide_dtype, widen
-from bpref.formulas.hyperparameters import (
+from bpref.checks.hyperparameters import (
     is_number,
     plain,
     require_choice,
@@ -19,6 +18,7 @@ from bpref.formulas.hyperparameters import (
     require_positive_or_none,
     require_size,
 )
+from bpref.dtypes import cast, described, wide_dtype, widen
 from bpref.formulas.joined import joined
 
 Way = Literal["linear", "ntk", "llama3", "yarn"]

@@ -5,9 +5,6 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import described, require_array, require_floating, require_integer
-from bpref.formulas.tuples import require_dtype_of
-
 
 class Sequences(NamedTuple):
     """The input x of attention with its projections; what is `None` is not used.
@@ -21,8 +18,8 @@ class Sequences(NamedTuple):
       key: a PRNG key, for dropout.
     """
 
-    x: Float[Array, "*b T d"]
-    memory: Float[Array, "*b S f"] | None = None
+    x: Float[Array, "*b T>0 d>0"]
+    memory: Float[Array, "*b S>0 f>0"] | None = None
     mask: Bool[Array, "*#b #N #T #S"] | None = None
     segments: Int[Array, "*b T"] | None = None
     memory_segments: Int[Array, "*b S"] | None = None
@@ -42,25 +39,11 @@ def as_sequences(who: str, x: Any) -> Sequences:
       TypeError: x is another tuple; a sequence is not floating-point, or segments are no integers.
       ValueError: an array has another shape than `Sequences` says, or no position.
     """
-    if isinstance(x, (tuple, list)) and not isinstance(x, Sequences):
-        raise TypeError(f"{who}: x is {described(x)}, expected an array or bpref.Sequences(x, memory, ...)")
     x = x if isinstance(x, Sequences) else Sequences(x)
-    require_array(who, "x", x.x)
-    for name, v, shape in (("x", x.x, "(*b, T, d)"), ("memory", x.memory, "(*b, S, f)")):
-        if v is None:
-            continue
-        require_floating(who, name, v)
-        if len(v.shape) < 2 or 0 in v.shape[-2:]:
-            raise ValueError(f"{who}: {name} has shape {v.shape}, expected {shape}, the last two at least 1")
-        if v.shape[:-2] != x.x.shape[:-2]:
-            raise ValueError(f"{who}: {name} has shape {v.shape}, expected x's batch axes (x: {x.x.shape})")
-        require_dtype_of(who, name, v, "x", x.x)
     memory = x.x if x.memory is None else x.memory
     for name, ids, v in (("segments", x.segments, x.x), ("memory_segments", x.memory_segments, memory)):
-        if ids is not None:
-            require_integer(who, name, ids)
-            if ids.shape != v.shape[:-1]:
-                raise ValueError(f"{who}: {name} has shape {ids.shape}, expected {v.shape[:-1]}")
+        if ids is not None and ids.shape != v.shape[:-1]:
+            raise ValueError(f"{who}: {name} has shape {ids.shape}, expected {v.shape[:-1]}")
     if x.memory_segments is not None and x.segments is None:
         raise ValueError(f"{who}: memory_segments are given without segments")
     if x.segments is not None and x.memory_segments is None and memory.shape[:-1] != x.x.shape[:-1]:

@@ -7,12 +7,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
 from bpref.formulas.random_draws import require_key, require_rate, with_key_in_x
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.dtypes import described, require_array, require_floating, require_integer
+from bpref.dtypes import came, described, require_array, require_floating, require_integer
 from bpref.formulas.affine import require_weight
 from bpref.formulas.tuples import require_dtype_of, require_shape
 
@@ -20,7 +20,7 @@ class Steps(NamedTuple):
         has a documented result: less than 0 is 0, more than T is T.
     """
 
-    x: Float[Array, "B T d"]
+    x: Float[Array, "B T d>0"]
     state: Any = None
     lengths: Int[Array, " B"] | None = None
 
@@ -76,7 +76,7 @@ def require_state(who: str, argument: str, state: Any, x: Any, features: int) ->
     """Raise unless the part of a state that is called `argument` is (B, features), of x's dtype."""
     expected = (x.shape[0], features)
     if not hasattr(state, "shape"):
-        raise TypeError(f"{who}: {argument} is of type {type(state).__name__}, expected an array {expected}")
+        raise TypeError(f"{who}: {argument} is {came(state)}, expected an array {expected}")
     if state.shape != expected:
         raise ValueError(f"{who}: {argument} has shape {state.shape}, expected {expected}")
     require_dtype_of(who, argument, state, "x", x)

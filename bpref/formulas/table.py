@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import require_integer, widen, widen_integers
-from bpref.formulas.hyperparameters import is_integer, plain
 from bpref.formulas.tuples import as_array
 
 

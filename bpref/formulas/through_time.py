@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
+from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer

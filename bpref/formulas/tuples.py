@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.dtypes import described, require_array
+from bpref.dtypes import came, described, require_array
 
 
 def as_array(who: str, name: str, v: Any) -> Array:
@@ -21,8 +21,7 @@ def as_array(who: str, name: str, v: Any) -> Array:
 def as_arrays(who: str, names: tuple[str, ...], x: Any) -> tuple[Array, ...]:
     """`x` as that many arrays; raises `TypeError` unless it is a tuple of them."""
     if not isinstance(x, (tuple, list)) or len(x) != len(names):
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a tuple ({', '.join(names)})")
+        raise TypeError(f"{who}: x is {came(x)}, expected a tuple ({', '.join(names)})")
     return tuple(as_array(who, name, v) for name, v in zip(names, x, strict=True))
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import require_floating
-from bpref.formulas.hyperparameters import is_integer, plain
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]

@@ -249,7 +249,7 @@ BAD_CALLS = {
     ),
     "parallel of one array": (
         lambda: bpref.parallel(bpref.tanh(), bpref.relu()).forward(((), ()), jnp.ones(2)),
-        "parallel: x is an ArrayImpl, expected a tuple of 2, one for each of (tanh, relu)",
+        "parallel: x is an array, expected a tuple of 2, one for each of (tanh, relu)",
     ),
     "params by other names": (
         lambda: bpref.serial(hidden=bpref.tanh(), out=bpref.relu()).forward({"hidden": ()}, jnp.ones(2)),
@@ -311,7 +311,7 @@ def test_what_is_no_layer_is_refused():
         bpref.serial(bpref.tanh(), out=bpref.relu())
     with pytest.raises(TypeError, match=r"^objective: it was given network; expected a network and"):
         bpref.objective(network=bpref.tanh())
-    with pytest.raises(TypeError, match=r"^reversible: x is of type ArrayImpl, expected a pair \(x1, x2\)$"):
+    with pytest.raises(TypeError, match=r"^reversible: x is an array, expected a pair \(x1, x2\)$"):
         bpref.reversible(bpref.tanh(), bpref.tanh()).forward(((), ()), jnp.ones(2))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.hyperparameters import as_numbers
+from bpref.checks.hyperparameters import as_numbers
 from bpref.rule import Interval, Size
 from bpref.rules import RULES
 

@@ -135,7 +135,7 @@ OTHER = jnp.ones((2, 7, 4, 3), jnp.bfloat16)
 
 BAD = {
     "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),
-    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is of type tuple, expected bpref.Heads(q, k, v)"),
+    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is a tuple, expected bpref.Heads(q, k, v)"),
     "an empty sequence": (
         {},
         heads(S=0),

@@ -44,16 +44,6 @@ BAD_CALLS = {
         ValueError,
         "residual_convolution_block: x has shape (2, 4, 6), expected 4 axes (N, H, W, C)",
     ),
-    "images of other channels": (
-        lambda: forward(bpref.residual_convolution_block(3), IMAGES, jnp.ones((2, 4, 4, 9))),
-        ValueError,
-        "residual_convolution_block: scale1 has shape (6,), expected (9,), as init gives for this x",
-    ),
-    "images in another dtype": (
-        lambda: forward(bpref.residual_convolution_block(3), IMAGES, IMAGES.astype(jnp.bfloat16)),
-        TypeError,
-        "residual_convolution_block: scale1 has dtype float32, expected x's, bfloat16; cast one to the other's",
-    ),
     "features in groups that do not divide": (
         lambda: bpref.residual_convolution_block(3, features=4),
         ValueError,
@@ -68,20 +58,6 @@ BAD_CALLS = {
         lambda: bpref.residual_convolution_block(3, stride=(2,)),
         ValueError,
         "residual_convolution_block: stride is (2,), expected a positive integer, or 2 of them",
-    ),
-    "a stride without a shortcut of its own": (
-        lambda: bpref.residual_convolution_block(3, stride=2).forward(
-            init(bpref.residual_convolution_block(3), IMAGES), IMAGES
-        ),
-        ValueError,
-        "residual_convolution_block: S is None, expected shape (6, 6), as init gives for this x",
-    ),
-    "a shortcut of its own where x passes": (
-        lambda: bpref.residual_convolution_block(3).forward(
-            init(bpref.residual_convolution_block(3, features=9), IMAGES), IMAGES
-        ),
-        ValueError,
-        "residual_convolution_block: W1 has shape (9, 3, 3, 6), expected (6, 3, 3, 6), as init gives for this x",
     ),
     "no groups": (
         lambda: bpref.residual_convolution_block(0),
@@ -123,16 +99,6 @@ BAD_CALLS = {
         ValueError,
         "attention_block: rope is 0.0, expected a number above 1",
     ),
-    "an empty sequence": (
-        lambda: init(bpref.transformer_block(2, 4), jnp.ones((3, 0, 8))),
-        ValueError,
-        "transformer_block: x has shape (3, 0, 8), expected (*b, T, d) with at least one position T",
-    ),
-    "no sequence": (
-        lambda: init(bpref.transformer_block(2, 4), jnp.ones(8)),
-        ValueError,
-        "transformer_block: x has shape (8,), expected (*b, T, d) with at least one position T",
-    ),
     "a norm that is none": (
         lambda: bpref.mlp_block(4, norm="batch"),
         ValueError,
@@ -148,36 +114,6 @@ BAD_CALLS = {
         ValueError,
         "mlp_block: hidden is 0, expected a positive integer",
     ),
-    "other features than the weights": (
-        lambda: forward(bpref.transformer_block(2, 4), X, jnp.ones((2, 5, 6))),
-        ValueError,
-        "transformer_block: x has 6 features in its last axis, W_qkv expects 8 (W_qkv: (24, 8))",
-    ),
-    "another dtype": (
-        lambda: forward(bpref.mlp_block(4), X, X.astype(jnp.bfloat16)),
-        TypeError,
-        "mlp_block: x has dtype bfloat16, W_in has float32; cast one to the other's",
-    ),
-    "a weight of another dtype": (
-        lambda: forward_with(bpref.attention_block(2), W_o=jnp.ones((8, 8), jnp.bfloat16)),
-        TypeError,
-        "attention_block: W_o has dtype bfloat16, expected x's, float32; cast one to the other's",
-    ),
-    "a scale of another dtype": (
-        lambda: forward_with(bpref.attention_block(2), norm={"scale": jnp.ones(8, jnp.bfloat16)}),
-        TypeError,
-        "attention_block: norm.scale has dtype bfloat16, expected x's, float32; cast one to the other's",
-    ),
-    "a scale of other features": (
-        lambda: forward_with(bpref.mlp_block(4), norm={"scale": jnp.ones(6)}),
-        ValueError,
-        "mlp_block: norm.scale has shape (6,), expected (8,), as init gives for this x",
-    ),
-    "a bias of another dtype": (
-        lambda: forward_with(bpref.mlp_block(4, bias=True), b_out=jnp.ones(8, jnp.bfloat16)),
-        TypeError,
-        "mlp_block: b_out has dtype bfloat16, expected x's, float32; cast one to the other's",
-    ),
     "integers": (
         lambda: init(bpref.transformer_block(2, 4), jnp.ones((5, 8), jnp.int32)),
         TypeError,
@@ -186,7 +122,7 @@ BAD_CALLS = {
     "one stream": (
         lambda: init(bpref.reversible_block(2, 4), X),
         TypeError,
-        "reversible_block: x is of type ArrayImpl, expected a pair (x1, x2)",
+        "reversible_block: x is an array, expected a pair (x1, x2)",
     ),
     "streams of two lengths": (
         lambda: init(bpref.reversible_block(2, 4), (X, X[:, 1:])),

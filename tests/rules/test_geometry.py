@@ -50,7 +50,7 @@ BAD_CALLS = {
     "grid_sample of no pair": (
         lambda: bpref.grid_sample().forward((), IMAGES),
         TypeError,
-        "grid_sample: x is of type ArrayImpl, expected a tuple (images, grid)",
+        "grid_sample: x is an array, expected a tuple (images, grid)",
     ),
     "grid_sample at other images' points": (
         lambda: bpref.grid_sample().forward((), (IMAGES, GRID[:1])),

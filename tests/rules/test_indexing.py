@@ -14,7 +14,7 @@ BAD_CALLS = {
     "gather of no pair": (
         lambda: bpref.gather().forward((), X),
         TypeError,
-        "gather: x is of type ArrayImpl, expected a tuple (data, indices)",
+        "gather: x is an array, expected a tuple (data, indices)",
     ),
     "gather of three": (
         lambda: bpref.gather().forward((), (X, IDS, IDS)),

@@ -38,31 +38,6 @@ BAD_CALLS = {
         TypeError,
         "latent_attention: x has dtype int32, expected a floating-point dtype such as float32",
     ),
-    "other features than the parameters'": (
-        lambda: LAYER.forward(PARAMS, X[..., :2]),
-        ValueError,
-        "latent_attention: x has 2 features in its last axis, W_dkv expects 4 (W_dkv: (3, 4))",
-    ),
-    "a weight of another dtype": (
-        lambda: LAYER.forward(PARAMS._replace(W_kr=PARAMS.W_kr.astype(jnp.bfloat16)), X),
-        TypeError,
-        "latent_attention: W_kr has dtype bfloat16, expected x's, float32; cast one to the other's",
-    ),
-    "a scale of another dtype": (
-        lambda: LAYER.forward(PARAMS._replace(q_scale=PARAMS.q_scale.astype(jnp.bfloat16)), X),
-        TypeError,
-        "latent_attention: q_scale has dtype bfloat16, expected x's, float32; cast one to the other's",
-    ),
-    "another rank than the parameters'": (
-        lambda: bpref.latent_attention(2, 5, 2, head_dim=3, rope_dim=2).forward(PARAMS, X),
-        ValueError,
-        "latent_attention: W_dkv has shape (3, 4), expected (5, 4), as init gives for this x",
-    ),
-    "queries without the rank of the parameters'": (
-        lambda: bpref.latent_attention(2, 3, head_dim=3, rope_dim=2).forward(PARAMS, X),
-        ValueError,
-        "latent_attention: W_dq has shape (2, 4), expected None, as init gives for this x",
-    ),
 }
 
 

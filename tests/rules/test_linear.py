@@ -14,16 +14,6 @@ pytestmark = pytest.mark.quick
 KEY = jax.random.key(0)
 
 BAD_CALLS = {
-    "features": (
-        lambda: bpref.linear(10, name="fc2").forward(bpref.linear(10).init(KEY, jnp.ones((2, 64))), jnp.ones((2, 30))),
-        ValueError,
-        "linear 'fc2': x has 30 features in its last axis, W expects 64 (W: (10, 64))",
-    ),
-    "scalar": (
-        lambda: bpref.linear(10).forward(bpref.linear(10).init(KEY, jnp.ones((2, 64))), jnp.ones(())),
-        ValueError,
-        "linear: x is a scalar, W expects 64 features in its last axis (W: (10, 64))",
-    ),
     "integers": (
         lambda: bpref.linear(10).forward(bpref.linear(10).init(KEY, jnp.ones((2, 4))), jnp.ones((2, 4), jnp.int32)),
         TypeError,
@@ -45,35 +35,10 @@ BAD_CALLS = {
         "linear: x has shape (2, 0), expected (..., d) with at least one feature d",
     ),
     "a list": (lambda: bpref.linear(3).init(KEY, [1.0]), TypeError, "linear: x is a list, expected an array"),
-    "a bias of one entry": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(1)), jnp.ones((5, 2))),
-        ValueError,
-        "linear: b has shape (1,), expected (3,), an entry for each row of W (W: (3, 2))",
-    ),
-    "a bias that is too short": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(2)), jnp.ones((5, 2))),
-        ValueError,
-        "linear: b has shape (2,), expected (3,), an entry for each row of W (W: (3, 2))",
-    ),
-    "a bias of integers": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), jnp.ones(3, jnp.int32)), jnp.ones((5, 2))),
-        TypeError,
-        "linear: b has dtype int32, W has float32; cast one to the other's",
-    ),
     "a bias that is a number": (
         lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), 1.0), jnp.ones((5, 2))),  # pyright: ignore[reportArgumentType]
         TypeError,
         "linear: b is a float, expected an array",
-    ),
-    "other outputs than the weights'": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((5, 2)), jnp.ones(5)), jnp.ones((5, 2))),
-        ValueError,
-        "linear: W has shape (5, 2), expected (3, 2), 3 rows by the layer's features",
-    ),
-    "weights that are no matrix": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones(3), None), jnp.ones((5, 2))),
-        ValueError,
-        "linear: W has shape (3,), expected (m, d)",
     ),
     "no outputs": (lambda: bpref.linear(0), ValueError, "linear: features is 0, expected a positive integer"),
     "half an output": (lambda: bpref.linear(0.5), ValueError, "linear: features is 0.5, expected a positive integer"),
@@ -137,60 +102,15 @@ def changed(layer, init_x, x, **params):
 
 
 BAD_CALLS_OF_THE_OTHERS = {
-    "bilinear with a bias of one entry": (
-        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), b=jnp.ones(1)),
-        ValueError,
-        "bilinear: b has shape (1,), expected (5,), an entry for each row of W (W: (5, 4, 3))",
-    ),
-    "bilinear with a matrix": (
-        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), W=jnp.ones((5, 4))),
-        ValueError,
-        "bilinear: W has shape (5, 4), expected (m, p, q)",
-    ),
-    "bilinear of other outputs": (
-        lambda: changed(bpref.bilinear(5), (X, Y), (X, Y), W=jnp.ones((2, 4, 3))),
-        ValueError,
-        "bilinear: W has shape (2, 4, 3), expected (5, 4, 3), 5 rows by the layer's features",
-    ),
     "low rank with a bias of half precision": (
         lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, b=jnp.ones(5, HALF)),
         TypeError,
         "low_rank_linear: b has dtype bfloat16, W has float32; cast one to the other's",
     ),
-    "low rank without a matrix": (
-        lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, W=jnp.ones((5, 4, 1))),
-        ValueError,
-        "low_rank_linear: W has shape (5, 4, 1), expected (m, d)",
-    ),
-    "weight norm with a bias of one entry": (
-        lambda: changed(bpref.weight_norm_linear(5), X, X, b=jnp.ones(1)),
-        ValueError,
-        "weight_norm_linear: b has shape (1,), expected (5,), an entry for each row of v (v: (5, 4))",
-    ),
-    "weight norm of other outputs": (
-        lambda: changed(bpref.weight_norm_linear(5), X, X, v=X),
-        ValueError,
-        "weight_norm_linear: v has shape (2, 4), expected (5, 4), 5 rows by the layer's features",
-    ),
-    "spectral norm with a bias of one entry": (
-        lambda: changed(bpref.spectral_norm_linear(5), X, X, b=jnp.ones(1)),
-        ValueError,
-        "spectral_norm_linear: b has shape (1,), expected (5,), an entry for each row of W (W: (5, 4))",
-    ),
-    "bilinear of no pair": (
-        lambda: called(bpref.bilinear(5), (X, Y), X),
-        TypeError,
-        "bilinear: x is of type ArrayImpl, expected a pair (x, y)",
-    ),
     "bilinear of three": (
         lambda: bpref.bilinear(5).init(KEY, (X, Y, Y)),
         TypeError,
         "bilinear: x is a tuple of 3, expected a pair (x, y)",
-    ),
-    "bilinear of other features": (
-        lambda: called(bpref.bilinear(5), (X, Y), (X, X)),
-        ValueError,
-        "bilinear: y has shape (2, 4), W expects 3 features in its last axis (W: (5, 4, 3))",
     ),
     "bilinear of other examples": (
         lambda: called(bpref.bilinear(5), (X, Y), (X, jnp.ones((1, 3)))),
@@ -217,41 +137,6 @@ BAD_CALLS_OF_THE_OTHERS = {
         ValueError,
         "low_rank_linear: rank is 0, expected a positive integer",
     ),
-    "low rank of other features": (
-        lambda: called(bpref.low_rank_linear(5, rank=2), X, Y),
-        ValueError,
-        "low_rank_linear: x has 3 features in its last axis, W expects 4 (W: (5, 4))",
-    ),
-    "a factor of another shape": (
-        lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, U=jnp.ones((5, 3))),
-        ValueError,
-        "low_rank_linear: U has shape (5, 3), W and the rank expect (5, 2)",
-    ),
-    "a factor of another dtype": (
-        lambda: changed(bpref.low_rank_linear(5, rank=2), X, X, V=jnp.ones((2, 4), HALF)),
-        TypeError,
-        "low_rank_linear: V has dtype bfloat16, W has float32",
-    ),
-    "weight norm of other features": (
-        lambda: called(bpref.weight_norm_linear(5), X, Y),
-        ValueError,
-        "weight_norm_linear: x has 3 features in its last axis, v expects 4 (v: (5, 4))",
-    ),
-    "weight norm of other lengths": (
-        lambda: changed(bpref.weight_norm_linear(5), X, X, g=jnp.ones(4)),
-        ValueError,
-        "weight_norm_linear: g has shape (4,), expected (5,), an entry for each row of v (v: (5, 4))",
-    ),
-    "spectral norm of other features": (
-        lambda: called(bpref.spectral_norm_linear(5), X, Y),
-        ValueError,
-        "spectral_norm_linear: x has 3 features in its last axis, W expects 4 (W: (5, 4))",
-    ),
-    "spectral norm of other vectors": (
-        lambda: changed(bpref.spectral_norm_linear(5), X, X, v=jnp.ones(5)),
-        ValueError,
-        "spectral_norm_linear: v has shape (5,), W expects (4,) (W: (5, 4))",
-    ),
     "embedding of numbers": (
         lambda: called(bpref.embedding(3, 4), IDS, X),
         TypeError,
@@ -261,11 +146,6 @@ BAD_CALLS_OF_THE_OTHERS = {
         lambda: bpref.embedding(0, 4),
         ValueError,
         "embedding: vocabulary is 0, expected a positive integer",
-    ),
-    "embedding of another table": (
-        lambda: changed(bpref.embedding(3, 4), IDS, IDS, W=jnp.ones((5, 4))),
-        ValueError,
-        "embedding: W has shape (5, 4), expected (V, d): (3, 4)",
     ),
     "padding that is no id": (
         lambda: bpref.embedding(3, 4, padding=3),
@@ -350,7 +230,7 @@ BAD_CALLS_OF_THE_OTHERS = {
     "einsum of no pair": (
         lambda: bpref.einsum("i,j->ij").forward((), X),
         TypeError,
-        "einsum 'i,j->ij': x is of type ArrayImpl, expected a pair (left, right)",
+        "einsum 'i,j->ij': x is an array, expected a pair (left, right)",
     ),
     "einsum of integers": (
         lambda: bpref.einsum("ij,jk->ik").forward((), (X, IDS)),

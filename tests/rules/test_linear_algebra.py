@@ -45,7 +45,7 @@ BAD_CALLS = {
     "solve of no pair": (
         lambda: bpref.solve().forward((), EYE),
         TypeError,
-        "solve: x is of type ArrayImpl, expected a pair (A, B)",
+        "solve: x is an array, expected a pair (A, B)",
     ),
     "solve with a long B": (
         lambda: bpref.solve().forward((), (EYE, jnp.ones((4, 2)))),

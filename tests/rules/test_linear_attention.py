@@ -48,7 +48,7 @@ BAD_CALLS = {
     "no heads": (
         lambda: bpref.linear_attention().forward((), X.q),
         TypeError,
-        "linear_attention: x is of type ArrayImpl, expected Heads(q, k, v)",
+        "linear_attention: x is an array, expected Heads(q, k, v)",
     ),
     "a mask": (
         lambda: bpref.linear_attention().forward((), X._replace(mask=jnp.ones((1, 1, 5, 5), bool))),
@@ -93,7 +93,7 @@ BAD_CALLS = {
     "heads without a gate": (
         lambda: bpref.retention().forward((), X),
         TypeError,
-        "retention: x is of type Heads, expected GatedHeads(heads, log_gate)",
+        "retention: x is a Heads, expected GatedHeads(heads, log_gate)",
     ),
     "a gate for each feature": (
         lambda: bpref.retention().forward((), GatedHeads(X, GATES)),
@@ -114,7 +114,7 @@ BAD_CALLS = {
     "heads without beta": (
         lambda: bpref.delta_rule().forward((), GatedHeads(X, GATE)),
         TypeError,
-        "delta_rule: x is of type GatedHeads, expected DeltaHeads(heads, beta, log_gate)",
+        "delta_rule: x is a GatedHeads, expected DeltaHeads(heads, beta, log_gate)",
     ),
     "beta of other steps": (
         lambda: bpref.delta_rule().forward((), DeltaHeads(X, GATE[:, :4])),

@@ -38,7 +38,7 @@ BAD_CALLS = {
     "square of no pair": (
         lambda: bpref.square().forward((), ONES),
         TypeError,
-        "square: x is of type ArrayImpl, expected a pair (prediction, target)",
+        "square: x is an array, expected a pair (prediction, target)",
     ),
     "square of nothing at all": (
         lambda: bpref.square().forward((), (jnp.ones(2), None)),

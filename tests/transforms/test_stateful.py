@@ -262,11 +262,11 @@ def test_every_rule_that_holds_what_is_not_trained_says_so():
 BAD_CALLS = {
     "no state": (
         lambda: bpref.stateful(bpref.serial(bpref.dropout())).forward((bpref.DropoutParams(None),), jnp.ones(2)),
-        "serial: x is an ArrayImpl, expected bpref.With(x, state), since a layer in it has state",
+        "serial: x is an array, expected bpref.With(x, state), since a layer in it has state",
     ),
     "no state of a leaf": (
         lambda: bpref.stateful(bpref.dropout()).forward(bpref.DropoutParams(None), jnp.ones(2)),
-        "dropout: x is an ArrayImpl, expected bpref.With(x, state)",
+        "dropout: x is an array, expected bpref.With(x, state)",
     ),
     "state of another composition": (
         lambda: bpref.stateful(bpref.serial(bpref.dropout())).forward(

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive
 from bpref.formulas.elementwise import elementwise
-from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.elementwise import above_infinity, elementwise, finite
-from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 

@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_choice
+from bpref.checks.hyperparameters import require_choice
+from bpref.dtypes import cast, widen
 from bpref.formulas.joined import joined
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -71,9 +71,8 @@ def glu(gate: str = "sigmoid") -> Layer:
     require_choice(who, "gate", gate, sorted(GATES))
     g = GATES[gate]()
 
-    def forward(params, x):
-        require_floating(who, "x", x)
-        if x.ndim == 0 or x.shape[-1] % 2:
+    def forward(params, x: Float[Array, "... 2*m"]):
+        if x.shape[-1] % 2:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (..., 2 m), an even number of features")
         a, b = _halves(x)
         return cast(a * g.forward((), b)[0], x.dtype), GluCache(x)

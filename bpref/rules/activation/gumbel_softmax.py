@@ -37,9 +37,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
-from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -76,7 +76,7 @@ def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1)
     def init(key, x):
         return GumbelSoftmaxParams(key)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         along = require_axis(who, x, axis)
         require_key(who, params.key)
         g = jax.random.gumbel(params.key, x.shape, jnp.float32)

@@ -14,8 +14,8 @@ Numerical care: none; the forward and the backward are exact.
 from typing import NamedTuple
 
 from jax import Array
+from jaxtyping import Float
 
-from bpref.dtypes import require_floating
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -27,8 +27,7 @@ class IdentityCache(NamedTuple):
 def identity() -> Layer:
     """y = x for x of any shape; raises `TypeError` when x is not floating-point."""
 
-    def forward(params, x):
-        require_floating("identity", "x", x)
+    def forward(params, x: Float[Array, "..."]):
         return x, IdentityCache()
 
     def backward(params, cache, dy):

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool
 
+from bpref.checks.hyperparameters import require_non_negative
 from bpref.formulas.elementwise import elementwise
-from bpref.formulas.hyperparameters import require_non_negative
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 

@@ -64,7 +64,7 @@ def log_softmax(axis: int = -1) -> Layer:
     """
     who = "log_softmax"
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         along = require_axis(who, x, axis)
         z = widen(x)
         d = z - lax.stop_gradient(jnp.max(z, along, keepdims=True))

@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_size
+from bpref.checks.hyperparameters import require_size
+from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import shared_out
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -55,9 +55,8 @@ def maxout(pieces: int = 2) -> Layer:
     who = "maxout"
     pieces = require_size(who, "pieces", pieces)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
-        if x.ndim == 0 or x.shape[-1] % pieces:
+    def forward(params, x: Float[Array, "... k*m"]):
+        if x.shape[-1] % pieces:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (..., k m) with k = {pieces} pieces")
         of_pieces = x.reshape(*x.shape[:-1], pieces, x.shape[-1] // pieces)
         y = jnp.max(of_pieces, -2, keepdims=True)

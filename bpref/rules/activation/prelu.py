@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_finite, require_flags
-from bpref.formulas.tuples import require_dtype_of
+from bpref.checks.hyperparameters import require_finite, require_flags
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -58,14 +57,12 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer:
     initial = require_finite(who, "initial", initial)
 
     def init(key, x):
-        require_floating(who, "x", x)
         if per_feature and len(x.shape) == 0:
             raise ValueError(f"{who}: x is a scalar, expected (..., d), a slope for each feature d")
         return PreluParams(jnp.full(x.shape[-1:] if per_feature else (), initial, x.dtype))
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         a = params.a
-        _require_fit(who, a, x)
         z = widen(x)
         return cast(jnp.where(z >= 0, z, _spread(a, x) * z), x.dtype), PreluCache(x)
 
@@ -82,13 +79,6 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer:
 def _spread(a: Array, x: Array) -> Array:
     """a for every element of x, in at least float32."""
     return jnp.broadcast_to(widen(a), x.shape)
-
-
-def _require_fit(who: str, a: Array, x: Array) -> None:
-    require_floating(who, "x", x)
-    require_dtype_of(who, "x", x, "a", a)
-    if a.ndim and x.shape[-1:] != a.shape:
-        raise ValueError(f"{who}: x has shape {x.shape}, a expects {a.shape[0]} features in its last axis")
 
 
 def reference(params: PreluParams, x: Array, per_feature: bool = False, initial: float = 0.25) -> Array:

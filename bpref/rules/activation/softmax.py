@@ -58,7 +58,7 @@ def softmax(axis: int = -1) -> Layer:
     """
     who = "softmax"
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         along = require_axis(who, x, axis)
         z = widen(x)
         e = jnp.exp(z - lax.stop_gradient(jnp.max(z, along, keepdims=True)))

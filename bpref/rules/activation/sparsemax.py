@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
@@ -61,7 +61,7 @@ def sparsemax(axis: int = -1) -> Layer:
     """
     who = "sparsemax"
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         along = require_axis(who, x, axis)
         z = widen(x)
         d = z - lax.stop_gradient(jnp.max(z, along, keepdims=True))

@@ -51,10 +51,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_size
 from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, sees, transpose
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, as_delta_heads
 from bpref.layer import Layer, no_params

@@ -49,10 +49,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_size
 from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, transpose
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params

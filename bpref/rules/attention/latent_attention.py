@@ -43,12 +43,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive, require_size, require_sizes
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_size, require_sizes
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
@@ -188,10 +187,8 @@ def latent_attention(
         k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:-1], rope_dim))], -1)
         return Heads(q, k, by_head(of_kv, params.W_uv, heads), x.mask, None, x.segments)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "*b T>0 d>0"] | Sequences):
         seqs = given(x)
-        require_fit(who, params.W_dkv, seqs.x, "W_dkv")
-        require_drawn(who, init, params, seqs)
         a = None if params.W_dq is None else cast(times_transposed(seqs.x, params.W_dq), seqs.x.dtype)
         c = cast(times_transposed(seqs.x, params.W_dkv), seqs.x.dtype)
         of_q = normed(params.q_scale, seqs.x if a is None else a)[0]

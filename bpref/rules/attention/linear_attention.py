@@ -47,10 +47,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_choice, require_flags, require_size
 from bpref.dtypes import widen
 from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, transpose
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_choice, require_flags, require_size
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import as_plain_heads
 from bpref.layer import Layer, no_params

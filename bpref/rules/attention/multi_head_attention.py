@@ -40,20 +40,18 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_fit,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
 from bpref.formulas.sequences import Sequences, as_sequences, with_key
@@ -195,12 +193,9 @@ def multi_head_attention(
     def turned(q, k):
         return (q, k) if rotary is None else (rotary.forward((), q)[0], rotary.forward((), k)[0])
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "*b T>0 d>0"] | Sequences):
         given = as_sequences(who, x)
         asks, answers = _both(given)
-        require_fit(who, params.W_q, asks, "W_q")
-        require_fit(who, params.W_k, answers, "W_k")
-        require_drawn(who, init, params, given)
         q, k, v = (
             _by_head(cast(plus(times_transposed(A, W), b), A.dtype), n)
             for A, W, b, n in (

@@ -43,10 +43,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_size
 from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, transpose
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
 from bpref.layer import Layer, no_params

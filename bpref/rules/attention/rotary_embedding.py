@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import require_floating, require_integer, widen
-from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, no_params
 from bpref.naive import rotation

@@ -49,13 +49,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_fit,
-    require_input,
     times,
     times_transposed,
     transposed_times,
@@ -63,8 +62,6 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
 from bpref.formulas.heads import Heads
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -170,9 +167,7 @@ def attention_layer(
         return Pattern(q.shape[-1] ** -0.5, causal, window, query_block=block, key_block=block)
 
     def require_sequence(x):
-        d = require_input(who, x)
-        if len(x.shape) < 2 or x.shape[-2] == 0:
-            raise ValueError(f"{who}: x has shape {x.shape}, expected (*b, T, d) with at least one position T")
+        d = x.shape[-1]
         if d % heads:
             raise ValueError(f"{who}: x has {d} features in its last axis, not a multiple of {heads} heads")
         if rope is not None and d // heads % 2:
@@ -205,10 +200,7 @@ def attention_layer(
             jnp.zeros(d, x.dtype) if bias else None,
         )
 
-    def forward(params, x):
-        require_fit(who, params.W_qkv, x, "W_qkv")
-        require_sequence(x)
-        require_drawn(who, init, params, x)
+    def forward(params, x: Float[Array, "*b T>0 d>0"]):
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))

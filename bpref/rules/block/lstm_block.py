@@ -39,12 +39,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_finite, require_flags, require_positive, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_finite, require_flags, require_positive, require_size
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
-from bpref.formulas.steps import Passed, Steps, require_sequences
+from bpref.formulas.steps import Passed
 from bpref.formulas.through_time import Kept, joined
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -91,7 +90,6 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
     inner = lstm(features, forget_bias=forget_bias, reverse=reverse)
 
     def init(key, x):
-        require_sequences(who, Steps(x))
         d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key)
         return LstmBlockParams(
@@ -107,9 +105,7 @@ def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, rever
         V = p.lstm.W * on_last_axis(p.scale, p.lstm.W)
         return p.lstm._replace(W=V, b=p.lstm.b + times_transposed(p.shift, p.lstm.W))
 
-    def forward(params, x):
-        require_sequences(who, Steps(x), params.lstm.W)
-        require_drawn(who, init, params, x)
+    def forward(params, x: Float[Array, "B T d>0"]):
         p, wide = jax.tree.map(widen, params), widen(x)
         mean, var = moments(wide, (2,))
         rstd = lax.rsqrt(var + eps)

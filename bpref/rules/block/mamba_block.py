@@ -39,10 +39,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating
-from bpref.formulas.affine import lecun_uniform, require_fit, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_positive, require_sizes
-from bpref.formulas.parameters import require_drawn
+from bpref.checks.hyperparameters import require_positive, require_sizes
+from bpref.dtypes import cast
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.silu import SiluCache, silu
@@ -108,32 +107,27 @@ def mamba_block(
     eps = require_positive(who, "eps", eps)
     norm, act, scan = rms_norm(eps), silu(), selective_scan(states, chunk=chunk)
 
-    def require(x):
-        require_floating(who, "x", x)
-        if len(x.shape) != 3 or 0 in x.shape[1:]:
-            raise ValueError(f"{who}: x has shape {x.shape}, expected (N, T, d) with T > 0 and d > 0")
+    def widened(x):
         e = expand * x.shape[2]
         return e, causal_convolution(e, window, groups=e)
 
     def init(key, x):
-        e, conv = require(x)
+        e, conv = widened(x)
         N, T, d = x.shape
         keys = jax.random.split(key, 6)
-        inner = jax.ShapeDtypeStruct((N, T, e), x.dtype)
+        inner, of_states = (jax.ShapeDtypeStruct((N, T, n), x.dtype) for n in (e, states))
         return MambaBlockParams(
             norm.init(key, x),
             lecun_uniform(keys[0], (2 * e, d), d, x.dtype),
             conv.init(keys[1], inner),
             lecun_uniform(keys[2], (rank + 2 * states, e), e, x.dtype),
             lecun_uniform(keys[3], (e, rank), rank, x.dtype),
-            scan.init(keys[4], (inner,)),
+            scan.init(keys[4], Selective(inner, inner, of_states, of_states)),
             lecun_uniform(keys[5], (d, e), e, x.dtype),
         )
 
-    def forward(params, x):
-        e, conv = require(x)
-        require_fit(who, params.W_in, x, "W_in")
-        require_drawn(who, init, params, x)
+    def forward(params, x: Float[Array, "N T>0 d>0"]):
+        e, conv = widened(x)
         xhat, of_norm = norm.forward(params.norm, x)
         vz = cast(times_transposed(xhat, params.W_in), x.dtype)
         u = act.forward((), conv.forward(params.conv, vz[..., :e])[0])[0]
@@ -149,7 +143,7 @@ def mamba_block(
 
     def backward(params, cache, dout):
         x, rms, vz, RBC, delta, y, starts = cache
-        e, conv = require(x)
+        e, conv = widened(x)
         dtype = x.dtype
         v, z = vz[..., :e], vz[..., e:]
         xhat = norm.forward(params.norm, x)[0]

@@ -37,19 +37,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_fit,
-    require_input,
     times,
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_choice, require_flags, require_positive, require_size
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -118,7 +115,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
     act = glu(activation) if gated else GATES[activation]()
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         of_in, of_out = jax.random.split(key)
         m = 2 * hidden if gated else hidden
         return MlpBlockParams(
@@ -129,9 +126,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
             jnp.zeros(d, x.dtype) if bias else None,
         )
 
-    def forward(params, x):
-        require_fit(who, params.W_in, x, "W_in")
-        require_drawn(who, init, params, x)
+    def forward(params, x: Float[Array, "... d>0"]):
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         z = cast(plus(times_transposed(n, params.W_in), params.b_in), x.dtype)

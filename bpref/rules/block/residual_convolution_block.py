@@ -50,11 +50,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.hyperparameters import require_positive, require_size
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_elements, require_spatial
 from bpref.layer import Layer
@@ -127,7 +126,7 @@ def residual_convolution_block(
         require_spatial(who, x, first.rank)
         require_elements(who, x)
         C = x.shape[-1]
-        if C == 0 or C % groups:
+        if C % groups:
             raise ValueError(f"{who}: x has {C} channels in its last axis, not a positive multiple of {groups} groups")
         F = features or C
         return F, F != C or first.stride != once
@@ -176,10 +175,8 @@ def residual_convolution_block(
         gamma1, beta1, gamma2, beta2 = of_norms
         return ResidualConvolutionBlockParams(gamma1, beta1, W1, gamma2, beta2, W2, S)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N ... C>0"]):
         gamma1, beta1, W1, gamma2, beta2, W2, S = params
-        require_fit(x)
-        require_drawn(who, init, params, x)
         m1, r1 = moments_of(x)
         a1 = activated(normalized(x, m1, r1), gamma1, beta1, x.dtype)
         u = cast(correlate(a1, W1, slide_over(x, first)), x.dtype)

@@ -38,9 +38,9 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.checks.hyperparameters import require_flags
+from bpref.dtypes import came, cast, require_floating, widen
 from bpref.formulas.attention_grid import Window
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
 from bpref.formulas.tuples import require_dtype_of
@@ -98,10 +98,7 @@ def reversible_block(
 
     def streams(x):
         if not isinstance(x, (tuple, list)) or len(x) != 2:
-            came = (
-                f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-            )
-            raise TypeError(f"{who}: x is {came}, expected a pair (x1, x2)")
+            raise TypeError(f"{who}: x is {came(x)}, expected a pair (x1, x2)")
         x1, x2 = x
         require_floating(who, "x1", x1)
         require_floating(who, "x2", x2)

@@ -43,8 +43,8 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.attention_grid import Window
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer

@@ -27,7 +27,7 @@ state space models have it, is k multiplications and additions of whole arrays.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.formulas.hyperparameters import require_flags
+from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.windows import as_windows
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size

@@ -35,9 +35,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
-from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

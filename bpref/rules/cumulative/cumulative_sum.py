@@ -28,9 +28,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
-from bpref.formulas.hyperparameters import require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -43,8 +43,8 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, require_floating, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_choice, require_flags
 from bpref.formulas.images import require_images
 from bpref.formulas.indices import add_rows
 from bpref.formulas.tuples import as_arrays, require_dtype_of

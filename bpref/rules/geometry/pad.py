@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import is_integer, is_number, plain, require_choice
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_integer, is_number, plain, require_choice
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

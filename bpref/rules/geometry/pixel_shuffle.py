@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.formulas.images import require_images
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

@@ -36,8 +36,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_choice, require_sizes
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_choice, require_sizes
 from bpref.formulas.images import require_images
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, UInt
 
+from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.indices import as_segments, of_segments, placed
 from bpref.formulas.reduced import shared_out
 from bpref.layer import Layer, no_params

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt
 
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.indices import as_segments, of_segments, placed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size

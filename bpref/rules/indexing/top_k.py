@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, UInt
 
+from bpref.checks.hyperparameters import require_count
 from bpref.dtypes import require_floating
 from bpref.formulas.along_axis import axis_of, scalar_as_line
-from bpref.formulas.hyperparameters import require_count
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params

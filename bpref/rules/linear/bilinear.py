@@ -34,7 +34,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.dtypes import came, cast, require_floating, widen
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
@@ -45,7 +46,6 @@ from bpref.formulas.affine import (
     require_rows,
     require_weight,
 )
-from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.long_sums import in_blocks
 from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer
@@ -140,8 +140,7 @@ def _dx(D: Array, W: Array) -> Array:
 
 def _as_two(who: str, x: Any) -> tuple[Any, Any]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a pair (x, y)")
+        raise TypeError(f"{who}: x is {came(x)}, expected a pair (x, y)")
     return x[0], x[1]
 
 

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.dtypes import came, cast, require_floating, wide_dtype, widen
 from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -141,8 +141,7 @@ def _without_elements(v: Array) -> Array:
 
 def _operands(who: str, equation: str, x: Any) -> tuple[Array, Array]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who} '{equation}': x is {came}, expected a pair (left, right)")
+        raise TypeError(f"{who} '{equation}': x is {came(x)}, expected a pair (left, right)")
     left, right = as_arrays(f"{who} '{equation}'", ("left", "right"), x)
     for argument, v in (("left", left), ("right", right)):
         require_floating(f"{who} '{equation}'", argument, v)

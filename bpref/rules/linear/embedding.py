@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size

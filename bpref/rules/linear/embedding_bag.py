@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size

@@ -40,6 +40,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_finite, require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
     lecun_uniform,
@@ -52,7 +53,6 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 

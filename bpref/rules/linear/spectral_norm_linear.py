@@ -36,20 +36,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_type, widen
+from bpref.checks.hyperparameters import is_traced, require_count, require_flags, require_size
+from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_bias,
-    require_fit,
-    require_input,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.layer import Held, Layer
 from bpref.loops import fori_loop
 from bpref.rule import Case, Real, Rule, Size
@@ -90,18 +86,14 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
     features = require_size(who, "features", features)
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         of_W, of_u = jax.random.split(key)
         W = lecun_uniform(of_W, (features, d), d, x.dtype)
         b = jnp.zeros((features,), x.dtype) if bias else None
         u = _unit(jax.random.normal(of_u, (features,), x.dtype))
         return power_iteration(SpectralNormLinearParams(W, b, u, jnp.zeros((d,), x.dtype)), STEPS_AT_START)
 
-    def forward(params, A):
-        require_fit(who, params.W, A)
-        require_rows(who, params.W, features)
-        _require_vectors(who, params)
-        require_bias(who, params.b, params.W)
+    def forward(params, A: Float[Array, "... d>0"]):
         Z = plus(times_transposed(A, _normalised(params)), params.b)
         return cast(Z, A.dtype), SpectralNormLinearCache(A)
 
@@ -109,7 +101,7 @@ def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
         W, b, u, v = params
         dW1 = transposed_times(dZ, cache.A)
         W1 = _normalised(params)
-        uv = _constant(u)[:, None] * _constant(v)[None, :]
+        uv = _constant(u, W)[:, None] * _constant(v, W)[None, :]
         dW = (dW1 - jnp.sum(dW1 * widen(W1)) * uv) / _sigma(params)
         dA = times(dZ, W1)
         dparams = params._replace(W=cast(dW, W.dtype), b=bias_cotangent(dZ, b), u=None, v=None)
@@ -142,7 +134,7 @@ def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> Spectra
         v = _unit(vectors[0] @ W)
         return _unit(W @ v), v
 
-    u, v = fori_loop(0, steps, step, (_constant(params.u), _constant(params.v)))
+    u, v = fori_loop(0, steps, step, (_constant(params.u, params.W), _constant(params.v, params.W)))
     return params._replace(u=cast(u, params.u.dtype), v=cast(v, params.v.dtype))
 
 
@@ -152,24 +144,17 @@ def _unit(vector: Array) -> Array:
     return jnp.where(length > 0, vector / length, vector)
 
 
-def _constant(vector: Array) -> Array:
-    return lax.stop_gradient(widen(vector))
+def _constant(vector: Array, W: Array) -> Array:
+    return lax.stop_gradient(cast(vector, wide_dtype(W.dtype)))
 
 
 def _sigma(params: SpectralNormLinearParams) -> Array:
-    return _constant(params.u) @ (widen(params.W) @ _constant(params.v))
+    return _constant(params.u, params.W) @ (widen(params.W) @ _constant(params.v, params.W))
 
 
 def _normalised(params: SpectralNormLinearParams) -> Array:
     """W', rounded to W's dtype once."""
     return cast(widen(params.W) / _sigma(params), params.W.dtype)
-
-
-def _require_vectors(who: str, params: SpectralNormLinearParams) -> None:
-    m, d = params.W.shape
-    for argument, vector, expected in (("u", params.u, (m,)), ("v", params.v, (d,))):
-        if vector.shape != expected:
-            raise ValueError(f"{who}: {argument} has shape {vector.shape}, W expects {expected} (W: {(m, d)})")
 
 
 def reference(params: SpectralNormLinearParams, x: Array, features: int, bias: bool = True) -> Array:

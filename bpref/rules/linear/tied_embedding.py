@@ -39,9 +39,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
 from bpref.layer import Layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size

@@ -30,8 +30,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.checks.hyperparameters import is_integer, require_flags
 from bpref.dtypes import require_array
-from bpref.formulas.hyperparameters import is_integer, require_flags
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -42,8 +42,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.matrices import (
     SMALL_BATCH,
     factorise,

@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Shaped
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, require_array, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.matrices import SMALL_BATCH, as_system, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, no_params

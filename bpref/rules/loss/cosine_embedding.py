@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bpref.checks.hyperparameters import is_number, plain
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_number, plain
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
 from bpref.formulas.unit_vectors import unit

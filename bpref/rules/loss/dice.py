@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
 from bpref.formulas.signs import is_label, require_sign
 from bpref.formulas.unit_vectors import inverse

@@ -37,8 +37,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

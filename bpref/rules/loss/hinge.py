@@ -33,8 +33,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int8
 
+from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.pairs import as_pair, of_no_size, require_batch, require_one_shape
 from bpref.formulas.signs import is_label, is_positive, require_sign
 from bpref.layer import Layer, no_params

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import widen
-from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule

@@ -38,9 +38,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
-from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.pairs import of_no_size, require_batch
 from bpref.formulas.signs import is_label, require_sign
 from bpref.formulas.tuples import as_arrays, require_like, require_shape

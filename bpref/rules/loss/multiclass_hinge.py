@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import as_pair, of_no_size
 from bpref.formulas.tuples import require_shape

@@ -40,8 +40,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.pairs import (
     as_pair,
     count_examples,

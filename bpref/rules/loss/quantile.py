@@ -37,8 +37,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int8
 
+from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import as_numbers, is_traced, require_share
 from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, of_no_size, require_batch, require_one_dtype
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.formulas.tuples import require_shape

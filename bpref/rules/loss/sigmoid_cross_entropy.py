@@ -42,8 +42,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import as_numbers, fails, is_traced
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import as_numbers, fails, is_traced
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
 from bpref.formulas.signs import is_label

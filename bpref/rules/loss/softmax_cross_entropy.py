@@ -56,14 +56,14 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import require_floating, wide_dtype, widen, widen_integers
-from bpref.formulas.hyperparameters import (
+from bpref.checks.hyperparameters import (
     as_numbers,
     fails,
     require_integer_or_none,
     require_non_negative,
     require_share,
 )
+from bpref.dtypes import require_floating, wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
 from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params

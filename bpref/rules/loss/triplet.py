@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags, require_non_negative
 from bpref.formulas.tuples import as_arrays, require_like, require_vectors
 from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params

@@ -36,8 +36,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like
 from bpref.layer import Layer, no_params

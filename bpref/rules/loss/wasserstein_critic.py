@@ -53,12 +53,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.affine import require_fit
-from bpref.formulas.hyperparameters import require_choice, require_non_negative
-from bpref.formulas.parameters import require_drawn
+from bpref.checks.hyperparameters import require_choice, require_non_negative
+from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.formulas.tuples import as_arrays, require_like, require_matrix
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -69,6 +66,11 @@ class WassersteinCriticParams(NamedTuple):
     key: Any
     hidden: tuple[LinearParams, ...]
     w: Float[Array, " n"]
+
+
+class RealAndFake(NamedTuple):
+    real: Float[Array, "N>0 d>0"]
+    fake: Float[Array, "N d"]
 
 
 class WassersteinCriticCache(NamedTuple):
@@ -124,8 +126,6 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
 
     def init(key, x):
         real, _ = x
-        require_floating(who, "real", real)
-        require_matrix(who, "real", real)
         keys = jax.random.split(key, len(widths) + 2)
         hidden, below = [], real
         for n, own in zip(widths, keys[2:], strict=True):
@@ -133,16 +133,9 @@ def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", 
             below = jax.ShapeDtypeStruct((len(real), n), real.dtype)
         return WassersteinCriticParams(keys[0], tuple(hidden), linear(1).init(keys[1], below).W[0])
 
-    def init_without_key(key, x):
-        return init(key, x)._replace(key=None)
-
-    def forward(params, x):
-        real, fake = as_arrays(who, ("real", "fake"), x)
-        require_matrix(who, "real", real)
-        require_like(who, "fake", fake, "real", real)
-        require_fit(who, params.hidden[0].W, real, "W", "real")
+    def forward(params, x: RealAndFake):
+        real, fake = x
         require_key(who, params.key)
-        require_drawn(who, init_without_key, params._replace(key=None), (real, fake))
         N = len(real)
         (_, hidden, w), z, a = _widened(params), [], _rows(params.key, real, fake)
         for W, b in hidden:

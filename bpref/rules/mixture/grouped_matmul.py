@@ -33,10 +33,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer
+from bpref.checks.hyperparameters import require_size
+from bpref.dtypes import came, cast, require_floating, require_integer
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
-from bpref.formulas.hyperparameters import require_size
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -73,10 +73,7 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
 
     def as_groups(x):
         if not isinstance(x, (tuple, list)) or len(x) != 2:
-            came = (
-                f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-            )
-            raise TypeError(f"{who}: x is {came}, expected a pair (rows, sizes)")
+            raise TypeError(f"{who}: x is {came(x)}, expected a pair (rows, sizes)")
         rows, sizes = x
         require_floating(who, "rows", rows)
         require_integer(who, "sizes", sizes)

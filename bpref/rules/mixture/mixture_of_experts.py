@@ -49,8 +49,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import is_number, plain, require_choice, require_count, require_flags, require_sizes
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform, require_fit, require_input, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import (
     Blocks,
     capacity_blocks,
@@ -60,8 +61,6 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.formulas.hyperparameters import is_number, plain, require_choice, require_count, require_flags, require_sizes
-from bpref.formulas.parameters import require_drawn
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
@@ -151,7 +150,7 @@ def mixture_of_experts(
     router = top_k_router(experts, k, renormalize)
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         keys = jax.random.split(key, 5)
         H, S = hidden, shared * hidden
         return MixtureOfExpertsParams(
@@ -162,10 +161,8 @@ def mixture_of_experts(
             lecun_uniform(keys[4], (d, S), S, x.dtype) if shared else None,
         )
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "... d>0"]):
         _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
-        require_fit(who, params.router.W, x, "router.W")
-        require_drawn(who, init, params, x)
         routing, of_router = router.forward(params.router, x)
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, k)
         blocks = _place(routing.experts.reshape(-1, k))

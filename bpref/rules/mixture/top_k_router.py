@@ -45,9 +45,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int, UInt
 
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, require_fit, require_input, times, times_transposed, transposed_times
-from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.indices import smallest_integer
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule

@@ -37,9 +37,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_type, wide_dtype, widen
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_share
-from bpref.formulas.standardize import moments, on_last_axis, require_features, scale_and_shift
+from bpref.formulas.standardize import moments, on_last_axis, scale_and_shift
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -81,7 +81,6 @@ def batch_norm(training: bool = True, eps: float = 1e-5, momentum: float = 0.9) 
     momentum = require_share(who, "momentum", momentum)
 
     def init(key, x):
-        require_features(who, x)
         d, wide = x.shape[-1], wide_dtype(x.dtype)
         return BatchNormParams(jnp.ones(d, x.dtype), jnp.zeros(d, x.dtype), jnp.zeros(d, wide), jnp.ones(d, wide))
 
@@ -92,12 +91,7 @@ def batch_norm(training: bool = True, eps: float = 1e-5, momentum: float = 0.9) 
         wide = widen(x)
         return tuple(on_last_axis(lax.stop_gradient(v), wide) for v in (params.mean, params.var))
 
-    def forward(params, x):
-        require_features(who, x, scale=params.scale, shift=params.shift)
-        for name in ("mean", "var"):
-            if getattr(params, name).shape != x.shape[-1:]:
-                shape = getattr(params, name).shape
-                raise ValueError(f"{who}: x has {x.shape[-1]} features in its last axis, {name} has shape {shape}")
+    def forward(params, x: Float[Array, "... d>0"]):
         if training and (x.ndim == 1 or x.size == 0):
             raise ValueError(f"{who}: x has shape {x.shape}, expected (..., d) with at least one example in training")
         mean, var = statistics(params, x)

@@ -29,11 +29,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_finite, require_flags
 from bpref.formulas.long_sums import sum_over
-from bpref.formulas.standardize import pull_scale_and_shift, require_features, scale_and_shift
-from bpref.formulas.tuples import require_number
+from bpref.formulas.standardize import pull_scale_and_shift, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -68,7 +67,6 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
     alpha = require_finite(who, "alpha", alpha)
 
     def init(key, x):
-        require_features(who, x)
         d = x.shape[-1]
         vectors = (jnp.ones(d, x.dtype), jnp.zeros(d, x.dtype)) if affine else (None, None)
         return DynamicTanhParams(jnp.full((), alpha, x.dtype), *vectors)
@@ -76,9 +74,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
     def curve(params, x):
         return jnp.tanh(lax.broadcast(widen(params.alpha), x.shape) * widen(x))
 
-    def forward(params, x):
-        require_features(who, x, scale=params.scale, shift=params.shift)
-        require_number(who, "alpha", params.alpha, x)
+    def forward(params, x: Float[Array, "... d>0"]):
         y = scale_and_shift(curve(params, x), params.scale, params.shift)
         return cast(y, x.dtype), DynamicTanhCache(x)
 

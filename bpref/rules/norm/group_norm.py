@@ -36,13 +36,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,
-    require_features,
     scale_and_shift,
 )
 from bpref.layer import Layer
@@ -94,21 +93,17 @@ def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, s
         G = C if groups is None else groups
         return v.reshape(N, math.prod(positions), G, C // G)
 
-    def require_fit(x, **vectors):
-        require_features(who, x, **vectors)
-        if len(x.shape) < 2 or 0 in x.shape[1:]:
+    def init(key, x):
+        if 0 in x.shape[1:-1]:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (N, ..., C) with at least one position")
         if groups is not None and x.shape[-1] % groups:
             raise ValueError(f"{who}: x has {x.shape[-1]} channels in its last axis, not a multiple of {groups} groups")
 
-    def init(key, x):
-        require_fit(x)
         C = x.shape[-1]
         return GroupNormParams(jnp.ones(C, x.dtype) if scale else None, jnp.zeros(C, x.dtype) if shift else None)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N ... C>0"]):
         gamma, beta = params
-        require_fit(x, scale=gamma, shift=beta)
         in_groups = grouped(widen(x))
         mean, var = moments(in_groups, OVER_A_GROUP)
         rstd = lax.rsqrt(var + eps)

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.reduced import require_axes
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -60,7 +60,7 @@ def l2_normalize(axis: int = -1, eps: float = 1e-12) -> Layer:
     who = "l2_normalize"
     eps = require_positive(who, "eps", eps)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         wide = widen(x)
         squares = jnp.sum(jnp.square(wide), axes, keepdims=True)

@@ -36,13 +36,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags, require_positive
 from bpref.formulas.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,
-    require_features,
     scale_and_shift,
 )
 from bpref.layer import Layer
@@ -81,13 +80,11 @@ def layer_norm(eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Lay
     eps = require_positive(who, "eps", eps)
 
     def init(key, x):
-        require_features(who, x)
         d = x.shape[-1]
         return LayerNormParams(jnp.ones(d, x.dtype) if scale else None, jnp.zeros(d, x.dtype) if shift else None)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "... d>0"]):
         gamma, beta = params
-        require_features(who, x, scale=gamma, shift=beta)
         wide = widen(x)
         mean, var = moments(wide, (x.ndim - 1,))
         rstd = lax.rsqrt(var + eps)

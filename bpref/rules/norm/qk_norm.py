@@ -1,6 +1,6 @@
 """qk_norm: queries and keys brought to one size before they are compared, each head by itself.
 
-Forward, with q of shape (B, T, H, D), k of shape (B, S, K, D), i over the D features of a head, n for all else, and
+Forward, with q of shape (..., T, H, D), k of shape (..., S, K, D), i over the D features of a head, n for all else, and
 two ways of doing it:
 
     rms:   q'_ni = gamma_i q_ni / sqrt(mean_j q_nj^2 + eps)      k'_ni = kappa_i k_ni / sqrt(mean_j k_nj^2 + eps)
@@ -26,16 +26,14 @@ Cached: what the two norms keep: q and k, and one number for each of their heads
 Numerical care: that of the norms. q' and k' are rounded to their dtype once more than needed by the second way.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags, require_positive
-from bpref.formulas.standardize import require_features
-from bpref.formulas.tuples import require_number
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
@@ -45,6 +43,11 @@ from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
 class QkNormParams(NamedTuple):
     q_scale: Float[Array, " D"] | Float[Array, ""]
     k_scale: Float[Array, " D"] | None
+
+
+class QueriesAndKeys(NamedTuple):
+    q: Float[Array, "*b T H D>0"]
+    k: Float[Array, "*b S K D>0"]
 
 
 class QkNormCache(NamedTuple):
@@ -60,7 +63,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
       eps: what is added to the mean square; with `l2`, the length below which is divided by eps instead.
 
     Returns:
-      A layer with x `(q, k)`, q `(B, T, H, D)` and k `(B, S, K, D)` (the number of their heads may differ), and y of
+      A layer with x `(q, k)`, q `(..., T, H, D)` and k `(..., S, K, D)` (their numbers of heads may differ), and y of
       the same shapes. The params are `QkNormParams(q_scale: (D,), k_scale: (D,))`, ones at first, or with `l2`
       `QkNormParams(q_scale: (), k_scale: None)`, log2(T^2 - T) at first, and 1 for a T of one.
 
@@ -74,20 +77,17 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
     rms, length = rms_norm(eps), l2_normalize(-1, eps)
 
     def init(key, x):
-        q, k = _as_queries_and_keys(who, x)
+        q, k = x
         if not l2:
             return QkNormParams(*(rms.init(key, v).scale for v in (q, k)))
-        T = max(q.shape[1], 2)
+        T = max(q.shape[-3], 2)
         return QkNormParams(jnp.log2(jnp.full((), T * T - T, q.dtype)), None)
 
-    def forward(params, x):
-        q, k = _as_queries_and_keys(who, x)
+    def forward(params, x: QueriesAndKeys):
+        q, k = x
         if not l2:
-            require_features(who, q, q_scale=params.q_scale)
-            require_features(who, k, k_scale=params.k_scale)
             (q, q_cache), (k, k_cache) = (rms.forward(RmsNormParams(p), v) for p, v in zip(params, (q, k), strict=True))
             return (q, k), QkNormCache(q_cache, k_cache)
-        require_number(who, "q_scale", params.q_scale, q)
         (q, q_cache), (k, k_cache) = (length.forward((), v) for v in (q, k))
         return (_times(params.q_scale, q), k), QkNormCache(q_cache, k_cache)
 
@@ -109,20 +109,6 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
 
 def _times(g: Array, v: Array) -> Array:
     return cast(lax.broadcast(widen(g), v.shape) * widen(v), v.dtype)
-
-
-def _as_queries_and_keys(who: str, x: Any) -> tuple[Any, Any]:
-    if not isinstance(x, (tuple, list)) or len(x) != 2:
-        came = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"of type {type(x).__name__}"
-        raise TypeError(f"{who}: x is {came}, expected a pair (q, k)")
-    for name, v in zip("qk", x, strict=True):
-        require_features(who, v)
-        if len(v.shape) != 4:
-            raise ValueError(f"{who}: {name} has shape {v.shape}, expected (B, T, H, D)")
-    q, k = x
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"{who}: q has {q.shape[-1]} features in each head, k has {k.shape[-1]}; expected one number")
-    return q, k
 
 
 def reference(params: QkNormParams, x: tuple[Array, Array], l2: bool = False, eps: float = 1e-6) -> tuple[Array, Array]:

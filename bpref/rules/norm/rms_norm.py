@@ -33,9 +33,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags, require_positive
-from bpref.formulas.standardize import mean_over, pull_scale_and_shift, require_features, scale_and_shift
+from bpref.formulas.standardize import mean_over, pull_scale_and_shift, scale_and_shift
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -68,11 +68,9 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
     eps = require_positive(who, "eps", eps)
 
     def init(key, x):
-        require_features(who, x)
         return RmsNormParams(jnp.ones(x.shape[-1], x.dtype) if scale else None)
 
-    def forward(params, x):
-        require_features(who, x, scale=params.scale)
+    def forward(params, x: Float[Array, "... d>0"]):
         wide = widen(x)
         rms = jnp.sqrt(mean_over(jnp.square(wide), (x.ndim - 1,)) + eps)
         y = scale_and_shift(wide / rms, params.scale, None)

@@ -37,10 +37,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.affine import require_bias, require_fit, require_rows
-from bpref.formulas.hyperparameters import require_flags, require_positive, require_size
-from bpref.formulas.standardize import moments, on_last_axis, pull_standardized, require_features
+from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -81,7 +80,6 @@ def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False
     eps = require_positive(who, "eps", eps)
 
     def init(key, x):
-        require_features(who, x)
         d = x.shape[-1]
         limit = (3 / d) ** 0.5
         return WeightStandardizationParams(
@@ -100,13 +98,8 @@ def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False
     def scaled(w, gamma):
         return w if gamma is None else w * lax.expand_dims(widen(gamma), INPUTS)
 
-    def forward(params, A):
+    def forward(params, A: Float[Array, "... d>0"]):
         W, gamma, b = params
-        require_features(who, A)
-        require_fit(who, W, A)
-        require_rows(who, W, features)
-        require_bias(who, gamma, W, bias="scale")
-        require_bias(who, b, W)
         V = cast(scaled(standardized(W)[0], gamma), A.dtype)
         Z = lax.dot_general(A, V, (((A.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide_dtype(A.dtype))
         if b is not None:

@@ -28,8 +28,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
 from bpref.layer import Layer, no_params

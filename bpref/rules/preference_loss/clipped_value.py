@@ -41,9 +41,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive_or_none
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import require_mask, require_normalization, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import require_positive_or_none
 from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule

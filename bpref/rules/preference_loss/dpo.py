@@ -40,8 +40,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from bpref.checks.hyperparameters import is_number, plain, require_positive
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_number, plain, require_positive
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.pairs import of_no_size, require_batch, scaled
 from bpref.formulas.tuples import as_arrays, require_like

@@ -41,9 +41,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_non_negative, require_positive
 from bpref.formulas.reduced import mean_of
 from bpref.formulas.tuples import require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params

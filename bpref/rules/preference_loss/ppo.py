@@ -40,9 +40,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.hyperparameters import is_number, plain, require_non_negative
 from bpref.formulas.tuples import require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule

@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 

@@ -36,8 +36,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, require_floating, require_integer, widen
-from bpref.formulas.hyperparameters import require_positive
 from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
 from bpref.formulas.pairs import as_pair
 from bpref.formulas.tuples import require_shape

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.formulas.hyperparameters import require_finite
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 

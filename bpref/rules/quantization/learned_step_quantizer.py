@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool
 
+from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, require_floating, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.formulas.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences
+from bpref.dtypes import came, cast, widen
+from bpref.formulas.steps import Passed, Steps
 from bpref.layer import Layer
 from bpref.naive.recurrence import sequences
 from bpref.rule import Case, Integer, Real, Rule
@@ -57,22 +58,20 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
     who = "bidirectional"
     for argument, layer in (("ahead", ahead), ("back", back)):
         if not isinstance(layer, Layer):
-            came = type(layer).__name__
-            raise TypeError(f"{who}: {argument} is of type {came}, expected a recurrence such as lstm(64)")
+            raise TypeError(f"{who}: {argument} is {came(layer)}, expected a recurrence such as lstm(64)")
 
     def each(x):
-        require_sequences(who, as_steps(x))
         if not isinstance(x, Steps):
             return Both(x, x)
         if x.state is not None and not isinstance(x.state, Both):
-            raise TypeError(f"{who}: state is of type {type(x.state).__name__}, expected Both(ahead, back)")
+            raise TypeError(f"{who}: state is {came(x.state)}, expected Both(ahead, back)")
         return Both(*(x._replace(state=s) for s in x.state or (None, None)))
 
     def init(key, x):
         keys = jax.random.split(key)
         return Both(*(layer.init(k, v) for layer, k, v in zip((ahead, back), keys, each(x), strict=True)))
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "B T d>0"] | Steps):
         of_ahead, of_back = each(x)
         f, cache_f = ahead.forward(params.ahead, of_ahead)
         g, cache_g = back.forward(params.back, of_back)

@@ -46,6 +46,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
@@ -56,7 +57,6 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.hyperparameters import require_flags, require_size
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer

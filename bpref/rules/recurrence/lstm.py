@@ -45,6 +45,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_finite, require_flags, require_size
+from bpref.dtypes import came
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
@@ -55,7 +57,6 @@ from bpref.formulas.affine import (
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.hyperparameters import require_finite, require_flags, require_size
 from bpref.formulas.standardize import on_last_axis
 from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
 from bpref.formulas.through_time import Recurrence, through_time
@@ -154,7 +155,7 @@ def lstm(
         if x.state is None:
             return
         if not isinstance(x.state, LstmState):
-            raise TypeError(f"{who}: state is of type {type(x.state).__name__}, expected LstmState(h, c)")
+            raise TypeError(f"{who}: state is {came(x.state)}, expected LstmState(h, c)")
         require_state(who, "state.h", x.state.h, x.x, shown)
         require_state(who, "state.c", x.state.c, x.x, features)
 

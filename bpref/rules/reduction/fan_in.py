@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, require_arrays, require_floating, widen
-from bpref.formulas.hyperparameters import require_choice
 from bpref.formulas.reduced import numbered
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

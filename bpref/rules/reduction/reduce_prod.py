@@ -33,8 +33,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.reduced import Axis, count, mean_of, numbered, require_axes, restored, without
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule

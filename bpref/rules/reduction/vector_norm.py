@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int8
 
+from bpref.checks.hyperparameters import is_number, plain, require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import is_number, plain, require_flags
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params

@@ -57,8 +57,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_floating, require_integer, widen
-from bpref.formulas.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.formulas.log_space import balanced
 from bpref.formulas.pairs import require_batch
 from bpref.formulas.tuples import as_arrays, require_like, require_shape

@@ -49,6 +49,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import (
+    require_flags,
+    require_integer_or_none,
+    require_non_negative,
+    require_positive_or_none,
+    require_share,
+    require_size,
+)
 from bpref.dtypes import cast, described, require_integer, widen, widen_integers
 from bpref.formulas.affine import (
     lecun_uniform,
@@ -58,14 +66,6 @@ from bpref.formulas.affine import (
     times,
     times_transposed,
     transposed_times,
-)
-from bpref.formulas.hyperparameters import (
-    require_flags,
-    require_integer_or_none,
-    require_non_negative,
-    require_positive_or_none,
-    require_share,
-    require_size,
 )
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import as_pair, require_batch

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import require_floating, require_integer, wide_dtype, widen_integers
-from bpref.formulas.hyperparameters import require_flags, require_share
 from bpref.formulas.lengths import require_lengths, used, within
 from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params

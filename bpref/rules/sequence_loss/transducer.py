@@ -47,8 +47,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
-from bpref.formulas.hyperparameters import require_count, require_flags
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
 from bpref.formulas.tuples import as_arrays, require_shape

@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Inexact
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.hyperparameters import require_flags
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence, start_cotangent
 from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params

@@ -42,18 +42,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_array, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     plus,
-    require_fit,
-    require_input,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -95,7 +92,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
     require_method(who, method)
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         of_r, of_i, of_decay = jax.random.split(key, 3)
         log_a = jnp.log(jax.random.uniform(of_decay, (d,), x.dtype, 0.9, 0.999)) / C
         return RgLruParams(
@@ -106,12 +103,7 @@ def rg_lru(method: Method = "sequential") -> Layer:
             log_a - jnp.log(-jnp.expm1(log_a)),
         )
 
-    def forward(params, x):
-        require_array(who, "x", x)
-        if x.ndim != 3:
-            raise ValueError(f"{who}: x has shape {x.shape}, expected (N, T, d)")
-        require_fit(who, params.W_r, x, "W_r")
-        require_drawn(who, init, params, x)
+    def forward(params, x: Float[Array, "N T d>0"]):
         r = lax.logistic(plus(times_transposed(x, params.W_r), params.b_r))
         i = lax.logistic(plus(times_transposed(x, params.W_i), params.b_i))
         _, a, m = decay(params, r)

@@ -51,12 +51,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_flags, require_size
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.parameters import require_drawn
 from bpref.formulas.steps import Passed
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, Size, specs
@@ -123,7 +121,6 @@ def selective_scan(
     chunk = require_size(who, "chunk", chunk)
 
     def init(key, x):
-        require_floating(who, "u", x[0])
         d, dtype = x[0].shape[-1], x[0].dtype
         log_A = jnp.log(jnp.arange(1, states + 1, dtype=dtype))
         low, high = jnp.log(jnp.asarray((1e-3, 0.1), dtype))
@@ -158,9 +155,7 @@ def selective_scan(
         after, states = scan(advance, h, (a, k * over_n(u) * over_d(B)))
         return a, k, states, after
 
-    def forward(params, x):
-        x = require_selective(who, params, x)
-        require_drawn(who, init, params, x)
+    def forward(params, x: Selective):
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
         chunks = in_chunks(x, s)
@@ -268,31 +263,6 @@ def shifted_by(delta: Array, bias: Array | None) -> Array:
 def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
     v = shifted_by(delta, bias)
     return log1p_exp(v) if softplus else v
-
-
-def require_selective(who: str, params: SelectiveScanParams, x: Any) -> Selective:
-    """x as arrays that fit each other and A."""
-    state = None
-    if isinstance(x, (tuple, list)) and len(x) == len(Selective._fields):
-        state = x[4]
-        x = x[:4]
-    x = Selective(*as_arrays(who, Selective._fields[:4], x))
-    d, n = params.log_A.shape
-    require_floating(who, "u", x.u)
-    if x.u.ndim != 3 or x.u.shape[-1] != d:
-        raise ValueError(f"{who}: u has shape {x.u.shape}, expected (N, T, d) with d = {d} (log_A: {(d, n)})")
-    N, T, _ = x.u.shape
-    require_like(who, "delta", x.delta, "u", x.u)
-    for name, v in (("B", x.B), ("C", x.C), ("log_A", params.log_A)):
-        if name != "log_A":
-            require_shape(who, name, v, (N, T, n), f"(N, T, n) by u {x.u.shape} and log_A {(d, n)}")
-        require_dtype_of(who, name, v, "u", x.u)
-    if state is None:
-        return x
-    state = jnp.asarray(state)
-    require_shape(who, "state", state, (N, d, n), f"(N, d, n) by u {x.u.shape} and log_A {(d, n)}")
-    require_dtype_of(who, "state", state, "u", x.u)
-    return x._replace(state=state)
 
 
 def reference(

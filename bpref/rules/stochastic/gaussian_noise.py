@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.hyperparameters import require_non_negative
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule

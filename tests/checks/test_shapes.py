@@ -1,0 +1,181 @@
+"""The declaration of shapes: how it is read, what fits, and the whole message of what does not."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import pytest
+from jax import Array, ShapeDtypeStruct
+from jaxtyping import Bool, Float, Int
+
+import bpref
+from bpref.checks.shapes import Call, normalized
+
+pytestmark = pytest.mark.quick
+
+
+class Labelled(NamedTuple):
+    logits: Float[Array, "*n C>0"]
+    labels: Int[Array, "*n"] | Float[Array, "*n C"]
+    real: Bool[Array, "*n"] | None = None
+
+
+def of(*shape, dtype=jnp.float32):
+    return ShapeDtypeStruct(shape, dtype)
+
+
+def ints(*shape):
+    return of(*shape, dtype=jnp.int32)
+
+
+FITS = {
+    "any rank": (of(2, 3, 4), Float[Array, "... d>0"]),
+    "a vector": (of(4), Float[Array, "... d>0"]),
+    "no examples": (of(0, 4), Float[Array, "*n d>0"]),
+    "labels": (Labelled(of(2, 3), ints(2)), Labelled),
+    "distributions": (Labelled(of(2, 3), of(2, 3)), Labelled),
+    "a mask": (Labelled(of(2, 3), ints(2), of(2, dtype=bool)), Labelled),
+    "one longer": ((of(4), of(3)), tuple[Float[Array, " T+1"], Float[Array, " T"]]),
+    "twice": ((of(8), of(4)), tuple[Float[Array, " 2*m"], Float[Array, " m"]]),
+    "one for all": ((of(4), of(1)), tuple[Float[Array, " d"], Float[Array, "#d"]]),
+    "batches that broadcast": ((of(4, 2, 3), of(1, 3)), tuple[Float[Array, "*b d"], Float[Array, "*#b d"]]),
+    "what the layer alone knows": (of(7), Float[Array, "k*m"]),
+}
+
+
+@pytest.mark.parametrize(("x", "declared"), FITS.values(), ids=FITS)
+def test_what_is_declared_fits(x, declared):
+    Call("me").require("x", x, declared)
+
+
+MISFITS = {
+    "a scalar": (of(), Float[Array, "... d>0"], "me: x has shape (), expected (..., d) with d > 0"),
+    "no features": (of(4, 0), Float[Array, "... d>0"], "me: x has shape (4, 0), expected (..., d) with d > 0"),
+    "an axis too many": (of(2, 3, 4), Float[Array, "N d"], "me: x has shape (2, 3, 4), expected (N, d)"),
+    "labels of other examples": (
+        Labelled(of(2, 3), ints(4)),
+        Labelled,
+        "me: labels has shape (4,), expected (*n) = (2,) by logits (2, 3)",
+    ),
+    "other classes": (
+        Labelled(of(2, 3), of(2, 4)),
+        Labelled,
+        "me: labels has shape (2, 4), expected (*n, C) = (2, 3) by logits (2, 3)",
+    ),
+    "as long": (
+        (of(4), of(4)),
+        tuple[Float[Array, " T+1"], Float[Array, " T"]],
+        "me: x[1] has shape (4,), expected (T,) = (3,) by x[0] (4,)",
+    ),
+    "an odd number": (of(7), Float[Array, "2*m"], "me: x has shape (7,), expected (2*m,)"),
+    "two, where one or three": (
+        (of(3), of(2)),
+        tuple[Float[Array, " d"], Float[Array, "#d"]],
+        "me: x[1] has shape (2,), expected (d,) = (3,) by x[0] (3,)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("x", "declared", "message"), MISFITS.values(), ids=MISFITS)
+def test_another_shape(x, declared, message):
+    with pytest.raises(ValueError) as refused:
+        Call("me").require("x", x, declared)
+    assert str(refused.value) == message
+
+
+OF_ANOTHER_KIND = {
+    "integers": (ints(3), Float[Array, " d"], "x has dtype int32, expected a floating-point dtype such as float32"),
+    "numbers": (of(3), Int[Array, " N"], "x has dtype float32, expected an integer dtype such as int32"),
+    "no mask": (Labelled(of(2, 3), ints(2), ints(2)), Labelled, "real has dtype int32, expected bool"),
+    "two dtypes": (
+        Labelled(of(2, 3), of(2, 3, dtype=jnp.bfloat16)),
+        Labelled,
+        "labels has dtype bfloat16, logits has float32; cast one to the other's",
+    ),
+    "a list": ([1.0], Float[Array, " d"], "x is a list, expected an array"),
+    "nothing": (Labelled(of(2, 3), None), Labelled, "labels is None, expected an array"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize(("x", "declared", "message"), OF_ANOTHER_KIND.values(), ids=OF_ANOTHER_KIND)
+def test_another_kind(x, declared, message):
+    with pytest.raises(TypeError) as refused:
+        Call("me").require("x", x, declared)
+    assert str(refused.value) == f"me: {message}"
+
+
+def test_a_plain_tuple_is_named_and_numbers_become_arrays():
+    x = normalized("me", ([[1.0, 2.0]], [0]), Labelled)
+    assert isinstance(x, Labelled)
+    assert (x.logits.shape, x.labels.shape, x.real) == ((1, 2), (1,), None)
+
+
+@pytest.mark.parametrize(
+    ("x", "declared", "message"),
+    [
+        ((of(2, 3),), Labelled, "me: x is a tuple of 1, expected a tuple (logits, labels, [real])"),
+        (of(2, 3), Labelled, "me: x is an array, expected a tuple (logits, labels, [real])"),
+        ((of(3), "0"), Labelled, "me: labels is a str, expected an array"),
+        (
+            (of(2, 3), ints(2)),
+            Float[Array, "N C"] | Labelled,
+            "me: x is a tuple of 2, expected an array or Labelled(logits, labels, [real])",
+        ),
+    ],
+)
+def test_another_tuple(x, declared, message):
+    with pytest.raises(TypeError) as refused:
+        normalized("me", x, declared)
+    assert str(refused.value) == message
+
+
+X = jnp.ones((4, 6))
+NORM = bpref.rms_norm().init(jnp.zeros(2, jnp.uint32), X)
+OF_PARAMS = {
+    "another size": (
+        NORM._replace(scale=jnp.ones(5)),
+        ValueError,
+        "rms_norm: scale has shape (5,), expected (d,) = (6,), as init gives for x (4, 6)",
+    ),
+    "another dtype": (
+        NORM._replace(scale=jnp.ones(6, jnp.bfloat16)),
+        TypeError,
+        "rms_norm: scale has dtype bfloat16, x has float32; cast one to the other's",
+    ),
+    "missing": (
+        NORM._replace(scale=None),
+        TypeError,
+        "rms_norm: scale is None, expected an array, as init gives for this x",
+    ),
+    "a dict for an array": (
+        NORM._replace(scale={"scale": NORM.scale}),
+        TypeError,
+        "rms_norm: scale is a dict, expected an array, as init gives for this x",
+    ),
+    "a tuple": (
+        (NORM.scale,),
+        TypeError,
+        "rms_norm: params is a tuple, expected RmsNormParams, as init gives for this x",
+    ),
+}
+
+
+@pytest.mark.parametrize(("params", "kind", "message"), OF_PARAMS.values(), ids=OF_PARAMS)
+def test_params_are_what_init_gives(params, kind, message):
+    with pytest.raises(kind) as refused:
+        bpref.rms_norm().forward(params, X)
+    assert str(refused.value) == message
+
+
+def test_one_parameter_too_many():
+    with pytest.raises(TypeError) as refused:
+        bpref.rms_norm(scale=False).forward(NORM, X)
+    assert str(refused.value) == "rms_norm: scale is an array, expected None, as init gives for this x"
+
+
+def test_a_symbol_of_x_and_of_a_parameter_is_one_size():
+    x = (X[None], X[None], jnp.ones((1, 4, 3)), jnp.ones((1, 4, 3)))
+    layer = bpref.selective_scan(states=2)
+    params = layer.init(jnp.zeros(2, jnp.uint32), (*x[:2], *(v[..., :2] for v in x[2:])))
+    with pytest.raises(ValueError) as refused:
+        layer.forward(params, x)
+    assert str(refused.value) == "selective_scan: B (1, 4, 3) has n = 3, log_A (6, 2) has n = 2"
