@@ -20,8 +20,8 @@ def described(x: Any) -> str:
 
 
 def came(x: Any) -> str:
-    """What came in place of a tuple: as `described`, and of how many."""
-    return f"{described(x)} of {len(x)}" if isinstance(x, tuple | list) else described(x)
+    """What came in place of a tuple: as `described`, and of how many if it has no name."""
+    return f"{described(x)} of {len(x)}" if type(x) in (tuple, list) else described(x)
 
 
 def is_array(x: Any) -> bool:

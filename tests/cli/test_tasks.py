@@ -30,7 +30,7 @@ INSTEAD = {
     "import os\n\ndef backward(args, dy):\n    os._exit(3)\n": "its process ended with exit code 3",
     "import os\n\ndef backward(args, dy):\n    os.kill(os.getpid(), 9)\n": "its process ended with signal SIGKILL",
     "def backward(args, dy):\n    raise KeyError('no such row')\n": "it raised KeyError: 'no such row'",
-    "def backward(args, dy):\n    return dy\n": "it raised TypeError: backward returned an array, expected a",
+    "def backward(args, dy):\n    return dy\n": "it raised TypeError: backward returned a ArrayImpl, expected a",
     "def backwards(args, dy):\n    return dy\n": "it raised AttributeError: module 'solution' has no attribute 'b",
     "import bpref\n": "it raised ModuleNotFoundError: import of bpref halted; None in sys.modules",
     "import os\n\ndef backward(args, dy):\n    for fd in range(3, 20):\n        try:\n            "

@@ -73,11 +73,6 @@ BAD_CALLS = {
         ValueError,
         "convolution: x has 4 channels in its last axis, expected a positive multiple of groups 3",
     ),
-    "other channels": (
-        lambda: forward(bpref.convolution(8, groups=2), IMAGE, given=jnp.ones((2, 5, 6, 10))),
-        ValueError,
-        "convolution: x has 4 channels in its last axis, W expects 10 (W: (8, 3, 3, 5))",
-    ),
     "two dtypes": (
         lambda: forward(bpref.convolution(8), IMAGE.astype(jnp.bfloat16), given=IMAGE),
         TypeError,
@@ -123,50 +118,10 @@ BAD_CALLS = {
         ValueError,
         "transposed_convolution: the padding ((3, 3),) leaves y the sizes (-2,), from x (2, 2, 4)",
     ),
-    "one entry for all features": (
-        lambda: changed(bpref.convolution(8), IMAGE, b=jnp.ones(1)),
-        ValueError,
-        "convolution: b has shape (1,), expected (8,), an entry for each row of W (W: (8, 3, 3, 4))",
-    ),
-    "a kernel of another window": (
-        lambda: changed(bpref.convolution(8), IMAGE, W=jnp.ones((8, 1, 1, 4))),
-        ValueError,
-        "convolution: W has shape (8, 1, 1, 4), expected (F, *window, C/g): (8, 3, 3, 4)",
-    ),
-    "a depthwise kernel of another window": (
-        lambda: changed(bpref.convolution(4, groups=4), IMAGE, W=jnp.ones((4, 3, 0, 1))),
-        ValueError,
-        "convolution: W has shape (4, 3, 0, 1), expected (F, *window, C/g): (4, 3, 3, 1)",
-    ),
-    "a kernel of other features": (
-        lambda: changed(bpref.causal_convolution(8), SERIES, W=jnp.ones((6, 3, 4))),
-        ValueError,
-        "causal_convolution: W has shape (6, 3, 4), expected (F, *window, C/g): (8, 3, 4)",
-    ),
-    "a kernel of another rank": (
-        lambda: changed(bpref.convolution(8), IMAGE, W=jnp.ones((8, 3, 4))),
-        ValueError,
-        "convolution: W has shape (8, 3, 4), expected (F, *window, C/g): (8, 3, 3, 4)",
-    ),
-    "a transposed kernel of another window": (
-        lambda: changed(bpref.transposed_convolution(8), IMAGE, W=jnp.ones((4, 2, 3, 8))),
-        ValueError,
-        "transposed_convolution: W has shape (4, 2, 3, 8), expected (C, *window, F/g): (4, 3, 3, 8)",
-    ),
     "a transposed kernel's bias of half precision": (
         lambda: changed(bpref.transposed_convolution(8), IMAGE, b=jnp.ones(8, jnp.bfloat16)),
         TypeError,
         "transposed_convolution: b has dtype bfloat16, W has float32; cast one to the other's",
-    ),
-    "a transposed kernel's bias of one entry": (
-        lambda: changed(bpref.transposed_convolution(8, groups=2), IMAGE, b=jnp.ones(1)),
-        ValueError,
-        "transposed_convolution: b has shape (1,), expected (8,), an entry for each of 8 features",
-    ),
-    "transposed of other channels": (
-        lambda: forward(bpref.transposed_convolution(8), IMAGE, given=jnp.ones((2, 5, 6, 10))),
-        ValueError,
-        "transposed_convolution: x has 4 channels in its last axis, W expects 10 (W: (10, 3, 3, 8))",
     ),
 }
 
