@@ -173,7 +173,8 @@ def test_an_mlp_block_is_a_norm_two_linear_layers_and_a_gate(sequences):
     block = bpref.mlp_block(6, "gelu", norm="layer", bias=True, eps=1e-5)
     layers = bpref.serial(bpref.layer_norm(1e-5), bpref.linear(12), bpref.glu("gelu"), bpref.linear(8))
     p = init(block, x)
-    params = p.norm, (p.W_in, p.b_in), (), (p.W_out, p.b_out)
+    of_norm = bpref.LayerNormParams(p.norm.scale, p.norm.shift)
+    params = of_norm, bpref.LinearParams(p.W_in, p.b_in), (), bpref.LinearParams(p.W_out, p.b_out)
     assert_equal_sweeps(backpropagate(block, p, x, dy), backpropagate(layers, params, x, dy))
 
 
@@ -183,7 +184,9 @@ def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences)
     half = bpref.group_norm(2), bpref.relu(), bpref.convolution(8, (3,), bias=False)
     layers = bpref.residual(bpref.serial(*half, *half))
     p = init(block, x)
-    params = (p.scale1, p.shift1), (), (p.W1, None), (p.scale2, p.shift2), (), (p.W2, None)
+    norms = [bpref.GroupNormParams(*v) for v in ((p.scale1, p.shift1), (p.scale2, p.shift2))]
+    kernels = [bpref.ConvolutionParams(W, None) for W in (p.W1, p.W2)]
+    params = norms[0], (), kernels[0], norms[1], (), kernels[1]
     assert_equal_sweeps(backpropagate(block, p, x, dy), backpropagate(layers, params, x, dy))
 
 
@@ -194,7 +197,7 @@ def test_a_shortcut_of_its_own_is_there_where_the_shape_changes(features, stride
     x = jax.random.normal(jax.random.key(1), IMAGES.shape)
     params = init(layer, IMAGES)
     y = layer.forward(params._replace(W2=0 * params.W2), x)[0]
-    a1 = jax.nn.relu(bpref.group_norm(3).forward((params.scale1, params.shift1), x)[0])
+    a1 = jax.nn.relu(bpref.group_norm(3).forward(bpref.GroupNormParams(params.scale1, params.shift1), x)[0])
     step = stride[1] if isinstance(stride, tuple) else stride
     assert y.shape == shape
     np.testing.assert_allclose(y, a1[:, :, ::step] @ params.S.T, rtol=1e-4, atol=1e-6)

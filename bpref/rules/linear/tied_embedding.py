@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
-from bpref.layer import Layer, require_no_state
+from bpref.layer import Layer, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
@@ -80,7 +80,7 @@ def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
     who = "tied_embedding"
     vocabulary = require_size(who, "vocabulary", vocabulary)
     features = require_size(who, "features", features)
-
+    require_layer(who, "inner", inner)
     require_no_state(who, inner)
 
     def init(key, x):
