@@ -110,7 +110,7 @@ class Layer(_Layer):
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
-        functions = guarded(name, init, forward, backward, held.fields if held else ())
+        functions = guarded(name, init, forward, backward)
         if reads is None:
             if begin is None:
                 require_no_state(name, *parts)

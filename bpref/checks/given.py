@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpref.checks.shapes import Call, axes_of, fields_of, normalized, shown
+from bpref.checks.shapes import Call, axes_of, fields_of, has_its_own_dtype, normalized, shown
 from bpref.dtypes import described, require_array, require_floating
 
 ARRAYS: set[type] = set()
@@ -37,14 +37,12 @@ def guarded(
     init: Callable[..., Any],
     forward: Callable[..., Any],
     backward: Callable[..., Any],
-    of_their_own_dtype: tuple[str, ...] = (),
 ) -> Guarded:
     """A rule's functions, which raise for what no call of them can mean; any other layer's as they are.
 
     Args:
       name: what messages call the layer.
       init, forward, backward: the three; the annotation of forward's x is what x is held to.
-      of_their_own_dtype: the fields of params that may be wider than x: running statistics.
     """
     if not getattr(forward, "__module__", "").startswith(RULES):
         return Guarded(init, forward, backward)
@@ -58,7 +56,7 @@ def guarded(
         call = Call(name)
         call.require("x", x, declared)
         drawn[:] = [_drawn(init, x)]
-        _Params(call, x, of_their_own_dtype).require(params, drawn[0])
+        _Params(call, x).require(params, drawn[0])
 
     @wraps(init)
     def guarded_init(key, x):
@@ -85,7 +83,7 @@ def guarded(
     @wraps(backward)
     def guarded_backward(params, cache, dy):
         if drawn and jax.tree.structure(params) not in trees:
-            _Params(Call(name), None, of_their_own_dtype).require_tree("", params, drawn[0])
+            _Params(Call(name), None).require_tree("", params, drawn[0])
         try:
             return backward(params, cache, dy)
         except Exception as error:
@@ -113,10 +111,9 @@ def _drawn(init: Callable[..., Any], x: Any) -> Any:
 class _Params:
     """Params beside what init gives for this x."""
 
-    def __init__(self, call: Call, x: Any, of_their_own_dtype: tuple[str, ...]) -> None:
+    def __init__(self, call: Call, x: Any) -> None:
         self.call = call
         self.because = f"as init gives for x {x.shape}" if hasattr(x, "shape") else "as init gives for this x"
-        self.of_their_own_dtype = of_their_own_dtype
 
     def require(self, params: Any, drawn: Any) -> None:
         self.require_tree("", params, drawn)
@@ -150,7 +147,7 @@ class _Params:
             self.call.require_one_size(name, v, axes_of(dims))
         if jnp.issubdtype(drawn.dtype, jnp.floating):
             require_floating(who, name, v)
-            if name not in self.of_their_own_dtype:
+            if not has_its_own_dtype(form):
                 self.call.require_one_dtype(name, v)
         elif v.dtype != drawn.dtype:
             raise TypeError(f"{who}: {name} has dtype {v.dtype}, expected {drawn.dtype}")

@@ -5,9 +5,9 @@
 In jaxtyping's notation: `d` is an axis of any size, the same wherever it stands in the call; `d>0` has at least one
 entry; `T+1` is one longer than T, `2*m` twice as long as m, and `k*m` what the layer alone knows; `#d` has the size of
 d, or 1; `3` is three. `*n` are any number of axes, the same wherever they stand, and `...` any that are compared with
-nothing. `Float` holds real numbers, all those of one call of one dtype; `Int`, `Bool` and `Key` hold what they say; a
-plain `Array` may be anything. A named tuple of arrays says so of each of its fields; `A | None` may be left
-out, `A | B` is either.
+nothing. `Float` holds real numbers, all those of one call of one dtype; `Inexact` those of a dtype of its own, such as
+running statistics; `Int`, `Bool` and `Key` hold what they say; a plain `Array` may be anything. A named tuple of arrays
+says so of each of its fields; `A | None` may be left out, `A | B` is either.
 """
 
 import re
@@ -281,6 +281,11 @@ def _holds(dtype: Any, form: Any) -> bool:
     if kind == "Float":
         return jnp.issubdtype(dtype, jnp.floating)
     return kind == "Shaped" or str(dtype) in form.dtypes
+
+
+def has_its_own_dtype(form: Any) -> bool:
+    """Whether an array may be wider, or narrower, than the others of its call: it is declared as `Inexact`."""
+    return _is_declared_array(form) and form.dtype.__name__ == "Inexact"
 
 
 def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:

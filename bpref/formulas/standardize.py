@@ -17,15 +17,12 @@ With g the cotangent of xhat, exchange the sums to read off the adjoint:
 mean(xhat^2) is taken for 1 nowhere: it is var / (var + eps), and the formula holds however small var is.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
 from bpref.formulas.reduced import count, mean_of
-from bpref.formulas.tuples import require_dtype_of
 
 Axes = tuple[int, ...]
 
@@ -66,15 +63,3 @@ def pull_scale_and_shift(
 def on_last_axis(v: Array, like: Array) -> Array:
     """A vector as an array of `like`'s rank and dtype, to be broadcast over all axes but the last."""
     return cast(lax.expand_dims(widen(v), range(like.ndim - 1)), like.dtype)
-
-
-def require_features(who: str, x: Any, **vectors: Any) -> None:
-    """Raise unless x has floating-point features in its last axis, and each vector one number for each of them."""
-    require_floating(who, "x", x)
-    if len(x.shape) == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{who}: x has shape {x.shape}, expected (..., d) with at least one feature d")
-    for name, v in vectors.items():
-        if v is not None and v.shape != x.shape[-1:]:
-            raise ValueError(f"{who}: x has {x.shape[-1]} features in its last axis, {name} has shape {v.shape}")
-        if v is not None:
-            require_dtype_of(who, "x", x, name, v)

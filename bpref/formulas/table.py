@@ -15,12 +15,6 @@ from bpref.dtypes import require_integer, widen, widen_integers
 from bpref.formulas.tuples import as_array
 
 
-def require_table(who: str, W: Any, vocabulary: int, features: int) -> None:
-    """Raise `ValueError` unless W has the shape (V, d)."""
-    if W.shape != (vocabulary, features):
-        raise ValueError(f"{who}: W has shape {W.shape}, expected (V, d): {(vocabulary, features)}")
-
-
 def as_ids(who: str, x: Any) -> Array:
     """x as ids with room, whatever integers they came as; raises `TypeError` unless it holds integers."""
     x = as_array(who, "x", x)

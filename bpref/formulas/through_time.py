@@ -100,7 +100,7 @@ def through_time(
     if checkpoint is not None:
         checkpoint = require_size(who, "checkpoint", checkpoint)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "B T d>0"] | Steps):
         given = as_steps(x)
         recurrence.require(params, given)
         p = jax.tree.map(widen, params)

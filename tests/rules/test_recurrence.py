@@ -33,11 +33,6 @@ def changed(layer, **params):
 
 
 BAD_CALLS = {
-    "a plain tuple": (
-        lambda: call(bpref.lstm(5), (X, None, LENGTHS)),
-        TypeError,
-        "lstm: x is a tuple, expected an array or bpref.Steps(x, state, lengths)",
-    ),
     "no features": (lambda: bpref.rnn(0), ValueError, "rnn: features is 0, expected a positive integer"),
     "another activation": (
         lambda: bpref.rnn(5, "gelu"),
@@ -58,21 +53,6 @@ BAD_CALLS = {
         lambda: bpref.lstm(5, projection=0),
         ValueError,
         "lstm: projection is 0, expected a positive integer",
-    ),
-    "no time": (
-        lambda: call(bpref.rnn(5), X[:, 0]),
-        ValueError,
-        "rnn: x has shape (4, 3), expected (B, T, d) with at least one feature d",
-    ),
-    "another dtype": (
-        lambda: call(bpref.gru(5), X.astype(jnp.bfloat16)),
-        TypeError,
-        "gru: x has dtype bfloat16, W has float32; cast one to the other's",
-    ),
-    "lengths of another batch": (
-        lambda: call(bpref.rnn(5), Steps(X, None, LENGTHS[:3])),
-        ValueError,
-        "rnn: lengths has shape (3,), expected (4,), one for each example",
     ),
     "lengths that are no integers": (
         lambda: call(bpref.rnn(5), Steps(X, None, jnp.ones(4))),

@@ -48,9 +48,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, require_bias
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.kernels import channels_in_groups, require_groups, require_kernel
+from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -118,11 +118,9 @@ def convolution_layer(who: str, features: int, windows: Windows, groups: int, bi
     def slide_over(x):
         return Slide(windows.stride, windows.dilation, place(who, windows, x), groups)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N *size C>0"]):
         W, b = params
         slide = slide_over(x)
-        require_kernel(who, x, W, (features, *windows.size, x.shape[-1] // groups), groups)
-        require_bias(who, b, W)
         return cast(plus(correlate(x, W, slide), b), x.dtype), ConvolutionCache(x)
 
     def backward(params, cache, dy):

@@ -46,7 +46,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.kernels import channels_in_groups, require_bias_of_features, require_groups, require_kernel
+from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
@@ -129,11 +129,9 @@ def transposed_convolution(
         pads = as_pads(windows.padding, sizes, windows.reach, windows.stride)
         return sizes, Slide(windows.stride, windows.dilation, pads, groups)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N *size C>0"]):
         W, b = params
         sizes, slide = place(x)
-        require_kernel(who, x, W, (x.shape[-1], *windows.size, features // groups), groups, transposed=True)
-        require_bias_of_features(who, b, W, features)
         return cast(plus(correlate_dx(x, W, sizes, slide), b), x.dtype), TransposedConvolutionCache(x)
 
     def backward(params, cache, dy):

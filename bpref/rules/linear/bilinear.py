@@ -28,26 +28,21 @@ Numerical care: products of half-precision matrices accumulate in float32; T and
 sum over k or j is taken in blocks: in sequence 16,384 terms were two to six times less precise than autodiff's.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.dtypes import came, cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
     product,
-    require_bias,
-    require_input,
-    require_rows,
-    require_weight,
 )
 from bpref.formulas.long_sums import in_blocks
-from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -58,6 +53,11 @@ LONG = 4096
 class BilinearParams(NamedTuple):
     W: Float[Array, "m p q"]
     b: Float[Array, " m"] | None
+
+
+class Pair(NamedTuple):
+    x: Float[Array, "*n p>0"]
+    y: Float[Array, "*n q>0"]
 
 
 class BilinearCache(NamedTuple):
@@ -85,17 +85,14 @@ def bilinear(features: int, bias: bool = True) -> Layer:
     features = require_size(who, "features", features)
 
     def init(key, x):
-        x, y = _as_two(who, x)
-        p, q = require_input(who, x), require_input(who, y, "y")
+        x, y = x
+        p, q = x.shape[-1], y.shape[-1]
         W = lecun_uniform(key, (features, p, q), p * q, x.dtype)
         return BilinearParams(W, jnp.zeros((features,), x.dtype) if bias else None)
 
-    def forward(params, x):
+    def forward(params, x: Pair):
         W, b = params
-        x, y = as_arrays(who, ("x", "y"), _as_two(who, x))
-        _require_fit(who, W, x, y)
-        require_rows(who, W, features)
-        require_bias(who, b, W)
+        x, y = x
         z = _per_pair(_T(x, W), widen(y), contract=(-1, -1))
         return cast(plus(z, b), x.dtype), BilinearCache(x, y)
 
@@ -136,25 +133,6 @@ def _dx(D: Array, W: Array) -> Array:
     else:
         D, W, axes, blocks = in_blocks(D, j, 0.0), in_blocks(W, 2, 0.0), ((k, j + 1), (0, 3)), ((j,), (2,))
     return jnp.sum(lax.dot_general(D, W, (axes, blocks)), 0)
-
-
-def _as_two(who: str, x: Any) -> tuple[Any, Any]:
-    if not isinstance(x, (tuple, list)) or len(x) != 2:
-        raise TypeError(f"{who}: x is {came(x)}, expected a pair (x, y)")
-    return x[0], x[1]
-
-
-def _require_fit(who: str, W: Any, x: Any, y: Any) -> None:
-    require_weight(who, W, "(m, p, q)")
-    for argument, v, size in (("x", x, W.shape[1]), ("y", y, W.shape[2])):
-        require_floating(who, argument, v)
-        require_dtype_of(who, argument, v, "W", W)
-        if v.shape[-1:] != (size,):
-            raise ValueError(
-                f"{who}: {argument} has shape {v.shape}, W expects {size} features in its last axis (W: {W.shape})"
-            )
-    if x.shape[:-1] != y.shape[:-1]:
-        raise ValueError(f"{who}: x has shape {x.shape}, y {y.shape}; expected the same axes before the last")
 
 
 def reference(params: BilinearParams, x: tuple[Array, Array], features: int, bias: bool = True) -> Array:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
+from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size
 
@@ -65,7 +65,6 @@ def embedding(vocabulary: int, features: int, padding: int | None = None) -> Lay
         return EmbeddingParams(normal_table(key, vocabulary, features, padding))
 
     def forward(params, x):
-        require_table(who, params.W, vocabulary, features)
         ids = as_ids(who, x)
         y = rows(params.W, ids)
         if padding is not None:

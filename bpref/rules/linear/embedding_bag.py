@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, require_table, rows
+from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Rule, Size
 
@@ -74,7 +74,6 @@ def embedding_bag(vocabulary: int, features: int, mean: bool = False, padding: i
 
     def forward(params, x):
         W = params.W
-        require_table(who, W, vocabulary, features)
         ids = as_ids(who, x)
         if ids.ndim == 0:
             raise ValueError(f"{who}: x is a scalar, expected bags of ids (..., T)")

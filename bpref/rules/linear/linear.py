@@ -34,10 +34,6 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_bias,
-    require_fit,
-    require_input,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -77,15 +73,12 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer:
     features = require_size(who, "features", features)
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         W = lecun_uniform(key, (features, d), d, x.dtype)
         return LinearParams(W, jnp.zeros((features,), x.dtype) if bias else None)
 
-    def forward(params, A):
+    def forward(params, A: Float[Array, "... d>0"]):
         W, b = params
-        require_fit(who, W, A)
-        require_rows(who, W, features)
-        require_bias(who, b, W)
         Z = plus(times_transposed(A, W), b)
         return cast(Z, A.dtype), LinearCache(A)
 

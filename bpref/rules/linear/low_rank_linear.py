@@ -45,10 +45,6 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     plus,
-    require_bias,
-    require_fit,
-    require_input,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -95,18 +91,14 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
     s = alpha / rank
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         of_W, of_V = jax.random.split(key)
         W = lecun_uniform(of_W, (features, d), d, x.dtype)
         b = jnp.zeros((features,), x.dtype) if bias else None
         U = jnp.zeros((features, rank), x.dtype)
         return LowRankLinearParams(W, b, U, lecun_uniform(of_V, (rank, d), d, x.dtype))
 
-    def forward(params, A):
-        require_fit(who, params.W, A)
-        require_rows(who, params.W, features)
-        _require_factors(who, params, rank)
-        require_bias(who, params.b, params.W)
+    def forward(params, A: Float[Array, "... d>0"]):
         W, b, U, V = _frozen(params)
         H = times_transposed(A, V)
         Z = times_transposed(A, W) + s * times_transposed(H, widen(U))
@@ -129,15 +121,6 @@ def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool
 def _frozen(params: LowRankLinearParams) -> LowRankLinearParams:
     """The parameters with W and b as constants, to whoever differentiates the backward once more as well."""
     return params._replace(W=lax.stop_gradient(params.W), b=lax.stop_gradient(params.b))
-
-
-def _require_factors(who: str, params: LowRankLinearParams, rank: int) -> None:
-    (m, d), U, V = params.W.shape, params.U, params.V
-    for argument, factor, expected in (("U", U, (m, rank)), ("V", V, (rank, d))):
-        if factor.shape != expected:
-            raise ValueError(f"{who}: {argument} has shape {factor.shape}, W and the rank expect {expected}")
-        if factor.dtype != params.W.dtype:
-            raise TypeError(f"{who}: {argument} has dtype {factor.dtype}, W has {params.W.dtype}")
 
 
 def reference(

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from bpref.checks.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.dtypes import cast, require_type, wide_dtype, widen
@@ -56,8 +56,8 @@ STEPS_AT_START = 15
 class SpectralNormLinearParams(NamedTuple):
     W: Float[Array, "m d"]
     b: Float[Array, " m"] | None
-    u: Float[Array, " m"]
-    v: Float[Array, " d"]
+    u: Inexact[Array, " m"]
+    v: Inexact[Array, " d"]
 
 
 class SpectralNormLinearCache(NamedTuple):

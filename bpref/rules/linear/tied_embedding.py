@@ -42,7 +42,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_table, rows
+from bpref.formulas.table import add_to_rows, as_ids, normal_table, rows
 from bpref.layer import Layer, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
@@ -91,7 +91,6 @@ def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
 
     def forward(params, x):
         W = params.W
-        require_table(who, W, vocabulary, features)
         ids = as_ids(who, x)
         H, cache = inner.forward(params.inner, rows(W, ids))
         if H.shape[-1:] != W.shape[1:]:

@@ -42,10 +42,6 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_bias,
-    require_fit,
-    require_input,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
@@ -85,17 +81,13 @@ def weight_norm_linear(features: int, bias: bool = True) -> Layer:
     features = require_size(who, "features", features)
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         v = lecun_uniform(key, (features, d), d, x.dtype)
         b = jnp.zeros((features,), x.dtype) if bias else None
         return WeightNormLinearParams(cast(_length(v)[:, 0], x.dtype), v, b)
 
-    def forward(params, A):
+    def forward(params, A: Float[Array, "... d>0"]):
         g, v, b = params
-        require_fit(who, v, A, "v")
-        require_rows(who, v, features, "v")
-        require_bias(who, g, v, "v", "g")
-        require_bias(who, b, v, "v")
         Z = plus(times_transposed(A, _weight(g, v)), b)
         return cast(Z, A.dtype), WeightNormLinearCache(A)
 

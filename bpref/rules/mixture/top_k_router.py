@@ -47,7 +47,7 @@ from jaxtyping import Float, Int, UInt
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform, require_fit, require_input, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.indices import smallest_integer
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
@@ -101,13 +101,10 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
         raise ValueError(f"{who}: k is {k}, expected at most the number of experts E = {experts}")
 
     def init(key, x):
-        d = require_input(who, x)
+        d = x.shape[-1]
         return TopKRouterParams(lecun_uniform(key, (experts, d), d, x.dtype))
 
-    def forward(params, x):
-        require_fit(who, params.W, x)
-        if params.W.shape[0] != experts:
-            raise ValueError(f"{who}: W has shape {params.W.shape}, expected (E, d): {(experts, x.shape[-1])}")
+    def forward(params, x: Float[Array, "... d>0"]):
         z = times_transposed(x, params.W)
         # Of -0 and 0, which are a tie, `top_k` takes the second for the larger.
         chosen = lax.top_k(jnp.where(z == 0, 0, z), k)[1]

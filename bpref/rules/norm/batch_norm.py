@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_type, wide_dtype, widen
@@ -47,8 +47,8 @@ from bpref.rule import Case, Interval, Real, Rule
 class BatchNormParams(NamedTuple):
     scale: Float[Array, " d"]
     shift: Float[Array, " d"]
-    mean: Float[Array, " d"]
-    var: Float[Array, " d"]
+    mean: Inexact[Array, " d"]
+    var: Inexact[Array, " d"]
 
 
 class BatchNormCache(NamedTuple):

@@ -51,13 +51,12 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
+from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
@@ -117,7 +116,6 @@ def gru(
 
     def init(key, x):
         x = as_steps(x)
-        require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key)
         W, U = lecun_uniform(keys[0], (3 * H, d), d, dtype), lecun_uniform(keys[1], (3 * H, H), H, dtype)
@@ -125,9 +123,6 @@ def gru(
         return GruParams(W, U, b if bias else None, v if bias and reset_after else None)
 
     def require(params, x):
-        require_sequences(who, x, params.W)
-        require_rows(who, params.W, 3 * H)
-        require_weights(who, params, U=(3 * H, H), b=(3 * H,), v=(H,))
         if x.state is not None:
             require_state(who, "state", x.state, x.x, H)
 

@@ -51,14 +51,13 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.standardize import on_last_axis
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
+from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
@@ -137,7 +136,6 @@ def lstm(
 
     def init(key, x):
         x = as_steps(x)
-        require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key, 3)
         return LstmParams(
@@ -149,9 +147,6 @@ def lstm(
         )
 
     def require(params, x):
-        require_sequences(who, x, params.W)
-        require_rows(who, params.W, 4 * features)
-        require_weights(who, params, U=(4 * features, shown), b=(4 * features,), P=(3, features), R=(shown, features))
         if x.state is None:
             return
         if not isinstance(x.state, LstmState):

@@ -39,12 +39,11 @@ from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
     plus,
-    require_rows,
     times,
     times_transposed,
     transposed_times,
 )
-from bpref.formulas.steps import Passed, Steps, as_steps, require_sequences, require_state, require_weights
+from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
@@ -103,7 +102,6 @@ def rnn(
         import jax
 
         x = as_steps(x)
-        require_sequences(who, x)
         d, dtype = x.x.shape[-1], x.x.dtype
         keys = jax.random.split(key)
         W = lecun_uniform(keys[0], (features, d), d, dtype)
@@ -111,9 +109,6 @@ def rnn(
         return RnnParams(W, U, jnp.zeros(features, dtype) if bias else None)
 
     def require(params, x):
-        require_sequences(who, x, params.W)
-        require_rows(who, params.W, features)
-        require_weights(who, params, U=(features, features), b=(features,))
         if x.state is not None:
             require_state(who, "state", x.state, x.x, features)
 

@@ -57,19 +57,15 @@ from bpref.checks.hyperparameters import (
     require_share,
     require_size,
 )
-from bpref.dtypes import cast, described, require_integer, widen, widen_integers
+from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.affine import (
     lecun_uniform,
-    require_bias,
-    require_fit,
-    require_input,
     times,
     times_transposed,
     transposed_times,
 )
 from bpref.formulas.labels import nats
-from bpref.formulas.pairs import as_pair, require_batch
-from bpref.formulas.tuples import require_shape
+from bpref.formulas.pairs import require_batch
 from bpref.layer import Layer
 from bpref.loops import fori_loop
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
@@ -78,6 +74,11 @@ from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 class FusedLinearCrossEntropyParams(NamedTuple):
     W: Float[Array, "V d"]
     b: Float[Array, " V"] | None
+
+
+class FeaturesAndLabels(NamedTuple):
+    h: Float[Array, "*n d>0"]
+    labels: Int[Array, "*n"]
 
 
 class FusedLinearCrossEntropyCache(NamedTuple):
@@ -152,16 +153,14 @@ def fused_linear_cross_entropy(
     ignored = require_integer_or_none(who, "ignored", ignored)
 
     def init(key, x):
-        if not isinstance(x, (tuple, list)) or len(x) != 2:
-            raise TypeError(f"{who}: x is {described(x)}, expected a pair (h, labels)")
-        h = x[0]
-        d = require_input(who, h, "h")
+        h, d = x[0], x[0].shape[-1]
         W = lecun_uniform(key, (vocabulary, d), d, h.dtype)
         return FusedLinearCrossEntropyParams(W, jnp.zeros((vocabulary,), h.dtype) if bias else None)
 
-    def forward(params, x):
-        h, label = as_pair(who, x)
-        _require_fit(params, h, label)
+    def forward(params, x: FeaturesAndLabels):
+        h, label = x
+        if mean:
+            require_batch(who, label.size)
         A, y = _flat(h, label)
         v, M = _weights(y, widen(A))
         if rows is None:
@@ -262,15 +261,6 @@ def fused_linear_cross_entropy(
         v = jnp.where(counts, jnp.where((y >= 0) & (y < vocabulary), 1.0, jnp.nan), 0.0)
         M = jnp.maximum(jnp.sum(counts, dtype=like.dtype), 1) if mean else jnp.ones((), like.dtype)
         return cast(v, like.dtype), M
-
-    def _require_fit(params, h, label):
-        require_fit(who, params.W, h)
-        require_integer(who, "labels", label)
-        require_shape(who, "labels", label, h.shape[:-1], f"h's shape {h.shape} without its last axis d")
-        require_shape(who, "W", params.W, (vocabulary, h.shape[-1]), "(vocabulary, d)")
-        require_bias(who, params.b, params.W)
-        if mean:
-            require_batch(who, label.size)
 
     return Layer(init, forward, backward, who)
 
