@@ -28,8 +28,8 @@ Differential: attention's is derived in `dot_product_attention`, those of nu and
 Cached: x, a, c and o. Queries, keys and values are made again of the latents, as a model that generates makes them: one
 product more beside the two of each adjoint, for a cache that has nothing of all heads but o.
 
-What it costs, forward and backward on 2 CPU cores beside autodiff of the forward: the same time at T 512 with 4 heads of
-D + R = 96, and 1.4 times it with 2 heads of 5, where the softmax of all pairs, made again backward, is most of the work.
+What it costs, forward and backward on 2 CPU cores beside autodiff of the forward: the same time at T 512 with 4 heads
+of D + R = 96, and 1.4 times it with 2 heads of 5, where the softmax of all pairs, made again backward, is most of it.
 
 Numerical care: that of its parts. Products and the sum over heads accumulate in at least float32, and what meets in dc
 or dx is added before it is rounded. A query that sees nothing has y = 0 and no gradient.
