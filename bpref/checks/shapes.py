@@ -292,6 +292,16 @@ def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(sizes) <= len(to) and all(s in (1, t) for s, t in zip(sizes[::-1], to[::-1], strict=False))
 
 
+_IN_WORDS = {"Float": "real", "Inexact": "real, of any precision", "Int": "integers", "Bool": "booleans"}
+
+
+def in_words(form: Any) -> str:
+    """A declared array as `bpref explain` has it: `real (..., d) with d > 0`."""
+    kind = form.dtype.__name__
+    axes = axes_of(form.dim_str)
+    return f"{_IN_WORDS.get(kind, kind.lower())} {shown(axes)}{above_zero(axes)}"
+
+
 def declared_forms(declared: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
     """Each array that a declaration names, and its form: what `bpref explain` prints."""
     for one in _alternatives(declared):

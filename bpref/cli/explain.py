@@ -3,14 +3,18 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
+from bpref.checks.given import declared_of
+from bpref.checks.shapes import declared_forms, in_words
 from bpref.cli.errors import blaming_the_input
 from bpref.nearest import meant
+from bpref.rule import Rule
 from bpref.rules import RULES, other_names
+from bpref.verify.draw import axes_of, draw, sized
 
 WIDTH = 100
 """A call that is longer has one argument a line."""
@@ -24,7 +28,19 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, su
     print(inspect.cleandoc(module.__doc__ or ""))
     print(f"\n{call(rule.make)}\n")
     print("    " + (inspect.getdoc(rule.make) or "").replace("\n", "\n    "))
+    declared = dict.fromkeys(shapes(rule))
+    if declared:
+        print("\nShapes, refused otherwise:\n    " + "\n    ".join(declared))
     print(f"\nSource: {rule.cite}")
+
+
+def shapes(rule: Rule) -> Iterator[str]:
+    """What the rule's own forward declares of x, and its parameters' class of each: one line an array."""
+    case = rule.cases[0]
+    example = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), seed=0)
+    for root, form in (("x", declared_of(inspect.unwrap(example.layer.forward))), ("params", type(example.params))):
+        for name, array in declared_forms(form, root):
+            yield f"{name}: {in_words(array)}"
 
 
 def call(make: Callable[..., Any]) -> str:

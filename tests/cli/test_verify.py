@@ -51,6 +51,7 @@ def test_explain_prints_the_derivation(capsys):
     out = capsys.readouterr().out
     assert "dW = dZ^T A" in out
     assert "bpref.linear(features: int, bias: bool = True, name: str = '')" in out
+    assert "x: real (..., d) with d > 0\n    W: real (m, d)\n    b: real (m,)\n" in out
     assert "Source: DataLearner" in out
 
 

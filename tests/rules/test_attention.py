@@ -135,7 +135,7 @@ OTHER = jnp.ones((2, 7, 4, 3), jnp.bfloat16)
 
 BAD = {
     "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),
-    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is a tuple, expected bpref.Heads(q, k, v)"),
+    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is a tuple of 3, expected bpref.Heads(q, k, v)"),
     "an empty sequence": (
         {},
         heads(S=0),
@@ -224,7 +224,7 @@ def test_bad_hyperparameters(hyper, message):
 def test_sinks_of_another_number_of_heads():
     with pytest.raises(ValueError) as error:
         bpref.blockwise_attention(sinks=True).forward(AttentionParams(jnp.zeros(3)), X)
-    assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (4,) (q: (2, 7, 4, 3))"
+    assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (N,) = (4,), as init gives for this x"
 
 
 @pytest.mark.parametrize(("hyper", "name"), [({"sinks": True}, "sinks"), ({"relative_buckets": 4}, "relative_bias")])
