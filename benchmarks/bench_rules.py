@@ -65,16 +65,16 @@ def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row
     times = beside_each(runs, rounds, warm=3)
     temp, *temps = map(_temp, compiled)
     cache = bytes_kept(lambda params, x: example.layer.forward(params, x)[1], params, x)
-    rivals = (
+    beside_own, beside_plain = (
         Beside(time, (temp, of_rival), (cache, bytes_kept_by_autodiff(f, params, x)))
         for time, of_rival, f in zip(times, temps, (own, plain), strict=True)
     )
-    return Row(kind, case.name, *rivals, errors or errors_of(rule))
+    return Row(kind, case.name, beside_own, beside_plain, errors or errors_of(rule))
 
 
 def plain_form(rule: Rule, example: Example) -> Callable[..., Any]:
     """`(params, x) -> y`, as fast as a user would write it."""
-    return PLAIN.get(rule.name, example.reference)
+    return PLAIN.get(rule.name) or example.reference
 
 
 def errors_of(rule: Rule) -> Errors:

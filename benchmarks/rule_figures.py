@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -183,8 +183,8 @@ def _row(row: dict) -> Row:
         Beside(Ratio(**row[rival]["time"]), tuple(row[rival]["temp"]), tuple(row[rival]["cache"]))
         for rival in ("own", "plain")
     )
-    errors = Errors(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["errors"].items()})
-    return Row(row["kind"], row["case"], own, plain, errors)
+    errors: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["errors"].items()}
+    return Row(row["kind"], row["case"], own, plain, Errors(**errors))
 
 
 def write(path: Path, rows: dict[str, Row]) -> None:

@@ -258,9 +258,8 @@ def fields_of(declared: Any) -> dict[str, Any] | None:
     """What a named tuple, or a tuple of so many, declares of each field; `None` for anything else."""
     if get_origin(declared) is tuple:
         return {f"x[{i}]": form for i, form in enumerate(get_args(declared))}
-    if isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields"):
-        return {name: declared.__annotations__[name] for name in declared._fields}
-    return None
+    names = getattr(declared, "_fields", None) if isinstance(declared, type) and issubclass(declared, tuple) else None
+    return None if names is None else {name: declared.__annotations__[name] for name in names}
 
 
 def _is_declared_array(form: Any) -> bool:

@@ -224,7 +224,9 @@ def test_bad_hyperparameters(hyper, message):
 def test_sinks_of_another_number_of_heads():
     with pytest.raises(ValueError) as error:
         bpref.blockwise_attention(sinks=True).forward(AttentionParams(jnp.zeros(3)), X)
-    assert str(error.value) == "blockwise_attention: sinks has shape (3,), expected (N,) = (4,), as init gives for this x"
+    assert (
+        str(error.value) == "blockwise_attention: sinks has shape (3,), expected (N,) = (4,), as init gives for this x"
+    )
 
 
 @pytest.mark.parametrize(("hyper", "name"), [({"sinks": True}, "sinks"), ({"relative_buckets": 4}, "relative_bias")])

@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import require_positive, require_sizes
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.layer import Layer
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, specs
 from bpref.rules.activation.silu import SiluCache, silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
@@ -122,7 +122,7 @@ def mamba_block(
             conv.init(keys[1], inner),
             lecun_uniform(keys[2], (rank + 2 * states, e), e, x.dtype),
             lecun_uniform(keys[3], (e, rank), rank, x.dtype),
-            scan.init(keys[4], Selective(inner, inner, of_states, of_states)),
+            scan.init(keys[4], specs(Selective, inner, inner, of_states, of_states)),
             lecun_uniform(keys[5], (d, e), e, x.dtype),
         )
 

@@ -90,9 +90,9 @@ def bilinear(features: int, bias: bool = True) -> Layer:
         W = lecun_uniform(key, (features, p, q), p * q, x.dtype)
         return BilinearParams(W, jnp.zeros((features,), x.dtype) if bias else None)
 
-    def forward(params, x: Pair):
+    def forward(params, pair: Pair):
         W, b = params
-        x, y = x
+        x, y = pair
         z = _per_pair(_T(x, W), widen(y), contract=(-1, -1))
         return cast(plus(z, b), x.dtype), BilinearCache(x, y)
 
