@@ -46,8 +46,8 @@ class QkNormParams(NamedTuple):
 
 
 class QueriesAndKeys(NamedTuple):
-    q: Float[Array, "*b T H D>0"]
-    k: Float[Array, "*b S K D>0"]
+    q: Float[Array, "... T H D>0"]
+    k: Float[Array, "... S K D>0"]
 
 
 class QkNormCache(NamedTuple):
