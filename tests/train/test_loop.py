@@ -196,7 +196,7 @@ def test_the_layer_that_is_named_is_the_first_one():
         (
             {"test": (np.ones((4, 2)), np.ones((4, 1)))},
             ValueError,
-            "linear: x has 2 features in its last axis, W expects 3 (W: (5, 3))",
+            "linear: W has shape (5, 3), expected (m, d) = (5, 2), as init gives for x (4, 2)",
         ),
     ],
 )
