@@ -45,6 +45,16 @@ def require_array(who: str, argument: str, x: Any) -> None:
     raise TypeError(f"{who}: {argument} is {described(x)}, expected an array{advice}")
 
 
+def as_array(who: str, name: str, v: Any) -> Array:
+    """`v`, an array or numbers, as an array; raises `TypeError` where it is neither."""
+    try:
+        if v is not None:
+            return jnp.asarray(v)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{who}: {name} is {described(v)}, expected an array")
+
+
 def require_arrays(who: str, **trees: Any) -> None:
     """Raise `TypeError` unless every leaf of every tree is an array, its specification, or a number."""
     for root, tree in trees.items():

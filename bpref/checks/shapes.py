@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import AbstractArray
 
-from bpref.dtypes import came, described, is_array, require_array, require_floating, require_integer
+from bpref.dtypes import as_array, came, is_array, require_array, require_floating, require_integer
 
 
 class Axis(NamedTuple):
@@ -109,7 +109,7 @@ class Call:
         if fields is not None:
             self._require_fields(name, v, one, fields)
         elif _is_declared_array(one):
-            self.require_array(name, v, [a for a in alternatives if _is_declared_array(a)])
+            self._require_array(name, v, [a for a in alternatives if _is_declared_array(a)])
         elif one is Array:
             require_array(self.who, name, v)
 
@@ -119,7 +119,7 @@ class Call:
         for (field, form), part in zip(fields.items(), v, strict=False):
             self.require(field if name in ("x", "params") else f"{name}.{field}", part, form)
 
-    def require_array(self, name: str, v: Any, forms: list[Any]) -> None:
+    def _require_array(self, name: str, v: Any, forms: list[Any]) -> None:
         require_array(self.who, name, v)
         form = next((f for f in forms if _holds(v.dtype, f) and self._fits(v.shape, axes_of(f.dim_str))), None)
         form = form or next((f for f in forms if _holds(v.dtype, f)), forms[0])
@@ -159,9 +159,8 @@ class Call:
                 )
 
     def _fits(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> bool:
-        return self._matched(shape, axes) is not None and all(
-            self._agrees(size, axis) for axis, size in self._matched(shape, axes) or ()
-        )
+        matched = self._matched(shape, axes)
+        return matched is not None and all(self._agrees(size, axis) for axis, size in matched)
 
     def _matched(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[tuple[Axis, Any]] | None:
         """Each axis of the declaration with its size, or sizes; `None` where there are not as many."""
@@ -216,7 +215,7 @@ def normalized(who: str, x: Any, declared: Any) -> Any:
     Raises:
       TypeError: x is no tuple where one is declared, has too few or too many entries, or one that is no array.
     """
-    kind = next((a for a in _alternatives(declared) if isinstance(a, type) and fields_of(a) is not None), None)
+    kind = _named_tuple_of(declared)
     if kind is None or (is_array(x) and kind is not declared):
         return x
     fields = fields_of(kind) or {}
@@ -227,16 +226,17 @@ def normalized(who: str, x: Any, declared: Any) -> Any:
     return kind(*(_as_declared(who, name, v, fields[name]) for name, v in zip(fields, x, strict=False)))
 
 
+@cache
+def _named_tuple_of(declared: Any) -> Any:
+    """The alternative of a declaration that is a named tuple; looked for once, since every call asks."""
+    return next((a for a in _alternatives(declared) if isinstance(a, type) and fields_of(a) is not None), None)
+
+
 def _as_declared(who: str, name: str, v: Any, declared: Any) -> Any:
     alternatives = _alternatives(declared)
     if (v is None and NoneType in alternatives) or is_array(v) or not any(map(_is_declared_array, alternatives)):
         return v
-    try:
-        if v is not None:
-            return jnp.asarray(v)
-    except (TypeError, ValueError):
-        pass
-    raise TypeError(f"{who}: {name} is {described(v)}, expected an array")
+    return as_array(who, name, v)
 
 
 def _alternatives(declared: Any) -> tuple[Any, ...]:
@@ -254,6 +254,7 @@ def fewest(declared: Any) -> int:
     return len(fields_of(declared) or ()) - len(getattr(declared, "_field_defaults", ()))
 
 
+@cache
 def fields_of(declared: Any) -> dict[str, Any] | None:
     """What a named tuple, or a tuple of so many, declares of each field; `None` for anything else."""
     if get_origin(declared) is tuple:

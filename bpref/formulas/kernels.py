@@ -1,4 +1,4 @@
-"""What a convolution and its transpose ask of their channels, outputs, groups and kernel W."""
+"""What a convolution and its transpose ask of their channels, outputs and groups."""
 
 from typing import Any
 

@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Float, Int
 
-from bpref.dtypes import came, require_floating
-from bpref.formulas.tuples import as_array, require_dtype_of
+from bpref.dtypes import as_array, came, require_floating
+from bpref.formulas.tuples import require_dtype_of
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it

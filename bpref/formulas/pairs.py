@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import came, cast, require_floating, widen
-from bpref.formulas.tuples import as_array, require_dtype_of
+from bpref.dtypes import as_array, came, cast, require_floating, widen
+from bpref.formulas.tuples import require_dtype_of
 
 
 def as_pair(who: str, x: Any) -> tuple[Array, Array]:

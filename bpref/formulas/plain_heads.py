@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import came, require_floating
+from bpref.dtypes import as_array, came, require_floating
 from bpref.formulas.heads import Heads
-from bpref.formulas.tuples import as_array, require_dtype_of, require_shape
+from bpref.formulas.tuples import require_dtype_of, require_shape
 
 
 class GatedHeads(NamedTuple):

@@ -36,14 +36,13 @@ def as_sequences(who: str, x: Any) -> Sequences:
     """`x`, an array being a sequence that looks into itself.
 
     Raises:
-      TypeError: x is another tuple; a sequence is not floating-point, or segments are no integers.
-      ValueError: an array has another shape than `Sequences` says, or no position.
+      ValueError: memory_segments are of another length than the memory, or come without segments; they are missing
+        where segments are given and the memory has another length than x.
     """
     x = x if isinstance(x, Sequences) else Sequences(x)
     memory = x.x if x.memory is None else x.memory
-    for name, ids, v in (("segments", x.segments, x.x), ("memory_segments", x.memory_segments, memory)):
-        if ids is not None and ids.shape != v.shape[:-1]:
-            raise ValueError(f"{who}: {name} has shape {ids.shape}, expected {v.shape[:-1]}")
+    if x.memory_segments is not None and x.memory_segments.shape != memory.shape[:-1]:
+        raise ValueError(f"{who}: memory_segments has shape {x.memory_segments.shape}, expected {memory.shape[:-1]}")
     if x.memory_segments is not None and x.segments is None:
         raise ValueError(f"{who}: memory_segments are given without segments")
     if x.segments is not None and x.memory_segments is None and memory.shape[:-1] != x.x.shape[:-1]:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.checks.hyperparameters import is_integer, plain
-from bpref.dtypes import require_integer, widen, widen_integers
-from bpref.formulas.tuples import as_array
+from bpref.dtypes import as_array, require_integer, widen, widen_integers
 
 
 def as_ids(who: str, x: Any) -> Array:

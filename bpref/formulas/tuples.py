@@ -2,20 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
-from bpref.dtypes import came, described, require_array
-
-
-def as_array(who: str, name: str, v: Any) -> Array:
-    """`v`, an array or numbers, as an array; raises `TypeError` where it is neither."""
-    try:
-        if v is not None:
-            return jnp.asarray(v)
-    except (TypeError, ValueError):
-        pass
-    raise TypeError(f"{who}: {name} is {described(v)}, expected an array")
+from bpref.dtypes import as_array, came
 
 
 def as_arrays(who: str, names: tuple[str, ...], x: Any) -> tuple[Array, ...]:
@@ -41,13 +30,6 @@ def require_like(who: str, name: str, v: Array, first_name: str, first: Array) -
     """Raise `ValueError` unless both have one shape, `TypeError` unless they have one dtype."""
     require_shape(who, name, v, first.shape, f"as {first_name} has")
     require_dtype_of(who, name, v, first_name, first)
-
-
-def require_number(who: str, name: str, v: Any, x: Array) -> None:
-    """Raise `TypeError` unless `v` is an array of x's dtype, `ValueError` unless it is a single number."""
-    require_array(who, name, v)
-    require_shape(who, name, v, (), "one number")
-    require_dtype_of(who, name, v, "x", x)
 
 
 def require_vectors(who: str, name: str, v: Array) -> int:

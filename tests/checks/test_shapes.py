@@ -92,7 +92,7 @@ OF_ANOTHER_KIND = {
         "labels has dtype bfloat16, logits has float32; cast one to the other's",
     ),
     "a list": ([1.0], Float[Array, " d"], "x is a list, expected an array"),
-    "nothing": (Labelled(of(2, 3), None), Labelled, "labels is None, expected an array"),  # type: ignore[arg-type]
+    "nothing": (Labelled(of(2, 3), None), Labelled, "labels is None, expected an array"),
 }
 
 

@@ -289,9 +289,9 @@ def test_a_part_that_shares_may_stand_in_one_that_shares_more():
 
 TWO = bpref.serial(a=bpref.linear(3), b=bpref.linear(2, bias=False), c=bpref.dropout())
 BAD_CALLS = {
-    "no layer": (lambda: bpref.shared(3), "shared: network is an int, expected a Layer"),  # type: ignore[arg-type]
+    "no layer": (lambda: bpref.shared(3), "shared: network is an int, expected a Layer"),
     "no paths": (
-        lambda: bpref.shared(TWO, ("a", 3)),  # type: ignore[arg-type]
+        lambda: bpref.shared(TWO, ("a", 3)),
         "shared: places are (('a', 3),), expected paths, or tuples of paths that mean the same arrays",
     ),
     "unknown leaf": (

@@ -50,10 +50,10 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_floating, require_integer, require_type, widen, widen_integers
+from bpref.dtypes import as_array, cast, require_floating, require_integer, require_type, widen, widen_integers
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
-from bpref.formulas.tuples import as_array, as_arrays, require_dtype_of, require_shape
+from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
