@@ -31,8 +31,8 @@ from benchmarks.checker_trials import arguments, mended_by_torch, wrong_in
 from benchmarks.torch_figures import Row
 from bpref.corpus import DERIVATIONS, Derivation
 from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.programs.running import quick_compilation
 from bpref.verify.report import IMPRECISE, OK, WRONG, Report
-from bpref.verify.running import quick_compilation
 from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
 
 CPU = Layout(torch.device("cpu"), None)

@@ -8,7 +8,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bpref.verify.garbage import collect_rarely
+from bpref.verify.programs.running import collect_rarely
 
 
 def compile_in_a_hurry() -> None:

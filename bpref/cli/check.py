@@ -14,7 +14,7 @@ from bpref.cli.reports import deliver, require_writable, stdout_for_json, waitin
 from bpref.layer import Layer
 from bpref.nearest import require_known
 from bpref.verify.check import check as check_gradient
-from bpref.verify.points import generator
+from bpref.verify.numbers.points import generator
 from bpref.verify.search import search as search_for_a_failure
 from bpref.verify.seed import seed_of
 from bpref.verify.specs import DTYPES, WIDE, Spec, parse_specs, parse_templates

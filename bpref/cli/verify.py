@@ -22,8 +22,8 @@ from bpref.nearest import meant
 from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
 from bpref.verify.catalogue import Errors
-from bpref.verify.garbage import collect_rarely
-from bpref.verify.measure import Ulps
+from bpref.verify.numbers.measure import Ulps
+from bpref.verify.programs.running import collect_rarely
 
 SEED_NETWORK = "seed"
 

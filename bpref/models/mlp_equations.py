@@ -14,8 +14,9 @@ from bpref.models import mlp
 from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.examine import ROUND_OFF
-from bpref.verify.measure import relative_error
-from bpref.verify.running import quick_compilation
+from bpref.verify.numbers.measure import relative_error
+from bpref.verify.programs.running import quick_compilation
+from bpref.verify.steps.names import cotangents_of_names
 
 ALPHA = 0.1
 
@@ -72,7 +73,7 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
 
     @partial(jax.jit, compiler_options=quick_compilation())
     def by_oracle(params, X, y):
-        named = oracle.cotangents_of_names(lambda X: J_of(params, X, y), X)[1]
+        named = cotangents_of_names(lambda X: J_of(params, X, y), X)[1]
         return named, oracle.gradient(lambda params: J_of(params, X, y))(params)[0]
 
     (A, Z), J, hand = by_hand(params, X, y)

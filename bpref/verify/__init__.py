@@ -3,8 +3,8 @@
 from bpref.verify.catalogue import RuleReport, verify_rule
 from bpref.verify.check import assert_gradient, check
 from bpref.verify.checked import LeafErrors, LeafReport, check_leaves, checked
+from bpref.verify.programs.strip import strip_custom_rules
 from bpref.verify.report import Finding, Precision, Report, Verdict
-from bpref.verify.strip import strip_custom_rules
 
 __all__ = [
     "Finding",

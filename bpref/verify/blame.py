@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.programs.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque, with_own_rule
 from bpref.verify.report import WRONG, Finding, Report, Verdict
-from bpref.verify.strip import has_custom_rules, is_opaque, narrow_outputs_of_opaque, with_own_rule
 from bpref.verify.subject import INSIDE, OWN_PRIMAL, RULE, Subject, describe
 
 

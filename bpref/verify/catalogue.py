@@ -16,9 +16,9 @@ from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.evidence import residuals
 from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
 from bpref.verify.judge import misled_text
-from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import linearity
-from bpref.verify.measure import Ulps, summarise
+from bpref.verify.numbers.kinks import Neighbourhood
+from bpref.verify.numbers.measure import Ulps, summarise
 from bpref.verify.options import came
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.precision import Row, rows_in, within

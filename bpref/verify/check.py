@@ -13,17 +13,16 @@ from bpref.verify.blame import NeedsNumbers, Refused, refuse_eager, refused, swe
 from bpref.verify.cross_check import parted
 from bpref.verify.evidence import residuals, unscaled
 from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
-from bpref.verify.garbage import collecting_nothing
 from bpref.verify.host.check import check_numerically
-from bpref.verify.interpreted import as_if_at_home, ran_interpreted
 from bpref.verify.judge import Evidence, judge
-from bpref.verify.kinks import Neighbourhood
 from bpref.verify.laws import consistency, eagerness, linearity, purity
+from bpref.verify.numbers.kinks import Neighbourhood
+from bpref.verify.numbers.points import is_specification
 from bpref.verify.options import require_flags, require_functions, working_dtypes
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import is_specification
 from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at
 from bpref.verify.program import Seen
+from bpref.verify.programs.running import as_if_at_home, collecting_nothing, ran_interpreted
 from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.samples import sample, scales
 from bpref.verify.seed import seed_of

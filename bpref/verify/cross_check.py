@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from bpref.verify.examine import Point
-from bpref.verify.numerical import numerical_cotangents
+from bpref.verify.numbers.numerical import numerical_cotangents
+from bpref.verify.numbers.points import generator, is_key
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import generator, is_key
 from bpref.verify.program import completed
+from bpref.verify.programs.rewrite import all_equations
+from bpref.verify.programs.running import in_float64
 from bpref.verify.report import Finding
-from bpref.verify.rewrite import all_equations
-from bpref.verify.running import in_float64
 
 ELEMENTS, DIRECTIONS = 4, 1
 """How many elements of each argument are looked at, and along how many directions through all of them."""

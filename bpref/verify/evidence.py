@@ -7,7 +7,7 @@ import numpy as np
 
 from bpref.verify.diagnose import Residual
 from bpref.verify.examine import ROUND_OFF, Held, Point, run_in_float64
-from bpref.verify.points import is_key
+from bpref.verify.numbers.points import is_key
 from bpref.verify.prepare import Prepared
 from bpref.verify.program import COTANGENTS, Seen
 from bpref.verify.terms import contributions

@@ -1,7 +1,8 @@
 """The examination in float64: is the derivation right, at every element, of every argument, at every point?
 
 Nothing is tuned: two float64 programs for the same derivative agree to round-off, and where one of them amplifies
-round-off, the check measures by how much, by rounding every operation of both at random (`bpref.verify.jitter`).
+round-off, the check measures by how much, by rounding every operation of both at random
+(`bpref.verify.programs.running`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.kinks import Kinks, Neighbourhood, at_kinks
-from bpref.verify.measure import sample_errors
+from bpref.verify.numbers.kinks import Kinks, Neighbourhood, at_kinks
+from bpref.verify.numbers.measure import sample_errors
+from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import generator
 from bpref.verify.program import Program, Seen
 
 ROUND_OFF = 1e-10

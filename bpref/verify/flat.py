@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from bpref.verify.loops import closed
-from bpref.verify.rewrite import as_it_is, is_literal
+from bpref.verify.programs.rewrite import as_it_is, closed, is_literal
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 """Primitives that are calls: their programs take their place."""

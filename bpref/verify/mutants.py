@@ -16,14 +16,12 @@ from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from bpref.verify.flat import Flat, Node, flattened, outputs_with, used_values, values_of
-from bpref.verify.interpreted import as_if_at_home
-from bpref.verify.loops import CONTROL_FLOW
-from bpref.verify.measure import relative_error
 from bpref.verify.mutations import Mutation, Step, differs_at_ties_only, mutations
+from bpref.verify.numbers.measure import relative_error
+from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
-from bpref.verify.points import fill, generator, is_specification, near, smallest_axis
-from bpref.verify.rewrite import as_it_is
-from bpref.verify.running import quick_compilation
+from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is
+from bpref.verify.programs.running import as_if_at_home, quick_compilation
 
 POINTS = 5
 EQUAL = 1e-13

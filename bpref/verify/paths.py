@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from bpref.verify.place import place
-from bpref.verify.rewrite import as_it_is, as_written, evaluate, is_literal
-from bpref.verify.strip import without_rule
+from bpref.verify.programs.naming import place
+from bpref.verify.programs.rewrite import as_it_is, as_written, evaluate, is_literal
+from bpref.verify.programs.strip import without_rule
 
 
 class Use(NamedTuple):

@@ -20,14 +20,14 @@ from bpref.verify.blame import (
     require_rule,
 )
 from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
-from bpref.verify.garbage import collecting_nothing
-from bpref.verify.kinks import a_step_away
 from bpref.verify.laws import form, is_repeatable
-from bpref.verify.lift import lift, lift_traced, narrowest
+from bpref.verify.numbers.kinks import a_step_away
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
+from bpref.verify.programs.lift import lift, lift_traced, narrowest
+from bpref.verify.programs.rewrite import all_equations, constants_of
+from bpref.verify.programs.running import collecting_nothing
 from bpref.verify.report import Finding
-from bpref.verify.rewrite import all_equations, constants_of
 from bpref.verify.subject import RULE, Subject
 
 WIDE = (np.float64, np.complex128)

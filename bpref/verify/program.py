@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.naming import leaf_names
 from bpref.verify.oracle import is_differentiable, with_cotangents
-from bpref.verify.running import in_float64, when_run
+from bpref.verify.programs.naming import leaf_names
+from bpref.verify.programs.running import in_float64, when_run
 from bpref.verify.subject import Misfit, Subject, describe
 
 COTANGENTS = 2

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from bpref.verify.measure import Ulps
+from bpref.verify.numbers.measure import Ulps
 
 OK, WRONG, IMPRECISE, CANNOT_TELL, NOT_RUN = "ok", "wrong", "imprecise", "cannot tell", "not run"
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.examine import Point, run_in_float64, widened
+from bpref.verify.numbers import points as fresh
 from bpref.verify.prepare import Prepared
 from bpref.verify.program import COTANGENTS, Seen
 

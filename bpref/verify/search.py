@@ -13,8 +13,8 @@ import numpy as np
 from bpref.bridge import as_function
 from bpref.layer import Layer
 from bpref.verify.check import check
-from bpref.verify.naming import argument_names, function_name, leaf_names
 from bpref.verify.options import require_count, require_fitting, require_flags, require_functions, require_seconds
+from bpref.verify.programs.naming import argument_names, function_name, leaf_names
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,

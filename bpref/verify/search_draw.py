@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.points import by_zipfs_law
+from bpref.verify.numbers.points import by_zipfs_law
 from bpref.verify.specs import Spec, parse_spec, parse_templates
 
 Generator = np.random.Generator

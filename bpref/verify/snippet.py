@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpref.verify.points import is_key
+from bpref.verify.numbers.points import is_key
 from bpref.verify.reached import reached
 
 INDENT = "    np.array("

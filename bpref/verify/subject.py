@@ -15,11 +15,10 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from bpref.layer import Layer
-from bpref.verify import points
-from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.numbers import points
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.place import MACHINERY
-from bpref.verify.strip import strip_custom_rules
+from bpref.verify.programs.naming import MACHINERY, argument_names, function_name, leaf_names
+from bpref.verify.programs.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
 REFERENCE = "the reference, differentiated"

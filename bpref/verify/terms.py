@@ -13,7 +13,7 @@ from bpref.verify.examine import Point
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.paths import split_paths
 from bpref.verify.program import completed
-from bpref.verify.running import in_float64
+from bpref.verify.programs.running import in_float64
 
 
 def contributions(

@@ -14,7 +14,7 @@ import pytest
 
 import bpref.corpus
 from bpref.corpus import DERIVATIONS, Derivation, Wrong
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from bpref.verify.report import KINDS
 from tests.conftest import SEED
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from bpref.verify.report import KINDS
 
 MODULES = (

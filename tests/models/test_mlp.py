@@ -9,7 +9,7 @@ import pytest
 import bpref
 from bpref.models import mlp, mlp_equations
 from bpref.models.mlp_equations import ALPHA, NETWORKS, equations, random_problem, verify_equations
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from tests.conftest import SEED
 
 EQUATIONS = {

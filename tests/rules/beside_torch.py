@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bpref.layer import Layer
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from bpref.verify.oracle import is_differentiable
 from tests.rules.sweeping import backpropagate
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bpref.layer import Layer, require_cotangent
-from bpref.verify.running import quick_compilation
+from bpref.verify.programs.running import quick_compilation
 
 
 def in_one_program(f: Callable) -> Callable:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from tests.rules.sweeping import backpropagate
 
 X = jnp.ones((2, 5, 4))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bpref
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from tests.rules.beside_torch import SEEDS, assert_same
 from tests.rules.sweeping import backpropagate, in_one_program

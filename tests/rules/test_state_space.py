@@ -9,7 +9,7 @@ import bpref
 from bpref.formulas.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.measure import relative_error
 from tests.rules.sweeping import backpropagate, forward
 
 pytestmark = pytest.mark.quick

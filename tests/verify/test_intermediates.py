@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import bpref
 from bpref.models import mlp
-from bpref.verify.intermediates import check_intermediates
+from bpref.verify.steps.intermediates import check_intermediates
 from tests.conftest import SEED
 
 G = [bpref.RULES[name].make() for name in ("tanh", "relu", "identity")]

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpref.verify.jitter import EPS, jittered
-from bpref.verify.running import in_float64
+from bpref.verify.programs.running import EPS, in_float64, jittered
 
 
 def by_xla(f, args) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bpref.verify.lift import lift, narrowest
-from bpref.verify.strip import strip_custom_rules
+from bpref.verify.programs.lift import lift, narrowest
+from bpref.verify.programs.strip import strip_custom_rules
 
 LOW, SINGLE, DOUBLE = jnp.bfloat16, jnp.float32, jnp.float64
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpref.verify.numerical import numerical_cotangents
+from bpref.verify.numbers.numerical import numerical_cotangents
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(60,))

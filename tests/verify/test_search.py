@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import bpref
-from bpref.verify.points import by_zipfs_law
+from bpref.verify.numbers.points import by_zipfs_law
 from bpref.verify.report import IMPRECISE, Finding, Report, Verdict
 from bpref.verify.search import search
 from bpref.verify.search_draw import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of

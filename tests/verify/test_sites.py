@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpref.verify.sites import sites
+from bpref.verify.programs.sites import sites
 
 
 @jax.custom_vjp

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax import lax
 
-from bpref.verify.strip import has_custom_rules, strip_custom_rules
+from bpref.verify.programs.strip import has_custom_rules, strip_custom_rules
 
 
 @jax.custom_vjp

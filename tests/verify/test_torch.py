@@ -11,7 +11,7 @@ import numpy as np  # noqa: E402
 
 import bpref  # noqa: E402
 from bpref.corpus import DERIVATIONS  # noqa: E402
-from bpref.verify.points import by_zipfs_law  # noqa: E402
+from bpref.verify.numbers.points import by_zipfs_law  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify import torch_functions as f  # noqa: E402
 

@@ -12,7 +12,8 @@ from bpref.rules.linear import linear as linear_rule
 from bpref.verify import oracle
 from bpref.verify.checked import check_leaves
 from bpref.verify.examine import ROUND_OFF
-from bpref.verify.measure import relative_error, summarise, ulp_errors
+from bpref.verify.numbers.measure import relative_error, summarise, ulp_errors
+from bpref.verify.steps.names import cotangents_of_names
 from tests.conftest import SEED
 
 
@@ -209,7 +210,7 @@ def test_the_oracle_differentiates_at_a_named_value():
         z = checkpoint_name(x + 1, "z")
         return ((2 * z) ** 2).sum()
 
-    J, named = oracle.cotangents_of_names(f, jnp.array([1.0, 2.0]))
+    J, named = cotangents_of_names(f, jnp.array([1.0, 2.0]))
     assert float(J) == 52
     np.testing.assert_array_equal(named["z"], [16, 24])
 

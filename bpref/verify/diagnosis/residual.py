@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpref.verify.measure import NEGLIGIBLE
+from bpref.verify.numbers.measure import NEGLIGIBLE
 
 FLOOR = 1e-6
 """A sample this much smaller than the largest is compared on that scale: it may be rounding alone."""

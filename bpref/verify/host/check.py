@@ -2,7 +2,7 @@
 
 Whatever takes and returns array-likes can be checked so: NumPy, PyTorch, a compiled kernel, a JAX function around a
 callback. The oracle is autodiff of the reference, where there is one that can be differentiated, else finite
-differences (`bpref.verify.numerical`). Where its bars are too wide to decide, the verdict is 'cannot tell'.
+differences (`bpref.verify.numbers.numerical`). Where its bars are too wide to decide, the verdict is 'cannot tell'.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.host.called import Called, called, copies, in_dtype
 from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
@@ -21,6 +20,7 @@ from bpref.verify.host.parted import of_parted, parted
 from bpref.verify.host.precision import Compared, compared, value_and_effect
 from bpref.verify.host.sampling import COTANGENTS, POINTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
+from bpref.verify.numbers import points as fresh
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import Row, text
 from bpref.verify.prepare import x64_for

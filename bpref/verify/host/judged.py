@@ -14,10 +14,10 @@ from bpref.verify.host.kinked import jumps, settled
 from bpref.verify.host.oracles import MARGIN, Oracle
 from bpref.verify.host.precision import Compared, by_hand, natural
 from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
-from bpref.verify.kinks import JUMP
-from bpref.verify.measure import relative_error
+from bpref.verify.numbers.kinks import JUMP
+from bpref.verify.numbers.measure import relative_error
+from bpref.verify.numbers.points import generator, is_key
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import generator, is_key
 from bpref.verify.precision import long_text
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
 from bpref.verify.subject import Misfit

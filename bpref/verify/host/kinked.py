@@ -9,7 +9,7 @@ import numpy as np
 from bpref.verify.examine import Point
 from bpref.verify.host.called import Arrays, Called, widened
 from bpref.verify.host.oracles import Oracle
-from bpref.verify.kinks import JUMP, Neighbourhood, at_kinks
+from bpref.verify.numbers.kinks import JUMP, Neighbourhood, at_kinks
 
 Points = Sequence[tuple[Arrays, list[Arrays]]]
 """The leaves and the cotangents of the output at each point."""

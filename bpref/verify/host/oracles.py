@@ -9,12 +9,12 @@ import numpy as np
 
 from bpref.verify.cross_check import stops_gradients
 from bpref.verify.host.called import Arrays, compiled, in_dtype
-from bpref.verify.lift import lift, narrowest
-from bpref.verify.numerical import Numerical, numerical_cotangents
+from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.prepare import x64_for
 from bpref.verify.program import completed
-from bpref.verify.running import quick_compilation
+from bpref.verify.programs.lift import lift, narrowest
+from bpref.verify.programs.running import quick_compilation
 from bpref.verify.subject import Subject
 
 NUMBERS = "numerical oracle: finite differences of {}, extrapolated, with error bars"

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.cross_check import ELEMENTS, apart
 from bpref.verify.host.called import Arrays, Called, widened
 from bpref.verify.host.judged import Judged
 from bpref.verify.host.oracles import Oracle, numerical
 from bpref.verify.host.sampling import cotangent, point
+from bpref.verify.numbers import points as fresh
 from bpref.verify.report import CANNOT_TELL, Finding, Verdict
 
 

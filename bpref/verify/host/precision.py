@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
 from bpref.verify.host.kinked import jumps
 from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
 from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
-from bpref.verify.measure import ulp_errors
+from bpref.verify.numbers import points as fresh
+from bpref.verify.numbers.measure import ulp_errors
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.precision import (
     FACTOR,

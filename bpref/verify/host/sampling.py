@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.blame import CannotCheck
 from bpref.verify.host.called import Arrays, Called, copies, widened
 from bpref.verify.host.oracles import Oracle
-from bpref.verify.noise import measured_noise
+from bpref.verify.numbers import points as fresh
+from bpref.verify.numbers.differences import measured_noise
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.prepare import x64_for
 

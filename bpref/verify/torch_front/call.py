@@ -12,7 +12,7 @@ import torch
 from bpref.verify import torch_oracle
 from bpref.verify.blame import CannotCheck
 from bpref.verify.host.called import Arrays
-from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.programs.naming import argument_names, function_name, leaf_names
 from bpref.verify.subject import Misfit, aligned
 from bpref.verify.torch_front.tensors import Layout, is_floating, specification, to_numpy, to_tensor
 from bpref.verify.torch_front.wide import Watch

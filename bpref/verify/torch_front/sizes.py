@@ -14,7 +14,7 @@ import numpy as np
 from bpref.verify.host.called import Called
 from bpref.verify.host.check import judge_called
 from bpref.verify.host.oracles import Oracle
-from bpref.verify.points import alike, is_specification
+from bpref.verify.numbers.points import alike, is_specification
 from bpref.verify.report import WRONG, Finding
 from bpref.verify.torch_front.call import TorchCall
 

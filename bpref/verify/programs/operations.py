@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpref.verify.windows import Equation, gather, scatter
+from bpref.verify.programs.windows import Equation, gather, scatter
 
 Operation = Callable[..., Any]
 """`(*arrays) -> array`, or a list of arrays for a primitive with several results."""
@@ -240,9 +240,7 @@ WITH_PARAMETERS: dict[str, Callable[[Equation], Operation | None]] = {
     "dynamic_update_slice": _dynamic_update_slice,
     "expand_dims": lambda e: lambda x: np.reshape(x, e.outvars[0].aval.shape),
     "gather": gather,
-    "integer_pow": lambda e: (
-        lambda x: np.power(x, e.params["y"]) if e.params["y"] >= 0 else 1 / np.power(x, -e.params["y"])
-    ),
+    "integer_pow": _integer_pow,
     "iota": _iota,
     "pad": _pad,
     "reduce_and": _reduction(np.all),

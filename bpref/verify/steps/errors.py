@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.examine import AMPLIFIED, ROUND_OFF, Point
-from bpref.verify.kinks import Neighbourhood, at_kinks
-from bpref.verify.measure import NEGLIGIBLE
-from bpref.verify.steps import Case, Steps, no_shifts
+from bpref.verify.numbers.kinks import Neighbourhood, at_kinks
+from bpref.verify.numbers.measure import NEGLIGIBLE
+from bpref.verify.steps.steps import Case, Steps, no_shifts
 
 OPEN = 8
 """Up to this many times what rounding may have made, an error is not called wrong."""
@@ -98,7 +98,7 @@ def _beside(name: str, steps: Steps, seen: Sequence[Case], which: str, kinked: S
 
 
 def _scale(expected: np.ndarray) -> np.ndarray:
-    """What an element's error is relative to, as in `bpref.verify.measure`; never zero."""
+    """What an element's error is relative to, as in `bpref.verify.numbers.measure`; never zero."""
     size = np.abs(expected)
     largest = np.max(np.where(np.isfinite(size), size, 0.0), initial=0.0)
     return np.maximum(np.maximum(size, NEGLIGIBLE * largest), np.finfo(np.float64).tiny)

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.interpreters import ad
 
 from bpref.verify.options import require_callable
-from bpref.verify.rewrite import Recurse, all_equations, evaluate, traced
+from bpref.verify.programs.rewrite import Recurse, all_equations, evaluate, traced
 
 F = TypeVar("F", bound=Callable[..., Any])
 

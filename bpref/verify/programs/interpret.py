@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bpref.verify.loops import closed, constants_and_carry, split
-from bpref.verify.operations import WITH_PARAMETERS, Operation, operation
-from bpref.verify.rewrite import is_literal, programs_in
-from bpref.verify.strip import OPAQUE
+from bpref.verify.programs.operations import WITH_PARAMETERS, Operation, operation
+from bpref.verify.programs.rewrite import closed, constants_and_carry, is_literal, programs_in, split
+from bpref.verify.programs.strip import OPAQUE
 
 COSTLY = 20_000
 """What a program costs at most that is not compiled, in microseconds of a run."""

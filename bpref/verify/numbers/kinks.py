@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.points import generator
 
 STEP, CLOSER = 1e-7, 1e-10
 """How far 'nearby' is, relative to an array's size; and once more, since what is steep looks torn from afar."""

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from bpref.nearest import require_known
-from bpref.verify.loops import closed
-from bpref.verify.rewrite import Recurse, as_it_does, evaluate, programs_in, traced
-from bpref.verify.strip import RULES_OF_JAX, is_opaque, without_rule
+from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.programs.rewrite import Recurse, as_it_does, closed, evaluate, programs_in, traced
+from bpref.verify.programs.strip import RULES_OF_JAX, is_opaque, without_rule
 
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
 """The primitives that only hold a program, and the parameter that it is."""
@@ -92,6 +93,63 @@ def direct_uses(f: Function, args: Sequence[Any], shapes: dict[str, Any]) -> tup
     of_names = dict(zip(sorted(computed), ends, strict=False))
     uses = {name: [other for other in shapes if name in of_names.get(other, ())] for name in shapes}
     return uses, set().union(*ends)
+
+
+def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """A scalar `f(*args)`, and its derivative with respect to every value that `f` has named.
+
+    A value is named by `jax.ad_checkpoint.checkpoint_name(z, "Z2")`. Each derivative is that of a perturbation added to
+    the value right there, all else as it was: dJ/dZ2 in the derivation's sense.
+    """
+    shapes: dict[str, Any] = {}
+
+    def collect(name, z):
+        shapes[name] = jax.ShapeDtypeStruct(z.shape, z.dtype)
+        return z
+
+    jax.eval_shape(with_names(f, collect), *args)
+
+    def perturbed(perturbations):
+        return with_names(f, lambda name, z: z + perturbations[name])(*args)
+
+    J, cotangents = with_cotangents(perturbed, {name: jnp.zeros(v.shape, v.dtype) for name, v in shapes.items()})
+    return J, cotangents(jnp.ones_like(J))[0]
+
+
+def cotangents_by_name(
+    f: Function, args: tuple, dy: Any, shifts: dict[str, Any], hand: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the cotangents of named values are, and what each would be if those after it were `hand`'s.
+
+    Args:
+      f: a function that names its values.
+      args: its arguments, JAX arrays.
+      dy: the cotangent of its output.
+      shifts: what is added to each of the named values that are asked for, of its shape and dtype.
+      hand: somebody's cotangents of some of these.
+
+    Returns:
+      The values; their cotangents; and for each name of `hand` one step of back-propagation: the derivative of
+      `<dy, y>` and of `<hand[w], w>` for every w, along the paths that lead through no named value.
+    """
+
+    def shifted(shifts):
+        values = {}
+
+        def at_name(name, z):
+            if name not in shifts:
+                return z
+            values[name] = z + shifts[name].astype(z.dtype)
+            return values[name]
+
+        y = with_names(f, at_name)(*args)
+        return y, values
+
+    (y, values), of_shifts = with_cotangents(shifted, shifts)
+    nothing = jax.tree.map(jnp.zeros_like, values)
+    used = {name: values[name] for name in hand}
+    outputs, of_values = with_cotangents(lambda used: cut_at_names(f)(used, *args), used)
+    return values, of_shifts((as_cotangent(dy, y), nothing))[0], of_values(as_cotangent((hand, dy), outputs))[0]
 
 
 def require_names(f: Function, args: Sequence[Any], wanted: Iterable[str]) -> None:

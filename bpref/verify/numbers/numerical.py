@@ -1,6 +1,6 @@
 """The numerical oracle: derivatives of functions that only take numbers in and give numbers out, with error bars.
 
-Central differences at halving steps, extrapolated to step 0 (`bpref.verify.extrapolation`). Where a function takes
+Central differences at halving steps, extrapolated to step 0 (`numbers.differences`). Where a function takes
 complex numbers too, the complex step instead, `Im f(x + ih) / h`, in which nothing cancels (Squire and Trapp, SIAM
 Rev. 40, 1998). The noise of the function is measured from its sixth differences (Moré and Wild, SIAM J. Sci. Comput.
 33, 2011).
@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.extrapolation import Found, extrapolated
-from bpref.verify.noise import is_inexact, typical_size, widened
-from bpref.verify.setting import Setting, setting_of
+from bpref.verify.numbers.differences import Found, Setting, extrapolated, is_inexact, setting_of, typical_size, widened
 
 ROUNDS = 8
 """How many steps are tried at once, each half of the one before; two calls of the function for each."""

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import points as fresh
 from bpref.verify.examine import ROUND_OFF, widened
-from bpref.verify.lift import for_float64, lift, narrowest
-from bpref.verify.named import direct_uses, require_names, shapes_of_names
-from bpref.verify.oracle import cotangents_by_name, is_differentiable
-from bpref.verify.running import quick_compilation
+from bpref.verify.numbers import points as fresh
+from bpref.verify.oracle import is_differentiable
+from bpref.verify.programs.lift import for_float64, lift, narrowest
+from bpref.verify.programs.running import quick_compilation
 from bpref.verify.samples import POINTS
+from bpref.verify.steps.names import cotangents_by_name, direct_uses, require_names, shapes_of_names
 from bpref.verify.subject import as_subject, describe
 
 MOVES = 8

@@ -14,12 +14,23 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
-from bpref.verify.lift import as_traced
-from bpref.verify.loops import constants_and_carry, parts_of_while, split
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.place import place, place_of, telling_name
-from bpref.verify.rewrite import Recurse, all_equations, as_it_is, as_written, evaluate, is_literal, programs_in, traced
-from bpref.verify.strip import is_opaque, is_rule, owner_of_rule, without_rule
+from bpref.verify.programs.lift import as_traced
+from bpref.verify.programs.naming import place, place_of, telling_name
+from bpref.verify.programs.rewrite import (
+    Recurse,
+    all_equations,
+    as_it_is,
+    as_written,
+    constants_and_carry,
+    evaluate,
+    is_literal,
+    parts_of_while,
+    programs_in,
+    split,
+    traced,
+)
+from bpref.verify.programs.strip import is_opaque, is_rule, owner_of_rule, without_rule
 
 LOOKED_AT = 3
 """How many calls of a site are kept, and how many iterations of a loop are looked at: first, middle and last."""

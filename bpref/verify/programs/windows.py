@@ -60,12 +60,7 @@ def gather(equation: Equation) -> Callable[..., np.ndarray]:
         operand.shape, p["slice_sizes"], numbers.start_index_map, numbers.collapsed_slice_dims,
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, mode, numbers.offset_dims,
     )  # fmt: skip
-    fill = p["fill_value"]
-    if fill is None:
-        kind = operand.dtype.kind
-        fill = (
-            np.nan if kind in "fc" else kind == "b" or getattr(np.iinfo(operand.dtype), "min" if kind == "i" else "max")
-        )
+    fill = _filler(operand.dtype) if p["fill_value"] is None else p["fill_value"]
 
     def gathered(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
         places, inside = windows.places(indices)
