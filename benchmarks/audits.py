@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bpref
-from bpref.verify.blame import CannotCheck
+from bpref.verify.examining.refusals import CannotCheck
 
 KEY = 1729
 

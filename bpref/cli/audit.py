@@ -8,7 +8,7 @@ from bpref.cli.check import Arguments, JsonFile, Key, Target, arguments, as_wide
 from bpref.cli.loading import blaming, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.verify.audit import audit as audit_rules
-from bpref.verify.seed import seed_of
+from bpref.verify.options import seed_of
 
 EXAMPLE = (
     'Examples: bpref audit model:loss --args "f32[32,784] i32[32]<10" | bpref audit jax.nn:relu --args "f32[16]" | '

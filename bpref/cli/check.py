@@ -15,8 +15,8 @@ from bpref.layer import Layer
 from bpref.nearest import require_known
 from bpref.verify.check import check as check_gradient
 from bpref.verify.numbers.points import generator
+from bpref.verify.options import seed_of
 from bpref.verify.search import search as search_for_a_failure
-from bpref.verify.seed import seed_of
 from bpref.verify.specs import DTYPES, WIDE, Spec, parse_specs, parse_templates
 from bpref.verify.torch_front import as_tensors, is_written_in_torch
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from bpref.cli.errors import UsageError
 from bpref.layer import Layer
 from bpref.nearest import require_known
+from bpref.verify.naming import MACHINERY
 from bpref.verify.options import misfit
-from bpref.verify.programs.naming import MACHINERY
 
 OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 """Where bpref's own files lie."""

@@ -15,7 +15,7 @@ from bpref.tasks.judge import NO_DERIVATION
 from bpref.tasks.judge import judge as judge_solution
 from bpref.tasks.source import NotAlone
 from bpref.tasks.writing import ABOUT, write_task
-from bpref.verify.seed import seed_of
+from bpref.verify.options import seed_of
 
 TASKS_EXAMPLE = "Example: bpref tasks --out problems linear rms_norm"
 JUDGE_EXAMPLE = "Example: bpref judge problems/linear problems/linear/solution.py --json -"

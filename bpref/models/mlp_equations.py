@@ -13,7 +13,7 @@ import optax
 from bpref.models import mlp
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.examine import ROUND_OFF
+from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.programs.running import quick_compilation
 from bpref.verify.steps.names import cotangents_of_names

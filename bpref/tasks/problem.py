@@ -11,7 +11,7 @@ import numpy as np
 
 from bpref.rule import Case, Rule, Size
 from bpref.verify.draw import axes_of, draw, hyperparameters, sized
-from bpref.verify.examine import rounded
+from bpref.verify.examining.held import rounded
 from bpref.verify.oracle import is_differentiable
 
 

@@ -10,24 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.rule import Case, Rule
-from bpref.verify.cross_check import parted
-from bpref.verify.diagnose import diagnose
+from bpref.verify.diagnosis.diagnose import diagnose
+from bpref.verify.diagnosis.judge import misled_text, residuals
 from bpref.verify.draw import Example, axes_of, draw, sized
-from bpref.verify.evidence import residuals
-from bpref.verify.examine import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
-from bpref.verify.judge import misled_text
-from bpref.verify.laws import linearity
+from bpref.verify.examining.cross_check import parted
+from bpref.verify.examining.held import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.examining.laws import linearity
+from bpref.verify.examining.precision import Row, rows_in, within
+from bpref.verify.examining.prepare import Prepared, programs_of, rounding_at
+from bpref.verify.examining.program import Seen
+from bpref.verify.examining.subject import as_subject
 from bpref.verify.numbers.kinks import Neighbourhood
 from bpref.verify.numbers.measure import Ulps, summarise
-from bpref.verify.options import came
+from bpref.verify.options import came, seed_of
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
-from bpref.verify.precision import Row, rows_in, within
-from bpref.verify.prepare import Prepared, prepare, rounding_at
-from bpref.verify.program import Seen
 from bpref.verify.report import Finding
 from bpref.verify.sabotage import Sabotage
-from bpref.verify.seed import seed_of
-from bpref.verify.subject import as_subject
 
 SIZES = (64, 24, 5, 3)
 """The sizes of a case's axes, in order: all different, and enough elements for a 99th percentile."""
@@ -131,7 +129,7 @@ def sizes_of(case: Case) -> dict[str, int]:
 def prepare_example(example: Example, working: tuple[str, ...] = ()) -> Prepared:
     """The programs of a rule's example, the rule's own reference as the oracle."""
     with jax.enable_x64(True):
-        return prepare(as_subject(example.layer, (example.params, example.x), example.reference), working)
+        return programs_of(as_subject(example.layer, (example.params, example.x), example.reference), working)
 
 
 def run(example: Example, ready: Prepared) -> tuple[Point, Seen]:

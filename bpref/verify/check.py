@@ -4,29 +4,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify import precision
-from bpref.verify.blame import NeedsNumbers, Refused, refuse_eager, refused, swept
-from bpref.verify.cross_check import parted
-from bpref.verify.evidence import residuals, unscaled
-from bpref.verify.examine import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
+from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
+from bpref.verify.examining import precision
+from bpref.verify.examining.cross_check import parted
+from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked, widened
+from bpref.verify.examining.laws import consistency, eagerness, linearity, purity
+from bpref.verify.examining.prepare import Prepared, lifted, prepared, rounding_at
+from bpref.verify.examining.program import COTANGENTS, POINTS, SCALES, Seen, swept
+from bpref.verify.examining.refusals import NeedsNumbers, Refused, refuse_eager, refused
+from bpref.verify.examining.subject import OWN_PRIMAL, Subject, as_subject
 from bpref.verify.host.check import check_numerically
-from bpref.verify.judge import Evidence, judge
-from bpref.verify.laws import consistency, eagerness, linearity, purity
+from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import Neighbourhood
-from bpref.verify.numbers.points import is_specification
-from bpref.verify.options import require_flags, require_functions, working_dtypes
+from bpref.verify.options import require_flags, require_functions, seed_of, working_dtypes
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.prepare import Prepared, lifted, prepared, rounding_at
-from bpref.verify.program import Seen
 from bpref.verify.programs.running import as_if_at_home, collecting_nothing, ran_interpreted
 from bpref.verify.report import Finding, Precision, Report
-from bpref.verify.samples import sample, scales
-from bpref.verify.seed import seed_of
-from bpref.verify.subject import OWN_PRIMAL, Subject, as_subject
 from bpref.verify.torch_front import is_torch
 
 
@@ -157,7 +153,7 @@ def _looked_at(
     """What round-off may make of each value, each held against the oracle's, and those that are not linear in dy."""
     rounding = rounding_at(ready, points)
     # Values that nobody chose lie on no kink.
-    chosen = any(is_differentiable(v) and not is_specification(v) for v in ready.subject.leaves)
+    chosen = any(is_differentiable(v) and not fresh.is_specification(v) for v in ready.subject.leaves)
     neighbours = Neighbourhood(ready.wide.oracle, points, ready.wide.names, special=(0,) if chosen else ())
     held = hold(ready.wide, points, seen, rounding, ready.round_off, neighbours)
     return rounding, {h.where: h for h in held}, linearity(stacked(seen), rounding) if linear else []
@@ -174,7 +170,7 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
 
 
 def _interpreted(subject: Subject) -> tuple[str, ...]:
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    specs = subject.specs
     return ran_interpreted(lambda leaves: swept(subject.sweep, leaves), specs)
 
 
@@ -195,3 +191,56 @@ def _precision(
             before, known = found.get(name, ((), ()))
             found[name] = (*before, row.summary()), (*known, *faults[:1])
     return found
+
+
+def scales(linear: bool) -> tuple[float, ...]:
+    """What the cotangents are multiplied by at each point; all small for a backward that is not meant to be linear."""
+    return SCALES if linear else (SCALES[-1],) * POINTS
+
+
+def sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[Point], list[Seen]]:
+    """The points of a check: in the working dtypes, in float64 as they were run, and what was seen there."""
+    narrow, wide, seen = zip(*(_sample(ready, key, i, scale) for i, scale in enumerate(scales(linear))), strict=True)
+    if not linear:
+        narrow = [Point(p.leaves, [(v * SCALES[-1]).astype(v.dtype) for v in p.dys]) for p in narrow]
+    return list(narrow), list(wide), list(seen)
+
+
+def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
+    """Point number i: fresh values ever nearer to the given ones, until the function is defined there."""
+    attempts = (_attempt(ready, key, i, n, scale) for n in range(len(fresh.STRENGTHS)))
+    tried = next(attempts)
+    while not _is_defined(tried[2]) and (again := next(attempts, None)):
+        tried = again
+    return tried
+
+
+def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> tuple[Point, Point, Seen]:
+    rng = fresh.generator(key, i, attempt)
+    point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
+    exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
+    (values,) = run_in_float64(ready.wide.run, [exact])
+    return point, exact, values
+
+
+def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
+    smallest = fresh.smallest_axis(leaves)
+    return [
+        fresh.fill(v, rng, attempt, smallest, skewed=i == 1)
+        if fresh.is_specification(v)
+        else v
+        if i == 0
+        else fresh.near(v, rng, fresh.STRENGTHS[attempt])
+        for v in leaves
+    ]
+
+
+def _cotangents(output: Any, rng: np.random.Generator) -> np.ndarray:
+    v = rng.normal(size=(COTANGENTS, *output.shape))
+    if jnp.issubdtype(output.dtype, jnp.complexfloating):
+        v = v + 1j * rng.normal(size=v.shape)
+    return v.astype(output.dtype)
+
+
+def _is_defined(seen: Seen) -> bool:
+    return all(np.all(np.isfinite(v)) for v in (*seen.y_oracle.values(), *seen.oracle.values()))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpref.verify.program import Seen
+from bpref.verify.examining.program import Seen
 
 SPOIL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "scaled by 1.001": lambda v: v * 1.001,

@@ -13,8 +13,16 @@ import numpy as np
 from bpref.bridge import as_function
 from bpref.layer import Layer
 from bpref.verify.check import check
-from bpref.verify.options import require_count, require_fitting, require_flags, require_functions, require_seconds
-from bpref.verify.programs.naming import argument_names, function_name, leaf_names
+from bpref.verify.examining.subject import is_array
+from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.options import (
+    require_count,
+    require_fitting,
+    require_flags,
+    require_functions,
+    require_seconds,
+    seed_of,
+)
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.search_draw import (
     Drawn,
@@ -25,11 +33,9 @@ from bpref.verify.search_draw import (
     is_possible,
     layouts,
 )
-from bpref.verify.seed import seed_of
 from bpref.verify.simplify import simpler_arguments
 from bpref.verify.snippet import snippet
 from bpref.verify.strategies import draws, leaving_nothing_behind, require_hypothesis
-from bpref.verify.subject import is_array
 from bpref.verify.torch_front import as_tensors, is_torch, named
 
 FIRST, LATER = 40, 8

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import bpref
 from bpref.verify import oracle
-from bpref.verify.examine import ROUND_OFF
+from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.oracle import bytes_kept
 from tests.conftest import SEED, SLOW_TO_COMPILE

@@ -33,10 +33,10 @@ from bpref.verify.catalogue import (
     sizes_of,
 )
 from bpref.verify.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
-from bpref.verify.examine import ROUND_OFF
+from bpref.verify.examining.held import ROUND_OFF
+from bpref.verify.examining.prepare import Prepared
+from bpref.verify.naming import path_text
 from bpref.verify.numbers.measure import relative_error
-from bpref.verify.prepare import Prepared
-from bpref.verify.programs.naming import path_text
 from bpref.verify.sabotage import sabotages
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn

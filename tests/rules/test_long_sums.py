@@ -8,7 +8,7 @@ import bpref
 from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.draw import axes_of, draw, sized
-from bpref.verify.examine import rounded
+from bpref.verify.examining.held import rounded
 from tests.rules.sweeping import backpropagate
 
 T = 16384

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.verify.diagnose import diagnose
+from bpref.verify.diagnosis.diagnose import diagnose
 from tests.verify.wrong_cotangents import Dense, is_unexplained
 
 RNG = np.random.default_rng(0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bpref.verify.diagnose import diagnose
+from bpref.verify.diagnosis.diagnose import diagnose
 from tests.verify.wrong_cotangents import (
     COTANGENTS,
     POINTS,

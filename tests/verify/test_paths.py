@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bpref.verify.paths import split_paths
+from bpref.verify.diagnosis.terms import split_paths
 
 
 @pytest.fixture(autouse=True)

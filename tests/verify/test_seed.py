@@ -7,7 +7,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 import bpref
-from bpref.verify.seed import seed_of
+from bpref.verify.options import seed_of
 
 X = np.linspace(-1, 1, 3, dtype=np.float32)
 

@@ -11,7 +11,7 @@ from bpref.rules.activation import tanh as tanh_rule
 from bpref.rules.linear import linear as linear_rule
 from bpref.verify import oracle
 from bpref.verify.checked import check_leaves
-from bpref.verify.examine import ROUND_OFF
+from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.numbers.measure import relative_error, summarise, ulp_errors
 from bpref.verify.steps.names import cotangents_of_names
 from tests.conftest import SEED

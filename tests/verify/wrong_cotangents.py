@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from bpref.verify.diagnose import Residual, diagnose
+from bpref.verify.diagnosis.diagnose import diagnose
+from bpref.verify.diagnosis.residual import Residual
 
 POINTS, COTANGENTS = 3, 2
 N, D, M = 7, 5, 4

@@ -5,8 +5,7 @@ from itertools import chain, combinations, product
 
 import numpy as np
 
-from bpref.verify.diagnosis.constants import is_small_fraction, name_number
-from bpref.verify.diagnosis.factors import name_axes, show
+from bpref.verify.diagnosis.factors import is_small_fraction, name_axes, name_number, show
 from bpref.verify.diagnosis.residual import (
     Diagnosis,
     Residual,

@@ -6,8 +6,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from bpref.verify.diagnosis.constants import is_near, name_number
-from bpref.verify.diagnosis.factors import constant_ratio, name_axes, show
+from bpref.verify.diagnosis.factors import constant_ratio, is_near, name_axes, name_number, show
 from bpref.verify.diagnosis.moved import axis_orders, name_order
 from bpref.verify.diagnosis.residual import (
     Diagnosis,

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.blame import CannotCheck, blamed
+from bpref.verify.examining.faults import blamed
+from bpref.verify.examining.program import output_name
+from bpref.verify.examining.refusals import CannotCheck
+from bpref.verify.examining.subject import Misfit, Subject
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import output_name
-from bpref.verify.subject import Misfit, Subject
 
 Arrays = list[Any]
 Pull = Callable[[Arrays], Arrays]
@@ -48,7 +49,7 @@ class Called(NamedTuple):
 
 def called(subject: Subject) -> Called:
     """A subject in this form, compiled where JAX can trace it, since it is called many times."""
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    specs = subject.specs
     forward, given = compiled(subject.plain, specs)
     by_hand = _compiled_backward(subject, specs) if given is on_device else None
 

@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.host.called import Called, called, copies, in_dtype
+from bpref.verify.examining.cross_check import ELEMENTS, apart
+from bpref.verify.examining.laws import SLACK, TWO_ANSWERS, not_linear
+from bpref.verify.examining.precision import Row, text
+from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.program import SCALES
+from bpref.verify.examining.subject import REFERENCE, Misfit, Subject
+from bpref.verify.host.called import Arrays, Called, called, copies, in_dtype, widened
 from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
-from bpref.verify.host.parted import of_parted, parted
 from bpref.verify.host.precision import Compared, compared, value_and_effect
 from bpref.verify.host.sampling import COTANGENTS, POINTS, Sample, cotangent, eps_of, point, sampled, widest
-from bpref.verify.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.numbers import points as fresh
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import Row, text
-from bpref.verify.prepare import x64_for
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
-from bpref.verify.samples import SCALES
-from bpref.verify.subject import REFERENCE, Misfit, Subject
 
 
 def check_numerically(
@@ -220,3 +220,31 @@ def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) 
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def parted(c: Called, oracle: Oracle, key: int) -> list[Finding]:
+    """The arguments whose cotangents by autodiff are not what finite differences say, at a few elements of each.
+
+    Nothing is said of a numerical oracle, which is finite differences itself.
+    """
+    if oracle.in_float64 is None:
+        return []
+    in_float64, rng = oracle.in_float64, fresh.generator(key, 21)
+    leaves = widened(point(c, key, 0), c.differentiable)
+
+    def values(leaves: Arrays) -> Arrays:
+        return in_float64(leaves, [])[0]
+
+    dys = [cotangent(values(leaves), rng)]
+    (truth,) = in_float64(leaves, dys)[1]
+    (found,) = numerical(values, c.differentiable, "it", False, ELEMENTS).cotangents(leaves, dys, rng, 0.0)
+    chosen = [(n, name) for n, name in enumerate(c.names) if found.cotangents[n] is not None]
+    details = {name: apart(found, n, truth[n], np.zeros(truth[n].shape, bool)) for n, name in chosen}
+    return [Finding(name, "oracle", detail) for name, detail in details.items() if detail]
+
+
+def of_parted(judged: Judged, found: Finding) -> Judged:
+    """What is known of an argument whose oracle is wrong: no more than the form of its cotangent."""
+    if judged.finding and judged.finding.kind in ("structure", "dtype"):
+        return judged
+    return Judged(Verdict(found.where, CANNOT_TELL, found.detail, np.inf), found)

@@ -7,20 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.diagnose import Residual, diagnose, diagnose_shape
-from bpref.verify.diagnosis.residual import agree
+from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
+from bpref.verify.diagnosis.residual import Residual, agree
+from bpref.verify.examining.precision import long_text
+from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Called
-from bpref.verify.host.kinked import jumps, settled
-from bpref.verify.host.oracles import MARGIN, Oracle
+from bpref.verify.host.oracles import MARGIN, Oracle, jumps, settled
 from bpref.verify.host.precision import Compared, by_hand, natural
 from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
 from bpref.verify.numbers.kinks import JUMP
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.numbers.points import generator, is_key
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import long_text
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
-from bpref.verify.subject import Misfit
 
 BARS = 10
 """How many error bars off is wrong; within two is right."""

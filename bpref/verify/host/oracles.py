@@ -1,21 +1,27 @@
-"""What a called function is held against: numbers, or a reference that can be differentiated. Both with error bars."""
+"""What a called function is held against: numbers, or a reference that can be differentiated. Both with error bars.
+
+At kinks and ties it has no derivative: other subgradients than the oracle's are right there.
+"""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.cross_check import stops_gradients
-from bpref.verify.host.called import Arrays, compiled, in_dtype
+from bpref.verify.examining.cross_check import stops_gradients
+from bpref.verify.examining.held import Point
+from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.program import completed
+from bpref.verify.examining.subject import Subject
+from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
+from bpref.verify.numbers.kinks import JUMP, Neighbourhood, at_kinks
 from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
-from bpref.verify.prepare import x64_for
-from bpref.verify.program import completed
 from bpref.verify.programs.lift import lift, narrowest
 from bpref.verify.programs.running import quick_compilation
-from bpref.verify.subject import Subject
 
 NUMBERS = "numerical oracle: finite differences of {}, extrapolated, with error bars"
 OF_REFERENCE = "float64 oracle: the reference, differentiated"
@@ -117,7 +123,7 @@ def nudged(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: flo
 def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
     """A subject's reference: autodiff where JAX can trace and differentiate it, else its differences."""
     run, in_float64 = (_autodiff(subject.primal, lifted) for lifted in (False, True))
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    specs = subject.specs
     with jax.enable_x64(True):
         wide = [_spec_in_float64(v) for v in specs]
         try:
@@ -198,3 +204,42 @@ def _spread(values: Sequence[Any], where: list[int], count: int, other: Any = No
     for i, v in zip(where, values, strict=True):
         filled[i] = v
     return filled
+
+
+Points = Sequence[tuple[Arrays, list[Arrays]]]
+"""The leaves and the cotangents of the output at each point."""
+
+
+def settled(
+    c: Called, oracle: Oracle, points: Points, n: int, hand: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hand's cotangent of leaf `n`, with the truth where its own subgradient is as right, and the truth.
+
+    `hand` and `truth` have a sample for each point and cotangent along the first axis; the oracle is an exact one.
+    """
+    name, count = c.names[n], len(hand) // len(points)
+    seen = [
+        SimpleNamespace(hand={name: hand[i : i + count]}, oracle={name: truth[i : i + count]})
+        for i in range(0, len(hand), count)
+    ]
+    kinks = at_kinks(_neighbourhood(c, oracle, points, n), seen, name)
+    return np.where(kinks.accepted, kinks.truth, hand), kinks.truth
+
+
+def jumps(c: Called, oracle: Oracle, points: Points, n: int) -> np.ndarray:
+    """How far the cotangent of leaf `n` jumps at each element, a sample for each point and cotangent; 0 off kinks."""
+    neighbours = _neighbourhood(c, oracle, points, n)
+    around = [neighbours.around(i)[c.names[n]] for i in range(len(points))]
+    spread = np.concatenate([v.max(axis=0) - v.min(axis=0) for v in around])
+    scale = max(float(np.max(np.abs(v), initial=0.0)) for v in around)
+    return np.where(spread > JUMP * scale, spread, 0.0)
+
+
+def _neighbourhood(c: Called, oracle: Oracle, points: Points, n: int) -> Neighbourhood:
+    def run(leaves: Arrays, dys: list[Arrays]) -> Any:
+        assert oracle.in_float64 is not None
+        found = oracle.in_float64(leaves, dys)[1]
+        return SimpleNamespace(oracle={c.names[n]: np.stack([of_dy[n] for of_dy in found])})
+
+    wide = [Point(widened(leaves, c.differentiable), dys) for leaves, dys in points]
+    return Neighbourhood(run, wide, c.names, special=())

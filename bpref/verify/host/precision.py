@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
-from bpref.verify.host.kinked import jumps
-from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, nudged
-from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
-from bpref.verify.numbers import points as fresh
-from bpref.verify.numbers.measure import ulp_errors
-from bpref.verify.oracle import is_differentiable
-from bpref.verify.precision import (
+from bpref.verify.examining.precision import (
     FACTOR,
     Row,
     apart_as_a_whole,
@@ -28,7 +21,13 @@ from bpref.verify.precision import (
     long_text,
     within,
 )
-from bpref.verify.prepare import x64_for
+from bpref.verify.examining.prepare import x64_for
+from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
+from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, jumps, nudged
+from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
+from bpref.verify.numbers import points as fresh
+from bpref.verify.numbers.measure import ulp_errors
+from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import Finding
 
 HALF = 4

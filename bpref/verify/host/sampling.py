@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.blame import CannotCheck
+from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.host.called import Arrays, Called, copies, widened
 from bpref.verify.host.oracles import Oracle
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.differences import measured_noise
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.prepare import x64_for
 
 POINTS = 2
 COTANGENTS = 2

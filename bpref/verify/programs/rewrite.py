@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bpref.verify.programs.naming import place
+from bpref.verify.naming import place
 
 
 def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:

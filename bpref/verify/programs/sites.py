@@ -14,9 +14,9 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
+from bpref.verify.naming import place, place_of, telling_name
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.lift import as_traced
-from bpref.verify.programs.naming import place, place_of, telling_name
 from bpref.verify.programs.rewrite import (
     Recurse,
     all_equations,

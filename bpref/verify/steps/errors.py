@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examine import AMPLIFIED, ROUND_OFF, Point
+from bpref.verify.examining.held import AMPLIFIED, ROUND_OFF, Point
 from bpref.verify.numbers.kinks import Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import NEGLIGIBLE
 from bpref.verify.steps.steps import Case, Steps, no_shifts

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.diagnose import Diagnosis, Residual, diagnose, diagnose_shape
-from bpref.verify.examine import widened
-from bpref.verify.options import came, require_callable, require_cotangents
-from bpref.verify.programs.naming import function_name, leaf_names
+from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
+from bpref.verify.diagnosis.residual import Diagnosis, Residual
+from bpref.verify.examining.held import widened
+from bpref.verify.naming import function_name, leaf_names
+from bpref.verify.options import came, require_callable, require_cotangents, seed_of
 from bpref.verify.programs.running import as_if_at_home, ran_interpreted
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
-from bpref.verify.seed import seed_of
 from bpref.verify.steps.errors import Beside, beside
 from bpref.verify.steps.steps import Case, Steps, cases, prepare
 

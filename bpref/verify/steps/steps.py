@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examine import ROUND_OFF, widened
+from bpref.verify.examining.held import ROUND_OFF, widened
+from bpref.verify.examining.program import POINTS
+from bpref.verify.examining.subject import as_subject
+from bpref.verify.naming import describe
 from bpref.verify.numbers import points as fresh
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.lift import for_float64, lift, narrowest
 from bpref.verify.programs.running import quick_compilation
-from bpref.verify.samples import POINTS
 from bpref.verify.steps.names import cotangents_by_name, direct_uses, require_names, shapes_of_names
-from bpref.verify.subject import as_subject, describe
 
 MOVES = 8
 """How often everything is moved by its own rounding, to see how much that changes each cotangent."""

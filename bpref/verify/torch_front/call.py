@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from bpref.verify import torch_oracle
-from bpref.verify.blame import CannotCheck
+from bpref.verify.examining.refusals import CannotCheck
+from bpref.verify.examining.subject import Misfit, aligned
 from bpref.verify.host.called import Arrays
-from bpref.verify.programs.naming import argument_names, function_name, leaf_names
-from bpref.verify.subject import Misfit, aligned
-from bpref.verify.torch_front.tensors import Layout, is_floating, specification, to_numpy, to_tensor
-from bpref.verify.torch_front.wide import Watch
+from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.torch_front.tensors import Layout, Watch, is_floating, specification, to_numpy, to_tensor
 
 Tensors = list[Any]
 

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 
 from bpref.verify import torch_oracle
-from bpref.verify.blame import CannotCheck, refuse_eager
+from bpref.verify.examining.program import SCALES, output_name
+from bpref.verify.examining.refusals import CannotCheck, refuse_eager
 from bpref.verify.host.called import Arrays, Called, in_dtype
-from bpref.verify.host.check import check_called, of_two_answers
+from bpref.verify.host.check import check_called, of_two_answers, parted
 from bpref.verify.host.oracles import Oracle, exact, numerical
-from bpref.verify.host.parted import parted
 from bpref.verify.host.sampling import point
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import output_name
 from bpref.verify.report import WRONG, Report, Verdict
-from bpref.verify.samples import SCALES
 from bpref.verify.torch_front.call import TorchCall, plain, swept, torch_call
 from bpref.verify.torch_front.laws import Observed, observed
 from bpref.verify.torch_front.sizes import Sized, at_other_sizes

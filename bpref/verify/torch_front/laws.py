@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Arrays
 from bpref.verify.host.sampling import cotangent
 from bpref.verify.numbers import points as fresh
 from bpref.verify.report import Finding
-from bpref.verify.subject import Misfit
 from bpref.verify.torch_front.call import TorchCall, pulled
 from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
 

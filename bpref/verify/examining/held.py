@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bpref.verify.examining.program import Program, Seen
 from bpref.verify.numbers.kinks import Kinks, Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import sample_errors
 from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import Program, Seen
 
 ROUND_OFF = 1e-10
 """The relative error in float64 above which a derivation is wrong: a thousand times what round-off makes."""

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpref.verify.examine import Point, Rounding
-from bpref.verify.program import Program, Seen, run_eagerly, run_traced
+from bpref.verify.examining.held import Point, Rounding
+from bpref.verify.examining.program import Program, Seen, run_eagerly, run_traced
+from bpref.verify.examining.subject import Subject
 from bpref.verify.report import Finding
-from bpref.verify.subject import Subject
 
 TWO_ANSWERS = "called twice with the same arguments it gives two answers"
 

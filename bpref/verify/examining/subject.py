@@ -15,9 +15,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from bpref.layer import Layer
+from bpref.verify.naming import MACHINERY, argument_names, describe, function_name, leaf_names
 from bpref.verify.numbers import points
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.programs.naming import MACHINERY, argument_names, function_name, leaf_names
 from bpref.verify.programs.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
@@ -25,7 +25,7 @@ REFERENCE = "the reference, differentiated"
 LAYER, BACKWARD, RULE, INSIDE = "a layer", "a function and its backward", "a custom_vjp function", "rules inside"
 
 INSTALLED = re.compile(
-    f"{MACHINERY.pattern}|{re.escape(str(Path(__file__).parents[1]) + os.sep)}|.*[\\\\/](?:site|dist)-packages[\\\\/]"
+    f"{MACHINERY.pattern}|{re.escape(str(Path(__file__).parents[2]) + os.sep)}|.*[\\\\/](?:site|dist)-packages[\\\\/]"
 )
 """Files whose functions stay as they are while a program runs."""
 
@@ -63,6 +63,11 @@ class Subject(NamedTuple):
     plain: Callable[[list[Any]], Any]
     form: str
     identity: tuple[Any, ...]
+
+    @property
+    def specs(self) -> list[Any]:
+        """The shapes and dtypes of the leaves."""
+        return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self.leaves]
 
 
 def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward: Any = None) -> Subject:
@@ -260,11 +265,6 @@ def _below(cotangent: Any, arg: Any) -> list[Any]:
 
 def _is_none(v: Any) -> bool:
     return v is None
-
-
-def describe(v: Any) -> str:
-    """An array by dtype and shape, anything else by its type."""
-    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else f"a {type(v).__name__}"
 
 
 def _identity(f: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examine import Held, Point, nudged, pairs, run_in_float64, stacked, widened
+from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked, widened
+from bpref.verify.examining.prepare import Prepared, Working, x64_for
 from bpref.verify.numbers.measure import summarise, ulp_errors
 from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.prepare import Prepared, Working, x64_for
 from bpref.verify.report import Finding, Precision
 
 FACTOR = 32

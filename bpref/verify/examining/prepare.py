@@ -1,4 +1,4 @@
-"""Everything about a subject that does not depend on the values: traced once, kept for the next check."""
+"""Everything about a subject that does not depend on the values: traced once, cached for the next check."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -9,32 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.blame import (
-    explained,
-    require_accepted,
-    require_arrays,
-    require_differentiable_primal,
-    require_fitting_reference,
-    require_no_leak,
-    require_outputs,
-    require_rule,
-)
-from bpref.verify.examine import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
-from bpref.verify.laws import form, is_repeatable
+from bpref.verify.examining.faults import explained
+from bpref.verify.examining.held import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
+from bpref.verify.examining.laws import form, is_repeatable
+from bpref.verify.examining.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
+from bpref.verify.examining.refusals import require_arrays, require_checkable, require_outputs
+from bpref.verify.examining.subject import Subject
 from bpref.verify.numbers.kinks import a_step_away
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
 from bpref.verify.programs.lift import lift, lift_traced, narrowest
 from bpref.verify.programs.rewrite import all_equations, constants_of
 from bpref.verify.programs.running import collecting_nothing
 from bpref.verify.report import Finding
-from bpref.verify.subject import RULE, Subject
 
 WIDE = (np.float64, np.complex128)
 """The dtypes that there are only with 64-bit numbers enabled."""
 
-KEPT = 64
-"""How many subjects' programs are kept."""
+CACHED = 64
+"""How many subjects' programs are cached."""
 
 
 class Working(NamedTuple):
@@ -99,36 +91,32 @@ def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
     working = tuple(jnp.dtype(d).name for d in dtypes) if dtypes is not None else None
     shapes = tuple((v.shape, v.dtype) for v in subject.leaves)
     name = (subject.identity, shapes, working, jax.config.read("jax_enable_x64"))
-    if name in _KEPT:
-        _KEPT.move_to_end(name)
-        return _KEPT[name]._replace(subject=subject)
+    if name in _CACHE:
+        _CACHE.move_to_end(name)
+        return _CACHE[name]._replace(subject=subject)
     require_arrays(subject)
+    x64 = partial(x64_for, [v.dtype for v in subject.leaves], _callers_x64(subject))
     try:
-        made = prepare(subject, working)
-        require_fitting_reference(subject, made.outputs)
+        made = programs_of(subject, working)
         made.narrow()
+        require_checkable(subject, made.wide.traced.jaxpr, made.outputs, not made.formal, x64())
     except Exception as error:
-        raise explained(subject, error, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject))) from error
-    require_no_leak(subject, made.wide.traced.jaxpr, len(subject.leaves) + len(made.outputs))
-    if subject.form == RULE and not made.formal:
-        require_accepted(subject, x64_for([v.dtype for v in subject.leaves], _callers_x64(subject)))
-    require_rule(subject)
-    require_differentiable_primal(subject, made.wide.traced.jaxpr)
-    _KEPT[name] = made
-    if len(_KEPT) > KEPT:
-        _KEPT.popitem(last=False)
+        raise explained(subject, error, x64()) from error
+    _CACHE[name] = made
+    if len(_CACHE) > CACHED:
+        _CACHE.popitem(last=False)
     return made
 
 
-_KEPT: OrderedDict[Hashable, Prepared] = OrderedDict()
+_CACHE: OrderedDict[Hashable, Prepared] = OrderedDict()
 
 
-def prepare(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
+def programs_of(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     """The programs of a subject, traced; `working` as `dtypes` of `check`.
 
     Those in the working dtypes are made when they are asked for: the derivation is decided without them.
     """
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in subject.leaves]
+    specs = subject.specs
     own, x64 = [v.dtype for v in specs], _callers_x64(subject)
     with x64_for(own, x64):
         outputs = [v for v in jax.tree.leaves(output_shapes(subject, specs)) if is_differentiable(v)]
@@ -213,7 +201,7 @@ def _primal_casts_to(subject: Subject, specs: list[Any], own: list[Any], x64: bo
 
 def lifted(ready: Prepared) -> Prepared:
     """The same with every cast between floating-point dtypes left out of the float64 program."""
-    specs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in ready.subject.leaves]
+    specs = ready.subject.specs
     wide = _in_float64(ready.subject, specs, ready.outputs, lift)
     return ready._replace(
         primal=lift(ready.subject.primal),

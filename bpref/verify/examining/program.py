@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.verify.examining.subject import Misfit, Subject
+from bpref.verify.naming import describe, leaf_names
 from bpref.verify.oracle import is_differentiable, with_cotangents
-from bpref.verify.programs.naming import leaf_names
 from bpref.verify.programs.running import in_float64, when_run
-from bpref.verify.subject import Misfit, Subject, describe
 
 COTANGENTS = 2
 """How many random cotangents of the output each point is tried with."""
+
+POINTS = 3
+"""How many points a derivation is tried at; the first has the values that were given."""
+
+SCALES = (1.0, 2.0**20, 2.0**-20)
+"""What the cotangents are multiplied by at each point, so that a clip is met wherever it is set."""
 
 
 class Seen(NamedTuple):
@@ -179,6 +185,25 @@ def completed(dy: list[Any], y: Any) -> Any:
     return jax.tree.unflatten(
         tree, [next(given) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0) for v in leaves]
     )
+
+
+def swept(sweep: Callable, leaves: list[Any]) -> list[Any]:
+    """The arrays among the cotangents that a sweep gives for a cotangent of ones."""
+    y, pull = sweep(leaves)
+    return [v for v in pull(_ones(y)) if hasattr(v, "dtype")]
+
+
+def pulled(primal: Callable, leaves: list[Any]) -> Any:
+    """What the oracle gives for a cotangent of ones."""
+    y, cotangents = with_cotangents(primal, leaves)
+    return cotangents(_ones(y))
+
+
+def _ones(y: Any) -> Any:
+    def one(v):
+        return jax.numpy.ones_like(v) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
+
+    return jax.tree.map(one, y)
 
 
 def _fitting(

@@ -47,14 +47,18 @@ def function_name(fun: Any) -> str:
     return str(getattr(inner, "__name__", None) or getattr(inner, "name", None) or type(fun).__name__)
 
 
-CHECKER = os.path.dirname(os.path.dirname(__file__)) + os.sep
-COMMAND_LINE = os.path.join(os.path.dirname(os.path.dirname(CHECKER)), "cli") + os.sep
+def describe(v: Any) -> str:
+    """An array by dtype and shape, anything else by its type."""
+    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else f"a {type(v).__name__}"
+
+
+COMMAND_LINE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli") + os.sep
 
 MACHINERY = re.compile(
     "|".join(
         (
             re.escape(os.path.dirname(jax.__file__) + os.sep),
-            re.escape(CHECKER),
+            re.escape(os.path.dirname(__file__) + os.sep),
             re.escape(COMMAND_LINE),
             re.escape(sysconfig.get_path("stdlib") + os.sep) + "(?!(?:site|dist)-packages)",
             "<frozen |<string>",

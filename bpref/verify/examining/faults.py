@@ -1,0 +1,124 @@
+"""Who is at fault when something was raised: the function, its backward, the call, or bpref itself?"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+
+from bpref.verify.examining.program import pulled, swept
+from bpref.verify.examining.refusals import (
+    CannotCheck,
+    NeedsNumbers,
+    Refused,
+    arguments_in_words,
+    in_words,
+    require_accepted,
+)
+from bpref.verify.examining.subject import INSIDE, Subject
+from bpref.verify.naming import describe
+
+
+def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
+    """What to raise in place of `error`, which came up when the subject was traced: stage by stage, whose is it?"""
+    specs = subject.specs
+    if isinstance(error, CannotCheck | NeedsNumbers | Refused):
+        return error
+    with x64:
+        try:
+            jax.eval_shape(subject.plain, specs)
+        except Exception as cause:
+            return _untraceable(subject, cause)
+        try:
+            jax.eval_shape(subject.primal, specs)
+        except Exception as cause:
+            if _outputs_on_arrays(subject.primal, subject) is not None:
+                return NeedsNumbers("JAX cannot trace the reference: it was called as a host function, with arrays")
+            return CannotCheck(blamed(subject, "the reference", cause))
+        mine, other = (in_words(jax.eval_shape(f, specs)) for f in (subject.plain, subject.primal))
+        if mine != other:
+            return CannotCheck(f"the reference returns {other}, {subject.name} returns {mine}; expected the same")
+        try:
+            require_accepted(subject, nullcontext())
+            jax.eval_shape(lambda leaves: swept(subject.sweep, leaves), specs)
+        except Refused as refusal:
+            return refusal
+        except Exception as cause:
+            return _unswept(subject, cause)
+        try:
+            jax.eval_shape(lambda leaves: pulled(subject.primal, leaves), specs)
+        except Exception as cause:
+            return NeedsNumbers(f"its primal cannot be differentiated by JAX ({_first(cause)})")
+    error.add_note(
+        f"bpref: {subject.name} and its backward could be traced; this is a fault of bpref, please report it"
+    )
+    return error
+
+
+def _untraceable(subject: Subject, cause: Exception) -> Exception:
+    """It cannot be traced. Called with arrays it may work: then it is a host function, or it reads traced values."""
+    try:
+        with np.errstate(all="ignore"):
+            outputs = jax.tree.leaves(subject.plain(_concrete(subject)))
+    except Exception as error:
+        return CannotCheck(blamed(subject, subject.name, error))
+    odd = next((v for v in outputs if not _is_arraylike(v)), None)
+    if odd is not None or not outputs:
+        came = "nothing" if not outputs else describe(odd)
+        return CannotCheck(f"{subject.name} returned {came}, expected an array or a pytree of arrays")
+    if subject.form == INSIDE:
+        return CannotCheck(
+            f"{subject.name} works on arrays but cannot be traced by JAX, since it reads their values "
+            f"({_first(cause)}): give its backward= to have it checked as a host function"
+        )
+    return NeedsNumbers("JAX cannot trace it: it was called as a host function, with arrays")
+
+
+def _unswept(subject: Subject, cause: Exception) -> Exception:
+    """Its value can be traced, and its sweep cannot: by the forward rule's fault or the backward's, or by none."""
+    stage = f"the backward of {subject.name}"
+    try:
+        jax.eval_shape(lambda leaves: subject.sweep(leaves)[0], subject.specs)
+    except Exception:
+        stage = f"the forward rule of {subject.name}"
+    if subject.form != INSIDE:
+        try:
+            with np.errstate(all="ignore"):
+                swept(subject.sweep, _concrete(subject))
+            return NeedsNumbers(f"JAX cannot trace {stage}: it was called as a host function, with arrays")
+        except Exception:  # with arrays it fails as well: what it raised first says why
+            pass
+    return CannotCheck(blamed(subject, stage, cause))
+
+
+def _concrete(subject: Subject) -> list[Any]:
+    """Arrays that may be written into, zeros for specifications."""
+    arrays = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
+    return [np.array(v) if isinstance(v, np.ndarray) else v for v in arrays]
+
+
+def _outputs_on_arrays(f: Callable, subject: Subject) -> list[Any] | None:
+    """What it returns for arrays; None where it raises, or where that is no arrays."""
+    try:
+        outputs = jax.tree.leaves(f(_concrete(subject)))
+    except Exception:
+        return None
+    return outputs if outputs and all(map(_is_arraylike, outputs)) else None
+
+
+def _is_arraylike(v: Any) -> bool:
+    try:
+        return np.issubdtype(np.asarray(v).dtype, np.number) or np.asarray(v).dtype == bool
+    except Exception:
+        return False
+
+
+def blamed(subject: Subject, what: str, error: Exception) -> str:
+    called = ", ".join(arguments_in_words(subject))
+    return f"{what} raised {type(error).__name__}: {_first(error)} (called with {called})"
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "without a message"
