@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.checkers import IN_TORCH, Answer, Backward, Checker
 from bpref.corpus import DERIVATIONS, Derivation, Wrong
-from bpref.verify.mutants import mutants
+from bpref.verify.mutating.mutants import mutants
 
 RIGHT = ""
 

@@ -255,8 +255,8 @@ from .verify import strip_custom_rules as strip_custom_rules
 from .verify import verify_rule as verify_rule
 from .verify.audit import AuditReport as AuditReport
 from .verify.audit import audit as audit
-from .verify.mutants import equivalents as equivalents
-from .verify.mutants import mutants as mutants
+from .verify.mutating.mutants import equivalents as equivalents
+from .verify.mutating.mutants import mutants as mutants
 from .verify.search import SearchReport as SearchReport
 from .verify.search import search as search
 from .verify.steps.intermediates import IntermediatesReport as IntermediatesReport

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bpref.verify.mutants import equivalents, mutants
+from bpref.verify.mutating.mutants import equivalents, mutants
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,6 @@ A mutant that computes what the original does proves nothing about a checker. Th
 `equivalents` lists them.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
 
-from bpref.verify.flat import Flat, Node, flattened, outputs_with, used_values, values_of
-from bpref.verify.mutations import Mutation, Step, differs_at_ties_only, mutations
+from bpref.verify.mutating.arithmetic import differs_at_ties_only
+from bpref.verify.mutating.changes import Change, Flat, changes_of, flattened, outputs_with, rounds_apart, values_of
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
-from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is
+from bpref.verify.programs.rewrite import as_it_is
 from bpref.verify.programs.running import as_if_at_home, quick_compilation
 
 POINTS = 5
@@ -28,8 +26,6 @@ EQUAL = 1e-13
 """The relative error in float64 up to which two results are the same."""
 ROUND_OFF = 1e-10
 """The relative error in float64 up to which they cannot be told apart from two that are."""
-LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
-"""The primitives whose bodies are mutated too, and the parameters that hold these."""
 
 
 class Mutant(NamedTuple):
@@ -77,97 +73,12 @@ def _require(who: str, backward: Any, args: tuple, points: Any) -> None:
     require_points(who, points, len(args))
 
 
-class Change(NamedTuple):
-    """A mutation of one node.
-
-    Attributes:
-      key: what finds it again in the same program of other dtypes.
-      name: as in `Mutant`.
-      at: the index of the node.
-      mutation: of that node; of a loop, the whole loop with one step of its body changed.
-      harmless: why it changes nothing, as far as that is known beforehand.
-      alike: what it has in common with the same change in other rounds of an unrolled loop.
-    """
-
-    key: tuple
-    name: str
-    at: int
-    mutation: Mutation
-    harmless: str
-    alike: tuple
-
-
 class Traced(NamedTuple):
     """A function's flat program for arguments of certain shapes and dtypes."""
 
     program: Flat
     changes: dict[tuple, Change]
     to_tree: Callable[[Sequence[Any]], Any]
-
-
-def changes_of(program: Flat, prefix: str = "") -> Iterator[Change]:
-    """Every change of one step, legal or not."""
-    seen: Counter[str] = Counter()
-    used = used_values(program)
-    for at, node in enumerate(program.nodes):
-        name = node.equation.primitive.name
-        address, shown = (name, seen[name]), f"{prefix}{name}[{at}]"
-        seen[name] += 1
-        unused = "" if used.intersection(node.outs) else "its result reaches no output"
-        if name in LOOPS:
-            for inner, change in _changes_in_bodies(node, shown):
-                alike = (node.place, name, inner[0], change.alike)
-                yield Change((address, *inner), change.name, at, change.mutation, unused or change.harmless, alike)
-        elif name != "convert_element_type":
-            labels: Counter[str] = Counter()
-            for mutation in mutations(_step(program, node)):
-                labels[mutation.label] += 1
-                again = f" ({labels[mutation.label]})" if labels[mutation.label] > 1 else ""
-                full = f"{mutation.label} {shown}{mutation.detail}{again}{node.line and f' ({node.line})'}"
-                alike = (node.place, name, mutation.label + again)
-                yield Change((address, mutation.label + again), full, at, mutation, unused, alike)
-
-
-def _changes_in_bodies(node: Node, shown: str) -> Iterator[tuple[tuple, Change]]:
-    """The changes of the programs that a loop holds, as changes of the loop."""
-    params = node.equation.params
-    bodies = [v for name in LOOPS[node.equation.primitive.name] for v in _as_tuple(params[name])]
-    for n, body in enumerate(bodies):
-        flat = flattened(body, node.line)
-        for change in changes_of(flat, f"{shown}."):
-
-            def apply(*operands, change=change, flat=flat, body=body):
-                def recurse(inner, inputs):
-                    if inner is body:
-                        return outputs_with(flat, values_of(flat, inputs), change.at, change.mutation.apply)
-                    return jaxpr_as_fun(inner)(*inputs)
-
-                return CONTROL_FLOW[node.equation.primitive.name](node.equation, operands, recurse)
-
-            yield (n, *change.key), change._replace(mutation=change.mutation._replace(apply=apply))
-
-
-def _as_tuple(v: Any) -> tuple:
-    return v if isinstance(v, tuple) else (v,)
-
-
-def _step(program: Flat, node: Node) -> Step:
-    def bind(operands, **changed):
-        return as_it_is(node.equation, operands, **changed)
-
-    known = {n: program.constants[i] for n, i in enumerate(node.ins) if i in program.constants}
-    single = {n: v for n, v in known.items() if np.size(v) == 1}
-    operands = tuple(program.types[i] for i in node.ins)
-    return Step(node.equation.primitive.name, bind, node.equation.params, operands, single)
-
-
-def _rounds_apart(changes: Sequence[Change]) -> list[Change]:
-    """Without the changes in an unrolled loop's inner rounds: those in the first and in the last are left."""
-    rounds: defaultdict[tuple, list[Change]] = defaultdict(list)
-    for change in changes:
-        rounds[change.alike].append(change)
-    kept = {c.key for alike in rounds.values() for c in (alike[0], alike[-1])}
-    return [c for c in changes if c.key in kept]
 
 
 class _Versions:
@@ -220,7 +131,7 @@ def all_mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple
     tried = [_widened(p) for p in points] if points is not None else _points(args)
     with jax.enable_x64(True):
         traced, _ = versions.of(tried[0])
-        changes = _rounds_apart([c for c in traced.changes.values() if c.mutation.changes])
+        changes = rounds_apart([c for c in traced.changes.values() if c.mutation.changes])
         changes = [c for c in changes if _is_legal(traced.program, c)]
         seen = _seen(traced.program, changes, [versions.of(p)[1] for p in tried])
     judged = _judged(traced.program, changes, seen)

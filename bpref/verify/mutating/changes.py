@@ -1,19 +1,26 @@
-"""A program as one flat list of numbered equations, so that one of them can be changed and the rest shared."""
+"""Every change of one step of a program: a flat list of numbered equations, of which all but the changed are shared."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 
-from bpref.verify.programs.rewrite import as_it_is, closed, is_literal
+from bpref.verify.mutating.arithmetic import Mutation, Step
+from bpref.verify.mutating.mutations import mutations
+from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is, closed, is_literal
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 """Primitives that are calls: their programs take their place."""
-NOT_THE_USERS = (str(Path(jax.__file__).parent), str(Path(__file__).parent))
+NOT_THE_USERS = (str(Path(jax.__file__).parent), str(Path(__file__).parents[1]))
 """Where code is that calls the user's: JAX's, and the verifier's."""
+
+
+LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+"""The primitives whose bodies are mutated too, and the parameters that hold these."""
 
 
 class Node(NamedTuple):
@@ -129,3 +136,88 @@ def origin(equation: JaxprEqn) -> tuple[str, tuple]:
 
 def _is_users(file: str) -> bool:
     return not file.startswith(NOT_THE_USERS)
+
+
+class Change(NamedTuple):
+    """A mutation of one node.
+
+    Attributes:
+      key: what finds it again in the same program of other dtypes.
+      name: as in `Mutant`.
+      at: the index of the node.
+      mutation: of that node; of a loop, the whole loop with one step of its body changed.
+      harmless: why it changes nothing, as far as that is known beforehand.
+      alike: what it has in common with the same change in other rounds of an unrolled loop.
+    """
+
+    key: tuple
+    name: str
+    at: int
+    mutation: Mutation
+    harmless: str
+    alike: tuple
+
+
+def changes_of(program: Flat, prefix: str = "") -> Iterator[Change]:
+    """Every change of one step, legal or not."""
+    seen: Counter[str] = Counter()
+    used = used_values(program)
+    for at, node in enumerate(program.nodes):
+        name = node.equation.primitive.name
+        address, shown = (name, seen[name]), f"{prefix}{name}[{at}]"
+        seen[name] += 1
+        unused = "" if used.intersection(node.outs) else "its result reaches no output"
+        if name in LOOPS:
+            for inner, change in _changes_in_bodies(node, shown):
+                alike = (node.place, name, inner[0], change.alike)
+                yield Change((address, *inner), change.name, at, change.mutation, unused or change.harmless, alike)
+        elif name != "convert_element_type":
+            labels: Counter[str] = Counter()
+            for mutation in mutations(_step(program, node)):
+                labels[mutation.label] += 1
+                again = f" ({labels[mutation.label]})" if labels[mutation.label] > 1 else ""
+                full = f"{mutation.label} {shown}{mutation.detail}{again}{node.line and f' ({node.line})'}"
+                alike = (node.place, name, mutation.label + again)
+                yield Change((address, mutation.label + again), full, at, mutation, unused, alike)
+
+
+def _changes_in_bodies(node: Node, shown: str) -> Iterator[tuple[tuple, Change]]:
+    """The changes of the programs that a loop holds, as changes of the loop."""
+    params = node.equation.params
+    bodies = [v for name in LOOPS[node.equation.primitive.name] for v in _as_tuple(params[name])]
+    for n, body in enumerate(bodies):
+        flat = flattened(body, node.line)
+        for change in changes_of(flat, f"{shown}."):
+
+            def apply(*operands, change=change, flat=flat, body=body):
+                def recurse(inner, inputs):
+                    if inner is body:
+                        return outputs_with(flat, values_of(flat, inputs), change.at, change.mutation.apply)
+                    return jaxpr_as_fun(inner)(*inputs)
+
+                return CONTROL_FLOW[node.equation.primitive.name](node.equation, operands, recurse)
+
+            yield (n, *change.key), change._replace(mutation=change.mutation._replace(apply=apply))
+
+
+def _as_tuple(v: Any) -> tuple:
+    return v if isinstance(v, tuple) else (v,)
+
+
+def _step(program: Flat, node: Node) -> Step:
+    def bind(operands, **changed):
+        return as_it_is(node.equation, operands, **changed)
+
+    known = {n: program.constants[i] for n, i in enumerate(node.ins) if i in program.constants}
+    single = {n: v for n, v in known.items() if np.size(v) == 1}
+    operands = tuple(program.types[i] for i in node.ins)
+    return Step(node.equation.primitive.name, bind, node.equation.params, operands, single)
+
+
+def rounds_apart(changes: Sequence[Change]) -> list[Change]:
+    """Without the changes in an unrolled loop's inner rounds: those in the first and in the last are left."""
+    rounds: defaultdict[tuple, list[Change]] = defaultdict(list)
+    for change in changes:
+        rounds[change.alike].append(change)
+    kept = {c.key for alike in rounds.values() for c in (alike[0], alike[-1])}
+    return [c for c in changes if c.key in kept]

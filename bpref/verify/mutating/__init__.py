@@ -1,0 +1,1 @@
+"""Mutating: a backward with one step of its program changed."""
