@@ -21,9 +21,9 @@ import numpy as np
 import bpref
 from benchmarks.checker_trials import arguments, x64_for
 from bpref.corpus import DERIVATIONS, Derivation
-from bpref.verify import search_draw
 from bpref.verify.report import CANNOT_TELL, OK
-from bpref.verify.search_draw import Drawn
+from bpref.verify.searching import layouts
+from bpref.verify.searching.layouts import Drawn
 
 MIXTURES = 16
 """How many draws of a seed give every argument a pattern of its own."""
@@ -32,9 +32,9 @@ MIXTURES = 16
 def drawn(d: Derivation, dtype: str, seed: int) -> Iterator[tuple[str, tuple]]:
     """Arguments of the usual shapes, with a name: every pattern in all, in each by itself, and mixtures of them."""
     usual = arguments(d, dtype, seed)
-    template = search_draw.as_template(tuple(map(_spec, usual)))
-    layout = next(search_draw.layouts(template, np.random.default_rng(seed)))
-    patterns = search_draw.patterns_of(template, layout)
+    template = layouts.as_template(tuple(map(_spec, usual)))
+    layout = next(layouts.layouts(template, np.random.default_rng(seed)))
+    patterns = layouts.patterns_of(template, layout)
     several = [i for i, p in enumerate(patterns) if len(p) > 1]
     plain = tuple(p[0] for p in patterns)
     cases = {plain}
@@ -45,7 +45,7 @@ def drawn(d: Derivation, dtype: str, seed: int) -> Iterator[tuple[str, tuple]]:
     rng = np.random.default_rng([seed, 1])
     cases |= {tuple(str(rng.choice(p)) for p in patterns) for _ in range(MIXTURES)}
     for case in sorted(cases):
-        values = search_draw.arguments(template, layout, Drawn(case, seed))
+        values = layouts.arguments(template, layout, Drawn(case, seed))
         yield ", ".join(p for p in case if p), values
 
 

@@ -257,8 +257,8 @@ from .verify.audit import AuditReport as AuditReport
 from .verify.audit import audit as audit
 from .verify.mutating.mutants import equivalents as equivalents
 from .verify.mutating.mutants import mutants as mutants
-from .verify.search import SearchReport as SearchReport
-from .verify.search import search as search
+from .verify.searching.search import SearchReport as SearchReport
+from .verify.searching.search import search as search
 from .verify.steps.intermediates import IntermediatesReport as IntermediatesReport
 from .verify.steps.intermediates import check_intermediates as check_intermediates
 

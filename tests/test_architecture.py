@@ -11,7 +11,7 @@ import pytest
 
 import bpref
 from bpref.rules import RULES
-from bpref.verify.draw import axes_of
+from bpref.verify.rules.draw import axes_of
 
 pytestmark = pytest.mark.quick
 

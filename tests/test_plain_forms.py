@@ -7,7 +7,7 @@ import pytest
 from benchmarks.bench_rules import SEED, plain_form, timed_case
 from benchmarks.plain_forms import PLAIN
 from bpref.rules import RULES
-from bpref.verify.draw import draw
+from bpref.verify.rules.draw import draw
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -16,8 +16,8 @@ from bpref.nearest import require_known
 from bpref.verify.check import check as check_gradient
 from bpref.verify.numbers.points import generator
 from bpref.verify.options import seed_of
-from bpref.verify.search import search as search_for_a_failure
-from bpref.verify.specs import DTYPES, WIDE, Spec, parse_specs, parse_templates
+from bpref.verify.searching.search import search as search_for_a_failure
+from bpref.verify.searching.specs import DTYPES, WIDE, ArraySpec, parse_specs, parse_templates
 from bpref.verify.torch_front import as_tensors, is_written_in_torch
 
 INTEGERS = 1000
@@ -161,5 +161,5 @@ def names_a_function(text: str) -> bool:
 def as_wide_as(text: str) -> AbstractContextManager:
     """A context in which arrays of the dtypes in `--args` stay what they are: with x64 for float64 and its like."""
     specs = () if names_a_function(text) else parse_templates(text)
-    dtypes = {dtype for spec in specs if isinstance(spec, Spec) for dtype in spec.dtypes}
+    dtypes = {dtype for spec in specs if isinstance(spec, ArraySpec) for dtype in spec.dtypes}
     return jax.enable_x64(True) if dtypes.intersection(WIDE) else nullcontext()

@@ -14,7 +14,7 @@ from bpref.cli.errors import blaming_the_input
 from bpref.nearest import meant
 from bpref.rule import Rule
 from bpref.rules import RULES, other_names
-from bpref.verify.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import axes_of, draw, sized
 
 WIDTH = 100
 """A call that is longer has one argument a line."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from bpref.cli import writing
 from bpref.verify.audit import AuditReport, SiteReport
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, NOT_RUN, OK, WRONG, Report
-from bpref.verify.search import SearchReport
+from bpref.verify.searching.search import SearchReport
 
 STYLES = {OK: "green", WRONG: "bold red", IMPRECISE: "yellow", CANNOT_TELL: "magenta", NOT_RUN: "magenta"}
 EXIT_CODES = {OK: 0, WRONG: 1, IMPRECISE: 1, CANNOT_TELL: 3, NOT_RUN: 3}

@@ -21,9 +21,9 @@ from bpref.models.mlp_equations import Equation, verify_equations
 from bpref.nearest import meant
 from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
-from bpref.verify.catalogue import Errors
 from bpref.verify.numbers.measure import Ulps
 from bpref.verify.programs.running import collect_rarely
+from bpref.verify.rules.catalogue import Errors
 
 SEED_NETWORK = "seed"
 

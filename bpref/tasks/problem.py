@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.rule import Case, Rule, Size
-from bpref.verify.draw import axes_of, draw, hyperparameters, sized
 from bpref.verify.examining.held import rounded
 from bpref.verify.oracle import is_differentiable
+from bpref.verify.rules.draw import axes_of, draw, hyperparameters, sized
 
 
 class Problem(NamedTuple):

@@ -1,10 +1,10 @@
 """Verification: the oracle, the laws held against it, and who is to blame when they do not hold."""
 
-from bpref.verify.catalogue import RuleReport, verify_rule
 from bpref.verify.check import assert_gradient, check
 from bpref.verify.checked import LeafErrors, LeafReport, check_leaves, checked
 from bpref.verify.programs.strip import strip_custom_rules
 from bpref.verify.report import Finding, Precision, Report, Verdict
+from bpref.verify.rules.catalogue import RuleReport, verify_rule
 
 __all__ = [
     "Finding",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule
-from bpref.verify.draw import Example, axes_of, fill, is_spec, sized
+from bpref.verify.rules.draw import Example, axes_of, example_with, is_spec, sized
 
 EIGHTHS = 8
 """Values are multiples of 1/8: exact in every dtype, so that sums which cancel do so exactly, for both sides."""
@@ -62,18 +62,19 @@ def drawn(draw: st.DrawFn, rule: Rule) -> Drawn:
     chosen_sizes, chosen_hyper = draw(sizes(case)), draw(hyper(case))
     x = jax.tree.map(lambda spec: draw(array(spec, chosen_sizes)), case.x, is_leaf=is_spec)
     seed = draw(st.integers(0, 99))
-    example = fill(rule, case, chosen_sizes, x, np.random.default_rng(seed), chosen_hyper)
+    example = example_with(rule, case, chosen_sizes, x, np.random.default_rng(seed), chosen_hyper)
     plain = jax.tree.map(lambda v: f"np.array({v.tolist()}, np.{v.dtype})", x)
     snippet = (
         "import numpy as np\n"
         "from bpref.rules import RULES\n"
-        "from bpref.verify.draw import fill\n"
-        "from bpref.verify.catalogue import examine\n"
+        "from bpref.verify.rules.draw import example_with\n"
+        "from bpref.verify.rules.catalogue import check_laws\n"
         f"{_imports(plain)}"
         f"rule = RULES[{rule.name!r}]\n"
         f"x = {_written(plain)}\n"
-        f"example = fill(rule, rule.cases[{index}], {chosen_sizes}, x, np.random.default_rng({seed}), {chosen_hyper})\n"
-        "print(examine(example))"
+        f"rng = np.random.default_rng({seed})\n"
+        f"example = example_with(rule, rule.cases[{index}], {chosen_sizes}, x, rng, {chosen_hyper})\n"
+        "print(check_laws(example))"
     )
     return Drawn(example, snippet)
 

@@ -12,7 +12,7 @@ import torch
 import bpref
 from bpref.rule import Rule
 from bpref.rules import RULES
-from bpref.verify.draw import Example, axes_of, draw, sized
+from bpref.verify.rules.draw import Example, axes_of, draw, sized
 from tests.conftest import SEED
 
 pytestmark = pytest.mark.quick

@@ -19,25 +19,25 @@ from bpref.bridge import as_function
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.catalogue import (
-    WORKING,
-    cache_bytes,
-    examine,
-    imprecise,
-    judge,
-    passed,
-    precision,
-    precision_of,
-    prepare_example,
-    run,
-    sizes_of,
-)
-from bpref.verify.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
 from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.examining.prepare import Prepared
 from bpref.verify.naming import path_text
 from bpref.verify.numbers.measure import relative_error
-from bpref.verify.sabotage import sabotages
+from bpref.verify.rules.catalogue import (
+    WORKING,
+    broken_laws,
+    cache_bytes,
+    check_laws,
+    imprecise,
+    passed,
+    prepare_example,
+    rows_of,
+    rows_of_case,
+    run,
+    sabotages,
+    sizes_of,
+)
+from bpref.verify.rules.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
 from tests.rules.sweeping import as_users_compile, in_one_program
@@ -175,22 +175,22 @@ def test_laws_1_to_5_on_whatever_hypothesis_draws(rule: Rule):
         working = data.draw(st.sampled_from(WORKING))
         note(f"To reproduce:\n{snippet}")
         ready = prepare_example(example, (working,))
-        assert [f for f in examine(example, ready)[0] if f.kind != "oracle"] == []
-        assert [row for row in precision([example], ready) if row.is_coarse] == []
+        assert [f for f in check_laws(example, ready)[0] if f.kind != "oracle"] == []
+        assert [row for row in rows_of([example], ready) if row.is_coarse] == []
 
     property_of()
 
 
 @EVERY_CASE_THE_FIRST_QUICK
 def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
-    findings, error = examine(draw(rule, case, sizes_of(case), SEED), prepared(rule, case))
+    findings, error = check_laws(draw(rule, case, sizes_of(case), SEED), prepared(rule, case))
     assert findings == []
     assert error <= ROUND_OFF
 
 
 @EVERY_CASE
 def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
-    rows = precision_of(rule, case, SEED + 1, prepared(rule, case))
+    rows = rows_of_case(rule, case, SEED + 1, prepared(rule, case))
     assert {row.dtype for row in rows} == set(WORKING)
     assert [f for row in rows for f in imprecise(row)] == []
 
@@ -231,12 +231,12 @@ def test_law_8_empty_axes_work_or_are_refused_by_name(rule: Rule, case: Case):
             with pytest.raises(ValueError, match=f"^{rule.name}"):
                 draw(rule, case, sizes, SEED)
         else:
-            assert examine(draw(rule, case, sizes, SEED))[0] == [], axis
+            assert check_laws(draw(rule, case, sizes, SEED))[0] == [], axis
 
 
 @EVERY_CASE
 def test_law_8_one_of_everything(rule: Rule, case: Case):
-    assert examine(draw(rule, case, small(case, 1), SEED))[0] == []
+    assert check_laws(draw(rule, case, small(case, 1), SEED))[0] == []
 
 
 @EVERY_CASE
@@ -284,7 +284,7 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
 def test_the_forwards_own_autodiff_agrees_at_kinks_and_far_ends(rule: Rule, case: Case):
     """What `checked` compares with: it has no reference, and must accuse no right layer at any value."""
     example = draw(rule, case, sizes_of(case), SEED)
-    assert examine(example._replace(reference=lambda params, x: example.layer.forward(params, x)[0]))[0] == []
+    assert check_laws(example._replace(reference=lambda params, x: example.layer.forward(params, x)[0]))[0] == []
 
 
 @EVERY_CASE
@@ -342,7 +342,7 @@ def test_law_11_sabotage_is_rejected(rule: Rule, case: Case):
     example = draw(rule, without_points(case), small(case), SEED)
     ready = prepare_example(example)
     point, seen = run(example, ready)
-    assert judge(ready, point, seen)[0] == []
+    assert broken_laws(ready, point, seen)[0] == []
     tried = list(sabotages(seen))
     assert {s.where for s in tried} == set(seen.combined), "a cotangent could not be spoiled"
     assert passed(ready, point, tried) == []

@@ -11,7 +11,7 @@ import bpref
 from bpref.dtypes import widen_integers
 from bpref.rule import Case, Integer, Rule
 from bpref.rules import RULES
-from bpref.verify.draw import axes_of, draw, is_spec, sized
+from bpref.verify.rules.draw import axes_of, draw, is_spec, sized
 from tests.conftest import SEED
 from tests.rules.sweeping import forward, in_one_program
 

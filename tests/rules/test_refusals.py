@@ -14,8 +14,8 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from bpref.rule import Case, Rule
 from bpref.rules import RULES
-from bpref.verify.catalogue import sizes_of
-from bpref.verify.draw import draw
+from bpref.verify.rules.catalogue import sizes_of
+from bpref.verify.rules.draw import draw
 from tests.conftest import SEED
 
 pytestmark = pytest.mark.quick

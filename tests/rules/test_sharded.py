@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 import bpref
 from bpref.rule import Case, Rule
 from bpref.rules import RULES
-from bpref.verify.draw import axes_of, draw, sized
 from bpref.verify.oracle import with_cotangents
+from bpref.verify.rules.draw import axes_of, draw, sized
 from tests.conftest import SEED
 
 EVERY_CASE = pytest.mark.parametrize(

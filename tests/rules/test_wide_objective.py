@@ -8,8 +8,8 @@ import pytest
 import bpref
 from bpref.rule import Case, Rule
 from bpref.rules import RULES
-from bpref.verify.catalogue import sizes_of
-from bpref.verify.draw import draw
+from bpref.verify.rules.catalogue import sizes_of
+from bpref.verify.rules.draw import draw
 from tests.conftest import SEED
 
 OF_TOKENS = ("token_log_probability", "token_entropy")

@@ -9,7 +9,7 @@ import pytest
 import bpref
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import axes_of, draw, sized
 from tests.conftest import SEED
 
 RNG = np.random.default_rng(SEED)

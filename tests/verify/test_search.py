@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import bpref
 from bpref.verify.numbers.points import by_zipfs_law
 from bpref.verify.report import IMPRECISE, Finding, Report, Verdict
-from bpref.verify.search import search
-from bpref.verify.search_draw import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of
-from bpref.verify.snippet import snippet
+from bpref.verify.searching.layouts import Drawn, Layout, arguments, as_template, is_possible, layouts, patterns_of
+from bpref.verify.searching.search import search
+from bpref.verify.searching.snippet import snippet
 from tests.conftest import SEED
 
 ROOT = Path(bpref.__file__).parents[1]
@@ -252,8 +252,9 @@ class Clock:
     def __init__(self, monkeypatch, cold, warm, verdict):
         self.now, self.cold, self.warm, self.seen = 0.0, cold, warm, set()
         self.report = Report("f", "oracle", 0, (Verdict("x", verdict, "", 0.0),), (Finding("x", "factor", ""),))
-        monkeypatch.setattr("bpref.verify.search.time", self)
-        monkeypatch.setattr("bpref.verify.search.check", self.check)
+        for module in ("search", "hunt"):
+            monkeypatch.setattr(f"bpref.verify.searching.{module}.time", self)
+        monkeypatch.setattr("bpref.verify.searching.hunt.check", self.check)
 
     def monotonic(self):
         return self.now
@@ -281,7 +282,9 @@ def test_it_ends_with_as_many_cases_as_asked_for(examples, monkeypatch):
 
 def test_one_case_is_tried_however_long_the_imports_took(monkeypatch):
     clock = Clock(monkeypatch, cold=1.0, warm=1.0, verdict="ok")
-    monkeypatch.setattr("bpref.verify.search.require_hypothesis", lambda: setattr(clock, "now", clock.now + 5))
+    monkeypatch.setattr(
+        "bpref.verify.searching.search.require_hypothesis", lambda: setattr(clock, "now", clock.now + 5)
+    )
     assert search(maximum, "f32[N]", seconds=3, key=1).tried == 1
     assert search(maximum, "f32[N]", seconds=0, key=1).tried == 0
 

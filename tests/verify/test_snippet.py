@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.verify.reached import Reached, reached
-from bpref.verify.snippet import snippet
+from bpref.verify.searching.snippet import Reached, reached, snippet
 
 ROOT = Path(bpref.__file__).parents[1]
 X = np.linspace(-1, 1, 3, dtype=np.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpref.verify.specs import Axis, parse_spec, parse_specs, parse_templates
+from bpref.verify.searching.specs import Axis, parse_spec, parse_specs, parse_templates
 
 RNG = np.random.default_rng(0)
 

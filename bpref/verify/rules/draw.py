@@ -13,7 +13,7 @@ from bpref.verify.oracle import is_differentiable
 
 
 class Example(NamedTuple):
-    """A case with everything filled in: what `examine` compares, and what a failure is reproduced from.
+    """A case with everything filled in: what `check_laws` compares, and what a failure is reproduced from.
 
     Attributes:
       rule: the rule's name.
@@ -45,10 +45,10 @@ def draw(
     """Random values for a case, rounded to `dtype` first; `hyper` replaces the typical hyperparameters."""
     rng = np.random.default_rng(seed)
     x = jax.tree.map(lambda spec: values(spec, sizes, rng, dtype), case.x, is_leaf=is_spec)
-    return fill(rule, case, sizes, x, rng, hyper)
+    return example_with(rule, case, sizes, x, rng, hyper)
 
 
-def fill(
+def example_with(
     rule: Rule, case: Case, sizes: Mapping[str, int], x: Any, rng: Any, hyper: Mapping[str, Any] | None = None
 ) -> Example:
     """The example for a given x: random parameters and cotangents of the shapes that the layer says."""

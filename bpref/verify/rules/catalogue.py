@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,6 @@ import numpy as np
 from bpref.rule import Case, Rule
 from bpref.verify.diagnosis.diagnose import diagnose
 from bpref.verify.diagnosis.judge import misled_text, residuals
-from bpref.verify.draw import Example, axes_of, draw, sized
 from bpref.verify.examining.cross_check import parted
 from bpref.verify.examining.held import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
 from bpref.verify.examining.laws import linearity
@@ -25,7 +24,7 @@ from bpref.verify.numbers.measure import Ulps, summarise
 from bpref.verify.options import came, seed_of
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.report import Finding
-from bpref.verify.sabotage import Sabotage
+from bpref.verify.rules.draw import Example, axes_of, draw, sized
 
 SIZES = (64, 24, 5, 3)
 """The sizes of a case's axes, in order: all different, and enough elements for a 99th percentile."""
@@ -94,10 +93,10 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
         example = draw(rule, case, sizes_of(case), seed)
         ready = prepare_example(example, WORKING)
         # The oracle itself is looked at once for each rule: its other cases are of the same formula.
-        wrong, error = examine(example, ready, cross_check=case is rule.cases[0])
+        wrong, error = check_laws(example, ready, cross_check=case is rule.cases[0])
         errors.append(error)
         if all(f.kind != "structure" for f in wrong):
-            seen = precision_of(rule, case, seed, ready)
+            seen = rows_of_case(rule, case, seed, ready)
             wrong += [f for row in seen for f in imprecise(row)]
             for row, name in zip(seen, np.repeat(WORKING, len(seen) // len(WORKING)), strict=True):
                 rows[str(name)].append(row)
@@ -138,7 +137,9 @@ def run(example: Example, ready: Prepared) -> tuple[Point, Seen]:
     return point, run_in_float64(ready.wide.run, [point])[0]
 
 
-def examine(example: Example, ready: Prepared | None = None, cross_check: bool = False) -> tuple[list[Finding], float]:
+def check_laws(
+    example: Example, ready: Prepared | None = None, cross_check: bool = False
+) -> tuple[list[Finding], float]:
     """The laws of the derivation, in float64: structure, forward, backward, linearity. And the largest error seen.
 
     With `cross_check`, the reference's autodiff is held against finite differences of the reference as well.
@@ -147,10 +148,10 @@ def examine(example: Example, ready: Prepared | None = None, cross_check: bool =
     if ready.formal:
         return list(ready.formal), float("inf")
     point, seen = run(example, ready)
-    return judge(ready, point, seen, cross_check)
+    return broken_laws(ready, point, seen, cross_check)
 
 
-def judge(ready: Prepared, point: Point, seen: Seen, cross_check: bool = False) -> tuple[list[Finding], float]:
+def broken_laws(ready: Prepared, point: Point, seen: Seen, cross_check: bool = False) -> tuple[list[Finding], float]:
     """Which of forward, backward and linearity do not hold in what was seen in float64; and the largest error.
 
     `None` is the cotangent of what is held constant, such as frozen weights: the reference's must be 0 then.
@@ -183,8 +184,49 @@ def weigh(
     return held, linearity(stacked([seen]), rounding)
 
 
+SPOIL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "scaled by 1.001": lambda v: v * 1.001,
+    "zeroed": np.zeros_like,
+    "negated": lambda v: -v,
+    "transposed": lambda v: np.swapaxes(v, -1, -2) if v.ndim > 1 and v.shape[-1] == v.shape[-2] else v,
+    "summed over its first axis": lambda v: _summed(v, 0),
+    "summed over its last axis": lambda v: _summed(v, -1),
+}
+"""What is done to one cotangent, by name; it stays as it is where the spoiling has no meaning for it."""
+
+
+class Sabotage(NamedTuple):
+    """What is seen of a right backward, made wrong in one leaf, in one way. A checker that passes it is broken."""
+
+    where: str
+    how: str
+    seen: Seen
+
+
+def sabotages(seen: Seen) -> Iterator[Sabotage]:
+    """Every way to spoil one of the hand's cotangents that changes its value, in every backward alike."""
+    for where in seen.combined:
+        for how, spoil in SPOIL.items():
+            right = seen.hand[where]
+            wrong = np.stack([spoil(v) for v in right])
+            if not np.allclose(wrong, right, rtol=1e-4, atol=0.0):
+                yield Sabotage(
+                    where,
+                    how,
+                    seen._replace(
+                        hand=seen.hand | {where: wrong},
+                        combined=seen.combined | {where: spoil(seen.combined[where])},
+                        zero=seen.zero | {where: spoil(seen.zero[where])},
+                    ),
+                )
+
+
+def _summed(v: np.ndarray, axis: int) -> np.ndarray:
+    return np.broadcast_to(np.sum(v, axis, keepdims=True), v.shape) if v.ndim else v
+
+
 def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list[tuple[str, str]]:
-    """Which sabotages, by where and how, `judge` would not have rejected; it is not asked why."""
+    """Which sabotages, by where and how, `broken_laws` would not have rejected; it is not asked why."""
     rounding = rounding_at(ready, [point])
     neighbours = Neighbourhood(ready.wide.oracle, [point], ready.subject.names)
 
@@ -195,7 +237,7 @@ def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list
     return [(s.where, s.how) for s in sabotages if not is_rejected(s.where, s.seen)]
 
 
-def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
+def rows_of(examples: Sequence[Example], ready: Prepared) -> list[Row]:
     """The errors of every value in each of the working dtypes, one dtype after the other; complex ones by its name."""
     points, seen = zip(*(run(example, ready) for example in examples), strict=True)
     held: dict[str, Held] = {h.where: h for h in hold(ready.wide, points, seen, rounding_at(ready, list(points)))}
@@ -206,12 +248,12 @@ def precision(examples: Sequence[Example], ready: Prepared) -> list[Row]:
     ]
 
 
-def precision_of(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
-    """`precision` of one example of a case; of many together, where one alone says too little."""
+def rows_of_case(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
+    """`rows_of` one example of a case; of many together, where one alone says too little."""
     rows: list[Row] = []
     for draws in DRAWS:
         examples = [draw(rule, case, sizes_of(case), seed + 1000 * i) for i in range(draws)]
-        rows = precision(examples, ready)
+        rows = rows_of(examples, ready)
         if not any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
             break
     return rows

@@ -1,41 +1,31 @@
-"""search: is there a shape, a dtype, a value or a hyperparameter for which a hand-derived gradient is wrong?"""
+"""One search: layouts and values are tried, as Hypothesis draws them, until something fails; that is made smaller."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bpref.bridge import as_function
 from bpref.layer import Layer
+from bpref.leftovers import temporary_folder
 from bpref.verify.check import check
 from bpref.verify.examining.subject import is_array
 from bpref.verify.naming import argument_names, function_name, leaf_names
-from bpref.verify.options import (
-    require_count,
-    require_fitting,
-    require_flags,
-    require_functions,
-    require_seconds,
-    seed_of,
-)
+from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
-from bpref.verify.search_draw import (
+from bpref.verify.searching.layouts import (
     Drawn,
     Layout,
+    Strategy,
     Template,
     arguments,
-    as_template,
     is_possible,
     layouts,
+    patterns_of,
 )
-from bpref.verify.simplify import simpler_arguments
-from bpref.verify.snippet import snippet
-from bpref.verify.strategies import draws, leaving_nothing_behind, require_hypothesis
 from bpref.verify.torch_front import as_tensors, is_torch, named
 
 FIRST, LATER = 40, 8
@@ -47,127 +37,8 @@ SHRINKING = 1.0
 REFUSALS = (ValueError, TypeError, ZeroDivisionError, IndexError, AssertionError)
 """What a function raises for arguments that it does not take."""
 
-
-class SearchReport(NamedTuple):
-    """What `search` says. Printed: what was tried, and if a case failed, its report and a program that shows it.
-
-    Attributes:
-      name: what was searched.
-      key: the seed of every draw: the same cases are tried in the same order, as many as the time allows.
-      tried: how many cases were checked.
-      refused: of these, how many the function did not take: it raised `ValueError`, `TypeError` or the like.
-      undecided: of these, how many ended in 'cannot tell'.
-      seconds: how long it took.
-      args: the arguments of the failing case, made as small as was possible; None if there is none.
-      report: what `check` says of it.
-      snippet: a self-contained program that checks it again.
-      refusal: the first message of a refusal.
-      values: how the arguments of the failing case were drawn, such as `x: flat rows`, before they were made smaller.
-    """
-
-    name: str
-    key: int
-    tried: int
-    refused: int
-    undecided: int
-    seconds: float
-    args: tuple | None = None
-    report: Report | None = None
-    snippet: str = ""
-    refusal: str = ""
-    values: str = ""
-
-    @property
-    def found(self) -> bool:
-        """Whether there is a case that fails."""
-        return self.report is not None
-
-    @property
-    def ok(self) -> bool:
-        """Whether cases were decided, and all of them found right."""
-        return not self.found and self.tried > self.refused + self.undecided
-
-    def raise_if_wrong(self) -> "SearchReport":
-        """Raise `AssertionError` with the report if a case failed; else the report itself."""
-        if self.found:
-            raise AssertionError(f"\n{self}")
-        return self
-
-    def to_json(self) -> str:
-        """The whole report as one JSON object; the arguments as they stand in the snippet."""
-        whole = self._asdict() | {"found": self.found, "ok": self.ok}
-        del whole["args"]
-        return json.dumps(whole | {"report": json.loads(self.report.to_json()) if self.report else None}, indent=1)
-
-    def __str__(self) -> str:
-        tried = f"{self.tried} cases in {self.seconds:.0f} s, {self.refused} refused, {self.undecided} undecided"
-        if self.report is None:
-            outcome = "no failing case" if self.ok else "nothing could be decided"
-            refusal = f"\n  the first refusal: {self.refusal}" if self.refusal and not self.ok else ""
-            return f"{self.name}   {outcome}   {tried}   key {self.key}{refusal}"
-        values = f"  drawn as {self.values}\n" if self.values else ""
-        return f"{self.name}   FAILS   {tried}   key {self.key}\n{values}\n{self.report}\n\n{self.snippet}"
-
-
-def search(
-    fun: Any,
-    specs: Any,
-    reference: Callable[..., Any] | None = None,
-    backward: Callable[[tuple, Any], tuple] | None = None,
-    seconds: float = 10.0,
-    key: Any = None,
-    examples: int = 200,
-    cross_check: bool = True,
-) -> SearchReport:
-    """Look for arguments for which `check` finds a derivation wrong or imprecise; a function of PyTorch gets tensors.
-
-    Tried are sizes of 1 and 0, odd and prime ones, square and not; every dtype and hyperparameter given; ties, zeros,
-    repeated indices and ids by Zipf's law, rows that hardly vary or hardly differ, outlier channels, huge and subnormal
-    values. What fails is made smaller.
-
-    Args:
-      fun, reference, backward: as `check` takes them.
-      specs: one for each argument, in a tuple (or all of them in one string, apart by spaces): `"f32[N,d]"`, where a
-        letter is a size, the same wherever it occurs; `"f32|bf16[N,d]"`, one of these dtypes, the same for all
-        arguments that give these; `"i32[N]<V"`, integers below the size V; `"f32[N|1,d]"`, N or, broadcast, 1. A list
-        or set, one of its values: hyperparameters, or strings such as these. A Hypothesis strategy that draws arrays.
-        Tuples and dictionaries of all that; and any other value, an array too, as it is.
-      seconds: when to stop; making a failing case smaller may take as long again. A case that would not be through by
-        then, compilation included, is not begun.
-      key: the seed of every draw, a whole number or a `jax.random.key`; left out, a new one, which the report names.
-      examples: how many cases to try at most.
-      cross_check: whether to hold the oracle itself against finite differences in each.
-
-    Raises:
-      ImportError: Hypothesis is not installed.
-      TypeError, ValueError: the specifications cannot be read.
-    """
-    start = time.monotonic()
-    require_hypothesis()
-    key = seed_of("search", key)
-    require_functions("search", fun, reference=reference, backward=backward)
-    require_seconds("search", seconds)
-    require_count("search", "examples", examples)
-    require_flags("search", cross_check=cross_check)
-    template = as_template(specs)
-    _require_fitting(fun, template)
-    options = {"reference": reference, "backward": backward, "key": key, "cross_check": cross_check}
-    hunt = _Hunt(fun, template, options, start, seconds, examples)
-    with leaving_nothing_behind():
-        hunt.explore()
-        found = hunt.smallest()
-    known = (hunt.name, key, hunt.tried, hunt.refused, hunt.undecided, time.monotonic() - hunt.start)
-    if found is None:
-        return SearchReport(*known, refusal=hunt.refusal)
-    args, report = hunt.given(found[0]), found[1]
-    program = snippet(fun, args, reference, backward, key)
-    return SearchReport(*known, args, report, program, hunt.refusal, hunt.drawn_as())
-
-
-def _require_fitting(fun: Any, template: Template) -> None:
-    """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
-    called = as_function(fun) if isinstance(fun, Layer) else fun
-    require_fitting("search", "specs", function_name(fun), called, jax.tree.unflatten(template.tree, template.leaves))
+FEW = 24
+"""In an array of up to this many elements, each one is tried as zero or rounded by itself."""
 
 
 class _Case(NamedTuple):
@@ -179,7 +50,7 @@ class _Failed(Exception):
     """Raised inside of Hypothesis, for it to shrink."""
 
 
-class _Hunt:
+class Hunt:
     """One search: what was tried so far, and what failed."""
 
     def __init__(
@@ -332,3 +203,95 @@ def _form(args: tuple) -> str:
 def _alike(report: Report, other: Report) -> bool:
     """Whether two failures may have one cause: as grave, of the same argument."""
     return report.verdict == other.verdict and report.findings[0].where == other.findings[0].where
+
+
+def simpler_arguments(
+    args: tuple, report: Report, like: Callable[[tuple, Report], Report | None], is_late: Callable[[], bool]
+) -> tuple[tuple, Report]:
+    """The arguments with arrays of ones and zeros and rounded numbers where that fails alike, and their report.
+
+    Args:
+      args, report: what fails.
+      like: the report on other arguments if they fail alike, else None.
+      is_late: whether to stop with what there is.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    for i in range(len(leaves)):
+        for proposed in _simpler(leaves[i]):
+            if is_late():
+                break
+            if np.array_equal(proposed(leaves[i]), leaves[i]):
+                continue
+            tried = [*leaves[:i], proposed(leaves[i]), *leaves[i + 1 :]]
+            outcome = like(jax.tree.unflatten(tree, tried), report)
+            if outcome is not None:
+                leaves, report = tried, outcome
+    return jax.tree.unflatten(tree, leaves), report
+
+
+def _simpler(v: Any) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """Changes to an array, in the order in which they are tried, each on top of those that were kept."""
+    if not isinstance(v, np.ndarray) or v.size == 0 or not hasattr(v, "dtype") or not is_differentiable(v):
+        return
+    yield np.zeros_like
+    yield np.ones_like
+    for digits in (0, 1, 2, 4):
+        yield lambda w, digits=digits: _rounded(w, digits)
+    if v.size <= FEW:
+        for place in np.ndindex(v.shape):
+            yield lambda w, place=place: _with(w, place)
+
+
+def _rounded(v: np.ndarray, digits: int) -> np.ndarray:
+    """To so many digits after the first."""
+    with np.errstate(all="ignore"):
+        wide = v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+        unit = 10.0 ** (np.floor(np.log10(np.where(wide == 0, 1.0, np.abs(wide)))) - digits)
+        return (np.round(wide / unit) * unit).astype(v.dtype)
+
+
+def _with(v: np.ndarray, place: tuple[int, ...]) -> np.ndarray:
+    changed = v.copy()
+    changed[place] = 0
+    return changed
+
+
+def draws(template: Template, layout: Layout) -> Any:
+    """A Hypothesis strategy for the values of a layout: all of them ordinary, or a few of the leaves special."""
+    from hypothesis import strategies as st
+
+    patterns = patterns_of(template, layout)
+    several = [i for i, p in enumerate(patterns) if len(p) > 1]
+
+    @st.composite
+    def drawn(draw):
+        base = draw(st.sampled_from([0, 0, 1]))
+        chosen = [p[min(base, len(p) - 1)] for p in patterns]
+        for i in draw(st.lists(st.sampled_from(several), max_size=2, unique=True)) if several else ():
+            chosen[i] = draw(st.sampled_from(patterns[i]))
+        given = tuple(draw(leaf.strategy) for leaf in template.leaves if isinstance(leaf, Strategy))
+        return Drawn(tuple(chosen), draw(st.integers(0, 999)), given)
+
+    return drawn()
+
+
+@contextmanager
+def leaving_nothing_behind() -> Iterator[None]:
+    """Hypothesis keeps notes in a folder of the current directory; during a search, in one that is removed again."""
+    from hypothesis import configuration
+
+    before = getattr(configuration, "__hypothesis_home_directory", None)
+    folder, remove = temporary_folder()
+    configuration.set_hypothesis_home_dir(folder)
+    try:
+        yield
+    finally:
+        configuration.set_hypothesis_home_dir(before)
+        remove()
+
+
+def require_hypothesis() -> None:
+    try:
+        import hypothesis  # noqa: F401
+    except ImportError:
+        raise ImportError('search draws its cases with Hypothesis; install it: pip install "bpref[search]"') from None

@@ -43,7 +43,7 @@ class Axis(NamedTuple):
         return self.plus + (self.times * sizes[self.name] if self.name else 0)
 
 
-class Spec(NamedTuple):
+class ArraySpec(NamedTuple):
     """An array to be drawn.
 
     Attributes:
@@ -69,7 +69,7 @@ class Spec(NamedTuple):
         return tuple(1 if i in ones else axis.size(sizes) for i, axis in enumerate(self.axes))
 
 
-def parse_spec(text: str) -> Spec:
+def parse_spec(text: str) -> ArraySpec:
     """One specification: `f32[N,d]`, `f32|bf16[16,2*d]`, `i32[N]<V`, `f32` for a scalar.
 
     A name is a size, the same wherever it occurs; `2*d`, `N+1` and `N-1` are sizes too, and `N|1` is N or 1. `<V` and
@@ -90,7 +90,7 @@ def parse_spec(text: str) -> Spec:
     below = found["below"]
     if below is not None and not all(jnp.issubdtype(d, jnp.integer) for d in dtypes):
         raise ValueError(f"{text!r}: a bound (<{below}) is for integers, such as i32[N]<{below}")
-    return Spec(text.strip(), dtypes, shape, None if below is None else _axis(below, text))
+    return ArraySpec(text.strip(), dtypes, shape, None if below is None else _axis(below, text))
 
 
 def parse_templates(text: str) -> tuple[Any, ...]:
@@ -113,7 +113,7 @@ def parse_specs(text: str, rng: np.random.Generator) -> tuple[Any, ...]:
     Raises:
       ValueError: a part cannot be read, leaves a size or a dtype open, or there is none.
     """
-    return tuple(_fixed(part, rng) if isinstance(part, Spec) else part for part in parse_templates(text))
+    return tuple(_fixed(part, rng) if isinstance(part, ArraySpec) else part for part in parse_templates(text))
 
 
 def _constant(part: str) -> Any:
@@ -132,7 +132,7 @@ def _constant(part: str) -> Any:
     )
 
 
-def _fixed(spec: Spec, rng: np.random.Generator) -> Any:
+def _fixed(spec: ArraySpec, rng: np.random.Generator) -> Any:
     if len(spec.dtypes) > 1:
         raise ValueError(f"{spec.text!r}: {len(spec.dtypes)} dtypes; one is expected here, several are for a search")
     name = next(iter(spec.names), None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.numbers.points import by_zipfs_law
-from bpref.verify.specs import Spec, parse_spec, parse_templates
+from bpref.verify.searching.specs import ArraySpec, parse_spec, parse_templates
 
 Generator = np.random.Generator
 
@@ -34,7 +34,7 @@ class Strategy(NamedTuple):
 
 
 class Template(NamedTuple):
-    """The arguments of a search: leaves that are a `Spec`, an `Option`, a `Strategy` or fixed, and their tree."""
+    """The arguments of a search: leaves that are a `ArraySpec`, an `Option`, a `Strategy` or fixed, and their tree."""
 
     leaves: tuple[Any, ...]
     tree: Any
@@ -72,7 +72,7 @@ def as_template(specs: Any) -> Template:
       TypeError: `specs` is no tuple, list or string.
     """
     if isinstance(specs, str):
-        specs = tuple(s if isinstance(s, Spec) else Option((s,)) for s in parse_templates(specs))
+        specs = tuple(s if isinstance(s, ArraySpec) else Option((s,)) for s in parse_templates(specs))
     if not isinstance(specs, tuple | list):
         raise TypeError(f"search: specs is a {type(specs).__name__}, expected a tuple, one entry for each argument")
     flat, tree = jax.tree.flatten(tuple(specs), is_leaf=_is_leaf)
@@ -84,7 +84,7 @@ def as_template(specs: Any) -> Template:
 def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
     """Raise `ValueError` if integers are to be below a size that no array has."""
     specs = [
-        s for leaf in leaves for s in (leaf.values if isinstance(leaf, Option) else (leaf,)) if isinstance(s, Spec)
+        s for leaf in leaves for s in (leaf.values if isinstance(leaf, Option) else (leaf,)) if isinstance(s, ArraySpec)
     ]
     sizes = dict.fromkeys(axis.name for s in specs for axis in s.axes if axis.name)
     for s in specs:
@@ -94,7 +94,7 @@ def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
 
 
 def _is_leaf(v: Any) -> bool:
-    return isinstance(v, list | set | frozenset | Spec | Option)
+    return isinstance(v, list | set | frozenset | ArraySpec | Option)
 
 
 def _leaf(v: Any) -> Any:
@@ -109,7 +109,7 @@ def _leaf(v: Any) -> Any:
 
 
 def spec_of(leaf: Any, i: int, layout: Layout) -> Any:
-    """The leaf as it is in a layout: a `Spec`, or a value."""
+    """The leaf as it is in a layout: a `ArraySpec`, or a value."""
     return leaf.values[dict(layout.options)[i]] if isinstance(leaf, Option) else leaf
 
 
@@ -124,7 +124,7 @@ def layouts(template: Template, rng: Generator) -> Iterator[Layout]:
 
 def _proposed(template: Template, rng: Generator) -> Iterator[Layout]:
     specs = [o for leaf in template.leaves for o in (leaf.values if isinstance(leaf, Option) else (leaf,))]
-    specs = [spec for spec in specs if isinstance(spec, Spec)]
+    specs = [spec for spec in specs if isinstance(spec, ArraySpec)]
     names = list(dict.fromkeys(name for spec in specs for name in spec.names))
     dtypes = list(dict.fromkeys(spec.dtypes for spec in specs))
     options = [i for i, leaf in enumerate(template.leaves) if isinstance(leaf, Option)]
@@ -132,7 +132,7 @@ def _proposed(template: Template, rng: Generator) -> Iterator[Layout]:
         (i, axis)
         for i, leaf in enumerate(template.leaves)
         for spec in (leaf.values if isinstance(leaf, Option) else (leaf,))
-        if isinstance(spec, Spec)
+        if isinstance(spec, ArraySpec)
         for axis, a in enumerate(spec.axes)
         if a.may_be_one
     ]
@@ -168,7 +168,9 @@ def _proposed(template: Template, rng: Generator) -> Iterator[Layout]:
 
 def is_possible(template: Template, layout: Layout) -> bool:
     """Whether all sizes are there, none is negative, none is large, and every index has something to name."""
-    specs = [(spec, i) for i, leaf in enumerate(template.leaves) if isinstance(spec := spec_of(leaf, i, layout), Spec)]
+    specs = [
+        (spec, i) for i, leaf in enumerate(template.leaves) if isinstance(spec := spec_of(leaf, i, layout), ArraySpec)
+    ]
     shapes = [_shape(spec, i, layout) for spec, i in specs]
     if any(n < 0 for shape in shapes for n in shape) or sum(int(np.prod(shape)) for shape in shapes) > MOST_ELEMENTS:
         return False
@@ -176,7 +178,7 @@ def is_possible(template: Template, layout: Layout) -> bool:
     return all(below > 0 for below in indexes)
 
 
-def _below(spec: Spec, shapes: Sequence[tuple[int, ...]], layout: Layout) -> int:
+def _below(spec: ArraySpec, shapes: Sequence[tuple[int, ...]], layout: Layout) -> int:
     """What the integers of an array are less than: its own bound, or the smallest size in sight; 2 if there is none."""
     if spec.below is not None:
         return spec.below.size(dict(layout.sizes))
@@ -185,7 +187,7 @@ def _below(spec: Spec, shapes: Sequence[tuple[int, ...]], layout: Layout) -> int
     return min((n for shape in shapes for n in shape), default=2)
 
 
-def _shape(spec: Spec, i: int, layout: Layout) -> tuple[int, ...]:
+def _shape(spec: ArraySpec, i: int, layout: Layout) -> tuple[int, ...]:
     return spec.shape(dict(layout.sizes), {axis for leaf, axis in layout.ones if leaf == i and axis < len(spec.axes)})
 
 
@@ -193,12 +195,12 @@ def arguments(template: Template, layout: Layout, drawn: Drawn) -> tuple:
     """The arguments of a case; the same for the same layout and draw."""
     dtypes, given = dict(layout.dtypes), iter(drawn.given)
     leaves = [spec_of(leaf, i, layout) for i, leaf in enumerate(template.leaves)]
-    shapes = {i: _shape(spec, i, layout) for i, spec in enumerate(leaves) if isinstance(spec, Spec)}
+    shapes = {i: _shape(spec, i, layout) for i, spec in enumerate(leaves) if isinstance(spec, ArraySpec)}
 
     def fill(i, spec):
         if isinstance(spec, Strategy):
             return next(given)
-        if not isinstance(spec, Spec):
+        if not isinstance(spec, ArraySpec):
             return spec
         below = _below(spec, list(shapes.values()), layout)
         rng = np.random.default_rng([drawn.seed, i])
@@ -224,7 +226,7 @@ def patterns_of(template: Template, layout: Layout) -> list[list[str]]:
     dtypes = dict(layout.dtypes)
 
     def of(spec):
-        if not isinstance(spec, Spec):
+        if not isinstance(spec, ArraySpec):
             return [""]
         return list(FLOATS if jnp.issubdtype(jnp.dtype(dtypes[spec.dtypes]), jnp.inexact) else INTEGERS)
 

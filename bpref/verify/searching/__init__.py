@@ -1,0 +1,1 @@
+"""Searching: arguments for which a derivation fails."""
