@@ -69,6 +69,20 @@ def test_imports_point_only_upward(file: str):
     assert floors_read(FILES[file]) <= allowed
 
 
+ROOMS = (
+    "naming", "options", "oracle", "torch_oracle", "programs", "numbers", "report", "examining", "diagnosis", "host",
+    "torch_front", "check", "checked", "audit", "steps", "mutating", "searching", "rules", "__init__",
+)  # fmt: skip
+"""The rooms of verify/, folders and the files beside them. Imports point only towards the front of this list."""
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("verify/")])
+def test_imports_of_the_checker_point_only_to_rooms_before(file: str):
+    room = Path(file).parts[1].removesuffix(".py")
+    read = {m.split(".")[2] for m in imported(FILES[file]) if m.startswith("bpref.verify.")}
+    assert read & set(ROOMS) <= set(ROOMS[: ROOMS.index(room) + 1])
+
+
 ORACLES = ("verify/oracle.py", "verify/torch_oracle.py")
 
 
