@@ -226,7 +226,7 @@ def test_a_package_under_src_is_found(capsys, tmp_path, monkeypatch):
     )
 
 
-TORCH = "tests/verify/torch_functions.py"
+TORCH = "tests/verify/torch_front/torch_functions.py"
 
 
 def test_a_function_of_pytorch_is_checked_with_tensors(capsys):

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 import bpref  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
-from tests.verify import torch_functions as f  # noqa: E402
+from tests.verify.torch_front import torch_functions as f  # noqa: E402
 
 X = np.random.default_rng(SEED).normal(size=6).astype(np.float32)
 T, W = torch.from_numpy(X), torch.from_numpy(X + 1)

@@ -13,7 +13,7 @@ import bpref  # noqa: E402
 from bpref.corpus import DERIVATIONS  # noqa: E402
 from bpref.verify.numbers.points import by_zipfs_law  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
-from tests.verify import torch_functions as f  # noqa: E402
+from tests.verify.torch_front import torch_functions as f  # noqa: E402
 
 GENERATOR = torch.Generator().manual_seed(SEED)
 X, W, B = (torch.randn(*shape, generator=GENERATOR) for shape in ((5, 8), (8,), (8,)))

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 import bpref
 from bpref.verify.diagnosis import diagnose as module
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
-from tests.verify.wrong_cotangents import Dense
+from tests.verify.diagnosis.wrong_cotangents import Dense
 
 X = np.linspace(0.3, 2, 12, dtype=np.float32).reshape(3, 4)
 NOTE = "the search for a cause failed: ZeroDivisionError: no cause"

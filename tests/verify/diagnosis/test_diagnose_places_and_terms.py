@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bpref.verify.diagnosis.diagnose import diagnose
-from tests.verify.wrong_cotangents import (
+from tests.verify.diagnosis.wrong_cotangents import (
     COTANGENTS,
     POINTS,
     D,

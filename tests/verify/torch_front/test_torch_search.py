@@ -5,8 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import bpref  # noqa: E402
-from tests.verify import torch_functions as f  # noqa: E402
-from tests.verify.test_torch_sizes import Blocked  # noqa: E402
+from tests.verify.torch_front import torch_functions as f  # noqa: E402
+from tests.verify.torch_front.test_torch_sizes import Blocked  # noqa: E402
 
 
 def test_a_right_function_passes():

@@ -40,10 +40,10 @@ def test_layer_norm_has_three_terms():
     of, masked, labels = gradients(jax.make_jaxpr(jax.jit(layer_norm))(x), dy, x)
     line = layer_norm.__code__.co_firstlineno
     assert labels == (
-        f"the path of `x` into `reduce_sum` (test_paths.py:{mean.__wrapped__.__code__.co_firstlineno + 2})",
-        f"the path of `x` into `sub` (test_paths.py:{line + 1})",
-        f"the path of the result of `sub` (test_paths.py:{line + 1}) into `square` (test_paths.py:{line + 2})",
-        f"the path of the result of `sub` (test_paths.py:{line + 1}) into `mul` (test_paths.py:{line + 3})",
+        f"the path of `x` into `reduce_sum` (test_terms.py:{mean.__wrapped__.__code__.co_firstlineno + 2})",
+        f"the path of `x` into `sub` (test_terms.py:{line + 1})",
+        f"the path of the result of `sub` (test_terms.py:{line + 1}) into `square` (test_terms.py:{line + 2})",
+        f"the path of the result of `sub` (test_terms.py:{line + 1}) into `mul` (test_terms.py:{line + 3})",
     )
     centred = x - x.mean(-1, keepdims=True)
     rstd = 1 / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref.verify.diagnosis.diagnose import diagnose
-from tests.verify.wrong_cotangents import Dense, is_unexplained
+from tests.verify.diagnosis.wrong_cotangents import Dense, is_unexplained
 
 RNG = np.random.default_rng(0)
 H, W = (RNG.normal(size=shape).astype(np.float32) for shape in ((6, 4), (5, 4)))

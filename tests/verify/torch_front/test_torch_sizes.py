@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 import bpref  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
-from tests.verify import torch_functions as f  # noqa: E402
+from tests.verify.torch_front import torch_functions as f  # noqa: E402
 
 GENERATOR = torch.Generator().manual_seed(SEED)
 BLOCK = 128

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
-from tests.verify.wrong_cotangents import D, Dense, N, at, drawn, is_unexplained, residual_of
+from tests.verify.diagnosis.wrong_cotangents import D, Dense, N, at, drawn, is_unexplained, residual_of
 
 
 @pytest.fixture(scope="module")
