@@ -28,7 +28,7 @@ from bpref.nearest import require_known
 from bpref.rule import Case, Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify import verify_rule
-from bpref.verify.examining.held import rounded
+from bpref.verify.numbers.measure import rounded
 from bpref.verify.oracle import as_cotangent, bytes_kept, bytes_kept_by_autodiff, with_cotangents
 from bpref.verify.rules.draw import Example, draw
 

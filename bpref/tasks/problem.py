@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.rule import Case, Rule, Size
-from bpref.verify.examining.held import rounded
+from bpref.verify.numbers.measure import rounded
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, sized
 

@@ -10,10 +10,10 @@ import jax
 
 from bpref.layer import Layer
 from bpref.verify.check import check
-from bpref.verify.examining.held import widened
 from bpref.verify.examining.prepare import WIDE
 from bpref.verify.examining.subject import array_leaves, is_array
 from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.numbers.measure import widened
 from bpref.verify.numbers.points import fill_specifications, generator
 from bpref.verify.options import came, require_callable, require_fitting, require_flags, seed_of
 from bpref.verify.programs.running import as_if_at_home

@@ -10,7 +10,7 @@ import numpy as np
 from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
 from bpref.verify.examining import precision
 from bpref.verify.examining.cross_check import parted
-from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked, widened
+from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.examining.laws import consistency, eagerness, linearity, purity
 from bpref.verify.examining.prepare import Prepared, lifted, prepared, rounding_at
 from bpref.verify.examining.program import COTANGENTS, POINTS, SCALES, Seen, swept
@@ -19,6 +19,7 @@ from bpref.verify.examining.subject import OWN_PRIMAL, Subject, as_subject
 from bpref.verify.host.check import check_numerically
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import Neighbourhood
+from bpref.verify.numbers.measure import widened
 from bpref.verify.options import require_flags, require_functions, seed_of, working_dtypes
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.running import as_if_at_home, collecting_nothing, ran_interpreted

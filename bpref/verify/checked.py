@@ -13,9 +13,8 @@ import numpy as np
 
 from bpref.dtypes import require_arrays
 from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
-from bpref.verify.examining.held import widened
 from bpref.verify.naming import path_text
-from bpref.verify.numbers.measure import relative_error
+from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.programs.lift import for_float64
 from bpref.verify.programs.running import as_if_at_home

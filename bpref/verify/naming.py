@@ -47,6 +47,17 @@ def function_name(fun: Any) -> str:
     return str(getattr(inner, "__name__", None) or getattr(inner, "name", None) or type(fun).__name__)
 
 
+def first_line(error: Exception, otherwise: str = "without a message") -> str:
+    """The first line of an error's message that says anything."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), otherwise)
+
+
+def in_short(error: Exception) -> str:
+    """An error by its type, and the first line of its message if it has one."""
+    kind, line = type(error).__name__, first_line(error, "")
+    return f"{kind}: {line}" if line else kind
+
+
 def describe(v: Any) -> str:
     """An array by dtype and shape, anything else by its type."""
     return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else f"a {type(v).__name__}"

@@ -17,18 +17,18 @@ from bpref.layer import Layer
 from bpref.verify.naming import describe
 
 
-def require_callable(who: str, what: str, f: Any, or_layer: bool = False) -> None:
-    """Raise `TypeError` unless `f`, the argument `what` of `who`, can be called."""
+def require_callable(caller: str, what: str, f: Any, or_layer: bool = False) -> None:
+    """Raise `TypeError` unless `f`, the argument `what` of `caller`, can be called."""
     if not callable(f) and not (or_layer and isinstance(f, Layer)):
-        raise TypeError(f"{who}: {what} is {came(f)}, expected a function{' or a Layer' * or_layer}")
+        raise TypeError(f"{caller}: {what} is {came(f)}, expected a function{' or a Layer' * or_layer}")
 
 
-def require_functions(who: str, fun: Any, **more: Callable[..., Any] | None) -> None:
+def require_functions(caller: str, fun: Any, **more: Callable[..., Any] | None) -> None:
     """Raise `TypeError` unless `fun` can be called or is a Layer, and what else is given can be called."""
-    require_callable(who, "fun", fun, or_layer=True)
+    require_callable(caller, "fun", fun, or_layer=True)
     for what, f in more.items():
         if f is not None:
-            require_callable(who, what, f)
+            require_callable(caller, what, f)
 
 
 def misfit(fun: Any, args: Sequence[Any]) -> tuple[inspect.Signature, TypeError] | None:
@@ -44,37 +44,37 @@ def misfit(fun: Any, args: Sequence[Any]) -> tuple[inspect.Signature, TypeError]
     return None
 
 
-def require_fitting(who: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
+def require_fitting(caller: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are `args`, the argument `what`."""
     if found := misfit(fun, args):
         signature, error = found
-        raise TypeError(f"{who}: {what} are {len(args)}, and {name}{signature}: {error}") from error
+        raise TypeError(f"{caller}: {what} are {len(args)}, and {name}{signature}: {error}") from error
 
 
-def require_flags(who: str, **flags: Any) -> None:
+def require_flags(caller: str, **flags: Any) -> None:
     """Raise `TypeError` unless every one of `flags` is True or False: "no" counts as true elsewhere."""
     for what, v in flags.items():
         if not isinstance(v, bool | np.bool_):
-            raise TypeError(f"{who}: {what} is {came(v)}, expected True or False")
+            raise TypeError(f"{caller}: {what} is {came(v)}, expected True or False")
 
 
-def require_seconds(who: str, seconds: Any) -> None:
+def require_seconds(caller: str, seconds: Any) -> None:
     """Raise `TypeError` unless it is a number, `ValueError` unless it is 0 or more."""
     if not isinstance(seconds, Real) or isinstance(seconds, bool):
-        raise TypeError(f"{who}: seconds is {came(seconds)}, expected a number of 0 or more")
+        raise TypeError(f"{caller}: seconds is {came(seconds)}, expected a number of 0 or more")
     if not float(seconds) >= 0:
-        raise ValueError(f"{who}: seconds is {seconds:g}, expected 0 or more")
+        raise ValueError(f"{caller}: seconds is {seconds:g}, expected 0 or more")
 
 
-def require_count(who: str, what: str, n: Any) -> None:
+def require_count(caller: str, what: str, n: Any) -> None:
     """Raise `TypeError` unless `n` is a whole number, `ValueError` unless it is 1 or more."""
     if not isinstance(n, Integral) or isinstance(n, bool):
-        raise TypeError(f"{who}: {what} is {came(n)}, expected a whole number of 1 or more")
+        raise TypeError(f"{caller}: {what} is {came(n)}, expected a whole number of 1 or more")
     if n < 1:
-        raise ValueError(f"{who}: {what} is {n}, expected 1 or more")
+        raise ValueError(f"{caller}: {what} is {n}, expected 1 or more")
 
 
-def require_points(who: str, points: Any, count: int) -> None:
+def require_points(caller: str, points: Any, count: int) -> None:
     """Raise unless `points` is None, or tuples of `count` arguments, at least one.
 
     Raises:
@@ -84,26 +84,26 @@ def require_points(who: str, points: Any, count: int) -> None:
     if points is None:
         return
     if not isinstance(points, tuple | list):
-        raise TypeError(f"{who}: points is {came(points)}, expected a list of tuples, each like args")
+        raise TypeError(f"{caller}: points is {came(points)}, expected a list of tuples, each like args")
     if not points:
-        raise ValueError(f"{who}: points is empty, expected one tuple like args, or more")
+        raise ValueError(f"{caller}: points is empty, expected one tuple like args, or more")
     for i, point in enumerate(points):
         if not isinstance(point, tuple | list):
-            raise TypeError(f"{who}: points[{i}] is {came(point)}, expected a tuple like args")
+            raise TypeError(f"{caller}: points[{i}] is {came(point)}, expected a tuple like args")
         if len(point) != count:
-            raise ValueError(f"{who}: points[{i}] has {len(point)} arguments, args has {count}")
+            raise ValueError(f"{caller}: points[{i}] has {len(point)} arguments, args has {count}")
 
 
-def require_cotangents(who: str, cotangents: Any) -> None:
+def require_cotangents(caller: str, cotangents: Any) -> None:
     """Raise `TypeError` unless it is cotangents by name, or a function that gives them."""
     if not isinstance(cotangents, Mapping) and not callable(cotangents):
         raise TypeError(
-            f'{who}: cotangents is {came(cotangents)}, expected {{"NAME": its cotangent, ...}} or a function of '
+            f'{caller}: cotangents is {came(cotangents)}, expected {{"NAME": its cotangent, ...}} or a function of '
             "(args, dy) that returns that"
         )
 
 
-def working_dtypes(who: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] | None:
+def working_dtypes(caller: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] | None:
     """The names of the dtypes to measure the precision in, one or a sequence of them; None for None.
 
     Raises:
@@ -114,9 +114,9 @@ def working_dtypes(who: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] | N
         return None
     is_several = isinstance(dtypes, Sequence | set | frozenset) and not isinstance(dtypes, str)
     if is_several and not dtypes:
-        raise ValueError(f"{who}: dtypes is empty, expected one dtype or more, or None for those of the arguments")
+        raise ValueError(f"{caller}: dtypes is empty, expected one dtype or more, or None for those of the arguments")
     given = [(f"dtypes[{i}]", d) for i, d in enumerate(dtypes)] if is_several else [("dtypes", dtypes)]
-    return tuple(floating_dtype(who, what, d).name for what, d in given)
+    return tuple(floating_dtype(caller, what, d).name for what, d in given)
 
 
 def came(v: Any) -> str:
@@ -130,12 +130,12 @@ WORDS = (2, 4)
 """How many words of 32 bits JAX's keys have."""
 
 
-def seed_of(who: str, key: Any, argument: str = "key") -> int:
+def seed_of(caller: str, key: Any, argument: str = "key") -> int:
     """The seed that `key` means: itself, a JAX key's words read as one number, so that `jax.random.key(1)` is 1; or,
     where it is None, a new one.
 
     Args:
-      who: the function that was called, for the message.
+      caller: the function that was called, for the message.
       argument: what it was given as.
       key: None, a whole number of 0 or more, a `jax.random.key`, or a `jax.random.PRNGKey`.
 
@@ -154,7 +154,7 @@ def seed_of(who: str, key: Any, argument: str = "key") -> int:
     if number < 0:
         came = repr(key) if isinstance(key, int | np.integer) else describe(key)
         raise TypeError(
-            f"{who}: {argument} is {came}, expected a whole number of 0 or more, or a jax.random.key: the seed of "
+            f"{caller}: {argument} is {came}, expected a whole number of 0 or more, or a jax.random.key: the seed of "
             "every draw"
         )
     return number

@@ -7,7 +7,7 @@ import pytest
 import bpref
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.examining.held import rounded
+from bpref.verify.numbers.measure import rounded
 from bpref.verify.rules.draw import axes_of, draw, sized
 from tests.rules.sweeping import backpropagate
 

@@ -24,6 +24,7 @@ from bpref.verify.diagnosis.residual import (
     wrong_places,
 )
 from bpref.verify.diagnosis.sums import missing_sum, of_another_shape
+from bpref.verify.naming import first_line
 
 HYPOTHESES: tuple[Callable[[Residual], Diagnosis | None], ...] = (
     zero,
@@ -88,8 +89,7 @@ def _tried(
 def _with_failures(found: Diagnosis, failed: list[Exception]) -> Diagnosis:
     if not failed:
         return found
-    first = next((line.strip() for line in str(failed[0]).splitlines() if line.strip()), "without a message")
-    note = f"the search for a cause failed: {type(failed[0]).__name__}: {first}"
+    note = f"the search for a cause failed: {type(failed[0]).__name__}: {first_line(failed[0])}"
     return found._replace(detail=f"{found.detail}\n{note}")
 
 

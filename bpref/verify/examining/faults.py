@@ -17,7 +17,7 @@ from bpref.verify.examining.refusals import (
     require_accepted,
 )
 from bpref.verify.examining.subject import INSIDE, Subject
-from bpref.verify.naming import describe
+from bpref.verify.naming import describe, first_line
 
 
 def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
@@ -49,7 +49,7 @@ def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
         try:
             jax.eval_shape(lambda leaves: pulled(subject.primal, leaves), specs)
         except Exception as cause:
-            return NeedsNumbers(f"its primal cannot be differentiated by JAX ({_first(cause)})")
+            return NeedsNumbers(f"its primal cannot be differentiated by JAX ({first_line(cause)})")
     error.add_note(
         f"bpref: {subject.name} and its backward could be traced; this is a fault of bpref, please report it"
     )
@@ -70,7 +70,7 @@ def _untraceable(subject: Subject, cause: Exception) -> Exception:
     if subject.form == INSIDE:
         return CannotCheck(
             f"{subject.name} works on arrays but cannot be traced by JAX, since it reads their values "
-            f"({_first(cause)}): give its backward= to have it checked as a host function"
+            f"({first_line(cause)}): give its backward= to have it checked as a host function"
         )
     return NeedsNumbers("JAX cannot trace it: it was called as a host function, with arrays")
 
@@ -116,9 +116,4 @@ def _is_arraylike(v: Any) -> bool:
 
 def blamed(subject: Subject, what: str, error: Exception) -> str:
     called = ", ".join(arguments_in_words(subject))
-    return f"{what} raised {type(error).__name__}: {_first(error)} (called with {called})"
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "without a message"
+    return f"{what} raised {type(error).__name__}: {first_line(error)} (called with {called})"

@@ -101,28 +101,6 @@ class Held(NamedTuple):
         return bool(self.unjudged.any()) or (not self.is_wrong and not self.vouched)
 
 
-def widened(tree: Any) -> Any:
-    """Every floating-point leaf in float64, every complex one in complex128, as NumPy arrays."""
-    return jax.tree.map(_wide, tree)
-
-
-def _wide(v: Any) -> Any:
-    if not is_differentiable(v):
-        return v
-    v = np.asarray(v)
-    return v.astype(np.complex128 if np.issubdtype(v.dtype, np.complexfloating) else np.float64)
-
-
-def rounded(tree: Any, dtype: Any) -> Any:
-    """Every real floating-point leaf in `dtype`, as NumPy arrays."""
-
-    def one(v):
-        real = is_differentiable(v) and not np.issubdtype(v.dtype, np.complexfloating)
-        return np.asarray(v).astype(dtype) if real else v
-
-    return jax.tree.map(one, tree)
-
-
 def run_in_float64(run: Callable[..., Seen], points: Sequence[Point]) -> list[Seen]:
     """A program's values at every point; called with x64 switched on, and only then."""
     with jax.enable_x64(True):

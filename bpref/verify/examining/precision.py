@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked, widened
+from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked
 from bpref.verify.examining.prepare import Prepared, Working, x64_for
-from bpref.verify.numbers.measure import summarise, ulp_errors
+from bpref.verify.numbers.measure import summarise, ulp_errors, widened
 from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import Finding, Precision
@@ -125,10 +125,10 @@ def rows_in(
         for name, pair in values.items()
         if name in held and not held[name].is_wrong
     }
-    return _judged(ready, working, inputs, rows, is_defined, draw)
+    return _with_faults(ready, working, inputs, rows, is_defined, draw)
 
 
-def _judged(
+def _with_faults(
     ready: Prepared, working: Working, inputs: Inputs, rows: dict[str, Row], is_defined: bool, draw: str
 ) -> dict[str, Row]:
     """The rows with what is wrong with them, measured in units that rounding the inputs makes where that is more."""

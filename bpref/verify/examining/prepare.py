@@ -136,7 +136,7 @@ def programs_of(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
     choices = {name: d for name, d in choices.items() if name not in ("", "float64", "complex128")}
     narrow = cache(lambda: tuple(_narrow(subject, name, specs, dtypes, x64) for name, dtypes in choices.items()))
     in_own = next((w.program for w in narrow() if w.leaves == own), None) if own in choices.values() else None
-    formal = form(in_own, specs, subject.names) if in_own else form(wide, list(map(_wide_spec, specs)), subject.names)
+    formal = form(in_own, specs, subject.names) if in_own else form(wide, list(map(wide_spec, specs)), subject.names)
     casts_to = narrowest(wide.traced.jaxpr, jnp.float64)
     return Prepared(
         subject,
@@ -216,8 +216,8 @@ def _in_float64(
     subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = unchanged
 ) -> Program:
     with jax.enable_x64(True):
-        dys = [_stack(_wide_spec(v)) for v in outputs]
-        return trace_program(subject, [_wide_spec(v) for v in leaves], dys, adapt)
+        dys = [_stack(wide_spec(v)) for v in outputs]
+        return trace_program(subject, [wide_spec(v) for v in leaves], dys, adapt)
 
 
 def _unless_refused(subject: Subject, leaves: list[Any], outputs: list[Any]) -> Program | None:
@@ -278,7 +278,8 @@ def _stack(v: Any) -> Any:
     return jax.ShapeDtypeStruct((COTANGENTS, *v.shape), v.dtype)
 
 
-def _wide_spec(v: Any) -> Any:
+def wide_spec(v: Any) -> Any:
+    """The shape and dtype of an array in float64 or complex128."""
     if not is_differentiable(v):
         return v
     return jax.ShapeDtypeStruct(v.shape, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)

@@ -17,13 +17,14 @@ from bpref.verify.examining.cross_check import ELEMENTS, apart
 from bpref.verify.examining.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.examining.precision import Row, text
 from bpref.verify.examining.prepare import x64_for
-from bpref.verify.examining.program import SCALES
+from bpref.verify.examining.program import COTANGENTS, SCALES
 from bpref.verify.examining.subject import REFERENCE, Misfit, Subject
 from bpref.verify.host.called import Arrays, Called, called, copies, in_dtype, widened
 from bpref.verify.host.judged import Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
 from bpref.verify.host.precision import Compared, compared, value_and_effect
-from bpref.verify.host.sampling import COTANGENTS, POINTS, Sample, cotangent, eps_of, point, sampled, widest
+from bpref.verify.host.sampling import POINTS, Sample, cotangent, eps_of, point, sampled, widest
+from bpref.verify.naming import first_line
 from bpref.verify.numbers import points as fresh
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
@@ -185,7 +186,8 @@ def _precision(
         try:
             found = compared(c, oracle, key, dtypes, right)
         except Exception as error:
-            notes.append(f"it does not run in {label}, so its precision there is not known ({_first_line(error)})")
+            why = first_line(error, type(error).__name__)
+            notes.append(f"it does not run in {label}, so its precision there is not known ({why})")
             continue
         for name in right & found.keys():
             rows.setdefault(name, []).append(found[name].row(name))
@@ -216,10 +218,6 @@ def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) 
     verdicts = tuple(Verdict(name, CANNOT_TELL, TWO_ANSWERS, np.inf) for name in names)
     findings = tuple(Finding(name, "impure", TWO_ANSWERS) for name in names)
     return Report(c.name, oracle.text, key, verdicts, findings, notes)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def parted(c: Called, oracle: Oracle, key: int) -> list[Finding]:

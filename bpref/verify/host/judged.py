@@ -10,15 +10,15 @@ import numpy as np
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from bpref.verify.diagnosis.residual import Residual, agree
 from bpref.verify.examining.precision import long_text
+from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Called
 from bpref.verify.host.oracles import MARGIN, Oracle, jumps, settled
 from bpref.verify.host.precision import Compared, by_hand, natural
-from bpref.verify.host.sampling import COTANGENTS, Sample, eps_of
+from bpref.verify.host.sampling import Sample, eps_of
 from bpref.verify.numbers.kinks import JUMP
-from bpref.verify.numbers.measure import relative_error
+from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import generator, is_key
-from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
 
 BARS = 10
@@ -310,11 +310,6 @@ def _residual(
     def stack(of: Callable[[Sample], Any]) -> np.ndarray:
         return np.stack([of(s) for s in samples])
 
-    def wide(v: np.ndarray) -> np.ndarray:
-        if not is_differentiable(v):
-            return v
-        return v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
-
     def for_dys(others: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
         """The oracle's for other dys, each given for all samples; asked again, point by point."""
         of_samples: list[list[np.ndarray]] = []
@@ -335,9 +330,9 @@ def _residual(
         hand=hand,
         oracle=oracle,
         others={c.names[i]: stack(lambda s, i=i: s.oracle[i]) for i, d in enumerate(c.differentiable) if d and i != n},
-        args={m: wide(stack(lambda s, i=i: s.leaves[i])) for i, m in enumerate(c.names) if not is_key(c.leaves[i])},
-        y={m: wide(stack(lambda s, i=i: s.y[i])) for i, m in enumerate(outputs)},
-        dy={m: wide(stack(lambda s, i=i: s.dy[i])) for i, m in enumerate(outputs)},
+        args={m: widened(stack(lambda s, i=i: s.leaves[i])) for i, m in enumerate(c.names) if not is_key(c.leaves[i])},
+        y={m: widened(stack(lambda s, i=i: s.y[i])) for i, m in enumerate(outputs)},
+        dy={m: widened(stack(lambda s, i=i: s.dy[i])) for i, m in enumerate(outputs)},
         round_off=max(1e-10, 2 * float(relative) / SHARP),
         for_dys=for_dys,
     )

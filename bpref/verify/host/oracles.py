@@ -13,7 +13,7 @@ import numpy as np
 
 from bpref.verify.examining.cross_check import stops_gradients
 from bpref.verify.examining.held import Point
-from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.prepare import wide_spec, x64_for
 from bpref.verify.examining.program import completed
 from bpref.verify.examining.subject import Subject
 from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
@@ -125,7 +125,7 @@ def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
     run, in_float64 = (_autodiff(subject.primal, lifted) for lifted in (False, True))
     specs = subject.specs
     with jax.enable_x64(True):
-        wide = [_spec_in_float64(v) for v in specs]
+        wide = [wide_spec(v) for v in specs]
         try:
             jax.eval_shape(lambda leaves: _swept(subject.primal, leaves), wide)
         except Exception:
@@ -183,12 +183,6 @@ def _autodiff(primal: Callable, in_float64: bool) -> Run:
         return list(y), [list(f) for f in found]
 
     return run
-
-
-def _spec_in_float64(v: Any) -> Any:
-    if not is_differentiable(v):
-        return v
-    return jax.ShapeDtypeStruct(v.shape, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
 
 
 def _bar(here: np.ndarray | None, around: list[Any]) -> np.ndarray | None:

@@ -22,9 +22,10 @@ from bpref.verify.examining.precision import (
     within,
 )
 from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
 from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, jumps, nudged
-from bpref.verify.host.sampling import COTANGENTS, POINTS, cotangent, point
+from bpref.verify.host.sampling import POINTS, cotangent, point
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import ulp_errors
 from bpref.verify.oracle import is_differentiable

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.examining.prepare import x64_for
+from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.host.called import Arrays, Called, copies, widened
 from bpref.verify.host.oracles import Oracle
@@ -15,7 +16,7 @@ from bpref.verify.numbers.differences import measured_noise
 from bpref.verify.oracle import is_differentiable
 
 POINTS = 2
-COTANGENTS = 2
+"""How many points a called function is tried at: each call takes its time."""
 
 DEAF = 1e-12
 """A function noisier than this, relatively, computes in less than double precision, whatever dtype it returns."""

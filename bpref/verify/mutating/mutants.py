@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from bpref.verify.mutating.arithmetic import differs_at_ties_only
 from bpref.verify.mutating.changes import Change, Flat, changes_of, flattened, outputs_with, rounds_apart, values_of
-from bpref.verify.numbers.measure import relative_error
+from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
 from bpref.verify.programs.rewrite import as_it_is
@@ -68,9 +68,9 @@ def equivalents(backward: Callable[..., Any], *args: Any, points: Sequence[tuple
     return [m for m in all_mutants(backward, *args, points=points) if m.equivalent]
 
 
-def _require(who: str, backward: Any, args: tuple, points: Any) -> None:
-    require_callable(who, "backward", backward)
-    require_points(who, points, len(args))
+def _require(caller: str, backward: Any, args: tuple, points: Any) -> None:
+    require_callable(caller, "backward", backward)
+    require_points(caller, points, len(args))
 
 
 class Traced(NamedTuple):
@@ -128,14 +128,14 @@ class _Versions:
 def all_mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them."""
     versions = _Versions(backward)
-    tried = [_widened(p) for p in points] if points is not None else _points(args)
+    tried = [widened(p) for p in points] if points is not None else _points(args)
     with jax.enable_x64(True):
         traced, _ = versions.of(tried[0])
         changes = rounds_apart([c for c in traced.changes.values() if c.mutation.changes])
         changes = [c for c in changes if _is_legal(traced.program, c)]
         seen = _seen(traced.program, changes, [versions.of(p)[1] for p in tried])
-    judged = _judged(traced.program, changes, seen)
-    return [Mutant(c.name, partial(versions.changed, c.key), why) for c, why in zip(changes, judged, strict=True)]
+    reasons = _equivalences(traced.program, changes, seen)
+    return [Mutant(c.name, partial(versions.changed, c.key), why) for c, why in zip(changes, reasons, strict=True)]
 
 
 def _is_legal(program: Flat, change: Change) -> bool:
@@ -149,7 +149,7 @@ def _is_legal(program: Flat, change: Change) -> bool:
     return [(v.shape, v.dtype) for v in results] == expected
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """What a program gave at each point where it is finite: outputs as lists of NumPy arrays.
 
     Attributes:
@@ -163,7 +163,7 @@ class Seen(NamedTuple):
     disturbed: dict[int, list[list[np.ndarray]]]
 
 
-def _seen(program: Flat, changes: Sequence[Change], points: Sequence[Sequence[Any]]) -> Seen:
+def _seen(program: Flat, changes: Sequence[Change], points: Sequence[Sequence[Any]]) -> Outputs:
     """Everything in one compiled program, which shares what the changes leave as it is."""
     rng = generator(0, 1)
     live = [c for c in changes if not c.harmless]
@@ -189,14 +189,14 @@ def _seen(program: Flat, changes: Sequence[Change], points: Sequence[Sequence[An
     runs = [r for r in runs if all(np.all(np.isfinite(v)) for v in r[0])]
     if not runs:
         raise ValueError("at no point tried are all results of the backward finite, so no mutant can be told from it")
-    return Seen(
+    return Outputs(
         [original for original, _, _ in runs],
         {c.key: [changed[c.key] for _, changed, _ in runs] for c in live},
         {at: [disturbed[at] for _, _, disturbed in runs] for at in noise},
     )
 
 
-def _judged(program: Flat, changes: Sequence[Change], seen: Seen) -> Iterator[str]:
+def _equivalences(program: Flat, changes: Sequence[Change], seen: Outputs) -> Iterator[str]:
     """For each change, empty or the reason why it makes no mutant."""
     spacings = [float(jnp.finfo(t.dtype).eps) for t in program.types if jnp.issubdtype(t.dtype, jnp.inexact)]
     unit = max(spacings, default=0.0) / float(np.finfo(np.float64).eps)
@@ -259,21 +259,10 @@ def _points(args: tuple) -> list[tuple]:
 
     def draw(rng: np.random.Generator) -> tuple:
         filled = [fill(v, rng, 0, smallest) if is_specification(v) else v for v in leaves]
-        wide = jax.tree.leaves(_widened(filled))
+        wide = jax.tree.leaves(widened(filled))
         return jax.tree.unflatten(tree, [near(v, rng, 0.3) if isinstance(v, np.ndarray) else v for v in wide])
 
     return [draw(generator(0, 0, i)) for i in range(POINTS)]
-
-
-def _widened(tree: Any) -> Any:
-    """NumPy arrays in double precision for all floating-point arrays."""
-
-    def wide(v: Any) -> Any:
-        if not _is_array(v) or not jnp.issubdtype(v.dtype, jnp.inexact):
-            return np.asarray(v) if _is_array(v) and not jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v
-        return np.asarray(v).astype(np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
-
-    return jax.tree.map(wide, tree)
 
 
 def _is_array(v: Any) -> bool:

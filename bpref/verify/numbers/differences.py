@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.verify.numbers.measure import is_inexact, widened
+
 
 def measured_noise(call: Callable, leaves: Sequence[Any], y: np.ndarray, eps: float, steps_dtype: Any) -> np.ndarray:
     """The error of each output: what rounding makes at least, and what sixth differences over tiny steps show.
@@ -49,17 +51,8 @@ def typical_size(leaf: np.ndarray) -> float:
     return size if size > 1e-30 and np.isfinite(size) else 1.0
 
 
-def is_inexact(v: Any) -> bool:
-    return isinstance(v, float | complex) or (hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jnp.inexact))
-
-
-def eps_of(v: np.ndarray) -> float:
+def _eps_of(v: np.ndarray) -> float:
     return float(jnp.finfo(v.dtype).eps)
-
-
-def widened(v: Any) -> Any:
-    """In double precision, where it holds floating-point numbers."""
-    return v if not is_inexact(v) else v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
 
 
 class Setting(NamedTuple):
@@ -98,8 +91,8 @@ def setting_of(f: Callable[..., Any], args: tuple, dys: Sequence[Any]) -> tuple[
         seen = outputs(leaves)
     except Exception:  # it may take its own precision alone; what is wrong otherwise is raised by the next call
         leaves, seen = given, outputs(given)
-    eps = max((eps_of(v) for v in seen if is_inexact(v)), default=float(np.finfo(np.float64).eps))
-    if eps > 1e-10 and any(is_inexact(v) and eps_of(v) > 1e-10 for v in given):
+    eps = max((_eps_of(v) for v in seen if is_inexact(v)), default=float(np.finfo(np.float64).eps))
+    if eps > 1e-10 and any(is_inexact(v) and _eps_of(v) > 1e-10 for v in given):
         leaves, seen = given, outputs(given)
     which = [i for i, v in enumerate(seen) if is_inexact(v)]
 

@@ -1,7 +1,8 @@
-"""How far two arrays are apart: relatively, and in units of the last place of a dtype."""
+"""How far two arrays are apart: relatively, and in units of the last place of a dtype; and arrays in another one."""
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,33 @@ class Ulps(NamedTuple):
     median: float
     p99: float
     maximum: float
+
+
+def is_inexact(v: Any) -> bool:
+    """Whether it is a floating-point number, real or complex, or an array of them."""
+    return isinstance(v, float | complex) or _is_inexact_array(v)
+
+
+def _is_inexact_array(v: Any) -> bool:
+    return hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jnp.inexact)
+
+
+def widened(tree: Any) -> Any:
+    """Every floating-point array in float64, every complex one in complex128, as NumPy arrays; else as it is."""
+    return jax.tree.map(_wide, tree)
+
+
+def _wide(v: Any) -> Any:
+    return np.asarray(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64) if _is_inexact_array(v) else v
+
+
+def rounded(tree: Any, dtype: Any) -> Any:
+    """Every real floating-point array in `dtype`, as NumPy arrays."""
+
+    def one(v):
+        return np.asarray(v).astype(dtype) if _is_inexact_array(v) and not np.iscomplexobj(v) else v
+
+    return jax.tree.map(one, tree)
 
 
 def relative_error(value: Any, truth: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.numbers.differences import Found, Setting, extrapolated, is_inexact, setting_of, typical_size, widened
+from bpref.verify.numbers.differences import Found, Setting, extrapolated, setting_of, typical_size
+from bpref.verify.numbers.measure import is_inexact, widened
 
 ROUNDS = 8
 """How many steps are tried at once, each half of the one before; two calls of the function for each."""

@@ -233,7 +233,7 @@ def _scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
     p = equation.params
     consts, carry, xs = split(inputs, *constants_and_carry(p))
     pieces = []
-    for start, stop in _stretches(p["length"]):
+    for start, stop in _segments(p["length"]):
         here = range(start, stop) if not p["reverse"] else range(p["length"] - stop, p["length"] - start)
         if len(here) == 1:
             outputs = recurse(p["jaxpr"], [*consts, *carry, *(x[here[0]] for x in xs)])
@@ -263,7 +263,7 @@ def _while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
 
     looking(carry)
     count = int(run(jnp.int32(jnp.iinfo(jnp.int32).max), carry)[0])
-    for start, stop in _stretches(count):
+    for start, stop in _segments(count):
         carry = looking_body(carry) if stop - start == 1 else run(jnp.int32(stop - start), carry)[1]
     return list(carry)
 
@@ -271,7 +271,7 @@ def _while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
 EAGERLY = {"cond": _cond, "scan": _scan, "while": _while}
 
 
-def _stretches(length: int) -> Iterator[tuple[int, int]]:
+def _segments(length: int) -> Iterator[tuple[int, int]]:
     """The iterations, cut so that each looked at stands alone: 0; 1 to m-1; m; m+1 to n-2; n-1."""
     looked_at = {math.floor(k * (length - 1) / (LOOKED_AT - 1)) for k in range(LOOKED_AT)} if length else set()
     cuts = sorted({0, length} | looked_at | {i + 1 for i in looked_at})

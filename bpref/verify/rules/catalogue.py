@@ -13,14 +13,14 @@ from bpref.rule import Case, Rule
 from bpref.verify.diagnosis.diagnose import diagnose
 from bpref.verify.diagnosis.judge import misled_text, residuals
 from bpref.verify.examining.cross_check import parted
-from bpref.verify.examining.held import Held, Point, Rounding, hold, rounded, run_in_float64, stacked
+from bpref.verify.examining.held import Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.examining.laws import linearity
 from bpref.verify.examining.precision import Row, rows_in, within
 from bpref.verify.examining.prepare import Prepared, programs_of, rounding_at
 from bpref.verify.examining.program import Seen
 from bpref.verify.examining.subject import as_subject
 from bpref.verify.numbers.kinks import Neighbourhood
-from bpref.verify.numbers.measure import Ulps, summarise
+from bpref.verify.numbers.measure import Ulps, rounded, summarise
 from bpref.verify.options import came, seed_of
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.report import Finding

@@ -9,6 +9,7 @@ import numpy as np
 
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule, Size, Spec
+from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.oracle import is_differentiable
 
 
@@ -29,9 +30,6 @@ class Example(NamedTuple):
     params: Any
     x: Any
     dys: Any
-
-
-COTANGENTS = 2
 
 
 def draw(

@@ -14,6 +14,7 @@ from bpref.leftovers import temporary_folder
 from bpref.verify.check import check
 from bpref.verify.examining.subject import is_array
 from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.numbers.measure import widened
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
 from bpref.verify.searching.layouts import (
@@ -41,7 +42,7 @@ FEW = 24
 """In an array of up to this many elements, each one is tried as zero or rounded by itself."""
 
 
-class _Case(NamedTuple):
+class _Trial(NamedTuple):
     layout: Layout
     drawn: Drawn
 
@@ -74,7 +75,7 @@ class Hunt:
         self.most = examples
         self.tried = self.refused = self.undecided = 0
         self.refusal = ""
-        self.failing: tuple[_Case, Report] | None = None
+        self.failing: tuple[_Trial, Report] | None = None
         self.outcomes: dict[Any, Report | None] = {}
 
     def explore(self) -> None:
@@ -126,20 +127,22 @@ class Hunt:
         )
         @given(draws(self.template, layout))
         def trial(drawn):
-            if self._fails_alike(_Case(layout, drawn)):
+            if self._fails_alike(_Trial(layout, drawn)):
                 raise _Failed
 
         with suppress(_Failed):
             trial()
 
-    def _fails_alike(self, case: _Case) -> bool:
+    def _fails_alike(self, case: _Trial) -> bool:
         """Whether it fails, and as the first failing case did; it is then the one that is kept."""
         name = (case.layout, case.drawn.patterns, case.drawn.seed, tuple(map(id, case.drawn.given)))
         if name not in self.outcomes:
             args = arguments(self.template, *case)
             if self.tried >= self.most and not self.failing:
                 return False
-            if not self._has_time(self.shrunk_by if self.failing else self.end, _form(args) not in self.compiled):
+            if not self._has_time(
+                self.shrunk_by if self.failing else self.end, _compiled_for(args) not in self.compiled
+            ):
                 return False
             self.outcomes[name] = self._outcome(args)
         report = self.outcomes[name]
@@ -164,7 +167,7 @@ class Hunt:
 
     def _outcome(self, args: tuple) -> Report | None:
         """The report, if the arguments fail; the time that it takes is noted."""
-        begin, form = time.monotonic(), _form(args)
+        begin, form = time.monotonic(), _compiled_for(args)
         try:
             return self._checked(args)
         finally:
@@ -184,7 +187,7 @@ class Hunt:
         self.undecided += report.verdict == CANNOT_TELL and self.failing is None
         return report if report.verdict in (WRONG, IMPRECISE) else None
 
-    def _smaller(self, case: _Case) -> Iterator[_Case]:
+    def _smaller(self, case: _Trial) -> Iterator[_Trial]:
         """The case with one axis smaller."""
         for k, (name, size) in enumerate(case.layout.sizes):
             for less in sorted({1, 2, 3, size // 2}):
@@ -192,10 +195,10 @@ class Hunt:
                     sizes = (*case.layout.sizes[:k], (name, less), *case.layout.sizes[k + 1 :])
                     layout = case.layout._replace(sizes=sizes)
                     if is_possible(self.template, layout):
-                        yield from (_Case(layout, case.drawn._replace(seed=seed)) for seed in (case.drawn.seed, 0, 1))
+                        yield from (_Trial(layout, case.drawn._replace(seed=seed)) for seed in (case.drawn.seed, 0, 1))
 
 
-def _form(args: tuple) -> str:
+def _compiled_for(args: tuple) -> str:
     """What of the arguments a program is compiled for."""
     return str([(v.shape, v.dtype) if is_array(v) else v for v in jax.tree.leaves(args)])
 
@@ -245,7 +248,7 @@ def _simpler(v: Any) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
 def _rounded(v: np.ndarray, digits: int) -> np.ndarray:
     """To so many digits after the first."""
     with np.errstate(all="ignore"):
-        wide = v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+        wide = widened(v)
         unit = 10.0 ** (np.floor(np.log10(np.where(wide == 0, 1.0, np.abs(wide)))) - digits)
         return (np.round(wide / unit) * unit).astype(v.dtype)
 

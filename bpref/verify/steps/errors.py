@@ -9,7 +9,7 @@ import numpy as np
 from bpref.verify.examining.held import AMPLIFIED, ROUND_OFF, Point
 from bpref.verify.numbers.kinks import Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import NEGLIGIBLE
-from bpref.verify.steps.steps import Case, Steps, no_shifts
+from bpref.verify.steps.steps import Sample, Steps, no_shifts
 
 OPEN = 8
 """Up to this many times what rounding may have made, an error is not called wrong."""
@@ -62,13 +62,13 @@ class Beside(NamedTuple):
         return f"off by {self.error:.1e}, where rounding in {self.dtype} makes {self.allowed:.0e}{advice}"
 
 
-def beside(name: str, steps: Steps, seen: Sequence[Case], which: str) -> Beside:
+def beside(name: str, steps: Steps, seen: Sequence[Sample], which: str) -> Beside:
     """The hand's cotangent of `name` beside autodiff's, `total`, or beside what is right for the hand's own, `step`."""
     plain = _beside(name, steps, seen, which, [np.zeros(case.values[name].shape, bool) for case in seen])
     return plain if plain.excess <= 1 else _beside(name, steps, seen, which, _kinked(name, steps, seen, which))
 
 
-def _beside(name: str, steps: Steps, seen: Sequence[Case], which: str, kinked: Sequence[np.ndarray]) -> Beside:
+def _beside(name: str, steps: Steps, seen: Sequence[Sample], which: str, kinked: Sequence[np.ndarray]) -> Beside:
     errors, ratios, limits, judged = [], [], [], 0
     for case, kink in zip(seen, kinked, strict=True):
         hand, expected = case.hand[name], getattr(case, which)[name]
@@ -124,12 +124,12 @@ class _Oracle(NamedTuple):
     oracle: dict[str, np.ndarray]
 
 
-def _kinked(name: str, steps: Steps, seen: Sequence[Case], which: str) -> list[np.ndarray]:
+def _kinked(name: str, steps: Steps, seen: Sequence[Sample], which: str) -> list[np.ndarray]:
     """Where the forward has a kink at a point, and the hand has a subgradient there."""
     return [_kinked_at(name, steps, case, which) for case in seen]
 
 
-def _kinked_at(name: str, steps: Steps, case: Case, which: str) -> np.ndarray:
+def _kinked_at(name: str, steps: Steps, case: Sample, which: str) -> np.ndarray:
     def run(leaves, dys):
         expected = getattr(steps.wide(leaves, case.dy, no_shifts(steps), case.hand), which)
         return _Oracle({}, {name: expected[name][None]})

@@ -9,13 +9,13 @@ import numpy as np
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from bpref.verify.diagnosis.residual import Diagnosis, Residual
-from bpref.verify.examining.held import widened
 from bpref.verify.naming import function_name, leaf_names
+from bpref.verify.numbers.measure import widened
 from bpref.verify.options import came, require_callable, require_cotangents, seed_of
 from bpref.verify.programs.running import as_if_at_home, ran_interpreted
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
 from bpref.verify.steps.errors import Beside, beside
-from bpref.verify.steps.steps import Case, Steps, cases, prepare
+from bpref.verify.steps.steps import Sample, Steps, samples, steps_of
 
 
 class IntermediatesReport(NamedTuple):
@@ -109,8 +109,8 @@ def check_intermediates(
     require_callable("check_intermediates", "forward", forward)
     require_cotangents("check_intermediates", cotangents)
     key = seed_of("check_intermediates", key)
-    steps = prepare(forward, tuple(args), cotangents, dy, key)
-    seen = cases(steps, key)
+    steps = steps_of(forward, tuple(args), cotangents, dy, key)
+    seen = samples(steps, key)
     report = _report(function_name(forward), steps, seen, key)
     return report._replace(notes=(*report.notes, *ran_interpreted(forward, *args)))
 
@@ -121,7 +121,7 @@ class _Judged(NamedTuple):
     because: tuple[str, ...] = ()
 
 
-def _report(name: str, steps: Steps, seen: list[Case], key: int) -> IntermediatesReport:
+def _report(name: str, steps: Steps, seen: list[Sample], key: int) -> IntermediatesReport:
     judged: dict[str, _Judged] = {}
     for where in reversed(steps.shapes):
         judged[where] = _judge(where, steps, seen, judged)
@@ -136,7 +136,7 @@ def _report(name: str, steps: Steps, seen: list[Case], key: int) -> Intermediate
     )
 
 
-def _judge(where: str, steps: Steps, seen: list[Case], judged: dict[str, _Judged]) -> _Judged:
+def _judge(where: str, steps: Steps, seen: list[Sample], judged: dict[str, _Judged]) -> _Judged:
     misfit = steps.misfits.get(where)
     if misfit is not None:
         detail = f"its cotangent is {misfit}, expected {steps.shapes[where].dtype}{list(steps.shapes[where].shape)}"
@@ -165,7 +165,7 @@ def _wrong(finding: Finding, doubtful: tuple[str, ...] = ()) -> _Judged:
     return _Judged(Verdict(finding.where, WRONG, finding.detail + more, finding.error), finding)
 
 
-def _of_misfit(where: str, detail: str, steps: Steps, seen: list[Case]) -> Diagnosis:
+def _of_misfit(where: str, detail: str, steps: Steps, seen: list[Sample]) -> Diagnosis:
     hand = [widened(case.misshapen[where]) for case in seen]
     if not all(np.issubdtype(v.dtype, np.inexact) for v in hand):
         return Diagnosis("structure", detail)
@@ -173,7 +173,7 @@ def _of_misfit(where: str, detail: str, steps: Steps, seen: list[Case]) -> Diagn
     return diagnose_shape(residual._replace(hand=np.stack(hand)))
 
 
-def _residual(where: str, steps: Steps, seen: list[Case], held: Beside | None) -> Residual:
+def _residual(where: str, steps: Steps, seen: list[Sample], held: Beside | None) -> Residual:
     """What a diagnosis is made from: the step beside the one that is right for the same incoming cotangents."""
 
     def stacked(values: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.verify.examining.held import ROUND_OFF, widened
+from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.examining.program import POINTS
 from bpref.verify.examining.subject import as_subject
 from bpref.verify.naming import describe
 from bpref.verify.numbers import points as fresh
+from bpref.verify.numbers.measure import widened
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.lift import for_float64, lift, narrowest
 from bpref.verify.programs.running import quick_compilation
@@ -32,7 +33,7 @@ class Values(NamedTuple):
     step: ByName
 
 
-class Case(NamedTuple):
+class Sample(NamedTuple):
     """One point in float64, and what is known there.
 
     Attributes:
@@ -90,7 +91,7 @@ class Steps(NamedTuple):
         return max(ROUND_OFF, min(0.1, 100 * float(jnp.finfo(self.dtype).eps)))
 
 
-def prepare(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, key: int) -> Steps:
+def steps_of(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, key: int) -> Steps:
     """Everything that does not depend on the point; raises as `check_intermediates` does."""
     subject, rebuild = as_subject(forward, args), as_subject(lambda *args: args, args).plain
     leaves, is_function = subject.leaves, callable(cotangents)
@@ -132,12 +133,12 @@ def prepare(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, 
     )  # fmt: skip
 
 
-def cases(steps: Steps, key: int) -> list[Case]:
+def samples(steps: Steps, key: int) -> list[Sample]:
     """The points at which the steps are looked at: the given one, and fresh ones if the hand is a function."""
-    return [_case(steps, key, i) for i in range(POINTS if steps.is_function else 1)]
+    return [_sample(steps, key, i) for i in range(POINTS if steps.is_function else 1)]
 
 
-def _case(steps: Steps, key: int, i: int) -> Case:
+def _sample(steps: Steps, key: int, i: int) -> Sample:
     attempts = len(fresh.STRENGTHS) if steps.is_function else 1
     tried = (_point(steps, key, i, attempt) for attempt in range(attempts))
     case, own = next(tried)
@@ -149,7 +150,7 @@ def _case(steps: Steps, key: int, i: int) -> Case:
     return case._replace(moved=moved)
 
 
-def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Case, list[Any]]:
+def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Sample, list[Any]]:
     """A case without its rounding errors, and its leaves as the narrow program takes them."""
     rng = fresh.generator(key, i, attempt)
     own = _leaves(steps.leaves, rng, i, attempt)
@@ -160,7 +161,7 @@ def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Case, list[Any
     hand = widened({name: v for name, v in came.items() if name not in steps.misfits})
     values, total, step = steps.wide(leaves, dy, no_shifts(steps), hand)
     misshapen = {name: came[name] for name in steps.misfits}
-    return Case(leaves, dy, hand, misshapen, values, total, step, []), leaves if steps.is_function else own
+    return Sample(leaves, dy, hand, misshapen, values, total, step, []), leaves if steps.is_function else own
 
 
 def no_shifts(steps: Steps) -> ByName:
@@ -168,7 +169,7 @@ def no_shifts(steps: Steps) -> ByName:
     return widened({name: np.zeros(v.shape, v.dtype) for name, v in steps.shapes.items()})
 
 
-def _moved(steps: Steps, case: Case, rng: np.random.Generator) -> Values:
+def _moved(steps: Steps, case: Sample, rng: np.random.Generator) -> Values:
     """The values in float64 where every input, named value and cotangent of the hand's is off by its own rounding."""
     eps = float(jnp.finfo(steps.dtype).eps)
 

@@ -15,6 +15,7 @@ from bpref.verify.host.called import Arrays, Called, in_dtype
 from bpref.verify.host.check import check_called, of_two_answers, parted
 from bpref.verify.host.oracles import Oracle, exact, numerical
 from bpref.verify.host.sampling import point
+from bpref.verify.naming import first_line
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import WRONG, Report, Verdict
 from bpref.verify.torch_front.call import TorchCall, plain, swept, torch_call
@@ -198,7 +199,8 @@ def _require_running(c: TorchCall, key: int) -> None:
         raise
     except Exception as error:
         called = ", ".join(f"{n}: {v.dtype}{list(v.shape)}" for n, v in zip(c.names, c.leaves, strict=True))
-        line = next((text.strip() for text in str(error).splitlines() if text.strip()), "without a message")
-        raise CannotCheck(f"{c.name} raised {type(error).__name__}: {line} (called with {called})") from error
+        raise CannotCheck(
+            f"{c.name} raised {type(error).__name__}: {first_line(error)} (called with {called})"
+        ) from error
     if not any(is_differentiable(v) for v in y):
         raise CannotCheck(f"{c.name}: it returns no floating-point numbers, so there is nothing to differentiate")

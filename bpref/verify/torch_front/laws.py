@@ -10,7 +10,9 @@ import torch
 from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Arrays
 from bpref.verify.host.sampling import cotangent
+from bpref.verify.naming import in_short
 from bpref.verify.numbers import points as fresh
+from bpref.verify.numbers.measure import widened
 from bpref.verify.report import Finding
 from bpref.verify.torch_front.call import TorchCall, pulled
 from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
@@ -140,7 +142,7 @@ def _compare(
     try:
         run = _run(c, tensors, dys, names)
     except Exception as error:
-        found.notes.append(f"it refuses {what} ({_first_line(error)})")
+        found.notes.append(f"it refuses {what} ({in_short(error)})")
         return
     found.wrong.extend(_differing(c, run, first, names, f"differs for {what}"))
 
@@ -176,7 +178,7 @@ def _other_cotangents(c: TorchCall, leaves: Arrays, dys: list, names: list[str],
             tensors = c.tensors(leaves)
             entries = pulled(c, tensors, c.outputs(c.fun, tensors), other)
         except Exception as error:
-            found.notes.append(f"with {what} it raises {_first_line(error)}")
+            found.notes.append(f"with {what} it raises {in_short(error)}")
             continue
         misfits = [v for v in entries if isinstance(v, Misfit)]
         if misfits:
@@ -197,7 +199,7 @@ def _fewer_gradients(c: TorchCall, leaves: Arrays, dys: list, names: list[str], 
         try:
             run = _run(c, tensors, dys, names)
         except Exception as error:
-            detail = f"where {name} alone needs a gradient it raises {_first_line(error)}"
+            detail = f"where {name} alone needs a gradient it raises {in_short(error)}"
             found.wrong.append(Finding(name, "impure", detail))
             continue
         if name in first.values and _ulps(run.values.get(name), first.values[name]) > ROUNDING:
@@ -237,8 +239,8 @@ def _ulps(v: np.ndarray | None, w: np.ndarray, size: float = 0.0) -> float:
         return 0.0
     if not jnp.issubdtype(w.dtype, jnp.inexact):
         return np.inf
-    wide, eps = np.complex128 if np.iscomplexobj(w) else np.float64, float(jnp.finfo(w.dtype).eps)
-    v, w = v.astype(wide), w.astype(wide)
+    eps = float(jnp.finfo(w.dtype).eps)
+    v, w = widened([v, w])
     equal = (v == w) | (np.isnan(v) & np.isnan(w))
     with np.errstate(invalid="ignore"):
         apart = np.where(equal, 0.0, np.abs(v - w))
@@ -247,8 +249,8 @@ def _ulps(v: np.ndarray | None, w: np.ndarray, size: float = 0.0) -> float:
 
 
 def _size(v: np.ndarray) -> float:
-    v = v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
-    return float(np.max(np.where(np.isfinite(v), np.abs(v), 0.0), initial=0.0))
+    v = np.abs(widened(v))
+    return float(np.max(np.where(np.isfinite(v), v, 0.0), initial=0.0))
 
 
 def _equal(v: torch.Tensor, w: torch.Tensor) -> bool:
@@ -259,8 +261,3 @@ def _equal(v: torch.Tensor, w: torch.Tensor) -> bool:
 
 def _grad(name: str, outputs: list[str]) -> str:
     return name if name in outputs else f"d{name}"
-
-
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

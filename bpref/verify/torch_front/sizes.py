@@ -14,6 +14,7 @@ import numpy as np
 from bpref.verify.host.called import Called
 from bpref.verify.host.check import judge_called
 from bpref.verify.host.oracles import Oracle
+from bpref.verify.naming import in_short
 from bpref.verify.numbers.points import alike, is_specification
 from bpref.verify.report import WRONG, Finding
 from bpref.verify.torch_front.call import TorchCall
@@ -47,7 +48,7 @@ def at_other_sizes(c: TorchCall, made: Callable[[TorchCall], tuple[Called, Oracl
         try:
             _, judged = judge_called(*made(there), key, points=(1,))
         except Exception as error:  # whatever it is, it says that this size is not for this function
-            refused.append(f"{shapes} ({_first_line(error)})")
+            refused.append(f"{shapes} ({in_short(error)})")
             fixed.add(size)
             continue
         wrong = [j.finding for j in judged.values() if j.verdict.verdict == WRONG and j.finding]
@@ -111,8 +112,3 @@ def _resized(v: Any, size: int, new: int) -> Any:
         return other
     wide = np.complex128 if v.dtype.kind == "c" else np.float64
     return alike(other.astype(wide), v.astype(wide)).astype(v.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
