@@ -4,10 +4,11 @@
 
 In jaxtyping's notation: `d` is an axis of any size, the same wherever it stands in the call; `d>0` has at least one
 entry; `T+1` is one longer than T, `2*m` twice as long as m, and `k*m` what the layer alone knows; `#d` has the size of
-d, or 1; `3` is three. `*n` are any number of axes, the same wherever they stand, and `...` any that are compared with
-nothing. `Float` holds real numbers, all those of one call of one dtype; `Inexact` those of a dtype of its own, such as
-running statistics; `Int`, `Bool` and `Key` hold what they say; a plain `Array` may be anything. A named tuple of arrays
-says so of each of its fields; `A | None` may be left out, `A | B` is either.
+d, or 1; `3` is three. `*n` are any number of axes, the same wherever they stand, of `some=*n` none empty, and `...` any
+that are compared with nothing. `Float` holds real numbers, all those of one call of one dtype; `Inexact` those of a
+dtype of its own, such as running statistics; `Int`, `Bool` and `Key` hold what they say; a plain `Array` may be
+anything. A named tuple of arrays says so of each of its fields. `A | None` may be left out, `A | B` is either: of named
+tuples the one that has as many fields as there are entries.
 """
 
 import re
@@ -17,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jaxtyping import AbstractArray
 
 from bpref.dtypes import as_array, came, is_array, require_array, require_floating, require_integer
@@ -52,7 +53,7 @@ class Bound(NamedTuple):
     by: str
 
 
-_TOKEN = re.compile(r"(\*?)(#?)(?:(\d+)\*)?([A-Za-z_]\w*)(?:\+(\d+))?(?:>(\d+))?")
+_TOKEN = re.compile(r"(some=)?(\*?)(#?)(?:(\d+)\*)?([A-Za-z_]\w*)(?:\+(\d+))?(?:>(\d+))?")
 
 
 @cache
@@ -69,9 +70,9 @@ def _axis(token: str) -> Axis:
     found = _TOKEN.fullmatch(token.replace("#*", "*#"))
     if found is None:  # such as k*m, with k one of the layer's own numbers
         return Axis(token)
-    many, or_one, times, name, more, above = found.groups()
-    least = int(above) + 1 if above else int(more or 0)
-    text = token.partition(">")[0].replace("*#", "*").lstrip("#")
+    some, many, or_one, times, name, more, above = found.groups()
+    least = int(above) + 1 if above else int(more or bool(some))
+    text = token.partition(">")[0].removeprefix("some=").replace("*#", "*").lstrip("#")
     return Axis(text, name, int(more or 0), int(times or 1), least, bool(many), bool(or_one))
 
 
@@ -114,19 +115,23 @@ class Call:
             require_array(self.who, name, v)
 
     def _require_fields(self, name: str, v: Any, declared: Any, fields: dict[str, Any]) -> None:
-        if not isinstance(v, tuple | list) or not fewest(declared) <= len(v) <= len(fields):
+        if not _is_as_long(v, declared):
             raise TypeError(f"{self.who}: {name} is {came(v)}, expected a tuple ({_listed(declared)})")
         for (field, form), part in zip(fields.items(), v, strict=False):
             self.require(field if name in ("x", "params") else f"{name}.{field}", part, form)
 
     def _require_array(self, name: str, v: Any, forms: list[Any]) -> None:
         require_array(self.who, name, v)
-        form = next((f for f in forms if _holds(v.dtype, f) and self._fits(v.shape, axes_of(f.dim_str))), None)
-        form = form or next((f for f in forms if _holds(v.dtype, f)), forms[0])
-        self._require_dtype(name, v, form)
-        axes = axes_of(form.dim_str)
-        if not self._fits(v.shape, axes):
-            raise ValueError(f"{self.who}: {name} has shape {v.shape}, expected {self._expected(axes)}")
+        meant = [f for f in forms if _holds(v.dtype, f)]
+        if len(forms) > 1 and not meant:
+            kinds = " or ".join(dict.fromkeys(kind_in_words(f) for f in forms))
+            raise TypeError(f"{self.who}: {name} has dtype {v.dtype}, expected {kinds}")
+        self._require_dtype(name, v, (meant or forms)[0])
+        shapes = [axes_of(f.dim_str) for f in meant]
+        axes = next((axes for axes in shapes if self._fits(v.shape, axes)), None)
+        if axes is None:
+            expected = " or ".join(map(self._expected, shapes))
+            raise ValueError(f"{self.who}: {name} has shape {v.shape}, expected {expected}")
         self._bind(name, v, axes)
 
     def _require_dtype(self, name: str, v: Any, form: Any) -> None:
@@ -160,7 +165,11 @@ class Call:
 
     def _fits(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> bool:
         matched = self._matched(shape, axes)
-        return matched is not None and all(self._agrees(size, axis) for axis, size in matched)
+        own: dict[str, Any] = {}
+        return matched is not None and all(
+            self._agrees(size, axis) and (axis.or_one or own.setdefault(axis.text, size) == size)
+            for axis, size in matched
+        )
 
     def _matched(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[tuple[Axis, Any]] | None:
         """Each axis of the declaration with its size, or sizes; `None` where there are not as many."""
@@ -177,7 +186,9 @@ class Call:
     def _agrees(self, size: Any, axis: Axis) -> bool:
         known = self.bound.get(axis.name) if axis.name else None
         if axis.many:
-            return known is None or size == known.size or (axis.or_one and _broadcasts(size, known.size))
+            return all(n >= axis.least for n in size) and (
+                known is None or size == known.size or (axis.or_one and _broadcasts(size, known.size))
+            )
         if not axis.name:
             return not axis.text.isdigit() or size == axis.size
         if size < axis.least or (size - axis.size) % axis.times:
@@ -207,36 +218,45 @@ class Call:
         return f"{shown(axes)}{equal} by {' and '.join(dict.fromkeys(b.by for b in known.values()))}"
 
 
-def normalized(who: str, x: Any, declared: Any) -> Any:
+def normalized(who: str, x: Any, declared: Any, name: str = "x") -> Any:
     """`x`, where a named tuple of arrays is declared and another tuple of as many comes, as that named tuple.
 
-    Numbers and lists of them that stand for its arrays become arrays.
+    Numbers, lists of them and NumPy's arrays that stand for its arrays become arrays.
 
     Raises:
       TypeError: x is no tuple where one is declared, has too few or too many entries, or one that is no array.
     """
-    kind = _named_tuple_of(declared)
-    if kind is None or (is_array(x) and kind is not declared):
+    kinds, alone = _named_tuples_of(declared)
+    if not kinds or (is_array(x) and not alone):
         return x
+    kind = next((k for k in kinds if _is_as_long(x, k)), kinds[0])
+    if not alone and not isinstance(x, kind):
+        raise TypeError(f"{who}: {name} is {came(x)}, expected an array or {kind.__name__}({_listed(kind)})")
+    if not _is_as_long(x, kind):
+        raise TypeError(f"{who}: {name} is {came(x)}, expected a tuple ({_listed(kind)})")
     fields = fields_of(kind) or {}
-    if kind is not declared and not isinstance(x, kind):
-        raise TypeError(f"{who}: x is {came(x)}, expected an array or {kind.__name__}({_listed(kind)})")
-    if not isinstance(x, tuple | list) or not fewest(kind) <= len(x) <= len(fields):
-        raise TypeError(f"{who}: x is {came(x)}, expected a tuple ({_listed(kind)})")
-    return kind(*(_as_declared(who, name, v, fields[name]) for name, v in zip(fields, x, strict=False)))
+    return kind(*(_as_declared(who, field, v, fields[field]) for field, v in zip(fields, x, strict=False)))
 
 
 @cache
-def _named_tuple_of(declared: Any) -> Any:
-    """The alternative of a declaration that is a named tuple; looked for once, since every call asks."""
-    return next((a for a in _alternatives(declared) if isinstance(a, type) and fields_of(a) is not None), None)
+def _named_tuples_of(declared: Any) -> tuple[list[Any], bool]:
+    """The alternatives that are named tuples, and whether all are; looked for once, since every call asks."""
+    alternatives = _alternatives(declared)
+    kinds = [a for a in alternatives if isinstance(a, type) and fields_of(a) is not None]
+    return kinds, len(kinds) == len(alternatives)
+
+
+def _is_as_long(v: Any, kind: Any) -> bool:
+    return isinstance(v, tuple | list) and fewest(kind) <= len(v) <= len(fields_of(kind) or ())
 
 
 def _as_declared(who: str, name: str, v: Any, declared: Any) -> Any:
+    if isinstance(declared, type) and fields_of(declared) is not None:
+        return normalized(who, v, declared, name)
     alternatives = _alternatives(declared)
-    if (v is None and NoneType in alternatives) or is_array(v) or not any(map(_is_declared_array, alternatives)):
+    if (v is None and NoneType in alternatives) or not any(map(_is_declared_array, alternatives)):
         return v
-    return as_array(who, name, v)
+    return v if isinstance(v, Array | ShapeDtypeStruct) else as_array(who, name, v)
 
 
 def _alternatives(declared: Any) -> tuple[Any, ...]:
@@ -271,7 +291,7 @@ def _is_meant(v: Any, form: Any) -> bool:
     """Whether an alternative is the one that a value is to be held to, whatever its shape."""
     if _is_declared_array(form):
         return is_array(v) and _holds(v.dtype, form)
-    return fields_of(form) is not None and isinstance(v, tuple | list)
+    return fields_of(form) is not None and _is_as_long(v, form)
 
 
 def _holds(dtype: Any, form: Any) -> bool:
@@ -297,9 +317,13 @@ _IN_WORDS = {"Float": "real", "Inexact": "real, of any precision", "Int": "integ
 
 def in_words(form: Any) -> str:
     """A declared array as `bpref explain` has it: `real (..., d) with d > 0`."""
-    kind = form.dtype.__name__
     axes = axes_of(form.dim_str)
-    return f"{_IN_WORDS.get(kind, kind.lower())} {shown(axes)}{above_zero(axes)}"
+    return f"{kind_in_words(form)} {shown(axes)}{above_zero(axes)}"
+
+
+def kind_in_words(form: Any) -> str:
+    """What a declared array holds."""
+    return _IN_WORDS.get(form.dtype.__name__, form.dtype.__name__.lower())
 
 
 def declared_forms(declared: Any, name: str = "x") -> Iterator[tuple[str, Any]]:

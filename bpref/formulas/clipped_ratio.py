@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.checks.hyperparameters import is_number, plain
-from bpref.formulas.tuples import as_arrays
 
 NORMALIZATIONS = ("sequence", "token", "constant")
 
@@ -30,11 +29,11 @@ def surrogate(log_ratio: Array, A: Array, low: float, high: float, dual: float |
     return s, jnp.where(bound == r, s, 0)
 
 
-def as_tokens(who: str, names: tuple[str, ...], x: Any, kl_weight: float) -> tuple[Array, ...]:
-    """`x` as `as_arrays` has it, but that its third, the reference, may be None where it has no weight."""
-    if not kl_weight and isinstance(x, (tuple, list)) and len(x) == len(names) and x[2] is None:
-        x = (*x[:2], x[0], *x[3:])
-    return as_arrays(who, names, x)
+def require_reference(who: str, reference: Any, kl_weight: float, policy: Array) -> Array:
+    """The reference, in whose place any may stand where it has no weight; raises `TypeError` where it is missed."""
+    if reference is None and kl_weight:
+        raise TypeError(f"{who}: reference is None, expected an array")
+    return policy if reference is None else reference
 
 
 def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:
@@ -70,13 +69,3 @@ def require_normalization(who: str, normalization: str) -> None:
     """Raise `ValueError` unless the normalization is known."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"{who}: normalization is {normalization!r}, expected 'sequence', 'token' or 'constant'")
-
-
-def require_mask(who: str, mask: Array, shape: tuple[int, ...], like: str = "policy") -> None:
-    """Raise unless the mask holds booleans of the shape (..., T) that the argument `like` has, at least one T."""
-    if mask.dtype != bool:
-        raise TypeError(f"{who}: mask has dtype {mask.dtype}, expected bool")
-    if mask.shape != shape:
-        raise ValueError(f"{who}: mask has shape {mask.shape}, expected {shape}, as {like} has")
-    if len(shape) == 0 or mask.size == 0:
-        raise ValueError(f"{who}: {like} has shape {shape}, expected (..., T) with at least one token")

@@ -23,6 +23,13 @@ from jax import Array, lax
 from jaxtyping import Float
 
 
+class Views(NamedTuple):
+    """Two of each of N things: a partner's row is the own one's number."""
+
+    a: Float[Array, "N>0 d>0"]
+    b: Float[Array, "N d"]
+
+
 class LogSumExp(NamedTuple):
     """l = m / T + log(1 + r), with 1 along the axis that is summed over."""
 

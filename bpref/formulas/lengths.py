@@ -3,14 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.dtypes import require_integer, widen_integers
-from bpref.formulas.tuples import require_shape
-
-
-def require_lengths(who: str, name: str, lengths: Array, B: int) -> None:
-    """Raise `TypeError` or `ValueError` unless there is an integer for each of the B examples."""
-    require_integer(who, name, lengths)
-    require_shape(who, name, lengths, (B,), "one for each example")
+from bpref.dtypes import widen_integers
 
 
 def within(lengths: Array, n: int) -> Array:
@@ -39,3 +32,9 @@ def require_examples(who: str, B: int, mean: bool) -> None:
     """Raise `ValueError` when a mean is to be taken over no examples."""
     if mean and B == 0:
         raise ValueError(f"{who}: the batch is empty, its mean is not defined")
+
+
+def require_label(who: str, name: str, label: int, C: int) -> None:
+    """Raise `ValueError` unless a label that is a hyperparameter is one of the C classes."""
+    if label >= C:
+        raise ValueError(f"{who}: {name} is {label}, logits has {C} classes in its last axis")

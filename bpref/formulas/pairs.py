@@ -1,40 +1,25 @@
-"""What every loss asks of its input, the pair (prediction, target), before anything is computed."""
+"""The input of a loss, the pair (prediction, target), and what is taken of it."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from bpref.dtypes import as_array, came, cast, require_floating, widen
-from bpref.formulas.tuples import require_dtype_of
+from bpref.dtypes import cast, widen
 
-
-def as_pair(who: str, x: Any) -> tuple[Array, Array]:
-    """`x` as two arrays; raises `TypeError` unless it is a pair."""
-    if not isinstance(x, (tuple, list)) or len(x) != 2:
-        raise TypeError(f"{who}: x is {came(x)}, expected a pair (prediction, target)")
-    return as_array(who, "prediction", x[0]), as_array(who, "target", x[1])
+Target = Float[Array, "*n"] | Int[Array, "*n"] | Bool[Array, "*n"]
+"""Real numbers, which have a cotangent, or labels, which have none."""
 
 
-def as_matching_pair(who: str, argument: str, x: Any) -> tuple[Array, Array]:
-    """`x` as two floating-point arrays of one shape and one dtype; raises `TypeError` or `ValueError` otherwise."""
-    prediction, target = as_pair(who, x)
-    require_floating(who, argument, prediction)
-    require_one_shape(who, argument, prediction, target)
-    require_one_dtype(who, argument, prediction, target)
-    return prediction, target
+class Pair(NamedTuple):
+    prediction: Float[Array, "*n"]
+    target: Float[Array, "*n"]
 
 
-def require_one_shape(who: str, argument: str, prediction: Array, target: Array) -> None:
-    """Raise `ValueError` unless both have the same shape; nothing is broadcast."""
-    if prediction.shape != target.shape:
-        raise ValueError(f"{who}: {argument} has shape {prediction.shape}, target {target.shape}; expected one shape")
-
-
-def require_one_dtype(who: str, argument: str, prediction: Array, target: Array) -> None:
-    """Raise `TypeError` unless both have the same dtype."""
-    require_dtype_of(who, argument, prediction, "target", target)
+class LogitsAndTarget(NamedTuple):
+    logits: Float[Array, "some=*n"]
+    target: Target
 
 
 def require_batch(who: str, count: int) -> int:

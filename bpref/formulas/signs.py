@@ -6,18 +6,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int8
 
-from bpref.formulas.tuples import require_dtype_of
-
 
 def is_label(target: Array) -> bool:
     """Whether a target names a class, and has no cotangent: integers and booleans do."""
     return target.dtype == bool or jnp.issubdtype(target.dtype, jnp.integer)
-
-
-def require_sign(who: str, name: str, target: Array, first_name: str, first: Array) -> None:
-    """Raise `TypeError` unless a target is labels, or real numbers of the other array's dtype."""
-    if not is_label(target):
-        require_dtype_of(who, name, target, first_name, first)
 
 
 def is_positive(label: Array) -> Array:

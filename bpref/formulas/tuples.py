@@ -30,16 +30,3 @@ def require_like(who: str, name: str, v: Array, first_name: str, first: Array) -
     """Raise `ValueError` unless both have one shape, `TypeError` unless they have one dtype."""
     require_shape(who, name, v, first.shape, f"as {first_name} has")
     require_dtype_of(who, name, v, first_name, first)
-
-
-def require_vectors(who: str, name: str, v: Array) -> int:
-    """The number of vectors in `v`: (..., d); raises `ValueError` when there are none, or d is 0."""
-    if v.ndim == 0 or v.size == 0:
-        raise ValueError(f"{who}: {name} has shape {v.shape}, expected (..., d) with at least one vector and d > 0")
-    return v.size // v.shape[-1]
-
-
-def require_matrix(who: str, name: str, v: Array) -> None:
-    """Raise `ValueError` unless `v` is (N, d) with at least one row and one column."""
-    if v.ndim != 2 or v.size == 0:
-        raise ValueError(f"{who}: {name} has shape {v.shape}, expected (N, d) with N > 0 and d > 0")

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import Array, ShapeDtypeStruct
 from jaxtyping import Bool, Float, Int
@@ -17,6 +19,17 @@ class Labelled(NamedTuple):
     logits: Float[Array, "*n C>0"]
     labels: Int[Array, "*n"] | Float[Array, "*n C"]
     real: Bool[Array, "*n"] | None = None
+
+
+class Two(NamedTuple):
+    a: Float[Array, "some=*n"]
+    b: Float[Array, "*n"]
+
+
+class Three(NamedTuple):
+    pair: Two
+    label: Int[Array, "*n"] | Bool[Array, "*n"]
+    like: Float[Array, " N"] | Float[Array, "N N"]
 
 
 def of(*shape, dtype=jnp.float32):
@@ -38,6 +51,8 @@ FITS = {
     "twice": ((of(8), of(4)), tuple[Float[Array, " 2*m"], Float[Array, " m"]]),
     "one for all": ((of(4), of(1)), tuple[Float[Array, " d"], Float[Array, "#d"]]),
     "batches that broadcast": ((of(4, 2, 3), of(1, 3)), tuple[Float[Array, "*b d"], Float[Array, "*#b d"]]),
+    "a number": (Two(of(), of()), Two | Three),
+    "the longer tuple": (Three((of(2), of(2)), of(2, dtype=bool), of(3, 3)), Two | Three),
     "what the layer alone knows": (of(7), Float[Array, "k*m"]),
 }
 
@@ -66,6 +81,17 @@ MISFITS = {
         tuple[Float[Array, " T+1"], Float[Array, " T"]],
         "me: x[1] has shape (4,), expected (T,) = (3,) by x[0] (4,)",
     ),
+    "nothing in one of any axes": (Two(of(2, 0), of(2, 0)), Two, "me: a has shape (2, 0), expected (*n) with *n > 0"),
+    "a tuple in a tuple": (
+        Three((of(2), of(3)), ints(2), of(3)),
+        Three,
+        "me: pair.b has shape (3,), expected (*n) = (2,) by pair.a (2,)",
+    ),
+    "neither shape": (
+        Three((of(2), of(2)), ints(2), of(2, 3)),
+        Three,
+        "me: like has shape (2, 3), expected (N,) or (N, N)",
+    ),
     "an odd number": (of(7), Float[Array, "2*m"], "me: x has shape (7,), expected (2*m,)"),
     "two, where one or three": (
         (of(3), of(2)),
@@ -91,6 +117,11 @@ OF_ANOTHER_KIND = {
         Labelled,
         "labels has dtype bfloat16, logits has float32; cast one to the other's",
     ),
+    "neither kind": (
+        Three((of(2), of(2)), of(2), of(2)),
+        Three,
+        "label has dtype float32, expected integers or booleans",
+    ),
     "a list": ([1.0], Float[Array, " d"], "x is a list, expected an array"),
     "nothing": (Labelled(of(2, 3), None), Labelled, "labels is None, expected an array"),
 }
@@ -109,9 +140,18 @@ def test_a_plain_tuple_is_named_and_numbers_become_arrays():
     assert (x.logits.shape, x.labels.shape, x.real) == ((1, 2), (1,), None)
 
 
+def test_a_tuple_in_a_tuple_is_named_and_numpy_s_numbers_become_those_of_jax():
+    x = normalized("me", ((np.ones(2), 1.0), np.ones(2, bool), [1.0]), Two | Three)
+    assert isinstance(x, Three)
+    assert isinstance(x.pair, Two)
+    assert {v.dtype for v in jax.tree.leaves(x)} == {jnp.dtype("float32"), jnp.dtype("bool")}
+
+
 @pytest.mark.parametrize(
     ("x", "declared", "message"),
     [
+        ((of(2), of(2), of(2), of(2)), Two | Three, "me: x is a tuple of 4, expected a tuple (a, b)"),
+        (((of(2),), of(2), of(2)), Three, "me: pair is a tuple of 1, expected a tuple (a, b)"),
         ((of(2, 3),), Labelled, "me: x is a tuple of 1, expected a tuple (logits, labels, [real])"),
         (of(2, 3), Labelled, "me: x is an array, expected a tuple (logits, labels, [real])"),
         ((of(3), "0"), Labelled, "me: labels is a str, expected an array"),

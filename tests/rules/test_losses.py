@@ -15,42 +15,12 @@ LOGITS = jnp.zeros((8, 10))
 LABELS = jnp.zeros(8, jnp.int32)
 
 BAD_CALLS = {
-    "square of two shapes": (
-        lambda: bpref.square().forward((), (ONES, jnp.ones(8))),
-        ValueError,
-        "square: prediction has shape (8, 1), target (8,); expected one shape",
-    ),
-    "square of two dtypes": (
-        lambda: bpref.square().forward((), (ONES, ONES.astype(jnp.bfloat16))),
-        TypeError,
-        "square: prediction has dtype float32, target has bfloat16; cast one to the other's",
-    ),
-    "square of integers": (
-        lambda: bpref.square().forward((), (LABELS, LABELS)),
-        TypeError,
-        "square: prediction has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "square of nothing": (
         lambda: bpref.square().forward((), (jnp.ones((0, 1)), jnp.ones((0, 1)))),
         ValueError,
         "square: the batch is empty, its mean is not defined",
     ),
-    "square of no pair": (
-        lambda: bpref.square().forward((), ONES),
-        TypeError,
-        "square: x is an array, expected a pair (prediction, target)",
-    ),
-    "square of nothing at all": (
-        lambda: bpref.square().forward((), (jnp.ones(2), None)),
-        TypeError,
-        "square: target is None, expected an array",
-    ),
     "huber with no delta": (lambda: bpref.huber(0.0), ValueError, "huber: delta is 0.0, expected a positive number"),
-    "labels of another length": (
-        lambda: bpref.softmax_cross_entropy().forward((), (LOGITS, LABELS[:7])),
-        ValueError,
-        "softmax_cross_entropy: target has shape (7,), expected (8,), logits' shape (8, 10) without its last axis C",
-    ),
     "smoothing beyond 1": (
         lambda: bpref.softmax_cross_entropy(smoothing=1.5),
         ValueError,
@@ -60,16 +30,6 @@ BAD_CALLS = {
         lambda: bpref.softmax_cross_entropy(z_loss=-1.0),
         ValueError,
         "softmax_cross_entropy: z_loss is -1.0, expected a number of at least 0",
-    ),
-    "sigmoid of another shape": (
-        lambda: bpref.sigmoid_cross_entropy().forward((), (ONES, jnp.ones(8))),
-        ValueError,
-        "sigmoid_cross_entropy: logits has shape (8, 1), target (8,); expected one shape",
-    ),
-    "absolute of two shapes": (
-        lambda: bpref.absolute().forward((), (ONES, jnp.ones(8))),
-        ValueError,
-        "absolute: prediction has shape (8, 1), target (8,); expected one shape",
     ),
     "log_cosh of nothing": (
         lambda: bpref.log_cosh().forward((), (jnp.ones(0), jnp.ones(0))),
@@ -89,32 +49,12 @@ BAD_CALLS = {
     "quantiles without an axis of their own": (
         lambda: bpref.quantile((0.1, 0.9)).forward((), (jnp.ones((4, 3)), jnp.ones((4, 3)))),
         ValueError,
-        "quantile: prediction has shape (4, 3), expected (4, 3, 2), target's shape (4, 3) and 2 taus",
+        "quantile: prediction has shape (4, 3), expected (4, 3, 2), by target (4, 3) and 2 taus",
     ),
     "a quantile beyond 1": (
         lambda: bpref.quantile(1.5),
         ValueError,
         "quantile: tau is 1.5, expected a number from 0 to 1",
-    ),
-    "rates that are integers": (
-        lambda: bpref.poisson().forward((), (LABELS, LABELS)),
-        TypeError,
-        "poisson: prediction has dtype int32, expected a floating-point dtype such as float32",
-    ),
-    "counts of another dtype": (
-        lambda: bpref.poisson().forward((), (ONES, ONES.astype(jnp.bfloat16))),
-        TypeError,
-        "poisson: prediction has dtype float32, target has bfloat16; cast one to the other's",
-    ),
-    "gaussian of a mean alone": (
-        lambda: bpref.gaussian().forward((), (ONES, ONES)),
-        TypeError,
-        "gaussian: x is not a pair of a pair, expected ((mean, log-variance), target)",
-    ),
-    "variance of another shape": (
-        lambda: bpref.gaussian(log_variance=False).forward((), ((ONES, jnp.ones(8)), ONES)),
-        ValueError,
-        "gaussian: variance has shape (8,), target (8, 1); expected one shape",
     ),
     "negative gamma": (
         lambda: bpref.focal(gamma=-1.0),
@@ -126,16 +66,6 @@ BAD_CALLS = {
         ValueError,
         "focal: alpha is 2.0, expected a number from 0 to 1, or None",
     ),
-    "distributions over no classes": (
-        lambda: bpref.kl_divergence().forward((), (jnp.ones((8, 0)), jnp.ones((8, 0)))),
-        ValueError,
-        "kl_divergence: log_probabilities has shape (8, 0), expected (..., C) with at least one C",
-    ),
-    "jensen_shannon of a scalar": (
-        lambda: bpref.jensen_shannon().forward((), (jnp.ones(()), jnp.ones(()))),
-        ValueError,
-        "jensen_shannon: logits has shape (), expected (..., C) with at least one class C",
-    ),
     "a class with a negative weight": (
         lambda: bpref.softmax_cross_entropy(class_weights=(1.0, -1.0)),
         ValueError,
@@ -144,7 +74,7 @@ BAD_CALLS = {
     "weights for other classes": (
         lambda: bpref.softmax_cross_entropy(class_weights=(1.0, 2.0)).forward((), (LOGITS, LABELS)),
         ValueError,
-        "softmax_cross_entropy: logits has 10 classes in its last axis, class_weights has 2",
+        "softmax_cross_entropy: logits has 10 classes C, class_weights has 2",
     ),
     "no weight for positives": (
         lambda: bpref.sigmoid_cross_entropy(0.0),

@@ -34,7 +34,7 @@ from jax import Array
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import widen
-from bpref.formulas.pairs import as_matching_pair, count_examples, of_no_size, require_batch, scaled
+from bpref.formulas.pairs import Pair, count_examples, of_no_size, require_batch, scaled
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -58,8 +58,8 @@ def absolute() -> Layer:
     """
     who = "absolute"
 
-    def forward(params, x):
-        y_hat, y = as_matching_pair(who, "prediction", x)
+    def forward(params, x: Pair):
+        y_hat, y = x
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         J = jnp.sum(jnp.maximum(e, -e)) / N

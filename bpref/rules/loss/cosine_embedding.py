@@ -40,12 +40,22 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.signs import is_label, is_positive
-from bpref.formulas.tuples import as_arrays, require_like, require_shape, require_vectors
+from bpref.dtypes import cast, widen
+from bpref.formulas.signs import is_positive
 from bpref.formulas.unit_vectors import unit
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class Vectors(NamedTuple):
+    a: Float[Array, "some=*n d>0"]
+    b: Float[Array, "*n d"]
+
+
+class LabelledVectors(NamedTuple):
+    a: Float[Array, "some=*n d>0"]
+    b: Float[Array, "*n d"]
+    label: Int[Array, "*n"] | Bool[Array, "*n"]
 
 
 class CosineEmbeddingCache(NamedTuple):
@@ -74,17 +84,9 @@ def cosine_embedding(margin: float = 0.0) -> Layer:
         raise ValueError(f"{who}: margin is {margin!r}, expected a number from -1 to 1")
     margin = plain(margin)
 
-    def forward(params, x):
-        names = ("a", "b", "label") if isinstance(x, (tuple, list)) and len(x) == 3 else ("a", "b")
-        a, b, *labels = as_arrays(who, names, x)
-        require_floating(who, "a", a)
-        require_like(who, "b", b, "a", a)
-        N = require_vectors(who, "a", a)
-        label = labels[0] if labels else None
-        if label is not None:
-            require_shape(who, "label", label, a.shape[:-1], f"a's shape {a.shape} without its last axis d")
-            if not is_label(label):
-                raise TypeError(f"{who}: label has dtype {label.dtype}, expected integers or booleans")
+    def forward(params, x: Vectors | LabelledVectors):
+        a, b = x[:2]
+        N, label = a.size // a.shape[-1], x.label if isinstance(x, LabelledVectors) else None
         (u, _), (v, _), c = _angle(a, b)
         f = jnp.where(c > 0.5, 0.5 * jnp.sum((u - v) ** 2, -1, keepdims=True), 1 - c)
         if label is not None:

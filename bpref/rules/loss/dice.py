@@ -35,12 +35,16 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import as_pair, require_batch, require_one_shape
-from bpref.formulas.signs import is_label, require_sign
+from bpref.dtypes import cast, widen
+from bpref.formulas.signs import is_label
 from bpref.formulas.unit_vectors import inverse
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class Masks(NamedTuple):
+    prediction: Float[Array, " N>0 *n"]
+    target: Float[Array, " N *n"] | Int[Array, " N *n"] | Bool[Array, " N *n"]
 
 
 class DiceCache(NamedTuple):
@@ -71,20 +75,14 @@ def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) ->
     require_flags(who, logits=logits, squared=squared)
     smoothing = require_non_negative(who, "smoothing", smoothing)
 
-    def forward(params, pair):
-        x, t = as_pair(who, pair)
-        require_floating(who, "prediction", x)
-        require_one_shape(who, "prediction", x, t)
-        require_sign(who, "target", t, "prediction", x)
-        if x.ndim == 0:
-            raise ValueError(f"{who}: prediction is a scalar, expected (N, ...)")
-        N = require_batch(who, x.shape[0])
+    def forward(params, pair: Masks):
+        x, t = pair
         p, t_ = masks(x, t)
         A = total(p * p + t_ * t_ if squared else p + t_)
         M, V = A - 2 * total(p * t_), A + smoothing
         per_V = inverse(V)
         r = M * per_V
-        return jnp.sum(r) / N, DiceCache(x, t, r, per_V)
+        return jnp.sum(r) / len(r), DiceCache(x, t, r, per_V)
 
     def backward(params, cache, dJ):
         p, t = masks(cache.prediction, cache.target)

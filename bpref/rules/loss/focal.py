@@ -41,9 +41,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
+from bpref.formulas.pairs import LogitsAndTarget, scaled
 from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -77,14 +77,9 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
         raise ValueError(f"{who}: alpha is {alpha!r}, expected a number from 0 to 1, or None")
     alpha = plain(alpha)
 
-    def forward(params, pair):
-        x, t = as_pair(who, pair)
-        require_floating(who, "logits", x)
-        require_one_shape(who, "logits", x, t)
+    def forward(params, pair: LogitsAndTarget):
+        x, t = pair
         has_cotangent = not is_label(t)
-        if has_cotangent:
-            require_one_dtype(who, "logits", x, t)
-        n = require_batch(who, x.size)
         dtype, x = x.dtype, widen(x)
         t = t.astype(x.dtype)
         p, q = logistic_pair(x)
@@ -95,7 +90,7 @@ def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
         pull = gamma * c / jnp.where(r == 0, 1, r)
         slope = w * r_g * ((1 - t) * p - t * q + pull * (1 - 2 * t) * p * q)
         target_slope = r_g * (w * (pull * (q - p) - x) + (0 if alpha is None else 2 * alpha - 1) * c)
-        J = jnp.sum(w * r_g * c) / n
+        J = jnp.sum(w * r_g * c) / x.size
         return J, FocalCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
 
     def backward(params, cache, dJ):

@@ -39,9 +39,19 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, require_batch, scaled
+from bpref.formulas.pairs import count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+
+class MeanAndSpread(NamedTuple):
+    mean: Float[Array, "*n"]
+    spread: Float[Array, "*n"]
+
+
+class PredictionAndTarget(NamedTuple):
+    prediction: MeanAndSpread
+    target: Float[Array, "*n"]
 
 
 class GaussianCache(NamedTuple):
@@ -69,10 +79,9 @@ def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
     """
     who = "gaussian"
     require_flags(who, log_variance=log_variance, full=full)
-    spread = "log-variance" if log_variance else "variance"
 
-    def forward(params, x):
-        m, s, y = _as_three(who, spread, x)
+    def forward(params, x: PredictionAndTarget):
+        (m, s), y = x
         N = require_batch(who, count_examples(m))
         dtype = m.dtype
         m, s, y = widen(m), widen(s), widen(y)
@@ -98,14 +107,6 @@ def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
         return (), ((dm, scaled(dJ, N, cache.spread_slope)), -dm)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _as_three(who: str, spread: str, x: object) -> tuple[Array, Array, Array]:
-    if not (isinstance(x, (tuple, list)) and len(x) == 2 and isinstance(x[0], (tuple, list)) and len(x[0]) == 2):
-        raise TypeError(f"{who}: x is not a pair of a pair, expected ((mean, {spread}), target)")
-    m, y = as_matching_pair(who, "mean", (x[0][0], x[1]))
-    as_matching_pair(who, spread, (x[0][1], x[1]))
-    return m, as_pair(who, x[0])[1], y
 
 
 def reference(

@@ -34,11 +34,16 @@ from jax import Array
 from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import as_pair, of_no_size, require_batch, require_one_shape
-from bpref.formulas.signs import is_label, is_positive, require_sign
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import Target, of_no_size
+from bpref.formulas.signs import is_label, is_positive
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
+
+
+class ScoresAndTarget(NamedTuple):
+    scores: Float[Array, "some=*n"]
+    target: Target
 
 
 class HingeCache(NamedTuple):
@@ -75,15 +80,11 @@ def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
     require_flags(who, squared=squared)
     margin = require_non_negative(who, "margin", margin)
 
-    def forward(params, pair):
-        x, t = as_pair(who, pair)
-        require_floating(who, "scores", x)
-        require_one_shape(who, "scores", x, t)
-        require_sign(who, "target", t, "scores", x)
-        n = require_batch(who, x.size)
+    def forward(params, pair: ScoresAndTarget):
+        x, t = pair
         tx = jnp.where(is_positive(t), widen(x), -widen(x)) if is_label(t) else widen(t) * widen(x)
         h = excess(tx)
-        J = jnp.sum(h * h if squared else h) / n
+        J = jnp.sum(h * h if squared else h) / x.size
         return J, _signed(t, h, x) if is_label(t) else HingeOfRealsCache(x, t)
 
     def excess(tx):

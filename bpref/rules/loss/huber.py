@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import widen
-from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
+from bpref.formulas.pairs import Pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -60,8 +60,8 @@ def huber(delta: float = 1.0) -> Layer:
     who = "huber"
     delta = require_positive(who, "delta", delta)
 
-    def forward(params, x):
-        y_hat, y = as_matching_pair(who, "prediction", x)
+    def forward(params, x: Pair):
+        y_hat, y = x
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         c = jnp.clip(e, -delta, delta)

@@ -39,9 +39,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
-from bpref.formulas.tuples import as_arrays, require_like, require_matrix
+from bpref.dtypes import cast, widen
+from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -73,11 +72,8 @@ def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool =
     require_flags(who, normalize=normalize, symmetric=symmetric)
     temperature = require_positive(who, "temperature", temperature)
 
-    def forward(params, x):
-        a, b = as_arrays(who, ("a", "b"), x)
-        require_floating(who, "a", a)
-        require_matrix(who, "a", a)
-        require_like(who, "b", b, "a", a)
+    def forward(params, x: Views):
+        a, b = x
         S, S_ii, own = similarities(directions(a)[0], directions(b)[0])
         l = log_sum_exp(S, S_ii, own, 1, temperature)
         J = jnp.mean(nats(l, S_ii, temperature))

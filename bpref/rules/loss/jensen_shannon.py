@@ -43,11 +43,16 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, require_batch, scaled
+from bpref.formulas.pairs import scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 LOWEST = -1000.0
+
+
+class TwoLogits(NamedTuple):
+    logits: Float[Array, "some=*n C>0"]
+    target: Float[Array, "*n C"]
 
 
 class JensenShannonCache(NamedTuple):
@@ -68,11 +73,9 @@ def jensen_shannon() -> Layer:
     """
     who = "jensen_shannon"
 
-    def forward(params, x):
-        a, b = as_matching_pair(who, "logits", x)
-        if a.ndim == 0 or a.shape[-1] == 0:
-            raise ValueError(f"{who}: logits has shape {a.shape}, expected (..., C) with at least one class C")
-        N = require_batch(who, a.size // a.shape[-1])
+    def forward(params, x: TwoLogits):
+        a, b = x
+        N = a.size // a.shape[-1]
         (p, log_p), (q, log_q) = _softmax(a), _softmax(b)
         d = log_q - log_p
         size = jnp.abs(d)

@@ -38,9 +38,13 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+
+class Distributions(NamedTuple):
+    log_probabilities: Float[Array, "some=*n C>0"]
+    target: Float[Array, "*n C"]
 
 
 class KlDivergenceCache(NamedTuple):
@@ -65,13 +69,10 @@ def kl_divergence(log_target: bool = False) -> Layer:
     who = "kl_divergence"
     require_flags(who, log_target=log_target)
 
-    def forward(params, x):
-        z, target = as_matching_pair(who, "log_probabilities", x)
-        if z.ndim == 0 or z.shape[-1] == 0:
-            raise ValueError(f"{who}: log_probabilities has shape {z.shape}, expected (..., C) with at least one C")
-        N = require_batch(who, z.size // z.shape[-1])
+    def forward(params, x: Distributions):
+        z, target = x
         p, nats = _nats(z, target)
-        return jnp.sum(p * nats) / N, KlDivergenceCache(z, target)
+        return jnp.sum(p * nats) / (z.size // z.shape[-1]), KlDivergenceCache(z, target)
 
     def backward(params, cache, dJ):
         z, target = cache

@@ -33,7 +33,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch, scaled
+from bpref.formulas.pairs import Pair, count_examples, require_batch, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -55,8 +55,8 @@ def log_cosh() -> Layer:
     """
     who = "log_cosh"
 
-    def forward(params, x):
-        y_hat, y = as_matching_pair(who, "prediction", x)
+    def forward(params, x: Pair):
+        y_hat, y = x
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         t, a = jnp.tanh(e), jnp.abs(e)

@@ -28,13 +28,18 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import of_no_size, require_batch
-from bpref.formulas.signs import is_label, require_sign
-from bpref.formulas.tuples import as_arrays, require_like, require_shape
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import Target, of_no_size
+from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.hinge import HingeCache, HingeOfRealsCache, hinge
+
+
+class Ranking(NamedTuple):
+    x1: Float[Array, "some=*n"]
+    x2: Float[Array, "*n"]
+    sign: Target
 
 
 class MarginRankingCache(NamedTuple):
@@ -61,13 +66,8 @@ def margin_ranking(margin: float = 0.0) -> Layer:
     margin = require_non_negative(who, "margin", margin)
     of_difference = hinge(margin)
 
-    def forward(params, x):
-        x1, x2, sign = as_arrays(who, ("x1", "x2", "sign"), x)
-        require_floating(who, "x1", x1)
-        require_like(who, "x2", x2, "x1", x1)
-        require_shape(who, "sign", sign, x1.shape, "as x1 has")
-        require_sign(who, "sign", sign, "x1", x1)
-        require_batch(who, x1.size)
+    def forward(params, x: Ranking):
+        x1, x2, sign = x
         J, cache = of_difference.forward((), (widen(x1) - widen(x2), sign if is_label(sign) else widen(sign)))
         return J, MarginRankingCache(cache, of_no_size(x1))
 

@@ -40,12 +40,16 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
-from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
-from bpref.formulas.pairs import as_pair, of_no_size
-from bpref.formulas.tuples import require_shape
+from bpref.formulas.pairs import of_no_size
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class ScoresAndLabel(NamedTuple):
+    scores: Float[Array, "some=*n C>0"]
+    label: Int[Array, "*n"]
 
 
 class MulticlassHingeCache(NamedTuple):
@@ -80,9 +84,8 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
     def terms(label, scores):
         return label.size if largest else scores.size
 
-    def forward(params, x):
-        scores, label = as_pair(who, x)
-        _require_fit(who, scores, label)
+    def forward(params, x: ScoresAndLabel):
+        scores, label = x
         z, own = widen(scores), is_own(label, scores)
         z_y = own_score(label, z)
         missing = z - (z_y - margin)
@@ -112,14 +115,6 @@ def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool =
 def _known(label: Array, scores: Array) -> Array:
     """1 for a label that is a class, NaN for one that is none: (..., 1)."""
     return jnp.where(is_class(label, scores), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
-
-
-def _require_fit(who: str, scores: Array, label: Array) -> None:
-    require_floating(who, "scores", scores)
-    require_integer(who, "label", label)
-    if scores.ndim == 0 or scores.size == 0:
-        raise ValueError(f"{who}: scores has shape {scores.shape}, expected (..., C) with a position and a class C")
-    require_shape(who, "label", label, scores.shape[:-1], f"scores' shape {scores.shape} without its last axis C")
 
 
 def reference(

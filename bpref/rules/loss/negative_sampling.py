@@ -32,11 +32,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_matrix
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+
+class Words(NamedTuple):
+    centre: Float[Array, "N>0 d>0"]
+    context: Float[Array, "N d"]
+    negatives: Float[Array, "N K d"]
 
 
 class NegativeSamplingCache(NamedTuple):
@@ -60,14 +65,8 @@ def negative_sampling() -> Layer:
     """
     who = "negative_sampling"
 
-    def forward(params, x):
-        v, u, w = as_arrays(who, ("centre", "context", "negatives"), x)
-        require_floating(who, "centre", v)
-        require_matrix(who, "centre", v)
-        require_like(who, "context", u, "centre", v)
-        require_dtype_of(who, "negatives", w, "centre", v)
-        if w.ndim != 3 or (w.shape[0], w.shape[2]) != v.shape:
-            raise ValueError(f"{who}: negatives has shape {w.shape}, expected (N, K, d) for a centre {v.shape}")
+    def forward(params, x: Words):
+        v, u, w = x
         a = jnp.einsum("nd,nd->n", widen(v), widen(u))
         b = jnp.einsum("nd,nkd->nk", widen(v), widen(w))
         J = jnp.sum(log1p_exp(-a) + jnp.sum(log1p_exp(b), 1)) / len(v)

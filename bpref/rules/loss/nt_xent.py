@@ -33,9 +33,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.contrast import LogSumExp, log_sum_exp, nats, pull
-from bpref.formulas.tuples import as_arrays, require_like, require_matrix
+from bpref.dtypes import cast, widen
+from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -64,11 +63,8 @@ def nt_xent(temperature: float = 0.5) -> Layer:
     who = "nt_xent"
     temperature = require_positive(who, "temperature", temperature)
 
-    def forward(params, x):
-        a, b = as_arrays(who, ("a", "b"), x)
-        require_floating(who, "a", a)
-        require_matrix(who, "a", a)
-        require_like(who, "b", b, "a", a)
+    def forward(params, x: Views):
+        a, b = x
         u, _ = directions(a, b)
         S, of_partner, partner = similarities(u)
         l = log_sum_exp(S, of_partner, partner, 1, temperature)

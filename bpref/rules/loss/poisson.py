@@ -41,18 +41,16 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import (
-    as_pair,
-    count_examples,
-    require_batch,
-    require_one_dtype,
-    require_one_shape,
-    scaled,
-)
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import Target, count_examples, require_batch, scaled
 from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
+
+
+class PredictionAndCounts(NamedTuple):
+    prediction: Float[Array, "*n"]
+    target: Target
 
 
 class PoissonCache(NamedTuple):
@@ -81,13 +79,9 @@ def poisson(log_input: bool = True, full: bool = False) -> Layer:
     who = "poisson"
     require_flags(who, log_input=log_input, full=full)
 
-    def forward(params, x):
-        z, t = as_pair(who, x)
-        require_floating(who, "prediction", z)
-        require_one_shape(who, "prediction", z, t)
+    def forward(params, x: PredictionAndCounts):
+        z, t = x
         has_cotangent = not is_label(t)
-        if has_cotangent:
-            require_one_dtype(who, "prediction", z, t)
         N = require_batch(who, count_examples(z))
         dtype, z = z.dtype, widen(z)
         t = cast(t, z.dtype)

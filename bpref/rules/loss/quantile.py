@@ -31,19 +31,24 @@ the byte has a value for it.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import as_matching_pair, as_pair, count_examples, of_no_size, require_batch, require_one_dtype
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import count_examples, of_no_size, require_batch
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
+
+
+class PredictionAndTarget(NamedTuple):
+    prediction: Float[Array, "*k"]
+    target: Float[Array, "*n"]
 
 
 class QuantileCache(NamedTuple):
@@ -78,8 +83,9 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         """A number, or one for each tau, in the shape and the dtype of `like`."""
         return lax.broadcast_in_dim(jnp.asarray(v, like.dtype), like.shape, range(like.ndim - v.ndim, like.ndim))
 
-    def forward(params, x):
-        y_hat, y = _as_several(who, x, taus.size) if is_several else as_matching_pair(who, "prediction", x)
+    def forward(params, x: PredictionAndTarget):
+        y_hat, y = x
+        require_shape(who, "prediction", y_hat, (*y.shape, *taus.shape), f"by target {y.shape} and {taus.size} taus")
         N = require_batch(who, count_examples(y))
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
         J = jnp.sum(jnp.where(e > 0, spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
@@ -96,15 +102,6 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
         return (), (cast(dy_hat, cache.like.dtype), cast(dy, cache.like.dtype))
 
     return Layer(no_params, forward, backward, who)
-
-
-def _as_several(who: str, x: Any, K: int) -> tuple[Array, Array]:
-    """A prediction `(N, ..., K)` and a target `(N, ...)`."""
-    y_hat, y = as_pair(who, x)
-    require_floating(who, "prediction", y_hat)
-    require_one_dtype(who, "prediction", y_hat, y)
-    require_shape(who, "prediction", y_hat, (*y.shape, K), f"target's shape {y.shape} and {K} taus")
-    return y_hat, y
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], tau: float | Sequence[float] = 0.5) -> Array:

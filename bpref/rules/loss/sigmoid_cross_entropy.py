@@ -43,9 +43,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import as_numbers, fails, is_traced
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
-from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape, scaled
+from bpref.formulas.pairs import LogitsAndTarget, scaled
 from bpref.formulas.signs import is_label
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -82,17 +82,12 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
         )
     is_weighted = is_traced(weights) or fails(weights == 1)
 
-    def forward(params, pair):
-        x, t = as_pair(who, pair)
-        require_floating(who, "logits", x)
-        require_one_shape(who, "logits", x, t)
-        if not is_label(t):
-            require_one_dtype(who, "logits", x, t)
+    def forward(params, pair: LogitsAndTarget):
+        x, t = pair
         if weights.ndim and (x.ndim == 0 or x.shape[-1] != weights.size):
             raise ValueError(
                 f"{who}: logits has shape {x.shape}, expected (..., {weights.size}): positive_weight has {weights.size}"
             )
-        n = require_batch(who, x.size)
         dtype, has_cotangent = x.dtype, not is_label(t)
         x = widen(x)
         t = t.astype(x.dtype)
@@ -109,7 +104,7 @@ def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Lay
             target_slope = -x
         slope = (1 - t) * s - wt * s_minus
         kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
-        return jnp.sum(terms) / n, kept
+        return jnp.sum(terms) / x.size, kept
 
     def backward(params, cache, dJ):
         n = cache.slope.size

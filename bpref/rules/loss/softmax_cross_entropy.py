@@ -52,7 +52,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
@@ -63,11 +62,15 @@ from bpref.checks.hyperparameters import (
     require_non_negative,
     require_share,
 )
-from bpref.dtypes import require_floating, wide_dtype, widen, widen_integers
+from bpref.dtypes import wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
-from bpref.formulas.pairs import as_pair, require_batch, require_one_dtype, require_one_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class Classification(NamedTuple):
+    logits: Float[Array, "some=*n C>0"]
+    target: Int[Array, "*n"] | Float[Array, "*n C"]
 
 
 class SoftmaxCrossEntropyCache(NamedTuple):
@@ -113,9 +116,12 @@ def softmax_cross_entropy(
     ):
         raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")
 
-    def forward(params, x):
-        logits, target = as_pair(who, x)
-        _require_fit(who, logits, target, ignored, w)
+    def forward(params, x: Classification):
+        logits, target = x
+        if w is not None and w.size != logits.shape[-1]:
+            raise ValueError(f"{who}: logits has {logits.shape[-1]} classes C, class_weights has {w.size}")
+        if ignored is not None and not _is_label(target):
+            raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
         J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
         return J, SoftmaxCrossEntropyCache(logits, target)
 
@@ -214,30 +220,6 @@ def _shifted(logits: Array) -> tuple[Array, Array]:
     z = widen(logits)
     m = lax.stop_gradient(jnp.max(z, -1, keepdims=True))
     return m, z - m
-
-
-def _require_fit(who: str, logits: Array, target: Array, ignored: int | None, w: np.ndarray | Array | None) -> None:
-    require_floating(who, "logits", logits)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (..., C) with at least one class C")
-    if w is not None and w.size != logits.shape[-1]:
-        raise ValueError(f"{who}: logits has {logits.shape[-1]} classes in its last axis, class_weights has {w.size}")
-    if _is_label(target):
-        if target.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"{who}: target has shape {target.shape}, expected {logits.shape[:-1]}, "
-                f"logits' shape {logits.shape} without its last axis C"
-            )
-    else:
-        if target.dtype != logits.dtype and not jnp.issubdtype(target.dtype, jnp.floating):
-            raise TypeError(
-                f"{who}: target has dtype {target.dtype}, expected integer labels or the logits' {logits.dtype}"
-            )
-        require_one_dtype(who, "logits", logits, target)
-        require_one_shape(who, "logits", logits, target)
-        if ignored is not None:
-            raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
-    require_batch(who, logits.size)
 
 
 def reference(

@@ -32,7 +32,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import as_matching_pair, count_examples, require_batch
+from bpref.formulas.pairs import Pair, count_examples, require_batch
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -54,8 +54,8 @@ def square() -> Layer:
     """
     who = "square"
 
-    def forward(params, x):
-        y_hat, y = as_matching_pair(who, "prediction", x)
+    def forward(params, x: Pair):
+        y_hat, y = x
         N = require_batch(who, count_examples(y_hat))
         error = widen(y_hat) - widen(y)
         J = jnp.sum(error * error) * (0.5 / N)

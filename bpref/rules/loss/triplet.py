@@ -36,11 +36,16 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.tuples import as_arrays, require_like, require_vectors
+from bpref.dtypes import cast, widen
 from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
+
+
+class Triplet(NamedTuple):
+    anchor: Float[Array, "some=*n d>0"]
+    positive: Float[Array, "*n d"]
+    negative: Float[Array, "*n d"]
 
 
 class TripletCache(NamedTuple):
@@ -67,17 +72,13 @@ def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
     require_flags(who, squared=squared)
     margin = require_non_negative(who, "margin", margin)
 
-    def forward(params, x):
-        a, p, m = as_arrays(who, ("anchor", "positive", "negative"), x)
-        require_floating(who, "anchor", a)
-        require_like(who, "positive", p, "anchor", a)
-        require_like(who, "negative", m, "anchor", a)
-        N = require_vectors(who, "anchor", a)
+    def forward(params, x: Triplet):
+        a, p, m = x
         P, Q = widen(a) - widen(p), widen(a) - widen(m)
         of_P, of_Q = distance(P), distance(Q)
         h = of_P - of_Q + margin
         k = ~(h <= 0)
-        J = jnp.sum(jnp.where(k, h, 0)) / N
+        J = jnp.sum(jnp.where(k, h, 0)) / k.size
         U, V = (cast(jnp.where(k, slope(of_D), 0) * D, a.dtype) for D, of_D in ((P, of_P), (Q, of_Q)))
         return J, TripletCache(U, V)
 

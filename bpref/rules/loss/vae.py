@@ -37,11 +37,17 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
+
+
+class Autoencoded(NamedTuple):
+    output: Float[Array, " N>0 *n"]
+    target: Float[Array, " N *n"]
+    mu: Float[Array, " N *k"]
+    log_var: Float[Array, " N *k"]
 
 
 class BernoulliCache(NamedTuple):
@@ -80,9 +86,8 @@ def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
     if likelihood not in ("bernoulli", "gaussian"):
         raise ValueError(f"{who}: likelihood is {likelihood!r}, expected 'bernoulli' or 'gaussian'")
 
-    def forward(params, x):
-        output, target, mu, log_var = as_arrays(who, ("output", "target", "mu", "log_var"), x)
-        _require_fit(who, output, target, mu, log_var)
+    def forward(params, x: Autoencoded):
+        output, target, mu, log_var = x
         reconstruct = _bernoulli if likelihood == "bernoulli" else _gaussian
         R, cache = reconstruct(output, target)
         m, L = widen(mu), widen(log_var)
@@ -120,17 +125,6 @@ def _gaussian(mean: Array, target: Array) -> tuple[Array, GaussianCache]:
 def _from_gaussian(cache: GaussianCache, g: Array) -> tuple[Array, Array]:
     doutput = g * widen(cache.error)
     return doutput, -doutput
-
-
-def _require_fit(who: str, output: Array, target: Array, mu: Array, log_var: Array) -> None:
-    require_floating(who, "output", output)
-    require_like(who, "target", target, "output", output)
-    require_dtype_of(who, "mu", mu, "output", output)
-    require_like(who, "log_var", log_var, "mu", mu)
-    if output.ndim == 0 or mu.ndim == 0 or output.shape[0] != mu.shape[0] or output.shape[0] == 0:
-        raise ValueError(
-            f"{who}: output has shape {output.shape}, mu {mu.shape}; expected (N, ...) with one N of at least 1"
-        )
 
 
 def reference(

@@ -39,16 +39,20 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_positive_or_none
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import require_mask, require_normalization, token_weights, weighted_sum
-from bpref.formulas.tuples import as_arrays, require_like
+from bpref.dtypes import cast, widen
+from bpref.formulas.clipped_ratio import require_normalization, token_weights, weighted_sum
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
-NAMES = ("values", "old", "returns", "mask")
+
+class Values(NamedTuple):
+    values: Float[Array, "some=*n T>0"]
+    old: Float[Array, "*n T"]
+    returns: Float[Array, "*n T"]
+    mask: Bool[Array, "*n T"]
 
 
 class ClippedValueCache(NamedTuple):
@@ -75,13 +79,8 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
     clip = require_positive_or_none(who, "clip", clip)
     require_normalization(who, normalization)
 
-    def forward(params, x):
-        *arrays, mask = as_arrays(who, NAMES, x)
-        values = arrays[0]
-        require_floating(who, NAMES[0], values)
-        for name, v in zip(NAMES[1:3], arrays[1:], strict=True):
-            require_like(who, name, v, NAMES[0], values)
-        require_mask(who, mask, values.shape, NAMES[0])
+    def forward(params, x: Values):
+        *arrays, mask = x
         V, old, R = (jnp.where(mask, widen(v), 0) for v in arrays)
         old, R = map(lax.stop_gradient, (old, R))
         w = token_weights(mask, normalization, V.dtype)
@@ -92,7 +91,7 @@ def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Lay
             is_free = jnp.abs(error) >= jnp.abs(clipped)
             error, slope = jnp.where(is_free, error, clipped), jnp.where(is_free, error, 0)
         J = 0.5 * weighted_sum(w, error**2, mask)
-        return J, ClippedValueCache(cast(w * slope, values.dtype))
+        return J, ClippedValueCache(cast(w * slope, x.values.dtype))
 
     def backward(params, cache, dJ):
         return (), (cast(widen(dJ) * widen(cache.slope), cache.slope.dtype), None, None, None)

@@ -41,14 +41,18 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_positive
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.pairs import of_no_size, require_batch, scaled
-from bpref.formulas.tuples import as_arrays, require_like
+from bpref.formulas.pairs import of_no_size, scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
-NAMES = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+
+class Pairs(NamedTuple):
+    policy_chosen: Float[Array, "some=*n"]
+    policy_rejected: Float[Array, "*n"]
+    reference_chosen: Float[Array, "*n"]
+    reference_rejected: Float[Array, "*n"]
 
 
 class DpoCache(NamedTuple):
@@ -82,16 +86,12 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Lay
     if smoothing and form != "sigmoid":
         raise ValueError(f"{who}: smoothing is {smoothing!r}, which form {form!r} does not have")
 
-    def forward(params, x):
-        first, *others = x = as_arrays(who, NAMES, x)
-        require_floating(who, NAMES[0], first)
-        for name, v in zip(NAMES[1:], others, strict=True):
-            require_like(who, name, v, NAMES[0], first)
-        N = require_batch(who, first.size)
+    def forward(params, x: Pairs):
+        first = x.policy_chosen
         pi_c, pi_r, rho_c, rho_r = map(widen, x)
         f, slope = _form((pi_c - pi_r) - (rho_c - rho_r))
         kept = slope < 0 if form == "hinge" else cast(slope, first.dtype)
-        return jnp.sum(f) / N, DpoCache(kept, of_no_size(first))
+        return jnp.sum(f) / f.size, DpoCache(kept, of_no_size(first))
 
     def backward(params, cache, dJ):
         slope = jnp.where(cache.slope, jnp.asarray(-beta, cache.like.dtype), 0) if form == "hinge" else cache.slope
@@ -125,7 +125,7 @@ def reference(
     return jnp.mean(-(1 - smoothing) * jax.nn.log_sigmoid(beta * D) - smoothing * jax.nn.log_sigmoid(-beta * D))
 
 
-_PAIRS = tuple(Real("N", -8.0, 0.0) for _ in NAMES)
+_PAIRS = tuple(Real("N", -8.0, 0.0) for _ in Pairs._fields)
 _BETA = Interval(0.05, 1.0, 0.1)
 
 RULE = Rule(

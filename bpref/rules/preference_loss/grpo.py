@@ -39,17 +39,22 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_non_negative, require_positive
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
+from bpref.dtypes import cast, widen
+from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.formulas.reduced import mean_of
-from bpref.formulas.tuples import require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
-NAMES = ("policy", "old", "reference", "rewards", "mask")
+
+class Groups(NamedTuple):
+    policy: Float[Array, "some=*n G>0 T>0"]
+    old: Float[Array, "*n G T"]
+    reference: Float[Array, "*n G T"] | None
+    rewards: Float[Array, "*n G"]
+    mask: Bool[Array, "*n G T"]
 
 
 class GrpoCache(NamedTuple):
@@ -98,16 +103,9 @@ def grpo(
         raise ValueError(f"{who}: ddof is {ddof!r}, expected 0 or 1")
     ddof = plain(ddof)
 
-    def forward(params, x):
-        policy, old, rho, R, mask = as_tokens(who, NAMES, x, kl_weight)
-        require_floating(who, NAMES[0], policy)
-        require_like(who, NAMES[1], old, NAMES[0], policy)
-        require_like(who, NAMES[2], rho, NAMES[0], policy)
-        require_mask(who, mask, policy.shape)
-        if policy.ndim < 2:
-            raise ValueError(f"{who}: policy has shape {policy.shape}, expected (..., G, T), groups of G answers")
-        require_shape(who, NAMES[3], R, policy.shape[:-1], "policy's shape without its last axis T")
-        require_dtype_of(who, NAMES[3], R, NAMES[0], policy)
+    def forward(params, x: Groups):
+        policy, old, rho, R, mask = x
+        rho = require_reference(who, rho, kl_weight, policy)
         pi = widen(policy)
         old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), _advantages(widen(R))))
         w = token_weights(mask, normalization, pi.dtype)

@@ -32,16 +32,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_non_negative, require_positive
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.pairs import require_batch, scaled
-from bpref.formulas.tuples import as_arrays, require_like, require_shape
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import scaled
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
-NAMES = ("policy", "reference", "mismatched", "desirable")
+
+class Answers(NamedTuple):
+    policy: Float[Array, "some=*n"]
+    reference: Float[Array, "*n"]
+    mismatched: Float[Array, "*n"]
+    desirable: Bool[Array, "*n"]
 
 
 class KtoCache(NamedTuple):
@@ -69,15 +73,9 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     desirable_weight = require_non_negative(who, "desirable_weight", desirable_weight)
     undesirable_weight = require_non_negative(who, "undesirable_weight", undesirable_weight)
 
-    def forward(params, x):
-        pi, rho, k, desirable = as_arrays(who, NAMES, x)
-        require_floating(who, NAMES[0], pi)
-        require_like(who, NAMES[1], rho, NAMES[0], pi)
-        require_like(who, NAMES[2], k, NAMES[0], pi)
-        require_shape(who, NAMES[3], desirable, pi.shape, "as policy has")
-        if desirable.dtype != bool:
-            raise TypeError(f"{who}: desirable has dtype {desirable.dtype}, expected bool")
-        N = require_batch(who, pi.size)
+    def forward(params, x: Answers):
+        pi, rho, k, desirable = x
+        N = pi.size
         z = lax.stop_gradient(jnp.maximum(jnp.sum(widen(k)) / N, 0))
         u = beta * (widen(pi) - widen(rho) - z)
         u = jnp.where(desirable, u, -u)

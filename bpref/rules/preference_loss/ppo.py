@@ -38,16 +38,21 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.clipped_ratio import as_tokens, require_clips, require_mask, surrogate, token_weights, weighted_sum
-from bpref.formulas.tuples import require_like
+from bpref.dtypes import cast, widen
+from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
-NAMES = ("policy", "old", "reference", "advantages", "mask")
+
+class Tokens(NamedTuple):
+    policy: Float[Array, "some=*n T>0"]
+    old: Float[Array, "*n T"]
+    reference: Float[Array, "*n T"] | None
+    advantages: Float[Array, "*n T"]
+    mask: Bool[Array, "*n T"]
 
 
 class PpoCache(NamedTuple):
@@ -88,14 +93,10 @@ def ppo(
     dual_clip = plain(dual_clip)
     kl_weight = require_non_negative(who, "kl_weight", kl_weight)
 
-    def forward(params, x):
-        *arrays, mask = as_tokens(who, NAMES, x, kl_weight)
-        policy = arrays[0]
-        require_floating(who, NAMES[0], policy)
-        for name, v in zip(NAMES[1:4], arrays[1:], strict=True):
-            require_like(who, name, v, NAMES[0], policy)
-        require_mask(who, mask, policy.shape)
-        pi, old, rho, A = (jnp.where(mask, widen(v), 0) for v in arrays)
+    def forward(params, x: Tokens):
+        policy, old, rho, A, mask = x
+        rho = require_reference(who, rho, kl_weight, policy)
+        pi, old, rho, A = (jnp.where(mask, widen(v), 0) for v in (policy, old, rho, A))
         old, rho, A = map(lax.stop_gradient, (old, rho, A))
         w = token_weights(mask, normalization, pi.dtype)
         s, slope = surrogate(pi - old, A, clip, high, dual_clip)

@@ -40,7 +40,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -67,10 +67,7 @@ def token_entropy(temperature: float = 1.0) -> Layer:
     who = "token_entropy"
     temperature = require_positive(who, "temperature", temperature)
 
-    def forward(params, z):
-        require_floating(who, "logits", z)
-        if z.ndim == 0 or z.shape[-1] == 0:
-            raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
+    def forward(params, z: Float[Array, "... C>0"]):
         d, e = shifted(z)
         is_largest = d == 0
         # e - 1 is 0 there, but has the slope of e for whoever differentiates this

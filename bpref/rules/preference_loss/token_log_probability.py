@@ -37,12 +37,15 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_positive
-from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
-from bpref.formulas.pairs import as_pair
-from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class LogitsAndLabels(NamedTuple):
+    logits: Float[Array, "*n C>0"]
+    labels: Int[Array, "*n"]
 
 
 class TokenLogProbabilityCache(NamedTuple):
@@ -68,13 +71,8 @@ def token_log_probability(temperature: float = 1.0) -> Layer:
     who = "token_log_probability"
     temperature = require_positive(who, "temperature", temperature)
 
-    def forward(params, x):
-        z, label = as_pair(who, x)
-        require_floating(who, "logits", z)
-        require_integer(who, "labels", label)
-        if z.ndim == 0 or z.shape[-1] == 0:
-            raise ValueError(f"{who}: logits has shape {z.shape}, expected (..., C) with at least one class C")
-        require_shape(who, "labels", label, z.shape[:-1], f"logits' shape {z.shape} without its last axis C")
+    def forward(params, x: LogitsAndLabels):
+        z, label = x
         _, d_y, R = _shifted(z, label)
         logp = -nats(R, d_y)[..., 0]
         return cast(jnp.where(is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)

@@ -42,7 +42,7 @@ are right, since A is not exponentiated by itself. -inf is -1e30. A NaN within a
 gradient NaN, and is harmless beyond it. Half precision is computed in float32.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,10 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import as_array, cast, require_floating, require_integer, require_type, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.checks.shapes import Call
+from bpref.dtypes import as_array, cast, widen, widen_integers
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_shape
 from bpref.layer import Layer
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
@@ -63,6 +63,12 @@ class CRFParams(NamedTuple):
     A: Float[Array, "K K"]
     s: Float[Array, " K"]
     h: Float[Array, " K"]
+
+
+class Tagged(NamedTuple):
+    emissions: Float[Array, "B T K>0"]
+    tags: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
 
 
 class CRFCache(NamedTuple):
@@ -107,12 +113,11 @@ def crf(mean: bool = False) -> Layer:
     require_flags(who, mean=mean)
 
     def init(key, x):
-        require_floating(who, "emissions", x[0])
         K, dtype = x[0].shape[-1], x[0].dtype
         return CRFParams(jnp.zeros((K, K), dtype), jnp.zeros(K, dtype), jnp.zeros(K, dtype))
 
-    def forward(params, x):
-        x, tags, lengths = _checked(who, params, x)
+    def forward(params, x: Tagged):
+        x, tags, lengths = x.emissions, widen_integers(x.tags), within(x.lengths, x.tags.shape[1])
         require_examples(who, x.shape[0], mean)
         own, possible = _of_tags(params, x, tags, lengths)
         log_Z, r = _beginnings(params, x, lengths, own)
@@ -154,10 +159,12 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
     Raises:
       ValueError, TypeError: as `crf`.
     """
-    require_type("crf_marginals", "params", params, CRFParams)
-    emissions = as_array("crf_marginals", "emissions", emissions)
-    tags = jnp.zeros(emissions.shape[:2], jnp.int32)
-    x, _, lengths = _checked("crf_marginals", params, (emissions, tags, lengths))
+    call = Call("crf_marginals")
+    x, lengths = as_array(call.who, "emissions", emissions), as_array(call.who, "lengths", lengths)
+    call.require("emissions", x, Tagged.__annotations__["emissions"])
+    call.require("lengths", lengths, Tagged.__annotations__["lengths"])
+    call.require("params", params, CRFParams)
+    lengths = within(lengths, x.shape[1])
     nothing = jnp.zeros(x.shape[:2], widen(x).dtype)
     own = _Own(nothing, nothing, jnp.zeros(x.shape[:1], nothing.dtype))
     r = _beginnings(params, x, lengths, own)[1]
@@ -241,22 +248,6 @@ def _of_tags(params: CRFParams, x: Array, tags: Array, lengths: Array) -> tuple[
     possible = [is_possible(v) for v in of_frames]
     emitted, entered, left = (jnp.where(has, v, 0) for has, v in zip(possible, of_frames, strict=True))
     return _Own(emitted, entered, jnp.sum(left, 1)), jnp.all(possible[0] & possible[1] & possible[2], 1)
-
-
-def _checked(who: str, params: CRFParams, x: Any) -> tuple[Array, Array, Array]:
-    """The arrays of x, the lengths within T."""
-    x, tags, lengths = as_arrays(who, ("emissions", "tags", "lengths"), x)
-    require_floating(who, "emissions", x)
-    require_integer(who, "tags", tags)
-    if x.ndim != 3 or x.shape[2] == 0:
-        raise ValueError(f"{who}: emissions has shape {x.shape}, expected (B, T, K) with at least one tag K")
-    B, T, K = x.shape
-    require_shape(who, "tags", tags, (B, T), "one for each frame")
-    require_lengths(who, "lengths", lengths, B)
-    for name, v, shape in zip("Ash", params, ((K, K), (K,), (K,)), strict=True):
-        require_shape(who, name, v, shape, f"emissions has {K} tags in its last axis")
-        require_dtype_of(who, name, v, "emissions", x)
-    return x, widen_integers(tags), within(lengths, T)
 
 
 def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Array:

@@ -49,7 +49,7 @@ Numerical care:
 - The sums over labels of one class are a product with their one-hot rows, not a scatter.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +57,19 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_count, require_flags
-from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.dtypes import cast, wide_dtype, widen, widen_integers
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_add, log_normaliser, nats
-from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
+
+
+class Labelled(NamedTuple):
+    logits: Float[Array, "B T C>1"]
+    labels: Int[Array, "B U"]
+    logit_lengths: Int[Array, " B"]
+    label_lengths: Int[Array, " B"]
 
 
 class CTCCache(NamedTuple):
@@ -97,9 +103,12 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer:
     require_flags(who, mean=mean)
     blank = require_count(who, "blank", blank)
 
-    def forward(params, x):
-        logits, labels, frames, label_lengths = _checked(who, blank, mean, x)
-        B, T, _ = logits.shape
+    def forward(params, x: Labelled):
+        logits, labels = x.logits, widen_integers(x.labels)
+        B, T, C = logits.shape
+        require_label(who, "blank", blank, C)
+        require_examples(who, B, mean)
+        frames, label_lengths = within(x.logit_lengths, T), within(x.label_lengths, labels.shape[1])
         U, dtype = labels.shape[1], wide_dtype(logits.dtype)
         repeated = _repeated(labels)
 
@@ -189,24 +198,6 @@ def _emissions(logits: Array, labels: Array, label_lengths: Array, blank: int) -
     is_label = used(label_lengths, U) & (labels >= 0) & (labels < C) & (labels != blank)
     p_label = jnp.where(is_label[None], jnp.take_along_axis(z, at, 2) - m - log_S, LOG_ZERO)
     return known(z[:, :, blank : blank + 1] - m - log_S), known(p_label)
-
-
-def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Array, Array]:
-    """The arrays of x, the lengths within their arrays."""
-    logits, labels, frames, label_lengths = as_arrays(who, ("logits", "labels", "logit_lengths", "label_lengths"), x)
-    require_floating(who, "logits", logits)
-    require_integer(who, "labels", labels)
-    if logits.ndim != 3 or logits.shape[2] < 2:
-        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, C) with at least 2 classes C")
-    B, T, C = logits.shape
-    if blank >= C:
-        raise ValueError(f"{who}: blank is {blank}, logits has {C} classes in its last axis")
-    if labels.ndim != 2 or labels.shape[0] != B:
-        raise ValueError(f"{who}: labels has shape {labels.shape}, expected ({B}, U), a row for each example")
-    require_lengths(who, "logit_lengths", frames, B)
-    require_lengths(who, "label_lengths", label_lengths, B)
-    require_examples(who, B, mean)
-    return logits, widen_integers(labels), within(frames, T), within(label_lengths, labels.shape[1])
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:

@@ -58,15 +58,17 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
-from bpref.dtypes import cast, require_floating, require_integer, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import balanced
-from bpref.formulas.pairs import require_batch
-from bpref.formulas.tuples import as_arrays, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
-NAMES = ("student", "teacher", "labels")
+
+class StudentAndTeacher(NamedTuple):
+    student: Float[Array, "some=*n C>0"]
+    teacher: Float[Array, "*n C"]
+    labels: Int[Array, "*n"]
 
 
 class DistillationCache(NamedTuple):
@@ -108,15 +110,9 @@ def distillation(
     soft, hard = soft_weight * temperature, 1 - soft_weight
     of_labels = softmax_cross_entropy()
 
-    def forward(params, x):
-        a, b, label = as_arrays(who, NAMES, x)
-        require_floating(who, NAMES[0], a)
-        if a.ndim == 0 or a.shape[-1] == 0:
-            raise ValueError(f"{who}: student has shape {a.shape}, expected (..., C) with at least one class C")
-        require_like(who, NAMES[1], b, NAMES[0], a)
-        require_integer(who, NAMES[2], label)
-        require_shape(who, NAMES[2], label, a.shape[:-1], f"student's shape {a.shape} without its last axis C")
-        N = require_batch(who, label.size)
+    def forward(params, x: StudentAndTeacher):
+        a, b, label = x
+        N = label.size
         J = jnp.zeros((), widen(a).dtype)
         if soft:
             J += soft * temperature * jnp.sum(divergence(widen(a), widen(b))[0]) / N

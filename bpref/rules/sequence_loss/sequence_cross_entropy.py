@@ -23,23 +23,28 @@ Numerical care: that of `softmax_cross_entropy`. A real token's label outside [0
 NaN.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share
-from bpref.dtypes import require_floating, require_integer, wide_dtype, widen_integers
-from bpref.formulas.lengths import require_lengths, used, within
-from bpref.formulas.tuples import as_arrays, require_shape
+from bpref.dtypes import wide_dtype, widen_integers
+from bpref.formulas.lengths import used, within
 from bpref.layer import Layer, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
 PADDING = -(2**31)
 """The label of what is no token."""
+
+
+class Tokens(NamedTuple):
+    logits: Float[Array, "B T C>0"]
+    labels: Int[Array, "B T"]
+    real: Bool[Array, "B T"] | Int[Array, " B"]
 
 
 class SequenceCrossEntropyCache(NamedTuple):
@@ -72,8 +77,11 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
         forward_of = jax.vmap(forward_of, in_axes=((), 0))
         backward_of = jax.vmap(backward_of, in_axes=((), 0, 0))
 
-    def forward(params, x):
-        logits, labels = _checked(who, x)
+    def forward(params, x: Tokens):
+        logits, labels, real = x
+        if real.ndim == 1:
+            real = used(within(real, labels.shape[1]), labels.shape[1])
+        labels = jnp.where(real, jnp.maximum(widen_integers(labels), -1), PADDING)
         if labels.size == 0:
             J = jnp.zeros(logits.shape[:1] if per_example else (), wide_dtype(logits.dtype))
         else:
@@ -87,23 +95,6 @@ def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) ->
         return (), (dlogits, None, None)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _checked(who: str, x: Any) -> tuple[Array, Array]:
-    """The logits, and the labels with `PADDING` where there is no token."""
-    logits, labels, real = as_arrays(who, ("logits", "labels", "real"), x)
-    require_floating(who, "logits", logits)
-    require_integer(who, "labels", labels)
-    if logits.ndim != 3 or logits.shape[2] == 0:
-        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, C) with at least one class C")
-    B, T, _ = logits.shape
-    require_shape(who, "labels", labels, (B, T), "one for each token")
-    if real.dtype == bool:
-        require_shape(who, "real", real, (B, T), "one for each token")
-    else:
-        require_lengths(who, "real", real, B)
-        real = used(within(real, T), T)
-    return logits, jnp.where(real, jnp.maximum(widen_integers(labels), -1), PADDING)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], smoothing: float = 0.0, per_example: bool = False) -> Array:

@@ -40,7 +40,7 @@ A NaN within an example's lengths makes its J and gradient NaN, and is harmless 
 in float32.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,19 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_count, require_flags
-from bpref.dtypes import cast, require_floating, require_integer, wide_dtype, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_lengths, used, within
+from bpref.dtypes import cast, wide_dtype, widen, widen_integers
+from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
-from bpref.formulas.tuples import as_arrays, require_shape
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
+
+
+class Labelled(NamedTuple):
+    logits: Float[Array, "B T U+1 V>1"]
+    labels: Int[Array, "B U"]
+    logit_lengths: Int[Array, " B"]
+    label_lengths: Int[Array, " B"]
 
 
 class TransducerCache(NamedTuple):
@@ -86,9 +92,12 @@ def transducer(blank: int = 0, mean: bool = False) -> Layer:
     require_flags(who, mean=mean)
     blank = require_count(who, "blank", blank)
 
-    def forward(params, x):
-        logits, labels, frames, label_lengths = _checked(who, blank, mean, x)
-        B, _, U1, _ = logits.shape
+    def forward(params, x: Labelled):
+        logits, labels = x.logits, widen_integers(x.labels)
+        B, T, U1, V = logits.shape
+        require_label(who, "blank", blank, V)
+        require_examples(who, B, mean)
+        frames, label_lengths = within(x.logit_lengths, T), within(x.label_lengths, U1 - 1)
         dtype = wide_dtype(logits.dtype)
         b, y = _steps(logits, labels, frames, label_lengths, blank)
 
@@ -173,23 +182,6 @@ def _by_frames(v: Array, T: int) -> Array:
     D, B, U1 = v.shape
     flat = jnp.pad(v.transpose(1, 2, 0).reshape(B, U1 * D), ((0, 0), (0, U1)))
     return flat.reshape(B, U1, D + 1)[:, :, :T].transpose(0, 2, 1)
-
-
-def _checked(who: str, blank: int, mean: bool, x: Any) -> tuple[Array, Array, Array, Array]:
-    """The arrays of x, the lengths within their arrays."""
-    logits, labels, frames, label_lengths = as_arrays(who, ("logits", "labels", "logit_lengths", "label_lengths"), x)
-    require_floating(who, "logits", logits)
-    require_integer(who, "labels", labels)
-    if logits.ndim != 4 or logits.shape[2] == 0 or logits.shape[3] < 2:
-        raise ValueError(f"{who}: logits has shape {logits.shape}, expected (B, T, U + 1, V) with at least 2 classes V")
-    B, T, U1, V = logits.shape
-    if blank >= V:
-        raise ValueError(f"{who}: blank is {blank}, logits has {V} classes in its last axis")
-    require_shape(who, "labels", labels, (B, U1 - 1), f"logits has U + 1 = {U1} in its third axis")
-    require_lengths(who, "logit_lengths", frames, B)
-    require_lengths(who, "label_lengths", label_lengths, B)
-    require_examples(who, B, mean)
-    return logits, widen_integers(labels), within(frames, T), within(label_lengths, U1 - 1)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
