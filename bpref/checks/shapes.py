@@ -8,7 +8,8 @@ d, or 1; `3` is three. `*n` are any number of axes, the same wherever they stand
 that are compared with nothing. `Float` holds real numbers, all those of one call of one dtype; `Inexact` those of a
 dtype of its own, such as running statistics; `Int`, `Bool` and `Key` hold what they say; a plain `Array` may be
 anything. A named tuple of arrays says so of each of its fields. `A | None` may be left out, `A | B` is either: of named
-tuples the one that has as many fields as there are entries.
+tuples the one that has as many fields as there are entries. A plain tuple stands for a named one, unless that has the
+attribute `by_name`.
 """
 
 import re
@@ -215,7 +216,8 @@ class Call:
                 sizes.append(axis.text if size is None else str(size * axis.times + axis.size))
         numbers = _tuple(sizes) if sizes else "()"
         equal = "" if numbers == shown(axes) else f" = {numbers}"
-        return f"{shown(axes)}{equal} by {' and '.join(dict.fromkeys(b.by for b in known.values()))}"
+        or_one = ", or 1 in place of any" if any(axis.or_one for axis in axes) else ""
+        return f"{shown(axes)}{equal} by {' and '.join(dict.fromkeys(b.by for b in known.values()))}{or_one}"
 
 
 def normalized(who: str, x: Any, declared: Any, name: str = "x") -> Any:
@@ -230,10 +232,10 @@ def normalized(who: str, x: Any, declared: Any, name: str = "x") -> Any:
     if not kinds or (is_array(x) and not alone):
         return x
     kind = next((k for k in kinds if _is_as_long(x, k)), kinds[0])
-    if not alone and not isinstance(x, kind):
-        raise TypeError(f"{who}: {name} is {came(x)}, expected an array or {kind.__name__}({_listed(kind)})")
-    if not _is_as_long(x, kind):
-        raise TypeError(f"{who}: {name} is {came(x)}, expected a tuple ({_listed(kind)})")
+    by_name = getattr(kind, "by_name", False)
+    if not (isinstance(x, kind) if by_name else _is_as_long(x, kind)):
+        wanted = ("" if alone else "an array or ") + (kind.__name__ if by_name else "a tuple ")
+        raise TypeError(f"{who}: {name} is {came(x)}, expected {wanted}({_listed(kind)})")
     fields = fields_of(kind) or {}
     return kind(*(_as_declared(who, field, v, fields[field]) for field, v in zip(fields, x, strict=False)))
 
@@ -309,7 +311,7 @@ def has_its_own_dtype(form: Any) -> bool:
 
 
 def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(sizes) <= len(to) and all(s in (1, t) for s, t in zip(sizes[::-1], to[::-1], strict=False))
+    return len(sizes) == len(to) and all(s in (1, t) for s, t in zip(sizes, to, strict=True))
 
 
 _IN_WORDS = {"Float": "real", "Inexact": "real, of any precision", "Int": "integers", "Bool": "booleans"}

@@ -1,13 +1,10 @@
 """What attention is given: queries, keys and values by heads, and what decides which of them meet."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
-
-from bpref.dtypes import came, require_floating, require_integer
-from bpref.formulas.tuples import require_dtype_of
 
 
 class Heads(NamedTuple):
@@ -27,8 +24,8 @@ class Heads(NamedTuple):
       key: a PRNG key, for dropout.
     """
 
-    q: Float[Array, "*b T N D"]
-    k: Float[Array, "*b S K D"]
+    q: Float[Array, "*b T N>0 D"]
+    k: Float[Array, "*b S K>0 D"]
     v: Float[Array, "*b S K E"]
     mask: Bool[Array, "*#b #N #T #S"] | None = None
     bias: Float[Array, "*#b #N #T #S"] | None = None
@@ -36,39 +33,23 @@ class Heads(NamedTuple):
     kv_segments: Int[Array, "*b S"] | None = None
     key: Array | None = None
 
+    by_name = True
 
-def require_heads(who: str, x: Any) -> None:
-    """Raise `ValueError` or `TypeError` unless the arrays of `x` fit each other, as `Heads` says."""
-    if not isinstance(x, Heads):
-        raise TypeError(f"{who}: x is {came(x)}, expected bpref.Heads(q, k, v)")
-    q, k, v = x.q, x.k, x.v
-    for name, array in (("q", q), ("k", k), ("v", v)):
-        require_floating(who, name, array)
-        require_dtype_of(who, name, array, "q", q)
-        if len(array.shape) < 3 or 0 in array.shape[-3:]:
-            axes = "(..., T, N, D)" if name == "q" else "(..., S, K, D)"
-            raise ValueError(f"{who}: {name} has shape {array.shape}, expected {axes}, each of these at least 1")
-    if q.shape[:-3] != k.shape[:-3] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(
-            f"{who}: k has shape {k.shape}, expected (..., S, K, {q.shape[-1]}) with q's batch axes (q: {q.shape})"
-        )
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"{who}: v has shape {v.shape}, expected {k.shape[:-1]} and E features (k: {k.shape})")
-    if q.shape[-2] % k.shape[-2]:
-        raise ValueError(f"{who}: q has {q.shape[-2]} heads, expected a multiple of k's {k.shape[-2]}")
-    whole = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
-    for name, array in (("mask", x.mask), ("bias", x.bias)):
-        if array is not None and not _fits(array.shape, whole):
-            raise ValueError(f"{who}: {name} has shape {array.shape}, expected {whole}, or 1 in place of any of these")
-    if x.mask is not None and x.mask.dtype != bool:
-        raise TypeError(f"{who}: mask has dtype {x.mask.dtype}, expected bool")
-    if x.bias is not None:
-        require_dtype_of(who, "bias", x.bias, "q", q)
-    for name, array, like in (("q_segments", x.q_segments, q), ("kv_segments", x.kv_segments, k)):
-        if array is not None:
-            require_integer(who, name, array)
-            if array.shape != like.shape[:-2]:
-                raise ValueError(f"{who}: {name} has shape {array.shape}, expected {like.shape[:-2]}")
+
+def require_groups(who: str, x: Heads) -> None:
+    """Raise `ValueError` unless each head of keys has as many heads of queries."""
+    N, K = x.q.shape[-2], x.k.shape[-2]
+    if N % K:
+        raise ValueError(f"{who}: q has {N} heads, expected a multiple of k's {K}")
+
+
+def require_heads(who: str, x: Heads) -> None:
+    """Raise `ValueError` unless heads can be shared out, no array is empty, and segments are given of both sides."""
+    require_groups(who, x)
+    q, k, v = x[:3]
+    for name, array in zip("qkv", (q, k, v), strict=True):
+        if 0 in array.shape[-3:]:
+            raise ValueError(f"{who}: {name} has shape {array.shape}, expected none of its last three axes empty")
     if x.kv_segments is not None and x.q_segments is None:
         raise ValueError(f"{who}: kv_segments are given without q_segments")
     if x.q_segments is not None and x.kv_segments is None and q.shape[-3] != k.shape[-3]:
@@ -92,7 +73,3 @@ def from_groups(a: Array) -> Array:
     """The inverse of `by_groups`."""
     *b, K, G, T, D = a.shape
     return jnp.moveaxis(a, -2, -4).reshape(*b, T, K * G, D)
-
-
-def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return len(shape) == len(whole) and all(n in (1, m) for n, m in zip(shape, whole, strict=True))

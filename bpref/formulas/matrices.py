@@ -1,19 +1,16 @@
-"""What the rules of linear algebra share: products, the LU factorisation, what is refused, and matrices to try.
+"""What the rules of linear algebra share: products, the LU factorisation, systems, and matrices to try.
 
 A matrix is the last two axes, whatever stands in front is a batch. JAX factorises in float32 and wider, so half
 precision is widened, and what is cached stays wide: factors rounded to 8 bits would spoil the backward.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Float, Int
-
-from bpref.dtypes import as_array, came, require_floating
-from bpref.formulas.tuples import require_dtype_of
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
@@ -85,33 +82,15 @@ def solve_factorised_transposed(factors: Factors, B: Array) -> Array:
     return jnp.take_along_axis(X, jnp.argsort(permutation, -1)[..., None], -2)
 
 
-def require_matrix(who: str, argument: str, A: Any) -> None:
-    """Raise unless A is a batch of floating-point matrices; they may be empty."""
-    require_floating(who, argument, A)
-    if A.ndim < 2:
-        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., m, n)")
+class System(NamedTuple):
+    A: Float[Array, "*b n n"]
+    B: Float[Array, "*b n"] | Float[Array, "*b n k"]
 
 
-def require_square(who: str, argument: str, A: Any) -> None:
-    """Raise unless A is a batch of square floating-point matrices; they may be empty."""
-    require_floating(who, argument, A)
-    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
-        raise ValueError(f"{who}: {argument} has shape {A.shape}, expected (..., n, n)")
-
-
-def as_system(who: str, x: Any) -> tuple[Array, Array, bool]:
-    """`x` as A, a batch of square matrices, B, the right-hand sides as matrices, and whether these came as vectors."""
-    if not isinstance(x, (tuple, list)) or len(x) != 2:
-        raise TypeError(f"{who}: x is {came(x)}, expected a pair (A, B)")
-    A, B = (as_array(who, name, v) for name, v in zip("AB", x, strict=True))
-    require_square(who, "A", A)
-    require_dtype_of(who, "B", B, "A", A)
-    if B.ndim not in (A.ndim - 1, A.ndim) or B.shape[: A.ndim - 1] != A.shape[:-1]:
-        raise ValueError(
-            f"{who}: B has shape {B.shape}, expected {A.shape[:-1]} or {(*A.shape[:-1], 'k')} with A's n rows "
-            f"(A: {A.shape})".replace("'k'", "k")
-        )
-    is_vector = B.ndim == A.ndim - 1
+def as_matrices(x: System) -> tuple[Array, Array, bool]:
+    """A, the right-hand sides as matrices, and whether these came as vectors."""
+    A, B = x
+    is_vector = B.ndim < A.ndim
     return A, B[..., None] if is_vector else B, is_vector
 
 

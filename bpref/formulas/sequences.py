@@ -25,6 +25,8 @@ class Sequences(NamedTuple):
     memory_segments: Int[Array, "*b S"] | None = None
     key: Array | None = None
 
+    by_name = True
+
 
 def with_key(x: Any, held: dict[str, Any]) -> Any:
     """x with the key that is held, unless it has one itself."""

@@ -1,4 +1,4 @@
-"""The layer of softmax attention, in one block or in many: `attend` with its parameters, and what it refuses."""
+"""The layer of softmax attention, in one block or in many: `attend` with its parameters."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.random_draws import require_key, require_rate, with_key_in_x
-from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 
 
@@ -57,7 +56,6 @@ def softmax_attention(
     buckets_number, furthest = plain(buckets_number), plain(furthest)
 
     def init(key, x):
-        require_heads(who, x)
         N, dtype = x.q.shape[-2], x.q.dtype
         return AttentionParams(
             jnp.zeros(N, dtype) if sinks else None,
@@ -76,9 +74,8 @@ def softmax_attention(
             u = falling if u is None else u + falling
         return pattern._replace(scale=D**-0.5) if is_scaled else pattern, Extras(params.sinks, u), bucket
 
-    def forward(params, x):
+    def forward(params, x: Heads):
         require_heads(who, x)
-        _require_params(who, params, x, sinks, buckets_number)
         if pattern.dropout:
             if x.key is None:
                 raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
@@ -102,15 +99,3 @@ def softmax_attention(
         return layer
     without = softmax_attention(who, pattern._replace(dropout=0.0), is_scaled, alibi, buckets_number, furthest, sinks)
     return with_key_in_x(layer, without, lambda x, held: x if x.key is not None else x._replace(**held))
-
-
-def _require_params(who: str, params: AttentionParams, x: Heads, sinks: bool, number: int | None) -> None:
-    N = x.q.shape[-2]
-    expected = {"sinks": (N,) if sinks else None, "relative_bias": None if number is None else (number, N)}
-    for name, shape in expected.items():
-        v = getattr(params, name)
-        came = None if v is None else v.shape
-        if came != shape:
-            raise ValueError(f"{who}: {name} has shape {came}, expected {shape} (q: {x.q.shape})")
-        if v is not None:
-            require_dtype_of(who, name, v, "q", x.q)

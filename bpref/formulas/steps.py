@@ -23,6 +23,8 @@ class Steps(NamedTuple):
     state: Any = None
     lengths: Int[Array, " B"] | None = None
 
+    by_name = True
+
 
 class Passed(NamedTuple):
     """The output of every recurrence.

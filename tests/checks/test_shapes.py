@@ -26,6 +26,13 @@ class Two(NamedTuple):
     b: Float[Array, "*n"]
 
 
+class Named(NamedTuple):
+    a: Float[Array, "N C"]
+    b: Float[Array, "N C"] | None = None
+
+    by_name = True
+
+
 class Three(NamedTuple):
     pair: Two
     label: Int[Array, "*n"] | Bool[Array, "*n"]
@@ -50,7 +57,7 @@ FITS = {
     "one longer": ((of(4), of(3)), tuple[Float[Array, " T+1"], Float[Array, " T"]]),
     "twice": ((of(8), of(4)), tuple[Float[Array, " 2*m"], Float[Array, " m"]]),
     "one for all": ((of(4), of(1)), tuple[Float[Array, " d"], Float[Array, "#d"]]),
-    "batches that broadcast": ((of(4, 2, 3), of(1, 3)), tuple[Float[Array, "*b d"], Float[Array, "*#b d"]]),
+    "batches that broadcast": ((of(4, 2, 3), of(1, 2, 3)), tuple[Float[Array, "*b d"], Float[Array, "*#b d"]]),
     "a number": (Two(of(), of()), Two | Three),
     "the longer tuple": (Three((of(2), of(2)), of(2, dtype=bool), of(3, 3)), Two | Three),
     "what the layer alone knows": (of(7), Float[Array, "k*m"]),
@@ -96,7 +103,7 @@ MISFITS = {
     "two, where one or three": (
         (of(3), of(2)),
         tuple[Float[Array, " d"], Float[Array, "#d"]],
-        "me: x[1] has shape (2,), expected (d,) = (3,) by x[0] (3,)",
+        "me: x[1] has shape (2,), expected (d,) = (3,) by x[0] (3,), or 1 in place of any",
     ),
 }
 
@@ -156,9 +163,15 @@ def test_a_tuple_in_a_tuple_is_named_and_numpy_s_numbers_become_those_of_jax():
         (of(2, 3), Labelled, "me: x is an array, expected a tuple (logits, labels, [real])"),
         ((of(3), "0"), Labelled, "me: labels is a str, expected an array"),
         (
-            (of(2, 3), ints(2)),
-            Float[Array, "N C"] | Labelled,
-            "me: x is a tuple of 2, expected an array or Labelled(logits, labels, [real])",
+            (of(2, 3), of(2, 3)),
+            Float[Array, "N C"] | Named,
+            "me: x is a tuple of 2, expected an array or Named(a, [b])",
+        ),
+        (of(2, 3), Named, "me: x is an array, expected Named(a, [b])"),
+        (
+            (of(2), of(2), of(2)),
+            Float[Array, "N C"] | Two,
+            "me: x is a tuple of 3, expected an array or a tuple (a, b)",
         ),
     ],
 )

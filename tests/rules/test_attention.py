@@ -135,36 +135,24 @@ OTHER = jnp.ones((2, 7, 4, 3), jnp.bfloat16)
 
 BAD = {
     "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),
-    "no Heads": ({}, (X.q, X.k, X.v), TypeError, "x is a tuple of 3, expected bpref.Heads(q, k, v)"),
     "an empty sequence": (
         {},
         heads(S=0),
         ValueError,
-        "k has shape (2, 0, 2, 3), expected (..., S, K, D), each of these at least 1",
+        "k has shape (2, 0, 2, 3), expected none of its last three axes empty",
     ),
-    "other features": (
+    "no Heads": (
         {},
-        X._replace(k=X.q[..., :2]),
-        ValueError,
-        "k has shape (2, 7, 4, 2), expected (..., S, K, 3) with q's batch axes (q: (2, 7, 4, 3))",
-    ),
-    "another dtype": (
-        {},
-        X._replace(k=OTHER),
+        (X.q, X.k, X.v),
         TypeError,
-        "k has dtype bfloat16, q has float32; cast one to the other's",
+        "x is a tuple of 3, expected Heads(q, k, v, [mask], [bias], [q_segments], [kv_segments], [key])",
     ),
     "a mask of another shape": (
         {},
-        X._replace(mask=jnp.ones((7, 9), bool)),
+        X._replace(mask=jnp.ones((1, 7, 9), bool)),
         ValueError,
-        "mask has shape (7, 9), expected (2, 4, 7, 9), or 1 in place of any of these",
-    ),
-    "a mask of numbers": (
-        {},
-        X._replace(mask=jnp.ones((1, 1, 7, 9))),
-        TypeError,
-        "mask has dtype float32, expected bool",
+        "mask has shape (1, 7, 9), expected (*b, N, T, S) = (2, 4, 7, 9) by q (2, 7, 4, 3) and k (2, 9, 2, 3), "
+        "or 1 in place of any",
     ),
     "segments of keys alone": (
         {},

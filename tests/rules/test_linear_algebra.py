@@ -12,56 +12,6 @@ EYE = jnp.eye(3)
 COMPLEX = jnp.ones((2, 4), jnp.complex64)
 
 BAD_CALLS = {
-    "inverse of a wide matrix": (
-        lambda: bpref.inverse().forward((), WIDE),
-        ValueError,
-        "inverse: A has shape (3, 4), expected (..., n, n)",
-    ),
-    "inverse of integers": (
-        lambda: bpref.inverse().forward((), jnp.ones((3, 3), jnp.int32)),
-        TypeError,
-        "inverse: A has dtype int32, expected a floating-point dtype such as float32",
-    ),
-    "cholesky of a vector": (
-        lambda: bpref.cholesky().forward((), jnp.ones(3)),
-        ValueError,
-        "cholesky: A has shape (3,), expected (..., n, n)",
-    ),
-    "eigh of a wide matrix": (
-        lambda: bpref.eigh().forward((), WIDE),
-        ValueError,
-        "eigh: A has shape (3, 4), expected (..., n, n)",
-    ),
-    "svd of a vector": (
-        lambda: bpref.svd().forward((), jnp.ones(3)),
-        ValueError,
-        "svd: A has shape (3,), expected (..., m, n)",
-    ),
-    "qr of a vector": (
-        lambda: bpref.qr().forward((), jnp.ones(3)),
-        ValueError,
-        "qr: A has shape (3,), expected (..., m, n)",
-    ),
-    "solve of no pair": (
-        lambda: bpref.solve().forward((), EYE),
-        TypeError,
-        "solve: x is an array, expected a pair (A, B)",
-    ),
-    "solve with a long B": (
-        lambda: bpref.solve().forward((), (EYE, jnp.ones((4, 2)))),
-        ValueError,
-        "solve: B has shape (4, 2), expected (3,) or (3, k) with A's n rows (A: (3, 3))",
-    ),
-    "triangular_solve of two dtypes": (
-        lambda: bpref.triangular_solve().forward((), (EYE, jnp.ones((3, 2), jnp.bfloat16))),
-        TypeError,
-        "triangular_solve: B has dtype bfloat16, A has float32; cast one to the other's",
-    ),
-    "matrix_exponential of a wide matrix": (
-        lambda: bpref.matrix_exponential().forward((), WIDE),
-        ValueError,
-        "matrix_exponential: A has shape (3, 4), expected (..., n, n)",
-    ),
     "matrix_exponential without squarings": (
         lambda: bpref.matrix_exponential(0),
         ValueError,
@@ -82,20 +32,15 @@ BAD_CALLS = {
         ValueError,
         "real_fft: axes is -1, expected a tuple of integers such as (-1,)",
     ),
-    "fft of real numbers": (
-        lambda: bpref.fft().forward((), WIDE),
-        TypeError,
-        "fft: x has dtype float32, expected complex64 or complex128",
-    ),
     "a real transform of complex numbers": (
         lambda: bpref.real_fft().forward((), COMPLEX),
         TypeError,
-        "real_fft: x has dtype complex64, expected a floating-point dtype such as float32",
+        "real_fft: x has dtype complex64, expected real numbers",
     ),
     "a real transform's inverse of real numbers": (
         lambda: bpref.real_fft(inverse=True).forward((), WIDE),
         TypeError,
-        "real_fft: x has dtype float32, the inverse expects complex64 or complex128",
+        "real_fft: x has dtype float32, the inverse expects complex numbers",
     ),
     "a real transform's inverse of another length": (
         lambda: bpref.real_fft(inverse=True, length=8).forward((), COMPLEX),

@@ -56,7 +56,7 @@ from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_sta
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import DeltaHeads, as_delta_heads
+from bpref.formulas.plain_heads import DeltaHeads, require_plain
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
@@ -90,8 +90,8 @@ def delta_rule(chunk: int = 32) -> Layer:
     who = "delta_rule"
     chunk = require_size(who, "chunk", chunk)
 
-    def forward(params, x):
-        x = as_delta_heads(who, x)
+    def forward(params, x: DeltaHeads):
+        require_plain(who, x.heads)
         y, _, _ = _forward_sweep(_chunks_of(x, chunk))
         return from_chunks(y, x.heads.k.shape[-2], x.heads.q), x
 

@@ -54,7 +54,7 @@ from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, trans
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
+from bpref.formulas.plain_heads import GatedHeads, require_gated
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
@@ -87,8 +87,8 @@ def gated_linear_attention(chunk: int = 32) -> Layer:
         K = x.heads.k.shape[-2]
         return tuple(chunked(z, K) for z in (*x.heads[:3], x.log_gate))
 
-    def forward(params, x):
-        x = as_gated_heads(who, x, per_feature=True)
+    def forward(params, x: GatedHeads):
+        require_gated(who, x, per_feature=True)
         return from_chunks(_forward_sweep(*chunks_of(x)), x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):

@@ -52,7 +52,7 @@ from bpref.dtypes import widen
 from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, transpose
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import as_plain_heads
+from bpref.formulas.plain_heads import require_plain
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
@@ -111,8 +111,9 @@ def linear_attention(features: str = "elu", normalize: bool = True, causal: bool
         K = k.shape[-2]
         return chunked(phi(widen(q)), K), chunked(phi(widen(k)), K), chunked(v, K)
 
-    def forward(params, x):
-        q, k, v = as_plain_heads(who, x, causal)[:3]
+    def forward(params, x: Heads):
+        require_plain(who, x, causal)
+        q, k, v = x[:3]
         K = k.shape[-2]
         a, b, w = mapped(q, k, v)
         if not normalize:

@@ -49,7 +49,7 @@ from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_sta
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import GatedHeads, as_gated_heads
+from bpref.formulas.plain_heads import GatedHeads, require_gated
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
@@ -72,8 +72,8 @@ def retention(chunk: int = 64) -> Layer:
     who = "retention"
     chunk = require_size(who, "chunk", chunk)
 
-    def forward(params, x):
-        x = as_gated_heads(who, x)
+    def forward(params, x: GatedHeads):
+        require_gated(who, x)
         return from_chunks(_forward_sweep(*_chunks_of(x, chunk)), x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):

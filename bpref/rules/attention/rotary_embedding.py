@@ -20,18 +20,24 @@ Numerical care: without positions the angles 0, w_i, 2 w_i, ... are computed in 
 angle of 1e5 has lost its third decimal. Positions that are given are multiplied in at least float32.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share
-from bpref.dtypes import require_floating, require_integer, widen
+from bpref.dtypes import widen
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, no_params
 from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule
+
+
+class Positioned(NamedTuple):
+    x: Float[Array, "*b T N D"]
+    positions: Int[Array, "*b T"] | None
 
 
 def rotary_embedding(
@@ -59,35 +65,25 @@ def rotary_embedding(
     fraction = require_share(who, "fraction", fraction)
     base, stretch = require_rotation(who, base, stretch)
 
-    def split(x):
-        if isinstance(x, (tuple, list)) and len(x) != 2:
-            raise TypeError(f"{who}: x is a {type(x).__name__} of {len(x)}, expected an array or a pair (x, positions)")
-        u, positions = x if isinstance(x, (tuple, list)) else (x, None)
-        require_floating(who, "x", u)
-        if len(u.shape) < 3:
-            raise ValueError(f"{who}: x has shape {u.shape}, expected (..., T, N, D)")
-        D = u.shape[-1]
+    def features(D):
         rotated = round(fraction * D)
         if rotated % 2 or not 2 <= rotated <= D:
             raise ValueError(
                 f"{who}: {rotated} of x's {D} features are rotated, expected an even number from 2 to {D} "
                 f"(fraction: {fraction})"
             )
-        if positions is not None:
-            require_integer(who, "positions", positions)
-            if positions.shape != u.shape[:-2]:
-                raise ValueError(f"{who}: positions have shape {positions.shape}, expected {u.shape[:-2]}")
-        return u, positions, rotated
+        return rotated
 
-    def turn(u, positions, rotated, way):
-        return rotate(u, frequencies(rotated, base, stretch), way, magnitude(stretch), interleaved, positions)
+    def turn(u, positions, way):
+        frequency = frequencies(features(u.shape[-1]), base, stretch)
+        return rotate(u, frequency, way, magnitude(stretch), interleaved, positions)
 
-    def forward(params, x):
-        u, positions, rotated = split(x)
-        return turn(u, positions, rotated, 1), positions
+    def forward(params, x: Float[Array, "*b T N D"] | Positioned):
+        u, positions = x if isinstance(x, tuple) else (x, None)
+        return turn(u, positions, 1), positions
 
     def backward(params, positions, dy):
-        du = turn(*split((dy, positions)), -1)
+        du = turn(dy, positions, -1)
         return (), du if positions is None else (du, None)
 
     return Layer(no_params, forward, backward, who)

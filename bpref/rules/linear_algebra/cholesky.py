@@ -37,7 +37,7 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, require_square, transpose
+from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, transpose
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -59,8 +59,7 @@ def cholesky() -> Layer:
     """
     who = "cholesky"
 
-    def forward(params, A):
-        require_square(who, "A", A)
+    def forward(params, A: Float[Array, "... n n"]):
         L = jnp.linalg.cholesky(widen(A))
         return cast(L, A.dtype), CholeskyCache(L)
 

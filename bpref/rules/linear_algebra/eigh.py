@@ -42,7 +42,6 @@ from bpref.formulas.matrices import (
     orientation,
     product,
     quotient,
-    require_square,
     spread_eigenvalues,
     transpose,
     with_diagonal,
@@ -70,8 +69,7 @@ def eigh() -> Layer:
     """
     who = "eigh"
 
-    def forward(params, A):
-        require_square(who, "A", A)
+    def forward(params, A: Float[Array, "... n n"]):
         w, V = jnp.linalg.eigh(widen(A))
         V = V * orientation(V)
         return (cast(w, A.dtype), cast(V, A.dtype)), EighCache(w, V)

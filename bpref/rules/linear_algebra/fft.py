@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Complex
 
 from bpref.checks.hyperparameters import is_integer, require_flags
-from bpref.dtypes import require_array
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -62,10 +62,7 @@ def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backwa
     axes = as_axes(who, axes)
     transform = jnp.fft.ifftn if inverse else jnp.fft.fftn
 
-    def forward(params, x):
-        require_array(who, "x", x)
-        if not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise TypeError(f"{who}: x has dtype {x.dtype}, expected complex64 or complex128")
+    def forward(params, x: Complex[Array, "..."]):
         require_axes(who, x, axes)
         return transform(x, axes=axes, norm=norm), ()
 

@@ -27,7 +27,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, require_square, spread_singular_values, transpose
+from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -49,8 +49,7 @@ def inverse() -> Layer:
     """
     who = "inverse"
 
-    def forward(params, A):
-        require_square(who, "A", A)
+    def forward(params, A: Float[Array, "... n n"]):
         Y = jnp.linalg.inv(widen(A))
         return cast(Y, A.dtype), InverseCache(Y)
 

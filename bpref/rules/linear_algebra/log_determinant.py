@@ -26,13 +26,13 @@ digit, as from `jnp.linalg.slogdet`.
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
     factorise,
     identity_like,
-    require_square,
     solve_factorised_transposed,
     spread_singular_values,
 )
@@ -53,8 +53,7 @@ def log_determinant() -> Layer:
     """
     who = "log_determinant"
 
-    def forward(params, A):
-        require_square(who, "A", A)
+    def forward(params, A: Float[Array, "... n n"]):
         factors, pivots = factorise(widen(A))
         diagonal = jnp.diagonal(factors.lu, axis1=-2, axis2=-1)
         unmoved = jnp.broadcast_to(jnp.arange(A.shape[-1], dtype=pivots.dtype), pivots.shape)

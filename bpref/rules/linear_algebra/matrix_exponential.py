@@ -49,7 +49,6 @@ from bpref.formulas.matrices import (
     factorise,
     identity_like,
     product,
-    require_square,
     solve_factorised,
     transpose,
 )
@@ -82,8 +81,7 @@ def matrix_exponential(max_squarings: int = 16) -> Layer:
     who = "matrix_exponential"
     max_squarings = require_size(who, "max_squarings", max_squarings)
 
-    def forward(params, A):
-        require_square(who, "A", A)
+    def forward(params, A: Float[Array, "... n n"]):
         (Y,) = _exponential((widen(A),), max_squarings)
         return cast(Y, A.dtype), MatrixExponentialCache(A)
 

@@ -44,7 +44,7 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, require_matrix, spread_singular_values, transpose
+from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -67,8 +67,7 @@ def qr() -> Layer:
     """
     who = "qr"
 
-    def forward(params, A):
-        require_matrix(who, "A", A)
+    def forward(params, A: Float[Array, "... m n"]):
         Q, R = jnp.linalg.qr(widen(A))
         return (cast(Q, A.dtype), cast(R, A.dtype)), QrCache(Q, R)
 

@@ -32,10 +32,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Shaped
+from jaxtyping import Complex, Float, Shaped
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_array, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -85,12 +85,10 @@ def real_fft(
     def over_others(z):
         return transform(z, axes=others, norm=norm) if others else z
 
-    def forward(params, x):
-        require_array(who, "x", x)
-        if inverse and not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise TypeError(f"{who}: x has dtype {x.dtype}, the inverse expects complex64 or complex128")
-        if not inverse:
-            require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."] | Complex[Array, "..."]):
+        if jnp.iscomplexobj(x) != inverse:
+            kind = "the inverse expects complex" if inverse else "expected real"
+            raise TypeError(f"{who}: x has dtype {x.dtype}, {kind} numbers")
         require_axes(who, x, axes)
         if not inverse:
             return over_others(jnp.fft.rfft(widen(x), axis=axis, norm=norm)), RealFftCache(shape_keeper(x))

@@ -35,7 +35,8 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
     Factors,
-    as_system,
+    System,
+    as_matrices,
     factorise,
     product,
     solve_factorised,
@@ -65,8 +66,8 @@ def solve() -> Layer:
     """
     who = "solve"
 
-    def forward(params, x):
-        A, B, is_vector = as_system(who, x)
+    def forward(params, x: System):
+        A, B, is_vector = as_matrices(x)
         factors, _ = factorise(widen(A))
         X = solve_factorised(factors, widen(B))
         y = cast(X, B.dtype)

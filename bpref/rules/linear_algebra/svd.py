@@ -48,7 +48,6 @@ from bpref.formulas.matrices import (
     orientation,
     product,
     quotient,
-    require_matrix,
     spread_singular_values,
     transpose,
     with_diagonal,
@@ -78,8 +77,7 @@ def svd() -> Layer:
     """
     who = "svd"
 
-    def forward(params, A):
-        require_matrix(who, "A", A)
+    def forward(params, A: Float[Array, "... m n"]):
         U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
         sign = orientation(U)
         U, Vt = U * sign, Vt * transpose(sign)

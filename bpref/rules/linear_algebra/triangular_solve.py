@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, as_system, dominant_diagonal, product
+from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -70,8 +70,8 @@ def triangular_solve(lower: bool = False, transpose: bool = False, unit_diagonal
             widen(A), B, left_side=True, lower=lower, transpose_a=transpose_a, unit_diagonal=unit_diagonal
         )
 
-    def forward(params, x):
-        A, B, is_vector = as_system(who, x)
+    def forward(params, x: System):
+        A, B, is_vector = as_matrices(x)
         X = substitute(A, widen(B), transpose)
         y = cast(X, B.dtype)
         return y[..., 0] if is_vector else y, TriangularSolveCache(A, X)
