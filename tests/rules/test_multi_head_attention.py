@@ -59,7 +59,8 @@ BAD_CALLS = {
     "a mask of another length": (
         lambda: LAYER.forward(PARAMS, Sequences(X, mask=jnp.ones((2, 1, 3, 4), bool))),
         ValueError,
-        "multi_head_attention: mask has shape (2, 1, 3, 4), expected (2, 2, 3, 3), or 1 in place of any of these",
+        "multi_head_attention: mask has shape (2, 1, 3, 4), expected (*b, N, T, S) = (2, 2, 3, 3) by q (2, 3, 2, 2) "
+        "and k (2, 3, 2, 2), or 1 in place of any",
     ),
     "segments of real numbers": (
         lambda: LAYER.forward(PARAMS, Sequences(X, segments=X[..., 0])),
