@@ -94,7 +94,7 @@ def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
 
 @collecting_nothing()
 def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: bool) -> Report:
-    narrow, wide, seen = sample(ready, key, linear)
+    narrow, wide, seen = _sample(ready, key, linear)
     rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)
     if ready.casts_to and not ready.is_lifted and (nonlinear or any(h.is_wrong for h in held.values())):
         ready = lifted(ready)
@@ -103,7 +103,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
     together = stacked(seen)
     impure = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
     said = [*ready.formal, *_absent(ready, together), *impure, *nonlinear]
-    drawn = scales(linear) if linear else (1.0,) * len(narrow)
+    drawn = _scales(linear) if linear else (1.0,) * len(narrow)
     of_itself = set(together.y_oracle) if ready.subject.oracle == OWN_PRIMAL else set()
     accused = {f.where for f in said} | {name for name, h in held.items() if h.is_wrong}
     judged = [
@@ -114,7 +114,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
     looked_at = {name: held[name] for name in judged if name in held}
     rows = _precision(ready, narrow, wide, looked_at, together.y_oracle | unscaled(together.oracle, drawn))
     oracles = _oracle_looked_at(ready, wide[0], seen[0], held, key) if cross_check else []
-    residual_of = residuals(ready, wide, together, scales(linear), {f.where for f in said if f.kind == "nonlinear"})
+    residual_of = residuals(ready, wide, together, _scales(linear), {f.where for f in said if f.kind == "nonlinear"})
     verdicts, findings = [], []
     for name in judged:
         in_dtypes, faults = rows.get(name, ((), ()))
@@ -171,8 +171,7 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
 
 
 def _interpreted(subject: Subject) -> tuple[str, ...]:
-    specs = subject.specs
-    return ran_interpreted(lambda leaves: swept(subject.sweep, leaves), specs)
+    return ran_interpreted(lambda leaves: swept(subject.sweep, leaves), subject.specs)
 
 
 def _precision(
@@ -194,20 +193,22 @@ def _precision(
     return found
 
 
-def scales(linear: bool) -> tuple[float, ...]:
+def _scales(linear: bool) -> tuple[float, ...]:
     """What the cotangents are multiplied by at each point; all small for a backward that is not meant to be linear."""
     return SCALES if linear else (SCALES[-1],) * POINTS
 
 
-def sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[Point], list[Seen]]:
+def _sample(ready: Prepared, key: int, linear: bool) -> tuple[list[Point], list[Point], list[Seen]]:
     """The points of a check: in the working dtypes, in float64 as they were run, and what was seen there."""
-    narrow, wide, seen = zip(*(_sample(ready, key, i, scale) for i, scale in enumerate(scales(linear))), strict=True)
+    narrow, wide, seen = zip(
+        *(_sampled_at(ready, key, i, scale) for i, scale in enumerate(_scales(linear))), strict=True
+    )
     if not linear:
         narrow = [Point(p.leaves, [(v * SCALES[-1]).astype(v.dtype) for v in p.dys]) for p in narrow]
     return list(narrow), list(wide), list(seen)
 
 
-def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
+def _sampled_at(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Point, Seen]:
     """Point number i: fresh values ever nearer to the given ones, until the function is defined there."""
     attempts = (_attempt(ready, key, i, n, scale) for n in range(len(fresh.STRENGTHS)))
     tried = next(attempts)
@@ -218,29 +219,11 @@ def _sample(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point, Poi
 
 def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> tuple[Point, Point, Seen]:
     rng = fresh.generator(key, i, attempt)
-    point = Point(_leaves(ready.subject.leaves, rng, i, attempt), [_cotangents(v, rng) for v in ready.outputs])
+    leaves = fresh.leaves_of_point(ready.subject.leaves, rng, i, attempt, skewed=i == 1)
+    point = Point(leaves, [fresh.normal(rng, (COTANGENTS, *v.shape), v.dtype) for v in ready.outputs])
     exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
     (values,) = run_in_float64(ready.wide.run, [exact])
     return point, exact, values
-
-
-def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
-    smallest = fresh.smallest_axis(leaves)
-    return [
-        fresh.fill(v, rng, attempt, smallest, skewed=i == 1)
-        if fresh.is_specification(v)
-        else v
-        if i == 0
-        else fresh.near(v, rng, fresh.STRENGTHS[attempt])
-        for v in leaves
-    ]
-
-
-def _cotangents(output: Any, rng: np.random.Generator) -> np.ndarray:
-    v = rng.normal(size=(COTANGENTS, *output.shape))
-    if jnp.issubdtype(output.dtype, jnp.complexfloating):
-        v = v + 1j * rng.normal(size=v.shape)
-    return v.astype(output.dtype)
 
 
 def _is_defined(seen: Seen) -> bool:

@@ -57,7 +57,7 @@ def point(c: Called, key: int, i: int, dtype: str = "") -> Arrays:
     best: tuple[int, Arrays] | None = None
     for attempt in range(len(fresh.STRENGTHS)):
         rng = fresh.generator(key, i, 8, attempt)
-        leaves = _drawn(c, rng, i, attempt)
+        leaves = fresh.leaves_of_point(c.leaves, rng, i, attempt, moves=c.differentiable)
         leaves = widened(leaves, c.differentiable, dtype) if dtype else leaves
         with np.errstate(all="ignore"):
             undefined = sum(int(np.sum(~np.isfinite(v))) for v in _plain(c, leaves) if is_differentiable(v))
@@ -72,18 +72,6 @@ def _plain(c: Called, leaves: Arrays) -> Arrays:
     """The outputs, in the mode in which the function is swept: a kernel may not trace in the other."""
     with x64_for([v.dtype for v in leaves], c.x64):
         return c.plain(leaves)
-
-
-def _drawn(c: Called, rng: np.random.Generator, i: int, attempt: int) -> Arrays:
-    smallest = fresh.smallest_axis(c.leaves)
-    return [
-        fresh.fill(v, rng, attempt, smallest)
-        if fresh.is_specification(v)
-        else v
-        if i == 0 or not moves
-        else fresh.near(v, rng, fresh.STRENGTHS[attempt])
-        for v, moves in zip(c.leaves, c.differentiable, strict=True)
-    ]
 
 
 def cotangent(y: Sequence[Any], rng: np.random.Generator, scale: float = 1.0) -> Arrays:

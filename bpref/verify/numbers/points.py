@@ -46,6 +46,12 @@ def by_zipfs_law(rng: Generator, shape: tuple[int, ...], below: int) -> np.ndarr
     return rng.permutation(below)[rng.choice(below, shape, p=weights / weights.sum())]
 
 
+def normal(rng: Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Normal random numbers, complex ones for a complex dtype."""
+    v = rng.normal(size=shape)
+    return (v + 1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else v).astype(dtype)
+
+
 def fill(spec: Any, rng: Generator, fill_with: int, smallest: int, skewed: bool = False) -> Any:
     """An array for a specification; integers are below `smallest`, so that they may index any axis in sight.
 
@@ -82,6 +88,23 @@ def near(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
         return v
     wide = np.asarray(v, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
     return alike(_moved(wide, rng, strength), wide).astype(v.dtype)
+
+
+def leaves_of_point(
+    leaves: Sequence[Any], rng: Generator, i: int, attempt: int, skewed: bool = False, moves: Sequence[bool] = ()
+) -> list[Any]:
+    """The leaves at point number i, where that was attempted so often: those given at the first, and fresh ones near.
+
+    Specifications are filled; `skewed` as `fill` has it. With `moves`, only the leaves where it is True are moved.
+    """
+    smallest = smallest_axis(leaves)
+
+    def one(v: Any, is_moved: bool) -> Any:
+        if is_specification(v):
+            return fill(v, rng, attempt, smallest, skewed)
+        return near(v, rng, STRENGTHS[attempt]) if i and is_moved else v
+
+    return [one(v, is_moved) for v, is_moved in zip(leaves, moves or [True] * len(leaves), strict=True)]
 
 
 def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule, Size, Spec
 from bpref.verify.examining.program import COTANGENTS
+from bpref.verify.numbers.points import normal
 from bpref.verify.oracle import is_differentiable
 
 
@@ -100,12 +101,6 @@ def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, Any]:
 def sized(case: Case, sizes: Mapping[str, int]) -> dict[str, int]:
     """`sizes` as far as the case allows them: some axes have one size only, others a smallest."""
     return {name: case.fixed.get(name, max(n, case.least.get(name, 0))) for name, n in sizes.items()}
-
-
-def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Normal random numbers, complex ones for a complex dtype."""
-    v = rng.normal(size=shape)
-    return (v + 1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else v).astype(dtype)
 
 
 def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype: Any) -> np.ndarray:

@@ -101,7 +101,7 @@ def steps_of(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any,
     dy = None if dy is None else _as_given(dy, outputs)
     if dy is None and not is_function and not _is_scalar(outputs):
         raise ValueError(f"check_intermediates: the output is {_text(outputs)}, not a scalar; give its cotangent dy")
-    own = _leaves(leaves, fresh.generator(key, 0, 0), 0, 0)
+    own = fresh.leaves_of_point(leaves, fresh.generator(key, 0, 0), 0, 0)
     first, (f, is_lifted) = widened(own), for_float64(subject.plain, own)
     if is_function:
         hand, is_too = _calling(cotangents, rebuild, own, _cotangent(outputs, dy, fresh.generator(key, 0, 9)))
@@ -153,7 +153,7 @@ def _sample(steps: Steps, key: int, i: int) -> Sample:
 def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Sample, list[Any]]:
     """A case without its rounding errors, and its leaves as the narrow program takes them."""
     rng = fresh.generator(key, i, attempt)
-    own = _leaves(steps.leaves, rng, i, attempt)
+    own = fresh.leaves_of_point(steps.leaves, rng, i, attempt)
     leaves = [fresh.exactly(v) for v in widened(own)] if steps.is_function else widened(own)
     dy = _cotangent(steps.outputs, steps.dy if i == 0 else None, rng)
     with jax.enable_x64(True):
@@ -229,15 +229,6 @@ def _given(cotangents: Any, as_numpy: bool = True) -> dict[str, Any]:
         raise TypeError(f'check_intermediates: the cotangents are a {came}, expected a dictionary {{"Z2": dZ2, ...}}')
     given = {name: v for name, v in cotangents.items() if v is not None}
     return {name: np.asarray(v) for name, v in given.items()} if as_numpy else given
-
-
-def _leaves(leaves: list[Any], rng: np.random.Generator, i: int, attempt: int) -> list[Any]:
-    smallest = fresh.smallest_axis(leaves)
-    strength = fresh.STRENGTHS[attempt]
-    return [
-        fresh.fill(v, rng, attempt, smallest) if fresh.is_specification(v) else fresh.near(v, rng, strength) if i else v
-        for v in leaves
-    ]
 
 
 def _cotangent(outputs: Any, dy: Any, rng: np.random.Generator) -> Any:

@@ -240,11 +240,11 @@ def _ulps(v: np.ndarray | None, w: np.ndarray, size: float = 0.0) -> float:
     if not jnp.issubdtype(w.dtype, jnp.inexact):
         return np.inf
     eps = float(jnp.finfo(w.dtype).eps)
-    v, w = widened([v, w])
-    equal = (v == w) | (np.isnan(v) & np.isnan(w))
+    value, truth = widened((v, w))
+    equal = (value == truth) | (np.isnan(value) & np.isnan(truth))
     with np.errstate(invalid="ignore"):
-        apart = np.where(equal, 0.0, np.abs(v - w))
-    size = max(_size(w), size)
+        apart = np.where(equal, 0.0, np.abs(value - truth))
+    size = max(_size(truth), size)
     return float(np.max(np.where(np.isfinite(apart), apart, np.inf)) / max(eps * size, np.finfo(float).tiny))
 
 
