@@ -50,10 +50,10 @@ def decays_to_end(g: Array) -> tuple[Array, Array]:
 def pull_decays(F: Array, f: Array, e: Array, w: Array) -> Array:
     """dg of (G, L, 1), given F (G, L, L), f and e (G, L, 1) and w (G, 1, 1)."""
     L = F.shape[-1]
-    earlier = sees(L, L, strictly=True)
-    later = sees(L, L, reverse=True).astype(F.dtype)
-    crossing = jnp.sum(jnp.where(earlier, times(later, F), 0), -1, keepdims=True)
-    return crossing + times(later, f) + times(earlier.astype(F.dtype), e) + w
+    # By rows t first: what is NaN in one of them is of the gates before it alone.
+    crossing = times(F, sees(L, L, reverse=True, strictly=True).astype(F.dtype)) + f
+    earlier = sees(L, L, strictly=True).astype(F.dtype)
+    return jnp.sum(jnp.where(sees(L, L), crossing, 0), -2)[..., None] + times(earlier, e) + w
 
 
 def per_row(x: Array, rows: int) -> Array:

@@ -20,6 +20,7 @@ def elementwise(
     name: str,
     g: Callable[[Array], tuple[Array, Any]],
     slope: Callable[[Any], Array],
+    flat: Callable[[Any], Array] | None = None,
 ) -> Layer:
     """The layer of `y = g(x)`, element by element, for `x` of any shape and floating dtype.
 
@@ -28,6 +29,7 @@ def elementwise(
       g: `x -> (y, cache)`; the cache is a NamedTuple of arrays of x's shape, kept in x's dtype or as booleans.
       slope: `cache -> g'(x)`, of x's shape; booleans where g' is 0 or 1. Of a cache of booleans it may choose between
         Python numbers.
+      flat: `cache -> ` where g is constant, whatever `slope` says there: no cotangent passes, and a NaN neither.
     """
 
     def forward(params, x: Float[Array, "..."]):
@@ -39,7 +41,8 @@ def elementwise(
         derivative = slope(_in_dtype(cache, wide))
         if derivative.dtype == bool:
             return (), jnp.where(derivative, dy, 0)
-        return (), cast(lax.mul(cast(dy, wide), cast(derivative, wide)), dy.dtype)
+        dx = cast(lax.mul(cast(dy, wide), cast(derivative, wide)), dy.dtype)
+        return (), dx if flat is None else jnp.where(flat(cache), 0, dx)
 
     return Layer(no_params, forward, backward, name)
 

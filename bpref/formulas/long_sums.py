@@ -9,15 +9,21 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.dtypes import wide_dtype
+from bpref.formulas import affine
+
 LONG = 1024
 """How many terms are summed in sequence."""
+FEW = 32
+"""How many sums of blocks are: to sum a few thousand again in blocks costs nothing."""
 
 
-def in_blocks(x: Array, axis: int, filling: float, at_start: bool = False) -> Array:
-    """x with an axis of n elements as two, about sqrt(n) blocks of as many, filled up at the end or the start."""
+def in_blocks(x: Array, axis: int, filling: float, at_start: bool = False, size: int | None = None) -> Array:
+    """x with an axis of n elements as two, filled up at the end or the start: blocks of at least `size` elements, or
+    about sqrt(n) blocks of as many."""
     n = x.shape[axis]
-    root = math.isqrt(n - 1) + 1
-    size = next((k for k in range(root, 2 * root) if n % k == 0), root)
+    least = size or math.isqrt(n - 1) + 1
+    size = next((k for k in range(least, 2 * least) if n % k == 0), least)
     count = -(-n // size)
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (count * size - n, 0, 0) if at_start else (0, count * size - n, 0)
@@ -41,7 +47,8 @@ def sum_over(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     places = sorted(axis % x.ndim for axis in axes)
     are_neighbours = places == list(range(places[0], places[0] + len(places))) if places else True
     for axis in () if are_neighbours else axes:
-        if axis != x.ndim - 1 and x.shape[axis] > LONG:
+        is_long = axis != x.ndim - 1 and x.shape[axis] > LONG
+        while is_long and x.shape[axis] > FEW:
             x = lax.optimization_barrier(jnp.sum(in_blocks(x, axis, 0.0), axis + 1))
     return jnp.sum(x, axes, keepdims=keepdims)
 
@@ -52,6 +59,17 @@ def times(A: Array, B: Array) -> Array:
         return jnp.matmul(A, B)
     A, B = in_blocks(A, A.ndim - 1, 0.0), in_blocks(B, B.ndim - 2, 0.0)
     return jnp.sum(jnp.matmul(jnp.moveaxis(A, -2, -3), B), -3)
+
+
+def transposed_times(dZ: Array, A: Array) -> Array:
+    """`affine.transposed_times`; many rows in up to 16 blocks of at least 4,096, which takes no longer."""
+    rows = math.prod(A.shape[:-1])
+    if rows < 2 * 4096:
+        return affine.transposed_times(dZ, A)
+    size = max(4096, -(-rows // 16))
+    dZ, A = (in_blocks(v.reshape(rows, v.shape[-1]), 0, 0.0, size=size) for v in (dZ, A))
+    wide = wide_dtype(A.dtype)
+    return jnp.sum(lax.dot_general(dZ, A, (((1,), (1,)), ((0,), (0,))), preferred_element_type=wide), 0)
 
 
 def apart(x: Array, axis: int, at_end: bool = False) -> tuple[Array, Array]:

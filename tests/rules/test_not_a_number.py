@@ -134,6 +134,8 @@ INACTIVE = {
     "dpo": (bpref.dpo(beta=1.0, form="hinge"), (A[:, 0], B[0], B[0], B[0])),
     "vector_norm": (bpref.vector_norm(math.inf), A),
     "fused_linear_cross_entropy": (bpref.fused_linear_cross_entropy(3, ignored=-1), (A, jnp.asarray([-1, 2]))),
+    "hard_sigmoid": (bpref.hard_sigmoid(), 8 * A - 4),
+    "squared_relu": (bpref.squared_relu(), A - 0.5),
     "and by rows": (bpref.fused_linear_cross_entropy(3, ignored=-1, rows=1), (A, jnp.asarray([-1, 2]))),
 }
 
@@ -147,6 +149,34 @@ def test_a_bad_cotangent_does_not_reach_what_has_no_part_in_the_result(layer, x)
     expected = sweeping.backpropagate(layer, params, x, jnp.ones_like(y))[2]
     for came, wanted in zip(jax.tree.leaves(dx), jax.tree.leaves(expected), strict=True):
         assert (np.isnan(came) == (np.asarray(wanted) != 0)).all()
+
+
+IMAGES = jnp.zeros((1, 9, 5, 1))
+IN_PLACE = {
+    "nearest, fewer and more": (bpref.resize(4, 12, "nearest"), IMAGES),
+    "nearest, of 20 to 21 pixels each": (bpref.resize(100, 103, "nearest"), IMAGES),
+    "bilinear": (bpref.resize(7, 12), IMAGES),
+}
+
+
+@pytest.mark.parametrize(("layer", "x"), IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("place", [0, 0.5])
+def test_a_bad_cotangent_of_a_pixel_reaches_what_a_good_one_does(layer, x, place):
+    """Weights of 0 and dense products carried it to other rows and columns."""
+    y = layer.forward((), x)[0]
+    at = jnp.arange(y.size).reshape(y.shape) == int(place * y.size)
+    bad, good = (sweeping.backpropagate(layer, (), x, jnp.where(at, dy, 0.0))[2] for dy in (NAN, 1.0))
+    np.testing.assert_array_equal(np.isnan(bad), np.asarray(good) != 0)
+
+
+def test_a_bad_cotangent_does_not_reach_later_gates():
+    """The product that sums over later steps carried it to all gates of its chunk."""
+    layer, draws = bpref.retention(chunk=4), (jax.random.normal(jax.random.key(i), (1, T, 2, 3)) for i in range(3))
+    x = bpref.GatedHeads(bpref.Heads(*draws), -jnp.ones((1, T, 2)))
+    dy = jnp.zeros((1, T, 2, 3)).at[:, 1].set(NAN)
+    assert (
+        np.isnan(sweeping.backpropagate(layer, (), x, dy)[2].log_gate).all((0, 2)).tolist() == [True] * 2 + [False] * 5
+    )
 
 
 def test_a_bad_cotangent_above_a_triangle_is_not_read():

@@ -30,17 +30,17 @@ class SquaredReluCache(NamedTuple):
 def squared_relu() -> Layer:
     """y = max(x, 0)^2 for x of any shape; raises `TypeError` when x is not floating-point."""
 
-    def positive(x):
-        return jnp.where(x <= 0, 0, x)
-
     def g(x):
-        r = positive(x)
+        r = jnp.where(x <= 0, 0, x)
         return r * r, SquaredReluCache(x)
 
     def slope(cache):
-        return 2 * positive(cache.x)
+        return 2 * cache.x
 
-    return elementwise("squared_relu", g, slope)
+    def flat(cache):
+        return cache.x <= 0
+
+    return elementwise("squared_relu", g, slope, flat)
 
 
 def reference(params: tuple[()], x: Array) -> Array:

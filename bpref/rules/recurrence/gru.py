@@ -53,9 +53,9 @@ from bpref.formulas.affine import (
     plus,
     times,
     times_transposed,
-    transposed_times,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
+from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer

@@ -41,8 +41,8 @@ from bpref.formulas.affine import (
     plus,
     times,
     times_transposed,
-    transposed_times,
 )
+from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Recurrence, through_time
 from bpref.layer import Layer
