@@ -12,7 +12,7 @@ from bpref.layer import Layer
 from bpref.verify.check import check
 from bpref.verify.examining.prepare import WIDE
 from bpref.verify.examining.subject import array_leaves, is_array
-from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.naming import argument_names, function_name, names_of_leaves
 from bpref.verify.numbers.measure import widened
 from bpref.verify.numbers.points import fill_specifications, generator
 from bpref.verify.options import came, require_callable, require_fitting, require_flags, seed_of
@@ -152,8 +152,7 @@ def audit(
 
 def _require_arrays(name: str, fun: Any, args: tuple, error: TypeError) -> None:
     """Raise in place of JAX's `error`, which says of an argument by its type alone that it is no array."""
-    leaves = zip(argument_names(fun, len(args)), args, strict=True)
-    named = [pair for root, arg in leaves for pair in zip(leaf_names(root, arg), jax.tree.leaves(arg), strict=True)]
+    named = zip(names_of_leaves(argument_names(fun, len(args)), args), jax.tree.leaves(args), strict=True)
     held = ", ".join(f"{n} is {came(v)}" for n, v in named if not (is_array(v) or isinstance(v, Number)))
     if held and "valid JAX type" in str(error):
         raise TypeError(f"audit: {held}, and {name} takes it for an array: {error}") from error

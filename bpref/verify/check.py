@@ -9,7 +9,7 @@ import numpy as np
 
 from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
 from bpref.verify.examining import precision
-from bpref.verify.examining.cross_check import parted
+from bpref.verify.examining.cross_check import disagreements
 from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.examining.laws import consistency, eagerness, linearity, purity
 from bpref.verify.examining.prepare import Prepared, lifted, prepared, rounding_at
@@ -130,7 +130,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
 
 def _oracle_looked_at(ready: Prepared, point: Point, seen: Seen, held: dict[str, Held], key: int) -> list[Finding]:
     torn = {name: held[name].kinked | held[name].refused for name in seen.oracle if name in held}
-    return parted(ready.primal, ready.subject.names, point, seen.oracle, torn, key)
+    return disagreements(ready.primal, ready.subject.names, point, seen.oracle, torn, key)
 
 
 def _absent(ready: Prepared, seen: Seen) -> list[Finding]:

@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ def _step(key: Any) -> str:
 def leaf_names(root: str, tree: Any) -> list[str]:
     """The names of the leaves of `tree`, each beginning with `root`."""
     return [root + path_text(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def names_of_leaves(roots: Iterable[str], args: Iterable[Any]) -> list[str]:
+    """The names of the leaves of several trees, each beginning with its root."""
+    return [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
 
 
 def argument_names(fun: Callable[..., Any], count: int) -> tuple[str, ...]:

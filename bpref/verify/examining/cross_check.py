@@ -29,7 +29,7 @@ ROUND_OFF = 1e-7
 """The relative difference that is none, whatever the bars."""
 
 
-def parted(
+def disagreements(
     primal: Any,
     names: Sequence[str],
     point: Point,

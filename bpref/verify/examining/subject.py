@@ -15,7 +15,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from bpref.layer import Layer
-from bpref.verify.naming import MACHINERY, argument_names, describe, function_name, leaf_names
+from bpref.verify.naming import MACHINERY, argument_names, describe, function_name, names_of_leaves
 from bpref.verify.numbers import points
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.strip import strip_custom_rules
@@ -152,7 +152,7 @@ def array_leaves(
     """
     leaves, tree = jax.tree.flatten(args)
     owners = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
-    names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
+    names = names_of_leaves(roots, args)
     where = tuple(i for i, v in enumerate(leaves) if is_array(v) and owners[i] not in static)
     arrays = [as_jax_sees_it(leaves[i]) for i in where]
     fixed = [None if i in where else v for i, v in enumerate(leaves)]

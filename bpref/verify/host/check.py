@@ -41,7 +41,7 @@ def check_numerically(
         oracle = numerical(c.plain, c.differentiable, "its own primal", False)
     if not _is_repeatable(c, key):
         return of_two_answers(c, oracle, key, (why,) if why else ())
-    findings = parted(c, oracle, key) if cross_check and not oracle.differs() else []
+    findings = disagreements(c, oracle, key) if cross_check and not oracle.differs() else []
     return check_called(c, oracle, key, dtypes, linear, (why,) if why else (), tuple(findings))
 
 
@@ -67,7 +67,7 @@ def check_called(
     samples, judged = judge_called(c, oracle, key)
     for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
         if f.kind == "oracle":
-            judged[f.where] = of_parted(judged[f.where], f)
+            judged[f.where] = _of_wrong_oracle(judged[f.where], f)
         elif judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
             judged[f.where] = Judged(Verdict(f.where, WRONG, f.detail, f.error), f)
     right = {name for name, j in judged.items() if j.verdict.verdict == OK}
@@ -220,7 +220,7 @@ def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) 
     return Report(c.name, oracle.text, key, verdicts, findings, notes)
 
 
-def parted(c: Called, oracle: Oracle, key: int) -> list[Finding]:
+def disagreements(c: Called, oracle: Oracle, key: int) -> list[Finding]:
     """The arguments whose cotangents by autodiff are not what finite differences say, at a few elements of each.
 
     Nothing is said of a numerical oracle, which is finite differences itself.
@@ -241,7 +241,7 @@ def parted(c: Called, oracle: Oracle, key: int) -> list[Finding]:
     return [Finding(name, "oracle", detail) for name, detail in details.items() if detail]
 
 
-def of_parted(judged: Judged, found: Finding) -> Judged:
+def _of_wrong_oracle(judged: Judged, found: Finding) -> Judged:
     """What is known of an argument whose oracle is wrong: no more than the form of its cotangent."""
     if judged.finding and judged.finding.kind in ("structure", "dtype"):
         return judged

@@ -14,7 +14,7 @@ import numpy as np
 from bpref.verify.examining.cross_check import stops_gradients
 from bpref.verify.examining.held import Point
 from bpref.verify.examining.prepare import wide_spec, x64_for
-from bpref.verify.examining.program import completed
+from bpref.verify.examining.program import completed, pulled
 from bpref.verify.examining.subject import Subject
 from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
 from bpref.verify.numbers.kinks import JUMP, Neighbourhood, at_kinks
@@ -127,7 +127,7 @@ def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:
     with jax.enable_x64(True):
         wide = [wide_spec(v) for v in specs]
         try:
-            jax.eval_shape(lambda leaves: _swept(subject.primal, leaves), wide)
+            jax.eval_shape(lambda leaves: pulled(subject.primal, leaves), wide)
         except Exception:
             return numerical(
                 _quietly(*compiled(subject.primal, specs)),
@@ -151,15 +151,10 @@ def _quietly(primal: Callable, given: Callable[[Arrays], Arrays]) -> Callable[[A
     return call
 
 
-def _swept(primal: Callable, leaves: Arrays) -> Any:
-    y, cotangents = with_cotangents(primal, leaves)
-    return cotangents(completed([jnp.ones_like(v) for v in jax.tree.leaves(y) if is_differentiable(v)], y))[0]
-
-
 def _autodiff(primal: Callable, in_float64: bool) -> Run:
     """The sweep of `jax.vjp`; in float64, with casts to a narrower dtype left out."""
 
-    def pulled(leaves: Arrays, dys: list[Arrays]) -> tuple[Any, list[Any]]:
+    def cotangents_of(leaves: Arrays, dys: list[Arrays]) -> tuple[Any, list[Any]]:
         y, cotangents = with_cotangents(primal, leaves)
         flat = jax.tree.leaves(y)
 
@@ -169,7 +164,7 @@ def _autodiff(primal: Callable, in_float64: bool) -> Run:
 
         return flat, [one(dy) for dy in dys]
 
-    compiled, lifted = (jax.jit(f, compiler_options=quick_compilation()) for f in (pulled, lift(pulled)))
+    compiled, lifted = (jax.jit(f, compiler_options=quick_compilation()) for f in (cotangents_of, lift(cotangents_of)))
     casts: dict[Any, bool] = {}
     x64 = bool(jax.config.read("jax_enable_x64"))
 
@@ -178,7 +173,7 @@ def _autodiff(primal: Callable, in_float64: bool) -> Run:
             leaves = [in_dtype(v, "float64") if is_differentiable(v) else v for v in leaves]
         with jax.enable_x64(True) if in_float64 else x64_for([v.dtype for v in leaves], x64):
             if in_float64 and len(dys) not in casts:
-                casts[len(dys)] = narrowest(jax.make_jaxpr(pulled)(leaves, dys), jnp.float64) is not None
+                casts[len(dys)] = narrowest(jax.make_jaxpr(cotangents_of)(leaves, dys), jnp.float64) is not None
             y, found = jax.device_get((lifted if casts.get(len(dys)) else compiled)(leaves, dys))
         return list(y), [list(f) for f in found]
 

@@ -12,7 +12,7 @@ import numpy as np
 from bpref.rule import Case, Rule
 from bpref.verify.diagnosis.diagnose import diagnose
 from bpref.verify.diagnosis.judge import misled_text, residuals
-from bpref.verify.examining.cross_check import parted
+from bpref.verify.examining.cross_check import disagreements
 from bpref.verify.examining.held import Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.examining.laws import linearity
 from bpref.verify.examining.precision import Row, rows_in, within
@@ -172,7 +172,7 @@ def broken_laws(ready: Prepared, point: Point, seen: Seen, cross_check: bool = F
     found = absent + wrong + nonlinear
     if cross_check and not found:
         torn = {h.where: h.kinked | h.refused for h in held}
-        found = parted(ready.primal, ready.subject.names, point, seen.oracle, torn, key=0)
+        found = disagreements(ready.primal, ready.subject.names, point, seen.oracle, torn, key=0)
     return found, max(h.error for h in held)
 
 

@@ -13,7 +13,7 @@ from bpref.layer import Layer
 from bpref.leftovers import temporary_folder
 from bpref.verify.check import check
 from bpref.verify.examining.subject import is_array
-from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.naming import argument_names, function_name, names_of_leaves
 from bpref.verify.numbers.measure import widened
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG, Report
@@ -99,7 +99,7 @@ class Hunt:
         """The failing case's values in words, those of them that are not ordinary."""
         args = jax.tree.unflatten(self.template.tree, range(len(self.template.leaves)))
         roots = ("params", "x") if isinstance(self.fun, Layer) else argument_names(self.signature, len(args))
-        names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
+        names = names_of_leaves(roots, args)
         patterns = self.failing[0].drawn.patterns if self.failing else ()
         return ", ".join(f"{n}: {p}" for n, p in zip(names, patterns, strict=False) if p not in ("", "ordinary"))
 

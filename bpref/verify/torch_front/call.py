@@ -13,7 +13,7 @@ from bpref.verify import torch_oracle
 from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.examining.subject import Misfit, aligned
 from bpref.verify.host.called import Arrays
-from bpref.verify.naming import argument_names, function_name, leaf_names
+from bpref.verify.naming import argument_names, function_name, names_of_leaves
 from bpref.verify.torch_front.tensors import Layout, Watch, is_floating, specification, to_numpy, to_tensor
 
 Tensors = list[Any]
@@ -104,7 +104,7 @@ def torch_call(fun: Any, args: tuple) -> TorchCall:
     """
     leaves, tree = jax.tree.flatten(args)
     roots = argument_names(with_signature(fun), len(args))
-    names = [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
+    names = names_of_leaves(roots, args)
     where = [i for i, v in enumerate(leaves) if _is_data(v)]
     tensors = [leaves[i] for i in where]
     asked = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tensors)

@@ -12,7 +12,7 @@ from bpref.verify import torch_oracle
 from bpref.verify.examining.program import SCALES, output_name
 from bpref.verify.examining.refusals import CannotCheck, refuse_eager
 from bpref.verify.host.called import Arrays, Called, in_dtype
-from bpref.verify.host.check import check_called, of_two_answers, parted
+from bpref.verify.host.check import check_called, disagreements, of_two_answers
 from bpref.verify.host.oracles import Oracle, exact, numerical
 from bpref.verify.host.sampling import point
 from bpref.verify.naming import first_line
@@ -74,7 +74,7 @@ def _report(
     _require_running(c, key)
     front = _front(c, backward)
     oracle, notes = _oracle(c, front, reference, backward, key)
-    found = parted(front, oracle, key)
+    found = disagreements(front, oracle, key)
     if not cross_check or oracle.differs():
         notes += [f"{f.where}: {f.detail}{ON_PURPOSE}" for f in found]
         found = []
