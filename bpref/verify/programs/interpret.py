@@ -10,10 +10,11 @@ from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bpref.verify.programs.operations import WITH_PARAMETERS, Operation, operation
+from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
 from bpref.verify.programs.rewrite import closed, constants_and_carry, is_literal, programs_in, split
 from bpref.verify.programs.strip import OPAQUE
 
@@ -120,7 +121,7 @@ class Interpreted:
         loop = LOOPS.get(name)
         if loop is None and name not in WITH_PARAMETERS and any(True for _ in programs_in(equation)):
             raise CannotInterpret(f"{name} holds programs")
-        run, cost = loop(equation) if loop else (operation(equation), 2 + 1e-3 * sum(sizes))
+        run, cost = loop(equation) if loop else (_operation(equation), 2 + 1e-3 * sum(sizes))
 
         def add(outputs: tuple[int, ...]) -> None:
             self.cost += cost
@@ -184,3 +185,31 @@ def _cond(equation: JaxprEqn) -> tuple[Operation, float]:
 
 LOOPS: dict[str, Callable[[JaxprEqn], tuple[Operation, float]]] = {"scan": _scan, "cond": _cond}
 """How an equation that holds programs is run, and what that costs, by its primitive's name."""
+
+
+def _operation(equation: Equation) -> Operation:
+    """What an equation that holds no programs computes.
+
+    What NumPy has not is asked of JAX, a primitive at a time, which compiles it once for each shape and keeps it.
+    """
+    name = equation.primitive.name
+    if name in ELEMENTWISE and not _is_special(equation):
+        return ELEMENTWISE[name]
+    made = WITH_PARAMETERS[name](equation) if name in WITH_PARAMETERS else None
+    return made or _by_jax(equation)
+
+
+def _by_jax(equation: Equation) -> Operation:
+    parameters = equation.primitive.get_bind_params(equation.params)
+
+    def bound(*arrays: np.ndarray) -> Any:
+        with jax.enable_x64(True):
+            return jax.device_get(equation.primitive.bind(*map(jax.numpy.asarray, arrays), **parameters))
+
+    return bound
+
+
+def _is_special(equation: Equation) -> bool:
+    """Whether NumPy may mean something else: quotients of integers, and accuracies that were asked for."""
+    of_integers = equation.primitive.name in ("div", "rem", "sign") and equation.outvars[0].aval.dtype.kind in "iub"
+    return of_integers or equation.params.get("accuracy") is not None
