@@ -5,6 +5,7 @@ a few idle, T times: there the same outputs come from stretches that are joined 
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ def scalar_as_line(layer: Layer, axis: int) -> Layer:
     Its one element is along axis 0, or -1; y and dx are scalars again.
     """
 
+    @wraps(layer.forward)
     def forward(params, x):
         if axis not in (0, -1) or getattr(x, "shape", None) != ():
             return layer.forward(params, x)

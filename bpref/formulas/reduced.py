@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import is_integer
-from bpref.dtypes import require_floating
 from bpref.formulas.long_sums import sum_over
 
 Axis = int | tuple[int, ...] | None
@@ -15,11 +14,10 @@ Axis = int | tuple[int, ...] | None
 
 
 def require_axes(who: str, axis: Axis, x: Any) -> tuple[int, ...]:
-    """The axes as numbers from 0, in order; raises unless x is floating-point and has each of them once.
+    """The axes as numbers from 0, in order; raises unless x has each of them once.
 
     A scalar is one value, along axis 0 too, as in NumPy and PyTorch, but has no axis to remove.
     """
-    require_floating(who, "x", x)
     rank = len(x.shape)
     width = max(rank, 1)
     named = axis if isinstance(axis, tuple) else () if axis is None else (axis,)

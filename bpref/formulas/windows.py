@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpref.checks.hyperparameters import is_integer, plain
-from bpref.dtypes import require_floating
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -68,8 +67,7 @@ def as_pads(padding: Padding, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:
 
 
 def require_spatial(who: str, x: Any, rank: int) -> None:
-    """Raise unless x is floating-point, with a batch axis, `rank` spatial axes and channels."""
-    require_floating(who, "x", x)
+    """Raise `ValueError` unless x has a batch axis, `rank` spatial axes and channels."""
     if len(x.shape) != rank + 2:
         expected = {1: "(N, T, C)", 2: "(N, H, W, C)", 3: "(N, D, H, W, C)"}[rank]
         raise ValueError(f"{who}: x has shape {x.shape}, expected {rank + 2} axes {expected}")
@@ -86,12 +84,6 @@ def place(who: str, windows: Windows, x: Any) -> Pairs:
                 f"{who}: the window reaches over {r} elements of axis {axis}, x has {n} there and {lo + hi} of padding"
             )
     return pads
-
-
-def require_elements(who: str, x: Any) -> None:
-    """Raise `ValueError` where x has an empty spatial axis."""
-    if 0 in x.shape[1:-1]:
-        raise ValueError(f"{who}: x has shape {x.shape}, expected at least one element along each spatial axis")
 
 
 class Along(NamedTuple):
@@ -112,8 +104,6 @@ def place_pool(who: str, windows: Windows, x: Any) -> list[Along]:
         if max(lo, hi) >= r:
             less = f"the window {windows.size}" if reach == windows.size else f"the {reach} that a window reaches over"
             raise ValueError(f"{who}: padding is {windows.padding}, expected less than {less}")
-    require_spatial(who, x, windows.rank)
-    require_elements(who, x)
     pads = place(who, windows, x)
     of_axes = zip(x.shape[1:-1], reach, windows.stride, pads, strict=True)
     windows_along = [(n + lo + hi - r) // s + 1 for n, r, s, (lo, hi) in of_axes]

@@ -73,11 +73,6 @@ BAD_CALLS = {
         ValueError,
         "convolution: x has 4 channels in its last axis, expected a positive multiple of groups 3",
     ),
-    "integers": (
-        lambda: bpref.convolution(8).init(KEY, IMAGE.astype(jnp.int32)),
-        TypeError,
-        "convolution: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "another rank": (
         lambda: forward(bpref.convolution(8), SERIES),
         ValueError,

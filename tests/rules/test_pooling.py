@@ -15,11 +15,6 @@ SERIES = jnp.ones((2, 5, 4))
 NAN, INF = float("nan"), float("inf")
 
 BAD_CALLS = {
-    "mean of integers": (
-        lambda: bpref.average_pool().forward((), IMAGE.astype(jnp.uint8)),
-        TypeError,
-        "average_pool: x has dtype uint8, expected a floating-point dtype such as float32",
-    ),
     "no window": (
         lambda: bpref.max_pool(()),
         ValueError,
@@ -105,21 +100,6 @@ BAD_CALLS = {
         ValueError,
         "average_pool: x has shape (2, 5, 6, 4), expected 3 axes (N, T, C)",
     ),
-    "nothing to pool": (
-        lambda: bpref.max_pool((2,), padding="same").forward((), SERIES[:, :0]),
-        ValueError,
-        "max_pool: x has shape (2, 0, 4), expected at least one element along each spatial axis",
-    ),
-    "nothing to average": (
-        lambda: bpref.average_pool(padding=((1, 1), (1, 1))).forward((), IMAGE[:, :, :0]),
-        ValueError,
-        "average_pool: x has shape (2, 5, 0, 4), expected at least one element along each spatial axis",
-    ),
-    "maximum of integers": (
-        lambda: bpref.max_pool().forward((), IMAGE.astype(jnp.int32)),
-        TypeError,
-        "max_pool: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "no counts": (
         lambda: bpref.adaptive_pool(()),
         ValueError,
@@ -145,35 +125,10 @@ BAD_CALLS = {
         ValueError,
         "adaptive_pool: x has shape (2, 5, 6, 4), expected 5 axes (N, D, H, W, C)",
     ),
-    "adaptive of nothing": (
-        lambda: bpref.adaptive_pool((3,)).forward((), SERIES[:, :0]),
-        ValueError,
-        "adaptive_pool: x has shape (2, 0, 4), expected at least one element along each spatial axis",
-    ),
-    "adaptive of integers": (
-        lambda: bpref.adaptive_pool(kind="max").forward((), IMAGE.astype(jnp.int32)),
-        TypeError,
-        "adaptive_pool: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "global of another kind": (
         lambda: bpref.global_pool("sum"),  # pyright: ignore[reportArgumentType]
         ValueError,
         "global_pool: kind is 'sum', expected 'average' or 'max'",
-    ),
-    "global without spatial axes": (
-        lambda: bpref.global_pool().forward((), jnp.ones((2, 4))),
-        ValueError,
-        "global_pool: x has shape (2, 4), expected (N, *sizes, C) with at least one element to pool",
-    ),
-    "global of nothing": (
-        lambda: bpref.global_pool("max").forward((), IMAGE[:, :, :0]),
-        ValueError,
-        "global_pool: x has shape (2, 5, 0, 4), expected (N, *sizes, C) with at least one element to pool",
-    ),
-    "global of integers": (
-        lambda: bpref.global_pool().forward((), IMAGE.astype(jnp.int32)),
-        TypeError,
-        "global_pool: x has dtype int32, expected a floating-point dtype such as float32",
     ),
 }
 

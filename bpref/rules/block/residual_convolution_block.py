@@ -55,7 +55,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
-from bpref.formulas.windows import as_windows, place, require_elements, require_spatial
+from bpref.formulas.windows import as_windows, place, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -124,7 +124,6 @@ def residual_convolution_block(
     def require_fit(x):
         """F, and whether there is an S."""
         require_spatial(who, x, first.rank)
-        require_elements(who, x)
         C = x.shape[-1]
         if C % groups:
             raise ValueError(f"{who}: x has {C} channels in its last axis, not a positive multiple of {groups} groups")
@@ -175,7 +174,7 @@ def residual_convolution_block(
         gamma1, beta1, gamma2, beta2 = of_norms
         return ResidualConvolutionBlockParams(gamma1, beta1, W1, gamma2, beta2, W2, S)
 
-    def forward(params, x: Float[Array, "N ... C>0"]):
+    def forward(params, x: Float[Array, "N some=*sizes C>0"]):
         gamma1, beta1, W1, gamma2, beta2, W2, S = params
         m1, r1 = moments_of(x)
         a1 = activated(normalized(x, m1, r1), gamma1, beta1, x.dtype)

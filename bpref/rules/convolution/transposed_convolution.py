@@ -47,7 +47,7 @@ from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.kernels import channels_in_groups, require_groups
-from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_elements, require_spatial
+from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 
@@ -117,7 +117,6 @@ def transposed_convolution(
         """The spatial sizes of y, and how the windows of the convolution from y to x move over it."""
         require_spatial(who, x, windows.rank)
         counts = x.shape[1:-1]
-        require_elements(who, x)
         steps = list(zip(counts, windows.stride, windows.reach, strict=True))
         if isinstance(windows.padding, str):
             sizes = tuple(s * m + (max(r - s, 0) if padding == "valid" else 0) for m, s, r in steps)
@@ -129,7 +128,7 @@ def transposed_convolution(
         pads = as_pads(windows.padding, sizes, windows.reach, windows.stride)
         return sizes, Slide(windows.stride, windows.dilation, pads, groups)
 
-    def forward(params, x: Float[Array, "N *size C>0"]):
+    def forward(params, x: Float[Array, "N some=*size C>0"]):
         W, b = params
         sizes, slide = place(x)
         return cast(plus(correlate_dx(x, W, sizes, slide), b), x.dtype), TransposedConvolutionCache(x)

@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.formulas.long_sums import LONG, apart, in_blocks, joined_blocks, together
 from bpref.layer import Layer, no_params
@@ -114,8 +114,7 @@ def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
         S = run_along(gather_up, jnp.zeros_like, (dys, decay), axis + 1, not reverse, gather_joined)
         return joined_blocks(S, axis, T, reverse)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         y = cast(total(widen(x), axis_of(who, "x", x, axis)), x.dtype)
         return y, CumulativeLogsumexpCache(x, y)
 

@@ -36,7 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -75,8 +75,7 @@ def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer:
     def gather_joined(dy, x, axis, reverse):
         return join_affine(shifted(x, axis, reverse, first=0.0), dy, axis, reverse)[1]
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         axis_of(who, "x", x, axis)
         y = cast(run_along(multiply, jnp.ones_like, (widen(x),), axis, reverse, lax.cumprod), x.dtype)
         return y, CumulativeProductCache(x, y)

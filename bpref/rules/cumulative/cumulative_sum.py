@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -70,8 +71,7 @@ def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = Fals
 
         return cast(run_along(step, nothing, (widen(x),), axis, reverse, joined), x.dtype)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         axis_of(who, "x", x, axis)
         return total(x, reverse), CumulativeSumCache()
 

@@ -44,14 +44,17 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags
-from bpref.dtypes import cast, require_floating, wide_dtype, widen
-from bpref.formulas.images import require_images
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.indices import add_rows
-from bpref.formulas.tuples import as_arrays, require_dtype_of
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 PADDINGS = ("zeros", "border")
+
+
+class ImagesAndGrid(NamedTuple):
+    images: Float[Array, "N H>0 W>0 C"]
+    grid: Float[Array, "N P Q 2"]
 
 
 class GridSampleCache(NamedTuple):
@@ -86,9 +89,8 @@ def grid_sample(align_corners: bool = False, padding: str = "zeros") -> Layer:
     require_flags(who, align_corners=align_corners)
     require_choice(who, "padding", padding, PADDINGS)
 
-    def forward(params, x):
-        images, grid = as_arrays(who, ("images", "grid"), x)
-        _require_fit(who, images, grid)
+    def forward(params, x: ImagesAndGrid):
+        images, grid = x
         pixels = locate(grid, images.shape)
         before_before, before_after, after_before, after_after = _read(images, pixels)
         above = _between(before_before, before_after, pixels.a)
@@ -145,14 +147,6 @@ def _read(images: Array, pixels: Pixels) -> list[Array]:
 def _between(before: Array, after: Array, fraction: Array) -> Array:
     fraction = jnp.broadcast_to(fraction, before.shape)
     return (1 - fraction) * before + fraction * after
-
-
-def _require_fit(who: str, images: Array, grid: Array) -> None:
-    require_images(who, "images", images)
-    require_floating(who, "grid", grid)
-    require_dtype_of(who, "grid", grid, "images", images)
-    if grid.ndim != 4 or grid.shape[0] != images.shape[0] or grid.shape[-1] != 2:
-        raise ValueError(f"{who}: grid has shape {grid.shape}, expected (N, P, Q, 2) with N = {images.shape[0]}")
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], align_corners: bool = False, padding: str = "zeros") -> Array:

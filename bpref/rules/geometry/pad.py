@@ -29,9 +29,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, is_number, plain, require_choice
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -71,8 +72,7 @@ def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float 
         raise ValueError(f"{who}: value is {value!r}, expected a number")
     value = plain(value)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         if x.ndim != len(widths):
             raise ValueError(f"{who}: x has shape {x.shape}, expected one axis for each of the {len(widths)} widths")
         for axis, width in enumerate(widths):

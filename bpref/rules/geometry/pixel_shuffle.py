@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.images import require_images
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -53,8 +53,7 @@ def pixel_shuffle(factor: int, inverse: bool = False) -> Layer:
     factor = require_size(who, "factor", factor)
     r = factor
 
-    def forward(params, x):
-        require_images(who, "x", x)
+    def forward(params, x: Float[Array, "N H>0 W>0 C"]):
         _, H, W, C = x.shape
         if inverse and (H % r or W % r):
             raise ValueError(f"{who}: x has shape {x.shape}, expected H and W divisible by factor {r}")

@@ -38,7 +38,6 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_sizes
 from bpref.dtypes import cast, widen
-from bpref.formulas.images import require_images
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
 from bpref.layer import Layer, no_params
@@ -69,8 +68,7 @@ def resize(height: int, width: int, method: str = "bilinear") -> Layer:
     height, width = require_sizes(who, height=height, width=width)
     require_choice(who, "method", method, METHODS)
 
-    def forward(params, x):
-        require_images(who, "x", x)
+    def forward(params, x: Float[Array, "N H>0 W>0 C"]):
         return _resized(x, (height, width), _matrices(x.shape)), ResizeCache(shape_keeper(x))
 
     def backward(params, cache, dy):

@@ -46,7 +46,7 @@ from jaxtyping import Float, UInt
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up
-from bpref.formulas.windows import require_elements, require_spatial
+from bpref.formulas.windows import require_spatial
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -79,9 +79,8 @@ def adaptive_pool(counts: tuple[int, ...] = (1, 1), kind: Literal["average", "ma
         raise ValueError(f"{who}: counts is {counts!r}, expected a tuple of 1 to 3 positive integers")
     require_kind(who, kind)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N some=*sizes C"]):
         require_spatial(who, x, len(counts))
-        require_elements(who, x)
         y, winners = (widen(x) if kind == "average" else x), []
         for axis, m in reversed(list(enumerate(counts, 1))):
             if kind == "average":

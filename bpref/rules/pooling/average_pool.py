@@ -78,7 +78,7 @@ def average_pool(
             v = lax.mul(v, lax.broadcast_in_dim(jnp.asarray(1 / q, v.dtype), v.shape, (axis,)))
         return v
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N some=*sizes C"]):
         placed = place_pool(who, windows, x)
         y = widen(x)
         for axis, count, k, s, _, pads in placed:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.pooling.adaptive_pool import require_kind
@@ -55,8 +55,7 @@ def global_pool(kind: Literal["average", "max"] = "average") -> Layer:
     who = "global_pool"
     require_kind(who, kind)
 
-    def forward(params, x):
-        _require_places(who, x)
+    def forward(params, x: Float[Array, "N S>0 some=*sizes C"]):
         if kind == "average":
             S = math.prod(x.shape[1:-1])
             y = lax.reduce_sum(widen(x), tuple(range(1, x.ndim - 1))) / S
@@ -86,12 +85,6 @@ def _first_largest(x: Array) -> Array:
     largest = lax.reduce_max(lax.stop_gradient(x), (1,))
     place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     return lax.reduce_min(jnp.where((x == largest[:, None]) | jnp.isnan(x), place, S - 1), (1,))
-
-
-def _require_places(who: str, x: Array) -> None:
-    require_floating(who, "x", x)
-    if x.ndim < 3 or 0 in x.shape[1:-1]:
-        raise ValueError(f"{who}: x has shape {x.shape}, expected (N, *sizes, C) with at least one element to pool")
 
 
 def reference(params: tuple[()], x: Array, kind: Literal["average", "max"] = "average") -> Array:

@@ -75,7 +75,7 @@ def max_pool(
     who = "max_pool"
     windows = as_windows(who, window, window if stride is None else stride, dilation, padding)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "N some=*sizes C"]):
         y, winners = x, []
         for along in reversed(place_pool(who, windows, x)):
             y, w = _largest_along(y, along)

@@ -60,7 +60,7 @@ def logsumexp(axis: Axis = None, keepdims: bool = False) -> Layer:
     who = "logsumexp"
     require_flags(who, keepdims=keepdims)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         m = shift_of(x, axes)
         S = jnp.sum(jnp.exp(widen(x) - m), axes, keepdims=True)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
@@ -55,7 +55,7 @@ def reduce_max(axis: Axis = None, keepdims: bool = False, minimum: bool = False)
     require_flags(who, keepdims=keepdims, minimum=minimum)
     extreme = jnp.min if minimum else jnp.max
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         require_values(who, x, axes)
         y = extreme(x, axes, keepdims=True)

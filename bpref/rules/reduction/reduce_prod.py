@@ -61,7 +61,7 @@ def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer:
     who = "reduce_prod"
     require_flags(who, keepdims=keepdims)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         return cast(jnp.prod(widen(x), axes, keepdims=keepdims), x.dtype), ReduceProdCache(x)
 

@@ -50,7 +50,7 @@ def reduce_sum(axis: Axis = None, keepdims: bool = False, mean: bool = False) ->
     who = "reduce_sum"
     require_flags(who, keepdims=keepdims, mean=mean)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         n = require_values(who, x, axes) if mean else 1
         y = without(jnp.sum(widen(x), axes, keepdims=True) / n, axes, keepdims)

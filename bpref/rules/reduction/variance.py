@@ -61,7 +61,7 @@ def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: boo
     require_flags(who, keepdims=keepdims, root=root)
     ddof = require_count(who, "ddof", ddof)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         n = count(x.shape, axes)
         if n <= ddof:

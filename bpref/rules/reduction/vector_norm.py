@@ -70,7 +70,7 @@ def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Laye
         raise ValueError(f"{who}: p is {p!r}, expected a number of at least 1, or math.inf")
     p = plain(p)
 
-    def forward(params, x):
+    def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         wide = widen(x)
         y = length(wide, axes)
