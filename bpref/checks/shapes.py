@@ -5,11 +5,11 @@
 In jaxtyping's notation: `d` is an axis of any size, the same wherever it stands in the call; `d>0` has at least one
 entry; `T+1` is one longer than T, `2*m` twice as long as m, and `k*m` what the layer alone knows; `#d` has the size of
 d, or 1; `3` is three. `*n` are any number of axes, the same wherever they stand, of `some=*n` none empty, and `...` any
-that are compared with nothing. `Float` holds real numbers, all those of one call of one dtype; `Inexact` those of a
-dtype of its own, such as running statistics; `Int`, `Bool` and `Key` hold what they say; a plain `Array` may be
-anything. A named tuple of arrays says so of each of its fields. `A | None` may be left out, `A | B` is either: of named
-tuples the one that has as many fields as there are entries. A plain tuple stands for a named one, unless that has the
-attribute `by_name`.
+that are compared with nothing. `Float` holds real numbers and `Complex` complex ones, all those of one call of one
+dtype; `Inexact` those of a dtype of its own, such as running statistics; `Int`, `Bool` and `Key` hold what they say; a
+plain `Array` may be anything. A named tuple of arrays says so of each of its fields. `A | None` may be left out,
+`A | B` is either: of named tuples the one that has as many fields as there are entries. A plain tuple stands for a
+named one, unless that has the attribute `by_name`.
 """
 
 import re
@@ -139,11 +139,12 @@ class Call:
         kind = form.dtype.__name__
         if kind == "Float":
             require_floating(self.who, name, v)
-            self.require_one_dtype(name, v)
         elif kind in ("Int", "Integer"):
             require_integer(self.who, name, v)
         elif not _holds(v.dtype, form):
             raise TypeError(f"{self.who}: {name} has dtype {v.dtype}, expected {kind.lower()}")
+        if kind in ("Float", "Complex"):
+            self.require_one_dtype(name, v)
 
     def require_one_dtype(self, name: str, v: Any) -> None:
         """Raise `TypeError` unless `v` has the dtype of the first floating-point numbers of this call."""

@@ -4,26 +4,33 @@ Indices are read as `jax.numpy` reads them: a negative one counts from the end; 
 adds nowhere. The cotangent of what was taken NaN for is dropped.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, require_floating, require_integer, widen, widen_integers
-from bpref.formulas.tuples import as_arrays
-
-
-def require_indexed(who: str, name: str, data: Any, index_name: str, indices: Any) -> None:
-    """Raise `TypeError` unless `data` is floating-point and the indices are integers."""
-    require_floating(who, name, data)
-    require_integer(who, index_name, indices)
+from bpref.dtypes import cast, widen, widen_integers
+from bpref.formulas.along_axis import axis_of
 
 
-def require_some(who: str, name: str, data: Any, axis: int) -> None:
-    """Raise `ValueError` when there is nothing along the axis that is indexed."""
-    if data.shape[axis] == 0:
-        raise ValueError(f"{who}: {name} has shape {data.shape}, expected at least one element in axis {axis}")
+class DataAndIndices(NamedTuple):
+    data: Float[Array, "*n"]
+    indices: Int[Array, "*m"]
+
+
+class DataAndIds(NamedTuple):
+    data: Float[Array, " N *n"]
+    ids: Int[Array, " N"]
+
+
+def indexed_axis(who: str, data: Array, axis: int) -> int:
+    """`axis` of data counted from the first; raises `ValueError` unless there is something along it."""
+    along = axis_of(who, "data", data, axis)
+    if data.shape[along] == 0:
+        raise ValueError(f"{who}: data has shape {data.shape}, expected at least one element in axis {along}")
+    return along
 
 
 def smallest_integer(n: int) -> Any:
@@ -54,17 +61,6 @@ def add_along(to: Array, indices: Array, values: Array, axis: int, unique: bool 
     at = tuple(widen_integers(indices) if k == axis else i for k, i in enumerate(others))
     mode = "promise_in_bounds" if unique else "drop"
     return cast(widen(to).at[at].add(widen(values), mode=mode, unique_indices=unique), to.dtype)
-
-
-def as_segments(who: str, x: Any) -> tuple[Array, Array]:
-    """`x` as data (N, ...) and integer ids (N,); raises `TypeError` or `ValueError` otherwise."""
-    data, ids = as_arrays(who, ("data", "ids"), x)
-    require_indexed(who, "data", data, "ids", ids)
-    if data.ndim == 0:
-        raise ValueError(f"{who}: data is a scalar, expected (N, ...)")
-    if ids.shape != data.shape[:1]:
-        raise ValueError(f"{who}: ids has shape {ids.shape}, expected {data.shape[:1]}, one for each row of data")
-    return data, widen_integers(ids)
 
 
 def of_segments(rows: Array, ids: Array, of_none: float = 0.0) -> Array:

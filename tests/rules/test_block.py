@@ -109,21 +109,6 @@ BAD_CALLS = {
         ValueError,
         "mlp_block: hidden is 0, expected a positive integer",
     ),
-    "one stream": (
-        lambda: init(bpref.reversible_block(2, 4), X),
-        TypeError,
-        "reversible_block: x is an array, expected a pair (x1, x2)",
-    ),
-    "streams of two lengths": (
-        lambda: init(bpref.reversible_block(2, 4), (X, X[:, 1:])),
-        ValueError,
-        "reversible_block: x1 has shape (2, 5, 8), x2 (2, 4, 8); expected one shape",
-    ),
-    "streams of two dtypes": (
-        lambda: init(bpref.reversible_block(2, 4), (X, X.astype(jnp.bfloat16))),
-        TypeError,
-        "reversible_block: x1 has dtype float32, x2 has bfloat16; cast one to the other's",
-    ),
 }
 
 

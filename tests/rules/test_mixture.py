@@ -19,26 +19,6 @@ W = GroupedMatmulParams(jnp.ones((2, 5, 2)))
 TOKENS = jnp.ones((6, 2))
 
 BAD_CALLS = {
-    "groups of real sizes": (
-        lambda: bpref.grouped_matmul(5).forward(W, (ROWS, SIZES.astype(jnp.float32))),
-        TypeError,
-        "grouped_matmul: sizes has dtype float32, expected an integer dtype such as int32",
-    ),
-    "groups of another dtype": (
-        lambda: bpref.grouped_matmul(5).forward(W, (ROWS.astype(jnp.bfloat16), SIZES)),
-        TypeError,
-        "grouped_matmul: rows has dtype bfloat16, W has float32; cast one to the other's",
-    ),
-    "groups of three axes": (
-        lambda: bpref.grouped_matmul(5).forward(W, (ROWS[None], SIZES)),
-        ValueError,
-        "grouped_matmul: rows has shape (1, 4, 2), expected (R, d) with at least one feature d",
-    ),
-    "no groups": (
-        lambda: bpref.grouped_matmul(5).forward(W, (ROWS, SIZES[:0])),
-        ValueError,
-        "grouped_matmul: sizes has shape (0,), expected (E,) with at least one group",
-    ),
     "a router of more choices than experts": (
         lambda: bpref.top_k_router(2, k=3),
         ValueError,

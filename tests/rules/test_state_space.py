@@ -36,36 +36,6 @@ BAD_CALLS = {
         ValueError,
         "linear_recurrence: method is 'parallel', expected 'sequential' or 'associative'",
     ),
-    "no pair": (
-        lambda: bpref.linear_recurrence().forward((), ONES),
-        TypeError,
-        "linear_recurrence: x is an array, expected a tuple (a, b)",
-    ),
-    "integers": (
-        lambda: bpref.linear_recurrence().forward((), (WHOLE, WHOLE)),
-        TypeError,
-        "linear_recurrence: a has dtype int32, expected a floating-point or complex dtype",
-    ),
-    "no time": (
-        lambda: bpref.linear_recurrence().forward((), (ONES[0, 0], ONES[0, 0])),
-        ValueError,
-        "linear_recurrence: a has shape (3,), expected (..., T, d)",
-    ),
-    "b of another length": (
-        lambda: bpref.linear_recurrence().forward((), (ONES, ONES[:, :4])),
-        ValueError,
-        "linear_recurrence: b has shape (2, 4, 3), expected (2, 5, 3), as a has",
-    ),
-    "b of another dtype": (
-        lambda: bpref.linear_recurrence().forward((), (ONES, HALF)),
-        TypeError,
-        "linear_recurrence: b has dtype bfloat16, a has float32; cast one to the other's",
-    ),
-    "a start for every step": (
-        lambda: bpref.linear_recurrence().forward((), (ONES, ONES, ONES)),
-        ValueError,
-        "linear_recurrence: h_0 has shape (2, 5, 3), expected (2, 3), a's shape (2, 5, 3) without its axis T",
-    ),
     "no states": (
         lambda: bpref.selective_scan(0),
         ValueError,
@@ -75,21 +45,6 @@ BAD_CALLS = {
         lambda: bpref.selective_scan(chunk=0),
         ValueError,
         "selective_scan: chunk is 0, expected a positive integer",
-    ),
-    "a state of another dtype": (
-        lambda: scanned(X._replace(state=jnp.ones((2, 3, 4), jnp.bfloat16))),
-        TypeError,
-        "selective_scan: state has dtype bfloat16, u has float32; cast one to the other's",
-    ),
-    "C of another dtype": (
-        lambda: scanned(X._replace(C=STATES.astype(jnp.bfloat16))),
-        TypeError,
-        "selective_scan: C has dtype bfloat16, u has float32; cast one to the other's",
-    ),
-    "u of integers": (
-        lambda: scanned(X._replace(u=WHOLE)),
-        TypeError,
-        "selective_scan: u has dtype int32, expected a floating-point dtype such as float32",
     ),
     "rg_lru with another method": (
         lambda: bpref.rg_lru("scan"),

@@ -39,16 +39,20 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import came, cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
-from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockParams, mlp_layer
+
+
+class Streams(NamedTuple):
+    x1: Float[Array, "*n"]
+    x2: Float[Array, "*n"]
 
 
 class ReversibleBlockParams(NamedTuple):
@@ -96,24 +100,13 @@ def reversible_block(
     f = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
     g = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
 
-    def streams(x):
-        if not isinstance(x, (tuple, list)) or len(x) != 2:
-            raise TypeError(f"{who}: x is {came(x)}, expected a pair (x1, x2)")
-        x1, x2 = x
-        require_floating(who, "x1", x1)
-        require_floating(who, "x2", x2)
-        if x1.shape != x2.shape:
-            raise ValueError(f"{who}: x1 has shape {x1.shape}, x2 {x2.shape}; expected one shape")
-        require_dtype_of(who, "x1", x1, "x2", x2)
-        return x1, x2
-
     def init(key, x):
-        x1, x2 = streams(x)
+        x1, x2 = x
         of_f, of_g = jax.random.split(key)
         return ReversibleBlockParams(f.init(of_f, x2), g.init(of_g, x1))
 
-    def forward(params, x):
-        x1, x2 = streams(x)
+    def forward(params, x: Streams):
+        x1, x2 = x
         y1 = lax.add(widen(x1), widen(f.forward(params.attention, x2)[0]))
         y2 = lax.add(widen(x2), widen(g.forward(params.mlp, cast(y1, x1.dtype))[0]))
         return (cast(y1, x1.dtype), cast(y2, x2.dtype)), ReversibleBlockCache(y1, y2)

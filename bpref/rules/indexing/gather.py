@@ -27,10 +27,8 @@ from jax import Array
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_rows, placed, require_indexed, require_some
+from bpref.formulas.indices import DataAndIndices, add_rows, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -57,11 +55,9 @@ def gather(axis: int = 0) -> Layer:
     """
     who = "gather"
 
-    def forward(params, x):
-        data, indices = as_arrays(who, ("data", "indices"), x)
-        require_indexed(who, "data", data, "indices", indices)
-        along = axis_of(who, "data", data, axis)
-        require_some(who, "data", data, along)
+    def forward(params, x: DataAndIndices):
+        data, indices = x
+        along = indexed_axis(who, data, axis)
         places = placed(indices, data.shape[along])
         return jnp.take(data, widen_integers(indices), axis=along, mode="fill"), GatherCache(places, shape_keeper(data))
 

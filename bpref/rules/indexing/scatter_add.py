@@ -25,14 +25,19 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import UInt
+from jaxtyping import Float, Int, UInt
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_rows, placed, require_indexed, require_some
-from bpref.formulas.tuples import as_arrays, require_dtype_of
+from bpref.formulas.indices import add_rows, indexed_axis, placed
+from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
+
+
+class Updated(NamedTuple):
+    data: Float[Array, "*n"]
+    indices: Int[Array, " M"]
+    updates: Float[Array, "*m"]
 
 
 class ScatterAddCache(NamedTuple):
@@ -57,19 +62,11 @@ def scatter_add(axis: int = 0) -> Layer:
     """
     who = "scatter_add"
 
-    def forward(params, x):
-        data, indices, updates = as_arrays(who, ("data", "indices", "updates"), x)
-        require_indexed(who, "data", data, "indices", indices)
-        along = axis_of(who, "data", data, axis)
-        require_some(who, "data", data, along)
-        if indices.ndim != 1:
-            raise ValueError(f"{who}: indices has shape {indices.shape}, expected (M,)")
+    def forward(params, x: Updated):
+        data, indices, updates = x
+        along = indexed_axis(who, data, axis)
         expected = (*data.shape[:along], indices.shape[0], *data.shape[along + 1 :])
-        if updates.shape != expected:
-            raise ValueError(
-                f"{who}: updates has shape {updates.shape}, expected {expected}, data's with M in axis {along}"
-            )
-        require_dtype_of(who, "updates", updates, "data", data)
+        require_shape(who, "updates", updates, expected, f"data's with M in axis {along}")
         return add_rows(data, indices, updates, along), ScatterAddCache(placed(indices, data.shape[along]))
 
     def backward(params, cache, dy):

@@ -32,7 +32,7 @@ from jaxtyping import Bool, UInt
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
-from bpref.formulas.indices import as_segments, of_segments, placed
+from bpref.formulas.indices import DataAndIds, of_segments, placed
 from bpref.formulas.reduced import shared_out
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -62,8 +62,8 @@ def segment_max(num_segments: int) -> Layer:
     who = "segment_max"
     num_segments = require_size(who, "num_segments", num_segments)
 
-    def forward(params, x):
-        data, ids = as_segments(who, x)
+    def forward(params, x: DataAndIds):
+        data, ids = x.data, widen_integers(x.ids)
         y = jax.ops.segment_max(data, ids, num_segments)
         segments = placed(ids, num_segments, wrap=False)
         return y, SegmentMaxCache(data == of_segments(y, segments, of_none=jnp.nan), segments)

@@ -29,8 +29,8 @@ from jax import Array
 from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.dtypes import cast, widen
-from bpref.formulas.indices import as_segments, of_segments, placed
+from bpref.dtypes import cast, widen, widen_integers
+from bpref.formulas.indices import DataAndIds, of_segments, placed
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -59,8 +59,8 @@ def segment_sum(num_segments: int, mean: bool = False) -> Layer:
     require_flags(who, mean=mean)
     num_segments = require_size(who, "num_segments", num_segments)
 
-    def forward(params, x):
-        data, ids = as_segments(who, x)
+    def forward(params, x: DataAndIds):
+        data, ids = x.data, widen_integers(x.ids)
         segments = placed(ids, num_segments, wrap=False)
         total = jax.ops.segment_sum(widen(data), ids, num_segments)
         if not mean:

@@ -23,9 +23,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import UInt
+from jaxtyping import Float, UInt
 
-from bpref.dtypes import require_floating
 from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.layer import Layer, no_params
@@ -52,8 +51,7 @@ def sort(axis: int = -1) -> Layer:
     """
     who = "sort"
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         along = axis_of(who, "x", x, axis)
         places = lax.broadcasted_iota(smallest_integer(x.shape[along]), x.shape, along)
         y, permutation = lax.sort((x, places), dimension=along, num_keys=1, is_stable=True)

@@ -26,10 +26,8 @@ from jax import Array
 from jaxtyping import Float, UInt
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.along_axis import axis_of
-from bpref.formulas.indices import add_along, placed, require_indexed, require_some
+from bpref.formulas.indices import DataAndIndices, add_along, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.formulas.tuples import as_arrays
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -56,11 +54,9 @@ def take_along_axis(axis: int = -1) -> Layer:
     """
     who = "take_along_axis"
 
-    def forward(params, x):
-        data, indices = as_arrays(who, ("data", "indices"), x)
-        require_indexed(who, "data", data, "indices", indices)
-        along = axis_of(who, "data", data, axis)
-        require_some(who, "data", data, along)
+    def forward(params, x: DataAndIndices):
+        data, indices = x
+        along = indexed_axis(who, data, axis)
         expected = (*data.shape[:along], "M", *data.shape[along + 1 :])
         if indices.ndim != data.ndim or any(n not in (m, "M") for n, m in zip(expected, indices.shape, strict=True)):
             text = ", ".join(map(str, expected))

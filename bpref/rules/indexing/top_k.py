@@ -28,7 +28,6 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_count
-from bpref.dtypes import require_floating
 from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.formulas.shape_keeper import shape_keeper
@@ -60,8 +59,7 @@ def top_k(k: int, axis: int = -1) -> Layer:
     who = "top_k"
     k = require_count(who, "k", k)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         along = axis_of(who, "x", x, axis)
         n = x.shape[along]
         if n < k:

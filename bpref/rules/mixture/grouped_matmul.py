@@ -34,16 +34,20 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
-from bpref.dtypes import came, cast, require_floating, require_integer
+from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
-from bpref.formulas.tuples import require_dtype_of
 from bpref.layer import Layer
 from bpref.rule import Case, Integer, Real, Rule, Size
 
 
 class GroupedMatmulParams(NamedTuple):
     W: Float[Array, "E m d"]
+
+
+class Groups(NamedTuple):
+    rows: Float[Array, "R d>0"]
+    sizes: Int[Array, " E>0"]
 
 
 class GroupedMatmulCache(NamedTuple):
@@ -71,30 +75,14 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
     features = require_size(who, "features", features)
     block = require_size(who, "block", block)
 
-    def as_groups(x):
-        if not isinstance(x, (tuple, list)) or len(x) != 2:
-            raise TypeError(f"{who}: x is {came(x)}, expected a pair (rows, sizes)")
-        rows, sizes = x
-        require_floating(who, "rows", rows)
-        require_integer(who, "sizes", sizes)
-        if len(rows.shape) != 2 or rows.shape[1] == 0:
-            raise ValueError(f"{who}: rows has shape {rows.shape}, expected (R, d) with at least one feature d")
-        if len(sizes.shape) != 1 or sizes.shape[0] == 0:
-            raise ValueError(f"{who}: sizes has shape {sizes.shape}, expected (E,) with at least one group")
-        return rows, sizes
-
     def init(key, x):
-        rows, sizes = as_groups(x)
+        rows, sizes = x
         d = rows.shape[1]
         return GroupedMatmulParams(lecun_uniform(key, (sizes.shape[0], features, d), d, rows.dtype))
 
-    def forward(params, x):
-        x, sizes = as_groups(x)
+    def forward(params, x: Groups):
+        x, sizes = x
         W = jnp.asarray(params.W)
-        expected = (sizes.shape[0], features, x.shape[1])
-        if W.shape != expected:
-            raise ValueError(f"{who}: W has shape {W.shape}, expected (E, m, d): {expected}")
-        require_dtype_of(who, "rows", x, "W", W)
         blocks = ragged_blocks(sizes, x.shape[0], block)
 
         def step(e, x):

@@ -21,9 +21,10 @@ what the backward does. Where x is infinite x - x is left out, and the forward i
 from typing import NamedTuple
 
 from jax import Array, lax
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
@@ -49,8 +50,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer:
     who = "gradient_reversal"
     strength = require_finite(who, "strength", strength)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         return lax.stop_gradient(x) - strength * slope_alone(x), GradientReversalCache()
 
     def backward(params, cache, dy):

@@ -36,8 +36,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_count, require_flags
-from bpref.dtypes import cast, require_floating, widen
-from bpref.formulas.tuples import require_dtype_of
+from bpref.dtypes import cast, widen
 from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule
 
@@ -77,13 +76,13 @@ def learned_step_quantizer(bits: int = 8, signed: bool = True, example_axes: int
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
     def init(key, x):
-        require_floating(who, "x", x)
         has_values = isinstance(x, Array) and x.size
         size = jnp.mean(abs(widen(x))) if has_values else jnp.asarray(math.sqrt(2 / math.pi))
         return LearnedStepQuantizerParams(cast(2 * size / math.sqrt(high), x.dtype))
 
-    def forward(params, x):
-        _require_fit(who, params.s, x, example_axes)
+    def forward(params, x: Float[Array, "..."]):
+        if x.ndim < example_axes:
+            raise ValueError(f"{who}: x has shape {x.shape}, expected at least {example_axes} axes, of examples")
         s, z = widen(params.s), widen(x)
         fixed = lax.stop_gradient(s)
         slow = fixed + scale(x) * (s - fixed)
@@ -108,15 +107,6 @@ def learned_step_quantizer(bits: int = 8, signed: bool = True, example_axes: int
 
 def _spread(s: Array, x: Array) -> Array:
     return jnp.broadcast_to(s, x.shape)
-
-
-def _require_fit(who: str, s: Array, x: Array, example_axes: int) -> None:
-    require_floating(who, "x", x)
-    require_dtype_of(who, "x", x, "s", s)
-    if s.shape != ():
-        raise ValueError(f"{who}: s has shape {s.shape}, expected a scalar")
-    if x.ndim < example_axes:
-        raise ValueError(f"{who}: x has shape {x.shape}, expected at least {example_axes} axes, those of the examples")
 
 
 def reference(

@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
@@ -66,8 +66,7 @@ def straight_through(levels: int | None = None, limit: float = 1.0, clipped: boo
     if clipped and levels is None:
         raise ValueError(f"{who}: clipped needs levels, whole numbers have no outermost one")
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         z = widen(x)
         inside = abs(z) <= limit
         surrogate = jnp.where(inside, z, limit * jnp.sign(z)) if clipped else z

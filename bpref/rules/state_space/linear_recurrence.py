@@ -37,14 +37,26 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Inexact
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence, start_cotangent
-from bpref.formulas.tuples import as_arrays, require_dtype_of, require_like, require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+Steps = Float[Array, "*b T d"] | Complex[Array, "*b T d"]
+
+
+class Factors(NamedTuple):
+    a: Steps
+    b: Steps
+
+
+class FactorsAndStart(NamedTuple):
+    a: Steps
+    b: Steps
+    h_0: Float[Array, "*b d"] | Complex[Array, "*b d"]
 
 
 class LinearRecurrenceCache(NamedTuple):
@@ -72,18 +84,9 @@ def linear_recurrence(reverse: bool = False, method: Method = "sequential") -> L
     require_flags(who, reverse=reverse)
     require_method(who, method)
 
-    def forward(params, x):
-        names = ("a", "b", "h_0") if isinstance(x, (tuple, list)) and len(x) == 3 else ("a", "b")
-        a, b, *start = as_arrays(who, names, x)
-        if not jnp.issubdtype(a.dtype, jnp.inexact):
-            raise TypeError(f"{who}: a has dtype {a.dtype}, expected a floating-point or complex dtype")
-        if a.ndim < 2:
-            raise ValueError(f"{who}: a has shape {a.shape}, expected (..., T, d)")
-        require_like(who, "b", b, "a", a)
-        h_0 = start[0] if start else None
-        if h_0 is not None:
-            require_shape(who, "h_0", h_0, (*a.shape[:-2], a.shape[-1]), f"a's shape {a.shape} without its axis T")
-            require_dtype_of(who, "h_0", h_0, "a", a)
+    def forward(params, x: Factors | FactorsAndStart):
+        a, b = x[:2]
+        h_0 = x.h_0 if isinstance(x, FactorsAndStart) else None
         h = run_recurrence(widen(a), widen(b), None if h_0 is None else widen(h_0), method, reverse)
         h = cast(h, a.dtype)
         return h, LinearRecurrenceCache(a, h, h_0)

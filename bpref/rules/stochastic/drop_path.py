@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -60,11 +61,8 @@ def drop_path(rate: float = 0.1) -> Layer:
     def init(key, x):
         return DropPathParams(key)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "N ..."]):
         require_key(who, params.key)
-        if x.ndim == 0:
-            raise ValueError(f"{who}: x is a scalar, expected (N, ...), the examples in the first axis")
         return masked(params.key, x), DropPathCache()
 
     def backward(params, cache, dy):

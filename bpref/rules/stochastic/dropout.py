@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -64,8 +64,7 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer:
     def init(key, x):
         return DropoutParams(key)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         require_key(who, params.key)
         _require_axes(who, x, shared_axes)
         return masked(params.key, x), DropoutCache()

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
-from bpref.dtypes import cast, require_floating, widen
+from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Held, Layer
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -56,8 +57,7 @@ def gaussian_noise(std: float = 0.1) -> Layer:
     def init(key, x):
         return GaussianNoiseParams(key)
 
-    def forward(params, x):
-        require_floating(who, "x", x)
+    def forward(params, x: Float[Array, "..."]):
         require_key(who, params.key)
         if std == 0:
             return x, GaussianNoiseCache()

@@ -30,11 +30,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, require_floating, wide_dtype, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.formulas.tuples import as_arrays, require_like
 from bpref.layer import Layer
 from bpref.rule import Case, Key, Real, Rule
+
+
+class Normal(NamedTuple):
+    mu: Float[Array, "*n"]
+    log_var: Float[Array, "*n"]
 
 
 class ReparameterizationParams(NamedTuple):
@@ -62,10 +66,8 @@ def reparameterization() -> Layer:
     def init(key, x):
         return ReparameterizationParams(key)
 
-    def forward(params, x):
-        mu, log_var = as_arrays(who, ("mu", "log_var"), x)
-        require_floating(who, "mu", mu)
-        require_like(who, "log_var", log_var, "mu", mu)
+    def forward(params, x: Normal):
+        mu, log_var = x
         require_key(who, params.key)
         log_var_ = widen(log_var)
         D = jnp.exp(0.5 * log_var_) * standard_normal(params.key, mu.shape, log_var_.dtype)
