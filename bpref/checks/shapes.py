@@ -286,6 +286,12 @@ def fields_of(declared: Any) -> dict[str, Any] | None:
     return None if names is None else {name: declared.__annotations__[name] for name in names}
 
 
+def require_shape(who: str, name: str, v: Any, expected: tuple[int, ...], because: str) -> None:
+    """Raise `ValueError` unless `v` has the shape that hyperparameters ask for."""
+    if v.shape != expected:
+        raise ValueError(f"{who}: {name} has shape {v.shape}, expected {expected}, {because}")
+
+
 def _is_declared_array(form: Any) -> bool:
     return isinstance(form, type) and issubclass(form, AbstractArray)
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.shapes import require_shape
 from bpref.formulas.heads import Heads, require_groups
-from bpref.formulas.tuples import require_shape
 
 
 class GatedHeads(NamedTuple):

@@ -6,7 +6,6 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.dtypes import came
-from bpref.formulas.tuples import require_dtype_of
 
 
 class Steps(NamedTuple):
@@ -50,4 +49,5 @@ def require_state(who: str, argument: str, state: Any, x: Any, features: int) ->
         raise TypeError(f"{who}: {argument} is {came(state)}, expected an array {expected}")
     if state.shape != expected:
         raise ValueError(f"{who}: {argument} has shape {state.shape}, expected {expected}")
-    require_dtype_of(who, argument, state, "x", x)
+    if state.dtype != x.dtype:
+        raise TypeError(f"{who}: {argument} has dtype {state.dtype}, x has {x.dtype}; cast one to the other's")

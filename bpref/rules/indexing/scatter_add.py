@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, UInt
 
+from bpref.checks.shapes import require_shape
 from bpref.dtypes import widen_integers
 from bpref.formulas.indices import add_rows, indexed_axis, placed
-from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Integer, Real, Rule
 

@@ -31,16 +31,20 @@ the operands' dtype.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import came, cast, require_floating, wide_dtype, widen
-from bpref.formulas.tuples import as_arrays
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
+
+
+class Operands(NamedTuple):
+    left: Float[Array, "..."]
+    right: Float[Array, "..."]
 
 
 class EinsumCache(NamedTuple):
@@ -81,8 +85,8 @@ def einsum(equation: str) -> Layer:
     who = "einsum"
     pattern = _parse(who, equation)
 
-    def forward(params, x):
-        left, right = _operands(who, equation, x)
+    def forward(params, x: Operands):
+        left, right = x
         indices = _fill(who, equation, pattern, left, right)
         of_L, of_R = _not_lone(indices)
         L, R = _summed(left, indices.left, of_L), _summed(right, indices.right, of_R)
@@ -137,17 +141,6 @@ def _repeated(v: Array, indices: str, shape: Sequence[int], wanted: str) -> Arra
 
 def _without_elements(v: Array) -> Array:
     return jnp.zeros((0, *v.shape), v.dtype)
-
-
-def _operands(who: str, equation: str, x: Any) -> tuple[Array, Array]:
-    if not isinstance(x, (tuple, list)) or len(x) != 2:
-        raise TypeError(f"{who} '{equation}': x is {came(x)}, expected a pair (left, right)")
-    left, right = as_arrays(f"{who} '{equation}'", ("left", "right"), x)
-    for argument, v in (("left", left), ("right", right)):
-        require_floating(f"{who} '{equation}'", argument, v)
-    if left.dtype != right.dtype:
-        raise TypeError(f"{who} '{equation}': left has dtype {left.dtype}, right {right.dtype}; cast one of them")
-    return left, right
 
 
 def _parse(who: str, equation: str) -> Equation:

@@ -38,10 +38,10 @@ from jax import Array, lax
 from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
+from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import count_examples, of_no_size, require_batch
 from bpref.formulas.signs import as_byte, from_byte
-from bpref.formulas.tuples import require_shape
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
