@@ -332,7 +332,8 @@ def in_words(form: Any) -> str:
 
 def kind_in_words(form: Any) -> str:
     """What a declared array holds."""
-    return _IN_WORDS.get(form.dtype.__name__, form.dtype.__name__.lower())
+    kind: str = form.dtype.__name__
+    return _IN_WORDS.get(kind, kind.lower())
 
 
 def declared_forms(declared: Any, name: str = "x") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """The declaration of shapes: how it is read, what fits, and the whole message of what does not."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ class Three(NamedTuple):
     like: Float[Array, " N"] | Float[Array, "N N"]
 
 
-def of(*shape, dtype=jnp.float32):
+def of(*shape: int, dtype: Any = jnp.float32) -> Any:
     return ShapeDtypeStruct(shape, dtype)
 
 
-def ints(*shape):
+def ints(*shape: int) -> Any:
     return of(*shape, dtype=jnp.int32)
 
 
@@ -59,7 +59,7 @@ FITS = {
     "one for all": ((of(4), of(1)), tuple[Float[Array, " d"], Float[Array, "#d"]]),
     "batches that broadcast": ((of(4, 2, 3), of(1, 2, 3)), tuple[Float[Array, "*b d"], Float[Array, "*#b d"]]),
     "a number": (Two(of(), of()), Two | Three),
-    "the longer tuple": (Three((of(2), of(2)), of(2, dtype=bool), of(3, 3)), Two | Three),
+    "the longer tuple": (Three(Two(of(2), of(2)), of(2, dtype=bool), of(3, 3)), Two | Three),
     "what the layer alone knows": (of(7), Float[Array, "k*m"]),
 }
 
@@ -90,12 +90,12 @@ MISFITS = {
     ),
     "nothing in one of any axes": (Two(of(2, 0), of(2, 0)), Two, "me: a has shape (2, 0), expected (*n) with *n > 0"),
     "a tuple in a tuple": (
-        Three((of(2), of(3)), ints(2), of(3)),
+        Three(Two(of(2), of(3)), ints(2), of(3)),
         Three,
         "me: pair.b has shape (3,), expected (*n) = (2,) by pair.a (2,)",
     ),
     "neither shape": (
-        Three((of(2), of(2)), ints(2), of(2, 3)),
+        Three(Two(of(2), of(2)), ints(2), of(2, 3)),
         Three,
         "me: like has shape (2, 3), expected (N,) or (N, N)",
     ),
@@ -125,12 +125,12 @@ OF_ANOTHER_KIND = {
         "labels has dtype bfloat16, logits has float32; cast one to the other's",
     ),
     "neither kind": (
-        Three((of(2), of(2)), of(2), of(2)),
+        Three(Two(of(2), of(2)), of(2), of(2)),
         Three,
         "label has dtype float32, expected integers or booleans",
     ),
     "a list": ([1.0], Float[Array, " d"], "x is a list, expected an array"),
-    "nothing": (Labelled(of(2, 3), None), Labelled, "labels is None, expected an array"),
+    "nothing": ((of(2, 3), None), Labelled, "labels is None, expected an array"),
 }
 
 

@@ -81,15 +81,15 @@ def grouped_matmul(features: int, block: int = 128) -> Layer:
         return GroupedMatmulParams(lecun_uniform(key, (sizes.shape[0], features, d), d, rows.dtype))
 
     def forward(params, x: Groups):
-        x, sizes = x
+        rows, sizes = x
         W = jnp.asarray(params.W)
-        blocks = ragged_blocks(sizes, x.shape[0], block)
+        blocks = ragged_blocks(sizes, rows.shape[0], block)
 
         def step(e, x):
             return (), cast(times_transposed(x, W[e]), x.dtype)
 
-        y = over_blocks(step, (), blocks.group, rows_in_blocks(x, blocks.row))[1]
-        return rows_from_blocks(y, blocks.slot), GroupedMatmulCache(x, sizes)
+        y = over_blocks(step, (), blocks.group, rows_in_blocks(rows, blocks.row))[1]
+        return rows_from_blocks(y, blocks.slot), GroupedMatmulCache(rows, sizes)
 
     def backward(params, cache, dy):
         W = jnp.asarray(params.W)

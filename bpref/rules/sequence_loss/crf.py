@@ -117,12 +117,12 @@ def crf(mean: bool = False) -> Layer:
         return CRFParams(jnp.zeros((K, K), dtype), jnp.zeros(K, dtype), jnp.zeros(K, dtype))
 
     def forward(params, x: Tagged):
-        x, tags, lengths = x.emissions, widen_integers(x.tags), within(x.lengths, x.tags.shape[1])
-        require_examples(who, x.shape[0], mean)
-        own, possible = _of_tags(params, x, tags, lengths)
-        log_Z, r = _beginnings(params, x, lengths, own)
+        z, tags, lengths = x.emissions, widen_integers(x.tags), within(x.lengths, x.tags.shape[1])
+        require_examples(who, len(z), mean)
+        own, possible = _of_tags(params, z, tags, lengths)
+        log_Z, r = _beginnings(params, z, lengths, own)
         J = jnp.where(possible, nats(-log_Z), jnp.inf)
-        return one_or_mean(J, mean), CRFCache(x, tags, lengths, r)
+        return one_or_mean(J, mean), CRFCache(z, tags, lengths, r)
 
     def backward(params, cache, dJ):
         x, tags, lengths, r = cache
