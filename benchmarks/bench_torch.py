@@ -33,9 +33,9 @@ from bpref.corpus import DERIVATIONS, Derivation
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.running import quick_compilation
 from bpref.verify.report import IMPRECISE, OK, WRONG, Report
-from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
+from bpref.verify.torch_front.tensors import Placement, to_numpy, to_tensor
 
-CPU = Layout(torch.device("cpu"), None)
+CPU = Placement(torch.device("cpu"), None)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 HALF = ("bfloat16", "float16")
 

@@ -13,10 +13,9 @@ import jax
 import numpy as np
 
 from bpref.verify.examining.program import Program, Seen
+from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import Kinks, Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import sample_errors
-from bpref.verify.numbers.points import generator
-from bpref.verify.oracle import is_differentiable
 
 ROUND_OFF = 1e-10
 """The relative error in float64 above which a derivation is wrong: a thousand times what round-off makes."""
@@ -201,13 +200,8 @@ def _effect(program: Program, points: Sequence[Point]) -> dict[str, np.ndarray]:
 
 def nudged(point: Point, trial: int) -> Point:
     """The same point, its inputs and cotangents moved by a few units of their last place; at trial 0 as it is."""
-    rng = generator(trial, 1)
-    far = 4 * np.finfo(np.float64).eps * (trial > 0)
-
-    def nudge(v):
-        return v * (1 + far * rng.uniform(-1, 1, v.shape)) if is_differentiable(v) else v
-
-    return Point(*(list(map(nudge, values)) for values in point))
+    rng, far = fresh.generator(trial, 1), 4 * float(np.finfo(np.float64).eps) * (trial > 0)
+    return Point(*(fresh.nudged(values, rng, far) for values in point))
 
 
 def _hold(

@@ -15,8 +15,8 @@ import numpy as np
 
 from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked
 from bpref.verify.examining.prepare import Prepared, Working, x64_for
+from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import summarise, ulp_errors, widened
-from bpref.verify.numbers.points import generator
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.report import Finding, Precision
 
@@ -260,17 +260,12 @@ def _cast(values: Sequence[Any], dtypes: Sequence[Any]) -> list[Any]:
 
 def _nudged(point: Point, working: Working, i: int) -> Point:
     """The same point, its inputs and cotangents moved by up to one unit of their working dtype."""
-    rng = generator(i, 3)
-
-    def nudge(v, dtype):
-        return v * (1 + float(jnp.finfo(dtype).eps) * rng.uniform(-1, 1, v.shape)) if is_differentiable(v) else v
-
-    return Point(
-        *(
-            [nudge(v, d) for v, d in zip(*both, strict=True)]
-            for both in zip(point, (working.leaves, working.dys), strict=True)
-        )
+    rng = fresh.generator(i, 3)
+    units = (
+        [float(jnp.finfo(d).eps) if jnp.issubdtype(d, jnp.inexact) else 0.0 for d in of]
+        for of in (working.leaves, working.dys)
     )
+    return Point(*(fresh.nudged(values, rng, unit) for values, unit in zip(point, units, strict=True)))
 
 
 def text(p: Precision) -> str:

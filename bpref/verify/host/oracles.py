@@ -17,6 +17,7 @@ from bpref.verify.examining.prepare import wide_spec, x64_for
 from bpref.verify.examining.program import completed, pulled
 from bpref.verify.examining.subject import Subject
 from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
+from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import JUMP, Neighbourhood, at_kinks
 from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
@@ -114,10 +115,7 @@ def exact(text: str, run: Run, in_float64: Run, differs: Callable[[], bool]) -> 
 def nudged(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> tuple[Arrays, list[Arrays]]:
     """Every floating-point element moved by up to one unit of its last place."""
 
-    def nudge(v: Any) -> Any:
-        return v * (1 + eps * rng.uniform(-1, 1, v.shape)) if is_differentiable(v) else v
-
-    return [nudge(v) for v in leaves], [[nudge(v) for v in dy] for dy in dys]
+    return fresh.nudged(leaves, rng, eps), [fresh.nudged(dy, rng, eps) for dy in dys]
 
 
 def of_reference(subject: Subject, differentiable: tuple[bool, ...]) -> Oracle:

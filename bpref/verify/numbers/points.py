@@ -107,6 +107,15 @@ def leaves_of_point(
     return [one(v, is_moved) for v, is_moved in zip(leaves, moves or [True] * len(leaves), strict=True)]
 
 
+def nudged(values: Sequence[Any], rng: Generator, eps: float | Sequence[float]) -> list[Any]:
+    """Every floating-point element moved by up to `eps` of itself, one number for all or one for each array."""
+    each = [eps] * len(values) if isinstance(eps, float) else eps
+    return [
+        v * (1 + e * rng.uniform(-1, 1, v.shape)) if jnp.issubdtype(v.dtype, jnp.inexact) else v
+        for v, e in zip(values, each, strict=True)
+    ]
+
+
 def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
     """Every element changed, also the zeros: by a part of itself, and where signs are mixed by one of the whole."""
     size = float(np.sqrt(np.mean(np.abs(v) ** 2))) or 1.0

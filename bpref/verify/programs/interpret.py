@@ -38,7 +38,7 @@ class CannotInterpret(Exception):
     """A program that is to be compiled; the message says why."""
 
 
-class Step(NamedTuple):
+class Instruction(NamedTuple):
     primitive: str
     run: Callable[..., Any]
     inputs: tuple[int, ...]
@@ -52,7 +52,7 @@ class Interpreted:
 
     def __init__(self, program: ClosedJaxpr):
         self.constants: dict[int, Any] = {}
-        self.steps: list[Step] = []
+        self.steps: list[Instruction] = []
         self.cost = 0.0
         self._count = len(program.jaxpr.invars)
         self._known: dict[Hashable, tuple[int, ...]] = {}
@@ -127,7 +127,9 @@ class Interpreted:
             self.cost += cost
             if self.cost > COSTLY:
                 raise CannotInterpret("it is large")
-            self.steps.append(Step(name, run, operands, outputs, not equation.primitive.multiple_results, bool(loop)))
+            self.steps.append(
+                Instruction(name, run, operands, outputs, not equation.primitive.multiple_results, bool(loop))
+            )
 
         parameters = tuple((k, str(v) if isinstance(v, Jaxpr | ClosedJaxpr) else v) for k, v in equation.params.items())
         return self._once((name, parameters, operands), len(sizes), add)

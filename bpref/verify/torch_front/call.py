@@ -14,7 +14,7 @@ from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.examining.subject import Misfit, aligned
 from bpref.verify.host.called import Arrays
 from bpref.verify.naming import argument_names, function_name, names_of_leaves
-from bpref.verify.torch_front.tensors import Layout, Watch, is_floating, specification, to_numpy, to_tensor
+from bpref.verify.torch_front.tensors import Placement, Watch, is_floating, specification, to_numpy, to_tensor
 
 Tensors = list[Any]
 
@@ -27,7 +27,7 @@ class TorchCall(NamedTuple):
       names: of the tensors among its arguments, and of a module's parameters.
       leaves: those as NumPy arrays, or specifications.
       differentiable: which of them have a cotangent.
-      layouts: where each tensor was.
+      placements: where each tensor was.
       parameters: for each leaf the name inside the module; None for an argument.
       rebuild: `tensors -> args`.
       watch: what was seen of it in float64.
@@ -37,7 +37,7 @@ class TorchCall(NamedTuple):
     names: tuple[str, ...]
     leaves: Arrays
     differentiable: tuple[bool, ...]
-    layouts: tuple[Layout, ...]
+    placements: tuple[Placement, ...]
     parameters: tuple[str | None, ...]
     rebuild: Callable[[Tensors], tuple]
     watch: Watch
@@ -48,7 +48,7 @@ class TorchCall(NamedTuple):
 
     def tensors(self, values: Arrays, differentiable: Sequence[bool] | None = None) -> Tensors:
         """The leaves as fresh tensors, those that have a cotangent asking for one."""
-        made = [to_tensor(v, layout) for v, layout in zip(values, self.layouts, strict=True)]
+        made = [to_tensor(v, placement) for v, placement in zip(values, self.placements, strict=True)]
         return [
             t.requires_grad_() if keep else t
             for t, keep in zip(made, self.differentiable if differentiable is None else differentiable, strict=True)
@@ -134,7 +134,9 @@ def torch_call(fun: Any, args: tuple) -> TorchCall:
         tuple(named),
         [_values(t) for t in tensors],
         tuple(wanted),
-        tuple(Layout.of(t) if isinstance(t, torch.Tensor) else Layout(torch.device("cpu"), None) for t in tensors),
+        tuple(
+            Placement.of(t) if isinstance(t, torch.Tensor) else Placement(torch.device("cpu"), None) for t in tensors
+        ),
         tuple(parameters),
         rebuild,
         Watch(),
@@ -153,7 +155,9 @@ def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple
     def pull(dys: Arrays) -> Arrays:
         # A backward may read the module again, as one does that recomputes its forward.
         with _mode_for(c, fun, values), c.with_parameters(fun, tensors):
-            of_outputs = [to_tensor(_conjugate(dy), Layout(y.device, None)) for dy, y in zip(dys, outputs, strict=True)]
+            of_outputs = [
+                to_tensor(_conjugate(dy), Placement(y.device, None)) for dy, y in zip(dys, outputs, strict=True)
+            ]
             return [_conjugate(v) for v in pulled(c, tensors, outputs, of_outputs, backward)]
 
     return [to_numpy(y) for y in outputs], pull

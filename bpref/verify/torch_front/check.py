@@ -267,12 +267,12 @@ def _others(c: TorchCall) -> Iterator[tuple[int, str, TorchCall]]:
         for new in (size + 1, 1):
             leaves = [_resized(v, size, new) for v in c.leaves]
             other = [v.shape != w.shape for v, w in zip(leaves, c.leaves, strict=True)]
-            layouts = [
-                layout._replace(strides=None) if changed else layout
-                for layout, changed in zip(c.layouts, other, strict=True)
+            placements = [
+                placement._replace(strides=None) if changed else placement
+                for placement, changed in zip(c.placements, other, strict=True)
             ]
             shapes = [f"{n} {list(v.shape)}" for n, v, changed in zip(c.names, leaves, other, strict=True) if changed]
-            yield size, ", ".join(shapes), c._replace(leaves=leaves, layouts=tuple(layouts))
+            yield size, ", ".join(shapes), c._replace(leaves=leaves, placements=tuple(placements))
 
 
 def _held(c: TorchCall) -> set[Any]:

@@ -15,7 +15,7 @@ from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import widened
 from bpref.verify.report import Finding
 from bpref.verify.torch_front.call import TorchCall, pulled
-from bpref.verify.torch_front.tensors import Layout, to_numpy, to_tensor
+from bpref.verify.torch_front.tensors import Placement, to_numpy, to_tensor
 
 CALLS = 3
 """How often the same call is made, to see whether it gives the same."""
@@ -52,7 +52,7 @@ def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], 
     rng = fresh.generator(key, 20)
     with torch.no_grad():
         y = [to_numpy(v) for v in c.outputs(c.fun, c.tensors(leaves, [False] * len(leaves)))]
-    dys = [to_tensor(v, Layout(c.layouts[0].device, None)) for v in cotangent(y, rng)]
+    dys = [to_tensor(v, Placement(c.placements[0].device, None)) for v in cotangent(y, rng)]
     names = outputs(len(y))
     runs = [_run(c, c.tensors(leaves), dys, names) for _ in range(CALLS)]
     found = Observed([], [], [])

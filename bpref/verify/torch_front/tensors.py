@@ -42,20 +42,20 @@ def to_numpy(t: torch.Tensor) -> np.ndarray:
     return np.array(t.contiguous().view(BITS[t.element_size()]).numpy()).view(numpy_dtype(t.dtype))
 
 
-class Layout(NamedTuple):
+class Placement(NamedTuple):
     """Where a tensor was, and how: its device, and strides where these are not the usual ones and overlap nowhere."""
 
     device: torch.device
     strides: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, t: torch.Tensor) -> "Layout":
+    def of(cls, t: torch.Tensor) -> "Placement":
         device = torch.device("cpu") if t.is_meta else t.device
         overlaps = any(n > 1 and stride == 0 for n, stride in zip(t.shape, t.stride(), strict=True))
         return cls(device, None if overlaps or t.is_contiguous() else t.stride())
 
 
-def to_tensor(v: np.ndarray, layout: Layout) -> torch.Tensor:
+def to_tensor(v: np.ndarray, placement: Placement) -> torch.Tensor:
     """A tensor of these values; a copy, so that it may be written into."""
     v = np.array(v, order="C")
     if v.dtype.kind in "biufc":
@@ -63,10 +63,10 @@ def to_tensor(v: np.ndarray, layout: Layout) -> torch.Tensor:
     else:
         bits = {1: np.uint8, 2: np.int16}[v.dtype.itemsize]
         made = torch.from_numpy(v.view(bits)).view(getattr(torch, v.dtype.name))
-    made = made if layout.device.type == "cpu" else made.to(layout.device)
-    if layout.strides is None:
+    made = made if placement.device.type == "cpu" else made.to(placement.device)
+    if placement.strides is None:
         return made
-    return torch.empty_strided(made.shape, layout.strides, dtype=made.dtype, device=layout.device).copy_(made)
+    return torch.empty_strided(made.shape, placement.strides, dtype=made.dtype, device=placement.device).copy_(made)
 
 
 def specification(t: torch.Tensor) -> jax.ShapeDtypeStruct:
@@ -83,7 +83,7 @@ def like_tensors(v: Any) -> Any:
     if isinstance(v, jax.ShapeDtypeStruct):
         return torch.empty(v.shape, dtype=getattr(torch, dtype_name(v.dtype)), device="meta")
     if isinstance(v, np.ndarray | np.generic | jax.Array):
-        return to_tensor(np.asarray(v), Layout(torch.device("cpu"), None))
+        return to_tensor(np.asarray(v), Placement(torch.device("cpu"), None))
     return v
 
 
