@@ -15,13 +15,13 @@ The factor of each perturbation delta x_nc, which appears in its own output and 
 
 dx sums to 0 along the axis, since p sums to 1.
 
-Cached: y alone. The probabilities are exp(y), and whatever comes next keeps y anyway. That second exponential makes it
-1.12 times the time of autodiff of the forward, which keeps the exp(d) of the first.
+Cached: e = exp(d), d = x - m with m the largest logit, and S = sum e, one number for each n: p = e / S. Of half
+precision y alone: p = exp(y), in half of the bytes that e has in float32.
 
-Numerical care: y is d - log sum exp(d) with d = x - m, m the largest logit: nothing overflows, and log S lies between
-0 and log C whatever the size of the logits, so that exp(y) inherits no error of theirs, where exp(x - l) has that of
-rounding l. m is a shift that cancels, and is held constant. Half precision is computed and summed in float32; there
-p has the relative precision that y kept, about |y| units. A logit of -inf has y = -inf and p = 0.
+Numerical care: y is d - log S: nothing overflows, and log S lies between 0 and log C whatever the size of the logits. m
+is a shift that cancels, and is held constant. e / S has the precision of an exponential, where exp(y) also has the
+rounding of y, |y| / 2 units of p, and exp(x - l) that of l. Half precision is computed and summed in float32. A logit
+of -inf has y = -inf and p = 0.
 
 Lost is what lies beside 1 in a class that is all but certain. Where R = 1 - p is below half a unit of 1 (6e-8, in
 float64 1.1e-16), its y is 0 for -R, and its own dx, dy R less p times the others' dy, has an error of a unit of its dy:
@@ -46,7 +46,8 @@ from bpref.rule import Case, Real, Rule
 
 
 class LogSoftmaxCache(NamedTuple):
-    y: Float[Array, "..."]
+    of_p: Float[Array, "..."]
+    S: Float[Array, "..."] | None
 
 
 def log_softmax(axis: int = -1) -> Layer:
@@ -69,13 +70,16 @@ def log_softmax(axis: int = -1) -> Layer:
         along = require_axis(who, x, axis)
         z = widen(x)
         d = z - lax.stop_gradient(jnp.max(z, along, keepdims=True))
-        y = cast(d - jnp.log(jnp.sum(jnp.exp(d), along, keepdims=True)), x.dtype)
-        return y, LogSoftmaxCache(y)
+        e = jnp.exp(d)
+        S = jnp.sum(e, along, keepdims=True)
+        y = cast(d - jnp.log(S), x.dtype)
+        return y, LogSoftmaxCache(e, S) if z.dtype == x.dtype else LogSoftmaxCache(y, None)
 
     def backward(params, cache, dy):
-        p, v = jnp.exp(widen(cache.y)), widen(dy)
+        of_p, S = cache
+        v = widen(dy)
         s = jnp.sum(v, axis, keepdims=True)
-        return (), cast(v - p * s, dy.dtype)
+        return (), cast(v - (jnp.exp(widen(of_p)) * s if S is None else of_p * (s / S)), dy.dtype)
 
     return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 
