@@ -129,7 +129,7 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
 
 
 def _oracle_looked_at(ready: Prepared, point: Point, seen: Seen, held: dict[str, Held], key: int) -> list[Finding]:
-    torn = {name: held[name].kinked | held[name].refused for name in seen.oracle if name in held}
+    torn = {name: held[name].torn for name in seen.oracle if name in held}
     return disagreements(ready.primal, ready.subject.names, point, seen.oracle, torn, key)
 
 

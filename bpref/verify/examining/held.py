@@ -80,6 +80,11 @@ class Held(NamedTuple):
         return int(self.kinked.sum())
 
     @property
+    def torn(self) -> np.ndarray:
+        """The elements at kinks, where the hand was held against what is beside them and not the oracle."""
+        return self.kinked | self.refused
+
+    @property
     def is_misled(self) -> bool:
         """Whether nothing is wrong but what the oracle has wrong too."""
         apart = np.where(self.unjudged | self.kinked | self.misled, 0.0, sample_errors(self.hand, self.oracle))

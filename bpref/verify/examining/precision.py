@@ -121,7 +121,7 @@ def rows_in(
     values = _values(ready, working, cast)
     is_defined = all(np.all(np.isfinite(y)) for name, (y, _) in values.items() if name not in ready.wide.names)
     rows = {
-        name: _row(name, *pair, inputs.truth[name], held[name].kinked | held[name].refused)
+        name: _row(name, *pair, inputs.truth[name], held[name].torn)
         for name, pair in values.items()
         if name in held and not held[name].is_wrong
     }

@@ -171,7 +171,7 @@ def broken_laws(ready: Prepared, point: Point, seen: Seen, cross_check: bool = F
     ]
     found = absent + wrong + nonlinear
     if cross_check and not found:
-        torn = {h.where: h.kinked | h.refused for h in held}
+        torn = {h.where: h.torn for h in held}
         found = disagreements(ready.primal, ready.subject.names, point, seen.oracle, torn, key=0)
     return found, max(h.error for h in held)
 
