@@ -11,10 +11,9 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 
 from bpref.verify.mutating.arithmetic import Mutation, Step
 from bpref.verify.mutating.mutations import mutations
-from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is, closed, is_literal
+from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is, is_literal
+from bpref.verify.programs.strip import called
 
-INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
-"""Primitives that are calls: their programs take their place."""
 NOT_THE_USERS = (str(Path(jax.__file__).parent), str(Path(__file__).parents[1]))
 """Where code is that calls the user's: JAX's, and the verifier's."""
 
@@ -78,9 +77,8 @@ def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
             ins, name = [number(v) for v in equation.invars], equation.primitive.name
             own_line, own_place = origin(equation)
             here = (own_line or line, place + own_place)
-            if name in INLINED:
-                body = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-                outs = walk(closed(body), ins, *here)
+            if (inner := called(equation)) is not None:
+                outs = walk(inner, ins, *here)
             elif name == "convert_element_type" and ins[0] in flat.constants:
                 aval = equation.outvars[0].aval
                 outs = [constant(aval, np.asarray(flat.constants[ins[0]]).astype(aval.dtype))]

@@ -15,20 +15,14 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
-from bpref.verify.programs.rewrite import closed, constants_and_carry, is_literal, programs_in, split
-from bpref.verify.programs.strip import OPAQUE
+from bpref.verify.programs.rewrite import constants_and_carry, is_literal, programs_in, split
+from bpref.verify.programs.strip import OPAQUE, called
 
 COSTLY = 20_000
 """What a program costs at most that is not compiled, in microseconds of a run."""
 
 DTYPES = frozenset(map(np.dtype, ("bool", "int32", "int64", "uint8", "uint32", "uint64", "float64", "complex128")))
 """What NumPy computes with as JAX does on every device."""
-
-INLINE = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
-    "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vmap_call": "call",
-}  # fmt: skip
-"""The primitives that do no more than call the program in this parameter."""
 
 OnResult = Callable[[Any, int, str], Any]
 """`(array, place, primitive) -> array`: what an operation's result is taken for; `place` is the same at each run."""
@@ -95,8 +89,8 @@ class Interpreted:
         for equation in jaxpr.eqns:
             operands = tuple(map(number, equation.invars))
             name = equation.primitive.name
-            if name in INLINE:
-                found = self._lay_out(closed(equation.params[INLINE[name]]), operands)
+            if (inner := called(equation)) is not None:
+                found = self._lay_out(inner, operands)
             elif name == "custom_linear_solve":
                 of, lengths = equation.params["jaxprs"], equation.params["const_lengths"]
                 *consts, b = split(operands, *lengths)

@@ -137,7 +137,14 @@ def inline(name: str) -> Callable[..., list]:
     return lambda equation, inputs, recurse: recurse(closed(equation.params[name]), inputs)
 
 
+CALLS = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
+    "checkpoint": "jaxpr", "custom_vmap_call": "call",
+}  # fmt: skip
+"""The primitives that do no more than call the program in this parameter."""
+
 CONTROL_FLOW: dict[str, Callable[..., list]] = {
+    **{name: inline(parameter) for name, parameter in CALLS.items()},
     "scan": retrace_scan,
     "while": retrace_while,
     "cond": retrace_cond,
@@ -145,11 +152,6 @@ CONTROL_FLOW: dict[str, Callable[..., list]] = {
     "checkpoint": retrace_remat,
     "custom_linear_solve": retrace_linear_solve,
     "linear_solve": retrace_linear_solve,
-    "jit": inline("jaxpr"),
-    "pjit": inline("jaxpr"),
-    "closed_call": inline("call_jaxpr"),
-    "core_call": inline("call_jaxpr"),
-    "custom_vmap_call": inline("call"),
     "remat_opt": inline("fwd_jaxpr"),
 }
 """How each primitive that holds programs is traced again, by its name."""

@@ -18,6 +18,7 @@ from bpref.verify.naming import place, place_of, telling_name
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.lift import as_traced
 from bpref.verify.programs.rewrite import (
+    CALLS,
     Recurse,
     all_equations,
     as_it_is,
@@ -97,7 +98,7 @@ def _recorder(found: dict[tuple, Site]) -> Callable[..., Any]:
             _add_primitive(found, equation)
         if not any(is_rule(inner) or _has_own_rule(inner) for inner in _equations_inside(equation)):
             return as_it_is(equation, inputs)
-        if name in AT_ONCE:
+        if name in CALLS:
             return recurse(next(programs_in(equation)), inputs)
         outputs = EAGERLY[name](equation, inputs, recurse) if name in EAGERLY else as_it_is(equation, inputs)
         for inner in _equations_inside(equation):
@@ -109,10 +110,6 @@ def _recorder(found: dict[tuple, Site]) -> Callable[..., Any]:
         return outputs
 
     return on_equation
-
-
-AT_ONCE = ("jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call", "custom_vmap_call")
-"""What holds one program, and runs it once."""
 
 
 def _equations_inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:

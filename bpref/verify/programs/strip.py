@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.interpreters import ad
 
 from bpref.verify.options import require_callable
-from bpref.verify.programs.rewrite import Recurse, all_equations, evaluate, traced
+from bpref.verify.programs.rewrite import CALLS, Recurse, all_equations, closed, evaluate, traced
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +63,13 @@ def has_custom_rules(program: ClosedJaxpr) -> bool:
     `lax.custom_root` counts as none, since its rule is JAX's own; rules in the function whose root is taken do.
     """
     return any(map(is_rule, all_equations(program)))
+
+
+def called(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The program that an equation does no more than call, of a custom rule its primal's body; None for any other."""
+    name = equation.primitive.name
+    parameter = "call_jaxpr" if name in RULES_OF_JAX else CALLS.get(name)
+    return None if parameter is None else closed(equation.params[parameter])
 
 
 def is_rule(equation: JaxprEqn) -> bool:

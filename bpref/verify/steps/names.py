@@ -9,11 +9,8 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from bpref.nearest import require_known
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.programs.rewrite import Recurse, as_it_does, closed, evaluate, programs_in, traced
+from bpref.verify.programs.rewrite import CALLS, Recurse, as_it_does, closed, evaluate, programs_in, traced
 from bpref.verify.programs.strip import RULES_OF_JAX, is_opaque, without_rule
-
-INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
-"""The primitives that only hold a program, and the parameter that it is."""
 
 OUT_OF_REACH = {
     "scan": "the body of a scan, where it has one value for each step",
@@ -35,8 +32,8 @@ def with_names(f: Function, at_name: Callable[[str, Any], Any]) -> Function:
         primitive = equation.primitive.name
         if primitive == "name":
             return [at_name(equation.params["name"], inputs[0])]
-        if primitive in INLINED:
-            return recurse(closed(equation.params[INLINED[primitive]]), inputs)
+        if primitive in CALLS:
+            return recurse(closed(equation.params[CALLS[primitive]]), inputs)
         if primitive in RULES_OF_JAX:
             return without_rule(equation, inputs, recurse)
         return as_it_does(equation, inputs, lambda program, inputs: evaluate(program, inputs, without_rule))
@@ -189,7 +186,7 @@ def _collect(program: ClosedJaxpr, inside: str, places: dict[str, list[str]]) ->
 def _place(equation: JaxprEqn) -> str:
     """Where a value is that is named in the programs of an equation; empty if these are inlined."""
     primitive = equation.primitive.name
-    if primitive in INLINED:
+    if primitive in CALLS:
         return ""
     if primitive in RULES_OF_JAX:
         return "a custom rule over a kernel or callback" if is_opaque(equation.params["call_jaxpr"]) else ""
