@@ -13,7 +13,6 @@ from bpref.rules.activation.prelu import PreluParams
 from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
-WHOLE = jnp.ones((8, 6), jnp.int32)
 KEY = jax.random.key(0)
 
 BAD_CALLS = {
@@ -32,30 +31,15 @@ BAD_CALLS = {
         ValueError,
         "softmax: x has shape (), which has no axis 1",
     ),
-    "softmax of integers": (
-        lambda: bpref.softmax().forward((), WHOLE),
-        TypeError,
-        "softmax: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "log_softmax along an axis that is not there": (
         lambda: bpref.log_softmax(axis=-3).forward((), ONES),
         ValueError,
         "log_softmax: x has shape (8, 6), which has no axis -3",
     ),
-    "log_softmax of integers": (
-        lambda: bpref.log_softmax().forward((), WHOLE),
-        TypeError,
-        "log_softmax: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "sparsemax of no classes": (
         lambda: bpref.sparsemax(axis=0).forward((), ONES[:0]),
         ValueError,
         "sparsemax: x has shape (0, 6), expected at least one element C in axis 0",
-    ),
-    "sparsemax of integers": (
-        lambda: bpref.sparsemax().forward((), WHOLE),
-        TypeError,
-        "sparsemax: x has dtype int32, expected a floating-point dtype such as float32",
     ),
     "gumbel_softmax with no temperature": (
         lambda: bpref.gumbel_softmax(temperature=0.0),
@@ -83,11 +67,6 @@ BAD_CALLS = {
         ValueError,
         "maxout: x has shape (8, 6), expected (..., k m) with k = 4 pieces",
     ),
-    "maxout of integers": (
-        lambda: bpref.maxout().forward((), WHOLE),
-        TypeError,
-        "maxout: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
     "prelu with an infinite slope": (
         lambda: bpref.prelu(initial=float("inf")),
         ValueError,
@@ -97,11 +76,6 @@ BAD_CALLS = {
         lambda: bpref.prelu(per_feature=True).init(KEY, jnp.float32(1)),
         ValueError,
         "prelu: x is a scalar, expected (..., d), a slope for each feature d",
-    ),
-    "prelu of integers": (
-        lambda: bpref.prelu().init(KEY, WHOLE),
-        TypeError,
-        "prelu: x has dtype int32, expected a floating-point dtype such as float32",
     ),
     "leaky_relu with a slope below zero": (
         lambda: bpref.leaky_relu(-0.1),
@@ -122,16 +96,6 @@ BAD_CALLS = {
         lambda: bpref.glu("swiglu"),
         ValueError,
         "glu: gate is 'swiglu', expected one of gelu, identity, relu, sigmoid, silu, tanh",
-    ),
-    "glu of integers": (
-        lambda: bpref.glu().forward((), WHOLE),
-        TypeError,
-        "glu: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
-    "squared_relu of integers": (
-        lambda: bpref.squared_relu().forward((), WHOLE),
-        TypeError,
-        "squared_relu: x has dtype int32, expected a floating-point dtype such as float32",
     ),
     "soft_cap with no cap": (
         lambda: bpref.soft_cap(0.0),

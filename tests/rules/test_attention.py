@@ -131,7 +131,6 @@ def test_dropout_drops_its_share_and_takes_typed_keys():
 
 
 X = heads()
-OTHER = jnp.ones((2, 7, 4, 3), jnp.bfloat16)
 
 BAD = {
     "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),

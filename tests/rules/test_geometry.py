@@ -9,7 +9,6 @@ import bpref
 from tests.rules.sweeping import backpropagate
 
 IMAGES = jnp.ones((2, 3, 4, 8))
-GRID = jnp.zeros((2, 5, 6, 2))
 
 BAD_CALLS = {
     "resize to nothing": (

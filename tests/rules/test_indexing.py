@@ -8,7 +8,6 @@ import bpref
 
 X = jnp.ones((3, 4))
 IDS = jnp.array([0, 1, 1])
-FLOATING = "expected a floating-point dtype such as float32"
 
 BAD_CALLS = {
     "gather along a third axis": (

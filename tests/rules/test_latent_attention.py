@@ -33,11 +33,6 @@ BAD_CALLS = {
         ValueError,
         "latent_attention: there is a memory, expected None: keys and values are made of x",
     ),
-    "integers": (
-        lambda: LAYER.init(KEY, X.astype(jnp.int32)),
-        TypeError,
-        "latent_attention: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
 }
 
 

@@ -8,7 +8,6 @@ import pytest
 import bpref
 
 WIDE = jnp.ones((3, 4))
-EYE = jnp.eye(3)
 COMPLEX = jnp.ones((2, 4), jnp.complex64)
 
 BAD_CALLS = {

@@ -12,11 +12,7 @@ from bpref.rules.loss.wasserstein_critic import WassersteinCriticParams
 from bpref.rules.stochastic.reparameterization import standard_normal
 from tests.rules.sweeping import backpropagate
 
-A = jnp.ones((4, 3))
-N = jnp.ones(4)
-LABEL = jnp.zeros(4, jnp.int32)
 KEY = jax.random.key(0)
-CRITIC = bpref.wasserstein_critic((5,))
 
 BAD_CALLS = {
     "hinge with a negative margin": (

@@ -13,8 +13,6 @@ from tests.rules.sweeping import backpropagate, forward
 
 pytestmark = pytest.mark.quick
 
-ROWS = jnp.ones((4, 2))
-SIZES = jnp.array([1, 3])
 W = GroupedMatmulParams(jnp.ones((2, 5, 2)))
 TOKENS = jnp.ones((6, 2))
 

@@ -46,26 +46,11 @@ BAD_CALLS = {
         ValueError,
         "multi_head_attention: 3 of a head's 3 features are turned, expected an even number from 2 to 3",
     ),
-    "integers": (
-        lambda: LAYER.forward(PARAMS, IDS),
-        TypeError,
-        "multi_head_attention: x has dtype int32, expected a floating-point dtype such as float32",
-    ),
-    "a memory of another dtype": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, X.astype(jnp.bfloat16))),
-        TypeError,
-        "multi_head_attention: memory has dtype bfloat16, x has float32; cast one to the other's",
-    ),
     "a mask of another length": (
         lambda: LAYER.forward(PARAMS, Sequences(X, mask=jnp.ones((2, 1, 3, 4), bool))),
         ValueError,
         "multi_head_attention: mask has shape (2, 1, 3, 4), expected (*b, N, T, S) = (2, 2, 3, 3) by q (2, 3, 2, 2) "
         "and k (2, 3, 2, 2), or 1 in place of any",
-    ),
-    "segments of real numbers": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, segments=X[..., 0])),
-        TypeError,
-        "multi_head_attention: segments has dtype float32, expected an integer dtype such as int32",
     ),
     "segments of the memory alone": (
         lambda: LAYER.forward(PARAMS, Sequences(X, X, memory_segments=IDS)),

@@ -14,7 +14,6 @@ from tests.rules.sweeping import backpropagate, forward
 
 X = jnp.ones((4, 6))
 IMAGES = jnp.ones((2, 3, 3, 6))
-HEADS = jnp.ones((2, 3, 4, 6))
 NONE = LayerNormParams(None, None)
 OF_A_BATCH = BatchNormParams(jnp.ones(6), jnp.zeros(6), jnp.zeros(6), jnp.ones(6))
 

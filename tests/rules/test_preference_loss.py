@@ -15,7 +15,6 @@ TOKENS = jnp.zeros((2, 3))
 MASK = jnp.ones((2, 3), bool)
 KTO = (jnp.zeros(3), jnp.zeros(3), jnp.zeros(3), jnp.ones(3, bool))
 PPO = (TOKENS, TOKENS, TOKENS, TOKENS, MASK)
-CRITIC = (TOKENS, TOKENS, TOKENS, MASK)
 GRPO = (TOKENS, TOKENS, TOKENS, jnp.zeros(2), MASK)
 
 BAD_CALLS = {

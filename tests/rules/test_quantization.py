@@ -10,7 +10,6 @@ from bpref.rules.quantization.learned_step_quantizer import LearnedStepQuantizer
 from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
-WHOLE = jnp.ones((8, 6), jnp.int32)
 KEY = jax.random.key(0)
 STEP = LearnedStepQuantizerParams(jnp.float32(0.5))
 

@@ -54,11 +54,6 @@ BAD_CALLS = {
         ValueError,
         "lstm: projection is 0, expected a positive integer",
     ),
-    "lengths that are no integers": (
-        lambda: call(bpref.rnn(5), Steps(X, None, jnp.ones(4))),
-        TypeError,
-        "rnn: lengths has dtype float32, expected an integer dtype such as int32",
-    ),
     "a state of another size": (
         lambda: call(bpref.gru(5), Steps(X, jnp.ones((4, 3)))),
         ValueError,

@@ -16,8 +16,6 @@ pytestmark = pytest.mark.quick
 
 SPEECH = jnp.zeros((2, 5, 4)), jnp.ones((2, 3), jnp.int32), jnp.array([5, 4]), jnp.array([3, 2])
 JOINT = jnp.zeros((2, 5, 4, 6)), *SPEECH[1:]
-TAGGED = jnp.zeros((2, 5, 4)), jnp.zeros((2, 5), jnp.int32), jnp.array([5, 4])
-CHAIN = CRFParams(jnp.zeros((4, 4)), jnp.zeros(4), jnp.zeros(4))
 
 
 def replaced(x, at, v):

@@ -16,8 +16,6 @@ pytestmark = pytest.mark.quick
 
 ONES = jnp.ones((2, 5, 3))
 STATES = jnp.ones((2, 5, 4))
-WHOLE = jnp.ones((2, 5, 3), jnp.int32)
-HALF = ONES.astype(jnp.bfloat16)
 X = Selective(ONES, ONES, STATES, STATES)
 
 

@@ -12,7 +12,6 @@ from bpref.rules.stochastic.gaussian_noise import GaussianNoiseParams
 from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
-WHOLE = jnp.ones((8, 6), jnp.int32)
 KEY = jax.random.key(0)
 OF = {bpref.dropout: DropoutParams, bpref.drop_path: DropPathParams, bpref.gaussian_noise: GaussianNoiseParams}
 
