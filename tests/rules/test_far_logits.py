@@ -139,3 +139,11 @@ def test_the_slope_of_a_class_that_both_sides_are_sure_of(name):
     of_path = [np.take_along_axis(v, path[:, :, None], 2) for v in slopes]
     assert (of_path[1] < 0).all()
     np.testing.assert_allclose(*of_path, rtol=1e-5)
+
+
+def test_the_slope_of_a_sure_step_of_a_transducer():
+    """Of one frame, which emits 1, then 2, and ends: g p - B, 1 - 1, was 0 for all three in float32."""
+    z = np.array([[[[0, 20, 0, 0], [0, 0, 25, 0], [30, 0, 0, 0]]]], np.float32)
+    x = z, np.array([[1, 2]]), np.array([1]), np.array([2])
+    dz = backpropagate(bpref.transducer(), (), x)[2][0]
+    np.testing.assert_allclose(dz[0, 0, [0, 1, 2], [1, 2, 0]], -3 * np.exp([-20.0, -25.0, -30.0]), rtol=1e-6)
