@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
 
 from bpref.layer import Layer, require_layer
@@ -20,7 +21,8 @@ from bpref.loops import made_to_vary, varies_along
 def as_function(layer: Layer, out_sharding: Any = None) -> Callable[[Any, Any], Any]:
     """The bridge: `(params, x) -> y`, a `jax.custom_vjp` function whose reverse is the layer's own backward.
 
-    `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero.
+    `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero, and what JAX
+    knows to be zero, since an output is not used, becomes `None`: the layer does no work for it.
 
     Args:
       layer: any layer or composition.
@@ -41,6 +43,7 @@ def as_function(layer: Layer, out_sharding: Any = None) -> Callable[[Any, Any], 
     function = jax.custom_vjp(apply)
 
     def forward(params, x):
+        params, x = custom_vjp_primal_tree_values((params, x))
         y, cache = layer.forward(params, x)
         leaves, tree = jax.tree.flatten((params, x))
         data = None if layer.begin is None else x.data
@@ -48,12 +51,13 @@ def as_function(layer: Layer, out_sharding: Any = None) -> Callable[[Any, Any], 
 
     def backward(residuals, dy):
         params, cache, data, types = residuals
+        dy = jax.tree.map(lambda d: None if isinstance(d, SymbolicZero) else d, dy)
         dy = dy if layer.begin is None else (dy[0], data)
         of_inputs = jax.tree.unflatten(types.tree, types.leaves)
         cotangents = _laid_out(layer.backward, of_inputs, params, cache, dy)
         return _by_input(_as_its_primal, cotangents, of_inputs)
 
-    function.defvjp(forward, backward)
+    function.defvjp(forward, backward, symbolic_zeros=True)
     bridged: Any = function if out_sharding is None else auto_axes(function, out_sharding=out_sharding)
     return bridged
 

@@ -6,12 +6,13 @@
 
 `params`, `x`, `y` and `cache` are pytrees of arrays; `dV` is the derivative of the objective J with respect
 to V and has V's tree, shapes and dtypes, with `None` where V is not differentiable (integers, PRNG keys,
-running statistics). Combinators take layers and return a layer, and never look into `dparams`: whatever a
-leaf puts there, one reverse sweep carries to its place. `map_leaves` is how a sweep is made to carry
-something other than the gradient.
+running statistics), or where it is zero since nothing that V reaches is used. Combinators take layers and return
+a layer, and never look into `dparams`: whatever a leaf puts there, one reverse sweep carries to its place.
+`map_leaves` is how a sweep is made to carry something other than the gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from types import FunctionType
 from typing import Any, NamedTuple, NoReturn, Optional
 
@@ -77,7 +78,9 @@ class Layer(_Layer):
       forward: `(params, x) -> (y, cache)`; the cache holds what the derivation says must be kept, and no
         parameters: those are given to `backward` again. Raises `TypeError` for params of another tree than `init`
         gives for this x.
-      backward: `(params, cache, dy) -> (dparams, dx)`.
+      backward: `(params, cache, dy) -> (dparams, dx)`. In dy `None` stands for the cotangent of an output that is not
+        used, or of a whole tree of them. Where none is used a leaf's function is not called: dparams are zeros, dx is
+        `None`.
       name: what error messages and reports call this layer.
       parts: the layers that a combinator was made of; empty for a leaf.
       rebuild: `(*parts) -> Layer`, the combinator that made it; `None` for a leaf.
@@ -110,13 +113,17 @@ class Layer(_Layer):
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")
-        functions = guarded(name, init, forward, backward)
+        init, forward, backward = guarded(name, init, forward, backward)
+        if not parts:
+            backward = where_used(backward, () if held is None else held.fields)
         if reads is None:
             if begin is None:
                 require_no_state(name, *parts)
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
-        return super().__new__(cls, *functions, name, parts, rebuild, names, begin, held, evaluating, reads)
+        return super().__new__(
+            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -141,6 +148,38 @@ def require_no_state(who: str, *parts: Layer) -> None:
                 f"{who}: {part.name} in it is stateful, or shares arrays, and {who} gives its parts x alone; "
                 "expected layers without, or serial and its like around them"
             )
+
+
+def where_used(backward: Callable[..., Any], untrained: Sequence[str]) -> Callable[..., Any]:
+    """The backward of a leaf, not called where no output of it is used: then no cotangent is anything but zero."""
+
+    @wraps(backward)
+    def pull(params, cache, dy):
+        if dy is not None and jax.tree.leaves(dy):
+            return backward(params, cache, dy)
+        dparams = with_zeros(None, params)
+        return (dparams._replace(**dict.fromkeys(untrained)) if untrained else dparams), None
+
+    return pull
+
+
+def is_differentiable(v: Any) -> bool:
+    return jnp.issubdtype(v.dtype, jnp.inexact)
+
+
+def with_zeros(d: Any, v: Any) -> Any:
+    """The cotangent `d` of `v`, zeros in it where `None` says that it is zero."""
+    return _in_place_of_none(lambda a: jnp.zeros_like(a) if is_differentiable(a) else None, d, v)
+
+
+def has_none(dy: Any) -> bool:
+    """Whether something in a cotangent is `None`."""
+    return any(d is None for d in jax.tree.leaves(dy, is_leaf=lambda d: d is None))
+
+
+def _in_place_of_none(f: Callable[[Any], Any], d: Any, v: Any) -> Any:
+    """The tree d; under every `None` in it, that of f of v's arrays."""
+    return jax.tree.map(lambda e, u: jax.tree.map(f, u) if e is None else e, d, v, is_leaf=lambda e: e is None)
 
 
 def no_params(key: Any, x: Any) -> tuple[()]:
@@ -200,7 +239,8 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
       layer: any layer or composition.
       params: its parameters.
       x: its input; of a stateful layer `With(x, state)`, and what it gives is the pair `(y, the next state)`.
-      dy: the cotangent of `y`, of y alone where there is a state; left out, y must be a scalar and `dy` is 1.
+      dy: the cotangent of `y`, of y alone where there is a state; left out, y must be a scalar and `dy` is 1. Of
+        several outputs, those that are not used may have `None`, and no work is done for them.
 
     Raises:
       ValueError: `dy` is left out and the output is not one scalar; `dy` has another tree or other shapes than `y`.
@@ -244,17 +284,19 @@ def begin(layer: Layer, key: Any, x: Any) -> tuple[Any, Any]:
 def require_cotangent(who: str, dy: Any, y: Any) -> None:
     """Raise unless dy has y's tree, and y's shapes and dtypes where y is differentiable; elsewhere it is not looked at.
 
+    `None` may stand for any part of it.
+
     Raises:
       ValueError: the tree or a shape is another.
       TypeError: there is no array, or one of another dtype.
     """
     values, tree = jax.tree_util.tree_flatten_with_path(y)
     try:
-        cotangents = tree.flatten_up_to(dy)
+        cotangents = tree.flatten_up_to(_in_place_of_none(lambda _: None, dy, y) if has_none(dy) else dy)
     except ValueError as error:
         raise ValueError(f"{who}: dy has the tree {jax.tree.structure(dy)}, y has {tree}") from error
     for (path, v), d in zip(values, cotangents, strict=True):
-        if not jnp.issubdtype(v.dtype, jnp.inexact):
+        if d is None or not is_differentiable(v):
             continue
         place = jax.tree_util.keystr(path)
         require_array(who, f"dy{place}", d)

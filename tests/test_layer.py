@@ -91,7 +91,7 @@ WRONG_COTANGENTS = {
         ValueError,
         "parallel: dy has the tree PyTreeDef(*), y has PyTreeDef((*, *))",
     ),
-    "none of two": (OF_TWO, ((), ()), (X, X), (X, None), TypeError, "parallel: dy[1] is None, expected an array"),
+    "a word of two": (OF_TWO, ((), ()), (X, X), (X, "one"), TypeError, "parallel: dy[1] is a str, expected an array"),
     "another of two": (
         OF_TWO,
         ((), ()),

@@ -59,7 +59,8 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
         dJ, data = of_value(parts.is_stateful, dJ)
         of_network, of_loss = parts.apart("objective", params)
         network_cache, loss_cache = parts.apart("objective", caches, "cache")
-        dloss, (dy_hat, *dy), by_loss = pull(data, loss, of_loss, loss_cache, dJ)
+        dloss, of_both, by_loss = pull(data, loss, of_loss, loss_cache, dJ)
+        dy_hat, *dy = of_both or (None, None)
         dnetwork, dX, by_network = pull(data, network, of_network, network_cache, dy_hat)
         dx = dX, tuple(dy) if len(dy) > 1 else dy[0]
         return parts.together((dnetwork, dloss)), as_input(parts.is_stateful, dx, added(by_loss, by_network))

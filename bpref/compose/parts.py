@@ -13,7 +13,7 @@ from jax import lax
 
 from bpref import loops
 from bpref.dtypes import cast, described, wide_dtype, widen
-from bpref.layer import Layer, With, require_layer
+from bpref.layer import Layer, With, has_none, require_layer, with_zeros
 
 Names = tuple[str, ...]
 Begin = Callable[[Any, Any], tuple[Any, Any]]
@@ -40,7 +40,12 @@ class Parts(NamedTuple):
         return dict(zip(self.names, values, strict=True)) if self.names else tuple(values)
 
     def apart(self, who: str, given: Any, what: str = "params") -> tuple[Any, ...]:
-        """The entries in the order of the layers; `ValueError` unless there is one for each."""
+        """The entries in the order of the layers; `ValueError` unless there is one for each.
+
+        A cotangent that is `None` as a whole is `None` for each.
+        """
+        if given is None and what == "dy":
+            return (None,) * len(self.layers)
         if self.names:
             if not isinstance(given, dict) or set(given) != set(self.names):
                 came = f"a dict of ({', '.join(map(str, given))})" if isinstance(given, dict) else described(given)
@@ -130,7 +135,7 @@ def pull(data: Any, layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any
     if layer.begin is None:
         return *layer.backward(params, cache, dy), None
     dparams, dx = layer.backward(params, cache, (dy, data))
-    return dparams, dx.x, dx.data
+    return (dparams, None, None) if dx is None else (dparams, dx.x, dx.data)
 
 
 def pull_each(
@@ -144,13 +149,23 @@ def pull_each(
     def add(carry, one):
         dy, total = carry
         dparams, dx, of_data = turn(dy, one)
-        return (dx, added(total, jax.tree.map(widen, of_data))), dparams
+        return (with_zeros(dx, dy), added(total, jax.tree.map(widen, of_data))), dparams
 
     one = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), slices)
-    each = jax.eval_shape(turn, dy, one)[2] if data else None
+    dy, each = _carried(turn, dy, one) if data or has_none(dy) else (dy, None)
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, wide_dtype(v.dtype)), each)
     (dx, total), dparams = loops.scan(add, (dy, zeros), slices, length, reverse=True)
     return dparams, dx, jax.tree.map(lambda d, v: cast(d, v.dtype), total, each)
+
+
+def _carried(turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, one: Any) -> tuple[Any, Any]:
+    """dy, zeros in it where it is `None` at first and not after some turns; and what a turn gives for the data."""
+    while True:
+        _, dx, of_data = jax.eval_shape(turn, dy, one)
+        filled = with_zeros(dy, with_zeros(dx, dy))
+        if jax.tree.structure(filled) == jax.tree.structure(dy):
+            return dy, of_data
+        dy = filled
 
 
 def given_state(is_stateful: bool, y: Any, state: Any) -> Any:

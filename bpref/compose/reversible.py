@@ -43,7 +43,7 @@ from bpref.compose.parts import (
 )
 from bpref.compose.residual import require_same_shapes
 from bpref.dtypes import came
-from bpref.layer import Layer, With
+from bpref.layer import Layer, With, with_zeros
 from bpref.loops import scan
 
 
@@ -114,13 +114,13 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
             (p, q), (s, t) = slices
             x2, of_g = less(g, q, y1, y2, With(None, t, data))
             dq, d, by_g = pull(data, g, q, of_g, dy2)
-            dx1 = jax.tree.map(lax.add, dy1, d)
+            dx1 = added(dy1, d)
             x1, of_f = less(f, p, x2, y1, With(None, s, data))
             dp, d, by_f = pull(data, f, p, of_f, dx1)
-            dx2 = jax.tree.map(lax.add, dy2, d)
+            dx2 = added(dy2, d)
             return (dp, dq), ((x1, x2), (dx1, dx2)), added(by_g, by_f)
 
-        start = cache.y, tuple(dy)
+        start = cache.y, tuple(with_zeros(dy, cache.y))
         dparams, (_, dx), of_data = pull_each(turn, start, (params, cache.state), length, data)
         return dparams, as_input(parts.is_stateful, dx, of_data)
 

@@ -57,10 +57,10 @@ def scalar_as_line(layer: Layer, axis: int) -> Layer:
         return jax.tree.map(lambda v: v[0], y), cache
 
     def backward(params, cache, dy):
-        if jax.tree.leaves(dy)[0].ndim > 0:
+        if all(v.ndim for v in jax.tree.leaves(dy)):
             return layer.backward(params, cache, dy)
         dparams, dx = layer.backward(params, cache, jax.tree.map(lambda v: v[None], dy))
-        return dparams, dx[0]
+        return dparams, None if dx is None else dx[0]
 
     return layer._replace(forward=forward, backward=backward)
 

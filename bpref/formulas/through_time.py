@@ -35,7 +35,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
-from bpref.layer import Layer
+from bpref.layer import Layer, with_zeros
 from bpref.loops import scan
 
 SEGMENT = 64
@@ -122,6 +122,8 @@ def through_time(
 
     def backward(params, cache, dy):
         given = as_steps(cache.x)
+        shape = *given.x.shape[:2], jax.tree.leaves(cache.last)[0].shape[-1]
+        dy = with_zeros(dy, Passed(jax.ShapeDtypeStruct(shape, given.x.dtype), cache.last))
         p = jax.tree.map(widen, params)
         k = segment_length(given.x.shape[1], checkpoint)
         (inputs, n), (dy_filled, _) = filled_up(given.x, k), filled_up(dy.y, k)

@@ -83,7 +83,7 @@ def _stateful_leaf(leaf: Layer) -> Layer:
             dx = With(dx, None, None)
         else:
             dparams, dx = leaf.backward(whole, cache.leaf, dy)
-        return dparams, dx if cache.alone is None else dx._replace(x=dx.x[0])
+        return dparams, dx if cache.alone is None or dx.x is None else dx._replace(x=dx.x[0])
 
     def filled(params, used):
         return params._replace(**used) if held.into is None else params

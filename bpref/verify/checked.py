@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.dtypes import require_arrays
-from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
+from bpref.layer import Layer, has_none, leaf_paths, map_leaves, require_layer, with_zeros
 from bpref.verify.naming import path_text
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.oracle import with_cotangents
@@ -48,15 +48,15 @@ def checked(leaf: Layer) -> Layer:
     def backward(params, cache, dy):
         came = hand = leaf.backward(params, cache.cache, dy)
         if leaf.begin is None:
-            _, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
-            oracle = cotangents(dy)
+            y, cotangents = with_cotangents(lambda params, x: leaf.forward(params, x)[0], params, cache.x)
+            oracle = cotangents(with_zeros(dy, y))
         else:  # of the value alone: the state is a constant, and the next one is not differentiated
             dy, data = dy
-            _, cotangents = with_cotangents(
+            y, cotangents = with_cotangents(
                 lambda p, x, data: leaf.forward(p, cache.x._replace(x=x, data=data))[0][0], params, cache.x.x, data
             )
-            hand, oracle = (came[0], came[1].x, came[1].data), cotangents(dy)
-        _require_same_tree(leaf, hand, oracle)
+            hand, oracle = (came[0], came[1].x, came[1].data), cotangents(with_zeros(dy, y))
+        _require_same_tree(leaf, hand, oracle, not has_none(dy))
         return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), came[1]
 
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=None)
@@ -80,8 +80,11 @@ def _error(hand: Any, oracle: Any) -> Any:
     return relative_error(hand, oracle) if hand.shape == oracle.shape else jnp.inf
 
 
-def _require_same_tree(leaf: Layer, hand: Any, oracle: Any) -> None:
-    """Raise `ValueError` unless the backward returned a pair with the tree of (params, x), and a dx to go on with."""
+def _require_same_tree(leaf: Layer, hand: Any, oracle: Any, is_used: bool) -> None:
+    """Raise `ValueError` unless the backward returned a pair with the tree of (params, x), and a dx to go on with.
+
+    Where an output is not used dx may be `None`.
+    """
     came, expected = (jax.tree.structure(tree, is_leaf=_is_none) for tree in (hand, oracle))
     try:
         filled = jax.tree.map(lambda h, o: o if h is None else h, hand, oracle, is_leaf=_is_none)
@@ -91,7 +94,7 @@ def _require_same_tree(leaf: Layer, hand: Any, oracle: Any) -> None:
     if not fits:
         raise ValueError(f"{leaf.name}: its backward returned {came}, expected (dparams, dx) as {expected}")
     missing = jax.tree.map(lambda h, o: h is None and o is not None, hand[1], oracle[1], is_leaf=_is_none)
-    if any(jax.tree.leaves(missing)):
+    if is_used and any(jax.tree.leaves(missing)):
         raise ValueError(f"{leaf.name}: its backward returned no dx, so the layers below have no cotangent")
 
 

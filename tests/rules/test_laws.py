@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import chex
@@ -16,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import bpref
 from bpref.bridge import as_function
+from bpref.layer import has_cotangent, is_differentiable, with_zeros
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
@@ -208,6 +210,40 @@ def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
         compiled(again.params, again.x, first(again.dys))
         inputs = example.params, example.x, first(example.dys)
         assert_same(compiled(*inputs), sweep(example.layer)(*inputs))
+
+
+@EVERY_CASE
+def test_an_output_that_is_not_used_has_none_for_zero(rule: Rule, case: Case):
+    """For every choice of them; where none is used, params have zeros, x has `None`, and nothing is computed."""
+    example = draw(rule, case, small(case), SEED)
+    layer, args, dy = example.layer, (example.params, example.x), first(example.dys)
+    with jax.enable_x64(True):
+        swept = compiled_sweep(rule, case)(*args, dy)
+        cache = layer.forward(*args)[1] if layer.parts else ()
+        dparams, dx = layer.backward(args[0], cache, None)
+        assert dx is None
+        assert_zeros_like(dparams, swept.params)
+        outputs, tree = jax.tree.flatten(swept.y)
+        used = [is_differentiable(v) for v in outputs]
+        if sum(used) == 1:
+            return
+        cache = jax.jit(layer.forward)(*args)[1]
+        pull = jax.jit(lambda params, cache, dy: layer.backward(params, cache, dy))
+        for choice in list(product(*((True, False) if u else (False,) for u in used)))[1:-1]:
+            chosen = list(zip(tree.flatten_up_to(dy), outputs, choice, used, strict=True))
+            none, zero = (
+                jax.tree.unflatten(tree, [d if c else of_v(v) if u else None for d, v, c, u in chosen])
+                for of_v in (lambda v: None, jnp.zeros_like)
+            )
+            came, expected = pull(args[0], cache, none), pull(args[0], cache, zero)
+            assert_same(*(with_zeros(d, args) for d in (came, expected)))
+            assert has_cotangent(args[0], came[0]) == has_cotangent(args[0], expected[0])
+
+
+def assert_zeros_like(dparams: Any, expected: Any) -> None:
+    form = jax.tree.map(lambda v: (v.shape, v.dtype), (dparams, expected))
+    assert form[0] == form[1]
+    assert not any(np.any(d) for d in jax.tree.leaves(dparams))
 
 
 @EVERY_CASE

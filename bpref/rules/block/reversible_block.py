@@ -43,7 +43,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer
+from bpref.layer import Layer, with_zeros
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer
@@ -112,7 +112,8 @@ def reversible_block(
         return (cast(y1, x1.dtype), cast(y2, x2.dtype)), ReversibleBlockCache(y1, y2)
 
     def backward(params, cache, dy):
-        dy1, dy2 = dy
+        dtype = jax.tree.leaves(dy)[0].dtype
+        dy1, dy2 = with_zeros(dy, tuple(jax.ShapeDtypeStruct(y.shape, dtype) for y in cache))
         of_y1, of_g = g.forward(params.mlp, cast(cache.y1, dy1.dtype))
         x2 = cast(lax.sub(cache.y2, widen(of_y1)), dy2.dtype)
         dmlp, t = g.backward(params.mlp, of_g, dy2)

@@ -70,6 +70,8 @@ def top_k(k: int, axis: int = -1) -> Layer:
     def backward(params, cache, dy):
         indices, shape = cache
         dvalues = dy[0]
+        if dvalues is None:
+            return (), None
         nothing = jnp.zeros(shape.shape[1:], dvalues.dtype)
         return (), add_along(nothing, indices, dvalues, axis % dvalues.ndim, unique=True)
 

@@ -24,7 +24,8 @@ Cached: w and V, the outputs, in at least float32.
 
 Numerical care: half precision is decomposed in float32. Each element of M is a difference over a gap: relative to dV,
 the error of dA is round-off times |A| over the smallest gap. Where the numerator is 0 no gap is needed, and 0 / 0 is
-taken as 0: of eigenvalues alone (dV = 0) dA is V diag(dw) V^T, at repeated ones too. There V is any basis of their
+taken as 0: of eigenvalues alone (dV = 0) dA is V diag(dw) V^T, at repeated ones too, and where V is not used (dV is
+`None`) that is all that is computed. There V is any basis of their
 space and has no derivative: where dV asks for it, dA is inf or NaN, as autodiff's is. The equation leaves the sign of
 each column of V open, and devices and dtypes choose differently: here its largest element is positive, so that they
 agree. V jumps where two elements are largest together.
@@ -76,10 +77,14 @@ def eigh() -> Layer:
 
     def backward(params, cache, dy):
         w, V = cache
-        dw, dV = (widen(d) for d in dy)
-        H = product(transpose(V), dV)
-        M = with_diagonal(quotient(0.5 * (H - transpose(H)), w[..., None, :] - w[..., :, None]), dw)
-        return (), cast(product(product(V, M), transpose(V)), dy[1].dtype)
+        dw, dV = dy
+        if dV is None:
+            VM = V * widen(dw)[..., None, :]
+        else:
+            H = product(transpose(V), widen(dV))
+            M = quotient(0.5 * (H - transpose(H)), w[..., None, :] - w[..., :, None])
+            VM = product(V, M if dw is None else with_diagonal(M, widen(dw)))
+        return (), cast(product(VM, transpose(V)), (dw if dV is None else dV).dtype)
 
     return Layer(no_params, forward, backward, who)
 

@@ -64,6 +64,8 @@ def log_determinant() -> Layer:
 
     def backward(params, factors, dy):
         _, dl = dy
+        if dl is None:
+            return (), None
         scaled = identity_like(factors.lu) * widen(dl)[..., None, None]
         return (), cast(solve_factorised_transposed(factors, scaled), dl.dtype)
 

@@ -38,6 +38,7 @@ R's diagonal are those of LAPACK.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.lax.linalg import triangular_solve
@@ -45,7 +46,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, no_params, with_zeros
 from bpref.rule import Case, Real, Rule
 
 
@@ -73,7 +74,8 @@ def qr() -> Layer:
 
     def backward(params, cache, dy):
         Q, R = cache
-        dQ, dR = (widen(d) for d in dy)
+        dtype = jax.tree.leaves(dy)[0].dtype
+        dQ, dR = (widen(d) for d in with_zeros(dy, (Q, R)))
         dR = jnp.triu(dR)
         m, k, n = *Q.shape[-2:], R.shape[-1]
         of_Q = product(transpose(Q), dQ)
@@ -82,7 +84,7 @@ def qr() -> Layer:
         turned = product(Q, turned) if m == k else dQ + product(Q, turned - of_Q)
         turned = triangular_solve(R[..., :k], turned, left_side=False, lower=False, transpose_a=True)
         dA = product(Q, dR) + jnp.pad(turned, [(0, 0)] * (R.ndim - 1) + [(0, n - k)])
-        return (), cast(dA, dy[0].dtype)
+        return (), cast(dA, dtype)
 
     return Layer(no_params, forward, backward, who)
 

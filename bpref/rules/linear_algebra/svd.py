@@ -30,14 +30,16 @@ formed, so that small ones neither underflow nor lose half of their digits; rota
 s_j - s_i, rotations against each other only the sum. The error of dA is round-off times |A| over the smallest gap, and
 where m != n over the smallest s: 1e-12 is reached in float64 while these ratios are below 1e3 or so, and no formula
 reaches more, since that is the condition of the singular vectors. Where a numerator is 0 no gap is needed, and 0 / 0
-is taken as 0: of singular values alone (dU = dV = 0) dA is U diag(ds) V^T, at repeated ones and at 0 too. U and V have
-no derivative at repeated singular values, nor at 0 where m != n: where dU or dV asks for it, dA is inf or NaN. The
-signs of u_l and v_l, open together, are such that the largest element of u_l is positive, on every device and in every
+is taken as 0: of singular values alone (dU = dV = 0) dA is U diag(ds) V^T, at repeated ones and at 0 too, and
+where neither U nor V is used (their cotangents are `None`) that is all that is computed. U and V have no derivative at
+repeated singular values, nor at 0 where m != n: where dU or dV asks for it, dA is inf or NaN. The signs of u_l and
+v_l, open together, are such that the largest element of u_l is positive, on every device and in every
 dtype.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -52,7 +54,7 @@ from bpref.formulas.matrices import (
     transpose,
     with_diagonal,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, no_params, with_zeros
 from bpref.rule import Case, Real, Rule
 
 
@@ -85,7 +87,11 @@ def svd() -> Layer:
 
     def backward(params, cache, dy):
         U, s, Vt = cache
-        dU, ds, dVt = (widen(d) for d in dy)
+        dtype = jax.tree.leaves(dy)[0].dtype
+        dU, ds, dVt = dy
+        if dU is None and dVt is None:
+            return (), cast(product(U * widen(ds)[..., None, :], Vt), dtype)
+        dU, ds, dVt = (widen(d) for d in with_zeros((dU, ds, dVt), (U, s, Vt)))
         m, n = U.shape[-2], Vt.shape[-1]
         of_U, of_V = product(transpose(U), dU), product(Vt, transpose(dVt))
         K, L = of_U - transpose(of_U), of_V - transpose(of_V)
@@ -97,7 +103,7 @@ def svd() -> Layer:
             dA = product(U, product(M - quotient(transpose(of_V), s_i), Vt) + quotient(dVt, s_i))
         else:
             dA = product(product(U, M), Vt)
-        return (), cast(dA, dy[0].dtype)
+        return (), cast(dA, dtype)
 
     return Layer(no_params, forward, backward, who)
 

@@ -61,7 +61,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, with_zeros
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.glu import glu
@@ -185,7 +185,7 @@ def mixture_of_experts(
         _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
         of_router, weights, u, blocks, shared_u = cache
         x = of_router.x
-        tokens, dtokens = (v.reshape(-1, v.shape[-1]) for v in (x, dy.y))
+        tokens, dtokens = (v.reshape(-1, v.shape[-1]) for v in (x, with_zeros(dy.y, x)))
         of = _token(blocks.row, tokens.shape[0], k)
         w = rows_in_blocks(weights.T.reshape(-1, 1), blocks.row)
 

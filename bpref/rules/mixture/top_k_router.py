@@ -38,6 +38,7 @@ token's G changes nothing, and with G of the best expert taken away its own larg
 renormalised weights are 1, and scores learn from the two losses alone.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -120,16 +121,21 @@ def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
         x, z, chosen = cache
         p, l = _softmax(z)
         N = max(l.size, 1)
-        dw, dB, dZ = (widen(v) for v in dy[1:])
-        own = _one_hot(chosen, z)
-        G = jnp.broadcast_to(dB * (experts / N) * _shares(chosen, z), z.shape)
-        if not renormalize:
-            G += jnp.sum(own * dw[..., None], -2)
-        dz = _through_softmax(p, G - _at(G, chosen[..., :1])) + dZ * (2 / N) * l * p
-        if renormalize:
+        dw, dB, dZ = (None if v is None else widen(v) for v in dy[1:])
+        of_p, of_z = [], []
+        if dB is not None:
+            of_p.append(jnp.broadcast_to(dB * (experts / N) * _shares(chosen, z), z.shape))
+        if dw is not None and renormalize:
             dchosen = _through_softmax(_weights(z, p, chosen), dw - dw[..., :1])
-            dz += jnp.sum(own * dchosen[..., None], -2)
-        dz = cast(dz, x.dtype)
+            of_z.append(_at_the_chosen(dchosen, chosen, z))
+        elif dw is not None:
+            of_p.append(_at_the_chosen(dw, chosen, z))
+        if of_p:
+            G = reduce(jnp.add, of_p)
+            of_z.append(_through_softmax(p, G - _at(G, chosen[..., :1])))
+        if dZ is not None:
+            of_z.append(dZ * (2 / N) * l * p)
+        dz = cast(reduce(jnp.add, of_z), x.dtype)
         dW = cast(transposed_times(dz, x), params.W.dtype)
         return TopKRouterParams(dW), cast(times(dz, params.W), x.dtype)
 
@@ -157,6 +163,11 @@ def _one_hot(chosen: Array, z: Array) -> Array:
 def _shares(chosen: Array, z: Array) -> Array:
     """f_e."""
     return jnp.sum(_one_hot(chosen, z), range(chosen.ndim)) / max(chosen.size, 1)
+
+
+def _at_the_chosen(d: Array, chosen: Array, z: Array) -> Array:
+    """sum_j d_nj [i_nj = e], of shape (..., E)."""
+    return jnp.sum(_one_hot(chosen, z) * d[..., None], -2)
 
 
 def _through_softmax(p: Array, dp: Array) -> Array:

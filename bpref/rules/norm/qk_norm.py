@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
+from bpref.layer import Layer, with_zeros
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
@@ -97,7 +97,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
                 rms.backward(RmsNormParams(p), c, d) for p, c, d in zip(params, cache, dy, strict=True)
             )
             return QkNormParams(of_q.scale, of_k.scale), (dq, dk)
-        dq, dk = dy
+        dq, dk = with_zeros(dy, (cache.q.x, cache.k.x))
         g = params.q_scale
         qhat = widen(cache.q.x) / cache.q.length
         dg = cast(jnp.sum(widen(dq) * qhat), g.dtype)

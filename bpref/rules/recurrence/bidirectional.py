@@ -25,6 +25,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import came, cast, widen
+from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.steps import Passed, Steps
 from bpref.layer import Layer
 from bpref.naive.recurrence import sequences
@@ -34,10 +35,18 @@ from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
 
 
 class Both(NamedTuple):
-    """One of each recurrence: parameters, states, or caches."""
+    """One of each recurrence: parameters, or states."""
 
     ahead: Any
     back: Any
+
+
+class BidirectionalCache(NamedTuple):
+    """What the two keep, and how many features the first puts out."""
+
+    ahead: Any
+    back: Any
+    y_ahead: Float[Array, "0 B T p"]
 
 
 def bidirectional(ahead: Layer, back: Layer) -> Layer:
@@ -75,23 +84,29 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
         of_ahead, of_back = each(x)
         f, cache_f = ahead.forward(params.ahead, of_ahead)
         g, cache_g = back.forward(params.back, of_back)
-        return Passed(jnp.concatenate([f.y, g.y], -1), Both(f.state, g.state)), Both(cache_f, cache_g)
+        y = Passed(jnp.concatenate([f.y, g.y], -1), Both(f.state, g.state))
+        return y, BidirectionalCache(cache_f, cache_g, shape_keeper(f.y))
 
     def backward(params, cache, dy):
-        p = jax.tree.leaves(dy.state.ahead)[0].shape[-1]
-        dy_f, dy_g = Passed(dy.y[..., :p], dy.state.ahead), Passed(dy.y[..., p:], dy.state.back)
-        dahead, f = ahead.backward(params.ahead, cache.ahead, dy_f)
-        dback, g = back.backward(params.back, cache.back, dy_g)
-        if not isinstance(f, Steps):
-            return Both(dahead, dback), summed(f, g)
-        dstate = None if f.state is None else Both(f.state, g.state)
-        return Both(dahead, dback), Steps(summed(f.x, g.x), dstate, None)
+        dy = Passed(None, None) if dy is None else dy
+        p = cache.y_ahead.shape[-1]
+        y_f, y_g = (None, None) if dy.y is None else (dy.y[..., :p], dy.y[..., p:])
+        s_f, s_g = (None, None) if dy.state is None else dy.state
+        dahead, f = ahead.backward(params.ahead, cache.ahead, Passed(y_f, s_f))
+        dback, g = back.backward(params.back, cache.back, Passed(y_g, s_g))
+        (x_f, s_f), (x_g, s_g) = ((d.x, d.state) if isinstance(d, Steps) else (d, None) for d in (f, g))
+        dx = summed(x_f, x_g)
+        if Steps in (type(f), type(g)):
+            dx = Steps(dx, None if s_f is None and s_g is None else Both(s_f, s_g), None)
+        return Both(dahead, dback), dx
 
     return Layer(init, forward, backward, who, (ahead, back), bidirectional)
 
 
-def summed(a: Array, b: Array) -> Array:
-    """a + b, added in at least float32."""
+def summed(a: Array | None, b: Array | None) -> Array | None:
+    """a + b, added in at least float32; `None` adds nothing."""
+    if a is None or b is None:
+        return b if a is None else a
     return cast(widen(a) + widen(b), a.dtype)
 
 

@@ -55,7 +55,7 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.steps import Passed
-from bpref.layer import Layer
+from bpref.layer import Layer, with_zeros
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, Size, specs
 
@@ -174,6 +174,7 @@ def selective_scan(
     def backward(params, cache, dy):
         x, starts = cache
         dy, dlast = dy if final else (dy, None)
+        dy = with_zeros(dy, x.u)
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
 
