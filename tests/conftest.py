@@ -8,18 +8,19 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bpref.verify.programs.running import collect_rarely
+from bpref.verify.programs.running import QUICK_OPTIONS, collect_rarely
 
 
 def compile_in_a_hurry() -> None:
     """Have XLA write slower code in less time, here and in all processes started from here: most of it runs once.
 
-    XLA aborts at a flag that it does not know, so a process of its own tries it.
+    XLA aborts at a flag that it does not know, so a process of its own tries them.
     """
-    flag, given = "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")
-    if flag in given:  # a worker, whose controller has tried it
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK_OPTIONS.items()]
+    given = os.environ.get("XLA_FLAGS", "").split()
+    if set(flags) <= set(given):  # a worker, whose controller has tried them
         return
-    wanted = os.environ | {"XLA_FLAGS": f"{flag} {given}"}
+    wanted = os.environ | {"XLA_FLAGS": " ".join(flags + given)}
     tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=wanted, capture_output=True)
     if tried.returncode == 0:
         os.environ.update(wanted)
