@@ -19,7 +19,8 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import jax.numpy as jnp
-from jax import Array, ShapeDtypeStruct
+import numpy as np
+from jax import Array
 from jaxtyping import AbstractArray
 
 from bpref.dtypes import as_array, came, is_array, require_array, require_floating, require_integer
@@ -259,7 +260,7 @@ def _as_declared(who: str, name: str, v: Any, declared: Any) -> Any:
     alternatives = _alternatives(declared)
     if (v is None and NoneType in alternatives) or not any(map(_is_declared_array, alternatives)):
         return v
-    return v if isinstance(v, Array | ShapeDtypeStruct) else as_array(who, name, v)
+    return v if is_array(v) and not isinstance(v, np.ndarray | np.generic) else as_array(who, name, v)
 
 
 def _alternatives(declared: Any) -> tuple[Any, ...]:
