@@ -109,7 +109,7 @@ def leaves_of_point(
 
 def nudged(values: Sequence[Any], rng: Generator, eps: float | Sequence[float]) -> list[Any]:
     """Every floating-point element moved by up to `eps` of itself, one number for all or one for each array."""
-    each = [eps] * len(values) if isinstance(eps, float) else eps
+    each = eps if isinstance(eps, Sequence) else [eps] * len(values)
     return [
         v * (1 + e * rng.uniform(-1, 1, v.shape)) if jnp.issubdtype(v.dtype, jnp.inexact) else v
         for v, e in zip(values, each, strict=True)
