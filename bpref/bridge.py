@@ -14,11 +14,11 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
 
-from bpref.layer import Layer, require_layer
+from bpref.layer import Layer, P, X, Y, require_layer
 from bpref.loops import made_to_vary, varies_along
 
 
-def as_function(layer: Layer, out_sharding: Any = None) -> Callable[[Any, Any], Any]:
+def as_function(layer: Layer[P, X, Y, Any], out_sharding: Any = None) -> Callable[[P, X], Y]:
     """The bridge: `(params, x) -> y`, a `jax.custom_vjp` function whose reverse is the layer's own backward.
 
     `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero, and what JAX

@@ -14,13 +14,28 @@ a layer, and never look into `dparams`: whatever a leaf puts there, one reverse 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from types import FunctionType
-from typing import Any, NamedTuple, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Optional, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from bpref.checks.given import guarded
 from bpref.dtypes import described, require_array, require_arrays
+
+if TYPE_CHECKING:
+
+    class Reals(Array):
+        """What layers put out: real numbers, and so no indices. A type checker alone knows it."""
+
+        __index__: None  # pyright: ignore[reportIncompatibleMethodOverride]
+else:
+    Reals = Array
+
+P = TypeVar("P")
+X = TypeVar("X", contravariant=True)
+Y = TypeVar("Y", covariant=True)
+C = TypeVar("C")
 
 
 class With(NamedTuple):
@@ -56,10 +71,10 @@ class Held(NamedTuple):
     into: Callable[[Any, dict[str, Any]], Any] | None = None
 
 
-class _Layer(NamedTuple):
-    init: Callable[[Any, Any], Any]
-    forward: Callable[[Any, Any], tuple[Any, Any]]
-    backward: Callable[[Any, Any, Any], tuple[Any, Any]]
+class _Layer(NamedTuple, Generic[P, X, Y, C]):
+    init: Callable[[Any, Any], P]
+    forward: Callable[[P, X], tuple[Y, C]]
+    backward: Callable[[P, C, Any], tuple[Any, Any]]
     name: str
     parts: tuple["Layer", ...] = ()
     rebuild: Optional[Callable[..., "Layer"]] = None
@@ -70,8 +85,11 @@ class _Layer(NamedTuple):
     reads: tuple[str, ...] = ()
 
 
-class Layer(_Layer):
+class Layer(_Layer[P, X, Y, C]):
     """A forward, its backward, and what is needed to build and to rebuild them.
+
+    `Layer[P, X, Y, C]` says of what types params, x, y and the cache are: `Layer[LinearParams, Array, Reals,
+    LinearCache]`. What takes indices has `SupportsIndex` for X, which `Reals` are not.
 
     Attributes:
       init: `(key, x) -> params`; `x` is an array, a `jax.ShapeDtypeStruct`, or a pytree of them.
@@ -98,9 +116,9 @@ class Layer(_Layer):
 
     def __new__(
         cls,
-        init: Callable[[Any, Any], Any],
-        forward: Callable[[Any, Any], tuple[Any, Any]],
-        backward: Callable[[Any, Any, Any], tuple[Any, Any]],
+        init: Callable[..., Any],
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
         name: str,
         parts: tuple["Layer", ...] = (),
         rebuild: Optional[Callable[..., "Layer"]] = None,
@@ -109,7 +127,7 @@ class Layer(_Layer):
         held: Held | None = None,
         evaluating: Optional["Layer"] = None,
         reads: tuple[str, ...] | None = None,
-    ) -> "Layer":
+    ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
                 raise TypeError(f"Layer {name!r}: {what} is {described(f)}, expected a function")

@@ -5,11 +5,21 @@ Forward: y_i = f_i(x). Every layer reads the same x, so that J changes with it t
     delta J = sum_i <dy_i, f_i'(x) delta x>,     dx = sum_i (f_i's backward of dy_i)
 """
 
-from bpref.compose.parts import added, parts_of
-from bpref.layer import Layer
+from typing import Any, overload
+
+from bpref.compose.parts import C1, C2, P1, P2, Y1, Y2, ByName, ByNumber, added, parts_of
+from bpref.layer import Layer, X
 
 
-def fan_out(*layers: Layer, **named: Layer) -> Layer:
+@overload
+def fan_out(
+    a: Layer[P1, X, Y1, C1], b: Layer[P2, X, Y2, C2], /
+) -> Layer[tuple[P1, P2], X, tuple[Y1, Y2], tuple[C1, C2]]: ...
+@overload
+def fan_out(*layers: Layer) -> ByNumber: ...
+@overload
+def fan_out(**named: Layer) -> ByName: ...
+def fan_out(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """`x -> (f_1(x), ..., f_n(x))`; x may be a pytree.
 
     Params, cache and y have one entry per layer: they are tuples, or dicts where the layers have names. The cotangent

@@ -5,19 +5,37 @@ dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it 
 """
 
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import jax
 
-from bpref.compose.parts import added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
-from bpref.layer import Layer
+from bpref.compose.parts import (
+    C1,
+    C2,
+    P1,
+    P2,
+    added,
+    as_input,
+    at_the_start,
+    begun,
+    given_state,
+    of_value,
+    parts_of,
+    pull,
+    run,
+)
+from bpref.layer import Layer, X, Y
 
 
 @overload
-def objective(network: Layer, loss: Layer, /) -> Layer: ...
+def objective(
+    network: Layer[P1, X, Any, C1], loss: Layer[P2, Any, Y, C2], /
+) -> Layer[tuple[P1, P2], tuple[X, Any], Y, tuple[C1, C2]]: ...
 @overload
-def objective(*, network: Layer, loss: Layer) -> Layer: ...
-def objective(*layers: Layer, **named: Layer) -> Layer:
+def objective(
+    *, network: Layer[Any, X, Any, Any], loss: Layer[Any, Any, Y, Any]
+) -> Layer[dict[str, Any], tuple[X, Any], Y, dict[str, Any]]: ...
+def objective(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """The layer `(X, y) -> J` of a network and a loss.
 
     Its params and cache are pairs, `(network's, loss's)`; of `objective(network=..., loss=...)` dicts by these names.

@@ -4,11 +4,21 @@ Forward: y_i = f_i(x_i). No layer reads another's input, so the Jacobian is bloc
 transpose: dx_i is f_i's backward of dy_i.
 """
 
-from bpref.compose.parts import parts_of
+from typing import Any, overload
+
+from bpref.compose.parts import C1, C2, P1, P2, X1, X2, Y1, Y2, ByName, ByNumber, parts_of
 from bpref.layer import Layer
 
 
-def parallel(*layers: Layer, **named: Layer) -> Layer:
+@overload
+def parallel(
+    a: Layer[P1, X1, Y1, C1], b: Layer[P2, X2, Y2, C2], /
+) -> Layer[tuple[P1, P2], tuple[X1, X2], tuple[Y1, Y2], tuple[C1, C2]]: ...
+@overload
+def parallel(*layers: Layer) -> ByNumber: ...
+@overload
+def parallel(**named: Layer) -> ByName: ...
+def parallel(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """The product of layers: `(x_1, ..., x_n) -> (y_1, ..., y_n)`.
 
     Params, cache, x and y have one entry per layer: they are tuples, or dicts where the layers have names.

@@ -5,7 +5,7 @@ Params, cache and cotangents have one entry for each part: a tuple where the par
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,24 @@ from jax import lax
 from bpref import loops
 from bpref.dtypes import cast, described, wide_dtype, widen
 from bpref.layer import Layer, With, has_none, require_layer, with_zeros
+
+A = TypeVar("A")
+B = TypeVar("B")
+P1 = TypeVar("P1")
+P2 = TypeVar("P2")
+P3 = TypeVar("P3")
+C1 = TypeVar("C1")
+C2 = TypeVar("C2")
+C3 = TypeVar("C3")
+X1 = TypeVar("X1")
+X2 = TypeVar("X2")
+Y1 = TypeVar("Y1")
+Y2 = TypeVar("Y2")
+"""What a combinator's signature says of its parts' types."""
+
+ByName = Layer[dict[str, Any], Any, Any, dict[str, Any]]
+ByNumber = Layer[tuple[Any, ...], Any, Any, tuple[Any, ...]]
+"""Compositions of as many layers as their signature does not tell apart."""
 
 Names = tuple[str, ...]
 Begin = Callable[[Any, Any], tuple[Any, Any]]

@@ -10,14 +10,14 @@ the two are in different loops, and it pays.
 
 from typing import Any, NamedTuple
 
-from bpref.layer import Layer, require_layer
+from bpref.layer import Layer, P, X, Y, require_layer
 
 
 class RematCache(NamedTuple):
     x: Any
 
 
-def remat(layer: Layer) -> Layer:
+def remat(layer: Layer[P, X, Y, Any]) -> Layer[P, X, Y, RematCache]:
     """The same function with `cache := x`; the backward runs the forward again. `TypeError` for what is no Layer."""
     require_layer("remat", "layer", layer)
 

@@ -4,15 +4,34 @@ Differential: delta y = delta x + delta f(x). The cotangent goes both ways and t
 dx = dy + (f's backward of dy). Nothing is cached beyond what f keeps: the adjoint of a sum needs no values.
 """
 
+from typing import Any, overload
+
 import jax
 from jax import lax
 
-from bpref.compose.parts import added, as_input, given_state, of_value, pull, run, without
-from bpref.compose.serial import serial
-from bpref.layer import Layer, require_layer
+from bpref.compose.parts import (
+    ByName,
+    ByNumber,
+    added,
+    as_input,
+    given_state,
+    of_value,
+    parts_of,
+    pull,
+    run,
+    without,
+)
+from bpref.compose.serial import in_series
+from bpref.layer import C, Layer, P, X, Y, require_layer
 
 
-def residual(*layers: Layer, **named: Layer) -> Layer:
+@overload
+def residual(layer: Layer[P, X, Y, C], /) -> Layer[P, X, Y, C]: ...
+@overload
+def residual(a: Layer, b: Layer, /, *more: Layer) -> ByNumber: ...
+@overload
+def residual(**named: Layer) -> ByName: ...
+def residual(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """x plus what the layer makes of it; x may be a pytree. Params and cache are the layer's own.
 
     Several layers, or layers with names, are taken one after the other: `residual(norm=rms_norm(), up=linear(64))` is
@@ -23,7 +42,7 @@ def residual(*layers: Layer, **named: Layer) -> Layer:
       TypeError: something is no layer.
     """
     if len(layers) != 1 or named:
-        return residual(serial(*layers, **named))
+        return residual(in_series(parts_of("serial", layers, named)))
     (layer,) = layers
     require_layer("residual", "layer", layer)
 

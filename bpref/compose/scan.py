@@ -10,10 +10,10 @@ import jax
 from bpref import loops
 from bpref.compose.parts import as_input, at_the_start, begun, given_state, of_value, pull, pull_each, run, without
 from bpref.compose.residual import require_same_shapes
-from bpref.layer import Layer, require_layer
+from bpref.layer import C, Layer, P, X, Y, require_layer
 
 
-def scan(layer: Layer, length: int) -> Layer:
+def scan(layer: Layer[P, X, Y, C], length: int) -> Layer[P, X, Y, C]:
     """`length` layers in series, each with its own parameters, stacked along a new first axis.
 
     Args:

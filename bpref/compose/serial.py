@@ -5,14 +5,49 @@ reverse, and each one is given the cotangent of its output: dA[l-1] = f[l]'s bac
 """
 
 from functools import partial
+from typing import Any, overload
 
 import jax
 
-from bpref.compose.parts import added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
-from bpref.layer import Layer
+from bpref.compose.parts import (
+    C1,
+    C2,
+    C3,
+    P1,
+    P2,
+    P3,
+    A,
+    B,
+    ByName,
+    Parts,
+    added,
+    as_input,
+    at_the_start,
+    begun,
+    given_state,
+    of_value,
+    parts_of,
+    pull,
+    run,
+)
+from bpref.layer import Layer, X, Y
 
 
-def serial(*layers: Layer, **named: Layer) -> Layer:
+@overload
+def serial(a: Layer[P1, X, Y, C1], /) -> Layer[tuple[P1], X, Y, tuple[C1]]: ...
+@overload
+def serial(a: Layer[P1, X, A, C1], b: Layer[P2, A, Y, C2], /) -> Layer[tuple[P1, P2], X, Y, tuple[C1, C2]]: ...
+@overload
+def serial(
+    a: Layer[P1, X, A, C1], b: Layer[P2, A, B, C2], c: Layer[P3, B, Y, C3], /
+) -> Layer[tuple[P1, P2, P3], X, Y, tuple[C1, C2, C3]]: ...
+@overload
+def serial(
+    a: Layer[Any, X, A, Any], b: Layer[Any, A, B, Any], c: Layer[Any, B, Any, Any], d: Layer, /, *more: Layer
+) -> Layer[tuple[Any, ...], X, Any, tuple[Any, ...]]: ...
+@overload
+def serial(**named: Layer) -> ByName: ...
+def serial(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """The composition of layers, the first one applied first: `serial(linear(64), tanh())`.
 
     Its params and its cache have one entry per layer: they are tuples; or, of `serial(hidden=linear(64), act=tanh())`,
@@ -22,7 +57,11 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
       ValueError: there is no layer; or, at the call, params do not have one entry per layer.
       TypeError: something is no layer; only some have names.
     """
-    parts = parts_of("serial", layers, named)
+    return in_series(parts_of("serial", layers, named))
+
+
+def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
+    """`serial` of parts."""
 
     def begin_all(key, x):
         x, beside = at_the_start(x)
