@@ -123,7 +123,7 @@ def through_time(
     def backward(params, cache, dy):
         given = as_steps(cache.x)
         shape = *given.x.shape[:2], jax.tree.leaves(cache.last)[0].shape[-1]
-        dy = with_zeros(dy, Passed(jax.ShapeDtypeStruct(shape, given.x.dtype), cache.last))
+        dy = with_zeros(dy, Passed._make((jax.ShapeDtypeStruct(shape, given.x.dtype), cache.last)))
         p = jax.tree.map(widen, params)
         k = segment_length(given.x.shape[1], checkpoint)
         (inputs, n), (dy_filled, _) = filled_up(given.x, k), filled_up(dy.y, k)

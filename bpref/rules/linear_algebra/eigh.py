@@ -33,6 +33,7 @@ agree. V jumps where two elements are largest together.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -78,13 +79,14 @@ def eigh() -> Layer:
     def backward(params, cache, dy):
         w, V = cache
         dw, dV = dy
+        dtype = jax.tree.leaves(dy)[0].dtype
         if dV is None:
             VM = V * widen(dw)[..., None, :]
         else:
             H = product(transpose(V), widen(dV))
             M = quotient(0.5 * (H - transpose(H)), w[..., None, :] - w[..., :, None])
             VM = product(V, M if dw is None else with_diagonal(M, widen(dw)))
-        return (), cast(product(VM, transpose(V)), (dw if dV is None else dV).dtype)
+        return (), cast(product(VM, transpose(V)), dtype)
 
     return Layer(no_params, forward, backward, who)
 

@@ -88,16 +88,16 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
         return y, BidirectionalCache(cache_f, cache_g, shape_keeper(f.y))
 
     def backward(params, cache, dy):
-        dy = Passed(None, None) if dy is None else dy
+        of_y, of_states = dy or (None, None)
         p = cache.y_ahead.shape[-1]
-        y_f, y_g = (None, None) if dy.y is None else (dy.y[..., :p], dy.y[..., p:])
-        s_f, s_g = (None, None) if dy.state is None else dy.state
-        dahead, f = ahead.backward(params.ahead, cache.ahead, Passed(y_f, s_f))
-        dback, g = back.backward(params.back, cache.back, Passed(y_g, s_g))
+        ys = (None, None) if of_y is None else (of_y[..., :p], of_y[..., p:])
+        dy_f, dy_g = map(Passed._make, zip(ys, of_states or (None, None), strict=True))
+        dahead, f = ahead.backward(params.ahead, cache.ahead, dy_f)
+        dback, g = back.backward(params.back, cache.back, dy_g)
         (x_f, s_f), (x_g, s_g) = ((d.x, d.state) if isinstance(d, Steps) else (d, None) for d in (f, g))
         dx = summed(x_f, x_g)
         if Steps in (type(f), type(g)):
-            dx = Steps(dx, None if s_f is None and s_g is None else Both(s_f, s_g), None)
+            dx = Steps._make((dx, None if s_f is None and s_g is None else Both(s_f, s_g), None))
         return Both(dahead, dback), dx
 
     return Layer(init, forward, backward, who, (ahead, back), bidirectional)
