@@ -1,6 +1,7 @@
 """audit: every custom derivative rule inside a function, held against its own primal at the values that flow there."""
 
 import json
+import re
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from numbers import Number
@@ -11,8 +12,9 @@ import jax
 from bpref.layer import Layer
 from bpref.verify.check import check
 from bpref.verify.examining.prepare import WIDE
+from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.examining.subject import array_leaves, is_array
-from bpref.verify.naming import argument_names, function_name, names_of_leaves
+from bpref.verify.naming import argument_names, first_line, function_name, names_of_leaves
 from bpref.verify.numbers.measure import widened
 from bpref.verify.numbers.points import fill_specifications, generator
 from bpref.verify.options import came, require_callable, require_fitting, require_flags, seed_of
@@ -129,7 +131,9 @@ def audit(
       then the whole is not ok.
 
     Raises:
-      TypeError: `fun` is no function; or whatever it raises for these arguments.
+      TypeError: `fun` is no function, or an argument no array where `fun` takes it for one; or whatever it raises for
+        these arguments.
+      CannotCheck: JAX cannot trace `fun`, since it reads the values of arrays, as a primal in NumPy does.
     """
     if isinstance(fun, Layer):
         raise TypeError(
@@ -144,6 +148,11 @@ def audit(
     filled = fill_specifications(leaves, generator(key, 0))
     try:
         found = sites(lambda *values: fun(*rebuild(list(values))), *filled)
+    except jax.errors.JAXTypeError as error:
+        raise CannotCheck(
+            f"audit: {name} cannot be traced by JAX, since something in it reads the values of arrays "
+            f"({first_line(error)}); give that function to check, which calls it with arrays"
+        ) from error
     except TypeError as error:
         _require_arrays(name, fun, args, error)
         raise
@@ -153,8 +162,10 @@ def audit(
 def _require_arrays(name: str, fun: Any, args: tuple, error: TypeError) -> None:
     """Raise in place of JAX's `error`, which says of an argument by its type alone that it is no array."""
     named = zip(names_of_leaves(argument_names(fun, len(args)), args), jax.tree.leaves(args), strict=True)
-    held = ", ".join(f"{n} is {came(v)}" for n, v in named if not (is_array(v) or isinstance(v, Number)))
-    if held and "valid JAX type" in str(error):
+    odd = [(n, v) for n, v in named if not (is_array(v) or isinstance(v, Number))]
+    odd += [(n, v) for n, v in zip(argument_names(fun, len(args)), args, strict=True) if v is None or type(v) is list]
+    held = ", ".join(f"{n} is {came(v)}" for n, v in odd)
+    if held and re.search("valid JAX type|requires ndarray or scalar arguments", str(error)):
         raise TypeError(f"audit: {held}, and {name} takes it for an array: {error}") from error
 
 

@@ -132,6 +132,22 @@ def test_what_cannot_be_audited(fun, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("x", "came"), [(None, "None"), ([1.0], "a list"), ("a", "a str")], ids=["None", "list", "str"]
+)
+def test_what_is_no_array_and_is_taken_for_one_is_named(x, came):
+    with pytest.raises(TypeError, match=f"^audit: x is {came}, and doubled takes it for an array"):
+        bpref.audit(doubled, x)
+
+
+def test_a_primal_in_numpy_cannot_be_traced_and_its_rule_is_for_check():
+    rule = jax.custom_vjp(lambda x: np.sin(x))
+    rule.defvjp(lambda x: (np.sin(x), x), lambda x, dy: (dy * np.cos(x),))
+    with pytest.raises(ValueError, match=r"^audit: <lambda> cannot be traced by JAX, since something in it reads"):
+        bpref.audit(lambda x: rule(x), X)
+    assert bpref.check(rule, X, key=1).ok
+
+
 @pytest.mark.parametrize("name", ["_core", "fwd", "apply", "<lambda>"])
 def test_a_rule_whose_name_says_nothing_is_named_with_its_module(name):
     def primal(x):
