@@ -27,8 +27,8 @@ def multiply_along(matrix: np.ndarray, x: Array, axis: int) -> Array:
         return jnp.moveaxis(y, -1, axis)
     # A weight of 0 is of an element that the row has anyway, or of none: 0 times a NaN elsewhere would be NaN.
     columns = np.where(weights == 0, np.where(counts, columns[:, 0], nowhere)[:, None], columns)
-    mode = {"mode": "clip"} if counts.all() else {"mode": "fill", "fill_value": 0}
-    taken = [jnp.take(x, column, axis=axis, **mode) for column in columns.T]
+    mode = "clip" if counts.all() else "fill"
+    taken = [jnp.take(x, column, axis=axis, mode=mode, fill_value=0) for column in columns.T]
     if most == 1 and np.all(weights == (counts > 0)[:, None]):
         return taken[0]
     shape = taken[0].shape

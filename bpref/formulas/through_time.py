@@ -9,8 +9,9 @@ Back, in the other order, with ds_t the cotangent of s_t by what came after it, 
     ds_{t-1}, d_t = pull(kept_t, s_{t-1}, s_t, ds_t, dy_t)
 
 Whatever is a sum over all steps, as the cotangents of the weights are, is made after the loop from all d_t together,
-by `collect`: one product of (k B) rows, where one in each step would read and write the weights' cotangents T times.
-k is the length of a segment, all T steps if there are few: z and d are of use within it alone, and go with it.
+by `collect`: one product of (k B) rows, in blocks if there are many, where one in each step would read and write the
+weights' cotangents T times. k is the length of a segment, all T steps if there are few: z and d are of use within it
+alone, and go with it.
 
 - Lengths: a step beyond an example's length leaves the state as it was and puts out 0: s_t = s_{t-1}, y_t = 0. Back,
   ds_{t-1} = ds_t, and d_t is 0 since pull is linear and is given 0. Reversed, the steps beyond the end come first and

@@ -26,7 +26,8 @@ Numerical care: 2 P s_p is an integer, and so the weights, computed while tracin
 a small one would keep its error of up to H round-offs. `jax.image.resize` has that error, and in float64 agrees with
 this to 7e-12 of an element only. Half precision is summed in float32 and rounded once. The axis that shrinks most is
 done first. To multiply by A as a dense matrix, as `jax.image.resize` does, is H products for each number instead of
-two, and a NaN spreads to its whole row and column; here it stays in its place.
+two, and a NaN spreads to its whole row and column; here it stays in its place, but for the gradient of bilinear images
+that are enlarged eight times or more: their A is dense there.
 """
 
 from typing import NamedTuple
