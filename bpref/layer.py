@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.checks.given import guarded
-from bpref.dtypes import described, require_array, require_arrays
+from bpref.cotangents import has_cotangent, require_cotangent, with_zeros
+from bpref.dtypes import described, require_arrays
 
 if TYPE_CHECKING:
 
@@ -181,25 +182,6 @@ def where_used(backward: Callable[..., Any], untrained: Sequence[str]) -> Callab
     return pull
 
 
-def is_differentiable(v: Any) -> bool:
-    return jnp.issubdtype(v.dtype, jnp.inexact)
-
-
-def with_zeros(d: Any, v: Any) -> Any:
-    """The cotangent `d` of `v`, zeros in it where `None` says that it is zero."""
-    return _in_place_of_none(lambda a: jnp.zeros_like(a) if is_differentiable(a) else None, d, v)
-
-
-def has_none(dy: Any) -> bool:
-    """Whether something in a cotangent is `None`."""
-    return any(d is None for d in jax.tree.leaves(dy, is_leaf=lambda d: d is None))
-
-
-def _in_place_of_none(f: Callable[[Any], Any], d: Any, v: Any) -> Any:
-    """The tree d; under every `None` in it, that of f of v's arrays."""
-    return jax.tree.map(lambda e, u: jax.tree.map(f, u) if e is None else e, d, v, is_leaf=lambda e: e is None)
-
-
 def no_params(key: Any, x: Any) -> tuple[()]:
     """The `init` of every layer without parameters."""
     return ()
@@ -299,31 +281,6 @@ def begin(layer: Layer, key: Any, x: Any) -> tuple[Any, Any]:
     return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, x)
 
 
-def require_cotangent(who: str, dy: Any, y: Any) -> None:
-    """Raise unless dy has y's tree, and y's shapes and dtypes where y is differentiable; elsewhere it is not looked at.
-
-    `None` may stand for any part of it.
-
-    Raises:
-      ValueError: the tree or a shape is another.
-      TypeError: there is no array, or one of another dtype.
-    """
-    values, tree = jax.tree_util.tree_flatten_with_path(y)
-    try:
-        cotangents = tree.flatten_up_to(_in_place_of_none(lambda _: None, dy, y) if has_none(dy) else dy)
-    except ValueError as error:
-        raise ValueError(f"{who}: dy has the tree {jax.tree.structure(dy)}, y has {tree}") from error
-    for (path, v), d in zip(values, cotangents, strict=True):
-        if d is None or not is_differentiable(v):
-            continue
-        place = jax.tree_util.keystr(path)
-        require_array(who, f"dy{place}", d)
-        if d.shape != v.shape:
-            raise ValueError(f"{who}: dy{place} has shape {d.shape}, y{place} has {v.shape}")
-        if d.dtype != v.dtype:
-            raise TypeError(f"{who}: dy{place} has dtype {d.dtype}, y{place} has {v.dtype}; cast it to y's")
-
-
 def trainable(layer: Layer, params: Any, x: Any) -> Any:
     """Which leaves of `params` are trained: a tree of `params`' structure that holds True and False.
 
@@ -338,13 +295,6 @@ def trainable(layer: Layer, params: Any, x: Any) -> Any:
         return layer.backward(params, cache, y if layer.begin is None else (y[0], x.data))[0]
 
     return has_cotangent(params, jax.eval_shape(sweep, params, x))
-
-
-def has_cotangent(params: Any, dparams: Any) -> Any:
-    """A tree of `params`' structure: False under every `None` of `dparams`, True elsewhere."""
-    return jax.tree.map(
-        lambda d, p: jax.tree.map(lambda _: d is not None, p), dparams, params, is_leaf=lambda d: d is None
-    )
 
 
 def select(mask: Any, params: Any) -> Any:

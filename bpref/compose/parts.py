@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpref import loops
+from bpref.cotangents import has_none, with_zeros
 from bpref.dtypes import cast, described, wide_dtype, widen
-from bpref.layer import Layer, With, has_none, require_layer, with_zeros
+from bpref.layer import Layer, With, require_layer
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -42,8 +42,9 @@ from bpref.compose.parts import (
     run,
 )
 from bpref.compose.residual import require_same_shapes
+from bpref.cotangents import with_zeros
 from bpref.dtypes import came
-from bpref.layer import Layer, With, with_zeros
+from bpref.layer import Layer, With
 from bpref.loops import scan
 
 

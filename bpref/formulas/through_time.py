@@ -33,10 +33,11 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_size
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
-from bpref.layer import Layer, with_zeros
+from bpref.layer import Layer
 from bpref.loops import scan
 
 SEGMENT = 64

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from bpref.cotangents import has_cotangent
 from bpref.dtypes import described
-from bpref.layer import Layer, With, begin, has_cotangent, require_layer, select, trainable
+from bpref.layer import Layer, With, begin, require_layer, select, trainable
 
 if TYPE_CHECKING:
     import optax

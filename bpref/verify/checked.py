@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.cotangents import has_none, with_zeros
 from bpref.dtypes import require_arrays
-from bpref.layer import Layer, has_none, leaf_paths, map_leaves, require_layer, with_zeros
+from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
 from bpref.verify.naming import path_text
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.oracle import with_cotangents

@@ -26,7 +26,7 @@ from bpref import (
     stateful,
     tanh,
 )
-from bpref.layer import with_zeros
+from bpref.cotangents import with_zeros
 from tests.conftest import SEED
 
 KEY = jax.random.key(SEED)

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpref.layer import Layer, require_cotangent
+from bpref.cotangents import require_cotangent
+from bpref.layer import Layer
 from bpref.verify.programs.running import quick_compilation
 
 

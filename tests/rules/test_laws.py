@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import bpref
 from bpref.bridge import as_function
-from bpref.layer import has_cotangent, is_differentiable, with_zeros
+from bpref.cotangents import has_cotangent, is_differentiable, with_zeros
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle

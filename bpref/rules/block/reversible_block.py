@@ -39,11 +39,12 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer, with_zeros
+from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer

@@ -44,9 +44,10 @@ from jax import Array
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
-from bpref.layer import Layer, no_params, with_zeros
+from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 

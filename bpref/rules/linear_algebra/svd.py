@@ -44,6 +44,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
@@ -54,7 +55,7 @@ from bpref.formulas.matrices import (
     transpose,
     with_diagonal,
 )
-from bpref.layer import Layer, no_params, with_zeros
+from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
 

@@ -50,6 +50,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain, require_choice, require_count, require_flags, require_sizes
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import (
@@ -61,7 +62,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.layer import Layer, with_zeros
+from bpref.layer import Layer
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.glu import glu

@@ -33,8 +33,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, with_zeros
+from bpref.layer import Layer
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm

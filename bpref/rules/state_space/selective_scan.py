@@ -52,10 +52,11 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.steps import Passed
-from bpref.layer import Layer, with_zeros
+from bpref.layer import Layer
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, Size, specs
 
