@@ -11,6 +11,7 @@ import typer
 from bpref.checks.given import declared_of
 from bpref.checks.shapes import declared_forms, in_words
 from bpref.cli.errors import blaming_the_input
+from bpref.layer import Layer
 from bpref.nearest import meant
 from bpref.rule import Rule
 from bpref.rules import RULES, other_names
@@ -45,7 +46,7 @@ def shapes(rule: Rule) -> Iterator[str]:
 
 def call(make: Callable[..., Any]) -> str:
     """How a layer's function is called, types without the modules they are from."""
-    signature = inspect.signature(make)
+    signature = inspect.signature(make).replace(return_annotation=Layer)  # what its types are, the shapes below say
     line = f"bpref.{make.__name__}{_bare(str(signature))}"
     if len(line) <= WIDTH:
         return line

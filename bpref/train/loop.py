@@ -185,7 +185,7 @@ def _evaluation(
 
     def evaluate(state, X, y):
         params = begin.stepper.params(state)
-        y_hat = network.forward(params[0], X)[0]
+        y_hat: Any = network.forward(params[0], X)[0]
         J = loss.forward(params[1], (y_hat, y))[0]
         return J, None if metric is None else metric(y_hat, y)
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -29,7 +29,7 @@ class CeluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def celu(alpha: float = 1.0) -> Layer:
+def celu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, CeluCache]:
     """y = max(x, 0) + alpha (exp(min(x, 0) / alpha) - 1) for x of any shape.
 
     Raises:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -29,7 +29,7 @@ class EluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def elu(alpha: float = 1.0) -> Layer:
+def elu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, EluCache]:
     """y = x where x > 0, alpha (exp(x) - 1) where x <= 0, for x of any shape.
 
     Raises:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.elementwise import above_infinity, elementwise, finite
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 K = math.sqrt(8 / math.pi)
@@ -50,7 +50,7 @@ def v(x: Array) -> Array:
     return K * x * (1 + C * (x * x))
 
 
-def gelu(approximate: bool = True) -> Layer:
+def gelu(approximate: bool = True) -> Layer[tuple[()], Array, Reals, GeluCache]:
     """y = x P(x) for x of any shape, in the tanh form or, with `approximate=False`, the erf form.
 
     Raises `ValueError` when `approximate` is no boolean, and `TypeError` when x is not floating-point.

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, widen
 from bpref.formulas.joined import joined
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.identity import identity
@@ -54,7 +54,7 @@ class GluCache(NamedTuple):
     x: Float[Array, "... 2*m"]
 
 
-def glu(gate: str = "sigmoid") -> Layer:
+def glu(gate: str = "sigmoid") -> Layer[tuple[()], Array, Reals, GluCache]:
     """y = a g(b) for the halves a, b of the last axis.
 
     Args:

@@ -41,7 +41,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -53,7 +53,9 @@ class GumbelSoftmaxCache(NamedTuple):
     p: Float[Array, "..."]
 
 
-def gumbel_softmax(temperature: float = 1.0, hard: bool = False, axis: int = -1) -> Layer:
+def gumbel_softmax(
+    temperature: float = 1.0, hard: bool = False, axis: int = -1
+) -> Layer[GumbelSoftmaxParams, Array, Reals, GumbelSoftmaxCache]:
     """y = softmax((x + g) / temperature), g drawn from the Gumbel distribution; or its argmax, one-hot.
 
     Args:

@@ -22,7 +22,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -30,7 +30,7 @@ class HardSwishCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def hard_swish() -> Layer:
+def hard_swish() -> Layer[tuple[()], Array, Reals, HardSwishCache]:
     """y = x min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

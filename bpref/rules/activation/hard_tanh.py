@@ -19,7 +19,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -27,7 +27,7 @@ class HardTanhCache(NamedTuple):
     inside: Bool[Array, "..."]
 
 
-def hard_tanh() -> Layer:
+def hard_tanh() -> Layer[tuple[()], Array, Reals, HardTanhCache]:
     """y = min(max(x, -1), 1) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from jax import Array
 from jaxtyping import Float
 
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -24,7 +24,7 @@ class IdentityCache(NamedTuple):
     pass
 
 
-def identity() -> Layer:
+def identity() -> Layer[tuple[()], Array, Reals, IdentityCache]:
     """y = x for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def forward(params, x: Float[Array, "..."]):

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -28,7 +28,7 @@ class LeakyReluCache(NamedTuple):
     nonnegative: Bool[Array, "..."]
 
 
-def leaky_relu(negative_slope: float = 0.01) -> Layer:
+def leaky_relu(negative_slope: float = 0.01) -> Layer[tuple[()], Array, Reals, LeakyReluCache]:
     """y = x where x >= 0, `negative_slope` x where x < 0, for x of any shape.
 
     Raises:

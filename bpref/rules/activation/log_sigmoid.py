@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -27,7 +27,7 @@ class LogSigmoidCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def log_sigmoid() -> Layer:
+def log_sigmoid() -> Layer[tuple[()], Array, Reals, LogSigmoidCache]:
     """y = -log(1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -50,7 +50,7 @@ class LogSoftmaxCache(NamedTuple):
     S: Float[Array, "..."] | None
 
 
-def log_softmax(axis: int = -1) -> Layer:
+def log_softmax(axis: int = -1) -> Layer[tuple[()], Array, Reals, LogSoftmaxCache]:
     """y = x - log sum exp(x) along an axis.
 
     Args:

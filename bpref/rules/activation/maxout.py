@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import shared_out
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -38,7 +38,7 @@ class MaxoutCache(NamedTuple):
     is_largest: Bool[Array, "... k m"]
 
 
-def maxout(pieces: int = 2) -> Layer:
+def maxout(pieces: int = 2) -> Layer[tuple[()], Array, Reals, MaxoutCache]:
     """y = the largest of the k pieces that the last axis consists of.
 
     Args:

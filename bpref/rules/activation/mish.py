@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import above_infinity, elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 LARGE = 40.0
@@ -34,7 +34,7 @@ class MishCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def mish() -> Layer:
+def mish() -> Layer[tuple[()], Array, Reals, MishCache]:
     """y = x tanh(log(1 + exp(x))) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

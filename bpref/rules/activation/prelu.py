@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -38,7 +38,7 @@ class PreluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer:
+def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer[PreluParams, Array, Reals, PreluCache]:
     """y = x where x >= 0, a x where x < 0, a learned.
 
     Args:

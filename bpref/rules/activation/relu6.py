@@ -19,7 +19,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -27,7 +27,7 @@ class Relu6Cache(NamedTuple):
     inside: Bool[Array, "..."]
 
 
-def relu6() -> Layer:
+def relu6() -> Layer[tuple[()], Array, Reals, Relu6Cache]:
     """y = min(max(x, 0), 6) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -25,7 +25,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 ALPHA = 1.6732632423543772848170429916717
@@ -36,7 +36,7 @@ class SeluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def selu() -> Layer:
+def selu() -> Layer[tuple[()], Array, Reals, SeluCache]:
     """y = scale elu(x, alpha) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

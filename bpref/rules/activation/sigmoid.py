@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -26,7 +26,7 @@ class SigmoidCache(NamedTuple):
     y: Float[Array, "..."]
 
 
-def sigmoid() -> Layer:
+def sigmoid() -> Layer[tuple[()], Array, Reals, SigmoidCache]:
     """y = 1 / (1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import above_infinity, elementwise, finite
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -28,7 +28,7 @@ class SiluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def silu() -> Layer:
+def silu() -> Layer[tuple[()], Array, Reals, SiluCache]:
     """y = x / (1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
     s = jax.lax.logistic
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -28,7 +28,7 @@ class SoftCapCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def soft_cap(cap: float = 30.0) -> Layer:
+def soft_cap(cap: float = 30.0) -> Layer[tuple[()], Array, Reals, SoftCapCache]:
     """y = cap tanh(x / cap) for x of any shape.
 
     Raises:

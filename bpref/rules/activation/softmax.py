@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -42,7 +42,7 @@ class SoftmaxCache(NamedTuple):
     y: Float[Array, "..."]
 
 
-def softmax(axis: int = -1) -> Layer:
+def softmax(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftmaxCache]:
     """y = exp(x) / sum exp(x) along an axis.
 
     Args:

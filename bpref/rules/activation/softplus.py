@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -28,7 +28,7 @@ class SoftplusCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def softplus() -> Layer:
+def softplus() -> Layer[tuple[()], Array, Reals, SoftplusCache]:
     """y = log(1 + exp(x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

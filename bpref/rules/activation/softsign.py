@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise, finite
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -28,7 +28,7 @@ class SoftsignCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def softsign() -> Layer:
+def softsign() -> Layer[tuple[()], Array, Reals, SoftsignCache]:
     """y = x / (1 + |x|) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import while_loop
 from bpref.rule import Case, Real, Rule
 
@@ -45,7 +45,7 @@ class SparsemaxCache(NamedTuple):
     support: Bool[Array, "..."]
 
 
-def sparsemax(axis: int = -1) -> Layer:
+def sparsemax(axis: int = -1) -> Layer[tuple[()], Array, Reals, SparsemaxCache]:
     """y = the nearest point to x with y >= 0 and sum y = 1 along an axis.
 
     Args:

@@ -19,7 +19,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -27,7 +27,7 @@ class SquaredReluCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def squared_relu() -> Layer:
+def squared_relu() -> Layer[tuple[()], Array, Reals, SquaredReluCache]:
     """y = max(x, 0)^2 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.elementwise import elementwise
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -26,7 +26,7 @@ class TanhCache(NamedTuple):
     y: Float[Array, "..."]
 
 
-def tanh() -> Layer:
+def tanh() -> Layer[tuple[()], Array, Reals, TanhCache]:
     """y = tanh(x) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):

@@ -33,8 +33,8 @@ from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
-from bpref.layer import Layer
+from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.rule import Rule
 from bpref.rules.attention.dot_product_attention import CASES
@@ -52,7 +52,7 @@ def blockwise_attention(
     dropout: float = 0.0,
     query_block: int = 256,
     key_block: int = 256,
-) -> Layer:
+) -> Layer[AttentionParams, Heads, Reals, AttentionCache]:
     """`dot_product_attention` with memory that grows with T + S and not with T S: the same results and cotangents.
 
     Args:

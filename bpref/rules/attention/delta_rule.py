@@ -57,7 +57,7 @@ from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_plain
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
@@ -72,7 +72,7 @@ class Chunks(NamedTuple):
     g: Float[Array, "C G L 1"]
 
 
-def delta_rule(chunk: int = 32) -> Layer:
+def delta_rule(chunk: int = 32) -> Layer[tuple[()], DeltaHeads, Reals, DeltaHeads]:
     """y_t = S_t^T q_t, with S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T.
 
     Args:

@@ -46,8 +46,8 @@ from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
-from bpref.layer import Layer
+from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
 
@@ -62,7 +62,7 @@ def dot_product_attention(
     max_distance: int = 128,
     sinks: bool = False,
     dropout: float = 0.0,
-) -> Layer:
+) -> Layer[AttentionParams, Heads, Reals, AttentionCache]:
     """Each query's mean of the values it sees, weighted by the softmax of its dot products with their keys.
 
     Args:

@@ -50,7 +50,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
@@ -95,7 +95,7 @@ def latent_attention(
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,
-) -> Layer:
+) -> Layer[LatentAttentionParams, Array | Sequences, Reals, LatentAttentionCache]:
     """Multi-head latent attention of a sequence to itself, as in DeepSeek-V2.
 
     Args:

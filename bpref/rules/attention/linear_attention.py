@@ -53,7 +53,7 @@ from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, trans
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import require_plain
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
@@ -79,7 +79,9 @@ FEATURES = {
 }
 
 
-def linear_attention(features: str = "elu", normalize: bool = True, causal: bool = True, chunk: int = 64) -> Layer:
+def linear_attention(
+    features: str = "elu", normalize: bool = True, causal: bool = True, chunk: int = 64
+) -> Layer[tuple[()], Heads, Reals, LinearAttentionCache]:
     """y_t = sum_s (phi(q_t) . phi(k_s)) v_s / sum_s phi(q_t) . phi(k_s), at the cost of T, not of T^2.
 
     Args:

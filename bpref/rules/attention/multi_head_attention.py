@@ -57,7 +57,7 @@ from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
 from bpref.formulas.sequences import Sequences, as_sequences, with_key
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
@@ -112,7 +112,7 @@ def multi_head_attention(
     blockwise: bool = True,
     query_block: int = 256,
     key_block: int = 256,
-) -> Layer:
+) -> Layer[MultiHeadAttentionParams, Array | Sequences, Reals, MultiHeadAttentionCache]:
     """y = W_o attention(W_q x, W_k c, W_v c), of a sequence to itself or to another.
 
     Args:
@@ -215,7 +215,7 @@ def multi_head_attention(
         given = as_sequences(who, x)
         asks, answers = _both(given)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        of_norm = None
+        of_norm: Any = None
         if norm is not None:
             (q, k), of_norm = normed(params, q, k)
             q, k = turned(q, k)

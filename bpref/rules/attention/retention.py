@@ -50,12 +50,12 @@ from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Real, Rule, specs
 
 
-def retention(chunk: int = 64) -> Layer:
+def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads]:
     """y_t = S_t^T q_t, with S_t = exp(g_t) S_{t-1} + k_t v_t^T.
 
     Args:

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import widen
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -42,7 +42,7 @@ class Positioned(NamedTuple):
 
 def rotary_embedding(
     interleaved: bool = False, fraction: float = 1.0, base: float = 10000.0, stretch: Stretch | None = None
-) -> Layer:
+) -> Layer[tuple[()], Array | tuple[Array, Array], Reals, Any]:
     """Queries or keys whose dot products know how far they are apart.
 
     Args:

@@ -72,7 +72,7 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rope, rotate
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.naive import rotation
 from bpref.rule import Case, Interval, Real, Rule, Size
 
@@ -107,7 +107,7 @@ def attention_block(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
-) -> Layer:
+) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
     Args:

@@ -45,7 +45,7 @@ from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, ti
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed
 from bpref.formulas.through_time import Kept, joined
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.recurrence.lstm import LstmParams, lstm
 from bpref.rules.recurrence.lstm import reference as naive_lstm
@@ -66,7 +66,9 @@ class LstmBlockCache(NamedTuple):
     lstm: Kept
 
 
-def lstm_block(features: int, eps: float = 1e-5, forget_bias: float = 1.0, reverse: bool = False) -> Layer:
+def lstm_block(
+    features: int, eps: float = 1e-5, forget_bias: float = 1.0, reverse: bool = False
+) -> Layer[LstmBlockParams, Array, Reals, LstmBlockCache]:
     """y = x + W_o lstm(layer_norm(x)) + b_o.
 
     Args:

@@ -42,7 +42,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive, require_sizes
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size, specs
 from bpref.rules.activation.silu import SiluCache, silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
@@ -79,7 +79,7 @@ def mamba_block(
     window: int = 4,
     eps: float = 1e-5,
     chunk: int = 64,
-) -> Layer:
+) -> Layer[MambaBlockParams, Array, Reals, MambaBlockCache]:
     """out = x + W_out (scan(silu(conv(v))) silu(z)) with v and z projected from the normed x.
 
     Args:

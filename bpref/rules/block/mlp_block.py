@@ -56,7 +56,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.activation.glu import GATES, glu
 
@@ -82,7 +82,7 @@ def mlp_block(
     norm: str = "rms",
     bias: bool = False,
     eps: float = 1e-6,
-) -> Layer:
+) -> Layer[MlpBlockParams, Array, Reals, MlpBlockCache]:
     """y = W_out act(norm(x) W_in), row by row; `residual` of it is half a transformer block.
 
     Args:

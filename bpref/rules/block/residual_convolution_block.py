@@ -56,7 +56,7 @@ from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_spatial
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 OVER_A_GROUP = (1, 3)
@@ -88,7 +88,7 @@ def residual_convolution_block(
     eps: float = 1e-5,
     features: int | None = None,
     stride: int | tuple[int, ...] = 1,
-) -> Layer:
+) -> Layer[ResidualConvolutionBlockParams, Array, Reals, ResidualConvolutionBlockCache]:
     """y = x + conv(relu(norm(conv(relu(norm(x)))))), of group norms and "same" convolutions without a bias.
 
     Args:

@@ -44,7 +44,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer
@@ -80,7 +80,7 @@ def reversible_block(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
-) -> Layer:
+) -> Layer[ReversibleBlockParams, tuple[Array, Array], tuple[Reals, Reals], ReversibleBlockCache]:
     """A transformer block on two streams whose input is found again from its output: y1 = x1 + f(x2), y2 = x2 + g(y1).
 
     Args:

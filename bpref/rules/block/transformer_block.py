@@ -47,7 +47,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
@@ -87,7 +87,7 @@ def transformer_block(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
-) -> Layer:
+) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache]:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
     Args:

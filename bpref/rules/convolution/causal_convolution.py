@@ -29,9 +29,9 @@ from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.windows import as_windows
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
-from bpref.rules.convolution.convolution import ConvolutionParams, convolution_layer
+from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams, convolution_layer
 
 
 def causal_convolution(
@@ -42,7 +42,7 @@ def causal_convolution(
     groups: int = 1,
     bias: bool = True,
     name: str = "",
-) -> Layer:
+) -> Layer[ConvolutionParams, Array, Reals, ConvolutionCache]:
     """y = x * W + b along time, where y at a time depends on x up to that time.
 
     Args:

@@ -52,7 +52,7 @@ from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -74,7 +74,7 @@ def convolution(
     groups: int = 1,
     bias: bool = True,
     name: str = "",
-) -> Layer:
+) -> Layer[ConvolutionParams, Array, Reals, ConvolutionCache]:
     """y = x * W + b, a convolution over as many spatial axes as the window has entries.
 
     Args:

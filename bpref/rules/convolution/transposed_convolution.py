@@ -48,7 +48,7 @@ from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -71,7 +71,7 @@ def transposed_convolution(
     groups: int = 1,
     bias: bool = True,
     name: str = "",
-) -> Layer:
+) -> Layer[TransposedConvolutionParams, Array, Reals, TransposedConvolutionCache]:
     """The transpose of a convolution over 1 to 3 spatial axes, and b.
 
     Args:

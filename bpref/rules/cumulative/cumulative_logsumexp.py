@@ -39,7 +39,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
 from bpref.formulas.long_sums import LONG, apart, in_blocks, joined_blocks, together
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -48,7 +48,9 @@ class CumulativeLogsumexpCache(NamedTuple):
     y: Float[Array, "..."]
 
 
-def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer:
+def cumulative_logsumexp(
+    axis: int = -1, reverse: bool = False
+) -> Layer[tuple[()], Array, Reals, CumulativeLogsumexpCache]:
     """y_t = the logarithm of the sum of exp(x_k) over k up to t.
 
     Args:

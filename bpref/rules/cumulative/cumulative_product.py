@@ -38,7 +38,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -47,7 +47,7 @@ class CumulativeProductCache(NamedTuple):
     y: Float[Array, "..."]
 
 
-def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer:
+def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer[tuple[()], Array, Reals, CumulativeProductCache]:
     """y_t = the product of x_k over k up to t.
 
     Args:

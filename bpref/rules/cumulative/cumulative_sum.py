@@ -32,7 +32,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -40,7 +40,9 @@ class CumulativeSumCache(NamedTuple):
     pass
 
 
-def cumulative_sum(axis: int = -1, reverse: bool = False, exclusive: bool = False) -> Layer:
+def cumulative_sum(
+    axis: int = -1, reverse: bool = False, exclusive: bool = False
+) -> Layer[tuple[()], Array, Reals, CumulativeSumCache]:
     """y_t = the sum of x_k over k up to t.
 
     Args:

@@ -46,7 +46,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.indices import add_rows
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 PADDINGS = ("zeros", "border")
@@ -70,7 +70,9 @@ class Pixels(NamedTuple):
     b: Float[Array, "N P Q 1"]
 
 
-def grid_sample(align_corners: bool = False, padding: str = "zeros") -> Layer:
+def grid_sample(
+    align_corners: bool = False, padding: str = "zeros"
+) -> Layer[tuple[()], tuple[Array, Array], Reals, GridSampleCache]:
     """Images read at points between their pixels.
 
     Args:

@@ -33,7 +33,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, is_number, plain, require_choice
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "circular": "wrap"}
@@ -46,7 +46,9 @@ class PadCache(NamedTuple):
     pass
 
 
-def pad(widths: Sequence[tuple[int, int]], mode: str = "constant", value: float = 0.0) -> Layer:
+def pad(
+    widths: Sequence[tuple[int, int]], mode: str = "constant", value: float = 0.0
+) -> Layer[tuple[()], Array, Reals, PadCache]:
     """x with borders.
 
     Args:

@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -32,7 +32,7 @@ class PixelShuffleCache(NamedTuple):
     pass
 
 
-def pixel_shuffle(factor: int, inverse: bool = False) -> Layer:
+def pixel_shuffle(factor: int, inverse: bool = False) -> Layer[tuple[()], Array, Reals, PixelShuffleCache]:
     """Images r times as high and wide, of r^2 times fewer channels; with `inverse` the other way round.
 
     Args:

@@ -41,7 +41,7 @@ from bpref.checks.hyperparameters import require_choice, require_sizes
 from bpref.dtypes import cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule, Size
 
 METHODS = ("nearest", "bilinear")
@@ -51,7 +51,7 @@ class ResizeCache(NamedTuple):
     shape: Float[Array, "0 N H W C"]
 
 
-def resize(height: int, width: int, method: str = "bilinear") -> Layer:
+def resize(height: int, width: int, method: str = "bilinear") -> Layer[tuple[()], Array, Reals, ResizeCache]:
     """Images of the given height and width.
 
     Args:

@@ -29,7 +29,7 @@ from jaxtyping import Float, UInt
 from bpref.dtypes import widen_integers
 from bpref.formulas.indices import DataAndIndices, add_rows, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -38,7 +38,7 @@ class GatherCache(NamedTuple):
     shape: Float[Array, "0 ..."]
 
 
-def gather(axis: int = 0) -> Layer:
+def gather(axis: int = 0) -> Layer[tuple[()], tuple[Array, Array], Reals, GatherCache]:
     """y = x at the indices along an axis, whole slices at a time.
 
     Args:

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int, UInt
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import widen_integers
 from bpref.formulas.indices import add_rows, indexed_axis, placed
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -44,7 +44,7 @@ class ScatterAddCache(NamedTuple):
     places: UInt[Array, " M"]
 
 
-def scatter_add(axis: int = 0) -> Layer:
+def scatter_add(axis: int = 0) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, ScatterAddCache]:
     """y = data, with the updates added at the indices along an axis; an index may come often.
 
     Args:

@@ -34,7 +34,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.indices import DataAndIds, of_segments, placed
 from bpref.formulas.reduced import shared_out
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
 
@@ -43,7 +43,7 @@ class SegmentMaxCache(NamedTuple):
     segments: UInt[Array, " N"]
 
 
-def segment_max(num_segments: int) -> Layer:
+def segment_max(num_segments: int) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentMaxCache]:
     """y_s = the elementwise maximum of the rows with id s.
 
     Args:

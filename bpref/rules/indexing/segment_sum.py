@@ -31,7 +31,7 @@ from jaxtyping import Float, UInt
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.indices import DataAndIds, of_segments, placed
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
 
@@ -40,7 +40,7 @@ class SegmentSumCache(NamedTuple):
     counts: Float[Array, " S"] | None
 
 
-def segment_sum(num_segments: int, mean: bool = False) -> Layer:
+def segment_sum(num_segments: int, mean: bool = False) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentSumCache]:
     """y_s = the sum of the rows with id s, or their mean.
 
     Args:

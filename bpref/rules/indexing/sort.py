@@ -27,7 +27,7 @@ from jaxtyping import Float, UInt
 
 from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.indices import add_along, smallest_integer
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -35,7 +35,7 @@ class SortCache(NamedTuple):
     permutation: UInt[Array, "..."]
 
 
-def sort(axis: int = -1) -> Layer:
+def sort(axis: int = -1) -> Layer[tuple[()], Array, Reals, SortCache]:
     """y = x in ascending order along an axis.
 
     Args:

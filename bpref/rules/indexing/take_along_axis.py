@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt
 from bpref.dtypes import widen_integers
 from bpref.formulas.indices import DataAndIndices, add_along, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -37,7 +37,7 @@ class TakeAlongAxisCache(NamedTuple):
     shape: Float[Array, "0 ..."]
 
 
-def take_along_axis(axis: int = -1) -> Layer:
+def take_along_axis(axis: int = -1) -> Layer[tuple[()], tuple[Array, Array], Reals, TakeAlongAxisCache]:
     """y = x at the indices along an axis, element by element.
 
     Args:

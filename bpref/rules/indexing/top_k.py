@@ -31,7 +31,7 @@ from bpref.checks.hyperparameters import require_count
 from bpref.formulas.along_axis import axis_of, scalar_as_line
 from bpref.formulas.indices import add_along, smallest_integer
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -40,7 +40,7 @@ class TopKCache(NamedTuple):
     shape: Float[Array, "0 ..."]
 
 
-def top_k(k: int, axis: int = -1) -> Layer:
+def top_k(k: int, axis: int = -1) -> Layer[tuple[()], Array, tuple[Reals, Array], TopKCache]:
     """The k largest along an axis, in descending order, and their indices.
 
     Args:

@@ -43,7 +43,7 @@ from bpref.formulas.affine import (
     product,
 )
 from bpref.formulas.long_sums import in_blocks
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 
 LONG = 4096
@@ -65,7 +65,7 @@ class BilinearCache(NamedTuple):
     y: Float[Array, "... q"]
 
 
-def bilinear(features: int, bias: bool = True) -> Layer:
+def bilinear(features: int, bias: bool = True) -> Layer[BilinearParams, tuple[Array, Array], Reals, BilinearCache]:
     """z_k = x^T W_k y + b_k for each pair (x, y).
 
     Args:

@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -65,7 +65,7 @@ class Equation(NamedTuple):
 ELLIPSIS = "..."
 
 
-def einsum(equation: str) -> Layer:
+def einsum(equation: str) -> Layer[tuple[()], tuple[Array, Array], Reals, EinsumCache]:
     """The contraction of the two operands that `equation` names, as `jnp.einsum` defines it.
 
     Args:

@@ -18,7 +18,7 @@ Numerical care: cotangents of half precision are added up in a table of float32 
 otherwise stop to grow. An id outside [0, V), negative ones too, is never silent: its y is NaN; no row of dW gets it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Integer, Rule, Size
 
 
@@ -39,7 +39,9 @@ class EmbeddingCache(NamedTuple):
     x: Int[Array, "..."]
 
 
-def embedding(vocabulary: int, features: int, padding: int | None = None) -> Layer:
+def embedding(
+    vocabulary: int, features: int, padding: int | None = None
+) -> Layer[EmbeddingParams, SupportsIndex, Reals, EmbeddingCache]:
     """y = W[x], a row of the table for each id.
 
     Args:

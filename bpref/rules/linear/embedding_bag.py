@@ -23,7 +23,7 @@ Numerical care: rows of half precision are added up in float32, and so are the c
 id outside [0, V), negative ones too, is never silent: its bag is NaN; no row of dW gets anything for it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 from jax import Array
@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Integer, Rule, Size
 
 
@@ -44,7 +44,9 @@ class EmbeddingBagCache(NamedTuple):
     x: Int[Array, "... T"]
 
 
-def embedding_bag(vocabulary: int, features: int, mean: bool = False, padding: int | None = None) -> Layer:
+def embedding_bag(
+    vocabulary: int, features: int, mean: bool = False, padding: int | None = None
+) -> Layer[EmbeddingBagParams, SupportsIndex, Reals, EmbeddingBagCache]:
     """y = sum over t of W[x_t], or the mean, for each bag of ids.
 
     Args:

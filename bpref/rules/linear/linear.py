@@ -38,7 +38,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -51,7 +51,7 @@ class LinearCache(NamedTuple):
     A: Float[Array, "... d"]
 
 
-def linear(features: int, bias: bool = True, name: str = "") -> Layer:
+def linear(features: int, bias: bool = True, name: str = "") -> Layer[LinearParams, Array, Reals, LinearCache]:
     """Z = A W^T + b.
 
     Args:

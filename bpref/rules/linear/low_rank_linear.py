@@ -49,7 +49,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 
@@ -64,7 +64,9 @@ class LowRankLinearCache(NamedTuple):
     A: Float[Array, "... d"]
 
 
-def low_rank_linear(features: int, rank: int = 8, alpha: float = 8.0, bias: bool = True) -> Layer:
+def low_rank_linear(
+    features: int, rank: int = 8, alpha: float = 8.0, bias: bool = True
+) -> Layer[LowRankLinearParams, Array, Reals, LowRankLinearCache]:
     """Z = A (W + (alpha / rank) U V)^T + b, of which U and V alone are trained.
 
     Args:

@@ -46,7 +46,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.loops import fori_loop
 from bpref.rule import Case, Real, Rule, Size
 
@@ -64,7 +64,9 @@ class SpectralNormLinearCache(NamedTuple):
     A: Float[Array, "... d"]
 
 
-def spectral_norm_linear(features: int, bias: bool = True) -> Layer:
+def spectral_norm_linear(
+    features: int, bias: bool = True
+) -> Layer[SpectralNormLinearParams, Array, Reals, SpectralNormLinearCache]:
     """Z = A (W / sigma)^T + b with sigma = u^T W v, u and v constant.
 
     Args:

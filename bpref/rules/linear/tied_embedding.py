@@ -32,7 +32,7 @@ before they are rounded. An id outside [0, V), negative ones too, is never silen
 second term.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, rows
-from bpref.layer import Layer, require_layer, require_no_state
+from bpref.layer import Layer, Reals, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
@@ -60,7 +60,9 @@ class TiedEmbeddingCache(NamedTuple):
     H: Float[Array, "... d"]
 
 
-def tied_embedding(vocabulary: int, features: int, inner: Layer) -> Layer:
+def tied_embedding(
+    vocabulary: int, features: int, inner: Layer
+) -> Layer[TiedEmbeddingParams, SupportsIndex, Reals, TiedEmbeddingCache]:
     """z = f(W[x]) W^T: `inner` between an embedding and an output projection that share the table W.
 
     Args:

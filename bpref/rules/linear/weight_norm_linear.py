@@ -46,7 +46,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -60,7 +60,9 @@ class WeightNormLinearCache(NamedTuple):
     A: Float[Array, "... d"]
 
 
-def weight_norm_linear(features: int, bias: bool = True) -> Layer:
+def weight_norm_linear(
+    features: int, bias: bool = True
+) -> Layer[WeightNormLinearParams, Array, Reals, WeightNormLinearCache]:
     """Z = A W^T + b with W_k = g_k v_k / ||v_k||.
 
     Args:

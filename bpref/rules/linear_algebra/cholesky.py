@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, transpose
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -46,7 +46,7 @@ class CholeskyCache(NamedTuple):
     L: Float[Array, "... n n"]
 
 
-def cholesky() -> Layer:
+def cholesky() -> Layer[tuple[()], Array, Reals, CholeskyCache]:
     """L with L L^T = (A + A^T) / 2, for each matrix of a batch.
 
     Returns:

@@ -48,7 +48,7 @@ from bpref.formulas.matrices import (
     transpose,
     with_diagonal,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -57,7 +57,7 @@ class EighCache(NamedTuple):
     V: Float[Array, "... n n"]
 
 
-def eigh() -> Layer:
+def eigh() -> Layer[tuple[()], Array, tuple[Reals, Reals], EighCache]:
     """The eigenvalues, ascending, and eigenvectors of the symmetric part of A, for each matrix of a batch.
 
     Returns:

@@ -38,7 +38,9 @@ from bpref.rule import Case, Real, Rule
 Norm = Literal["backward", "ortho", "forward"]
 
 
-def fft(axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backward") -> Layer:
+def fft(
+    axes: Sequence[int] = (-1,), inverse: bool = False, norm: Norm = "backward"
+) -> Layer[tuple[()], Array, Array, tuple[()]]:
     """The discrete Fourier transform of complex x over `axes`.
 
     Args:

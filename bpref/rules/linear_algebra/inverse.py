@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -36,7 +36,7 @@ class InverseCache(NamedTuple):
     Y: Float[Array, "... n n"]
 
 
-def inverse() -> Layer:
+def inverse() -> Layer[tuple[()], Array, Reals, InverseCache]:
     """Y = A^-1, for each matrix of a batch.
 
     Returns:

@@ -31,16 +31,17 @@ from jaxtyping import Float
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
+    Factors,
     factorise,
     identity_like,
     solve_factorised_transposed,
     spread_singular_values,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-def log_determinant() -> Layer:
+def log_determinant() -> Layer[tuple[()], Array, tuple[Reals, Reals], Factors]:
     """The sign s of det A and l = log |det A|, for each matrix of a batch, in the order of `jnp.linalg.slogdet`.
 
     Returns:

@@ -52,7 +52,7 @@ from bpref.formulas.matrices import (
     solve_factorised,
     transpose,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
 from bpref.rule import Case, Real, Rule
 
@@ -64,7 +64,7 @@ class MatrixExponentialCache(NamedTuple):
     A: Float[Array, "... n n"]
 
 
-def matrix_exponential(max_squarings: int = 16) -> Layer:
+def matrix_exponential(max_squarings: int = 16) -> Layer[tuple[()], Array, Reals, MatrixExponentialCache]:
     """Y = exp(A), for each matrix of a batch.
 
     Args:

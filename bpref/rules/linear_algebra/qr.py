@@ -47,7 +47,7 @@ from jaxtyping import Float
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -56,7 +56,7 @@ class QrCache(NamedTuple):
     R: Float[Array, "... k n"]
 
 
-def qr() -> Layer:
+def qr() -> Layer[tuple[()], Array, tuple[Reals, Reals], QrCache]:
     """The reduced decomposition A = Q R, for each matrix of a batch.
 
     Returns:

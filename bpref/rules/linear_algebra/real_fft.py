@@ -51,7 +51,7 @@ class RealFftCache(NamedTuple):
 
 def real_fft(
     inverse: bool = False, length: int | None = None, norm: Norm = "backward", axes: Sequence[int] = (-1,)
-) -> Layer:
+) -> Layer[tuple[()], Array, Array, RealFftCache]:
     """The discrete Fourier transform of n real numbers as m = n // 2 + 1 complex ones.
 
     Args:

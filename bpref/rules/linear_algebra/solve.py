@@ -44,7 +44,7 @@ from bpref.formulas.matrices import (
     spread_singular_values,
     transpose,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -53,7 +53,7 @@ class SolveCache(NamedTuple):
     X: Float[Array, "... n k"]
 
 
-def solve() -> Layer:
+def solve() -> Layer[tuple[()], tuple[Array, Array], Reals, SolveCache]:
     """X with A X = B, for each matrix of a batch.
 
     Returns:

@@ -55,7 +55,7 @@ from bpref.formulas.matrices import (
     transpose,
     with_diagonal,
 )
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -65,7 +65,7 @@ class SvdCache(NamedTuple):
     Vt: Float[Array, "... k n"]
 
 
-def svd() -> Layer:
+def svd() -> Layer[tuple[()], Array, tuple[Reals, Reals, Reals], SvdCache]:
     """The thin singular value decomposition of each matrix of a batch.
 
     Returns:

@@ -36,7 +36,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -45,7 +45,9 @@ class TriangularSolveCache(NamedTuple):
     X: Float[Array, "... n k"]
 
 
-def triangular_solve(lower: bool = False, transpose: bool = False, unit_diagonal: bool = False) -> Layer:
+def triangular_solve(
+    lower: bool = False, transpose: bool = False, unit_diagonal: bool = False
+) -> Layer[tuple[()], tuple[Array, Array], Reals, TriangularSolveCache]:
     """X with T X = B, or T^T X = B, T the upper or the lower triangle of A, for each matrix of a batch.
 
     Args:

@@ -36,7 +36,7 @@ from jaxtyping import Float, Int8
 from bpref.dtypes import widen
 from bpref.formulas.pairs import Pair, count_examples, of_no_size, require_batch, scaled
 from bpref.formulas.signs import as_byte, from_byte
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -45,7 +45,7 @@ class AbsoluteCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def absolute() -> Layer:
+def absolute() -> Layer[tuple[()], tuple[Array, Array], Reals, AbsoluteCache]:
     """J = 1/N sum |y_hat - y|.
 
     Returns:

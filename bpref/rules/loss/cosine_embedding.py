@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import is_number, plain
 from bpref.dtypes import cast, widen
 from bpref.formulas.signs import is_positive
 from bpref.formulas.unit_vectors import unit
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -64,7 +64,7 @@ class CosineEmbeddingCache(NamedTuple):
     label: Int[Array, "..."] | Bool[Array, "..."] | None
 
 
-def cosine_embedding(margin: float = 0.0) -> Layer:
+def cosine_embedding(margin: float = 0.0) -> Layer[tuple[()], tuple[Array, ...], Reals, CosineEmbeddingCache]:
     """J = mean of 1 - cos(a, b), or of max(0, cos(a, b) - margin) for pairs labelled -1.
 
     Args:

@@ -38,7 +38,7 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.signs import is_label
 from bpref.formulas.unit_vectors import inverse
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -54,7 +54,9 @@ class DiceCache(NamedTuple):
     per_V: Float[Array, "N ..."]
 
 
-def dice(smoothing: float = 1.0, logits: bool = False, squared: bool = False) -> Layer:
+def dice(
+    smoothing: float = 1.0, logits: bool = False, squared: bool = False
+) -> Layer[tuple[()], tuple[Array, Array], Reals, DiceCache]:
     """J = mean over the examples of 1 - (2 sum p t + s) / (sum (p + t) + s), or with squares in the denominator.
 
     Args:

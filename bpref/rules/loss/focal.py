@@ -45,7 +45,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
 from bpref.formulas.pairs import LogitsAndTarget, scaled
 from bpref.formulas.signs import is_label
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -54,7 +54,7 @@ class FocalCache(NamedTuple):
     target_slope: Float[Array, "..."] | None
 
 
-def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer:
+def focal(gamma: float = 2.0, alpha: float | None = None) -> Layer[tuple[()], tuple[Array, Array], Reals, FocalCache]:
     """J = mean of w r^gamma c: c the binary cross-entropy, r = |s(x) - t| for a label, w the class's weight.
 
     Args:

@@ -40,7 +40,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import count_examples, require_batch, scaled
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -59,7 +59,9 @@ class GaussianCache(NamedTuple):
     spread_slope: Float[Array, "..."]
 
 
-def gaussian(log_variance: bool = True, full: bool = False) -> Layer:
+def gaussian(
+    log_variance: bool = True, full: bool = False
+) -> Layer[tuple[()], tuple[tuple[Array, Array], Array], Reals, GaussianCache]:
     """J = 1/N sum of (log v + (m - y)^2 / v) / 2: the negative log likelihood of y under N(m, v).
 
     Args:

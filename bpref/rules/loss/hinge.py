@@ -37,7 +37,7 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Target, of_no_size
 from bpref.formulas.signs import is_label, is_positive
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 
 
@@ -60,7 +60,9 @@ class HingeOfRealsCache(NamedTuple):
     target: Float[Array, "..."]
 
 
-def hinge(margin: float = 1.0, squared: bool = False) -> Layer:
+def hinge(
+    margin: float = 1.0, squared: bool = False
+) -> Layer[tuple[()], tuple[Array, Array], Reals, HingeCache | HingeOfRealsCache]:
     """J = mean of max(0, margin - t x), or of its square.
 
     Args:

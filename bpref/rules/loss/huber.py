@@ -35,7 +35,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import widen
 from bpref.formulas.pairs import Pair, count_examples, require_batch
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -43,7 +43,7 @@ class HuberCache(NamedTuple):
     clipped_error: Float[Array, "..."]
 
 
-def huber(delta: float = 1.0) -> Layer:
+def huber(delta: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, HuberCache]:
     """J = 1/N sum h(y_hat - y), with h(e) = e^2 / 2 for |e| <= delta and delta (|e| - delta / 2) beyond.
 
     Args:

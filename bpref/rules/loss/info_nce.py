@@ -42,7 +42,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
 from bpref.formulas.unit_vectors import from_unit, unit
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -53,7 +53,9 @@ class InfoNceCache(NamedTuple):
     m: LogSumExp | None
 
 
-def info_nce(temperature: float = 0.1, normalize: bool = True, symmetric: bool = True) -> Layer:
+def info_nce(
+    temperature: float = 0.1, normalize: bool = True, symmetric: bool = True
+) -> Layer[tuple[()], tuple[Array, Array], Reals, InfoNceCache]:
     """J = mean of -log softmax(u v^T / temperature)_ii, over rows, or over rows and columns.
 
     Args:

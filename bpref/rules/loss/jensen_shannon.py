@@ -44,7 +44,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import scaled
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 LOWEST = -1000.0
@@ -60,7 +60,7 @@ class JensenShannonCache(NamedTuple):
     target_slope: Float[Array, "... C"]
 
 
-def jensen_shannon() -> Layer:
+def jensen_shannon() -> Layer[tuple[()], tuple[Array, Array], Reals, JensenShannonCache]:
     """J = mean over the positions of (KL(p || m) + KL(q || m)) / 2, with m = (p + q) / 2.
 
     Returns:

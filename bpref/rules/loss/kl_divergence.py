@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -52,7 +52,7 @@ class KlDivergenceCache(NamedTuple):
     target: Float[Array, "... C"]
 
 
-def kl_divergence(log_target: bool = False) -> Layer:
+def kl_divergence(log_target: bool = False) -> Layer[tuple[()], tuple[Array, Array], Reals, KlDivergenceCache]:
     """J = mean over the positions of sum_c p_c (log p_c - z_c).
 
     Args:

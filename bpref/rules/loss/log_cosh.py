@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Pair, count_examples, require_batch, scaled
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -42,7 +42,7 @@ class LogCoshCache(NamedTuple):
     t: Float[Array, "..."]
 
 
-def log_cosh() -> Layer:
+def log_cosh() -> Layer[tuple[()], tuple[Array, Array], Reals, LogCoshCache]:
     """J = 1/N sum log cosh(y_hat - y).
 
     Returns:

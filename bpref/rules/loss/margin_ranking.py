@@ -31,7 +31,7 @@ from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Target, of_no_size
 from bpref.formulas.signs import is_label
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.hinge import HingeCache, HingeOfRealsCache, hinge
 
@@ -47,7 +47,7 @@ class MarginRankingCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def margin_ranking(margin: float = 0.0) -> Layer:
+def margin_ranking(margin: float = 0.0) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, MarginRankingCache]:
     """J = mean of max(0, margin - t (x1 - x2)).
 
     Args:

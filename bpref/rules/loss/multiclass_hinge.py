@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import of_no_size
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -58,7 +58,9 @@ class MulticlassHingeCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def multiclass_hinge(margin: float = 1.0, squared: bool = False, largest: bool = False) -> Layer:
+def multiclass_hinge(
+    margin: float = 1.0, squared: bool = False, largest: bool = False
+) -> Layer[tuple[()], tuple[Array, Array], Reals, MulticlassHingeCache]:
     """J = mean over the positions of 1/C sum over c != y of max(0, margin - z_y + z_c), or of its square.
 
     Args:

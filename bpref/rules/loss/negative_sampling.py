@@ -34,7 +34,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -52,7 +52,7 @@ class NegativeSamplingCache(NamedTuple):
     b: Float[Array, "N K"]
 
 
-def negative_sampling() -> Layer:
+def negative_sampling() -> Layer[tuple[()], tuple[Array, Array, Array], Reals, NegativeSamplingCache]:
     """J = -mean of log s(v . u) + sum_k log s(-v . w_k), s the logistic function.
 
     Returns:

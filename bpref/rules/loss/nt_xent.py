@@ -36,7 +36,7 @@ from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
 from bpref.formulas.unit_vectors import from_unit, unit
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -46,7 +46,7 @@ class NtXentCache(NamedTuple):
     l: LogSumExp
 
 
-def nt_xent(temperature: float = 0.5) -> Layer:
+def nt_xent(temperature: float = 0.5) -> Layer[tuple[()], tuple[Array, Array], Reals, NtXentCache]:
     """J = mean over 2N views of -log of the probability of their partner, by a softmax of cosines / temperature.
 
     Args:

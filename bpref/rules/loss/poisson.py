@@ -44,7 +44,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Target, count_examples, require_batch, scaled
 from bpref.formulas.signs import is_label
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -58,7 +58,7 @@ class PoissonCache(NamedTuple):
     target_slope: Float[Array, "..."] | None
 
 
-def poisson(log_input: bool = True, full: bool = False) -> Layer:
+def poisson(log_input: bool = True, full: bool = False) -> Layer[tuple[()], tuple[Array, Array], Reals, PoissonCache]:
     """J = 1/N sum of exp(z) - t z, or of z - t log z: the negative log likelihood of counts t.
 
     Args:

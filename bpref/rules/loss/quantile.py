@@ -42,7 +42,7 @@ from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import count_examples, of_no_size, require_batch
 from bpref.formulas.signs import as_byte, from_byte
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -56,7 +56,7 @@ class QuantileCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def quantile(tau: float | Sequence[float] = 0.5) -> Layer:
+def quantile(tau: float | Sequence[float] = 0.5) -> Layer[tuple[()], tuple[Array, Array], Reals, QuantileCache]:
     """J = 1/N sum of (1 - tau) e where e = y_hat - y is positive, and -tau e where it is negative.
 
     Args:

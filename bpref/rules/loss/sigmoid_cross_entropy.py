@@ -47,7 +47,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
 from bpref.formulas.pairs import LogitsAndTarget, scaled
 from bpref.formulas.signs import is_label
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -56,7 +56,9 @@ class SigmoidCrossEntropyCache(NamedTuple):
     target_slope: Float[Array, "..."] | None
 
 
-def sigmoid_cross_entropy(positive_weight: float | Sequence[float] = 1.0) -> Layer:
+def sigmoid_cross_entropy(
+    positive_weight: float | Sequence[float] = 1.0,
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SigmoidCrossEntropyCache]:
     """J = mean of -(w t log s(x) + (1 - t) log s(-x)), s the logistic function.
 
     Args:

@@ -64,7 +64,7 @@ from bpref.checks.hyperparameters import (
 )
 from bpref.dtypes import wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -83,7 +83,7 @@ def softmax_cross_entropy(
     ignored: int | None = None,
     z_loss: float = 0.0,
     class_weights: Sequence[float] | None = None,
-) -> Layer:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SoftmaxCrossEntropyCache]:
     """J = mean over the positions of -sum_c q_c log softmax(z)_c, and z_loss times logsumexp(z)^2.
 
     Args:

@@ -33,7 +33,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Pair, count_examples, require_batch
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -41,7 +41,7 @@ class SquareCache(NamedTuple):
     error: Float[Array, "..."]
 
 
-def square() -> Layer:
+def square() -> Layer[tuple[()], tuple[Array, Array], Reals, SquareCache]:
     """J = 1/(2N) sum (y_hat - y)^2.
 
     Returns:

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.unit_vectors import inverse, length
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -53,7 +53,9 @@ class TripletCache(NamedTuple):
     V: Float[Array, "... d"]
 
 
-def triplet(margin: float = 1.0, squared: bool = False) -> Layer:
+def triplet(
+    margin: float = 1.0, squared: bool = False
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, TripletCache]:
     """J = mean of max(0, |a - p| - |a - m| + margin), or of the same with squared lengths, as in FaceNet.
 
     Args:

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -65,7 +65,9 @@ class VaeCache(NamedTuple):
     expm1_log_var: Float[Array, "N ..."]
 
 
-def vae(beta: float = 1.0, likelihood: str = "bernoulli") -> Layer:
+def vae(
+    beta: float = 1.0, likelihood: str = "bernoulli"
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, VaeCache]:
     """J = mean over the examples of -log p(target | output) + beta KL(N(mu, exp(log_var)) || N(0, 1)).
 
     Args:

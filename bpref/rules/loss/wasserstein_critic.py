@@ -57,7 +57,7 @@ from bpref.checks.hyperparameters import require_choice, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.formulas.unit_vectors import length, unit
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
 from bpref.rules.linear.linear import LinearParams, linear
 
@@ -99,7 +99,9 @@ _ACTIVATIONS = {
 }
 
 
-def wasserstein_critic(widths: tuple[int, ...], activation: str = "leaky_relu", penalty: float = 10.0) -> Layer:
+def wasserstein_critic(
+    widths: tuple[int, ...], activation: str = "leaky_relu", penalty: float = 10.0
+) -> Layer[WassersteinCriticParams, tuple[Array, Array], Reals, WassersteinCriticCache]:
     """J = mean D(fake) - mean D(real) + penalty mean (|dD/dx| - 1)^2, the critic D being the layer's own network.
 
     Args:

@@ -37,7 +37,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Integer, Real, Rule, Size
 
 
@@ -55,7 +55,9 @@ class GroupedMatmulCache(NamedTuple):
     sizes: Int[Array, " E"]
 
 
-def grouped_matmul(features: int, block: int = 128) -> Layer:
+def grouped_matmul(
+    features: int, block: int = 128
+) -> Layer[GroupedMatmulParams, tuple[Array, Array], Reals, GroupedMatmulCache]:
     """y_r = W_e x_r, e the group of row r.
 
     Args:

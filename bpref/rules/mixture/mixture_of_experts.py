@@ -113,7 +113,7 @@ def mixture_of_experts(
     renormalize: bool = True,
     capacity_factor: float | None = None,
     block: int = 128,
-) -> Layer:
+) -> Layer[MixtureOfExpertsParams, Array, Mixed, MixtureOfExpertsCache]:
     """y_n = sum of w_nj V g(U x_n) over the k experts that token n is routed to, and over the shared ones.
 
     Args:
@@ -211,7 +211,7 @@ def mixture_of_experts(
             dshared = tuple(cast(d, x.dtype) for d in dshared)
             dx += times(du, shared_U)
         dw = cast(dw, weights.dtype).reshape(*x.shape[:-1], k)
-        drouter, dx_of_router = router.backward(params.router, of_router, Routing(None, dw, dy.balance, dy.z))
+        drouter, dx_of_router = router.backward(params.router, of_router, Routing._make((None, dw, dy.balance, dy.z)))
         dx = cast(dx.reshape(x.shape) + widen(dx_of_router), x.dtype)
         return MixtureOfExpertsParams(drouter, cast(dU, U.dtype), cast(dV, V.dtype), *dshared), dx
 

@@ -64,7 +64,7 @@ class Routing(NamedTuple):
     A cotangent has None for the experts.
     """
 
-    experts: Int[Array, "... k"] | None
+    experts: Int[Array, "... k"]
     weights: Float[Array, "... k"]
     balance: Float[Array, ""]
     z: Float[Array, ""]
@@ -76,7 +76,9 @@ class TopKRouterCache(NamedTuple):
     experts: UInt[Array, "... k"]
 
 
-def top_k_router(experts: int, k: int = 2, renormalize: bool = True) -> Layer:
+def top_k_router(
+    experts: int, k: int = 2, renormalize: bool = True
+) -> Layer[TopKRouterParams, Array, Routing, TopKRouterCache]:
     """Each token's k experts, their weights, the load-balancing loss and the router's z-loss.
 
     Args:

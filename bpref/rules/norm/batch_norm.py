@@ -40,7 +40,7 @@ from jaxtyping import Float, Inexact
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.standardize import moments, on_last_axis, scale_and_shift
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -57,7 +57,9 @@ class BatchNormCache(NamedTuple):
     var: Float[Array, " d"] | None
 
 
-def batch_norm(training: bool = True, eps: float = 1e-5, momentum: float = 0.9) -> Layer:
+def batch_norm(
+    training: bool = True, eps: float = 1e-5, momentum: float = 0.9
+) -> Layer[BatchNormParams, Array, Reals, BatchNormCache]:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over all axes but the last.
 
     Args:

@@ -33,7 +33,7 @@ from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
 from bpref.formulas.standardize import pull_scale_and_shift, scale_and_shift
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -47,7 +47,7 @@ class DynamicTanhCache(NamedTuple):
     x: Float[Array, "... d"]
 
 
-def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer:
+def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer[DynamicTanhParams, Array, Reals, DynamicTanhCache]:
     """y = gamma tanh(alpha x) + beta.
 
     Args:

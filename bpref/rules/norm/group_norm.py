@@ -44,7 +44,7 @@ from bpref.formulas.standardize import (
     pull_standardized,
     scale_and_shift,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 OVER_A_GROUP = (1, 3)
@@ -62,7 +62,9 @@ class GroupNormCache(NamedTuple):
     rstd: Float[Array, "N 1 G 1"]
 
 
-def group_norm(groups: int | None = 32, eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Layer:
+def group_norm(
+    groups: int | None = 32, eps: float = 1e-5, scale: bool = True, shift: bool = True
+) -> Layer[GroupNormParams, Array, Reals, GroupNormCache]:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over each group of an example's channels.
 
     Args:

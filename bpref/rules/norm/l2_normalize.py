@@ -34,7 +34,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import require_axes
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -43,7 +43,7 @@ class L2NormalizeCache(NamedTuple):
     length: Float[Array, "..."]
 
 
-def l2_normalize(axis: int = -1, eps: float = 1e-12) -> Layer:
+def l2_normalize(axis: int = -1, eps: float = 1e-12) -> Layer[tuple[()], Array, Reals, L2NormalizeCache]:
     """y = x / max(|x|, eps), with |x| the Euclidean length along an axis.
 
     Args:

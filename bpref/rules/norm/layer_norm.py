@@ -44,7 +44,7 @@ from bpref.formulas.standardize import (
     pull_standardized,
     scale_and_shift,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -59,7 +59,9 @@ class LayerNormCache(NamedTuple):
     rstd: Float[Array, "... 1"]
 
 
-def layer_norm(eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Layer:
+def layer_norm(
+    eps: float = 1e-5, scale: bool = True, shift: bool = True
+) -> Layer[LayerNormParams, Array, Reals, LayerNormCache]:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance over the last axis.
 
     Args:

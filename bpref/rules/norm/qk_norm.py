@@ -35,7 +35,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
@@ -56,7 +56,9 @@ class QkNormCache(NamedTuple):
     k: RmsNormCache | L2NormalizeCache
 
 
-def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
+def qk_norm(
+    l2: bool = False, eps: float = 1e-6
+) -> Layer[QkNormParams, tuple[Array, Array], tuple[Reals, Reals], QkNormCache]:
     """(q', k'): queries and keys, each divided by the root mean square, or by the length, of its head's features.
 
     Args:
@@ -80,7 +82,7 @@ def qk_norm(l2: bool = False, eps: float = 1e-6) -> Layer:
     def init(key, x):
         q, k = x
         if not l2:
-            return QkNormParams(*(rms.init(key, v).scale for v in (q, k)))
+            return QkNormParams._make(rms.init(key, v).scale for v in (q, k))
         T = max(q.shape[-3], 2)
         return QkNormParams(jnp.log2(jnp.full((), T * T - T, q.dtype)), None)
 

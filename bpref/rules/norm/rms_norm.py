@@ -36,7 +36,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.standardize import mean_over, pull_scale_and_shift, scale_and_shift
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -49,7 +49,7 @@ class RmsNormCache(NamedTuple):
     rms: Float[Array, "... 1"]
 
 
-def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer:
+def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer[RmsNormParams, Array, Reals, RmsNormCache]:
     """y = gamma x / sqrt(mean(x^2) + eps), the mean over the last axis.
 
     Args:

@@ -40,7 +40,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 INPUTS = (1,)
@@ -57,7 +57,9 @@ class WeightStandardizationCache(NamedTuple):
     A: Float[Array, "... d"]
 
 
-def weight_standardization(features: int, eps: float = 1e-6, scale: bool = False, bias: bool = True) -> Layer:
+def weight_standardization(
+    features: int, eps: float = 1e-6, scale: bool = False, bias: bool = True
+) -> Layer[WeightStandardizationParams, Array, Reals, WeightStandardizationCache]:
     """Z = A V^T + b, where each row of V is gamma (W - mean) / sqrt(var + eps), mean and variance over that row of W.
 
     Args:

@@ -47,7 +47,7 @@ from jaxtyping import Float, UInt
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up
 from bpref.formulas.windows import require_spatial
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 LONG = 256
@@ -59,7 +59,9 @@ class AdaptivePoolCache(NamedTuple):
     no_examples: Float[Array, "0 *sizes C"]
 
 
-def adaptive_pool(counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average") -> Layer:
+def adaptive_pool(
+    counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average"
+) -> Layer[tuple[()], Array, Reals, AdaptivePoolCache]:
     """y = the mean or the maximum of `counts` windows that cover x evenly.
 
     Args:

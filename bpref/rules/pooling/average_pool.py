@@ -32,7 +32,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import reduce_windows
 from bpref.rule import Case, Real, Rule
 
@@ -46,7 +46,7 @@ def average_pool(
     stride: int | tuple[int, ...] | None = None,
     padding: Padding = "valid",
     count_padding: bool = True,
-) -> Layer:
+) -> Layer[tuple[()], Array, Reals, AveragePoolCache]:
     """y = the mean over each window, of as many spatial axes as the window has entries.
 
     Args:

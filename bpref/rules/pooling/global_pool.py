@@ -29,7 +29,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.pooling.adaptive_pool import require_kind
 
@@ -39,7 +39,7 @@ class GlobalPoolCache(NamedTuple):
     no_examples: Float[Array, "0 *sizes C"]
 
 
-def global_pool(kind: Literal["average", "max"] = "average") -> Layer:
+def global_pool(kind: Literal["average", "max"] = "average") -> Layer[tuple[()], Array, Reals, GlobalPoolCache]:
     """y = the mean or the maximum over all spatial axes.
 
     Args:

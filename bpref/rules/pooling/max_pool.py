@@ -39,7 +39,7 @@ from jaxtyping import Float, UInt
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
 from bpref.formulas.windows import Along, Padding, as_windows, place_pool
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import first_largest, reduce_windows
 from bpref.rule import Case, Real, Rule
 
@@ -54,7 +54,7 @@ def max_pool(
     stride: int | tuple[int, ...] | None = None,
     padding: Padding = "valid",
     dilation: int | tuple[int, ...] = 1,
-) -> Layer:
+) -> Layer[tuple[()], Array, Reals, MaxPoolCache]:
     """y = the maximum over each window, of as many spatial axes as the window has entries.
 
     Args:

@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_positive_or_none
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_normalization, token_weights, weighted_sum
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
 
@@ -59,7 +59,9 @@ class ClippedValueCache(NamedTuple):
     slope: Float[Array, "... T"]
 
 
-def clipped_value(clip: float | None = 0.2, normalization: str = "token") -> Layer:
+def clipped_value(
+    clip: float | None = 0.2, normalization: str = "token"
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, ClippedValueCache]:
     """J = sum over the tokens of w 1/2 max((V - R)^2, (V_old + clip(V - V_old) - R)^2).
 
     Args:

@@ -44,7 +44,7 @@ from bpref.checks.hyperparameters import is_number, plain, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.pairs import of_no_size, scaled
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -60,7 +60,9 @@ class DpoCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def dpo(beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid") -> Layer:
+def dpo(
+    beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid"
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, DpoCache]:
     """J = mean over the pairs of f((pi_c - pi_r) - (rho_c - rho_r)).
 
     Args:

@@ -45,7 +45,7 @@ from bpref.checks.hyperparameters import is_integer, plain, require_flags, requi
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.formulas.reduced import mean_of
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
 
@@ -69,7 +69,7 @@ def grpo(
     normalization: str = "sequence",
     eps: float = 1e-4,
     ddof: int = 0,
-) -> Layer:
+) -> Layer[tuple[()], tuple[Array | None, ...], Reals, GrpoCache]:
     """J = -sum over the tokens of w (min(r A, clip(r) A) - kl_weight k), A relative to the group's rewards.
 
     Args:

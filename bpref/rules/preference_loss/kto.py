@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_non_negative, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import scaled
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
 
@@ -52,7 +52,9 @@ class KtoCache(NamedTuple):
     slope: Float[Array, "..."]
 
 
-def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Layer:
+def kto(
+    beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, KtoCache]:
     """J = mean over the answers of w sigma(-B g (pi - rho - z_0)), g = 1 for desirable answers and -1 for others.
 
     Args:

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
 
@@ -65,7 +65,7 @@ def ppo(
     dual_clip: float | None = None,
     kl_weight: float = 0.0,
     normalization: str = "token",
-) -> Layer:
+) -> Layer[tuple[()], tuple[Array | None, ...], Reals, PpoCache]:
     """J = -sum over the tokens of w (min(r A, clip(r) A) - kl_weight k).
 
     Args:

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 LOWEST = -1000.0
@@ -51,7 +51,7 @@ class TokenEntropyCache(NamedTuple):
     logits: Float[Array, "... C"]
 
 
-def token_entropy(temperature: float = 1.0) -> Layer:
+def token_entropy(temperature: float = 1.0) -> Layer[tuple[()], Array, Reals, TokenEntropyCache]:
     """H = -sum_c p_c log p_c with p = softmax(z / t), for each position.
 
     Args:

@@ -39,7 +39,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
 
@@ -53,7 +53,9 @@ class TokenLogProbabilityCache(NamedTuple):
     label: Int[Array, "..."]
 
 
-def token_log_probability(temperature: float = 1.0) -> Layer:
+def token_log_probability(
+    temperature: float = 1.0,
+) -> Layer[tuple[()], tuple[Array, Array], Reals, TokenLogProbabilityCache]:
     """logp = log softmax(z / t)_y, for each position.
 
     Args:

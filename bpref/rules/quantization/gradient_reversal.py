@@ -26,7 +26,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -34,7 +34,7 @@ class GradientReversalCache(NamedTuple):
     pass
 
 
-def gradient_reversal(strength: float = 1.0) -> Layer:
+def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, GradientReversalCache]:
     """y = x, with the backward dx = -strength dy.
 
     Args:

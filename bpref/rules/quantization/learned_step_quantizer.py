@@ -37,7 +37,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
@@ -49,7 +49,9 @@ class LearnedStepQuantizerCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def learned_step_quantizer(bits: int = 8, signed: bool = True, example_axes: int = 0) -> Layer:
+def learned_step_quantizer(
+    bits: int = 8, signed: bool = True, example_axes: int = 0
+) -> Layer[LearnedStepQuantizerParams, Array, Reals, LearnedStepQuantizerCache]:
     """y = s round(clip(x / s)), s learned (LSQ).
 
     Args:

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -42,7 +42,9 @@ class StraightThroughCache(NamedTuple):
     inside: Bool[Array, "..."] | None
 
 
-def straight_through(levels: int | None = None, limit: float = 1.0, clipped: bool = False) -> Layer:
+def straight_through(
+    levels: int | None = None, limit: float = 1.0, clipped: bool = False
+) -> Layer[tuple[()], Array, Reals, StraightThroughCache]:
     """y = Q(x), with the backward of the identity or of clipping.
 
     Args:

@@ -49,7 +49,7 @@ class BidirectionalCache(NamedTuple):
     y_ahead: Float[Array, "0 B T p"]
 
 
-def bidirectional(ahead: Layer, back: Layer) -> Layer:
+def bidirectional(ahead: Layer, back: Layer) -> Layer[Both, Array | Steps, Passed, BidirectionalCache]:
     """y = (ahead(x), back(x)), two recurrences over the same sequences.
 
     Args:

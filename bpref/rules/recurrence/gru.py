@@ -57,7 +57,7 @@ from bpref.formulas.affine import (
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
-from bpref.formulas.through_time import Recurrence, through_time
+from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
@@ -86,7 +86,7 @@ def gru(
     truncate: int | None = None,
     checkpoint: int | None = None,
     bias: bool = True,
-) -> Layer:
+) -> Layer[GruParams, Array | Steps, Passed, Kept]:
     """h_t = (1 - z) n + z h_{t-1}, the gate z and the candidate n made of x_t and h_{t-1}.
 
     Args:

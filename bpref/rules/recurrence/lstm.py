@@ -58,7 +58,7 @@ from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.standardize import on_last_axis
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
-from bpref.formulas.through_time import Recurrence, through_time
+from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
@@ -102,7 +102,7 @@ def lstm(
     truncate: int | None = None,
     checkpoint: int | None = None,
     bias: bool = True,
-) -> Layer:
+) -> Layer[LstmParams, Array | Steps, Passed, Kept]:
     """c_t = f c_{t-1} + i g and h_t = o tanh(c_t), the gates made of x_t and h_{t-1}.
 
     Args:

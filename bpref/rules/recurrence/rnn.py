@@ -44,7 +44,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
-from bpref.formulas.through_time import Recurrence, through_time
+from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
 from bpref.rule import Case, Integer, Real, Rule, Size, specs
@@ -70,7 +70,7 @@ def rnn(
     truncate: int | None = None,
     checkpoint: int | None = None,
     bias: bool = True,
-) -> Layer:
+) -> Layer[RnnParams, Array | Steps, Passed, Kept]:
     """h_t = g(W x_t + U h_{t-1} + b).
 
     Args:

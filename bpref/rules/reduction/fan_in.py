@@ -30,7 +30,7 @@ from jax import Array, lax
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, require_arrays, require_floating, widen
 from bpref.formulas.reduced import numbered
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 COMBINED = ("sum", "product", "concatenation")
@@ -40,7 +40,7 @@ class FanInCache(NamedTuple):
     x: Any
 
 
-def fan_in(combined: str = "sum", axis: int = -1) -> Layer:
+def fan_in(combined: str = "sum", axis: int = -1) -> Layer[tuple[()], Any, Reals, FanInCache]:
     """The sum, the product or the concatenation of several arrays: what `fan_out` or `parallel` made, one again.
 
     Args:

@@ -33,7 +33,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -42,7 +42,7 @@ class LogsumexpCache(NamedTuple):
     S: Float[Array, "..."]
 
 
-def logsumexp(axis: Axis = None, keepdims: bool = False) -> Layer:
+def logsumexp(axis: Axis = None, keepdims: bool = False) -> Layer[tuple[()], Array, Reals, LogsumexpCache]:
     """y = log of the sum of exp(x) over some axes.
 
     Args:

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, shared_out, without
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -35,7 +35,9 @@ class ReduceMaxCache(NamedTuple):
     is_extreme: Bool[Array, "..."]
 
 
-def reduce_max(axis: Axis = None, keepdims: bool = False, minimum: bool = False) -> Layer:
+def reduce_max(
+    axis: Axis = None, keepdims: bool = False, minimum: bool = False
+) -> Layer[tuple[()], Array, Reals, ReduceMaxCache]:
     """y = the largest x over some axes, or the smallest.
 
     Args:

@@ -36,7 +36,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -44,7 +44,7 @@ class ReduceProdCache(NamedTuple):
     x: Float[Array, "..."]
 
 
-def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer:
+def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer[tuple[()], Array, Reals, ReduceProdCache]:
     """y = the product of x over some axes.
 
     Args:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, count, numbered, require_axes, require_values, restored, without
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -32,7 +32,9 @@ class ReduceSumCache(NamedTuple):
     like: Float[Array, "0 ..."]
 
 
-def reduce_sum(axis: Axis = None, keepdims: bool = False, mean: bool = False) -> Layer:
+def reduce_sum(
+    axis: Axis = None, keepdims: bool = False, mean: bool = False
+) -> Layer[tuple[()], Array, Reals, ReduceSumCache]:
     """y = the sum of x over some axes, or its mean.
 
     Args:

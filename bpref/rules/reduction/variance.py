@@ -30,7 +30,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, count, mean_of, numbered, require_axes, restored, without
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -40,7 +40,9 @@ class VarianceCache(NamedTuple):
     deviation: Float[Array, "..."] | None
 
 
-def variance(axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: bool = False) -> Layer:
+def variance(
+    axis: Axis = None, keepdims: bool = False, ddof: int = 0, root: bool = False
+) -> Layer[tuple[()], Array, Reals, VarianceCache]:
     """y = the sum of squared deviations from the mean over some axes, divided by n - ddof; or its root.
 
     Args:

@@ -38,7 +38,7 @@ from bpref.checks.hyperparameters import is_number, plain, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
 from bpref.formulas.signs import as_byte, from_byte
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -48,7 +48,9 @@ class VectorNormCache(NamedTuple):
     sign: Int8[Array, "..."] | None
 
 
-def vector_norm(p: float = 2, axis: Axis = None, keepdims: bool = False) -> Layer:
+def vector_norm(
+    p: float = 2, axis: Axis = None, keepdims: bool = False
+) -> Layer[tuple[()], Array, Reals, VectorNormCache]:
     """y = (sum of |x|^p over some axes)^(1/p), or the largest |x| for p = inf.
 
     Args:

@@ -54,7 +54,7 @@ from bpref.checks.shapes import Call
 from bpref.dtypes import as_array, cast, widen, widen_integers
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -93,7 +93,7 @@ class Marginals(NamedTuple):
     pairs: Float[Array, "K K"]
 
 
-def crf(mean: bool = False) -> Layer:
+def crf(mean: bool = False) -> Layer[CRFParams, tuple[Array, Array, Array], Reals, CRFCache]:
     """J = log Z - score(tags): the negative log-likelihood of a linear-chain conditional random field.
 
     Args:

@@ -60,7 +60,7 @@ from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_add, log_normaliser, nats
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -83,7 +83,7 @@ class CTCCache(NamedTuple):
     possible: Bool[Array, " B"]
 
 
-def ctc(blank: int = 0, mean: bool = False) -> Layer:
+def ctc(blank: int = 0, mean: bool = False) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, CTCCache]:
     """J = -log of the probability that the frames' classes, merged and without blanks, are the labels.
 
     Args:

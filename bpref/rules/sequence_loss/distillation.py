@@ -60,7 +60,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import balanced
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
@@ -79,7 +79,7 @@ class DistillationCache(NamedTuple):
 
 def distillation(
     temperature: float = 2.0, soft_weight: float = 0.5, reverse: bool = False, mixture: float | None = None
-) -> Layer:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, DistillationCache]:
     """J = mean over the positions of w t^2 KL(teacher || student) + (1 - w) cross-entropy with the labels.
 
     Args:

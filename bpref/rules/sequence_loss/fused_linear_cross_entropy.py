@@ -66,7 +66,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.loops import fori_loop
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 
@@ -116,7 +116,12 @@ def fused_linear_cross_entropy(
     z_loss: float = 0.0,
     block: int = 1024,
     rows: int | None = None,
-) -> Layer:
+) -> Layer[
+    FusedLinearCrossEntropyParams,
+    tuple[Array, Array],
+    Reals,
+    FusedLinearCrossEntropyCache | FusedLinearCrossEntropyGradient,
+]:
     """J = mean over the rows of -log softmax(h W^T + b)_y, without an array of all logits.
 
     Args:

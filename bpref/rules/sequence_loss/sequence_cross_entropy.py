@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import wide_dtype, widen_integers
 from bpref.formulas.lengths import used, within
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
@@ -52,7 +52,9 @@ class SequenceCrossEntropyCache(NamedTuple):
     labels: Int[Array, "B T"]
 
 
-def sequence_cross_entropy(smoothing: float = 0.0, per_example: bool = False) -> Layer:
+def sequence_cross_entropy(
+    smoothing: float = 0.0, per_example: bool = False
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, SequenceCrossEntropyCache]:
     """J = mean over the real tokens of -sum_c q_c log softmax(z)_c.
 
     Args:

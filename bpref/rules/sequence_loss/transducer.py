@@ -51,7 +51,7 @@ from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule
 
@@ -72,7 +72,9 @@ class TransducerCache(NamedTuple):
     possible: Bool[Array, " B"]
 
 
-def transducer(blank: int = 0, mean: bool = False) -> Layer:
+def transducer(
+    blank: int = 0, mean: bool = False
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, TransducerCache]:
     """J = -log of the probability that the labels are emitted, summed over when each of them is.
 
     Args:

@@ -65,7 +65,9 @@ class LinearRecurrenceCache(NamedTuple):
     h_0: Inexact[Array, "... d"] | None
 
 
-def linear_recurrence(reverse: bool = False, method: Method = "sequential") -> Layer:
+def linear_recurrence(
+    reverse: bool = False, method: Method = "sequential"
+) -> Layer[tuple[()], tuple[Array, ...], Array, LinearRecurrenceCache]:
     """h_t = a_t h_{t-1} + b_t along the axis before the last.
 
     Args:

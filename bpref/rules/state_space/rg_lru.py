@@ -52,7 +52,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 C = 8.0
@@ -73,7 +73,7 @@ class RgLruCache(NamedTuple):
     h: Float[Array, "N T d"]
 
 
-def rg_lru(method: Method = "sequential") -> Layer:
+def rg_lru(method: Method = "sequential") -> Layer[RgLruParams, Array, Reals, RgLruCache]:
     """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t with the gates a and i of x_t.
 
     Args:

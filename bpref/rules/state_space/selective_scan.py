@@ -94,7 +94,7 @@ def selective_scan(
     hold: bool = False,
     chunk: int = 64,
     final: bool = False,
-) -> Layer:
+) -> Layer[SelectiveScanParams, Selective, Any, SelectiveScanCache]:
     """y = C h + D u with h_t = exp(s_t A) h_{t-1} + k_t B_t u_t and s = softplus(delta + bias), channel by channel.
 
     Args:

@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -42,7 +42,7 @@ class DropPathCache(NamedTuple):
     pass
 
 
-def drop_path(rate: float = 0.1) -> Layer:
+def drop_path(rate: float = 0.1) -> Layer[DropPathParams, Array, Reals, DropPathCache]:
     """y = x / (1 - rate) for the examples that are kept, 0 for those that are dropped.
 
     Args:

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -44,7 +44,7 @@ class DropoutCache(NamedTuple):
     pass
 
 
-def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer:
+def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[DropoutParams, Array, Reals, DropoutCache]:
     """y = x / (1 - rate) where it is kept, 0 where it is dropped.
 
     Args:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -38,7 +38,7 @@ class GaussianNoiseCache(NamedTuple):
     pass
 
 
-def gaussian_noise(std: float = 0.1) -> Layer:
+def gaussian_noise(std: float = 0.1) -> Layer[GaussianNoiseParams, Array, Reals, GaussianNoiseCache]:
     """y = x + std e, e drawn from the standard normal distribution.
 
     Args:

@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.layer import Layer
+from bpref.layer import Layer, Reals
 from bpref.rule import Case, Key, Real, Rule
 
 
@@ -49,7 +49,7 @@ class ReparameterizationCache(NamedTuple):
     deviation: Float[Array, "..."]
 
 
-def reparameterization() -> Layer:
+def reparameterization() -> Layer[ReparameterizationParams, tuple[Array, Array], Reals, ReparameterizationCache]:
     """z = mu + exp(log_var / 2) e, with e standard normal.
 
     Returns:
