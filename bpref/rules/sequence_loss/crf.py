@@ -160,10 +160,10 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
       ValueError, TypeError: as `crf`.
     """
     call = Call("crf_marginals")
+    call.require("params", params, CRFParams)
     x, lengths = as_array(call.who, "emissions", emissions), as_array(call.who, "lengths", lengths)
     call.require("emissions", x, Tagged.__annotations__["emissions"])
     call.require("lengths", lengths, Tagged.__annotations__["lengths"])
-    call.require("params", params, CRFParams)
     lengths = within(lengths, x.shape[1])
     nothing = jnp.zeros(x.shape[:2], widen(x).dtype)
     own = _Own(nothing, nothing, jnp.zeros(x.shape[:1], nothing.dtype))
