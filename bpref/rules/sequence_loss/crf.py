@@ -51,7 +51,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.checks.shapes import Call
-from bpref.dtypes import as_array, cast, widen, widen_integers
+from bpref.dtypes import as_array, cast, require_type, widen, widen_integers
 from bpref.formulas.lengths import for_each, one_or_mean, require_examples, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
 from bpref.layer import Layer, Reals
@@ -160,6 +160,7 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
       ValueError, TypeError: as `crf`.
     """
     call = Call("crf_marginals")
+    require_type(call.who, "params", params, CRFParams)
     call.require("params", params, CRFParams)
     x, lengths = as_array(call.who, "emissions", emissions), as_array(call.who, "lengths", lengths)
     call.require("emissions", x, Tagged.__annotations__["emissions"])
