@@ -1,8 +1,8 @@
 """What defines a decomposition, a solution and a transform, where forward and reference call one library function.
 
-Held in float64 on matrices square, tall and wide, of condition numbers up to 1e10. The bound is `SLACK` n eps times what
-the theory of each says: a backward stable method is off by its matrix's size, a solution by its residual's, an inverse
-and the logarithm of a determinant by the condition number.
+Held in float64 on matrices square, tall and wide, of condition numbers up to 1e10. The bound is `SLACK` n eps times
+what the theory of each says: a backward stable method is off by its matrix's size, a solution by its residual's, an
+inverse and the logarithm of a determinant by the condition number.
 """
 
 import jax

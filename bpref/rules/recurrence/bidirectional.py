@@ -31,7 +31,9 @@ from bpref.layer import Layer
 from bpref.naive.recurrence import sequences
 from bpref.rule import Case, Integer, Real, Rule
 from bpref.rules.recurrence.gru import gru
+from bpref.rules.recurrence.gru import reference as gru_reference
 from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
+from bpref.rules.recurrence.lstm import reference as lstm_reference
 
 
 class Both(NamedTuple):
@@ -111,10 +113,15 @@ def summed(a: Array | None, b: Array | None) -> Array | None:
 
 
 def reference(params: Both, x: Steps | Array, ahead: Layer, back: Layer) -> Passed:
-    """The forwards of the two, for autodiff to go through: their own references say what those are."""
+    """Of two that are an LSTM or a GRU, as their params say, by the references of these; the second from the end."""
     states = x.state if isinstance(x, Steps) else (None, None)
     inputs = [Steps(sequences(x).x, s, sequences(x).lengths) for s in states]
-    (y_f, s_f), (y_g, s_g) = (layer.forward(p, v)[0] for layer, p, v in zip((ahead, back), params, inputs, strict=True))
+    (y_f, s_f), (y_g, s_g) = (
+        lstm_reference(p, v, p.U.shape[1], reverse=reverse)
+        if isinstance(p, LstmParams)
+        else gru_reference(p, v, p.U.shape[1], reverse=reverse)
+        for p, v, reverse in zip(params, inputs, (False, True), strict=True)
+    )
     return Passed(jnp.concatenate([y_f, y_g], axis=2), Both(s_f, s_g))
 
 
