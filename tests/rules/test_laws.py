@@ -367,10 +367,17 @@ def test_every_type_that_a_call_needs_is_a_public_name(rule: Rule):
                 assert getattr(bpref, kind.__name__) is kind
 
 
-@EVERY_RULE
-def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule):
-    sizes = np.sum([cache_bytes(draw(rule, case, sizes_of(case), SEED)) for case in rule.cases], 0)
-    assert sizes[0] <= sizes[1]
+LARGER = {
+    ("grid_sample", "zeros"): "it keeps the images, and autodiff the four pixels of each point, fewer than theirs here",
+    ("linear_recurrence", "complex, with a start"): "it keeps the start beside h, which is y itself; autodiff copies h",
+}
+"""The cases whose cache is larger than what autodiff keeps, and why."""
+
+
+@EVERY_CASE
+def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule, case: Case):
+    hand, autodiff = cache_bytes(draw(rule, case, sizes_of(case), SEED))
+    assert (hand > autodiff) == ((rule.name, case.name) in LARGER)
 
 
 @EVERY_CASE
