@@ -38,6 +38,18 @@ def fori_loop(lower: Any, upper: Any, step: Callable[..., Any], start: Any) -> A
     return lax.fori_loop(lower, upper, step, _varying(lambda carry: step(lower, carry), start))
 
 
+def for_blocks(count: int, size: int, add: Callable[..., Any], carry: Any) -> Any:
+    """`carry = add(carry, start, size)` for one block of `size` after the other, and for what is left of `count`."""
+    whole, rest = divmod(count, size)
+    if whole:
+        carry = fori_loop(0, whole, lambda k, carry: add(carry, k * size, size), carry)
+    return add(carry, whole * size, rest) if rest else carry
+
+
+def block_of(v: Array, start: Array | int, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(v, start, size, 0)
+
+
 def cond(which: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], *operands: Any) -> Any:
     """`jax.lax.cond`."""
     if jax.sharding.get_abstract_mesh().manual_axes:

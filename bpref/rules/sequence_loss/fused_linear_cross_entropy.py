@@ -30,10 +30,9 @@ With r `rows` at once the forward goes on, after all blocks of classes of r rows
 to dW: three products, and the backward multiplies by dJ. The largest array is then (V, r), and dW is read and written
 once for every r rows. Cached: dW, db and dh for dJ = 1, not rounded yet. It is the faster form where a gradient
 follows, and the larger one: at 1,024 rows of 256 and 32,000 classes 0.85 of the time of the other, and twice its memory
-with r = 128. A forward that no backward follows pays for dW where it is not compiled together with that.
-
-Where all logits fit into the processor's cache, as those of 128 rows and 4,096 classes, nothing is saved by not keeping
-them, and the fourth product shows: 1.2 times autodiff's time.
+with r = 128. A forward that no backward follows pays for dW where it is not compiled together with that. Where all
+logits fit into the processor's cache, as those of 128 rows and 4,096 classes, nothing is saved by not keeping them, and
+the fourth product shows: 1.2 times autodiff's time.
 
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
 E = exp(z_y - m) and S = R + E, do not cancel when the model is sure. p is exp(z - m) / S, and not exp(z - l), which
@@ -41,8 +40,7 @@ inherits the rounding of l. Products, sums and logits are in at least float32; e
 no kink: m is a shift that cancels, and is held constant.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,16 +56,11 @@ from bpref.checks.hyperparameters import (
     require_size,
 )
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.affine import (
-    lecun_uniform,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
 from bpref.layer import Layer, Reals
-from bpref.loops import fori_loop
+from bpref.loops import block_of, for_blocks
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 
 
@@ -175,13 +168,13 @@ def fused_linear_cross_entropy(
 
         def add(carry, start, size):
             J, dW, db, dh = carry
-            A_, y_, v_ = (_block_of(a, start, size) for a in (A, y, v))
+            A_, y_, v_ = (block_of(a, start, size) for a in (A, y, v))
             sums, logits = _measure(params, A_, y_, keep=True)
             dW, db, of_rows = _pull(params, A_, y_, sums, v_ / M, (dW, db), logits)
             return J + _loss(sums, v_), dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
-        J, dW, db, dh = _for_blocks(y.size, rows, add, zeros)
+        J, dW, db, dh = for_blocks(y.size, rows, add, zeros)
         return J / M, FusedLinearCrossEntropyGradient(dW, db, dh.reshape(h.shape))
 
     def backward(params, cache, dJ):
@@ -207,12 +200,11 @@ def fused_linear_cross_entropy(
             R = R * jnp.exp(m - higher) + rest
             own += jnp.sum(jnp.where(is_own, z, 0), 0)
             total = total + jnp.sum(z, 0) if smoothing else total
-            kept = lax.dynamic_update_slice_in_dim(kept, z, start, 0) if keep else kept
-            return _Sums(higher, R, own, total), kept
+            return _Sums(higher, R, own, total), lax.dynamic_update_slice_in_dim(kept, z, start, 0) if keep else kept
 
         zero = jnp.zeros(y.shape, widen(A).dtype)
         kept = jnp.zeros((vocabulary, y.size), zero.dtype) if keep else None
-        return _for_blocks(vocabulary, block, add, (_Sums(zero - jnp.inf, zero, zero, zero), kept))
+        return for_blocks(vocabulary, block, add, (_Sums(zero - jnp.inf, zero, zero, zero), kept))
 
     def _loss(sums, v):
         """M J of these rows."""
@@ -236,7 +228,7 @@ def fused_linear_cross_entropy(
 
         def add(cotangents, start, size):
             dW, db, dh = cotangents
-            z = _logits(params, A, start, size) if logits is None else _block_of(logits, start, size)
+            z = _logits(params, A, start, size) if logits is None else block_of(logits, start, size)
             slope = jnp.where(_is_own(y, start, size), at_own[None], rate[None] * jnp.exp(z - m[None]))
             if smoothing:
                 slope -= even[None]
@@ -244,20 +236,20 @@ def fused_linear_cross_entropy(
                 slope *= 1 - (z / soft_cap) ** 2
             dW = put(dW, times(slope, widen(A)), start)
             db = put(db, jnp.sum(slope, 1), start) if bias else None
-            return dW, db, dh + transposed_times(slope, widen(_block_of(params.W, start, size)))
+            return dW, db, dh + transposed_times(slope, widen(block_of(params.W, start, size)))
 
         def put(d, of_block, start):
             if logits is not None:
-                of_block += _block_of(d, start, of_block.shape[0])
+                of_block += block_of(d, start, of_block.shape[0])
             return lax.dynamic_update_slice_in_dim(d, cast(of_block, d.dtype), start, 0)
 
-        return _for_blocks(vocabulary, block, add, (*dparams, jnp.zeros_like(widen(A))))
+        return for_blocks(vocabulary, block, add, (*dparams, jnp.zeros_like(widen(A))))
 
     def _logits(params, A, start, size):
         """z of a block of classes: (size, N)."""
-        z = times_transposed(_block_of(params.W, start, size), A)
+        z = times_transposed(block_of(params.W, start, size), A)
         if bias:
-            z += lax.broadcast_in_dim(widen(_block_of(params.b, start, size)), z.shape, (0,))
+            z += lax.broadcast_in_dim(widen(block_of(params.b, start, size)), z.shape, (0,))
         return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
 
     def _weights(y, like):
@@ -273,18 +265,6 @@ def fused_linear_cross_entropy(
 def _flat(h: Array, label: Array) -> tuple[Array, Array]:
     """h as A (N, d), and labels (N,) of a dtype that can be compared with any class."""
     return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
-
-
-def _block_of(v: Array, start: Array | int, size: int) -> Array:
-    return lax.dynamic_slice_in_dim(v, start, size, 0)
-
-
-def _for_blocks(count: int, size: int, add: Callable[..., Any], carry: Any) -> Any:
-    """`carry = add(carry, start, size)` for one block after the other, and for what is left at the end."""
-    whole, rest = divmod(count, size)
-    if whole:
-        carry = fori_loop(0, whole, lambda k, carry: add(carry, k * size, size), carry)
-    return add(carry, whole * size, rest) if rest else carry
 
 
 def _is_own(y: Array, start: Array | int, size: int) -> Array:
@@ -319,9 +299,8 @@ def reference(
     if soft_cap is not None:
         z = soft_cap * jnp.tanh(z / soft_cap)
     counts = jnp.ones(label.shape, bool) if ignored is None else label != ignored
-    q = (1 - smoothing) * jax.nn.one_hot(
-        jnp.where(counts, label, 0), vocabulary, dtype=z.dtype
-    ) + smoothing / vocabulary
+    own = jax.nn.one_hot(jnp.where(counts, label, 0), vocabulary, dtype=z.dtype)
+    q = (1 - smoothing) * own + smoothing / vocabulary
     terms = -jnp.sum(q * jax.nn.log_softmax(z), -1)
     if z_loss:
         terms += z_loss * jax.nn.logsumexp(z, axis=-1) ** 2
