@@ -37,8 +37,8 @@ def test_a_well_conditioned_program_moves_by_a_few_units(moved):
 
 
 def test_cancellation_shows_though_no_input_moves(moved):
-    """1 - tanh(x)^2 at 17: one digit of the result is sound."""
-    assert moved(lambda x: 1 - jnp.tanh(x) ** 2, np.array([17.0])) > 1e-3
+    """1 - tanh(x)^2 about 17: one digit of the result is sound. At a single point a draw may be what was there."""
+    assert moved(lambda x: 1 - jnp.tanh(x) ** 2, np.linspace(16.0, 17.5, 7)) > 1e-3
     assert moved(lambda x: jnp.log((1 + x) - x), X * 1e8) > 0.1
 
 
