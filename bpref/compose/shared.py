@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
+from bpref.cotangents import is_differentiable, with_zeros
 from bpref.layer import Layer, With, leaf_paths, leaves, map_leaves, require_layer
 
 
@@ -86,7 +86,7 @@ def _sharing(owner: Layer, network: Layer, own: frozenset[str]) -> Layer:
         data, values, of_values = given(outer, of_owner)
         dnetwork, dx, of_data = pull(data, network, of_network, cache, dy)
         of_data = of_data or {}
-        dvalues = {k: jnp.zeros_like(v) if of_data.get(k) is None else of_data[k] for k, v in values.items()}
+        dvalues = with_zeros({k: of_data.get(k) for k in values}, values)
         downer, _ = owner.backward(of_owner, of_values, dvalues)
         others = {k: d for k, d in of_data.items() if k not in values}
         return parts.together((downer, dnetwork)), as_input(
@@ -275,5 +275,5 @@ def _trained(leaf: Layer, params: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of a leaf's params that have a cotangent."""
     held = leaf.held.fields if leaf.held else ()
     for name, v in _named(params):
-        if v is not None and jnp.issubdtype(v.dtype, jnp.inexact) and name.split(".")[0] not in held:
+        if v is not None and is_differentiable(v) and name.split(".")[0] not in held:
             yield name, v
