@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial, wraps
+from itertools import count
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -27,6 +28,9 @@ from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX
 
 Run = Callable[..., Any]
 """`(*inputs) -> outputs`, trees of NumPy arrays, as the program was traced."""
+
+OFTEN = 300_000
+"""How long a program is run by NumPy, in microseconds of `Interpreted.cost`, before it is compiled as well."""
 
 QUICK_OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -68,25 +72,29 @@ def when_run(traced: Any, part: Callable[[Any], Any]) -> tuple[Run, Run, Run]:
 def in_float64(traced: Any, part: Callable[[Any], Any] = lambda outputs: outputs) -> tuple[Run, Run, Run]:
     """A float64 program as it is, with every operation rounded at random, and a `part` of its outputs alone."""
     tree = jax.tree.structure(traced.out_info)
+    compiled, _, part_compiled = when_run(traced, part)
     try:
         steps = Interpreted(traced.jaxpr)
     except CannotInterpret:
-        executable, at_random = _compiled(traced), cache(lambda: _compiled(_jittered(traced)))
-
-        def run(*inputs):
-            return jax.device_get(executable(*inputs))
-
+        at_random = cache(lambda: _compiled(_jittered(traced)))
         return (
-            run,
+            compiled,
             lambda *inputs: jax.tree.unflatten(tree, jax.device_get(at_random()(*jax.tree.leaves(inputs)))),
-            lambda *inputs: part(run(*inputs)),
+            part_compiled,
         )
     places, part_tree = jax.tree.flatten(part(jax.tree.unflatten(tree, range(tree.num_leaves))))
+    often = int(OFTEN / steps.cost) + 1
     return (
-        _interpreted(steps, tree),
+        _at_first(often, _interpreted(steps, tree), compiled),
         _interpreted(steps, tree, rounded_in_numpy),
-        _interpreted(steps.only(places), part_tree),
+        _at_first(often, _interpreted(steps.only(places), part_tree), part_compiled),
     )
+
+
+def _at_first(often: int, first: Run, later: Run) -> Run:
+    """`first` so many times, and `later` from then on: counted, and not timed, so that a run is as it was before."""
+    runs = count()
+    return lambda *inputs: (first if next(runs) < often else later)(*inputs)
 
 
 def _interpreted(steps: Interpreted, tree: Any, on_result: OnResult | None = None) -> Run:

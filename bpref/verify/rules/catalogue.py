@@ -24,7 +24,7 @@ from bpref.verify.numbers.measure import Ulps, rounded, summarise
 from bpref.verify.options import came, seed_of
 from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
 from bpref.verify.report import Finding
-from bpref.verify.rules.draw import Example, axes_of, draw, sized
+from bpref.verify.rules.draw import Example, axes_of, draw, draw_many, sized
 
 SIZES = (64, 24, 5, 3)
 """The sizes of a case's axes, in order: all different, and enough elements for a 99th percentile."""
@@ -252,7 +252,7 @@ def rows_of_case(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row
     """`rows_of` one example of a case; of many together, where one alone says too little."""
     rows: list[Row] = []
     for draws in DRAWS:
-        examples = [draw(rule, case, sizes_of(case), seed + 1000 * i) for i in range(draws)]
+        examples = list(draw_many(rule, case, sizes_of(case), range(seed, seed + 1000 * draws, 1000)))
         rows = rows_of(examples, ready)
         if not any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
             break

@@ -1,6 +1,6 @@
 """Concrete inputs for a rule's case: sizes for its axes, values for its arrays, numbers for its hyperparameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +43,36 @@ def draw(
 ) -> Example:
     """Random values for a case, rounded to `dtype` first; `hyper` replaces the typical hyperparameters."""
     rng = np.random.default_rng(seed)
-    x = jax.tree.map(lambda spec: values(spec, sizes, rng, dtype), case.x, is_leaf=is_spec)
-    return example_with(rule, case, sizes, x, rng, hyper)
+    return example_with(rule, case, sizes, _drawn_x(case, sizes, rng, dtype), rng, hyper)
+
+
+def draw_many(rule: Rule, case: Case, sizes: Mapping[str, int], seeds: Iterable[int]) -> Iterator[Example]:
+    """`draw` for each of the seeds; the layer is made, and its shapes are traced, once."""
+    first = None
+    for seed in seeds:
+        if first is None:
+            first = draw(rule, case, sizes, seed)
+            yield first
+            continue
+        rng = np.random.default_rng(seed)
+        x = _drawn_x(case, sizes, rng, jnp.float64)
+        params = _drawn_params(case, sizes, rng, first.params)
+        yield first._replace(x=x, params=params, dys=_normal(rng, first.dys))
+
+
+def _drawn_x(case: Case, sizes: Mapping[str, int], rng: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda spec: values(spec, sizes, rng, dtype), case.x, is_leaf=is_spec)
+
+
+def _normal(rng: Any, like: Any) -> Any:
+    return jax.tree.map(lambda v: normal(rng, v.shape, v.dtype), like)
+
+
+def _drawn_params(case: Case, sizes: Mapping[str, int], rng: Any, like: Any) -> Any:
+    """Values for params of the shapes of `like`, where the case does not say which."""
+    if case.params is None:
+        return _normal(rng, like)
+    return jax.tree.map(lambda spec: values(spec, sizes, rng, jnp.float64), case.params, is_leaf=is_spec)
 
 
 def example_with(
@@ -54,12 +82,7 @@ def example_with(
     chosen = hyperparameters(case, sizes) | dict(hyper or {})
     layer = rule.make(**chosen)
     with jax.enable_x64(True):
-        params = jax.eval_shape(layer.init, jax.random.key(0), x)
-    if case.params is None:
-        params = jax.tree.map(lambda v: normal(rng, v.shape, v.dtype), params)
-    else:
-        params = jax.tree.map(lambda spec: values(spec, sizes, rng, jnp.float64), case.params, is_leaf=is_spec)
-    with jax.enable_x64(True):
+        params = _drawn_params(case, sizes, rng, jax.eval_shape(layer.init, jax.random.key(0), x))
         y = jax.eval_shape(layer.forward, params, x)[0]
     dys = jax.tree.map(lambda v: normal(rng, (COTANGENTS, *v.shape), v.dtype) if is_differentiable(v) else None, y)
 
