@@ -29,6 +29,13 @@ from .layer import begin as begin
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves
 from .layer import trainable as trainable
+from .models.gpt import GPT_PRESETS as GPT_PRESETS
+from .models.gpt import GptConfig as GptConfig
+from .models.gpt import gpt as gpt
+from .models.gpt import gpt_objective as gpt_objective
+from .models.gpt_published import config_of as config_of
+from .models.gpt_weights import load_weights as load_weights
+from .models.gpt_weights import save_weights as save_weights
 from .rule import Case as Case
 from .rule import Rule as Rule
 from .rules import RULES as RULES
@@ -116,6 +123,8 @@ from .rules.linear.linear import LinearParams as LinearParams
 from .rules.linear.linear import linear as linear
 from .rules.linear.low_rank_linear import LowRankLinearParams as LowRankLinearParams
 from .rules.linear.low_rank_linear import low_rank_linear as low_rank_linear
+from .rules.linear.position_embedding import PositionEmbeddingParams as PositionEmbeddingParams
+from .rules.linear.position_embedding import position_embedding as position_embedding
 from .rules.linear.spectral_norm_linear import SpectralNormLinearParams as SpectralNormLinearParams
 from .rules.linear.spectral_norm_linear import power_iteration as power_iteration
 from .rules.linear.spectral_norm_linear import spectral_norm_linear as spectral_norm_linear

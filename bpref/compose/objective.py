@@ -35,10 +35,14 @@ def objective(
 def objective(
     *, network: Layer[Any, X, Any, Any], loss: Layer[Any, Any, Y, Any]
 ) -> Layer[dict[str, Any], tuple[X, Any], Y, dict[str, Any]]: ...
+@overload
+def objective(**named: Layer) -> Layer[dict[str, Any], tuple[Any, Any], Any, dict[str, Any]]: ...
 def objective(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     """The layer `(X, y) -> J` of a network and a loss.
 
     Its params and cache are pairs, `(network's, loss's)`; of `objective(network=..., loss=...)` dicts by these names.
+    By other names the first is the network: `objective(body=..., head=fused_linear_cross_entropy(V))` has the params
+    of `serial(body=..., head=linear(V, bias=False))`.
     Where y is a tuple of several, as labels and their weights, the loss takes all of them beside the prediction. The
     cotangent of its input is `(dX, dy)`, in which integer labels have `None`.
 
@@ -47,12 +51,12 @@ def objective(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
       ValueError: at the call, params are not those of both.
     """
     names = ("network", "loss")
-    if len(layers) + len(named) != 2 or (named and set(named) != set(names)):
+    if len(layers) + len(named) != 2 or (layers and named):
         came = ", ".join([*(f"layer {i}" for i in range(len(layers))), *named]) or "nothing"
-        raise TypeError(
-            f"objective: it was given {came}; expected a network and a loss, both by these names or neither"
-        )
-    parts = parts_of("objective", layers, {name: named[name] for name in names if named}, names)
+        raise TypeError(f"objective: it was given {came}; expected a network and a loss, both by name or neither")
+    if set(named) == set(names):
+        named = {name: named[name] for name in names}
+    parts = parts_of("objective", layers, named, names)
     network, loss = parts.layers
 
     def beside(y_hat, y):

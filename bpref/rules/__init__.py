@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "embedding_bag",
         "linear",
         "low_rank_linear",
+        "position_embedding",
         "spectral_norm_linear",
         "tied_embedding",
         "weight_norm_linear",

@@ -9,6 +9,7 @@ from bpref.rules.linear.embedding import EmbeddingParams
 from bpref.rules.linear.embedding_bag import EmbeddingBagParams
 from bpref.rules.linear.linear import LinearParams
 from bpref.rules.linear.low_rank_linear import LowRankLinearParams
+from bpref.rules.linear.position_embedding import PositionEmbeddingParams
 from bpref.rules.linear.spectral_norm_linear import SpectralNormLinearParams
 from bpref.rules.linear.tied_embedding import TiedEmbeddingParams
 from bpref.rules.linear.weight_norm_linear import WeightNormLinearParams
@@ -41,6 +42,18 @@ def test_linear(seed):
     N, T, d, m = draw.sizes(4)
     params = LinearParams(draw.normal(m, d), draw.normal(m))
     assert_same(bpref.linear(m), lambda p, x: torch.nn.functional.linear(x, p.W, p.b), params, draw.normal(N, T, d))
+
+
+@EVERY_SEED
+def test_position_embedding(seed):
+    draw = Draw(seed)
+    B, T, d, more = draw.sizes(4)
+
+    def twin(params, x):
+        return x + torch.nn.functional.embedding(torch.arange(T), params.W)
+
+    params = PositionEmbeddingParams(draw.normal(T + more, d))
+    assert_same(bpref.position_embedding(T + more), twin, params, draw.normal(B, T, d))
 
 
 @EVERY_SEED

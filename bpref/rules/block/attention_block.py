@@ -41,7 +41,7 @@ the p that o is the sum of, which c relies on. The angles are computed in float6
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def attention_block(
     rope: float | None = 10000.0,
     causal: bool = True,
     window: Window | None = None,
-    bias: bool = False,
+    bias: bool | str = False,
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
@@ -118,7 +118,7 @@ def attention_block(
       causal: whether a position sees no later ones.
       window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
         (left, right): how many of each side beside itself; None: all.
-      bias: whether there are a b_qkv and a b_o.
+      bias: whether there are a b_qkv and a b_o; "qkv": the former alone, as in Qwen 2.
       eps: what is added to the mean square or variance, in units of x squared.
       block: how many positions are worked on at once; no array has more than `block` squared of them.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
@@ -134,7 +134,7 @@ def attention_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "attention_block"
-    require_flags(who, causal=causal, bias=bias)
+    require_flags(who, causal=causal)
     return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
 
 
@@ -146,7 +146,7 @@ def attention_layer(
     rope: float | None,
     causal: bool,
     window: Window | None,
-    bias: bool,
+    bias: bool | str,
     eps: float,
     block: int,
     stretch: Stretch | None,
@@ -158,6 +158,7 @@ def attention_layer(
     if heads % K:
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
+    require_bias(who, bias)
     eps = require_positive(who, "eps", eps)
     rope, stretch = require_rope(who, rope, stretch)
     window = require_window(who, window)
@@ -197,7 +198,7 @@ def attention_layer(
             lecun_uniform(of_qkv, (rows, d), d, x.dtype),
             jnp.zeros(rows, x.dtype) if bias else None,
             lecun_uniform(of_o, (d, d), d, x.dtype),
-            jnp.zeros(d, x.dtype) if bias else None,
+            jnp.zeros(d, x.dtype) if bias and bias != "qkv" else None,
         )
 
     def forward(params, x: Float[Array, "*b T>0 d>0"]):
@@ -223,6 +224,12 @@ def attention_layer(
     return Layer(init, forward, backward, who)
 
 
+def require_bias(who: str, bias: Any) -> None:
+    """Raise `ValueError` unless `bias` is a flag, or "qkv"."""
+    if not (isinstance(bias, str) and bias == "qkv") and not isinstance(bias, bool | np.bool_):
+        raise ValueError(f"{who}: bias is {bias!r}, expected True, False or 'qkv'")
+
+
 def reference(
     params: AttentionBlockParams,
     x: Array,
@@ -232,7 +239,7 @@ def reference(
     rope: float | None = 10000.0,
     causal: bool = True,
     window: Window | None = None,
-    bias: bool = False,
+    bias: bool | str = False,
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
@@ -298,7 +305,7 @@ RULE = Rule(
         Case(
             "layer norm, seen from both sides",
             Real("B T d"),
-            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": True, "eps": _EPS, "block": 16},
+            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": "qkv", "eps": _EPS, "block": 16},
             never_empty=("T",),
             fixed={"d": 8},
         ),

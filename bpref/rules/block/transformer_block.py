@@ -83,7 +83,7 @@ def transformer_block(
     rope: float | None = 10000.0,
     causal: bool = True,
     window: Window | None = None,
-    bias: bool = False,
+    bias: bool | str = False,
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
@@ -101,7 +101,7 @@ def transformer_block(
       causal: whether a position sees no later ones.
       window: how many positions back a position sees, itself among them (and as many ahead unless causal), or a pair
         (left, right): how many of each side beside itself; None: all.
-      bias: whether every product of matrices has a bias.
+      bias: whether every product of matrices has a bias; "qkv": that of queries, keys and values alone, as in Qwen 2.
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
@@ -116,9 +116,9 @@ def transformer_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
-    require_flags(who, gated=gated, causal=causal, bias=bias)
+    require_flags(who, gated=gated, causal=causal)
     attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
-    mlp = mlp_layer(who, hidden, activation, gated, norm, bias, eps)
+    mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
 
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
@@ -152,7 +152,7 @@ def reference(
     rope: float | None = 10000.0,
     causal: bool = True,
     window: Window | None = None,
-    bias: bool = False,
+    bias: bool | str = False,
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
@@ -161,7 +161,7 @@ def reference(
         params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
     )
     h = x + f
-    return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bias, eps)
+    return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)

@@ -62,11 +62,10 @@ from bpref.formulas.pairs import require_batch
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of, for_blocks
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
+from bpref.rules.linear.linear import LinearParams
 
-
-class FusedLinearCrossEntropyParams(NamedTuple):
-    W: Float[Array, "V d"]
-    b: Float[Array, " V"] | None
+FusedLinearCrossEntropyParams = LinearParams
+"""W of shape (V, d) and b of shape (V,) or None: those of the layer whose logits these are."""
 
 
 class FeaturesAndLabels(NamedTuple):

@@ -1,0 +1,224 @@
+"""gpt: a decoder of transformer blocks, from token ids to logits, as GPT-2, Llama, Mistral and Qwen 2 have it.
+
+With ids s of shape (B, T), V tokens, d features and L blocks, E the table of tokens and P that of positions, if they
+are learned (RoPE has them in the attention):
+
+    x[0] = E_s (+ P)                                                      (B, T, d)
+    h[l] = x[l-1] + attention(norm(x[l-1]))                               l = 1 ... L, see `attention_block`
+    x[l] = h[l] + mlp(norm(h[l]))                                         see `mlp_block`
+    z    = norm(x[L]) W^T                                                 (B, T, V), W = E where it is tied
+    J    = mean over all positions of -log softmax(z)_y                   y: the next tokens, (B, T)
+
+Training never makes z whole: the fused loss takes W's place at the head, under its name, so that the network generates
+with the params that the objective was trained with.
+
+Sources: GPT-2: Radford et al., 'Language models are unsupervised multitask learners' (2019); Llama: arXiv:2302.13971,
+2: arXiv:2307.09288, 3: arXiv:2407.21783; Mistral: arXiv:2310.06825; Qwen 2: arXiv:2407.10671; SmolLM 2:
+arXiv:2502.02737.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bpref.checks.hyperparameters import require_flags, require_sizes
+from bpref.compose import objective, residual, scan, serial, shared
+from bpref.compose import remat as remat_of
+from bpref.formulas.random_draws import require_rate
+from bpref.formulas.rotations import Stretch
+from bpref.layer import Layer
+from bpref.nearest import meant
+from bpref.rules.block.attention_block import attention_block, attention_layer
+from bpref.rules.block.mlp_block import mlp_block, mlp_layer
+from bpref.rules.block.transformer_block import transformer_block
+from bpref.rules.linear.embedding import embedding
+from bpref.rules.linear.linear import linear
+from bpref.rules.linear.position_embedding import position_embedding
+from bpref.rules.norm.layer_norm import layer_norm
+from bpref.rules.norm.rms_norm import rms_norm
+from bpref.rules.sequence_loss.fused_linear_cross_entropy import fused_linear_cross_entropy
+from bpref.rules.stochastic.dropout import dropout
+from bpref.transforms.stateful import stateful
+
+
+@dataclass(frozen=True)
+class GptConfig:
+    """The shape of a GPT; what has a default is Llama's.
+
+    Attributes:
+      vocabulary, width, depth, heads, hidden: V, d, L, heads of queries, and the MLP's hidden features.
+      context: the longest sequence that it is made for; positions that are learned can have no longer one.
+      kv_heads: heads of keys and values; as many as of queries where left out.
+      rope, stretch: the base of the rotations, and how they reach further; None for learned positions.
+      norm, eps: "rms" or "layer", and what is added to the mean square or variance.
+      activation, gated: the MLP's, see `mlp_block`.
+      bias: whether the blocks' products have biases; "qkv": those of queries, keys and values alone.
+      tied: whether the head is the table of tokens.
+      window: how many positions back a position sees, itself among them; None: all.
+      dropout: the share that is dropped of the embeddings, and of what each half of a block adds.
+
+    Raises:
+      ValueError: a number is out of its range, or heads do not divide the width, or kv_heads the heads.
+    """
+
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    context: int
+    kv_heads: int | None = None
+    rope: float | None = 10000.0
+    stretch: Stretch | None = None
+    norm: str = "rms"
+    eps: float = 1e-5
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool | str = False
+    tied: bool = False
+    window: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        who = "gpt"
+        sizes = ("vocabulary", "width", "depth", "heads", "hidden", "context")
+        require_sizes(who, **{name: getattr(self, name) for name in sizes})
+        D, rest = divmod(self.width, self.heads)
+        if rest:
+            raise ValueError(f"{who}: width is {self.width}, expected a multiple of heads, {self.heads}")
+        if self.rope is not None and D % 2:
+            raise ValueError(f"{who}: width is {self.width}, {D} for each of {self.heads} heads; RoPE turns pairs")
+        require_flags(who, tied=self.tied, gated=self.gated)
+        require_rate(who, self.dropout, "dropout")
+        of_attention = self.rope, True, self.window, self.bias, self.eps, 128, self.stretch
+        attention_layer(who, self.heads, self.kv_heads, self.norm, *of_attention)
+        mlp_layer(who, self.hidden, self.activation, self.gated, self.norm, False, self.eps)
+
+
+def gpt(config: GptConfig | str, remat: bool = False) -> Layer[Any, Any, Any, Any]:
+    """The network: token ids `(B, T)` to logits `(B, T, V)`.
+
+    Params are `{"body": {"embed", "positions", "blocks", "norm"}, "head"}`, without positions for RoPE; the blocks' are
+    stacked along a first axis, of the depth. Where the head is tied they are `{"shared", "network"}`, see `shared`.
+
+    Args:
+      config: a `GptConfig`, or the name of one of `GPT_PRESETS`.
+      remat: whether of each block its input alone is kept for the backward.
+
+    Returns:
+      A layer; with dropout a stateful one, whose x is `With(ids, state)`. `evaluation` of it drops nothing.
+
+    Raises:
+      ValueError: there is no such preset; x has more positions than can be learned.
+      TypeError: x does not hold integers.
+
+    Example:
+      >>> network = gpt(GptConfig(vocabulary=256, width=64, depth=2, heads=4, hidden=128, context=32))
+      >>> ids = jnp.zeros((1, 32), jnp.int32)
+      >>> logits, _ = network.forward(network.init(jax.random.key(0), ids), ids)
+    """
+    config = as_config(config)
+    return _finished(config, serial(body=_body(config, remat), head=linear(config.vocabulary, bias=False)))
+
+
+def gpt_objective(
+    config: GptConfig | str, remat: bool = False, ignored: int | None = None, rows: int | None = None
+) -> Layer[Any, Any, Any, Any]:
+    """What is trained: ids and labels, the next tokens, both `(B, T)`, to the mean cross-entropy J.
+
+    Params are those of `gpt(config)`: what is trained here generates there. The logits are never made whole.
+
+    Args:
+      config, remat: as of `gpt`.
+      ignored: a label, such as -100, whose positions do not count.
+      rows: how many positions the loss takes at once, see `fused_linear_cross_entropy`.
+
+    Returns:
+      A layer of x = `(ids, labels)`; with dropout a stateful one, whose x is `With((ids, labels), state)`.
+
+    Raises:
+      ValueError, TypeError: as of `gpt` and `fused_linear_cross_entropy`.
+
+    Example:
+      >>> J = gpt_objective("gpt2", remat=True)
+      >>> params = J.init(jax.random.key(0), (ids, labels))
+      >>> value, dparams, _ = backpropagate(J, params, (ids, labels))
+      >>> logits, _ = gpt("gpt2").forward(params, ids)
+    """
+    config = as_config(config)
+    head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, rows=rows)
+    return _finished(config, objective(body=_body(config, remat), head=head))
+
+
+def as_config(config: GptConfig | str) -> GptConfig:
+    """The config, or the preset of this name; `ValueError` for an unknown one, which names those that are near."""
+    return GPT_PRESETS[meant("preset", config, GPT_PRESETS)] if isinstance(config, str) else config
+
+
+def _body(config: GptConfig, remat: bool) -> Layer:
+    """Ids to features, (B, T, d)."""
+    require_flags("gpt", remat=remat)
+    block = _block(config)
+    layers: dict[str, Layer] = {"embed": embedding(config.vocabulary, config.width)}
+    if config.rope is None:
+        layers["positions"] = position_embedding(config.context)
+    if config.dropout:
+        layers["drop"] = dropout(config.dropout)
+    layers["blocks"] = scan(remat_of(block) if remat else block, config.depth)
+    layers["norm"] = layer_norm(config.eps) if config.norm == "layer" else rms_norm(config.eps)
+    return serial(**layers)
+
+
+def _block(config: GptConfig) -> Layer:
+    c = config
+    if not c.dropout:
+        of_attention = {"rope": c.rope, "window": c.window, "bias": c.bias, "stretch": c.stretch}
+        return transformer_block(
+            c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, eps=c.eps, **of_attention
+        )
+    attention = attention_block(
+        c.heads, c.kv_heads, c.norm, c.rope, window=c.window, bias=c.bias, eps=c.eps, stretch=c.stretch
+    )
+    mlp = mlp_block(c.hidden, c.activation, c.gated, c.norm, bool(c.bias) and c.bias != "qkv", c.eps)
+    halves = {"attention": attention, "mlp": mlp}
+    return serial(**{name: residual(serial(half, dropout(c.dropout))) for name, half in halves.items()})
+
+
+def _finished(config: GptConfig, layer: Layer) -> Layer:
+    if config.tied:
+        layer = shared(layer, ("body.embed.W", "head.W"))
+    return stateful(layer) if config.dropout else layer
+
+
+def _gpt2(width: int, depth: int, heads: int) -> GptConfig:
+    of_gpt2 = {"norm": "layer", "activation": "gelu", "gated": False, "bias": True, "tied": True}
+    return GptConfig(50257, width, depth, heads, 4 * width, 1024, rope=None, **of_gpt2)
+
+
+def _qwen2(vocabulary: int, width: int, depth: int, heads: int, hidden: int, kv_heads: int, tied: bool) -> GptConfig:
+    of_qwen2 = {"rope": 1e6, "eps": 1e-6, "bias": "qkv", "tied": tied}
+    return GptConfig(vocabulary, width, depth, heads, hidden, 131072, kv_heads, **of_qwen2)
+
+
+def _llama3(width: int, depth: int, heads: int, hidden: int, factor: float, tied: bool = False) -> GptConfig:
+    stretch = Stretch("llama3", factor, 8192, 1.0, 4.0)
+    return GptConfig(128256, width, depth, heads, hidden, 131072, 8, rope=5e5, stretch=stretch, tied=tied)
+
+
+GPT_PRESETS: dict[str, GptConfig] = {
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 24, 16),
+    "gpt2-large": _gpt2(1280, 36, 20),
+    "gpt2-xl": _gpt2(1600, 48, 25),
+    "llama-2-7b": GptConfig(32000, 4096, 32, 32, 11008, 4096),
+    "llama-2-13b": GptConfig(32000, 5120, 40, 40, 13824, 4096),
+    "llama-3-8b": GptConfig(128256, 4096, 32, 32, 14336, 8192, 8, rope=5e5),
+    "llama-3.1-8b": _llama3(4096, 32, 32, 14336, 8.0),
+    "llama-3.2-1b": _llama3(2048, 16, 32, 8192, 32.0, tied=True),
+    "llama-3.2-3b": _llama3(3072, 28, 24, 8192, 32.0, tied=True),
+    "mistral-7b": GptConfig(32000, 4096, 32, 32, 14336, 32768, 8, window=4096),
+    "qwen2-0.5b": _qwen2(151936, 896, 24, 14, 4864, 2, True),
+    "qwen2-1.5b": _qwen2(151936, 1536, 28, 12, 8960, 2, True),
+    "qwen2-7b": _qwen2(152064, 3584, 28, 28, 18944, 4, False),
+    "smollm2-135m": GptConfig(49152, 576, 30, 9, 1536, 8192, 3, rope=1e5, tied=True),
+}
+"""Published shapes by name, those alone that the layers have exactly."""

@@ -1,0 +1,233 @@
+"""gpt_weights: the weights of others by the names that they are published under, and back.
+
+Published are the tensors of GPT-2 and those of Llama, which Mistral, Qwen 2 and SmolLM 2 share. Each is some rows of
+one array of our params, in one block; GPT-2 has its matrices the other way, inputs first. One table of places, read
+from left to right, loads, and from right to left, saves.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bpref.models.gpt import GptConfig, as_config, gpt
+from bpref.models.gpt_published import kind_of, published_of
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""The files' names; of weights in several files, the first's with `.index.json` after it names them."""
+
+GPT2 = {
+    "embed.W": "wte.weight",
+    "positions.W": "wpe.weight",
+    "blocks.attention.norm.scale": "h.{}.ln_1.weight",
+    "blocks.attention.norm.shift": "h.{}.ln_1.bias",
+    "blocks.attention.W_qkv": "h.{}.attn.c_attn.weight",
+    "blocks.attention.b_qkv": "h.{}.attn.c_attn.bias",
+    "blocks.attention.W_o": "h.{}.attn.c_proj.weight",
+    "blocks.attention.b_o": "h.{}.attn.c_proj.bias",
+    "blocks.mlp.norm.scale": "h.{}.ln_2.weight",
+    "blocks.mlp.norm.shift": "h.{}.ln_2.bias",
+    "blocks.mlp.W_in": "h.{}.mlp.c_fc.weight",
+    "blocks.mlp.b_in": "h.{}.mlp.c_fc.bias",
+    "blocks.mlp.W_out": "h.{}.mlp.c_proj.weight",
+    "blocks.mlp.b_out": "h.{}.mlp.c_proj.bias",
+    "norm.scale": "ln_f.weight",
+    "norm.shift": "ln_f.bias",
+    "head.W": "lm_head.weight",
+}
+LLAMA = {
+    "embed.W": "model.embed_tokens.weight",
+    "blocks.attention.norm.scale": "model.layers.{}.input_layernorm.weight",
+    "blocks.attention.W_qkv": "model.layers.{}.self_attn.q_proj|k_proj|v_proj.weight",
+    "blocks.attention.b_qkv": "model.layers.{}.self_attn.q_proj|k_proj|v_proj.bias",
+    "blocks.attention.W_o": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.attention.b_o": "model.layers.{}.self_attn.o_proj.bias",
+    "blocks.mlp.norm.scale": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.mlp.W_in": "model.layers.{}.mlp.up_proj|gate_proj.weight",
+    "blocks.mlp.b_in": "model.layers.{}.mlp.up_proj|gate_proj.bias",
+    "blocks.mlp.W_out": "model.layers.{}.mlp.down_proj.weight",
+    "blocks.mlp.b_out": "model.layers.{}.mlp.down_proj.bias",
+    "norm.scale": "model.norm.weight",
+    "head.W": "lm_head.weight",
+}
+"""For each array of params the tensors that it is made of; `a|b` are two, one after the other along the rows."""
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+"""Masks and frequencies, which some files have among the weights."""
+
+
+class Place(NamedTuple):
+    """Where a tensor stands in params: the array by its path, the block, its rows, and whether inputs come first."""
+
+    array: str
+    block: tuple[int, ...]
+    rows: slice
+    transposed: bool
+    shape: tuple[int, ...]
+
+
+def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -> Any:
+    """The params of `gpt(config)` that a published file has.
+
+    Args:
+      config: as of `gpt`; `config_of(path)` reads it.
+      path: a file of safetensors, the index of several, or the directory of one of them.
+      dtype: of the params; that of the file where left out.
+
+    Returns:
+      Params of `gpt(config)` and of `gpt_objective(config)`.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: tensors are missing, too many, or of other shapes, each of which is named; they are of several dtypes,
+        and none is given; no layout has the config.
+
+    Example:
+      >>> config = config_of("gpt2/")
+      >>> params = load_weights(config, "gpt2/")
+      >>> logits, _ = gpt(config).forward(params, ids)
+    """
+    from safetensors import safe_open
+
+    config, path = as_config(config), Path(path)
+    drawn, places = _drawn(config), _places(config)
+    table, head = _names(config)["embed.W"], "lm_head.weight"
+    files = [safe_open(file, "np") for file in _files(path)]
+    found = {_name(key): (file, key) for file in files for key in file.keys() if not CONSTANTS.search(key)}  # noqa: SIM118
+    dtypes = _require_tensors(
+        path,
+        {name: file.get_slice(key) for name, (file, key) in found.items()},
+        {name: place.shape for name, place in places.items()},
+        {head: places[table].shape} if config.tied else {},
+    )
+
+    def tensor(name):
+        file, key = found[name]
+        return file.get_tensor(key)
+
+    if config.tied and head in found and not np.array_equal(tensor(head), tensor(table)):
+        raise ValueError(f"{path}: {head} is another array than {table}, and this config's head is tied to it")
+    if dtype is None and len(dtypes) > 1:
+        raise ValueError(f"{path} holds {' and '.join(sorted(map(str, dtypes)))}; name one of them as dtype")
+    dtype = dtypes.pop() if dtype is None else jnp.dtype(dtype)
+    arrays = {array: np.empty(v.shape, dtype) for array, v in _by_array(drawn)}
+    for name, place in places.items():
+        v = tensor(name)
+        arrays[place.array][(*place.block, place.rows)] = v.T if place.transposed else v
+    return jax.tree.unflatten(jax.tree.structure(drawn), [jnp.asarray(arrays[array]) for array, _ in _by_array(drawn)])
+
+
+def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None:
+    """Write params of `gpt(config)` in the published layout: `model.safetensors` and `config.json` in a directory.
+
+    Args:
+      config: as of `gpt`.
+      params: its params.
+      path: the directory, made where there is none.
+
+    Raises:
+      ValueError: params are not those of the config; no layout has the config.
+      FileExistsError: one of the files is there already.
+    """
+    from safetensors.numpy import save_file
+
+    config, path = as_config(config), Path(path)
+    places, drawn = _places(config), _drawn(config)
+    arrays, shapes = dict(_by_array(params)), {array: v.shape for array, v in _by_array(drawn)}
+    wrong = [a for a in shapes | arrays if a not in arrays or jnp.shape(arrays[a]) != shapes.get(a)]
+    if wrong:
+        raise ValueError(f"save_weights: {', '.join(wrong)} of params are not as gpt(config) has them")
+    for file in (path / WEIGHTS, path / CONFIG):
+        if file.exists():
+            raise FileExistsError(f"{file} exists already; name a directory without it")
+    tensors = {}
+    for name, place in places.items():
+        v = np.asarray(arrays[place.array])[(*place.block, place.rows)]
+        tensors[name] = np.ascontiguousarray(v.T if place.transposed else v)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    (path / CONFIG).write_text(json.dumps(published_of(config, arrays["embed.W"].dtype), indent=2) + "\n")
+
+
+def _drawn(config: GptConfig) -> Any:
+    """The params' shapes."""
+    return jax.eval_shape(gpt(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
+def _by_array(params: Any) -> Iterator[tuple[str, Array]]:
+    """The arrays by their paths, wherever sharing and dropout have them."""
+    for path, v in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        yield ".".join(n for n in names if n not in ("shared", "network", "body") and not n.isdigit()), v
+
+
+def _names(config: GptConfig) -> dict[str, str]:
+    return GPT2 if kind_of(config) == "gpt2" else LLAMA
+
+
+def _places(config: GptConfig) -> dict[str, Place]:
+    """The place of each tensor by its name."""
+    D = config.width // config.heads
+    K = (config.kv_heads or config.heads) * D
+    sizes = {"q_proj": config.width, "k_proj": K, "v_proj": K, "up_proj": config.hidden, "gate_proj": config.hidden}
+    places = {}
+    for array, v in _by_array(_drawn(config)):
+        names = _names(config)[array]
+        before, *several, after = re.split(r"(\w+(?:\|\w+)+)", names) if "|" in names else (names, "")
+        stacked = array.startswith("blocks.")
+        shape = v.shape[1:] if stacked else v.shape
+        transposed = ".c_" in names and len(shape) == 2
+        for block in [(i,) for i in range(config.depth)] if stacked else [()]:
+            start = 0
+            for part in several[0].split("|") if several else ("",):
+                rows = sizes.get(part, shape[0])
+                one = (rows, *shape[1:])
+                name = f"{before}{part}{after}".format(*block)
+                places[name] = Place(
+                    array, block, slice(start, start + rows), transposed, one[::-1] if transposed else one
+                )
+                start += rows
+    return places
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that hold the tensors."""
+    if path.is_dir():
+        choices = (path / WEIGHTS, path / f"{WEIGHTS}.index.json")
+        path = next((file for file in choices if file.exists()), choices[0])
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix != ".json":
+        return [path]
+    return [path.parent / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+
+
+def _name(key: str) -> str:
+    """GPT-2's names as they were published; some programs put the name of the whole before them."""
+    return key.removeprefix("transformer.")
+
+
+def _require_tensors(
+    path: Path, found: dict[str, Any], expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]]
+) -> set[Any]:
+    """The dtypes; raises `ValueError` that names every tensor that is missing, too many, misshapen or of integers."""
+    wrong = [f"{name} is missing, {shape}" for name, shape in expected.items() if name not in found]
+    for name, v in found.items():
+        shape, wanted = tuple(v.get_shape()), (expected | optional).get(name)
+        if wanted is None:
+            wrong.append(f"{name} is one too many, {shape}")
+        elif shape != wanted:
+            wrong.append(f"{name} has shape {shape}, expected {wanted}")
+        elif v.get_dtype() not in DTYPES:
+            wrong.append(f"{name} has dtype {v.get_dtype()}, expected one of {', '.join(DTYPES)}")
+    if wrong:
+        raise ValueError(f"{path} does not hold the weights of this config: {'; '.join(wrong)}")
+    return {jnp.dtype(DTYPES[v.get_dtype()]) for v in found.values()}

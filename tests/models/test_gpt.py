@@ -1,0 +1,194 @@
+"""gpt: beside its plain form, differentiated by the oracle; published counts of parameters; trained, and refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bpref
+from bpref.rules import RULES
+from bpref.verify.numbers.measure import relative_error
+from bpref.verify.oracle import gradient
+from tests.conftest import SEED
+
+LLAMA = bpref.GptConfig(23, 16, 2, 4, 12, 9, kv_heads=2, window=4, bias="qkv")
+OF_GPT2 = {"rope": None, "norm": "layer", "activation": "gelu", "gated": False, "bias": True, "tied": True}
+GPT2 = bpref.GptConfig(23, 16, 2, 4, 12, 9, **OF_GPT2)
+CONFIGS = {
+    "llama": LLAMA,
+    "llama, tied": replace(LLAMA, tied=True),
+    "gpt2": GPT2,
+    "gpt2, untied": replace(GPT2, tied=False),
+}
+
+
+def drawn(config, seed=SEED):
+    ids, labels = np.random.default_rng(seed).integers(0, config.vocabulary, (2, 2, config.context))
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(labels, jnp.int32)
+
+
+def table_of(params):
+    return params["shared"]["body.embed.W"] if "shared" in params else params["body"]["embed"].W
+
+
+def plain(config, params, ids):
+    """The logits, as they are written down."""
+    c, net = config, params.get("network", params)
+    body = net["body"]
+    x = table_of(params)[ids]
+    if c.rope is None:
+        x = x + jnp.broadcast_to(body["positions"].W[: ids.shape[1]], x.shape)
+    block = RULES["transformer_block"].reference
+    for l in range(c.depth):
+        p = jax.tree.map(lambda v, l=l: v[l], body["blocks"])
+        given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, c.rope)
+        x = block(p, x, *given, window=c.window, eps=c.eps)
+    x = RULES["layer_norm" if c.norm == "layer" else "rms_norm"].reference(body["norm"], x, c.eps)
+    return x @ (table_of(params) if c.tied else net["head"].W).T
+
+
+def plain_cost(config, params, ids, labels):
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(plain(config, params, ids), labels))
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradient_the_oracles(config, remat):
+    with jax.enable_x64(True):
+        J = bpref.gpt_objective(config, remat)
+        ids, labels = drawn(config)
+        params = J.init(jax.random.key(SEED), (ids, labels))
+        network = bpref.gpt(config, remat)
+        assert jax.tree.structure(network.init(jax.random.key(SEED), ids)) == jax.tree.structure(params)
+        logits = jax.jit(lambda p: network.forward(p, ids)[0])(params)
+        value, dparams, dx = jax.jit(lambda p: bpref.backpropagate(J, p, (ids, labels)))(params)
+        oracle = jax.jit(lambda p: gradient(lambda p: plain_cost(config, p, ids, labels))(p)[0])(params)
+        assert relative_error(np.asarray(logits), np.asarray(plain(config, params, ids))) <= 1e-10
+        assert abs(value - plain_cost(config, params, ids, labels)) <= 1e-10
+        worst = jax.tree.map(lambda a, b: relative_error(np.asarray(a), np.asarray(b)), dparams, oracle)
+        assert max(jax.tree.leaves(worst)) <= 1e-10
+        assert dx == (None, None)
+
+
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "qwen2-0.5b": 494_032_768,
+    "qwen2-1.5b": 1_543_714_304,
+    "qwen2-7b": 7_615_616_512,
+    "smollm2-135m": 134_515_008,
+}
+"""The sizes of the weights at huggingface.co, each array counted once, and masks left out (GPT-2's file has them)."""
+
+
+def test_a_preset_has_as_many_parameters_as_were_published():
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    for name in bpref.GPT_PRESETS:
+        params = jax.eval_shape(bpref.gpt(name).init, jax.random.key(0), ids)
+        assert sum(v.size for v in jax.tree.leaves(params)) == PUBLISHED[name], name
+    assert set(PUBLISHED) == set(bpref.GPT_PRESETS)
+
+
+def test_it_learns_in_ten_lines(standard_promotion):
+    config = bpref.GptConfig(vocabulary=16, width=32, depth=2, heads=4, hidden=48, context=16, tied=True)
+    J = bpref.gpt_objective(config, remat=True)
+    ids = jnp.asarray(np.add.outer(np.arange(8), 3 * np.arange(17)) % 16, jnp.int32)
+    x = ids[:, :-1], ids[:, 1:]
+    params = J.init(jax.random.key(SEED), x)
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        value, dparams, _ = bpref.backpropagate(J, params, x)
+        updates, state = optimizer.update(dparams, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    values = []
+    for _ in range(60):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    assert values[0] > 2.5
+    assert values[-1] < 0.05
+    logits, _ = bpref.gpt(config).forward(params, ids[:, :-1])
+    assert float(jnp.mean(jnp.argmax(logits, -1) == ids[:, 1:])) == 1.0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_dropout_is_a_state_and_evaluation_drops_nothing(tied):
+    config = replace(GPT2, tied=tied, dropout=0.2)
+    J, ids = bpref.gpt_objective(config, remat=True), drawn(config)
+    params, state = bpref.begin(J, jax.random.key(SEED), ids)
+    (first, after), dparams, _ = bpref.backpropagate(J, params, bpref.With(ids, state))
+    (second, _), _ = J.forward(params, bpref.With(ids, after))
+    assert float(first) != float(second)
+    assert jax.tree.structure(dparams) == jax.tree.structure(params)
+    (value, _), _ = bpref.evaluation(J).forward(params, bpref.With(ids, state))
+    without = replace(config, dropout=0.0)
+    same = bpref.gpt_objective(without)
+    ours = jax.tree.unflatten(
+        jax.tree.structure(jax.eval_shape(same.init, jax.random.key(0), ids)), jax.tree.leaves(params)
+    )
+    assert float(value) == pytest.approx(float(same.forward(ours, ids)[0]), rel=1e-6)
+
+
+def test_a_preset_is_found_however_it_is_written():
+    assert bpref.gpt("GPT2").name == "shared"
+    assert bpref.models.gpt.as_config("Llama 3 8B") == bpref.GPT_PRESETS["llama-3-8b"]
+
+
+SIZES = {"vocabulary": 5, "width": 8, "depth": 1, "heads": 2, "hidden": 4, "context": 3}
+WRONG = {
+    "heads": ({"heads": 3}, "gpt: width is 8, expected a multiple of heads, 3"),
+    "kv_heads": ({"kv_heads": 3}, "gpt: kv_heads is 3, expected a divisor of heads 2"),
+    "odd": ({"width": 6}, "gpt: width is 6, 3 for each of 2 heads; RoPE turns pairs"),
+    "size": ({"depth": 0}, "gpt: depth is 0, expected a positive integer"),
+    "window": (
+        {"window": 0},
+        "gpt: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
+    ),
+    "norm": ({"norm": "batch"}, "gpt: norm is 'batch', expected 'layer' or 'rms'"),
+    "dropout": ({"dropout": 1.0}, "gpt: dropout is 1.0, expected a number from 0 to below 1"),
+    "bias": ({"bias": "q"}, "gpt: bias is 'q', expected True, False or 'qkv'"),
+    "tied": ({"tied": "no"}, "gpt: tied is 'no', expected True or False"),
+    "stretch": (
+        {"rope": None, "stretch": bpref.Stretch("linear", 2.0)},
+        "gpt: there is a stretch but rope is None, expected a base: nothing is rotated",
+    ),
+    "activation": (
+        {"activation": "gelo"},
+        "gpt: activation is 'gelo', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_config_is_refused_where_it_is_made(changed, message):
+    with pytest.raises(ValueError) as refused:
+        bpref.GptConfig(**SIZES | changed)
+    assert str(refused.value) == message
+
+
+def test_an_unknown_preset_is_refused_with_those_that_are_near():
+    with pytest.raises(ValueError) as refused:
+        bpref.gpt("lama-3-8b")
+    assert str(refused.value) == ("unknown preset 'lama-3-8b'; the nearest are llama-3-8b, llama-3.1-8b, llama-3.2-3b")
+
+
+def test_more_positions_than_are_learned_are_refused():
+    network, ids = bpref.gpt(GPT2), jnp.zeros((1, 10), jnp.int32)
+    with pytest.raises(ValueError) as refused:
+        network.forward(network.init(jax.random.key(0), ids[:, :9]), ids)
+    assert str(refused.value) == "position_embedding: x has 10 positions, expected at most 9, the rows of W"
