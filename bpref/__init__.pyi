@@ -247,9 +247,17 @@ from .rules.stochastic.gaussian_noise import GaussianNoiseParams as GaussianNois
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise
 from .rules.stochastic.reparameterization import ReparameterizationParams as ReparameterizationParams
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
+from .transforms import Clipped as Clipped
+from .transforms import backward_params as backward_params
 from .transforms import cast_params as cast_params
+from .transforms import clipped_gradient as clipped_gradient
 from .transforms import evaluation as evaluation
 from .transforms import params_of as params_of
+from .transforms import per_example_gradients as per_example_gradients
+from .transforms import per_example_norms as per_example_norms
+from .transforms import private_gradient as private_gradient
+from .transforms import split_backward as split_backward
+from .transforms import squared_norms as squared_norms
 from .transforms import stateful as stateful
 from .transforms import update_in_backward as update_in_backward
 from .verify import Finding as Finding

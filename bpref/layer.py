@@ -84,6 +84,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     held: Held | None = None
     evaluating: Optional["Layer"] = None
     reads: tuple[str, ...] = ()
+    couples: str = ""
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -111,6 +112,8 @@ class Layer(_Layer[P, X, Y, C]):
       held: of a leaf, what its params hold that is not trained.
       evaluating: of a leaf, what it is in evaluation, with the same params; `None` where that is itself.
       reads: what it or a part of it reads beside x: names of data, and "state".
+      couples: of a leaf that gives an example of the batch something else beside other examples, what it takes of all
+        of them, such as "the mean and variance".
     """
 
     __slots__ = ()
@@ -128,6 +131,7 @@ class Layer(_Layer[P, X, Y, C]):
         held: Held | None = None,
         evaluating: Optional["Layer"] = None,
         reads: tuple[str, ...] | None = None,
+        couples: str = "",
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -141,7 +145,7 @@ class Layer(_Layer[P, X, Y, C]):
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
         return super().__new__(
-            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads
+            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -249,13 +253,13 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
     require_layer("backpropagate", "layer", layer)
     y, cache = layer.forward(params, x)
     if layer.begin is not None:
-        dparams, dx = layer.backward(params, cache, (_cotangent(layer.name, dy, y[0]), x.data))
+        dparams, dx = layer.backward(params, cache, (as_cotangent(layer.name, dy, y[0]), x.data))
         return y, dparams, dx
-    dparams, dx = layer.backward(params, cache, _cotangent(layer.name, dy, y))
+    dparams, dx = layer.backward(params, cache, as_cotangent(layer.name, dy, y))
     return y, dparams, dx
 
 
-def _cotangent(who: str, dy: Any, y: Any) -> Any:
+def as_cotangent(who: str, dy: Any, y: Any) -> Any:
     """`dy`; where it is left out, 1 for a scalar y."""
     if dy is None:
         if jax.tree.structure(y).num_leaves != 1 or jnp.shape(jax.tree.leaves(y)[0]) != ():

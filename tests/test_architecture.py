@@ -28,7 +28,7 @@ MAY_NOT_READ = {
     "corpus": {"formulas", "naive"},
     "compose": {"corpus", "formulas", "naive"},
     "rules": {"corpus", "compose"},
-    "transforms": {"corpus", "formulas", "naive", "compose", "rules"},
+    "transforms": {"corpus", "formulas", "naive"},
     "verify": {"corpus", "formulas", "naive", "compose", "rules", "transforms"},
     "models": {"corpus"},
     "train": {"corpus"},

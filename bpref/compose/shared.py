@@ -164,6 +164,7 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
         held=held,
         evaluating=evaluating,
         reads=reads,
+        couples=leaf.couples,
     )
 
 

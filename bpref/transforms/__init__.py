@@ -1,7 +1,27 @@
 """Leaf transformations: one reverse sweep that carries something other than the gradient."""
 
 from bpref.transforms.cast_params import cast_params
+from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
+from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
+from bpref.transforms.split import Later, backward_params, split_backward
 from bpref.transforms.stateful import evaluation, stateful
 from bpref.transforms.update_in_backward import Updated, apply_update, params_of, update_in_backward
 
-__all__ = ["Updated", "apply_update", "cast_params", "evaluation", "params_of", "stateful", "update_in_backward"]
+__all__ = [
+    "Clipped",
+    "Later",
+    "Updated",
+    "apply_update",
+    "backward_params",
+    "cast_params",
+    "clipped_gradient",
+    "evaluation",
+    "params_of",
+    "per_example_gradients",
+    "per_example_norms",
+    "private_gradient",
+    "split_backward",
+    "squared_norms",
+    "stateful",
+    "update_in_backward",
+]

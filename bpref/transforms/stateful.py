@@ -90,4 +90,6 @@ def _stateful_leaf(leaf: Layer) -> Layer:
 
     evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
     init, reads = lambda key, x: begin(key, x)[0], ("state", *leaf.reads)
-    return Layer(init, forward, backward, leaf.name, begin=begin, evaluating=evaluating, reads=reads)
+    return Layer(
+        init, forward, backward, leaf.name, begin=begin, evaluating=evaluating, reads=reads, couples=leaf.couples
+    )

@@ -105,7 +105,7 @@ def grouped_matmul(
         (dW,), dx = over_blocks(step, (total_like(W),), blocks.group, both)
         return GroupedMatmulParams(cast(dW, W.dtype)), (rows_from_blocks(dx, blocks.slot), None)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, couples="the order by groups")
 
 
 def reference(params: GroupedMatmulParams, x: tuple[Array, Array], features: int, block: int = 128) -> Array:

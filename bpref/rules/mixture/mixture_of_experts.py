@@ -228,7 +228,7 @@ def mixture_of_experts(
         row = order.at[blocks.row].get(mode="fill", fill_value=rows)
         return Blocks(blocks.group, row, jnp.zeros_like(order).at[order].set(blocks.slot, unique_indices=True))
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, couples="the load of the experts")
 
 
 def _token(choice: Array, N: int, k: int) -> Array:

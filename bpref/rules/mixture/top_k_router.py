@@ -144,7 +144,7 @@ def top_k_router(
     def _weights(z, p, chosen):
         return jax.nn.softmax(_at(z, chosen), -1) if renormalize else _at(p, chosen)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, couples="the load of the experts")
 
 
 def _softmax(z: Array) -> tuple[Array, Array]:

@@ -127,7 +127,8 @@ def batch_norm(
     if not training:
         return Layer(init, forward, backward, who, held=Held(("mean", "var")))
     evaluating = batch_norm(False, eps)
-    return Layer(init, forward, backward, who, held=Held(("mean", "var"), after=after), evaluating=evaluating)
+    held = Held(("mean", "var"), after=after)
+    return Layer(init, forward, backward, who, held=held, evaluating=evaluating, couples="the mean and variance")
 
 
 def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, momentum: float = 0.9) -> BatchNormParams:

@@ -1,0 +1,176 @@
+"""clip: the sum of the examples' gradients, each no longer than a bound, without any of them being made.
+
+With g_i what example i adds to the gradient and C the bound, over all params, or over a leaf's alone:
+
+    clipped = sum_i c_i g_i,     c_i = min(1, C / |g_i|)
+
+The sweep is linear in dy, and nothing mixes the examples: c_i g_i is what comes of c_i dy_i. So one sweep gives the
+norms of all g_i (`per_example_norms`), and a second one, from the same caches and with dy times c where it leaves the
+loss, the clipped gradient ("ghost clipping", Li et al., arXiv:2110.05679). By leaves one sweep is enough: each has its
+own norms.
+
+The gradient of differentially private training is that and noise, for each array N(0, (C sigma)^2) (Abadi et al.,
+arXiv:1607.00133, algorithm 1).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
+from bpref.compose.parts import pull
+from bpref.dtypes import cast, wide_dtype, widen
+from bpref.layer import Layer, as_cotangent, map_leaves, require_layer
+from bpref.transforms.per_example import PerExampleCache, per_example_norms, squared_norms
+
+
+class Clipped(NamedTuple):
+    """What `clipped_gradient` gives.
+
+    Attributes:
+      y: the output; of a stateful layer the pair of it and the next state.
+      dparams: the sum of the clipped gradients, a tree like params.
+      norms: the length of each example's gradient before, `(N,)`; by leaves, a tree of them.
+    """
+
+    y: Any
+    dparams: Any
+    norms: Any
+
+
+def clipped_gradient(layer: Layer, params: Any, x: Any, bound: float, dy: Any = None, by_leaf: bool = False) -> Clipped:
+    """The sum over the examples of their gradients, each at most `bound` long.
+
+    Args:
+      layer: a composition down to one number J, such as an `objective`, or to outputs that begin with the examples.
+      params, x: as of `backpropagate`.
+      bound: C. Where J is a mean over N examples, what an example adds is 1/N of its own loss's gradient: to bound that
+        one by C, let `bound` be C / N.
+      dy: the cotangent of y, where y is not one number.
+      by_leaf: whether every leaf's part of a gradient has the bound by itself, and not the whole.
+
+    Example:
+      >>> _, dparams, norms = bpref.clipped_gradient(J, params, (X, y), 0.1 / len(X))
+
+    Raises:
+      ValueError: `bound` is not a positive number; a layer couples examples, or is a loss with params.
+      TypeError: `layer` is no Layer.
+    """
+    who = "clipped_gradient"
+    require_layer(who, "layer", layer)
+    require_flags(who, by_leaf=by_leaf)
+    bound = require_positive(who, "bound", bound)
+    measuring = map_leaves(_clipped_leaf(bound) if by_leaf else per_example_norms, layer)
+    out, cache = measuring.forward(params, x)
+    y, data = (out, None) if layer.begin is None else (out[0], x.data)
+    dy = as_cotangent(layer.name, dy, y)
+    swept, _, _ = pull(data, measuring, params, cache, dy)
+    if by_leaf:
+        return Clipped(
+            out, *(jax.tree.map(lambda v, k=k: v[k] if _is_part(v) else v, swept, is_leaf=_is_part) for k in (0, 1))
+        )
+    norms = jnp.sqrt(squared_norms(swept))
+    share = _share(norms, bound)
+    weighing = map_leaves(lambda leaf: _weighing(leaf, share), layer)
+    dparams, _, _ = pull(data, weighing, params, cache, _weighed(dy, share))
+    return Clipped(out, dparams, norms)
+
+
+def private_gradient(
+    layer: Layer, params: Any, x: Any, bound: float, multiplier: float, key: Any, dy: Any = None
+) -> Clipped:
+    """`clipped_gradient`, and noise: that of differentially private gradient descent.
+
+    Args:
+      layer, params, x, bound, dy: as there.
+      multiplier: sigma; the standard deviation of the noise is sigma C, in every number of dparams.
+      key: a PRNG key.
+
+    Example:
+      >>> bound = 0.1 / len(X)
+      >>> _, dparams, _ = bpref.private_gradient(J, params, (X, y), bound, 1.1, jax.random.key(0))
+
+    Raises:
+      ValueError: `bound` is not a positive number, `multiplier` negative; and as there.
+      TypeError: `layer` is no Layer.
+    """
+    multiplier = require_non_negative("private_gradient", "multiplier", multiplier)
+    clipped = clipped_gradient(layer, params, x, bound, dy)
+    arrays, tree = jax.tree.flatten(clipped.dparams)
+    keys = jax.random.split(key, len(arrays))
+
+    def noisy(d, key):
+        noise = jax.random.normal(key, d.shape, wide_dtype(d.dtype))
+        return cast(widen(d) + multiplier * bound * noise, d.dtype)
+
+    return clipped._replace(dparams=tree.unflatten(map(noisy, arrays, keys)))
+
+
+class _Part(NamedTuple):
+    """A leaf's clipped gradient, and the norms before."""
+
+    dparams: Any
+    norms: Array
+
+
+def _is_part(v: Any) -> bool:
+    return isinstance(v, _Part)
+
+
+def _share(norms: Array, bound: float) -> Array:
+    """min(1, C / |g_i|), 1 where g_i is 0."""
+    return bound / jnp.maximum(norms, bound)
+
+
+def _weighed(tree: Any, share: Array) -> Any:
+    """All that has an axis of examples in front times their shares."""
+
+    def weighed(d):
+        weights = share.reshape(-1, *(1,) * (d.ndim - 1))
+        return cast(widen(d) * cast(weights, wide_dtype(d.dtype)), d.dtype)
+
+    return jax.tree.map(lambda d: weighed(d) if d.shape[:1] == share.shape else d, tree)
+
+
+def _plain(cache: Any) -> Any:
+    return cache.leaf if isinstance(cache, PerExampleCache) else cache
+
+
+def _weighing(leaf: Layer, share: Array) -> Layer:
+    """The leaf; where it makes one number of all examples, their shares come in on the way back."""
+
+    def backward(params, cache, dy):
+        dparams, dx = leaf.backward(params, _plain(cache), dy)
+        if any(d.ndim for d in jax.tree.leaves(dy if leaf.begin is None else dy[0])):
+            return dparams, dx
+        if leaf.begin is None or dx is None:
+            return dparams, _weighed(dx, share)
+        return dparams, dx._replace(x=_weighed(dx.x, share))
+
+    return leaf._replace(backward=backward)
+
+
+def _clipped_leaf(bound: float) -> Callable[[Layer], Layer]:
+    """A leaf transformation: dparams are the sum of this leaf's clipped gradients, and the norms before."""
+
+    def transform(leaf: Layer) -> Layer:
+        measuring = per_example_norms(leaf)
+
+        def backward(params, cache, dy):
+            squares, dx = measuring.backward(params, cache, dy)
+            if not isinstance(cache, PerExampleCache) or not jax.tree.leaves(squares):
+                return squares, dx
+            norms = jnp.sqrt(squares)
+            share = _share(norms, bound)
+            weighed = _weighed(dy, share) if leaf.begin is None else (_weighed(dy[0], share), dy[1])
+            dparams, _ = leaf.backward(params, cache.leaf, weighed)
+            if cache.examples is None:
+                dparams = jax.tree.map(lambda d: cast(jnp.sum(widen(d), 0), d.dtype), dparams)
+            return _Part(dparams, norms), dx
+
+        return measuring._replace(backward=backward)
+
+    return transform

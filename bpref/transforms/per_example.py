@@ -1,0 +1,270 @@
+"""per_example: what each example adds to the gradient, or how long that is, in one reverse sweep.
+
+An example is an entry of the first axis of x, as it is of every y. A leaf's dparams are a sum over them,
+
+    dP = sum_i g_i,     g_i = f's backward of dy, all of it zero but example i's
+
+and so is the gradient of a network of such leaves: g_i is dJ/dP through example i alone. Where J is a mean over N
+examples, g_i is 1/N of the gradient of example i's own loss.
+
+`per_example_gradients` gives g_i, with i as a first axis. `per_example_norms` gives sum(g_i^2), in places where g_i is
+never made: for Z = A W^T + b of N rows, dW of one example is the outer product of its rows, so that
+
+    |dW_i|^2 + |db_i|^2 = |dZ_i|^2 |A_i|^2 + |dZ_i|^2
+
+and for sequences, with rows t and s of example i, the cheaper of two contractions (both smaller than A and dZ):
+
+    |dW_i|^2 = sum_ts (dZ_it . dZ_is) (A_it . A_is)  = |dZ_i^T A_i|^2         T^2 (d + m) or T d m products
+
+The rows of an embedding's table that an example reads more than once are added up before they are squared. Every other
+leaf's g_i comes of its own backward, run for each example's part of its cache. Which axis of the cache is the examples'
+is told by shapes: it is the one that grows with x. Where that cannot be told, or a PRNG key draws for all examples
+together, the backward is run for each example in turn with all other dy zero, which is what g_i is, at N times the
+cost.
+
+Source of the norms: Goodfellow, arXiv:1510.01799; of sequences Li et al., arXiv:2110.05679, section 4.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bpref.compose.parts import pull
+from bpref.dtypes import cast, widen
+from bpref.layer import Layer, With, require_layer
+from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
+from bpref.rules.linear.linear import LinearCache, LinearParams
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class PerExampleCache:
+    """A leaf's cache, and what is known of its shapes.
+
+    Attributes:
+      leaf: the cache.
+      examples: N; `None` of a leaf without input: what is shared, whose dy comes with an axis of the examples.
+      axes: that of the examples in each array, `None` for one without; `None` where it cannot be taken apart.
+    """
+
+    leaf: Any
+    examples: int | None = field(metadata={"static": True})
+    axes: tuple[int | None, ...] | None = field(default=None, metadata={"static": True})
+
+
+def per_example_gradients(leaf: Layer) -> Layer:
+    """A leaf transformation, for `map_leaves`: every array of dparams has the examples as its first axis.
+
+    Inside `scan` that is the axis after the turns'. Their sum over the examples is the gradient.
+
+    Example:
+      >>> J = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy())
+      >>> X, y = jnp.ones((4, 2)), jnp.arange(4) % 3
+      >>> params = J.init(jax.random.key(0), (X, y))
+      >>> _, dparams, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_gradients, J), params, (X, y))
+      >>> dparams[0].W.shape
+      (4, 3, 2)
+
+    Raises:
+      ValueError: the leaf couples examples, as batch statistics do; or, at the call, it has params and its output no
+        axis of examples, as a loss with params.
+      TypeError: `leaf` is no Layer.
+    """
+    return _transformed("per_example_gradients", leaf, lambda g: g, {})
+
+
+def per_example_norms(leaf: Layer) -> Layer:
+    """A leaf transformation, for `map_leaves`: dparams of a leaf are the squared norms of its gradients, `(N,)`.
+
+    Inside `scan` each turn has its own. `squared_norms` adds all of a network up. What is `shared` has the norms of the
+    sum over its places.
+
+    Example:
+      >>> _, norms, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_norms, J), params, (X, y))
+      >>> bpref.squared_norms(norms).shape
+      (4,)
+
+    Raises:
+      ValueError, TypeError: as `per_example_gradients`.
+    """
+    return _transformed("per_example_norms", leaf, _squared, NORMS)
+
+
+def squared_norms(norms: Any) -> Array:
+    """The squared norm of every example's gradient of the whole network, `(N,)`.
+
+    Args:
+      norms: the dparams of a network whose leaves are `per_example_norms`.
+
+    Raises:
+      ValueError: there are none, or of different numbers of examples.
+    """
+    each = jax.tree.leaves(norms)
+    counts = {v.shape[-1] if v.ndim else None for v in each}
+    if len(counts) != 1 or None in counts:
+        shapes = ", ".join(str(v.shape) for v in each) or "nothing"
+        raise ValueError(f"squared_norms: norms have the shapes {shapes}, expected (..., N) of one N")
+    return sum(jnp.sum(v, tuple(range(v.ndim - 1))) for v in each)  # pyright: ignore[reportReturnType]
+
+
+def _squared(g: Any) -> Any:
+    """The sum of the squares of all arrays, in at least float32; of none, what came."""
+    arrays = jax.tree.leaves(g)
+    return sum(jnp.sum(jnp.abs(widen(v)) ** 2) for v in arrays) if arrays else g
+
+
+def _transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any]) -> Layer:
+    """The leaf whose dparams are `reduced(g_i)` for every example i."""
+    require_layer(who, "leaf", leaf)
+    if leaf.couples:
+        raise ValueError(
+            f"{who}: {leaf.name} takes {leaf.couples} of all examples together, so that no gradient is one example's; "
+            "expected layers that treat each by itself, as bpref.evaluation(layer) or layer_norm does"
+        )
+    beside = leaf.begin is not None
+
+    def forward(params, x):
+        y, cache = leaf.forward(params, x)
+        out, given, data = (y[0], x.x, x.data) if beside else (y, x, None)
+        own, _, of_data = jax.eval_shape(lambda *given: pull(data, leaf, *given), params, cache, out)
+        if not jax.tree.leaves((own, of_data)):
+            return y, cache
+        if not jax.tree.leaves(given):
+            return y, PerExampleCache(cache, None)
+        shapes = [v.shape for v in jax.tree.leaves(out)]
+        if () in shapes:
+            raise ValueError(
+                f"{who}: {leaf.name} has params, and its output no axis of examples; expected a layer with params and "
+                "after it a loss without, as linear and softmax_cross_entropy"
+            )
+        n = shapes[0][0]
+        return y, PerExampleCache(cache, n, _axes_of_examples(leaf, params, x, n))
+
+    def backward(params, cache, dy):
+        if not isinstance(cache, PerExampleCache):
+            return leaf.backward(params, cache, dy)
+        n, dy, data = cache.examples, *(dy if beside else (dy, None))
+        sweep = partial(pull, data, leaf, params)
+        formula = None if beside else formulas.get((type(params), type(cache.leaf)))
+        if n is None:
+            dparams, dx, of_data = sweep(cache.leaf, dy)
+            dparams = jax.vmap(reduced)(dparams)
+        elif not jax.tree.leaves(dy):
+            dparams, dx, of_data = sweep(cache.leaf, dy)
+            dparams, of_data = jax.tree.map(lambda d: jnp.zeros((n, *d.shape), d.dtype), (dparams, of_data))
+            dparams = jax.vmap(reduced)(dparams)
+        elif formula is not None:
+            dparams, (_, dx, of_data) = formula(leaf, params, cache.leaf, dy), sweep(cache.leaf, dy)
+        elif cache.axes is None:
+            dx = sweep(cache.leaf, dy)[1]
+            dparams, of_data = lax.map(lambda i: _of(sweep(cache.leaf, _alone(i, dy)), reduced), jnp.arange(n))
+        else:
+            dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced)
+        return dparams, With(dx, None, of_data) if beside else dx
+
+    evaluating = None if leaf.evaluating is None else _transformed(who, leaf.evaluating, reduced, formulas)
+    return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
+
+
+def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Callable[[Any], Any]) -> Any:
+    """What each example's own part of cache and dy gives; dx of all of them, as the sweep of the whole would."""
+    arrays, tree = jax.tree.flatten(cache.leaf)
+    axes = list(cache.axes or ())
+
+    def one(slices, dy):
+        own = [v if axis is None else jnp.expand_dims(v, axis) for v, axis in zip(slices, axes, strict=True)]
+        dparams, dx, of_data = sweep(tree.unflatten(own), jax.tree.map(lambda d: d[None], dy))
+        return reduced(dparams), dx, of_data
+
+    def together(each, whole):
+        """Of what is in x for all examples, as the bias of all attention is, the sum."""
+        same = each.size == math.prod(whole.shape)
+        return each.reshape(whole.shape) if same else cast(jnp.sum(widen(each), 0), whole.dtype)
+
+    dparams, dx, of_data = jax.vmap(one, (axes, 0))(arrays, dy)
+    return dparams, jax.tree.map(together, dx, jax.eval_shape(sweep, cache.leaf, dy)[1]), of_data
+
+
+def _of(swept: Any, reduced: Callable[[Any], Any]) -> Any:
+    dparams, _, of_data = swept
+    return reduced(dparams), of_data
+
+
+def _alone(i: Any, dy: Any) -> Any:
+    """dy of example i, zero elsewhere."""
+    return jax.tree.map(lambda d: jnp.zeros_like(d).at[i].set(d[i]), dy)
+
+
+def _axes_of_examples(leaf: Layer, params: Any, x: Any, n: int) -> tuple[int | None, ...] | None:
+    """In each array of the cache the axis that grows by one with one more example; `None` where that cannot be told."""
+
+    def cached(more):
+        longer = jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct((n + more, *v.shape[1:]), v.dtype) if _has_examples(v, n) else v,
+            x if leaf.begin is None else x.x,
+        )
+        given = longer if leaf.begin is None else x._replace(x=longer)
+        try:
+            return jax.tree.leaves(jax.eval_shape(leaf.forward, params, given)[1])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{leaf.name}: x is taken to have {n} examples in its first axis, and with {n + more} it is refused; "
+                "expected examples in the first axis of every array of x"
+            ) from error
+
+    axes = []
+    for v, w in zip(cached(0), cached(1), strict=True):
+        grown = [k for k, (size, longer) in enumerate(zip(v.shape, w.shape, strict=True)) if size != longer]
+        if len(grown) > 1 or any((v.shape[k], w.shape[k]) != (n, n + 1) for k in grown) or _is_key(v):
+            return None
+        axes.append(grown[0] if grown else None)
+    return tuple(axes)
+
+
+def _has_examples(v: Any, n: int) -> bool:
+    return v.shape[:1] == (n,) and not _is_key(v)
+
+
+def _is_key(v: Any) -> bool:
+    return jnp.issubdtype(v.dtype, jax.dtypes.prng_key) or v.dtype == jnp.uint32
+
+
+def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) -> Array:
+    """The squared norms of `linear`, of rows (N, d) and of sequences (N, ..., d)."""
+    A, dZ = (widen(v).reshape(len(v), -1, v.shape[-1]) for v in (cache.A, dZ))
+    _, T, d = A.shape
+    m = dZ.shape[-1]
+    of_b = 0 if params.b is None else jnp.sum(jnp.sum(dZ, 1) ** 2, -1)
+    if T == 1:
+        return jnp.sum(dZ**2, (1, 2)) * jnp.sum(A**2, (1, 2)) + of_b
+    if T * (d + m) < d * m:
+        return jnp.sum(jnp.einsum("ntk,nsk->nts", dZ, dZ) * jnp.einsum("ntj,nsj->nts", A, A), (1, 2)) + of_b
+    return jnp.sum(jnp.einsum("ntk,ntj->nkj", dZ, A) ** 2, (1, 2)) + of_b
+
+
+def _embedding(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: Array) -> Array:
+    """The squared norms of `embedding`: of each row of the table that an example reads, what it adds up to."""
+    V, ids, dy = len(params.W), cache.x.reshape(len(dy), -1), widen(dy).reshape(len(dy), -1, dy.shape[-1])
+    ones = jnp.ones((*cache.x.shape, 1), params.W.dtype)
+    trained = leaf.backward(EmbeddingParams(params.W[:, :1]), cache, ones)[0].W[:, 0] != 0  # not those of the padding
+    counts = (ids >= 0) & (ids < V) & trained[jnp.clip(ids, 0, V - 1)]
+    dy = jnp.where(counts[..., None], dy, 0)
+
+    def one(ids, dy):
+        place = jnp.unique(ids, size=ids.size, return_inverse=True)[1].reshape(-1)
+        return jnp.sum(jnp.zeros_like(dy).at[place].add(dy) ** 2)
+
+    return jax.vmap(one)(ids, dy)
+
+
+NORMS: Mapping[tuple[type, type], Callable[..., Array]] = {
+    (LinearParams, LinearCache): _linear,
+    (EmbeddingParams, EmbeddingCache): _embedding,
+}
+"""Where g_i is not made, by the types of params and cache: `(leaf, params, cache, dy) -> (N,)`."""
