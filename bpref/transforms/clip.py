@@ -24,7 +24,7 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative, re
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, as_cotangent, map_leaves, require_layer
-from bpref.transforms.per_example import PerExampleCache, per_example_norms, squared_norms
+from bpref.transforms.per_example import WHOLE, PerExampleCache, per_example_norms, squared_norms
 
 
 class Clipped(NamedTuple):
@@ -135,6 +135,15 @@ def _weighed(tree: Any, share: Array) -> Any:
     return jax.tree.map(lambda d: weighed(d) if d.shape[:1] == share.shape else d, tree)
 
 
+def _weighed_rows(leaf: Layer, cache: Any, dy: Any, share: Array) -> Any:
+    """dy of a leaf, its examples weighed; of a loss with params a dJ for each row."""
+    value, *data = (dy,) if leaf.begin is None else dy
+    if isinstance(cache, WHOLE) and value is not None:
+        value = jnp.broadcast_to(value, cache.label.shape)
+    value = _weighed(value, share)
+    return (value, *data) if data else value
+
+
 def _plain(cache: Any) -> Any:
     return cache.leaf if isinstance(cache, PerExampleCache) else cache
 
@@ -143,7 +152,10 @@ def _weighing(leaf: Layer, share: Array) -> Layer:
     """The leaf; where it makes one number of all examples, their shares come in on the way back."""
 
     def backward(params, cache, dy):
-        dparams, dx = leaf.backward(params, _plain(cache), dy)
+        cache = _plain(cache)
+        if isinstance(cache, WHOLE):
+            return leaf.backward(params, cache, _weighed_rows(leaf, cache, dy, share))
+        dparams, dx = leaf.backward(params, cache, dy)
         if any(d.ndim for d in jax.tree.leaves(dy if leaf.begin is None else dy[0])):
             return dparams, dx
         if leaf.begin is None or dx is None:
@@ -165,8 +177,7 @@ def _clipped_leaf(bound: float) -> Callable[[Layer], Layer]:
                 return squares, dx
             norms = jnp.sqrt(squares)
             share = _share(norms, bound)
-            weighed = _weighed(dy, share) if leaf.begin is None else (_weighed(dy[0], share), dy[1])
-            dparams, _ = leaf.backward(params, cache.leaf, weighed)
+            dparams, _ = leaf.backward(params, cache.leaf, _weighed_rows(leaf, cache.leaf, dy, share))
             if cache.examples is None:
                 dparams = jax.tree.map(lambda d: cast(jnp.sum(widen(d), 0), d.dtype), dparams)
             return _Part(dparams, norms), dx

@@ -40,6 +40,7 @@ from bpref.dtypes import cast, widen
 from bpref.layer import Layer, With, require_layer
 from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
+from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyCache
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +77,7 @@ def per_example_gradients(leaf: Layer) -> Layer:
         axis of examples, as a loss with params.
       TypeError: `leaf` is no Layer.
     """
-    return _transformed("per_example_gradients", leaf, lambda g: g, {})
+    return _transformed("per_example_gradients", leaf, _same, {})
 
 
 def per_example_norms(leaf: Layer) -> Layer:
@@ -113,6 +114,10 @@ def squared_norms(norms: Any) -> Array:
     return sum(jnp.sum(v, tuple(range(v.ndim - 1))) for v in each)  # pyright: ignore[reportReturnType]
 
 
+def _same(g: Any) -> Any:
+    return g
+
+
 def _squared(g: Any) -> Any:
     """The sum of the squares of all arrays, in at least float32; of none, what came."""
     arrays = jax.tree.leaves(g)
@@ -137,13 +142,13 @@ def _transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas:
             return y, cache
         if not jax.tree.leaves(given):
             return y, PerExampleCache(cache, None)
-        shapes = [v.shape for v in jax.tree.leaves(out)]
-        if () in shapes:
+        is_loss = any(v.ndim == 0 for v in jax.tree.leaves(out))
+        if is_loss and not isinstance(cache, WHOLE):
             raise ValueError(
                 f"{who}: {leaf.name} has params, and its output no axis of examples; expected a layer with params and "
-                "after it a loss without, as linear and softmax_cross_entropy"
+                "a loss without, as linear and softmax_cross_entropy, or fused_linear_cross_entropy without rows"
             )
-        n = shapes[0][0]
+        n = jax.tree.leaves(given if is_loss else out)[0].shape[0]
         return y, PerExampleCache(cache, n, _axes_of_examples(leaf, params, x, n))
 
     def backward(params, cache, dy):
@@ -165,29 +170,42 @@ def _transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas:
             dx = sweep(cache.leaf, dy)[1]
             dparams, of_data = lax.map(lambda i: _of(sweep(cache.leaf, _alone(i, dy)), reduced), jnp.arange(n))
         else:
-            dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced)
+            dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced, jax.tree.leaves((params, data)))
         return dparams, With(dx, None, of_data) if beside else dx
 
     evaluating = None if leaf.evaluating is None else _transformed(who, leaf.evaluating, reduced, formulas)
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
 
 
-def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Callable[[Any], Any]) -> Any:
-    """What each example's own part of cache and dy gives; dx of all of them, as the sweep of the whole would."""
-    arrays, tree = jax.tree.flatten(cache.leaf)
-    axes = list(cache.axes or ())
+def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Any, params: list[Any]) -> Any:
+    """What each example's own part of cache and dy gives; dx of all of them, as the sweep of the whole would.
 
-    def one(slices, dy):
+    Where g_i is reduced as soon as it is there, there are no more of them at a time than weigh as much as cache and dy.
+    """
+    n = cache.examples or 0
+    arrays, tree = jax.tree.flatten((cache.leaf, dy))
+    axes = [*(cache.axes or ()), *(0 if v.ndim else None for v in jax.tree.leaves(dy))]
+    at_once = n if reduced is _same else max(1, sum(v.size for v in arrays) // max(1, sum(p.size for p in params)))
+
+    def one(slices):
         own = [v if axis is None else jnp.expand_dims(v, axis) for v, axis in zip(slices, axes, strict=True)]
-        dparams, dx, of_data = sweep(tree.unflatten(own), jax.tree.map(lambda d: d[None], dy))
+        dparams, dx, of_data = sweep(*tree.unflatten(own))
         return reduced(dparams), dx, of_data
+
+    def of(own):
+        slices = iter(own)
+        return one([v if axis is None else next(slices) for v, axis in zip(arrays, axes, strict=True)])
 
     def together(each, whole):
         """Of what is in x for all examples, as the bias of all attention is, the sum."""
         same = each.size == math.prod(whole.shape)
         return each.reshape(whole.shape) if same else cast(jnp.sum(widen(each), 0), whole.dtype)
 
-    dparams, dx, of_data = jax.vmap(one, (axes, 0))(arrays, dy)
+    if at_once >= n:
+        dparams, dx, of_data = jax.vmap(one, (axes,))(arrays)
+    else:
+        in_front = [jnp.moveaxis(v, axis, 0) for v, axis in zip(arrays, axes, strict=True) if axis is not None]
+        dparams, dx, of_data = lax.map(of, in_front, batch_size=at_once)
     return dparams, jax.tree.map(together, dx, jax.eval_shape(sweep, cache.leaf, dy)[1]), of_data
 
 
@@ -262,6 +280,9 @@ def _embedding(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: 
 
     return jax.vmap(one)(ids, dy)
 
+
+WHOLE = (FusedLinearCrossEntropyCache,)
+"""Caches of losses with params that keep what is of all examples: a part of them gives its part of the gradient."""
 
 NORMS: Mapping[tuple[type, type], Callable[..., Array]] = {
     (LinearParams, LinearCache): _linear,

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import bpref
 from bpref.layer import no_params, select
+from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.rule import Key
 from bpref.rules import RULES
 from bpref.verify import oracle
@@ -47,6 +47,44 @@ def squares(gradients):
     return sum(np.sum(np.abs(v) ** 2, tuple(range(1, v.ndim))) for v in jax.tree.leaves(gradients))
 
 
+FUSED = "fused_linear_cross_entropy"
+"""The loss with params whose examples can be taken apart, where it takes all rows at once."""
+
+
+@pytest.mark.parametrize("case", RULES[FUSED].cases[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("by_row", [False, True], ids=["vmap", "map"])
+def test_the_fused_loss_gives_each_example_its_share_in_the_mean(case, by_row):
+    rule, n = RULES[FUSED], 5
+    example = draw(rule, case, sized(case, {"N": n, "d": 3, "V": 40 if by_row else 4}), SEED)
+    of_sum = hyperparameters(case, {"V": 40 if by_row else 4}) | {"mean": False}
+
+    def every(params, x):
+        counts = jnp.sum(x[1] != of_sum.get("ignored", -1), dtype=jnp.float64)
+
+        def share(i):
+            own = (x[0][i][None], x[1][i][None])
+            return oracle.gradient(lambda p: rule.reference(p, own, **of_sum) / counts)(params)[0]
+
+        transformed = (
+            bpref.map_leaves(f, example.layer) for f in (bpref.per_example_gradients, bpref.per_example_norms)
+        )
+        gradients, norms = (bpref.backpropagate(f, params, x)[1:] for f in transformed)
+        clipped = bpref.clipped_gradient(example.layer, params, x, 1e-2).dparams
+        whole = bpref.backpropagate(example.layer, params, x)[1:]
+        return jax.tree.map(lambda *g: jnp.stack(g), *map(share, range(n))), gradients, norms, clipped, whole
+
+    with jax.enable_x64(True):
+        expected, (gradients, dx), (norms, dx_too), clipped, (dparams, own) = jax.device_get(
+            in_one_program(every)(example.params, jax.tree.map(jnp.asarray, example.x))
+        )
+    close(gradients, expected)
+    close(norms, squares(expected))
+    close((dx, dx_too), (own, own))
+    close(jax.tree.map(lambda g: g.sum(0), expected), dparams)
+    share = 1e-2 / np.maximum(np.sqrt(squares(expected)), 1e-2)
+    close(clipped, jax.tree.map(lambda g: np.tensordot(share, g, 1), expected))
+
+
 @pytest.mark.parametrize(("rule", "case"), CASES.values(), ids=CASES)
 def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_couples_them(rule, case):
     example = draw(rule, case, sized(case, {axis: 2 if axis in EXAMPLES else 3 for axis in axes_of(case)}), SEED)
@@ -56,7 +94,7 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
         mask = bpref.trainable(layer, params, x)
     has_params = any(jax.tree.leaves(mask))
     if any(v.ndim == 0 for v in jax.tree.leaves(dy)):
-        if has_params:
+        if has_params and not (rule.name == FUSED and layer.forward(params, x)[1]._fields[0] == "h"):
             with pytest.raises(ValueError, match=r"(has params, and its output no axis|together)"):
                 bpref.map_leaves(bpref.per_example_norms, layer).forward(params, x)
         return
@@ -115,6 +153,14 @@ def gpt(head, loss=bpref.sequence_cross_entropy):
     return bpref.objective(network=network, loss=loss()), (tokens, (np.roll(tokens, -1, 1), np.ones((N, T), bool)))
 
 
+def fused(tied=False):
+    """The model's own objective, whose loss has the head's W."""
+    config = GptConfig(V, 8, 2, 2, 6, context=T, tied=tied, rope=None)
+    J = gpt_objective(config, remat=True)
+    tokens = RNG.integers(V, size=(N, T))
+    return J, (tokens, np.roll(tokens, -1, 1))
+
+
 def tied():
     J, x = gpt(bpref.linear(V, bias=False))
     return bpref.shared(J, ("network.embed.W", "network.head.W")), x
@@ -137,6 +183,8 @@ COMPOSITIONS = {
     "a convnet": images,
     "branches": branches,
     "a scanned GPT": lambda: gpt(bpref.linear(V)),
+    "a GPT with its loss": fused,
+    "a tied GPT with its loss": lambda: fused(tied=True),
     "tied": tied,
     "one block for all": universal,
     "reversible": reversed_again,
@@ -181,63 +229,6 @@ def test_every_composition_gives_the_gradient_and_norm_of_each_example(made):
     close(norms, squares(expected))
 
 
-@EVERY_COMPOSITION
-def test_every_composition_clips_the_gradient_of_each_example(made):
-    with jax.enable_x64(True):
-        J, x, params, expected, _ = gradients_of(made)
-        norms = np.sqrt(squares(expected))
-        bound = float(np.median(norms))
-
-        def both(params, x):
-            return [bpref.clipped_gradient(J, params, x, bound, by_leaf=by_leaf) for by_leaf in (False, True)]
-
-        whole, by_leaf = jax.device_get(in_one_program(both)(params, jax.tree.map(jnp.asarray, x)))
-    assert (norms > bound).any()
-    assert (norms < bound).any()
-    close(whole.norms, norms)
-    close(whole.dparams, jax.tree.map(lambda g: np.tensordot(np.minimum(1, bound / norms), g, 1), expected))
-
-    def of_leaf(norms, gradients):
-        turns = norms.ndim - 1
-        own = np.sqrt(sum(np.sum(g**2, tuple(range(1 + turns, g.ndim))) for g in jax.tree.leaves(gradients)))
-        close(np.moveaxis(norms, -1, 0), own)
-        share = bound / np.maximum(own, bound)
-        return jax.tree.map(lambda g: np.sum(share.reshape(*own.shape, *(1,) * (g.ndim - own.ndim)) * g, 0), gradients)
-
-    close(by_leaf.dparams, jax.tree.map(of_leaf, by_leaf.norms, expected))
-
-
-def classifier():
-    J = bpref.objective(bpref.serial(bpref.linear(6), bpref.tanh(), bpref.linear(3)), bpref.softmax_cross_entropy())
-    x = RNG.normal(size=(8, 4)).astype(np.float32), np.arange(8) % 3
-    return J, x, J.init(jax.random.key(SEED), x)
-
-
-def test_the_private_gradient_is_that_of_optax(standard_promotion):
-    J, x, params = classifier()
-    C, n = 2.0, len(x[0])
-    _, private, norms = bpref.private_gradient(J, params, x, C / n, 0.0, jax.random.key(0))
-    _, each, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_gradients, J), params, x)
-    rival = optax.contrib.differentially_private_aggregate(C, 0.0, jax.random.key(0))
-    expected, _ = rival.update(jax.tree.map(lambda g: n * g, each), rival.init(params))  # type: ignore[arg-type]
-    assert 0 < (norms > C / n).sum() < n
-    for a, b in zip(jax.tree.leaves(private), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-
-
-def test_the_noise_is_that_of_its_multiplier_and_no_two_arrays_have_the_same():
-    J, x, params = classifier()
-    clipped = bpref.clipped_gradient(J, params, x, 0.5).dparams
-    draw = jax.jit(lambda key: bpref.private_gradient(J, params, x, 0.5, 2.0, key).dparams)
-    private = [draw(jax.random.key(k)) for k in range(200)]
-    noise = [[np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (p, clipped)), strict=True)] for p in private]
-    for of_array in zip(*noise, strict=True):
-        drawn = np.concatenate(of_array)
-        assert abs(drawn.std() - 1.0) < 4 / np.sqrt(2 * drawn.size)
-        assert abs(drawn.mean()) < 4 / np.sqrt(drawn.size)
-    assert abs(np.corrcoef([of[0][0] for of in noise], [of[2][0] for of in noise])[0, 1]) < 0.3
-
-
 def test_what_is_dropped_for_the_batch_is_dropped_for_each_example():
     """A PRNG key draws for all examples together: cut into examples it would draw the same for each."""
     attention = bpref.stateful(bpref.multi_head_attention(2, dropout=0.5))
@@ -273,7 +264,7 @@ BAD_CALLS = {
     ),
     "a loss with params": (
         lambda: bpref.clipped_gradient(
-            bpref.fused_linear_cross_entropy(3),
+            bpref.fused_linear_cross_entropy(3, rows=2),
             bpref.FusedLinearCrossEntropyParams(jnp.ones((3, 2)), None),
             (jnp.ones((4, 2)), jnp.zeros(4, int)),
             1.0,
@@ -286,21 +277,9 @@ BAD_CALLS = {
         ),
         "linear: x is taken to have 2 examples in its first axis, and with 3 it is refused; ",
     ),
-    "a bound of 0": (
-        lambda: bpref.clipped_gradient(*classifier()[:1], (), (), 0.0),
-        "clipped_gradient: bound is 0.0, expected a positive number",
-    ),
-    "less than no noise": (
-        lambda: bpref.private_gradient(*classifier()[:1], (), (), 1.0, -1.0, jax.random.key(0)),
-        "private_gradient: multiplier is -1.0, expected a number of at least 0",
-    ),
     "norms of nothing": (
         lambda: bpref.squared_norms(()),
         "squared_norms: norms have the shapes nothing, expected (..., N) of one N",
-    ),
-    "no layer": (
-        lambda: bpref.clipped_gradient(3, (), (), 1.0),  # type: ignore[arg-type]
-        "clipped_gradient: layer is an int, expected a Layer, one that is made, as by ",
     ),
 }
 

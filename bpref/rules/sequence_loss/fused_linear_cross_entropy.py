@@ -24,15 +24,15 @@ The sweep starts with dJ, a scalar. The factor of each perturbation of u = h W^T
 Both sweeps take one block of B classes after the other. The forward adds up R_n = sum over c != y of exp(z_nc - m_n),
 m the largest logit so far, R rescaled whenever m grows. The backward makes the block's logits again, turns them into g,
 adds to dh, and writes the block's rows of dW, each once: four products. The largest array beside W and dW is (B, N).
-Cached: h, the labels, and of each row m, R, z_y, from which l = m + log(R + exp(z_y - m)).
+Cached: h, the labels, and of each row m, R, z_y, from which l = m + log(R + exp(z_y - m)); and M, so that a part of the
+rows and of these gives its part of dW. A dJ for each row, an array like the labels, weighs the rows.
 
 With r `rows` at once the forward goes on, after all blocks of classes of r rows, to g / dJ of the same logits, and adds
 to dW: three products, and the backward multiplies by dJ. The largest array is then (V, r), and dW is read and written
 once for every r rows. Cached: dW, db and dh for dJ = 1, not rounded yet. It is the faster form where a gradient
 follows, and the larger one: at 1,024 rows of 256 and 32,000 classes 0.85 of the time of the other, and twice its memory
 with r = 128. A forward that no backward follows pays for dW where it is not compiled together with that. Where all
-logits fit into the processor's cache, as those of 128 rows and 4,096 classes, nothing is saved by not keeping them, and
-the fourth product shows: 1.2 times autodiff's time.
+logits fit into the processor's cache, as those of 128 rows and 4,096 classes, it is 1.2 times autodiff's time.
 
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
 E = exp(z_y - m) and S = R + E, do not cancel when the model is sure. p is exp(z - m) / S, and not exp(z - l), which
@@ -79,6 +79,7 @@ class FusedLinearCrossEntropyCache(NamedTuple):
     largest: Float[Array, "..."]
     others: Float[Array, "..."]
     own: Float[Array, "..."]
+    divisor: Float[Array, ""]
 
 
 class FusedLinearCrossEntropyGradient(NamedTuple):
@@ -163,7 +164,7 @@ def fused_linear_cross_entropy(
         if rows is None:
             sums, _ = _measure(params, A, y)
             kept = (s.reshape(label.shape) for s in sums[:3])
-            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept)
+            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept, M)
 
         def add(carry, start, size):
             J, dW, db, dh = carry
@@ -181,10 +182,10 @@ def fused_linear_cross_entropy(
             dW, db, dh = jax.tree.map(lambda d: cast(jnp.where(d == 0, 0, widen(dJ) * d), params.W.dtype), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = _flat(cache.h, cache.label)
-        m, R, own = (s.reshape(y.shape) for s in cache[2:])
-        v, M = _weights(y, m)
-        empty = jax.tree.map(jnp.zeros_like, tuple(params))
-        dW, db, dh = _pull(params, A, y, _Sums(m, R, own, m), jnp.where(v == 0, 0, widen(dJ) / M * v), empty)
+        m, R, own = (s.reshape(y.shape) for s in cache[2:5])
+        v = _weights(y, m)[0]
+        weight = jnp.where(v == 0, 0, widen(dJ).reshape(-1) / cache.divisor * v)
+        dW, db, dh = _pull(params, A, y, _Sums(m, R, own, m), weight, jax.tree.map(jnp.zeros_like, tuple(params)))
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
 
     def _measure(params, A, y, keep=False):

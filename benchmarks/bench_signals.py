@@ -1,0 +1,139 @@
+"""Norms of every example's gradient, and the clipped gradient, beside one plain backward and `jax.vmap(jax.grad)`.
+
+    python -m benchmarks.bench_signals [--json FILE] [--seconds 10]
+
+Each figure is a ratio hand / other, of times with the quartiles, and of the memory that XLA allocates beside the
+inputs, temporary and for outputs; below 1 is better. All are jitted and compute J's forward as well. `vmap(grad)`
+differentiates the same forward for each example alone; it gives the norms, or the clipped sum, as it is compared with.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bpref
+from benchmarks.paired import beside_each, repetitions
+from bpref.models.gpt import GptConfig, gpt_objective
+
+BOUND = 0.01
+RNG = np.random.default_rng(0)
+
+
+def mlp() -> tuple[bpref.Layer, Any]:
+    """4 layers of 256, 128 examples."""
+    hidden = [layer for _ in range(3) for layer in (bpref.linear(256), bpref.tanh())]
+    J = bpref.objective(bpref.serial(*hidden, bpref.linear(10)), bpref.softmax_cross_entropy())
+    return J, (RNG.normal(size=(128, 256)).astype(np.float32), RNG.integers(10, size=128))
+
+
+def gpt() -> tuple[bpref.Layer, Any]:
+    """2 blocks of 128 features, 8 sequences of 128 tokens of 512, the fused loss."""
+    config = GptConfig(vocabulary=512, width=128, depth=2, heads=4, hidden=512, context=128, gated=False)
+    tokens = RNG.integers(512, size=(8, 128))
+    return gpt_objective(config), (tokens, np.roll(tokens, -1, 1))
+
+
+def gpt_of_leaves() -> tuple[bpref.Layer, Any]:
+    """The same of attention, norms and linear layers as leaves, and of logits made whole."""
+    block = bpref.serial(
+        attention=bpref.residual(bpref.rms_norm(), bpref.multi_head_attention(4, causal=True, rope=1e4, bias=False)),
+        mlp=bpref.residual(
+            bpref.rms_norm(), bpref.linear(512, bias=False), bpref.silu(), bpref.linear(128, bias=False)
+        ),
+    )
+    parts = {"embed": bpref.embedding(512, 128), "blocks": bpref.scan(block, 2), "norm": bpref.rms_norm()}
+    network = bpref.serial(**parts, head=bpref.linear(512, bias=False))
+    tokens = RNG.integers(512, size=(8, 128))
+    labels = np.roll(tokens, -1, 1), np.ones(tokens.shape, bool)
+    return bpref.objective(network, bpref.sequence_cross_entropy()), (tokens, labels)
+
+
+WORK = {"MLP": mlp, "GPT": gpt, "GPT of leaves": gpt_of_leaves}
+
+
+class Program(NamedTuple):
+    memory: int
+    run: Callable[[], Any]
+    output: Any
+
+
+def compiled(f: Callable[..., Any], *args: Any) -> Program:
+    program = jax.jit(f).lower(*args).compile()
+    memory = program.memory_analysis()
+
+    def run():
+        jax.block_until_ready(program(*args))
+
+    return Program(memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else 0, run, program(*args))
+
+
+def programs(J: bpref.Layer, x: Any) -> dict[str, Program]:
+    params = J.init(jax.random.key(0), x)
+    x = jax.tree.map(jnp.asarray, x)
+    measuring = bpref.map_leaves(bpref.per_example_norms, J)
+    n = len(jax.tree.leaves(x)[0])
+
+    def each(params, x):
+        """Each example's share in the mean, by autodiff, and its squared norm."""
+
+        def alone(x):
+            own = jax.tree.map(lambda v: v[None], x)
+            return jax.grad(lambda p: J.forward(p, own)[0] / n)(params)
+
+        gradients = jax.vmap(alone)(x)
+        return gradients, sum(jnp.sum(g**2, range(1, g.ndim)) for g in jax.tree.leaves(gradients))
+
+    def clipped(params, x):
+        gradients, squares = each(params, x)
+        share = BOUND / jnp.maximum(jnp.sqrt(squares), BOUND)
+        return jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
+
+    return {
+        "norms": compiled(lambda p, x: bpref.squared_norms(bpref.backpropagate(measuring, p, x)[1]), params, x),
+        "clipped": compiled(lambda p, x: bpref.clipped_gradient(J, p, x, BOUND).dparams, params, x),
+        "plain": compiled(lambda p, x: bpref.backpropagate(J, p, x)[:2], params, x),
+        "vmap, norms": compiled(lambda p, x: each(p, x)[1], params, x),
+        "vmap, clipped": compiled(clipped, params, x),
+    }
+
+
+def measure(name: str, seconds: float) -> list[dict[str, Any]]:
+    ran = programs(*WORK[name]())
+    for ours in ("norms", "clipped"):
+        for a, b in zip(*(jax.tree.leaves(ran[k].output) for k in (ours, f"vmap, {ours}")), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max()))
+    rows = []
+    for ours in ("norms", "clipped"):
+        others = ["plain", f"vmap, {ours}"]
+        runs = [ran[k].run for k in (ours, *others)]
+        rounds = repetitions(ran["plain"].run, seconds / 3, most=60)
+        for other, time in zip(others, beside_each(runs, rounds), strict=True):
+            memory = ran[ours].memory / max(1, ran[other].memory)
+            rows.append({"work": name, "signal": ours, "rival": other, "time": time._asdict(), "memory": memory})
+            mb = ran[other].memory / 1e6
+            print(f"{name:14} {ours:8} / {other:14} time {time} of {1e3 * time.other_seconds:.1f} ms", end="")
+            print(f", memory {memory:.2f} of {mb:.2f} MB", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure each pair")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    given = parser.parse_args()
+    rows = [row for name in given.work for row in measure(name, given.seconds)]
+    if given.json:
+        machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
+        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
