@@ -3,25 +3,36 @@
 from bpref.transforms.cast_params import cast_params
 from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
+from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
 from bpref.transforms.split import Later, backward_params, split_backward
 from bpref.transforms.stateful import evaluation, stateful
 from bpref.transforms.update_in_backward import Updated, apply_update, params_of, update_in_backward
+from bpref.transforms.watch import Statistics, Watched, statistics_by_path, unwatched, watch, where_it_dies
 
 __all__ = [
     "Clipped",
     "Later",
+    "Statistics",
     "Updated",
+    "Watched",
     "apply_update",
     "backward_params",
     "cast_params",
     "clipped_gradient",
     "evaluation",
+    "gradient_noise_scale",
+    "gradient_products",
     "params_of",
     "per_example_gradients",
     "per_example_norms",
+    "per_example_products",
     "private_gradient",
     "split_backward",
     "squared_norms",
     "stateful",
+    "statistics_by_path",
+    "unwatched",
     "update_in_backward",
+    "watch",
+    "where_it_dies",
 ]

@@ -106,12 +106,17 @@ def squared_norms(norms: Any) -> Array:
     Raises:
       ValueError: there are none, or of different numbers of examples.
     """
-    each = jax.tree.leaves(norms)
-    counts = {v.shape[-1] if v.ndim else None for v in each}
-    if len(counts) != 1 or None in counts:
+    return added_up("squared_norms", "norms", norms, 1)
+
+
+def added_up(who: str, what: str, tree: Any, axes: int) -> Array:
+    """The sum over all leaves of a network and all turns, which are in front of the last `axes`, each of N."""
+    each = jax.tree.leaves(tree)
+    kept = {v.shape[-axes:] for v in each}
+    if len(kept) != 1 or any(v.ndim < axes for v in each) or len(set(*kept)) != 1:
         shapes = ", ".join(str(v.shape) for v in each) or "nothing"
-        raise ValueError(f"squared_norms: norms have the shapes {shapes}, expected (..., N) of one N")
-    return sum(jnp.sum(v, tuple(range(v.ndim - 1))) for v in each)  # pyright: ignore[reportReturnType]
+        raise ValueError(f"{who}: {what} have the shapes {shapes}, expected (..., {'N, ' * (axes - 1)}N) of one N")
+    return sum(jnp.sum(v, tuple(range(v.ndim - axes))) for v in each)  # pyright: ignore[reportReturnType]
 
 
 def _same(g: Any) -> Any:
