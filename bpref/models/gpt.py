@@ -23,6 +23,7 @@ from typing import Any
 from bpref.checks.hyperparameters import require_flags, require_sizes
 from bpref.compose import objective, residual, scan, serial, shared
 from bpref.compose import remat as remat_of
+from bpref.dtypes import require_type
 from bpref.formulas.random_draws import require_rate
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
@@ -109,12 +110,14 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer[Any, Any, Any, An
 
     Raises:
       ValueError: there is no such preset; x has more positions than can be learned.
-      TypeError: x does not hold integers.
+      TypeError: the config is neither; x does not hold integers.
 
     Example:
       >>> network = gpt(GptConfig(vocabulary=256, width=64, depth=2, heads=4, hidden=128, context=32))
       >>> ids = jnp.zeros((1, 32), jnp.int32)
       >>> logits, _ = network.forward(network.init(jax.random.key(0), ids), ids)
+      >>> logits.shape
+      (1, 32, 256)
     """
     config = as_config(config)
     return _finished(config, serial(body=_body(config, remat), head=linear(config.vocabulary, bias=False)))
@@ -139,10 +142,15 @@ def gpt_objective(
       ValueError, TypeError: as of `gpt` and `fused_linear_cross_entropy`.
 
     Example:
-      >>> J = gpt_objective("gpt2", remat=True)
-      >>> params = J.init(jax.random.key(0), (ids, labels))
-      >>> value, dparams, _ = backpropagate(J, params, (ids, labels))
-      >>> logits, _ = gpt("gpt2").forward(params, ids)
+      >>> config = GptConfig(vocabulary=256, width=64, depth=2, heads=4, hidden=128, context=32)
+      >>> text = jnp.arange(33)[None]
+      >>> ids, labels = text[:, :-1], text[:, 1:]
+      >>> objective = gpt_objective(config, remat=True)
+      >>> params = objective.init(jax.random.key(0), (ids, labels))
+      >>> J, dparams, _ = backpropagate(objective, params, (ids, labels))
+      >>> logits, _ = gpt(config).forward(params, ids)
+      >>> J.shape, logits.shape
+      ((), (1, 32, 256))
     """
     config = as_config(config)
     head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, rows=rows)
@@ -151,7 +159,10 @@ def gpt_objective(
 
 def as_config(config: GptConfig | str) -> GptConfig:
     """The config, or the preset of this name; `ValueError` for an unknown one, which names those that are near."""
-    return GPT_PRESETS[meant("preset", config, GPT_PRESETS)] if isinstance(config, str) else config
+    if isinstance(config, str):
+        return GPT_PRESETS[meant("preset", config, GPT_PRESETS)]
+    require_type("gpt", "config", config, GptConfig)
+    return config
 
 
 def _body(config: GptConfig, remat: bool) -> Layer:

@@ -52,8 +52,7 @@ def config_of(path: str | Path) -> GptConfig:
       OSError: there is no such file.
       ValueError: it is no JSON, of a model that is none of these, or has what the layers do not; the entry is named.
 
-    Example:
-      >>> network = gpt(config_of("gpt2/"))
+    The example is that of `load_weights`.
     """
     path = Path(path)
     if path.name != "config.json":

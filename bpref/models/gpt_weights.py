@@ -77,6 +77,8 @@ class Place(NamedTuple):
 def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -> Any:
     """The params of `gpt(config)` that a published file has.
 
+    It is read by `safetensors`, which comes with the extra `cli`.
+
     Args:
       config: as of `gpt`; `config_of(path)` reads it.
       path: a file of safetensors, the index of several, or the directory of one of them.
@@ -91,14 +93,17 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
         and none is given; no layout has the config.
 
     Example:
-      >>> config = config_of("gpt2/")
-      >>> params = load_weights(config, "gpt2/")
-      >>> logits, _ = gpt(config).forward(params, ids)
+      >>> config = GptConfig(vocabulary=256, width=64, depth=2, heads=4, hidden=128, context=32)
+      >>> params = gpt(config).init(jax.random.key(0), jnp.zeros((1, 32), jnp.int32))
+      >>> save_weights(config, params, "llama")  # llama/model.safetensors and llama/config.json
+      >>> params = load_weights(config_of("llama"), "llama")
+      >>> params["body"]["embed"].W.shape
+      (256, 64)
     """
     from safetensors import safe_open
 
     config, path = as_config(config), Path(path)
-    drawn, places = _drawn(config), _places(config)
+    drawn, places = _drawn(config), places_of(config)
     table, head = _names(config)["embed.W"], "lm_head.weight"
     files = [safe_open(file, "np") for file in _files(path)]
     found = {_name(key): (file, key) for file in files for key in file.keys() if not CONSTANTS.search(key)}  # noqa: SIM118
@@ -122,7 +127,9 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
     for name, place in places.items():
         v = tensor(name)
         arrays[place.array][(*place.block, place.rows)] = v.T if place.transposed else v
-    return jax.tree.unflatten(jax.tree.structure(drawn), [jnp.asarray(arrays[array]) for array, _ in _by_array(drawn)])
+    return jax.tree.unflatten(
+        jax.tree.structure(drawn), [jnp.asarray(arrays.pop(array)) for array, _ in _by_array(drawn)]
+    )
 
 
 def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None:
@@ -133,6 +140,8 @@ def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None
       params: its params.
       path: the directory, made where there is none.
 
+    The example is that of `load_weights`.
+
     Raises:
       ValueError: params are not those of the config; no layout has the config.
       FileExistsError: one of the files is there already.
@@ -140,7 +149,7 @@ def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None
     from safetensors.numpy import save_file
 
     config, path = as_config(config), Path(path)
-    places, drawn = _places(config), _drawn(config)
+    places, drawn = places_of(config), _drawn(config)
     arrays, shapes = dict(_by_array(params)), {array: v.shape for array, v in _by_array(drawn)}
     wrong = [a for a in shapes | arrays if a not in arrays or jnp.shape(arrays[a]) != shapes.get(a)]
     if wrong:
@@ -173,7 +182,7 @@ def _names(config: GptConfig) -> dict[str, str]:
     return GPT2 if kind_of(config) == "gpt2" else LLAMA
 
 
-def _places(config: GptConfig) -> dict[str, Place]:
+def places_of(config: GptConfig) -> dict[str, Place]:
     """The place of each tensor by its name."""
     D = config.width // config.heads
     K = (config.kv_heads or config.heads) * D

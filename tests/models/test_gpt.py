@@ -1,5 +1,6 @@
 """gpt: beside its plain form, differentiated by the oracle; published counts of parameters; trained, and refused."""
 
+import doctest
 from dataclasses import replace
 
 import jax
@@ -144,6 +145,29 @@ def test_dropout_is_a_state_and_evaluation_drops_nothing(tied):
     assert float(value) == pytest.approx(float(same.forward(ours, ids)[0]), rel=1e-6)
 
 
+def test_an_update_in_the_backward_is_that_of_the_whole_gradient(standard_promotion):
+    config = replace(LLAMA, tied=True)
+    J, x = bpref.gpt_objective(config, remat=True), drawn(config)
+    updating = bpref.map_leaves(bpref.update_in_backward(optax.sgd(0.5)), J)
+    params = J.init(jax.random.key(SEED), x)
+    dparams = jax.jit(lambda p: bpref.backpropagate(J, p, x)[1])(params)
+    updated = jax.jit(lambda p: bpref.backpropagate(updating, p, x)[1])(updating.init(jax.random.key(SEED), x))
+    jax.tree.map(
+        lambda p, d, new: np.testing.assert_allclose(new, p - 0.5 * d, atol=1e-6),
+        params,
+        dparams,
+        bpref.params_of(updated),
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt_objective", "load_weights"])
+def test_the_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {n: getattr(bpref, n) for n in bpref.__all__} | {"jax": jax, "jnp": jnp}
+    (example,) = doctest.DocTestFinder(recurse=False).find(names[name], name, globs=names)
+    assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
+
+
 def test_a_preset_is_found_however_it_is_written():
     assert bpref.gpt("GPT2").name == "shared"
     assert bpref.models.gpt.as_config("Llama 3 8B") == bpref.GPT_PRESETS["llama-3-8b"]
@@ -185,6 +209,12 @@ def test_an_unknown_preset_is_refused_with_those_that_are_near():
     with pytest.raises(ValueError) as refused:
         bpref.gpt("lama-3-8b")
     assert str(refused.value) == ("unknown preset 'lama-3-8b'; the nearest are llama-3-8b, llama-3.1-8b, llama-3.2-3b")
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(TypeError) as refused:
+        bpref.gpt_objective(3)
+    assert str(refused.value) == "gpt: config is an int, expected GptConfig"
 
 
 def test_more_positions_than_are_learned_are_refused():

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bpref
+from bpref.models import gpt_weights
 from bpref.models.gpt_published import published_of
 
 LLAMA = {
@@ -99,6 +100,20 @@ def test_what_is_exported_their_program_loads_back_equal(family, given, written,
     ids = torch.tensor(np.random.default_rng(0).integers(0, 61, (3, 17)))
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert bpref.config_of(tmp_path / "ours") == config
+
+
+@pytest.mark.parametrize("name", bpref.GPT_PRESETS)
+def test_a_preset_has_the_shapes_of_their_model(name):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = bpref.GPT_PRESETS[name]
+    published = published_of(config, jnp.float32)
+    of_theirs = transformers.AutoConfig.for_model(**published)
+    with torch.device("meta"):
+        model = getattr(transformers, published["architectures"][0])(of_theirs)
+    model.tie_weights()
+    theirs = {n.removeprefix("transformer."): tuple(p.shape) for n, p in model.named_parameters()}
+    assert theirs == {n: place.shape for n, place in gpt_weights.places_of(config).items()}
 
 
 SMALL = bpref.GptConfig(11, 8, 2, 2, 12, 8, rope=None, norm="layer", activation="gelu", gated=False, bias=True)
