@@ -1,6 +1,6 @@
 """Norms of every example's gradient, and the clipped gradient, beside one plain backward and `jax.vmap(jax.grad)`.
 
-    python -m benchmarks.bench_signals [--json FILE] [--seconds 10]
+    python -m benchmarks.bench_signals [--json FILE] [--seconds 10] [--work MLP GPT]
 
 Each figure is a ratio hand / other, of times with the quartiles, and of the memory that XLA allocates beside the
 inputs, temporary and for outputs; below 1 is better. All are jitted and compute J's forward as well. `vmap(grad)`
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bpref
-from benchmarks.paired import beside_each, repetitions
+from benchmarks.paired import Ratio, beside_each, repetitions
 from bpref.models.gpt import GptConfig, gpt_objective
 
 BOUND = 0.01
@@ -115,12 +115,19 @@ def measure(name: str, seconds: float) -> list[dict[str, Any]]:
         runs = [ran[k].run for k in (ours, *others)]
         rounds = repetitions(ran["plain"].run, seconds / 3, most=60)
         for other, time in zip(others, beside_each(runs, rounds), strict=True):
-            memory = ran[ours].memory / max(1, ran[other].memory)
-            rows.append({"work": name, "signal": ours, "rival": other, "time": time._asdict(), "memory": memory})
-            mb = ran[other].memory / 1e6
-            print(f"{name:14} {ours:8} / {other:14} time {time} of {1e3 * time.other_seconds:.1f} ms", end="")
-            print(f", memory {memory:.2f} of {mb:.2f} MB", flush=True)
+            row = {"work": name, "signal": ours, "rival": other, "time": time._asdict()}
+            rows.append(row | {"memory": ran[ours].memory / ran[other].memory, "other_bytes": ran[other].memory})
     return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures in Markdown."""
+    lines = ["| work | signal | beside | time | memory |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        time = Ratio(**row["time"])
+        of = f"{time} of {1e3 * time.other_seconds:.1f} ms", f"{row['memory']:.2f} of {row['other_bytes'] / 1e6:.1f} MB"
+        lines.append(f"| {' | '.join([row['work'], row['signal'], row['rival'], *of])} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -130,6 +137,7 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     given = parser.parse_args()
     rows = [row for name in given.work for row in measure(name, given.seconds)]
+    print(table(rows))
     if given.json:
         machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
         given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")

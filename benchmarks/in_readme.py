@@ -10,6 +10,7 @@ from benchmarks import (
     bench_checker,
     bench_criteria,
     bench_mlp,
+    bench_signals,
     bench_suite,
     bench_train,
     rule_figures,
@@ -25,7 +26,7 @@ SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
-SEED, TRAINING, STEP = (HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp"))
+SEED, TRAINING, STEP, SIGNALS = (HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "signals"))
 
 CHOSEN = (
     "causal attention, T 2048",
@@ -95,6 +96,7 @@ def pages() -> dict[Path, str]:
         "figures of the seed": equations(SEED),
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
         "figures of a train step": bench_mlp.table(STEP),
+        "figures of signals": bench_signals.table(json.loads(SIGNALS.read_text())["rows"]),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
     }
     texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}

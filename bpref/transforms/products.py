@@ -47,9 +47,8 @@ def per_example_products(leaf: Layer) -> Layer:
         rows = isinstance(cache, PerExampleCache) and isinstance(cache.leaf, LinearCache) and cache.leaf.A.ndim == 2
         if rows and type(params) is LinearParams and dy is not None and leaf.begin is None:
             A, dZ = widen(cache.leaf.A), widen(dy)
-            return (dZ @ dZ.T) * (A @ A.T + (0.0 if params.b is None else 1.0)), leaf.backward(params, cache.leaf, dy)[
-                1
-            ]
+            of_b = 0.0 if params.b is None else 1.0
+            return (dZ @ dZ.T) * (A @ A.T + of_b), leaf.backward(params, cache.leaf, dy)[1]
         gradients, dx = each.backward(params, cache, dy)
         flat = [widen(g).reshape(len(g), -1) for g in jax.tree.leaves(gradients)]
         return sum(g @ g.conj().T for g in flat).real if flat else gradients, dx

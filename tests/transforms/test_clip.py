@@ -10,6 +10,7 @@ import bpref
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import EVERY_COMPOSITION, close, gradients_of, squares
+from tests.transforms.test_stateful import packed_transformer
 
 RNG = np.random.default_rng(SEED)
 
@@ -38,6 +39,29 @@ def test_every_composition_clips_the_gradient_of_each_example(made):
         return jax.tree.map(lambda g: np.sum(share.reshape(*own.shape, *(1,) * (g.ndim - own.ndim)) * g, 0), gradients)
 
     close(by_leaf.dparams, jax.tree.map(of_leaf, by_leaf.norms, expected))
+
+
+def test_a_packed_transformer_with_dropout_is_clipped_by_what_its_examples_add():
+    J, given = packed_transformer()
+    J = bpref.stateful(J)
+    params, state = bpref.begin(J, jax.random.key(SEED), given)
+    x = given._replace(state=state)
+    each, measuring = (bpref.map_leaves(f, J) for f in (bpref.per_example_gradients, bpref.per_example_norms))
+
+    def every(params, x):
+        (_, after), gradients, _ = bpref.backpropagate(each, params, x)
+        norms = bpref.squared_norms(bpref.backpropagate(measuring, params, x)[1])
+        whole = bpref.backpropagate(J, params, x)[1]
+        bound = 0.5
+        return after, gradients, norms, whole, bpref.clipped_gradient(J, params, x, bound), bound / jnp.sqrt(norms)
+
+    after, gradients, norms, whole, clipped, share = jax.device_get(in_one_program(every)(params, x))
+    first = jax.tree.map(lambda g, p: np.moveaxis(g, 1, 0) if p.shape[0] == 2 else g, gradients, params)
+    np.testing.assert_allclose(norms, squares(first), rtol=1e-4)
+    close(jax.tree.map(lambda g: g.sum(0), first), whole, 1e-4)
+    close(clipped.dparams, jax.tree.map(lambda g: np.tensordot(np.minimum(1, share), g, 1), first), 1e-4)
+    assert jax.tree.structure(clipped.y[1]) == jax.tree.structure(after)
+    assert (share < 1).all()
 
 
 def classifier():

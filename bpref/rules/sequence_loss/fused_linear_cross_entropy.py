@@ -164,7 +164,7 @@ def fused_linear_cross_entropy(
         if rows is None:
             sums, _ = _measure(params, A, y)
             kept = (s.reshape(label.shape) for s in sums[:3])
-            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept, M)
+            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept, divisor=M)
 
         def add(carry, start, size):
             J, dW, db, dh = carry

@@ -1,0 +1,31 @@
+"""The examples of the signals' docstrings run as they stand."""
+
+import doctest
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bpref
+
+SHOWN = (
+    bpref.per_example_gradients,
+    bpref.per_example_norms,
+    bpref.per_example_products,
+    bpref.clipped_gradient,
+    bpref.private_gradient,
+    bpref.gradient_noise_scale,
+    bpref.split_backward,
+    bpref.watch,
+)
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda f: f.__name__)
+def test_the_example_runs(shown):
+    J = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy())
+    X, y = jax.random.normal(jax.random.key(0), (4, 2)), jnp.arange(4) % 3
+    params = J.init(jax.random.key(0), (X, y))
+    given = {"bpref": bpref, "jax": jax, "jnp": jnp, "J": J, "X": X, "y": y, "params": params, "dy": jnp.ones((4, 3))}
+    example = doctest.DocTestParser().get_doctest(shown.__doc__, given, shown.__name__, None, 0)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
