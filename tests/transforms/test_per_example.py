@@ -21,20 +21,24 @@ EXAMPLES = {"B", "N"}
 """What cases call the axis of the examples."""
 
 
-def has_examples_and_params(rule, case) -> bool:
-    """Whether a case has params and every array of its x begins with the examples; a PRNG key has none."""
-    layer = rule.make(**hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), 3))))
+def has_examples(case) -> bool:
+    """Whether every array of x begins with the examples; a PRNG key has none."""
     specs = jax.tree.leaves(case.x, is_leaf=is_spec)
-    first = all(set(spec.axes.split()[:1]) & EXAMPLES or isinstance(spec, Key) for spec in specs)
-    return first and layer.init.__name__ != no_params.__name__
+    return all(set(spec.axes.split()[:1]) & EXAMPLES or isinstance(spec, Key) for spec in specs)
 
 
-CASES = {
-    f"{rule.name}: {case.name}": (rule, case)
-    for rule in RULES.values()
-    for case in rule.cases
-    if has_examples_and_params(rule, case)
-}
+def has_params(rule, case) -> bool:
+    layer = rule.make(**hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), 3))))
+    return layer.init.__name__ != no_params.__name__
+
+
+OF_EXAMPLES = {f"{r.name}: {c.name}": (r, c) for r in RULES.values() for c in r.cases if has_examples(c)}
+CASES = {name: of for name, of in OF_EXAMPLES.items() if has_params(*of)}
+LOSSES = {name: of for name, of in OF_EXAMPLES.items() if "loss" in of[0].make.__module__ and name not in CASES}
+
+
+def sizes_of(case) -> dict[str, int]:
+    return sized(case, {axis: 2 if axis in EXAMPLES else 3 for axis in axes_of(case)})
 
 
 def close(got, expected, rtol=1e-10):
@@ -87,14 +91,14 @@ def test_the_fused_loss_gives_each_example_its_share_in_the_mean(case, by_row):
 
 @pytest.mark.parametrize(("rule", "case"), CASES.values(), ids=CASES)
 def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_couples_them(rule, case):
-    example = draw(rule, case, sized(case, {axis: 2 if axis in EXAMPLES else 3 for axis in axes_of(case)}), SEED)
+    example = draw(rule, case, sizes_of(case), SEED)
     layer, params, x = example.layer, example.params, example.x
     dy = jax.tree.map(lambda v: v[0], example.dys)
     with jax.enable_x64(True):
         mask = bpref.trainable(layer, params, x)
-    has_params = any(jax.tree.leaves(mask))
+    is_trained = any(jax.tree.leaves(mask))
     if any(v.ndim == 0 for v in jax.tree.leaves(dy)):
-        if has_params and not (rule.name == FUSED and layer.forward(params, x)[1]._fields[0] == "h"):
+        if is_trained and not (rule.name == FUSED and layer.forward(params, x)[1]._fields[0] == "h"):
             with pytest.raises(ValueError, match=r"(has params, and its output no axis|together)"):
                 bpref.map_leaves(bpref.per_example_norms, layer).forward(params, x)
         return
@@ -103,7 +107,7 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
         y, cotangents = oracle.with_cotangents(example.reference, params, x)
         n = len(jax.tree.leaves(y)[0])
         alone = [cotangents(jax.tree.map(lambda d, i=i: jnp.zeros_like(d).at[i].set(d[i]), dy)) for i in range(n)]
-        if not has_params or layer.couples:
+        if not is_trained or layer.couples:
             return alone, None, None
         swept = [
             bpref.backpropagate(bpref.map_leaves(f, layer), params, x, dy)[1:]
@@ -123,6 +127,24 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
     close(norms, squares(expected), 1e-9)
     for other in (dx_too, dx_again):
         close(other, dx)
+
+
+@pytest.mark.parametrize(("rule", "case"), LOSSES.values(), ids=LOSSES)
+def test_a_loss_in_which_an_example_depends_on_the_numbers_of_others_says_so(rule, case):
+    one, other = (draw(rule, case, sizes_of(case), seed) for seed in (SEED, SEED + 1))
+
+    def second_of_other(u, v):
+        return np.concatenate([u[:1], v[1:]]) if u.ndim and np.issubdtype(u.dtype, np.floating) else u
+
+    def first(params, x, dy):
+        return jax.tree.map(lambda d: d[0], bpref.backpropagate(one.layer, params, x, dy)[2])
+
+    dy = jax.tree.map(lambda v: v[0], one.dys)
+    with jax.enable_x64(True):
+        swept = in_one_program(first)
+        before, after = (swept(one.params, x, dy) for x in (one.x, jax.tree.map(second_of_other, one.x, other.x)))
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    assert any(not np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs) == bool(one.layer.couples)
 
 
 def images():

@@ -103,7 +103,7 @@ def info_nce(
         S = u @ v.T
         return S, jnp.diagonal(S)[:, None], jnp.eye(len(u), dtype=bool)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, couples="the negatives")
 
 
 def reference(

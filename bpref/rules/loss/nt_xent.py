@@ -89,7 +89,7 @@ def nt_xent(temperature: float = 0.5) -> Layer[tuple[()], tuple[Array, Array], R
         of_partner = jnp.concatenate([jnp.diagonal(S, N), jnp.diagonal(S, -N)])
         return S, of_partner[:, None], jnp.roll(itself, N, axis=1)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, couples="the negatives")
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 0.5) -> Array:

@@ -90,7 +90,7 @@ def kto(
         d = scaled(dJ, cache.slope.size, cache.slope)
         return (), (d, -d, None, None)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, couples="the reference point")
 
 
 def reference(
