@@ -61,6 +61,8 @@ def config_of(path: str | Path) -> GptConfig:
         of = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(of, dict):
+        raise ValueError(f"{path} is no config, which is a JSON object")
     try:
         require_known("model_type", str(of.get("model_type")), ARCHITECTURES)
         return _of_gpt2(of) if of["model_type"] == "gpt2" else _of_llama(of)

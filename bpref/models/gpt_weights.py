@@ -89,8 +89,8 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
 
     Raises:
       OSError: there is no such file.
-      ValueError: tensors are missing, too many, or of other shapes, each of which is named; they are of several dtypes,
-        and none is given; no layout has the config.
+      ValueError: a file is none of safetensors; tensors are missing, too many, or of other shapes, each of which is
+        named; they are of several dtypes, and none is given; no layout has the config.
 
     Example:
       >>> config = GptConfig(vocabulary=256, width=64, depth=2, heads=4, hidden=128, context=32)
@@ -100,12 +100,10 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
       >>> params["body"]["embed"].W.shape
       (256, 64)
     """
-    from safetensors import safe_open
-
     config, path = as_config(config), Path(path)
     drawn, places = _drawn(config), places_of(config)
     table, head = _names(config)["embed.W"], "lm_head.weight"
-    files = [safe_open(file, "np") for file in _files(path)]
+    files = [_opened(file) for file in _files(path)]
     found = {_name(key): (file, key) for file in files for key in file.keys() if not CONSTANTS.search(key)}  # noqa: SIM118
     dtypes = _require_tensors(
         path,
@@ -216,7 +214,21 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix != ".json":
         return [path]
-    return [path.parent / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of safetensors, which names a file for each tensor") from error
+    return [path.parent / name for name in sorted(names)]
+
+
+def _opened(file: Path) -> Any:
+    """A file of safetensors; `ValueError` for what is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, "np")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no file of safetensors: {error}") from error
 
 
 def _name(key: str) -> str:

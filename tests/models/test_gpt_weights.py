@@ -142,6 +142,34 @@ def test_what_is_saved_loads_back_equal_in_its_dtype(config, dtype, tmp_path):
     assert_equal(wide, jax.tree.map(lambda v: v.astype(jnp.float32), params))
 
 
+def test_dropout_changes_no_name(tmp_path):
+    config = replace(SMALL, tied=True)
+    params = saved(config, tmp_path)
+    dropping = replace(config, dropout=0.5)
+    loaded = bpref.load_weights(dropping, tmp_path)
+    x = jnp.zeros((1, 2), jnp.int32)
+    assert jax.tree.structure(loaded) == jax.tree.structure(bpref.gpt(dropping).init(jax.random.key(0), x))
+    state = bpref.begin(bpref.gpt(dropping), jax.random.key(0), x)[1]
+    (logits, _), _ = bpref.evaluation(bpref.gpt(dropping)).forward(loaded, bpref.With(x, state))
+    np.testing.assert_allclose(logits, bpref.gpt(config).forward(params, x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("model.safetensors", "PK", "model.safetensors is no file of safetensors: "),
+        ("model.safetensors.index.json", "[]", "is no index of safetensors, which names a file for each tensor"),
+        ("model.safetensors.index.json", "{}", "is no index of safetensors, which names a file for each tensor"),
+        ("config.json", "[]", "config.json is no config, which is a JSON object"),
+    ],
+)
+def test_files_of_something_else_are_refused(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    read = bpref.config_of if name == "config.json" else lambda path: bpref.load_weights(UNTIED, path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(tmp_path / name)
+
+
 def test_names_with_the_models_before_them_masks_and_a_head_that_is_the_table_are_taken(tmp_path):
     config = replace(SMALL, tied=True)
     params = saved(config, tmp_path)
