@@ -258,9 +258,14 @@ def _is_key(v: Any) -> bool:
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key) or v.dtype == jnp.uint32
 
 
+def _as_sequences(v: Array) -> Array:
+    """(N, ..., d) as (N, T, d)."""
+    return v.reshape(v.shape[0], math.prod(v.shape[1:-1]), v.shape[-1])
+
+
 def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) -> Array:
     """The squared norms of `linear`, of rows (N, d) and of sequences (N, ..., d)."""
-    A, dZ = (widen(v).reshape(len(v), -1, v.shape[-1]) for v in (cache.A, dZ))
+    A, dZ = (_as_sequences(widen(v)) for v in (cache.A, dZ))
     _, T, d = A.shape
     m = dZ.shape[-1]
     of_b = 0 if params.b is None else jnp.sum(jnp.sum(dZ, 1) ** 2, -1)
@@ -273,7 +278,8 @@ def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) ->
 
 def _embedding(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: Array) -> Array:
     """The squared norms of `embedding`: of each row of the table that an example reads, what it adds up to."""
-    V, ids, dy = len(params.W), cache.x.reshape(len(dy), -1), widen(dy).reshape(len(dy), -1, dy.shape[-1])
+    V, dy = len(params.W), _as_sequences(widen(dy))
+    ids = cache.x.reshape(dy.shape[:2])
     ones = jnp.ones((*cache.x.shape, 1), params.W.dtype)
     trained = leaf.backward(EmbeddingParams(params.W[:, :1]), cache, ones)[0].W[:, 0] != 0  # not those of the padding
     counts = (ids >= 0) & (ids < V) & trained[jnp.clip(ids, 0, V - 1)]

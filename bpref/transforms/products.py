@@ -16,6 +16,7 @@ et al., arXiv:1812.06162, equation 2.9 and appendix A.1):
     tr Sigma ~ (N sum_i |g_i|^2 - |sum_i g_i|^2) N / (N - 1)        |G|^2 ~ |sum_i g_i|^2 - tr Sigma / N
 """
 
+import math
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def per_example_products(leaf: Layer) -> Layer:
             of_b = 0.0 if params.b is None else 1.0
             return (dZ @ dZ.T) * (A @ A.T + of_b), leaf.backward(params, cache.leaf, dy)[1]
         gradients, dx = each.backward(params, cache, dy)
-        flat = [widen(g).reshape(len(g), -1) for g in jax.tree.leaves(gradients)]
+        flat = [widen(g).reshape(g.shape[0], math.prod(g.shape[1:])) for g in jax.tree.leaves(gradients)]
         return sum(g @ g.conj().T for g in flat).real if flat else gradients, dx
 
     evaluating = None if leaf.evaluating is None else per_example_products(leaf.evaluating)

@@ -41,6 +41,12 @@ class Later:
     leaf: Layer = field(metadata={"static": True})
     ranks: tuple[int, ...] = field(metadata={"static": True})
 
+    @property
+    def depth(self) -> int:
+        """How many axes of turns are in front."""
+        extra = [v.ndim - rank for v, rank in zip(jax.tree.leaves((self.cache, self.dy)), self.ranks, strict=True)]
+        return extra[0] if extra else 0
+
 
 def split_backward(leaf: Layer) -> Layer:
     """A leaf transformation, for `map_leaves`: the backward gives dx, and in the place of dparams what they need.
@@ -80,6 +86,7 @@ def backward_params(params: Any, later: Any) -> Any:
 
     Raises:
       TypeError: `later` has another tree than that backward gives for params.
+      ValueError: two compositions share arrays by the same name, or one inside of `scan` does.
     """
     each, tree = jax.tree.flatten(later, is_leaf=_is_leaf)
     try:
@@ -90,7 +97,14 @@ def backward_params(params: Any, later: Any) -> Any:
             "a network whose leaves are split_backward gives for these params"
         ) from error
     pairs = list(zip(each, params_of_each, strict=True))
-    values = {name: v for kept, own in pairs if _is_owner(kept, own) for name, v in own.items()}
+    owners = [(kept, own) for kept, own in pairs if _is_owner(kept, own)]
+    names = [name for _, own in owners for name in own]
+    if len(set(names)) < len(names) or any(kept.depth for kept, _ in owners):
+        raise ValueError(
+            f"backward_params: what is shared is ({', '.join(names)}); expected each name once, and shared around "
+            "scan, not inside of it"
+        )
+    values = {name: v for _, own in owners for name, v in own.items()}
     totals: dict[str, Any] = {}
 
     def made(kept, own):
@@ -108,17 +122,15 @@ def backward_params(params: Any, later: Any) -> Any:
 
 def _dparams(kept: Later, params: Any, values: dict[str, Any]) -> tuple[Any, Any]:
     """dparams of a leaf, stacked as its params are, and the sum over its turns of those of what is shared."""
-    extra = [v.ndim - rank for v, rank in zip(jax.tree.leaves((kept.cache, kept.dy)), kept.ranks, strict=True)]
-    depth = extra[0] if extra else 0
 
     def sweep(params, cache, dy):
         dparams, _, of_data = pull(values, kept.leaf, params, cache, dy)
         return dparams, of_data
 
-    for _ in range(depth):
+    for _ in range(kept.depth):
         sweep = jax.vmap(sweep)
     dparams, of_data = sweep(params, kept.cache, kept.dy)
-    turns = tuple(range(depth))
+    turns = tuple(range(kept.depth))
     return dparams, jax.tree.map(lambda d: cast(jnp.sum(widen(d), turns), d.dtype) if turns else d, of_data)
 
 

@@ -278,6 +278,15 @@ def test_an_output_that_is_not_used_gives_every_example_a_zero():
         assert not unused.any()
 
 
+@pytest.mark.parametrize("f", [bpref.per_example_gradients, bpref.per_example_norms, bpref.per_example_products])
+def test_of_no_examples_there_are_none(f):
+    network = bpref.serial(bpref.embedding(V, D), bpref.linear(3), bpref.layer_norm())
+    ids = jnp.zeros((0, T), int)
+    params = network.init(jax.random.key(0), ids)
+    _, none, _ = bpref.backpropagate(bpref.map_leaves(f, network), params, ids, jnp.ones((0, T, 3)))
+    assert {v.shape[0] for v in jax.tree.leaves(none)} == {0}
+
+
 BAD_CALLS = {
     "batch statistics": (
         lambda: bpref.map_leaves(bpref.per_example_norms, bpref.stateful(bpref.serial(bpref.batch_norm()))),

@@ -79,3 +79,22 @@ def test_what_is_left_of_other_params_is_refused():
     with pytest.raises(TypeError) as refused:
         bpref.backward_params(params[:1], later)
     assert str(refused.value).startswith("backward_params: later is a tuple of another tree than params; expected ")
+
+
+def twice(turn):
+    """A layer taken two times by what it shares."""
+    return turn(bpref.shared(bpref.serial(a=bpref.linear(2), b=bpref.linear(2)), ("a.W", "b.W")))
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [(twice(lambda f: bpref.scan(f, 2)), "a.W"), (twice(lambda f: bpref.serial(f, f)), "a.W, a.W")],
+    ids=["inside of scan", "two of one name"],
+)
+def test_what_is_shared_in_places_that_cannot_be_told_apart_is_refused(layer, names):
+    x = jnp.ones((3, 2))
+    params = layer.init(jax.random.key(0), x)
+    _, later, _ = bpref.backpropagate(bpref.map_leaves(bpref.split_backward, layer), params, x, x)
+    with pytest.raises(ValueError) as refused:
+        bpref.backward_params(params, later)
+    assert str(refused.value).startswith(f"backward_params: what is shared is ({names}); expected each name once, and ")
