@@ -26,9 +26,11 @@ from .layer import Layer as Layer
 from .layer import With as With
 from .layer import backpropagate as backpropagate
 from .layer import begin as begin
+from .layer import each_position as each_position
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves
 from .layer import trainable as trainable
+from .models.generate import generate as generate
 from .models.gpt import GPT_PRESETS as GPT_PRESETS
 from .models.gpt import GptConfig as GptConfig
 from .models.gpt import gpt as gpt
@@ -253,6 +255,7 @@ from .transforms import Watched as Watched
 from .transforms import backward_params as backward_params
 from .transforms import cast_params as cast_params
 from .transforms import clipped_gradient as clipped_gradient
+from .transforms import decoding as decoding
 from .transforms import evaluation as evaluation
 from .transforms import gradient_noise_scale as gradient_noise_scale
 from .transforms import gradient_products as gradient_products

@@ -85,6 +85,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     evaluating: Optional["Layer"] = None
     reads: tuple[str, ...] = ()
     couples: str = ""
+    decoding: Optional[Callable[["Layer", int], "Layer"]] = None
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -114,6 +115,8 @@ class Layer(_Layer[P, X, Y, C]):
       reads: what it or a part of it reads beside x: names of data, and "state".
       couples: of a leaf that gives an example of the batch something else beside other examples, what it takes of all
         of them, such as "the mean and variance".
+      decoding: of a leaf, `(leaf, length) -> Layer`, what it is when its positions, at most `length` of them, come one
+        chunk after another; `each_position` of one that mixes none, `None` of one that cannot.
     """
 
     __slots__ = ()
@@ -132,6 +135,7 @@ class Layer(_Layer[P, X, Y, C]):
         evaluating: Optional["Layer"] = None,
         reads: tuple[str, ...] | None = None,
         couples: str = "",
+        decoding: Optional[Callable[["Layer", int], "Layer"]] = None,
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -145,7 +149,7 @@ class Layer(_Layer[P, X, Y, C]):
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
         return super().__new__(
-            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples
+            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -189,6 +193,11 @@ def where_used(backward: Callable[..., Any], untrained: Sequence[str]) -> Callab
 def no_params(key: Any, x: Any) -> tuple[()]:
     """The `init` of every layer without parameters."""
     return ()
+
+
+def each_position(leaf: Layer, length: int) -> Layer:
+    """The `decoding` of a leaf that takes each position, T of x `(B, T, d)`, for itself: the leaf as it is."""
+    return leaf
 
 
 def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:

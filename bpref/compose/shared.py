@@ -19,7 +19,7 @@ import jax
 
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.cotangents import is_differentiable, with_zeros
-from bpref.layer import Layer, With, leaf_paths, leaves, map_leaves, require_layer
+from bpref.layer import Layer, With, each_position, leaf_paths, leaves, map_leaves, require_layer
 
 
 def shared(network: Layer, *places: str | Sequence[str]) -> Layer:
@@ -49,6 +49,7 @@ def shared(network: Layer, *places: str | Sequence[str]) -> Layer:
         lambda params, x: (params, ()),
         lambda params, cache, dy: (dy, ()),
         ", ".join(dict.fromkeys(sources.values())) or "all",
+        decoding=each_position,
     )
     return _sharing(owner, reading, frozenset(sources.values()))
 
@@ -154,6 +155,7 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
 
     held = None if leaf.held is None else leaf.held._replace(whole=filled)
     evaluating = None if leaf.evaluating is None else _reader(path, leaf.evaluating, sources)
+    decoding = leaf.decoding and (lambda _, length: _reader(path, leaf.decoding(leaf, length), sources))
     reads += leaf.reads
     return Layer(
         lambda key, x: begin(key, x)[0],
@@ -165,6 +167,7 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
         evaluating=evaluating,
         reads=reads,
         couples=leaf.couples,
+        decoding=decoding,
     )
 
 

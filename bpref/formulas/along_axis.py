@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import is_integer
-from bpref.layer import Layer
+from bpref.layer import Layer, each_position
 from bpref.loops import scan
 
 
@@ -62,7 +62,8 @@ def scalar_as_line(layer: Layer, axis: int) -> Layer:
         dparams, dx = layer.backward(params, cache, jax.tree.map(lambda v: v[None], dy))
         return dparams, None if dx is None else dx[0]
 
-    return layer._replace(forward=forward, backward=backward)
+    decoding = each_position if axis == -1 and layer.held is None else None
+    return layer._replace(forward=forward, backward=backward, decoding=decoding)
 
 
 def run_along(

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.layer import Layer, no_params
+from bpref.layer import Layer, each_position, no_params
 
 
 def elementwise(
@@ -44,7 +44,7 @@ def elementwise(
         dx = cast(lax.mul(cast(dy, wide), cast(derivative, wide)), dy.dtype)
         return (), dx if flat is None else jnp.where(flat(cache), 0, dx)
 
-    return Layer(no_params, forward, backward, name)
+    return Layer(no_params, forward, backward, name, decoding=each_position)
 
 
 def _in_dtype(cache: Any, dtype: Any) -> Any:

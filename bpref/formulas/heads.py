@@ -63,6 +63,16 @@ def segments_of(x: Heads) -> tuple[Array, Array] | None:
     return x.q_segments, x.q_segments if x.kv_segments is None else x.kv_segments
 
 
+def by_head(a: Array, n: int) -> Array:
+    """(*b, T, n D) as (*b, T, n, D)"""
+    return a.reshape(*a.shape[:-1], n, a.shape[-1] // n)
+
+
+def by_position(a: Array) -> Array:
+    """(*b, T, N, D) as (*b, T, N D)"""
+    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+
+
 def by_groups(a: Array, K: int) -> Array:
     """(*b, T, N, D) as (*b, K, N / K, T, D): the heads that share a key stand together."""
     *b, T, N, D = a.shape

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from bpref.checks.hyperparameters import (
     is_number,
@@ -111,6 +111,13 @@ def magnitude(stretch: Stretch | None) -> float:
     return float(1 + 0.1 * np.log(stretch.factor)) if stretch is not None and stretch.way == "yarn" else 1.0
 
 
+class After(NamedTuple):
+    """Where positions begin that follow others: the number of these, and that of all there will be."""
+
+    n: Array
+    length: int
+
+
 def rotate(
     x: Array,
     frequency: np.ndarray,
@@ -118,13 +125,15 @@ def rotate(
     size: float = 1.0,
     interleaved: bool = False,
     positions: Array | None = None,
+    after: After | None = None,
 ) -> Array:
     """x of shape (*b, T, N, D), its first features turned by position times frequency, or back where `way` is -1.
 
     Without positions `(*b, T)` the angles are computed in float64: in float32, that of position 1e4 is off by 1e-3.
+    These positions are 0, 1, ..., or those `after` others.
     """
     rotated = 2 * len(frequency)
-    cos, sin = _of_angles(x, positions, frequency, size)
+    cos, sin = _of_angles(x, positions, frequency, size, after)
     sin = sin * way
     first, second = _pairs(widen(x[..., :rotated]), interleaved)
     turned = first * cos - second * sin, second * cos + first * sin
@@ -132,14 +141,18 @@ def rotate(
     return jnp.concatenate([turned, x[..., rotated:]], -1) if rotated < x.shape[-1] else turned
 
 
-def _of_angles(x: Array, positions: Array | None, frequency: np.ndarray, size: float) -> tuple[Array, Array]:
+def _of_angles(
+    x: Array, positions: Array | None, frequency: np.ndarray, size: float, after: After | None
+) -> tuple[Array, Array]:
     """c cos a and c sin a, (*b, T, 1, pairs), or without the batch axes."""
     dtype = wide_dtype(x.dtype)
     if positions is None:
-        T, pairs = x.shape[-3], len(frequency)
+        T, pairs = x.shape[-3] if after is None else after.length, len(frequency)
         angle = np.arange(T)[:, None] * frequency
         shape = (1,) * (x.ndim - 3) + (T, 1, pairs)
         cos, sin = (jnp.asarray((size * f(angle)).reshape(shape), dtype) for f in (np.cos, np.sin))
+        if after is not None:
+            cos, sin = (lax.dynamic_slice_in_dim(v, after.n, x.shape[-3], v.ndim - 3) for v in (cos, sin))
         return cos, sin
     frequencies = jnp.asarray(frequency, dtype).reshape((1,) * (positions.ndim + 1) + (-1,))
     angle = cast(positions, dtype)[..., None, None] * frequencies

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bpref.formulas.heads import Heads
+
 
 class Sequences(NamedTuple):
     """The input x of attention with its projections; what is `None` is not used.
@@ -50,3 +52,13 @@ def as_sequences(who: str, x: Any) -> Sequences:
     if x.segments is not None and x.memory_segments is None and memory.shape[:-1] != x.x.shape[:-1]:
         raise ValueError(f"{who}: segments are given, and the memory {memory.shape} needs memory_segments too")
     return x
+
+
+def both(x: Sequences) -> tuple[Array, Array]:
+    """The sequence that asks, and the one that answers."""
+    return x.x, x.x if x.memory is None else x.memory
+
+
+def heads_of(x: Sequences, q: Array, k: Array, v: Array) -> Heads:
+    """Queries, keys and values with what says which of them meet."""
+    return Heads(q, k, v, x.mask, None, x.segments, x.memory_segments, x.key)

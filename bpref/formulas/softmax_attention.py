@@ -11,8 +11,10 @@ from bpref.checks.hyperparameters import is_integer, plain, require_finite, requ
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
+from bpref.formulas.decoder import decoder
 from bpref.formulas.distances import buckets, slopes
 from bpref.formulas.heads import Heads, require_heads
+from bpref.formulas.memory import attend_on, no_memory, reach
 from bpref.formulas.random_draws import require_key, require_rate, with_key_in_x
 from bpref.layer import Layer
 
@@ -62,9 +64,10 @@ def softmax_attention(
             jnp.zeros((buckets_number, N), dtype) if buckets_number is not None else None,
         )
 
-    def of(params: AttentionParams, x: Heads) -> tuple[Pattern, Extras, Any]:
+    def of(params: AttentionParams, x: Heads, W: int = 0) -> tuple[Pattern, Extras, Any]:
+        """What `attend` is given; of W earlier keys that stand before those of x."""
         T, S, (N, D) = x.q.shape[-3], x.k.shape[-3], x.q.shape[-2:]
-        distance = np.arange(1 - T, S)
+        distance = np.arange(1 - T - W, S)
         u, bucket = None, None
         if params.relative_bias is not None:
             bucket = buckets(distance, len(params.relative_bias), furthest, not pattern.causal)
@@ -94,7 +97,20 @@ def softmax_attention(
         dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)
         return AttentionParams(d.extras.sinks, dtable), dx
 
-    layer = Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        W = reach(who, pattern.causal, window, length)
+
+        def step(params, x, memory):
+            other = [name for name, v in x._asdict().items() if v is not None and name not in "qkv"]
+            if other:
+                raise ValueError(f"{who}: {other[0]} is given, expected None: earlier positions have none")
+            require_heads(who, x)
+            pattern_of_x, extras, _ = of(params, x, W)
+            return attend_on(pattern_of_x, x, extras, memory, length)
+
+        return decoder(leaf, lambda params, x: no_memory(W, x.k, x.v), step)
+
+    layer = Layer(init, forward, backward, who, decoding=decoding)
     if not pattern.dropout:
         return layer
     without = softmax_attention(who, pattern._replace(dropout=0.0), is_scaled, alibi, buckets_number, furthest, sinks)

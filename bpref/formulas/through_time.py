@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
+from bpref.formulas.decoder import decoder
 from bpref.formulas.lengths import within
 from bpref.formulas.steps import Passed, Steps, as_steps
 from bpref.layer import Layer
@@ -152,7 +153,22 @@ def through_time(
         dstate = None if given.state is None else jax.tree.map(lambda d, v: cast(d, v.dtype), ds, given.state)
         return dparams, Steps(dx, dstate, None)
 
-    return Layer(recurrence.init, forward, backward, who)
+    def decoding(leaf, length):
+        if reverse:
+            raise ValueError(f"{who}: reverse is True: positions that are yet to come would be the first")
+
+        def start(params, x):
+            return recurrence.zeros(jax.tree.map(widen, params), as_steps(x).x.shape[0])
+
+        def step(params, x, state):
+            if isinstance(x, Steps):
+                raise TypeError(f"{who}: x is Steps, expected an array: while it is decoding the state is its own")
+            y, last = forward(jax.tree.map(widen, params), Steps(widen(x), state))[0]
+            return Passed(cast(y, x.dtype), jax.tree.map(lambda v: cast(v, x.dtype), last)), last
+
+        return decoder(leaf, start, step)
+
+    return Layer(recurrence.init, forward, backward, who, decoding=decoding)
 
 
 def segment_length(T: int, checkpoint: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from bpref.transforms.cast_params import cast_params
 from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
+from bpref.transforms.decoding import decoding
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
 from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
 from bpref.transforms.split import Later, backward_params, split_backward
@@ -19,6 +20,7 @@ __all__ = [
     "backward_params",
     "cast_params",
     "clipped_gradient",
+    "decoding",
     "evaluation",
     "gradient_noise_scale",
     "gradient_products",

@@ -40,7 +40,7 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
             dparams, dx = leaf.backward(_cast(params, stored, dtype), cache, dy)
             return _cast(dparams, dtype, stored), dx
 
-        of_stateful = leaf.begin
+        of_stateful, decoding = leaf.begin, leaf.decoding
         begin = None if of_stateful is None else lambda key, x: of_stateful(key, widened(x))
         return leaf._replace(
             init=lambda key, x: leaf.init(key, widened(x)),
@@ -48,6 +48,7 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
             backward=backward,
             begin=begin,
             evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
+            decoding=decoding and (lambda _, length: transform(decoding(leaf, length))),
         )
 
     return transform

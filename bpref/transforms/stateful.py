@@ -89,7 +89,15 @@ def _stateful_leaf(leaf: Layer) -> Layer:
         return params._replace(**used) if held.into is None else params
 
     evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
-    init, reads = lambda key, x: begin(key, x)[0], ("state", *leaf.reads)
+    decoding = leaf.decoding if held.fields == ("key",) else None  # its state would begin anew, statistics and all
     return Layer(
-        init, forward, backward, leaf.name, begin=begin, evaluating=evaluating, reads=reads, couples=leaf.couples
+        lambda key, x: begin(key, x)[0],
+        forward,
+        backward,
+        leaf.name,
+        begin=begin,
+        evaluating=evaluating,
+        reads=("state", *leaf.reads),
+        couples=leaf.couples,
+        decoding=decoding,
     )

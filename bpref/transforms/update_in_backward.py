@@ -94,6 +94,7 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
             begin=None if leaf.begin is None else begin_updated,
             held=None,
             evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
+            decoding=None,
         )
 
     return transform

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, widen
 from bpref.formulas.joined import joined
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.identity import identity
@@ -84,7 +84,7 @@ def glu(gate: str = "sigmoid") -> Layer[tuple[()], Array, Reals, GluCache]:
         da, db = v * g_b, g.backward((), of_gate, v * a)[1]
         return (), cast(joined(da, db), dy.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, decoding=each_position)
 
 
 def _halves(x: Array) -> tuple[Array, Array]:

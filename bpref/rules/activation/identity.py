@@ -16,7 +16,7 @@ from typing import NamedTuple
 from jax import Array
 from jaxtyping import Float
 
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -33,7 +33,7 @@ def identity() -> Layer[tuple[()], Array, Reals, IdentityCache]:
     def backward(params, cache, dy):
         return (), dy
 
-    return Layer(no_params, forward, backward, "identity")
+    return Layer(no_params, forward, backward, "identity", decoding=each_position)
 
 
 def reference(params: tuple[()], x: Array) -> Array:

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import shared_out
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -69,7 +69,7 @@ def maxout(pieces: int = 2) -> Layer[tuple[()], Array, Reals, MaxoutCache]:
         dx = cast(shared_out(largest, wide[..., None, :], T), dy.dtype)
         return (), dx.reshape(*dy.shape[:-1], pieces * dy.shape[-1])
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, decoding=each_position)
 
 
 def reference(params: tuple[()], x: Array, pieces: int = 2) -> Array:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
 
 
@@ -73,7 +73,7 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer[PreluParams
         da = jnp.sum(jnp.where(x >= 0, 0, x * v), tuple(range(x.ndim - a.ndim)))
         return PreluParams(cast(da, a.dtype)), cast(dx, dy.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def _spread(a: Array, x: Array) -> Array:

@@ -43,21 +43,15 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.dtypes import cast
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
-from bpref.formulas.heads import Heads
+from bpref.formulas.decoder import decoder
+from bpref.formulas.heads import Heads, by_head, by_position
 from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
-from bpref.formulas.sequences import Sequences, as_sequences, with_key
+from bpref.formulas.sequences import Sequences, as_sequences, both, heads_of, with_key
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, With, begin
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
@@ -172,7 +166,7 @@ def multi_head_attention(
         return D
 
     def init(key, x):
-        x, memory = _both(as_sequences(who, x))
+        x, memory = both(as_sequences(who, x))
         D, dtype, d, f = features(x), x.dtype, x.shape[-1], memory.shape[-1]
         shapes = ((heads * D, d), (K * D, f), (K * D, f), (d, heads * D))
         W = [lecun_uniform(k, s, s[1], dtype) for k, s in zip(jax.random.split(key, 4), shapes, strict=True)]
@@ -194,40 +188,43 @@ def multi_head_attention(
     def turned(q, k):
         return (q, k) if rotary is None else (rotary.forward((), q)[0], rotary.forward((), k)[0])
 
+    def by_heads(params, asks, answers):
+        """q, k and v, neither normed nor turned."""
+        of = (asks, params.W_q, params.b_q, heads), (answers, params.W_k, params.b_k, K)
+        return [
+            by_head(cast(plus(times_transposed(A, W), b), A.dtype), n)
+            for A, W, b, n in (*of, (answers, params.W_v, params.b_v, K))
+        ]
+
+    def put_out(params, o):
+        return cast(plus(times_transposed(by_position(o), params.W_o), params.b_o), o.dtype)
+
     def forward(params, x: Float[Array, "*b T>0 d>0"] | Sequences):
         given = as_sequences(who, x)
-        asks, answers = _both(given)
-        q, k, v = (
-            _by_head(cast(plus(times_transposed(A, W), b), A.dtype), n)
-            for A, W, b, n in (
-                (asks, params.W_q, params.b_q, heads),
-                (answers, params.W_k, params.b_k, K),
-                (answers, params.W_v, params.b_v, K),
-            )
-        )
+        asks, answers = both(given)
+        q, k, v = by_heads(params, asks, answers)
         compared = turned(*normed(params, q, k)[0])
-        o, _ = attention.forward(params.attention, _heads(given, *compared, v))
-        y = cast(plus(times_transposed(_joined(o), params.W_o), params.b_o), asks.dtype)
-        return y, MultiHeadAttentionCache(x, *(compared if norm is None else (q, k)), v, o)
+        o, _ = attention.forward(params.attention, heads_of(given, *compared, v))
+        return put_out(params, o), MultiHeadAttentionCache(x, *(compared if norm is None else (q, k)), v, o)
 
     def backward(params, cache, dy):
         x, q, k, v, o = cache
         given = as_sequences(who, x)
-        asks, answers = _both(given)
+        asks, answers = both(given)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
         of_norm: Any = None
         if norm is not None:
             (q, k), of_norm = normed(params, q, k)
             q, k = turned(q, k)
-        dattention, d = attention.backward(params.attention, AttentionCache(_heads(given, q, k, v)), do)
+        dattention, d = attention.backward(params.attention, AttentionCache(heads_of(given, q, k, v)), do)
         dq, dk, dv = d.q, d.k, d.v
         if rotary is not None:
             dq, dk = (rotary.backward((), None, a)[1] for a in (dq, dk))
         dnorm = None
         if norm is not None:
             dnorm, (dq, dk) = norm.backward(params.norm, of_norm, (dq, dk))
-        dq, dk, dv = (_joined(a) for a in (dq, dk, dv))
-        pairs = (dq, asks), (dk, answers), (dv, answers), (dy, _joined(o))
+        dq, dk, dv = (by_position(a) for a in (dq, dk, dv))
+        pairs = (dq, asks), (dk, answers), (dv, answers), (dy, by_position(o))
         dW = (cast(transposed_times(d, A), A.dtype) for d, A in pairs)
         b = params.b_q, params.b_k, params.b_v, params.b_o
         db = (bias_cotangent(d, v) for (d, _), v in zip(pairs, b, strict=True))
@@ -238,24 +235,27 @@ def multi_head_attention(
         dx = cast(dasks + danswers, dy.dtype)
         return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
 
-    layer = Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        turning, onwards = rotary and rotary.decoding(rotary, length), attention.decoding(attention, length)
+
+        def start(params, x):
+            if isinstance(x, Sequences):
+                raise TypeError(f"{who}: x is Sequences, expected an array: decoding is of one sequence to itself")
+            kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, features(x)), x.dtype)
+            return begin(onwards, jax.random.key(0), Heads(kv, kv, kv))[1]
+
+        def step(params, x, memory):
+            q, k, v = by_heads(params, x, x)
+            q, k = normed(params, q, k)[0]
+            if turning is not None:
+                q, k = (turning.forward((), With(u, memory.n))[0][0] for u in (q, k))
+            (o, memory), _ = onwards.forward(params.attention, With(Heads(q, k, v), memory))
+            return put_out(params, o), memory
+
+        return decoder(leaf, start, step)
+
+    layer = Layer(init, forward, backward, who, decoding=decoding)
     return with_key_in_x(layer, multi_head_attention(**undropped), with_key) if dropout else layer
-
-
-def _both(x: Sequences) -> tuple[Array, Array]:
-    return x.x, x.x if x.memory is None else x.memory
-
-
-def _heads(x: Sequences, q: Array, k: Array, v: Array) -> Heads:
-    return Heads(q, k, v, x.mask, None, x.segments, x.memory_segments, x.key)
-
-
-def _by_head(a: Array, n: int) -> Array:
-    return a.reshape(*a.shape[:-1], n, a.shape[-1] // n)
-
-
-def _joined(a: Array) -> Array:
-    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
 
 
 def reference(

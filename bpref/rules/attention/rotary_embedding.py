@@ -29,7 +29,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import widen
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rotation, rotate
+from bpref.formulas.decoder import decoder
+from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule
@@ -74,9 +75,9 @@ def rotary_embedding(
             )
         return rotated
 
-    def turn(u, positions, way):
+    def turn(u, positions, way, after=None):
         frequency = frequencies(features(u.shape[-1]), base, stretch)
-        return rotate(u, frequency, way, magnitude(stretch), interleaved, positions)
+        return rotate(u, frequency, way, magnitude(stretch), interleaved, positions, after)
 
     def forward(params, x: Float[Array, "*b T N D"] | Positioned):
         u, positions = x if isinstance(x, tuple) else (x, None)
@@ -86,7 +87,14 @@ def rotary_embedding(
         du = turn(dy, positions, -1)
         return (), du if positions is None else (du, None)
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        def step(params, x, n):
+            u, positions = x if isinstance(x, tuple) else (x, None)
+            return turn(u, positions, 1, After(n, length)), n + u.shape[-3]
+
+        return decoder(leaf, lambda params, x: jnp.zeros((), jnp.int32), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def reference(

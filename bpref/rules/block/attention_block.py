@@ -61,7 +61,9 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
-from bpref.formulas.heads import Heads
+from bpref.formulas.decoder import decoder
+from bpref.formulas.heads import Heads, by_position
+from bpref.formulas.memory import attend_on, no_memory, reach
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -71,7 +73,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.formulas.rotations import Stretch, frequencies, magnitude, require_rope, rotate
+from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
 from bpref.layer import Layer, Reals
 from bpref.naive import rotation
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -182,12 +184,19 @@ def attention_layer(
         bounds = (0, heads, heads + K, heads + 2 * K)
         return [lax.slice_in_dim(by_head, a, b, axis=-2) for a, b in pairwise(bounds)]
 
-    def merged(x):
-        """(*b, T, N, D) as (*b, T, N D)"""
-        return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    def turned(x, way, after=None):
+        if rope is None:
+            return x
+        return rotate(x, frequencies(x.shape[-1], rope, stretch), way, magnitude(stretch), after=after)
 
-    def turned(x, way):
-        return x if rope is None else rotate(x, frequencies(x.shape[-1], rope, stretch), way, magnitude(stretch))
+    def meeting(params, x, of_x, after=None):
+        """q, k and v as they meet."""
+        n = normalize(params.norm, x, of_x)
+        q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
+        return Heads(turned(q, 1, after), turned(k, 1, after), v)
+
+    def put_out(params, o):
+        return cast(plus(times_transposed(by_position(o), params.W_o), params.b_o), o.dtype)
 
     def init(key, x):
         d = require_sequence(x)
@@ -203,25 +212,36 @@ def attention_layer(
 
     def forward(params, x: Float[Array, "*b T>0 d>0"]):
         of_x = statistics(norm, x, eps)
-        n = normalize(params.norm, x, of_x)
-        q, k, v = split(cast(plus(times_transposed(n, params.W_qkv), params.b_qkv), x.dtype))
-        q, k = turned(q, 1), turned(k, 1)
-        o, m, S = attend(pattern(q), Heads(q, k, v), Extras())
-        y = cast(plus(times_transposed(merged(o), params.W_o), params.b_o), x.dtype)
-        return y, AttentionBlockCache(x, of_x, q, k, v, o, m, S)
+        met = meeting(params, x, of_x)
+        o, m, S = attend(pattern(met.q), met, Extras())
+        return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S)
 
     def backward(params, cache, dy):
         x, of_x, q, k, v, o, m, S = cache
-        dW_o = cast(transposed_times(dy, merged(o)), dy.dtype)
+        dW_o = cast(transposed_times(dy, by_position(o)), dy.dtype)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
         dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v), Extras(), do, Kept(o, m, S))
-        dz = merged(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
+        dz = by_position(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
         db_qkv, db_o = bias_cotangent(dz, params.b_qkv), bias_cotangent(dy, params.b_o)
         return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        W = reach(who, causal, window, length)
+
+        def start(params, x):
+            kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, x.shape[-1] // heads), x.dtype)
+            return no_memory(W, kv, kv)
+
+        def step(params, x, memory):
+            new = meeting(params, x, statistics(norm, x, eps), After(memory.n, length))
+            o, memory = attend_on(pattern(new.q), new, Extras(), memory, length)
+            return put_out(params, o), memory
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def require_bias(who: str, bias: Any) -> None:

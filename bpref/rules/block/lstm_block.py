@@ -40,12 +40,13 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags, require_positive, require_size
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.decoder import decoder
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
-from bpref.formulas.steps import Passed
+from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, joined
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, begin
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.recurrence.lstm import LstmParams, lstm
 from bpref.rules.recurrence.lstm import reference as naive_lstm
@@ -107,13 +108,17 @@ def lstm_block(
         V = p.lstm.W * on_last_axis(p.scale, p.lstm.W)
         return p.lstm._replace(W=V, b=p.lstm.b + times_transposed(p.shift, p.lstm.W))
 
-    def forward(params, x: Float[Array, "B T d>0"]):
+    def run(params, x, state=None):
         p, wide = jax.tree.map(widen, params), widen(x)
         mean, var = moments(wide, (2,))
         rstd = lax.rsqrt(var + eps)
-        (h, _), kept = inner.forward(folded(p), (wide - mean) * rstd)
+        (h, last), kept = inner.forward(folded(p), Steps((wide - mean) * rstd, state))
         y = wide + plus(times_transposed(h, p.W), p.b)
-        return cast(y, x.dtype), LstmBlockCache(x, mean, rstd, kept._replace(x=()))
+        return cast(y, x.dtype), last, LstmBlockCache(x, mean, rstd, kept._replace(x=()))
+
+    def forward(params, x: Float[Array, "B T d>0"]):
+        y, _, cache = run(params, x)
+        return y, cache
 
     def backward(params, cache, dy):
         x, mean, rstd, kept = cache
@@ -134,7 +139,15 @@ def lstm_block(
         dx = dy + pull_standardized(dxhat, xhat, rstd, (2,))
         return jax.tree.map(lambda d, v: cast(d, v.dtype), dparams, params), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        onwards = inner.decoding(inner, length)
+
+        def start(params, x):
+            return begin(onwards, jax.random.key(0), jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype)))[1]
+
+        return decoder(leaf, start, lambda params, x, state: run(params, x, state)[:2])
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def outputs(kept: Kept, T: int, reverse: bool) -> Float[Array, "B T H"]:

@@ -56,7 +56,7 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.activation.glu import GATES, glu
 
@@ -144,7 +144,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
         db_in, db_out = bias_cotangent(dz, params.b_in), bias_cotangent(dy, params.b_out)
         return MlpBlockParams(dnorm, dW_in, db_in, dW_out, db_out), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(

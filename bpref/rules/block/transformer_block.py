@@ -45,9 +45,10 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.attention_grid import Window
+from bpref.formulas.decoder import decoder
 from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, With, begin
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
@@ -137,7 +138,20 @@ def transformer_block(
         dattention, dx = attention.backward(params.attention, of_attention, dh)
         return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        onwards = attention.decoding(attention, length)
+
+        def start(params, x):
+            return begin(onwards, jax.random.key(0), x)[1]
+
+        def step(params, x, memory):
+            (f, memory), _ = onwards.forward(params.attention, With(x, memory))
+            h = lax.add(x, f)
+            return lax.add(h, mlp.forward(params.mlp, h)[0]), memory
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def reference(

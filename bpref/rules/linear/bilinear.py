@@ -43,7 +43,7 @@ from bpref.formulas.affine import (
     product,
 )
 from bpref.formulas.long_sums import in_blocks
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule, Size
 
 LONG = 4096
@@ -106,7 +106,7 @@ def bilinear(features: int, bias: bool = True) -> Layer[BilinearParams, tuple[Ar
         dy = _per_pair(_T(x, W), widen(dz), contract=(-2, -1))
         return BilinearParams(cast(dW, W.dtype), bias_cotangent(dz, b)), (cast(dx, x.dtype), cast(dy, y.dtype))
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def _T(x: Array, W: Array) -> Array:

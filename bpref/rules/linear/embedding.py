@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Integer, Rule, Size
 
 
@@ -78,7 +78,7 @@ def embedding(
         dW = add_to_rows(jnp.zeros(W.shape, wide_dtype(W.dtype)), cache.x, dy, padding)
         return EmbeddingParams(cast(dW, W.dtype)), None
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(params: EmbeddingParams, x: Array, vocabulary: int, features: int, padding: int | None = None) -> Array:

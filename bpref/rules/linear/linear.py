@@ -38,7 +38,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -89,7 +89,7 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer[LinearPara
         dA = cast(times(dZ, W), dZ.dtype)
         return LinearParams(dW, db), dA
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(params: LinearParams, x: Array, features: int, bias: bool = True) -> Array:

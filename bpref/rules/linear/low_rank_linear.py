@@ -49,7 +49,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Held, Layer, Reals
+from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 
@@ -117,7 +117,7 @@ def low_rank_linear(
         dparams = params._replace(W=None, b=None, U=cast(dU, U.dtype), V=cast(dV, V.dtype))
         return dparams, cast(dA, dZ.dtype)
 
-    return Layer(init, forward, backward, who, held=Held(("W", "b")))
+    return Layer(init, forward, backward, who, held=Held(("W", "b")), decoding=each_position)
 
 
 def _frozen(params: LowRankLinearParams) -> LowRankLinearParams:

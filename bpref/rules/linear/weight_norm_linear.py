@@ -46,7 +46,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -104,7 +104,7 @@ def weight_norm_linear(
         dparams = WeightNormLinearParams(cast(dg[:, 0], g.dtype), cast(dv, v.dtype), bias_cotangent(dZ, b))
         return dparams, cast(dA, dZ.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def _length(v: Array) -> Array:

@@ -33,7 +33,7 @@ from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
 from bpref.formulas.standardize import pull_scale_and_shift, scale_and_shift
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
 
 
@@ -87,7 +87,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer[DynamicTanhPa
         dx = lax.broadcast(widen(params.alpha), x.shape) * h
         return DynamicTanhParams(cast(dalpha, params.alpha.dtype), dscale, dshift), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(params: DynamicTanhParams, x: Array, alpha: float = 0.5, affine: bool = True) -> Array:

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.reduced import require_axes
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -77,7 +77,7 @@ def l2_normalize(axis: int = -1, eps: float = 1e-12) -> Layer[tuple[()], Array, 
         dx = (dy - y * jnp.where(length > eps, along, 0)) / length
         return (), cast(dx, x.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, decoding=each_position if axis == -1 else None)
 
 
 def reference(params: tuple[()], x: Array, axis: int = -1, eps: float = 1e-12) -> Array:

@@ -44,7 +44,7 @@ from bpref.formulas.standardize import (
     pull_standardized,
     scale_and_shift,
 )
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -101,7 +101,7 @@ def layer_norm(
         dx = pull_standardized(g, xhat, rstd, (x.ndim - 1,))
         return LayerNormParams(dgamma, dbeta), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(params: LayerNormParams, x: Array, eps: float = 1e-5, scale: bool = True, shift: bool = True) -> Array:

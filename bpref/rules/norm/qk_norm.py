@@ -35,7 +35,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
@@ -107,7 +107,7 @@ def qk_norm(
         dq, dk = length.backward((), cache.q, _times(g, dq))[1], length.backward((), cache.k, dk)[1]
         return QkNormParams(dg, None), (dq, dk)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def _times(g: Array, v: Array) -> Array:

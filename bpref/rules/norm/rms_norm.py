@@ -36,7 +36,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.standardize import mean_over, pull_scale_and_shift, scale_and_shift
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -84,7 +84,7 @@ def rms_norm(eps: float = 1e-6, scale: bool = True) -> Layer[RmsNormParams, Arra
         dx = r * (g - wide * (r * (r * mean_over(g * wide, (x.ndim - 1,)))))
         return RmsNormParams(dgamma), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def reference(params: RmsNormParams, x: Array, eps: float = 1e-6, scale: bool = True) -> Array:

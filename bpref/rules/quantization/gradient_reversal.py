@@ -26,7 +26,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -56,7 +56,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, G
     def backward(params, cache, dy):
         return (), cast(-strength * widen(dy), dy.dtype)
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, decoding=each_position)
 
 
 def reference(params: tuple[()], x: Array, strength: float = 1.0) -> Array:

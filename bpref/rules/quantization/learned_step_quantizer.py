@@ -37,7 +37,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.dtypes import cast, widen
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
 
 
@@ -104,7 +104,7 @@ def learned_step_quantizer(
     def scale(x):
         return 1 / math.sqrt(max(math.prod(x.shape[example_axes:]), 1) * high)
 
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, decoding=each_position)
 
 
 def _spread(s: Array, x: Array) -> Array:

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.elementwise import slope_alone
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 
@@ -84,7 +84,7 @@ def straight_through(
         step = jnp.floor((z + limit) * ((levels - 1) / (2 * limit)) + 0.5)
         return jnp.clip(step, 0, levels - 1) * (2 * limit / (levels - 1)) - limit
 
-    return Layer(no_params, forward, backward, who)
+    return Layer(no_params, forward, backward, who, decoding=each_position)
 
 
 def reference(

@@ -30,7 +30,7 @@ from jax import Array, lax
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, require_arrays, require_floating, widen
 from bpref.formulas.reduced import numbered
-from bpref.layer import Layer, Reals, no_params
+from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 COMBINED = ("sum", "product", "concatenation")
@@ -109,7 +109,8 @@ def fan_in(combined: str = "sum", axis: int = -1) -> Layer[tuple[()], Any, Reals
             dx = [dy] * len(arrays)
         return (), jax.tree.unflatten(tree, dx)
 
-    return Layer(no_params, forward, backward, who)
+    decoding = each_position if combined != "concatenation" or axis == -1 else None
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def _times_others(x: list[Array], dy: Array) -> list[Array]:

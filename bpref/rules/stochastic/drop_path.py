@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
-from bpref.layer import Held, Layer, Reals
+from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -76,7 +76,7 @@ def drop_path(rate: float = 0.1) -> Layer[DropPathParams, Array, Reals, DropPath
         return jnp.where(lax.broadcast_in_dim(m, v.shape, (0,)), scaled, 0)
 
     if rate == 0:
-        return Layer(init, forward, backward, who, held=Held(("key",)))
+        return Layer(init, forward, backward, who, held=Held(("key",)), decoding=each_position)
     return Layer(init, forward, backward, who, held=KEY, evaluating=drop_path(0))
 
 

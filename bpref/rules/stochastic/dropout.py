@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
-from bpref.layer import Held, Layer, Reals
+from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -81,7 +81,7 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[Dropo
         return jnp.where(jnp.broadcast_to(m, v.shape), scaled, 0)
 
     if rate == 0:
-        return Layer(init, forward, backward, who, held=Held(("key",)))
+        return Layer(init, forward, backward, who, held=Held(("key",)), decoding=each_position)
     return Layer(init, forward, backward, who, held=KEY, evaluating=dropout(0, shared_axes))
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.layer import Held, Layer, Reals
+from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
 
 
@@ -69,7 +69,7 @@ def gaussian_noise(std: float = 0.1) -> Layer[GaussianNoiseParams, Array, Reals,
         return GaussianNoiseParams(None), dy
 
     if std == 0:
-        return Layer(init, forward, backward, who, held=Held(("key",)))
+        return Layer(init, forward, backward, who, held=Held(("key",)), decoding=each_position)
     return Layer(init, forward, backward, who, held=KEY, evaluating=gaussian_noise(0))
 
 

@@ -1,0 +1,252 @@
+"""Positions that come one chunk after another: what a layer makes of them is what it makes of the whole sequence."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.layer import each_position
+from bpref.rule import Real
+from bpref.rules import RULES
+from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
+from tests.conftest import SEED
+
+T, D, V = 11, 8, 7
+CUTS = {"at once": (T,), "one by one": (1,) * T, "first a prompt": (4, *(1,) * (T - 4)), "by threes": (3, 3, 3, 2)}
+YARN = bpref.Stretch("yarn", 4.0, 16)
+
+
+def normal(*shape):
+    return jax.random.normal(jax.random.key(len(shape) + SEED), shape, jnp.float64)
+
+
+def sequence():
+    return normal(2, T, D)
+
+
+def heads():
+    return bpref.Heads(normal(2, T, 4, D), normal(2, T, 2, D), 2 * normal(2, T, 2, D))
+
+
+DECODERS = {
+    "attention_block": [
+        (lambda: bpref.attention_block(4, 2, window=4, block=3, stretch=YARN), sequence),
+        (lambda: bpref.attention_block(2, norm="layer", rope=None, causal=False, window=(2, 0), bias=True), sequence),
+    ],
+    "transformer_block": [
+        (lambda: bpref.transformer_block(4, 12, 1, block=3), sequence),
+        (lambda: bpref.transformer_block(2, 12, gated=False, norm="layer", window=1, bias=True), sequence),
+    ],
+    "multi_head_attention": [
+        (
+            lambda: bpref.multi_head_attention(4, 2, causal=True, rope=9.0, qk_norm=True, soft_cap=4.0, sinks=True),
+            sequence,
+        ),
+        (lambda: bpref.multi_head_attention(4, causal=True, window=3, alibi=True, dropout=0.5), sequence),
+    ],
+    "dot_product_attention": [
+        (lambda: bpref.dot_product_attention(causal=True, relative_buckets=4, max_distance=9), heads)
+    ],
+    "blockwise_attention": [
+        (lambda: bpref.blockwise_attention(causal=True, window=(5, 2), query_block=2, key_block=3), heads)
+    ],
+    "rotary_embedding": [(lambda: bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
+    "rnn": [(lambda: bpref.rnn(5), sequence)],
+    "gru": [(lambda: bpref.gru(5), sequence), (lambda: bpref.gru(5, reset_after=False, truncate=2), sequence)],
+    "lstm": [
+        (lambda: bpref.lstm(5, peepholes=True, projection=3), sequence),
+        (lambda: bpref.lstm(5, checkpoint=2), sequence),
+    ],
+    "lstm_block": [(lambda: bpref.lstm_block(5), sequence)],
+}
+EVERY_DECODER = pytest.mark.parametrize(
+    ("make", "x"), [pytest.param(*of, id=name) for name, each in DECODERS.items() for of in each]
+)
+
+
+def is_real(v):
+    return jnp.issubdtype(v.dtype, jnp.floating)
+
+
+def in_dtype(tree, dtype):
+    return jax.tree.map(lambda v: v.astype(dtype) if is_real(v) else v, tree)
+
+
+def drawn(layer, x):
+    """Params that are nowhere zero."""
+
+    def moved(v):
+        return v + 0.2 * jax.random.normal(jax.random.key(v.size), v.shape, v.dtype) if is_real(v) else v
+
+    return jax.tree.map(moved, layer.init(jax.random.key(SEED), x))
+
+
+def whole(layer, params, x):
+    y = bpref.evaluation(layer).forward(params, x)[0]
+    return getattr(y, "y", y)
+
+
+def in_chunks(layer, params, x, sizes, length=T):
+    decoder = bpref.decoding(layer, length)
+    _, state = bpref.begin(decoder, jax.random.key(SEED), x)
+    ys, forward, n = [], jax.jit(decoder.forward), 0
+    for t in sizes:
+        chunk = jax.tree.map(lambda v, n=n, t=t: v[:, n : n + t], x)
+        (y, state), _ = forward(params, bpref.With(chunk, state))
+        ys.append(getattr(y, "y", y))
+        n += t
+    return jnp.concatenate(ys, 1)
+
+
+@EVERY_DECODER
+def test_chunks_are_together_the_whole(make, x):
+    with jax.enable_x64(True):
+        layer, x = make(), x()
+        params = drawn(layer, x)
+        expected = whole(layer, params, x)
+        for length, sizes in ((T, CUTS["at once"]), (T, CUTS["first a prompt"]), (3 * T, CUTS["by threes"])):
+            np.testing.assert_allclose(in_chunks(layer, params, x, sizes, length), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.1)])
+@EVERY_DECODER
+def test_in_narrow_dtypes_within_rounding(make, x, dtype, atol):
+    with jax.enable_x64(True):
+        layer, x = make(), x()
+        params, x = in_dtype((drawn(layer, x), x), dtype)
+    came = in_chunks(layer, params, x, CUTS["by threes"])
+    assert came.dtype == dtype
+    np.testing.assert_allclose(*(v.astype(np.float32) for v in (came, whole(layer, params, x))), rtol=0, atol=atol)
+
+
+def leaf_of(rule, case):
+    """The layer of a case in evaluation, all of whose sizes are 4."""
+    layer = rule.make(**hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), 4))))
+    return layer.evaluating or layer
+
+
+def of_decoding(kind):
+    return {(r.name, case) for r in RULES.values() for case in range(len(r.cases)) if kind(leaf_of(r, r.cases[case]))}
+
+
+def test_every_rule_that_remembers_is_tried():
+    remembering = of_decoding(lambda leaf: leaf.decoding not in (None, each_position))
+    assert {name for name, _ in remembering} == set(DECODERS)
+
+
+def by_positions(spec):
+    """The spec of a batch of sequences: of real numbers the last axis is one of features, of integers none is."""
+    axes = spec.axes.split()
+    kept = axes[2:] if len(axes) > 3 else axes[-1:] if isinstance(spec, Real) else []
+    return spec._replace(axes=" ".join(["batch", "positions", *kept]))
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in of_decoding(lambda leaf: leaf.decoding is each_position)}))
+def test_what_takes_each_position_for_itself_does(name):
+    """Of each rule that says so, its first case: cut in two, the outputs of positions are the same to the last bit."""
+    rule = RULES[name]
+    number = min(n for of, n in of_decoding(lambda leaf: leaf.decoding is each_position) if of == name)
+    case = rule.cases[number]
+    case = case._replace(x=jax.tree.map(by_positions, case.x, is_leaf=is_spec))
+    sizes = sized(case, dict.fromkeys(axes_of(case), 4)) | {"batch": 2, "positions": 5}
+    with jax.enable_x64(True):
+        example = draw(rule, case, sizes, SEED)
+        layer = example.layer.evaluating or example.layer
+        cut = [jax.tree.map(lambda v, at=at: v[:, at], example.x) for at in (slice(2), slice(2, 5))]
+        y, *halves = (layer.forward(example.params, x)[0] for x in (example.x, *cut))
+    for v, *of in zip(*map(jax.tree.leaves, (y, *halves)), strict=True):
+        if v.ndim > 1:
+            np.testing.assert_allclose(np.concatenate(of, 1), v, rtol=1e-14)
+
+
+def gpt():
+    block = bpref.serial(bpref.transformer_block(2, 12, window=5), bpref.dropout(0.5))
+    return bpref.serial(
+        embed=bpref.embedding(V, D),
+        blocks=bpref.scan(bpref.remat(block), 2),
+        norm=bpref.rms_norm(),
+        head=bpref.linear(V, bias=False),
+    )
+
+
+def side_by_side():
+    """Recurrences beside attention, and one block three times."""
+    block = bpref.residual(bpref.fan_out(bpref.lstm_block(5), bpref.attention_block(2)), bpref.fan_in())
+    network = bpref.serial(embed=bpref.embedding(V, D), blocks=bpref.scan(block, 3), head=bpref.linear(V))
+    return bpref.shared(network, "blocks")
+
+
+NETWORKS = {
+    "gpt": gpt,
+    "tied": lambda: bpref.shared(gpt(), ("embed.W", "head.W")),
+    "stateful": lambda: bpref.stateful(gpt()),
+    "cast": lambda: bpref.map_leaves(bpref.cast_params(jnp.bfloat16), gpt()),
+    "shared blocks": side_by_side,
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_networks(make):
+    network, tokens = make(), jax.random.randint(jax.random.key(SEED), (2, T), 0, V)
+    params, state = bpref.begin(network, jax.random.key(SEED), tokens)
+    evaluated = bpref.evaluation(network)
+    if network.begin is None:
+        expected = whole(network, params, tokens)
+    else:
+        (expected, _), _ = evaluated.forward(params, bpref.With(tokens, state))
+    came = in_chunks(network, params, tokens, CUTS["first a prompt"])
+    atol = 0.1 if came.dtype == jnp.bfloat16 else 1e-5
+    np.testing.assert_allclose(*(v.astype(np.float32) for v in (came, expected)), rtol=0, atol=atol)
+
+
+def test_one_program_makes_every_position():
+    decoder, tokens = bpref.decoding(gpt(), T), jnp.zeros((2, 1), jnp.int32)
+    params, state = bpref.begin(decoder, jax.random.key(SEED), tokens)
+    step = jax.jit(chex.assert_max_traces(lambda *of: decoder.forward(*of)[0], 1))
+    for _ in range(T):
+        logits, state = step(params, bpref.With(tokens, state))
+    assert np.isfinite(logits).all()
+    logits, _ = step(params, bpref.With(tokens, state))
+    assert np.isnan(logits).all(), "beyond length"
+
+
+def test_it_is_not_differentiated():
+    decoder = bpref.decoding(gpt(), T)
+    params, state = bpref.begin(decoder, jax.random.key(SEED), jnp.zeros((2, 1), jnp.int32))
+    with pytest.raises(TypeError, match="transformer_block: it is decoding, and has no backward"):
+        bpref.backpropagate(decoder, params, bpref.With(jnp.zeros((2, 1), jnp.int32), state), jnp.ones((2, 1, V)))
+
+
+REFUSED = {
+    "1 softmax says nothing of positions that come one chunk after another": lambda: bpref.softmax(1),
+    "1 max_pool says nothing": lambda: bpref.max_pool((2,)),
+    "1 batch_norm says nothing": lambda: bpref.stateful(bpref.batch_norm()),
+    "transformer_block: a position sees later ones": lambda: bpref.transformer_block(2, 12, causal=False),
+    "blockwise_attention: a position sees later ones": lambda: bpref.blockwise_attention(window=3),
+    "lstm: reverse is True": lambda: bpref.bidirectional(bpref.lstm(5), bpref.lstm(5, reverse=True)),
+}
+
+
+@pytest.mark.parametrize(("message", "make"), REFUSED.items(), ids=REFUSED)
+def test_what_looks_ahead_or_says_nothing_is_refused_by_name(message, make):
+    with pytest.raises((TypeError, ValueError), match=message):
+        bpref.decoding(bpref.serial(bpref.embedding(V, D), make()), T)
+
+
+def test_wrong_calls():
+    layer, x = bpref.transformer_block(2, 12), jnp.ones((2, 3, D))
+    with pytest.raises(ValueError, match="decoding: length is 0, expected a positive integer"):
+        bpref.decoding(layer, 0)
+    decoder = bpref.decoding(layer, T)
+    params, state = bpref.begin(decoder, jax.random.key(SEED), x)
+    with pytest.raises(TypeError, match=r"transformer_block: x is an array, expected bpref.With\(x, state\)"):
+        decoder.forward(params, x)
+    with pytest.raises(ValueError, match=r"transformer_block: state is \(\), expected \(\(2, 10, 2, 4\)"):
+        decoder.forward(params, bpref.With(x))
+    with pytest.raises(ValueError, match=r"transformer_block: attention\.norm\.scale has shape"):
+        decoder.forward(params, bpref.With(jnp.ones((2, 3, 4)), state))
+    attention = bpref.decoding(bpref.multi_head_attention(2, causal=True), T)
+    with pytest.raises(TypeError, match="multi_head_attention: x is Sequences"):
+        bpref.begin(attention, jax.random.key(SEED), bpref.Sequences(x))
