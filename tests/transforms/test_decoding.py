@@ -52,6 +52,7 @@ DECODERS = {
     "blockwise_attention": [
         (lambda: bpref.blockwise_attention(causal=True, window=(5, 2), query_block=2, key_block=3), heads)
     ],
+    "position_embedding": [(lambda: bpref.position_embedding(3 * T), sequence)],
     "rotary_embedding": [(lambda: bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
     "rnn": [(lambda: bpref.rnn(5), sequence)],
     "gru": [(lambda: bpref.gru(5), sequence), (lambda: bpref.gru(5, reset_after=False, truncate=2), sequence)],

@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
+from bpref.formulas.decoder import decoder
 from bpref.formulas.table import normal_table
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
@@ -71,7 +72,18 @@ def position_embedding(positions: int) -> Layer[PositionEmbeddingParams, Array, 
         dW = jnp.pad(cast(of_rows, W.dtype), ((0, positions - dy.shape[-2]), (0, 0)))
         return PositionEmbeddingParams(dW), dy
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        if length > positions:
+            raise ValueError(f"{who}: there will be {length} positions, expected at most {positions}, the rows of W")
+
+        def step(params, x, n):
+            rows = lax.dynamic_slice_in_dim(params.W, n, x.shape[-2], 0)
+            after = n + x.shape[-2]
+            return jnp.where(after <= length, x + jnp.broadcast_to(rows, x.shape), jnp.nan), after
+
+        return decoder(leaf, lambda params, x: jnp.zeros((), jnp.int32), step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def reference(params: PositionEmbeddingParams, x: Array, positions: int) -> Array:
