@@ -62,7 +62,7 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
-from bpref.layer import Layer
+from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.glu import glu
@@ -228,7 +228,14 @@ def mixture_of_experts(
         row = order.at[blocks.row].get(mode="fill", fill_value=rows)
         return Blocks(blocks.group, row, jnp.zeros_like(order).at[order].set(blocks.slot, unique_indices=True))
 
-    return Layer(init, forward, backward, who, couples="the load of the experts")
+    return Layer(
+        init,
+        forward,
+        backward,
+        who,
+        couples="the load of the experts",
+        decoding=each_position if capacity_factor is None else None,
+    )
 
 
 def _token(choice: Array, N: int, k: int) -> Array:

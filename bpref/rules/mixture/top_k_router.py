@@ -50,7 +50,7 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.indices import smallest_integer
-from bpref.layer import Layer
+from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule
 
 
@@ -144,7 +144,7 @@ def top_k_router(
     def _weights(z, p, chosen):
         return jax.nn.softmax(_at(z, chosen), -1) if renormalize else _at(p, chosen)
 
-    return Layer(init, forward, backward, who, couples="the load of the experts")
+    return Layer(init, forward, backward, who, couples="the load of the experts", decoding=each_position)
 
 
 def _softmax(z: Array) -> tuple[Array, Array]:
