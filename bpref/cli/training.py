@@ -21,7 +21,7 @@ from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import Recipe
 from bpref.train.record import PARAMS, PLOT, Record
 from bpref.train.split import Split, least_squares_r2, split
-from bpref.train.start import DTYPES, Start, require_epochs, start, steps_per_epoch
+from bpref.train.start import DTYPES, Start, objective_in, require_epochs, start, steps_per_epoch
 from bpref.train.table import Table, count
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def run(
         widths = ",".join(map(str, recipe.layers))
         with blaming_the_size(f"a network with layers {widths} in batches of {batch_size}"):
             begin = start(
-                network,
-                loss,
+                objective_in(dtype, network, loss),
                 optimizer,
                 train,
                 batch_size=batch_size,

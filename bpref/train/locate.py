@@ -8,19 +8,19 @@ import jax.numpy as jnp
 from bpref.layer import Layer, leaf_paths, map_leaves
 
 
-def first_non_finite(J: Layer, params: Any, batch: Any) -> str:
+def first_non_finite(J: Layer, params: Any, x: Any) -> str:
     """The first place, in the order of computation, with a NaN or an infinity: forward first, then backward.
 
     Args:
-      J: an objective, `objective(network, loss)`, that does not update in its backward.
-      params, batch: the values to compute it at.
+      J: an objective that does not update in its backward.
+      params, x: the values to compute it at; `With` the state where J has one.
 
     Returns:
       Such as "the output of 2 linear"; leaves have their path in the network. If nothing is there, the
       values are finite and their squares are not: "the gradient's norm".
     """
-    network, loss = J.parts
-    paths = iter([*leaf_paths(network), loss.name])
+    network, loss = J.parts if J.name == "objective" and not J.names else (J, None)
+    paths = iter([*leaf_paths(network), *([] if loss is None else [loss.name])])
     places: list[str] = []
 
     def look(values: Any, place: str) -> None:
@@ -47,6 +47,7 @@ def first_non_finite(J: Layer, params: Any, batch: Any) -> str:
 
     watching = map_leaves(watched, J)
     with jax.disable_jit():
-        y, cache = watching.forward(params, batch)
-        watching.backward(params, cache, jnp.ones_like(y))
+        y, cache = watching.forward(params, x)
+        one = jnp.ones_like(y if J.begin is None else y[0])
+        watching.backward(params, cache, one if J.begin is None else (one, x.data))
     return places[0] if places else "the gradient's norm"

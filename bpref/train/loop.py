@@ -10,10 +10,12 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from bpref.layer import Layer
+from bpref.compose.parts import run as run_part
+from bpref.layer import Layer, With
 from bpref.train.locate import first_non_finite
-from bpref.train.start import Start, as_arrays, count_examples, precision, require_epochs, start
-from bpref.train.step import Stepper
+from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
+from bpref.train.step import Going, Stepper, beside, of_network
+from bpref.transforms import evaluation
 
 
 class Epoch(NamedTuple):
@@ -39,13 +41,15 @@ class Fitted(NamedTuple):
     """A trained network.
 
     Attributes:
-      params: the network's parameters, NumPy arrays.
+      params: the network's parameters, NumPy arrays; all of the objective's where its parts have names.
+      state: the objective's keys and running statistics; `()` where it has none.
       history: one entry per epoch.
       examples_per_second: over all epochs, without compilation and evaluation.
       compile_seconds: tracing and compiling an epoch.
     """
 
     params: Any
+    state: Any
     history: list[Epoch]
     examples_per_second: float
     compile_seconds: float
@@ -90,7 +94,7 @@ def fit(
       network: any composition of layers; its output and y are what `loss` takes.
       loss: `(prediction, target) -> J`, a mean over the batch.
       optimizer: any optax transformation.
-      train: X (N, ...), floating-point, and y (N, ...), both cast to `dtype`; integer labels stay as they are.
+      train: X (N, ...) and y (N, ...), both cast to `dtype`; ids and labels are integers still.
       test: the same for data that is only looked at.
       batch_size: left out, all N examples at once.
       seed: of the parameters and of the orders.
@@ -100,14 +104,13 @@ def fit(
       on_epoch: called after every epoch.
 
     Raises:
-      TypeError: X is not floating-point.
+      TypeError: X holds no numbers, or not those that the network takes.
       ValueError: anything else that cannot be trained on, before the first step.
       Diverged: a loss or a gradient became NaN or infinite; the epochs before were given to `on_epoch`.
     """
     require_epochs(epochs)
     begin = start(
-        network,
-        loss,
+        objective_in(dtype, network, loss),
         optimizer,
         train,
         batch_size=batch_size,
@@ -123,77 +126,101 @@ def run(
     test: tuple[Any, Any] | None = None,
     *,
     epochs: int,
-    metric: Callable[[Array, Array], Array] | None = None,
+    metric: Callable[..., Array] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fitted:
-    """The second half of `fit`: every step of every epoch."""
+    """The second half of `fit`: every step of every epoch.
+
+    Of an objective that is not a network and its loss the metric is given J alone, and of the test data a batch is
+    looked at after the other.
+    """
     require_epochs(epochs)
     if test is not None:
         count_examples("the test data", test)
     with precision(begin.dtype):
         stepper, order = begin.stepper, begin.order
-        state = jax.tree.map(jnp.copy, begin.state)
+        going = jax.tree.map(jnp.copy, begin.state)
         evaluate = _evaluation(begin, test, metric)
         compile_start = time.perf_counter()
-        run_epoch = jax.jit(_epoch(stepper), donate_argnums=0).lower(state, begin.data, order(1)).compile()
+        run_epoch = jax.jit(_epoch(stepper), donate_argnums=0).lower(going, begin.data, order(1)).compile()
         compile_seconds = time.perf_counter() - compile_start
         history = []
         for number in range(1, epochs + 1):
             epoch_start = time.perf_counter()
-            state, (losses, norms, finite) = run_epoch(state, begin.data, order(number))
+            going, (losses, norms, finite) = run_epoch(going, begin.data, order(number))
             finite = np.asarray(finite)
             seconds = time.perf_counter() - epoch_start
             if not finite.all():
                 bad = int(np.argmin(finite))
-                place = first_non_finite(stepper.objective, stepper.params(state), begin.batch(number, bad))
+                given = beside(stepper.objective, begin.batch(number, bad), going.state)
+                place = first_non_finite(stepper.objective, stepper.params(going), given)
                 raise Diverged((number - 1) * len(finite) + bad + 1, number, place)
-            test_loss, test_score = evaluate(state)
+            test_loss, test_score = evaluate(going)
             losses, norms = jax.device_get((losses, norms))
             history.append(Epoch(number, losses, norms, test_loss, test_score, seconds))
             if on_epoch is not None:
                 on_epoch(history[-1])
         seen = epochs * order(1).size
         rate = seen / sum(epoch.seconds for epoch in history)
-        return Fitted(jax.device_get(stepper.params(state)[0]), history, rate, compile_seconds)
+        params, state = jax.device_get((of_network(stepper.params(going)), going.state))
+        return Fitted(params, state, history, rate, compile_seconds)
 
 
 def _epoch(stepper: Stepper) -> Callable[..., Any]:
-    """`(state, data, order) -> (state, (losses, norms, finite))`, the state that of the last step that was finite."""
+    """`(going, data, order) -> (going, (losses, norms, finite))`, going on from the last step that was finite."""
 
-    def epoch(state, data, order):
+    def epoch(going, data, order):
         def body(carry, rows):
-            state, going = carry
-            stepped, J, norms = stepper.step(state, jax.tree.map(lambda v: v[rows], data))
+            going, is_finite = carry
+            stepped, J, norms = stepper.step(going, jax.tree.map(lambda v: v[rows], data))
             finite = jnp.isfinite(jnp.stack([J, *(norm.astype(J.dtype) for norm in norms.values())])).all()
-            going = going & finite
-            state = jax.tree.map(lambda new, old: jnp.where(going, new, old), stepped, state)
-            return (state, going), (J, norms, going)
+            is_finite = is_finite & finite
+            going = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), stepped, going)
+            return (going, is_finite), (J, norms, is_finite)
 
-        (state, _), per_step = lax.scan(body, (state, jnp.bool_(True)), order)
-        return state, per_step
+        (going, _), per_step = lax.scan(body, (going, jnp.bool_(True)), order)
+        return going, per_step
 
     return epoch
 
 
 def _evaluation(
-    begin: Start, test: tuple[Any, Any] | None, metric: Callable[[Array, Array], Array] | None
-) -> Callable[[Any], tuple[float | None, float | None]]:
-    """`(state) -> (J, score)` of the test data, compiled; None where there is no such."""
+    begin: Start, test: tuple[Any, Any] | None, metric: Callable[..., Array] | None
+) -> Callable[[Going], tuple[float | None, float | None]]:
+    """`(going) -> (J, score)` of the test data, compiled; None where there is no such."""
     if test is None:
-        return lambda state: (None, None)
-    network, loss = begin.stepper.objective.parts
-
-    def evaluate(state, X, y):
-        params = begin.stepper.params(state)
-        y_hat: Any = network.forward(params[0], X)[0]
-        J = loss.forward(params[1], (y_hat, y))[0]
-        return J, None if metric is None else metric(y_hat, y)
-
+        return lambda going: (None, None)
+    J = evaluation(begin.stepper.objective)
     data = as_arrays(test, begin.dtype)
+    batch_size = min(len(data[0]), begin.order(1).shape[1])
+
+    def at_once(params, state, X, y):
+        network, loss = J.parts
+        of_state, of_loss = state or ((), ())
+        y_hat = run_part(network, params[0], X, With(None, of_state, None))[0]
+        value = run_part(loss, params[1], (y_hat, y), With(None, of_loss, None))[0]
+        return value, None if metric is None else metric(y_hat, y)
+
+    def batch_by_batch(params, state, X, y):
+        """The mean over whole batches; what is left over is not looked at."""
+
+        def of_batch(batch):
+            value = J.forward(params, beside(J, batch, state))[0]
+            return value if J.begin is None else value[0]
+
+        steps = len(X) // batch_size
+        batches = jax.tree.map(lambda v: v[: steps * batch_size].reshape(steps, batch_size, *v.shape[1:]), (X, y))
+        value = jnp.mean(lax.map(of_batch, batches))
+        return value, None if metric is None else metric(value)
+
+    def evaluate(going, X, y):
+        way = at_once if J.name == "objective" and not J.names else batch_by_batch
+        return way(begin.stepper.params(going), going.state, X, y)
+
     compiled = jax.jit(evaluate).lower(begin.state, *data).compile()
 
-    def scores(state):
-        J, score = compiled(state, *data)
-        return float(J), None if score is None else float(score)
+    def scores(going):
+        value, score = compiled(going, *data)
+        return float(value), None if score is None else float(score)
 
     return scores

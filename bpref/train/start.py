@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from bpref.layer import Layer
+from bpref.layer import Layer, begin
 from bpref.nearest import require_known
-from bpref.train.step import Stepper, layer_by_layer, training_objective, whole_gradient
+from bpref.train.step import Stepper, beside, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -46,15 +46,15 @@ class Start(NamedTuple):
         rows = np.asarray(self.order(epoch)[step])
         return jax.tree.map(lambda v: jnp.asarray(np.asarray(v)[rows]), self.data)
 
-    def first(self) -> tuple[Any, tuple[Any, Any]]:
-        """The parameters and the batch of the first step, NumPy arrays."""
+    def first(self) -> tuple[Any, Any]:
+        """The parameters and what the objective is given in the first step, NumPy arrays."""
         with precision(self.dtype):
-            return jax.device_get((self.params, self.batch(1, 0)))
+            given = beside(self.stepper.objective, self.batch(1, 0), self.state.state)
+            return jax.device_get((self.params, given))
 
 
 def start(
-    network: Layer,
-    loss: Layer,
+    J: Layer,
     optimizer: optax.GradientTransformation,
     train: tuple[Any, Any],
     *,
@@ -63,13 +63,11 @@ def start(
     dtype: str = "float32",
     update_in_backward: bool = False,
 ) -> Start:
-    """The first half of `fit`: check what was given, and draw the parameters."""
-    require_known("dtype", dtype, DTYPES)
+    """The first half of `fit`: check what was given, and draw the parameters of the objective J."""
     N = count_examples("the training data", train)
     batch_size = N if batch_size is None else batch_size
     steps = steps_per_epoch(N, batch_size)
     with precision(dtype):
-        J = training_objective(network, loss, DTYPES[dtype])
         stepper = (layer_by_layer if update_in_backward else whole_gradient)(J, optimizer)
         data = as_arrays(train, dtype)
 
@@ -84,9 +82,16 @@ def start(
             return rows[: steps * batch_size].reshape(steps, batch_size)
 
         batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype), data)
-        jax.eval_shape(J.forward, jax.eval_shape(J.init, jax.random.key(0), batch), batch)
+        params, state = jax.eval_shape(lambda key: begin(J, key, batch), jax.random.key(0))
+        jax.eval_shape(J.forward, params, beside(J, batch, state))
         state, order_key = init(np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch))
         return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype)
+
+
+def objective_in(dtype: str, network: Layer, loss: Layer) -> Layer:
+    """The objective that `start` takes, of a network and its loss, computed in a dtype by name."""
+    require_known("dtype", dtype, DTYPES)
+    return training_objective(network, loss, DTYPES[dtype])
 
 
 def require_epochs(epochs: int) -> None:
@@ -104,10 +109,10 @@ def steps_per_epoch(N: int, batch_size: int) -> int:
 
 
 def count_examples(what: str, data: tuple[Any, Any]) -> int:
-    """N; raises unless X is floating-point, (N, ...) with N > 0, and y has as many rows."""
+    """N; raises unless X holds real numbers or ids, (N, ...) with N > 0, and y has as many rows."""
     X, y = (np.asarray(v) for v in data)
-    if not jnp.issubdtype(X.dtype, jnp.floating):
-        raise TypeError(f"{what}: X has dtype {X.dtype}, expected a floating-point dtype such as float32")
+    if not (jnp.issubdtype(X.dtype, jnp.floating) or jnp.issubdtype(X.dtype, jnp.integer)):
+        raise TypeError(f"{what}: X has dtype {X.dtype}, expected real numbers such as float32, or ids")
     if X.ndim == 0 or len(X) == 0:
         raise ValueError(f"{what}: X has shape {X.shape}, expected (N, ...) with at least one example")
     if y.shape[:1] != X.shape[:1]:
@@ -116,11 +121,14 @@ def count_examples(what: str, data: tuple[Any, Any]) -> int:
 
 
 def as_arrays(data: tuple[Any, Any], dtype: str) -> tuple[Array, Array]:
-    """X in `dtype`; y too, but in at least float32, unless it holds labels."""
+    """X in `dtype`; y too, but in at least float32. Ids and labels are integers still."""
     X, y = (np.asarray(v) for v in data)
     wide = "float32" if dtype == "bfloat16" else dtype
-    y = y.astype(wide if jnp.issubdtype(y.dtype, jnp.floating) else np.int32)
-    return jnp.asarray(X.astype(DTYPES[dtype])), jnp.asarray(y)
+
+    def cast(v, real):
+        return jnp.asarray(v.astype(real if jnp.issubdtype(v.dtype, jnp.floating) else np.int32))
+
+    return cast(X, DTYPES[dtype]), cast(y, wide)
 
 
 @contextlib.contextmanager

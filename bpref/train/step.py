@@ -14,23 +14,35 @@ from jax import Array
 
 from bpref.compose import objective
 from bpref.dtypes import widen
-from bpref.layer import Layer, backpropagate, map_leaves, select, trainable
+from bpref.layer import Layer, With, backpropagate, begin, map_leaves, select, trainable
 from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
 
 
-class Stepper(NamedTuple):
-    """What a training loop needs; `state` is the parameters and the optimiser's state, in one tree.
+class Going(NamedTuple):
+    """What a training loop carries from a step to the next.
 
     Attributes:
-      init: `(key, (X, y)) -> state`.
-      step: `(state, (X, y)) -> (state, J, norms)`; `norms` has the gradient's Euclidean norm by layer.
-      params: `(state) -> params`, those of the objective: a pair, the network's and the loss's.
+      updated: the parameters and the optimiser's state, in one tree.
+      state: of the layers, keys and running statistics; `()` where they have none.
+    """
+
+    updated: Any
+    state: Any
+
+
+class Stepper(NamedTuple):
+    """What a training loop needs.
+
+    Attributes:
+      init: `(key, (X, y)) -> Going`.
+      step: `(Going, (X, y)) -> (Going, J, norms)`; `norms` has the gradient's Euclidean norm by layer.
+      params: `(Going) -> params`, those of the objective.
       objective: the layer `(X, y) -> J`, as it is computed in training.
     """
 
-    init: Callable[[Array, Any], Any]
-    step: Callable[[Any, Any], tuple[Any, Array, dict[str, Array]]]
-    params: Callable[[Any], Any]
+    init: Callable[[Array, Any], Going]
+    step: Callable[[Going, Any], tuple[Going, Array, dict[str, Array]]]
+    params: Callable[[Going], Any]
     objective: Layer
 
 
@@ -38,14 +50,15 @@ def whole_gradient(J: Layer, optimizer: optax.GradientTransformation) -> Stepper
     """A step of the objective J: the gradient of all parameters, then their update."""
 
     def init(key, batch):
-        params = J.init(key, batch)
-        return Updated(params, optimizer.init(select(trainable(J, params, batch), params)))
+        params, state = begin(J, key, batch)
+        mask = trainable(J, params, beside(J, batch, state))
+        return Going(Updated(params, optimizer.init(select(mask, params))), state)
 
-    def step(state, batch):
-        value, dparams, _ = backpropagate(J, state.params, batch)
-        return apply_update(optimizer, state, dparams), value, norms_by_layer(dparams[0])
+    def step(going, batch):
+        value, state, dparams = swept(J, going.updated.params, batch, going.state)
+        return Going(apply_update(optimizer, going.updated, dparams), state), value, norms_by_layer(dparams)
 
-    return Stepper(init, step, lambda state: state.params, J)
+    return Stepper(init, step, lambda going: going.updated.params, J)
 
 
 def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:
@@ -56,11 +69,24 @@ def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper
     """
     updating = map_leaves(update_in_backward(optax.chain(record_norm(), optimizer)), J)
 
-    def step(state, batch):
-        value, state, _ = backpropagate(updating, state, batch)
-        return state, value, _recorded_norms(state[0])
+    def step(going, batch):
+        value, state, updated = swept(updating, going.updated, batch, going.state)
+        return Going(updated, state), value, _recorded_norms(updated)
 
-    return Stepper(updating.init, step, params_of, J)
+    return Stepper(
+        lambda key, batch: Going(*begin(updating, key, batch)), step, lambda going: params_of(going.updated), J
+    )
+
+
+def beside(J: Layer, batch: Any, state: Any) -> Any:
+    """What J is given: the batch, `With` its state where it has one."""
+    return batch if J.begin is None else With(batch, state)
+
+
+def swept(J: Layer, params: Any, batch: Any, state: Any) -> tuple[Array, Any, Any]:
+    """J, its state at the next step, and what the sweep leaves in the place of dparams."""
+    y, dparams, _ = backpropagate(J, params, beside(J, batch, state))
+    return (y, state, dparams) if J.begin is None else (*y, dparams)
 
 
 def training_objective(network: Layer, loss: Layer, dtype: Any) -> Layer:
@@ -110,16 +136,21 @@ def record_norm() -> optax.GradientTransformation:
 
 
 def _recorded_norms(tree: Any) -> dict[str, Array]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Updated))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(of_network(tree), is_leaf=lambda node: isinstance(node, Updated))[0]
     return {name_of(path): _norm(leaf.state[0].norm) for path, leaf in leaves if jax.tree.leaves(leaf.params)}
 
 
 def norms_by_layer(dparams: Any) -> dict[str, Array]:
-    """The Euclidean norm of each layer's gradient, under the layer's place in the tree: `0`, `2`, `4.1`."""
+    """The Euclidean norm of each layer's gradient, under the layer's place in the network: `0`, `2`, `4.1`."""
     by_layer: dict[str, list[Array]] = {}
-    for name, d in flat_names(dparams).items():
+    for name, d in flat_names(of_network(dparams)).items():
         by_layer.setdefault(name.rpartition(".")[0], []).append(d)
     return {layer: _norm(arrays) for layer, arrays in by_layer.items()}
+
+
+def of_network(tree: Any) -> Any:
+    """Of the pair that belongs to `objective(network, loss)` the network's; a tree with names is taken whole."""
+    return tree[0] if type(tree) is tuple else tree
 
 
 def flat_names(params: Any) -> dict[str, Array]:

@@ -7,14 +7,20 @@ import optax
 import pytest
 
 from bpref.compose import objective, remat, residual, scan, serial
-from bpref.layer import backpropagate
+from bpref.layer import With, backpropagate
 from bpref.rules import RULES
+from bpref.rules.linear.embedding import embedding
 from bpref.rules.linear.linear import linear
+from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
+from bpref.rules.norm.batch_norm import batch_norm
+from bpref.rules.stochastic.dropout import dropout
 from bpref.train import Diverged, fit
+from bpref.train.loop import run
 from bpref.train.network import accuracy, r2
 from bpref.train.optimizers import make_optimizer
 from bpref.train.start import start
+from bpref.transforms import evaluation, stateful
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -40,7 +46,7 @@ def test_an_epoch_is_what_a_loop_written_out_computes():
     optimizer = optax.adam(0.01)
     fitted = fit(network(), square(), optimizer, (X, y), epochs=3, batch_size=5, seed=4, dtype="float64")
     with jax.enable_x64(True):
-        begin = start(network(), square(), optimizer, (X, y), batch_size=5, seed=4, dtype="float64")
+        begin = start(objective(network(), square()), optimizer, (X, y), batch_size=5, seed=4, dtype="float64")
         J = objective(network(), square())
         params = begin.params
         state = optimizer.init(params)
@@ -58,9 +64,36 @@ def test_an_epoch_is_what_a_loop_written_out_computes():
     np.testing.assert_allclose(np.concatenate([e.gradient_norms["2"] for e in fitted.history]), norms, rtol=1e-12)
 
 
+def test_keys_and_statistics_go_on_from_step_to_step_and_are_read_in_evaluation():
+    network = stateful(serial(linear(5), batch_norm(), dropout(0.5), linear(1)))
+    X, y = data()
+    fitted = fit(network, square(), optax.adam(0.01), (X, y), (X, y), epochs=2, batch_size=5, metric=r2)
+    started = start(objective(network, square()), optax.adam(0.01), (X, y), batch_size=5)
+    keys, statistics = ([state[0][i] for state in (fitted.state, started.state.state)] for i in (2, 1))
+    assert jax.random.key_data(keys[0]["key"]).tolist() != jax.random.key_data(keys[1]["key"]).tolist()
+    assert all((statistics[0][name] != statistics[1][name]).any() for name in statistics[0])
+    J = evaluation(objective(network, square()))
+    (value, _), _ = J.forward((fitted.params, ()), With((X.astype("f4"), y.astype("f4")), fitted.state))
+    assert fitted.history[-1].test_loss == pytest.approx(float(value), rel=1e-6)
+    in_backward = fit(network, square(), optax.adam(0.01), (X, y), epochs=2, batch_size=5, update_in_backward=True)
+    for ours, theirs in zip(leaves(fitted), leaves(in_backward), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_an_objective_with_names_learns_from_ids_and_is_looked_at_batch_by_batch():
+    J = objective(network=serial(embed=embedding(7, 4), out=linear(7)), loss=softmax_cross_entropy())
+    ids = np.arange(70, dtype=np.uint8).reshape(10, 7) % 7
+    begin = start(J, optax.adam(0.1), (ids, ids), batch_size=4)
+    fitted = run(begin, (ids, ids), epochs=30, metric=lambda J: -J)
+    last = fitted.history[-1]
+    assert last.test_loss < 0.1 < fitted.history[0].test_loss
+    assert last.test_score == -last.test_loss
+    assert set(last.gradient_norms) == {"network.embed", "network.out"}
+
+
 def test_every_epoch_has_its_own_order_and_no_example_twice():
     X, y = data()
-    begin = start(network(), square(), optax.sgd(0.1), (X, y), batch_size=5)
+    begin = start(objective(network(), square()), optax.sgd(0.1), (X, y), batch_size=5)
     first, second = (np.asarray(begin.order(epoch)) for epoch in (1, 2))
     assert first.shape == (4, 5)
     assert len(set(first.ravel())) == 20
@@ -181,7 +214,7 @@ def test_the_layer_that_is_named_is_the_first_one():
         (
             {"train": (np.ones((4, 3), int), np.ones((4, 1)))},
             TypeError,
-            "the training data: X has dtype int64, expected a floating-point dtype such as float32",
+            "linear: x has dtype int32, expected a floating-point dtype such as float32",
         ),
         (
             {"train": (np.ones((0, 3)), np.ones((0, 1)))},
