@@ -1,5 +1,6 @@
 """What `bpref train` does once it knows what to train on: verify the gradient, train, report."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bpref.train import loop
 from bpref.train.loop import Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
-from bpref.train.recipes import Recipe
+from bpref.train.recipes import Recipe, TextRecipe
 from bpref.train.record import PARAMS, PLOT, Record
 from bpref.train.split import Split, least_squares_r2, split
 from bpref.train.start import DTYPES, Start, objective_in, require_epochs, start, steps_per_epoch
@@ -55,13 +56,7 @@ def run(
         batch_size = min(LARGEST_BATCH, len(parts.X)) if recipe.batch_size is None else recipe.batch_size
         recipe = replace(recipe, batch_size=batch_size)
         steps = steps_per_epoch(len(parts.X), batch_size)
-        optimizer = make_optimizer(
-            recipe.optimizer,
-            recipe.learning_rate,
-            steps=recipe.epochs * steps,
-            schedule=recipe.schedule,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = optimizer_of(recipe, recipe.epochs * steps)
         loss = loss_named(recipe.loss, table.task)
         network = fully_connected(recipe.layers, recipe.activation, max(1, len(table.classes)))
         placed = choose_device(device)
@@ -87,29 +82,60 @@ def run(
         with blaming_the_input():
             record = None if out is None else Record(out)
         score, metric = METRICS[table.task]
-        done: list[Epoch] = []
-        try:
-            with (
-                leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(record)}"),
-                progress(recipe.epochs, score) as show,
-            ):
-
-                def on_epoch(epoch: Epoch) -> None:
-                    if record is not None:
-                        record.add(epoch)
-                    done.append(epoch)
-                    show(epoch)
-
-                fitted = loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch)
-        except Diverged as diverged:
-            say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(record)}")
-            return 1
+        fitted = carried_out(
+            begin, test, epochs=recipe.epochs, score=score, metric=metric, rate=recipe.learning_rate, record=record
+        )
+    if fitted is None:
+        return 1
     print(summary(fitted, score, parts, table))
     if record is not None:
         settings = {"data": name, **asdict(recipe), "seed": seed, "dtype": dtype, "units": units(table, parts)}
         record.finish(fitted.params, fitted.history, f"test {score}", settings)
-        print("written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT)))
+        print(written(record))
     return 0
+
+
+def carried_out(
+    begin: Start,
+    test: tuple[Any, Any],
+    *,
+    epochs: int,
+    score: str,
+    metric: Callable[..., Any],
+    rate: float,
+    record: Record | None,
+) -> Fitted | None:
+    """Every epoch, with a bar on a terminal and a line in the record; None, and a message, where it diverged."""
+    done: list[Epoch] = []
+    try:
+        with leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(record)}"), progress(epochs, score) as show:
+
+            def on_epoch(epoch: Epoch) -> None:
+                if record is not None:
+                    record.add(epoch)
+                done.append(epoch)
+                show(epoch)
+
+            return loop.run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch)
+    except Diverged as diverged:
+        say(f"{diverged} (it is {rate:g}){so_far(record)}")
+        return None
+
+
+def written(record: Record) -> str:
+    """Which files a run has left."""
+    return "written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT))
+
+
+def optimizer_of(recipe: Recipe | TextRecipe, steps: int) -> Any:
+    """The optax transformation that a recipe means, for so many steps."""
+    return make_optimizer(
+        recipe.optimizer,
+        recipe.learning_rate,
+        steps=steps,
+        schedule=recipe.schedule,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 def units(table: Table, parts: Split) -> dict[str, Any]:
@@ -167,6 +193,13 @@ def describe(name: str, table: Table, parts: Split, recipe: Recipe, dtype: str, 
         f"{name}: {count(len(table.X), 'example')}, {count(widths[0], 'feature')} -> {table.target_name} ({kind}); "
         f"{len(parts.X)} to train on, {len(parts.X_test)} held out by seed {seed}\n"
         f"network {' -> '.join(map(str, widths))}, {recipe.activation}, {recipe.loss}; "
+        + by_what(recipe, dtype, platform)
+    )
+
+
+def by_what(recipe: Recipe | TextRecipe, dtype: str, platform: str) -> str:
+    """How it is trained."""
+    return (
         f"{recipe.optimizer}, learning rate {recipe.learning_rate:g} {recipe.schedule}, "
         f"weight decay {recipe.weight_decay:g}, {count(recipe.epochs, 'epoch')} in batches of {recipe.batch_size}, "
         f"{dtype} on {platform}"
@@ -195,10 +228,19 @@ def summary(fitted: Fitted, score: str, parts: Split, table: Table) -> str:
     last = fitted.history[-1]
     baseline = "" if table.classes else f" (least squares on the same split: {least_squares_r2(parts):.4f})"
     return (
-        f"test {score} {last.test_score:.4f}{baseline}, test loss {last.test_loss:.4f}, "
-        f"training loss {last.losses.mean():.4f}\n"
-        f"{fitted.examples_per_second:,.0f} examples/s, after {fitted.compile_seconds:.1f} s of compilation"
+        f"test {score} {last.test_score:.4f}{baseline}, {losses_of(last)}\n"
+        f"{fitted.examples_per_second:,.0f} examples/s, {after_compilation(fitted)}"
     )
+
+
+def losses_of(epoch: Epoch) -> str:
+    """Both of an epoch's."""
+    return f"test loss {epoch.test_loss:.4f}, training loss {epoch.losses.mean():.4f}"
+
+
+def after_compilation(fitted: Fitted) -> str:
+    """What was waited for before the first step."""
+    return f"after {fitted.compile_seconds:.1f} s of compilation"
 
 
 def so_far(record: Record | None) -> str:

@@ -80,8 +80,8 @@ def make_optimizer(
       learning_rate: the schedule's largest; left out, the optimiser's own default.
       steps: how many updates there will be; the schedule ends with them.
       weight_decay: adamw, lion and lamb shrink the weights beside the gradient's step; for the others it is
-        added to the gradient, the derivative of `weight_decay / 2 * sum(W**2)`. Only arrays called W are
-        decayed, biases are not.
+        added to the gradient, the derivative of `weight_decay / 2 * sum(W**2)`. Only matrices of weights are
+        decayed, arrays called W or U or W_qkv and the like; biases are not.
 
     Raises:
       ValueError: an unknown name, a learning rate that is not positive, a negative weight decay.
@@ -103,5 +103,5 @@ def make_optimizer(
 
 
 def _weights(params: Any) -> Any:
-    """True for the arrays called W; by name, since a bias that `scan` stacked is a matrix too."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path).rpartition(".")[2] == "W", params)
+    """True for the arrays called W and U; by name, since a bias that `scan` stacked is a matrix too."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path).rpartition(".")[2][0] in "WU", params)

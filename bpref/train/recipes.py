@@ -23,6 +23,32 @@ class Recipe:
     batch_size: int | None
 
 
+@dataclass(frozen=True)
+class TextRecipe:
+    """Settings of a run of a model of text; every one of them is an option of `bpref train`.
+
+    `tokens` is "bytes" or "bpe", of so large a `vocabulary` then; `heads` are those of attention, where there is one.
+    """
+
+    tokens: str
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    heads: int
+    optimizer: str
+    learning_rate: float
+    schedule: str
+    weight_decay: float
+    epochs: int
+    batch_size: int
+
+
+OF_TEXT: dict[str, TextRecipe] = {
+    "gpt": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+}
+"""By model of text."""
+
 RECIPES: dict[str, Recipe] = {
     "diabetes": Recipe((64, 64, 64), "relu", "square", "sgd", 0.02, "cosine", 0.05, 400, None),
     "digits": Recipe((256,), "relu", "softmax_cross_entropy", "adamw", 0.002, "cosine", 1.0, 30, None),

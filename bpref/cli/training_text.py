@@ -1,0 +1,130 @@
+"""What `bpref train` does with a model of text: verify the gradient, train, say how well it predicts."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpref.cli.errors import blaming_the_input, blaming_the_size
+from bpref.cli.training import (
+    after_compilation,
+    by_what,
+    carried_out,
+    choose_device,
+    gradient_is_right,
+    losses_of,
+    optimizer_of,
+    written,
+)
+from bpref.layer import Layer, map_leaves
+from bpref.models.text import TextModel, text_model
+from bpref.nearest import require_known
+from bpref.train.loop import Fitted
+from bpref.train.recipes import TextRecipe
+from bpref.train.record import Record
+from bpref.train.start import DTYPES, Start, require_epochs, start, steps_per_epoch
+from bpref.train.table import count
+from bpref.train.text import Text, as_settings, bits_per_byte, read_text
+from bpref.transforms import cast_params
+
+SCORE = "bits a byte"
+
+
+def run(
+    name: str,
+    file: Path | None,
+    recipe: TextRecipe,
+    *,
+    seed: int,
+    dtype: str,
+    update_in_backward: bool,
+    device: str | None,
+    out: Path | None,
+) -> int:
+    """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
+    with blaming_the_input():
+        require_known("dtype", dtype, DTYPES)
+        require_epochs(recipe.epochs)
+        text = read_text(file, recipe.context, recipe.tokens, recipe.vocabulary)
+        steps = steps_per_epoch(len(text.train[0]), recipe.batch_size)
+        optimizer = optimizer_of(recipe, recipe.epochs * steps)
+        model = text_model(name, text.tokenizer.vocabulary, recipe.context, recipe.width, recipe.depth, recipe.heads)
+        placed = choose_device(device)
+    with jax.default_device(placed):
+        with blaming_the_size(f"a {name} of width {recipe.width} and depth {recipe.depth}"):
+            begin = start(
+                in_dtype(model.objective, dtype),
+                optimizer,
+                text.train,
+                batch_size=recipe.batch_size,
+                seed=seed,
+                dtype=dtype,
+                update_in_backward=update_in_backward,
+            )
+            print(describe(name, text, recipe, begin, placed.platform))
+            if not gradient_is_right(model.objective, begin):
+                return 1
+        with blaming_the_input():
+            record = None if out is None else Record(out)
+        fitted = carried_out(
+            begin,
+            text.test,
+            epochs=recipe.epochs,
+            score=SCORE,
+            metric=lambda J: bits_per_byte(J, text.bytes_per_token),
+            rate=recipe.learning_rate,
+            record=record,
+        )
+    if fitted is None:
+        return 1
+    print(summary(fitted, text, recipe))
+    if record is not None:
+        record.finish(fitted.params, fitted.history, f"test {SCORE}", settings(name, model, text, recipe, seed, dtype))
+        print(written(record))
+        print(f'go on with: bpref sample {out} --prompt "The"')
+    return 0
+
+
+def in_dtype(J: Layer, dtype: str) -> Layer:
+    """The objective, computed in a half precision by a network whose parameters stay in float32."""
+    return J if jnp.finfo(DTYPES[dtype]).bits >= 32 else map_leaves(cast_params(DTYPES[dtype]), J)
+
+
+def describe(name: str, text: Text, recipe: TextRecipe, begin: Start, platform: str) -> str:
+    """What is about to be trained, in two lines."""
+    X, X_test = text.train[0], text.test[0]
+    tokens = "bytes" if recipe.tokens == "bytes" else f"tokens of {text.bytes_per_token:.2f} bytes"
+    size = sum(p.size for p in jax.tree.leaves(begin.params))
+    return (
+        f"{text.name}: {count(len(X), 'context')} of {X.shape[1]} {tokens} to train on, {len(X_test)} held out, its end\n"
+        f"{name} of {count(recipe.depth, 'block')}, width {recipe.width}, {size:,} parameters; "
+        + by_what(recipe, begin.dtype, platform)
+    )
+
+
+def summary(fitted: Fitted, text: Text, recipe: TextRecipe) -> str:
+    """The last epoch's figures, what frequencies alone would give, and the speed."""
+    last = fitted.history[-1]
+    steps = sum(len(epoch.losses) for epoch in fitted.history)
+    return (
+        f"test {last.test_score:.3f} {SCORE} after {steps:,} steps (the frequencies of the tokens alone: "
+        f"{text.unigram:.3f}), {losses_of(last)}\n"
+        f"{fitted.examples_per_second * recipe.context:,.0f} tokens/s, {after_compilation(fitted)}"
+    )
+
+
+def settings(
+    name: str, model: TextModel, text: Text, recipe: TextRecipe, seed: int, dtype: str
+) -> dict[str, Any]:
+    """All that the network and its tokens are made of again."""
+    return {
+        "model": name,
+        **asdict(recipe),
+        "ids": text.tokenizer.vocabulary,
+        "tokenizer": as_settings(text.tokenizer),
+        "text": text.name,
+        "seed": seed,
+        "dtype": dtype,
+    }
