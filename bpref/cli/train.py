@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
 
 if TYPE_CHECKING:
-    from bpref.train.recipes import Recipe
+    from bpref.train.recipes import Recipe, TextRecipe
     from bpref.train.table import Table
 
+R = TypeVar("R", "Recipe", "TextRecipe")
+
 EXAMPLE = (
-    "Examples: bpref train | bpref train digits --epochs 20 --out run | "
+    "Examples: bpref train | bpref train digits --epochs 20 --out run | bpref train gpt --out run | "
     "bpref train --data table.csv --target price --layers 128,64 --optimizer adam --learning-rate 0.001"
 )
 
@@ -23,7 +25,9 @@ DEFAULT = "diabetes"
 
 
 def train(
-    dataset: Annotated[str | None, typer.Argument(help="diabetes or digits. [default: diabetes]")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="diabetes, digits, or a model of text: gpt, lstm, mamba. [default: diabetes]")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
     target: Annotated[
         str | None, typer.Option(help="The column of --data to predict; in a .npz, its array [default: y].")
@@ -31,6 +35,15 @@ def train(
     task: Annotated[
         str | None, typer.Option(help="regression or classification. [default: as the target looks]")
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 file for a model of text. [default: Python's own documentation]")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Of text: bytes, or bpe. [default: bytes]")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="How many tokens bpe learns. [default: 1024]")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in an example of text. [default: 64]")] = None,
+    width: Annotated[int | None, typer.Option(help="Features of a model of text. [default: 64]")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks of a model of text. [default: 2]")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of gpt's attention. [default: 4]")] = None,
     layers: Annotated[
         str | None,
         typer.Option(help="Width of each hidden layer. [default: 64,64,64 for diabetes, 256 for digits, else 64,64]"),
@@ -65,31 +78,63 @@ def train(
     """Train a network on real data by its hand-derived gradient, verified before the first step.
 
     Without arguments: a regression on the diabetes data with hidden layers, one output neuron, the square loss
-    and gradient descent. 20% of the examples are held out for the test.
+    and gradient descent. 20% of the examples are held out for the test; of a text, the last tenth.
     """
-    from bpref.cli.training import run
+    from bpref.train.recipes import OF_TEXT
     from bpref.train.record import require_new
 
+    of_both = {
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "weight_decay": weight_decay,
+        "epochs": epochs,
+        "batch_size": batch_size,
+    }
+    of_tables = {"data": data, "target": target, "task": task}
+    of_networks = {"layers": layers, "activation": activation, "loss": loss}
+    of_text = {
+        "text": text,
+        "tokens": tokens,
+        "vocabulary": vocabulary,
+        "context": context,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+    }
+    how: dict[str, Any] = {
+        "seed": seed,
+        "dtype": dtype,
+        "update_in_backward": update_in_backward,
+        "device": device,
+        "out": out,
+    }
+    if what in OF_TEXT:
+        with blaming_the_input():
+            require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
+            if out is not None:
+                require_new(out)
+            text_recipe = with_given(OF_TEXT[what], {k: v for k, v in of_text.items() if k != "text"} | of_both)
+        from bpref.cli.training_text import run as run_text
+
+        return run_text(what, text, text_recipe, **how)
+    from bpref.cli.training import run
+
     with blaming_the_input():
+        require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
         if out is not None:
             require_new(out)
-        table, recipe = choose_table(dataset, data, target, task)
-        given = {
-            "layers": None if layers is None else widths(layers),
-            "activation": activation,
-            "loss": loss,
-            "optimizer": optimizer,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "weight_decay": weight_decay,
-            "epochs": epochs,
-            "batch_size": batch_size,
-        }
+        table, recipe = choose_table(what, data, target, task)
+        given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
         recipe = with_given(recipe, given)
-    name = str(data) if data is not None else dataset or DEFAULT
-    return run(
-        name, table, recipe, seed=seed, dtype=dtype, update_in_backward=update_in_backward, device=device, out=out
-    )
+    return run(str(data) if data is not None else what or DEFAULT, table, recipe, **how)
+
+
+def require_none(options: dict[str, Any], why: str) -> None:
+    """Raise for the first option that was given, of those that mean nothing here."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"--{option.replace('_', '-')} {why}")
 
 
 def choose_table(
@@ -98,14 +143,14 @@ def choose_table(
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
     from bpref.nearest import require_known
     from bpref.train.embedded import EMBEDDED
-    from bpref.train.recipes import OWN_DATA, RECIPES
+    from bpref.train.recipes import OF_TEXT, OWN_DATA, RECIPES
 
     if data is None:
         for option, value in (("--target", target), ("--task", task)):
             if value is not None:
                 raise UsageError(f"{option} goes with --data, a table of your own")
         dataset = dataset or DEFAULT
-        require_known("data set", dataset, EMBEDDED)
+        require_known("data set or model", dataset, [*EMBEDDED, *OF_TEXT])
         return EMBEDDED[dataset](), RECIPES[dataset]
     if dataset is not None:
         raise UsageError(f"both {dataset!r} and --data are given; train on one of them")
@@ -143,7 +188,7 @@ def widths(layers: str) -> tuple[int, ...]:
         ) from None
 
 
-def with_given(recipe: "Recipe", given: dict[str, Any]) -> "Recipe":
+def with_given(recipe: R, given: dict[str, Any]) -> R:
     """The recipe with what was given in place of its own; another optimizer comes with its own learning rate."""
     from bpref.nearest import require_known
     from bpref.train.optimizers import OPTIMIZERS

@@ -115,9 +115,7 @@ def summary(fitted: Fitted, text: Text, recipe: TextRecipe) -> str:
     )
 
 
-def settings(
-    name: str, model: TextModel, text: Text, recipe: TextRecipe, seed: int, dtype: str
-) -> dict[str, Any]:
+def settings(name: str, model: TextModel, text: Text, recipe: TextRecipe, seed: int, dtype: str) -> dict[str, Any]:
     """All that the network and its tokens are made of again."""
     return {
         "model": name,

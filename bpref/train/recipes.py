@@ -46,6 +46,8 @@ class TextRecipe:
 
 OF_TEXT: dict[str, TextRecipe] = {
     "gpt": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "lstm": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "mamba": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
 }
 """By model of text."""
 
