@@ -16,6 +16,8 @@ from bpref.cli.explain import explain
 from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
 from bpref.cli.grade import grade
 from bpref.cli.rules import rules
+from bpref.cli.sample import EXAMPLE as SAMPLE_EXAMPLE
+from bpref.cli.sample import sample
 from bpref.cli.tasks import JUDGE_EXAMPLE, TASKS_EXAMPLE, judge, tasks
 from bpref.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from bpref.cli.train import train
@@ -55,6 +57,7 @@ app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.js
 app.command(epilog="Example: bpref explain linear")(explain)
 app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
+app.command(epilog=SAMPLE_EXAMPLE)(sample)
 app.command(epilog=TASKS_EXAMPLE)(tasks)
 app.command(epilog=JUDGE_EXAMPLE)(judge)
 

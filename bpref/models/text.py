@@ -68,9 +68,12 @@ def stacked_blocks(vocabulary: int, width: int, depth: int, block: Layer) -> Tex
 
 
 def _gpt(vocabulary: int, context: int, width: int, depth: int, heads: int) -> TextModel:
-    """Llama's shape, the MLP 8 / 3 as wide, to the next multiple of 8."""
+    """Llama's shape, the MLP 8 / 3 as wide, to the next multiple of 8.
+
+    No position sees further back than in training, so that what is written may be longer than the context.
+    """
     hidden = 8 * -(-width // 3)
-    config = GptConfig(vocabulary, width, depth, heads, hidden, context, tied=True)
+    config = GptConfig(vocabulary, width, depth, heads, hidden, context, tied=True, window=context)
     return TextModel(gpt(config), gpt_objective(config))
 
 

@@ -1,0 +1,98 @@
+"""load: a trained network and its params again, of what a run left on disk."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.layer import Layer
+from bpref.models.text import TEXT_MODELS, text_model
+from bpref.train.network import fully_connected
+from bpref.train.record import PARAMS
+from bpref.train.step import flat_names
+from bpref.train.text import Tokenizer, tokenizer_of
+
+
+class Loaded(NamedTuple):
+    """A network as it was trained.
+
+    Attributes:
+      network: the layer; of a model of text, ids (B, T) to logits (B, T, V).
+      params: its params, NumPy arrays.
+      settings: how it was trained, a dict; of a table, `units` says how its columns were scaled.
+      tokenizer: of a model of text, else None.
+    """
+
+    network: Layer[Any, Any, Any, Any]
+    params: Any
+    settings: dict[str, Any]
+    tokenizer: Tokenizer | None
+
+
+def load(run: str | Path) -> Loaded:
+    """The network of a run, its directory or the `params.safetensors` in it.
+
+    Example:
+      >>> run = bpref.load("run")  # of `bpref train gpt --out run`
+      >>> logits, _ = run.network.forward(run.params, run.tokenizer.encode("def ")[None])
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not of `bpref train`; arrays are missing, too many or of other shapes, and which.
+    """
+    file = Path(run)
+    file = file / PARAMS if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{run}: there is no {PARAMS}, as `bpref train --out {run}` leaves it")
+    arrays, settings = _read(file)
+    try:
+        network, x, tokenizer = _network_of(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: its settings make no network: {error!r}") from error
+    like = jax.eval_shape(network.init, jax.random.key(0), x)
+    return Loaded(network, _fitted(file, like, arrays), settings, tokenizer)
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the settings of a file; nothing in it is run."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            settings = json.loads((opened.metadata() or {})["settings"])
+            return {name: opened.get_tensor(name) for name in opened.keys()}, settings  # noqa: SIM118, it is no dict
+    except SafetensorError as error:
+        raise ValueError(f"{file}: it is no whole safetensors file ({error})") from error
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: it has no settings, so it is not of `bpref train`") from error
+
+
+def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]:
+    """The network, the specification of an input, and the tokenizer."""
+    if settings.get("model") in TEXT_MODELS:
+        names = ("context", "width", "depth", "heads")
+        model = text_model(settings["model"], settings["ids"], *(settings[name] for name in names))
+        saved = settings["tokenizer"]
+        tokenizer = tokenizer_of(saved if isinstance(saved, str) else json.dumps(saved))
+        return model.network, jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32), tokenizer
+    units = settings["units"]
+    network = fully_connected(settings["layers"], settings["activation"], max(1, len(units["classes"])))
+    return network, jax.ShapeDtypeStruct((1, len(units["features"])), jnp.float32), None
+
+
+def _fitted(file: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The arrays as the tree that they are of; all of them, or none."""
+    expected = flat_names(like)
+    missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
+    wrong = [
+        f"{name} has shape {arrays[name].shape}, expected {v.shape}"
+        for name, v in expected.items()
+        if name in arrays and arrays[name].shape != v.shape
+    ]
+    faults = [f"{what} {', '.join(names)}" for what, names in (("no", missing), ("unknown", extra)) if names] + wrong
+    if faults:
+        raise ValueError(f"{file}: {'; '.join(faults)}")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
