@@ -249,6 +249,7 @@ from .rules.stochastic.gaussian_noise import GaussianNoiseParams as GaussianNois
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise
 from .rules.stochastic.reparameterization import ReparameterizationParams as ReparameterizationParams
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
+from .train.load import load as load
 from .transforms import Clipped as Clipped
 from .transforms import Statistics as Statistics
 from .transforms import Watched as Watched

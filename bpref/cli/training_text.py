@@ -19,7 +19,7 @@ from bpref.cli.training import (
     written,
 )
 from bpref.layer import Layer, map_leaves
-from bpref.models.text import TextModel, text_model
+from bpref.models.text import text_model
 from bpref.nearest import require_known
 from bpref.train.loop import Fitted
 from bpref.train.recipes import TextRecipe
@@ -81,7 +81,7 @@ def run(
         return 1
     print(summary(fitted, text, recipe))
     if record is not None:
-        record.finish(fitted.params, fitted.history, f"test {SCORE}", settings(name, model, text, recipe, seed, dtype))
+        record.finish(fitted.params, fitted.history, f"test {SCORE}", settings(name, text, recipe, seed, dtype))
         print(written(record))
         print(f'go on with: bpref sample {out} --prompt "The"')
     return 0
@@ -98,7 +98,8 @@ def describe(name: str, text: Text, recipe: TextRecipe, begin: Start, platform: 
     tokens = "bytes" if recipe.tokens == "bytes" else f"tokens of {text.bytes_per_token:.2f} bytes"
     size = sum(p.size for p in jax.tree.leaves(begin.params))
     return (
-        f"{text.name}: {count(len(X), 'context')} of {X.shape[1]} {tokens} to train on, {len(X_test)} held out, its end\n"
+        f"{text.name}: {count(len(X), 'context')} of {X.shape[1]} {tokens} to train on, "
+        f"{len(X_test)} held out, its end\n"
         f"{name} of {count(recipe.depth, 'block')}, width {recipe.width}, {size:,} parameters; "
         + by_what(recipe, begin.dtype, platform)
     )
@@ -115,7 +116,7 @@ def summary(fitted: Fitted, text: Text, recipe: TextRecipe) -> str:
     )
 
 
-def settings(name: str, model: TextModel, text: Text, recipe: TextRecipe, seed: int, dtype: str) -> dict[str, Any]:
+def settings(name: str, text: Text, recipe: TextRecipe, seed: int, dtype: str) -> dict[str, Any]:
     """All that the network and its tokens are made of again."""
     return {
         "model": name,

@@ -76,6 +76,7 @@ def as_json(epoch: Epoch) -> dict[str, Any]:
 def plot(history: list[Epoch], score: str, path: Path) -> None:
     """Draw the loss, the test score and the gradient's norm by layer, over the epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = [as_json(epoch) for epoch in history]
     epochs = [row["epoch"] for row in rows]
@@ -91,6 +92,7 @@ def plot(history: list[Epoch], score: str, path: Path) -> None:
         norms.plot(epochs, [row["gradient_norm"][layer] for row in rows], label=f"layer {layer}", marker=marker)
     for axes, label, scale in ((losses, "loss J", "log"), (scores, score, "linear"), (norms, "gradient norm", "log")):
         axes.set(xlabel="epoch", ylabel=label, yscale=scale)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

@@ -1,0 +1,114 @@
+"""`bpref train gpt`, `bpref sample` and `bpref.load`, in process: from a text to a generated one."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref.cli.app import run
+from bpref.models.text import TEXT_MODELS, text_model
+from bpref.train.text import bits_per_byte
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+TEXT = "the cat sat on the mat, and the dog sat on the log. " * 40
+
+SMALL = ["--context", "16", "--width", "16", "--depth", "1", "--heads", "2", "--epochs", "8", "--learning-rate", "0.02"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_from_a_text_to_a_generated_one(model, file, tmp_path, capsys):
+    """What is loaded again predicts the text that was held out as the run said, and goes on from a prompt."""
+    out = tmp_path / "run"
+    assert run(["train", model, "--text", str(file), *SMALL, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{file}: 116 contexts of 16 bytes to train on, 12 held out, its end"
+    assert re.fullmatch(rf"{model} of 1 block, width 16, [\d,]+ parameters; adamw, learning rate 0.02 .*", lines[1])
+    assert float(re.search(r"largest error against the oracle (\S+)", lines[2])[1]) < 1e-10
+    score, alone = map(float, re.match(r"test (\S+) bits a byte after 56 steps .* alone: (\S+)\)", lines[3]).groups())
+    assert score < 0.6 * alone
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_score"] == pytest.approx(score, abs=1e-3)
+
+    loaded = bpref.load(out)
+    ids = loaded.tokenizer.encode(TEXT[-int(0.1 * len(TEXT)) :])
+    X, y = ids[:-1][: 12 * 16].reshape(12, 16), ids[1:][: 12 * 16].reshape(12, 16)
+    p = jax.nn.log_softmax(loaded.network.forward(loaded.params, X)[0])
+    assert bits_per_byte(-jnp.take_along_axis(p, y[..., None], -1).mean(), 1.0) == pytest.approx(score, abs=2e-3)
+
+    assert run(["sample", str(out), "--prompt", "the cat", "--tokens", "30", "--temperature", "0"]) == 0
+    text = capsys.readouterr().out.removesuffix("\n")
+    ids = loaded.tokenizer.encode("the cat")
+    while len(ids) < len("the cat") + 30:
+        logits = loaded.network.forward(loaded.params, ids[None])[0][0, -1]
+        ids = np.append(ids, np.int32(jnp.argmax(logits)))
+    assert text == loaded.tokenizer.decode(ids)
+
+
+def test_what_a_model_of_text_is_trained_by_has_the_params_of_its_network():
+    ids = jnp.zeros((2, 8), jnp.int32)
+    for name in TEXT_MODELS:
+        model = text_model(name, 50, 8, 16, 2, 2)
+        of_network = jax.eval_shape(model.network.init, jax.random.key(0), ids)
+        of_objective = jax.eval_shape(model.objective.init, jax.random.key(0), (ids, ids))
+        assert jax.tree.map(jnp.shape, of_network) == jax.tree.map(jnp.shape, of_objective)
+
+
+def test_pythons_own_documentation_is_learned(capsys):
+    """The stated score: below 2.6 bits a byte after 409 steps, where frequencies alone need more than 4.5."""
+    assert run(["train", "gpt", "--epochs", "1"]) == 0
+    score, alone = re.search(
+        r"test (\S+) bits a byte after \d+ steps .* alone: (\S+)\)", capsys.readouterr().out
+    ).groups()
+    assert float(score) < 2.6 < 4.5 < float(alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "gpt", "--layers", "3"], "--layers goes with a table; gpt is a model of text"),
+        (["train", "gpt", "--target", "y"], "--target goes with a table; gpt is a model of text"),
+        (["train", "digits", "--context", "3"], "--context goes with a model of text: gpt, lstm, mamba"),
+        (["train", "gtp"], "unknown data set or model 'gtp'; the nearest is gpt"),
+        (["train", "gpt", "--heads", "5"], "gpt: width is 64, expected a multiple of heads, 5"),
+        (["train", "gpt", "--width", "0"], "gpt: width is 0, expected a positive integer"),
+        (["train", "gpt", "--text", "/nowhere"], "/nowhere: No such file or directory"),
+        (["sample", "/nowhere"], "there is no params.safetensors, as `bpref train --out /nowhere` leaves it"),
+    ],
+)
+def test_refused(arguments, message, capsys):
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+
+
+def test_bad_prompts_are_refused(file, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(["train", "lstm", "--text", str(file), *SMALL, "--epochs", "1", "--out", str(out)]) == 0
+    capsys.readouterr()
+    for options, message in (
+        (["--prompt", ""], "the prompt is empty, expected a text to go on from"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--top-k", "0"], "top_k is 0, expected an integer from 1 to 256"),
+        (["--top-p", "1.5"], "top_p is 1.5"),
+        (["--tokens", "0"], "steps is 0"),
+    ):
+        assert run(["sample", str(out), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert run(["train", "diabetes", "--epochs", "1", "--layers", "2", "--out", str(tmp_path / "table")]) == 0
+    capsys.readouterr()
+    assert run(["sample", str(tmp_path / "table")]) == 2
+    assert "is of a table; bpref sample is for models of text" in capsys.readouterr().err

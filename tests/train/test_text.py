@@ -1,0 +1,136 @@
+"""Text as tokens, and a run's network again."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import bpref
+from bpref.train.load import load
+from bpref.train.text import TEST_SHARE, as_settings, bits_per_byte, byte_pairs, contexts, read_text, tokenizer_of
+
+TEXT = "the cat sat on the mat; ünïcode — too. " * 20
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "bpe"])
+def test_tokens_are_the_text_again_also_when_saved(file, tokens):
+    text = read_text(file, 8, tokens, 300)
+    saved = as_settings(text.tokenizer)
+    again = tokenizer_of(saved if isinstance(saved, str) else json.dumps(saved))
+    assert again.vocabulary == text.tokenizer.vocabulary <= (256 if tokens == "bytes" else 300)
+    ids = again.encode(TEXT)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, text.tokenizer.encode(TEXT))
+    assert again.decode(ids) == TEXT
+    assert (len(ids) < len(TEXT.encode())) == (tokens == "bpe")
+
+
+def test_what_is_held_out_is_the_end_and_nothing_is_learned_of_it(file):
+    text = read_text(file, 8, "bpe", 400)
+    before = TEXT[: len(TEXT) - int(len(TEXT) * TEST_SHARE)]
+    assert text.tokenizer.saved == byte_pairs(before, 400).saved
+    ids, ids_test = text.tokenizer.encode(before), text.tokenizer.encode(TEXT[len(before) :])
+    np.testing.assert_array_equal(text.train[0].ravel(), ids[: text.train[0].size])
+    np.testing.assert_array_equal(text.test[1].ravel(), ids_test[1 : text.test[1].size + 1])
+    assert text.bytes_per_token == len(TEXT[len(before) :].encode()) / len(ids_test)
+
+
+def test_at_each_position_stands_the_id_that_comes_next():
+    X, y = contexts(np.arange(10), 3)
+    assert X.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert y.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_a_bit_a_byte_is_a_choice_of_two_for_each_byte():
+    assert bits_per_byte(np.log(2), 1.0) == pytest.approx(1)
+    assert bits_per_byte(np.log(16), 2.0) == pytest.approx(2)
+
+
+def test_frequencies_alone_need_the_entropy(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("ab" * 50_000)
+    assert read_text(path, 8).unigram == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        (b"\xff\xfe", {}, "{}: byte 0 is no UTF-8; is it a text?"),
+        (b"abc", {}, "{}: 3 tokens are trained on, too few for one context of 8 and the token after it"),
+        (b"ab" * 30, {}, "{}: 6 tokens are held out, too few for one context of 8 and the token after it"),
+        (b"", {"context": 0}, "context is 0, expected at least 1"),
+        (b"", {"tokens": "words"}, "unknown tokens 'words'; there is bytes, bpe"),
+        (b"", {"tokens": "bpe", "vocabulary": 9}, "vocabulary is 9, expected at least 256, one for each byte"),
+    ],
+)
+def test_refused(tmp_path, content, given, message):
+    path = tmp_path / "t.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_text(path, **{"context": 8, **given})
+    assert str(error.value) == message.format(path)
+
+
+@pytest.fixture
+def of_a_table(tmp_path):
+    """A run of a table, as it is written: the arrays, and the settings as metadata."""
+    network = bpref.serial(bpref.linear(3), bpref.relu(), bpref.linear(1))
+    params = network.init(jax.random.key(0), np.zeros((1, 2), np.float32))
+    arrays = {f"{i}.{name}": np.asarray(v) for i in (0, 2) for name, v in params[i]._asdict().items()}
+    settings = {"layers": [3], "activation": "relu", "units": {"features": ["a", "b"], "classes": []}}
+    return SimpleNamespace(path=tmp_path, network=network, params=params, arrays=arrays, settings=settings)
+
+
+def save(run, arrays=None, **changed):
+    metadata = {"settings": json.dumps(run.settings | changed)}
+    save_file(run.arrays | (arrays or {}), run.path / "params.safetensors", metadata=metadata)
+
+
+def test_a_runs_network_and_params_are_loaded_again(of_a_table):
+    save(of_a_table)
+    for path in (of_a_table.path, str(of_a_table.path / "params.safetensors")):
+        loaded = load(path)
+        x = np.ones((4, 2), np.float32)
+        y = loaded.network.forward(loaded.params, x)[0]
+        np.testing.assert_array_equal(y, of_a_table.network.forward(of_a_table.params, x)[0])
+        assert loaded.tokenizer is None
+        assert loaded.settings == of_a_table.settings
+
+
+def test_arrays_that_do_not_fit_are_each_named(of_a_table):
+    del of_a_table.arrays["0.b"]
+    save(of_a_table, {"2.W": np.zeros((1, 4), np.float32), "more": np.zeros(1)})
+    with pytest.raises(ValueError) as error:
+        load(of_a_table.path)
+    file = of_a_table.path / "params.safetensors"
+    assert str(error.value) == f"{file}: no 0.b; unknown more; 2.W has shape (1, 4), expected (1, 3)"
+
+
+def test_a_file_that_is_no_run_is_said_to_be_none(of_a_table):
+    file = of_a_table.path / "params.safetensors"
+    with pytest.raises(FileNotFoundError) as missing:
+        load(of_a_table.path)
+    assert str(missing.value).startswith(f"{of_a_table.path}: there is no params.safetensors, as ")
+    save_file(of_a_table.arrays, file)
+    with pytest.raises(ValueError) as error:
+        load(file)
+    assert str(error.value) == f"{file}: it has no settings, so it is not of `bpref train`"
+    file.write_bytes(b"nonsense" * 9)
+    with pytest.raises(ValueError) as error:
+        load(file)
+    assert str(error.value).startswith(f"{file}: it is no whole safetensors file (")
+    save(of_a_table, activation="rely")
+    with pytest.raises(ValueError) as error:
+        load(file)
+    assert str(error.value).startswith(f"{file}: its settings make no network: ")
+    assert set(load_file(file)) == set(of_a_table.arrays)
