@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
+import optax
 import pytest
 
+import bpref
 from bpref.cli.app import run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -38,8 +41,8 @@ class Block(NamedTuple):
     text: str
 
 
-def section_of(readme: str) -> str:
-    text = readme[readme.index(f"\n## {SECTION}\n") + 1 :]
+def section_of(readme: str, name: str = SECTION) -> str:
+    text = readme[readme.index(f"\n## {name}\n") + 1 :]
     return text[: text.index("\n## ") + 1]
 
 
@@ -106,6 +109,27 @@ def test_the_programs_print_what_the_readme_shows(tmp_path, monkeypatch):
     assert sum(bool(expected) for expected, _ in outputs) == 9, "each way of checking is shown"
     for expected, came in outputs:
         assert MEASURED.sub("#", came) == MEASURED.sub("#", expected)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_language_model_is_trained_and_writes(tmp_path, monkeypatch):
+    """The programs of its section, one after the other; the weights that the last one reads are saved for it."""
+    monkeypatch.chdir(tmp_path)
+    trained, published = blocks(section_of(README.read_text(), "A language model"))
+    names = {"jax": jax, "bpref": bpref, "optax": optax}
+    with jax.numpy_rank_promotion("allow"):
+        written = printed(trained, tmp_path, names)
+        assert 0 < float(written.split()[0]) < 3.2
+        small = bpref.GptConfig(vocabulary=50, width=16, depth=1, heads=2, hidden=24, context=8, kv_heads=2)
+        ids = np.zeros((1, 8), np.int32)
+        params = bpref.gpt(small).init(jax.random.key(0), ids)
+        bpref.save_weights(small, params, "path/to/model")
+        printed(published, tmp_path, names)
+    assert names["shape"] == small
+    assert (
+        bpref.gpt(small).forward(names["params"], ids)[0].tolist() == bpref.gpt(small).forward(params, ids)[0].tolist()
+    )
+    assert sorted(file.name for file in (tmp_path / "somewhere/new").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def refreshed(text: str, folder: Path) -> str:
