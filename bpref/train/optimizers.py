@@ -104,4 +104,6 @@ def make_optimizer(
 
 def _weights(params: Any) -> Any:
     """True for the arrays called W and U; by name, since a bias that `scan` stacked is a matrix too."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path).rpartition(".")[2][0] in "WU", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: name_of(path).rpartition(".")[2].startswith(("W", "U")), params
+    )

@@ -108,7 +108,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["diabets"], "unknown data set 'diabets'; there is diabetes, digits"),
+        (["diabets"], "unknown data set or model 'diabets'; the nearest are diabetes, digits"),
         (["digits", "--data", "t.csv"], "both 'digits' and --data are given; train on one of them"),
         (["--target", "y"], "--target goes with --data, a table of your own"),
         (["--task", "regression"], "--task goes with --data, a table of your own"),
