@@ -24,6 +24,7 @@ def sample(
     It may be longer than the context: gpt's attention sees as many tokens back as it was trained with, and no more.
     """
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from bpref.models.generate import generate
@@ -39,7 +40,7 @@ def sample(
         written = generate(
             loaded.network,
             loaded.params,
-            ids[None],
+            jnp.asarray(ids[None]),
             steps=tokens,
             key=jax.random.key(seed),
             temperature=temperature,

@@ -155,7 +155,8 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
 
     held = None if leaf.held is None else leaf.held._replace(whole=filled)
     evaluating = None if leaf.evaluating is None else _reader(path, leaf.evaluating, sources)
-    decoding = leaf.decoding and (lambda _, length: _reader(path, leaf.decoding(leaf, length), sources))
+    of_decoding = leaf.decoding
+    decoding = of_decoding and (lambda _, length: _reader(path, of_decoding(leaf, length), sources))
     reads += leaf.reads
     return Layer(
         lambda key, x: begin(key, x)[0],

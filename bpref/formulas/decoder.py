@@ -48,6 +48,12 @@ def decoder(leaf: Layer, start: Callable[[Any, Any], Any], step: Callable[[Any, 
     return Layer(lambda key, x: begin(key, x)[0], forward, backward, leaf.name, begin=begin)
 
 
+def decoder_of(leaf: Layer, length: int) -> Any:
+    """What a leaf that has a decoding is, for so many positions; of what another one is made of."""
+    assert leaf.decoding is not None, leaf.name
+    return leaf.decoding(leaf, length)
+
+
 def _shapes(state: Any) -> tuple[Any, Any]:
     leaves, tree = jax.tree.flatten(state)
     return tuple(getattr(v, "shape", ()) for v in leaves), tree

@@ -50,5 +50,5 @@ def attend_on(pattern: Pattern, x: Heads, extras: Extras, memory: Memory, length
     pattern = pattern._replace(causal=False, window=(0, W), key_block=None if t == 1 else pattern.key_block)
     y = attend(pattern, Heads(x.q, k, v, mask), extras).y
     n = memory.n + t
-    after = Memory(*(lax.slice_in_dim(a, t, None, axis=a.ndim - 3) for a in (k, v)), n)
-    return jnp.where(n <= length, y, jnp.nan), after
+    k, v = (lax.slice_in_dim(a, t, None, axis=a.ndim - 3) for a in (k, v))
+    return jnp.where(n <= length, y, jnp.nan), Memory(k, v, n)

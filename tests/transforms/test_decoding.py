@@ -61,6 +61,7 @@ DECODERS = {
         (lambda: bpref.lstm(5, checkpoint=2), sequence),
     ],
     "lstm_block": [(lambda: bpref.lstm_block(5), sequence)],
+    "mamba_block": [(lambda: bpref.mamba_block(3, 2, 2, window=3, chunk=2), sequence)],
 }
 EVERY_DECODER = pytest.mark.parametrize(
     ("make", "x"), [pytest.param(*of, id=name) for name, each in DECODERS.items() for of in each]

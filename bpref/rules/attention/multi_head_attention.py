@@ -45,7 +45,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive, requir
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.attention_grid import Pattern, Window
-from bpref.formulas.decoder import decoder
+from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.heads import Heads, by_head, by_position
 from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
@@ -54,7 +54,7 @@ from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, so
 from bpref.layer import Layer, Reals, With, begin
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, specs
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.qk_norm import QkNormParams
 from bpref.rules.norm.qk_norm import qk_norm as qk_norm_layer
@@ -236,13 +236,13 @@ def multi_head_attention(
         return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
 
     def decoding(leaf, length):
-        turning, onwards = rotary and rotary.decoding(rotary, length), attention.decoding(attention, length)
+        turning, onwards = rotary and decoder_of(rotary, length), decoder_of(attention, length)
 
         def start(params, x):
             if isinstance(x, Sequences):
                 raise TypeError(f"{who}: x is Sequences, expected an array: decoding is of one sequence to itself")
             kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, features(x)), x.dtype)
-            return begin(onwards, jax.random.key(0), Heads(kv, kv, kv))[1]
+            return begin(onwards, jax.random.key(0), specs(Heads, kv, kv, kv))[1]
 
         def step(params, x, memory):
             q, k, v = by_heads(params, x, x)

@@ -42,7 +42,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite, require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
-from bpref.formulas.decoder import decoder
+from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, joined
@@ -140,7 +140,7 @@ def lstm_block(
         return jax.tree.map(lambda d, v: cast(d, v.dtype), dparams, params), cast(dx, x.dtype)
 
     def decoding(leaf, length):
-        onwards = inner.decoding(inner, length)
+        onwards = decoder_of(inner, length)
 
         def start(params, x):
             return begin(onwards, jax.random.key(0), jax.ShapeDtypeStruct(x.shape, wide_dtype(x.dtype)))[1]

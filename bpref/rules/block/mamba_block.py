@@ -42,6 +42,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive, require_sizes
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.decoder import decoder
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size, specs
 from bpref.rules.activation.silu import SiluCache, silu
@@ -106,6 +107,7 @@ def mamba_block(
     )
     eps = require_positive(who, "eps", eps)
     norm, act, scan = rms_norm(eps), silu(), selective_scan(states, chunk=chunk)
+    passing = selective_scan(states, chunk=chunk, final=True)
 
     def widened(x):
         e = expand * x.shape[2]
@@ -127,16 +129,28 @@ def mamba_block(
         )
 
     def forward(params, x: Float[Array, "N T>0 d>0"]):
+        return run(params, x, None)[:2]
+
+    def run(params, x, before):
+        """y, the cache, and what is remembered: the last inputs of the convolution, and the state of the scan."""
         e, conv = widened(x)
         xhat, of_norm = norm.forward(params.norm, x)
         vz = cast(times_transposed(xhat, params.W_in), x.dtype)
-        u = act.forward((), conv.forward(params.conv, vz[..., :e])[0])[0]
+        v = vz[..., :e]
+        if before is not None:
+            v = jnp.concatenate((before[0], v), 1)
+        u = act.forward((), conv.forward(params.conv, v)[0][:, v.shape[1] - x.shape[1] :])[0]
         RBC = cast(times_transposed(u, params.W_x), x.dtype)
         delta = cast(times_transposed(RBC[..., :rank], params.W_delta), x.dtype)
-        y, of_scan = scan.forward(params.scan, scanned(u, delta, RBC))
+        if before is None:
+            y, of_scan = scan.forward(params.scan, scanned(u, delta, RBC))
+            after = None
+        else:
+            (y, h), of_scan = passing.forward(params.scan, scanned(u, delta, RBC)._replace(state=before[1]))
+            after = v[:, v.shape[1] - window + 1 :], h
         o = y * act.forward((), vz[..., e:])[0]
         out = x + cast(times_transposed(o, params.W_out), x.dtype)
-        return out, MambaBlockCache(x, of_norm.rms, vz, RBC, delta, y, of_scan.starts)
+        return out, MambaBlockCache(x, of_norm.rms, vz, RBC, delta, y, of_scan.starts), after
 
     def scanned(u, delta, RBC):
         return Selective(u, delta, RBC[..., rank : rank + states], RBC[..., rank + states :])
@@ -169,7 +183,18 @@ def mamba_block(
         dnorm, dx = norm.backward(params.norm, RmsNormCache(x, rms), dxhat)
         return MambaBlockParams(dnorm, dW_in, dconv, dW_x, dW_delta, dscan, dW_out), dout + dx
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        def start(params, x):
+            e = params.W_out.shape[1]
+            return jnp.zeros((x.shape[0], window - 1, e), x.dtype), jnp.zeros((x.shape[0], e, states), x.dtype)
+
+        def step(params, x, before):
+            out, _, after = run(params, x, before)
+            return out, after
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def reference(

@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.attention_grid import Window
-from bpref.formulas.decoder import decoder
+from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer, Reals, With, begin
@@ -139,7 +139,7 @@ def transformer_block(
         return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
 
     def decoding(leaf, length):
-        onwards = attention.decoding(attention, length)
+        onwards = decoder_of(attention, length)
 
         def start(params, x):
             return begin(onwards, jax.random.key(0), x)[1]
