@@ -280,7 +280,7 @@ def _normalised(sums: _Sums) -> tuple[Array, Array, Array]:
 
 
 def reference(
-    params: FusedLinearCrossEntropyParams,
+    params: LinearParams,
     x: tuple[Array, Array],
     vocabulary: int,
     bias: bool = False,
