@@ -38,6 +38,8 @@ from .models.gpt import gpt_objective as gpt_objective
 from .models.gpt_published import config_of as config_of
 from .models.gpt_weights import load_weights as load_weights
 from .models.gpt_weights import save_weights as save_weights
+from .models.resnet import RESNETS as RESNETS
+from .models.resnet import resnet as resnet
 from .rule import Case as Case
 from .rule import Rule as Rule
 from .rules import RULES as RULES

@@ -9,10 +9,10 @@ import typer
 from bpref.cli.errors import UsageError, blaming_the_input
 
 if TYPE_CHECKING:
-    from bpref.train.recipes import Recipe, TextRecipe
+    from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
     from bpref.train.table import Table
 
-R = TypeVar("R", "Recipe", "TextRecipe")
+R = TypeVar("R", "Recipe", "TextRecipe", "ImageRecipe")
 
 EXAMPLE = (
     "Examples: bpref train | bpref train digits --epochs 20 --out run | bpref train gpt --out run | "
@@ -26,7 +26,8 @@ DEFAULT = "diabetes"
 
 def train(
     what: Annotated[
-        str | None, typer.Argument(help="diabetes, digits, or a model of text: gpt, lstm, mamba. [default: diabetes]")
+        str | None,
+        typer.Argument(help="diabetes, digits, a model of text (gpt, lstm, mamba), or resnet. [default: diabetes]"),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
     target: Annotated[
@@ -41,8 +42,10 @@ def train(
     tokens: Annotated[str | None, typer.Option(help="Of text: bytes, or bpe. [default: bytes]")] = None,
     vocabulary: Annotated[int | None, typer.Option(help="How many tokens bpe learns. [default: 1024]")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in an example of text. [default: 64]")] = None,
-    width: Annotated[int | None, typer.Option(help="Features of a model of text. [default: 64]")] = None,
-    depth: Annotated[int | None, typer.Option(help="Blocks of a model of text. [default: 2]")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Features of a model; channels of resnet. [default: 64; 16]")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks of a model; of each stage of resnet. [default: 2]")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads of gpt's attention. [default: 4]")] = None,
     layers: Annotated[
         str | None,
@@ -80,7 +83,7 @@ def train(
     Without arguments: a regression on the diabetes data with hidden layers, one output neuron, the square loss
     and gradient descent. 20% of the examples are held out for the test; of a text, the last tenth.
     """
-    from bpref.train.recipes import OF_TEXT
+    from bpref.train.recipes import OF_IMAGES, OF_TEXT
     from bpref.train.record import require_new
 
     of_both = {
@@ -98,10 +101,9 @@ def train(
         "tokens": tokens,
         "vocabulary": vocabulary,
         "context": context,
-        "width": width,
-        "depth": depth,
         "heads": heads,
     }
+    of_models = {"width": width, "depth": depth}
     how: dict[str, Any] = {
         "seed": seed,
         "dtype": dtype,
@@ -114,14 +116,26 @@ def train(
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
             if out is not None:
                 require_new(out)
-            text_recipe = with_given(OF_TEXT[what], {k: v for k, v in of_text.items() if k != "text"} | of_both)
+            sizes = {k: v for k, v in of_text.items() if k != "text"}
+            text_recipe = with_given(OF_TEXT[what], sizes | of_models | of_both)
         from bpref.cli.training_text import run as run_text
 
         return run_text(what, text, text_recipe, **how)
+    if what in OF_IMAGES:
+        with blaming_the_input():
+            require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
+            require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
+            if out is not None:
+                require_new(out)
+            image_recipe = with_given(OF_IMAGES[what], of_models | of_both)
+        from bpref.cli.training_images import run as run_images
+
+        return run_images(what, image_recipe, **how)
     from bpref.cli.training import run
 
     with blaming_the_input():
         require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
+        require_none(of_models, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
         if out is not None:
             require_new(out)
         table, recipe = choose_table(what, data, target, task)
@@ -143,14 +157,14 @@ def choose_table(
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
     from bpref.nearest import require_known
     from bpref.train.embedded import EMBEDDED
-    from bpref.train.recipes import OF_TEXT, OWN_DATA, RECIPES
+    from bpref.train.recipes import OF_IMAGES, OF_TEXT, OWN_DATA, RECIPES
 
     if data is None:
         for option, value in (("--target", target), ("--task", task)):
             if value is not None:
                 raise UsageError(f"{option} goes with --data, a table of your own")
         dataset = dataset or DEFAULT
-        require_known("data set or model", dataset, [*EMBEDDED, *OF_TEXT])
+        require_known("data set or model", dataset, [*EMBEDDED, *OF_TEXT, *OF_IMAGES])
         return EMBEDDED[dataset](), RECIPES[dataset]
     if dataset is not None:
         raise UsageError(f"both {dataset!r} and --data are given; train on one of them")

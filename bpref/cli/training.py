@@ -19,7 +19,7 @@ from bpref.train import loop
 from bpref.train.loop import Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
-from bpref.train.recipes import Recipe, TextRecipe
+from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
 from bpref.train.record import PARAMS, PLOT, Record
 from bpref.train.split import Split, least_squares_r2, split
 from bpref.train.start import DTYPES, Start, objective_in, require_epochs, start, steps_per_epoch
@@ -127,7 +127,7 @@ def written(record: Record) -> str:
     return "written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT))
 
 
-def optimizer_of(recipe: Recipe | TextRecipe, steps: int) -> Any:
+def optimizer_of(recipe: Recipe | TextRecipe | ImageRecipe, steps: int) -> Any:
     """The optax transformation that a recipe means, for so many steps."""
     return make_optimizer(
         recipe.optimizer,
@@ -197,7 +197,7 @@ def describe(name: str, table: Table, parts: Split, recipe: Recipe, dtype: str, 
     )
 
 
-def by_what(recipe: Recipe | TextRecipe, dtype: str, platform: str) -> str:
+def by_what(recipe: Recipe | TextRecipe | ImageRecipe, dtype: str, platform: str) -> str:
     """How it is trained."""
     return (
         f"{recipe.optimizer}, learning rate {recipe.learning_rate:g} {recipe.schedule}, "

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from bpref.train.table import Table
 
 
@@ -23,6 +25,14 @@ def digits() -> Table:
     varying = X.min(axis=0) < X.max(axis=0)
     features = tuple(name for name, keep in zip(names, varying, strict=True) if keep)
     return Table(X[:, varying], data["target"], features, "digit", tuple(str(c) for c in data["target_names"]))
+
+
+def digits_as_images() -> tuple[np.ndarray, np.ndarray]:
+    """The same digits as images (N, 8, 8, 1) from 0 to 1, and their labels (N,)."""
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    return (data["images"][..., None] / 16).astype(np.float32), data["target"].astype(np.int32)
 
 
 EMBEDDED: dict[str, Callable[[], Table]] = {"diabetes": diabetes, "digits": digits}

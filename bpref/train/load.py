@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpref.layer import Layer
+from bpref.layer import Layer, begin
+from bpref.models.images import IMAGE_MODELS
 from bpref.models.text import TEXT_MODELS, text_model
 from bpref.train.network import fully_connected
-from bpref.train.record import PARAMS
+from bpref.train.record import PARAMS, STATE
 from bpref.train.step import flat_names
 from bpref.train.text import Tokenizer, tokenizer_of
 
@@ -22,12 +23,14 @@ class Loaded(NamedTuple):
     Attributes:
       network: the layer; of a model of text, ids (B, T) to logits (B, T, V).
       params: its params, NumPy arrays.
+      state: its running statistics; `()` where it has none.
       settings: how it was trained, a dict; of a table, `units` says how its columns were scaled.
       tokenizer: of a model of text, else None.
     """
 
     network: Layer[Any, Any, Any, Any]
     params: Any
+    state: Any
     settings: dict[str, Any]
     tokenizer: Tokenizer | None
 
@@ -52,8 +55,9 @@ def load(run: str | Path) -> Loaded:
         network, x, tokenizer = _network_of(settings)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: its settings make no network: {error!r}") from error
-    like = jax.eval_shape(network.init, jax.random.key(0), x)
-    return Loaded(network, _fitted(file, like, arrays), settings, tokenizer)
+    like = jax.eval_shape(lambda key: begin(network, key, x), jax.random.key(0))
+    params, state = _fitted(file, like, arrays)
+    return Loaded(network, params, state, settings, tokenizer)
 
 
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -78,14 +82,18 @@ def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]
         saved = settings["tokenizer"]
         tokenizer = tokenizer_of(saved if isinstance(saved, str) else json.dumps(saved))
         return model.network, jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32), tokenizer
+    if settings.get("model") in IMAGE_MODELS:
+        network = IMAGE_MODELS[settings["model"]](settings["depth"], settings["width"], len(settings["classes"]))
+        return network, jax.ShapeDtypeStruct((1, *settings["image"]), jnp.float32), None
     units = settings["units"]
     network = fully_connected(settings["layers"], settings["activation"], max(1, len(units["classes"])))
     return network, jax.ShapeDtypeStruct((1, len(units["features"])), jnp.float32), None
 
 
 def _fitted(file: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The arrays as the tree that they are of; all of them, or none."""
-    expected = flat_names(like)
+    """The arrays as params and state, `like` both; all of them, or none."""
+    params, state = like
+    expected = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items()}
     missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
     wrong = [
         f"{name} has shape {arrays[name].shape}, expected {v.shape}"

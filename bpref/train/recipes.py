@@ -51,6 +51,27 @@ OF_TEXT: dict[str, TextRecipe] = {
 }
 """By model of text."""
 
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """Settings of a run of a model of images; every one of them is an option of `bpref train`.
+
+    `depth` is the number of blocks in each of two stages, the first of `width` channels.
+    """
+
+    width: int
+    depth: int
+    optimizer: str
+    learning_rate: float
+    schedule: str
+    weight_decay: float
+    epochs: int
+    batch_size: int
+
+
+OF_IMAGES: dict[str, ImageRecipe] = {"resnet": ImageRecipe(16, 2, "adamw", 0.003, "cosine", 0.01, 8, 32)}
+"""By model of images."""
+
 RECIPES: dict[str, Recipe] = {
     "diabetes": Recipe((64, 64, 64), "relu", "square", "sgd", 0.02, "cosine", 0.05, 400, None),
     "digits": Recipe((256,), "relu", "softmax_cross_entropy", "adamw", 0.002, "cosine", 1.0, 30, None),

@@ -13,6 +13,9 @@ from bpref.train.step import flat_names
 METRICS, PARAMS, PLOT = "metrics.jsonl", "params.safetensors", "loss.png"
 """The files' names."""
 
+STATE = "state."
+"""What the names of running statistics begin with."""
+
 
 def require_new(directory: Path) -> None:
     """Raise `OSError` where `directory` exists, or cannot be made; nothing is written."""
@@ -44,18 +47,20 @@ class Record:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(as_json(epoch)) + "\n")
 
-    def finish(self, params: Any, history: list[Epoch], score: str, settings: dict[str, Any]) -> None:
+    def finish(self, params: Any, history: list[Epoch], score: str, settings: dict[str, Any], state: Any = ()) -> None:
         """Write the parameters, with the settings as the file's metadata, and the plot.
 
         Args:
           params: a tree of arrays; `0.W` is the entry `W` of its entry 0.
+          state: running statistics beside them, under names that begin with `state.`.
           history: every epoch.
           score: the name of the test metric.
           settings: anything that `json` can write.
         """
         from safetensors.numpy import save_file
 
-        arrays = {name: np.ascontiguousarray(p) for name, p in flat_names(params).items()}
+        named = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items()}
+        arrays = {name: np.ascontiguousarray(v) for name, v in named.items()}
         save_file(arrays, self.directory / PARAMS, metadata={"settings": json.dumps(settings)})
         plot(history, score, self.directory / PLOT)
 

@@ -38,14 +38,7 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
       ValueError: a part has no example; the regression targets held out are all the same, so that R^2 has no
         value; a column's values are too large or too small to standardise; `seed` is not in 0 ... 2**32 - 1.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}, expected an integer in 0 ... {2**32 - 1}")
-    N = len(table.X)
-    held_out = int(np.ceil(test_fraction * N))
-    if not 0 < held_out < N:
-        raise ValueError(f"test fraction {test_fraction} of {count(N, 'example')} leaves none to train or none to test")
-    order = np.random.RandomState(seed).permutation(N)
-    test, train = order[:held_out], order[held_out:]
+    train, test = rows_of_split(len(table.X), seed, test_fraction)
     X, X_mean, X_scale = _standardise(table.X, train, table.feature_names)
     if table.task == "classification":
         return Split(X[train], table.y[train], X[test], table.y[test], X_mean, X_scale, 0.0, 1.0)
@@ -53,10 +46,21 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
     y = y[:, 0]
     if (y[test] == y[test][0]).all():
         raise ValueError(
-            f"{table.target_name} has one value in the {count(held_out, 'example')} held out by seed {seed}, "
+            f"{table.target_name} has one value in the {count(len(test), 'example')} held out by seed {seed}, "
             "which R^2 cannot be computed from: more data or another seed is needed"
         )
     return Split(X[train], y[train], X[test], y[test], X_mean, X_scale, float(y_mean[0]), float(y_scale[0]))
+
+
+def rows_of_split(N: int, seed: int, test_fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Which of N examples are trained on, and which are held out; raises `ValueError` as `split`."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}, expected an integer in 0 ... {2**32 - 1}")
+    held_out = int(np.ceil(test_fraction * N))
+    if not 0 < held_out < N:
+        raise ValueError(f"test fraction {test_fraction} of {count(N, 'example')} leaves none to train or none to test")
+    order = np.random.RandomState(seed).permutation(N)
+    return order[held_out:], order[:held_out]
 
 
 def _standardise(v: np.ndarray, train: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
