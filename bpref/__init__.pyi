@@ -38,8 +38,10 @@ from .models.gpt import gpt_objective as gpt_objective
 from .models.gpt_published import config_of as config_of
 from .models.gpt_weights import load_weights as load_weights
 from .models.gpt_weights import save_weights as save_weights
+from .models.lenet import lenet as lenet
 from .models.resnet import RESNETS as RESNETS
 from .models.resnet import resnet as resnet
+from .models.vit import vit as vit
 from .rule import Case as Case
 from .rule import Rule as Rule
 from .rules import RULES as RULES
@@ -105,6 +107,7 @@ from .rules.convolution.transposed_convolution import transposed_convolution as 
 from .rules.cumulative.cumulative_logsumexp import cumulative_logsumexp as cumulative_logsumexp
 from .rules.cumulative.cumulative_product import cumulative_product as cumulative_product
 from .rules.cumulative.cumulative_sum import cumulative_sum as cumulative_sum
+from .rules.geometry.flatten import flatten as flatten
 from .rules.geometry.grid_sample import grid_sample as grid_sample
 from .rules.geometry.pad import pad as pad
 from .rules.geometry.pixel_shuffle import pixel_shuffle as pixel_shuffle

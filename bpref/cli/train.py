@@ -27,7 +27,9 @@ DEFAULT = "diabetes"
 def train(
     what: Annotated[
         str | None,
-        typer.Argument(help="diabetes, digits, a model of text (gpt, lstm, mamba), or resnet. [default: diabetes]"),
+        typer.Argument(
+            help="diabetes, digits, a model of text (gpt, lstm, mamba) or of images (resnet, vit). [default: diabetes]"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
     target: Annotated[
@@ -43,9 +45,9 @@ def train(
     vocabulary: Annotated[int | None, typer.Option(help="How many tokens bpe learns. [default: 1024]")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in an example of text. [default: 64]")] = None,
     width: Annotated[
-        int | None, typer.Option(help="Features of a model; channels of resnet. [default: 64; 16]")
+        int | None, typer.Option(help="Features of a model. [default: 64 for text, 16 for resnet, 32 for vit]")
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Blocks of a model; of each stage of resnet. [default: 2]")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks of a model, in each stage of resnet. [default: 2]")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads of gpt's attention. [default: 4]")] = None,
     layers: Annotated[
         str | None,

@@ -65,7 +65,7 @@ def run(
             print(
                 f"digits: {len(X)} images of {' x '.join(map(str, X.shape[1:3]))} pixels, {len(classes)} classes; "
                 f"{len(train)} to train on, {len(test)} held out by seed {seed}\n"
-                f"{name} of 2 stages of {recipe.depth}, width {recipe.width}, {size:,} parameters; "
+                f"{name} of depth {recipe.depth}, width {recipe.width}, {size:,} parameters; "
                 + by_what(recipe, dtype, placed.platform)
             )
             if not gradient_is_right(objective(network, loss), begin):
@@ -91,6 +91,6 @@ def run(
     if record is not None:
         settings = {"model": name, **asdict(recipe), "data": "digits", "seed": seed, "dtype": dtype}
         settings |= {"image": list(X.shape[1:]), "classes": classes}
-        record.finish(fitted.params, fitted.history, f"test {score}", settings, fitted.state[0])
+        record.finish(fitted.params, fitted.history, f"test {score}", settings, fitted.state[0] if fitted.state else ())
         print(written(record))
     return 0

@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "max_pool",
     ),
     "geometry": (
+        "flatten",
         "grid_sample",
         "pad",
         "pixel_shuffle",

@@ -56,7 +56,7 @@ OF_TEXT: dict[str, TextRecipe] = {
 class ImageRecipe:
     """Settings of a run of a model of images; every one of them is an option of `bpref train`.
 
-    `depth` is the number of blocks in each of two stages, the first of `width` channels.
+    Of resnet `depth` blocks are in each of two stages, the first of `width` channels; vit has as many, of that width.
     """
 
     width: int
@@ -69,7 +69,10 @@ class ImageRecipe:
     batch_size: int
 
 
-OF_IMAGES: dict[str, ImageRecipe] = {"resnet": ImageRecipe(16, 2, "adamw", 0.003, "cosine", 0.01, 8, 32)}
+OF_IMAGES: dict[str, ImageRecipe] = {
+    "resnet": ImageRecipe(16, 2, "adamw", 0.003, "cosine", 0.01, 8, 32),
+    "vit": ImageRecipe(32, 2, "adamw", 0.003, "warmup_cosine", 0.1, 30, 32),
+}
 """By model of images."""
 
 RECIPES: dict[str, Recipe] = {

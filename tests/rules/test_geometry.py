@@ -31,6 +31,17 @@ BAD_CALLS = {
         ValueError,
         "grid_sample: padding is 'reflection', expected one of zeros, border",
     ),
+    "flatten from no axis": (lambda: bpref.flatten(None), ValueError, "flatten: start is None, expected an integer"),
+    "flatten to an axis that is not there": (
+        lambda: bpref.flatten(1, 4).forward((), IMAGES),
+        ValueError,
+        "flatten: x has shape (2, 3, 4, 8), expected an axis 4, its end",
+    ),
+    "flatten back to front": (
+        lambda: bpref.flatten(2, 1).forward((), IMAGES),
+        ValueError,
+        "flatten: x has shape (2, 3, 4, 8), in which its start, axis 2, is behind its end, 1",
+    ),
     "pixel_shuffle by nothing": (
         lambda: bpref.pixel_shuffle(0),
         ValueError,

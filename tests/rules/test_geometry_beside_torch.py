@@ -40,6 +40,12 @@ def test_grid_sample(rng, align_corners, padding):
     assert_same(bpref.grid_sample(align_corners, padding), twin, (), x)
 
 
+@pytest.mark.parametrize(("start", "end"), [(1, -1), (0, 1), (2, 3), (-2, -2)])
+def test_flatten(rng, start, end):
+    x = rng.normal(size=(2, 3, 4, 5))
+    assert_same(bpref.flatten(start, end), lambda _, x: torch.flatten(x, start, end), (), x)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_pixel_shuffle(rng, inverse):
     N, H, W, C, r = (int(n) for n in rng.integers(1, 5, 5))

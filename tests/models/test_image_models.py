@@ -1,0 +1,71 @@
+"""lenet and vit: the published sizes, and the gradient of what they are composed of, written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import bpref
+from bpref.rules import RULES
+from bpref.verify.oracle import with_cotangents
+
+
+def size_of(network, *shape):
+    params = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    return sum(p.size for p in jax.tree.leaves(params))
+
+
+def test_lenet_has_as_many_parameters_as_is_taught():
+    assert size_of(bpref.lenet(), 1, 28, 28, 1) == 61_706
+
+
+def test_vit_b_16_has_as_many_parameters_but_for_the_token_of_the_class():
+    """torchvision's has 86,567,656, with the token and a position of its own."""
+    assert size_of(bpref.vit(196, 16, 1000, 768, 12, 12), 1, 224, 224, 3) == 86_567_656 - 2 * 768
+
+
+def convolved(p, x, stride, padding):
+    y = lax.conv_general_dilated(x, p.W, (stride,) * 2, padding, None, None, ("NHWC", "OHWI", "NHWC"))
+    return y + p.b[None, None, None]
+
+
+def plain_lenet(params, x):
+    def halved(x):
+        return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+
+    x = halved(jnp.tanh(convolved(params["C1"][0], x, 1, "SAME")))
+    x = halved(jnp.tanh(convolved(params["C3"][0], x, 1, "VALID")))
+    x = jnp.tanh(convolved(params["C5"][0], x, 1, "VALID"))[:, 0, 0]
+    x = jnp.tanh(x @ params["F6"][0].W.T + params["F6"][0].b[None])
+    return x @ params["head"].W.T + params["head"].b[None]
+
+
+def plain_vit(params, x):
+    x = convolved(params["patches"][0], x, 2, "VALID")
+    x = x.reshape(x.shape[0], -1, x.shape[3])
+    x = x + params["positions"].W[None]
+    for l in range(2):
+        p = jax.tree.map(lambda v, l=l: v[l], params["blocks"])
+        given = 2, 32, None, "gelu", False, "layer", None, False, None, True
+        x = RULES["transformer_block"].reference(p, x, *given)
+    x = RULES["layer_norm"].reference(params["norm"], x, 1e-6).mean(1)
+    return x @ params["head"].W.T + params["head"].b[None]
+
+
+@pytest.mark.parametrize(
+    ("network", "plain", "shape"),
+    [(bpref.lenet(), plain_lenet, (2, 28, 28, 1)), (bpref.vit(12, 2, 5, 8, 2, 2), plain_vit, (2, 6, 8, 3))],
+    ids=["lenet", "vit"],
+)
+def test_it_is_the_plain_form_and_its_gradient_autodiffs(network, plain, shape):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = rng.normal(size=shape)
+        params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), network.init(jax.random.key(0), x))
+        dy = rng.normal(size=jax.eval_shape(network.forward, params, x)[0].shape)
+        y, *came = jax.jit(lambda *args: bpref.backpropagate(network, *args))(params, x, dy)
+        expected, pull = with_cotangents(plain, params, x)
+        np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
+        for ours, theirs in zip(jax.tree.leaves(came), jax.tree.leaves(pull(dy)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-11)
