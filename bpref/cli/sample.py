@@ -35,6 +35,8 @@ def sample(
         if loaded.tokenizer is None:
             raise UsageError(f"{run}: it is of a table; bpref sample is for models of text, as of bpref train gpt")
         ids = loaded.tokenizer.encode(prompt)
+        if tokens < 1:
+            raise UsageError(f"tokens is {tokens}, expected at least 1")
         if not len(ids):
             raise UsageError("the prompt is empty, expected a text to go on from")
         written = generate(
