@@ -33,7 +33,8 @@ def sample(
     with blaming_the_input():
         loaded = load(run)
         if loaded.tokenizer is None:
-            raise UsageError(f"{run}: it is of a table; bpref sample is for models of text, as of bpref train gpt")
+            kind = "images" if "model" in loaded.settings else "a table"
+            raise UsageError(f"{run}: it is of {kind}; bpref sample is for models of text, as of bpref train gpt")
         ids = loaded.tokenizer.encode(prompt)
         if tokens < 1:
             raise UsageError(f"tokens is {tokens}, expected at least 1")

@@ -98,13 +98,8 @@ def train(
     }
     of_tables = {"data": data, "target": target, "task": task}
     of_networks = {"layers": layers, "activation": activation, "loss": loss}
-    of_text = {
-        "text": text,
-        "tokens": tokens,
-        "vocabulary": vocabulary,
-        "context": context,
-        "heads": heads,
-    }
+    of_tokens = {"tokens": tokens, "vocabulary": vocabulary, "context": context, "heads": heads}
+    of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
     how: dict[str, Any] = {
         "seed": seed,
@@ -113,13 +108,13 @@ def train(
         "device": device,
         "out": out,
     }
+    with blaming_the_input():
+        if out is not None:
+            require_new(out)
     if what in OF_TEXT:
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
-            if out is not None:
-                require_new(out)
-            sizes = {k: v for k, v in of_text.items() if k != "text"}
-            text_recipe = with_given(OF_TEXT[what], sizes | of_models | of_both)
+            text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
         from bpref.cli.training_text import run as run_text
 
         return run_text(what, text, text_recipe, **how)
@@ -127,8 +122,6 @@ def train(
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
             require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
-            if out is not None:
-                require_new(out)
             image_recipe = with_given(OF_IMAGES[what], of_models | of_both)
         from bpref.cli.training_images import run as run_images
 
@@ -138,8 +131,6 @@ def train(
     with blaming_the_input():
         require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
         require_none(of_models, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
-        if out is not None:
-            require_new(out)
         table, recipe = choose_table(what, data, target, task)
         given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
         recipe = with_given(recipe, given)

@@ -64,11 +64,13 @@ def run(
         (X, as_target(recipe.loss, y, len(table.classes)))
         for X, y in ((parts.X, parts.y), (parts.X_test, parts.y_test))
     )
+    score, metric = METRICS[table.task]
+    widths = ",".join(map(str, recipe.layers))
     with jax.default_device(placed):
         print(describe(name, table, parts, recipe, dtype, placed.platform, seed))
-        widths = ",".join(map(str, recipe.layers))
-        with blaming_the_size(f"a network with layers {widths} in batches of {batch_size}"):
-            begin = start(
+        done = trained(
+            objective(network, loss),
+            lambda: start(
                 objective_in(dtype, network, loss),
                 optimizer,
                 train,
@@ -76,17 +78,17 @@ def run(
                 seed=seed,
                 dtype=dtype,
                 update_in_backward=update_in_backward,
-            )
-            if not gradient_is_right(objective(network, loss), begin):
-                return 1
-        with blaming_the_input():
-            record = None if out is None else Record(out)
-        score, metric = METRICS[table.task]
-        fitted = carried_out(
-            begin, test, epochs=recipe.epochs, score=score, metric=metric, rate=recipe.learning_rate, record=record
+            ),
+            test,
+            recipe,
+            what=f"a network with layers {widths} in batches of {batch_size}",
+            score=score,
+            metric=metric,
+            out=out,
         )
-    if fitted is None:
+    if done is None:
         return 1
+    fitted, record = done
     print(summary(fitted, score, parts, table))
     if record is not None:
         settings = {"data": name, **asdict(recipe), "seed": seed, "dtype": dtype, "units": units(table, parts)}
@@ -95,20 +97,55 @@ def run(
     return 0
 
 
+def trained(
+    J: Layer,
+    begin: Callable[[], Start],
+    test: tuple[Any, Any],
+    recipe: Recipe | TextRecipe | ImageRecipe,
+    *,
+    what: str,
+    score: str,
+    metric: Callable[..., Any],
+    out: Path | None,
+    describe: Callable[[Start], str] | None = None,
+) -> tuple[Fitted, Record | None] | None:
+    """Begin, hold the gradient against the oracle, train; None where it is wrong, or training diverged.
+
+    Args:
+      J: the objective, as the oracle is to see it.
+      begin: what is refused here is blamed on the size of `what`.
+      test, score, metric: what is looked at after every epoch.
+      recipe: how many epochs, and the learning rate that messages name.
+      out: where the record goes.
+      describe: what is printed once the parameters are there.
+    """
+    with blaming_the_size(what):
+        begun = begin()
+        if describe is not None:
+            print(describe(begun))
+        if not gradient_is_right(J, begun):
+            return None
+    with blaming_the_input():
+        record = None if out is None else Record(out)
+    fitted = carried_out(begun, test, recipe, score, metric, record)
+    return None if fitted is None else (fitted, record)
+
+
 def carried_out(
     begin: Start,
     test: tuple[Any, Any],
-    *,
-    epochs: int,
+    recipe: Recipe | TextRecipe | ImageRecipe,
     score: str,
     metric: Callable[..., Any],
-    rate: float,
     record: Record | None,
 ) -> Fitted | None:
     """Every epoch, with a bar on a terminal and a line in the record; None, and a message, where it diverged."""
     done: list[Epoch] = []
     try:
-        with leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(record)}"), progress(epochs, score) as show:
+        with (
+            leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(record)}"),
+            progress(recipe.epochs, score) as show,
+        ):
 
             def on_epoch(epoch: Epoch) -> None:
                 if record is not None:
@@ -116,9 +153,9 @@ def carried_out(
                 done.append(epoch)
                 show(epoch)
 
-            return loop.run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch)
+            return loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch)
     except Diverged as diverged:
-        say(f"{diverged} (it is {rate:g}){so_far(record)}")
+        say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(record)}")
         return None
 
 

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import jax
 
-from bpref.cli.errors import blaming_the_input, blaming_the_size
+from bpref.cli.errors import blaming_the_input
 from bpref.cli.training import (
     after_compilation,
     by_what,
-    carried_out,
     choose_device,
-    gradient_is_right,
     losses_of,
     optimizer_of,
+    trained,
     written,
 )
 from bpref.compose import objective
@@ -23,7 +22,6 @@ from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.train.embedded import digits_as_images
 from bpref.train.network import METRICS
 from bpref.train.recipes import ImageRecipe
-from bpref.train.record import Record
 from bpref.train.split import rows_of_split
 from bpref.train.start import DTYPES, objective_in, require_epochs, start, steps_per_epoch
 
@@ -50,9 +48,20 @@ def run(
         optimizer = optimizer_of(recipe, recipe.epochs * steps)
         network, loss = IMAGE_MODELS[name](recipe.depth, recipe.width, len(classes)), softmax_cross_entropy()
         placed = choose_device(device)
+
+    def describe(begin):
+        size = sum(p.size for p in jax.tree.leaves(begin.params))
+        return (
+            f"digits: {len(X)} images of {' x '.join(map(str, X.shape[1:3]))} pixels, {len(classes)} classes; "
+            f"{len(train)} to train on, {len(test)} held out by seed {seed}\n"
+            f"{name} of depth {recipe.depth}, width {recipe.width}, {size:,} parameters; "
+            + by_what(recipe, dtype, placed.platform)
+        )
+
     with jax.default_device(placed):
-        with blaming_the_size(f"a {name} of width {recipe.width} and depth {recipe.depth}"):
-            begin = start(
+        done = trained(
+            objective(network, loss),
+            lambda: start(
                 objective_in(dtype, network, loss),
                 optimizer,
                 (X[train], y[train]),
@@ -60,29 +69,18 @@ def run(
                 seed=seed,
                 dtype=dtype,
                 update_in_backward=update_in_backward,
-            )
-            size = sum(p.size for p in jax.tree.leaves(begin.params))
-            print(
-                f"digits: {len(X)} images of {' x '.join(map(str, X.shape[1:3]))} pixels, {len(classes)} classes; "
-                f"{len(train)} to train on, {len(test)} held out by seed {seed}\n"
-                f"{name} of depth {recipe.depth}, width {recipe.width}, {size:,} parameters; "
-                + by_what(recipe, dtype, placed.platform)
-            )
-            if not gradient_is_right(objective(network, loss), begin):
-                return 1
-        with blaming_the_input():
-            record = None if out is None else Record(out)
-        fitted = carried_out(
-            begin,
+            ),
             (X[test], y[test]),
-            epochs=recipe.epochs,
+            recipe,
+            what=f"a {name} of width {recipe.width} and depth {recipe.depth}",
             score=score,
             metric=metric,
-            rate=recipe.learning_rate,
-            record=record,
+            out=out,
+            describe=describe,
         )
-    if fitted is None:
+    if done is None:
         return 1
+    fitted, record = done
     last = fitted.history[-1]
     print(
         f"test {score} {last.test_score:.4f}, {losses_of(last)}\n"

@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpref.cli.errors import blaming_the_input, blaming_the_size
+from bpref.cli.errors import blaming_the_input
 from bpref.cli.training import (
     after_compilation,
     by_what,
-    carried_out,
     choose_device,
-    gradient_is_right,
     losses_of,
     optimizer_of,
+    trained,
     written,
 )
 from bpref.layer import Layer, map_leaves
@@ -23,10 +22,9 @@ from bpref.models.text import text_model
 from bpref.nearest import require_known
 from bpref.train.loop import Fitted
 from bpref.train.recipes import TextRecipe
-from bpref.train.record import Record
 from bpref.train.start import DTYPES, Start, require_epochs, start, steps_per_epoch
 from bpref.train.table import count
-from bpref.train.text import Text, as_settings, bits_per_byte, read_text
+from bpref.train.text import Text, bits_per_byte, read_text
 from bpref.transforms import cast_params
 
 SCORE = "bits a byte"
@@ -53,8 +51,9 @@ def run(
         model = text_model(name, text.tokenizer.vocabulary, recipe.context, recipe.width, recipe.depth, recipe.heads)
         placed = choose_device(device)
     with jax.default_device(placed):
-        with blaming_the_size(f"a {name} of width {recipe.width} and depth {recipe.depth}"):
-            begin = start(
+        done = trained(
+            model.objective,
+            lambda: start(
                 in_dtype(model.objective, dtype),
                 optimizer,
                 text.train,
@@ -62,23 +61,18 @@ def run(
                 seed=seed,
                 dtype=dtype,
                 update_in_backward=update_in_backward,
-            )
-            print(describe(name, text, recipe, begin, placed.platform))
-            if not gradient_is_right(model.objective, begin):
-                return 1
-        with blaming_the_input():
-            record = None if out is None else Record(out)
-        fitted = carried_out(
-            begin,
+            ),
             text.test,
-            epochs=recipe.epochs,
+            recipe,
+            what=f"a {name} of width {recipe.width} and depth {recipe.depth}",
             score=SCORE,
             metric=lambda J: bits_per_byte(J, text.bytes_per_token),
-            rate=recipe.learning_rate,
-            record=record,
+            out=out,
+            describe=lambda begin: describe(name, text, recipe, begin, placed.platform),
         )
-    if fitted is None:
+    if done is None:
         return 1
+    fitted, record = done
     print(summary(fitted, text, recipe))
     if record is not None:
         record.finish(fitted.params, fitted.history, f"test {SCORE}", settings(name, text, recipe, seed, dtype))
@@ -122,7 +116,7 @@ def settings(name: str, text: Text, recipe: TextRecipe, seed: int, dtype: str) -
         "model": name,
         **asdict(recipe),
         "ids": text.tokenizer.vocabulary,
-        "tokenizer": as_settings(text.tokenizer),
+        "tokenizer": text.tokenizer.saved,
         "text": text.name,
         "seed": seed,
         "dtype": dtype,

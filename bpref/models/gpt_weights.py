@@ -104,7 +104,7 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
     drawn, places = _drawn(config), places_of(config)
     table, head = _names(config)["embed.W"], "lm_head.weight"
     files = [_opened(file) for file in _files(path)]
-    found = {_name(key): (file, key) for file in files for key in file.keys() if not CONSTANTS.search(key)}  # noqa: SIM118
+    found = {_name(key): (file, key) for file in files for key in file.keys() if not CONSTANTS.search(key)}  # noqa: SIM118, no dict
     dtypes = _require_tensors(
         path,
         {name: file.get_slice(key) for name, (file, key) in found.items()},

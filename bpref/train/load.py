@@ -79,9 +79,8 @@ def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]
     if settings.get("model") in TEXT_MODELS:
         names = ("context", "width", "depth", "heads")
         model = text_model(settings["model"], settings["ids"], *(settings[name] for name in names))
-        saved = settings["tokenizer"]
-        tokenizer = tokenizer_of(saved if isinstance(saved, str) else json.dumps(saved))
-        return model.network, jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32), tokenizer
+        x = jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32)
+        return model.network, x, tokenizer_of(settings["tokenizer"])
     if settings.get("model") in IMAGE_MODELS:
         network = IMAGE_MODELS[settings["model"]](settings["depth"], settings["width"], len(settings["classes"]))
         return network, jax.ShapeDtypeStruct((1, *settings["image"]), jnp.float32), None

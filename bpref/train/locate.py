@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bpref.layer import Layer, leaf_paths, map_leaves
+from bpref.train.step import is_a_pair
 
 
 def first_non_finite(J: Layer, params: Any, x: Any) -> str:
@@ -19,7 +20,7 @@ def first_non_finite(J: Layer, params: Any, x: Any) -> str:
       Such as "the output of 2 linear"; leaves have their path in the network. If nothing is there, the
       values are finite and their squares are not: "the gradient's norm".
     """
-    network, loss = J.parts if J.name == "objective" and not J.names else (J, None)
+    network, loss = J.parts if is_a_pair(J) else (J, None)
     paths = iter([*leaf_paths(network), *([] if loss is None else [loss.name])])
     places: list[str] = []
 

@@ -14,7 +14,7 @@ from bpref.compose.parts import run as run_part
 from bpref.layer import Layer, With
 from bpref.train.locate import first_non_finite
 from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
-from bpref.train.step import Going, Stepper, beside, of_network
+from bpref.train.step import Going, Stepper, beside, is_a_pair, of_network
 from bpref.transforms import evaluation
 
 
@@ -214,7 +214,7 @@ def _evaluation(
         return value, None if metric is None else metric(value)
 
     def evaluate(going, X, y):
-        way = at_once if J.name == "objective" and not J.names else batch_by_batch
+        way = at_once if is_a_pair(J) else batch_by_batch
         return way(begin.stepper.params(going), going.state, X, y)
 
     compiled = jax.jit(evaluate).lower(begin.state, *data).compile()

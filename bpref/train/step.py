@@ -148,6 +148,11 @@ def norms_by_layer(dparams: Any) -> dict[str, Array]:
     return {layer: _norm(arrays) for layer, arrays in by_layer.items()}
 
 
+def is_a_pair(J: Layer) -> bool:
+    """Whether J is `objective(network, loss)` without names, whose params are a pair."""
+    return J.name == "objective" and not J.names
+
+
 def of_network(tree: Any) -> Any:
     """Of the pair that belongs to `objective(network, loss)` the network's; a tree with names is taken whole."""
     return tree[0] if type(tree) is tuple else tree

@@ -1,6 +1,5 @@
 """Text as tokens: a file, or the Python standard library's own documentation, cut into contexts to train on."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -164,8 +163,3 @@ def decoded(path: Path) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is no UTF-8; is it a text?") from None
-
-
-def as_settings(tokenizer: Tokenizer) -> Any:
-    """The tokenizer in a run's settings."""
-    return tokenizer.saved if tokenizer.saved == "bytes" else json.loads(tokenizer.saved)
