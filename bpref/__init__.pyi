@@ -39,6 +39,10 @@ from .models.gpt_published import config_of as config_of
 from .models.gpt_weights import load_weights as load_weights
 from .models.gpt_weights import save_weights as save_weights
 from .models.lenet import lenet as lenet
+from .models.mixture import MIXTURE_PRESETS as MIXTURE_PRESETS
+from .models.mixture import MixtureConfig as MixtureConfig
+from .models.mixture import mixture as mixture
+from .models.mixture import mixture_objective as mixture_objective
 from .models.resnet import RESNETS as RESNETS
 from .models.resnet import resnet as resnet
 from .models.vit import vit as vit

@@ -28,7 +28,8 @@ def train(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="diabetes, digits, a model of text (gpt, lstm, mamba) or of images (resnet, vit). [default: diabetes]"
+            help="diabetes, digits, a model of text (gpt, mixture, lstm, mamba) or of images (resnet, vit). "
+            "[default: diabetes]"
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
@@ -48,7 +49,8 @@ def train(
         int | None, typer.Option(help="Features of a model. [default: 64 for text, 16 for resnet, 32 for vit]")
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks of a model, in each stage of resnet. [default: 2]")] = None,
-    heads: Annotated[int | None, typer.Option(help="Heads of gpt's attention. [default: 4]")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of attention. [default: 4]")] = None,
+    experts: Annotated[int | None, typer.Option(help="In each block of mixture. [default: 4]")] = None,
     layers: Annotated[
         str | None,
         typer.Option(help="Width of each hidden layer. [default: 64,64,64 for diabetes, 256 for digits, else 64,64]"),
@@ -98,7 +100,7 @@ def train(
     }
     of_tables = {"data": data, "target": target, "task": task}
     of_networks = {"layers": layers, "activation": activation, "loss": loss}
-    of_tokens = {"tokens": tokens, "vocabulary": vocabulary, "context": context, "heads": heads}
+    of_tokens = {"tokens": tokens, "vocabulary": vocabulary, "context": context, "heads": heads, "experts": experts}
     of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
     how: dict[str, Any] = {

@@ -48,7 +48,8 @@ def run(
         text = read_text(file, recipe.context, recipe.tokens, recipe.vocabulary)
         steps = steps_per_epoch(len(text.train[0]), recipe.batch_size)
         optimizer = optimizer_of(recipe, recipe.epochs * steps)
-        model = text_model(name, text.tokenizer.vocabulary, recipe.context, recipe.width, recipe.depth, recipe.heads)
+        r = recipe
+        model = text_model(name, text.tokenizer.vocabulary, r.context, r.width, r.depth, r.heads, r.experts)
         placed = choose_device(device)
     with jax.default_device(placed):
         done = trained(

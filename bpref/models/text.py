@@ -6,7 +6,8 @@ With ids s of shape (B, T), V tokens, d features and L blocks f[l], E the table:
     x[l] = f[l](x[l-1])                                                   l = 1 ... L
     z    = norm(x[L]) W^T                                                 (B, T, V)
 
-The blocks are what differs: `transformer_block` (see `bpref.models.gpt`), `lstm_block`, the character model of Karpathy
+The blocks are what differs: `transformer_block` (see `bpref.models.gpt`), one with experts (see
+`bpref.models.mixture`), `lstm_block`, the character model of Karpathy
 ('The unreasonable effectiveness of recurrent neural networks', 2015) with Merity's residual form, and `mamba_block`
 (arXiv:2312.00752). The loss takes the head's place in training, so that the logits are never made whole.
 """
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from bpref.compose import objective, scan, serial
 from bpref.layer import Layer
 from bpref.models.gpt import GptConfig, gpt, gpt_objective
+from bpref.models.mixture import MixtureConfig, mixture, mixture_objective
 from bpref.nearest import meant
 from bpref.rules.block.lstm_block import lstm_block
 from bpref.rules.block.mamba_block import mamba_block
@@ -38,14 +40,17 @@ class TextModel(NamedTuple):
     objective: Layer[Any, Any, Any, Any]
 
 
-def text_model(name: str, vocabulary: int, context: int, width: int, depth: int, heads: int) -> TextModel:
-    """The model called "gpt", "lstm" or "mamba".
+def text_model(
+    name: str, vocabulary: int, context: int, width: int, depth: int, heads: int, experts: int = 4
+) -> TextModel:
+    """The model called "gpt", "mixture", "lstm" or "mamba".
 
     Args:
       name: which.
       vocabulary, width, depth: V, d and L.
-      context: the longest sequence; only gpt is told.
-      heads: of gpt's attention.
+      context: the longest sequence; only gpt and mixture are told.
+      heads: of their attention.
+      experts: of each block of mixture.
 
     Raises:
       ValueError: there is no such model; a number is out of its range.
@@ -55,7 +60,7 @@ def text_model(name: str, vocabulary: int, context: int, width: int, depth: int,
       >>> params = model.objective.init(jax.random.key(0), (ids, labels))
       >>> logits, _ = model.network.forward(params, ids)
     """
-    return TEXT_MODELS[meant("model", name, TEXT_MODELS)](vocabulary, context, width, depth, heads)
+    return TEXT_MODELS[meant("model", name, TEXT_MODELS)](vocabulary, context, width, depth, heads, experts)
 
 
 def stacked_blocks(vocabulary: int, width: int, depth: int, block: Layer) -> TextModel:
@@ -67,7 +72,7 @@ def stacked_blocks(vocabulary: int, width: int, depth: int, block: Layer) -> Tex
     )
 
 
-def _gpt(vocabulary: int, context: int, width: int, depth: int, heads: int) -> TextModel:
+def _gpt(vocabulary: int, context: int, width: int, depth: int, heads: int, experts: int) -> TextModel:
     """Llama's shape, the MLP 8 / 3 as wide, to the next multiple of 8.
 
     No position sees further back than in training, so that what is written may be longer than the context.
@@ -77,9 +82,17 @@ def _gpt(vocabulary: int, context: int, width: int, depth: int, heads: int) -> T
     return TextModel(gpt(config), gpt_objective(config))
 
 
-TEXT_MODELS: dict[str, Callable[[int, int, int, int, int], TextModel]] = {
+def _mixture(vocabulary: int, context: int, width: int, depth: int, heads: int, experts: int) -> TextModel:
+    """Two of the experts, or the only one, see a token; an expert is half as wide as the MLP of gpt."""
+    hidden = 8 * -(-width // 6)
+    config = MixtureConfig(vocabulary, width, depth, heads, hidden, experts, k=2 if experts != 1 else 1, window=context)
+    return TextModel(mixture(config), mixture_objective(config))
+
+
+TEXT_MODELS: dict[str, Callable[[int, int, int, int, int, int], TextModel]] = {
     "gpt": _gpt,
-    "lstm": lambda V, T, d, L, heads: stacked_blocks(V, d, L, lstm_block(d)),
-    "mamba": lambda V, T, d, L, heads: stacked_blocks(V, d, L, mamba_block()),
+    "mixture": _mixture,
+    "lstm": lambda V, T, d, L, *_: stacked_blocks(V, d, L, lstm_block(d)),
+    "mamba": lambda V, T, d, L, *_: stacked_blocks(V, d, L, mamba_block()),
 }
-"""By name: `(vocabulary, context, width, depth, heads) -> TextModel`."""
+"""By name: `(vocabulary, context, width, depth, heads, experts) -> TextModel`."""

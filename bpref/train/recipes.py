@@ -27,7 +27,8 @@ class Recipe:
 class TextRecipe:
     """Settings of a run of a model of text; every one of them is an option of `bpref train`.
 
-    `tokens` is "bytes" or "bpe", of so large a `vocabulary` then; `heads` are those of attention, where there is one.
+    `tokens` is "bytes" or "bpe", of so large a `vocabulary` then; `heads` are those of attention, where there is one,
+    and `experts` those of a block of mixture.
     """
 
     tokens: str
@@ -36,6 +37,7 @@ class TextRecipe:
     width: int
     depth: int
     heads: int
+    experts: int
     optimizer: str
     learning_rate: float
     schedule: str
@@ -45,9 +47,10 @@ class TextRecipe:
 
 
 OF_TEXT: dict[str, TextRecipe] = {
-    "gpt": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
-    "lstm": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
-    "mamba": TextRecipe("bytes", 1024, 64, 64, 2, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "gpt": TextRecipe("bytes", 1024, 64, 64, 2, 4, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "mixture": TextRecipe("bytes", 1024, 64, 64, 2, 4, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "lstm": TextRecipe("bytes", 1024, 64, 64, 2, 4, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
+    "mamba": TextRecipe("bytes", 1024, 64, 64, 2, 4, 4, "adamw", 0.003, "warmup_cosine", 0.1, 3, 16),
 }
 """By model of text."""
 

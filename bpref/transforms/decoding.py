@@ -43,9 +43,10 @@ def decoding(layer: Layer, length: Any) -> Layer:
     def decoder(leaf):
         path, leaf = next(paths), leaf.evaluating or leaf
         if leaf.decoding is None:
+            couples = f", and {leaf.couples} of all of them counts" if leaf.couples else ""
             raise TypeError(
-                f"decoding: {path} says nothing of positions that come one chunk after another; expected leaves with "
-                "Layer.decoding, which is bpref.each_position of one that takes each for itself"
+                f"decoding: {path} says nothing of positions that come one chunk after another{couples}; expected "
+                "leaves with Layer.decoding, which is bpref.each_position of one that takes each for itself"
             )
         return leaf.decoding(leaf, length)
 

@@ -18,11 +18,11 @@ def is_differentiable(v: Any) -> bool:
 def with_cotangents(f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple]]:
     """`f(*args)`, and the function that takes the cotangent of its output to those of `args`.
 
-    The cotangents have the tree of `args`, with `None` for what is not differentiable.
+    The cotangents have the tree of `args`, with `None` for what is not differentiable; so may that of the output.
     """
     of_chosen, chosen, fill = _restricted(f, args)
     y, transpose = jax.vjp(of_chosen, *chosen)
-    return y, lambda dy: fill(transpose(dy), None)
+    return y, lambda dy: fill(transpose(_with_float0(dy, y)), None)
 
 
 def gradient(f: Function) -> Callable[..., tuple]:
@@ -42,6 +42,17 @@ def as_cotangent(dy: Any, y: Any) -> Any:
         return dv.astype(v.dtype) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
 
     return jax.tree.map(one, y, dy)
+
+
+def _with_float0(dy: Any, y: Any) -> Any:
+    """A cotangent of y, with JAX's `float0` in the place of `None` where y has integers."""
+
+    def one(dv, v):
+        return np.zeros(v.shape, jax.dtypes.float0) if dv is None and not is_differentiable(v) else dv
+
+    if all(map(is_differentiable, jax.tree.leaves(y))):
+        return dy
+    return jax.tree.map(one, dy, y, is_leaf=lambda dv: dv is None)
 
 
 def bytes_kept_by_autodiff(f: Function, params: Any, x: Any) -> int:

@@ -80,11 +80,13 @@ def test_pythons_own_documentation_is_learned(capsys):
     [
         (["train", "gpt", "--layers", "3"], "--layers goes with a table; gpt is a model of text"),
         (["train", "gpt", "--target", "y"], "--target goes with a table; gpt is a model of text"),
-        (["train", "digits", "--context", "3"], "--context goes with a model of text: gpt, lstm, mamba"),
+        (["train", "digits", "--context", "3"], "--context goes with a model of text: gpt, mixture, lstm, mamba"),
         (["train", "gtp"], "unknown data set or model 'gtp'; the nearest is gpt"),
         (["train", "gpt", "--heads", "5"], "gpt: width is 64, expected a multiple of heads, 5"),
+        (["train", "mixture", "--experts", "0"], "mixture_of_experts: experts is 0, expected a positive integer"),
         (["train", "gpt", "--width", "0"], "gpt: width is 0, expected a positive integer"),
         (["train", "gpt", "--text", "/nowhere"], "/nowhere: No such file or directory"),
+        (["train", "digits", "--experts", "3"], "--experts goes with a model of text"),
         (["sample", "/nowhere"], "there is no params.safetensors, as `bpref train --out /nowhere` leaves it"),
     ],
 )
