@@ -13,6 +13,7 @@ from benchmarks import (
     bench_signals,
     bench_suite,
     bench_train,
+    bench_updates,
     rule_figures,
     sequence_figures,
     torch_figures,
@@ -26,7 +27,9 @@ SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
-SEED, TRAINING, STEP, SIGNALS = (HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "signals"))
+SEED, TRAINING, STEP, SIGNALS, UPDATES = (
+    HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "signals", "updates")
+)
 
 CHOSEN = (
     "causal attention, T 2048",
@@ -97,6 +100,7 @@ def pages() -> dict[Path, str]:
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
         "figures of a train step": bench_mlp.table(STEP),
         "figures of signals": bench_signals.table(json.loads(SIGNALS.read_text())["rows"]),
+        "figures of updates": bench_updates.table(json.loads(UPDATES.read_text())["rows"]),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
     }
     texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}

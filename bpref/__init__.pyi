@@ -261,6 +261,7 @@ from .rules.stochastic.reparameterization import reparameterization as reparamet
 from .train.load import load as load
 from .transforms import Clipped as Clipped
 from .transforms import Statistics as Statistics
+from .transforms import Swept as Swept
 from .transforms import Watched as Watched
 from .transforms import backward_params as backward_params
 from .transforms import cast_params as cast_params
@@ -279,6 +280,7 @@ from .transforms import squared_norms as squared_norms
 from .transforms import stateful as stateful
 from .transforms import statistics_by_path as statistics_by_path
 from .transforms import unwatched as unwatched
+from .transforms import update_by_sweeps as update_by_sweeps
 from .transforms import update_in_backward as update_in_backward
 from .transforms import watch as watch
 from .transforms import where_it_dies as where_it_dies

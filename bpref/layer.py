@@ -86,6 +86,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     reads: tuple[str, ...] = ()
     couples: str = ""
     decoding: Optional[Callable[["Layer", int], "Layer"]] = None
+    renews: bool = False
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -117,6 +118,8 @@ class Layer(_Layer[P, X, Y, C]):
         of them, such as "the mean and variance".
       decoding: of a leaf, `(leaf, length) -> Layer`, what it is when its positions, at most `length` of them, come one
         chunk after another; `each_position` of one that mixes none, `None` of one that cannot.
+      renews: whether a leaf of it puts in the place of dparams what its params, or some of them, are to be from then
+        on, and `None` for the others: `scan` writes them over the old ones then.
     """
 
     __slots__ = ()
@@ -136,6 +139,7 @@ class Layer(_Layer[P, X, Y, C]):
         reads: tuple[str, ...] | None = None,
         couples: str = "",
         decoding: Optional[Callable[["Layer", int], "Layer"]] = None,
+        renews: bool = False,
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -148,9 +152,23 @@ class Layer(_Layer[P, X, Y, C]):
                 require_no_state(name, *parts)
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
-        return super().__new__(
-            cls, init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
+        renews = renews or any(part.renews for part in parts)
+        given = (
+            init,
+            forward,
+            backward,
+            name,
+            parts,
+            rebuild,
+            names,
+            begin,
+            held,
+            evaluating,
+            reads,
+            couples,
+            decoding,
         )
+        return super().__new__(cls, *given, renews or any(part.renews for part in parts))
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(

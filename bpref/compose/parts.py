@@ -158,11 +158,12 @@ def pull(data: Any, layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any
 
 
 def pull_each(
-    turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, slices: Any, length: int, data: Any
+    turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, slices: Any, length: int, data: Any, renews: bool = False
 ) -> tuple[Any, Any, Any]:
     """A loop backwards: `turn(dy, slice) -> (dparams, dx, data's)`, dx the next one's dy, the data's added up.
 
-    The sum is in at least float32, and rounded once.
+    The sum is in at least float32, and rounded once. Slices are pairs of params and the rest; of a layer that renews
+    its params they are written over.
     """
 
     def add(carry, one):
@@ -173,8 +174,55 @@ def pull_each(
     one = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), slices)
     dy, each = _carried(turn, dy, one) if data or has_none(dy) else (dy, None)
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, wide_dtype(v.dtype)), each)
-    (dx, total), dparams = loops.scan(add, (dy, zeros), slices, length, reverse=True)
+    loop = (
+        _in_place
+        if renews and _is_like(jax.eval_shape(turn, dy, one)[0], one[0])
+        else partial(loops.scan, reverse=True)
+    )
+    (dx, total), dparams = loop(add, (dy, zeros), slices, length)
     return dparams, dx, jax.tree.map(lambda d, v: cast(d, v.dtype), total, each)
+
+
+def _is_like(dparams: Any, params: Any) -> bool:
+    """Whether all in dparams that is not `None` has the place, shape and dtype of something in params."""
+    try:
+        same = jax.tree.map(lambda d, p: (d.shape, d.dtype) == (p.shape, p.dtype), dparams, _where(dparams, params))
+    except ValueError:
+        return False
+    return all(jax.tree.leaves(same))
+
+
+def _where(dparams: Any, params: Any) -> Any:
+    """Params, `None` where dparams are."""
+    return jax.tree.map(lambda d, p: None if d is None else p, dparams, params, is_leaf=lambda d: d is None)
+
+
+def _in_place(add: Callable[..., Any], start: Any, slices: Any, length: int) -> tuple[Any, Any]:
+    """`loops.scan` backwards, in which dparams are written over params, turn by turn.
+
+    What a turn reads comes with the carry, out of the stack into which the turn before has written: XLA then needs no
+    copy of it, as it does where a slice could be read again after its place is written.
+    """
+    params, rest = slices
+
+    def entry(stack, i):
+        return jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, i, 0, keepdims=False), stack)
+
+    def filled(own, kept):
+        return jax.tree.map(lambda d, p: p if d is None else d, own, kept, is_leaf=lambda d: d is None)
+
+    def write(carry, one):
+        (carry, stack, own), (i, rest) = carry, one
+        carry, dparams = add(carry, (filled(own, entry(params, i)), rest))
+        stack = jax.tree.map(lambda v, d: lax.dynamic_update_index_in_dim(v, d, i, 0), stack, dparams)
+        return (carry, stack, entry(stack, jnp.maximum(i - 1, 0))), None
+
+    one = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), slices)
+    stack = _where(jax.eval_shape(add, start, one)[1], params)
+    (carry, stack, _), _ = loops.scan(
+        write, (start, stack, entry(stack, length - 1)), (jnp.arange(length), rest), length, reverse=True
+    )
+    return carry, stack
 
 
 def _carried(turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, one: Any) -> tuple[Any, Any]:

@@ -122,7 +122,7 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
             return (dp, dq), ((x1, x2), (dx1, dx2)), added(by_g, by_f)
 
         start = cache.y, tuple(with_zeros(dy, cache.y))
-        dparams, (_, dx), of_data = pull_each(turn, start, (params, cache.state), length, data)
+        dparams, (_, dx), of_data = pull_each(turn, start, (params, cache.state), length, data, f.renews and g.renews)
         return dparams, as_input(parts.is_stateful, dx, of_data)
 
     init, begin = parts.stateful(begin_both)

@@ -2,7 +2,8 @@
 
 Forward: A[l] = f(P[l], A[l-1]) for l = 1 ... L, where P[l] is the l-th slice of every leaf of params. The
 layer's forward is already the body of a `lax.scan`; its backward, from l = L down to 1, is the body of the
-reverse one. Traced and compiled once, however large L is.
+reverse one. Traced and compiled once, however large L is. Where the layer puts its params, renewed, in the place of
+dparams, each turn writes them over the old ones, so that there is one stack of them and not two.
 """
 
 import jax
@@ -53,7 +54,7 @@ def scan(layer: Layer[P, X, Y, C], length: int) -> Layer[P, X, Y, C]:
             p, cache = slices
             return pull(data, layer, p, cache, dy)
 
-        dparams, dx, of_data = pull_each(turn, dy, (params, caches), length, data)
+        dparams, dx, of_data = pull_each(turn, dy, (params, caches), length, data, layer.renews)
         return dparams, as_input(is_stateful, dx, of_data)
 
     return Layer(

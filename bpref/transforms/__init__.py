@@ -7,6 +7,7 @@ from bpref.transforms.per_example import per_example_gradients, per_example_norm
 from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
 from bpref.transforms.split import Later, backward_params, split_backward
 from bpref.transforms.stateful import evaluation, stateful
+from bpref.transforms.sweeps import Swept, update_by_sweeps
 from bpref.transforms.update_in_backward import Updated, apply_update, params_of, update_in_backward
 from bpref.transforms.watch import Statistics, Watched, statistics_by_path, unwatched, watch, where_it_dies
 
@@ -14,6 +15,7 @@ __all__ = [
     "Clipped",
     "Later",
     "Statistics",
+    "Swept",
     "Updated",
     "Watched",
     "apply_update",
@@ -34,6 +36,7 @@ __all__ = [
     "stateful",
     "statistics_by_path",
     "unwatched",
+    "update_by_sweeps",
     "update_in_backward",
     "watch",
     "where_it_dies",

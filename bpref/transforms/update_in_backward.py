@@ -7,6 +7,7 @@ parameters, as the derivation demands, so the result equals a full backward foll
 That holds for any optimiser whose update of a parameter reads that parameter's own gradient, state and value
 alone. One that mixes parameters (clipping by the global norm, say) needs the whole gradient first, and is
 refused: its update is traced on two parameters, and the trace is searched for a path from the one to the other.
+`update_by_sweeps` clips by the global norm beside such an optimiser.
 """
 
 from __future__ import annotations
@@ -49,22 +50,7 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
       ValueError: the optimiser's update of one array depends on another's, or on random numbers.
       TypeError: it is no optax transformation.
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"update_in_backward: optimizer is {described(optimizer)}, expected an optax transformation such as "
-            "optax.sgd(0.1)"
-        )
-    if draws_random_numbers(optimizer):
-        raise ValueError(
-            "update_in_backward: this optimizer draws random numbers, and would draw the same ones for every layer; "
-            "use the gradient of the whole network with it"
-        )
-    if mixes_parameters(optimizer):
-        raise ValueError(
-            "update_in_backward: this optimizer's update of one parameter depends on another parameter's gradient "
-            "(as clipping by the global norm does), so it needs the whole gradient before its first update; "
-            "use the gradient of the whole network with it, or an optimizer that treats each parameter by itself"
-        )
+    require_by_itself("update_in_backward", optimizer)
 
     def transform(leaf: Layer) -> Layer:
         require_layer("update_in_backward", "leaf", leaf)
@@ -95,6 +81,7 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
             held=None,
             evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
             decoding=None,
+            renews=True,
         )
 
     return transform
@@ -119,6 +106,25 @@ def params_of(tree: Any) -> Any:
         tree,
         is_leaf=lambda node: isinstance(node, Updated),
     )
+
+
+def require_by_itself(who: str, optimizer: Any) -> None:
+    """Raise unless `optimizer`, the argument of `who`, is of optax, draws nothing and mixes no parameters."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"{who}: optimizer is {described(optimizer)}, expected an optax transformation such as optax.sgd(0.1)"
+        )
+    if draws_random_numbers(optimizer):
+        raise ValueError(
+            f"{who}: this optimizer draws random numbers, and would draw the same ones for every layer; "
+            "use the gradient of the whole network with it"
+        )
+    if mixes_parameters(optimizer):
+        raise ValueError(
+            f"{who}: this optimizer's update of one parameter depends on another parameter's gradient "
+            "(as clipping by the global norm does), so it needs the whole gradient before its first update; "
+            "use the gradient of the whole network with it, or an optimizer that treats each parameter by itself"
+        )
 
 
 def draws_random_numbers(optimizer: optax.GradientTransformation) -> bool:

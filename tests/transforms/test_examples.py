@@ -4,6 +4,7 @@ import doctest
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import bpref
@@ -16,16 +17,27 @@ SHOWN = (
     bpref.private_gradient,
     bpref.gradient_noise_scale,
     bpref.split_backward,
+    bpref.update_by_sweeps,
     bpref.watch,
 )
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda f: f.__name__)
-def test_the_example_runs(shown):
+def test_the_example_runs(shown, standard_promotion):
     J = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy())
     X, y = jax.random.normal(jax.random.key(0), (4, 2)), jnp.arange(4) % 3
     params = J.init(jax.random.key(0), (X, y))
-    given = {"bpref": bpref, "jax": jax, "jnp": jnp, "J": J, "X": X, "y": y, "params": params, "dy": jnp.ones((4, 3))}
+    given = {
+        "bpref": bpref,
+        "jax": jax,
+        "jnp": jnp,
+        "optax": optax,
+        "J": J,
+        "X": X,
+        "y": y,
+        "params": params,
+        "dy": jnp.ones((4, 3)),
+    }
     example = doctest.DocTestParser().get_doctest(shown.__doc__, given, shown.__name__, None, 0)
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
