@@ -1,6 +1,7 @@
 """The public names, and nothing else: what `bpref.NAME` is, and the file that is read when it is first used."""
 
 from .bridge import as_function as as_function
+from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import objective as objective
 from .compose import parallel as parallel
@@ -11,6 +12,7 @@ from .compose import reversible as reversible
 from .compose import scan as scan
 from .compose import serial as serial
 from .compose import shared as shared
+from .compose import target_propagation as target_propagation
 from .corpus.grade import grade as grade
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
@@ -260,6 +262,7 @@ from .rules.stochastic.reparameterization import ReparameterizationParams as Rep
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
 from .train.load import load as load
 from .transforms import Clipped as Clipped
+from .transforms import Feedback as Feedback
 from .transforms import Statistics as Statistics
 from .transforms import Swept as Swept
 from .transforms import Watched as Watched
@@ -268,6 +271,7 @@ from .transforms import cast_params as cast_params
 from .transforms import clipped_gradient as clipped_gradient
 from .transforms import decoding as decoding
 from .transforms import evaluation as evaluation
+from .transforms import feedback_alignment as feedback_alignment
 from .transforms import gradient_noise_scale as gradient_noise_scale
 from .transforms import gradient_products as gradient_products
 from .transforms import params_of as params_of
@@ -275,6 +279,7 @@ from .transforms import per_example_gradients as per_example_gradients
 from .transforms import per_example_norms as per_example_norms
 from .transforms import per_example_products as per_example_products
 from .transforms import private_gradient as private_gradient
+from .transforms import sign_symmetry as sign_symmetry
 from .transforms import split_backward as split_backward
 from .transforms import squared_norms as squared_norms
 from .transforms import stateful as stateful

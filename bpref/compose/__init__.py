@@ -1,5 +1,6 @@
 """Combinators: layers in, a layer out. None of them looks into `dparams`."""
 
+from bpref.compose.direct_feedback import direct_feedback
 from bpref.compose.fan_out import fan_out
 from bpref.compose.objective import objective
 from bpref.compose.parallel import parallel
@@ -10,5 +11,19 @@ from bpref.compose.reversible import reversible
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
 from bpref.compose.shared import shared
+from bpref.compose.target_propagation import target_propagation
 
-__all__ = ["fan_out", "objective", "parallel", "reading", "remat", "residual", "reversible", "scan", "serial", "shared"]
+__all__ = [
+    "direct_feedback",
+    "fan_out",
+    "objective",
+    "parallel",
+    "reading",
+    "remat",
+    "residual",
+    "reversible",
+    "scan",
+    "serial",
+    "shared",
+    "target_propagation",
+]

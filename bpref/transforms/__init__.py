@@ -3,6 +3,7 @@
 from bpref.transforms.cast_params import cast_params
 from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
 from bpref.transforms.decoding import decoding
+from bpref.transforms.feedback import Feedback, feedback_alignment, sign_symmetry
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
 from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
 from bpref.transforms.split import Later, backward_params, split_backward
@@ -13,6 +14,7 @@ from bpref.transforms.watch import Statistics, Watched, statistics_by_path, unwa
 
 __all__ = [
     "Clipped",
+    "Feedback",
     "Later",
     "Statistics",
     "Swept",
@@ -24,6 +26,7 @@ __all__ = [
     "clipped_gradient",
     "decoding",
     "evaluation",
+    "feedback_alignment",
     "gradient_noise_scale",
     "gradient_products",
     "params_of",
@@ -31,6 +34,7 @@ __all__ = [
     "per_example_norms",
     "per_example_products",
     "private_gradient",
+    "sign_symmetry",
     "split_backward",
     "squared_norms",
     "stateful",

@@ -22,6 +22,7 @@ from jax.interpreters import partial_eval
 from bpref.cotangents import has_cotangent
 from bpref.dtypes import described
 from bpref.layer import Layer, With, begin, require_layer, select, trainable
+from bpref.transforms.feedback import Feedback
 
 if TYPE_CHECKING:
     import optax
@@ -100,12 +101,12 @@ def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dpar
 
 
 def params_of(tree: Any) -> Any:
-    """The plain parameters of a network whose leaves update in the backward."""
-    return jax.tree.map(
-        lambda node: node.params if isinstance(node, Updated) else node,
-        tree,
-        is_leaf=lambda node: isinstance(node, Updated),
-    )
+    """The plain parameters of a network whose leaves update in the backward, or have feedback weights."""
+
+    def has_params(node):
+        return isinstance(node, Updated | Feedback)
+
+    return jax.tree.map(lambda node: node.params if has_params(node) else node, tree, is_leaf=has_params)
 
 
 def require_by_itself(who: str, optimizer: Any) -> None:

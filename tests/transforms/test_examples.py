@@ -18,6 +18,10 @@ SHOWN = (
     bpref.gradient_noise_scale,
     bpref.split_backward,
     bpref.update_by_sweeps,
+    bpref.feedback_alignment,
+    bpref.sign_symmetry,
+    bpref.direct_feedback,
+    bpref.target_propagation,
     bpref.watch,
 )
 
