@@ -76,6 +76,9 @@ def train(
     update_in_backward: Annotated[
         bool, typer.Option("--update-in-backward", help="Update each layer as soon as its gradient is there.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look at every layer after every epoch, and stop where it is dead.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, gpu or tpu. [default: the fastest there is]")] = None,
     out: Annotated[
         Path | None,
@@ -107,6 +110,7 @@ def train(
         "seed": seed,
         "dtype": dtype,
         "update_in_backward": update_in_backward,
+        "watch": watch,
         "device": device,
         "out": out,
     }

@@ -10,13 +10,14 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bpref.cli import watching
 from bpref.cli.ending import leaving, say
 from bpref.cli.errors import blaming_the_input, blaming_the_size
 from bpref.compose import objective
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.train import loop
-from bpref.train.loop import Diverged, Epoch, Fitted
+from bpref.train.loop import Died, Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
@@ -45,6 +46,7 @@ def run(
     seed: int,
     dtype: str,
     update_in_backward: bool,
+    watch: bool,
     device: str | None,
     out: Path | None,
 ) -> int:
@@ -85,6 +87,7 @@ def run(
             score=score,
             metric=metric,
             out=out,
+            watch=watch,
         )
     if done is None:
         return 1
@@ -107,6 +110,7 @@ def trained(
     score: str,
     metric: Callable[..., Any],
     out: Path | None,
+    watch: bool = False,
     describe: Callable[[Start], str] | None = None,
 ) -> tuple[Fitted, Record | None] | None:
     """Begin, hold the gradient against the oracle, train; None where it is wrong, or training diverged.
@@ -117,6 +121,7 @@ def trained(
       test, score, metric: what is looked at after every epoch.
       recipe: how many epochs, and the learning rate that messages name.
       out: where the record goes.
+      watch: whether every layer is looked at after every epoch, and where it is dead training stops.
       describe: what is printed once the parameters are there.
     """
     with blaming_the_size(what):
@@ -127,7 +132,7 @@ def trained(
             return None
     with blaming_the_input():
         record = None if out is None else Record(out)
-    fitted = carried_out(begun, test, recipe, score, metric, record)
+    fitted = carried_out(begun, test, recipe, score, metric, record, watch)
     return None if fitted is None else (fitted, record)
 
 
@@ -138,8 +143,9 @@ def carried_out(
     score: str,
     metric: Callable[..., Any],
     record: Record | None,
+    watch: bool,
 ) -> Fitted | None:
-    """Every epoch, with a bar on a terminal and a line in the record; None, and a message, where it diverged."""
+    """Every epoch, with a bar on a terminal and a line in the record; None, and a message, where it cannot go on."""
     done: list[Epoch] = []
     try:
         with (
@@ -152,10 +158,14 @@ def carried_out(
                     record.add(epoch)
                 done.append(epoch)
                 show(epoch)
+                watching.show(epoch, epoch.number == recipe.epochs)
 
-            return loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch)
+            return loop.run(begin, test, epochs=recipe.epochs, metric=metric, on_epoch=on_epoch, watch=watch)
     except Diverged as diverged:
         say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(record)}")
+        return None
+    except Died as died:
+        say(f"{died}{so_far(record)}")
         return None
 
 

@@ -33,6 +33,7 @@ def run(
     seed: int,
     dtype: str,
     update_in_backward: bool,
+    watch: bool,
     device: str | None,
     out: Path | None,
 ) -> int:
@@ -76,6 +77,7 @@ def run(
             score=score,
             metric=metric,
             out=out,
+            watch=watch,
             describe=describe,
         )
     if done is None:

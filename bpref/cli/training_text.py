@@ -38,6 +38,7 @@ def run(
     seed: int,
     dtype: str,
     update_in_backward: bool,
+    watch: bool,
     device: str | None,
     out: Path | None,
 ) -> int:
@@ -69,6 +70,7 @@ def run(
             score=SCORE,
             metric=lambda J: bits_per_byte(J, text.bytes_per_token),
             out=out,
+            watch=watch,
             describe=lambda begin: describe(name, text, recipe, begin, placed.platform),
         )
     if done is None:

@@ -11,11 +11,12 @@ import optax
 from jax import Array, lax
 
 from bpref.compose.parts import run as run_part
-from bpref.layer import Layer, With
+from bpref.layer import Layer, With, backpropagate, map_leaves
 from bpref.train.locate import first_non_finite
 from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
 from bpref.train.step import Going, Stepper, beside, is_a_pair, of_network
-from bpref.transforms import evaluation
+from bpref.transforms import Watched, evaluation, statistics_by_path, where_it_dies
+from bpref.transforms import watch as watch_leaf
 
 
 class Epoch(NamedTuple):
@@ -27,6 +28,8 @@ class Epoch(NamedTuple):
       gradient_norms: by layer, (steps,), the Euclidean norm of its gradient.
       test_loss, test_score: J and the metric of the test data after the epoch; None where there is no such.
       seconds: how long the steps took, without compilation and evaluation.
+      watched: by leaf, what goes forward and back through it after the epoch, at its last batch; None if not asked for.
+      death: which layer is dead then, and how.
     """
 
     number: int
@@ -35,6 +38,8 @@ class Epoch(NamedTuple):
     test_loss: float | None
     test_score: float | None
     seconds: float
+    watched: dict[str, Watched] | None = None
+    death: str | None = None
 
 
 class Fitted(NamedTuple):
@@ -70,6 +75,19 @@ class Diverged(FloatingPointError):
         self.step, self.epoch, self.place = step, epoch, place
 
 
+class Died(ArithmeticError):
+    """A layer puts out nothing but zeros, or something not finite, or nothing but that comes back to it.
+
+    Attributes:
+      epoch: after which it was seen.
+      place: what is so, and where, such as "the output of 1 relu is all zeros".
+    """
+
+    def __init__(self, epoch: int, place: str):
+        super().__init__(f"training stopped after epoch {epoch}: {place}, and nothing is learnt through it any more")
+        self.epoch, self.place = epoch, place
+
+
 def fit(
     network: Layer,
     loss: Layer,
@@ -84,6 +102,7 @@ def fit(
     update_in_backward: bool = False,
     metric: Callable[[Array, Array], Array] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    watch: bool = False,
 ) -> Fitted:
     """Train a network by its hand-derived backward.
 
@@ -102,11 +121,13 @@ def fit(
       update_in_backward: update each layer as soon as its gradient is known, as the seed does.
       metric: `(prediction, target) -> score`, of the test data.
       on_epoch: called after every epoch.
+      watch: look after every epoch at all that goes forward and back through every leaf, and stop where it is dead.
 
     Raises:
       TypeError: X holds no numbers, or not those that the network takes.
       ValueError: anything else that cannot be trained on, before the first step.
       Diverged: a loss or a gradient became NaN or infinite; the epochs before were given to `on_epoch`.
+      Died: a layer that is watched is dead; this epoch too was given to `on_epoch`.
     """
     require_epochs(epochs)
     begin = start(
@@ -118,7 +139,7 @@ def fit(
         dtype=dtype,
         update_in_backward=update_in_backward,
     )
-    return run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch)
+    return run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch, watch=watch)
 
 
 def run(
@@ -128,6 +149,7 @@ def run(
     epochs: int,
     metric: Callable[..., Array] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    watch: bool = False,
 ) -> Fitted:
     """The second half of `fit`: every step of every epoch.
 
@@ -141,6 +163,7 @@ def run(
         stepper, order = begin.stepper, begin.order
         going = jax.tree.map(jnp.copy, begin.state)
         evaluate = _evaluation(begin, test, metric)
+        look = _watching(begin) if watch else lambda going, number: (None, None)
         compile_start = time.perf_counter()
         run_epoch = jax.jit(_epoch(stepper), donate_argnums=0).lower(going, begin.data, order(1)).compile()
         compile_seconds = time.perf_counter() - compile_start
@@ -157,9 +180,12 @@ def run(
                 raise Diverged((number - 1) * len(finite) + bad + 1, number, place)
             test_loss, test_score = evaluate(going)
             losses, norms = jax.device_get((losses, norms))
-            history.append(Epoch(number, losses, norms, test_loss, test_score, seconds))
+            watched, death = look(going, number)
+            history.append(Epoch(number, losses, norms, test_loss, test_score, seconds, watched, death))
             if on_epoch is not None:
                 on_epoch(history[-1])
+            if death is not None:
+                raise Died(number, death)
         seen = epochs * order(1).size
         rate = seen / sum(epoch.seconds for epoch in history)
         params, state = jax.device_get((of_network(stepper.params(going)), going.state))
@@ -182,6 +208,24 @@ def _epoch(stepper: Stepper) -> Callable[..., Any]:
         return going, per_step
 
     return epoch
+
+
+def _watching(begin: Start) -> Callable[[Going, int], tuple[dict[str, Watched], str | None]]:
+    """`(going, epoch) -> (what is watched at each leaf, where it dies)`, of the epoch's last batch, compiled once."""
+    J = begin.stepper.objective
+    watching = map_leaves(watch_leaf, J)
+
+    @jax.jit
+    def sweep(params, given):
+        watched = backpropagate(watching, params, given)[1]
+        return jax.tree.map(lambda w: w._replace(dparams=None), watched, is_leaf=lambda w: isinstance(w, Watched))
+
+    def look(going, number):
+        given = beside(J, begin.batch(number, -1), going.state)
+        watched = jax.device_get(sweep(begin.stepper.params(going), given))
+        return statistics_by_path(J, watched), where_it_dies(J, watched)
+
+    return look
 
 
 def _evaluation(

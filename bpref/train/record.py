@@ -9,6 +9,7 @@ import numpy as np
 
 from bpref.train.loop import Epoch
 from bpref.train.step import flat_names
+from bpref.transforms import Watched
 
 METRICS, PARAMS, PLOT = "metrics.jsonl", "params.safetensors", "loss.png"
 """The files' names."""
@@ -75,6 +76,15 @@ def as_json(epoch: Epoch) -> dict[str, Any]:
         "test_score": epoch.test_score,
         "gradient_norm": {layer: float(norms.mean()) for layer, norms in epoch.gradient_norms.items()},
         "seconds": round(epoch.seconds, 6),
+    } | ({} if epoch.watched is None else {"watched": {leaf: _numbers(w) for leaf, w in epoch.watched.items()}})
+
+
+def _numbers(watched: Watched) -> dict[str, Any]:
+    """What was watched at a leaf; inside of `scan` a list for the turns of each number."""
+    both = {"output": watched.output, "cotangent": watched.cotangent}
+    return {
+        what: None if seen is None else {name: np.asarray(v).tolist() for name, v in seen._asdict().items()}
+        for what, seen in both.items()
     }
 
 
