@@ -1,9 +1,10 @@
-"""A layer's sweeps as one compiled program: called eagerly, every operation is compiled by itself, for most of a test.
+"""A layer's sweeps as one program: called eagerly, every operation is compiled by itself, for most of a test.
 
 That eager and compiled are the same is a law, held for every case of every rule.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -11,10 +12,27 @@ import jax.numpy as jnp
 
 from bpref.cotangents import require_cotangent
 from bpref.layer import Layer
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.running import in_float64, quick_compilation
 
 
 def in_one_program(f: Callable) -> Callable:
+    """`f` traced once for inputs of one form; run by NumPy where it is small and in float64, else compiled.
+
+    For what is run a few times, and what XLA makes of it is not the question.
+    """
+    jitted, runs = jax.jit(f), {}
+
+    @wraps(f)
+    def run(*inputs):
+        traced = jitted.trace(*inputs)
+        if traced.jaxpr not in runs:
+            runs[traced.jaxpr] = in_float64(traced)[0]
+        return runs[traced.jaxpr](*jax.device_get(inputs))
+
+    return run
+
+
+def compiled(f: Callable) -> Callable:
     """`f` compiled in a hurry."""
     return jax.jit(f, compiler_options=quick_compilation())
 

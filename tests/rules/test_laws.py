@@ -42,7 +42,7 @@ from bpref.verify.rules.catalogue import (
 from bpref.verify.rules.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
-from tests.rules.sweeping import as_users_compile, in_one_program
+from tests.rules.sweeping import as_users_compile, compiled, in_one_program
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -112,7 +112,7 @@ def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
     case = RULES[name].cases[index]
     run = sweep(draw(RULES[name], case, small(case), SEED).layer)
     chex.clear_trace_counter()  # it counts by name and address, and the address may have been another's
-    return in_one_program(chex.assert_max_traces(run, n=1))
+    return compiled(chex.assert_max_traces(run, n=1))
 
 
 def values_in(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
@@ -202,14 +202,14 @@ def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
     """Traced with other values than those compared: one kept from the trace would show. The first as users compile."""
     example = draw(rule, case, small(case), SEED)
     again = draw(rule, case, small(case), SEED + 1)
-    compiled = compiled_sweep(rule, case)
+    run = compiled_sweep(rule, case)
     with jax.enable_x64(True):
         if case is rule.cases[0]:
             inputs = again.params, again.x, first(again.dys)
-            assert_same(as_users_compile(sweep(again.layer))(*inputs), compiled(*inputs))
-        compiled(again.params, again.x, first(again.dys))
+            assert_same(as_users_compile(sweep(again.layer))(*inputs), run(*inputs))
+        run(again.params, again.x, first(again.dys))
         inputs = example.params, example.x, first(example.dys)
-        assert_same(compiled(*inputs), sweep(example.layer)(*inputs))
+        assert_same(run(*inputs), sweep(example.layer)(*inputs))
 
 
 @EVERY_CASE
@@ -227,8 +227,8 @@ def test_an_output_that_is_not_used_has_none_for_zero(rule: Rule, case: Case):
         used = [is_differentiable(v) for v in outputs]
         if sum(used) == 1:
             return
-        cache = jax.jit(layer.forward)(*args)[1]
-        pull = jax.jit(lambda params, cache, dy: layer.backward(params, cache, dy))
+        cache = in_one_program(layer.forward)(*args)[1]
+        pull = in_one_program(layer.backward)
         for choice in list(product(*((True, False) if u else (False,) for u in used)))[1:-1]:
             chosen = list(zip(tree.flatten_up_to(dy), outputs, choice, used, strict=True))
             none, zero = (
