@@ -1,6 +1,7 @@
 """Concrete inputs for a rule's case: sizes for its axes, values for its arrays, numbers for its hyperparameters."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,9 +82,8 @@ def example_with(
     """The example for a given x: random parameters and cotangents of the shapes that the layer says."""
     chosen = hyperparameters(case, sizes) | dict(hyper or {})
     layer = rule.make(**chosen)
-    with jax.enable_x64(True):
-        params = _drawn_params(case, sizes, rng, jax.eval_shape(layer.init, jax.random.key(0), x))
-        y = jax.eval_shape(layer.forward, params, x)[0]
+    params = _drawn_params(case, sizes, rng, _shapes(_params_of, layer, rule, chosen, x))
+    y = _shapes(_y_of, layer, rule, chosen, params, x)
     dys = jax.tree.map(lambda v: normal(rng, (COTANGENTS, *v.shape), v.dtype) if is_differentiable(v) else None, y)
 
     def reference(params, x):
@@ -93,6 +93,33 @@ def example_with(
         return jax.tree.map(lambda v, w: v.astype(w.dtype) if w.dtype.itemsize > v.dtype.itemsize else v, y, like)
 
     return Example(rule.name, layer, reference, params, x, dys)
+
+
+def _shapes(f: Callable, layer: Layer, rule: Rule, chosen: Mapping[str, Any], *inputs: Any) -> Any:
+    """The shapes of `f(layer, *inputs)`, traced once for inputs of one form: a case is drawn many times."""
+    leaves, tree = jax.tree.flatten(inputs)
+    try:
+        form = f, rule.make, frozenset(chosen.items()), tree, tuple((v.shape, v.dtype) for v in leaves)
+        known = _KNOWN.get(form)
+    except TypeError:  # a hyperparameter that has no hash
+        form = known = None
+    if known is None:
+        with jax.enable_x64(True):
+            known = jax.eval_shape(partial(f, layer), *inputs)
+        if form is not None:
+            _KNOWN[form] = known
+    return known
+
+
+_KNOWN: dict[Hashable, Any] = {}
+
+
+def _params_of(layer: Layer, x: Any) -> Any:
+    return layer.init(jax.random.key(0), x)
+
+
+def _y_of(layer: Layer, params: Any, x: Any) -> Any:
+    return layer.forward(params, x)[0]
 
 
 def _is_narrow(v: Any) -> bool:
