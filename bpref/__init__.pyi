@@ -278,6 +278,7 @@ from .transforms import params_of as params_of
 from .transforms import per_example_gradients as per_example_gradients
 from .transforms import per_example_norms as per_example_norms
 from .transforms import per_example_products as per_example_products
+from .transforms import privacy_spent as privacy_spent
 from .transforms import private_gradient as private_gradient
 from .transforms import sign_symmetry as sign_symmetry
 from .transforms import split_backward as split_backward

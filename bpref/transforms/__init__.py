@@ -5,6 +5,7 @@ from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
 from bpref.transforms.decoding import decoding
 from bpref.transforms.feedback import Feedback, feedback_alignment, sign_symmetry
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
+from bpref.transforms.privacy import privacy_spent
 from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
 from bpref.transforms.split import Later, backward_params, split_backward
 from bpref.transforms.stateful import evaluation, stateful
@@ -33,6 +34,7 @@ __all__ = [
     "per_example_gradients",
     "per_example_norms",
     "per_example_products",
+    "privacy_spent",
     "private_gradient",
     "sign_symmetry",
     "split_backward",

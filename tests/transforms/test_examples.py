@@ -15,6 +15,7 @@ SHOWN = (
     bpref.per_example_products,
     bpref.clipped_gradient,
     bpref.private_gradient,
+    bpref.privacy_spent,
     bpref.gradient_noise_scale,
     bpref.split_backward,
     bpref.update_by_sweeps,
