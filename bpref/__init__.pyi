@@ -45,8 +45,12 @@ from .models.mixture import MIXTURE_PRESETS as MIXTURE_PRESETS
 from .models.mixture import MixtureConfig as MixtureConfig
 from .models.mixture import mixture as mixture
 from .models.mixture import mixture_objective as mixture_objective
+from .models.rearranged import Generative as Generative
 from .models.resnet import RESNETS as RESNETS
 from .models.resnet import resnet as resnet
+from .models.unet import diffusion as diffusion
+from .models.unet import unet as unet
+from .models.vae import variational_autoencoder as variational_autoencoder
 from .models.vit import vit as vit
 from .rule import Case as Case
 from .rule import Rule as Rule

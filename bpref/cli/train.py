@@ -28,7 +28,7 @@ def train(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="diabetes, digits, a model of text (gpt, mixture, lstm, mamba) or of images (resnet, vit). "
+            help="diabetes, digits, a model of text (gpt, mixture, lstm, mamba) or of images (resnet, vit, vae, unet). "
             "[default: diabetes]"
         ),
     ] = None,
@@ -46,9 +46,19 @@ def train(
     vocabulary: Annotated[int | None, typer.Option(help="How many tokens bpe learns. [default: 1024]")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in an example of text. [default: 64]")] = None,
     width: Annotated[
-        int | None, typer.Option(help="Features of a model. [default: 64 for text, 16 for resnet, 32 for vit]")
+        int | None,
+        typer.Option(
+            help="Features of a model. [default: 64 for text, 16 for resnet and unet, 32 for vit, 256 for vae]"
+        ),
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Blocks of a model, in each stage of resnet. [default: 2]")] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            help="Blocks of a model, of a stage of resnet; layers of vae, halvings of unet. [default: 2; of these 1]"
+        ),
+    ] = None,
+    latent: Annotated[int | None, typer.Option(help="Numbers that code an image of vae. [default: 8]")] = None,
+    noise_steps: Annotated[int | None, typer.Option(help="From noise to an image, of unet. [default: 100]")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads of attention. [default: 4]")] = None,
     experts: Annotated[int | None, typer.Option(help="In each block of mixture. [default: 4]")] = None,
     layers: Annotated[
@@ -106,6 +116,7 @@ def train(
     of_tokens = {"tokens": tokens, "vocabulary": vocabulary, "context": context, "heads": heads, "experts": experts}
     of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
+    of_makers = {"latent": latent, "noise_steps": noise_steps}
     how: dict[str, Any] = {
         "seed": seed,
         "dtype": dtype,
@@ -120,6 +131,7 @@ def train(
     if what in OF_TEXT:
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
+            require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
             text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
         from bpref.cli.training_text import run as run_text
 
@@ -128,7 +140,9 @@ def train(
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
             require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
-            image_recipe = with_given(OF_IMAGES[what], of_models | of_both)
+            others = {option: v for option, v in of_makers.items() if getattr(OF_IMAGES[what], option) is None}
+            require_none(others, f"is no setting of {what}")
+            image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
         from bpref.cli.training_images import run as run_images
 
         return run_images(what, image_recipe, **how)
@@ -136,7 +150,7 @@ def train(
 
     with blaming_the_input():
         require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
-        require_none(of_models, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
+        require_none(of_models | of_makers, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
         table, recipe = choose_table(what, data, target, task)
         given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
         recipe = with_given(recipe, given)

@@ -1,4 +1,4 @@
-"""What `bpref train` does with a model of images: verify the gradient, train, say how many it tells."""
+"""What `bpref train` does with a model of images: verify the gradient, train, say how well it tells or makes them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from bpref.cli.training import (
     written,
 )
 from bpref.compose import objective
-from bpref.models.images import IMAGE_MODELS
+from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.nearest import require_known
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.train.embedded import digits_as_images
@@ -38,7 +38,6 @@ def run(
     out: Path | None,
 ) -> int:
     """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
-    score, metric = METRICS["classification"]
     with blaming_the_input():
         require_known("dtype", dtype, DTYPES)
         require_epochs(recipe.epochs)
@@ -47,7 +46,12 @@ def run(
         train, test = rows_of_split(len(X), seed)
         steps = steps_per_epoch(len(train), recipe.batch_size)
         optimizer = optimizer_of(recipe, recipe.epochs * steps)
-        network, loss = IMAGE_MODELS[name](recipe.depth, recipe.width, len(classes)), softmax_cross_entropy()
+        if name in GENERATIVE:
+            network, loss, _, score, metric, (alone, how) = generative(name, X.shape[1:], asdict(recipe))
+            y, untrained = X, f" ({how}: {alone(X[train], X[test]):.4f})"
+        else:
+            network, loss = IMAGE_MODELS[name](recipe.depth, recipe.width, len(classes)), softmax_cross_entropy()
+            (score, metric), untrained = METRICS["classification"], ""
         placed = choose_device(device)
 
     def describe(begin):
@@ -85,7 +89,7 @@ def run(
     fitted, record = done
     last = fitted.history[-1]
     print(
-        f"test {score} {last.test_score:.4f}, {losses_of(last)}\n"
+        f"test {score} {last.test_score:.4f}{untrained}, {losses_of(last)}\n"
         f"{fitted.examples_per_second:,.0f} examples/s, {after_compilation(fitted)}"
     )
     if record is not None:
@@ -93,4 +97,6 @@ def run(
         settings |= {"image": list(X.shape[1:]), "classes": classes}
         record.finish(fitted.params, fitted.history, f"test {score}", settings, fitted.state[0] if fitted.state else ())
         print(written(record))
+        if name in GENERATIVE:
+            print(f"make images with: bpref sample {out} --output images.png")
     return 0

@@ -1,12 +1,18 @@
-"""rearranged: what stands between the layers of a model: a tree of arrays put together otherwise, or weighed.
+"""What stands between the layers of a model: a tree of arrays put together otherwise, or weighed; what makes images.
 
-Forward: y = A x, linear and without parameters, so that its Jacobian is A itself, whatever x is: dx = A^T dy, and
-nothing is cached. Who makes one writes both down, A and A^T.
+Forward: y = A x, linear and without parameters, so that its Jacobian is A itself, whatever x is: dx = A^T dy. Nothing
+is cached but x's shapes, in arrays of no elements. Who makes one writes both down, A and A^T.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bpref.cotangents import with_zeros
 from bpref.layer import Layer, each_position, no_params
 
 
@@ -15,9 +21,38 @@ def rearranged(name: str, there: Callable[[Any], Any], back: Callable[[Any], Any
 
     Args:
       there: linear in x, position by position.
-      back: its adjoint; a cotangent in dy is `None` where what it belongs to is not used.
+      back: its adjoint; `None` stands for a cotangent of dy that is not used, and for one of dx that is zero.
     """
-    return Layer(
-        no_params, lambda params, x: (there(x), ()), lambda params, cache, dy: ((), back(dy)), name,
-        decoding=each_position,
-    )  # fmt: skip
+
+    def forward(params, x):
+        return there(x), jax.tree.map(lambda v: jnp.zeros((0, *v.shape), v.dtype), x)
+
+    def backward(params, cache, dy):
+        x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), cache)
+        return (), with_zeros(back(dy), x)
+
+    return Layer(no_params, forward, backward, name, decoding=each_position)
+
+
+def as_it_is() -> Layer[tuple[()], Any, Any, Any]:
+    """y = x, of any tree: what a part of a composition leaves alone."""
+    return rearranged("as_it_is", lambda x: x, lambda dy: dy)
+
+
+class Generative(NamedTuple):
+    """A network that learns to make images, what it is trained by, and how it makes them.
+
+    Attributes:
+      network: images (N, H, W, C) from 0 to 1 to what the loss reads.
+      loss: (that, the images) to J.
+      draw: `(params, key, count) -> images`, (count, H, W, C) from 0 to 1.
+      score, metric: what it is told by, `(the network's output, the images) -> number`, less being better.
+      untrained: `(images to learn from, others) -> number`, the score of what needs no network; and what that is.
+    """
+
+    network: Layer[Any, Any, Any, Any]
+    loss: Layer[Any, Any, Any, Any]
+    draw: Callable[[Any, Any, int], Array]
+    score: str
+    metric: Callable[[Any, Array], Array]
+    untrained: tuple[Callable[[np.ndarray, np.ndarray], float], str]

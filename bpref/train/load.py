@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.layer import Layer, begin
-from bpref.models.images import IMAGE_MODELS
+from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.models.text import TEXT_MODELS, text_model
 from bpref.train.network import fully_connected
 from bpref.train.record import PARAMS, STATE
-from bpref.train.step import flat_names
+from bpref.train.step import flat_names, is_key
 from bpref.train.text import Tokenizer, tokenizer_of
 
 
@@ -23,7 +23,7 @@ class Loaded(NamedTuple):
     Attributes:
       network: the layer; of a model of text, ids (B, T) to logits (B, T, V).
       params: its params, NumPy arrays.
-      state: its running statistics; `()` where it has none.
+      state: its running statistics, and PRNG keys of 0; `()` where it has neither.
       settings: how it was trained, a dict; of a table, `units` says how its columns were scaled.
       tokenizer: of a model of text, else None.
     """
@@ -85,6 +85,10 @@ def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]
     if settings.get("model") in IMAGE_MODELS:
         network = IMAGE_MODELS[settings["model"]](settings["depth"], settings["width"], len(settings["classes"]))
         return network, jax.ShapeDtypeStruct((1, *settings["image"]), jnp.float32), None
+    if settings.get("model") in GENERATIVE:
+        image = settings["image"]
+        network = generative(settings["model"], image, settings).network
+        return network, jax.ShapeDtypeStruct((1, *image), jnp.float32), None
     units = settings["units"]
     network = fully_connected(settings["layers"], settings["activation"], max(1, len(units["classes"])))
     return network, jax.ShapeDtypeStruct((1, len(units["features"])), jnp.float32), None
@@ -93,7 +97,7 @@ def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]
 def _fitted(file: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The arrays as params and state, `like` both; all of them, or none."""
     params, state = like
-    expected = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items()}
+    expected = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items() if not is_key(v)}
     missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
     wrong = [
         f"{name} has shape {arrays[name].shape}, expected {v.shape}"
@@ -103,4 +107,5 @@ def _fitted(file: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
     faults = [f"{what} {', '.join(names)}" for what, names in (("no", missing), ("unknown", extra)) if names] + wrong
     if faults:
         raise ValueError(f"{file}: {'; '.join(faults)}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+    found = iter(arrays[name] for name in expected)
+    return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype) if is_key(v) else next(found), like)

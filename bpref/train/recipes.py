@@ -60,6 +60,8 @@ class ImageRecipe:
     """Settings of a run of a model of images; every one of them is an option of `bpref train`.
 
     Of resnet `depth` blocks are in each of two stages, the first of `width` channels; vit has as many, of that width.
+    Of vae they are hidden layers, and `latent` numbers code an image; unet halves height and width so often, and makes
+    images in `noise_steps`.
     """
 
     width: int
@@ -70,11 +72,15 @@ class ImageRecipe:
     weight_decay: float
     epochs: int
     batch_size: int
+    latent: int | None = None
+    noise_steps: int | None = None
 
 
 OF_IMAGES: dict[str, ImageRecipe] = {
     "resnet": ImageRecipe(16, 2, "adamw", 0.003, "cosine", 0.01, 8, 32),
     "vit": ImageRecipe(32, 2, "adamw", 0.003, "warmup_cosine", 0.1, 30, 32),
+    "vae": ImageRecipe(256, 1, "adamw", 0.005, "cosine", 0.0, 60, 32, latent=8),
+    "unet": ImageRecipe(16, 1, "adamw", 0.003, "cosine", 0.0, 40, 32, noise_steps=100),
 }
 """By model of images."""
 

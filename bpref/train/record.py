@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from bpref.train.loop import Epoch
-from bpref.train.step import flat_names
+from bpref.train.step import flat_names, is_key
 from bpref.transforms import Watched
 
 METRICS, PARAMS, PLOT = "metrics.jsonl", "params.safetensors", "loss.png"
 """The files' names."""
+
+MOST_NAMED = 12
+"""Of more curves than these a legend would hide the curves."""
 
 STATE = "state."
 """What the names of running statistics begin with."""
@@ -53,14 +56,14 @@ class Record:
 
         Args:
           params: a tree of arrays; `0.W` is the entry `W` of its entry 0.
-          state: running statistics beside them, under names that begin with `state.`.
+          state: running statistics beside them, under names that begin with `state.`; its PRNG keys are left out.
           history: every epoch.
           score: the name of the test metric.
           settings: anything that `json` can write.
         """
         from safetensors.numpy import save_file
 
-        named = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items()}
+        named = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items() if not is_key(v)}
         arrays = {name: np.ascontiguousarray(v) for name, v in named.items()}
         save_file(arrays, self.directory / PARAMS, metadata={"settings": json.dumps(settings)})
         plot(history, score, self.directory / PLOT)
@@ -109,6 +112,8 @@ def plot(history: list[Epoch], score: str, path: Path) -> None:
         axes.set(xlabel="epoch", ylabel=label, yscale=scale)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if len(axes.lines) > MOST_NAMED:
+            axes.set_title(f"{len(axes.lines)} layers")
+        elif axes.lines:
             axes.legend()
     figure.savefig(path, dpi=120)

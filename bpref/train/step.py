@@ -104,17 +104,17 @@ def _of_widened(loss: Layer) -> Layer:
 
     def init(key, x):
         y_hat, y = x
-        return loss.init(key, (jax.ShapeDtypeStruct(y_hat.shape, jnp.float32), y))
+        return loss.init(key, (jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, jnp.float32), y_hat), y))
 
     def forward(params, x):
         y_hat, y = x
-        J, cache = loss.forward(params, (widen(y_hat), y))
-        return J, (cache, jnp.zeros((0,), y_hat.dtype))
+        J, cache = loss.forward(params, (jax.tree.map(widen, y_hat), y))
+        return J, (cache, jax.tree.map(lambda v: jnp.zeros((0,), v.dtype), y_hat))
 
     def backward(params, cache, dJ):
         cache, of_dtype = cache
         dparams, (dy_hat, dy) = loss.backward(params, cache, dJ)
-        return dparams, (dy_hat.astype(of_dtype.dtype), dy)
+        return dparams, (jax.tree.map(lambda v, d: d.astype(v.dtype), of_dtype, dy_hat), dy)
 
     return Layer(init, forward, backward, loss.name)
 
@@ -161,6 +161,11 @@ def of_network(tree: Any) -> Any:
 def flat_names(params: Any) -> dict[str, Array]:
     """The arrays of a tree by their place in it, such as `0.W` and `0.b`."""
     return {name_of(path): p for path, p in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def is_key(v: Any) -> bool:
+    """Whether it is a PRNG key, which no file takes and no training begins anew with."""
+    return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
