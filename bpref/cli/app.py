@@ -15,6 +15,8 @@ from bpref.cli.errors import UsageError
 from bpref.cli.explain import explain
 from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
 from bpref.cli.grade import grade
+from bpref.cli.predict import EXAMPLE as PREDICT_EXAMPLE
+from bpref.cli.predict import predict
 from bpref.cli.rules import rules
 from bpref.cli.sample import EXAMPLE as SAMPLE_EXAMPLE
 from bpref.cli.sample import sample
@@ -58,6 +60,7 @@ app.command(epilog="Example: bpref explain linear")(explain)
 app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=SAMPLE_EXAMPLE)(sample)
+app.command(epilog=PREDICT_EXAMPLE)(predict)
 app.command(epilog=TASKS_EXAMPLE)(tasks)
 app.command(epilog=JUDGE_EXAMPLE)(judge)
 

@@ -32,12 +32,17 @@ def train(
             "[default: diabetes]"
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Your own table instead: a .csv with a header, or a .npz.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own table instead: a .csv or .tsv with a header, or a .npz.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="The column of --data to predict; in a .npz, its array [default: y].")
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="regression or classification. [default: as the target looks]")
+    ] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="Of a value missing in --data: refuse, drop, impute. [default: refuse]")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="A UTF-8 file for a model of text. [default: Python's own documentation]")
@@ -111,7 +116,7 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
     }
-    of_tables = {"data": data, "target": target, "task": task}
+    of_tables = {"data": data, "target": target, "task": task, "missing": missing}
     of_networks = {"layers": layers, "activation": activation, "loss": loss}
     of_tokens = {"tokens": tokens, "vocabulary": vocabulary, "context": context, "heads": heads, "experts": experts}
     of_text = {"text": text} | of_tokens
@@ -151,7 +156,7 @@ def train(
     with blaming_the_input():
         require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
         require_none(of_models | of_makers, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
-        table, recipe = choose_table(what, data, target, task)
+        table, recipe = choose_table(what, data, target, task, missing, seed)
         given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
         recipe = with_given(recipe, given)
     return run(str(data) if data is not None else what or DEFAULT, table, recipe, **how)
@@ -165,7 +170,7 @@ def require_none(options: dict[str, Any], why: str) -> None:
 
 
 def choose_table(
-    dataset: str | None, data: Path | None, target: str | None, task: str | None
+    dataset: str | None, data: Path | None, target: str | None, task: str | None, missing: str | None, seed: int
 ) -> tuple["Table", "Recipe"]:
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
     from bpref.nearest import require_known
@@ -173,7 +178,7 @@ def choose_table(
     from bpref.train.recipes import OF_IMAGES, OF_TEXT, OWN_DATA, RECIPES
 
     if data is None:
-        for option, value in (("--target", target), ("--task", task)):
+        for option, value in (("--target", target), ("--task", task), ("--missing", missing)):
             if value is not None:
                 raise UsageError(f"{option} goes with --data, a table of your own")
         dataset = dataset or DEFAULT
@@ -183,11 +188,11 @@ def choose_table(
         raise UsageError(f"both {dataset!r} and --data are given; train on one of them")
     if task is not None:
         require_known("task", task, OWN_DATA)
-    table = read(data, target, task)
+    table = read(data, target, task, missing, seed)
     return table, OWN_DATA[table.task]
 
 
-def read(data: Path, target: str | None, task: Any) -> "Table":
+def read(data: Path, target: str | None, task: Any, missing: str | None, seed: int) -> "Table":
     """The user's own table, by the file's suffix."""
     from bpref.train.read_csv import read_csv
     from bpref.train.read_npz import read_npz
@@ -195,14 +200,15 @@ def read(data: Path, target: str | None, task: Any) -> "Table":
     try:
         match data.suffix.lower():
             case ".npz":
+                require_none({"missing": missing}, "goes with a .csv")
                 return read_npz(data, target or "y", task)
-            case ".csv":
+            case ".csv" | ".tsv":
                 if target is None:
-                    raise UsageError("--data with a .csv needs --target, the name of the column to predict")
-                return read_csv(data, target, task)
+                    raise UsageError(f"--data with a {data.suffix} needs --target, the name of the column to predict")
+                return read_csv(data, target, task, missing or "refuse", seed)
     except OSError as error:
         raise UsageError(f"{data}: {error.strerror}") from error
-    raise UsageError(f"{data}: expected a file that ends in .csv or .npz")
+    raise UsageError(f"{data}: expected a file that ends in .csv, .tsv or .npz")
 
 
 def widths(layers: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from bpref.compose import objective
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.train import loop
+from bpref.train.columns import as_settings
 from bpref.train.loop import Died, Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
@@ -69,6 +70,8 @@ def run(
     score, metric = METRICS[table.task]
     widths = ",".join(map(str, recipe.layers))
     with jax.default_device(placed):
+        for note in table.notes:
+            print(note)
         print(describe(name, table, parts, recipe, dtype, placed.platform, seed))
         done = trained(
             objective(network, loss),
@@ -189,6 +192,7 @@ def units(table: Table, parts: Split) -> dict[str, Any]:
     """How a user's own numbers become the network's input, and its output theirs again."""
     return {
         "features": table.feature_names,
+        "columns": as_settings(table.columns),
         "mean": parts.X_mean.tolist(),
         "scale": parts.X_scale.tolist(),
         "target": table.target_name,

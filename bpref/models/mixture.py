@@ -161,7 +161,7 @@ def _body(config: MixtureConfig, remat: bool) -> Layer:
     c = config
     attention = attention_block(c.heads, c.kv_heads, rope=c.rope, window=c.window, eps=c.eps)
     weighed = _weighed(c.balance_weight, c.z_weight)
-    block = serial(
+    block: Layer = serial(
         attention=_beside(residual(attention)),
         experts=residual(norm=_beside(rms_norm(c.eps)), experts=_beside(_experts(c)), weighed=weighed),
     )
@@ -194,7 +194,7 @@ def _weighed(balance_weight: float, z_weight: float) -> Layer:
     def back(dy):
         d, dy = dy["penalty"], dy["x"]
         if d is None:
-            return {"x": Mixed(dy, None, None), "penalty": None}
+            return {"x": Mixed._make((dy, None, None)), "penalty": None}
         losses = (cast(w * d, dy.dtype) for w in (balance_weight, z_weight))
         return {"x": Mixed(dy, *losses), "penalty": jnp.zeros_like(d)}
 

@@ -77,9 +77,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]:
     """The network, the specification of an input, and the tokenizer."""
     if settings.get("model") in TEXT_MODELS:
-        names = ("context", "width", "depth", "heads")
-        sizes = (settings[name] for name in names)
-        model = text_model(settings["model"], settings["ids"], *sizes, settings.get("experts", 4))
+        sizes = {name: settings[name] for name in ("context", "width", "depth", "heads")}
+        model = text_model(settings["model"], settings["ids"], **sizes, experts=settings.get("experts", 4))
         x = jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32)
         return model.network, x, tokenizer_of(settings["tokenizer"])
     if settings.get("model") in IMAGE_MODELS:

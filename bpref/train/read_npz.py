@@ -24,7 +24,7 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
       ValueError: it is not such an archive, or its arrays are no `Table`. Integer class labels must be
         0 ... C-1, and each of them must occur.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     require_known("array", "X", arrays)
     require_known("array", target, arrays)
     X, y = arrays["X"], arrays[target]
@@ -41,7 +41,8 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
     return Table(X, labels, names, target, classes)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive by name; `ValueError` where it is none of plain arrays."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Table:
       feature_names: d names, for messages.
       target_name: what y is called in messages.
       classes: the C names of the classes; empty for regression.
+      columns: of a user's own file, how each of its columns became features, as `bpref.train.columns` has it.
+      notes: what was found out in the reading, in sentences.
 
     Raises:
       TypeError: X is not floating-point; y is neither floating-point (regression) nor integer (classification).
@@ -39,6 +41,8 @@ class Table:
     feature_names: tuple[str, ...] = ()
     target_name: str = "y"
     classes: tuple[str, ...] = ()
+    columns: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         X, y = np.asarray(self.X), np.asarray(self.y)

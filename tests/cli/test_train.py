@@ -119,7 +119,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
             "unknown task 'regresion'; the nearest is regression",
         ),
         (["--data", "none.csv", "--target", "y"], "none.csv: No such file or directory"),
-        (["--data", "t.parquet"], "t.parquet: expected a file that ends in .csv or .npz"),
+        (["--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv or .npz"),
         (
             ["--layers", "64,0"],
             "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64",
@@ -174,7 +174,10 @@ def test_a_network_that_does_not_fit_into_memory(capsys):
 def test_data_that_cannot_be_trained_on_is_exit_code_2(csv_file, capsys):
     csv_file.write_text("a,y\n1,2.5\n,3.5\n")
     assert run(["train", "--data", str(csv_file), "--target", "y"]) == 2
-    assert capsys.readouterr().err == f"bpref: {csv_file}, line 3, column 'a': the value is missing\n"
+    assert (
+        capsys.readouterr().err
+        == f"bpref: {csv_file}, line 3, column 'a': the value is missing (see bpref train --missing)\n"
+    )
 
 
 def test_a_device_that_is_not_there(capsys):

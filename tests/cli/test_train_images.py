@@ -89,3 +89,6 @@ def test_what_tells_images_apart_makes_none(tmp_path, capsys):
     capsys.readouterr()
     assert run(["sample", str(out)]) == 2
     assert "it is of vit, which tells images apart; bpref sample is for models of text" in capsys.readouterr().err
+    assert run(["predict", str(out), "--data", "a.csv"]) == 2
+    message = f"{out}: it is of vit, no table; bpref predict is for tables, bpref sample for models of text or images"
+    assert capsys.readouterr().err == f"bpref: {message}\n"

@@ -77,6 +77,9 @@ def test_many_classes_with_enough_examples_are_classes(csv_file):
         assert len(read_csv(csv_file(f"a,y\n{rows}"), "y", "classification").classes) == 30
 
 
+TARGET_MISSING = "the value is missing; no target is imputed, --missing drop leaves the row out"
+
+
 @pytest.mark.parametrize(
     ("text", "task", "message"),
     [
@@ -89,12 +92,12 @@ def test_many_classes_with_enough_examples_are_classes(csv_file):
         ("a,b\n1,2\n", None, "unknown column 'y'; there is a, b"),
         ("y\n1\n2\n", None, "PATH: there is no column but the target 'y'"),
         ("a,y\n1,2\n3\n", None, "PATH, line 3: 1 values, expected 2 as in the header"),
-        ("a,y\n1,2\n\n,4\n", None, "PATH, line 4, column 'a': the value is missing"),
-        ("a,y\n1,2\n3,\n", None, "PATH, line 3, column 'y': the value is missing"),
+        ("a,y\n1,2\n\n,4\n", None, "PATH, line 4, column 'a': the value is missing (see bpref train --missing)"),
+        ("a,y\n1,2\n3,\n", None, f"PATH, line 3, column 'y': {TARGET_MISSING}"),
         ("a,y\n1,2\nred,4\n", None, "PATH, line 3, column 'a': 'red' is not a number"),
-        ("a,y\n1,2.5\n2,NA\n", None, "PATH, line 3, column 'y': 'NA' is not a number"),
+        ("a,y\n1,2.5\n2,NA\n", None, f"PATH, line 3, column 'y': {TARGET_MISSING}"),
         ("a,y\n1,cat\n2,dog\n", "regression", "PATH, line 2, column 'y': 'cat' is not a number"),
-        ("a,y\n1,2\nnan,4\n", None, "PATH, line 3, column 'a': 'nan' is not a finite number"),
+        ("a,y\n1,2\nnan,4\n", None, "PATH, line 3, column 'a': the value is missing (see bpref train --missing)"),
         ("a,y\n1,2.5\n2,inf\n", None, "PATH, line 3, column 'y': 'inf' is not a finite number"),
         ("a,b,y\n1,7,2.5\n2,7,3.5\n", None, "b is constant (7 in all 2 rows) and tells nothing; leave it out"),
         ("a,y\n1,2.5\n2,2.5\n", None, "y is constant (2.5 in all 2 rows): there is nothing to learn"),

@@ -1,0 +1,108 @@
+"""The cells of a user's own file: a header and rows, their separator found, and which values are missing."""
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+SEPARATORS = (",", ";", "\t")
+"""The one that parts the header into most names is the file's; of several the first."""
+
+MISSING = {"", "na", "n/a", "nan", "null"}
+"""What stands for a value that is missing, in small letters."""
+
+
+class Cells(NamedTuple):
+    """A table of text.
+
+    Attributes:
+      path: the file.
+      columns: by name, the cells of all rows.
+      lines: the line of the file that each row ends on.
+      notes: what was found out, in sentences.
+    """
+
+    path: Path
+    columns: dict[str, tuple[str, ...]]
+    lines: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def where(self, row: int, column: str) -> str:
+        """The place of a cell, for messages."""
+        return f"{self.path}, line {self.lines[row]}, column {column!r}"
+
+    def rows(self, kept: list[int]) -> "Cells":
+        """Those rows alone."""
+        columns = {name: tuple(cells[row] for row in kept) for name, cells in self.columns.items()}
+        return self._replace(columns=columns, lines=tuple(self.lines[row] for row in kept))
+
+
+def is_missing(cell: str) -> bool:
+    return cell.lower() in MISSING
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def read_cells(path: Path) -> Cells:
+    """A file of values parted by commas, semicolons or tabs, in UTF-8, with a header; blank lines are passed over.
+
+    A first column without a name, whose values are different whole numbers, is the index that pandas' `to_csv` writes:
+    it is left out, with a note.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is not such a file.
+    """
+    rows, lines = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), skipinitialspace=True)
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise ValueError(f"{path}: the file is empty")
+    header, *rows = rows
+    if rows and not header[0] and len(header) > 1 and _number_rows([row[0] for row in rows]):
+        notes = (f"{path}: the first column has no name and numbers the rows; it is left out",)
+    else:
+        notes = ()
+    _require_header(path, header[len(notes) :])
+    if not rows:
+        raise ValueError(f"{path}: there is a header and no data")
+    for row, line in zip(rows, lines[1:], strict=True):
+        if len(row) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(row)} values, expected {len(header)} as in the header")
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    if notes:
+        del columns[""]
+    return Cells(path, columns, tuple(lines[1:]), notes)
+
+
+def _separator(text: str) -> str:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), ())))
+
+
+def _number_rows(cells: list[str]) -> bool:
+    return all(cell.isdigit() for cell in cells) and len(set(cells)) == len(cells)
+
+
+def _require_header(path: Path, header: list[str]) -> None:
+    if all(is_number(cell) for cell in header):
+        raise ValueError(f"{path}, line 1: expected the names of the columns, got the numbers {', '.join(header)}")
+    if "" in header:
+        raise ValueError(f"{path}, line 1: column {header.index('') + 1} has no name")
+    for name in header:
+        if header.count(name) > 1:
+            raise ValueError(f"{path}, line 1: the name {name!r} stands {header.count(name)} times")
