@@ -266,7 +266,9 @@ from .rules.stochastic.reparameterization import ReparameterizationParams as Rep
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
 from .train.load import load as load
 from .transforms import Clipped as Clipped
+from .transforms import Diagonal as Diagonal
 from .transforms import Feedback as Feedback
+from .transforms import Kronecker as Kronecker
 from .transforms import Statistics as Statistics
 from .transforms import Swept as Swept
 from .transforms import Watched as Watched
@@ -276,8 +278,14 @@ from .transforms import clipped_gradient as clipped_gradient
 from .transforms import decoding as decoding
 from .transforms import evaluation as evaluation
 from .transforms import feedback_alignment as feedback_alignment
+from .transforms import fisher_diagonal as fisher_diagonal
+from .transforms import gauss_newton_diagonal as gauss_newton_diagonal
+from .transforms import gauss_newton_product as gauss_newton_product
 from .transforms import gradient_noise_scale as gradient_noise_scale
 from .transforms import gradient_products as gradient_products
+from .transforms import hessian_product as hessian_product
+from .transforms import hutchinson_diagonal as hutchinson_diagonal
+from .transforms import kronecker_factors as kronecker_factors
 from .transforms import params_of as params_of
 from .transforms import per_example_gradients as per_example_gradients
 from .transforms import per_example_norms as per_example_norms

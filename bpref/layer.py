@@ -87,6 +87,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     couples: str = ""
     decoding: Optional[Callable[["Layer", int], "Layer"]] = None
     renews: bool = False
+    root: Any = None
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -120,6 +121,7 @@ class Layer(_Layer[P, X, Y, C]):
         chunk after another; `each_position` of one that mixes none, `None` of one that cannot.
       renews: whether a leaf of it puts in the place of dparams what its params, or some of them, are to be from then
         on, and `None` for the others: `scan` writes them over the old ones then.
+      root: of a loss, the square root of its Hessian, a `bpref.formulas.root.Root`; `None` where none is known.
     """
 
     __slots__ = ()
@@ -140,6 +142,7 @@ class Layer(_Layer[P, X, Y, C]):
         couples: str = "",
         decoding: Optional[Callable[["Layer", int], "Layer"]] = None,
         renews: bool = False,
+        root: Any = None,
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -153,22 +156,8 @@ class Layer(_Layer[P, X, Y, C]):
             of_parts = tuple(dict.fromkeys(name for part in parts for name in part.reads))
             reads = ("state",) if begin is not None and not parts else of_parts
         renews = renews or any(part.renews for part in parts)
-        given = (
-            init,
-            forward,
-            backward,
-            name,
-            parts,
-            rebuild,
-            names,
-            begin,
-            held,
-            evaluating,
-            reads,
-            couples,
-            decoding,
-        )
-        return super().__new__(cls, *given, renews or any(part.renews for part in parts))
+        own = init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
+        return super().__new__(cls, *own, renews, root)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(

@@ -2,6 +2,9 @@
 
 from bpref.transforms.cast_params import cast_params
 from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
+from bpref.transforms.curvature.gauss_newton import fisher_diagonal, gauss_newton_diagonal, gauss_newton_product
+from bpref.transforms.curvature.hessian import hessian_product, hutchinson_diagonal
+from bpref.transforms.curvature.kronecker import Diagonal, Kronecker, kronecker_factors
 from bpref.transforms.decoding import decoding
 from bpref.transforms.feedback import Feedback, feedback_alignment, sign_symmetry
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
@@ -15,7 +18,9 @@ from bpref.transforms.watch import Statistics, Watched, statistics_by_path, unwa
 
 __all__ = [
     "Clipped",
+    "Diagonal",
     "Feedback",
+    "Kronecker",
     "Later",
     "Statistics",
     "Swept",
@@ -28,8 +33,14 @@ __all__ = [
     "decoding",
     "evaluation",
     "feedback_alignment",
+    "fisher_diagonal",
+    "gauss_newton_diagonal",
+    "gauss_newton_product",
     "gradient_noise_scale",
     "gradient_products",
+    "hessian_product",
+    "hutchinson_diagonal",
+    "kronecker_factors",
     "params_of",
     "per_example_gradients",
     "per_example_norms",

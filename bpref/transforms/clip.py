@@ -74,8 +74,8 @@ def clipped_gradient(layer: Layer, params: Any, x: Any, bound: float, dy: Any = 
         )
     norms = jnp.sqrt(squared_norms(swept))
     share = _share(norms, bound)
-    weighing = map_leaves(lambda leaf: _weighing(leaf, share), layer)
-    dparams, _, _ = pull(data, weighing, params, cache, _weighed(dy, share))
+    weighed = map_leaves(lambda leaf: weighing(leaf, share), layer)
+    dparams, _, _ = pull(data, weighed, params, cache, _weighed(dy, share))
     return Clipped(out, dparams, norms)
 
 
@@ -148,7 +148,7 @@ def _plain(cache: Any) -> Any:
     return cache.leaf if isinstance(cache, PerExampleCache) else cache
 
 
-def _weighing(leaf: Layer, share: Array) -> Layer:
+def weighing(leaf: Layer, share: Array) -> Layer:
     """The leaf; where it makes one number of all examples, their shares come in on the way back."""
 
     def backward(params, cache, dy):

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.compose.parts import pull
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, With, require_layer
 from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
@@ -77,7 +77,7 @@ def per_example_gradients(leaf: Layer) -> Layer:
         axis of examples, as a loss with params.
       TypeError: `leaf` is no Layer.
     """
-    return _transformed("per_example_gradients", leaf, _same, {})
+    return transformed("per_example_gradients", leaf, _same, {})
 
 
 def per_example_norms(leaf: Layer) -> Layer:
@@ -94,7 +94,7 @@ def per_example_norms(leaf: Layer) -> Layer:
     Raises:
       ValueError, TypeError: as `per_example_gradients`.
     """
-    return _transformed("per_example_norms", leaf, _squared, NORMS)
+    return transformed("per_example_norms", leaf, _squared, NORMS)
 
 
 def squared_norms(norms: Any) -> Array:
@@ -129,7 +129,7 @@ def _squared(g: Any) -> Any:
     return sum(jnp.sum(jnp.abs(widen(v)) ** 2) for v in arrays) if arrays else g
 
 
-def _transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any]) -> Layer:
+def transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any]) -> Layer:
     """The leaf whose dparams are `reduced(g_i)` for every example i."""
     require_layer(who, "leaf", leaf)
     if leaf.couples:
@@ -178,7 +178,7 @@ def _transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas:
             dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced, jax.tree.leaves((params, data)))
         return dparams, With(dx, None, of_data) if beside else dx
 
-    evaluating = None if leaf.evaluating is None else _transformed(who, leaf.evaluating, reduced, formulas)
+    evaluating = None if leaf.evaluating is None else transformed(who, leaf.evaluating, reduced, formulas)
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
 
 
@@ -258,14 +258,14 @@ def _is_key(v: Any) -> bool:
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key) or v.dtype == jnp.uint32
 
 
-def _as_sequences(v: Array) -> Array:
+def as_sequences(v: Array) -> Array:
     """(N, ..., d) as (N, T, d)."""
     return v.reshape(v.shape[0], math.prod(v.shape[1:-1]), v.shape[-1])
 
 
 def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) -> Array:
     """The squared norms of `linear`, of rows (N, d) and of sequences (N, ..., d)."""
-    A, dZ = (_as_sequences(widen(v)) for v in (cache.A, dZ))
+    A, dZ = (as_sequences(widen(v)) for v in (cache.A, dZ))
     _, T, d = A.shape
     m = dZ.shape[-1]
     of_b = 0 if params.b is None else jnp.sum(jnp.sum(dZ, 1) ** 2, -1)
@@ -278,18 +278,29 @@ def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) ->
 
 def _embedding(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: Array) -> Array:
     """The squared norms of `embedding`: of each row of the table that an example reads, what it adds up to."""
-    V, dy = len(params.W), _as_sequences(widen(dy))
-    ids = cache.x.reshape(dy.shape[:2])
-    ones = jnp.ones((*cache.x.shape, 1), params.W.dtype)
-    trained = leaf.backward(EmbeddingParams(params.W[:, :1]), cache, ones)[0].W[:, 0] != 0  # not those of the padding
-    counts = (ids >= 0) & (ids < V) & trained[jnp.clip(ids, 0, V - 1)]
-    dy = jnp.where(counts[..., None], dy, 0)
+    ids, dy = trained_rows(leaf, params, cache, dy)
 
     def one(ids, dy):
         place = jnp.unique(ids, size=ids.size, return_inverse=True)[1].reshape(-1)
         return jnp.sum(jnp.zeros_like(dy).at[place].add(dy) ** 2)
 
     return jax.vmap(one)(ids, dy)
+
+
+def trained_rows(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: Array) -> tuple[Array, Array]:
+    """Ids (N, T), and dy (N, T, d), zero where the row that is read is not trained, as that of the padding is not."""
+    dy = as_sequences(widen(dy))
+    ids = cache.x.reshape(dy.shape[:2])
+    trained = reads_of(leaf, params, cache) != 0
+    V = len(trained)
+    counts = (ids >= 0) & (ids < V) & trained[jnp.clip(ids, 0, V - 1)]
+    return ids, jnp.where(counts[..., None], dy, 0)
+
+
+def reads_of(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache) -> Array:
+    """How often each row of an embedding's table is read where it is trained, `(V,)`."""
+    ones = jnp.ones((*cache.x.shape, 1), wide_dtype(params.W.dtype))
+    return leaf.backward(EmbeddingParams(widen(params.W[:, :1])), cache, ones)[0].W[:, 0]
 
 
 WHOLE = (FusedLinearCrossEntropyCache,)

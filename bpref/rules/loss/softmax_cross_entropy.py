@@ -22,7 +22,8 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
     dz_nc = dJ ((Q_n + 2 v_n a l_n) p_nc - q_nc) / N                      (..., C)
     dt_nc = dJ w_c (1 - s) (l_n - z_nc) / N       None for labels         (..., C)
 
-Both are 0 where the label is ignored.
+Both are 0 where the label is ignored. Once more, with a = 0, the Hessian in z has for each position the block
+Q_n / N (diag p_n - p_n p_n^T), 0 too where the label is ignored; its square root stands in `bpref.formulas.root`.
 
 Cached: the logits and the target; labels as they came. The softmax is made again from them in the backward. To
 keep p as well would double the cache, and in half precision round every probability; a loss is where the sweep
@@ -64,6 +65,7 @@ from bpref.checks.hyperparameters import (
 )
 from bpref.dtypes import wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
+from bpref.formulas.root import softmax_root
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 
@@ -208,7 +210,19 @@ def softmax_cross_entropy(
     def _smooth(t):
         return _weighted((1 - smoothing) * widen(t) + smoothing / t.shape[-1])
 
-    return Layer(no_params, forward, backward, who)
+    def _counts(cache):
+        """The logits, and Q / N."""
+        logits, target = cache
+        if not _is_label(target):
+            Q = jnp.sum(_smooth(target), -1)
+            return logits, Q / Q.size
+        y = widen_integers(target)
+        v, N = _positions(y, logits)
+        even = smoothing * (1.0 if w is None else w.mean().astype(v.dtype))
+        return logits, _unless_ignored(y, ((1 - smoothing) * v + even) / N)[..., 0]
+
+    root = None if z_loss else softmax_root(_counts)
+    return Layer(no_params, forward, backward, who, root=root)
 
 
 def _is_label(target: Array) -> bool:

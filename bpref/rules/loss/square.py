@@ -17,7 +17,8 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
     dy_hat_nk = dJ (y_hat_nk - y_nk) / N      this is dA[L]               (N, ...)
     dy_nk     = -dJ (y_hat_nk - y_nk) / N                                 (N, ...)
 
-The batch mean's 1/N enters here, once; no layer below divides by it again.
+The batch mean's 1/N enters here, once; no layer below divides by it again. The Hessian in y_hat is 1/N times the
+identity, whose square root is 1/sqrt(N) times it.
 
 Cached: the error y_hat - y. Both adjoints are multiples of it, and neither y_hat nor y is needed beside it.
 
@@ -33,6 +34,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Pair, count_examples, require_batch
+from bpref.formulas.root import square_root
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -67,7 +69,8 @@ def square() -> Layer[tuple[()], tuple[Array, Array], Reals, SquareCache]:
         dy_hat = cast(widen(error) * (widen(dJ) * (1 / N)), error.dtype)
         return (), (dy_hat, -dy_hat)
 
-    return Layer(no_params, forward, backward, who)
+    root = square_root(lambda cache: (cache.error, 1 / count_examples(cache.error)))
+    return Layer(no_params, forward, backward, who, root=root)
 
 
 def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:

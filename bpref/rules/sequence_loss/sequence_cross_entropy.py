@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.dtypes import wide_dtype, widen_integers
 from bpref.formulas.lengths import used, within
+from bpref.formulas.root import Root
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
@@ -96,7 +97,12 @@ def sequence_cross_entropy(
         _, (dlogits, _) = backward_of((), SoftmaxCrossEntropyCache(*cache), dJ)
         return (), (dlogits, None, None)
 
-    return Layer(no_params, forward, backward, who)
+    def as_of_all(f):
+        return lambda cache, at: (f(SoftmaxCrossEntropyCache(*cache), at)[0], None, None)
+
+    r = of_all.root
+    root = Root(lambda cache: r.count(SoftmaxCrossEntropyCache(*cache)), as_of_all(r.column), as_of_all(r.drawn))
+    return Layer(no_params, forward, backward, who, root=None if per_example else root)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], smoothing: float = 0.0, per_example: bool = False) -> Array:

@@ -1,0 +1,1 @@
+"""Curvature: what backward passes say of second derivatives."""

@@ -1,0 +1,96 @@
+"""Gauss-Newton, Fisher and Hessian, by sweeps, equal the matrices that autodiff gives, on every composition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import bpref
+from bpref.rules import RULES
+from bpref.verify.rules.draw import draw
+from tests.conftest import SEED
+from tests.rules.sweeping import in_one_program
+from tests.transforms.test_per_example import COMPOSITIONS, close, sizes_of
+
+RNG = np.random.default_rng(SEED)
+ROOTED = {
+    f"{name}: {case.name}": (RULES[name], case)
+    for name in ("softmax_cross_entropy", "sequence_cross_entropy", "square")
+    for case in RULES[name].cases
+    if case.name not in ("one example", "one number")
+}
+
+
+@pytest.mark.parametrize(("rule", "case"), ROOTED.values(), ids=ROOTED)
+def test_the_columns_of_a_loss_are_the_root_of_its_hessian(rule, case):
+    example = draw(rule, case, sizes_of(case), SEED)
+    root = example.layer.root
+    if root is None:
+        assert "z-loss" in case.name or "everything" in case.name or "per example" in case.name
+        return
+
+    def both(z, rest):
+        _, cache = example.layer.forward((), (z, *rest))
+        S = jnp.stack([root.column(cache, k)[0] for k in range(root.count(cache))])
+        drawn = jax.vmap(lambda key: root.drawn(cache, key)[0])(jax.random.split(jax.random.key(0), 20000))
+        alone = [
+            jnp.stack([jnp.where((jnp.arange(len(z)) == i).reshape(-1, *[1] * (z.ndim - 1)), s, 0) for s in S])
+            for i in range(len(z))
+        ]
+        S = jnp.concatenate(alone).reshape(-1, z.size)
+        drawn = drawn.reshape(len(drawn), -1)
+        H = jax.hessian(lambda z: example.layer.forward((), (z, *rest))[0])(z)
+        return S.T @ S, drawn.T @ drawn / len(drawn), H.reshape(z.size, z.size)
+
+    with jax.enable_x64(True):
+        z, *rest = jax.tree.map(jnp.asarray, example.x)
+        made, of_draws, H = in_one_program(both)(z, rest)
+    close(made, H)
+    np.testing.assert_allclose(of_draws, H, atol=0.05 * float(np.abs(H).max()))
+
+
+def outputs(J):
+    """J without its loss: what that is given."""
+    return bpref.map_leaves(
+        lambda leaf: leaf if leaf.root is None else leaf._replace(forward=lambda params, x: (x[0], ())), J
+    )
+
+
+WITH_ROOT = {name: COMPOSITIONS[name] for name in ("a convnet", "branches", "tied", "reversible")}
+
+
+@pytest.mark.parametrize("made", WITH_ROOT.values(), ids=WITH_ROOT)
+def test_every_composition_gives_the_matrices_of_second_derivatives(made):
+    with jax.enable_x64(True):
+        J, x = made()
+        x = jax.tree.map(jnp.asarray, x)
+        params = J.init(jax.random.key(SEED), x)
+        flat, tree_of = ravel_pytree(params)
+        v = tree_of(jnp.asarray(RNG.normal(size=flat.shape)))
+        loss = next(leaf for leaf in leaves_of(J) if leaf.root is not None)
+        targets = x[1] if type(x[1]) is tuple else (x[1],)
+
+        def brute(flat):
+            network = outputs(J)
+            z = network.forward(tree_of(flat), x)[0]
+            Jac = jax.jacrev(lambda p: network.forward(tree_of(p), x)[0].reshape(-1))(flat)
+            H = jax.hessian(lambda z: loss.forward((), (z, *targets))[0])(z).reshape(z.size, z.size)
+            return Jac.T @ H @ Jac, jax.hessian(lambda p: J.forward(tree_of(p), x)[0])(flat)
+
+        def ours(params, v):
+            return (
+                bpref.gauss_newton_diagonal(J, params, x),
+                bpref.gauss_newton_product(J, params, x, v),
+                bpref.hessian_product(J, params, x, v),
+            )
+
+        G, H = in_one_program(brute)(flat)
+        diagonal, product, of_hessian = in_one_program(ours)(params, v)
+        u, *flats = (ravel_pytree(tree)[0] for tree in (v, diagonal, product, of_hessian))
+        for got, expected in zip(flats, (np.diag(G), G @ u, H @ u), strict=True):
+            close(np.asarray(got), np.asarray(expected), 1e-9)
+
+
+def leaves_of(layer):
+    return [leaf for part in layer.parts for leaf in leaves_of(part)] if layer.parts else [layer]
