@@ -268,7 +268,9 @@ from .train.load import load as load
 from .transforms import Clipped as Clipped
 from .transforms import Diagonal as Diagonal
 from .transforms import Feedback as Feedback
+from .transforms import KfacState as KfacState
 from .transforms import Kronecker as Kronecker
+from .transforms import ShampooState as ShampooState
 from .transforms import Statistics as Statistics
 from .transforms import Swept as Swept
 from .transforms import Watched as Watched
@@ -285,6 +287,7 @@ from .transforms import gradient_noise_scale as gradient_noise_scale
 from .transforms import gradient_products as gradient_products
 from .transforms import hessian_product as hessian_product
 from .transforms import hutchinson_diagonal as hutchinson_diagonal
+from .transforms import kfac as kfac
 from .transforms import kronecker_factors as kronecker_factors
 from .transforms import params_of as params_of
 from .transforms import per_example_gradients as per_example_gradients
@@ -292,6 +295,7 @@ from .transforms import per_example_norms as per_example_norms
 from .transforms import per_example_products as per_example_products
 from .transforms import privacy_spent as privacy_spent
 from .transforms import private_gradient as private_gradient
+from .transforms import shampoo as shampoo
 from .transforms import sign_symmetry as sign_symmetry
 from .transforms import split_backward as split_backward
 from .transforms import squared_norms as squared_norms

@@ -4,7 +4,9 @@ from bpref.transforms.cast_params import cast_params
 from bpref.transforms.clip import Clipped, clipped_gradient, private_gradient
 from bpref.transforms.curvature.gauss_newton import fisher_diagonal, gauss_newton_diagonal, gauss_newton_product
 from bpref.transforms.curvature.hessian import hessian_product, hutchinson_diagonal
+from bpref.transforms.curvature.kfac import KfacState, kfac
 from bpref.transforms.curvature.kronecker import Diagonal, Kronecker, kronecker_factors
+from bpref.transforms.curvature.shampoo import ShampooState, shampoo
 from bpref.transforms.decoding import decoding
 from bpref.transforms.feedback import Feedback, feedback_alignment, sign_symmetry
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
@@ -20,8 +22,10 @@ __all__ = [
     "Clipped",
     "Diagonal",
     "Feedback",
+    "KfacState",
     "Kronecker",
     "Later",
+    "ShampooState",
     "Statistics",
     "Swept",
     "Updated",
@@ -40,6 +44,7 @@ __all__ = [
     "gradient_products",
     "hessian_product",
     "hutchinson_diagonal",
+    "kfac",
     "kronecker_factors",
     "params_of",
     "per_example_gradients",
@@ -47,6 +52,7 @@ __all__ = [
     "per_example_products",
     "privacy_spent",
     "private_gradient",
+    "shampoo",
     "sign_symmetry",
     "split_backward",
     "squared_norms",

@@ -24,6 +24,8 @@ SHOWN = (
     bpref.fisher_diagonal,
     bpref.hessian_product,
     bpref.hutchinson_diagonal,
+    bpref.kfac,
+    bpref.shampoo,
     bpref.update_by_sweeps,
     bpref.feedback_alignment,
     bpref.sign_symmetry,
