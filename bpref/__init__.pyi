@@ -1,9 +1,12 @@
 """The public names, and nothing else: what `bpref.NAME` is, and the file that is read when it is first used."""
 
 from .bridge import as_function as as_function
+from .compose import MemoryPlan as MemoryPlan
 from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
+from .compose import fit_memory as fit_memory
 from .compose import objective as objective
+from .compose import offload as offload
 from .compose import parallel as parallel
 from .compose import reading as reading
 from .compose import remat as remat

@@ -116,8 +116,8 @@ NOTHING_DIFFERENTIATES_IN = (
 OF_JAX = {
     "Array", "ShapeDtypeStruct", "block_until_ready", "config", "core.Tracer", "custom_vjp",
     "custom_derivatives.SymbolicZero", "custom_derivatives.custom_vjp_primal_tree_values", "default_backend",
-    "default_device", "device_get", "devices", "disable_jit", "enable_x64", "eval_shape", "export", "jit", "make_jaxpr",
-    "numpy_dtype_promotion", "numpy_rank_promotion", "sharding", "typeof", "vmap",
+    "default_device", "device_get", "device_put", "devices", "disable_jit", "enable_x64", "eval_shape", "export", "jit",
+    "make_jaxpr", "memory", "numpy_dtype_promotion", "numpy_rank_promotion", "sharding", "typeof", "vmap",
     "ad_checkpoint.checkpoint_name",  # models/mlp.py names its Z and A for `check_intermediates`
     "interpreters.partial_eval",  # whether an optimiser mixes parameters is read off a program
     "extend.random.threefry_2x32",

@@ -2,7 +2,9 @@
 
 from bpref.compose.direct_feedback import direct_feedback
 from bpref.compose.fan_out import fan_out
+from bpref.compose.fit_memory import MemoryPlan, fit_memory
 from bpref.compose.objective import objective
+from bpref.compose.offload import offload
 from bpref.compose.parallel import parallel
 from bpref.compose.reading import reading
 from bpref.compose.remat import remat
@@ -14,9 +16,12 @@ from bpref.compose.shared import shared
 from bpref.compose.target_propagation import target_propagation
 
 __all__ = [
+    "MemoryPlan",
     "direct_feedback",
     "fan_out",
+    "fit_memory",
     "objective",
+    "offload",
     "parallel",
     "reading",
     "remat",

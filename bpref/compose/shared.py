@@ -77,7 +77,7 @@ def _sharing(owner: Layer, network: Layer, own: frozenset[str]) -> Layer:
     def forward(params, x):
         of_owner, of_network = parts.apart("shared", params)
         x, beside = without("shared", is_stateful, x)
-        state = parts.apart("shared", beside.state, "state")[1] if is_stateful else _no_state(network)
+        state = parts.apart("shared", beside.state, "state")[1] if is_stateful else no_state(network)
         y, cache, after = run(network, of_network, x, With(None, state, given(beside.data, of_owner)[0]))
         return given_state(is_stateful, y, parts.together(((), after))), cache
 
@@ -107,13 +107,13 @@ def _sharing(owner: Layer, network: Layer, own: frozenset[str]) -> Layer:
     )
 
 
-def _no_state(layer: Layer) -> Any:
+def no_state(layer: Layer) -> Any:
     """The state of a layer that looks at nothing beside x but shared arrays."""
     if layer.begin is None or not layer.parts:
         return ()
     if layer.names == ("",):
-        return _no_state(layer.parts[0])
-    return Parts(layer.parts, layer.names).together(map(_no_state, layer.parts))
+        return no_state(layer.parts[0])
+    return Parts(layer.parts, layer.names).together(map(no_state, layer.parts))
 
 
 def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:

@@ -1,0 +1,41 @@
+"""flops: how many operations on numbers a function does, counted in the program that it is traced to.
+
+A product of matrices, or a convolution, of m numbers out of sums of n terms takes 2 m n; anything else one for each
+number that it puts out. A loop's body counts as often as it is known to run; of branches the longest counts.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def flops(f: Callable[..., Any], *args: Any) -> int:
+    """Of `f(*args)`; nothing is computed, and args may be specifications."""
+    return _of_program(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def _of_program(program: Any) -> int:
+    return sum(map(_of_equation, program.eqns))
+
+
+def _of_equation(eqn: Any) -> int:
+    inside = [_of_program(p) for v in eqn.params.values() for p in _programs(v)]
+    if inside:
+        return eqn.params.get("length", 1) * (max(inside) if "branches" in eqn.params else sum(inside))
+    size = sum(math.prod(v.aval.shape) for v in eqn.outvars)
+    if eqn.primitive.name == "dot_general":
+        left = eqn.invars[0].aval.shape
+        return 2 * size * math.prod(left[axis] for axis in eqn.params["dimension_numbers"][0][0])
+    if eqn.primitive.name == "conv_general_dilated":
+        W = eqn.invars[1].aval.shape
+        return 2 * size * math.prod(W) // max(1, W[eqn.params["dimension_numbers"].rhs_spec[0]])
+    return size
+
+
+def _programs(v: Any) -> list[Any]:
+    """The programs in an equation's parameter."""
+    each = v if isinstance(v, tuple | list) else (v,)
+    found = (getattr(p, "jaxpr", p) for p in each)
+    return [p for p in found if hasattr(p, "eqns")]
