@@ -28,12 +28,12 @@ class Root(NamedTuple):
     """Of a loss: the columns of S, by its cache.
 
     Attributes:
-      count: `(cache) -> int`, how many columns an example has.
+      width: `(cache) -> int`, how many columns an example has.
       column: `(cache, k) -> dx`, the one of number k, for all examples.
       drawn: `(cache, key) -> dx`, a random one s with E s s^T = H.
     """
 
-    count: Callable[[Any], int]
+    width: Callable[[Any], int]
     column: Callable[[Any, Any], Any]
     drawn: Callable[[Any, Any], Any]
 

@@ -7,11 +7,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bpref
+from bpref.cotangents import is_differentiable
+from bpref.layer import no_params, select
 from bpref.rules import RULES
 from bpref.verify.rules.draw import draw
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import COMPOSITIONS, close, sizes_of
+from tests.transforms.test_per_example import CASES, COMPOSITIONS, close, sizes_of
 
 RNG = np.random.default_rng(SEED)
 ROOTED = {
@@ -32,7 +34,7 @@ def test_the_columns_of_a_loss_are_the_root_of_its_hessian(rule, case):
 
     def both(z, rest):
         _, cache = example.layer.forward((), (z, *rest))
-        S = jnp.stack([root.column(cache, k)[0] for k in range(root.count(cache))])
+        S = jnp.stack([root.column(cache, k)[0] for k in range(root.width(cache))])
         drawn = jax.vmap(lambda key: root.drawn(cache, key)[0])(jax.random.split(jax.random.key(0), 20000))
         alone = [
             jnp.stack([jnp.where((jnp.arange(len(z)) == i).reshape(-1, *[1] * (z.ndim - 1)), s, 0) for s in S])
@@ -67,7 +69,8 @@ def test_every_composition_gives_the_matrices_of_second_derivatives(made):
         x = jax.tree.map(jnp.asarray, x)
         params = J.init(jax.random.key(SEED), x)
         flat, tree_of = ravel_pytree(params)
-        v = tree_of(jnp.asarray(RNG.normal(size=flat.shape)))
+        u = jnp.asarray(RNG.normal(size=flat.shape))
+        v = tree_of(u)
         loss = next(leaf for leaf in leaves_of(J) if leaf.root is not None)
         targets = x[1] if type(x[1]) is tuple else (x[1],)
 
@@ -76,7 +79,8 @@ def test_every_composition_gives_the_matrices_of_second_derivatives(made):
             z = network.forward(tree_of(flat), x)[0]
             Jac = jax.jacrev(lambda p: network.forward(tree_of(p), x)[0].reshape(-1))(flat)
             H = jax.hessian(lambda z: loss.forward((), (z, *targets))[0])(z).reshape(z.size, z.size)
-            return Jac.T @ H @ Jac, jax.hessian(lambda p: J.forward(tree_of(p), x)[0])(flat)
+            of_J = jax.grad(lambda p: J.forward(tree_of(p), x)[0])
+            return Jac.T @ H @ Jac, jax.jvp(of_J, (flat,), (u,))[1]
 
         def ours(params, v):
             return (
@@ -85,12 +89,53 @@ def test_every_composition_gives_the_matrices_of_second_derivatives(made):
                 bpref.hessian_product(J, params, x, v),
             )
 
-        G, H = in_one_program(brute)(flat)
+        G, along = in_one_program(brute)(flat)
         diagonal, product, of_hessian = in_one_program(ours)(params, v)
-        u, *flats = (ravel_pytree(tree)[0] for tree in (v, diagonal, product, of_hessian))
-        for got, expected in zip(flats, (np.diag(G), G @ u, H @ u), strict=True):
+        flats = (ravel_pytree(tree)[0] for tree in (diagonal, product, of_hessian))
+        for got, expected in zip(flats, (np.diag(G), G @ u, along), strict=True):
             close(np.asarray(got), np.asarray(expected), 1e-9)
 
 
 def leaves_of(layer):
     return [leaf for part in layer.parts for leaf in leaves_of(part)] if layer.parts else [layer]
+
+
+def half_of_squares():
+    """J of any output: its cotangent is the output."""
+
+    def numbers(y):
+        return jax.tree.map(lambda v: v if is_differentiable(v) else None, y)
+
+    def J_of(y):
+        return sum(jnp.sum(jnp.abs(v) ** 2) / 2 for v in jax.tree.leaves(numbers(y)))
+
+    return bpref.Layer(
+        no_params,
+        lambda params, y: (J_of(y), y),
+        lambda params, y, dJ: ((), jax.tree.map(lambda v: dJ.astype(v.dtype) * v, numbers(y))),
+        "half of squares",
+    ), J_of
+
+
+OF_RULES = {rule.name: (rule, case) for rule, case in reversed(CASES.values())}
+
+
+@pytest.mark.parametrize(("rule", "case"), OF_RULES.values(), ids=OF_RULES)
+def test_every_rule_is_pushed_forward_to_its_second_derivative(rule, case):
+    example = draw(rule, case, sizes_of(case), SEED)
+    loss, J_of = half_of_squares()
+    J = bpref.serial(example.layer, loss)
+    with jax.enable_x64(True):
+        params, x = (example.params, ()), jax.tree.map(jnp.asarray, example.x)
+        mask = bpref.trainable(J, params, x)
+        trained = select(mask, params)
+        v = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), p.dtype), trained)
+
+        def both(params, trained, x, v):
+            def expected(trained):
+                whole = jax.tree.map(lambda keep, p, t: t if keep else p, mask, params, trained)
+                return J_of(example.reference(whole[0], x))
+
+            return bpref.hessian_product(J, params, x, v), jax.jvp(jax.grad(expected), (trained,), (v,))[1]
+
+        close(*jax.device_get(in_one_program(both)(params, trained, x, v)), 1e-9)

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(SEED)
 SQUARE, SOFTMAX = bpref.square(), bpref.softmax_cross_entropy()
 
 
-SEVERAL = {name: COMPOSITIONS[name] for name in ("a convnet", "branches", "a GPT with its loss", "one block for all")}
+SEVERAL = {name: COMPOSITIONS[name] for name in ("a convnet", "branches", "a GPT with its loss")}
 
 
 @pytest.mark.parametrize("made", SEVERAL.values(), ids=SEVERAL)

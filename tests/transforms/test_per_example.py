@@ -1,5 +1,7 @@
 """Per-example gradients and their norms equal what they are defined as, for every rule and every combinator."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from bpref.layer import no_params, select
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.rule import Key
 from bpref.rules import RULES
+from bpref.transforms.curvature.squares import squares as squares_of
 from bpref.verify import oracle
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED
@@ -17,6 +20,7 @@ from tests.rules.sweeping import in_one_program
 
 RNG = np.random.default_rng(SEED)
 N, T, V, D = 3, 4, 5, 4
+SQUARES = partial(squares_of, "squares")
 EXAMPLES = {"B", "N"}
 """What cases call the axis of the examples."""
 
@@ -111,7 +115,7 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
             return alone, None, None
         swept = [
             bpref.backpropagate(bpref.map_leaves(f, layer), params, x, dy)[1:]
-            for f in (lambda leaf: leaf, bpref.per_example_gradients, bpref.per_example_norms)
+            for f in (lambda leaf: leaf, bpref.per_example_gradients, bpref.per_example_norms, SQUARES)
         ]
         return alone, swept, bpref.squared_norms(swept[2][0])
 
@@ -121,11 +125,12 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
     assert any(d.any() for d in to_others) == bool(layer.couples), "y of an example depends on others"
     if swept is None:
         return
-    (_, dx), (gradients, dx_too), (_, dx_again) = swept
+    (_, dx), (gradients, dx_too), (_, dx_again), (squared, dx_once_more) = swept
     expected = jax.tree.map(lambda *each: np.stack(each), *(select(mask, dparams) for dparams, _ in alone))
     close(jax.tree.leaves(gradients), jax.tree.leaves(expected), 1e-9)
     close(norms, squares(expected), 1e-9)
-    for other in (dx_too, dx_again):
+    close(jax.tree.leaves(squared), [np.sum(np.abs(v) ** 2, 0) for v in jax.tree.leaves(expected)], 1e-9)
+    for other in (dx_too, dx_again, dx_once_more):
         close(other, dx)
 
 

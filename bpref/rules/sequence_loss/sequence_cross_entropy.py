@@ -101,7 +101,7 @@ def sequence_cross_entropy(
         return lambda cache, at: (f(SoftmaxCrossEntropyCache(*cache), at)[0], None, None)
 
     r = of_all.root
-    root = Root(lambda cache: r.count(SoftmaxCrossEntropyCache(*cache)), as_of_all(r.column), as_of_all(r.drawn))
+    root = Root(lambda cache: r.width(SoftmaxCrossEntropyCache(*cache)), as_of_all(r.column), as_of_all(r.drawn))
     return Layer(no_params, forward, backward, who, root=None if per_example else root)
 
 

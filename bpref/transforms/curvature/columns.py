@@ -27,12 +27,12 @@ class Columns(NamedTuple):
     """A network whose forward has run.
 
     Attributes:
-      count: how many columns an example has.
+      width: how many columns an example has.
       sweep: `(transform, start) -> dparams`, where `start(root, cache)` is what the loss's backward gives, of a leaf
         transformation with the forward of the one that ran.
     """
 
-    count: int
+    width: int
     sweep: Callable[[Callable[[Layer], Layer], Start], Any]
 
 
@@ -46,8 +46,8 @@ def columns(who: str, transform: Callable[[Layer], Layer], layer: Layer, params:
     require_layer(who, "layer", layer)
     require_examples(who, x)
     count = _columns_of(who, layer, params, x)
-    y, cache = map_leaves(transform, layer).forward(given, x)
-    y, data = (y, None) if layer.begin is None else (y[0], x.data)
+    out, cache = map_leaves(transform, layer).forward(given, x)
+    y, data = (out, None) if layer.begin is None else (out[0], x.data)
 
     def sweep(transform, start):
         network = map_leaves(lambda leaf: transform(_started(leaf, start)), layer)
@@ -71,7 +71,7 @@ def require_examples(who: str, x: Any) -> None:
 def sum_of(who: str, each: Callable[[Start], Any], count: int, key: Any, draws: int) -> Any:
     """The sum of `each(start)` over all columns; where there is a key the mean over `draws` random ones."""
     draws = require_size(who, "draws", draws)
-    keys = None if key is None else jax.random.split(key, draws)
+    keys: Any = None if key is None else jax.random.split(key, draws)
 
     def one(k):
         if keys is None:
@@ -97,7 +97,7 @@ def _columns_of(who: str, layer: Layer, params: Any, x: Any) -> int:
         def forward(params, x):
             y, cache = leaf.forward(params, x)
             if any(v.ndim == 0 for v in jax.tree.leaves(y if leaf.begin is None else y[0])):
-                losses.append((leaf, 0 if leaf.root is None else leaf.root.count(cache)))
+                losses.append((leaf, 0 if leaf.root is None else leaf.root.width(cache)))
             return y, cache
 
         return leaf._replace(forward=forward)

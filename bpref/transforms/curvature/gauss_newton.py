@@ -62,7 +62,7 @@ def gauss_newton_diagonal(layer: Layer, params: Any, x: Any, key: Any = None, dr
     who = "gauss_newton_diagonal"
     transform = partial(squares, who)
     run = columns(who, transform, layer, params, x, params)
-    return sum_of(who, lambda start: run.sweep(transform, start), run.count, key, draws)
+    return sum_of(who, lambda start: run.sweep(transform, start), run.width, key, draws)
 
 
 def fisher_diagonal(layer: Layer, params: Any, x: Any) -> Any:
@@ -126,7 +126,7 @@ def gauss_newton_product(layer: Layer, params: Any, x: Any, v: Any, key: Any = N
         along = added_up(who, "products", run.sweep(transform, start), 1)
         return run.sweep(lambda leaf: _of_params(weighing(leaf, along)), start)
 
-    return sum_of(who, product, run.count, key, draws)
+    return sum_of(who, product, run.width, key, draws)
 
 
 class Beside(NamedTuple):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class KfacState(NamedTuple):
     """Steps so far, the averages of the factors, and the inverses in use."""
 
-    count: Array
+    steps: Array
     factors: Any
     inverses: Any
 
@@ -88,7 +88,7 @@ def kfac(
 
     def update(updates, state, params=None, *, factors, **extra_args):
         _require_like(who, factors, state.factors)
-        keep = jnp.minimum(1 - 1 / (state.count + 1), decay)
+        keep = jnp.minimum(1 - 1 / (state.steps + 1), decay)
 
         def averaged(old, new):
             share = keep.astype(old.dtype)
@@ -96,7 +96,7 @@ def kfac(
 
         average = jax.tree.map(averaged, state.factors, factors)
         inverses = loops.cond(
-            state.count % every == 0,
+            state.steps % every == 0,
             lambda average, _: _each(lambda factor: inverse(factor, damping), average),
             lambda _, inverses: inverses,
             average,
@@ -106,9 +106,10 @@ def kfac(
         along = sum(jnp.sum(widen(s) * widen(g)) for s, g in zip(*map(jax.tree.leaves, (steps, updates)), strict=True))
         share = jnp.minimum(1, jnp.sqrt(bound / jnp.maximum(along, bound)))
         steps = jax.tree.map(lambda s: cast(share.astype(wide_dtype(s.dtype)) * widen(s), s.dtype), steps)
-        return steps, KfacState(state.count + 1, average, inverses)
+        return steps, KfacState(state.steps + 1, average, inverses)
 
-    own = optax.GradientTransformationExtraArgs(init, update)
+    fed: Any = update  # optax's type knows of no argument beside its own
+    own = optax.GradientTransformationExtraArgs(init, fed)
     return optax.chain(own, optax.scale_by_learning_rate(learning_rate))
 
 

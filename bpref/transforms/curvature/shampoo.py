@@ -39,7 +39,7 @@ class ShampooState(NamedTuple):
     Moments and eigenvectors are `None` for an axis that is too long.
     """
 
-    count: Array
+    steps: Array
     moments: Any
     directions: Any
     first: Any
@@ -93,7 +93,7 @@ def shampoo(
         return ShampooState(jnp.zeros((), jnp.int32), moments, moments, plain, plain)
 
     def update(updates, state, params=None):
-        count = state.count + 1
+        count = state.steps + 1
         moments = jax.tree.map(partial(_moments, decay), updates, state.moments)
 
         def made_anew(moments, old, second):
@@ -102,7 +102,7 @@ def shampoo(
             return new, jax.tree.map(lambda S, R: _turned(S, R, 1), second, squares)
 
         directions, second = loops.cond(
-            state.count % every == 0,
+            state.steps % every == 0,
             made_anew,
             lambda _, directions, second: (directions, second),
             *(moments, state.directions, state.second),
