@@ -7,8 +7,8 @@ from rich.table import Table
 from bpref.train.loop import Epoch
 from bpref.transforms import Statistics
 
-WIDE = 110
-"""Columns, where no terminal says how many there are."""
+WIDE = 95
+"""Columns of figures, where no terminal says how many there are in all."""
 
 
 def show(epoch: Epoch, is_last: bool) -> None:
@@ -24,14 +24,14 @@ def show(epoch: Epoch, is_last: bool) -> None:
     for leaf, watched in epoch.watched.items():
         table.add_row(leaf, *_cells(watched.output), *_cells(watched.cotangent))
     console = Console()
-    Console(width=None if console.is_terminal else WIDE).print(table)
+    Console(width=None if console.is_terminal else WIDE + max(map(len, epoch.watched))).print(table)
 
 
 def _cells(of: Statistics | None) -> tuple[str, ...]:
     """The figures of all turns of a scan together."""
     if of is None:
         return ("",) * 5
-    mean, spread, zeros, not_finite, largest = (np.asarray(v, np.float64) for v in of)
+    mean, spread, zeros, not_finite, largest, _ = (np.asarray(v, np.float64) for v in of)
     spread = np.sqrt(np.mean(spread**2 + mean**2) - np.mean(mean) ** 2)
     zeros, not_finite = f"{np.mean(zeros):.0%}", f"{np.sum(not_finite):.0f}"
     return f"{np.mean(mean):.1e}", f"{spread:.1e}", zeros, f"{np.max(largest):.1e}", not_finite

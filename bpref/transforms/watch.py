@@ -31,6 +31,7 @@ class Statistics(NamedTuple):
       zeros: the share of zeros in all.
       not_finite: how many are NaN or infinite.
       largest: the largest |.| of those that are finite.
+      numbers: how many there are in all.
     """
 
     mean: Array
@@ -38,6 +39,7 @@ class Statistics(NamedTuple):
     zeros: Array
     not_finite: Array
     largest: Array
+    numbers: Array
 
 
 class Watched(NamedTuple):
@@ -112,7 +114,8 @@ def statistics(tree: Any) -> Statistics | None:
     zeros = jnp.asarray(total(lambda v: v == 0) / count)
     not_finite = jnp.asarray(sum(jnp.sum(~jnp.isfinite(v)) for v in numbers))
     largest = [jnp.max(jnp.where(jnp.isfinite(v), jnp.abs(v), 0)).astype(dtype) for v in numbers]
-    return Statistics(mean, jnp.sqrt(squares / finite), zeros, not_finite, jnp.max(jnp.stack(largest)))
+    spread, largest = jnp.sqrt(squares / finite), jnp.max(jnp.stack(largest))
+    return Statistics(mean, spread, zeros, not_finite, largest, jnp.asarray(count))
 
 
 def unwatched(watched: Any) -> Any:
@@ -136,6 +139,8 @@ def statistics_by_path(layer: Layer, watched: Any) -> dict[str, Watched]:
 
 def where_it_dies(layer: Layer, watched: Any) -> str | None:
     """The first leaf at which all is zero or something not finite, in words; `None` where there is none.
+
+    A single number that is zero, as a penalty that nothing has been added to, is no dead layer.
 
     Outputs are looked at first, in the order of the forward, then cotangents, in that of the backward; inside of `scan`
     turn by turn. It reads numbers, and so cannot be used under jit.
@@ -163,8 +168,9 @@ def _dead(name: str, order: Order, s: Statistics | None) -> Iterator[tuple[tuple
     """Where in the forward a leaf is dead, in each turn for itself, and what is wrong there."""
     if s is None:
         return
-    for turn in np.argwhere((np.asarray(s.not_finite) > 0) | (np.asarray(s.zeros) == 1)).tolist():
-        count, turns = int(s.not_finite[tuple(turn)]), iter(turn)
+    not_finite, zeros, numbers = map(np.asarray, (s.not_finite, s.zeros, s.numbers))
+    for turn in np.argwhere((not_finite > 0) | ((zeros == 1) & (numbers > 1))).tolist():
+        count, turns = int(not_finite[tuple(turn)]), iter(turn)
         where = f", in turn {', '.join(map(str, turn))}" if turn else ""
         place = tuple(next(turns) if step is None else step for step in order)
         yield place, f"{name} {f'has {count} not finite' if count else 'is all zeros'}{where}"

@@ -55,10 +55,10 @@ def test_the_numbers_are_those_of_outputs_and_cotangents():
     seen = bpref.statistics_by_path(layer, swept(layer, (), x, jnp.full((2, 3), 2.0)))
     assert list(seen) == ["identity"]
     output, cotangent = jax.device_get((seen["identity"].output, seen["identity"].cotangent))
-    assert tuple(cotangent) == (2.0, 0.0, 0.0, 0, 2.0)
+    assert tuple(cotangent) == (2.0, 0.0, 0.0, 0, 2.0, 6)
     finite = np.array([1, -2, 0, 4])
     np.testing.assert_allclose(output[:2], [finite.mean(), finite.std()], rtol=1e-6)
-    assert (output.zeros, output.not_finite, output.largest) == (np.float32(1 / 6), 2, 4.0)
+    assert tuple(output[2:]) == (np.float32(1 / 6), 2, 4.0, 6)
 
 
 def scanned(*turns):
@@ -96,6 +96,15 @@ def test_where_a_network_dies_is_named(made, said):
     layer, params = made
     x = 1 + jnp.eye(3)[:2]
     assert bpref.where_it_dies(layer, swept(layer, params, x)) == said
+
+
+def test_a_single_number_that_is_zero_is_no_dead_layer():
+    """A penalty beside x, to which nothing is added yet."""
+    layer = bpref.parallel(bpref.tanh(), bpref.identity())
+    x = jnp.ones((2, 3)), jnp.zeros(())
+    assert bpref.where_it_dies(layer, swept(layer, ((), ()), x, x)) is None
+    x = jnp.ones((2, 3)), jnp.zeros(2)
+    assert bpref.where_it_dies(layer, swept(layer, ((), ()), x, x)) == "the output of 1 identity is all zeros"
 
 
 def test_what_was_not_watched_is_refused():
