@@ -6,11 +6,12 @@ up with zeros. Half precision becomes float32 here, once.
 """
 
 from math import prod
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, wide_dtype, widen
 
 
 def into_chunks(x: Array, K: int, chunk: int) -> Array:
@@ -64,3 +65,9 @@ def dot(a: Array, b: Array) -> Array:
 def no_state(k: Array, v: Array) -> Array:
     """What a state (G, D, E) begins with, for chunks of k and v."""
     return jnp.zeros((k.shape[1], k.shape[-1], v.shape[-1]), v.dtype)
+
+
+def no_state_of(k: Any, E: int) -> Array:
+    """The same for keys (*b, T, K, D), or their specification, and values of E features."""
+    *b, _, K, D = k.shape
+    return jnp.zeros((prod(b) * K, D, E), wide_dtype(k.dtype))

@@ -48,6 +48,12 @@ def decoder(leaf: Layer, start: Callable[[Any, Any], Any], step: Callable[[Any, 
     return Layer(lambda key, x: begin(key, x)[0], forward, backward, leaf.name, begin=begin)
 
 
+def require_no_later(who: str, causal: bool) -> None:
+    """Raise `ValueError` where a position sees later ones."""
+    if not causal:
+        raise ValueError(f"{who}: a position sees later ones, which are yet to come; expected causal attention")
+
+
 def decoder_of(leaf: Layer, length: int) -> Any:
     """What a leaf that has a decoding is, for so many positions; of what another one is made of."""
     assert leaf.decoding is not None, leaf.name

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from bpref.dtypes import cast
 from bpref.formulas.attend import attend
 from bpref.formulas.attention_grid import Extras, Pattern, sides
+from bpref.formulas.decoder import require_no_later
 from bpref.formulas.heads import Heads
 
 
@@ -30,8 +31,7 @@ class Memory(NamedTuple):
 def reach(who: str, causal: bool, window: Any, length: int) -> int:
     """W, of `length` positions; raises `ValueError` where a position sees later ones."""
     left, right = (length, 1) if window is None else sides(window)
-    if right and not causal:
-        raise ValueError(f"{who}: a position sees later ones, which are yet to come; expected causal attention")
+    require_no_later(who, causal or not right)
     return min(left, length - 1)
 
 

@@ -64,6 +64,11 @@ def before(h: Array, start: Array | None, reverse: bool = False) -> Array:
     return jnp.concatenate((inner, first) if reverse else (first, inner), TIME)
 
 
+def last(h: Array, start: Array) -> Array:
+    """h after all steps: the start where there is none."""
+    return h[..., -1, :] if h.shape[TIME] else start
+
+
 def start_cotangent(a: Array, G: Array, reverse: bool = False) -> Array:
     """dh_0 = a_1 G_1, of the step that comes first; 0 where there is none."""
     if G.shape[TIME] == 0:

@@ -30,6 +30,24 @@ def heads():
     return bpref.Heads(normal(2, T, 4, D), normal(2, T, 2, D), 2 * normal(2, T, 2, D))
 
 
+def gated(*features):
+    return bpref.GatedHeads(heads(), -jnp.abs(normal(2, T, 2, *features)) / 3)
+
+
+def delta(log_gate):
+    q, k, v = heads()[:3]
+    k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    return bpref.DeltaHeads(bpref.Heads(q, k, v), jax.nn.sigmoid(normal(2, T, 2)), log_gate)
+
+
+def factors():
+    return jnp.tanh(normal(2, T, D)), normal(2, T, D)[:, ::-1]
+
+
+def selective():
+    return bpref.Selective(normal(2, T, D), jnp.abs(normal(2, T, D)) / 3, normal(2, T, 3), normal(2, T, 3)[:, ::-1])
+
+
 DECODERS = {
     "attention_block": [
         (lambda: bpref.attention_block(4, 2, window=4, block=3, stretch=YARN), sequence),
@@ -51,6 +69,39 @@ DECODERS = {
     ],
     "blockwise_attention": [
         (lambda: bpref.blockwise_attention(causal=True, window=(5, 2), query_block=2, key_block=3), heads)
+    ],
+    "latent_attention": [
+        (lambda: bpref.latent_attention(3, 5, 4, head_dim=4, rope_dim=2, value_dim=3, stretch=YARN), sequence),
+        (
+            lambda: bpref.latent_attention(
+                2, 3, head_dim=2, rope_dim=4, norm=False, interleaved=True, window=(3, 0), blockwise=False
+            ),
+            sequence,
+        ),
+    ],
+    "linear_attention": [
+        (lambda: bpref.linear_attention(chunk=4), heads),
+        (lambda: bpref.linear_attention("identity", normalize=False, chunk=3), heads),
+    ],
+    "retention": [(lambda: bpref.retention(3), gated)],
+    "gated_linear_attention": [(lambda: bpref.gated_linear_attention(4), lambda: gated(D))],
+    "delta_rule": [
+        (lambda: bpref.delta_rule(3), lambda: delta(gated().log_gate)),
+        (lambda: bpref.delta_rule(4), lambda: delta(None)),
+    ],
+    "linear_recurrence": [
+        (lambda: bpref.linear_recurrence(), factors),
+        (lambda: bpref.linear_recurrence(method="associative"), factors),
+    ],
+    "rg_lru": [(bpref.rg_lru, sequence), (lambda: bpref.rg_lru("associative"), sequence)],
+    "selective_scan": [
+        (lambda: bpref.selective_scan(3, chunk=2), selective),
+        (lambda: bpref.selective_scan(3, softplus=False, skip=False, bias=False, hold=True, final=True), selective),
+    ],
+    "causal_convolution": [
+        (lambda: bpref.causal_convolution(6, 3, dilation=2, groups=2), sequence),
+        (lambda: bpref.causal_convolution(3, 1, bias=False), sequence),
+        (lambda: bpref.causal_convolution(D, 4, groups=D), sequence),
     ],
     "position_embedding": [(lambda: bpref.position_embedding(3 * T), sequence)],
     "rotary_embedding": [(lambda: bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
@@ -227,6 +278,10 @@ REFUSED = {
     "1 batch_norm says nothing": lambda: bpref.stateful(bpref.batch_norm()),
     "transformer_block: a position sees later ones": lambda: bpref.transformer_block(2, 12, causal=False),
     "blockwise_attention: a position sees later ones": lambda: bpref.blockwise_attention(window=3),
+    "linear_attention: a position sees later ones": lambda: bpref.linear_attention(causal=False),
+    "latent_attention: a position sees later ones": lambda: bpref.latent_attention(2, 4, causal=False),
+    "linear_recurrence: reverse is True": lambda: bpref.linear_recurrence(reverse=True),
+    "causal_convolution: stride is 2, expected 1": lambda: bpref.causal_convolution(4, stride=2),
     "lstm: reverse is True": lambda: bpref.bidirectional(bpref.lstm(5), bpref.lstm(5, reverse=True)),
 }
 

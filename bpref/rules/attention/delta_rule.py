@@ -52,8 +52,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, sees, transpose
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, no_state_of, sees, transpose
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
+from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_plain
@@ -92,21 +93,29 @@ def delta_rule(chunk: int = 32) -> Layer[tuple[()], DeltaHeads, Reals, DeltaHead
 
     def forward(params, x: DeltaHeads):
         require_plain(who, x.heads)
-        y, _, _ = _forward_sweep(_chunks_of(x, chunk))
+        _, (y, _, _) = _forward_sweep(_chunks_of(x, chunk))
         return from_chunks(y, x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):
         (q, k, v, *_), beta, g = cache
         K = k.shape[-2]
         chunks = _chunks_of(cache, chunk)
-        _, S, c = _forward_sweep(chunks)
+        _, (_, S, c) = _forward_sweep(chunks)
         dq, dk, dv, dbeta, dg = _backward_sweep(chunks, S, c, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
         dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
         dg = None if g is None else from_chunks(dg, K, g[..., None])[..., 0]
         return (), DeltaHeads(heads, dbeta, dg)
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        def step(params, x, S):
+            require_plain(who, x.heads)
+            S, (y, _, _) = _forward_sweep(_chunks_of(x, chunk), S)
+            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+
+        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def _chunks_of(x: DeltaHeads, chunk: int) -> Chunks:
@@ -134,8 +143,8 @@ def _inverse(N: Array) -> Array:
     return X
 
 
-def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
-    """y of every chunk, the state before it, and the errors c."""
+def _forward_sweep(chunks: Chunks, start: Array | None = None) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The state after all chunks; and y of every one, the state before it, and the errors c."""
 
     def step(S, chunk):
         q, k, v, beta, g = chunk
@@ -146,7 +155,7 @@ def _forward_sweep(chunks: Chunks) -> tuple[Array, Array, Array]:
         y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), u), (y, S, c)
 
-    return scan(step, no_state(chunks.k, chunks.v), chunks)[1]
+    return scan(step, no_state(chunks.k, chunks.v) if start is None else start, chunks)
 
 
 def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, ...]:

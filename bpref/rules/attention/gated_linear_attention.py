@@ -50,8 +50,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, transpose
+from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, no_state_of, transpose
 from bpref.formulas.decays import per_row, per_step
+from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
@@ -89,7 +90,7 @@ def gated_linear_attention(chunk: int = 32) -> Layer[tuple[()], GatedHeads, Real
 
     def forward(params, x: GatedHeads):
         require_gated(who, x, per_feature=True)
-        return from_chunks(_forward_sweep(*chunks_of(x)), x.heads.k.shape[-2], x.heads.q), x
+        return from_chunks(_forward_sweep(*chunks_of(x))[1], x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):
         (q, k, v, *_), g = cache
@@ -99,11 +100,19 @@ def gated_linear_attention(chunk: int = 32) -> Layer[tuple[()], GatedHeads, Real
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
         return (), GatedHeads(heads, from_chunks(dg, K, g))
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        def step(params, x, S):
+            require_gated(who, x, per_feature=True)
+            S, y = _forward_sweep(*chunks_of(x), start=S)
+            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+
+        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
-def _forward_sweep(*chunks: Array) -> Array:
-    """y of every chunk, given q, k, v and g."""
+def _forward_sweep(*chunks: Array, start: Array | None = None) -> tuple[Array, Array]:
+    """The state after all chunks, and y of every one, given q, k, v and g."""
 
     def step(S, chunk):
         q, k, v, g = chunk
@@ -111,7 +120,7 @@ def _forward_sweep(*chunks: Array) -> Array:
         y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
         return _kept(f, S) + times(transpose(e * k), v), y
 
-    return scan(step, no_state(*chunks[1:3]), chunks)[1]
+    return scan(step, no_state(*chunks[1:3]) if start is None else start, chunks)
 
 
 def _states(*chunks: Array) -> Array:

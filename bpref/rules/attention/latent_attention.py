@@ -10,8 +10,10 @@ are turned by theirs (rho_t), and values of E; nu and nu' are RMS norms with sca
     o = attention(q, k, v)             logits q_tn . k_sn / sqrt(D + R)         (T, N, E)
     y_t = W_o o_t                                                               (T, d)
 
-A model that generates has c_s and W_kr x_s alone to remember of s: r + R numbers instead of N (D + R + E). Without r'
-the queries are W_uq x_t.
+A model that generates has nu(c_s) and rho_s(W_kr x_s) alone to remember of s: r + R numbers instead of N (D + R + E),
+and need not make keys and values of them again, since q^C . W_uk nu(c) = (W_uk^T q^C) . nu(c), and a mean of W_uv nu(c)
+is W_uv times one of nu(c): attention with one head of keys, of r + R features, and of values, of r. Without r' the
+queries are W_uq x_t.
 
 Differential: attention's is derived in `dot_product_attention`, those of nu and rho in `rms_norm` and
 `rotary_embedding`; all others are products. The adjoint, from the last equation to the first:
@@ -45,12 +47,14 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size, require_sizes
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.attention_grid import Pattern, Window
+from bpref.formulas.attention_grid import Extras, Pattern, Window
+from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.heads import Heads
+from bpref.formulas.memory import Memory, attend_on, no_memory, reach
 from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
-from bpref.layer import Layer, Reals
+from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
@@ -220,7 +224,36 @@ def latent_attention(
         dx = cast(dx, dtype)
         return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        W, turning = reach(who, causal, pattern.window, length), decoder_of(rotary, length)
+        of_all = pattern._replace(scale=(head_dim + rope_dim) ** -0.5)
+
+        def start(params, x):
+            if isinstance(x, Sequences):
+                raise TypeError(f"{who}: x is Sequences, expected an array: decoding is of one sequence to itself")
+            zeros = no_memory(W, *2 * (jax.ShapeDtypeStruct((*x.shape[:-1], 1, kv_rank + rope_dim), x.dtype),))
+            return zeros.k, zeros.n
+
+        def turned(z, n):
+            return turning.forward((), With(z, n))[0][0]
+
+        def step(params, x, memory):
+            before, n = memory
+            a = x if params.W_dq is None else cast(times_transposed(x, params.W_dq), x.dtype)
+            q = by_head(normed(params.q_scale, a)[0], params.W_uq, heads)
+            W_uk, W_uv = (W.reshape(heads, -1, kv_rank) for W in (params.W_uk, params.W_uv))
+            of_c = cast(jnp.einsum("...nf,nfr->...nr", widen(q[..., :head_dim]), widen(W_uk)), x.dtype)
+            q = jnp.concatenate([of_c, turned(q[..., head_dim:], n)], -1)
+            c = normed(params.kv_scale, cast(times_transposed(x, params.W_dkv), x.dtype))[0]
+            k = jnp.concatenate([c[..., None, :], turned(by_head(x, params.W_kr, 1), n)], -1)
+            known = Memory(before, before[..., :kv_rank], n)
+            o, after = attend_on(of_all, Heads(q, k, k[..., :kv_rank]), Extras(), known, length)
+            o = cast(jnp.einsum("...nr,nfr->...nf", widen(o), widen(W_uv)), x.dtype)
+            return cast(times_transposed(_joined(o), params.W_o), x.dtype), (after.k, after.n)
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def _joined(a: Array) -> Array:

@@ -49,7 +49,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_size
 from bpref.dtypes import widen
-from bpref.formulas.chunks import fitting, from_chunks, into_chunks, sees, transpose
+from bpref.formulas.chunks import fitting, from_chunks, into_chunks, no_state_of, sees, transpose
+from bpref.formulas.decoder import decoder, require_no_later
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import require_plain
@@ -142,11 +143,28 @@ def linear_attention(
         dq, dk, dv = slope(a) * da, slope(b) * db, dw[..., : v.shape[-1]]
         return (), Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        require_no_later(who, causal)
+
+        def step(params, x, S):
+            require_plain(who, x)
+            K = x.k.shape[-2]
+            a, b, w = mapped(*x[:3])
+            S, on = _swept(a, b, _with_ones(w) if normalize else w, S)
+            return from_chunks(on[..., :-1] * _inverse(on[..., -1:]) if normalize else on, K, x.q), S
+
+        return decoder(leaf, lambda params, x: no_state_of(x.k, x.v.shape[-1] + normalize), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def _causal(a: Array, b: Array, w: Array, reverse: bool = False) -> Array:
     """O(a, b, w), or O' in `reverse`: three arrays (C, G, rows, features), chunk after chunk."""
+    return _swept(a, b, w, jnp.zeros((a.shape[1], a.shape[-1], w.shape[-1]), w.dtype), reverse)[1]
+
+
+def _swept(a: Array, b: Array, w: Array, S: Array, reverse: bool = False) -> tuple[Array, Array]:
+    """The state after all chunks, S that before the first, and O or O'."""
     seen = sees(a.shape[2], b.shape[2], reverse)
 
     def step(S, abw):
@@ -154,8 +172,7 @@ def _causal(a: Array, b: Array, w: Array, reverse: bool = False) -> Array:
         inside = jnp.where(seen, times(a, transpose(b)), 0)
         return S + times(transpose(b), w), times(inside, w) + times(a, S)
 
-    S = jnp.zeros((a.shape[1], a.shape[-1], w.shape[-1]), w.dtype)
-    return scan(step, S, (a, b, w), reverse=reverse)[1]
+    return scan(step, S, (a, b, w), reverse=reverse)
 
 
 def _global(a: Array, b: Array, w: Array, reverse: bool = False) -> Array:

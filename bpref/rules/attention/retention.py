@@ -45,8 +45,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, transpose
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, no_state_of, transpose
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
+from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
@@ -74,7 +75,7 @@ def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads
 
     def forward(params, x: GatedHeads):
         require_gated(who, x)
-        return from_chunks(_forward_sweep(*_chunks_of(x, chunk)), x.heads.k.shape[-2], x.heads.q), x
+        return from_chunks(_forward_sweep(*_chunks_of(x, chunk))[1], x.heads.k.shape[-2], x.heads.q), x
 
     def backward(params, cache, dy):
         (q, k, v, *_), g = cache
@@ -85,7 +86,15 @@ def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
         return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0])
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        def step(params, x, S):
+            require_gated(who, x)
+            S, y = _forward_sweep(*_chunks_of(x, chunk), S)
+            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+
+        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
@@ -93,8 +102,8 @@ def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
     return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], x.log_gate[..., None]))
 
 
-def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> Array:
-    """y of every chunk."""
+def _forward_sweep(q: Array, k: Array, v: Array, g: Array, start: Array | None = None) -> tuple[Array, Array]:
+    """The state after all chunks, and y of every one."""
 
     def step(S, chunk):
         q, k, v, g = chunk
@@ -103,7 +112,7 @@ def _forward_sweep(q: Array, k: Array, v: Array, g: Array) -> Array:
         y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), v), y
 
-    return scan(step, no_state(k, v), (q, k, v, g))[1]
+    return scan(step, no_state(k, v) if start is None else start, (q, k, v, g))
 
 
 def _states(k: Array, v: Array, g: Array) -> Array:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_flags
+from bpref.formulas.decoder import decoder
 from bpref.formulas.windows import as_windows
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
@@ -67,7 +68,20 @@ def causal_convolution(
     require_flags(who, bias=bias)
     windows = as_windows(who, (window,), stride, dilation, "valid")
     past = windows.reach[0] - 1
-    return convolution_layer(who, features, windows._replace(padding=((past, 0),)), groups, bias)
+    layer = convolution_layer(who, features, windows._replace(padding=((past, 0),)), groups, bias)
+
+    def decoding(leaf, length):
+        if windows.stride != (1,):
+            raise ValueError(f"{who}: stride is {stride}, expected 1: each position has an output of its own")
+        of_all = convolution_layer(who, features, windows._replace(padding=((0, 0),)), groups, bias)
+
+        def step(params, x, before):
+            x = jnp.concatenate([before, x], 1)
+            return of_all.forward(params, x)[0], x[:, x.shape[1] - past :]
+
+        return decoder(leaf, lambda params, x: jnp.zeros((x.shape[0], past, x.shape[2]), x.dtype), step)
+
+    return layer._replace(decoding=decoding)
 
 
 def reference(

@@ -40,8 +40,9 @@ from jax import Array, lax
 from jaxtyping import Complex, Float, Inexact
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.dtypes import cast, widen
-from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence, start_cotangent
+from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.decoder import decoder
+from bpref.formulas.recurrences import Method, before, last, require_method, run_back, run_recurrence, start_cotangent
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -102,7 +103,23 @@ def linear_recurrence(
             return (), (da, db)
         return (), (da, db, cast(start_cotangent(widen(a), G, reverse), a.dtype))
 
-    return Layer(no_params, forward, backward, who)
+    def decoding(leaf, length):
+        if reverse:
+            raise ValueError(f"{who}: reverse is True: positions that are yet to come would be the first")
+
+        def start(params, x):
+            if len(x) > 2:
+                raise TypeError(f"{who}: x has h_0, expected (a, b): while it is decoding the state is its own")
+            return jnp.zeros((*x[1].shape[:-2], x[1].shape[-1]), wide_dtype(x[1].dtype))
+
+        def step(params, x, h_0):
+            a, b = x
+            h = run_recurrence(widen(a), widen(b), h_0, method)
+            return cast(h, a.dtype), last(h, h_0)
+
+        return decoder(leaf, start, step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
 def reference(params: tuple[()], x: tuple[Array, ...], reverse: bool = False, method: Method = "sequential") -> Array:

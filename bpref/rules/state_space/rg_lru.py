@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import (
     lecun_uniform,
     plus,
@@ -50,8 +50,9 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.decoder import decoder
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.recurrences import Method, before, require_method, run_back, run_recurrence
+from bpref.formulas.recurrences import Method, before, last, require_method, run_back, run_recurrence
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
@@ -103,12 +104,16 @@ def rg_lru(method: Method = "sequential") -> Layer[RgLruParams, Array, Reals, Rg
             log_a - jnp.log(-jnp.expm1(log_a)),
         )
 
-    def forward(params, x: Float[Array, "N T d>0"]):
+    def states(params, x, start):
+        """r, i and h in at least float32."""
         r = lax.logistic(plus(times_transposed(x, params.W_r), params.b_r))
         i = lax.logistic(plus(times_transposed(x, params.W_i), params.b_i))
         _, a, m = decay(params, r)
-        h = cast(run_recurrence(a, m * (i * widen(x)), None, method), x.dtype)
-        return h, RgLruCache(x, cast(r, x.dtype), cast(i, x.dtype), h)
+        return r, i, run_recurrence(a, m * (i * widen(x)), start, method)
+
+    def forward(params, x: Float[Array, "N T d>0"]):
+        r, i, h = (cast(v, x.dtype) for v in states(params, x, None))
+        return h, RgLruCache(x, r, i, h)
 
     def backward(params, cache, dh):
         x, r, i, h = (widen(v) for v in cache)
@@ -130,7 +135,14 @@ def rg_lru(method: Method = "sequential") -> Layer[RgLruParams, Array, Reals, Rg
             cast(dLambda, dtype),
         ), cast(dx, dtype)
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        def step(params, x, start):
+            h = states(params, x, start)[2]
+            return cast(h, x.dtype), last(h, start)
+
+        return decoder(leaf, lambda params, x: jnp.zeros((x.shape[0], x.shape[2]), wide_dtype(x.dtype)), step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def decay(params: RgLruParams, r: Array) -> tuple[Array, Array, Array]:

@@ -53,7 +53,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.cotangents import with_zeros
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.decoder import decoder
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
@@ -156,7 +157,8 @@ def selective_scan(
         after, states = scan(advance, h, (a, k * over_n(u) * over_d(B)))
         return a, k, states, after
 
-    def forward(params, x: Selective):
+    def sweep(params, x, start):
+        """y, the state before every chunk and the last, both (N, n, d), given the first or `None`."""
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
         chunks = in_chunks(x, s)
@@ -166,11 +168,19 @@ def selective_scan(
             _, _, states, after = states_of(A, s, u, B, h)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
-        last, (starts, y) = scan(run, by_states(x.state, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
+        last, (starts, y) = scan(
+            run, jnp.zeros((x.u.shape[0], *A.shape[2:]), A.dtype) if start is None else start, chunks
+        )
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
-        y = in_time(y, x.u)
-        return Passed(y, by_channels(last, y.dtype)) if final else y, SelectiveScanCache(x, starts)
+        return in_time(y, x.u), starts, last
+
+    def passed(y, last):
+        return Passed(y, by_channels(last, y.dtype)) if final else y
+
+    def forward(params, x: Selective):
+        y, starts, last = sweep(params, x, None if x.state is None else jnp.swapaxes(widen(x.state), 1, 2))
+        return passed(y, last), SelectiveScanCache(x, starts)
 
     def backward(params, cache, dy):
         x, starts = cache
@@ -217,7 +227,19 @@ def selective_scan(
         dstate = None if x.state is None else by_channels(dstart, x.state.dtype)
         return dparams, Selective(du, ddelta, in_time(dB, x.B), in_time(dC, x.C), dstate)
 
-    return Layer(init, forward, backward, who)
+    def decoding(leaf, length):
+        def start(params, x):
+            if x.state is not None:
+                raise TypeError(f"{who}: x has a state, expected None: while it is decoding the state is its own")
+            return jnp.zeros((x.u.shape[0], states, x.u.shape[2]), wide_dtype(x.u.dtype))
+
+        def step(params, x, before):
+            y, _, last = sweep(params, x, before)
+            return passed(y, last), last
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def advance(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
