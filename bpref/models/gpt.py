@@ -7,6 +7,7 @@ are learned (RoPE has them in the attention):
     h[l] = x[l-1] + attention(norm(x[l-1]))                               l = 1 ... L, see `attention_block`
     x[l] = h[l] + mlp(norm(h[l]))                                         see `mlp_block`
     z    = norm(x[L]) W^T                                                 (B, T, V), W = E where it is tied
+    z    = t tanh(z / t)                                                  where there is a soft cap t of the logits
     J    = mean over all positions of -log softmax(z)_y                   y: the next tokens, (B, T)
 
 Training never makes z whole: the fused loss takes W's place at the head, under its name, so that the network generates
@@ -14,13 +15,13 @@ with the params that the objective was trained with.
 
 Sources: GPT-2: Radford et al., 'Language models are unsupervised multitask learners' (2019); Llama: arXiv:2302.13971,
 2: arXiv:2307.09288, 3: arXiv:2407.21783; Mistral: arXiv:2310.06825; Qwen 2: arXiv:2407.10671; SmolLM 2:
-arXiv:2502.02737.
+arXiv:2502.02737; soft caps: Gemma 2, arXiv:2408.00118.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from bpref.checks.hyperparameters import require_flags, require_sizes
+from bpref.checks.hyperparameters import require_flags, require_positive_or_none, require_sizes
 from bpref.compose import objective, residual, scan, serial, shared
 from bpref.compose import remat as remat_of
 from bpref.dtypes import require_type
@@ -28,6 +29,7 @@ from bpref.formulas.random_draws import require_rate
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
 from bpref.nearest import meant
+from bpref.rules.activation.soft_cap import soft_cap
 from bpref.rules.block.attention_block import attention_block, attention_layer
 from bpref.rules.block.mlp_block import mlp_block, mlp_layer
 from bpref.rules.block.transformer_block import transformer_block
@@ -55,6 +57,7 @@ class GptConfig:
       bias: whether the blocks' products have biases; "qkv": those of queries, keys and values alone.
       tied: whether the head is the table of tokens.
       window: how many positions back a position sees, itself among them; None: all.
+      soft_cap, logit_soft_cap: what no logit of the attention, and none of the tokens, reaches; None: no bound.
       dropout: the share that is dropped of the embeddings, and of what each half of a block adds.
 
     Raises:
@@ -78,6 +81,8 @@ class GptConfig:
     tied: bool = False
     window: int | None = None
     dropout: float = 0.0
+    soft_cap: float | None = None
+    logit_soft_cap: float | None = None
 
     def __post_init__(self) -> None:
         who = "gpt"
@@ -90,7 +95,8 @@ class GptConfig:
             raise ValueError(f"{who}: width is {self.width}, {D} for each of {self.heads} heads; RoPE turns pairs")
         require_flags(who, tied=self.tied, gated=self.gated)
         require_rate(who, self.dropout, "dropout")
-        of_attention = self.rope, True, self.window, self.bias, self.eps, 128, self.stretch
+        require_positive_or_none(who, "logit_soft_cap", self.logit_soft_cap)
+        of_attention = self.rope, True, self.window, self.bias, self.eps, 128, self.stretch, self.soft_cap
         attention_layer(who, self.heads, self.kv_heads, self.norm, *of_attention)
         mlp_layer(who, self.hidden, self.activation, self.gated, self.norm, False, self.eps)
 
@@ -120,7 +126,7 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer[Any, Any, Any, An
       (1, 32, 256)
     """
     config = as_config(config)
-    return _finished(config, serial(body=_body(config, remat), head=linear(config.vocabulary, bias=False)))
+    return _finished(config, serial(body=_body(config, remat), head=_head(config.vocabulary, config.logit_soft_cap)))
 
 
 def gpt_objective(
@@ -153,7 +159,8 @@ def gpt_objective(
       ((), (1, 32, 256))
     """
     config = as_config(config)
-    head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, rows=rows)
+    cap = config.logit_soft_cap
+    head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, soft_cap=cap, rows=rows)
     return _finished(config, objective(body=_body(config, remat), head=head))
 
 
@@ -179,15 +186,42 @@ def _body(config: GptConfig, remat: bool) -> Layer:
     return serial(**layers)
 
 
+def _head(vocabulary: int, cap: float | None) -> Layer:
+    """Features to logits; with a soft cap too the params are those of the product alone, as the fused loss has them."""
+    product = linear(vocabulary, bias=False)
+    if cap is None:
+        return product
+    capped = soft_cap(cap)
+
+    def forward(params, x):
+        u, of_product = product.forward(params, x)
+        z, of_cap = capped.forward((), u)
+        return z, (of_product, of_cap)
+
+    def backward(params, cache, dz):
+        return product.backward(params, cache[0], capped.backward((), cache[1], dz)[1])
+
+    return product._replace(forward=forward, backward=backward, name="capped_linear")
+
+
 def _block(config: GptConfig) -> Layer:
     c = config
     if not c.dropout:
         of_attention = {"rope": c.rope, "window": c.window, "bias": c.bias, "stretch": c.stretch}
+        of_attention |= {"soft_cap": c.soft_cap}
         return transformer_block(
             c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, eps=c.eps, **of_attention
         )
     attention = attention_block(
-        c.heads, c.kv_heads, c.norm, c.rope, window=c.window, bias=c.bias, eps=c.eps, stretch=c.stretch
+        c.heads,
+        c.kv_heads,
+        c.norm,
+        c.rope,
+        window=c.window,
+        bias=c.bias,
+        eps=c.eps,
+        stretch=c.stretch,
+        soft_cap=c.soft_cap,
     )
     mlp = mlp_block(c.hidden, c.activation, c.gated, c.norm, bool(c.bias) and c.bias != "qkv", c.eps)
     halves = {"attention": attention, "mlp": mlp}

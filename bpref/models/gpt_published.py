@@ -76,6 +76,8 @@ def kind_of(config: GptConfig) -> str:
     """The published model that has such a config; `ValueError` where none has."""
     c = config
     alike = c.kv_heads in (None, c.heads)
+    if c.soft_cap is not None or c.logit_soft_cap is not None:
+        raise ValueError(f"no published layout that is known has soft caps, as {config} has")
     if c.rope is None:
         if (c.norm, c.gated, bool(c.bias), c.bias, c.window, alike) == ("layer", False, True, True, None, True):
             return "gpt2"

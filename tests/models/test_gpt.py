@@ -21,6 +21,7 @@ GPT2 = bpref.GptConfig(23, 16, 2, 4, 12, 9, **OF_GPT2)
 CONFIGS = {
     "llama": LLAMA,
     "llama, tied": replace(LLAMA, tied=True),
+    "llama, soft caps": replace(LLAMA, tied=True, soft_cap=1.5, logit_soft_cap=2.0),
     "gpt2": GPT2,
     "gpt2, untied": replace(GPT2, tied=False),
 }
@@ -46,9 +47,10 @@ def plain(config, params, ids):
     for l in range(c.depth):
         p = jax.tree.map(lambda v, l=l: v[l], body["blocks"])
         given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, c.rope)
-        x = block(p, x, *given, window=c.window, eps=c.eps)
+        x = block(p, x, *given, window=c.window, eps=c.eps, soft_cap=c.soft_cap)
     x = RULES["layer_norm" if c.norm == "layer" else "rms_norm"].reference(body["norm"], x, c.eps)
-    return x @ (table_of(params) if c.tied else net["head"].W).T
+    z = x @ (table_of(params) if c.tied else net["head"].W).T
+    return z if c.logit_soft_cap is None else c.logit_soft_cap * jnp.tanh(z / c.logit_soft_cap)
 
 
 def plain_cost(config, params, ids, labels):
@@ -177,6 +179,8 @@ SIZES = {"vocabulary": 5, "width": 8, "depth": 1, "heads": 2, "hidden": 4, "cont
 WRONG = {
     "heads": ({"heads": 3}, "gpt: width is 8, expected a multiple of heads, 3"),
     "kv_heads": ({"kv_heads": 3}, "gpt: kv_heads is 3, expected a divisor of heads 2"),
+    "logit_soft_cap": ({"logit_soft_cap": 0}, "gpt: logit_soft_cap is 0, expected a positive number or None"),
+    "soft_cap": ({"soft_cap": -1.0}, "gpt: soft_cap is -1.0, expected a positive number or None"),
     "odd": ({"width": 6}, "gpt: width is 6, 3 for each of 2 heads; RoPE turns pairs"),
     "size": ({"depth": 0}, "gpt: depth is 0, expected a positive integer"),
     "window": (

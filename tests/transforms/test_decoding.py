@@ -51,7 +51,12 @@ def selective():
 DECODERS = {
     "attention_block": [
         (lambda: bpref.attention_block(4, 2, window=4, block=3, stretch=YARN), sequence),
-        (lambda: bpref.attention_block(2, norm="layer", rope=None, causal=False, window=(2, 0), bias=True), sequence),
+        (
+            lambda: bpref.attention_block(
+                2, norm="layer", rope=None, causal=False, window=(2, 0), bias=True, soft_cap=1.0
+            ),
+            sequence,
+        ),
     ],
     "transformer_block": [
         (lambda: bpref.transformer_block(4, 12, 1, block=3), sequence),

@@ -10,10 +10,9 @@ are turned by theirs (rho_t), and values of E; nu and nu' are RMS norms with sca
     o = attention(q, k, v)             logits q_tn . k_sn / sqrt(D + R)         (T, N, E)
     y_t = W_o o_t                                                               (T, d)
 
-A model that generates has nu(c_s) and rho_s(W_kr x_s) alone to remember of s: r + R numbers instead of N (D + R + E),
-and need not make keys and values of them again, since q^C . W_uk nu(c) = (W_uk^T q^C) . nu(c), and a mean of W_uv nu(c)
-is W_uv times one of nu(c): attention with one head of keys, of r + R features, and of values, of r. Without r' the
-queries are W_uq x_t.
+A model that generates has nu(c_s) and rho_s(W_kr x_s) alone to remember of s: r + R numbers instead of N (D + R + E).
+It makes no keys and values of them: q^C . W_uk nu(c) = (W_uk^T q^C) . nu(c), and the mean of W_uv nu(c) is W_uv times
+nu(c)'s, so that one head of r + R features meets all queries. Without r' the queries are W_uq x_t.
 
 Differential: attention's is derived in `dot_product_attention`, those of nu and rho in `rms_norm` and
 `rotary_embedding`; all others are products. The adjoint, from the last equation to the first:
@@ -112,8 +111,7 @@ def latent_attention(
       norm: whether the latents are divided by their root mean square, and scaled.
       eps: what is added to that mean square.
       base, interleaved, stretch: as in `rotary_embedding`.
-      causal, window: as in `dot_product_attention`.
-      blockwise, query_block, key_block: as in `multi_head_attention`.
+      causal, window, blockwise, query_block, key_block: as in `multi_head_attention`.
 
     Returns:
       A layer with params `LatentAttentionParams(W_dq: (r', d) or None, W_uq: (N (D + R), r'), W_dkv: (r, d), W_kr:
@@ -226,16 +224,12 @@ def latent_attention(
 
     def decoding(leaf, length):
         W, turning = reach(who, causal, pattern.window, length), decoder_of(rotary, length)
-        of_all = pattern._replace(scale=(head_dim + rope_dim) ** -0.5)
 
         def start(params, x):
             if isinstance(x, Sequences):
                 raise TypeError(f"{who}: x is Sequences, expected an array: decoding is of one sequence to itself")
-            zeros = no_memory(W, *2 * (jax.ShapeDtypeStruct((*x.shape[:-1], 1, kv_rank + rope_dim), x.dtype),))
-            return zeros.k, zeros.n
-
-        def turned(z, n):
-            return turning.forward((), With(z, n))[0][0]
+            k = jax.ShapeDtypeStruct((*x.shape[:-1], 1, kv_rank + rope_dim), x.dtype)
+            return no_memory(W, k, k)[::2]
 
         def step(params, x, memory):
             before, n = memory
@@ -243,13 +237,14 @@ def latent_attention(
             q = by_head(normed(params.q_scale, a)[0], params.W_uq, heads)
             W_uk, W_uv = (W.reshape(heads, -1, kv_rank) for W in (params.W_uk, params.W_uv))
             of_c = cast(jnp.einsum("...nf,nfr->...nr", widen(q[..., :head_dim]), widen(W_uk)), x.dtype)
-            q = jnp.concatenate([of_c, turned(q[..., head_dim:], n)], -1)
-            c = normed(params.kv_scale, cast(times_transposed(x, params.W_dkv), x.dtype))[0]
-            k = jnp.concatenate([c[..., None, :], turned(by_head(x, params.W_kr, 1), n)], -1)
+            c = normed(params.kv_scale, cast(times_transposed(x, params.W_dkv), x.dtype))[0][..., None, :]
+            at_n = (turning.forward((), With(z, n))[0][0] for z in (q[..., head_dim:], by_head(x, params.W_kr, 1)))
+            q, k = (jnp.concatenate(pair, -1) for pair in zip((of_c, c), at_n, strict=True))
             known = Memory(before, before[..., :kv_rank], n)
-            o, after = attend_on(of_all, Heads(q, k, k[..., :kv_rank]), Extras(), known, length)
+            scaled = pattern._replace(scale=(head_dim + rope_dim) ** -0.5)
+            o, after = attend_on(scaled, Heads(q, k, k[..., :kv_rank]), Extras(), known, length)
             o = cast(jnp.einsum("...nr,nfr->...nf", widen(o), widen(W_uv)), x.dtype)
-            return cast(times_transposed(_joined(o), params.W_o), x.dtype), (after.k, after.n)
+            return cast(times_transposed(_joined(o), params.W_o), x.dtype), after[::2]
 
         return decoder(leaf, start, step)
 

@@ -6,7 +6,8 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (*b, T, d)      mu = beta = 0: RMS norm
     (q', k', v)_i = W_qkv n_i + b_qkv                                     (*b, T, (N + 2 K) D)
     q_i = R_i q'_i,   k_i = R_i k'_i                                      (*b, T, N D), (*b, T, K D)
-    s_ij = q_i . k_j / sqrt(D),   m_i = max_j s_ij,   S_i = sum_j exp(s_ij - m_i)     (*b, N, T, T), never made
+    u_ij = q_i . k_j / sqrt(D),   s_ij = t tanh(u_ij / t)                 (*b, N, T, T), never made       t: soft cap
+    m_i = max_j s_ij,   S_i = sum_j exp(s_ij - m_i)                       s = u without a soft cap
     p_ij = exp(s_ij - m_i) / S_i                                          m, S: (*b, T, N)
     o_i = sum_j p_ij v_j                                                  (*b, T, N D)
     y_i = W_o o_i + b_o                                                   (*b, T, d)
@@ -25,7 +26,8 @@ The factor of each perturbation, with c_i = do_i . o_i, which is sum_j p_ij do_i
 
     do_i = W_o^T dy_i                 dW_o = sum_i dy_i o_i^T             (*b, T, N D), (d, N D)
     dv_j = sum_i p_ij do_i            ds_ij = p_ij (do_i . v_j - c_i)
-    dq_i = sum_j ds_ij k_j / sqrt(D)  dk_j = sum_i ds_ij q_i / sqrt(D)
+    du_ij = ds_ij (1 - (s_ij / t)^2), or ds_ij
+    dq_i = sum_j du_ij k_j / sqrt(D)  dk_j = sum_i du_ij q_i / sqrt(D)
     dz_i = (R_i^T dq_i, R_i^T dk_i, dv_i)                                 (*b, T, (N + 2 K) D)
     dW_qkv = sum_i dz_i n_i^T         dn_i = W_qkv^T dz_i                 ((N + 2 K) D, d), (*b, T, d)
     dx_i = r_i (g_i - mean g_i - xhat_i mean(g_i xhat_i)),   g = gamma dn (*b, T, d)      no mean g: RMS norm
@@ -49,7 +51,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_flags, require_positive, require_size
+from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     bias_cotangent,
@@ -109,6 +111,7 @@ def attention_block(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
+    soft_cap: float | None = None,
 ) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -124,6 +127,7 @@ def attention_block(
       eps: what is added to the mean square or variance, in units of x squared.
       block: how many positions are worked on at once; no array has more than `block` squared of them.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
+      soft_cap: t, the size that no logit of the attention reaches (Gemma 2: 50).
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
@@ -137,7 +141,7 @@ def attention_block(
     """
     who = "attention_block"
     require_flags(who, causal=causal)
-    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
+    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap)
 
 
 def attention_layer(
@@ -152,6 +156,7 @@ def attention_layer(
     eps: float,
     block: int,
     stretch: Stretch | None,
+    soft_cap: float | None = None,
 ) -> Layer:
     """The layer that error messages call `who`."""
     K = heads if kv_heads is None else kv_heads
@@ -163,11 +168,12 @@ def attention_layer(
     require_bias(who, bias)
     eps = require_positive(who, "eps", eps)
     rope, stretch = require_rope(who, rope, stretch)
+    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
     window = require_window(who, window)
     block = require_size(who, "block", block)
 
     def pattern(q):
-        return Pattern(q.shape[-1] ** -0.5, causal, window, query_block=block, key_block=block)
+        return Pattern(q.shape[-1] ** -0.5, causal, window, soft_cap, query_block=block, key_block=block)
 
     def require_sequence(x):
         d = x.shape[-1]
@@ -263,6 +269,7 @@ def reference(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
+    soft_cap: float | None = None,
 ) -> Array:
     K = heads if kv_heads is None else kv_heads
     T, d = x.shape[-2:]
@@ -291,6 +298,7 @@ def reference(
         q, k = rotated(q), rotated(k)
     k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
     s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
+    s = s if soft_cap is None else soft_cap * jnp.tanh(s / soft_cap)
     i, j = np.indices((T, T))
     left, right = (T, T) if window is None else window if isinstance(window, tuple) else (window - 1, window - 1)
     seen = (j >= i - left) & (j <= i + right)
@@ -323,14 +331,15 @@ RULE = Rule(
             timed={"T": 512, "d": 256, "w": 256, "P": 128},
         ),
         Case(
-            "layer norm, seen from both sides",
+            "layer norm, seen from both sides, a soft cap",
             Real("B T d"),
-            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": "qkv", "eps": _EPS, "block": 16},
+            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": "qkv", "eps": _EPS, "block": 16}
+            | {"soft_cap": Interval(1.0, 8.0, 2.0)},
             never_empty=("T",),
             fixed={"d": 8},
         ),
     ),
     cite="arXiv:1706.03762, section 3.2; pre-norm: arXiv:2002.04745; grouped queries: arXiv:2305.13245; "
-    "RoPE: arXiv:2104.09864; by blocks: arXiv:2205.14135",
+    "RoPE: arXiv:2104.09864; by blocks: arXiv:2205.14135; soft cap: arXiv:2408.00118",
     covers=("self_attention_block",),
 )

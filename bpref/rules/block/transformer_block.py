@@ -88,6 +88,7 @@ def transformer_block(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
+    soft_cap: float | None = None,
 ) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache]:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -106,6 +107,7 @@ def transformer_block(
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
+      soft_cap: the size that no logit of the attention reaches, as in `attention_block`.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams)`, x `(*b, T, d)`
@@ -118,7 +120,7 @@ def transformer_block(
     """
     who = "transformer_block"
     require_flags(who, gated=gated, causal=causal)
-    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch)
+    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
 
     def init(key, x):
@@ -170,9 +172,10 @@ def reference(
     eps: float = 1e-6,
     block: int = 128,
     stretch: Stretch | None = None,
+    soft_cap: float | None = None,
 ) -> Array:
     f = attention_block.reference(
-        params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
+        params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
     )
     h = x + f
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
@@ -201,7 +204,7 @@ RULE = Rule(
             timed={"T": 512, "d": 256, "F": 512, "P": 128},
         ),
         Case(
-            "gelu, layer norm, a window on both sides",
+            "gelu, layer norm, a window on both sides, a soft cap",
             Real("B T d"),
             {
                 "heads": 2,
@@ -215,6 +218,7 @@ RULE = Rule(
                 "bias": True,
                 "eps": _EPS,
                 "block": 16,
+                "soft_cap": 2.0,
             },
             never_empty=("T",),
             fixed={"d": 8},

@@ -158,7 +158,7 @@ def selective_scan(
         return a, k, states, after
 
     def sweep(params, x, start):
-        """y, the state before every chunk and the last, both (N, n, d), given the first or `None`."""
+        """y or what is passed on, the state before every chunk, and the last, (N, d, n) as the first is, or `None`."""
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
         chunks = in_chunks(x, s)
@@ -168,19 +168,15 @@ def selective_scan(
             _, _, states, after = states_of(A, s, u, B, h)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
-        last, (starts, y) = scan(
-            run, jnp.zeros((x.u.shape[0], *A.shape[2:]), A.dtype) if start is None else start, chunks
-        )
+        last, (starts, y) = scan(run, by_states(start, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
-        return in_time(y, x.u), starts, last
-
-    def passed(y, last):
-        return Passed(y, by_channels(last, y.dtype)) if final else y
+        y, last = in_time(y, x.u), by_channels(last, last.dtype)
+        return Passed(y, cast(last, y.dtype)) if final else y, starts, last
 
     def forward(params, x: Selective):
-        y, starts, last = sweep(params, x, None if x.state is None else jnp.swapaxes(widen(x.state), 1, 2))
-        return passed(y, last), SelectiveScanCache(x, starts)
+        y, starts, _ = sweep(params, x, x.state)
+        return y, SelectiveScanCache(x, starts)
 
     def backward(params, cache, dy):
         x, starts = cache
@@ -231,13 +227,9 @@ def selective_scan(
         def start(params, x):
             if x.state is not None:
                 raise TypeError(f"{who}: x has a state, expected None: while it is decoding the state is its own")
-            return jnp.zeros((x.u.shape[0], states, x.u.shape[2]), wide_dtype(x.u.dtype))
+            return jnp.zeros((x.u.shape[0], x.u.shape[2], states), wide_dtype(x.u.dtype))
 
-        def step(params, x, before):
-            y, _, last = sweep(params, x, before)
-            return passed(y, last), last
-
-        return decoder(leaf, start, step)
+        return decoder(leaf, start, lambda params, x, before: sweep(params, x, before)[::2])
 
     return Layer(init, forward, backward, who, decoding=decoding)
 
