@@ -103,9 +103,7 @@ def mixture(config: MixtureConfig | str, remat: bool = False) -> Layer[Any, Any,
     """
     config = _as_config(config)
     as_it_is = rearranged("as_it_is", lambda x: x, lambda dy: dy)
-    alone = rearranged(
-        "x_alone", lambda x: x["x"], lambda dy: {"x": dy, "penalty": jnp.zeros((), wide_dtype(dy.dtype))}
-    )
+    alone = rearranged("x_alone", lambda x: x["x"], lambda dy: {"x": dy, "penalty": None})
     return _with_head(serial, config, remat, as_it_is, linear(config.vocabulary, bias=False), alone)
 
 
@@ -193,10 +191,8 @@ def _weighed(balance_weight: float, z_weight: float) -> Layer:
 
     def back(dy):
         d, dy = dy["penalty"], dy["x"]
-        if d is None:
-            return {"x": Mixed._make((dy, None, None)), "penalty": None}
-        losses = (cast(w * d, dy.dtype) for w in (balance_weight, z_weight))
-        return {"x": Mixed(dy, *losses), "penalty": jnp.zeros_like(d)}
+        losses = (None if d is None else cast(w * d, dy.dtype) for w in (balance_weight, z_weight))
+        return {"x": Mixed._make((dy, *losses)), "penalty": None}
 
     leaf = rearranged("weighed", there, back)
     return leaf._replace(evaluating=_weighed(0.0, 0.0)) if balance_weight or z_weight else leaf

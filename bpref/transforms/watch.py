@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
 
     Attributes:
       mean, spread: of those that are finite.
-      zeros: the share of zeros in all.
+      zeros: the share of zeros in all; 0 of a single number, which may well be 0, as a loss.
       not_finite: how many are NaN or infinite.
       largest: the largest |.| of those that are finite.
       numbers: how many there are in all.
@@ -111,7 +111,7 @@ def statistics(tree: Any) -> Statistics | None:
     finite = jnp.maximum(total(jnp.isfinite), 1)
     mean = total(lambda v: jnp.where(jnp.isfinite(v), v, 0)) / finite
     squares = total(lambda v: jnp.where(jnp.isfinite(v), (v - mean.astype(v.dtype)) ** 2, 0))
-    zeros = jnp.asarray(total(lambda v: v == 0) / count)
+    zeros = jnp.asarray(total(lambda v: (v == 0) & (count > 1)) / count)
     not_finite = jnp.asarray(sum(jnp.sum(~jnp.isfinite(v)) for v in numbers))
     largest = [jnp.max(jnp.where(jnp.isfinite(v), jnp.abs(v), 0)).astype(dtype) for v in numbers]
     spread, largest = jnp.sqrt(squares / finite), jnp.max(jnp.stack(largest))

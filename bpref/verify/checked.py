@@ -84,7 +84,7 @@ def _error(hand: Any, oracle: Any) -> Any:
 def _require_same_tree(leaf: Layer, hand: Any, oracle: Any, is_used: bool) -> None:
     """Raise `ValueError` unless the backward returned a pair with the tree of (params, x), and a dx to go on with.
 
-    Where an output is not used dx may be `None`.
+    Where an output is not used dx may be `None`; what of it is zero may be so always, and is compared as zero.
     """
     came, expected = (jax.tree.structure(tree, is_leaf=_is_none) for tree in (hand, oracle))
     try:
@@ -94,8 +94,8 @@ def _require_same_tree(leaf: Layer, hand: Any, oracle: Any, is_used: bool) -> No
         fits = False
     if not fits:
         raise ValueError(f"{leaf.name}: its backward returned {came}, expected (dparams, dx) as {expected}")
-    missing = jax.tree.map(lambda h, o: h is None and o is not None, hand[1], oracle[1], is_leaf=_is_none)
-    if is_used and any(jax.tree.leaves(missing)):
+    missing = jax.tree.map(lambda h, o: None if o is None else h is None, hand[1], oracle[1], is_leaf=_is_none)
+    if is_used and jax.tree.leaves(missing) and all(jax.tree.leaves(missing)):
         raise ValueError(f"{leaf.name}: its backward returned no dx, so the layers below have no cotangent")
 
 
