@@ -129,7 +129,7 @@ class Grid:
         slope, cap = None, self.pattern.soft_cap
         if cap is not None:
             bent = jnp.tanh(z / cap)
-            z, slope = cap * bent, 1 - bent * bent
+            z, slope = cap * bent, (1 - bent) * (1 + bent)  # 1 - bent^2 loses what is left near the cap
         if self.bias is not None:
             z = z + widen(self._pair_of(self.bias, i, j))
         if self.u is not None:

@@ -233,7 +233,7 @@ def fused_linear_cross_entropy(
             if smoothing:
                 slope -= even[None]
             if soft_cap is not None:
-                slope *= 1 - (z / soft_cap) ** 2
+                slope *= (1 - z / soft_cap) * (1 + z / soft_cap)
             dW = put(dW, times(slope, widen(A)), start)
             db = put(db, jnp.sum(slope, 1), start) if bias else None
             return dW, db, dh + transposed_times(slope, widen(block_of(params.W, start, size)))
