@@ -1,15 +1,19 @@
-"""Norms of every example's gradient, and the clipped gradient, beside one plain backward and `jax.vmap(jax.grad)`.
+"""Norms of every example's gradient, the clipped one, and curvature, beside a plain backward and JAX's autodiff.
 
     python -m benchmarks.bench_signals [--json FILE] [--seconds 10] [--work MLP GPT]
 
 Each figure is a ratio hand / other, of times with the quartiles, and of the memory that XLA allocates beside the
 inputs, temporary and for outputs; below 1 is better. All are jitted and compute J's forward as well. `vmap(grad)`
 differentiates the same forward for each example alone; it gives the norms, or the clipped sum, as it is compared with.
+Kronecker factors are of all linear layers and embeddings, beside `grad` in what is added to their outputs; the diagonal
+of the Gauss-Newton matrix, exact for the MLP and of one random column for the GPT of leaves, beside `vjp`: in what is
+added to the outputs of the MLP's linear layers, or in the params for each example, as many at once as is fastest.
 """
 
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import bpref
+from benchmarks.curvature import (
+    diagonal,
+    diagonal_by_autodiff,
+    diagonal_of_rows_by_autodiff,
+    factors,
+    factors_by_autodiff,
+)
 from benchmarks.paired import Ratio, beside_each, repetitions
 from bpref.models.gpt import GptConfig, gpt_objective
 
@@ -95,27 +106,50 @@ def programs(J: bpref.Layer, x: Any) -> dict[str, Program]:
         share = BOUND / jnp.maximum(jnp.sqrt(squares), BOUND)
         return jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
 
-    return {
+    ran = {
         "norms": compiled(lambda p, x: bpref.squared_norms(bpref.backpropagate(measuring, p, x)[1]), params, x),
         "clipped": compiled(lambda p, x: bpref.clipped_gradient(J, p, x, BOUND).dparams, params, x),
         "plain": compiled(lambda p, x: bpref.backpropagate(J, p, x)[:2], params, x),
         "vmap, norms": compiled(lambda p, x: each(p, x)[1], params, x),
         "vmap, clipped": compiled(clipped, params, x),
     }
+    if J.parts[1].root is None:
+        return ran
+    drawn = jnp.ndim(x[0]) < 2 or jnp.issubdtype(x[0].dtype, jnp.integer)
+    rivals = [compiled(diagonal_by_autodiff(J, drawn, at_once), params, x) for at_once in sorted({1, 8, n})]
+    if not drawn:
+        rivals.append(compiled(diagonal_of_rows_by_autodiff(J, params, x), params, x))
+    return ran | {
+        "Kronecker factors": compiled(factors(J), params, x),
+        "grad, Kronecker factors": compiled(factors_by_autodiff(J, params, x), params, x),
+        "Gauss-Newton diagonal": compiled(diagonal(J, drawn), params, x),
+        "vjp, Gauss-Newton diagonal": min(rivals, key=seconds_of),
+    }
+
+
+def seconds_of(program: Program) -> float:
+    """The shorter of two runs, once warm."""
+    program.run()
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        program.run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def measure(name: str, seconds: float) -> list[dict[str, Any]]:
     ran = programs(*WORK[name]())
-    for ours in ("norms", "clipped"):
-        for a, b in zip(*(jax.tree.leaves(ran[k].output) for k in (ours, f"vmap, {ours}")), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max()))
+    pairs = {name.split(", ")[1]: name for name in ran if ", " in name}
     rows = []
-    for ours in ("norms", "clipped"):
-        others = ["plain", f"vmap, {ours}"]
+    for ours, rival in pairs.items():
+        for a, b in zip(*(jax.tree.leaves(ran[k].output) for k in (ours, rival)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max()))
+        others = ["plain", rival]
         runs = [ran[k].run for k in (ours, *others)]
-        rounds = repetitions(ran["plain"].run, seconds / 3, most=60)
-        for other, time in zip(others, beside_each(runs, rounds), strict=True):
-            row = {"work": name, "signal": ours, "rival": other, "time": time._asdict()}
+        rounds = repetitions(max(ran[ours], ran[rival], key=seconds_of).run, seconds / 3, most=60)
+        for other, ratio in zip(others, beside_each(runs, rounds), strict=True):
+            row = {"work": name, "signal": ours, "rival": other, "time": ratio._asdict()}
             rows.append(row | {"memory": ran[ours].memory / ran[other].memory, "other_bytes": ran[other].memory})
     return rows
 

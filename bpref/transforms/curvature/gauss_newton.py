@@ -120,7 +120,7 @@ def gauss_newton_product(layer: Layer, params: Any, x: Any, v: Any, key: Any = N
     require_examples(who, x)
     require_direction(who, v, jax.eval_shape(lambda p, x: backpropagate(layer, p, x)[1], params, x))
     transform = partial(_dotted, who)
-    run = columns(who, transform, layer, params, x, _beside(layer, params, v))
+    run = columns(who, transform, layer, params, x, beside(layer, params, v))
 
     def product(start):
         along = added_up(who, "products", run.sweep(transform, start), 1)
@@ -136,15 +136,15 @@ class Beside(NamedTuple):
     v: Any
 
 
-def _beside(layer: Layer, params: Any, v: Any) -> Any:
+def beside(layer: Layer, params: Any, v: Any) -> Any:
     """The params of a network, with v beside those of each leaf."""
     if layer.rebuild is None:
         return Beside(params, v)
     if layer.names == ("",):
-        return _beside(layer.parts[0], params, v)
+        return beside(layer.parts[0], params, v)
     parts = Parts(layer.parts, layer.names)
     given = zip(parts.layers, *(parts.apart(layer.name, tree) for tree in (params, v)), strict=True)
-    return parts.together(_beside(*part) for part in given)
+    return parts.together(beside(*part) for part in given)
 
 
 def _of_params(leaf: Layer) -> Layer:
