@@ -1,5 +1,7 @@
 """vae and unet: what they are composed of, written out, its gradient autodiff's, and images that come of noise."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,16 @@ def test_a_step_back_is_bayes_rule():
     expected = (before**0.5 * u / (1 - before) + (1 - b) ** 0.5 * u_s / b) / precision
     np.testing.assert_allclose(mean, expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(one_before(u_s, e, a, 1.0)[0], u, atol=1e-6)
+
+
+def test_the_example_of_the_autoencoder_runs():
+    names = {n: getattr(bpref, n) for n in bpref.__all__} | {
+        "key": jax.random.key(0),
+        "images": np.ones((2, 8, 8, 1), "f"),
+    }
+    of = names["variational_autoencoder"]
+    (example,) = doctest.DocTestFinder(recurse=False).find(of, "variational_autoencoder", globs=names)
+    assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
 
 
 def test_wrong_shapes():

@@ -1,5 +1,7 @@
 """mixture: the published sizes, the objective written out with its penalty, and positions chunk after chunk."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,13 @@ def test_chunk_after_chunk_it_is_the_whole():
             came.append(logits)
         expected = network.forward(params, IDS)[0]
         np.testing.assert_allclose(np.concatenate(came, 1), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mixture", "mixture_objective"])
+def test_the_examples_run(name):
+    names = {n: getattr(bpref, n) for n in bpref.__all__} | {"jax": jax, "jnp": jnp}
+    (example,) = doctest.DocTestFinder(recurse=False).find(names[name], name, globs=names)
+    assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
 
 
 def test_wrong_configs_and_what_does_not_generate():
