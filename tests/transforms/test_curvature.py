@@ -139,3 +139,22 @@ def test_every_rule_is_pushed_forward_to_its_second_derivative(rule, case):
             return bpref.hessian_product(J, params, x, v), jax.jvp(jax.grad(expected), (trained,), (v,))[1]
 
         close(*jax.device_get(in_one_program(both)(params, trained, x, v)), 1e-9)
+
+
+def test_what_is_dropped_is_dropped_in_every_sweep():
+    """An entry of the diagonal is the product with its direction, in that direction, of a network with state."""
+    network = bpref.serial(bpref.linear(4), bpref.dropout(0.5), bpref.linear(2))
+    J = bpref.stateful(bpref.objective(network, bpref.softmax_cross_entropy()))
+    x = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32), jnp.arange(4) % 2
+    params, state = bpref.begin(J, jax.random.key(0), x)
+    given = bpref.With(x, state)
+
+    def both(params):
+        diagonal = bpref.gauss_newton_diagonal(J, params, given)
+        (first, *others), loss = jax.tree.map(jnp.zeros_like, diagonal)
+        v = ((first._replace(W=first.W.at[1, 2].set(1)), *others), loss)
+        return diagonal[0][0].W[1, 2], bpref.gauss_newton_product(J, params, given, v)[0][0].W[1, 2]
+
+    entry, product = in_one_program(both)(params)
+    assert entry > 0
+    np.testing.assert_allclose(product, entry, rtol=1e-5)

@@ -151,6 +151,11 @@ BAD_CALLS = {
         lambda: bpref.kfac(J, X, 0.1, decay=1),
         "kfac: decay is 1, expected a number of at least 0 and below 1",
     ),
+    "no factors": (
+        lambda: (f := bpref.kfac(J, X, 0.1)).update(PARAMS, f.init(PARAMS)),
+        "kfac: factors have the shapes None, expected (Kronecker(A=(3, 3), G=(2, 2)), ()), those of "
+        "bpref.kronecker_factors of the layer that kfac was given",
+    ),
     "factors of another layer": (
         lambda: (f := bpref.kfac(J, X, 0.1)).update(
             PARAMS, f.init(PARAMS), factors=(bpref.Kronecker(jnp.ones((2, 2)), jnp.ones((2, 2))), ())

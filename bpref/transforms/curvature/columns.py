@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bpref import loops
 from bpref.checks.hyperparameters import require_size
 from bpref.compose.parts import pull
+from bpref.dtypes import widen
 from bpref.layer import Layer, map_leaves, require_layer
 
 KNOWN = "softmax_cross_entropy without z_loss, sequence_cross_entropy of all tokens, or square"
@@ -69,14 +70,15 @@ def require_examples(who: str, x: Any) -> None:
 
 
 def sum_of(who: str, each: Callable[[Start], Any], count: int, key: Any, draws: int) -> Any:
-    """The sum of `each(start)` over all columns; where there is a key the mean over `draws` random ones."""
+    """The sum of `each(start)` over all columns, in at least float32; with a key the mean over `draws` random ones."""
     draws = require_size(who, "draws", draws)
     keys: Any = None if key is None else jax.random.split(key, draws)
 
     def one(k):
-        if keys is None:
-            return each(lambda root, cache: root.column(cache, k))
-        return each(lambda root, cache: root.drawn(cache, keys[k]))
+        def start(root, cache):
+            return root.column(cache, k) if keys is None else root.drawn(cache, keys[k])
+
+        return jax.tree.map(widen, each(start))
 
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(one, jnp.asarray(0)))
     total = loops.fori_loop(0, count if keys is None else draws, lambda k, t: jax.tree.map(jnp.add, t, one(k)), zeros)

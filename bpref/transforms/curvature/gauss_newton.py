@@ -126,7 +126,7 @@ def gauss_newton_product(layer: Layer, params: Any, x: Any, v: Any, key: Any = N
         along = added_up(who, "products", run.sweep(transform, start), 1)
         return run.sweep(lambda leaf: _of_params(weighing(leaf, along)), start)
 
-    return sum_of(who, product, run.width, key, draws)
+    return jax.tree.map(lambda p, u: cast(p, u.dtype), sum_of(who, product, run.width, key, draws), v)
 
 
 class Beside(NamedTuple):

@@ -86,7 +86,7 @@ def kfac(
         zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
         return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(updates, state, params=None, *, factors, **extra_args):
+    def update(updates, state, params=None, *, factors=None, **extra_args):
         _require_like(who, factors, state.factors)
         keep = jnp.minimum(1 - 1 / (state.steps + 1), decay)
 
@@ -108,8 +108,7 @@ def kfac(
         steps = jax.tree.map(lambda s: cast(share.astype(wide_dtype(s.dtype)) * widen(s), s.dtype), steps)
         return steps, KfacState(state.steps + 1, average, inverses)
 
-    fed: Any = update  # optax's type knows of no argument beside its own
-    own = optax.GradientTransformationExtraArgs(init, fed)
+    own = optax.GradientTransformationExtraArgs(init, update)
     return optax.chain(own, optax.scale_by_learning_rate(learning_rate))
 
 
