@@ -89,7 +89,7 @@ def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads
     def decoding(leaf, length):
         def step(params, x, S):
             require_gated(who, x)
-            S, y = _forward_sweep(*_chunks_of(x, chunk), S)
+            S, y = _forward_sweep(*_chunks_of(x, chunk), start=S)
             return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
 
         return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)

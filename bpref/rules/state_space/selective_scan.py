@@ -158,7 +158,7 @@ def selective_scan(
         return a, k, states, after
 
     def sweep(params, x, start):
-        """y or what is passed on, the state before every chunk, and the last, (N, d, n) as the first is, or `None`."""
+        """y or what is passed on with the last state; and that before every chunk. The first is `None` or (N, d, n)."""
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
         chunks = in_chunks(x, s)
@@ -172,10 +172,10 @@ def selective_scan(
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
         y, last = in_time(y, x.u), by_channels(last, last.dtype)
-        return Passed(y, cast(last, y.dtype)) if final else y, starts, last
+        return (Passed(y, cast(last, y.dtype)) if final else y, last), starts
 
     def forward(params, x: Selective):
-        y, starts, _ = sweep(params, x, x.state)
+        (y, _), starts = sweep(params, x, x.state)
         return y, SelectiveScanCache(x, starts)
 
     def backward(params, cache, dy):
@@ -229,7 +229,7 @@ def selective_scan(
                 raise TypeError(f"{who}: x has a state, expected None: while it is decoding the state is its own")
             return jnp.zeros((x.u.shape[0], x.u.shape[2], states), wide_dtype(x.u.dtype))
 
-        return decoder(leaf, start, lambda params, x, before: sweep(params, x, before)[::2])
+        return decoder(leaf, start, lambda params, x, before: sweep(params, x, before)[0])
 
     return Layer(init, forward, backward, who, decoding=decoding)
 
