@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import bpref
+from benchmarks import plain_models
 from bpref.rules import RULES
 from bpref.verify.oracle import with_cotangents
 
@@ -25,24 +25,8 @@ def test_vit_b_16_has_as_many_parameters_but_for_the_token_of_the_class():
     assert size_of(bpref.vit(196, 16, 1000, 768, 12, 12), 1, 224, 224, 3) == 86_567_656 - 2 * 768
 
 
-def convolved(p, x, stride, padding):
-    y = lax.conv_general_dilated(x, p.W, (stride,) * 2, padding, None, None, ("NHWC", "OHWI", "NHWC"))
-    return y + p.b[None, None, None]
-
-
-def plain_lenet(params, x):
-    def halved(x):
-        return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
-
-    x = halved(jnp.tanh(convolved(params["C1"][0], x, 1, "SAME")))
-    x = halved(jnp.tanh(convolved(params["C3"][0], x, 1, "VALID")))
-    x = jnp.tanh(convolved(params["C5"][0], x, 1, "VALID"))[:, 0, 0]
-    x = jnp.tanh(x @ params["F6"][0].W.T + params["F6"][0].b[None])
-    return x @ params["head"].W.T + params["head"].b[None]
-
-
 def plain_vit(params, x):
-    x = convolved(params["patches"][0], x, 2, "VALID")
+    x = plain_models.convolved(params["patches"][0], x, 2, "VALID")
     x = x.reshape(x.shape[0], -1, x.shape[3])
     x = x + params["positions"].W[None]
     for l in range(2):
@@ -55,7 +39,7 @@ def plain_vit(params, x):
 
 @pytest.mark.parametrize(
     ("network", "plain", "shape"),
-    [(bpref.lenet(), plain_lenet, (2, 28, 28, 1)), (bpref.vit(12, 2, 5, 8, 2, 2), plain_vit, (2, 6, 8, 3))],
+    [(bpref.lenet(), plain_models.lenet, (2, 28, 28, 1)), (bpref.vit(12, 2, 5, 8, 2, 2), plain_vit, (2, 6, 8, 3))],
     ids=["lenet", "vit"],
 )
 def test_it_is_the_plain_form_and_its_gradient_autodiffs(network, plain, shape):

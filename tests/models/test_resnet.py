@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import bpref
+from benchmarks import plain_models
 from bpref.cli.app import run
 from bpref.train.embedded import digits_as_images
 from bpref.train.split import rows_of_split
@@ -35,44 +35,6 @@ def test_a_published_resnet_has_as_many_parameters(name):
     assert logits.shape == (2, 1000)
 
 
-def plain(params, x, bottleneck, small):
-    """The network written out, with statistics of the batch."""
-
-    def convolved(p, x, stride, relu=True):
-        W, norm = p
-        k = W.W.shape[1] // 2
-        z = lax.conv_general_dilated(x, W.W, (stride,) * 2, ((k, k),) * 2, None, None, ("NHWC", "OHWI", "NHWC"))
-        z = (z - z.mean((0, 1, 2), keepdims=True)) / jnp.sqrt(z.var((0, 1, 2), keepdims=True) + 1e-5)
-        z = norm.scale[None, None, None] * z + norm.shift[None, None, None]
-        return jax.nn.relu(z) if relu else z
-
-    def f(p, x, stride):
-        pairs = [p[i : i + 2] for i in range(0, len(p), 3)]
-        at = 1 if bottleneck else 0
-        for i, pair in enumerate(pairs):
-            x = convolved(pair, x, stride if i == at else 1, i < len(pairs) - 1)
-        return x
-
-    def stage(p, x, halves):
-        first = p["first"]
-        if halves or bottleneck:
-            shortcut, inner = first[0]
-            stride = 2 if halves else 1
-            x = jax.nn.relu(convolved(shortcut, x, stride, False) + f(inner, x, stride))
-        else:
-            x = jax.nn.relu(x + f(first[0], x, 1))
-        for l in range(len(jax.tree.leaves(p["others"])[0]) if "others" in p else 0):
-            x = jax.nn.relu(x + f(jax.tree.map(lambda v, l=l: v[l], p["others"])[0], x, 1))
-        return x
-
-    x = convolved(params["stem"][:2], x, 1 if small else 2)
-    if not small:
-        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for i, name in enumerate(n for n in params if n.startswith("stage")):
-        x = stage(params[name], x, i > 0)
-    return x.mean((1, 2)) @ params["head"].W.T + params["head"].b[None]
-
-
 @pytest.mark.parametrize(("bottleneck", "small"), [(False, True), (True, False)])
 def test_it_is_the_plain_form_and_its_gradient_autodiffs(bottleneck, small):
     rng = np.random.default_rng(0)
@@ -85,7 +47,7 @@ def test_it_is_the_plain_form_and_its_gradient_autodiffs(bottleneck, small):
         (y, _), dparams, dx = jax.jit(lambda *a: bpref.backpropagate(network, a[0], bpref.With(a[1], state), a[2]))(
             params, x, dy
         )
-        expected, pull = with_cotangents(lambda params, x: plain(params, x, bottleneck, small), params, x)
+        expected, pull = with_cotangents(lambda params, x: plain_models.resnet(params, x, bottleneck, small), params, x)
         np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
         came = jax.tree.leaves((dparams, dx.x))
         for ours, theirs in zip(came, jax.tree.leaves(pull(dy)), strict=True):
