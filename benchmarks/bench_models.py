@@ -1,19 +1,22 @@
 """A step of training every model: by hand, beside autodiff of the same forward, of a plain form, and other libraries.
 
-    python -m benchmarks.bench_models [NAME ...] [--front] [--compile] [--seconds 10] [--json FILE]
+    python -m benchmarks.bench_models [NAME ...] [--front] [--compile] [--growth] [--seconds 10] [--json FILE]
+        [--plot FILE]
 
 A step is J, its gradient and optax's Adam, jitted where it is JAX's. Each figure is a ratio hand / rival, below 1 is
 better: of times, in one process and in turn, with the quartiles; and of the memory that XLA allocates beside inputs and
 outputs. The front is gpt under every policy of `jax.checkpoint`. `--compile` is the time to trace and lower, and to
-compile. The share is of the products that the model needs at least, in the time that this machine's fastest product of
-matrices would take, measured in turn as well. A JSON file is added to.
+compile; `--growth` gpt by hand, the width, depth, batch or length doubled four times. The share is of the products that
+the model needs at least, in the time that they take in a product of matrices of 1,024, measured in
+turn as well. A JSON file is added to.
 """
 
 import argparse
+import itertools
 import json
 import platform
-from collections.abc import Callable, Mapping
-from functools import partial
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,142 +26,17 @@ import numpy as np
 import optax
 
 import bpref
-from benchmarks import library_models, plain_models
+from benchmarks import plain_models
 from benchmarks.contest import OWN
-from benchmarks.library_models import ADAM, Jitted, stepping
+from benchmarks.library_models import ADAM, stepping
+from benchmarks.model_works import DEEP, RNG, WORK, Work, gpt_config, tokens
+from benchmarks.models_plot import plot
 from benchmarks.paired import Ratio, beside_each, paired, repetitions
 from benchmarks.sequence_blocks import POLICIES
 from bpref.models.gpt import GptConfig, gpt_objective
-from bpref.models.mixture import MixtureConfig, mixture_objective
-from bpref.models.text import text_model
 
-RNG = np.random.default_rng(0)
 PRODUCT = 1024
 """The matrices whose product says what the machine can do are so wide."""
-
-
-class Work(NamedTuple):
-    """A model and all that it is compared with.
-
-    Attributes:
-      objective, params, x: what is trained, and on what.
-      forms: `(params, x) -> J` on the same params, by name: autodiff of each is a rival.
-      jitted: other libraries' steps in JAX.
-      steps: steps that are called as they are.
-      products: multiplications that a step needs at least, where they are counted.
-    """
-
-    objective: bpref.Layer
-    params: Any
-    x: Any
-    forms: Mapping[str, Callable[[Any, Any], Any]]
-    jitted: Mapping[str, Callable[[], Jitted]] = {}
-    steps: Mapping[str, Callable[[], Callable[[], Any]]] = {}
-    products: float | None = None
-
-
-def mlp(depth: int = 8, width: int = 512, examples: int = 256) -> Work:
-    widths = [width] * (depth + 1)
-    hidden = [layer for n in widths[1:-1] for layer in (bpref.linear(n), bpref.tanh())]
-    J = bpref.objective(bpref.serial(*hidden, bpref.linear(width)), bpref.softmax_cross_entropy())
-    x = RNG.normal(size=(examples, width)).astype(np.float32), RNG.integers(width, size=examples).astype(np.int32)
-
-    def plain(params, x):
-        A, labels = x
-        for p in params[0][:-1:2]:
-            A = jnp.tanh(A @ p.W.T + p.b)
-        last = params[0][-1]
-        return optax.softmax_cross_entropy_with_integer_labels(A @ last.W.T + last.b, labels).mean()
-
-    return Work(
-        J,
-        J.init(jax.random.key(0), x),
-        x,
-        {"plain form": plain},
-        {"Flax NNX": partial(library_models.nnx_mlp, widths, x), "Equinox": partial(library_models.eqx_mlp, widths, x)},
-        {
-            "PyTorch eager": partial(library_models.torch_mlp, widths, x),
-            "PyTorch compiled": partial(library_models.torch_mlp, widths, x, compiles=True),
-        },
-        products=examples * width**2 * (3 * depth - 1),
-    )
-
-
-def tokens(vocabulary: int, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, and those that follow."""
-    text = RNG.integers(vocabulary, size=(B, T + 1)).astype(np.int32)
-    return text[:, :-1], text[:, 1:]
-
-
-def gpt_config(vocabulary: int = 8192, width: int = 256, depth: int = 8, T: int = 256) -> GptConfig:
-    return GptConfig(vocabulary, width, depth, width // 64 or 1, 8 * width // 3 // 8 * 8, T)
-
-
-def gpt(config: GptConfig | None = None, B: int = 4) -> Work:
-    c = config or gpt_config()
-    x = tokens(c.vocabulary, B, c.context)
-    J = gpt_objective(c)
-    params = J.init(jax.random.key(0), x)
-    forms = {
-        "plain form": plain_models.gpt(c),
-        "plain form, jax.nn.dot_product_attention": plain_models.gpt(c, plain_models.of_jax),
-    }
-    return Work(
-        J,
-        params,
-        x,
-        forms,
-        {"Flax NNX": partial(library_models.nnx_gpt, c, x), "Equinox": partial(library_models.eqx_gpt, c, x)},
-        {
-            "PyTorch eager": partial(library_models.torch_gpt, c, params, x),
-            "PyTorch compiled": partial(library_models.torch_gpt, c, params, x, compiles=True),
-        },
-        products=of_gpt(c, B),
-    )
-
-
-def of_gpt(c: GptConfig, B: int) -> float:
-    """Three times those of the forward; half of the T x T logits are not seen."""
-    of_block = 4 * c.width**2 + 3 * c.width * c.hidden + c.context * c.width
-    return 3 * B * c.context * (c.depth * of_block + c.vocabulary * c.width)
-
-
-def mixture(B: int = 4, T: int = 128, width: int = 128) -> Work:
-    c = MixtureConfig(vocabulary=512, width=width, depth=2, heads=4, hidden=2 * width, experts=8, window=None)
-    x, J = tokens(c.vocabulary, B, T), mixture_objective(c)
-    return Work(J, J.init(jax.random.key(0), x), x, {"every expert on every token": plain_models.mixture(c)})
-
-
-def text(name: str, block: Callable[[Any, Any], Any], B: int = 8, T: int = 128, width: int = 128) -> Work:
-    x, J = tokens(256, B, T), text_model(name, 256, T, width, depth=2, heads=4).objective
-    return Work(J, J.init(jax.random.key(0), x), x, {"plain form": plain_models.of_blocks(block)})
-
-
-def images(network: bpref.Layer, logits: Callable[[Any, Any], Any], shape: tuple[int, ...], classes: int = 10) -> Work:
-    """A network of images; one with state has it beside x."""
-    J = bpref.objective(network, bpref.softmax_cross_entropy())
-    data = RNG.normal(size=shape).astype(np.float32), RNG.integers(classes, size=shape[0]).astype(np.int32)
-    params, state = bpref.begin(J, jax.random.key(0), data)
-    has_state = bool(jax.tree.leaves(state))
-
-    def plain(params, x):
-        inputs, labels = x.x if has_state else x
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params[0], inputs), labels).mean()
-
-    return Work(J, params, bpref.With(data, state) if has_state else data, {"plain form": plain})
-
-
-WORK: dict[str, Callable[[], Work]] = {
-    "mlp": mlp,
-    "lenet": lambda: images(bpref.lenet(), plain_models.lenet, (64, 28, 28, 1)),
-    "resnet": lambda: images(
-        bpref.resnet((2, 2, 2), 10, 16, small=True), partial(plain_models.resnet, small=True), (32, 16, 16, 3)
-    ),
-    "lstm": lambda: text("lstm", plain_models.lstm_block),
-    "mamba": lambda: text("mamba", plain_models.mamba),
-    "mixture": mixture,
-    "gpt": gpt,
-}
 
 
 def cost(y: Any) -> Any:
@@ -231,10 +109,10 @@ def measure(name: str, seconds: float) -> list[dict[str, Any]]:
     rounds = min(repetitions(p.run, seconds, least=7) for p in made.values())
     times = beside_each([p.run for p in (hand, *others)], rounds, warm=2)
     rows = []
-    for (rival, other), time in zip(list(made.items())[1:], times, strict=True):
-        row = {"work": name, "rival": rival, "time": time._asdict(), "temp": (hand.temp, other.temp)}
-        if rival == "product":
-            row["share"] = work.products / PRODUCT**3 / time.median
+    for (rival, other), ratio in zip(list(made.items())[1:], times, strict=True):
+        row = {"work": name, "rival": rival, "time": ratio._asdict(), "temp": (hand.temp, other.temp)}
+        if rival == "product" and work.products:
+            row["share"] = work.products / PRODUCT**3 / ratio.median
         rows.append(row)
     return rows
 
@@ -261,8 +139,8 @@ def front(seconds: float) -> list[dict[str, Any]]:
     times = beside_each([hand.run, *(p.run for p in others)], rounds, warm=1)
     one = Ratio(1.0, 1.0, 1.0, times[0].hand_seconds, times[0].hand_seconds)
     return [
-        {"form": form, "policy": policy, "temp": p.temp, "time": time._asdict()}
-        for ((form, policy), p), time in zip(made.items(), [one, *times], strict=True)
+        {"form": form, "policy": policy, "temp": p.temp, "time": ratio._asdict()}
+        for ((form, policy), p), ratio in zip(made.items(), [one, *times], strict=True)
     ]
 
 
@@ -286,31 +164,6 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
     return J
 
 
-DEEP = {"mlp of 64 layers": lambda: mlp(64, 128, 128), "gpt of 24 blocks, unrolled": lambda: unrolled(24)}
-
-
-def unrolled(depth: int) -> Work:
-    """A GPT whose blocks are no scan."""
-    c = gpt_config(512, 64, depth, 64)
-    x = tokens(c.vocabulary, 2, c.context)
-    block = bpref.transformer_block(c.heads, c.hidden, eps=c.eps)
-    body = bpref.serial(
-        embed=bpref.embedding(c.vocabulary, c.width), blocks=bpref.serial(*[block] * depth), norm=bpref.rms_norm(c.eps)
-    )
-    J = bpref.objective(body=body, head=bpref.fused_linear_cross_entropy(c.vocabulary))
-
-    def plain(params, x):
-        ids, labels = x
-        body = params["body"]
-        h = body["embed"].W[ids]
-        for p in body["blocks"]:
-            h = plain_models.gated(p.mlp, plain_models.attended(c, p.attention, h, plain_models.all_logits), c.eps)
-        h = plain_models.rms_norm(body["norm"].scale, h, c.eps)
-        return plain_models.cross_entropy(h, params["head"].W, labels)
-
-    return Work(J, J.init(jax.random.key(0), x), x, {"plain form": plain})
-
-
 def compiling(name: str) -> list[dict[str, Any]]:
     work = DEEP[name]()
     given = work.params, ADAM.init(work.params), work.x
@@ -331,6 +184,32 @@ def compiling(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+GROWN = ("width", "depth", "batch", "length")
+SMALLEST = {"width": 64, "depth": 2, "batch": 1, "length": 64}
+
+
+def grown(size: str, doublings: int = 4) -> list[dict[str, Any]]:
+    """gpt by hand, from small to 2 ** doublings as large in one of its sizes: bytes, and the least of its times."""
+    points = []
+    for times in (1 << i for i in range(doublings + 1)):
+        sizes = SMALLEST | {size: times * SMALLEST[size]}
+        c = gpt_config(256, sizes["width"], sizes["depth"], sizes["length"])
+        x, J = tokens(c.vocabulary, sizes["batch"], c.context), gpt_objective(c)
+        params = J.init(jax.random.key(0), x)
+        made = program(hand_step(J), (params, ADAM.init(params), x))
+        points.append({"times": times, "temp": made.temp, "seconds": least_time(made.run)})
+    return points
+
+
+def least_time(run: Callable[[], Any], rounds: int = 9) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def row_of(*cells: Any) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -344,12 +223,12 @@ def tables(figures: dict[str, Any]) -> str:
     lines = headed("step of training", "beside", "time", "temp memory")
     shares = []
     for row in figures.get("steps", []):
-        time, (hand, other) = Ratio(**row["time"]), row["temp"]
+        ratio, (hand, other) = Ratio(**row["time"]), row["temp"]
         if row["rival"] == "product":
             shares.append(f"{row['work']} {row['share']:.2f}")
             continue
         memory = "" if other is None else f"{hand / max(other, 1):.2f} of {other / 1e6:.1f} MB"
-        lines.append(row_of(row["work"], row["rival"], f"{time} of {1e3 * time.other_seconds:.0f} ms", memory))
+        lines.append(row_of(row["work"], row["rival"], f"{ratio} of {1e3 * ratio.other_seconds:.0f} ms", memory))
     if shares:
         lines += ["", f"Share of the machine's fastest product of matrices: {', '.join(shares)}."]
     if figures.get("front"):
@@ -361,6 +240,14 @@ def tables(figures: dict[str, Any]) -> str:
         for row in figures["compile"]:
             both = (f"{(r := Ratio(**row[k]))} of {r.other_seconds:.1f} s" for k in ("lower", "compile"))
             lines.append(row_of(row["work"], row["rival"], *both))
+    if figures.get("growth"):
+        lines += ["", *headed("gpt by hand, doubled in", "temp memory grows by", "time grows by")]
+        for size, points in figures["growth"].items():
+            ratios = (
+                ", ".join(f"{b[field] / a[field]:.1f}" for a, b in itertools.pairwise(points))
+                for field in ("temp", "seconds")
+            )
+            lines.append(row_of(size, *ratios))
     return "\n".join(lines)
 
 
@@ -374,8 +261,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(WORK)}; all if none is given")
     parser.add_argument("--front", action="store_true", help="gpt under every policy of jax.checkpoint, and no steps")
     parser.add_argument("--compile", action="store_true", help="the time to compile, and no steps")
+    parser.add_argument("--growth", action="store_true", help="gpt in growing sizes, and no steps")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long each program is timed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to it")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the front and the growth there")
     given = parser.parse_args()
     figures: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     figures["machine"] = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"
@@ -383,11 +272,16 @@ def main() -> None:
         figures["front"] = front(given.seconds)
     if given.compile:
         figures["compile"] = [row for name in DEEP for row in compiling(name)]
-    for name in given.names or ([] if given.front or given.compile else WORK):
+    if given.growth:
+        figures["growth"] = {size: grown(size) for size in GROWN}
+    of_parts = given.front or given.compile or given.growth or given.plot
+    for name in given.names or ([] if of_parts else WORK):
         others = [row for row in figures.get("steps", []) if row["work"] != name]
         figures["steps"] = sorted(others + measure(name, given.seconds), key=lambda row: list(WORK).index(row["work"]))
         jax.clear_caches()
     print(tables(figures))
+    if given.plot:
+        plot(figures, given.plot)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
 

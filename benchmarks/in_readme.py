@@ -10,6 +10,7 @@ from benchmarks import (
     bench_checker,
     bench_criteria,
     bench_mlp,
+    bench_models,
     bench_signals,
     bench_suite,
     bench_train,
@@ -27,8 +28,8 @@ SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
-SEED, TRAINING, STEP, SIGNALS, UPDATES = (
-    HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "signals", "updates")
+SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES = (
+    HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "models", "signals", "updates")
 )
 
 CHOSEN = (
@@ -99,6 +100,7 @@ def pages() -> dict[Path, str]:
         "figures of the seed": equations(SEED),
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
         "figures of a train step": bench_mlp.table(STEP),
+        "figures of models": bench_models.tables(json.loads(MODELS.read_text())),
         "figures of signals": bench_signals.table(json.loads(SIGNALS.read_text())["rows"]),
         "figures of updates": bench_updates.table(json.loads(UPDATES.read_text())["rows"]),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 import bpref
-from benchmarks import bench_models, library_models, plain_models
+from benchmarks import bench_models, library_models, model_works, plain_models
 from bpref.models.gpt import GptConfig
 from bpref.verify.oracle import gradient
 
 GPT = GptConfig(16, 8, 2, 2, 12, 5, eps=1e-3)
 
 SMALL = {
-    "mlp": partial(bench_models.mlp, 3, 6, 4),
-    "gpt": partial(bench_models.gpt, GPT, 2),
-    "lstm": partial(bench_models.text, "lstm", plain_models.lstm_block, 2, 5, 8),
-    "mamba": partial(bench_models.text, "mamba", plain_models.mamba, 2, 5, 8),
-    "mixture": partial(bench_models.mixture, 2, 5, 8),
-    "gpt of blocks": partial(bench_models.unrolled, 2),
+    "mlp": partial(model_works.mlp, 3, 6, 4),
+    "gpt": partial(model_works.gpt, GPT, 2),
+    "lstm": partial(model_works.text, "lstm", plain_models.lstm_block, 2, 5, 8),
+    "mamba": partial(model_works.text, "mamba", plain_models.mamba, 2, 5, 8),
+    "mixture": partial(model_works.mixture, 2, 5, 8),
+    "gpt of blocks": partial(model_works.unrolled, 2),
 }
 """Those of images are in the tests of the models."""
 
@@ -53,7 +53,7 @@ def _wide(v):
 
 @pytest.mark.parametrize("policy", [None, *bench_models.POLICIES.values()], ids=["none", *bench_models.POLICIES])
 def test_a_policy_changes_no_gradient_of_our_own_forward(policy):
-    work = bench_models.gpt(GPT, 2)
+    work = model_works.gpt(GPT, 2)
     form = bench_models.own_under(GPT, policy) if policy else plain_models.gpt(GPT)
     expected = bpref.backpropagate(work.objective, work.params, work.x)[1]
     came = jax.jit(lambda params: gradient(lambda p: form(p, work.x))(params)[0])(work.params)
@@ -63,13 +63,13 @@ def test_a_policy_changes_no_gradient_of_our_own_forward(policy):
 
 def test_another_librarys_gpt_and_mlp_have_as_many_parameters():
     """And PyTorch's, with our weights, has our J."""
-    work = bench_models.gpt(GPT, 2)
+    work = model_works.gpt(GPT, 2)
     for make in (library_models.nnx_gpt,):
         params = make(GPT, work.x)[1][0]
         assert _size(params) == _size(work.params)
     J = float(work.objective.forward(work.params, work.x)[0])
     assert library_models.torch_gpt(GPT, work.params, work.x)() == pytest.approx(J, rel=1e-5)
-    mlp = bench_models.mlp(3, 6, 4)
+    mlp = model_works.mlp(3, 6, 4)
     assert _size(library_models.nnx_mlp([6] * 4, mlp.x)[1][0]) == _size(mlp.params)
 
 
