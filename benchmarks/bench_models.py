@@ -27,7 +27,7 @@ import optax
 
 import bpref
 from benchmarks import plain_models
-from benchmarks.contest import OWN
+from benchmarks.contest import OWN, compiled
 from benchmarks.library_models import ADAM, stepping
 from benchmarks.model_works import DEEP, RNG, WORK, Work, gpt_config, tokens
 from benchmarks.models_plot import plot
@@ -53,7 +53,7 @@ def hand_step(objective: bpref.Layer) -> Callable[..., Any]:
     return step
 
 
-def own_step(objective: bpref.Layer, policy: Any = None) -> Callable[..., Any]:
+def own_step(objective: bpref.Layer) -> Callable[..., Any]:
     return stepping(lambda params, x: cost(objective.forward(params, x)[0]))
 
 
@@ -67,13 +67,13 @@ class Program(NamedTuple):
 
 def program(step: Callable[..., Any], arguments: tuple[Any, ...]) -> Program:
     """Params and the optimiser's state are donated and taken further, as in training: no output is room for `temp`."""
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
-    memory = compiled.memory_analysis()
+    executable = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
+    memory = executable.memory_analysis()
     held, x = jax.tree.map(jnp.array, arguments[:2]), jax.tree.map(jnp.asarray, arguments[2])
 
     def run():
         nonlocal held
-        J, *held = compiled(*held, x)
+        J, *held = executable(*held, x)
         return jax.block_until_ready(J)
 
     return Program(memory.temp_size_in_bytes if memory else 0, run, float(run()))
@@ -96,8 +96,7 @@ def programs(work: Work) -> dict[str, Program]:
 def product() -> Program:
     """The product of two square matrices."""
     A = jnp.asarray(RNG.normal(size=(PRODUCT, PRODUCT)), jnp.float32)
-    compiled = jax.jit(lambda A: A @ A).lower(A).compile()
-    return Program(None, lambda: jax.block_until_ready(compiled(A)), 0.0)
+    return Program(None, compiled(lambda A: A @ A, (A,)).run, 0.0)
 
 
 def measure(name: str, seconds: float) -> list[dict[str, Any]]:
@@ -118,23 +117,25 @@ def measure(name: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def front(seconds: float) -> list[dict[str, Any]]:
-    """gpt by hand, kept and recomputed, and by autodiff of three forwards under every policy."""
+    """gpt by hand, kept and recomputed, and by autodiff of three forwards under every policy.
+
+    J and its gradient, without the optimiser, whose room could be the backward's.
+    """
     c = gpt_config()
     x = tokens(c.vocabulary, 4, c.context)
-    J = gpt_objective(c)
-    given = (params := J.init(jax.random.key(0), x)), ADAM.init(params), x
-    made = {
-        ("by hand", "kept"): program(hand_step(J), given),
-        ("by hand", "remat"): program(hand_step(gpt_objective(c, remat=True)), given),
-    }
+    params = gpt_objective(c).init(jax.random.key(0), x)
+    sweeps = {("by hand", how): by_hand(gpt_objective(c, remat=how == "remat")) for how in ("kept", "remat")}
     for policy in ("none", *POLICIES):
-        own = own_step(J) if policy == "none" else stepping(own_under(c, POLICIES[policy]))
-        made["own forward", policy] = program(own, given)
-        for name, attention in (("plain form", plain_models.all_logits), ("plain, jax.nn's", plain_models.of_jax)):
-            form = plain_models.gpt(c, attention, POLICIES.get(policy))
-            made[name, policy] = program(stepping(form), given)
+        forms = {
+            "own forward": own_under(c, POLICIES.get(policy)),
+            "plain form": plain_models.gpt(c, plain_models.all_logits, POLICIES.get(policy)),
+            "plain, jax.nn's": plain_models.gpt(c, plain_models.of_jax, POLICIES.get(policy)),
+        }
+        sweeps |= {(name, policy): jax.value_and_grad(J) for name, J in forms.items()}
+    made = {name: compiled(f, (params, x)) for name, f in sweeps.items()}
     hand, *others = made.values()
-    np.testing.assert_allclose([p.J for p in others], hand.J, rtol=1e-4)
+    Js = [float(p.run()[0]) for p in made.values()]
+    np.testing.assert_allclose(Js, Js[0], rtol=1e-4)
     rounds = min(repetitions(p.run, seconds, least=7) for p in made.values())
     times = beside_each([hand.run, *(p.run for p in others)], rounds, warm=1)
     one = Ratio(1.0, 1.0, 1.0, times[0].hand_seconds, times[0].hand_seconds)
@@ -142,6 +143,10 @@ def front(seconds: float) -> list[dict[str, Any]]:
         {"form": form, "policy": policy, "temp": p.temp, "time": ratio._asdict()}
         for ((form, policy), p), ratio in zip(made.items(), [one, *times], strict=True)
     ]
+
+
+def by_hand(objective: bpref.Layer) -> Callable[[Any, Any], Any]:
+    return lambda params, x: bpref.backpropagate(objective, params, x)[:2]
 
 
 def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
@@ -158,7 +163,7 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
             return block.forward(p, h)[0], None
 
         h = embed.forward(body["embed"], ids)[0]
-        h, _ = jax.lax.scan(jax.checkpoint(one, policy=policy), h, body["blocks"])
+        h, _ = jax.lax.scan(jax.checkpoint(one, policy=policy) if policy else one, h, body["blocks"])
         return head.forward(params["head"], (norm.forward(body["norm"], h)[0], labels))[0]
 
     return J
@@ -248,6 +253,20 @@ def tables(figures: dict[str, Any]) -> str:
                 for field in ("temp", "seconds")
             )
             lines.append(row_of(size, *ratios))
+    return "\n".join(lines)
+
+
+def short(figures: dict[str, Any]) -> str:
+    """Of gpt's front, of each form, the fastest policy and that of the least memory."""
+    lines = headed("gpt", "fastest", "its temp memory", "least temp memory", "its time")
+    for form in dict.fromkeys(row["form"] for row in figures["front"]):
+        rows = [row for row in figures["front"] if row["form"] == form]
+        fast = max(rows, key=lambda row: row["time"]["median"])
+        least = min(rows, key=lambda row: row["temp"])
+        times = (f"{1 / row['time']['median']:.2f}, {row['policy']}" for row in (fast, least))
+        memory = (f"{row['temp'] / 1e6:.0f} MB" for row in (fast, least))
+        (of_fast, of_least), (at_fast, at_least) = times, memory
+        lines.append(row_of(form, of_fast, at_fast, at_least, of_least))
     return "\n".join(lines)
 
 

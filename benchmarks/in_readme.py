@@ -87,12 +87,14 @@ def equations(path: Path) -> str:
 def pages() -> dict[Path, str]:
     """Both READMEs as they are to be."""
     rules, sequences = rule_figures.read(RULES), sequence_figures.read(SEQUENCES)
+    models = json.loads(MODELS.read_text())
     of_short = {
         "figures of all rules": rule_figures.short(rules),
         "short figures": short(sequences.rows),
         "figures of the checker": bench_checker.tables(bench_checker.from_json(CHECKER.read_text())),
         "figures of a suite": bench_suite.table(bench_suite.read(SUITE)),
         "figures of criteria": bench_criteria.table(bench_criteria.read(CRITERIA)),
+        "figures of gpt": bench_models.short(models),
     }
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),
@@ -100,7 +102,7 @@ def pages() -> dict[Path, str]:
         "figures of the seed": equations(SEED),
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),
         "figures of a train step": bench_mlp.table(STEP),
-        "figures of models": bench_models.tables(json.loads(MODELS.read_text())),
+        "figures of models": bench_models.tables(models),
         "figures of signals": bench_signals.table(json.loads(SIGNALS.read_text())["rows"]),
         "figures of updates": bench_updates.table(json.loads(UPDATES.read_text())["rows"]),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),

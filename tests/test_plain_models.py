@@ -54,7 +54,7 @@ def _wide(v):
 @pytest.mark.parametrize("policy", [None, *bench_models.POLICIES.values()], ids=["none", *bench_models.POLICIES])
 def test_a_policy_changes_no_gradient_of_our_own_forward(policy):
     work = model_works.gpt(GPT, 2)
-    form = bench_models.own_under(GPT, policy) if policy else plain_models.gpt(GPT)
+    form = bench_models.own_under(GPT, policy)
     expected = bpref.backpropagate(work.objective, work.params, work.x)[1]
     came = jax.jit(lambda params: gradient(lambda p: form(p, work.x))(params)[0])(work.params)
     for ours, theirs in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
