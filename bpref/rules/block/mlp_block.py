@@ -47,6 +47,7 @@ from bpref.formulas.affine import (
     times_transposed,
     transposed_times,
 )
+from bpref.formulas.joined import concatenated
 from bpref.formulas.pre_norm import (
     NormParams,
     Statistics,
@@ -58,7 +59,7 @@ from bpref.formulas.pre_norm import (
 )
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Interval, Real, Rule, Size
-from bpref.rules.activation.glu import GATES, glu
+from bpref.rules.activation.glu import GATES, glu_layer
 
 
 class MlpBlockParams(NamedTuple):
@@ -112,7 +113,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
     require_choice(who, "activation", activation, sorted(GATES))
     require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
-    act = glu(activation) if gated else GATES[activation]()
+    act = glu_layer(activation, concatenated) if gated else GATES[activation]()
 
     def init(key, x):
         d = x.shape[-1]

@@ -62,17 +62,18 @@ from bpref.formulas.grouped_rows import (
     rows_in_blocks,
     total_like,
 )
+from bpref.formulas.joined import concatenated
 from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.activation.gelu import gelu
-from bpref.rules.activation.glu import glu
+from bpref.rules.activation.glu import glu_layer
 from bpref.rules.activation.relu import relu
 from bpref.rules.activation.silu import silu
 from bpref.rules.mixture.top_k_router import Routing, TopKRouterCache, TopKRouterParams, top_k_router
 
 ACTIVATIONS: dict[str, tuple[int, Callable[[], Layer]]] = {
-    "swiglu": (2, lambda: glu("silu")),
-    "geglu": (2, lambda: glu("gelu")),
+    "swiglu": (2, lambda: glu_layer("silu", concatenated)),
+    "geglu": (2, lambda: glu_layer("gelu", concatenated)),
     "gelu": (1, gelu),
     "relu": (1, relu),
     "silu": (1, silu),
