@@ -1,7 +1,8 @@
 """flops: how many operations on numbers a function does, counted in the program that it is traced to.
 
-A product of matrices, or a convolution, of m numbers out of sums of n terms takes 2 m n; anything else one for each
-number that it puts out. A loop's body counts as often as it is known to run; of branches the longest counts.
+A product of matrices, or a convolution, of m numbers out of sums of n terms takes 2 m n; what puts numbers into another
+order or shape takes none; anything else one for each number that it puts out. A loop's body counts as often as it is
+known to run; of branches the longest counts.
 """
 
 import math
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+REARRANGED = frozenset({"broadcast_in_dim", "copy", "expand_dims", "reshape", "rev", "squeeze", "transpose"})
+"""Operations that compute no number."""
 
 
 def flops(f: Callable[..., Any], *args: Any) -> int:
@@ -24,6 +28,8 @@ def _of_equation(eqn: Any) -> int:
     inside = [_of_program(p) for v in eqn.params.values() for p in _programs(v)]
     if inside:
         return eqn.params.get("length", 1) * (max(inside) if "branches" in eqn.params else sum(inside))
+    if eqn.primitive.name in REARRANGED:
+        return 0
     size = sum(math.prod(v.aval.shape) for v in eqn.outvars)
     if eqn.primitive.name == "dot_general":
         left = eqn.invars[0].aval.shape

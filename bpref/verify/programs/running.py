@@ -83,7 +83,7 @@ def in_float64(traced: Any, part: Callable[[Any], Any] = lambda outputs: outputs
             part_compiled,
         )
     places, part_tree = jax.tree.flatten(part(jax.tree.unflatten(tree, range(tree.num_leaves))))
-    often = int(OFTEN / steps.cost) + 1
+    often = int(OFTEN / max(steps.cost, 1)) + 1
     return (
         _at_first(often, _interpreted(steps, tree), compiled),
         _interpreted(steps, tree, rounded_in_numpy),

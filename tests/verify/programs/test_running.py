@@ -55,3 +55,9 @@ def test_loops_are_gone_into(loop, moved):
         "cond": lambda x: jax.lax.cond(x.sum() > 0, lambda v: v * v, lambda v: v, x),
     }[loop]
     assert 0 < moved(f, X) <= 64 * EPS
+
+
+def test_a_program_without_an_operation_is_run():
+    with jax.enable_x64(True):
+        run = in_float64(jax.jit(lambda x: x).trace(jnp.ones(2, jnp.float64)))[0]
+    assert run(np.arange(2.0)).tolist() == [0.0, 1.0]
