@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from benchmarks.contest import OWN, compiled
 from benchmarks.library_models import ADAM, stepping
 from benchmarks.model_works import DEEP, RNG, WORK, Work, gpt_config, tokens
 from benchmarks.models_plot import plot
-from benchmarks.paired import Ratio, beside_each, paired, repetitions
+from benchmarks.paired import Ratio, beside_each, least_time, paired, repetitions
 from benchmarks.sequence_blocks import POLICIES
 from bpref.models.gpt import GptConfig, gpt_objective
 
@@ -202,17 +201,8 @@ def grown(size: str, doublings: int = 4) -> list[dict[str, Any]]:
         x, J = tokens(c.vocabulary, sizes["batch"], c.context), gpt_objective(c)
         params = J.init(jax.random.key(0), x)
         made = program(hand_step(J), (params, ADAM.init(params), x))
-        points.append({"times": times, "temp": made.temp, "seconds": least_time(made.run)})
+        points.append({"times": times, "temp": made.temp, "seconds": least_time(made.run, 9)})
     return points
-
-
-def least_time(run: Callable[[], Any], rounds: int = 9) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def row_of(*cells: Any) -> str:

@@ -13,7 +13,6 @@ added to the outputs of the MLP's linear layers, or in the params for each examp
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from benchmarks.curvature import (
     factors,
     factors_by_autodiff,
 )
-from benchmarks.paired import Ratio, beside_each, repetitions
+from benchmarks.paired import Ratio, beside_each, least_time, repetitions
 from bpref.models.gpt import GptConfig, gpt_objective
 
 BOUND = 0.01
@@ -128,14 +127,7 @@ def programs(J: bpref.Layer, x: Any) -> dict[str, Program]:
 
 
 def seconds_of(program: Program) -> float:
-    """The shorter of two runs, once warm."""
-    program.run()
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        program.run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return least_time(program.run, 2)
 
 
 def measure(name: str, seconds: float) -> list[dict[str, Any]]:

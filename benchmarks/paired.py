@@ -57,3 +57,14 @@ def repetitions(run: Callable[[], object], budget: float, most: int = 200, least
     start = time.perf_counter()
     jax.block_until_ready(run())
     return int(np.clip(budget / (2 * (time.perf_counter() - start) + 1e-9), least, most))
+
+
+def least_time(run: Callable[[], object], rounds: int) -> float:
+    """The shortest of so many runs that wait for their result, once warm, in seconds."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -19,14 +19,6 @@ QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture
-def csv_file(tmp_path):
-    path = tmp_path / "t.csv"
-    rows = [f"{i},{(i * 7) % 11},{2 * i + (i * 7) % 11 + 0.5}" for i in range(20)]
-    path.write_text("\n".join(["a,b,y", *rows]))
-    return path
-
-
 def test_a_run_reports_and_writes(csv_file, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["train", "--data", str(csv_file), "--target", "y", *QUICK, "--out", str(out)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bpref.cli.app import run
-from tests.cli.test_train import csv_file  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -14,7 +13,7 @@ HEADER = "layer y mean spread zeros largest not finite dy mean spread zeros larg
 TEXT = ["--context", "8", "--width", "8", "--depth", "1", "--heads", "2", "--epochs", "1"]
 
 
-def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, tmp_path, capsys):  # noqa: F811
+def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["train", "--data", str(csv_file), "--target", "y", "--layers", "3", "--epochs", "3", "--watch"]
     assert run([*arguments, "--activation", "tanh", "--out", str(out)]) == 0
@@ -32,7 +31,7 @@ def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, tmp_path,
     assert set(output) == {"mean", "spread", "zeros", "not_finite", "largest", "numbers"}
 
 
-def test_without_it_the_record_is_as_it_was(csv_file, tmp_path):  # noqa: F811
+def test_without_it_the_record_is_as_it_was(csv_file, tmp_path):
     out = tmp_path / "run"
     assert run(["train", "--data", str(csv_file), "--target", "y", "--epochs", "1", "--out", str(out)]) == 0
     assert "watched" not in json.loads((out / "metrics.jsonl").read_text())
