@@ -5,15 +5,18 @@ With g_i what example i adds to the gradient and C the bound, over all params, o
     clipped = sum_i c_i g_i,     c_i = min(1, C / |g_i|)
 
 The sweep is linear in dy, and nothing mixes the examples: c_i g_i is what comes of c_i dy_i. So one sweep gives the
-norms of all g_i (`per_example_norms`), and a second one, from the same caches and with dy times c where it leaves the
-loss, the clipped gradient ("ghost clipping", Li et al., arXiv:2110.05679). By leaves one sweep is enough: each has its
-own norms.
+norms of all g_i (`per_example_norms`), and each leaf keeps what its part is made of once they are known
+("book-keeping", Bu et al., arXiv:2210.00038): its dy, for a second time through its own backward alone, or the g_i
+themselves, where they weigh no more than twice its cache. A leaf that reads data, and whose g_i weigh more, keeps
+neither: then a second sweep, from the same caches and with dy times c where it leaves the loss, gives the whole ("ghost
+clipping", Li et al., arXiv:2110.05679). By leaves each has its own norms, and is done at once.
 
 The gradient of differentially private training is that and noise, for each array N(0, (C sigma)^2) (Abadi et al.,
 arXiv:1607.00133, algorithm 1).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +27,15 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative, re
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, as_cotangent, map_leaves, require_layer
-from bpref.transforms.per_example import WHOLE, PerExampleCache, per_example_norms, squared_norms
+from bpref.transforms.per_example import (
+    WHOLE,
+    PerExampleCache,
+    per_example_norms,
+    squared_norm,
+    squared_norms,
+    transformed,
+)
+from bpref.transforms.split import Later
 
 
 class Clipped(NamedTuple):
@@ -63,14 +74,24 @@ def clipped_gradient(layer: Layer, params: Any, x: Any, bound: float, dy: Any = 
     require_layer(who, "layer", layer)
     require_flags(who, by_leaf=by_leaf)
     bound = require_positive(who, "bound", bound)
-    measuring = map_leaves(_clipped_leaf(bound) if by_leaf else per_example_norms, layer)
-    out, cache = measuring.forward(params, x)
+    refused: list[Layer] = []
+    booking = map_leaves(_clipped_leaf(bound) if by_leaf else partial(_booked_leaf, refused), layer)
+    out, cache = booking.forward(params, x)
     y, data = (out, None) if layer.begin is None else (out[0], x.data)
     dy = as_cotangent(layer.name, dy, y)
-    swept, _, _ = pull(data, measuring, params, cache, dy)
+    sweeping = map_leaves(per_example_norms, layer) if refused else booking
+    swept, _, _ = pull(data, sweeping, params, cache, dy)
     if by_leaf:
         return Clipped(
             out, *(jax.tree.map(lambda v, k=k: v[k] if _is_part(v) else v, swept, is_leaf=_is_part) for k in (0, 1))
+        )
+    if not refused:
+        parts, tree = jax.tree.flatten(swept, is_leaf=lambda v: v is None or _is_part(v))
+        norms = jnp.sqrt(squared_norms([part.norms for part in parts if _is_part(part)]))
+        share = _share(norms, bound)
+        given = zip(parts, tree.flatten_up_to(params), strict=True)
+        return Clipped(
+            out, tree.unflatten(_summed(part, own, share) if _is_part(part) else part for part, own in given), norms
         )
     norms = jnp.sqrt(squared_norms(swept))
     share = _share(norms, bound)
@@ -110,7 +131,7 @@ def private_gradient(
 
 
 class _Part(NamedTuple):
-    """A leaf's clipped gradient, and the norms before."""
+    """A leaf's clipped gradient, and the norms before; or, of all examples, g_i or `Later`, and the norms' squares."""
 
     dparams: Any
     norms: Array
@@ -163,6 +184,58 @@ def weighing(leaf: Layer, share: Array) -> Layer:
         return dparams, dx._replace(x=_weighed(dx.x, share))
 
     return leaf._replace(backward=backward)
+
+
+def _booked_leaf(refused: list[Layer], leaf: Layer) -> Layer:
+    """A leaf transformation: dparams are `_Part`s; a leaf of which that would keep too much is added to `refused`."""
+    measuring, keeping = per_example_norms(leaf), transformed("clipped_gradient", leaf, _with_squares, {}, keeps=True)
+
+    def forward(params, x):
+        y, cache = measuring.forward(params, x)
+        if isinstance(cache, PerExampleCache) and leaf.begin is not None and not is_light(params, cache):
+            refused.append(leaf)
+        return y, cache
+
+    def backward(params, cache, dy):
+        if not isinstance(cache, PerExampleCache):
+            return leaf.backward(params, cache, dy)
+        if is_light(params, cache):
+            return keeping.backward(params, cache, dy)
+        squares, dx = measuring.backward(params, cache, dy)
+        return _Part(Later(cache.leaf, dy, leaf, tuple(v.ndim for v in jax.tree.leaves((cache.leaf, dy)))), squares), dx
+
+    return measuring._replace(forward=forward, backward=backward)
+
+
+def is_light(params: Any, cache: PerExampleCache) -> bool:
+    """Whether all g_i of a leaf are at most twice its cache; what is shared has them made already."""
+    sizes = (sum(jnp.size(v) for v in jax.tree.leaves(tree)) for tree in (params, cache.leaf))
+    of_params, of_cache = sizes
+    return cache.examples is None or cache.examples * of_params <= 2 * of_cache
+
+
+def _with_squares(g: Any) -> Any:
+    return _Part(g, squared_norm(g)) if jax.tree.leaves(g) else g
+
+
+def _summed(part: _Part, params: Any, share: Array) -> Any:
+    """The sum of a leaf's gradients times their shares, for each turn of a scan, whose axes are in front."""
+    turns = jnp.ndim(part.norms) - 1
+
+    def weighed(g):
+        return cast(jnp.tensordot(cast(share, wide_dtype(g.dtype)), widen(g), ((0,), (turns,))), g.dtype)
+
+    if not isinstance(part.dparams, Later):
+        return jax.tree.map(weighed, part.dparams)
+    leaf = part.dparams.leaf
+
+    def made(turns, given):
+        if turns:
+            return jax.lax.map(partial(made, turns - 1), given)
+        params, cache, dy = given
+        return leaf.backward(params, cache, _weighed_rows(leaf, cache, dy, share))[0]
+
+    return made(turns, (params, part.dparams.cache, part.dparams.dy))
 
 
 def _clipped_leaf(bound: float) -> Callable[[Layer], Layer]:

@@ -77,7 +77,7 @@ def per_example_gradients(leaf: Layer) -> Layer:
         axis of examples, as a loss with params.
       TypeError: `leaf` is no Layer.
     """
-    return transformed("per_example_gradients", leaf, _same, {})
+    return transformed("per_example_gradients", leaf, _same, {}, keeps=True)
 
 
 def per_example_norms(leaf: Layer) -> Layer:
@@ -94,7 +94,7 @@ def per_example_norms(leaf: Layer) -> Layer:
     Raises:
       ValueError, TypeError: as `per_example_gradients`.
     """
-    return transformed("per_example_norms", leaf, _squared, NORMS)
+    return transformed("per_example_norms", leaf, squared_norm, NORMS)
 
 
 def squared_norms(norms: Any) -> Array:
@@ -123,14 +123,16 @@ def _same(g: Any) -> Any:
     return g
 
 
-def _squared(g: Any) -> Any:
+def squared_norm(g: Any) -> Any:
     """The sum of the squares of all arrays, in at least float32; of none, what came."""
     arrays = jax.tree.leaves(g)
     return sum(jnp.sum(jnp.abs(widen(v)) ** 2) for v in arrays) if arrays else g
 
 
-def transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any]) -> Layer:
-    """The leaf whose dparams are `reduced(g_i)` for every example i."""
+def transformed(
+    who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any], keeps: bool = False
+) -> Layer:
+    """The leaf whose dparams are `reduced(g_i)` for every example i; where that `keeps` g_i, all are made at once."""
     require_layer(who, "leaf", leaf)
     if leaf.couples:
         raise ValueError(
@@ -175,22 +177,23 @@ def transformed(who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: 
             dx = sweep(cache.leaf, dy)[1]
             dparams, of_data = lax.map(lambda i: _of(sweep(cache.leaf, _alone(i, dy)), reduced), jnp.arange(n))
         else:
-            dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced, jax.tree.leaves((params, data)))
+            dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced, () if keeps else (params, data))
         return dparams, With(dx, None, of_data) if beside else dx
 
-    evaluating = None if leaf.evaluating is None else transformed(who, leaf.evaluating, reduced, formulas)
+    evaluating = None if leaf.evaluating is None else transformed(who, leaf.evaluating, reduced, formulas, keeps)
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
 
 
-def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Any, params: list[Any]) -> Any:
+def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Any, made: Any) -> Any:
     """What each example's own part of cache and dy gives; dx of all of them, as the sweep of the whole would.
 
-    Where g_i is reduced as soon as it is there, there are no more of them at a time than weigh as much as cache and dy.
+    There are no more g_i at a time, each as large as `made`, than weigh as much as cache and dy.
     """
     n = cache.examples or 0
     arrays, tree = jax.tree.flatten((cache.leaf, dy))
     axes = [*(cache.axes or ()), *(0 if v.ndim else None for v in jax.tree.leaves(dy))]
-    at_once = n if reduced is _same else max(1, sum(v.size for v in arrays) // max(1, sum(p.size for p in params)))
+    of_each = sum(v.size for v in jax.tree.leaves(made))
+    at_once = max(1, sum(v.size for v in arrays) // of_each) if of_each else n
 
     def one(slices):
         own = [v if axis is None else jnp.expand_dims(v, axis) for v, axis in zip(slices, axes, strict=True)]

@@ -9,7 +9,7 @@ import pytest
 import bpref
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import EVERY_COMPOSITION, close, gradients_of, squares
+from tests.transforms.test_per_example import EVERY_COMPOSITION, close, fused, gradients_of, squares
 from tests.transforms.test_stateful import packed_transformer
 
 RNG = np.random.default_rng(SEED)
@@ -41,7 +41,9 @@ def test_every_composition_clips_the_gradient_of_each_example(made):
     close(by_leaf.dparams, jax.tree.map(of_leaf, by_leaf.norms, expected))
 
 
-def test_a_packed_transformer_with_dropout_is_clipped_by_what_its_examples_add():
+@pytest.mark.parametrize("light", [True, False], ids=["one sweep", "two sweeps"])
+def test_a_packed_transformer_with_dropout_is_clipped_by_what_its_examples_add(light, monkeypatch):
+    monkeypatch.setattr("bpref.transforms.clip.is_light", lambda params, cache: light)
     J, given = packed_transformer()
     J = bpref.stateful(J)
     params, state = bpref.begin(J, jax.random.key(SEED), given)
@@ -62,6 +64,23 @@ def test_a_packed_transformer_with_dropout_is_clipped_by_what_its_examples_add()
     close(clipped.dparams, jax.tree.map(lambda g: np.tensordot(np.minimum(1, share), g, 1), first), 1e-4)
     assert jax.tree.structure(clipped.y[1]) == jax.tree.structure(after)
     assert (share < 1).all()
+
+
+@pytest.mark.parametrize("made", [fused, lambda: fused(tied=True)], ids=["a GPT", "a tied GPT"])
+def test_whether_gradients_are_kept_or_made_again_changes_nothing(made, monkeypatch):
+    J, x = made()
+
+    def of_each(params, x):
+        clipped = []
+        for light in (True, False):
+            monkeypatch.setattr("bpref.transforms.clip.is_light", lambda params, cache, light=light: light)
+            clipped.append(bpref.clipped_gradient(J, params, x, 0.05))
+        return clipped
+
+    with jax.enable_x64(True):
+        params = J.init(jax.random.key(SEED), x)
+        kept, again = in_one_program(of_each)(params, jax.tree.map(jnp.asarray, x))
+    close(kept, again)
 
 
 def classifier():
