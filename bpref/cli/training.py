@@ -18,7 +18,7 @@ from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.train import loop
 from bpref.train.columns import as_settings
-from bpref.train.loop import Died, Diverged, Epoch, Fitted
+from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe

@@ -20,7 +20,7 @@ from bpref.cli.training import (
 from bpref.layer import Layer, map_leaves
 from bpref.models.text import text_model
 from bpref.nearest import require_known
-from bpref.train.loop import Fitted
+from bpref.train.fitted import Fitted
 from bpref.train.recipes import TextRecipe
 from bpref.train.start import DTYPES, Start, require_epochs, start, steps_per_epoch
 from bpref.train.table import count

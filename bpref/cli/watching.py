@@ -4,7 +4,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bpref.train.loop import Epoch
+from bpref.train.fitted import Epoch
 from bpref.transforms import Statistics
 
 WIDE = 95

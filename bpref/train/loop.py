@@ -1,91 +1,52 @@
-"""fit: the training loop. An epoch is one compiled `lax.scan`; nothing returns to Python inside it."""
+"""fit: the training loop. The steps of an epoch run in one compiled loop, which returns to Python when visited."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
-from bpref.compose.parts import run as run_part
-from bpref.layer import Layer, With, backpropagate, map_leaves
+from bpref.layer import Layer
+from bpref.train.advance import Carry, advance, first_carry
+from bpref.train.evaluate import scoring, watching
+from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.locate import first_non_finite
-from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
-from bpref.train.step import Going, Stepper, beside, is_a_pair, of_network
-from bpref.transforms import Watched, evaluation, statistics_by_path, where_it_dies
-from bpref.transforms import watch as watch_leaf
+from bpref.train.start import Start, count_examples, objective_in, precision, require_epochs, start
+from bpref.train.step import beside, of_network
+
+SECONDS = 0.25
+"""About how long steps run until whoever visits them at any step is called."""
 
 
-class Epoch(NamedTuple):
-    """What is known after an epoch.
-
-    Attributes:
-      number: 1 for the first.
-      losses: (steps,), J of every step's batch before its update.
-      gradient_norms: by layer, (steps,), the Euclidean norm of its gradient.
-      test_loss, test_score: J and the metric of the test data after the epoch; None where there is no such.
-      seconds: how long the steps took, without compilation and evaluation.
-      watched: by leaf, what goes forward and back through it after the epoch, at its last batch; None if not asked for.
-      death: which layer is dead then, and how.
-    """
-
-    number: int
-    losses: np.ndarray
-    gradient_norms: dict[str, np.ndarray]
-    test_loss: float | None
-    test_score: float | None
-    seconds: float
-    watched: dict[str, Watched] | None = None
-    death: str | None = None
-
-
-class Fitted(NamedTuple):
-    """A trained network.
+class Reached(NamedTuple):
+    """All that a run goes on from.
 
     Attributes:
-      params: the network's parameters, NumPy arrays; all of the objective's where its parts have names.
-      state: the objective's keys and running statistics; `()` where it has none.
-      history: one entry per epoch.
-      examples_per_second: over all epochs, without compilation and evaluation.
-      compile_seconds: tracing and compiling an epoch.
+      step: how many steps are done, of all epochs.
+      carry: what the next step takes, and what the running epoch has seen.
+      history: the epochs that are done.
+      seconds: how long the steps of the running epoch took.
     """
 
-    params: Any
-    state: Any
+    step: int
+    carry: Carry
     history: list[Epoch]
-    examples_per_second: float
-    compile_seconds: float
+    seconds: float
 
 
-class Diverged(FloatingPointError):
-    """The loss or a gradient became NaN or infinite.
-
-    Attributes:
-      step, epoch: where, from 1; `step` counts from the beginning of training.
-      place: the first value that was not finite, such as "the output of 2 linear".
-    """
-
-    def __init__(self, step: int, epoch: int, place: str):
-        super().__init__(
-            f"training stopped at step {step} (epoch {epoch}): {place} is not finite any more; lower the learning rate"
-        )
-        self.step, self.epoch, self.place = step, epoch, place
-
-
-class Died(ArithmeticError):
-    """A layer puts out nothing but zeros, or something not finite, or nothing but that comes back to it.
+class Visit(NamedTuple):
+    """Somebody who is called between steps.
 
     Attributes:
-      epoch: after which it was seen.
-      place: what is so, and where, such as "the output of 1 relu is all zeros".
+      call: `(reached) -> None`; the next step overwrites the arrays of `reached.carry`.
+      every: so many steps; None for a few times a second, after any step.
     """
 
-    def __init__(self, epoch: int, place: str):
-        super().__init__(f"training stopped after epoch {epoch}: {place}, and nothing is learnt through it any more")
-        self.epoch, self.place = epoch, place
+    call: Callable[[Reached], None]
+    every: int | None = None
 
 
 def fit(
@@ -103,6 +64,7 @@ def fit(
     metric: Callable[[Array, Array], Array] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     watch: bool = False,
+    most_skipped: int = 0,
 ) -> Fitted:
     """Train a network by its hand-derived backward.
 
@@ -122,11 +84,12 @@ def fit(
       metric: `(prediction, target) -> score`, of the test data.
       on_epoch: called after every epoch.
       watch: look after every epoch at all that goes forward and back through every leaf, and stop where it is dead.
+      most_skipped: how many steps in a row may be skipped, since their loss or gradient is not finite.
 
     Raises:
       TypeError: X holds no numbers, or not those that the network takes.
       ValueError: anything else that cannot be trained on, before the first step.
-      Diverged: a loss or a gradient became NaN or infinite; the epochs before were given to `on_epoch`.
+      Diverged: more losses or gradients in a row are NaN or infinite; the epochs before were given to `on_epoch`.
       Died: a layer that is watched is dead; this epoch too was given to `on_epoch`.
     """
     require_epochs(epochs)
@@ -139,7 +102,7 @@ def fit(
         dtype=dtype,
         update_in_backward=update_in_backward,
     )
-    return run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch, watch=watch)
+    return run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch, watch=watch, most_skipped=most_skipped)
 
 
 def run(
@@ -150,8 +113,11 @@ def run(
     metric: Callable[..., Array] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     watch: bool = False,
+    most_skipped: int = 0,
+    since: Reached | None = None,
+    visits: Sequence[Visit] = (),
 ) -> Fitted:
-    """The second half of `fit`: every step of every epoch.
+    """The second half of `fit`: every step of every epoch, or those that are left `since` a run was stopped.
 
     Of an objective that is not a network and its loss the metric is given J alone, and of the test data a batch is
     looked at after the other.
@@ -160,111 +126,55 @@ def run(
     if test is not None:
         count_examples("the test data", test)
     with precision(begin.dtype):
-        stepper, order = begin.stepper, begin.order
-        going = jax.tree.map(jnp.copy, begin.state)
-        evaluate = _evaluation(begin, test, metric)
-        look = _watching(begin) if watch else lambda going, number: (None, None)
+        stepper, order = begin.stepper, begin.order(1)
+        evaluate = scoring(begin, test, metric)
+        look = watching(begin) if watch else lambda going, number: (None, None)
+        step, carry, history, seconds = since or begun(begin)
         compile_start = time.perf_counter()
-        run_epoch = jax.jit(_epoch(stepper), donate_argnums=0).lower(going, begin.data, order(1)).compile()
+        steps = (carry, begin.data, order, np.int32(0), np.int32(0))
+        run_steps = jax.jit(advance(stepper, most_skipped), donate_argnums=0).lower(*steps).compile()
         compile_seconds = time.perf_counter() - compile_start
-        history = []
-        for number in range(1, epochs + 1):
-            epoch_start = time.perf_counter()
-            going, (losses, norms, finite) = run_epoch(going, begin.data, order(number))
-            finite = np.asarray(finite)
-            seconds = time.perf_counter() - epoch_start
-            if not finite.all():
-                bad = int(np.argmin(finite))
-                given = beside(stepper.objective, begin.batch(number, bad), going.state)
-                place = first_non_finite(stepper.objective, stepper.params(going), given)
-                raise Diverged((number - 1) * len(finite) + bad + 1, number, place)
-            test_loss, test_score = evaluate(going)
-            losses, norms = jax.device_get((losses, norms))
-            watched, death = look(going, number)
-            history.append(Epoch(number, losses, norms, test_loss, test_score, seconds, watched, death))
-            if on_epoch is not None:
-                on_epoch(history[-1])
-            if death is not None:
-                raise Died(number, death)
-        seen = epochs * order(1).size
+        longest, epoch_of_order = 1 if visits else len(order), 1
+        while step < epochs * len(order):
+            epoch, first = divmod(step, len(order))
+            if epoch + 1 != epoch_of_order:
+                epoch_of_order, order = epoch + 1, begin.order(epoch + 1)
+            ends = [(step // visit.every + 1) * visit.every - step for visit in visits if visit.every]
+            last = min([len(order), *(first + n for n in (longest, *ends))])
+            steps_start = time.perf_counter()
+            carry = run_steps(carry, begin.data, order, np.int32(first), np.int32(last))
+            in_a_row = int(carry.in_a_row)
+            took = time.perf_counter() - steps_start
+            step, seconds = step + last - first, seconds + took
+            if in_a_row > most_skipped:
+                raise _diverged(begin, carry, step - in_a_row)
+            if last == len(order):
+                losses, norms, taken = jax.tree.map(np.array, carry[1:4])
+                watched, death = look(carry.going, epoch + 1)
+                scores = evaluate(carry.going)
+                history.append(Epoch(epoch + 1, losses, norms, *scores, seconds, watched, death, int((~taken).sum())))
+                seconds = 0.0
+                if on_epoch is not None:
+                    on_epoch(history[-1])
+                if death is not None:
+                    raise Died(epoch + 1, death)
+            for visit in visits:
+                if visit.every is None or step % visit.every == 0:
+                    visit.call(Reached(step, carry, history, seconds))
+            longest = longest * 2 if took < SECONDS / 2 else max(1, longest // 2) if took > SECONDS else longest
+        seen = epochs * order.size
         rate = seen / sum(epoch.seconds for epoch in history)
-        params, state = jax.device_get((of_network(stepper.params(going)), going.state))
+        params, state = jax.device_get((of_network(stepper.params(carry.going)), carry.going.state))
         return Fitted(params, state, history, rate, compile_seconds)
 
 
-def _epoch(stepper: Stepper) -> Callable[..., Any]:
-    """`(going, data, order) -> (going, (losses, norms, finite))`, going on from the last step that was finite."""
-
-    def epoch(going, data, order):
-        def body(carry, rows):
-            going, is_finite = carry
-            stepped, J, norms = stepper.step(going, jax.tree.map(lambda v: v[rows], data))
-            finite = jnp.isfinite(jnp.stack([J, *(norm.astype(J.dtype) for norm in norms.values())])).all()
-            is_finite = is_finite & finite
-            going = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), stepped, going)
-            return (going, is_finite), (J, norms, is_finite)
-
-        (going, _), per_step = lax.scan(body, (going, jnp.bool_(True)), order)
-        return going, per_step
-
-    return epoch
+def begun(begin: Start) -> Reached:
+    """Before the first step."""
+    return Reached(0, first_carry(begin.stepper, begin.state, begin.data, begin.order(1)), [], 0.0)
 
 
-def _watching(begin: Start) -> Callable[[Going, int], tuple[dict[str, Watched], str | None]]:
-    """`(going, epoch) -> (what is watched at each leaf, where it dies)`, of the epoch's last batch, compiled once."""
-    J = begin.stepper.objective
-    watching = map_leaves(watch_leaf, J)
-
-    @jax.jit
-    def sweep(params, given):
-        watched = backpropagate(watching, params, given)[1]
-        return jax.tree.map(lambda w: w._replace(dparams=None), watched, is_leaf=lambda w: isinstance(w, Watched))
-
-    def look(going, number):
-        given = beside(J, begin.batch(number, -1), going.state)
-        watched = jax.device_get(sweep(begin.stepper.params(going), given))
-        return statistics_by_path(J, watched), where_it_dies(J, watched)
-
-    return look
-
-
-def _evaluation(
-    begin: Start, test: tuple[Any, Any] | None, metric: Callable[..., Array] | None
-) -> Callable[[Going], tuple[float | None, float | None]]:
-    """`(going) -> (J, score)` of the test data, compiled; None where there is no such."""
-    if test is None:
-        return lambda going: (None, None)
-    J = evaluation(begin.stepper.objective)
-    data = as_arrays(test, begin.dtype)
-    batch_size = min(len(data[0]), begin.order(1).shape[1])
-
-    def at_once(params, state, X, y):
-        network, loss = J.parts
-        of_state, of_loss = state or ((), ())
-        y_hat = run_part(network, params[0], X, With(None, of_state, None))[0]
-        value = run_part(loss, params[1], (y_hat, y), With(None, of_loss, None))[0]
-        return value, None if metric is None else metric(y_hat, y)
-
-    def batch_by_batch(params, state, X, y):
-        """The mean over whole batches; what is left over is not looked at."""
-
-        def of_batch(batch):
-            value = J.forward(params, beside(J, batch, state))[0]
-            return value if J.begin is None else value[0]
-
-        steps = len(X) // batch_size
-        batches = jax.tree.map(lambda v: v[: steps * batch_size].reshape(steps, batch_size, *v.shape[1:]), (X, y))
-        value = jnp.mean(lax.map(of_batch, batches))
-        return value, None if metric is None else metric(value)
-
-    def evaluate(going, X, y):
-        way = at_once if is_a_pair(J) else batch_by_batch
-        return way(begin.stepper.params(going), going.state, X, y)
-
-    compiled = jax.jit(evaluate).lower(begin.state, *data).compile()
-
-    def scores(going):
-        value, score = compiled(going, *data)
-        return float(value), None if score is None else float(score)
-
-    return scores
+def _diverged(begin: Start, carry: Carry, step: int) -> Diverged:
+    """What stops a run that no step after so many has changed, with the first place that is not finite."""
+    J, (epoch, i) = begin.stepper.objective, divmod(step, len(carry.losses))
+    given = beside(J, begin.batch(epoch + 1, i), carry.going.state)
+    return Diverged(step + 1, epoch + 1, first_non_finite(J, begin.stepper.params(carry.going), given))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpref.train.loop import Epoch
+from bpref.train.fitted import Epoch
 from bpref.train.step import flat_names, is_key
 from bpref.transforms import Watched
 

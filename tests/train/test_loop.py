@@ -16,7 +16,7 @@ from bpref.rules.loss.square import square
 from bpref.rules.norm.batch_norm import batch_norm
 from bpref.rules.stochastic.dropout import dropout
 from bpref.train import Diverged, fit
-from bpref.train.loop import run
+from bpref.train.loop import Visit, run
 from bpref.train.network import accuracy, r2
 from bpref.train.optimizers import make_optimizer
 from bpref.train.start import start
@@ -251,3 +251,67 @@ def test_an_optimizer_that_mixes_parameters_is_refused_in_the_backward():
     with pytest.raises(ValueError, match="depends on another parameter's gradient"):
         fit(network(), square(), clipping, data(), epochs=1, update_in_backward=True)
     assert len(fit(network(), square(), clipping, data(), epochs=1).history) == 1
+
+
+def test_wherever_the_loop_is_left_the_bits_are_the_same():
+    def run_with(*visits):
+        J = objective(network(), square())
+        return run(start(J, optax.adam(0.05), data(), batch_size=5), epochs=3, visits=visits)
+
+    steps = []
+    visited = run_with(Visit(lambda reached: steps.append(reached.step), 3), Visit(lambda reached: None))
+    assert steps == [3, 6, 9, 12]
+    for ours, theirs in zip(leaves(visited), leaves(run_with()), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_goes_on_from_what_it_reached():
+    J = objective(network(), square())
+    begin = start(J, optax.adam(0.05), data(), batch_size=5)
+
+    class Left(Exception):
+        pass
+
+    def leave(reached):
+        reached_at.append(jax.tree.map(np.array, reached._replace(history=[])))
+        histories.append(list(reached.history))
+        if len(reached_at) == 2:
+            raise Left
+
+    reached_at, histories = [], []
+    with pytest.raises(Left):
+        run(begin, data(), epochs=3, metric=r2, visits=[Visit(leave, 3)])
+    whole = run(begin, data(), epochs=3, metric=r2)
+    since = reached_at[-1]._replace(history=histories[-1], step=6)
+    rest = run(begin, data(), epochs=3, metric=r2, since=since)
+    for ours, theirs in zip(leaves(rest), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(rest.history, whole.history, strict=True):
+        np.testing.assert_array_equal(ours.losses, theirs.losses)
+        assert ours.test_score == theirs.test_score
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    X, y = data()
+    X[3] = np.nan
+    optimizer, J = optax.sgd(0.1), objective(network(), square())
+    with pytest.raises(Diverged):
+        fit(network(), square(), optimizer, (X, y), epochs=1, batch_size=5)
+    begin = start(J, optimizer, (X, y), batch_size=5)
+    fitted = run(begin, epochs=2, most_skipped=1)
+    params = begin.params
+    for epoch in (1, 2):
+        rows_of_epoch = np.asarray(begin.order(epoch))
+        for rows in rows_of_epoch[(rows_of_epoch != 3).all(axis=1)]:
+            batch = X[rows].astype(np.float32), y[rows].astype(np.float32)
+            params = jax.tree.map(lambda p, d: p - 0.1 * d, params, backpropagate(J, params, batch)[1])
+        assert fitted.history[epoch - 1].skipped == (rows_of_epoch == 3).sum() == 1
+    for ours, theirs in zip(leaves(fitted), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_after_too_many_in_a_row_it_stops_at_the_first_of_them():
+    X, y = data()
+    with pytest.raises(Diverged) as error:
+        fit(network(), square(), optax.sgd(0.1), (np.inf * X, y), epochs=9, batch_size=5, most_skipped=6)
+    assert (error.value.step, error.value.epoch, error.value.place) == (1, 1, "the output of 0 linear")

@@ -1,0 +1,75 @@
+"""What is looked at after an epoch: J and the metric of the test data, and what goes through every leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from bpref.compose.parts import run as run_part
+from bpref.layer import With, backpropagate, map_leaves
+from bpref.train.start import Start, as_arrays
+from bpref.train.step import Going, beside, is_a_pair
+from bpref.transforms import Watched, evaluation, statistics_by_path, where_it_dies
+from bpref.transforms import watch as watch_leaf
+
+
+def watching(begin: Start) -> Callable[[Going, int], tuple[dict[str, Watched], str | None]]:
+    """`(going, epoch) -> (what is watched at each leaf, where it dies)`, of the epoch's last batch, compiled once."""
+    J = begin.stepper.objective
+    watching = map_leaves(watch_leaf, J)
+
+    @jax.jit
+    def sweep(params, given):
+        watched = backpropagate(watching, params, given)[1]
+        return jax.tree.map(lambda w: w._replace(dparams=None), watched, is_leaf=lambda w: isinstance(w, Watched))
+
+    def look(going, number):
+        given = beside(J, begin.batch(number, -1), going.state)
+        watched = jax.device_get(sweep(begin.stepper.params(going), given))
+        return statistics_by_path(J, watched), where_it_dies(J, watched)
+
+    return look
+
+
+def scoring(
+    begin: Start, test: tuple[Any, Any] | None, metric: Callable[..., Array] | None
+) -> Callable[[Going], tuple[float | None, float | None]]:
+    """`(going) -> (J, score)` of the test data, compiled; None where there is no such."""
+    if test is None:
+        return lambda going: (None, None)
+    J = evaluation(begin.stepper.objective)
+    data = as_arrays(test, begin.dtype)
+    batch_size = min(len(data[0]), begin.order(1).shape[1])
+
+    def at_once(params, state, X, y):
+        network, loss = J.parts
+        of_state, of_loss = state or ((), ())
+        y_hat = run_part(network, params[0], X, With(None, of_state, None))[0]
+        value = run_part(loss, params[1], (y_hat, y), With(None, of_loss, None))[0]
+        return value, None if metric is None else metric(y_hat, y)
+
+    def batch_by_batch(params, state, X, y):
+        """The mean over whole batches; what is left over is not looked at."""
+
+        def of_batch(batch):
+            value = J.forward(params, beside(J, batch, state))[0]
+            return value if J.begin is None else value[0]
+
+        steps = len(X) // batch_size
+        batches = jax.tree.map(lambda v: v[: steps * batch_size].reshape(steps, batch_size, *v.shape[1:]), (X, y))
+        value = jnp.mean(lax.map(of_batch, batches))
+        return value, None if metric is None else metric(value)
+
+    def evaluate(going, X, y):
+        way = at_once if is_a_pair(J) else batch_by_batch
+        return way(begin.stepper.params(going), going.state, X, y)
+
+    compiled = jax.jit(evaluate).lower(begin.state, *data).compile()
+
+    def scores(going):
+        value, score = compiled(going, *data)
+        return float(value), None if score is None else float(score)
+
+    return scores
