@@ -99,6 +99,7 @@ def rows_in(
     held: Mapping[str, Held],
     truth: Mapping[str, np.ndarray] | None = None,
     draw: str = "",
+    with_faults: bool = True,
 ) -> dict[str, Row]:
     """Every value's errors in a working dtype.
 
@@ -110,6 +111,7 @@ def rows_in(
         counted, and nothing is said of a value that is wrong in float64.
       truth: the oracle's values at these very inputs, where the arguments have the working dtype; else they are made.
       draw: one of `DRAWS`, what is done to the cotangents first.
+      with_faults: whether what is wrong with a row is asked as well, which may take long.
     """
     if all(h.is_wrong for h in held.values()):
         return {}
@@ -125,7 +127,7 @@ def rows_in(
         for name, pair in values.items()
         if name in held and not held[name].is_wrong
     }
-    return _with_faults(ready, working, inputs, rows, is_defined, draw)
+    return _with_faults(ready, working, inputs, rows, is_defined, draw) if with_faults else rows
 
 
 def _with_faults(

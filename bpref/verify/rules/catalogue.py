@@ -237,23 +237,23 @@ def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list
     return [(s.where, s.how) for s in sabotages if not is_rejected(s.where, s.seen)]
 
 
-def rows_of(examples: Sequence[Example], ready: Prepared) -> list[Row]:
+def rows_of(examples: Sequence[Example], ready: Prepared, with_faults: bool = True) -> list[Row]:
     """The errors of every value in each of the working dtypes, one dtype after the other; complex ones by its name."""
     points, seen = zip(*(run(example, ready) for example in examples), strict=True)
     held: dict[str, Held] = {h.where: h for h in hold(ready.wide, points, seen, rounding_at(ready, list(points)))}
     return [
         row._replace(dtype=working.name) if row.dtype.startswith("complex") else row
         for working in ready.narrow()
-        for row in rows_in(ready, working, points, points, held).values()
+        for row in rows_in(ready, working, points, points, held, with_faults=with_faults).values()
     ]
 
 
 def rows_of_case(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
-    """`rows_of` one example of a case; of many together, where one alone says too little."""
+    """`rows_of` one example of a case, for `imprecise`; of many together, where one alone says too little."""
     rows: list[Row] = []
     for draws in DRAWS:
         examples = list(draw_many(rule, case, sizes_of(case), range(seed, seed + 1000 * draws, 1000)))
-        rows = rows_of(examples, ready)
+        rows = rows_of(examples, ready, with_faults=False)
         if not any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
             break
     return rows
