@@ -3,17 +3,19 @@
     python -m benchmarks.bench_signals [--json FILE] [--seconds 10] [--work MLP GPT]
 
 Each figure is a ratio hand / other, of times with the quartiles, and of the memory that XLA allocates beside the
-inputs, temporary and for outputs; below 1 is better. All are jitted and compute J's forward as well. `vmap(grad)`
-differentiates the same forward for each example alone; it gives the norms, or the clipped sum, as it is compared with.
+inputs, temporary and for outputs; below 1 is better. All of JAX are jitted and compute J's forward as well. `vmap`
+differentiates the same forward, or the plain form, for each example alone; it gives the norms, or the clipped sum.
 Kronecker factors are of all linear layers and embeddings, beside `grad` in what is added to their outputs; the diagonal
 of the Gauss-Newton matrix, exact for the MLP and of one random column for the GPT of leaves, beside `vjp`: in what is
 added to the outputs of the MLP's linear layers, or in the params for each example, as many at once as is fastest.
+Other libraries stand beside these where they are installed: `pip install opacus backpack-for-pytorch jax-privacy
+kfac-jax`. A JSON file is added to.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ import numpy as np
 
 import bpref
 from benchmarks.curvature import (
+    KEY,
     diagonal,
     diagonal_by_autodiff,
     diagonal_of_rows_by_autodiff,
@@ -30,46 +33,14 @@ from benchmarks.curvature import (
     factors_by_autodiff,
 )
 from benchmarks.paired import Ratio, beside_each, least_time, repetitions
-from bpref.models.gpt import GptConfig, gpt_objective
+from benchmarks.signal_rivals import rivals
+from benchmarks.signal_works import WORK
 
 BOUND = 0.01
-RNG = np.random.default_rng(0)
-
-
-def mlp() -> tuple[bpref.Layer, Any]:
-    """4 layers of 256, 128 examples."""
-    hidden = [layer for _ in range(3) for layer in (bpref.linear(256), bpref.tanh())]
-    J = bpref.objective(bpref.serial(*hidden, bpref.linear(10)), bpref.softmax_cross_entropy())
-    return J, (RNG.normal(size=(128, 256)).astype(np.float32), RNG.integers(10, size=128))
-
-
-def gpt() -> tuple[bpref.Layer, Any]:
-    """2 blocks of 128 features, 8 sequences of 128 tokens of 512, the fused loss."""
-    config = GptConfig(vocabulary=512, width=128, depth=2, heads=4, hidden=512, context=128, gated=False)
-    tokens = RNG.integers(512, size=(8, 128))
-    return gpt_objective(config), (tokens, np.roll(tokens, -1, 1))
-
-
-def gpt_of_leaves() -> tuple[bpref.Layer, Any]:
-    """The same of attention, norms and linear layers as leaves, and of logits made whole."""
-    block = bpref.serial(
-        attention=bpref.residual(bpref.rms_norm(), bpref.multi_head_attention(4, causal=True, rope=1e4, bias=False)),
-        mlp=bpref.residual(
-            bpref.rms_norm(), bpref.linear(512, bias=False), bpref.silu(), bpref.linear(128, bias=False)
-        ),
-    )
-    parts = {"embed": bpref.embedding(512, 128), "blocks": bpref.scan(block, 2), "norm": bpref.rms_norm()}
-    network = bpref.serial(**parts, head=bpref.linear(512, bias=False))
-    tokens = RNG.integers(512, size=(8, 128))
-    labels = np.roll(tokens, -1, 1), np.ones(tokens.shape, bool)
-    return bpref.objective(network, bpref.sequence_cross_entropy()), (tokens, labels)
-
-
-WORK = {"MLP": mlp, "GPT": gpt, "GPT of leaves": gpt_of_leaves}
 
 
 class Program(NamedTuple):
-    memory: int
+    memory: int | None
     run: Callable[[], Any]
     output: Any
 
@@ -84,18 +55,43 @@ def compiled(f: Callable[..., Any], *args: Any) -> Program:
     return Program(memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else 0, run, program(*args))
 
 
-def programs(J: bpref.Layer, x: Any) -> dict[str, Program]:
-    params = J.init(jax.random.key(0), x)
-    x = jax.tree.map(jnp.asarray, x)
+def programs(name: str) -> tuple[dict[str, Program], list[tuple[str, str, Program]]]:
+    """Ours by signal, the plain backward last; and the rivals: the signal, whose it is, and what it computes."""
+    work = WORK[name]()
+    J, params = work.J, work.J.init(jax.random.key(0), work.x)
+    x = jax.tree.map(jnp.asarray, work.x)
     measuring = bpref.map_leaves(bpref.per_example_norms, J)
+    ours = {
+        "norms": compiled(lambda p, x: bpref.squared_norms(bpref.backpropagate(measuring, p, x)[1]), params, x),
+        "clipped": compiled(lambda p, x: bpref.clipped_gradient(J, p, x, BOUND).dparams, params, x),
+    }
+    forms = {"vmap": lambda p, x: J.forward(p, x)[0]} | ({} if work.plain is None else {"vmap, plain": work.plain})
+    others = [(signal, form, program) for form, f in forms.items() for signal, program in each_alone(f, params, x)]
+    if J.parts[1].root is not None:
+        n, drawn = len(jax.tree.leaves(x)[0]), name != "MLP"
+        kind = "Gauss-Newton diagonal, drawn" if drawn else "Gauss-Newton diagonal"
+        ours |= {"Kronecker factors": compiled(factors(J), params, x), kind: compiled(diagonal(J, drawn), params, x)}
+        others.append(("Kronecker factors", "grad", compiled(factors_by_autodiff(J, params, x), params, x)))
+        vjps = [compiled(diagonal_by_autodiff(J, drawn, at_once), params, x) for at_once in sorted({1, 8, n})]
+        if not drawn:
+            vjps.append(compiled(diagonal_of_rows_by_autodiff(J, params, x), params, x))
+            ours["Kronecker factors, drawn"] = compiled(factors(J, KEY), params, x)
+        others.append((kind, "vjp", min(vjps, key=seconds_of)))
+    others += [
+        (signal, library, Program(None, run, run())) for signal, library, run in rivals(name, work, params, BOUND)
+    ]
+    ours["plain"] = compiled(lambda p, x: bpref.backpropagate(J, p, x)[:2], params, x)
+    return ours, [other for other in others if other[0] in ours]
+
+
+def each_alone(J: Callable[[Any, Any], Any], params: Any, x: Any) -> Iterator[tuple[str, Program]]:
+    """By `vmap` of `grad`: each example's share in the mean alone."""
     n = len(jax.tree.leaves(x)[0])
 
     def each(params, x):
-        """Each example's share in the mean, by autodiff, and its squared norm."""
-
         def alone(x):
             own = jax.tree.map(lambda v: v[None], x)
-            return jax.grad(lambda p: J.forward(p, own)[0] / n)(params)
+            return jax.grad(lambda p: J(p, own) / n)(params)
 
         gradients = jax.vmap(alone)(x)
         return gradients, sum(jnp.sum(g**2, range(1, g.ndim)) for g in jax.tree.leaves(gradients))
@@ -105,44 +101,42 @@ def programs(J: bpref.Layer, x: Any) -> dict[str, Program]:
         share = BOUND / jnp.maximum(jnp.sqrt(squares), BOUND)
         return jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
 
-    ran = {
-        "norms": compiled(lambda p, x: bpref.squared_norms(bpref.backpropagate(measuring, p, x)[1]), params, x),
-        "clipped": compiled(lambda p, x: bpref.clipped_gradient(J, p, x, BOUND).dparams, params, x),
-        "plain": compiled(lambda p, x: bpref.backpropagate(J, p, x)[:2], params, x),
-        "vmap, norms": compiled(lambda p, x: each(p, x)[1], params, x),
-        "vmap, clipped": compiled(clipped, params, x),
-    }
-    if J.parts[1].root is None:
-        return ran
-    drawn = jnp.ndim(x[0]) < 2 or jnp.issubdtype(x[0].dtype, jnp.integer)
-    rivals = [compiled(diagonal_by_autodiff(J, drawn, at_once), params, x) for at_once in sorted({1, 8, n})]
-    if not drawn:
-        rivals.append(compiled(diagonal_of_rows_by_autodiff(J, params, x), params, x))
-    return ran | {
-        "Kronecker factors": compiled(factors(J), params, x),
-        "grad, Kronecker factors": compiled(factors_by_autodiff(J, params, x), params, x),
-        "Gauss-Newton diagonal": compiled(diagonal(J, drawn), params, x),
-        "vjp, Gauss-Newton diagonal": min(rivals, key=seconds_of),
-    }
+    yield "norms", compiled(lambda p, x: each(p, x)[1], params, x)
+    yield "clipped", compiled(clipped, params, x)
 
 
 def seconds_of(program: Program) -> float:
     return least_time(program.run, 2)
 
 
+def require_alike(signal: str, ours: Any, theirs: Any) -> None:
+    """What is drawn differs; else the arrays are the same in some order and layout, and so in size."""
+    if signal == "Kronecker factors, drawn" or (signal.endswith("drawn") and isinstance(theirs, list)):
+        return
+    a, b = ([np.asarray(v) for v in jax.tree.leaves(tree)] for tree in (ours, theirs))
+    if isinstance(theirs, list):
+        a, b = ([np.sort([np.linalg.norm(v) for v in arrays])] for arrays in (a, b))
+    for u, v in zip(a, b, strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-3, atol=1e-5 * float(np.abs(v).max()))
+
+
 def measure(name: str, seconds: float) -> list[dict[str, Any]]:
-    ran = programs(*WORK[name]())
-    pairs = {name.split(", ")[1]: name for name in ran if ", " in name}
+    ours, others = programs(name)
     rows = []
-    for ours, rival in pairs.items():
-        for a, b in zip(*(jax.tree.leaves(ran[k].output) for k in (ours, rival)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max()))
-        others = ["plain", rival]
-        runs = [ran[k].run for k in (ours, *others)]
-        rounds = repetitions(max(ran[ours], ran[rival], key=seconds_of).run, seconds / 3, most=60)
-        for other, ratio in zip(others, beside_each(runs, rounds), strict=True):
-            row = {"work": name, "signal": ours, "rival": other, "time": ratio._asdict()}
-            rows.append(row | {"memory": ran[ours].memory / ran[other].memory, "other_bytes": ran[other].memory})
+    for signal, own in ours.items():
+        beside = [("plain", ours["plain"]), *((whose, p) for of, whose, p in others if of == signal)]
+        if signal == "plain":
+            continue
+        for _, other in beside[1:]:
+            require_alike(signal, own.output, other.output)
+        slowest = max((own, *(p for _, p in beside)), key=seconds_of)
+        rounds = repetitions(slowest.run, seconds / len(beside), most=60)
+        ratios = beside_each([own.run, *(p.run for _, p in beside)], rounds)
+        for (whose, other), ratio in zip(beside, ratios, strict=True):
+            row = {"work": name, "signal": signal, "rival": whose, "time": ratio._asdict()}
+            if own.memory is not None and other.memory is not None:
+                row |= {"memory": own.memory / other.memory, "other_bytes": other.memory}
+            rows.append(row)
     return rows
 
 
@@ -151,7 +145,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| work | signal | beside | time | memory |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         time = Ratio(**row["time"])
-        of = f"{time} of {1e3 * time.other_seconds:.1f} ms", f"{row['memory']:.2f} of {row['other_bytes'] / 1e6:.1f} MB"
+        memory = f"{row['memory']:.2f} of {row['other_bytes'] / 1e6:.1f} MB" if "memory" in row else ""
+        of = f"{time} of {1e3 * time.other_seconds:.1f} ms", memory
         lines.append(f"| {' | '.join([row['work'], row['signal'], row['rival'], *of])} |")
     return "\n".join(lines)
 
@@ -162,7 +157,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure each pair")
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     given = parser.parse_args()
-    rows = [row for name in given.work for row in measure(name, given.seconds)]
+    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.exists() else []
+    for name in given.work:
+        rows = [row for row in rows if row["work"] != name] + measure(name, given.seconds)
+    rows.sort(key=lambda row: list(WORK).index(row["work"]))
     print(table(rows))
     if given.json:
         machine = f"{platform.machine()}, {jax.default_backend()}, jax {jax.__version__}"

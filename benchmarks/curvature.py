@@ -26,11 +26,11 @@ def has_factors(cache: Any) -> bool:
     return isinstance(cache, (LinearCache, EmbeddingCache))
 
 
-def factors(J: bpref.Layer) -> Callable[..., Any]:
+def factors(J: bpref.Layer, key: Any = None) -> Callable[..., Any]:
     """A and G of every linear layer and embedding; of other leaves nothing, which XLA does not compute then."""
 
     def ours(params, x):
-        found = jax.tree.leaves(bpref.kronecker_factors(J, params, x), is_leaf=is_factor)
+        found = jax.tree.leaves(bpref.kronecker_factors(J, params, x, key), is_leaf=is_factor)
         return [v for v in found if isinstance(v, bpref.Kronecker)]
 
     return ours

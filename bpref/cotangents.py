@@ -5,10 +5,11 @@ cotangent of what is not differentiable, and for one that is zero since nothing 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from bpref.dtypes import require_array
 
@@ -62,3 +63,20 @@ def _in_place_of_none(f: Callable[[Any], Any], d: Any, v: Any) -> Any:
 
 def is_differentiable(v: Any) -> bool:
     return jnp.issubdtype(v.dtype, jnp.inexact)
+
+
+class Product(NamedTuple):
+    """dW = dZ^T A, not made yet: dZ (..., m) and A (..., d)."""
+
+    dZ: Array
+    A: Array
+
+
+class Total(NamedTuple):
+    """db, the sum of dZ (..., m) over the examples, not made yet."""
+
+    dZ: Array
+
+
+def is_unmade(v: Any) -> bool:
+    return isinstance(v, (Product, Total))

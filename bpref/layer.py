@@ -88,6 +88,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     decoding: Optional[Callable[["Layer", int], "Layer"]] = None
     renews: bool = False
     root: Any = None
+    opened: Optional[Callable[[P, C, Any], tuple[Any, Any]]] = None
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -122,6 +123,8 @@ class Layer(_Layer[P, X, Y, C]):
       renews: whether a leaf of it puts in the place of dparams what its params, or some of them, are to be from then
         on, and `None` for the others: `scan` writes them over the old ones then.
       root: of a loss, the square root of its Hessian, a `bpref.formulas.root.Root`; `None` where none is known.
+      opened: of a leaf with products of matrices inside, its backward with `bpref.formulas.affine.Product` in the place
+        of each dW, and `Total` of each db: what they are made of. `None` of other leaves.
     """
 
     __slots__ = ()
@@ -143,6 +146,7 @@ class Layer(_Layer[P, X, Y, C]):
         decoding: Optional[Callable[["Layer", int], "Layer"]] = None,
         renews: bool = False,
         root: Any = None,
+        opened: Optional[Callable[[P, C, Any], tuple[Any, Any]]] = None,
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -157,7 +161,11 @@ class Layer(_Layer[P, X, Y, C]):
             reads = ("state",) if begin is not None and not parts else of_parts
         renews = renews or any(part.renews for part in parts)
         own = init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
-        return super().__new__(cls, *own, renews, root)
+        return super().__new__(cls, *own, renews, root, opened)
+
+    def _replace(self, **fields: Any) -> "Layer[P, X, Y, C]":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """With these fields; another backward is not opened as this one is."""
+        return super()._replace(**({"opened": None} if "backward" in fields else {}) | fields)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(

@@ -1,11 +1,40 @@
 """What the layers of the form Z = A W^T + b share: their checks, their first weights, and products that add up wide."""
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import jax
 from jax import Array, lax
 
+from bpref.cotangents import Product, Total, is_unmade
 from bpref.dtypes import cast, wide_dtype, widen
+
+
+def unmade(dZ: Array, A: Array) -> Any:
+    """What dW is made of."""
+    return Product(dZ, A)
+
+
+def total(dZ: Array, b: Array | None) -> Any:
+    """What db is made of, where there is a b."""
+    return None if b is None else Total(dZ)
+
+
+def made(d: Any) -> Any:
+    """dW or db, of what they are made of; any other array as it is."""
+    if isinstance(d, Product):
+        return cast(transposed_times(d.dZ, d.A), d.A.dtype)
+    return bias_cotangent(d.dZ, d.dZ) if isinstance(d, Total) else d
+
+
+def closed(opened: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward, given one whose dparams hold `Product` and `Total` in the places of W and b."""
+
+    def backward(params, cache, dy):
+        dparams, dx = opened(params, cache, dy)
+        return jax.tree.map(made, dparams, is_leaf=is_unmade), dx
+
+    return backward
 
 
 def lecun_uniform(key: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.formulas.pre_norm import NormParams
+from bpref.rules.block.mlp_block import MlpBlockParams
+from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.verify import oracle
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
@@ -35,8 +38,8 @@ def test_every_composition_gives_the_fisher_diagonal_and_what_has_no_factors_has
         if isinstance(node, bpref.Diagonal):
             close(node.squares, own)
         else:
-            assert type(own) in kinds
-            assert node.G.shape[-1] in g.W.shape
+            W = g.W if type(own) in kinds else g  # a matrix inside of a block
+            assert node.G.shape[-1] in W.shape
 
 
 def one(network, x, y, loss=SQUARE):
@@ -69,6 +72,57 @@ def test_of_one_example_with_one_input_the_product_of_the_factors_is_the_gradien
         columns = [g.W.reshape(len(g.W), -1)] + ([] if g.b is None else [g.b[:, None]])
         flat, A = np.concatenate(columns, 1).reshape(-1), factor.A.reshape(factor.A.shape[-2:])
     close(np.kron(factor.G.reshape(factor.G.shape[-2:]), A), np.outer(flat, flat))
+
+
+INSIDE = {
+    "attention_block": (bpref.attention_block(2, 1, bias=True), ("W_qkv", "W_o")),
+    "mlp_block": (bpref.mlp_block(3, bias=True), ("W_in", "W_out")),
+    "multi_head_attention": (bpref.multi_head_attention(2, causal=True), ("W_q", "W_k", "W_v", "W_o")),
+}
+
+
+@pytest.mark.parametrize(("layer", "names"), INSIDE.values(), ids=INSIDE)
+def test_of_one_position_the_factors_of_each_product_in_a_block_are_the_gradients_square(layer, names):
+    x, y = RNG.normal(size=(2, 1, 1, 4))
+    J = bpref.objective(layer, SQUARE)
+
+    def both(params):
+        return oracle.gradient(lambda p: J.forward(p, (x, y))[0])(params)[0], bpref.kronecker_factors(J, params, (x, y))
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: RNG.normal(size=p.shape), J.init(jax.random.key(1), (x, y)))
+        (g, _), (factor, _) = in_one_program(both)(params)
+    for name in names:
+        dW = np.ravel(getattr(g, name))
+        close(np.kron(getattr(factor, name).G, getattr(factor, name).A), np.outer(dW, dW))
+    others = [name for name, v in g._asdict().items() if name not in names and jax.tree.leaves(v)]
+    assert others
+    for name in others:
+        close([d.squares for d in at_factors(getattr(factor, name))], [v**2 for v in jax.tree.leaves(getattr(g, name))])
+
+
+def at_factors(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda v: isinstance(v, (bpref.Kronecker, bpref.Diagonal)))
+
+
+@pytest.mark.parametrize("along", ["expand", "reduce"])
+def test_the_factors_of_a_scanned_block_are_those_of_the_layers_that_it_is_made_of(along):
+    whole = bpref.mlp_block(3, eps=1e-6)
+    parts = bpref.serial(
+        bpref.rms_norm(1e-6), bpref.linear(6, bias=False), bpref.glu("silu"), bpref.linear(4, bias=False)
+    )
+    x = RNG.normal(size=(2, N, 5, 4))
+
+    def factors(layer, params):
+        J = bpref.objective(bpref.scan(bpref.residual(layer), 2), SQUARE)
+        return at_factors(bpref.kronecker_factors(J, (params, ()), tuple(x), along=along)[0])
+
+    with jax.enable_x64(True):
+        scale, W_in, W_out = (RNG.normal(size=shape) for shape in ((2, 4), (2, 6, 4), (2, 4, 3)))
+        of_parts = (RmsNormParams(scale), bpref.LinearParams(W_in, None), (), bpref.LinearParams(W_out, None))
+        of_whole = MlpBlockParams(NormParams(scale, None), W_in, None, W_out, None)
+        both = in_one_program(lambda *p: (factors(whole, p[0]), factors(parts, p[1])))(of_whole, of_parts)
+    close(*map(jax.tree.leaves, both))
 
 
 @pytest.mark.parametrize("along", ["expand", "reduce"])

@@ -43,7 +43,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.dtypes import cast
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.heads import Heads, by_head, by_position
@@ -207,7 +207,7 @@ def multi_head_attention(
         o, _ = attention.forward(params.attention, heads_of(given, *compared, v))
         return put_out(params, o), MultiHeadAttentionCache(x, *(compared if norm is None else (q, k)), v, o)
 
-    def backward(params, cache, dy):
+    def opened(params, cache, dy):
         x, q, k, v, o = cache
         given = as_sequences(who, x)
         asks, answers = both(given)
@@ -225,9 +225,9 @@ def multi_head_attention(
             dnorm, (dq, dk) = norm.backward(params.norm, of_norm, (dq, dk))
         dq, dk, dv = (by_position(a) for a in (dq, dk, dv))
         pairs = (dq, asks), (dk, answers), (dv, answers), (dy, by_position(o))
-        dW = (cast(transposed_times(d, A), A.dtype) for d, A in pairs)
+        dW = (unmade(d, A) for d, A in pairs)
         b = params.b_q, params.b_k, params.b_v, params.b_o
-        db = (bias_cotangent(d, v) for (d, _), v in zip(pairs, b, strict=True))
+        db = (total(d, v) for (d, _), v in zip(pairs, b, strict=True))
         dparams = MultiHeadAttentionParams(*dW, *db, norm=dnorm, attention=dattention)
         dasks, danswers = times(dq, params.W_q), times(dk, params.W_k) + times(dv, params.W_v)
         if given.memory is not None:
@@ -254,7 +254,7 @@ def multi_head_attention(
 
         return decoder(leaf, start, step)
 
-    layer = Layer(init, forward, backward, who, decoding=decoding)
+    layer = Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
     return with_key_in_x(layer, multi_head_attention(**undropped), with_key) if dropout else layer
 
 

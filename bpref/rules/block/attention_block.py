@@ -54,12 +54,13 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
-    bias_cotangent,
+    closed,
     lecun_uniform,
     plus,
     times,
     times_transposed,
-    transposed_times,
+    total,
+    unmade,
 )
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
@@ -222,15 +223,14 @@ def attention_layer(
         o, m, S = attend(pattern(met.q), met, Extras())
         return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S)
 
-    def backward(params, cache, dy):
+    def opened(params, cache, dy):
         x, of_x, q, k, v, o, m, S = cache
-        dW_o = cast(transposed_times(dy, by_position(o)), dy.dtype)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
         dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v), Extras(), do, Kept(o, m, S))
         dz = by_position(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
-        dW_qkv = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
+        dW_qkv, dW_o = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, by_position(o))
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
-        db_qkv, db_o = bias_cotangent(dz, params.b_qkv), bias_cotangent(dy, params.b_o)
+        db_qkv, db_o = total(dz, params.b_qkv), total(dy, params.b_o)
         return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), cast(dx, x.dtype)
 
     def decoding(leaf, length):
@@ -247,7 +247,7 @@ def attention_layer(
 
         return decoder(leaf, start, step)
 
-    return Layer(init, forward, backward, who, decoding=decoding)
+    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
 
 
 def require_bias(who: str, bias: Any) -> None:

@@ -40,12 +40,13 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
-    bias_cotangent,
+    closed,
     lecun_uniform,
     plus,
     times,
     times_transposed,
-    transposed_times,
+    total,
+    unmade,
 )
 from bpref.formulas.joined import concatenated
 from bpref.formulas.pre_norm import (
@@ -135,17 +136,16 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
         y = cast(plus(times_transposed(a, params.W_out), params.b_out), x.dtype)
         return y, MlpBlockCache(x, of_x, z)
 
-    def backward(params, cache, dy):
+    def opened(params, cache, dy):
         x, of_x, z = cache
         a, kept = act.forward((), z)
-        dW_out = cast(transposed_times(dy, a), dy.dtype)
         dz = act.backward((), kept, cast(times(dy, params.W_out), dy.dtype))[1]
-        dW_in = cast(transposed_times(dz, normalize(params.norm, x, of_x)), dy.dtype)
+        dW_in, dW_out = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, a)
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_in))
-        db_in, db_out = bias_cotangent(dz, params.b_in), bias_cotangent(dy, params.b_out)
+        db_in, db_out = total(dz, params.b_in), total(dy, params.b_out)
         return MlpBlockParams(dnorm, dW_in, db_in, dW_out, db_out), cast(dx, x.dtype)
 
-    return Layer(init, forward, backward, who, decoding=each_position)
+    return Layer(init, forward, closed(opened), who, decoding=each_position, opened=opened)
 
 
 def reference(

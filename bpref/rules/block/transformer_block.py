@@ -44,6 +44,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
+from bpref.formulas.affine import closed
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.pre_norm import Statistics
@@ -133,11 +134,13 @@ def transformer_block(
         m, of_mlp = mlp.forward(params.mlp, h)
         return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp)
 
-    def backward(params, cache, dy):
+    def opened(params, cache, dy):
         of_attention, of_mlp = AttentionBlockCache(*cache[:8]), MlpBlockCache(*cache[8:])
-        dmlp, dh = mlp.backward(params.mlp, of_mlp, dy)
+        assert mlp.opened is not None
+        assert attention.opened is not None
+        dmlp, dh = mlp.opened(params.mlp, of_mlp, dy)
         dh = lax.add(dy, dh)
-        dattention, dx = attention.backward(params.attention, of_attention, dh)
+        dattention, dx = attention.opened(params.attention, of_attention, dh)
         return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
 
     def decoding(leaf, length):
@@ -153,7 +156,7 @@ def transformer_block(
 
         return decoder(leaf, start, step)
 
-    return Layer(init, forward, backward, who, decoding=decoding)
+    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
 
 
 def reference(

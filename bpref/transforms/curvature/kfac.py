@@ -128,6 +128,8 @@ def preconditioned(inverse: Any, g: Any) -> Any:
     if isinstance(inverse, Diagonal):
         return jax.tree.map(lambda s, v: cast(s * widen(v), v.dtype), inverse.squares, g)
     A, G = inverse
+    if isinstance(g, Array):  # a W of a block, its b apart
+        return cast(G @ widen(g) @ A, g.dtype)
     if A.ndim < G.ndim:  # an embedding, with the diagonal alone of A, and rows for inputs
         return g._replace(W=cast((A[..., None] * widen(g.W)) @ G, g.W.dtype))
     front, m = A.shape[:-2], G.shape[-1]

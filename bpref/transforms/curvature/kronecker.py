@@ -20,9 +20,9 @@ own and nothing mixes them, and `reduce`, exact where their mean has it:
 
 with abar_n = 1/R sum_r a_nr.
 
-Scales, shifts and the params of all other rules, attention's and blocks' among them, and what is shared, have the
-exact diagonal of their block, N sum_n g_n^2. Whoever wants the factors of an attention's projections makes them of
-`linear`.
+A block, or an attention, is opened (`Layer.opened`): each of its W, whose dW = dZ^T A its backward makes of an A and a
+dZ of its own, has their factors, its b apart from it. Scales, shifts, such b and the params of all other rules, and
+what is shared, have the exact diagonal of their block, N sum_n g_n^2.
 """
 
 import math
@@ -35,6 +35,7 @@ from jax import Array
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.compose.parts import pull
+from bpref.cotangents import Product, Total, is_unmade
 from bpref.dtypes import widen
 from bpref.layer import Layer, as_cotangent, map_leaves, require_layer
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
@@ -82,7 +83,8 @@ def kronecker_factors(layer: Layer, params: Any, x: Any, key: Any = None, along:
 
     Returns:
       A tree like params with a `Kronecker` in the place of the params of every `linear`, `convolution` and `embedding`,
-      a `Diagonal` in that of other leaves' and of what is shared. Inside `scan` each turn has its own.
+      and of every W of attention and blocks; a `Diagonal` in that of their other arrays, of other leaves' params, and
+      of what is shared. Inside `scan` each turn has its own.
 
     Example:
       >>> factors = bpref.kronecker_factors(J, params, (X, y), jax.random.key(0))
@@ -112,6 +114,8 @@ def kronecker_factors(layer: Layer, params: Any, x: Any, key: Any = None, along:
 def _factored(who: str, along: str, scale: int, leaf: Layer) -> Layer:
     """The leaf whose dparams are its factors; `scale` is that of G."""
     formulas = {kind: partial(formula, along, scale) for kind, formula in FACTORS.items()}
+    if leaf.opened is not None:
+        return _opened(who, along, scale, leaf)
     each = transformed(who, leaf, squared, formulas)
 
     def backward(params, cache, dy):
@@ -119,6 +123,31 @@ def _factored(who: str, along: str, scale: int, leaf: Layer) -> Layer:
         if not isinstance(cache, PerExampleCache) or isinstance(of_each, Kronecker):
             return of_each, dx
         return Diagonal(jax.tree.map(lambda v: scale * v, summed(of_each))), dx
+
+    return each._replace(backward=backward)
+
+
+def _opened(who: str, along: str, scale: int, leaf: Layer) -> Layer:
+    """The leaf whose dparams are the factors of each W in it, and the diagonals of its other arrays."""
+
+    def kept(v):
+        if isinstance(v, Product):
+            return v
+        return squared(jnp.sum(widen(v.dZ), tuple(range(v.dZ.ndim - 1))) if isinstance(v, Total) else v)
+
+    def each_kept(g):
+        return jax.tree.map(kept, g, is_leaf=is_unmade)
+
+    def factor(v):
+        if isinstance(v, Product):
+            return _moments(along, scale, *(as_sequences(widen(a)) for a in (v.A, v.dZ)))
+        return Diagonal(scale * jnp.sum(v, 0))
+
+    each = transformed(who, leaf._replace(backward=leaf.opened), each_kept, {}, keeps=True)
+
+    def backward(params, cache, dy):
+        of_each, dx = each.backward(params, cache, dy)
+        return jax.tree.map(factor, of_each, is_leaf=is_unmade), dx
 
     return each._replace(backward=backward)
 
