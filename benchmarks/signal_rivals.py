@@ -51,8 +51,11 @@ def as_tensors(work: Work) -> tuple[Any, Any]:
     """x with its channels first, and y."""
     import torch
 
-    x, y = (torch.from_numpy(np.array(v)) for v in work.x)
-    return (x.movedim(-1, 1).contiguous() if x.ndim == 4 else x), y.long()
+    x, y = work.x
+    if x.ndim == 4:
+        x = np.moveaxis(x, -1, 1)
+        x = x.reshape(-1).reshape(x.shape)  # PyTorch goes by strides, those of one channel too, and Opacus by the order
+    return torch.from_numpy(x), torch.from_numpy(np.array(y)).long()
 
 
 def losses(logits: Any, y: Any) -> Any:
