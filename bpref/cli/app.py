@@ -11,7 +11,7 @@ from bpref.cli.audit import audit
 from bpref.cli.check import EXAMPLE as CHECK_EXAMPLE
 from bpref.cli.check import check
 from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
-from bpref.cli.errors import UsageError
+from bpref.cli.errors import Ended, UsageError
 from bpref.cli.explain import explain
 from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
 from bpref.cli.grade import grade
@@ -74,6 +74,9 @@ def run(arguments: list[str]) -> int:
         if code == INTERRUPTED:
             say("interrupted")
         return code
+    except Ended as ended:
+        say(str(ended))
+        return ended.code
     except (UsageError, TyperException) as error:
         say(error.format_message() if isinstance(error, TyperException) else str(error))
         return WRONG_USE

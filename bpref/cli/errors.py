@@ -8,6 +8,14 @@ class UsageError(Exception):
     """What the user gave is wrong; the message is one line that says what, and what was expected."""
 
 
+class Ended(Exception):
+    """The command ends before its time, as it was asked to; the message is one line, and `code` its exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 @contextmanager
 def blaming_the_size(what: str) -> Iterator[None]:
     """Turn running out of memory into a `UsageError` that names what was too large."""

@@ -99,14 +99,24 @@ def train(
         Path | None,
         typer.Option(help="A new directory for params.safetensors, metrics.jsonl and loss.png. [default: none]"),
     ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints of all that --resume takes. [default: once a minute]")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on, bit for bit, with the run in --out; begin it where there is none yet."),
+    ] = False,
+    most_skipped: Annotated[
+        int, typer.Option(help="Steps in a row that are skipped where a gradient is not finite, before it stops.")
+    ] = 0,
 ) -> int:
     """Train a network on real data by its hand-derived gradient, verified before the first step.
 
     Without arguments: a regression on the diabetes data with hidden layers, one output neuron, the square loss
     and gradient descent. 20% of the examples are held out for the test; of a text, the last tenth.
     """
+    from bpref.cli.how import How
     from bpref.train.recipes import OF_IMAGES, OF_TEXT
-    from bpref.train.record import require_new
 
     of_both = {
         "optimizer": optimizer,
@@ -122,17 +132,19 @@ def train(
     of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
     of_makers = {"latent": latent, "noise_steps": noise_steps}
-    how: dict[str, Any] = {
-        "seed": seed,
-        "dtype": dtype,
-        "update_in_backward": update_in_backward,
-        "watch": watch,
-        "device": device,
-        "out": out,
-    }
+    how = How(
+        seed=seed,
+        dtype=dtype,
+        update_in_backward=update_in_backward,
+        watch=watch,
+        device=device,
+        out=out,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        most_skipped=most_skipped,
+    )
     with blaming_the_input():
-        if out is not None:
-            require_new(out)
+        how.require_consistent()
     if what in OF_TEXT:
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
@@ -140,7 +152,7 @@ def train(
             text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
         from bpref.cli.training_text import run as run_text
 
-        return run_text(what, text, text_recipe, **how)
+        return run_text(what, text, text_recipe, how)
     if what in OF_IMAGES:
         with blaming_the_input():
             require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
@@ -150,7 +162,7 @@ def train(
             image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
         from bpref.cli.training_images import run as run_images
 
-        return run_images(what, image_recipe, **how)
+        return run_images(what, image_recipe, how)
     from bpref.cli.training import run
 
     with blaming_the_input():
@@ -159,7 +171,7 @@ def train(
         table, recipe = choose_table(what, data, target, task, missing, seed)
         given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
         recipe = with_given(recipe, given)
-    return run(str(data) if data is not None else what or DEFAULT, table, recipe, **how)
+    return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
 
 
 def require_none(options: dict[str, Any], why: str) -> None:

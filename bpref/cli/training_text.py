@@ -7,22 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, choose_device, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.training import (
-    after_compilation,
-    by_what,
-    choose_device,
-    losses_of,
-    optimizer_of,
-    trained,
-    written,
-)
+from bpref.cli.how import How, optimizer_of
 from bpref.layer import Layer, map_leaves
 from bpref.models.text import text_model
 from bpref.nearest import require_known
 from bpref.train.fitted import Fitted
 from bpref.train.recipes import TextRecipe
-from bpref.train.start import DTYPES, Start, require_epochs, start, steps_per_epoch
+from bpref.train.record import Record
+from bpref.train.start import DTYPES, Start, require_epochs, steps_per_epoch
 from bpref.train.table import count
 from bpref.train.text import Text, bits_per_byte, read_text
 from bpref.transforms import cast_params
@@ -30,58 +24,39 @@ from bpref.transforms import cast_params
 SCORE = "bits a byte"
 
 
-def run(
-    name: str,
-    file: Path | None,
-    recipe: TextRecipe,
-    *,
-    seed: int,
-    dtype: str,
-    update_in_backward: bool,
-    watch: bool,
-    device: str | None,
-    out: Path | None,
-) -> int:
+def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
     """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
     with blaming_the_input():
-        require_known("dtype", dtype, DTYPES)
+        require_known("dtype", how.dtype, DTYPES)
         require_epochs(recipe.epochs)
         text = read_text(file, recipe.context, recipe.tokens, recipe.vocabulary)
         steps = steps_per_epoch(len(text.train[0]), recipe.batch_size)
         optimizer = optimizer_of(recipe, recipe.epochs * steps)
         r = recipe
         model = text_model(name, text.tokenizer.vocabulary, r.context, r.width, r.depth, r.heads, r.experts)
-        placed = choose_device(device)
+        placed = choose_device(how.device)
+
+    def report(fitted: Fitted, record: Record | None) -> None:
+        print(summary(fitted, text, recipe))
+        if record is not None:
+            made_of = settings(name, text, recipe, how.seed, how.dtype)
+            record.finish(fitted.params, fitted.history, f"test {SCORE}", made_of)
+            print(written(record))
+            print(f'go on with: bpref sample {how.out} --prompt "The"')
+
     with jax.default_device(placed):
-        done = trained(
+        training = Training(
+            name,
+            f"a {name} of width {recipe.width} and depth {recipe.depth}",
             model.objective,
-            lambda: start(
-                in_dtype(model.objective, dtype),
-                optimizer,
-                text.train,
-                batch_size=recipe.batch_size,
-                seed=seed,
-                dtype=dtype,
-                update_in_backward=update_in_backward,
-            ),
+            how.start(in_dtype(model.objective, how.dtype), optimizer, text.train, recipe),
             text.test,
-            recipe,
-            what=f"a {name} of width {recipe.width} and depth {recipe.depth}",
-            score=SCORE,
-            metric=lambda J: bits_per_byte(J, text.bytes_per_token),
-            out=out,
-            watch=watch,
-            describe=lambda begin: describe(name, text, recipe, begin, placed.platform),
+            SCORE,
+            lambda J: bits_per_byte(J, text.bytes_per_token),
+            lambda begin: describe(name, text, recipe, begin, placed.platform),
+            report,
         )
-    if done is None:
-        return 1
-    fitted, record = done
-    print(summary(fitted, text, recipe))
-    if record is not None:
-        record.finish(fitted.params, fitted.history, f"test {SCORE}", settings(name, text, recipe, seed, dtype))
-        print(written(record))
-        print(f'go on with: bpref sample {out} --prompt "The"')
-    return 0
+        return carried_out(training, recipe, how)
 
 
 def in_dtype(J: Layer, dtype: str) -> Layer:

@@ -2,17 +2,21 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bpref.train.begun import BEGUN, require_the_same, write_begun
 from bpref.train.fitted import Epoch
 from bpref.train.step import flat_names, is_key
 from bpref.transforms import Watched
+from bpref.whole_file import whole_file
 
-METRICS, PARAMS, PLOT = "metrics.jsonl", "params.safetensors", "loss.png"
-"""The files' names."""
+METRICS, PARAMS, PLOT, CHECKPOINTS = "metrics.jsonl", "params.safetensors", "loss.png", "checkpoints"
+"""The files' names, and the directory's of what a run goes on from."""
 
 MOST_NAMED = 12
 """Of more curves than these a legend would hide the curves."""
@@ -30,29 +34,62 @@ def require_new(directory: Path) -> None:
         raise PermissionError(f"the output directory {directory} cannot be made: {parent} is not a writable directory")
 
 
+class Unwritable(Exception):
+    """What a run leaves cannot be written; the message is one line that says what and why."""
+
+
 class Record:
-    """A new directory with `metrics.jsonl`, `params.safetensors` and `loss.png`.
+    """A directory with `metrics.jsonl`, `params.safetensors` and `loss.png`, of one run at a time.
 
     Each epoch's line is on disk before the next epoch starts, so that an interrupted run leaves what it did.
 
+    Args:
+      directory: a new one, or that of a run that is gone on with.
+      settings: what the run is made of; to go on, they must be the same.
+      resume: whether to go on where there is a run.
+
     Raises:
-      OSError: the directory exists or cannot be made.
+      OSError: the directory exists or cannot be made; to go on, there is no run in it.
+      ValueError: the run was begun with other settings.
     """
 
-    def __init__(self, directory: Path):
-        require_new(directory)
-        directory.mkdir(parents=True)
+    def __init__(self, directory: Path, settings: dict[str, Any] | None = None, resume: bool = False):
         self.directory = directory
         self.metrics = directory / METRICS
+        if not (resume and is_begun(directory)):
+            require_new(directory)
+            directory.mkdir(parents=True)
+        if (directory / BEGUN).exists():
+            require_the_same(directory, settings or {})
+        else:
+            write_begun(directory, settings or {})
         self.metrics.touch()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.directory / PARAMS).exists()
+
     def add(self, epoch: Epoch) -> None:
-        """Append one line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(as_json(epoch)) + "\n")
+        """Append one line to `metrics.jsonl`, or nothing, where that raises `Unwritable`."""
+        with self._blaming(self.metrics), self.metrics.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                os.write(file.fileno(), f"{json.dumps(as_json(epoch))}\n".encode())
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def go_back(self, history: list[Epoch]) -> None:
+        """Leave in `metrics.jsonl` the lines of these epochs, and no others."""
+        with self._blaming(self.metrics):
+            lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+            lines = lines[: len(history)] + [json.dumps(as_json(epoch)) for epoch in history[len(lines) :]]
+            with whole_file(self.metrics) as beside:
+                beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def finish(self, params: Any, history: list[Epoch], score: str, settings: dict[str, Any], state: Any = ()) -> None:
-        """Write the parameters, with the settings as the file's metadata, and the plot.
+        """Write the plot, and the parameters with the settings as the file's metadata.
 
         Args:
           params: a tree of arrays; `0.W` is the entry `W` of its entry 0.
@@ -60,13 +97,54 @@ class Record:
           history: every epoch.
           score: the name of the test metric.
           settings: anything that `json` can write.
+
+        Raises:
+          Unwritable: that cannot be written.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         named = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items() if not is_key(v)}
         arrays = {name: np.ascontiguousarray(v) for name, v in named.items()}
-        save_file(arrays, self.directory / PARAMS, metadata={"settings": json.dumps(settings)})
-        plot(history, score, self.directory / PLOT)
+        with self._blaming(self.directory / PLOT), whole_file(self.directory / PLOT) as beside:
+            plot(history, score, beside)
+        with self._blaming(self.directory / PARAMS), whole_file(self.directory / PARAMS) as beside:
+            beside.write_bytes(save(arrays, metadata={"settings": json.dumps(settings)}))
+
+    @contextmanager
+    def _blaming(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unwritable(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def is_begun(directory: Path) -> bool:
+    """Whether there is a run to go on with: one that was stopped, were it before it wrote anything."""
+    if not directory.is_dir():
+        return False
+    return (directory / BEGUN).exists() or all(path.name.startswith(f".{BEGUN}") for path in directory.iterdir())
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """No other run writes into a directory meanwhile; the hold ends with the process, however that ends.
+
+    Raises:
+      OSError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a directory cannot be held so
+        yield
+        return
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OSError(f"another run is writing into {directory}; wait until it ends, or name another") from error
+    finally:
+        os.close(opened)
 
 
 def as_json(epoch: Epoch) -> dict[str, Any]:
@@ -116,4 +194,4 @@ def plot(history: list[Epoch], score: str, path: Path) -> None:
             axes.set_title(f"{len(axes.lines)} layers")
         elif axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

@@ -1,0 +1,232 @@
+"""What `bpref train` does, whatever it trains: verify the gradient, every step, and what there is to say and leave."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+
+from bpref.cli import watching
+from bpref.cli.ending import leaving, say
+from bpref.cli.errors import Ended, UsageError, blaming_the_input, blaming_the_size
+from bpref.cli.how import AnyRecipe, How
+from bpref.cli.progress import progress
+from bpref.cli.stopping import SIGNALS, asked_to_stop
+from bpref.layer import Layer
+from bpref.nearest import meant
+from bpref.train import loop
+from bpref.train.begun import digest
+from bpref.train.checkpoint import Checkpoints
+from bpref.train.fitted import Died, Diverged, Epoch, Fitted
+from bpref.train.keep import Stopped, keeping
+from bpref.train.loop import Reached, Visit, begun
+from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, Record, Unwritable, held
+from bpref.train.start import Start, precision
+from bpref.train.table import count
+
+if TYPE_CHECKING:
+    from bpref.verify.checked import LeafReport
+
+LARGEST_ERROR = 1e-9
+"""A layer whose gradient is further than this from the oracle's, relatively and in float64, is not trained."""
+
+DEVICES = ("cpu", "gpu", "tpu")
+
+
+class Training(NamedTuple):
+    """What is trained, and what is said of it.
+
+    Attributes:
+      kind: the model by name, or that it is of a table.
+      what: it, as messages blame its size.
+      objective: as the oracle is to see it.
+      start: what begins it; where memory does not do, `what` is blamed.
+      test, score, metric: what is looked at after every epoch.
+      describe: what is printed once the parameters are there; None for nothing.
+      report: what is printed, and written, in the end.
+    """
+
+    kind: str
+    what: str
+    objective: Layer
+    start: Callable[[], Start]
+    test: tuple[Any, Any]
+    score: str
+    metric: Callable[..., Any]
+    describe: Callable[[Start], str] | None
+    report: Callable[[Fitted, Record | None], None]
+
+
+class Kept(NamedTuple):
+    """What a run leaves on disk while it goes on."""
+
+    record: Record
+    checkpoints: Checkpoints
+
+
+def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
+    """Begin, hold the gradient against the oracle, train, report; the exit code is 0, or 1 where it cannot go on."""
+    with ExitStack() as stack:
+        with blaming_the_size(training.what):
+            begin = training.start()
+            if training.describe is not None:
+                print(training.describe(begin))
+            if not gradient_is_right(training.objective, begin):
+                return 1
+        with blaming_the_input():
+            record = recorded(training, begin, recipe, how)
+            if record is not None:
+                stack.enter_context(held(record.directory))
+        if record is not None and record.is_done:
+            print(f"{record.directory}: the run has come to its end; there is nothing to go on with")
+            return 0
+        kept = None if record is None else Kept(record, Checkpoints(record.directory / CHECKPOINTS))
+        try:
+            fitted = every_step(training, begin, recipe, how, kept)
+            if fitted is None:
+                return 1
+            training.report(fitted, record)
+        except Unwritable as unwritable:
+            raise UsageError(f"{unwritable}{so_far(kept)}") from unwritable
+        if kept is not None:
+            kept.checkpoints.remove()
+    return 0
+
+
+def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> Record | None:
+    """The record of a run, or of one that is gone on with, if that is of the same settings and data."""
+    if how.out is None:
+        return None
+    settings = {
+        "model": training.kind,
+        **asdict(recipe),
+        "seed": how.seed,
+        "dtype": how.dtype,
+        "update_in_backward": how.update_in_backward,
+        "most_skipped": how.most_skipped,
+        "data": f"sha256 {digest(begin.data, training.test)[:16]}",
+    }
+    return Record(how.out, settings, how.resume)
+
+
+def every_step(training: Training, begin: Start, recipe: AnyRecipe, how: How, kept: Kept | None) -> Fitted | None:
+    """Every step that is left, with what is seen and kept of it; None, and a message, where it cannot go on."""
+    done: list[Epoch] = []
+    with ExitStack() as stack:
+        visits, since = [], None
+        if kept is not None:
+            with precision(begin.dtype), blaming_the_input():
+                since = gone_on_with(kept, begin)
+            done += since.history if since else []
+            visits += keeping(kept.checkpoints, how.checkpoint_every, stack.enter_context(asked_to_stop()))
+        stack.enter_context(leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(kept)}"))
+        show = stack.enter_context(progress(recipe.epochs, begin.order(1).size, training.score))
+        if show is not None:
+            visits.append(Visit(show))
+
+        def on_epoch(epoch: Epoch) -> None:
+            if kept is not None:
+                kept.record.add(epoch)
+            done.append(epoch)
+            watching.show(epoch, epoch.number == recipe.epochs)
+
+        try:
+            return loop.run(
+                begin,
+                training.test,
+                epochs=recipe.epochs,
+                metric=training.metric,
+                on_epoch=on_epoch,
+                watch=how.watch,
+                most_skipped=how.most_skipped,
+                since=since,
+                visits=visits,
+            )
+        except Diverged as diverged:
+            say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(kept)}")
+        except Died as died:
+            say(f"{died}{so_far(kept)}")
+        except Stopped as stopped:
+            raise Ended(
+                f"{SIGNALS[stopped.why]} after {count(len(done), 'epoch')}; step {stopped.step} is kept in "
+                f"{how.out}, and the same command with --resume goes on from there",
+                128 + stopped.why,
+            ) from stopped
+    return None
+
+
+def gone_on_with(kept: Kept, begin: Start) -> Reached | None:
+    """What the run of a record has reached; None where it has just begun."""
+    since = kept.checkpoints.last(begun(begin), say)
+    kept.record.go_back([] if since is None else since.history)
+    if since is not None:
+        print(f"going on from step {since.step:,}, after {count(len(since.history), 'epoch')}")
+    return since
+
+
+def gradient_is_right(J: Layer, begin: Start) -> bool:
+    """Whether every layer's gradient, at the first batch, is the oracle's; prints the largest error."""
+    from bpref.verify.checked import check_leaves
+
+    reports = check_leaves(J, *begin.first())
+    worst = max(reports, key=badness)
+    print(
+        f"gradient of the first batch, {len(reports)} layers with the loss, in float64: "
+        f"largest error against the oracle {worst.error:.1e} ({worst.path})"
+    )
+    wrong = [report for report in reports if not report.error <= LARGEST_ERROR]
+    if wrong:
+        places = ", ".join(f"{report.path} ({report.error:.1e})" for report in wrong)
+        say(f"not trained, since the hand-derived gradient is wrong in {places}")
+    return not wrong
+
+
+def badness(report: "LeafReport") -> float:
+    """The error, NaN being the worst."""
+    return report.error if report.error == report.error else float("inf")
+
+
+def choose_device(name: str | None) -> Any:
+    """A device by the name of its platform; raises `ValueError` for an unknown name and where there is none."""
+    if name is None:
+        return jax.devices()[0]
+    name = meant("device", name, DEVICES, {"cuda": "gpu", "rocm": "gpu"})
+    try:
+        return jax.devices(name)[0]
+    except RuntimeError:
+        here = ", ".join(sorted({device.platform for device in jax.devices()} | {"cpu"}))
+        raise ValueError(f"device {name}: there is none here that JAX can use; there is {here}") from None
+
+
+def written(record: Record) -> str:
+    """Which files a run has left."""
+    return "written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT))
+
+
+def by_what(recipe: AnyRecipe, dtype: str, platform: str) -> str:
+    """How it is trained."""
+    return (
+        f"{recipe.optimizer}, learning rate {recipe.learning_rate:g} {recipe.schedule}, "
+        f"weight decay {recipe.weight_decay:g}, {count(recipe.epochs, 'epoch')} in batches of {recipe.batch_size}, "
+        f"{dtype} on {platform}"
+    )
+
+
+def losses_of(epoch: Epoch) -> str:
+    """Both of an epoch's."""
+    return f"test loss {epoch.test_loss:.4f}, training loss {epoch.losses.mean():.4f}"
+
+
+def after_compilation(fitted: Fitted) -> str:
+    """What was waited for before the first step."""
+    return f"after {fitted.compile_seconds:.1f} s of compilation"
+
+
+def so_far(kept: Kept | None) -> str:
+    """What there is of an unfinished run."""
+    if kept is None:
+        return ""
+    steps = kept.checkpoints.steps()
+    last = f", and the last checkpoint is of step {steps[-1]}" if steps else ""
+    return f"; the metrics so far are in {kept.record.metrics}{last}"

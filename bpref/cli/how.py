@@ -1,0 +1,74 @@
+"""How a network is trained, whatever it is and whatever it is trained on: the options that every recipe goes with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpref.train.optimizers import make_optimizer
+from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
+from bpref.train.record import is_begun, require_new
+from bpref.train.start import Start, start
+
+AnyRecipe = Recipe | TextRecipe | ImageRecipe
+
+
+class How(NamedTuple):
+    """Options of `bpref train`, by the names that they have there.
+
+    Attributes:
+      seed: of the split, the parameters, and the order of examples.
+      dtype: what is computed in.
+      update_in_backward: whether each layer is updated as soon as its gradient is there.
+      watch: whether every layer is looked at after every epoch, and where it is dead training stops.
+      device: the platform.
+      out: where the record goes.
+      resume: whether the run in `out` is gone on with.
+      checkpoint_every: steps.
+      most_skipped: in a row.
+    """
+
+    seed: int
+    dtype: str
+    update_in_backward: bool
+    watch: bool
+    device: str | None
+    out: Path | None
+    resume: bool = False
+    checkpoint_every: int | None = None
+    most_skipped: int = 0
+
+    def require_consistent(self) -> None:
+        """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
+        of_a_record = {"--resume": self.resume, "--checkpoint-every": self.checkpoint_every is not None}
+        for option, given in of_a_record.items():
+            if given and self.out is None:
+                raise ValueError(f"{option} goes with --out, the directory of the run")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"--checkpoint-every is {self.checkpoint_every}, expected at least 1 step")
+        if self.most_skipped < 0:
+            raise ValueError(f"--most-skipped is {self.most_skipped}, expected at least 0 steps")
+        if self.out is not None and not (self.resume and is_begun(self.out)):
+            require_new(self.out)
+
+    def start(self, J: Any, optimizer: Any, train: tuple[Any, Any], recipe: AnyRecipe) -> Callable[[], Start]:
+        """What begins the training of an objective, as these options say."""
+        return lambda: start(
+            J,
+            optimizer,
+            train,
+            batch_size=recipe.batch_size,
+            seed=self.seed,
+            dtype=self.dtype,
+            update_in_backward=self.update_in_backward,
+        )
+
+
+def optimizer_of(recipe: AnyRecipe, steps: int) -> Any:
+    """The optax transformation that a recipe means, for so many steps."""
+    return make_optimizer(
+        recipe.optimizer,
+        recipe.learning_rate,
+        steps=steps,
+        schedule=recipe.schedule,
+        weight_decay=recipe.weight_decay,
+    )

@@ -1,0 +1,46 @@
+"""begun: what a run was begun with, in `run.json`, so that it is gone on with by the same and nothing else."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bpref.whole_file import whole_file
+
+BEGUN = "run.json"
+"""The file's name."""
+
+
+def digest(*data: Any) -> str:
+    """SHA-256 of arrays: their dtypes, shapes and contents."""
+    seen = hashlib.sha256()
+    for v in map(np.asarray, jax.tree.leaves(data)):
+        seen.update(f"{v.dtype}{v.shape}".encode())
+        seen.update(np.ascontiguousarray(v).reshape(-1).view(np.uint8).data)
+    return seen.hexdigest()
+
+
+def write_begun(directory: Path, settings: dict[str, Any]) -> None:
+    """Write `run.json`, whole or not at all."""
+    with whole_file(directory / BEGUN) as beside:
+        beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def require_the_same(directory: Path, settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for the settings that are not those which a run was begun with.
+
+    Raises:
+      OSError: there is no `run.json`, or it cannot be read.
+    """
+    try:
+        before = json.loads((directory / BEGUN).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{directory / BEGUN} is damaged: it is no JSON") from error
+    now = json.loads(json.dumps(settings))
+    others = [name for name in before | now if before.get(name) != now.get(name)]
+    if others:
+        parts = [f"{name} was {before.get(name)}, and is {now.get(name)} now" for name in others]
+        raise ValueError(f"{directory} cannot be gone on with, since it was begun otherwise: {'; '.join(parts)}")

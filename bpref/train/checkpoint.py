@@ -1,0 +1,234 @@
+"""Checkpoints: all that a run goes on from, written by orbax while it goes on, and found whole again."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpref.train.fitted import Epoch
+from bpref.train.loop import Reached
+from bpref.train.record import Unwritable
+from bpref.train.step import flat_names, is_key
+from bpref.whole_file import whole_file
+
+KEPT = 3
+"""Checkpoints of a run, the last ones: one that is damaged has some before it."""
+
+ARRAYS, ABOUT, SEAL = "arrays", "about", ".sha256"
+
+REASONS = [
+    os.strerror(code)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO)
+]
+"""Why a file cannot be written, as orbax hands it on inside of longer messages."""
+
+
+class Checkpoints:
+    """Those of one run, in a directory of their own: `STEP`, by orbax, and `STEP.sha256`, the digests of its files.
+
+    The digests are written last: a checkpoint without them was not finished, and one that they do not fit is damaged.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory.absolute()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._manager: Any = None
+        self._written: Future | None = None
+
+    def save(self, reached: Reached) -> None:
+        """Copy all that is there, and write it while the steps go on.
+
+        Raises:
+          Unwritable: the one before could not be written.
+        """
+        self.wait()
+        arrays = _arrays(reached)
+        self._written = self._writer.submit(self._write, reached.step, arrays, _about(reached, arrays))
+
+    def wait(self) -> None:
+        """Until what was saved is on disk; raises `Unwritable` where that failed."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def last(self, like: Reached, warn: Callable[[str], None]) -> Reached | None:
+        """The last one that is whole, with a warning for each that is not; None where there is none.
+
+        Args:
+          like: what a run of these settings begins with.
+
+        Raises:
+          ValueError: it is of a run of other arrays, and which.
+        """
+        for step in sorted(self.steps(), reverse=True):
+            if (damage := self._damage(step)) is None:
+                return self._read(step, like)
+            warn(f"the checkpoint of step {step} in {self.directory} is damaged ({damage}); the one before it is taken")
+        return None
+
+    def steps(self) -> list[int]:
+        """Of those that were written to the end."""
+        if not self.directory.is_dir():
+            return []
+        sealed = [file.with_suffix("") for file in self.directory.glob(f"*{SEAL}")]
+        return sorted(int(folder.name) for folder in sealed if folder.name.isdecimal() and folder.is_dir())
+
+    def remove(self) -> None:
+        """All of them; the run is done."""
+        with suppress(Unwritable):
+            self.wait()
+        rmtree(self.directory, ignore_errors=True)
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        with _quiet(), self._blaming(step):
+            if self._manager is None:
+                self._forget_from(step)
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                )
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+            items = {ARRAYS: ocp.args.PyTreeSave(arrays), ABOUT: ocp.args.JsonSave(about)}
+            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._seal(step)
+
+    @contextmanager
+    def _blaming(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            known = [reason for reason in REASONS if reason in str(error)]
+            why = known[0] if known else (str(error).splitlines() or [type(error).__name__])[0]
+            raise Unwritable(f"the checkpoint of step {step} cannot be written to {self.directory}: {why}") from error
+
+    def _forget_from(self, step: int) -> None:
+        """What was not taken, since it is damaged or was not finished, makes room."""
+        sealed = {str(s) for s in self.steps() if s < step}
+        for path in self.directory.glob("*"):
+            if path.name.removesuffix(SEAL) not in sealed:
+                path.unlink() if path.is_file() else rmtree(path)
+
+    def _seal(self, step: int) -> None:
+        """Write the digests of the checkpoint that orbax has finished, and drop those of what it has removed."""
+        digests = _digests(self.directory / str(step))
+        with whole_file(self.directory / f"{step}{SEAL}") as beside:
+            beside.write_text(json.dumps(digests))
+        for file in self.directory.glob(f"*{SEAL}"):
+            if not file.with_suffix("").is_dir():
+                file.unlink()
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint."""
+        folder = self.directory / str(step)
+        try:
+            expected = dict(json.loads(folder.with_suffix(SEAL).read_text()))
+            found = _digests(folder)
+        except (ValueError, TypeError):
+            return f"{folder.name}{SEAL} is not as it was written"
+        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        return None if not wrong else f"{wrong[0]} is {'missing' if wrong[0] not in found else 'not as it was written'}"
+
+    def _read(self, step: int, like: Reached) -> Reached:
+        import orbax.checkpoint as ocp
+
+        with _quiet(), ocp.CheckpointManager(self.directory) as manager:
+            about = manager.restore(step, args=ocp.args.Composite(**{ABOUT: ocp.args.JsonRestore()}))[ABOUT]
+            require_alike(self.directory / str(step), about["layout"], _layout(_of_carry(like)))
+            as_numpy = dict.fromkeys(about["layout"], ocp.RestoreArgs(restore_type=np.ndarray))
+            restoring = {ARRAYS: ocp.args.PyTreeRestore(restore_args=as_numpy)}
+            arrays = manager.restore(step, args=ocp.args.Composite(**restoring))[ARRAYS]
+        return _reached(arrays, about, like)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong is raised; orbax would log it too, with its traceback."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def require_alike(where: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    """Raise `ValueError` for the first array of what the next step takes that is not what it was."""
+    before = {name: layout for name, layout in before.items() if name.startswith("carry.")}
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            was, is_ = (layout.get(name, "not there") for layout in (before, now))
+            raise ValueError(f"{where} is of another run: {name} was {was} there, and is {is_} here")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files with contents; orbax writes when it was done into another, afterwards."""
+    files = sorted(path for item in (ARRAYS, ABOUT) for path in (folder / item).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _of_carry(reached: Reached) -> dict[str, Any]:
+    """The arrays of what the next step takes, by name, keys as their data; what is empty needs no file."""
+    named = flat_names({"carry": reached.carry})
+    data = {name: jax.random.key_data(v) if is_key(v) else v for name, v in named.items()}
+    return {name: v for name, v in data.items() if v.size}
+
+
+def _arrays(reached: Reached) -> dict[str, np.ndarray]:
+    """Copies of them all, and the history's."""
+    seen = [{"losses": epoch.losses, "norms": epoch.gradient_norms} for epoch in reached.history]
+    of_history = flat_names({"history": jax.tree.map(lambda *v: np.stack(v), *seen)}) if seen else {}
+    return {name: np.array(v) for name, v in (_of_carry(reached) | of_history).items()}
+
+
+def _about(reached: Reached, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "step": reached.step,
+        "seconds": reached.seconds,
+        "history": [[e.number, e.test_loss, e.test_score, e.seconds, e.death, e.skipped] for e in reached.history],
+        "layout": _layout(arrays),
+    }
+
+
+def _layout(arrays: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{v.dtype.name}{list(v.shape)}" for name, v in arrays.items()}
+
+
+def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached) -> Reached:
+    """What was reached, its carry with the tree of `like`'s; what was watched then is left out."""
+    names = list(flat_names({"carry": like.carry}))
+
+    def again(name, v):
+        if name not in arrays:
+            return v
+        return jax.random.wrap_key_data(jnp.array(arrays[name])) if is_key(v) else jnp.array(arrays[name])
+
+    leaves = [again(name, v) for name, v in zip(names, jax.tree.leaves(like.carry), strict=True)]
+    carry = jax.tree.unflatten(jax.tree.structure(like.carry), leaves)
+    layers = list(like.carry.norms)
+    history = [
+        Epoch(
+            number,
+            arrays["history.losses"][i],
+            {layer: arrays[f"history.norms.{layer}"][i] for layer in layers},
+            test_loss,
+            test_score,
+            seconds,
+            None,
+            death,
+            skipped,
+        )
+        for i, (number, test_loss, test_score, seconds, death, skipped) in enumerate(about["history"])
+    ]
+    return Reached(about["step"], carry, history, about["seconds"])

@@ -1,0 +1,190 @@
+"""`bpref train --resume`: a run that is stopped or killed goes on to the same bits, and faults leave what it has."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bpref.cli import carrying_out
+from bpref.cli.app import run
+from bpref.train.record import Record, held
+from tests.cli.test_ending import ENVIRONMENT
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(autouse=True)
+def verified(monkeypatch):
+    """That the gradient is right is shown elsewhere."""
+    monkeypatch.setattr(carrying_out, "gradient_is_right", lambda J, begin: True)
+
+
+@pytest.fixture
+def train(csv_file, tmp_path, standard_promotion):
+    """Trains a network of three units for four epochs of four steps, into the directory `run`."""
+
+    def train(*more, epochs=4):
+        options = ["--data", str(csv_file), "--target", "y", "--layers", "3", "--batch-size", "4"]
+        return run(["train", *options, "--epochs", str(epochs), "--out", str(tmp_path / "run"), *more])
+
+    return train
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Sends this process a signal, so many times, when the metrics of the second epoch have been written."""
+    add = Record.add
+
+    def stopped(number, times=1):
+        def and_stop(self, epoch):
+            add(self, epoch)
+            for _ in range(times if epoch.number == 2 else 0):
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Record, "add", and_stop if times else add)
+
+    return stopped
+
+
+def left_by(out):
+    """What must not differ: the parameters and the metrics, but for the time that was taken."""
+    metrics = [json.loads(line) | {"seconds": 0} for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return (out / "params.safetensors").read_bytes(), metrics
+
+
+MODELS = {
+    "gpt": ["--context", "8", "--width", "8", "--depth", "1", "--heads", "2", "--batch-size", "8"],
+    "vae": ["--width", "8", "--latent", "2"],
+    "digits": ["--layers", "4", "--update-in-backward", "--dtype", "bfloat16"],
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_whatever_is_trained_and_stopped_goes_on_to_the_same_bits(model, stopped, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("the cat sat on the mat, and the dog sat on the log. " * 20)
+    options = [*MODELS[model], *(["--text", str(tmp_path / "t.txt")] if model == "gpt" else [])]
+    command = ["train", model, *options, "--epochs", "3", "--out"]
+    assert run([*command, str(tmp_path / "whole")]) == 0
+    stopped(signal.SIGTERM)
+    assert run([*command, str(tmp_path / "run")]) == 143
+    stopped(signal.SIGTERM, times=0)
+    error = capsys.readouterr().err
+    assert error.startswith("bpref: terminated after 2 epochs; step ")
+    assert error.endswith(f" is kept in {tmp_path / 'run'}, and the same command with --resume goes on from there\n")
+    assert run([*command, str(tmp_path / "run"), "--resume"]) == 0
+    assert ", after 2 epochs\n" in capsys.readouterr().out
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "run")) == ["loss.png", "metrics.jsonl", "params.safetensors", "run.json"]
+
+
+def test_killed_at_once_it_goes_on_to_the_same_bits(csv_file, train, tmp_path):
+    """kill -9, as soon as there is a second checkpoint; of a line of metrics a half may be there."""
+    out = tmp_path / "run"
+    options = ["--data", str(csv_file), "--target", "y", "--layers", "3", "--batch-size", "4", "--epochs", "300"]
+    command = [sys.executable, "-m", "bpref", "train", *options, "--out", str(out), "--checkpoint-every", "3"]
+    process = subprocess.Popen(command, env=ENVIRONMENT)
+    while len(list(out.glob("checkpoints/*.sha256"))) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": ')
+    assert train("--resume", epochs=300) == 0
+    killed = left_by(out)
+    shutil.rmtree(out)
+    assert train(epochs=300) == 0
+    assert left_by(out) == killed
+
+
+def test_it_begins_where_there_is_no_run_yet_and_ends_where_it_is_done(train, tmp_path, capsys):
+    assert train("--resume") == 0
+    before = left_by(tmp_path / "run")
+    assert train("--resume") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{tmp_path / 'run'}: the run has come to its end; there is nothing to go on with"
+    assert left_by(tmp_path / "run") == before
+
+
+def test_a_second_interrupt_ends_at_once_and_a_first_is_130(train, stopped, tmp_path, capsys):
+    stopped(signal.SIGINT)
+    assert train() == 130
+    assert capsys.readouterr().err.startswith("bpref: interrupted after 2 epochs; step 8 is kept in ")
+    shutil.rmtree(tmp_path / "run")
+    stopped(signal.SIGINT, times=2)
+    assert train() == 130
+    assert capsys.readouterr().err == "bpref: interrupted\n"
+
+
+@pytest.fixture
+def unfinished(train, stopped, capsys):
+    """A run that was stopped after step 8, of 16."""
+    stopped(signal.SIGTERM)
+    assert train() == 143
+    stopped(signal.SIGTERM, times=0)
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_what_is_not_the_same_run_is_refused(train, csv_file, tmp_path, capsys):
+    before = left_by_the_unfinished(tmp_path / "run")
+    for change, message in (
+        (["--layers", "4"], "layers was [3], and is [4] now"),
+        (["--optimizer", "sgd"], "optimizer was adamw, and is sgd now; learning_rate was 0.001, and is 0.01 now"),
+        (["--dtype", "float64"], "dtype was float32, and is float64 now"),
+        ([], "data was sha256 "),
+    ):
+        if not change:
+            csv_file.write_text(csv_file.read_text().replace("0.5", "0.25", 1))
+        assert train(*change, "--resume") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        start = f"bpref: {tmp_path / 'run'} cannot be gone on with, since it was begun otherwise: "
+        assert line.startswith(start + message)
+        assert left_by_the_unfinished(tmp_path / "run") == before
+
+
+def left_by_the_unfinished(out):
+    return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_two_runs_in_one_directory(train, tmp_path, capsys):
+    with held(tmp_path / "run"):
+        assert train("--resume") == 2
+    message = f"another run is writing into {tmp_path / 'run'}; wait until it ends, or name another"
+    assert capsys.readouterr().err == f"bpref: {message}\n"
+    assert train("--resume") == 0
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_damaged_checkpoint_is_a_warning_and_without_another_it_begins_again(train, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints" / "8" / "about" / "metadata").write_text("{}")
+    assert train("--resume") == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("bpref: the checkpoint of step 8 in ")
+    assert "going on" not in printed.out
+    damaged = left_by(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    assert train() == 0
+    assert left_by(tmp_path / "run") == damaged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume"], "--resume goes with --out, the directory of the run"),
+        (["--checkpoint-every", "5"], "--checkpoint-every goes with --out, the directory of the run"),
+        (["--checkpoint-every", "0", "--out", "NEW"], "--checkpoint-every is 0, expected at least 1 step"),
+        (["--most-skipped", "-1"], "--most-skipped is -1, expected at least 0 steps"),
+        (["--resume", "--out", "TMP"], "the output directory TMP exists already; name one that does not"),
+    ],
+)
+def test_refused(arguments, message, csv_file, tmp_path, capsys):
+    placed = {"TMP": str(tmp_path), "NEW": str(tmp_path / "new")}
+    assert run(["train", *(placed.get(a, a) for a in arguments)]) == 2
+    assert capsys.readouterr().err == f"bpref: {message.replace('TMP', str(tmp_path))}\n"
+    assert os.listdir(tmp_path) == [csv_file.name]
