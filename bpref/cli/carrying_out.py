@@ -24,6 +24,7 @@ from bpref.train.loop import Reached, Visit, begun
 from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, Record, Unwritable, held
 from bpref.train.start import Start, precision
 from bpref.train.table import count
+from bpref.train.updates import require_named
 
 if TYPE_CHECKING:
     from bpref.verify.checked import LeafReport
@@ -75,6 +76,7 @@ def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
             if not gradient_is_right(training.objective, begin):
                 return 1
         with blaming_the_input():
+            require_named((*how.updates.frozen, *(how.updates.decayed or ())), begin.params)
             record = recorded(training, begin, recipe, how)
             if record is not None:
                 stack.enter_context(held(record.directory))
@@ -104,7 +106,8 @@ def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> R
         "seed": how.seed,
         "dtype": how.dtype,
         "update_in_backward": how.update_in_backward,
-        "most_skipped": how.most_skipped,
+        "most_skipped": how.skips,
+        **how.updates._asdict(),
         "data": f"sha256 {digest(begin.data, training.test)[:16]}",
     }
     return Record(how.out, settings, how.resume)
@@ -139,7 +142,7 @@ def every_step(training: Training, begin: Start, recipe: AnyRecipe, how: How, ke
                 metric=training.metric,
                 on_epoch=on_epoch,
                 watch=how.watch,
-                most_skipped=how.most_skipped,
+                most_skipped=how.skips,
                 since=since,
                 visits=visits,
             )

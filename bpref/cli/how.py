@@ -8,6 +8,7 @@ from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
 from bpref.train.record import is_begun, require_new
 from bpref.train.start import Start, start
+from bpref.train.updates import Updates
 
 AnyRecipe = Recipe | TextRecipe | ImageRecipe
 
@@ -24,7 +25,8 @@ class How(NamedTuple):
       out: where the record goes.
       resume: whether the run in `out` is gone on with.
       checkpoint_every: steps.
-      most_skipped: in a row.
+      most_skipped: steps in a row; None for what the dtype needs.
+      updates: what the optimiser's updates are put through.
     """
 
     seed: int
@@ -35,7 +37,8 @@ class How(NamedTuple):
     out: Path | None
     resume: bool = False
     checkpoint_every: int | None = None
-    most_skipped: int = 0
+    most_skipped: int | None = None
+    updates: Updates = Updates()
 
     def require_consistent(self) -> None:
         """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
@@ -45,8 +48,11 @@ class How(NamedTuple):
                 raise ValueError(f"{option} goes with --out, the directory of the run")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ValueError(f"--checkpoint-every is {self.checkpoint_every}, expected at least 1 step")
-        if self.most_skipped < 0:
+        if self.most_skipped is not None and self.most_skipped < 0:
             raise ValueError(f"--most-skipped is {self.most_skipped}, expected at least 0 steps")
+        by_layer = [*self.updates.of_the_whole, *(["--dtype float16"] if self.dtype == "float16" else [])]
+        if self.update_in_backward and by_layer:
+            raise ValueError(f"{by_layer[0]} needs the gradient of the whole network, not --update-in-backward")
         if self.out is not None and not (self.resume and is_begun(self.out)):
             require_new(self.out)
 
@@ -62,8 +68,15 @@ class How(NamedTuple):
             update_in_backward=self.update_in_backward,
         )
 
+    @property
+    def skips(self) -> int:
+        """How many steps in a row may be skipped; as many as bring the scale of float16 from its largest below 1."""
+        if self.most_skipped is not None:
+            return self.most_skipped
+        return 16 if self.dtype == "float16" else 0
 
-def optimizer_of(recipe: AnyRecipe, steps: int) -> Any:
+
+def optimizer_of(recipe: AnyRecipe, steps: int, updates: Updates) -> Any:
     """The optax transformation that a recipe means, for so many steps."""
     return make_optimizer(
         recipe.optimizer,
@@ -71,4 +84,5 @@ def optimizer_of(recipe: AnyRecipe, steps: int) -> Any:
         steps=steps,
         schedule=recipe.schedule,
         weight_decay=recipe.weight_decay,
+        updates=updates,
     )

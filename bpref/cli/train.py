@@ -87,7 +87,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Times through the training split. [default: by data set]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in one step. [default: 32]")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the parameters and the order of examples.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 (the loss is scaled) or float64.")] = "float32",
     update_in_backward: Annotated[
         bool, typer.Option("--update-in-backward", help="Update each layer as soon as its gradient is there.")
     ] = False,
@@ -107,8 +107,22 @@ def train(
         typer.Option("--resume", help="Go on, bit for bit, with the run in --out; begin it where there is none yet."),
     ] = False,
     most_skipped: Annotated[
-        int, typer.Option(help="Steps in a row that are skipped where a gradient is not finite, before it stops.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="Steps in a row skipped as a gradient is not finite, before it stops. [default: 0; float16 16]"
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="The gradient's largest norm, 1.0; of each array, leaf:1.0; or value:0.5.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches for one update, by the mean of their gradients.")] = 1,
+    average: Annotated[
+        float | None, typer.Option(help="Decay of a moving average of the parameters, to evaluate and keep.")
+    ] = None,
+    freeze: Annotated[str | None, typer.Option(help="Parameters that are not trained, such as '0.*,*.b'.")] = None,
+    decay: Annotated[
+        str | None, typer.Option(help="Parameters that --weight-decay is for. [default: matrices of weights]")
+    ] = None,
 ) -> int:
     """Train a network on real data by its hand-derived gradient, verified before the first step.
 
@@ -117,6 +131,7 @@ def train(
     """
     from bpref.cli.how import How
     from bpref.train.recipes import OF_IMAGES, OF_TEXT
+    from bpref.train.updates import Updates
 
     of_both = {
         "optimizer": optimizer,
@@ -142,6 +157,7 @@ def train(
         resume=resume,
         checkpoint_every=checkpoint_every,
         most_skipped=most_skipped,
+        updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
     )
     with blaming_the_input():
         how.require_consistent()
@@ -221,6 +237,11 @@ def read(data: Path, target: str | None, task: Any, missing: str | None, seed: i
     except OSError as error:
         raise UsageError(f"{data}: {error.strerror}") from error
     raise UsageError(f"{data}: expected a file that ends in .csv, .tsv or .npz")
+
+
+def patterns(names: str | None) -> tuple[str, ...] | None:
+    """`0.*,*.b` as names."""
+    return None if names is None else tuple(name for name in names.split(",") if name)
 
 
 def widths(layers: str) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def run(name: str, table: Table, recipe: Recipe, how: How) -> int:
         batch_size = min(LARGEST_BATCH, len(parts.X)) if recipe.batch_size is None else recipe.batch_size
         recipe = replace(recipe, batch_size=batch_size)
         steps = steps_per_epoch(len(parts.X), batch_size)
-        optimizer = optimizer_of(recipe, recipe.epochs * steps)
+        optimizer = optimizer_of(recipe, recipe.epochs * steps, how.updates)
         loss = loss_named(recipe.loss, table.task)
         network = fully_connected(recipe.layers, recipe.activation, max(1, len(table.classes)))
         placed = choose_device(how.device)

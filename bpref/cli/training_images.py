@@ -29,7 +29,7 @@ def run(name: str, recipe: ImageRecipe, how: How) -> int:
         classes = [str(c) for c in range(10)]
         train, test = rows_of_split(len(X), how.seed)
         steps = steps_per_epoch(len(train), recipe.batch_size)
-        optimizer = optimizer_of(recipe, recipe.epochs * steps)
+        optimizer = optimizer_of(recipe, recipe.epochs * steps, how.updates)
         if name in GENERATIVE:
             network, loss, _, score, metric, (alone, of_what) = generative(name, X.shape[1:], asdict(recipe))
             y, untrained = X, f" ({of_what}: {alone(X[train], X[test]):.4f})"

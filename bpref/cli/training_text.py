@@ -31,7 +31,7 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
         require_epochs(recipe.epochs)
         text = read_text(file, recipe.context, recipe.tokens, recipe.vocabulary)
         steps = steps_per_epoch(len(text.train[0]), recipe.batch_size)
-        optimizer = optimizer_of(recipe, recipe.epochs * steps)
+        optimizer = optimizer_of(recipe, recipe.epochs * steps, how.updates)
         r = recipe
         model = text_model(name, text.tokenizer.vocabulary, r.context, r.width, r.depth, r.heads, r.experts)
         placed = choose_device(how.device)

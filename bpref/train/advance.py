@@ -51,7 +51,7 @@ def advance(stepper: Stepper, most_skipped: int) -> Callable[[Carry, Any, Array,
         in_a_row = jnp.where(finite & (in_a_row <= most_skipped), 0, in_a_row + 1)
         taken = in_a_row == 0
         return Carry(
-            jax.tree.map(lambda new, old: jnp.where(taken, new, old), stepped, going),
+            jax.tree.map(lambda new, old: jnp.where(taken, new, old), stepped, stepper.skipped(going)),
             carry.losses.at[i].set(J),
             jax.tree.map(lambda seen, norm: seen.at[i].set(norm), carry.norms, norms),
             carry.taken.at[i].set(taken),

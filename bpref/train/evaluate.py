@@ -64,7 +64,7 @@ def scoring(
 
     def evaluate(going, X, y):
         way = at_once if is_a_pair(J) else batch_by_batch
-        return way(begin.stepper.params(going), going.state, X, y)
+        return way(begin.stepper.shown(going), going.state, X, y)
 
     compiled = jax.jit(evaluate).lower(begin.state, *data).compile()
 

@@ -79,7 +79,7 @@ def fit(
       test: the same for data that is only looked at.
       batch_size: left out, all N examples at once.
       seed: of the parameters and of the orders.
-      dtype: "float32", "bfloat16" or "float64".
+      dtype: "float32", "bfloat16", "float16" (with a dynamic loss scale) or "float64".
       update_in_backward: update each layer as soon as its gradient is known, as the seed does.
       metric: `(prediction, target) -> score`, of the test data.
       on_epoch: called after every epoch.
@@ -164,7 +164,7 @@ def run(
             longest = longest * 2 if took < SECONDS / 2 else max(1, longest // 2) if took > SECONDS else longest
         seen = epochs * order.size
         rate = seen / sum(epoch.seconds for epoch in history)
-        params, state = jax.device_get((of_network(stepper.params(carry.going)), carry.going.state))
+        params, state = jax.device_get((of_network(stepper.shown(carry.going)), carry.going.state))
         return Fitted(params, state, history, rate, compile_seconds)
 
 

@@ -10,6 +10,7 @@ import optax
 
 from bpref.nearest import require_known
 from bpref.train.step import name_of
+from bpref.train.updates import PLAIN, Updates, named_by, put_through
 
 
 class Optimizer(NamedTuple):
@@ -73,15 +74,17 @@ def make_optimizer(
     steps: int,
     schedule: str = "constant",
     weight_decay: float = 0.0,
+    updates: Updates = PLAIN,
 ) -> optax.GradientTransformation:
     """The optimiser called `name`.
 
     Args:
       learning_rate: the schedule's largest; left out, the optimiser's own default.
-      steps: how many updates there will be; the schedule ends with them.
+      steps: how many steps there will be; the schedule ends with them.
       weight_decay: adamw, lion and lamb shrink the weights beside the gradient's step; for the others it is
         added to the gradient, the derivative of `weight_decay / 2 * sum(W**2)`. Only matrices of weights are
         decayed, arrays called W or U or W_qkv and the like; biases are not.
+      updates: what the updates are put through.
 
     Raises:
       ValueError: an unknown name, a learning rate that is not positive, a negative weight decay.
@@ -94,12 +97,15 @@ def make_optimizer(
         raise ValueError(f"learning rate is {rate:g}, expected a positive number")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
         raise ValueError(f"weight decay is {weight_decay:g}, expected 0 or a positive number")
-    scheduled = SCHEDULES[schedule](rate, steps)
+    scheduled = SCHEDULES[schedule](rate, max(1, steps // max(1, updates.accumulate)))
+    mask = _weights if updates.decayed is None else partial(named_by, updates.decayed)
     if decay:
-        return make(scheduled, weight_decay=weight_decay, mask=_weights)
-    if weight_decay == 0:
-        return make(scheduled)
-    return optax.chain(optax.add_decayed_weights(weight_decay, _weights), make(scheduled))
+        optimizer = make(scheduled, weight_decay=weight_decay, mask=mask)
+    else:
+        optimizer = make(scheduled)
+        if weight_decay:
+            optimizer = optax.chain(optax.add_decayed_weights(weight_decay, mask), optimizer)
+    return put_through(optimizer, updates)
 
 
 def _weights(params: Any) -> Any:

@@ -15,8 +15,8 @@ from bpref.nearest import require_known
 from bpref.train.step import Stepper, beside, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-"""What can be computed in, by name. With bfloat16 the parameters and the loss stay in float32."""
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
+"""What can be computed in, by name. With half a precision the parameters and the loss stay in float32."""
 
 
 class Start(NamedTuple):
@@ -67,8 +67,11 @@ def start(
     N = count_examples("the training data", train)
     batch_size = N if batch_size is None else batch_size
     steps = steps_per_epoch(N, batch_size)
+    scaled = dtype == "float16"
+    if scaled and update_in_backward:
+        raise ValueError("float16 needs the whole gradient, to know its scale; update in the backward in bfloat16")
     with precision(dtype):
-        stepper = (layer_by_layer if update_in_backward else whole_gradient)(J, optimizer)
+        stepper = layer_by_layer(J, optimizer) if update_in_backward else whole_gradient(J, optimizer, scaled)
         data = as_arrays(train, dtype)
 
         @jax.jit
@@ -123,7 +126,7 @@ def count_examples(what: str, data: tuple[Any, Any]) -> int:
 def as_arrays(data: tuple[Any, Any], dtype: str) -> tuple[Array, Array]:
     """X in `dtype`; y too, but in at least float32. Ids and labels are integers still."""
     X, y = (np.asarray(v) for v in data)
-    wide = "float32" if dtype == "bfloat16" else dtype
+    wide = "float32" if dtype in ("bfloat16", "float16") else dtype
 
     def cast(v, real):
         return jnp.asarray(v.astype(real if jnp.issubdtype(v.dtype, jnp.floating) else np.int32))

@@ -15,7 +15,15 @@ from jax import Array
 from bpref.compose import objective
 from bpref.dtypes import widen
 from bpref.layer import Layer, With, backpropagate, begin, map_leaves, select, trainable
+from bpref.train.averaging import averaged
 from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
+
+
+class LossScale(NamedTuple):
+    """What J's cotangent is, in place of 1, so that no gradient is too small for its dtype; and since when."""
+
+    S: Array
+    steps: Array
 
 
 class Going(NamedTuple):
@@ -24,10 +32,12 @@ class Going(NamedTuple):
     Attributes:
       updated: the parameters and the optimiser's state, in one tree.
       state: of the layers, keys and running statistics; `()` where they have none.
+      scale: of the loss, where the gradient needs one; else `()`.
     """
 
     updated: Any
     state: Any
+    scale: Any = ()
 
 
 class Stepper(NamedTuple):
@@ -38,27 +48,50 @@ class Stepper(NamedTuple):
       step: `(Going, (X, y)) -> (Going, J, norms)`; `norms` has the gradient's Euclidean norm by layer.
       params: `(Going) -> params`, those of the objective.
       objective: the layer `(X, y) -> J`, as it is computed in training.
+      skipped: `(Going) -> Going`, what is gone on with after a step that is not taken.
+      shown: `(Going) -> params`, those to evaluate and to keep: their average where the optimiser makes one.
     """
 
     init: Callable[[Array, Any], Going]
     step: Callable[[Going, Any], tuple[Going, Array, dict[str, Array]]]
     params: Callable[[Going], Any]
     objective: Layer
+    skipped: Callable[[Going], Going]
+    shown: Callable[[Going], Any]
 
 
-def whole_gradient(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:
-    """A step of the objective J: the gradient of all parameters, then their update."""
+LARGEST_SCALE, SCALE_GROWS_AFTER = 2.0**15, 2000
+"""Where the scale of a loss begins; it is halved when a gradient is not finite, and doubled after so many that are."""
+
+
+def whole_gradient(J: Layer, optimizer: optax.GradientTransformation, scaled: bool = False) -> Stepper:
+    """A step of the objective J: the gradient of all parameters, then their update.
+
+    With `scaled`, J's cotangent is a power of two that follows the gradients (Micikevicius et al., arXiv:1710.03740).
+    """
 
     def init(key, batch):
         params, state = begin(J, key, batch)
         mask = trainable(J, params, beside(J, batch, state))
-        return Going(Updated(params, optimizer.init(select(mask, params))), state)
+        scale = LossScale(jnp.float32(LARGEST_SCALE), jnp.int32(0)) if scaled else ()
+        return Going(Updated(params, optimizer.init(select(mask, params))), state, scale)
 
     def step(going, batch):
-        value, state, dparams = swept(J, going.updated.params, batch, going.state)
-        return Going(apply_update(optimizer, going.updated, dparams), state), value, norms_by_layer(dparams)
+        params, scale = going.updated.params, going.scale
+        value, state, dparams = swept(J, params, batch, going.state, scale.S if scaled else None)
+        if scaled:
+            dparams = jax.tree.map(lambda d: d / scale.S.astype(d.dtype), dparams)
+            grown = jnp.where(scale.steps + 1 == SCALE_GROWS_AFTER, jnp.minimum(2 * scale.S, LARGEST_SCALE), scale.S)
+            scale = LossScale(grown, (scale.steps + 1) % SCALE_GROWS_AFTER)
+        return Going(apply_update(optimizer, going.updated, dparams), state, scale), value, norms_by_layer(dparams)
 
-    return Stepper(init, step, lambda going: going.updated.params, J)
+    def skipped(going):
+        return going._replace(scale=LossScale(going.scale.S / 2, jnp.int32(0))) if scaled else going
+
+    def shown(going):
+        return averaged(going.updated.state, going.updated.params)
+
+    return Stepper(init, step, lambda going: going.updated.params, J, skipped, shown)
 
 
 def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:
@@ -73,9 +106,13 @@ def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper
         value, state, updated = swept(updating, going.updated, batch, going.state)
         return Going(updated, state), value, _recorded_norms(updated)
 
-    return Stepper(
-        lambda key, batch: Going(*begin(updating, key, batch)), step, lambda going: params_of(going.updated), J
-    )
+    def params(going):
+        return params_of(going.updated)
+
+    def init(key, batch):
+        return Going(*begin(updating, key, batch))
+
+    return Stepper(init, step, params, J, lambda going: going, params)
 
 
 def beside(J: Layer, batch: Any, state: Any) -> Any:
@@ -83,9 +120,13 @@ def beside(J: Layer, batch: Any, state: Any) -> Any:
     return batch if J.begin is None else With(batch, state)
 
 
-def swept(J: Layer, params: Any, batch: Any, state: Any) -> tuple[Array, Any, Any]:
-    """J, its state at the next step, and what the sweep leaves in the place of dparams."""
-    y, dparams, _ = backpropagate(J, params, beside(J, batch, state))
+def swept(J: Layer, params: Any, batch: Any, state: Any, scale: Array | None = None) -> tuple[Array, Any, Any]:
+    """J, its state at the next step, and what the sweep leaves in the place of dparams, for J's cotangent `scale`."""
+    x = beside(J, batch, state)
+    if scale is not None:
+        of_J = jax.eval_shape(J.forward, params, x)[0]
+        scale = scale.astype((of_J if J.begin is None else of_J[0]).dtype)
+    y, dparams, _ = backpropagate(J, params, x, scale)
     return (y, state, dparams) if J.begin is None else (*y, dparams)
 
 

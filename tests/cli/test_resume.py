@@ -57,10 +57,13 @@ def left_by(out):
     return (out / "params.safetensors").read_bytes(), metrics
 
 
+MORE = ["--clip", "1", "--accumulate", "3", "--average", "0.9", "--decay", "*"]
+
 MODELS = {
     "gpt": ["--context", "8", "--width", "8", "--depth", "1", "--heads", "2", "--batch-size", "8"],
     "vae": ["--width", "8", "--latent", "2"],
     "digits": ["--layers", "4", "--update-in-backward", "--dtype", "bfloat16"],
+    "diabetes": ["--layers", "4", "--dtype", "float16", "--freeze", "0.b", *MORE],
 }
 
 

@@ -127,12 +127,23 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         ),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'; the nearest are adam, radam, nadam"),
         (["--schedule", "cos"], "unknown schedule 'cos'; the nearest are cosine, constant"),
-        (["--dtype", "float16"], "unknown dtype 'float16'; there is bfloat16, float64, float32"),
+        (["--dtype", "float17"], "unknown dtype 'float17'; the nearest are float16, bfloat16, float64"),
         (["--device", "gpuu"], "unknown device 'gpuu'; there is gpu, tpu, cpu"),
         (["--learning-rate", "0"], "learning rate is 0, expected a positive number"),
         (["--learning-rate", "-0.1"], "learning rate is -0.1, expected a positive number"),
         (["--learning-rate", "nan"], "learning rate is nan, expected a positive number"),
         (["--weight-decay", "-1"], "weight decay is -1, expected 0 or a positive number"),
+        (["--clip", "norm:1"], "unknown kind of clipping 'norm'; there is global, leaf, value"),
+        (["--accumulate", "0"], "accumulate is 0, expected at least 1 batch"),
+        (["--average", "2"], "average is 2, expected a decay from 0 to below 1, such as 0.999"),
+        (
+            ["--update-in-backward", "--clip", "1"],
+            "--clip needs the gradient of the whole network, not --update-in-backward",
+        ),
+        (
+            ["--update-in-backward", "--dtype", "float16"],
+            "--dtype float16 needs the gradient of the whole network, not --update-in-backward",
+        ),
         (["--epochs", "0"], "epochs is 0, expected at least 1"),
         (["--epochs", "-3"], "epochs is -3, expected at least 1"),
         (["--batch-size", "0"], "batch size is 0, expected 1 ... 353: there are 353 examples to train on"),
@@ -170,6 +181,11 @@ def test_data_that_cannot_be_trained_on_is_exit_code_2(csv_file, capsys):
         capsys.readouterr().err
         == f"bpref: {csv_file}, line 3, column 'a': the value is missing (see bpref train --missing)\n"
     )
+
+
+def test_a_parameter_that_there_is_not(capsys):
+    assert run(["train", "--layers", "2", "--freeze", "0.*,1.W"]) == 2
+    assert capsys.readouterr().err == "bpref: no parameter is called '1.W'; there is 0.W, 0.b, 2.W, 2.b\n"
 
 
 def test_a_device_that_is_not_there(capsys):

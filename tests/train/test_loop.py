@@ -210,7 +210,7 @@ def test_the_layer_that_is_named_is_the_first_one():
         ({"epochs": 0}, ValueError, "epochs is 0, expected at least 1"),
         ({"batch_size": 23}, ValueError, "batch size is 23, expected 1 ... 22: there are 22 examples to train on"),
         ({"batch_size": 0}, ValueError, "batch size is 0, expected 1 ... 22: there are 22 examples to train on"),
-        ({"dtype": "float23"}, ValueError, "unknown dtype 'float23'; there is float32, float64, bfloat16"),
+        ({"dtype": "float23"}, ValueError, "unknown dtype 'float23'; the nearest are float32, float64, float16"),
         (
             {"train": (np.ones((4, 3), int), np.ones((4, 1)))},
             TypeError,

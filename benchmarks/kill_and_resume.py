@@ -1,0 +1,123 @@
+"""`bpref train` killed by SIGKILL at random moments and gone on with, beside the same run left alone.
+
+    python -m benchmarks.kill_and_resume [--json FILE] [--kills 50] [--seed 0]
+
+In turn a table, images and text. A run is killed at five moments that are uniform over the time that its steps take,
+each time after what the kill before had left, and then comes to its end. Its parameters must be those of the run that
+nothing happened to, byte for byte, and so must its metrics but for the seconds.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RUNS = {
+    "table": ["digits", "--epochs", "60"],
+    "images": ["vae", "--epochs", "40", "--width", "64"],
+    "text": ["gpt", "--epochs", "1", "--width", "32", "--depth", "1", "--batch-size", "32"],
+}
+"""What is trained, and with which options."""
+
+CHECKPOINT_EVERY = 20
+KILLS_A_RUN = 5
+
+
+def command(name: str, out: Path) -> list[str]:
+    options = ["--out", str(out), "--resume", "--checkpoint-every", str(CHECKPOINT_EVERY)]
+    return [sys.executable, "-m", "bpref", "train", *RUNS[name], *options]
+
+
+def begun(name: str, out: Path) -> subprocess.Popen:
+    """A process of the run, when its first step may have been taken."""
+    before = len(list(out.glob("*")))
+    process = subprocess.Popen(command(name, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = (out / "metrics.jsonl").stat().st_mtime_ns if before else 0
+    while process.poll() is None:
+        metrics = out / "metrics.jsonl"
+        if metrics.exists() and metrics.stat().st_mtime_ns != seen:
+            break
+        time.sleep(0.002)
+    return process
+
+
+def ended(process: subprocess.Popen) -> str:
+    """What a run has printed on stderr, once it has come to its end."""
+    _, printed = process.communicate()
+    if process.returncode:
+        sys.exit(f"{process.args} failed:\n{printed}")
+    return printed
+
+
+def left_by(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """What must not differ."""
+    metrics = [json.loads(line) | {"seconds": 0} for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return (out / "params.safetensors").read_bytes(), metrics
+
+
+def sealed(out: Path) -> set[str]:
+    return {path.stem for path in out.glob("checkpoints/*.sha256")}
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a checkpoint was being written when the process was killed."""
+    names = {path.name.split(".")[0] for path in out.glob("checkpoints/*")}
+    return bool(names - sealed(out))
+
+
+def killed_run(name: str, out: Path, seconds: float, kills: int, draw: np.random.Generator) -> dict[str, Any]:
+    """A run that is killed so often and then comes to its end, with what the kills hit."""
+    reached, in_writing = [], 0
+    for _ in range(kills):
+        process = begun(name, out)
+        time.sleep(draw.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        if (out / "params.safetensors").exists():
+            break
+        reached.append(max(map(int, sealed(out)), default=0))
+        in_writing += unfinished(out)
+    warned = ended(subprocess.Popen(command(name, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return {"run": name, "kills": len(reached), "last_checkpoints": reached, "in_writing": in_writing, "said": warned}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    draw = np.random.default_rng(given.seed)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        alone: dict[str, Any] = {}
+        for name in RUNS:
+            process = begun(name, Path(folder) / name)
+            start = time.perf_counter()
+            ended(process)
+            alone[name] = left_by(Path(folder) / name), time.perf_counter() - start
+        while (done := sum(row["kills"] for row in rows)) < given.kills:
+            name = list(RUNS)[len(rows) % len(RUNS)]
+            out = Path(folder) / f"{name}-{len(rows)}"
+            left, seconds = alone[name]
+            row = killed_run(name, out, seconds / 2, min(KILLS_A_RUN, given.kills - done), draw)
+            rows.append(row | {"identical": left_by(out) == left})
+            print(json.dumps(rows[-1]), flush=True)
+    kills = sum(row["kills"] for row in rows)
+    identical = sum(row["kills"] for row in rows if row["identical"])
+    writing = sum(row["in_writing"] for row in rows)
+    print(f"{identical} of {kills} kills went on to the same bits; {writing} hit a checkpoint that was being written")
+    if given.json:
+        figures = {"kills": kills, "identical": identical, "in_writing": writing, "runs": rows}
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    sys.exit(identical != kills)
+
+
+if __name__ == "__main__":
+    main()
