@@ -24,42 +24,26 @@ from benchmarks.paired import beside_each, repetitions
 from benchmarks.plain_forms import PLAIN
 from benchmarks.rule_figures import HEADER, Beside, Errors, Row, by_kind, line, read, write
 from benchmarks.rules_plot import plot
+from bpref.devices.works import output_of, sweep_by_autodiff, sweep_by_hand, timed_case, timed_example
 from bpref.nearest import require_known
-from bpref.rule import Case, Rule
+from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify import verify_rule
 from bpref.verify.numbers.measure import rounded
-from bpref.verify.oracle import as_cotangent, bytes_kept, bytes_kept_by_autodiff, with_cotangents
-from bpref.verify.rules.draw import Example, draw
+from bpref.verify.oracle import bytes_kept, bytes_kept_by_autodiff
+from bpref.verify.rules.draw import Example
 
 SEED = 0
 
 
-def timed_case(rule: Rule) -> Case:
-    """The case that says with which sizes it is timed."""
-    return next(case for case in rule.cases if case.timed)
-
-
 def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row:
     """Time the three; verify the rule as well where its errors are not given."""
-    case = timed_case(rule)
-    example = draw(rule, case, case.timed, SEED)
+    example = timed_example(rule)
     params, x, dys = jax.tree.map(jnp.asarray, rounded((example.params, example.x, example.dys), jnp.float32))
     dy = jax.tree.map(lambda v: v[0], dys)
-    own, plain = (lambda params, x: example.layer.forward(params, x)[0]), plain_form(rule, example)
-
-    def by_hand(params, x, dy):
-        y, cache = example.layer.forward(params, x)
-        return y, example.layer.backward(params, cache, dy)
-
-    def by_autodiff(f):
-        def run(params, x, dy):
-            y, cotangents = with_cotangents(f, params, x)
-            return y, cotangents(as_cotangent(dy, y))
-
-        return run
-
-    compiled = [jax.jit(f).lower(params, x, dy).compile() for f in (by_hand, by_autodiff(own), by_autodiff(plain))]
+    own, plain = output_of(example.layer), plain_form(rule, example)
+    forms = sweep_by_hand(example.layer), sweep_by_autodiff(own), sweep_by_autodiff(plain)
+    compiled = [jax.jit(f).lower(params, x, dy).compile() for f in forms]
     runs = [lambda run=run: jax.block_until_ready(run(params, x, dy)) for run in compiled]
     rounds = min(repetitions(run, seconds, 200) for run in runs)
     times = beside_each(runs, rounds, warm=3)
@@ -69,7 +53,7 @@ def measure(kind: str, rule: Rule, seconds: float, errors: Errors | None) -> Row
         Beside(time, (temp, of_rival), (cache, bytes_kept_by_autodiff(f, params, x)))
         for time, of_rival, f in zip(times, temps, (own, plain), strict=True)
     )
-    return Row(kind, case.name, beside_own, beside_plain, errors or errors_of(rule))
+    return Row(kind, timed_case(rule).name, beside_own, beside_plain, errors or errors_of(rule))
 
 
 def plain_form(rule: Rule, example: Example) -> Callable[..., Any]:

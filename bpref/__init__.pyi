@@ -17,6 +17,9 @@ from .compose import serial as serial
 from .compose import shared as shared
 from .compose import target_propagation as target_propagation
 from .corpus.grade import grade as grade
+from .devices.compiling import Compiled as Compiled
+from .devices.compiling import compile_for as compile_for
+from .devices.compiling import devices_of as devices_of
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads

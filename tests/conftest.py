@@ -8,6 +8,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bpref.devices.targets import look_for_no_tpu
 from bpref.verify.programs.running import QUICK_OPTIONS, collect_rarely
 
 
@@ -26,6 +27,7 @@ def compile_in_a_hurry() -> None:
         os.environ.update(wanted)
 
 
+look_for_no_tpu()  # neither here nor in processes started from here: libtpu is there to compile with
 compile_in_a_hurry()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -10,6 +10,8 @@ from bpref.cli.audit import EXAMPLE as AUDIT_EXAMPLE
 from bpref.cli.audit import audit
 from bpref.cli.check import EXAMPLE as CHECK_EXAMPLE
 from bpref.cli.check import check
+from bpref.cli.compile import EXAMPLE as COMPILE_EXAMPLE
+from bpref.cli.compile import compile
 from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
 from bpref.cli.errors import Ended, UsageError
 from bpref.cli.explain import explain
@@ -56,6 +58,7 @@ app.command(epilog=CHECK_EXAMPLE)(check)
 app.command(epilog=AUDIT_EXAMPLE)(audit)
 app.command(epilog=GRADE_EXAMPLE)(grade)
 app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
+app.command(epilog=COMPILE_EXAMPLE)(compile)
 app.command(epilog="Example: bpref explain linear")(explain)
 app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)

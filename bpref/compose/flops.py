@@ -17,15 +17,16 @@ REARRANGED = frozenset({"broadcast_in_dim", "copy", "expand_dims", "reshape", "r
 
 def flops(f: Callable[..., Any], *args: Any) -> int:
     """Of `f(*args)`; nothing is computed, and args may be specifications."""
-    return _of_program(jax.make_jaxpr(f)(*args).jaxpr)
+    return flops_of(jax.make_jaxpr(f)(*args).jaxpr)
 
 
-def _of_program(program: Any) -> int:
+def flops_of(program: Any) -> int:
+    """Of a jaxpr."""
     return sum(map(_of_equation, program.eqns))
 
 
 def _of_equation(eqn: Any) -> int:
-    inside = [_of_program(p) for v in eqn.params.values() for p in _programs(v)]
+    inside = [flops_of(p) for v in eqn.params.values() for p in _programs(v)]
     if inside:
         return eqn.params.get("length", 1) * (max(inside) if "branches" in eqn.params else sum(inside))
     if eqn.primitive.name in REARRANGED:
