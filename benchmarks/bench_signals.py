@@ -70,11 +70,14 @@ def programs(name: str) -> tuple[dict[str, Program], list[tuple[str, str, Progra
     if J.parts[1].root is not None:
         n, drawn = len(jax.tree.leaves(x)[0]), name != "MLP"
         kind = "Gauss-Newton diagonal, drawn" if drawn else "Gauss-Newton diagonal"
-        ours |= {"Kronecker factors": compiled(factors(J), params, x), kind: compiled(diagonal(J, drawn), params, x)}
-        others.append(("Kronecker factors", "grad", compiled(factors_by_autodiff(J, params, x), params, x)))
+        ours[kind] = compiled(diagonal(J, drawn), params, x)
+        if name != "LeNet":
+            ours["Kronecker factors"] = compiled(factors(J), params, x)
+            others.append(("Kronecker factors", "grad", compiled(factors_by_autodiff(J, params, x), params, x)))
         vjps = [compiled(diagonal_by_autodiff(J, drawn, at_once), params, x) for at_once in sorted({1, 8, n})]
         if not drawn:
             vjps.append(compiled(diagonal_of_rows_by_autodiff(J, params, x), params, x))
+        if work.layered:
             ours["Kronecker factors, drawn"] = compiled(factors(J, KEY), params, x)
         others.append((kind, "vjp", min(vjps, key=seconds_of)))
     others += [

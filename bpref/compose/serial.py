@@ -4,11 +4,14 @@ Forward: A[l] = f[l](A[l-1]) for l = 1 ... L. By the chain rule the cotangent go
 reverse, and each one is given the cotangent of its output: dA[l-1] = f[l]'s backward of dA[l].
 """
 
-from functools import partial
+from collections import Counter
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, overload
 
 import jax
 
+from bpref.checks.hyperparameters import is_traced
 from bpref.compose.parts import (
     C1,
     C2,
@@ -61,7 +64,8 @@ def serial(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
 
 
 def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
-    """`serial` of parts."""
+    """`serial` of parts; where one layer stands several times, it is traced and lowered once."""
+    layers = traced_once(parts.layers)
 
     def begin_all(key, x):
         x, beside = at_the_start(x)
@@ -76,7 +80,7 @@ def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
     def forward(params, x):
         x, beside = parts.given("serial", x)
         caches, after = [], []
-        for layer, p, own in zip(parts.layers, parts.apart("serial", params), beside, strict=True):
+        for layer, p, own in zip(layers, parts.apart("serial", params), beside, strict=True):
             x, cache, state = run(layer, p, x, own)
             caches.append(cache)
             after.append(state)
@@ -85,7 +89,7 @@ def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
     def backward(params, caches, dy):
         dparams, total = [], None
         dy, data = of_value(parts.is_stateful, dy)
-        given = zip(parts.layers, parts.apart("serial", params), parts.apart("serial", caches, "cache"), strict=True)
+        given = zip(layers, parts.apart("serial", params), parts.apart("serial", caches, "cache"), strict=True)
         for layer, p, cache in reversed(list(given)):
             dp, dy, of_data = pull(data, layer, p, cache, dy)
             dparams.append(dp)
@@ -94,3 +98,25 @@ def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
 
     init, begin = parts.stateful(begin_all)
     return Layer(init, forward, backward, "serial", *parts.rebuilt_by(serial), begin)
+
+
+def traced_once(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers, those that stand several times with a forward and a backward that JAX traces once for all places."""
+    times = Counter(map(id, layers))
+    again = {
+        id(layer): layer._replace(forward=as_call(layer.forward), backward=as_call(layer.backward))
+        for layer in layers
+        if times[id(layer)] > 1
+    }
+    return tuple(again.get(id(layer), layer) for layer in layers)
+
+
+def as_call(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a call in the program that is traced; where nothing is traced, as it is."""
+    called = jax.jit(f)
+
+    @wraps(f)
+    def call(*args):
+        return called(*args) if any(map(is_traced, jax.tree.leaves(args))) else f(*args)
+
+    return call

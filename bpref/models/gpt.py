@@ -59,6 +59,7 @@ class GptConfig:
       window: how many positions back a position sees, itself among them; None: all.
       soft_cap, logit_soft_cap: what no logit of the attention, and none of the tokens, reaches; None: no bound.
       dropout: the share that is dropped of the embeddings, and of what each half of a block adds.
+      attention_dropout: the share that is dropped of the weights of the attention.
 
     Raises:
       ValueError: a number is out of its range, or heads do not divide the width, or kv_heads the heads.
@@ -81,6 +82,7 @@ class GptConfig:
     tied: bool = False
     window: int | None = None
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
 
@@ -96,6 +98,7 @@ class GptConfig:
         require_flags(who, tied=self.tied, gated=self.gated)
         require_rate(who, self.dropout, "dropout")
         require_positive_or_none(who, "logit_soft_cap", self.logit_soft_cap)
+        require_rate(who, self.attention_dropout, "attention_dropout")
         of_attention = self.rope, True, self.window, self.bias, self.eps, 128, self.stretch, self.soft_cap
         attention_layer(who, self.heads, self.kv_heads, self.norm, *of_attention)
         mlp_layer(who, self.hidden, self.activation, self.gated, self.norm, False, self.eps)
@@ -206,23 +209,11 @@ def _head(vocabulary: int, cap: float | None) -> Layer:
 
 def _block(config: GptConfig) -> Layer:
     c = config
+    own = {"rope": c.rope, "window": c.window, "bias": c.bias, "stretch": c.stretch, "soft_cap": c.soft_cap}
+    own |= {"eps": c.eps, "dropout": c.attention_dropout}
     if not c.dropout:
-        of_attention = {"rope": c.rope, "window": c.window, "bias": c.bias, "stretch": c.stretch}
-        of_attention |= {"soft_cap": c.soft_cap}
-        return transformer_block(
-            c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, eps=c.eps, **of_attention
-        )
-    attention = attention_block(
-        c.heads,
-        c.kv_heads,
-        c.norm,
-        c.rope,
-        window=c.window,
-        bias=c.bias,
-        eps=c.eps,
-        stretch=c.stretch,
-        soft_cap=c.soft_cap,
-    )
+        return transformer_block(c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, **own)
+    attention = attention_block(c.heads, c.kv_heads, c.norm, **own)
     mlp = mlp_block(c.hidden, c.activation, c.gated, c.norm, bool(c.bias) and c.bias != "qkv", c.eps)
     halves = {"attention": attention, "mlp": mlp}
     return serial(**{name: residual(serial(half, dropout(c.dropout))) for name, half in halves.items()})
@@ -231,7 +222,7 @@ def _block(config: GptConfig) -> Layer:
 def _finished(config: GptConfig, layer: Layer) -> Layer:
     if config.tied:
         layer = shared(layer, ("body.embed.W", "head.W"))
-    return stateful(layer) if config.dropout else layer
+    return stateful(layer) if config.dropout or config.attention_dropout else layer
 
 
 def _gpt2(width: int, depth: int, heads: int) -> GptConfig:

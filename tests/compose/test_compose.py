@@ -320,3 +320,24 @@ def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError) as refused:
         call()
     assert str(refused.value) == message
+
+
+def test_a_layer_that_stands_several_times_is_traced_once():
+    traced, leaf = [], bpref.linear(3)
+
+    def counted(f):
+        def call(*args):
+            traced.append(f)
+            return f(*args)
+
+        return call
+
+    network = bpref.serial(*[leaf._replace(forward=counted(leaf.forward), backward=counted(leaf.backward))] * 4)
+    x = np.ones((2, 3), np.float32)
+    params = network.init(jax.random.key(0), x)
+    expected = bpref.backpropagate(bpref.serial(*[bpref.linear(3) for _ in range(4)]), params, x, x)
+    traced.clear()
+    swept = jax.jit(lambda params, x: bpref.backpropagate(network, params, x, x))(params, x)
+    assert len(traced) == 2
+    for a, b in zip(jax.tree.leaves(swept), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -129,9 +129,16 @@ def test_it_learns_in_ten_lines(standard_promotion):
     assert float(jnp.mean(jnp.argmax(logits, -1) == ids[:, 1:])) == 1.0
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_dropout_is_a_state_and_evaluation_drops_nothing(tied):
-    config = replace(GPT2, tied=tied, dropout=0.2)
+DROPPED = {
+    "of what is added": {"dropout": 0.2},
+    "of the attention": {"attention_dropout": 0.2},
+    "of both, tied": {"dropout": 0.2, "attention_dropout": 0.2, "tied": True},
+}
+
+
+@pytest.mark.parametrize("of", DROPPED.values(), ids=DROPPED)
+def test_dropout_is_a_state_and_evaluation_drops_nothing(of):
+    config = replace(GPT2, **({"tied": False} | of))
     J, ids = bpref.gpt_objective(config, remat=True), drawn(config)
     params, state = bpref.begin(J, jax.random.key(SEED), ids)
     (first, after), dparams, _ = bpref.backpropagate(J, params, bpref.With(ids, state))
@@ -139,7 +146,7 @@ def test_dropout_is_a_state_and_evaluation_drops_nothing(tied):
     assert float(first) != float(second)
     assert jax.tree.structure(dparams) == jax.tree.structure(params)
     (value, _), _ = bpref.evaluation(J).forward(params, bpref.With(ids, state))
-    without = replace(config, dropout=0.0)
+    without = replace(config, dropout=0.0, attention_dropout=0.0)
     same = bpref.gpt_objective(without)
     ours = jax.tree.unflatten(
         jax.tree.structure(jax.eval_shape(same.init, jax.random.key(0), ids)), jax.tree.leaves(params)

@@ -9,37 +9,36 @@ floor(n K / N)), D = d / N features each, and positions i, j:
     u_ij = q_i . k_j / sqrt(D),   s_ij = t tanh(u_ij / t)                 (*b, N, T, T), never made       t: soft cap
     m_i = max_j s_ij,   S_i = sum_j exp(s_ij - m_i)                       s = u without a soft cap
     p_ij = exp(s_ij - m_i) / S_i                                          m, S: (*b, T, N)
-    o_i = sum_j p_ij v_j                                                  (*b, T, N D)
+    o_i = sum_j r_ij p_ij v_j                                             (*b, T, N D)    r = 1 without dropout
     y_i = W_o o_i + b_o                                                   (*b, T, d)
 
 R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D),
 or as `stretch` has it (`bpref.Stretch`). j runs over what is visible from i: j <= i (causal), |i - j| < w or
-i - left <= j <= i + right (window).
+i - left <= j <= i + right (window). r_ij is 0 with the probability of dropout, and else 1 / (1 - that).
 
 Differential, in the same order; R_i is orthogonal, or by YaRN a multiple of that, so its adjoint is the rotation back:
 
     delta y_i = W_o delta o_i + (delta W_o) o_i + delta b_o
-    delta o_i = sum_j p_ij delta v_j + sum_j p_ij (delta s_ij - sum_m p_im delta s_im) v_j
+    delta o_i = sum_j r_ij (p_ij delta v_j + p_ij (delta s_ij - sum_m p_im delta s_im) v_j)
     delta q_i = R_i delta q'_i        delta (q', k', v)_i = W_qkv delta n_i + (delta W_qkv) n_i + delta b_qkv
 
-The factor of each perturbation, with c_i = do_i . o_i, which is sum_j p_ij do_i . v_j, by head:
+The factor of each perturbation, with c_i = do_i . o_i, which is sum_j r_ij p_ij do_i . v_j, by head:
 
     do_i = W_o^T dy_i                 dW_o = sum_i dy_i o_i^T             (*b, T, N D), (d, N D)
-    dv_j = sum_i p_ij do_i            ds_ij = p_ij (do_i . v_j - c_i)
+    dv_j = sum_i r_ij p_ij do_i       ds_ij = p_ij (r_ij do_i . v_j - c_i)
     du_ij = ds_ij (1 - (s_ij / t)^2), or ds_ij
     dq_i = sum_j du_ij k_j / sqrt(D)  dk_j = sum_i du_ij q_i / sqrt(D)
     dz_i = (R_i^T dq_i, R_i^T dk_i, dv_i)                                 (*b, T, (N + 2 K) D)
     dW_qkv = sum_i dz_i n_i^T         dn_i = W_qkv^T dz_i                 ((N + 2 K) D, d), (*b, T, d)
     dx_i = r_i (g_i - mean g_i - xhat_i mean(g_i xhat_i)),   g = gamma dn (*b, T, d)      no mean g: RMS norm
 
-Cached: x, two numbers for each of its rows (one for the RMS norm), q, k and v as they met, o, and m and S, two numbers
-for each position and head. That is the least from which no product of matrices is made a second time: q, k and v cost
-one, o, m and S the whole of the attention. What is cheap is made again: n is x shifted and scaled, p_ij an exponential
-of a product that ds needs anyway, block by block. q' and k' are not needed: the cotangents are turned back.
+Cached: x, two numbers for each of its rows (one for the RMS norm), q, k and v as they met, o, m and S: the least from
+which no product of matrices is made a second time. What is cheap is made again: n is x shifted and scaled, p_ij an
+exponential of a product that ds needs anyway. q' and k' are not needed: the cotangents are turned back.
 
 Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
 exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
-the p that o is the sum of, which c relies on. The angles are computed in float64, see `bpref.formulas.rotations`.
+the p that o is the sum of, which c relies on. With dropout all three are made again, since r v is rounded in o.
 """
 
 from itertools import pairwise
@@ -51,7 +50,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
+from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_sizes
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     closed,
@@ -76,10 +75,13 @@ from bpref.formulas.pre_norm import (
     require_norm,
     statistics,
 )
+from bpref.formulas.random_draws import KEY, require_key, require_rate
 from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
-from bpref.layer import Layer, Reals
-from bpref.naive import rotation
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.formulas.softmax_attention import AttentionParams
+from bpref.layer import Held, Layer, Reals
+from bpref.naive.attention import naive_attention
+from bpref.naive.rotation import naive_rotation
+from bpref.rule import Case, Interval, Key, Real, Rule, Size, specs
 
 
 class AttentionBlockParams(NamedTuple):
@@ -88,6 +90,7 @@ class AttentionBlockParams(NamedTuple):
     b_qkv: Float[Array, " (N+2*K)*D"] | None
     W_o: Float[Array, "d N*D"]
     b_o: Float[Array, " d"] | None
+    key: Any = None
 
 
 class AttentionBlockCache(NamedTuple):
@@ -99,6 +102,7 @@ class AttentionBlockCache(NamedTuple):
     o: Float[Array, "*b T N D"]
     m: Float[Array, "*b T N"]
     S: Float[Array, "*b T N"]
+    key: Any = None
 
 
 def attention_block(
@@ -113,6 +117,7 @@ def attention_block(
     block: int = 128,
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
+    dropout: float = 0.0,
 ) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -129,20 +134,21 @@ def attention_block(
       block: how many positions are worked on at once; no array has more than `block` squared of them.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
       soft_cap: t, the size that no logit of the attention reaches (Gemma 2: 50).
+      dropout: the share of the softmax's weights that are dropped, those that stay being divided by 1 - dropout.
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
-      b_qkv, W_o: (d, N D), b_o)`, x `(*b, T, d)` and y of x's shape. Both W are drawn uniformly with variance 1 over
-      the number of their inputs; scale is ones, and shift and b are zeros at first.
+      b_qkv, W_o: (d, N D), b_o, key: a PRNG key, with dropout)`, x `(*b, T, d)` and y of x's shape. Both W are drawn
+      uniformly with variance 1 over the number of their inputs; scale is ones, and shift and b are zeros at first.
 
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
         the features, or leave an odd number for RoPE; x has other features than W_qkv.
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
-    who = "attention_block"
-    require_flags(who, causal=causal)
-    return attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap)
+    require_flags("attention_block", causal=causal)
+    own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap, dropout
+    return attention_layer("attention_block", *own)
 
 
 def attention_layer(
@@ -158,23 +164,24 @@ def attention_layer(
     block: int,
     stretch: Stretch | None,
     soft_cap: float | None = None,
+    dropout: float = 0.0,
+    keyed: bool = False,
 ) -> Layer:
-    """The layer that error messages call `who`."""
-    K = heads if kv_heads is None else kv_heads
-    heads = require_size(who, "heads", heads)
-    K = require_size(who, "kv_heads", K)
+    """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped."""
+    heads, K, block = require_sizes(who, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, block=block)
     if heads % K:
         raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
     require_norm(who, norm)
-    require_bias(who, bias)
+    if not (isinstance(bias, str) and bias == "qkv") and not isinstance(bias, bool | np.bool_):
+        raise ValueError(f"{who}: bias is {bias!r}, expected True, False or 'qkv'")
     eps = require_positive(who, "eps", eps)
     rope, stretch = require_rope(who, rope, stretch)
     soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
     window = require_window(who, window)
-    block = require_size(who, "block", block)
+    dropout = require_rate(who, dropout, "dropout")
 
     def pattern(q):
-        return Pattern(q.shape[-1] ** -0.5, causal, window, soft_cap, query_block=block, key_block=block)
+        return Pattern(q.shape[-1] ** -0.5, causal, window, soft_cap, dropout, block, block)
 
     def require_sequence(x):
         d = x.shape[-1]
@@ -215,18 +222,22 @@ def attention_layer(
             jnp.zeros(rows, x.dtype) if bias else None,
             lecun_uniform(of_o, (d, d), d, x.dtype),
             jnp.zeros(d, x.dtype) if bias and bias != "qkv" else None,
+            jax.random.split(key, 3)[2] if dropout or keyed else None,
         )
 
     def forward(params, x: Float[Array, "*b T>0 d>0"]):
+        if dropout:
+            require_key(who, params.key)
         of_x = statistics(norm, x, eps)
         met = meeting(params, x, of_x)
-        o, m, S = attend(pattern(met.q), met, Extras())
-        return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S)
+        o, m, S = attend(pattern(met.q), met._replace(key=params.key), Extras())
+        return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S, params.key)
 
     def opened(params, cache, dy):
-        x, of_x, q, k, v, o, m, S = cache
+        x, of_x, q, k, v, o, m, S, key = cache
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v), Extras(), do, Kept(o, m, S))
+        kept = None if dropout else Kept(o, m, S)
+        dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v, key=key), Extras(), do, kept)
         dz = by_position(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv, dW_o = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, by_position(o))
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
@@ -247,13 +258,12 @@ def attention_layer(
 
         return decoder(leaf, start, step)
 
-    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
-
-
-def require_bias(who: str, bias: Any) -> None:
-    """Raise `ValueError` unless `bias` is a flag, or "qkv"."""
-    if not (isinstance(bias, str) and bias == "qkv") and not isinstance(bias, bool | np.bool_):
-        raise ValueError(f"{who}: bias is {bias!r}, expected True, False or 'qkv'")
+    if dropout:
+        own = heads, K, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
+        without = attention_layer(who, *own, keyed=True)
+        return Layer(init, forward, closed(opened), who, held=KEY, evaluating=without, opened=opened)
+    held = Held(("key",)) if keyed else None
+    return Layer(init, forward, closed(opened), who, held=held, decoding=decoding, opened=opened)
 
 
 def reference(
@@ -270,9 +280,10 @@ def reference(
     block: int = 128,
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
+    dropout: float = 0.0,
 ) -> Array:
     K = heads if kv_heads is None else kv_heads
-    T, d = x.shape[-2:]
+    d = x.shape[-1]
     D = d // heads
 
     def affine(W, b, A):
@@ -286,29 +297,15 @@ def reference(
     z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
-        angle = np.outer(np.arange(T), rotation.frequencies(D, rope, stretch))
-        size = rotation.magnitude(stretch)
-        cos, sin = (jnp.asarray(size * np.tile(f(angle), 2)[:, None], x.dtype) for f in (np.cos, np.sin))
-
-        def rotated(u):
-            a, b = jnp.split(u, 2, -1)
-            other = jnp.concatenate([-b, a], -1)
-            return u * jnp.broadcast_to(cos, u.shape) + other * jnp.broadcast_to(sin, u.shape)
-
-        q, k = rotated(q), rotated(k)
-    k, v = (jnp.repeat(u, heads // K, -2) for u in (k, v))
-    s = jnp.einsum("...inD,...jnD->...nij", q, k) / D**0.5
-    s = s if soft_cap is None else soft_cap * jnp.tanh(s / soft_cap)
-    i, j = np.indices((T, T))
-    left, right = (T, T) if window is None else window if isinstance(window, tuple) else (window - 1, window - 1)
-    seen = (j >= i - left) & (j <= i + right)
-    seen = seen & (j <= i) if causal else seen
-    p = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, s.shape), s, -jnp.inf), -1)
-    o = jnp.einsum("...nij,...jnD->...inD", p, v)
+        q, k = (naive_rotation(u, rope, False, 1.0, stretch) for u in (q, k))
+    pattern = Pattern(0.0, causal, window, soft_cap, dropout)
+    o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), pattern, True, False, 0)
     return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], d))
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
+_W = Real("m d", -1, 1), None, Real("d d", -1, 1), None
+_PARAMS = specs(AttentionBlockParams, specs(NormParams, Real("d"), None), *_W, Key())
 
 RULE = Rule(
     "attention_block",
@@ -337,6 +334,14 @@ RULE = Rule(
             | {"soft_cap": Interval(1.0, 8.0, 2.0)},
             never_empty=("T",),
             fixed={"d": 8},
+        ),
+        Case(
+            "dropout of the weights",
+            Real("B T d"),
+            {"heads": 2, "kv_heads": 1, "dropout": 0.25, "eps": _EPS, "block": 4},
+            params=_PARAMS,
+            fixed={"B": 2, "d": 8, "m": 16},
+            least={"T": 2},
         ),
     ),
     cite="arXiv:1706.03762, section 3.2; pre-norm: arXiv:2002.04745; grouped queries: arXiv:2305.13245; "

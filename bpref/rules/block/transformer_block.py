@@ -37,7 +37,7 @@ stack of blocks it is the next one's x. The halves alone would keep exactly this
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array, lax
@@ -48,8 +48,9 @@ from bpref.formulas.affine import closed
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.pre_norm import Statistics
+from bpref.formulas.random_draws import KEY
 from bpref.formulas.rotations import Stretch
-from bpref.layer import Layer, Reals, With, begin
+from bpref.layer import Held, Layer, Reals, With, begin
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
@@ -59,6 +60,7 @@ from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
 class TransformerBlockParams(NamedTuple):
     attention: AttentionBlockParams
     mlp: MlpBlockParams
+    key: Any = None
 
 
 class TransformerBlockCache(NamedTuple):
@@ -70,6 +72,7 @@ class TransformerBlockCache(NamedTuple):
     o: Float[Array, "*b T N D"]
     m: Float[Array, "*b T N"]
     S: Float[Array, "*b T N"]
+    key: Any
     h: Float[Array, "*b T d"]
     of_h: Statistics
     z: Float[Array, "*b T m"]
@@ -90,6 +93,7 @@ def transformer_block(
     block: int = 128,
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
+    dropout: float = 0.0,
 ) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache]:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -109,10 +113,12 @@ def transformer_block(
       block: how many positions of the attention are worked on at once.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
       soft_cap: the size that no logit of the attention reaches, as in `attention_block`.
+      dropout: the share of the attention's weights that are dropped, as there.
 
     Returns:
-      A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams)`, x `(*b, T, d)`
-      and y of x's shape. It is `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat.
+      A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
+      with dropout)`, x `(*b, T, d)` and y of x's shape. It is
+      `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat.
 
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
@@ -121,26 +127,40 @@ def transformer_block(
     """
     who = "transformer_block"
     require_flags(who, gated=gated, causal=causal)
-    attention = attention_layer(who, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap)
+    own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
+    attention = attention_layer(who, *own, dropout)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
+    layer = _block(who, attention, mlp)
+    if not dropout:
+        return layer
+    without = _block(who, attention_layer(who, *own, keyed=True), mlp)
+    return layer._replace(held=KEY, evaluating=without._replace(held=Held(("key",))), decoding=None)
+
+
+def _block(who: str, attention: Layer, mlp: Layer) -> Layer:
+    """The two halves, a key of the first's as the block's own."""
 
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
-        return TransformerBlockParams(attention.init(of_attention, x), mlp.init(of_mlp, x))
+        drawn = attention.init(of_attention, x)
+        return TransformerBlockParams(drawn._replace(key=None), mlp.init(of_mlp, x), drawn.key)
+
+    def of_half(params):
+        return params.attention._replace(key=params.key)
 
     def forward(params, x):
-        f, of_attention = attention.forward(params.attention, x)
+        f, of_attention = attention.forward(of_half(params), x)
         h = lax.add(x, f)
         m, of_mlp = mlp.forward(params.mlp, h)
         return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp)
 
     def opened(params, cache, dy):
-        of_attention, of_mlp = AttentionBlockCache(*cache[:8]), MlpBlockCache(*cache[8:])
+        of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:])
         assert mlp.opened is not None
         assert attention.opened is not None
         dmlp, dh = mlp.opened(params.mlp, of_mlp, dy)
         dh = lax.add(dy, dh)
-        dattention, dx = attention.opened(params.attention, of_attention, dh)
+        dattention, dx = attention.opened(of_half(params), of_attention, dh)
         return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
 
     def decoding(leaf, length):
@@ -150,7 +170,7 @@ def transformer_block(
             return begin(onwards, jax.random.key(0), x)[1]
 
         def step(params, x, memory):
-            (f, memory), _ = onwards.forward(params.attention, With(x, memory))
+            (f, memory), _ = onwards.forward(of_half(params), With(x, memory))
             h = lax.add(x, f)
             return lax.add(h, mlp.forward(params.mlp, h)[0]), memory
 
@@ -176,10 +196,10 @@ def reference(
     block: int = 128,
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
+    dropout: float = 0.0,
 ) -> Array:
-    f = attention_block.reference(
-        params.attention, x, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
-    )
+    own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap, dropout
+    f = attention_block.reference(params.attention._replace(key=params.key), x, *own)
     h = x + f
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
 
