@@ -121,13 +121,14 @@ OF_JAX = {
     "make_jaxpr", "memory", "numpy_dtype_promotion", "numpy_rank_promotion", "sharding", "typeof", "vmap",
     "ad_checkpoint.checkpoint_name",  # models/mlp.py names its Z and A for `check_intermediates`
     "interpreters.partial_eval",  # whether an optimiser mixes parameters is read off a program
+    "extend.core",  # of what programs are made, which are read
     "extend.random.threefry_2x32",
     "experimental.topologies",  # devices that are not there are compiled for
 }  # fmt: skip
 """What a derivation may name of JAX, modules where nothing differentiates apart."""
 
 OF_THE_CHECKER = OF_JAX | {
-    "__file__", "checkpoint", "custom_derivatives.SymbolicZero", "custom_jvp", "experimental.pallas.tpu", "extend.core",
+    "__file__", "checkpoint", "custom_derivatives.SymbolicZero", "custom_jvp", "experimental.pallas.tpu",
     "extend.source_info_util",
     "interpreters.ad",  # which primitives have a derivative at all: the table is read, no entry called
 }  # fmt: skip

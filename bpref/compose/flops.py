@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from bpref.programs import programs_in
+
 REARRANGED = frozenset({"broadcast_in_dim", "copy", "expand_dims", "reshape", "rev", "squeeze", "transpose"})
 """Operations that compute no number."""
 
@@ -26,7 +28,7 @@ def flops_of(program: Any) -> int:
 
 
 def _of_equation(eqn: Any) -> int:
-    inside = [flops_of(p) for v in eqn.params.values() for p in _programs(v)]
+    inside = [flops_of(p.jaxpr) for p in programs_in(eqn)]
     if inside:
         return eqn.params.get("length", 1) * (max(inside) if "branches" in eqn.params else sum(inside))
     if eqn.primitive.name in REARRANGED:
@@ -39,10 +41,3 @@ def _of_equation(eqn: Any) -> int:
         W = eqn.invars[1].aval.shape
         return 2 * size * math.prod(W) // max(1, W[eqn.params["dimension_numbers"].rhs_spec[0]])
     return size
-
-
-def _programs(v: Any) -> list[Any]:
-    """The programs in an equation's parameter."""
-    each = v if isinstance(v, tuple | list) else (v,)
-    found = (getattr(p, "jaxpr", p) for p in each)
-    return [p for p in found if hasattr(p, "eqns")]

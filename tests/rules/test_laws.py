@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr
 
 import bpref
 from bpref.bridge import as_function
 from bpref.cotangents import has_cotangent, is_differentiable, with_zeros
+from bpref.programs import all_equations
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
@@ -115,18 +116,10 @@ def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
     return compiled(chex.assert_max_traces(run, n=1))
 
 
-def values_in(program: Jaxpr | ClosedJaxpr) -> Iterator[Any]:
-    """The type of every value that a program computes, those of its inner programs too."""
-    for equation in program.eqns:
-        yield from (v.aval for v in equation.outvars if hasattr(v.aval, "weak_type"))
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
-            if isinstance(inner, Jaxpr | ClosedJaxpr):
-                yield from values_in(inner)
-
-
 def wide_values_in(program: ClosedJaxpr) -> list[Any]:
-    """Those of 64-bit dtypes, but for Python's numbers, whose type is weak where they are not promoted."""
-    return [v for v in values_in(program) if v.dtype in ("float64", "complex128") and not v.weak_type]
+    """The types of a program's values of 64-bit dtypes, but for Python's numbers: weak where they are not promoted."""
+    values = (v.aval for e in all_equations(program) for v in e.outvars if hasattr(v.aval, "weak_type"))
+    return [v for v in values if v.dtype in ("float64", "complex128") and not v.weak_type]
 
 
 def narrow_program(example: Example, narrow: str) -> tuple[ClosedJaxpr, Any]:

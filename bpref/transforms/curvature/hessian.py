@@ -18,11 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import has_cotangent, is_differentiable
 from bpref.layer import Layer, backpropagate, map_leaves, require_layer, select
+from bpref.programs import all_equations
 from bpref.transforms.curvature.direction import require_direction
 
 REFUSALS = (TypeError, ValueError, NotImplementedError)
@@ -105,7 +107,7 @@ def _product(who: str, layer: Layer, params: Any, x: Any) -> tuple[Callable[[Any
         return backpropagate(layer, params, x)[1]
 
     program, dparams = jax.make_jaxpr(sweep, return_shape=True)(params, x)
-    if WITHOUT_TANGENTS in _primitives(program):
+    if _is_without_tangents(program):
         _name_refusal(who, layer, params, x)
     mask = has_cotangent(params, dparams)
     trained = select(mask, params)
@@ -123,15 +125,8 @@ def _product(who: str, layer: Layer, params: Any, x: Any) -> tuple[Callable[[Any
     return product, dparams
 
 
-def _primitives(program: Any) -> set[str]:
-    """The names of all in a program, and in those within it."""
-    found = set()
-    for equation in getattr(program, "jaxpr", program).eqns:
-        found.add(equation.primitive.name)
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                found |= _primitives(inner) if hasattr(getattr(inner, "jaxpr", inner), "eqns") else set()
-    return found
+def _is_without_tangents(program: ClosedJaxpr) -> bool:
+    return any(equation.primitive.name == WITHOUT_TANGENTS for equation in all_equations(program))
 
 
 def _name_refusal(who: str, layer: Layer, params: Any, x: Any) -> None:
@@ -150,7 +145,7 @@ def _name_refusal(who: str, layer: Layer, params: Any, x: Any) -> None:
 
         chosen = [arrays[i] for i in real]
         try:
-            if WITHOUT_TANGENTS in _primitives(jax.make_jaxpr(of_real)(*chosen)):
+            if _is_without_tangents(jax.make_jaxpr(of_real)(*chosen)):
                 raise TypeError("it calls a function of jax.custom_vjp, which has no tangents")
             jax.eval_shape(lambda *a: jax.jvp(of_real, a, a), *chosen)
         except REFUSALS as error:

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from bpref.programs import all_equations
 from bpref.verify.examining.held import Point
 from bpref.verify.examining.program import completed
 from bpref.verify.numbers.numerical import numerical_cotangents
 from bpref.verify.numbers.points import generator, is_key
 from bpref.verify.oracle import is_differentiable
-from bpref.verify.programs.rewrite import all_equations
 from bpref.verify.programs.running import in_float64
 from bpref.verify.report import Finding
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.programs import all_equations
 from bpref.verify.examining.faults import explained
 from bpref.verify.examining.held import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
 from bpref.verify.examining.laws import form, is_repeatable
@@ -18,7 +19,7 @@ from bpref.verify.examining.subject import Subject
 from bpref.verify.numbers.kinks import a_step_away
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.lift import lift, lift_traced, narrowest
-from bpref.verify.programs.rewrite import all_equations, constants_of
+from bpref.verify.programs.rewrite import constants_of
 from bpref.verify.programs.running import collecting_nothing
 from bpref.verify.report import Finding
 

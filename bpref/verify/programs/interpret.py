@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from bpref.programs import programs_in
 from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
-from bpref.verify.programs.rewrite import constants_and_carry, is_literal, programs_in, split
+from bpref.verify.programs.rewrite import constants_and_carry, is_literal, split
 from bpref.verify.programs.strip import OPAQUE, called
 
 COSTLY = 20_000

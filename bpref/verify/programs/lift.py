@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, closed, constants_and_carry, evaluate, traced
+from bpref.programs import closed
+from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, constants_and_carry, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX, is_opaque
 
 F = TypeVar("F", bound=Callable[..., Any])

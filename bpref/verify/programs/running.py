@@ -22,8 +22,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
+from bpref.programs import all_equations
 from bpref.verify.programs.interpret import CannotInterpret, Interpreted, OnResult
-from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, all_equations, as_it_is, evaluate, traced
+from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX
 
 Run = Callable[..., Any]

@@ -14,20 +14,19 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
+from bpref.programs import all_equations, programs_in
 from bpref.verify.naming import place, place_of, telling_name
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.lift import as_traced
 from bpref.verify.programs.rewrite import (
     CALLS,
     Recurse,
-    all_equations,
     as_it_is,
     as_written,
     constants_and_carry,
     evaluate,
     is_literal,
     parts_of_while,
-    programs_in,
     split,
     traced,
 )

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.interpreters import ad
 
+from bpref.programs import all_equations, closed
 from bpref.verify.options import require_callable
-from bpref.verify.programs.rewrite import CALLS, Recurse, all_equations, closed, evaluate, traced
+from bpref.verify.programs.rewrite import CALLS, Recurse, evaluate, traced
 
 F = TypeVar("F", bound=Callable[..., Any])
 

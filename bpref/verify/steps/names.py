@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from bpref.nearest import require_known
+from bpref.programs import closed, programs_in
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.programs.rewrite import CALLS, Recurse, as_it_does, closed, evaluate, programs_in, traced
+from bpref.verify.programs.rewrite import CALLS, Recurse, as_it_does, evaluate, traced
 from bpref.verify.programs.strip import RULES_OF_JAX, is_opaque, without_rule
 
 OUT_OF_REACH = {
