@@ -30,8 +30,9 @@ def factors(J: bpref.Layer, key: Any = None) -> Callable[..., Any]:
     """A and G of every linear layer and embedding; of other leaves nothing, which XLA does not compute then."""
 
     def ours(params, x):
-        found = jax.tree.leaves(bpref.kronecker_factors(J, params, x, key), is_leaf=is_factor)
-        return [v for v in found if isinstance(v, bpref.Kronecker)]
+        found, tree = jax.tree.flatten(bpref.kronecker_factors(J, params, x, key), is_leaf=is_factor)
+        of_layers = zip(found, tree.flatten_up_to(params), strict=True)
+        return [v for v, p in of_layers if isinstance(v, bpref.Kronecker) and isinstance(p, tuple)]
 
     return ours
 

@@ -14,6 +14,7 @@ from benchmarks import library_models, plain_models
 from benchmarks.library_models import Jitted
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.models.mixture import MixtureConfig, mixture_objective
+from bpref.models.rearranged import Generative
 from bpref.models.text import text_model
 
 RNG = np.random.default_rng(0)
@@ -130,12 +131,25 @@ def images(network: bpref.Layer, logits: Callable[[Any, Any], Any], shape: tuple
     return Work(J, params, bpref.With(data, state) if has_state else data, {"plain form": plain})
 
 
+def makes_images(model: Generative, shape: tuple[int, ...]) -> Work:
+    """A model that makes images; no plain form has its draws."""
+    J = bpref.objective(model.network, model.loss)
+    data = (RNG.uniform(size=shape).astype(np.float32),) * 2
+    params, state = bpref.begin(J, jax.random.key(0), data)
+    return Work(J, params, bpref.With(data, state), {})
+
+
 WORK: dict[str, Callable[[], Work]] = {
     "mlp": mlp,
     "lenet": lambda: images(bpref.lenet(), plain_models.lenet, (64, 28, 28, 1)),
     "resnet": lambda: images(
         bpref.resnet((2, 2, 2), 10, 16, small=True), partial(plain_models.resnet, small=True), (32, 16, 16, 3)
     ),
+    "vit": lambda: images(
+        bpref.vit(64, 4, 10, 128, 4, 4), partial(plain_models.vit, heads=4, patch=4), (16, 32, 32, 3)
+    ),
+    "vae": lambda: makes_images(bpref.variational_autoencoder((28, 28, 1), 512, 16, 2), (128, 28, 28, 1)),
+    "unet": lambda: makes_images(bpref.diffusion((16, 16, 1), 16, 2), (16, 16, 16, 1)),
     "lstm": lambda: text("lstm", plain_models.lstm_block),
     "mamba": lambda: text("mamba", plain_models.mamba),
     "mixture": mixture,

@@ -16,6 +16,7 @@ from jax import Array, lax
 from benchmarks import plain_sequences
 from bpref.models.gpt import GptConfig
 from bpref.models.mixture import MixtureConfig
+from bpref.rules import RULES
 from bpref.rules.block import mamba_block
 from bpref.rules.mixture import mixture_of_experts
 
@@ -175,6 +176,22 @@ def resnet(params: Any, x: Array, bottleneck: bool = False, small: bool = False)
     for i, name in enumerate(n for n in params if n.startswith("stage")):
         x = stage(params[name], x, i > 0)
     return x.mean((1, 2)) @ params["head"].W.T + params["head"].b[None]
+
+
+def vit(params: Any, x: Array, heads: int, patch: int) -> Array:
+    """Images to logits."""
+    x = convolved(params["patches"][0], x, patch, "VALID")
+    x = x.reshape(x.shape[0], -1, x.shape[3]) + params["positions"].W[None]
+    norm = RULES["layer_norm"].reference
+
+    def block(x, p):
+        hidden = p.mlp.W_out.shape[1]
+        return RULES["transformer_block"].reference(
+            p, x, heads, hidden, None, "gelu", False, "layer", None, False, None, True
+        ), None
+
+    x = norm(params["norm"], lax.scan(block, x, params["blocks"])[0], 1e-6).mean(1)
+    return x @ params["head"].W.T + params["head"].b[None]
 
 
 def mamba(p: Any, x: Array) -> Array:
