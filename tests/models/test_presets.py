@@ -1,4 +1,4 @@
-"""Presets have the numbers that transformers' configuration classes have by default, for the checkpoints that they name.
+"""Presets have the numbers that transformers has by default, in its classes for the checkpoints that they name.
 
 What `PUBLISHED` holds is what this has printed, of transformers 5.24:
 
