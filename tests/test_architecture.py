@@ -118,7 +118,7 @@ OF_JAX = {
     "Array", "ShapeDtypeStruct", "block_until_ready", "clear_caches", "config", "core.Tracer", "custom_vjp",
     "custom_derivatives.SymbolicZero", "custom_derivatives.custom_vjp_primal_tree_values", "default_backend",
     "default_device", "device_get", "device_put", "devices", "disable_jit", "enable_x64", "eval_shape", "export", "jit",
-    "make_jaxpr", "memory", "numpy_dtype_promotion", "numpy_rank_promotion", "sharding", "typeof", "vmap",
+    "make_jaxpr", "memory", "numpy_dtype_promotion", "profiler", "numpy_rank_promotion", "sharding", "typeof", "vmap",
     "ad_checkpoint.checkpoint_name",  # models/mlp.py names its Z and A for `check_intermediates`
     "interpreters.partial_eval",  # whether an optimiser mixes parameters is read off a program
     "extend.core",  # of what programs are made, which are read

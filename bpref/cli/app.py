@@ -17,6 +17,8 @@ from bpref.cli.errors import Ended, UsageError
 from bpref.cli.explain import explain
 from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
 from bpref.cli.grade import grade
+from bpref.cli.plot import EXAMPLE as PLOT_EXAMPLE
+from bpref.cli.plot import plot
 from bpref.cli.predict import EXAMPLE as PREDICT_EXAMPLE
 from bpref.cli.predict import predict
 from bpref.cli.rules import rules
@@ -64,6 +66,7 @@ app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=SAMPLE_EXAMPLE)(sample)
 app.command(epilog=PREDICT_EXAMPLE)(predict)
+app.command(epilog=PLOT_EXAMPLE)(plot)
 app.command(epilog=TASKS_EXAMPLE)(tasks)
 app.command(epilog=JUDGE_EXAMPLE)(judge)
 

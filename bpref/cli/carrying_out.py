@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,8 +11,10 @@ from bpref.cli import watching
 from bpref.cli.ending import leaving, say
 from bpref.cli.errors import Ended, UsageError, blaming_the_input, blaming_the_size
 from bpref.cli.how import AnyRecipe, How
+from bpref.cli.profiling import profiling
 from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
+from bpref.cli.verifying import require_right, verifying
 from bpref.layer import Layer
 from bpref.nearest import meant
 from bpref.train import loop
@@ -21,16 +23,10 @@ from bpref.train.checkpoint import Checkpoints
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
-from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, Record, Unwritable, held
+from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, Unwritable, held
 from bpref.train.start import Start, precision
 from bpref.train.table import count
 from bpref.train.updates import require_named
-
-if TYPE_CHECKING:
-    from bpref.verify.checked import LeafReport
-
-LARGEST_ERROR = 1e-9
-"""A layer whose gradient is further than this from the oracle's, relatively and in float64, is not trained."""
 
 DEVICES = ("cpu", "gpu", "tpu")
 
@@ -73,8 +69,7 @@ def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
             begin = training.start()
             if training.describe is not None:
                 print(training.describe(begin))
-            if not gradient_is_right(training.objective, begin):
-                return 1
+            require_right(training.objective, *begin.first(), "the first batch")
         with blaming_the_input():
             require_named((*how.updates.frozen, *(how.updates.decayed or ())), begin.params)
             record = recorded(training, begin, recipe, how)
@@ -102,6 +97,7 @@ def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> R
         return None
     settings = {
         "model": training.kind,
+        "score": training.score,
         **asdict(recipe),
         "seed": how.seed,
         "dtype": how.dtype,
@@ -123,6 +119,10 @@ def every_step(training: Training, begin: Start, recipe: AnyRecipe, how: How, ke
                 since = gone_on_with(kept, begin)
             done += since.history if since else []
             visits += keeping(kept.checkpoints, how.checkpoint_every, stack.enter_context(asked_to_stop()))
+        if how.verify_every is not None:
+            visits.append(verifying(training.objective, begin, how.verify_every))
+        if how.profile and kept is not None:
+            visits.append(stack.enter_context(profiling(kept.record.directory / PROFILE)))
         stack.enter_context(leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(kept)}"))
         show = stack.enter_context(progress(recipe.epochs, begin.order(1).size, training.score))
         if show is not None:
@@ -166,28 +166,6 @@ def gone_on_with(kept: Kept, begin: Start) -> Reached | None:
     if since is not None:
         print(f"going on from step {since.step:,}, after {count(len(since.history), 'epoch')}")
     return since
-
-
-def gradient_is_right(J: Layer, begin: Start) -> bool:
-    """Whether every layer's gradient, at the first batch, is the oracle's; prints the largest error."""
-    from bpref.verify.checked import check_leaves
-
-    reports = check_leaves(J, *begin.first())
-    worst = max(reports, key=badness)
-    print(
-        f"gradient of the first batch, {len(reports)} layers with the loss, in float64: "
-        f"largest error against the oracle {worst.error:.1e} ({worst.path})"
-    )
-    wrong = [report for report in reports if not report.error <= LARGEST_ERROR]
-    if wrong:
-        places = ", ".join(f"{report.path} ({report.error:.1e})" for report in wrong)
-        say(f"not trained, since the hand-derived gradient is wrong in {places}")
-    return not wrong
-
-
-def badness(report: "LeafReport") -> float:
-    """The error, NaN being the worst."""
-    return report.error if report.error == report.error else float("inf")
 
 
 def choose_device(name: str | None) -> Any:

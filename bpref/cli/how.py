@@ -27,6 +27,8 @@ class How(NamedTuple):
       checkpoint_every: steps.
       most_skipped: steps in a row; None for what the dtype needs.
       updates: what the optimiser's updates are put through.
+      verify_every: steps between looks at the gradient.
+      profile: whether some steps are traced.
     """
 
     seed: int
@@ -39,15 +41,19 @@ class How(NamedTuple):
     checkpoint_every: int | None = None
     most_skipped: int | None = None
     updates: Updates = Updates()
+    verify_every: int | None = None
+    profile: bool = False
 
     def require_consistent(self) -> None:
         """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
-        of_a_record = {"--resume": self.resume, "--checkpoint-every": self.checkpoint_every is not None}
+        every = {"--checkpoint-every": self.checkpoint_every, "--verify-every": self.verify_every}
+        of_a_record = {"--resume": self.resume, "--profile": self.profile, "--checkpoint-every": self.checkpoint_every}
         for option, given in of_a_record.items():
-            if given and self.out is None:
+            if given not in (None, False) and self.out is None:
                 raise ValueError(f"{option} goes with --out, the directory of the run")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise ValueError(f"--checkpoint-every is {self.checkpoint_every}, expected at least 1 step")
+        for option, steps in every.items():
+            if steps is not None and steps < 1:
+                raise ValueError(f"{option} is {steps}, expected at least 1 step")
         if self.most_skipped is not None and self.most_skipped < 0:
             raise ValueError(f"--most-skipped is {self.most_skipped}, expected at least 0 steps")
         by_layer = [*self.updates.of_the_whole, *(["--dtype float16"] if self.dtype == "float16" else [])]

@@ -112,6 +112,12 @@ def train(
             help="Steps in a row skipped as a gradient is not finite, before it stops. [default: 0; float16 16]"
         ),
     ] = None,
+    verify_every: Annotated[
+        int | None, typer.Option(help="Steps after which the gradient is held against the oracle again.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace some steps by JAX's profiler, into profile/ in --out.")
+    ] = False,
     clip: Annotated[
         str | None, typer.Option(help="The gradient's largest norm, 1.0; of each array, leaf:1.0; or value:0.5.")
     ] = None,
@@ -157,6 +163,8 @@ def train(
         resume=resume,
         checkpoint_every=checkpoint_every,
         most_skipped=most_skipped,
+        verify_every=verify_every,
+        profile=profile,
         updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
     )
     with blaming_the_input():

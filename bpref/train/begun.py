@@ -29,6 +29,14 @@ def write_begun(directory: Path, settings: dict[str, Any]) -> None:
         beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
+def score_of(directory: Path) -> str:
+    """The name of what a run looks at in the test data."""
+    try:
+        return f"test {json.loads((directory / BEGUN).read_text(encoding='utf-8'))['score']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "test score"
+
+
 def require_the_same(directory: Path, settings: dict[str, Any]) -> None:
     """Raise `ValueError` for the settings that are not those which a run was begun with.
 

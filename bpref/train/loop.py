@@ -15,7 +15,7 @@ from bpref.train.evaluate import scoring, watching
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.locate import first_non_finite
 from bpref.train.start import Start, count_examples, objective_in, precision, require_epochs, start
-from bpref.train.step import beside, of_network
+from bpref.train.step import of_network
 
 SECONDS = 0.25
 """About how long steps run until whoever visits them at any step is called."""
@@ -175,6 +175,5 @@ def begun(begin: Start) -> Reached:
 
 def _diverged(begin: Start, carry: Carry, step: int) -> Diverged:
     """What stops a run that no step after so many has changed, with the first place that is not finite."""
-    J, (epoch, i) = begin.stepper.objective, divmod(step, len(carry.losses))
-    given = beside(J, begin.batch(epoch + 1, i), carry.going.state)
-    return Diverged(step + 1, epoch + 1, first_non_finite(J, begin.stepper.params(carry.going), given))
+    place = first_non_finite(begin.stepper.objective, *begin.at(carry.going, step))
+    return Diverged(step + 1, step // len(carry.losses) + 1, place)

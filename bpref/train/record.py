@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 
 from bpref.train.begun import BEGUN, require_the_same, write_begun
+from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
 from bpref.train.step import flat_names, is_key
 from bpref.transforms import Watched
 from bpref.whole_file import whole_file
 
-METRICS, PARAMS, PLOT, CHECKPOINTS = "metrics.jsonl", "params.safetensors", "loss.png", "checkpoints"
-"""The files' names, and the directory's of what a run goes on from."""
-
-MOST_NAMED = 12
-"""Of more curves than these a legend would hide the curves."""
+METRICS, PARAMS, PLOT, CHECKPOINTS, PROFILE = (
+    "metrics.jsonl",
+    "params.safetensors",
+    "loss.png",
+    "checkpoints",
+    "profile",
+)
+"""The files' names, and the directories' of what a run goes on from, and of where its time goes."""
 
 STATE = "state."
 """What the names of running statistics begin with."""
@@ -75,7 +79,9 @@ class Record:
         with self._blaming(self.metrics), self.metrics.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                os.write(file.fileno(), f"{json.dumps(as_json(epoch))}\n".encode())
+                rest = f"{json.dumps(as_json(epoch))}\n".encode()
+                while rest:
+                    rest = rest[os.write(file.fileno(), rest) :]
             except OSError:
                 file.truncate(end)
                 raise
@@ -106,7 +112,7 @@ class Record:
         named = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items() if not is_key(v)}
         arrays = {name: np.ascontiguousarray(v) for name, v in named.items()}
         with self._blaming(self.directory / PLOT), whole_file(self.directory / PLOT) as beside:
-            plot(history, score, beside)
+            draw({"": [as_json(epoch) for epoch in history]}, score, beside)
         with self._blaming(self.directory / PARAMS), whole_file(self.directory / PARAMS) as beside:
             beside.write_bytes(save(arrays, metadata={"settings": json.dumps(settings)}))
 
@@ -160,6 +166,31 @@ def as_json(epoch: Epoch) -> dict[str, Any]:
     } | ({} if epoch.watched is None else {"watched": {leaf: _numbers(w) for leaf, w in epoch.watched.items()}})
 
 
+OF_A_ROW = ("epoch", "train_loss", "gradient_norm")
+"""What every line of `metrics.jsonl` has."""
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; of one that is being written, those that are whole.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: a line is none of an epoch, and which; there is none.
+    """
+    lines = (directory / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = dict(json.loads(line))
+            rows.append({name: row[name] for name in OF_A_ROW} | row)
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines) or line.endswith("\n"):
+                raise ValueError(f"{directory / METRICS}, line {number}: it is no epoch of a run") from error
+    if not rows:
+        raise ValueError(f"{directory / METRICS} is empty: no epoch is done yet")
+    return rows
+
+
 def _numbers(watched: Watched) -> dict[str, Any]:
     """What was watched at a leaf; inside of `scan` a list for the turns of each number."""
     both = {"output": watched.output, "cotangent": watched.cotangent}
@@ -167,31 +198,3 @@ def _numbers(watched: Watched) -> dict[str, Any]:
         what: None if seen is None else {name: np.asarray(v).tolist() for name, v in seen._asdict().items()}
         for what, seen in both.items()
     }
-
-
-def plot(history: list[Epoch], score: str, path: Path) -> None:
-    """Draw the loss, the test score and the gradient's norm by layer, over the epochs."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    rows = [as_json(epoch) for epoch in history]
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) == 1 else None
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    losses, scores, norms = figure.subplots(1, 3)
-    losses.plot(epochs, [row["train_loss"] for row in rows], label="training, mean of the epoch", marker=marker)
-    if rows[0]["test_loss"] is not None:
-        losses.plot(epochs, [row["test_loss"] for row in rows], label="test, after the epoch", marker=marker)
-    if rows[0]["test_score"] is not None:
-        scores.plot(epochs, [row["test_score"] for row in rows], label="test", marker=marker)
-    for layer in rows[0]["gradient_norm"]:
-        norms.plot(epochs, [row["gradient_norm"][layer] for row in rows], label=f"layer {layer}", marker=marker)
-    for axes, label, scale in ((losses, "loss J", "log"), (scores, score, "linear"), (norms, "gradient norm", "log")):
-        axes.set(xlabel="epoch", ylabel=label, yscale=scale)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if len(axes.lines) > MOST_NAMED:
-            axes.set_title(f"{len(axes.lines)} layers")
-        elif axes.lines:
-            axes.legend()
-    figure.savefig(path, dpi=120, format="png")

@@ -46,11 +46,16 @@ class Start(NamedTuple):
         rows = np.asarray(self.order(epoch)[step])
         return jax.tree.map(lambda v: jnp.asarray(np.asarray(v)[rows]), self.data)
 
-    def first(self) -> tuple[Any, Any]:
-        """The parameters and what the objective is given in the first step, NumPy arrays."""
+    def at(self, going: Any, step: int) -> tuple[Any, Any]:
+        """The parameters and what the objective is given in the step after so many of all, NumPy arrays."""
         with precision(self.dtype):
-            given = beside(self.stepper.objective, self.batch(1, 0), self.state.state)
-            return jax.device_get((self.params, given))
+            epoch, i = divmod(step, len(self.order(1)))
+            given = beside(self.stepper.objective, self.batch(epoch + 1, i), going.state)
+            return jax.device_get((self.stepper.params(going), given))
+
+    def first(self) -> tuple[Any, Any]:
+        """`at` the first step."""
+        return self.at(self.state, 0)
 
 
 def start(

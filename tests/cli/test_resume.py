@@ -1,17 +1,22 @@
 """`bpref train --resume`: a run that is stopped or killed goes on to the same bits, and faults leave what it has."""
 
+import errno
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
 from bpref.cli import carrying_out
 from bpref.cli.app import run
+from bpref.train import record
 from bpref.train.record import Record, held
 from tests.cli.test_ending import ENVIRONMENT
 
@@ -21,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture(autouse=True)
 def verified(monkeypatch):
     """That the gradient is right is shown elsewhere."""
-    monkeypatch.setattr(carrying_out, "gradient_is_right", lambda J, begin: True)
+    monkeypatch.setattr(carrying_out, "require_right", lambda *given: None)
 
 
 @pytest.fixture
@@ -176,9 +181,122 @@ def test_a_damaged_checkpoint_is_a_warning_and_without_another_it_begins_again(t
     assert left_by(tmp_path / "run") == damaged
 
 
+@pytest.fixture
+def no_file_larger_than():
+    """From now on until the end of the test: a disk that is full, as a process sees it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FULL = os.strerror(errno.EFBIG)
+
+
+def test_the_disk_is_full_for_a_line_of_metrics(train, no_file_larger_than, tmp_path, capsys):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    no_file_larger_than(650)
+    assert train() == 2
+    lines = metrics.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, len(lines) + 1))
+    said = f"bpref: {metrics} cannot be written: {FULL}; the metrics so far are in {metrics}\n"
+    assert capsys.readouterr().err == said
+    assert len(lines) in (1, 2, 3)
+
+
+def test_the_disk_is_full_for_a_checkpoint(train, no_file_larger_than, tmp_path, capfd):
+    out = tmp_path / "run"
+    no_file_larger_than(1200)
+    assert train("--checkpoint-every", "1") == 2
+    said = capfd.readouterr().err
+    assert re.fullmatch(
+        rf"bpref: the checkpoint of step \d+ cannot be written to {out}/checkpoints: {FULL}; the metrics so far are in "
+        rf"{out}/metrics.jsonl\n",
+        said,
+    )
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_the_disk_is_full_for_the_parameters_and_they_are_not_lost(train, no_file_larger_than, tmp_path, capsys):
+    out = tmp_path / "run"
+    no_file_larger_than(9_000)
+    assert train("--resume") == 2
+    assert capsys.readouterr().err == (
+        f"bpref: {out / 'loss.png'} cannot be written: {FULL}; the metrics so far are in {out / 'metrics.jsonl'}, and "
+        "the last checkpoint is of step 8\n"
+    )
+    no_file_larger_than(10_000_000)
+    assert train("--resume") == 0
+    assert len(left_by(out)[1]) == 4
+
+
+def test_the_directory_vanishes(train, monkeypatch, tmp_path, capsys):
+    add = Record.add
+
+    def and_vanish(self, epoch):
+        add(self, epoch)
+        if epoch.number == 2:
+            shutil.rmtree(self.directory)
+
+    monkeypatch.setattr(Record, "add", and_vanish)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert train() == 2
+    assert capsys.readouterr().err == (
+        f"bpref: {metrics} cannot be written: {os.strerror(errno.ENOENT)}; the metrics so far are in {metrics}\n"
+    )
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_directory_that_has_become_read_only(train, monkeypatch, tmp_path, capsys):
+    before = left_by_the_unfinished(tmp_path / "run")
+
+    @contextmanager
+    def refused(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record, "whole_file", refused)
+        assert train("--resume") == 2
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    start = f"bpref: {metrics} cannot be written: {os.strerror(errno.EROFS)}; the metrics so far are in {metrics}"
+    assert capsys.readouterr().err == f"{start}, and the last checkpoint is of step 8\n"
+    assert left_by_the_unfinished(tmp_path / "run") == before
+    assert train("--resume") == 0
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_what_has_been_cut_off_is_named(train, csv_file, tmp_path, capsys):
+    begun, data = tmp_path / "run" / "run.json", csv_file.read_text()
+    csv_file.write_text(data[:-6])
+    assert train("--resume") == 2
+    assert capsys.readouterr().err.startswith(f"bpref: {csv_file}, line 21")
+    csv_file.write_text("".join(data.splitlines(keepends=True)[:-2]))
+    assert train("--resume") == 2
+    assert "begun otherwise: data was sha256 " in capsys.readouterr().err
+    csv_file.write_text(data)
+    whole = begun.read_text()
+    begun.write_text(whole[:40])
+    assert train("--resume") == 2
+    assert capsys.readouterr().err == f"bpref: {begun} is damaged: it is no JSON\n"
+    begun.write_text(whole)
+    assert train("--resume") == 0
+
+
+def test_the_gradient_is_looked_at_on_the_way_and_steps_are_traced(train, tmp_path, capsys):
+    assert train("--verify-every", "5", "--profile") == 0
+    lines = capsys.readouterr().out.splitlines()
+    looked = [re.fullmatch(r"gradient of the batch after step (\d+), 4 layers .* oracle (\S+) \(.*", x) for x in lines]
+    assert [int(found[1]) for found in looked if found] == [5, 10, 15]
+    assert all(float(found[2]) < 1e-12 for found in looked if found)
+    assert f"traced: {tmp_path / 'run' / 'profile'}" in lines
+    assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--profile"], "--profile goes with --out, the directory of the run"),
+        (["--verify-every", "0"], "--verify-every is 0, expected at least 1 step"),
         (["--resume"], "--resume goes with --out, the directory of the run"),
         (["--checkpoint-every", "5"], "--checkpoint-every goes with --out, the directory of the run"),
         (["--checkpoint-every", "0", "--out", "NEW"], "--checkpoint-every is 0, expected at least 1 step"),

@@ -1,0 +1,34 @@
+"""`bpref plot`: runs beside each other, those that go on too."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpref.cli.errors import UsageError, blaming_the_input
+
+EXAMPLE = "Example: bpref plot run slower/run --output both.png"
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="What bpref train --out leaves, also of runs that go on.")],
+    output: Annotated[Path, typer.Option(help="A .png to write.")] = Path("curves.png"),
+) -> int:
+    """Draw the loss, the test score and the gradient's norms of runs over their epochs."""
+    from bpref.cli.writing import require_writable
+    from bpref.train.begun import score_of
+    from bpref.train.curves import draw
+    from bpref.train.record import rows_of
+    from bpref.whole_file import whole_file
+
+    with blaming_the_input():
+        require_writable("--output", output)
+        if twice := [run for run in runs if runs.count(run) > 1]:
+            raise UsageError(f"{twice[0]} is named twice")
+        rows = {str(run): rows_of(run) for run in runs}
+        scores = sorted({score_of(run) for run in runs})
+        with whole_file(output) as beside:
+            draw(rows, " or ".join(scores), beside)
+    epochs = ", ".join(f"{run} {len(of_run)}" for run, of_run in rows.items())
+    print(f"written: {output}, of so many epochs: {epochs}")
+    return 0
