@@ -168,7 +168,7 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
     return J
 
 
-def compiling(name: str) -> list[dict[str, Any]]:
+def compiling(name: str, seconds: float) -> list[dict[str, Any]]:
     work = DEEP[name]()
     given = work.params, ADAM.init(work.params), work.x
 
@@ -180,10 +180,10 @@ def compiling(name: str) -> list[dict[str, Any]]:
     rows = []
     for rival, step in rivals.items():
         other = lowering(step)
-        trace = paired(hand, other, pairs=9)
-        lowered = [(hand(), other()) for _ in range(4)]
+        trace = paired(hand, other, repetitions(other, seconds, most=9, least=3))
+        lowered = [(hand(), other()) for _ in range(3)]
         ours, theirs = (iter(programs) for programs in zip(*lowered, strict=True))
-        compile_ = paired(lambda it=ours: next(it).compile(), lambda it=theirs: next(it).compile(), pairs=3)
+        compile_ = paired(lambda it=ours: next(it).compile(), lambda it=theirs: next(it).compile(), pairs=3, warm=0)
         rows.append({"work": name, "rival": rival, "lower": trace._asdict(), "compile": compile_._asdict()})
     return rows
 
@@ -283,7 +283,7 @@ def main() -> None:
     if given.front:
         figures["front"] = front(given.seconds)
     if given.compile:
-        figures["compile"] = [row for name in DEEP for row in compiling(name)]
+        figures["compile"] = [row for name in DEEP for row in compiling(name, given.seconds)]
     if given.growth:
         figures["growth"] = {size: grown(size) for size in GROWN}
     of_parts = given.front or given.compile or given.growth or given.plot

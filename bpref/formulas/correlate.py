@@ -103,6 +103,13 @@ def correlate_dW(x: Array, dy: Array, window: Ints, slide: Slide) -> Array:
     )
 
 
+def seen(x: Array, window: Ints, slide: Slide, counts: Ints) -> Array:
+    """What every window sees, by groups and in the order of W: (N, places, g, window x C/g), in at least float32."""
+    N, g = len(x), slide.groups
+    views = [v.reshape(N, -1, g, 1, x.shape[-1] // g) for v in _views(_padded(x, slide.pads), window, slide, counts)]
+    return lax.concatenate(views, 3).reshape(N, -1, g, len(views) * (x.shape[-1] // g))
+
+
 def _in_blocks(v: Array, groups: int) -> Array:
     """All places (N, *counts) of v in blocks, the last filled up with zeros: (blocks, rows, groups, channels)."""
     rows = v.reshape(-1, groups, v.shape[-1] // groups)

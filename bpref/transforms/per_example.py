@@ -38,6 +38,7 @@ from jax import Array, lax
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, With, require_layer
+from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
 from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyCache
@@ -173,6 +174,9 @@ def transformed(
             dparams = jax.vmap(reduced)(dparams)
         elif formula is not None:
             dparams, (_, dx, of_data) = formula(leaf, params, cache.leaf, dy), sweep(cache.leaf, dy)
+        elif leaf.opened is not None and not beside and _is_convolution(params, cache.leaf):
+            (_, dx, of_data), each = sweep(cache.leaf, dy), _convolution(leaf.opened, params, cache.leaf, dy)
+            dparams = jax.vmap(reduced)(each)
         elif cache.axes is None:
             dx = sweep(cache.leaf, dy)[1]
             dparams, of_data = lax.map(lambda i: _of(sweep(cache.leaf, _alone(i, dy)), reduced), jnp.arange(n))
@@ -277,6 +281,29 @@ def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) ->
     if T * (d + m) < d * m:
         return jnp.sum(jnp.einsum("ntk,nsk->nts", dZ, dZ) * jnp.einsum("ntj,nsj->nts", A, A), (1, 2)) + of_b
     return jnp.sum(jnp.einsum("ntk,ntj->nkj", dZ, A) ** 2, (1, 2)) + of_b
+
+
+def _is_convolution(params: Any, cache: Any) -> bool:
+    return type(params) is ConvolutionParams and type(cache) is ConvolutionCache
+
+
+def _convolution(opened: Any, params: ConvolutionParams, cache: ConvolutionCache, dy: Any) -> ConvolutionParams:
+    """g_i of `convolution`, a product for each example and group.
+
+    What windows see is made of no more examples at a time than weigh as much as x and dy of all.
+    """
+
+    def one(x, dy):
+        d = opened(params, ConvolutionCache(x[None]), dy[None])[0]
+        dZ, A = d.W.dZ[0], d.W.A[0]
+        W = jnp.einsum("rgm,rgk->gmk", dZ, cast(A, dZ.dtype), preferred_element_type=A.dtype)
+        db = None if params.b is None else cast(jnp.sum(widen(dy), range(dy.ndim - 1)), params.b.dtype)
+        return ConvolutionParams(cast(W.reshape(params.W.shape), params.W.dtype), db)
+
+    x = cache.x
+    of_windows = math.prod(dy.shape[1:-1]) * math.prod(params.W.shape[1:-1]) * x.shape[-1]
+    at_once = max(1, (x.size + dy.size) // max(1, of_windows))
+    return jax.vmap(one)(x, dy) if at_once >= len(x) else lax.map(lambda of: one(*of), (x, dy), batch_size=at_once)
 
 
 def _embedding(leaf: Layer, params: EmbeddingParams, cache: EmbeddingCache, dy: Array) -> Array:

@@ -25,7 +25,6 @@ dZ of its own, has their factors, its b apart from it. Scales, shifts, such b an
 what is shared, have the exact diagonal of their block, N sum_n g_n^2.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,11 +113,12 @@ def kronecker_factors(layer: Layer, params: Any, x: Any, key: Any = None, along:
 def _factored(who: str, along: str, scale: int, leaf: Layer) -> Layer:
     """The leaf whose dparams are its factors; `scale` is that of G."""
     formulas = {kind: partial(formula, along, scale) for kind, formula in FACTORS.items()}
-    if leaf.opened is not None:
-        return _opened(who, along, scale, leaf)
     each = transformed(who, leaf, squared, formulas)
+    inside = None if leaf.opened is None else _opened(who, along, scale, leaf)
 
     def backward(params, cache, dy):
+        if inside is not None and (type(params), type(getattr(cache, "leaf", None))) not in FACTORS:
+            return inside.backward(params, cache, dy)
         of_each, dx = each.backward(params, cache, dy)
         if not isinstance(cache, PerExampleCache) or isinstance(of_each, Kronecker):
             return of_each, dx
@@ -172,18 +172,9 @@ def _linear(along: str, scale: int, leaf: Layer, params: LinearParams, cache: Li
 def _convolution(
     along: str, scale: int, leaf: Layer, params: ConvolutionParams, cache: ConvolutionCache, dy: Array
 ) -> Kronecker:
-    """Windows are what the convolution itself gives where W is the identity, as many rows of it at a time as W has."""
-    W, x = params.W, cache.x
-    groups, k = x.shape[-1] // W.shape[-1], math.prod(W.shape[1:])
-    m = len(W) // groups
-    rows = jnp.eye(-(-k // m) * m, k, dtype=W.dtype).reshape(-1, 1, m, k)
-    identity = jnp.broadcast_to(rows, (len(rows), groups, m, k)).reshape(-1, *W.shape)
-    no_b = None if params.b is None else jnp.zeros_like(params.b)
-    seen = jax.vmap(lambda W: as_sequences(leaf.forward(ConvolutionParams(W, no_b), x)[0]))(identity)
-    a = jnp.moveaxis(seen.reshape(*seen.shape[:3], groups, m), 0, 3)
-    a = widen(a.reshape(*a.shape[:3], -1)[..., :k])
-    dZ = as_sequences(widen(dy))
-    return _moments(along, scale, _with_one(a, params.b), dZ.reshape(*dZ.shape[:2], groups, m))
+    assert leaf.opened is not None
+    dW = leaf.opened(params, cache, dy)[0].W
+    return _moments(along, scale, _with_one(dW.A, params.b), widen(dW.dZ))
 
 
 def _embedding(
