@@ -5,10 +5,12 @@ whose square is one again:
 
     sum_i dW_i^2 = (dZ^2)^T A^2        sum_i db_i^2 = sum_i dZ_i^2
 
-Of sequences dW_i = dZ_i^T A_i is made and squared for one example after the other. All other leaves are squared as they
+Of sequences, and of a convolution, of whose windows A_i is made, dW_i = dZ_i^T A_i is made and squared for one example
+after the other. All other leaves are squared as they
 come of `per_example_gradients`, so many at a time as weigh no more than the cache.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jax import Array
 from bpref import loops
 from bpref.dtypes import widen
 from bpref.layer import Layer
+from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
 from bpref.transforms.per_example import PerExampleCache, as_sequences, transformed
 
@@ -57,5 +60,30 @@ def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) ->
     return LinearParams(total[None], db)
 
 
-SQUARES = {(LinearParams, LinearCache): _linear}
+def _convolution(leaf: Layer, params: ConvolutionParams, cache: ConvolutionCache, dy: Array) -> ConvolutionParams:
+    """Of `convolution`, the sum under an axis of one."""
+    opened = leaf.opened
+    assert opened is not None
+
+    def of_product(x, dy):
+        dW = opened(params, ConvolutionCache(x), dy)[0].W
+        return widen(dW.dZ), dW.A
+
+    db = None if params.b is None else jnp.sum(jnp.sum(as_sequences(widen(dy)), 1) ** 2, 0)[None]
+    if math.prod(dy.shape[1:-1]) == 1:
+        dZ, A = of_product(cache.x, dy)
+        total = jnp.einsum("nrgm,nrgk->gmk", dZ**2, A**2)
+    else:
+        shapes = jax.eval_shape(of_product, cache.x[:1], dy[:1])
+
+        def add(total, example):
+            dZ, A = of_product(*(v[None] for v in example))
+            return total + jnp.einsum("nrgm,nrgk->gmk", dZ, A) ** 2, None
+
+        zeros = jnp.zeros((*shapes[0].shape[2:], shapes[1].shape[-1]), shapes[1].dtype)
+        total, _ = loops.scan(add, zeros, (cache.x, dy))
+    return ConvolutionParams(total.reshape(1, *params.W.shape), db)
+
+
+SQUARES = {(LinearParams, LinearCache): _linear, (ConvolutionParams, ConvolutionCache): _convolution}
 """As `NORMS` of per_example."""
