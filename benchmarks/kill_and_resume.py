@@ -70,7 +70,7 @@ def left_by(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 def sealed(out: Path) -> set[str]:
-    return {path.stem for path in out.glob("checkpoints/*.sha256")}
+    return {path.stem for path in out.glob("checkpoints/*.json")}
 
 
 def unfinished(out: Path) -> bool:

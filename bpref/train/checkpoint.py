@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from bpref.whole_file import whole_file
 KEPT = 3
 """Checkpoints of a run, the last ones: one that is damaged has some before it."""
 
-ARRAYS, ABOUT, SEAL = "arrays", "about", ".sha256"
+SEAL = ".json"
 
 REASONS = [
     os.strerror(code)
@@ -35,15 +36,16 @@ REASONS = [
 
 
 class Checkpoints:
-    """Those of one run, in a directory of their own: `STEP`, by orbax, and `STEP.sha256`, the digests of its files.
+    """Those of one run, in a directory of their own: the arrays in `STEP`, by orbax, and all else in `STEP.json`.
 
-    The digests are written last: a checkpoint without them was not finished, and one that they do not fit is damaged.
+    That is written last, with the digests of the others: a checkpoint without it was not finished, and one that it does
+    not fit is damaged.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory.absolute()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._manager: Any = None
+        self._checkpointer: Any = None
         self._written: Future | None = None
 
     def save(self, reached: Reached) -> None:
@@ -94,15 +96,14 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         with _quiet(), self._blaming(step):
-            if self._manager is None:
+            if self._checkpointer is None:
                 self._forget_from(step)
-                options = ocp.CheckpointManagerOptions(
-                    max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
-                )
-                self._manager = ocp.CheckpointManager(self.directory, options=options)
-            items = {ARRAYS: ocp.args.PyTreeSave(arrays), ABOUT: ocp.args.JsonSave(about)}
-            self._manager.save(step, args=ocp.args.Composite(**items))
-            self._seal(step)
+                self._checkpointer = ocp.Checkpointer(_handler())
+            self._checkpointer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_packed(arrays)))
+            self._seal(step, about)
+            for old in self.steps()[:-KEPT]:
+                (self.directory / f"{old}{SEAL}").unlink()
+                rmtree(self.directory / str(old))
 
     @contextmanager
     def _blaming(self, step: int) -> Iterator[None]:
@@ -120,36 +121,43 @@ class Checkpoints:
             if path.name.removesuffix(SEAL) not in sealed:
                 path.unlink() if path.is_file() else rmtree(path)
 
-    def _seal(self, step: int) -> None:
-        """Write the digests of the checkpoint that orbax has finished, and drop those of what it has removed."""
-        digests = _digests(self.directory / str(step))
+    def _seal(self, step: int, about: dict[str, Any]) -> None:
+        """Say what the arrays are that orbax has finished, and by which digests they are known."""
+        sealed = {"about": about, "files": _digests(self.directory / str(step))}
         with whole_file(self.directory / f"{step}{SEAL}") as beside:
-            beside.write_text(json.dumps(digests))
-        for file in self.directory.glob(f"*{SEAL}"):
-            if not file.with_suffix("").is_dir():
-                file.unlink()
+            beside.write_text(json.dumps(sealed | {"sha256": _sha256(sealed)}))
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint."""
         folder = self.directory / str(step)
         try:
-            expected = dict(json.loads(folder.with_suffix(SEAL).read_text()))
-            found = _digests(folder)
+            sealed = dict(json.loads(folder.with_suffix(SEAL).read_text()))
         except (ValueError, TypeError):
+            sealed = {}
+        if sealed.pop("sha256", None) != _sha256(sealed):
             return f"{folder.name}{SEAL} is not as it was written"
+        expected, found = sealed["files"], _digests(folder)
         wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         return None if not wrong else f"{wrong[0]} is {'missing' if wrong[0] not in found else 'not as it was written'}"
 
     def _read(self, step: int, like: Reached) -> Reached:
         import orbax.checkpoint as ocp
 
-        with _quiet(), ocp.CheckpointManager(self.directory) as manager:
-            about = manager.restore(step, args=ocp.args.Composite(**{ABOUT: ocp.args.JsonRestore()}))[ABOUT]
-            require_alike(self.directory / str(step), about["layout"], _layout(_of_carry(like)))
-            as_numpy = dict.fromkeys(about["layout"], ocp.RestoreArgs(restore_type=np.ndarray))
-            restoring = {ARRAYS: ocp.args.PyTreeRestore(restore_args=as_numpy)}
-            arrays = manager.restore(step, args=ocp.args.Composite(**restoring))[ARRAYS]
-        return _reached(arrays, about, like)
+        folder = self.directory / str(step)
+        about = json.loads(folder.with_suffix(SEAL).read_text())["about"]
+        require_alike(folder, about["layout"], _layout(_of_carry(like)))
+        dtypes = {dtype for dtype, _ in about["layout"].values()}
+        as_numpy = dict.fromkeys(dtypes, ocp.RestoreArgs(restore_type=np.ndarray))
+        with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
+            packed = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return _reached(_unpacked(packed, about["layout"]), about, like)
+
+
+def _handler() -> Any:
+    """One file of an array, which is the least work for few of them."""
+    import orbax.checkpoint as ocp
+
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)
 
 
 @contextmanager
@@ -163,19 +171,22 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def require_alike(where: Path, before: dict[str, str], now: dict[str, str]) -> None:
+def require_alike(where: Path, before: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
     """Raise `ValueError` for the first array of what the next step takes that is not what it was."""
     before = {name: layout for name, layout in before.items() if name.startswith("carry.")}
     for name in before | now:
         if before.get(name) != now.get(name):
-            was, is_ = (layout.get(name, "not there") for layout in (before, now))
+            was, is_ = ("{}{}".format(*layout[name]) if name in layout else "not there" for layout in (before, now))
             raise ValueError(f"{where} is of another run: {name} was {was} there, and is {is_} here")
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Of the files with contents; orbax writes when it was done into another, afterwards."""
-    files = sorted(path for item in (ARRAYS, ABOUT) for path in (folder / item).rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _sha256(sealed: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(sealed).encode()).hexdigest()
 
 
 def _of_carry(reached: Reached) -> dict[str, Any]:
@@ -201,8 +212,25 @@ def _about(reached: Reached, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _layout(arrays: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{v.dtype.name}{list(v.shape)}" for name, v in arrays.items()}
+def _layout(arrays: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [v.dtype.name, list(v.shape)] for name, v in arrays.items()}
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of a dtype in one, by its name: orbax takes as long for an array of one number as for a large one."""
+    by_dtype: dict[str, list[np.ndarray]] = {}
+    for v in arrays.values():
+        by_dtype.setdefault(v.dtype.name, []).append(v.reshape(-1))
+    return {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items()}
+
+
+def _unpacked(packed: dict[str, np.ndarray], layout: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    arrays, taken = {}, dict.fromkeys(packed, 0)
+    for name, (dtype, shape) in layout.items():
+        first, size = taken[dtype], math.prod(shape)
+        arrays[name] = packed[dtype][first : first + size].reshape(shape)
+        taken[dtype] = first + size
+    return arrays
 
 
 def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached) -> Reached:

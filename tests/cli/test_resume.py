@@ -96,7 +96,7 @@ def test_killed_at_once_it_goes_on_to_the_same_bits(csv_file, train, tmp_path):
     options = ["--data", str(csv_file), "--target", "y", "--layers", "3", "--batch-size", "4", "--epochs", "300"]
     command = [sys.executable, "-m", "bpref", "train", *options, "--out", str(out), "--checkpoint-every", "3"]
     process = subprocess.Popen(command, env=ENVIRONMENT)
-    while len(list(out.glob("checkpoints/*.sha256"))) < 2 and process.poll() is None:
+    while len(list(out.glob("checkpoints/*.json"))) < 2 and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -170,7 +170,7 @@ def test_two_runs_in_one_directory(train, tmp_path, capsys):
 
 @pytest.mark.usefixtures("unfinished")
 def test_a_damaged_checkpoint_is_a_warning_and_without_another_it_begins_again(train, tmp_path, capsys):
-    (tmp_path / "run" / "checkpoints" / "8" / "about" / "metadata").write_text("{}")
+    (tmp_path / "run" / "checkpoints" / "8" / "_METADATA").write_text("{}")
     assert train("--resume") == 0
     printed = capsys.readouterr()
     assert printed.err.startswith("bpref: the checkpoint of step 8 in ")

@@ -73,7 +73,7 @@ def test_the_last_three_are_kept_and_any_of_them_leads_to_the_same_bits(begin_an
         since = Checkpoints(kept.directory).last(begun(at), pytest.fail)
         assert (since.step, len(since.history)) == (step, step // 5)
         assert_alike(run(at, DATA, epochs=EPOCHS, since=since), whole)
-        (kept.directory / f"{step}.sha256").unlink()
+        (kept.directory / f"{step}.json").unlink()
     assert kept.last(begun(at), pytest.fail) is None
 
 
@@ -100,26 +100,29 @@ def test_the_bits_are_the_same_in_every_way_of_training(options, tmp_path):
 def damaged_in(checkpoints, how):
     folder = checkpoints.directory / str(checkpoints.steps()[-1])
     files = {
-        "a manifest cut off": next(folder.rglob("manifest.ocdbt")),
-        "a bit of an array": max(folder.rglob("arrays/**/d/*"), key=lambda path: path.stat().st_size),
-        "no description": folder / "about" / "metadata",
-        "digests cut off": folder.with_suffix(".sha256"),
+        "metadata cut off": folder / "_METADATA",
+        "a bit of an array": folder / "float32" / "0",
+        "no array": folder / "int32" / "0",
+        "digests cut off": folder.with_suffix(".json"),
+        "a figure": folder.with_suffix(".json"),
     }
     contents = bytearray(files[how].read_bytes())
     contents[len(contents) // 2] ^= 1
-    if how == "no description":
+    if how == "no array":
         files[how].unlink()
+    elif how == "a figure":
+        files[how].write_text(files[how].read_text().replace('"seconds": 0.0', '"seconds": 1.0'))
     else:
         files[how].write_bytes(contents if how == "a bit of an array" else contents[: len(contents) // 2])
-    return f"{folder.name}.sha256" if "digests" in how else str(files[how].relative_to(folder))
+    return files[how].name if files[how].parent == checkpoints.directory else str(files[how].relative_to(folder))
 
 
-@pytest.mark.parametrize("how", ["a manifest cut off", "a bit of an array", "no description", "digests cut off"])
+@pytest.mark.parametrize("how", ["metadata cut off", "a bit of an array", "no array", "digests cut off", "a figure"])
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(begin_and_whole, kept, how, capfd):
     at, whole = begin_and_whole
     file, warnings = damaged_in(kept, how), []
     since = kept.last(begun(at), warnings.append)
-    what = "missing" if how == "no description" else "not as it was written"
+    what = "missing" if how == "no array" else "not as it was written"
     assert warnings == [
         f"the checkpoint of step 15 in {kept.directory} is damaged ({file} is {what}); the one before it is taken"
     ]
@@ -133,9 +136,9 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(begin_and_whole, kep
 
 def test_what_a_killed_process_had_not_finished_is_no_checkpoint_and_makes_room(begin_and_whole, kept):
     at, _ = begin_and_whole
-    (kept.directory / "15.sha256").unlink()
+    (kept.directory / "15.json").unlink()
     (kept.directory / "18.orbax-checkpoint-tmp").mkdir()
-    (kept.directory / ".18.sha256.77").touch()
+    (kept.directory / ".18.json.77").touch()
     since = kept.last(begun(at), pytest.fail)
     assert since.step == 12
     again = Checkpoints(kept.directory)
