@@ -152,6 +152,11 @@ def test_dropout_is_a_state_and_evaluation_drops_nothing(of):
         jax.tree.structure(jax.eval_shape(same.init, jax.random.key(0), ids)), jax.tree.leaves(params)
     )
     assert float(value) == pytest.approx(float(same.forward(ours, ids)[0]), rel=1e-6)
+    written = [
+        bpref.generate(bpref.gpt(c), p, ids[0][:, :3], steps=2, temperature=0)
+        for c, p in ((config, params), (without, ours))
+    ]
+    assert (written[0] == written[1]).all()
 
 
 def test_an_update_in_the_backward_is_that_of_the_whole_gradient(standard_promotion):

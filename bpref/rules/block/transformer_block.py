@@ -130,15 +130,15 @@ def transformer_block(
     own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
     attention = attention_layer(who, *own, dropout)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
-    layer = _block(who, attention, mlp)
+    layer = _block(who, attention, mlp, attention)
     if not dropout:
         return layer
-    without = _block(who, attention_layer(who, *own, keyed=True), mlp)
+    without = _block(who, attention_layer(who, *own, keyed=True), mlp, attention_layer(who, *own))
     return layer._replace(held=KEY, evaluating=without._replace(held=Held(("key",))), decoding=None)
 
 
-def _block(who: str, attention: Layer, mlp: Layer) -> Layer:
-    """The two halves, a key of the first's as the block's own."""
+def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
+    """The two halves, a key of the first's as the block's own; `decoded` is the first without a key."""
 
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
@@ -164,13 +164,13 @@ def _block(who: str, attention: Layer, mlp: Layer) -> Layer:
         return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
 
     def decoding(leaf, length):
-        onwards = decoder_of(attention, length)
+        onwards = decoder_of(decoded, length)
 
         def start(params, x):
             return begin(onwards, jax.random.key(0), x)[1]
 
         def step(params, x, memory):
-            (f, memory), _ = onwards.forward(of_half(params), With(x, memory))
+            (f, memory), _ = onwards.forward(params.attention, With(x, memory))
             h = lax.add(x, f)
             return lax.add(h, mlp.forward(params.mlp, h)[0]), memory
 
