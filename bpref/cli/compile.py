@@ -49,7 +49,9 @@ def compile(
         bool, typer.Option("--remat", help="By hand, keep each block's input alone: gpt and mixture.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of parameters and inputs: float32 or bfloat16.")] = "float32",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Add the figures to those there.")
+    ] = None,
 ) -> int:
     """Compile forward and backward for a TPU or a GPU, neither of which is needed: by hand, and by autodiff.
 
@@ -72,6 +74,7 @@ def compile(
     machine = {"target": for_, "jax": version("jax"), "compiler": f"{compiler} {version(compiler)}"}
     print(f"{for_}, jax {machine['jax']}, {machine['compiler']}\n\n{line(HEADERS)}", flush=True)
     rows: dict[str, Beside] = {}
+    others = plain_rows(json_file, machine, given) if json_file is not None else {}
     for name in chosen:
         with blaming_the_input():
             rows[name] = beside(name, for_, given)
@@ -79,7 +82,7 @@ def compile(
             print(text, flush=True)
         jax.clear_caches()
         if json_file is not None:
-            write("--json", json_file, as_json(machine, given, rows))
+            write("--json", json_file, as_json(machine, given, others | plain(rows)))
     if len(rows) > 1:
         print(f"\n{summary(rows)}")
     return 0
@@ -145,11 +148,26 @@ def summary(rows: dict[str, Beside]) -> str:
     return f"{len(rows)} compiled; geometric means, by hand / by autodiff: {', '.join(said)}"
 
 
-def as_json(machine: dict[str, str], settings: Settings, rows: dict[str, Beside]) -> str:
-    """One row a line."""
-    plain = {name: row._asdict() for name, row in rows.items()}
-    for row in plain.values():
+def plain(rows: dict[str, Beside]) -> dict[str, dict[str, Any]]:
+    """As JSON has them."""
+    as_dicts = {name: row._asdict() for name, row in rows.items()}
+    for row in as_dicts.values():
         row |= {side: v._asdict() if isinstance(v := row[side], Compiled) else v for side in ("hand", "autodiff")}
-    of_rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in plain.items())
+    return as_dicts
+
+
+def plain_rows(file: Path, machine: dict[str, str], settings: Settings) -> dict[str, dict[str, Any]]:
+    """Those of an earlier run of the same compiler with the same settings."""
+    try:
+        found = json.loads(file.read_text())
+        return found["rows"] if [found["machine"], found["settings"]] == [machine, settings._asdict()] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def as_json(machine: dict[str, str], settings: Settings, rows: dict[str, dict[str, Any]]) -> str:
+    """One row a line, in the order of the catalogue."""
+    ordered = {name: rows[name] for name in [*RULES, *MODELS] if name in rows}
+    of_rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in ordered.items())
     before = f'{{"machine": {json.dumps(machine)},\n"settings": {json.dumps(settings._asdict())},\n"rows": {{'
     return f"{before}\n{of_rows}\n}}}}\n"

@@ -112,6 +112,11 @@ def traffic(text: str) -> Traffic:
     return _Reading(computations).of(entry)
 
 
+def arrays_in(shape: str) -> Iterator[str]:
+    """The text of each array in that of a shape."""
+    return (found.group() for found in _ARRAY.finditer(shape))
+
+
 def bytes_of(shape: str, everywhere: bool = False) -> int:
     """Of the arrays in a shape's text, those in the device's memory alone unless `everywhere`."""
     total = 0
@@ -223,6 +228,10 @@ class _Reading:
         match o.opcode:
             case "dynamic-slice" | "slice" | "gather" if i == 0:
                 return bytes_of(o.shape, everywhere=True)
+            case "slice-start" | "dynamic-slice-start" if (
+                i == 0
+            ):  # gives its operands, its output, and what it waits by
+                return bytes_of(list(arrays_in(o.shape))[-2], everywhere=True)
             case "dynamic-update-slice" | "scatter" if i == 0:
                 return 0
             case "fusion":

@@ -29,6 +29,7 @@ def test_a_row_for_each_rule_and_its_figures(capsys, tmp_path):
     written = json.loads(file.read_text())
     assert written["machine"]["target"] == "tpu-v5e"
     assert written["settings"]["dtype"] == "float32"
+    assert list(written["rows"]) == ["relu", "tanh"]
     row = written["rows"]["relu"]
     assert row["kind"] == "activation"
     assert row["hand"]["accessed"] <= row["autodiff"]["accessed"]

@@ -49,6 +49,21 @@ def test_a_loop_of_which_nobody_knows_how_often_it_runs_is_said():
     assert seen.bytes >= 2 * N
 
 
+APART = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: f32[64,8]) -> f32[16,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %begun = ((f32[64,8]{1,0}), f32[16,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:16], [0:8]}
+  %taken = f32[16,8]{1,0:S(1)} slice-done(%begun)
+  ROOT %y = f32[16,8]{1,0} copy(%taken)
+}
+"""
+
+
+def test_of_a_slice_that_is_fetched_ahead_what_is_taken_counts():
+    assert traffic(APART).bytes == 2 * 16 * 8 * 4, "read from memory, and the copy of it written"
+
+
 LOOP = """HloModule jit_f, is_scheduled=true
 
 %cond (s: (s32[], f32[8], s32[])) -> pred[] {

@@ -166,7 +166,7 @@ def gru(
             dU = jnp.concatenate([transposed_times(da_gates, h), transposed_times(da_n, steps.r * h)])
         else:
             dq = steps.r * da_n
-            dU = transposed_times(jnp.concatenate([da_gates, dq], -1), h)
+            dU = jnp.concatenate([transposed_times(da_gates, h), transposed_times(dq, h)])
             dv = bias_cotangent(dq, params.v)
         return GruParams(transposed_times(da, x), dU, bias_cotangent(da, params.b), dv), times(da, params.W)
 

@@ -35,6 +35,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.joined import concatenated
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
@@ -88,7 +89,7 @@ def _times_others(x: Array, dy: Array) -> Array:
     a, b, odd = x[:half], x[half : 2 * half], x[2 * half :]
     others = _times_others(lax.concatenate([a * b, odd], 0), dy)
     of_pairs = others[:half]
-    return lax.concatenate([b * of_pairs, a * of_pairs, others[half:]], 0)
+    return concatenated(b * of_pairs, a * of_pairs, others[half:], axis=0)
 
 
 def reference(params: tuple[()], x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
