@@ -12,6 +12,7 @@ from bpref.rule import Real
 from bpref.rules import RULES
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED
+from tests.rules.sweeping import compiled, in_one_program
 
 T, D, V = 11, 8, 7
 CUTS = {"at once": (T,), "one by one": (1,) * T, "first a prompt": (4, *(1,) * (T - 4)), "by threes": (3, 3, 3, 2)}
@@ -146,13 +147,23 @@ def whole(layer, params, x):
     return getattr(y, "y", y)
 
 
+def drawn_with_whole(layer, x, dtype):
+    """Params, and what the layer makes of the whole sequence with them."""
+
+    def both(x):
+        params = in_dtype(drawn(layer, x), dtype)
+        return params, whole(layer, params, in_dtype(x, dtype))
+
+    return compiled(both)(x)
+
+
 def in_chunks(layer, params, x, sizes, length=T):
     decoder = bpref.decoding(layer, length)
-    _, state = bpref.begin(decoder, jax.random.key(SEED), x)
-    ys, forward, n = [], jax.jit(decoder.forward), 0
+    state = compiled(lambda x: bpref.begin(decoder, jax.random.key(SEED), x)[1])(x)
+    ys, forward, n = [], compiled(lambda *of: decoder.forward(*of)[0]), 0
     for t in sizes:
         chunk = jax.tree.map(lambda v, n=n, t=t: v[:, n : n + t], x)
-        (y, state), _ = forward(params, bpref.With(chunk, state))
+        y, state = forward(params, bpref.With(chunk, state))
         ys.append(getattr(y, "y", y))
         n += t
     return jnp.concatenate(ys, 1)
@@ -162,8 +173,7 @@ def in_chunks(layer, params, x, sizes, length=T):
 def test_chunks_are_together_the_whole(make, x):
     with jax.enable_x64(True):
         layer, x = make(), x()
-        params = drawn(layer, x)
-        expected = whole(layer, params, x)
+        params, expected = drawn_with_whole(layer, x, jnp.float64)
         for length, sizes in ((T, CUTS["at once"]), (T, CUTS["first a prompt"]), (3 * T, CUTS["by threes"])):
             np.testing.assert_allclose(in_chunks(layer, params, x, sizes, length), expected, rtol=0, atol=1e-12)
 
@@ -173,10 +183,11 @@ def test_chunks_are_together_the_whole(make, x):
 def test_in_narrow_dtypes_within_rounding(make, x, dtype, atol):
     with jax.enable_x64(True):
         layer, x = make(), x()
-        params, x = in_dtype((drawn(layer, x), x), dtype)
+        params, expected = drawn_with_whole(layer, x, dtype)
+        x = in_dtype(x, dtype)
     came = in_chunks(layer, params, x, CUTS["by threes"])
     assert came.dtype == dtype
-    np.testing.assert_allclose(*(v.astype(np.float32) for v in (came, whole(layer, params, x))), rtol=0, atol=atol)
+    np.testing.assert_allclose(*(v.astype(np.float32) for v in (came, expected)), rtol=0, atol=atol)
 
 
 def leaf_of(rule, case):
@@ -213,7 +224,9 @@ def test_what_takes_each_position_for_itself_does(name):
         example = draw(rule, case, sizes, SEED)
         layer = example.layer.evaluating or example.layer
         cut = [jax.tree.map(lambda v, at=at: v[:, at], example.x) for at in (slice(2), slice(2, 5))]
-        y, *halves = (layer.forward(example.params, x)[0] for x in (example.x, *cut))
+        y, *halves = in_one_program(lambda params, *xs: [layer.forward(params, x)[0] for x in xs])(
+            example.params, example.x, *cut
+        )
     for v, *of in zip(*map(jax.tree.leaves, (y, *halves)), strict=True):
         if v.ndim > 1:
             np.testing.assert_allclose(np.concatenate(of, 1), v, rtol=1e-14)
