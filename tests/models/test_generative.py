@@ -1,6 +1,7 @@
 """vae and unet: what they are composed of, written out, its gradient autodiff's, and images that come of noise."""
 
 import doctest
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import bpref
 from bpref.models.unet import cosine_shares, noised, one_before, sinusoids
 from bpref.rules import RULES
-from bpref.verify.oracle import with_cotangents
+from tests.rules.sweeping import by_oracle, compiled
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 4, 1))
 
@@ -35,7 +36,7 @@ def plain_diffusion(params, key, images, steps=5):
     of_s, of_e = jax.random.split(key)
     s = jax.random.randint(of_s, (3,), 1, steps + 1, jnp.int32)
     e = jax.random.normal(of_e, images.shape, jnp.float32).astype(images.dtype)
-    a = cosine_shares(steps)[s][:, None, None, None]
+    a = jnp.asarray(cosine_shares(steps))[s][:, None, None, None]
     x = a**0.5 * (2 * images - 1) + (1 - a) ** 0.5 * e
     p = params["unet"]["given"]
     time = jax.nn.silu(dense(p["start"]["time"][0], sinusoids(s, 8, x.dtype)))
@@ -77,15 +78,14 @@ def test_it_is_the_plain_form_and_its_gradient_autodiffs(make, plain, key_of):
     model = make()
     J = bpref.objective(model.network, model.loss)
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        params, state = bpref.begin(J, jax.random.key(0), (IMAGES, IMAGES))
+        params, state = compiled(partial(bpref.begin, J))(jax.random.key(0), (IMAGES, IMAGES))
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), params)
-        sweep = jax.jit(lambda p: bpref.backpropagate(J, p, bpref.With((IMAGES, IMAGES), state)))
-        (value, after), (dparams, _), _ = sweep(params)
+        sweep = compiled(partial(bpref.backpropagate, J))
+        (value, after), (dparams, _), _ = sweep(params, bpref.With((IMAGES, IMAGES), state))
         used = jax.random.split(key_of(state[0]))[0]
-        expected, pull = with_cotangents(lambda p: plain(p, used, IMAGES), params[0])
+        expected, (truth,) = by_oracle(lambda p: plain(p, used, IMAGES), params[0])
         np.testing.assert_allclose(value, expected, rtol=1e-12)
-        (truth,) = jax.jit(pull)(jnp.ones(()))
         for ours, theirs in zip(jax.tree.leaves(dparams), jax.tree.leaves(truth), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-11)
     assert (jax.random.key_data(key_of(after[0])) != jax.random.key_data(key_of(state[0]))).any()

@@ -12,8 +12,8 @@ import pytest
 import bpref
 from bpref.rules import RULES
 from bpref.verify.numbers.measure import relative_error
-from bpref.verify.oracle import gradient
 from tests.conftest import SEED
+from tests.rules.sweeping import by_oracle, compiled
 
 LLAMA = bpref.GptConfig(23, 16, 2, 4, 12, 9, kv_heads=2, window=4, bias="qkv")
 OF_GPT2 = {"rope": None, "norm": "layer", "activation": "gelu", "gated": False, "bias": True, "tied": True}
@@ -63,14 +63,16 @@ def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradi
     with jax.enable_x64(True):
         J = bpref.gpt_objective(config, remat)
         ids, labels = drawn(config)
-        params = J.init(jax.random.key(SEED), (ids, labels))
+        params = compiled(J.init)(jax.random.key(SEED), (ids, labels))
         network = bpref.gpt(config, remat)
-        assert jax.tree.structure(network.init(jax.random.key(SEED), ids)) == jax.tree.structure(params)
-        logits = jax.jit(lambda p: network.forward(p, ids)[0])(params)
-        value, dparams, dx = jax.jit(lambda p: bpref.backpropagate(J, p, (ids, labels)))(params)
-        oracle = jax.jit(lambda p: gradient(lambda p: plain_cost(config, p, ids, labels))(p)[0])(params)
-        assert relative_error(np.asarray(logits), np.asarray(plain(config, params, ids))) <= 1e-10
-        assert abs(value - plain_cost(config, params, ids, labels)) <= 1e-10
+        of_network = jax.eval_shape(network.init, jax.random.key(SEED), ids)
+        assert jax.tree.structure(of_network) == jax.tree.structure(params)
+        logits = compiled(lambda p: network.forward(p, ids)[0])(params)
+        value, dparams, dx = compiled(lambda p: bpref.backpropagate(J, p, (ids, labels)))(params)
+        cost, (oracle,) = by_oracle(lambda p: plain_cost(config, p, ids, labels), params)
+        expected = compiled(lambda p: plain(config, p, ids))(params)
+        assert relative_error(np.asarray(logits), np.asarray(expected)) <= 1e-10
+        assert abs(value - cost) <= 1e-10
         worst = jax.tree.map(lambda a, b: relative_error(np.asarray(a), np.asarray(b)), dparams, oracle)
         assert max(jax.tree.leaves(worst)) <= 1e-10
         assert dx == (None, None)

@@ -9,7 +9,7 @@ import pytest
 
 import bpref
 from benchmarks import plain_models
-from bpref.verify.oracle import with_cotangents
+from tests.rules.sweeping import by_oracle, compiled
 
 
 def size_of(network, *shape):
@@ -38,10 +38,12 @@ def test_it_is_the_plain_form_and_its_gradient_autodiffs(network, plain, shape):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x = rng.normal(size=shape)
-        params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), network.init(jax.random.key(0), x))
+        params = jax.tree.map(
+            lambda p: p + 0.1 * rng.normal(size=p.shape), compiled(network.init)(jax.random.key(0), x)
+        )
         dy = rng.normal(size=jax.eval_shape(network.forward, params, x)[0].shape)
-        y, *came = jax.jit(lambda *args: bpref.backpropagate(network, *args))(params, x, dy)
-        expected, pull = with_cotangents(plain, params, x)
+        y, *came = compiled(partial(bpref.backpropagate, network))(params, x, dy)
+        expected, truth = by_oracle(plain, params, x, dy=dy)
         np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
-        for ours, theirs in zip(jax.tree.leaves(came), jax.tree.leaves(pull(dy)), strict=True):
+        for ours, theirs in zip(jax.tree.leaves(came), jax.tree.leaves(truth), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-11)

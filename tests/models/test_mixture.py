@@ -1,6 +1,7 @@
 """mixture: the published sizes, the objective written out with its penalty, and positions chunk after chunk."""
 
 import doctest
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import bpref
 from bpref.models.mixture import MIXTURE_PRESETS
 from bpref.rules import RULES
-from bpref.verify.oracle import with_cotangents
+from tests.rules.sweeping import by_oracle, compiled
 
 CONFIG = bpref.MixtureConfig(11, 8, 2, 2, 6, experts=4, kv_heads=1, shared=1, balance_weight=0.3, z_weight=0.2)
 IDS = np.arange(24).reshape(2, 12) ** 2 % 11
@@ -45,23 +46,26 @@ def plain(params, ids, labels):
 def test_it_is_the_plain_form_and_its_gradient_autodiffs(remat):
     network, objective = bpref.mixture(CONFIG), bpref.mixture_objective(CONFIG, remat)
     with jax.enable_x64(True):
-        params = network.init(jax.random.key(0), IDS)
-        assert jax.tree.structure(params) == jax.tree.structure(objective.init(jax.random.key(0), (IDS, LABELS)))
+        params = compiled(network.init)(jax.random.key(0), IDS)
+        of_objective = jax.eval_shape(objective.init, jax.random.key(0), (IDS, LABELS))
+        assert jax.tree.structure(params) == jax.tree.structure(of_objective)
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda p: p.astype(np.float64) + 0.3 * rng.normal(size=p.shape), params)
-        J, dparams, _ = jax.jit(lambda p: bpref.backpropagate(objective, p, (IDS, LABELS)))(params)
+        J, dparams, _ = compiled(partial(bpref.backpropagate, objective))(params, (IDS, LABELS))
+        evaluated = compiled(bpref.evaluation(objective).forward)(params, (IDS, LABELS))[0]
+        y = compiled(network.forward)(params, IDS)[0]
         with jax.numpy_rank_promotion("allow"):
-            without = optax.softmax_cross_entropy_with_integer_labels(network.forward(params, IDS)[0], LABELS).mean()
-            (expected, logits), pull = with_cotangents(lambda p: plain(p, IDS, LABELS), params)
-            (truth,) = pull((jnp.ones(()), jnp.zeros_like(logits)))
+            without = optax.softmax_cross_entropy_with_integer_labels(y, LABELS).mean()
+            dy = jnp.ones(()), jnp.zeros_like(y)
+            (expected, logits), (truth,) = by_oracle(lambda p: plain(p, IDS, LABELS), params, dy=dy)
         np.testing.assert_allclose(J, expected, rtol=1e-12)
-        np.testing.assert_allclose(bpref.evaluation(objective).forward(params, (IDS, LABELS))[0], without, rtol=1e-12)
-        np.testing.assert_allclose(network.forward(params, IDS)[0], logits, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(evaluated, without, rtol=1e-12)
+        np.testing.assert_allclose(y, logits, rtol=1e-9, atol=1e-12)
         for ours, theirs in zip(jax.tree.leaves(dparams), jax.tree.leaves(truth), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
-        came, dx = jax.jit(lambda p: bpref.backpropagate(network, p, IDS, logits))(params)[:2]
+        came, dx = compiled(partial(bpref.backpropagate, network))(params, IDS, logits)[:2]
         assert dx["body"]["blocks"]["experts"]["experts"]["x"].U.any()
-        np.testing.assert_array_equal(came, network.forward(params, IDS)[0])
+        np.testing.assert_array_equal(came, y)
 
 
 def test_chunk_after_chunk_it_is_the_whole():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from benchmarks import plain_models
 from bpref.cli.app import run
 from bpref.train.embedded import digits_as_images
 from bpref.train.split import rows_of_split
-from bpref.verify.oracle import with_cotangents
+from tests.rules.sweeping import by_oracle, compiled
 
 PUBLISHED = {
     "resnet18": 11_689_512,
@@ -41,16 +42,17 @@ def test_it_is_the_plain_form_and_its_gradient_autodiffs(bottleneck, small):
     with jax.enable_x64(True):
         x = rng.normal(size=(3, 10, 8, 2))
         network = bpref.resnet((2, 1), 5, 4, bottleneck, small)
-        params, state = bpref.begin(network, jax.random.key(0), x)
+        params, state = compiled(partial(bpref.begin, network))(jax.random.key(0), x)
         params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), params)
         dy = rng.normal(size=(3, 5))
-        (y, _), dparams, dx = jax.jit(lambda *a: bpref.backpropagate(network, a[0], bpref.With(a[1], state), a[2]))(
+        (y, _), dparams, dx = compiled(lambda *a: bpref.backpropagate(network, a[0], bpref.With(a[1], state), a[2]))(
             params, x, dy
         )
-        expected, pull = with_cotangents(lambda params, x: plain_models.resnet(params, x, bottleneck, small), params, x)
+        plain = partial(plain_models.resnet, bottleneck=bottleneck, small=small)
+        expected, truth = by_oracle(plain, params, x, dy=dy)
         np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
         came = jax.tree.leaves((dparams, dx.x))
-        for ours, theirs in zip(came, jax.tree.leaves(pull(dy)), strict=True):
+        for ours, theirs in zip(came, jax.tree.leaves(truth), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 

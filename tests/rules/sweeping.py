@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bpref.cotangents import require_cotangent
 from bpref.layer import Layer
+from bpref.verify.oracle import with_cotangents
 from bpref.verify.programs.running import in_float64, quick_compilation
 
 
@@ -59,3 +60,13 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
         return y, *layer.backward(params, cache, dy)
 
     return in_one_program(sweep)(params, x, dy)
+
+
+def by_oracle(f: Callable, *inputs: Any, dy: Any = None) -> tuple[Any, Any]:
+    """y = f(*inputs) and its cotangents by autodiff; dy is of ones where it is left out."""
+
+    def sweep(inputs, dy):
+        y, pull = with_cotangents(f, *inputs)
+        return y, pull(jax.tree.map(jnp.ones_like, y) if dy is None else dy)
+
+    return compiled(sweep)(inputs, dy)
