@@ -9,12 +9,14 @@ from pathlib import Path
 from benchmarks import (
     bench_checker,
     bench_criteria,
+    bench_keeping,
     bench_mlp,
     bench_models,
     bench_signals,
     bench_suite,
     bench_train,
     bench_updates,
+    kill_and_resume,
     rule_figures,
     sequence_figures,
     torch_figures,
@@ -28,8 +30,9 @@ SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
-SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES = (
-    HERE / f"results/{name}_cpu.json" for name in ("seed", "train", "mlp", "models", "signals", "updates")
+SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES, KILLS, KEEPING = (
+    HERE / f"results/{name}_cpu.json"
+    for name in ("seed", "train", "mlp", "models", "signals", "updates", "kills", "keeping")
 )
 
 CHOSEN = (
@@ -105,6 +108,8 @@ def pages() -> dict[Path, str]:
         "figures of models": bench_models.tables(models),
         "figures of signals": bench_signals.table(json.loads(SIGNALS.read_text())["rows"]),
         "figures of updates": bench_updates.table(json.loads(UPDATES.read_text())["rows"]),
+        "figures of kills": kill_and_resume.table(json.loads(KILLS.read_text())),
+        "figures of keeping": bench_keeping.table(json.loads(KEEPING.read_text())),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
     }
     texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}

@@ -99,6 +99,20 @@ def killed_run(name: str, out: Path, seconds: float, kills: int, draw: np.random
     return {"run": name, "kills": len(reached), "last_checkpoints": reached, "in_writing": in_writing, "said": warned}
 
 
+def table(figures: dict[str, Any]) -> str:
+    """A row for each kind of run, in Markdown."""
+    headers = ("run", "kills", "went on to the same bits", "hit a checkpoint being written", "said to be damaged")
+    lines = [f"| {' | '.join(headers)} |", "| --- " * len(headers) + "|"]
+    for name in (*RUNS, "all"):
+        rows = [row for row in figures["runs"] if name in (row["run"], "all")]
+        kills = sum(row["kills"] for row in rows)
+        same = sum(row["kills"] for row in rows if row["identical"])
+        writing, damaged = sum(row["in_writing"] for row in rows), sum("damaged" in row["said"] for row in rows)
+        command = "all" if name == "all" else f"`bpref train {' '.join(RUNS[name])}`"
+        lines.append(f"| {command} | {kills} | {same} | {writing} | {damaged} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -122,14 +136,10 @@ def main() -> None:
             row = killed_run(name, out, seconds, min(KILLS_A_RUN, given.kills - done), draw)
             rows.append(row | {"identical": left_by(out) == left})
             print(json.dumps(rows[-1]), flush=True)
-    kills = sum(row["kills"] for row in rows)
-    identical = sum(row["kills"] for row in rows if row["identical"])
-    writing = sum(row["in_writing"] for row in rows)
-    print(f"{identical} of {kills} kills went on to the same bits; {writing} hit a checkpoint that was being written")
+    print(table({"runs": rows}))
     if given.json:
-        figures = {"kills": kills, "identical": identical, "in_writing": writing, "runs": rows}
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    sys.exit(identical != kills)
+        given.json.write_text(json.dumps({"runs": rows}, indent=1) + "\n")
+    sys.exit(not all(row["identical"] for row in rows))
 
 
 if __name__ == "__main__":

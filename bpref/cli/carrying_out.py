@@ -102,6 +102,7 @@ def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> R
         "seed": how.seed,
         "dtype": how.dtype,
         "update_in_backward": how.update_in_backward,
+        "stochastic_rounding": how.stochastic_rounding,
         "most_skipped": how.skips,
         **how.updates._asdict(),
         "data": f"sha256 {digest(begin.data, training.test)[:16]}",

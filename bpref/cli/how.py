@@ -29,6 +29,7 @@ class How(NamedTuple):
       updates: what the optimiser's updates are put through.
       verify_every: steps between looks at the gradient.
       profile: whether some steps are traced.
+      stochastic_rounding: whether parameters are kept in bfloat16 and rounded by chance.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class How(NamedTuple):
     updates: Updates = Updates()
     verify_every: int | None = None
     profile: bool = False
+    stochastic_rounding: bool = False
 
     def require_consistent(self) -> None:
         """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
@@ -56,7 +58,10 @@ class How(NamedTuple):
                 raise ValueError(f"{option} is {steps}, expected at least 1 step")
         if self.most_skipped is not None and self.most_skipped < 0:
             raise ValueError(f"--most-skipped is {self.most_skipped}, expected at least 0 steps")
+        if self.stochastic_rounding and self.dtype != "bfloat16":
+            raise ValueError(f"--stochastic-rounding goes with --dtype bfloat16, not {self.dtype}")
         by_layer = [*self.updates.of_the_whole, *(["--dtype float16"] if self.dtype == "float16" else [])]
+        by_layer += ["--stochastic-rounding"] if self.stochastic_rounding else []
         if self.update_in_backward and by_layer:
             raise ValueError(f"{by_layer[0]} needs the gradient of the whole network, not --update-in-backward")
         if self.out is not None and not (self.resume and is_begun(self.out)):
@@ -72,6 +77,7 @@ class How(NamedTuple):
             seed=self.seed,
             dtype=self.dtype,
             update_in_backward=self.update_in_backward,
+            stochastic_rounding=self.stochastic_rounding,
         )
 
     @property

@@ -88,6 +88,10 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples in one step. [default: 32]")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the parameters and the order of examples.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 (the loss is scaled) or float64.")] = "float32",
+    stochastic_rounding: Annotated[
+        bool,
+        typer.Option("--stochastic-rounding", help="Keep parameters in bfloat16 too, rounded by chance."),
+    ] = False,
     update_in_backward: Annotated[
         bool, typer.Option("--update-in-backward", help="Update each layer as soon as its gradient is there.")
     ] = False,
@@ -165,6 +169,7 @@ def train(
         most_skipped=most_skipped,
         verify_every=verify_every,
         profile=profile,
+        stochastic_rounding=stochastic_rounding,
         updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
     )
     with blaming_the_input():

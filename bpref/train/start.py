@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,8 +68,12 @@ def start(
     seed: int = 0,
     dtype: str = "float32",
     update_in_backward: bool = False,
+    stochastic_rounding: bool = False,
 ) -> Start:
-    """The first half of `fit`: check what was given, and draw the parameters of the objective J."""
+    """The first half of `fit`: check what was given, and draw the parameters of the objective J.
+
+    With `stochastic_rounding`, of bfloat16, parameters are kept in it too, and not in float32.
+    """
     N = count_examples("the training data", train)
     batch_size = N if batch_size is None else batch_size
     steps = steps_per_epoch(N, batch_size)
@@ -76,7 +81,8 @@ def start(
     if scaled and update_in_backward:
         raise ValueError("float16 needs the whole gradient, to know its scale; update in the backward in bfloat16")
     with precision(dtype):
-        stepper = layer_by_layer(J, optimizer) if update_in_backward else whole_gradient(J, optimizer, scaled)
+        whole = partial(whole_gradient, scaled=scaled, rounded=stochastic_rounding)
+        stepper = (layer_by_layer if update_in_backward else whole)(J, optimizer)
         data = as_arrays(train, dtype)
 
         @jax.jit

@@ -16,6 +16,7 @@ from bpref.compose import objective
 from bpref.dtypes import widen
 from bpref.layer import Layer, With, backpropagate, begin, map_leaves, select, trainable
 from bpref.train.averaging import averaged
+from bpref.train.rounding import rounded_like
 from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
 
 
@@ -33,11 +34,13 @@ class Going(NamedTuple):
       updated: the parameters and the optimiser's state, in one tree.
       state: of the layers, keys and running statistics; `()` where they have none.
       scale: of the loss, where the gradient needs one; else `()`.
+      rounding: the key of the draws by which parameters are rounded; `()` where they are not.
     """
 
     updated: Any
     state: Any
     scale: Any = ()
+    rounding: Any = ()
 
 
 class Stepper(NamedTuple):
@@ -64,34 +67,52 @@ LARGEST_SCALE, SCALE_GROWS_AFTER = 2.0**15, 2000
 """Where the scale of a loss begins; it is halved when a gradient is not finite, and doubled after so many that are."""
 
 
-def whole_gradient(J: Layer, optimizer: optax.GradientTransformation, scaled: bool = False) -> Stepper:
+def whole_gradient(
+    J: Layer, optimizer: optax.GradientTransformation, scaled: bool = False, rounded: bool = False
+) -> Stepper:
     """A step of the objective J: the gradient of all parameters, then their update.
 
     With `scaled`, J's cotangent is a power of two that follows the gradients (Micikevicius et al., arXiv:1710.03740).
+    With `rounded`, what is trained is kept in bfloat16, rounded by chance; the optimiser works in float32.
     """
 
     def init(key, batch):
         params, state = begin(J, key, batch)
         mask = trainable(J, params, beside(J, batch, state))
         scale = LossScale(jnp.float32(LARGEST_SCALE), jnp.int32(0)) if scaled else ()
-        return Going(Updated(params, optimizer.init(select(mask, params))), state, scale)
+        of_optimizer = optimizer.init(select(mask, params))
+        if rounded:
+            params = jax.tree.map(lambda keep, p: p.astype(jnp.bfloat16) if keep else p, mask, params)
+        return Going(Updated(params, of_optimizer), state, scale, jax.random.fold_in(key, 1) if rounded else ())
 
     def step(going, batch):
-        params, scale = going.updated.params, going.scale
+        params, scale, rounding = going.updated.params, going.scale, going.rounding
         value, state, dparams = swept(J, params, batch, going.state, scale.S if scaled else None)
         if scaled:
             dparams = jax.tree.map(lambda d: d / scale.S.astype(d.dtype), dparams)
             grown = jnp.where(scale.steps + 1 == SCALE_GROWS_AFTER, jnp.minimum(2 * scale.S, LARGEST_SCALE), scale.S)
             scale = LossScale(grown, (scale.steps + 1) % SCALE_GROWS_AFTER)
-        return Going(apply_update(optimizer, going.updated, dparams), state, scale), value, norms_by_layer(dparams)
+        if not rounded:
+            updated = apply_update(optimizer, going.updated, dparams)
+        else:
+            rounding, key = jax.random.split(rounding)
+            wide, dparams = jax.tree.map(_widened, (params, dparams))
+            updated = apply_update(optimizer, Updated(wide, going.updated.state), dparams)
+            updated = updated._replace(params=rounded_like(key, updated.params, params))
+        return Going(updated, state, scale, rounding), value, norms_by_layer(dparams)
 
     def skipped(going):
         return going._replace(scale=LossScale(going.scale.S / 2, jnp.int32(0))) if scaled else going
 
     def shown(going):
-        return averaged(going.updated.state, going.updated.params)
+        params = averaged(going.updated.state, going.updated.params)
+        return jax.tree.map(_widened, params) if rounded else params
 
     return Stepper(init, step, lambda going: going.updated.params, J, skipped, shown)
+
+
+def _widened(v: Array) -> Array:
+    return widen(v) if jnp.issubdtype(v.dtype, jnp.floating) else v
 
 
 def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper:

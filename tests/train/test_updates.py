@@ -13,7 +13,8 @@ from bpref.rules.linear.linear import linear
 from bpref.rules.loss.square import square
 from bpref.train.loop import fit, run
 from bpref.train.optimizers import make_optimizer
-from bpref.train.start import start
+from bpref.train.rounding import stochastic_round
+from bpref.train.start import objective_in, start
 from bpref.train.updates import Updates, require_named
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -126,6 +127,29 @@ def test_float16_learns_by_a_scale_that_follows_the_gradients():
     large = fit(*J.parts, optax.sgd(1e-6), (X, 1e3 * DATA[1]), epochs=20, dtype="float16", most_skipped=16).history
     assert 1 < sum(epoch.skipped for epoch in large) < 16
     assert (large[0].skipped, large[-1].skipped) == (1, 0)
+
+
+def test_rounding_is_to_a_neighbour_and_right_on_the_mean():
+    x = jnp.array([1.0, 1.001, -3.14159, 1e-30, jnp.inf, -jnp.inf, jnp.nan, 0.0], jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: stochastic_round(key, x))(keys).astype(jnp.float32)
+    finite, below = np.isfinite(x), (x.view(jnp.uint32) & jnp.uint32(0xFFFF0000)).view(jnp.float32)
+    np.testing.assert_allclose(drawn.mean(0)[finite], x[finite], rtol=5e-4)
+    neighbours = [len(np.unique(column)) for column in drawn.T[finite]]
+    assert neighbours == [1 if exact else 2 for exact in (x == below)[finite]] == [1, 2, 2, 2, 1]
+    np.testing.assert_array_equal(drawn[0, ~finite], x[~finite])
+
+
+def test_what_rounding_would_lose_is_learned_by_chance():
+    """Updates of 1/1000 of the parameters: to the nearest they would all be lost."""
+    optimizer, in_bfloat16 = optax.sgd(1e-3), objective_in("bfloat16", *J.parts)
+    begin = start(in_bfloat16, optimizer, DATA, dtype="bfloat16", stochastic_rounding=True)
+    assert {p.dtype for p in jax.tree.leaves(begin.params)} == {jnp.dtype("bfloat16")}
+    fitted = run(begin, DATA, epochs=300)
+    kept_wide = run(start(in_bfloat16, optimizer, DATA, dtype="bfloat16"), DATA, epochs=300)
+    (first, last), wide = (fitted.history[i].test_loss for i in (0, -1)), kept_wide.history[-1].test_loss
+    assert abs(last - wide) < 0.2 * (first - wide)
+    assert {p.dtype for p in jax.tree.leaves(fitted.params)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(
