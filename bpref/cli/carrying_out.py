@@ -83,6 +83,8 @@ def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
             fitted = every_step(training, begin, recipe, how, kept)
             if fitted is None:
                 return 1
+            if skipped := sum(epoch.skipped for epoch in fitted.history):
+                print(f"{count(skipped, 'step')} skipped, since a loss or a gradient was not finite")
             training.report(fitted, record)
         except Unwritable as unwritable:
             raise UsageError(f"{unwritable}{so_far(kept)}") from unwritable

@@ -163,6 +163,7 @@ def as_json(epoch: Epoch) -> dict[str, Any]:
         "test_score": epoch.test_score,
         "gradient_norm": {layer: float(norms.mean()) for layer, norms in epoch.gradient_norms.items()},
         "seconds": round(epoch.seconds, 6),
+        **({"skipped": epoch.skipped} if epoch.skipped else {}),
     } | ({} if epoch.watched is None else {"watched": {leaf: _numbers(w) for leaf, w in epoch.watched.items()}})
 
 

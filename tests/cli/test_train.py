@@ -232,6 +232,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(csv_file, capsys):
     assert error.endswith(" is not finite any more; lower the learning rate (it is 1e+30)\n")
 
 
+def test_steps_that_are_skipped_are_counted(csv_file, capsys):
+    arguments = ["train", "--data", str(csv_file), "--target", "y", "--layers", "3", "--schedule", "constant"]
+    much = ["--optimizer", "sgd", "--learning-rate", "1e30", "--epochs", "4", "--most-skipped", "3"]
+    assert run([*arguments, *much]) == 0
+    assert "3 steps skipped, since a loss or a gradient was not finite\n" in capsys.readouterr().out
+
+
 def test_every_option_has_a_help_text_and_there_are_examples(capsys):
     assert run(["train", "--help"]) == 0
     text = capsys.readouterr().out

@@ -31,7 +31,8 @@ def test_what_is_written_is_what_is_read(tmp_path):
             "seconds": 0.123457,
         }
     ]
-    record.add(epoch(2))
+    record.add(epoch(2)._replace(skipped=1))
+    assert json.loads(record.metrics.read_text().splitlines()[1])["skipped"] == 1
     assert len(record.metrics.read_text().splitlines()) == 2
     W, b = np.arange(6, dtype=np.float32).reshape(2, 3).T, np.zeros(3, np.float32)
     record.finish((LinearParams(W, b), ()), [epoch(1), epoch(2)], "test R^2", {"seed": 3})
