@@ -16,6 +16,7 @@ from benchmarks import (
     bench_suite,
     bench_train,
     bench_updates,
+    compiled_figures,
     kill_and_resume,
     rule_figures,
     sequence_figures,
@@ -24,7 +25,7 @@ from benchmarks import (
 from benchmarks.contest import OWN, Outcome
 
 HERE = Path(__file__).parent
-SHORT, LONG = HERE.parent / "README.md", HERE / "README.md"
+SHORT, LONG, COMPILED = HERE.parent / "README.md", HERE / "README.md", HERE / "compiled.md"
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
@@ -88,7 +89,8 @@ def equations(path: Path) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Both READMEs as they are to be."""
+    """Both READMEs, and the page of what was compiled, as they are to be."""
+    compiled = compiled_figures.read()
     rules, sequences = rule_figures.read(RULES), sequence_figures.read(SEQUENCES)
     models = json.loads(MODELS.read_text())
     of_short = {
@@ -98,6 +100,7 @@ def pages() -> dict[Path, str]:
         "figures of a suite": bench_suite.table(bench_suite.read(SUITE)),
         "figures of criteria": bench_criteria.table(bench_criteria.read(CRITERIA)),
         "figures of gpt": bench_models.short(models),
+        "figures compiled": compiled_figures.short(compiled),
     }
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),
@@ -112,8 +115,14 @@ def pages() -> dict[Path, str]:
         "figures of keeping": bench_keeping.table(json.loads(KEEPING.read_text())),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
     }
-    texts = {SHORT: SHORT.read_text(), LONG: LONG.read_text()}
-    for path, of_page in ((SHORT, of_short), (LONG, of_long)):
+    of_compiled = {
+        "figures compiled for by kind": compiled_figures.by_kind(compiled),
+        "figures compiled for models": compiled_figures.models(compiled),
+        "figures compiled for what takes more": compiled_figures.reasons(compiled),
+        "figures compiled for rules": compiled_figures.rules(compiled),
+    }
+    texts = {path: path.read_text() for path in (SHORT, LONG, COMPILED)}
+    for path, of_page in ((SHORT, of_short), (LONG, of_long), (COMPILED, of_compiled)):
         for name, table in of_page.items():
             texts[path] = written(texts[path], name, table.rstrip("\n") + "\n")
     return texts

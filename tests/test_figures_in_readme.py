@@ -2,11 +2,26 @@
 
 import pytest
 
-from benchmarks.in_readme import LONG, SHORT, pages
+from benchmarks import compiled_figures
+from benchmarks.compiled_reasons import REASONS
+from benchmarks.in_readme import COMPILED, LONG, SHORT, pages
+from bpref.devices.works import SMALL
+from bpref.rules import RULES
 
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize("path", [SHORT, LONG], ids=["README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("path", [SHORT, LONG, COMPILED], ids=["README.md", "benchmarks/README.md", "compiled.md"])
 def test_the_tables_are_what_was_measured(path):
     assert path.read_text() == pages()[path]
+
+
+@pytest.mark.parametrize("device", compiled_figures.FILES)
+def test_all_rules_are_compiled_for_a_device(device):
+    rows = compiled_figures.read()[device]
+    assert set(rows) >= {*RULES, "gpt"}
+    assert list(rows) == [name for name in [*RULES, *SMALL] if name in rows]
+
+
+def test_what_takes_more_by_hand_on_a_device_has_a_reason_and_nothing_else_has():
+    assert set(compiled_figures.worse(compiled_figures.read())) == set(REASONS)
