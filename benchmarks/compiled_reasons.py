@@ -26,7 +26,8 @@ REASONS: dict[str, str] = {
     "latent_attention": _ON_CHIP,
     **dict.fromkeys(
         (
-            "cholesky", "crf", "ctc", "grouped_matmul", "info_nce", "matrix_exponential", "qk_norm", "reduce_prod",
+            "cholesky", "crf", "ctc", "grouped_matmul", "info_nce", "lenet",
+            "matrix_exponential", "qk_norm", "reduce_prod",
             "resize", "selective_scan", "spectral_norm_linear", "wasserstein_critic",
         ),
         _OPEN,
