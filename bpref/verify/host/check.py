@@ -20,9 +20,9 @@ from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS, SCALES
 from bpref.verify.examining.subject import REFERENCE, Misfit, Subject
 from bpref.verify.host.called import Arrays, Called, called, copies, in_dtype, widened
-from bpref.verify.host.judged import Judged, judge_argument, judge_output
+from bpref.verify.host.judged import BARS, Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
-from bpref.verify.host.precision import Compared, compared, value_and_effect
+from bpref.verify.host.precision import Compared, compared, terms, value_and_effect
 from bpref.verify.host.sampling import POINTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.naming import first_line
 from bpref.verify.numbers import points as fresh
@@ -140,8 +140,9 @@ def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
             sum_of_both = 2 * scale * _wide(of_u[n]) - 3 * scale * _wide(of_v[n])
             size = scale * max(_size(of_u[n]), _size(of_v[n]), least)
             with np.errstate(invalid="ignore"):
-                error = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0) / max(size, 1e-300))
-            if error > max(SLACK, 1e3 * eps):
+                off = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0))
+            error = off / max(size, 1e-300)
+            if error > max(SLACK, 1e3 * eps) and off > BARS * MARGIN * eps * terms(samples[0].y, both, leaves[n]):
                 detail = not_linear("dy", error)
                 found.append(Finding(c.names[n], "nonlinear", detail, error))
     return found

@@ -14,7 +14,7 @@ from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Called
 from bpref.verify.host.oracles import MARGIN, Oracle, jumps, settled
-from bpref.verify.host.precision import Compared, by_hand, natural
+from bpref.verify.host.precision import Compared, by_hand, natural, rounding, terms
 from bpref.verify.host.sampling import Sample, eps_of
 from bpref.verify.numbers.kinks import JUMP
 from bpref.verify.numbers.measure import relative_error, widened
@@ -93,20 +93,25 @@ def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
     """What rounding makes of the hand's cotangent, where terms cancel for instance: how far rounded inputs move it.
 
     That of the median element for all of them: few moves may show nothing at one. A jump, at a tie, is no rounding.
-    It is no less than what rounding makes of the terms, where all of an array cancels.
+    It is no less than what rounding makes of the terms, where all of an array cancels; nor, at each element, than what
+    it makes of the same backward in float32, in that proportion.
     """
-    found: list[float] = []
+    shape = samples[0].leaves[n].shape
+    found: list[np.ndarray] = []
     for i, s in _firsts(samples):
         of_point = samples[i : i + COTANGENTS]
         eps = float(jnp.finfo(s.leaves[n].dtype).eps)
-        _, effects = by_hand(c, s.leaves, [other.dy for other in of_point], generator(n, 14), eps)
-        for other, of_dy in zip(of_point, effects, strict=True):
+        dys = [other.dy for other in of_point]
+        _, effects = by_hand(c, s.leaves, dys, generator(n, 14), eps)
+        inside = [of_dy[n] for of_dy in rounding(c, s.leaves, dys, generator(n, 15))] or [None] * len(dys)
+        for other, of_dy, of_rounding in zip(of_point, effects, inside, strict=True):
             moved = np.asarray(of_dy[n])
             typical = float(np.median(moved[moved > 0])) if moved.any() else 0.0
             size = natural(other.y, other.dy, other.leaves[n])
-            found.append(MARGIN * max(eps * size, typical if typical < JUMP * size else 0.0))
-    shape = samples[0].leaves[n].shape
-    return np.broadcast_to(np.reshape(found, (-1, *[1] * len(shape))), (len(found), *shape))
+            of_terms = eps * terms(other.y, other.dy, other.leaves[n])
+            least = max(of_terms, typical if typical < JUMP * size else 0.0)
+            found.append(MARGIN * np.maximum(least, np.zeros(shape) if of_rounding is None else of_rounding))
+    return np.stack(found)
 
 
 def _firsts(samples: Sequence[Sample]) -> list[tuple[int, Sample]]:

@@ -73,7 +73,8 @@ class Compared(NamedTuple):
         if not (np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled)):
             return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
         moved_by = np.where(known & np.isfinite(self.effect), self.effect, 0)
-        if is_blunt(row, max(float(jnp.finfo(dtype).eps) / 2, apart_as_a_whole(truth + moved_by, truth))):
+        unit = float(jnp.finfo(dtype).eps) / 2
+        if is_blunt(row, unit) and is_blunt(row, max(unit, apart_as_a_whole(truth + moved_by, truth))):
             detail = blunt_text(row, row.whole[2], "the truth rounded once")
             return row._replace(fault=Finding(where, "imprecise", detail, row.whole[0]))
         return row
@@ -161,6 +162,11 @@ def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
     return float(0.1 * norms[0] * norms[1] / (norms[2] * np.sqrt(leaf.size))) if norms[2] else 0.0
 
 
+def terms(y: Arrays, dy: Arrays, leaf: Any) -> float:
+    """How large the terms of a cotangent are, of a function that need be no power of x: of exp they are y dy."""
+    return natural(y, dy, leaf) * max(1.0, _root_mean_square(in_dtype(leaf, "float64")))
+
+
 def _root_mean_square(v: np.ndarray) -> float:
     return _norm(v) / np.sqrt(max(v.size, 1))
 
@@ -193,13 +199,8 @@ def by_hand(
     c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float
 ) -> tuple[list[Arrays], list[Arrays]]:
     """The backward's own values, and how far rounding the inputs moves them."""
-
-    def swept(leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
-        with x64_for([v.dtype for v in leaves], c.x64):
-            return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
-
-    truth = swept(leaves, dys)
-    around = [swept(*nudged(leaves, dys, rng, eps)) for _ in range(MOVES)]
+    truth = _swept(c, leaves, dys)
+    around = [_swept(c, *nudged(leaves, dys, rng, eps)) for _ in range(MOVES)]
     effects = [
         [
             np.max([np.abs(a[j][n] - v) for a in around], axis=0) if isinstance(v, np.ndarray) else None
@@ -208,6 +209,45 @@ def by_hand(
         for j, of_dy in enumerate(truth)
     ]
     return truth, effects
+
+
+def rounding(c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
+    """How far a backward's own rounding moves its values in float64: as in float32, less by as many digits.
+
+    It is seen where terms cancel inside, which moved inputs need not show: 1 - y of a softmax that is saturated.
+    """
+    less = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
+    keep = tuple(map(is_differentiable, leaves))
+    found: list[list[Arrays]] = []
+    for _ in range(MOVES):
+        moved, moved_dys = nudged(leaves, dys, rng, float(np.finfo(np.float32).eps))
+        narrow = widened(moved, keep, "float32")
+        narrow_dys = [[in_dtype(v, "float32") if is_differentiable(v) else v for v in dy] for dy in moved_dys]
+        try:
+            came = _swept(c, narrow, narrow_dys)
+        except Exception:  # whatever it is, it says that this dtype is not for this function
+            return []
+        wide_dys = [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in narrow_dys]
+        truth = _swept(c, widened(narrow, keep), wide_dys)
+        found.append([list(map(_apart, *of_dy)) for of_dy in zip(came, truth, strict=True)])
+    return [
+        [None if any(v is None for v in each) else less * np.max(each, axis=0) for each in zip(*of_dy, strict=True)]
+        for of_dy in zip(*found, strict=True)
+    ]
+
+
+def _apart(came: Any, truth: Any) -> np.ndarray | None:
+    """How far one is from the other; 0 where it has no value."""
+    if not isinstance(came, np.ndarray) or not isinstance(truth, np.ndarray) or came.shape != truth.shape:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(came.astype(truth.dtype) - truth)
+    return np.where(np.isfinite(apart), apart, 0.0)
+
+
+def _swept(c: Called, leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
+    with x64_for([v.dtype for v in leaves], c.x64):
+        return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
 
 
 def _stacked(parts: list[tuple]) -> Compared:

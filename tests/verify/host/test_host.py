@@ -175,6 +175,39 @@ def test_a_host_backward_that_clips_is_not_linear():
     assert bpref.check(softplus, X, backward=clipped, key=1, linear=False).ok
 
 
+SATURATED = [[3.9, -3.9, 19.0, 3.0, -16.0], [11.0, 39.0, 28.0, -21.0, -38.0]], [[0.0, 70.0, 0.0, 0.0, 40.0]]
+"""All but one of the probabilities nearly 0, so that y (dy - sum dy y) is little more than what rounding makes of 1."""
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def softmax_backward(args, dy):
+    y = softmax(args[0])
+    return (y * (dy - np.sum(y * dy, -1, keepdims=True)),)
+
+
+@pytest.mark.parametrize("x", SATURATED, ids=["two rows", "one"])
+def test_terms_that_cancel_inside_accuse_no_right_backward(x):
+    """Moved inputs do not move a probability of 1 - 4e-7: what it is off is of the backward's own rounding."""
+    for key in range(6):
+        x = np.array(x, np.float32)
+        report = bpref.check(softmax, x, backward=softmax_backward, reference=jax.nn.softmax, key=key)
+        assert verdicts(report)["x"] in ("ok", "cannot tell"), str(report)
+
+
+def test_where_terms_cancel_a_backward_that_leaves_one_out_is_wrong():
+    x = np.array(SATURATED[0], np.float32)
+
+    def backward(args, dy):
+        y = softmax(args[0])
+        return (y * (1 - y) * dy,)
+
+    assert verdicts(bpref.check(softmax, x, backward=backward, reference=jax.nn.softmax))["x"] == "wrong"
+
+
 def test_a_cotangent_of_a_narrower_dtype_is_said():
     half = lambda args, dy: (softplus_backward(args, dy)[0].astype(np.float16),)  # noqa: E731
     report = bpref.check(softplus, X, backward=half, key=1)

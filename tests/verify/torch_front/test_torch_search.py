@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import bpref  # noqa: E402
+from tests.verify.host.test_host import SATURATED  # noqa: E402
 from tests.verify.torch_front import torch_functions as f  # noqa: E402
 from tests.verify.torch_front.test_torch_sizes import Blocked  # noqa: E402
 
@@ -18,6 +19,13 @@ def test_a_right_function_passes():
 
 def softmax(x):
     return torch.softmax(x, -1)
+
+
+@pytest.mark.parametrize("x", SATURATED, ids=["two rows", "one"])
+def test_a_search_that_finds_a_saturated_softmax_accuses_it_of_nothing(x):
+    for key in (1, 2, 5):
+        report = bpref.check(f.Softmax.apply, torch.tensor(x), reference=softmax, key=key)
+        assert report.verdict in ("ok", "cannot tell"), str(report)
 
 
 def test_a_row_that_occurs_twice_is_found_and_shown_with_tensors():
