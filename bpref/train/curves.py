@@ -37,11 +37,11 @@ def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
         if rows[0].get("test_score") is not None:
             scores.plot(epochs, _of(rows, "test_score"), label=f"{before}test", **of_run)
         if before:
-            all_layers = [hypot(*row["gradient_norm"].values()) for row in rows]
+            all_layers = [hypot(*map(_number, row["gradient_norm"].values())) for row in rows]
             norms.plot(epochs, all_layers, label=f"{before}all layers", **of_run)
         else:
             for layer in rows[0]["gradient_norm"]:
-                by_layer = [row["gradient_norm"][layer] for row in rows]
+                by_layer = [_number(row["gradient_norm"][layer]) for row in rows]
                 norms.plot(epochs, by_layer, label=f"layer {layer}", **of_run)
     for axes, label, scale in ((losses, "loss J", "log"), (scores, score, "linear"), (norms, "gradient norm", "log")):
         axes.set(xlabel="epoch", ylabel=label, yscale=scale)
@@ -56,4 +56,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
 
 def _of(rows: list[dict[str, Any]], figure: str) -> list[float]:
     """A figure of every epoch; where one has none, a gap."""
-    return [float("nan") if row.get(figure) is None else row[figure] for row in rows]
+    return [_number(row.get(figure)) for row in rows]
+
+
+def _number(v: float | None) -> float:
+    return float("nan") if v is None else v

@@ -1,6 +1,7 @@
 """Record: what a run leaves on disk, in a directory of its own: metrics as they come, parameters, and a plot."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ class Record:
         with self._blaming(self.metrics), self.metrics.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                rest = f"{json.dumps(as_json(epoch))}\n".encode()
+                rest = line_of(epoch).encode()
                 while rest:
                     rest = rest[os.write(file.fileno(), rest) :]
             except OSError:
@@ -89,10 +90,10 @@ class Record:
     def go_back(self, history: list[Epoch]) -> None:
         """Leave in `metrics.jsonl` the lines of these epochs, and no others."""
         with self._blaming(self.metrics):
-            lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-            lines = lines[: len(history)] + [json.dumps(as_json(epoch)) for epoch in history[len(lines) :]]
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.exists() else []
+            lines = lines[: len(history)] + [line_of(epoch) for epoch in history[len(lines) :]]
             with whole_file(self.metrics) as beside:
-                beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                beside.write_text("".join(lines), encoding="utf-8")
 
     def finish(self, params: Any, history: list[Epoch], score: str, settings: dict[str, Any], state: Any = ()) -> None:
         """Write the plot, and the parameters with the settings as the file's metadata.
@@ -165,6 +166,19 @@ def as_json(epoch: Epoch) -> dict[str, Any]:
         "seconds": round(epoch.seconds, 6),
         **({"skipped": epoch.skipped} if epoch.skipped else {}),
     } | ({} if epoch.watched is None else {"watched": {leaf: _numbers(w) for leaf, w in epoch.watched.items()}})
+
+
+def line_of(epoch: Epoch) -> str:
+    """An epoch's line as it is written, with null for what is not finite: JSON has no such numbers."""
+    return json.dumps(_finite(as_json(epoch)), allow_nan=False) + "\n"
+
+
+def _finite(v: Any) -> Any:
+    if isinstance(v, dict):
+        return {name: _finite(part) for name, part in v.items()}
+    if isinstance(v, list):
+        return [_finite(part) for part in v]
+    return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
 OF_A_ROW = ("epoch", "train_loss", "gradient_norm")

@@ -7,7 +7,8 @@ from safetensors.numpy import load_file
 
 from bpref.rules.linear.linear import LinearParams
 from bpref.train import Epoch
-from bpref.train.record import Record, require_new
+from bpref.train.curves import draw
+from bpref.train.record import Record, require_new, rows_of
 
 
 def epoch(number, test=True):
@@ -43,6 +44,24 @@ def test_what_is_written_is_what_is_read(tmp_path):
     with safe_open(path, "np") as file:
         assert json.loads(file.metadata()["settings"]) == {"seed": 3}
     assert (record.directory / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_finite_is_null_and_a_gap_in_the_picture(tmp_path):
+    """JSON has no infinity: other readers than Python's refuse the line."""
+    record = Record(tmp_path / "run")
+    norms = {"0": np.array([np.nan, 1.0])}
+    record.add(epoch(1)._replace(test_loss=float("inf"), gradient_norms=norms))
+    record.add(epoch(2)._replace(gradient_norms={"0": np.array([1.0, 1.0])}))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    row = json.loads(record.metrics.read_text().splitlines()[0], parse_constant=refuse)
+    assert row["test_loss"] is None
+    assert row["gradient_norm"] == {"0": None}
+    for runs in ({"": rows_of(record.directory)}, dict.fromkeys("ab", rows_of(record.directory))):
+        draw(runs, "test R^2", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_a_run_without_test_data_has_a_plot_too(tmp_path):
