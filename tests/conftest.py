@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bpref.devices.targets import look_for_no_tpu
 from bpref.verify.programs.running import QUICK_OPTIONS, collect_rarely
 
 
@@ -27,7 +27,20 @@ def compile_in_a_hurry() -> None:
         os.environ.update(wanted)
 
 
-look_for_no_tpu()  # neither here nor in processes started from here: libtpu is there to compile with
+def leave_libtpu_alone() -> None:
+    """Where there is no accelerator, have JAX look for none, here and in all processes started from here.
+
+    libtpu is there to compile with. Where JAX tries it, it complains, and handles SIGTERM in its own way from then on.
+    """
+    if not any(found for pattern in DEVICE_FILES for found in Path("/dev").glob(pattern)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+
+DEVICE_FILES = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
+"""Of TPUs and GPUs, on Linux."""
+
+leave_libtpu_alone()
 compile_in_a_hurry()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
