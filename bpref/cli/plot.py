@@ -1,5 +1,6 @@
 """`bpref plot`: runs beside each other, those that go on too."""
 
+from os.path import commonpath
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +24,14 @@ def plot(
 
     with blaming_the_input():
         require_writable("--output", output)
-        if twice := [run for run in runs if runs.count(run) > 1]:
+        whole = [run.resolve() for run in runs]
+        if twice := [run for run, path in zip(runs, whole, strict=True) if whole.count(path) > 1]:
             raise UsageError(f"{twice[0]} is named twice")
-        rows = {str(run): rows_of(run) for run in runs}
+        shared = commonpath([path.parent for path in whole])
+        rows = {str(path.relative_to(shared)): rows_of(run) for run, path in zip(runs, whole, strict=True)}
         scores = sorted({score_of(run) for run in runs})
         with whole_file(output) as beside:
             draw(rows, " or ".join(scores), beside)
-    epochs = ", ".join(f"{run} {len(of_run)}" for run, of_run in rows.items())
+    epochs = ", ".join(f"{run} {len(of_run)}" for run, of_run in zip(runs, rows.values(), strict=True))
     print(f"written: {output}, of so many epochs: {epochs}")
     return 0

@@ -50,7 +50,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
         if len(axes.lines) > MOST_NAMED:
             axes.set_title(f"{len(axes.lines)} curves")
         elif axes.lines:
-            axes.legend()
+            axes.legend().set_in_layout(False)  # a long name takes no room from the curves
     figure.savefig(path, dpi=120, format="png")
 
 

@@ -1,6 +1,7 @@
 """`bpref plot`: runs in one picture, those that go on too, and what is refused."""
 
 import json
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -39,6 +40,14 @@ def test_runs_in_one_picture(count, runs, tmp_path, capsys):
     pixels = matplotlib.image.imread(picture)
     assert pixels.shape[:2] == (504, 1800)
     assert (pixels[..., :3].min(-1) < 0.9).mean() > 0.005
+
+
+def test_a_long_name_hides_no_curve(runs, tmp_path):
+    long = tmp_path / ("n" * 200)
+    Path(runs[1]).rename(long)
+    picture = tmp_path / "both.png"
+    assert run(["plot", runs[0], str(long), "--output", str(picture)]) == 0
+    assert matplotlib.image.imread(picture).shape[:2] == (504, 1800)
 
 
 def test_refused(runs, tmp_path, capsys):
