@@ -1,5 +1,6 @@
 """Strict arithmetic for every test, and the same random draws in every run of CI."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,6 +50,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 collect_rarely()
 
 SEED = 0
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "bpref[aot-tpu]"'
+)
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)

@@ -8,7 +8,7 @@ counts as often as it runs, where that is known; of branches the one that does m
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -218,9 +218,9 @@ class _Reading:
     def read(self, within: Computation, o: Operation) -> int:
         if o.opcode.endswith("-done"):
             return 0
-        taken: Counter[str] = Counter()
+        taken: dict[str, float] = defaultdict(float)
         for i, name in enumerate(o.operands):
-            taken[name] += self.taken(o, i)  # type: ignore[assignment]
+            taken[name] += self.taken(o, i)
         return sum(int(min(bytes_of(within.by_name[name].shape), n)) for name, n in taken.items())
 
     def taken(self, o: Operation, i: int) -> int | float:

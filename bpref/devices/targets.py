@@ -63,13 +63,7 @@ OF_LIBTPU = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Environment variables that libtpu reads when it is loaded, where there is no TPU: it looks for none then."""
-
-
-def look_for_no_tpu() -> None:
-    """Have libtpu, if it is loaded from now on, neither look for a TPU nor complain; what is set already stays."""
-    for variable, value in OF_LIBTPU.items():
-        os.environ.setdefault(variable, value)
+"""Environment variables that libtpu reads when it is loaded: it neither looks for a TPU then nor complains of none."""
 
 
 class Target(NamedTuple):
@@ -111,7 +105,8 @@ def target(name: str) -> Target:
 
 
 def _tpu(name: str, smallest: str, shape: str | None) -> list[Any]:
-    look_for_no_tpu()
+    for variable, value in OF_LIBTPU.items():
+        os.environ.setdefault(variable, value)
     topology = f"{smallest.split(':')[0]}:{shape}" if shape else smallest
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)

@@ -1,18 +1,13 @@
 """`bpref compile`, as a user calls it."""
 
-import importlib.util
 import json
-
-import pytest
 
 from bpref.cli.app import run
 from bpref.cli.compile import summary
 from bpref.devices.compiling import Compiled
 from bpref.devices.works import Beside
+from tests.conftest import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "bpref[aot-tpu]"'
-)
 HAND, AUTODIFF = (
     Compiled(temp, 10, 10, accessed, 100, cycles, {}, 0) for temp, accessed, cycles in [(4, 90, 1), (16, 90, 4)]
 )

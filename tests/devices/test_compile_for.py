@@ -1,7 +1,5 @@
 """Compiled for a TPU that is not there: rules, a model, and what goes between chips."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,9 @@ import bpref
 from bpref.devices.targets import CARDS, facts, target
 from bpref.devices.works import beside, both_forms, known, of_objective, work_of
 from bpref.models.gpt import GptConfig, gpt_objective
+from tests.conftest import needs_libtpu
 
 S = jax.ShapeDtypeStruct
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "bpref[aot-tpu]"'
-)
 
 SAMPLE = ("linear", "gelu", "layer_norm", "sigmoid_cross_entropy", "softmax_cross_entropy", "rnn")
 

@@ -79,7 +79,7 @@ def test_accumulation():
     params = begin.params
     for epoch, rate in ((1, RATE), (2, RATE / 2)):
         batches = [backpropagate(J, params, begin.batch(epoch, step))[1] for step in range(4)]
-        params = jax.tree.map(lambda p, *d: p - rate * sum(d) / 4, params, *batches)  # noqa: B023
+        params = jax.tree.map(lambda p, *d, rate=rate: p - rate * sum(d) / 4, params, *batches)
     assert_close(fitted, params)
 
 
@@ -88,7 +88,7 @@ def test_the_average_is_what_is_evaluated_and_kept():
     average = seen[0]
     for t, params in enumerate(seen[1:]):
         d = min(0.5, (1 + t) / (10 + t))
-        average = jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)  # noqa: B023
+        average = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * p, average, params)
     optimizer = make_optimizer("sgd", RATE, steps=8, updates=Updates(average=0.5))
     fitted = run(start(J, optimizer, DATA, batch_size=5), DATA, epochs=2)
     assert_close(fitted, average[0])

@@ -217,18 +217,16 @@ def rounding(c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Genera
     It is seen where terms cancel inside, which moved inputs need not show: 1 - y of a softmax that is saturated.
     """
     less = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
-    keep = tuple(map(is_differentiable, leaves))
     found: list[list[Arrays]] = []
     for _ in range(MOVES):
         moved, moved_dys = nudged(leaves, dys, rng, float(np.finfo(np.float32).eps))
-        narrow = widened(moved, keep, "float32")
-        narrow_dys = [[in_dtype(v, "float32") if is_differentiable(v) else v for v in dy] for dy in moved_dys]
+        narrow, *narrow_dys = ([in_dtype(v, "float32") for v in values] for values in (moved, *moved_dys))
         try:
             came = _swept(c, narrow, narrow_dys)
         except Exception:  # whatever it is, it says that this dtype is not for this function
             return []
-        wide_dys = [[in_dtype(v, "float64") if is_differentiable(v) else v for v in dy] for dy in narrow_dys]
-        truth = _swept(c, widened(narrow, keep), wide_dys)
+        wide, *wide_dys = ([in_dtype(v, "float64") for v in values] for values in (narrow, *narrow_dys))
+        truth = _swept(c, wide, wide_dys)
         found.append([list(map(_apart, *of_dy)) for of_dy in zip(came, truth, strict=True)])
     return [
         [None if any(v is None for v in each) else less * np.max(each, axis=0) for each in zip(*of_dy, strict=True)]
