@@ -123,7 +123,7 @@ class Layer(_Layer[P, X, Y, C]):
       renews: whether a leaf of it puts in the place of dparams what its params, or some of them, are to be from then
         on, and `None` for the others: `scan` writes them over the old ones then.
       root: of a loss, the square root of its Hessian, a `bpref.formulas.root.Root`; `None` where none is known.
-      opened: of a leaf with products of matrices inside, its backward with `bpref.formulas.affine.Product` in the place
+      opened: of a leaf with products of matrices inside, its backward with `bpref.cotangents.Product` in the place
         of each dW, and `Total` of each db: what they are made of. `None` of other leaves.
     """
 
