@@ -21,6 +21,7 @@ from .devices.compiling import Compiled as Compiled
 from .devices.compiling import compile_for as compile_for
 from .devices.compiling import devices_of as devices_of
 from .formulas.heads import Heads as Heads
+from .formulas.over_devices import over_devices as over_devices
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.pre_norm import NormParams as NormParams
@@ -115,6 +116,8 @@ from .rules.block.reversible_block import ReversibleBlockParams as ReversibleBlo
 from .rules.block.reversible_block import reversible_block as reversible_block
 from .rules.block.transformer_block import TransformerBlockParams as TransformerBlockParams
 from .rules.block.transformer_block import transformer_block as transformer_block
+from .rules.collective.column_parallel_linear import column_parallel_linear as column_parallel_linear
+from .rules.collective.row_parallel_linear import row_parallel_linear as row_parallel_linear
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import ConvolutionParams as ConvolutionParams
 from .rules.convolution.convolution import convolution as convolution

@@ -16,7 +16,7 @@ from bpref.devices.compiling import Compiled
 from bpref.devices.targets import CARDS, EXTRAS, TPUS, target
 from bpref.devices.works import MODEL, MODELS, SMALL, Beside, Settings, beside, known
 from bpref.dtypes import floating_dtype
-from bpref.rules import RULES
+from bpref.rules import ON_ONE_DEVICE, RULES
 
 EXAMPLE = "Examples: bpref compile gpt --for tpu-v5e --remat | bpref compile ctc crf --for h100 --json figures.json"
 
@@ -61,7 +61,7 @@ def compile(
     """
     jax.config.update("jax_platforms", "cpu")  # nothing is run, and no device of this machine is to be taken
     with blaming_the_input():
-        chosen = list(dict.fromkeys(map(known, names or [*RULES, *SMALL])))
+        chosen = list(dict.fromkeys(map(known, names or [*ON_ONE_DEVICE, *SMALL])))
         given = Settings(batch, length, remat, str(np.dtype(floating_dtype("compile", "dtype", dtype))))
         require_models(chosen, {"batch": batch, "length": length, "remat": remat or None})
         try:

@@ -193,6 +193,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         "token_entropy",
         "token_log_probability",
     ),
+    "collective": (
+        "column_parallel_linear",
+        "row_parallel_linear",
+    ),
     "block": (
         "attention_block",
         "lstm_block",
@@ -204,6 +208,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
+
+ON_ONE_DEVICE = tuple(name for kind, names in KINDS.items() if kind != "collective" for name in names)
+"""Those without collectives, whose programs are those of one device."""
 
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 

@@ -1,0 +1,90 @@
+"""Collective rules in `jax.shard_map` on a mesh of eight devices, beside the rules of one device: prints what it finds.
+
+XLA counts devices when it starts: `test_collective` runs this in a process of its own.
+"""
+
+import json
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+import bpref
+from bpref.devices.program_text import traffic
+from bpref.layer import Layer
+from bpref.verify import oracle
+
+FOUND: dict[str, Any] = {}
+
+
+def mesh() -> Mesh:
+    return jax.make_mesh((4, 2), ("model", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def drawn(i: int, *shape: int) -> Array:
+    return jax.random.normal(jax.random.key(i), shape)
+
+
+def drawn_like(i: int, tree: Any) -> Any:
+    return jax.tree.map(lambda v: drawn(i, *v.shape), tree)
+
+
+def apart(came: Any, expected: Any) -> float:
+    """The largest error of any array, relative to the array's largest element."""
+    came, expected = jax.device_get((came, expected))
+    errors = jax.tree.map(lambda a, b: float(abs(a - b).max() / abs(b).max()), came, expected)
+    return max(jax.tree.leaves(errors))
+
+
+def compare(name: str, layer: Layer, whole: Layer, params: Any, x: Any, specs: tuple[Any, Any, Any]) -> None:
+    """The layer's y, dparams and dx beside those of the whole, and the collectives of the forward and of both ways.
+
+    By the layer's own backward inside of shard_map, with and without JAX's types, and through the bridge outside of it.
+    """
+    of_params, of_x, of_y = specs
+
+    def mapped(f, given, gives, check_vma=True):
+        return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=given, out_specs=gives, check_vma=check_vma))
+
+    def J(function):
+        def f(params, x):
+            y = function(params, x)
+            return sum(jax.tree.leaves(jax.tree.map(lambda v, d: jnp.vdot(v, d), y, dy)))
+
+        return f
+
+    y, cache = whole.forward(params, x)
+    dy = drawn_like(9, y)
+    expected = y, *whole.backward(params, cache, dy)
+    errors = {}
+    for check in (True, False):
+        sweep = mapped(partial(bpref.backpropagate, layer), (of_params, of_x, of_y), (of_y, of_params, of_x), check)
+        errors[f"inside, {check}"] = apart(sweep(params, x, dy), expected)
+    function = mapped(bpref.as_function(layer), (of_params, of_x), of_y)
+    errors["outside"] = apart(jax.jit(oracle.gradient(J(function)))(params, x), expected[1:])
+    forward = mapped(lambda *of: layer.forward(*of)[0], (of_params, of_x), of_y)
+    programs = forward.lower(params, x), sweep.lower(params, x, dy)
+    FOUND[name] = errors, *(dict(traffic(p.compile().as_text() or "").collectives) for p in programs)
+
+
+def linear() -> None:
+    rows, columns = P("model"), P(None, "model")
+    x, whole = drawn(0, 6, 8, 12), bpref.linear(16)
+    params = drawn_like(1, whole.init(jax.random.key(0), x))
+    for parallel in (False, True):
+        kind = "sequence parallel" if parallel else "parallel"
+        split, of_features = P(None, "model") if parallel else P(), P(None, None, "model")
+        column = bpref.column_parallel_linear(4, "model", sequence_parallel=parallel)
+        compare(f"column, {kind}", column, whole, params, x, (params._replace(W=rows, b=rows), split, of_features))
+        row = bpref.row_parallel_linear(16, "model", sequence_parallel=parallel)
+        compare(f"row, {kind}", row, whole, params, x, (params._replace(W=columns, b=P()), of_features, split))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    linear()
+    print(json.dumps(FOUND))
