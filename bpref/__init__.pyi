@@ -118,6 +118,9 @@ from .rules.block.transformer_block import TransformerBlockParams as Transformer
 from .rules.block.transformer_block import transformer_block as transformer_block
 from .rules.collective.column_parallel_linear import column_parallel_linear as column_parallel_linear
 from .rules.collective.row_parallel_linear import row_parallel_linear as row_parallel_linear
+from .rules.collective.vocabulary_parallel_cross_entropy import (
+    vocabulary_parallel_cross_entropy as vocabulary_parallel_cross_entropy,
+)
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import ConvolutionParams as ConvolutionParams
 from .rules.convolution.convolution import convolution as convolution

@@ -21,16 +21,17 @@ On one device `over_devices` does the same with blocks along a first axis, by `j
 collectives is verified like any other.
 """
 
+from collections.abc import Iterator
 from inspect import unwrap
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.given import declared_of
 from bpref.checks.hyperparameters import is_integer, require_size
 from bpref.checks.shapes import normalized
-from bpref.dtypes import described
 from bpref.layer import Layer, require_layer
 from bpref.loops import varies_along
 
@@ -85,33 +86,50 @@ def over_devices(layer: Layer, axis: str, devices: int, params: Any, x: Any, cac
     P, who = require_size("over_devices", "devices", devices), layer.name
     declared = declared_of(unwrap(layer.forward))
 
-    def on_each(f, lies, gives):
+    def on_each(f, given, gives):
         if jax.sharding.get_abstract_mesh().manual_axes:
             raise TypeError(f"{who}: {P} devices on one, inside of shard_map; expected the name of an axis of its mesh")
 
         def run(*of):
+            leaves, tree = jax.tree.flatten(of)
+            made: list[Any] = []
+
+            def one(*leaves):
+                out = f(*jax.tree.unflatten(tree, leaves))
+                leaves, out_tree = jax.tree.flatten(out)
+                made[:] = out_tree, list(_of_leaves(gives, out))
+                pairs = list(zip(leaves, made[1], strict=True))
+                return [v for v, lie in pairs if lie == SPLIT], [v for v, lie in pairs if lie is ALIKE]
+
+            lies = tuple(_of_leaves(given, of))
             try:
-                return jax.vmap(f, in_axes=lies, out_axes=gives, axis_name=axis, axis_size=P)(*of)
+                outs = jax.vmap(one, lies, (SPLIT, ALIKE), axis_name=axis, axis_size=P)(*leaves)
             except ValueError as error:
                 if "out_axes is None" not in str(error):
                     raise
                 missing = f"expected the same on all, as a sum over {axis!r} gives"
                 raise ValueError(f"{who}: what is to be alike is each device's own; {missing}") from error
+            split, alike = map(iter, outs)
+            return jax.tree.unflatten(made[0], [next(split if lie == SPLIT else alike) for lie in made[1]])
 
         return run
 
-    def init(key, of_x):
+    def given_x(of_x):
         of_x = normalized(who, of_x, declared)
-        _require_blocks(who, P, "x", of_x, x)
-        block = jax.tree.map(
-            lambda lie, part: jax.tree.map(_block if lie == SPLIT else _like, part), x, of_x, is_leaf=_is_lie
-        )
-        return on_each(lambda _: layer.init(key, block), ALIKE, params)(None)
+        for (path, v), lie in zip(jax.tree_util.tree_flatten_with_path(of_x)[0], _of_leaves(x, of_x), strict=True):
+            if lie == SPLIT and jnp.shape(v)[:1] != (P,):
+                where = f"x{jax.tree_util.keystr(path)} has shape {jnp.shape(v)}"
+                raise ValueError(f"{who}: {where}, expected {P} blocks along its first axis, one of each device")
+        return of_x
+
+    def init(key, of_x):
+        leaves, tree = jax.tree.flatten(given_x(of_x))
+        lies = _of_leaves(x, of_x)
+        blocks = [jax.ShapeDtypeStruct(v.shape[lie == SPLIT :], v.dtype) for v, lie in zip(leaves, lies, strict=True)]
+        return on_each(lambda: layer.init(key, jax.tree.unflatten(tree, blocks)), (), params)()
 
     def forward(of_params, of_x):
-        of_x = normalized(who, of_x, declared)
-        _require_blocks(who, P, "x", of_x, x)
-        return on_each(layer.forward, (params, x), (y, cache))(of_params, of_x)
+        return on_each(layer.forward, (params, x), (y, cache))(of_params, given_x(of_x))
 
     def backward(of_params, of_cache, dy):
         return on_each(layer.backward, (params, cache, y), (params, x))(of_params, of_cache, dy)
@@ -142,24 +160,11 @@ def summed_and_split(v: Array, axis: str, along: int) -> Array:
     return lax.psum_scatter(v, axis, scatter_dimension=along % v.ndim, tiled=True)
 
 
-def _is_lie(v: Any) -> bool:
-    return v is None
-
-
-def _like(v: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(v.shape, v.dtype)
-
-
-def _block(v: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(v.shape[1:], v.dtype)
-
-
-def _require_blocks(who: str, P: int, name: str, v: Any, lies: Any) -> None:
-    def require(path, lie, part):
-        for inner, leaf in jax.tree_util.tree_flatten_with_path(part)[0] if lie == SPLIT else ():
-            if getattr(leaf, "shape", ())[:1] != (P,):
-                where = name + jax.tree_util.keystr((*path, *inner))
-                came = f"has shape {leaf.shape}" if hasattr(leaf, "shape") else f"is {described(leaf)}"
-                raise ValueError(f"{who}: {where} {came}, expected {P} blocks along its first axis, one of each device")
-
-    jax.tree_util.tree_map_with_path(require, lies, v, is_leaf=_is_lie)
+def _of_leaves(lies: Any, v: Any) -> Iterator[Any]:
+    """How each leaf of v lies."""
+    if isinstance(lies, tuple | list | dict) and v is not None:
+        parts = [(lies[k], v[k]) for k in sorted(lies)] if isinstance(lies, dict) else zip(lies, v, strict=True)
+        for lie, part in parts:
+            yield from _of_leaves(lie, part)
+    else:
+        yield from [lies] * len(jax.tree.leaves(v))

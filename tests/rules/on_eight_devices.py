@@ -84,7 +84,15 @@ def linear() -> None:
         compare(f"row, {kind}", row, whole, params, x, (params._replace(W=columns, b=P()), of_features, split))
 
 
+def vocabulary() -> None:
+    logits, target = drawn(0, 5, 6, 12), jnp.arange(30).reshape(5, 6) % 13 - 1
+    own = bpref.vocabulary_parallel_cross_entropy("model", ignored=-1, z_loss=1e-2)
+    whole = bpref.softmax_cross_entropy(ignored=-1, z_loss=1e-2)
+    compare("vocabulary", own, whole, (), (logits, target), ((), (P(None, None, "model"), P()), P()))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    linear()
+    for comparison in (linear, vocabulary):
+        comparison()
     print(json.dumps(FOUND))
