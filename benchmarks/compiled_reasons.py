@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "dot_product_attention": "On the H100 dy V^T is scheduled before the forward is done, since both are one program "
     "here: one more array of the logits' size is alive, at fewer bytes accessed",
     "multi_head_attention": "It has the attention of `dot_product_attention`",
+    "attention_with_log_sum_exp": _ON_CHIP,
     "blockwise_attention": _ON_CHIP,
     "latent_attention": _ON_CHIP,
     **dict.fromkeys(

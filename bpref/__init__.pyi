@@ -91,6 +91,8 @@ from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.attention.attention_with_log_sum_exp import Attended as Attended
+from .rules.attention.attention_with_log_sum_exp import attention_with_log_sum_exp as attention_with_log_sum_exp
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention

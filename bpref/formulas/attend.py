@@ -13,6 +13,8 @@ as derived in `dot_product_attention`, with D_t = sum_s r_ts p_ts dy_t . v_s:
     dq_t = scale sum_s dz_ts k_s              dk_s = scale sum_t dz_ts q_t
     dbias_ts = dx_ts          du_d = sum_t dx_t,t+d          dsink = - sum_t exp(sink - m_t) / Z_t D_t
 
+and where log(Z_t) + m_t has a cotangent dL_t, D_t - dL_t in the place of D_t (`attention_with_log_sum_exp`).
+
 Each way is one loop over the pairs of blocks in which any key is seen; the list of them is made when it is traced.
 
 D_t is needed before the first dx_ts. Where nothing but x has been kept and a row of blocks has more pairs than one, the
@@ -42,6 +44,11 @@ class Kept(NamedTuple):
     y: Float[Array, "*b T N E"]
     m: Float[Array, "*b T N"]
     Z: Float[Array, "*b T N"]
+
+
+def log_sum_exp_of(kept: Kept) -> Array:
+    """L = m + log Z; -inf where a query sees nothing."""
+    return jnp.where(kept.Z > 0, kept.m + jnp.log(jnp.where(kept.Z > 0, kept.Z, 1)), -jnp.inf)
 
 
 class Cotangents(NamedTuple):
@@ -74,11 +81,14 @@ def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
     return Kept(y, grid.unlike_rows(m), grid.unlike_rows(total))
 
 
-def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None) -> Cotangents:
-    """The backward of `attend`; of `kept`, what it gave."""
+def pull_attend(
+    pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None, dL: Array | None = None
+) -> Cotangents:
+    """The backward of `attend`; of `kept`, what it gave, and of dL (*b, T, N), the cotangent of log Z + m."""
     grid = Grid(pattern, x, extras)
     wide = grid.wide
     dO = grid.grouped(dy)
+    of_L = None if dL is None else grid.like_rows(widen(dL))
     dbias, du = (None if a is None else jnp.zeros(a.shape, wide) for a in (grid.bias, grid.u))
     is_asked_for = grid.bias is not None or grid.u is not None
 
@@ -105,8 +115,9 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
 
         def gradients(e, Z, D):
             scale = 1 / jnp.where(Z > 0, Z, 1)
-            p = e * scale[..., None]
-            dx = grid.of_seen(logits, p * (dp - (D * scale)[..., None]))
+            p, mean = e * scale[..., None], D * scale
+            mean = mean if of_L is None else mean - grid.rows(of_L, i)
+            dx = grid.of_seen(logits, p * (dp - mean[..., None]))
             dz = cast((dx if logits.slope is None else dx * logits.slope) * pattern.scale, x.q.dtype)
             return (
                 over_keys(dz, k, wide),
@@ -152,7 +163,7 @@ def pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kep
     dsinks = None
     if extras.sinks is not None:
         share = jnp.exp(jnp.broadcast_to(grid.of_heads(extras.sinks), m.shape) - m) / Z
-        D = D / Z
+        D = D / Z if of_L is None else D / Z - of_L
         dsinks = cast(-jnp.sum(share * D, (*range(len(grid.b)), -1)).reshape(-1), extras.sinks.dtype)
     return Cotangents(
         cast(grid.ungrouped(dQ), x.q.dtype),

@@ -30,11 +30,9 @@ class AttentionCache(NamedTuple):
     x: Heads
 
 
-def softmax_attention(
-    who: str, pattern: Pattern, is_scaled: bool, alibi: bool, buckets_number: int | None, furthest: int, sinks: bool
-) -> Layer:
-    """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
-    require_flags(who, causal=pattern.causal, alibi=alibi, sinks=sinks)
+def require_pattern(who: str, pattern: Pattern) -> Pattern:
+    """`pattern` as Python has its numbers; raise `ValueError` unless it can be meant."""
+    require_flags(who, causal=pattern.causal)
     scale = require_finite(who, "scale", pattern.scale)
     dropout = require_rate(who, pattern.dropout, "dropout")
     window = require_window(who, pattern.window)
@@ -43,7 +41,15 @@ def softmax_attention(
             raise ValueError(f"{who}: {name} is {v!r}, expected an integer of at least 1")
     query_block, key_block = map(plain, (pattern.query_block, pattern.key_block))
     soft_cap = require_positive_or_none(who, "soft_cap", pattern.soft_cap)
-    pattern = Pattern(scale, pattern.causal, window, soft_cap, dropout, query_block, key_block)
+    return Pattern(scale, pattern.causal, window, soft_cap, dropout, query_block, key_block)
+
+
+def softmax_attention(
+    who: str, pattern: Pattern, is_scaled: bool, alibi: bool, buckets_number: int | None, furthest: int, sinks: bool
+) -> Layer:
+    """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
+    require_flags(who, alibi=alibi, sinks=sinks)
+    pattern = require_pattern(who, pattern)
     least = 2 if pattern.causal else 4
     if buckets_number is not None and (
         not (is_integer(buckets_number) and is_integer(furthest))
@@ -98,7 +104,7 @@ def softmax_attention(
         return AttentionParams(d.extras.sinks, dtable), dx
 
     def decoding(leaf, length):
-        W = reach(who, pattern.causal, window, length)
+        W = reach(who, pattern.causal, pattern.window, length)
 
         def step(params, x, memory):
             other = [name for name, v in x._asdict().items() if v is not None and name not in "qkv"]

@@ -16,9 +16,31 @@ def naive_attention(
     params: AttentionParams, x: Heads, pattern: Pattern, is_scaled: bool, alibi: bool, furthest: int
 ) -> Array:
     """y: every logit at once, keys and values repeated for each head."""
+    S, N, front = x.k.shape[-3], x.q.shape[-2], (1,) * (x.q.ndim - 3)
+    v = jnp.repeat(x.v, N // x.k.shape[-2], axis=-2)
+    z, seen = _logits(params, x, pattern, is_scaled, alibi, furthest)
+    if params.sinks is not None:
+        sink = jnp.broadcast_to(params.sinks.reshape(*front, N, 1, 1), (*z.shape[:-1], 1))
+        z = jnp.concatenate([z, sink], -1)
+    p = jnp.where(seen, jax.nn.softmax(z)[..., :S], 0)
+    r = _kept(x, pattern.dropout)
+    return jnp.einsum("...nts,...snd->...tnd", p if r is None else p * r, v)
+
+
+def naive_log_sum_exp(x: Heads, pattern: Pattern, is_scaled: bool) -> Array:
+    """Of the logits of each query and head: (*b, T, N)."""
+    z, seen = _logits(AttentionParams(), x, pattern, is_scaled, False, 0)
+    of_rows = jax.nn.logsumexp(z, axis=-1)
+    return jnp.swapaxes(jnp.where(seen.any(-1), of_rows, -jnp.inf), -1, -2)
+
+
+def _logits(
+    params: AttentionParams, x: Heads, pattern: Pattern, is_scaled: bool, alibi: bool, furthest: int
+) -> tuple[Array, Array]:
+    """(*b, N, T, S), and which of them are seen; -1e30 where they are not."""
     *_, T, N, D = x.q.shape
     S, G = x.k.shape[-3], N // x.k.shape[-2]
-    k, v = (jnp.repeat(a, G, axis=-2) for a in (x.k, x.v))
+    k = jnp.repeat(x.k, G, axis=-2)
     z = jnp.einsum("...tnd,...snd->...nts", x.q, k) * (D**-0.5 if is_scaled else pattern.scale)
     if pattern.soft_cap is not None:
         z = pattern.soft_cap * jnp.tanh(z / pattern.soft_cap)
@@ -47,13 +69,7 @@ def naive_attention(
     if x.q_segments is not None:
         of_k = x.q_segments if x.kv_segments is None else x.kv_segments
         seen = seen & (x.q_segments[..., None, :, None] == of_k[..., None, None, :])
-    z = jnp.where(seen, z, -1e30)
-    if params.sinks is not None:
-        sink = jnp.broadcast_to(params.sinks.reshape(*front, N, 1, 1), (*z.shape[:-1], 1))
-        z = jnp.concatenate([z, sink], -1)
-    p = jnp.where(seen, jax.nn.softmax(z)[..., :S], 0)
-    r = _kept(x, pattern.dropout)
-    return jnp.einsum("...nts,...snd->...tnd", p if r is None else p * r, v)
+    return jnp.where(seen, z, -1e30), seen
 
 
 def _kept(x: Heads, dropout: float) -> Array | None:

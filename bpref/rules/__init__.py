@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "triangular_solve",
     ),
     "attention": (
+        "attention_with_log_sum_exp",
         "blockwise_attention",
         "delta_rule",
         "dot_product_attention",
