@@ -77,7 +77,7 @@ def in_torch(forward: Callable[..., Any], backward: Callable[[tuple, Any], tuple
             ctx.save_for_backward(*tensors)
             with _x64_for(tensors):
                 leaves, trees["y"] = jax.tree.flatten(run(*map(to_numpy, tensors)))
-            made = [to_tensor(np.asarray(v), CPU) for v in leaves]
+            made = list(map(tensor, leaves))
             return tuple(made) if len(made) > 1 else made[0]
 
         @staticmethod
@@ -85,7 +85,7 @@ def in_torch(forward: Callable[..., Any], backward: Callable[[tuple, Any], tuple
             tensors = ctx.saved_tensors
             with _x64_for(tensors):
                 found = pull(tuple(map(to_numpy, tensors)), jax.tree.unflatten(trees["y"], map(to_numpy, dys)))
-            return tuple(None if v is None else to_tensor(np.asarray(v), CPU) for v in found)
+            return tuple(None if v is None else tensor(v) for v in found)
 
     return Rule.apply
 
@@ -103,6 +103,11 @@ def _by_autodiff(forward: Callable[..., Any]) -> Callable[[tuple, Any], tuple]:
     return cotangents
 
 
+def tensor(v: Any) -> torch.Tensor:
+    """An argument of the corpus as PyTorch has it."""
+    return to_tensor(np.asarray(v), CPU)
+
+
 def _x64_for(tensors: Any) -> Any:
     return jax.enable_x64(any(t.dtype == torch.float64 for t in tensors))
 
@@ -110,7 +115,7 @@ def _x64_for(tensors: Any) -> Any:
 def reported(d: Derivation, backward: Any, reference: Any, way: Way, seed: int) -> Report:
     """What `bpref.check` says of one derivation at the arguments of a seed."""
     with jax.enable_x64(way.dtype == "float64"):
-        args = [to_tensor(np.asarray(v), CPU) for v in arguments(d, way.dtype, seed)]
+        args = list(map(tensor, arguments(d, way.dtype, seed)))
     return bpref.check(backward, *args, reference=reference if way.has_reference else None, key=seed)
 
 
