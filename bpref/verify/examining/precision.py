@@ -121,7 +121,7 @@ def rows_in(
     known = truth if own and not draw and ready.is_its_own_truth else None
     inputs = Inputs(cast, exact, dict(known if known is not None else _truth(ready, working, exact)))
     values = _values(ready, working, cast)
-    is_defined = all(np.all(np.isfinite(y)) for name, (y, _) in values.items() if name not in ready.wide.names)
+    is_defined = all(has_value(*pair) for name, pair in values.items() if name not in ready.wide.names)
     rows = {
         name: _row(name, *pair, inputs.truth[name], held[name].torn)
         for name, pair in values.items()
@@ -155,7 +155,7 @@ def _with_faults(
 
     def fault(name: str, row: Row) -> Finding | None:
         if np.any(np.isinf(row.hand)):
-            return _nonfinite(row, is_defined)
+            return nonfinite(row, is_defined)
         if not within(row, FACTOR, FACTOR) or has_an_outlier(row):
             effects = [ulp_errors(m[name], inputs.truth[name], row.dtype) for m in moved() + cancelled()]
             unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
@@ -173,6 +173,11 @@ def _with_faults(
     return {name: row._replace(fault=fault(name, row)) for name, row in rows.items()}
 
 
+def has_value(*ys: np.ndarray) -> bool:
+    """Whether the function has a value in the dtype of these outputs: by hand, or as the oracle computes it."""
+    return bool(np.all(np.any(np.isfinite(ys), axis=0)))
+
+
 def is_blunt(row: Row, unit: float) -> bool:
     """Whether a whole array is off by more than so many times `unit`, and than the truth rounded once."""
     return unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2])
@@ -188,7 +193,8 @@ def blunt_text(row: Row, best: float, than: str) -> str:
     )
 
 
-def _nonfinite(row: Row, is_defined: bool) -> Finding:
+def nonfinite(row: Row, is_defined: bool) -> Finding:
+    """What is said of a value that is NaN or infinite in a dtype; `undefined` where the function itself is."""
     at = f" at {list(row.summary().worst)}" if row.shape else ""
     if not is_defined:
         detail = f"in {row.dtype} the function itself is NaN or infinite here, and its gradient{at}"

@@ -20,9 +20,9 @@ from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS, SCALES
 from bpref.verify.examining.subject import REFERENCE, Misfit, Subject
 from bpref.verify.host.called import Arrays, Called, called, copies, in_dtype, widened
-from bpref.verify.host.judged import BARS, Judged, judge_argument, judge_output
+from bpref.verify.host.judged import BARS, DOUBLE, Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
-from bpref.verify.host.precision import Compared, compared, terms, value_and_effect
+from bpref.verify.host.precision import Compared, compared, roughness, sweeps, terms, value_and_effect
 from bpref.verify.host.sampling import POINTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.naming import first_line
 from bpref.verify.numbers import points as fresh
@@ -54,7 +54,7 @@ def check_called(
     notes: tuple[str, ...] = (),
     findings: tuple[Finding, ...] = (),
 ) -> Report:
-    """The report of a function that is called.
+    """The report of a function that is called; an oracle that calls something wrong is held against differences first.
 
     Args:
       c, oracle: what is checked, and what it is held against.
@@ -65,7 +65,9 @@ def check_called(
     # What clips is right for small cotangents.
     c = c if linear else c._replace(scale=SCALES[-1])
     samples, judged = judge_called(c, oracle, key)
-    for f in [*findings, *(_nonlinear(c, samples, key) if linear else ())]:
+    if any(j.verdict.verdict == WRONG for j in judged.values()) and not oracle.differs():
+        findings += tuple(f for i in range(POINTS) for f in disagreements(c, oracle, key, i))
+    for f in [*findings, *(_nonlinear(c, oracle, samples, key) if linear else ())]:
         if f.kind == "oracle":
             judged[f.where] = _of_wrong_oracle(judged[f.where], f)
         elif judged[f.where].verdict.verdict in (OK, CANNOT_TELL):
@@ -117,15 +119,24 @@ def _outputs(c: Called, oracle: Oracle, samples: list[Sample], key: int, in_own:
     return judged
 
 
-def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
+def _nonlinear(c: Called, oracle: Oracle, samples: list[Sample], key: int) -> list[Finding]:
     """b(2u - 3v) = 2 b(u) - 3 b(v), at the first point, for u and v of several sizes: a clip is met wherever it is."""
-    leaves, rng = samples[0].leaves, fresh.generator(key, 13)
-    u, v = cotangent(samples[0].y, rng), cotangent(samples[0].y, rng)
-    eps = eps_of(samples[0].y)
+    leaves, y, rng = samples[0].leaves, samples[0].y, fresh.generator(key, 13)
+    u, v = cotangent(y, rng), cotangent(y, rng)
+    eps = eps_of(y)
 
     def swept(dy: list[Any]) -> list[Any]:
         with x64_for([v.dtype for v in leaves], c.x64):
             return c.sweep(copies(leaves))[1](copies(dy))
+
+    @cache
+    def rough() -> list[list[Any]]:
+        return roughness(sweeps(c, oracle), leaves, y, [u, v], fresh.generator(key, 15)) if eps < DOUBLE else [[]]
+
+    def is_rounding(n: int, apart: np.ndarray, both: list[Any], scale: float) -> bool:
+        least = eps * terms(y, both, leaves[n])
+        inside = [v for of_dy in rough() for v in of_dy[n : n + 1] if v is not None]
+        return bool(np.all(apart <= BARS * MARGIN * np.maximum(least, 3 * scale * sum(inside))))
 
     found = []
     of_u, of_v = swept(u), swept(v)
@@ -140,11 +151,10 @@ def _nonlinear(c: Called, samples: list[Sample], key: int) -> list[Finding]:
             sum_of_both = 2 * scale * _wide(of_u[n]) - 3 * scale * _wide(of_v[n])
             size = scale * max(_size(of_u[n]), _size(of_v[n]), least)
             with np.errstate(invalid="ignore"):
-                off = float(np.max(np.abs(sum_of_both - _wide(together)), initial=0.0))
-            error = off / max(size, 1e-300)
-            if error > max(SLACK, 1e3 * eps) and off > BARS * MARGIN * eps * terms(samples[0].y, both, leaves[n]):
-                detail = not_linear("dy", error)
-                found.append(Finding(c.names[n], "nonlinear", detail, error))
+                apart = np.abs(sum_of_both - _wide(together))
+            error = float(np.max(apart, initial=0.0)) / max(size, 1e-300)
+            if error > max(SLACK, 1e3 * eps) and not is_rounding(n, apart, both, scale):
+                found.append(Finding(c.names[n], "nonlinear", not_linear("dy", error), error))
     return found
 
 
@@ -198,7 +208,11 @@ def _precision(
 def _with_precision(judged: Judged, rows: list[Row]) -> Judged:
     v = judged.verdict
     precision = tuple(row.summary() for row in rows)
-    faults = [row.fault for row in rows if row.fault]
+    undefined = [row.fault for row in rows if row.fault and row.fault.kind == "undefined"]
+    faults = [row.fault for row in rows if row.fault and row.fault not in undefined]
+    if undefined and not faults:
+        detail = "\n".join(f.detail for f in undefined)
+        return Judged(Verdict(v.where, CANNOT_TELL, detail, v.error, precision), undefined[0])
     if faults:
         detail = "\n".join(f.detail for f in faults)
         found = Finding(v.where, "imprecise", detail, max(f.error for f in faults))
@@ -221,15 +235,15 @@ def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) 
     return Report(c.name, oracle.text, key, verdicts, findings, notes)
 
 
-def disagreements(c: Called, oracle: Oracle, key: int) -> list[Finding]:
-    """The arguments whose cotangents by autodiff are not what finite differences say, at a few elements of each.
+def disagreements(c: Called, oracle: Oracle, key: int, i: int = 0) -> list[Finding]:
+    """The arguments whose cotangents by autodiff are not what finite differences say, at a few elements of point `i`.
 
     Nothing is said of a numerical oracle, which is finite differences itself.
     """
     if oracle.in_float64 is None:
         return []
     in_float64, rng = oracle.in_float64, fresh.generator(key, 21)
-    leaves = widened(point(c, key, 0), c.differentiable)
+    leaves = widened(point(c, key, i), c.differentiable)
 
     def values(leaves: Arrays) -> Arrays:
         return in_float64(leaves, [])[0]

@@ -14,7 +14,7 @@ from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Called
 from bpref.verify.host.oracles import MARGIN, Oracle, jumps, settled
-from bpref.verify.host.precision import Compared, by_hand, natural, rounding, terms
+from bpref.verify.host.precision import Compared, by_hand, natural, roughness, sweeps, terms
 from bpref.verify.host.sampling import Sample, eps_of
 from bpref.verify.numbers.kinks import JUMP
 from bpref.verify.numbers.measure import relative_error, widened
@@ -75,26 +75,27 @@ def judge_argument(
     if held_against.is_exact and eps > DOUBLE:
         judged = _narrow(own()[name], residual)
     else:
+        noise = np.zeros(bars.shape)
         judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
         if judged.verdict.verdict != OK and np.all(np.isfinite(hand)) and expected in (np.float64, np.complex128):
-            noise = _noise(c, samples, n)
+            noise = _noise(c, held_against, samples, n)
             bars = bars + noise
             judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual, noise)
         if judged.verdict.verdict != OK and held_against.is_exact and np.all(np.isfinite(hand)):
             at = [(s.leaves, [other.dy for other in samples[i : i + COTANGENTS]]) for i, s in _firsts(samples)]
             hand, oracle = settled(c, held_against, at, n, hand, oracle)
-            bars = np.where(jumps(c, held_against, at, n) > 0, 0.0, bars)
+            bars = np.where(jumps(c, held_against, at, n) > BARS * noise, 0.0, bars)
             residual = _residual(c, n, samples, hand, oracle, bars, held_against)
             judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
     return judged if judged.verdict.verdict == WRONG else _looked_at(judged, samples, n, oracle, bars, unseen)
 
 
-def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
-    """What rounding makes of the hand's cotangent, where terms cancel for instance: how far rounded inputs move it.
+def _noise(c: Called, oracle: Oracle, samples: Sequence[Sample], n: int) -> np.ndarray:
+    """What rounding makes of the cotangent, where terms cancel for instance: how far rounded inputs move the hand's.
 
     That of the median element for all of them: few moves may show nothing at one. A jump, at a tie, is no rounding.
     It is no less than what rounding makes of the terms, where all of an array cancels; nor, at each element, than what
-    it makes of the same backward in float32, in that proportion.
+    bends of it where a smooth function is straight, up to what double precision can lose of the terms.
     """
     shape = samples[0].leaves[n].shape
     found: list[np.ndarray] = []
@@ -103,14 +104,16 @@ def _noise(c: Called, samples: Sequence[Sample], n: int) -> np.ndarray:
         eps = float(jnp.finfo(s.leaves[n].dtype).eps)
         dys = [other.dy for other in of_point]
         _, effects = by_hand(c, s.leaves, dys, generator(n, 14), eps)
-        inside = [of_dy[n] for of_dy in rounding(c, s.leaves, dys, generator(n, 15))] or [None] * len(dys)
-        for other, of_dy, of_rounding in zip(of_point, effects, inside, strict=True):
+        inside = [of_dy[n] for of_dy in roughness(sweeps(c, oracle), s.leaves, s.y, dys, generator(n, 15))] or [
+            None
+        ] * len(dys)
+        for other, of_dy, bent in zip(of_point, effects, inside, strict=True):
             moved = np.asarray(of_dy[n])
             typical = float(np.median(moved[moved > 0])) if moved.any() else 0.0
             size = natural(other.y, other.dy, other.leaves[n])
             of_terms = eps * terms(other.y, other.dy, other.leaves[n])
             least = max(of_terms, typical if typical < JUMP * size else 0.0)
-            found.append(MARGIN * np.maximum(least, np.zeros(shape) if of_rounding is None else of_rounding))
+            found.append(MARGIN * np.maximum(least, np.zeros(shape) if bent is None else bent))
     return np.stack(found)
 
 
@@ -171,7 +174,8 @@ def _within_bars(
     width = float(np.max(np.where(looked, bars, 0.0) / np.maximum(size, np.finfo(float).tiny), initial=0.0))
     width = max(width, 100 * eps) if 100 * eps > SHARP else width
     if width > SHARP or np.any(apart > 2 * allowed):
-        detail = f"off by {error:.1e}, and the oracle is only sure to {width:.0e}"
+        sure = f"only sure to {width:.0e}" if width < 1 else "sure to no digit, being 0 but for rounding"
+        detail = f"off by {error:.1e}, and the oracle is {sure}"
         return Judged(Verdict(name, CANNOT_TELL, detail, error))
     return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}", error))
 
@@ -188,6 +192,8 @@ def _narrow(own: Compared, residual: Residual) -> Judged:
     apart, beside = (_relative(v, own.truth) for v in (own.hand, own.other))
     if not row.is_coarse:
         return Judged(Verdict(name, OK, f"{apart:.0e} off, computed in {row.dtype}", apart))
+    if row.fault and row.fault.kind == "undefined":
+        return Judged(Verdict(name, CANNOT_TELL, row.fault.detail, apart), row.fault)
     if not np.isfinite(p.hand.maximum):
         return wrong(name, *diagnose(residual), np.inf)
     eps = float(jnp.finfo(own.hand.dtype).eps)

@@ -5,7 +5,8 @@ its bars are too wide for that, and the truth is what the function and its backw
 has vouched for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ from bpref.verify.examining.precision import (
     apart_as_a_whole,
     blunt_text,
     has_an_outlier,
+    has_value,
     is_blunt,
     long_text,
+    nonfinite,
     within,
 )
 from bpref.verify.examining.prepare import x64_for
@@ -37,6 +40,14 @@ HALF = 4
 AUTODIFF, ATTAINABLE = "autodiff", "attainable"
 
 
+STEP = 2.0**-18
+"""How far inputs are moved, relatively, so that what bends of a smooth function is no more than its rounding."""
+
+
+LOST = 1e-11
+"""More than this of the terms of a cotangent is no rounding in double precision."""
+
+
 class Compared(NamedTuple):
     """One value in a working dtype, a sample along the first axis: the hand's, the truth, and what is possible.
 
@@ -44,6 +55,7 @@ class Compared(NamedTuple):
       hand, truth, other: `other` is autodiff's, or the truth rounded once.
       effect: what moving the inputs by their rounding did to the truth.
       beside: which of the two `other` is.
+      is_defined: whether the function itself has a value in that dtype, at every sample.
     """
 
     hand: np.ndarray
@@ -51,15 +63,17 @@ class Compared(NamedTuple):
     other: np.ndarray
     effect: np.ndarray
     beside: str
+    is_defined: bool
 
     def row(self, where: str) -> Row:
         """Errors in ulps, and whether they are worse than possible in units that rounding the inputs makes."""
         dtype = jnp.dtype(self.hand.dtype)
-        skipped = ~np.isfinite(self.truth.reshape(-1))
+        with np.errstate(over="ignore"):
+            known = np.isfinite(self.truth.astype(dtype))
+        skipped = ~known.reshape(-1)
         hand, other = (np.where(skipped, 0.0, ulp_errors(v, self.truth, dtype)) for v in (self.hand, self.other))
         moved = np.where(skipped, 0.0, ulp_errors(self.truth + self.effect, self.truth, dtype))
         unit = np.maximum(1.0, np.where(np.isfinite(moved), moved, 1.0))
-        known = np.isfinite(self.truth)
         truth = np.where(known, self.truth, 0)
 
         def whole(v: np.ndarray) -> float:
@@ -69,8 +83,10 @@ class Compared(NamedTuple):
         row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
+        if not np.all(np.isfinite(row.hand)):
+            return row._replace(fault=nonfinite(row, self.is_defined))
         p = row.summary()
-        if not (np.all(np.isfinite(row.hand)) and within(scaled, factor, factor) and not has_an_outlier(scaled)):
+        if not within(scaled, factor, factor) or has_an_outlier(scaled):
             return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
         moved_by = np.where(known & np.isfinite(self.effect), self.effect, 0)
         unit = float(jnp.finfo(dtype).eps) / 2
@@ -93,24 +109,39 @@ def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched
     """
     parts: dict[str, list[tuple]] = {}
     points: list[tuple[Arrays, list[Arrays]]] = []
+    is_defined = True
     for i in range(POINTS):
-        here, at = _at(c, oracle, key, i, dtypes, vouched)
+        here, at, has = _at(c, oracle, key, i, dtypes, vouched)
         points.append(at)
+        is_defined &= has
         for name, part in here:
             parts.setdefault(name, []).append(part)
-    found = {name: _stacked(values) for name, values in parts.items()}
+    found = {name: _stacked(values, is_defined) for name, values in parts.items()}
     for n, name in enumerate(c.names):
         if oracle.is_exact and name in found and found[name].row(name).is_coarse:
-            # In few digits ties are common: there the truth is anything in between.
+            # In few digits ties are common: there the truth is anything in between. In more, terms may cancel inside.
             effect = np.maximum(found[name].effect, jumps(c, oracle, points, n))
+            if jnp.finfo(dtype := found[name].hand.dtype).nmant >= 23:
+                effect = np.maximum(effect, _inside(oracle, key, points, n, dtype))
             found[name] = found[name]._replace(effect=effect)
     return found
 
 
+def _inside(oracle: Oracle, key: int, points: list[tuple[Arrays, list[Arrays]]], n: int, dtype: Any) -> np.ndarray:
+    """How far rounding to a dtype, inside the oracle, moves its cotangent of leaf `n`: as in float64, in proportion."""
+    assert oracle.in_float64 is not None
+    more = float(jnp.finfo(dtype).eps) / float(np.finfo(np.float64).eps)
+    found = []
+    for leaves, dys in points:
+        y = oracle.in_float64(leaves, [])[0]
+        found += [more * of_dy[n] for of_dy in roughness([_of(oracle)], leaves, y, dys, fresh.generator(key, n, 16))]
+    return np.stack(found)
+
+
 def _at(
     c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouched: set[str]
-) -> tuple[list[tuple[str, Any]], tuple[Arrays, list[Arrays]]]:
-    """What was compared at one point, by name, and that point in float64."""
+) -> tuple[list[tuple[str, Any]], tuple[Arrays, list[Arrays]], bool]:
+    """What was compared at one point, by name, that point in float64, and whether the function has a value there."""
     rng = fresh.generator(key, i, 11)
     own = point(c, key, i)
     leaves = [v.astype(d) if keep else v for v, d, keep in zip(own, dtypes, c.differentiable, strict=True)]
@@ -129,9 +160,11 @@ def _at(
     else:
         truth, effects = by_hand(c, wide, wide_dys, rng, eps)
     others: list[Arrays] | None = None
+    ys = [y]
     found: list[tuple[str, Any]] = []
     if oracle.run:
         others_y, others = oracle.run(leaves, dys)
+        ys.append(others_y)
         if oracle.y:
             y_truth, effect = value_and_effect(oracle, wide, rng, eps)
             for name, *v in zip(c.outputs(len(y)), y, y_truth, others_y, effect, strict=True):
@@ -148,14 +181,15 @@ def _at(
                 found.append((name, (hand[n], t, others[j][n], effects[j][n], AUTODIFF)))
                 continue
             # Alone, nothing says to how many digits an element can be had whose terms cancel: the array's size does.
-            least = eps * max(natural(y, dys[j], leaves[n]), _root_mean_square(t))
+            least = eps * max(terms(y, dys[j], leaves[n]), _root_mean_square(t))
             effect = np.maximum(np.asarray(effects[j][n]), least)
             found.append((name, (hand[n], t, np.asarray(t).astype(hand[n].dtype), effect, ATTAINABLE)))
-    return found, (wide, wide_dys)
+    is_defined = all(has_value(*of_output) for of_output in zip(*ys, strict=True) if is_differentiable(of_output[0]))
+    return found, (wide, wide_dys), is_defined
 
 
 def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
-    """A tenth of how large a cotangent is whose terms do not cancel: of one that is 0 but for rounding, the scale."""
+    """How large a cotangent is whose terms do not cancel, of a power of x; a tenth, to be no more than that."""
     norms = [
         np.linalg.norm([_norm(in_dtype(v, "float64")) for v in of if is_differentiable(v)]) for of in (y, dy, [leaf])
     ]
@@ -163,8 +197,16 @@ def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
 
 
 def terms(y: Arrays, dy: Arrays, leaf: Any) -> float:
-    """How large the terms of a cotangent are, of a function that need be no power of x: of exp they are y dy."""
-    return natural(y, dy, leaf) * max(1.0, _root_mean_square(in_dtype(leaf, "float64")))
+    """How large the terms of a cotangent may be, of a function that need be no power of x: of exp they are y dy.
+
+    Next to 0, of whatever adds a number to x, they are dy.
+    """
+    least = max(map(_root_mean_square, filter(is_differentiable, dy)), default=0.0) if _is_next_to_zero(leaf) else 0.0
+    return max(10 * natural(y, dy, leaf) * max(1.0, _root_mean_square(in_dtype(leaf, "float64"))), least)
+
+
+def _is_next_to_zero(v: np.ndarray) -> bool:
+    return float(np.max(np.abs(v), initial=0.0)) < 1e-30
 
 
 def _root_mean_square(v: np.ndarray) -> float:
@@ -211,36 +253,62 @@ def by_hand(
     return truth, effects
 
 
-def rounding(c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
-    """How far a backward's own rounding moves its values in float64: as in float32, less by as many digits.
+Sweep = Callable[[Arrays, list[Arrays]], list[Arrays]]
+"""`(leaves, dys) -> cotangents for each dy`."""
 
-    It is seen where terms cancel inside, which moved inputs need not show: 1 - y of a softmax that is saturated.
+
+def sweeps(c: Called, oracle: Oracle) -> list[Sweep]:
+    """The hand's, and an exact oracle's in float64."""
+    return [partial(_swept, c), *([_of(oracle)] if oracle.in_float64 else [])]
+
+
+def _of(oracle: Oracle) -> Sweep:
+    in_float64 = oracle.in_float64
+    assert in_float64 is not None
+    return lambda leaves, dys: in_float64(leaves, dys)[1]
+
+
+def roughness(of: list[Sweep], leaves: Arrays, y: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
+    """How far rounding inside moves the cotangents: what bends along a line where they are straight but for it.
+
+    Of several sweeps, that of the one which bends more. It is seen where terms cancel inside, which inputs moved by
+    their last place need not show: 1 - y of a softmax that is saturated.
     """
-    less = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
-    found: list[list[Arrays]] = []
-    for _ in range(MOVES):
-        moved, moved_dys = nudged(leaves, dys, rng, float(np.finfo(np.float32).eps))
-        narrow, *narrow_dys = ([in_dtype(v, "float32") for v in values] for values in (moved, *moved_dys))
-        try:
-            came = _swept(c, narrow, narrow_dys)
-        except Exception:  # whatever it is, it says that this dtype is not for this function
-            return []
-        wide, *wide_dys = ([in_dtype(v, "float64") for v in values] for values in (narrow, *narrow_dys))
-        truth = _swept(c, wide, wide_dys)
-        found.append([list(map(_apart, *of_dy)) for of_dy in zip(came, truth, strict=True)])
     return [
-        [None if any(v is None for v in each) else less * np.max(each, axis=0) for each in zip(*of_dy, strict=True)]
-        for of_dy in zip(*found, strict=True)
+        [
+            None if (most := _most(*of_leaf)) is None else np.minimum(most, LOST * terms(y, dy, leaf))
+            for leaf, *of_leaf in zip(leaves, *of_dy, strict=True)
+        ]
+        for dy, *of_dy in zip(dys, *(_bends(sweep, leaves, dys, rng) for sweep in of), strict=True)
     ]
 
 
-def _apart(came: Any, truth: Any) -> np.ndarray | None:
-    """How far one is from the other; 0 where it has no value."""
-    if not isinstance(came, np.ndarray) or not isinstance(truth, np.ndarray) or came.shape != truth.shape:
+def _most(*values: np.ndarray | None) -> np.ndarray | None:
+    known = [v for v in values if v is not None]
+    return np.maximum.reduce(known) if known else None
+
+
+def _bends(sweep: Sweep, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
+    here = sweep(leaves, dys)
+    found: list[list[Arrays]] = []
+    for _ in range(MOVES):
+        ahead, ahead_dys = nudged(leaves, dys, rng, STEP)
+        behind, *behind_dys = (
+            [2 * v - w if is_differentiable(v) else v for v, w in zip(*both, strict=True)]
+            for both in [(leaves, ahead), *zip(dys, ahead_dys, strict=True)]
+        )
+        beside = sweep(ahead, ahead_dys), sweep(behind, behind_dys)
+        found.append([list(map(_bent, *of_dy)) for of_dy in zip(here, *beside, strict=True)])
+    return [[_most(*each) for each in zip(*of_dy, strict=True)] for of_dy in zip(*found, strict=True)]
+
+
+def _bent(here: Any, *beside: Any) -> np.ndarray | None:
+    """How far the middle of three is from the line through the others; 0 where one has no value."""
+    if not all(isinstance(v, np.ndarray) and v.shape == beside[0].shape for v in (here, *beside)):
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(came.astype(truth.dtype) - truth)
-    return np.where(np.isfinite(apart), apart, 0.0)
+        bent = np.abs(beside[0] + beside[1] - 2 * here) / 2
+    return np.where(np.isfinite(bent), bent, 0.0)
 
 
 def _swept(c: Called, leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
@@ -248,7 +316,7 @@ def _swept(c: Called, leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
         return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
 
 
-def _stacked(parts: list[tuple]) -> Compared:
+def _stacked(parts: list[tuple], is_defined: bool) -> Compared:
     *arrays, beside = zip(*parts, strict=True)
     hand, truth, other, effect = (np.stack(v) for v in arrays)
-    return Compared(hand, truth, other, effect, beside[0])
+    return Compared(hand, truth, other, effect, beside[0], is_defined)

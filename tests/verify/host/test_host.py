@@ -198,6 +198,55 @@ def test_terms_that_cancel_inside_accuse_no_right_backward(x):
         assert verdicts(report)["x"] in ("ok", "cannot tell"), str(report)
 
 
+def test_what_overflows_by_hand_and_in_its_reference_alike_is_undefined_and_no_fault_of_the_hand():
+    def unshifted(x):
+        e = np.exp(x)
+        return e / e.sum(-1, keepdims=True)
+
+    def backward(args, dy):
+        y = unshifted(args[0])
+        return (y * (dy - np.sum(y * dy, -1, keepdims=True)),)
+
+    def alike(x):
+        return jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True)
+
+    x = np.array([[100.0, 99.0, 98.0]], np.float32)
+    report = bpref.check(unshifted, x, backward=backward, reference=alike, key=1)
+    assert verdicts(report) == {"y": "cannot tell", "x": "cannot tell"}, str(report)
+    assert "in float32 the function itself is NaN or infinite" in details(report)["y"]
+    shifted = bpref.check(unshifted, x, backward=backward, reference=jax.nn.softmax, key=1)
+    assert verdicts(shifted) == {"y": "imprecise", "x": "imprecise"}, str(shifted)
+    # In float64 the square of the sum overflows at one of the points, and autodiff of the reference says so.
+    report = bpref.check(unshifted, 2 * x, backward=backward, reference=alike, key=1)
+    assert verdicts(report)["x"] == "cannot tell"
+    assert "the oracle says" in details(report)["x"]
+
+
+def test_right_rounding_inside_of_the_reference_is_no_mistake_of_the_hand():
+    """One query and four keys, the scores far apart: what autodiff loses of 1 - p is more than the inputs' rounding."""
+    rng = np.random.default_rng(0)
+    for scale in (10.0, 30.0):
+        q, k = (scale * rng.normal(size=(2, 1, 3))).astype(np.float32), rng.normal(size=(2, 4, 3)).astype(np.float32)
+        for key in range(3):
+            report = bpref.check(scores, q, k, backward=scores_backward, reference=by_jax, key=key)
+            assert report.verdict in ("ok", "cannot tell"), str(report)
+
+
+def scores(q, k):
+    return softmax(q @ np.swapaxes(k, -1, -2))
+
+
+def scores_backward(args, dp):
+    q, k = args
+    (dz,) = softmax_backward((q @ np.swapaxes(k, -1, -2),), dp)
+    return dz @ k, np.swapaxes(dz, -1, -2) @ q
+
+
+def by_jax(q, k):
+    e = jnp.exp(q @ jnp.swapaxes(k, -1, -2))
+    return e / jnp.sum(e, -1, keepdims=True)
+
+
 def test_where_terms_cancel_a_backward_that_leaves_one_out_is_wrong():
     x = np.array(SATURATED[0], np.float32)
 
