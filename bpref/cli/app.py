@@ -10,6 +10,7 @@ from bpref.cli.audit import EXAMPLE as AUDIT_EXAMPLE
 from bpref.cli.audit import audit
 from bpref.cli.check import EXAMPLE as CHECK_EXAMPLE
 from bpref.cli.check import check
+from bpref.cli.cite import cite
 from bpref.cli.compile import EXAMPLE as COMPILE_EXAMPLE
 from bpref.cli.compile import compile
 from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
@@ -62,6 +63,7 @@ app.command(epilog=GRADE_EXAMPLE)(grade)
 app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.json")(verify)
 app.command(epilog=COMPILE_EXAMPLE)(compile)
 app.command(epilog="Example: bpref explain linear")(explain)
+app.command(epilog="Example: bpref cite gru")(cite)
 app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=SAMPLE_EXAMPLE)(sample)

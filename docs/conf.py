@@ -1,0 +1,25 @@
+"""Sphinx's settings: the furo theme, Markdown, and KaTeX run while building."""
+
+import bpref
+
+project = "bpref"
+author = "The bpref developers"
+release = bpref.__version__
+html_title = "bpref: the book of derivations"
+
+extensions = ["myst_parser", "docs.katex"]
+myst_enable_extensions = ["dollarmath", "attrs_block"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]
+language = "en"
+
+html_theme = "furo"
+html_css_files = ["katex/katex.min.css", "book.css"]
+html_js_files = ["book.js"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "native"
+html_math_renderer = "built"
+exclude_patterns: list[str] = []

@@ -1,0 +1,93 @@
+"""The page of a rule: its question, derivation beside its code, shapes, bytes, mistakes, figures, use, source."""
+
+import html
+import inspect
+import sys
+from collections.abc import Iterator
+
+from bpref.cli.bibtex import entries
+from bpref.cli.explain import call, shapes
+from bpref.rule import Rule
+from bpref.rules import KINDS, RULES
+from bpref.verify.rules.draw import axes_of, draw, sized
+from docs import derivation, docstring, figures, mistakes, snippets, sources
+from docs.prose import to_html
+
+BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
+"""Sections that stand beside the lines of code; all others stand below."""
+
+KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+
+
+def path(name: str) -> str:
+    """The page of a rule, from the root of the site, without its ending."""
+    return f"rules/{KIND_OF[name]}/{name}"
+
+
+def link(name: str) -> str | None:
+    """Where a name in backticks leads from a rule's page."""
+    name = name.removeprefix("bpref.")
+    return f"../../{path(name)}.html" if name in KIND_OF else None
+
+
+def page(rule: Rule) -> str:
+    """The page's Markdown; what is more than text is HTML in it."""
+    question, found = derivation.sections(inspect.cleandoc(sys.modules[rule.make.__module__].__doc__ or ""))
+    question = question.partition(": ")[2]
+    blocks = [
+        "---\nhide-toc: true\n---",
+        f"# {rule.name}",
+        raw(f'<p class="question">{to_html(question, link)}</p>{_also(rule)}'),
+        raw(_beside(rule, found)),
+        *(block for title, body in _below(rule, found) if body for block in (f"## {title}", body)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def raw(page: str) -> str:
+    """HTML that Markdown leaves alone."""
+    return f"````{{raw}} html\n{page}\n````"
+
+
+def _also(rule: Rule) -> str:
+    others = f" Also: {', '.join(map(html.escape, rule.covers))}." if rule.covers else ""
+    kind = KIND_OF[rule.name]
+    return f'<p class="fine">Rule of <a href="index.html">{kind.replace("_", " ")}</a>.{others}</p>'
+
+
+def _beside(rule: Rule, found: list[derivation.Section]) -> str:
+    case = rule.cases[0]
+    layer = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), seed=0).layer
+    code = "\n".join(sources.to_page(source) for source in sources.of_layer(rule.make, layer))
+    text = "\n".join(
+        (f"<h2>{section.title}</h2>\n" if section.title else "") + derivation.to_page(section, link)
+        for section in found
+        if section.title in BESIDE_THE_CODE
+    )
+    return f'<div class="beside"><div>{text}</div>\n<div class="code-of"><h2>In code</h2>{code}</div></div>'
+
+
+def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, str]]:
+    for section in found:
+        if section.title not in BESIDE_THE_CODE:
+            bytes_kept = figures.cached(rule.name) if section.title == "What is cached" else ""
+            yield section.title, raw(derivation.to_page(section, link) + "\n" + bytes_kept)
+    declared = "\n".join(dict.fromkeys(shapes(rule)))
+    yield (
+        "Shapes",
+        declared and f"All else is refused by name, before anything is computed.\n\n```text\n{declared}\n```",
+    )
+    measured = figures.to_page(rule.name)
+    yield "Time and memory", measured and raw(measured)
+    wrong = mistakes.to_page(rule.name)
+    yield "How it goes wrong", wrong and f"{WRONG}\n\n{raw(wrong)}"
+    yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
+    yield "Run it", f"```python\n{snippets.use(rule)}\n```"
+    yield "Check yours", f"{YOURS}\n\n```python\n{snippets.check(rule)}\n```"
+    yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{chr(10).join(entries(rule))}\n```"
+
+
+WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."
+
+YOURS = """Write `yours`, a `jax.custom_vjp` function with your own derivation, and put it in: each argument is `ok`, or
+what is wrong with it is said. The reference is the rule's naive form, differentiated in float64."""

