@@ -278,6 +278,10 @@ from .rules.stochastic.gaussian_noise import GaussianNoiseParams as GaussianNois
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise
 from .rules.stochastic.reparameterization import ReparameterizationParams as ReparameterizationParams
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
+from .sharding.laid_out import laid_out as laid_out
+from .sharding.layout import Layout as Layout
+from .sharding.layout import layout_of as layout_of
+from .sharding.mesh import mesh_of as mesh_of
 from .train.load import load as load
 from .transforms import Clipped as Clipped
 from .transforms import Diagonal as Diagonal

@@ -50,6 +50,12 @@ def block_of(v: Array, start: Array | int, size: int) -> Array:
     return lax.dynamic_slice_in_dim(v, start, size, 0)
 
 
+def among_devices() -> bool:
+    """Whether a mesh divides the work: XLA takes the sum over devices of what a loop adds up once, after the loop; of
+    what a loop puts into an array, in every turn."""
+    return bool(jax.sharding.get_abstract_mesh().auto_axes)
+
+
 def cond(which: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], *operands: Any) -> Any:
     """`jax.lax.cond`."""
     if jax.sharding.get_abstract_mesh().manual_axes:

@@ -16,7 +16,7 @@ from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
 from bpref.cli.verifying import require_right, verifying
 from bpref.layer import Layer
-from bpref.nearest import meant
+from bpref.sharding.mesh import NotDivided
 from bpref.train import loop
 from bpref.train.begun import digest
 from bpref.train.checkpoint import Checkpoints
@@ -27,8 +27,6 @@ from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, Unwri
 from bpref.train.start import Start, precision
 from bpref.train.table import count
 from bpref.train.updates import require_named
-
-DEVICES = ("cpu", "gpu", "tpu")
 
 
 class Training(NamedTuple):
@@ -66,9 +64,14 @@ def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
     """Begin, hold the gradient against the oracle, train, report; the exit code is 0, or 1 where it cannot go on."""
     with ExitStack() as stack:
         with blaming_the_size(training.what):
-            begin = training.start()
+            try:
+                begin = training.start()
+            except NotDivided as error:
+                raise UsageError(str(error)) from error
             if training.describe is not None:
                 print(training.describe(begin))
+            if begin.layout is not None:
+                print(on_devices(begin, how))
             require_right(training.objective, *begin.first(), "the first batch")
         with blaming_the_input():
             require_named((*how.updates.frozen, *(how.updates.decayed or ())), begin.params)
@@ -171,16 +174,14 @@ def gone_on_with(kept: Kept, begin: Start) -> Reached | None:
     return since
 
 
-def choose_device(name: str | None) -> Any:
-    """A device by the name of its platform; raises `ValueError` for an unknown name and where there is none."""
-    if name is None:
-        return jax.devices()[0]
-    name = meant("device", name, DEVICES, {"cuda": "gpu", "rocm": "gpu"})
-    try:
-        return jax.devices(name)[0]
-    except RuntimeError:
-        here = ", ".join(sorted({device.platform for device in jax.devices()} | {"cpu"}))
-        raise ValueError(f"device {name}: there is none here that JAX can use; there is {here}") from None
+def on_devices(begin: Start, how: How) -> str:
+    """How much of parameters and optimiser's state lies on one device of the mesh, and what lies on each."""
+    assert begin.layout is not None
+    arrays = jax.tree.leaves(begin.state.updated)
+    whole, own = sum(v.nbytes for v in arrays), sum(v.addressable_shards[0].data.nbytes for v in arrays)
+    undivided = "; ".join(f"{array} is whole on each, {why}" for array, why in begin.layout.whole.items())
+    said = f"on mesh {how.mesh}: {own:,} of {whole:,} bytes of parameters and optimiser's state on each device"
+    return "; ".join(filter(None, (said, undivided)))
 
 
 def written(record: Record) -> str:

@@ -4,11 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from bpref.nearest import meant, require_known
+from bpref.sharding.layout import LAYOUTS
+from bpref.sharding.mesh import mesh_of
+from bpref.train.divided import Division
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
 from bpref.train.record import is_begun, require_new
 from bpref.train.start import Start, start
 from bpref.train.updates import Updates
+
+DEVICES = ("cpu", "gpu", "tpu")
 
 AnyRecipe = Recipe | TextRecipe | ImageRecipe
 
@@ -30,6 +38,8 @@ class How(NamedTuple):
       verify_every: steps between looks at the gradient.
       profile: whether some steps are traced.
       stochastic_rounding: whether parameters are kept in bfloat16 and rounded by chance.
+      mesh: of which devices, as `data=4,model=2`.
+      layout: how parameters lie on them.
     """
 
     seed: int
@@ -45,6 +55,8 @@ class How(NamedTuple):
     verify_every: int | None = None
     profile: bool = False
     stochastic_rounding: bool = False
+    mesh: str | None = None
+    layout: str | None = None
 
     def require_consistent(self) -> None:
         """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
@@ -64,6 +76,9 @@ class How(NamedTuple):
         by_layer += ["--stochastic-rounding"] if self.stochastic_rounding else []
         if self.update_in_backward and by_layer:
             raise ValueError(f"{by_layer[0]} needs the gradient of the whole network, not --update-in-backward")
+        if self.layout is not None and self.mesh is None:
+            raise ValueError("--layout goes with --mesh, the devices among which parameters are divided")
+        self.division()
         if self.out is not None and not (self.resume and is_begun(self.out)):
             require_new(self.out)
 
@@ -78,7 +93,16 @@ class How(NamedTuple):
             dtype=self.dtype,
             update_in_backward=self.update_in_backward,
             stochastic_rounding=self.stochastic_rounding,
+            division=self.division(),
         )
+
+    def division(self) -> Division | None:
+        """Among which devices it is divided, and how; `ValueError` where these are not there, or that is unknown."""
+        if self.mesh is None:
+            return None
+        layout = self.layout or LAYOUTS[0]
+        require_known("layout", layout, LAYOUTS)
+        return Division(mesh_of(self.mesh, devices_called(self.device)), layout)
 
     @property
     def skips(self) -> int:
@@ -86,6 +110,23 @@ class How(NamedTuple):
         if self.most_skipped is not None:
             return self.most_skipped
         return 16 if self.dtype == "float16" else 0
+
+
+def choose_device(name: str | None) -> Any:
+    """The first of `devices_called`."""
+    return devices_called(name)[0]
+
+
+def devices_called(name: str | None) -> list[Any]:
+    """Those of a platform; raises `ValueError` for an unknown name and where there is none."""
+    if name is None:
+        return jax.devices()
+    name = meant("device", name, DEVICES, {"cuda": "gpu", "rocm": "gpu"})
+    try:
+        return jax.devices(name)
+    except RuntimeError:
+        here = ", ".join(sorted({device.platform for device in jax.devices()} | {"cpu"}))
+        raise ValueError(f"device {name}: there is none here that JAX can use; there is {here}") from None
 
 
 def optimizer_of(recipe: AnyRecipe, steps: int, updates: Updates) -> Any:

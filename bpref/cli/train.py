@@ -99,6 +99,13 @@ def train(
         bool, typer.Option("--watch", help="Look at every layer after every epoch, and stop where it is dead.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, gpu or tpu. [default: the fastest there is]")] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="Train on many devices: data=8, or data=4,model=2; also expert, sequence.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Of parameters on --mesh: replicated, fully-sharded or tensor. [default: replicated]"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A new directory for params.safetensors, metrics.jsonl and loss.png. [default: none]"),
@@ -170,6 +177,8 @@ def train(
         verify_every=verify_every,
         profile=profile,
         stochastic_rounding=stochastic_rounding,
+        mesh=mesh,
+        layout=layout,
         updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
     )
     with blaming_the_input():

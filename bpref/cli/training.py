@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, choose_device, losses_of, written
+from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.how import How, optimizer_of
+from bpref.cli.how import How, choose_device, optimizer_of
 from bpref.compose import objective
 from bpref.nearest import require_known
 from bpref.train.columns import as_settings

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import jax
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, choose_device, losses_of, written
+from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.how import How, optimizer_of
+from bpref.cli.how import How, choose_device, optimizer_of
 from bpref.compose import objective
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.nearest import require_known

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, choose_device, losses_of, written
+from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.how import How, optimizer_of
+from bpref.cli.how import How, choose_device, optimizer_of
 from bpref.layer import Layer, map_leaves
 from bpref.models.text import text_model
 from bpref.nearest import require_known

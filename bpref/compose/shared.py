@@ -20,6 +20,7 @@ import jax
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.cotangents import is_differentiable, with_zeros
 from bpref.layer import Layer, With, each_position, leaf_paths, leaves, map_leaves, require_layer
+from bpref.naming import name_of
 
 
 def shared(network: Layer, *places: str | Sequence[str]) -> Layer:
@@ -267,7 +268,7 @@ def _joined(path: str, name: str) -> str:
 def _named(tree: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of a tree, and what is `None` in it, by their paths."""
     for path, v in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda v: v is None)[0]:
-        yield jax.tree_util.keystr(path, simple=True, separator="."), v
+        yield name_of(path), v
 
 
 def _replaced(tree: Any, new: Any) -> Any:

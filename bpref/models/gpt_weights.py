@@ -18,6 +18,7 @@ from jax import Array
 
 from bpref.models.gpt import GptConfig, as_config, gpt
 from bpref.models.gpt_published import kind_of, published_of
+from bpref.naming import name_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """The files' names; of weights in several files, the first's with `.index.json` after it names them."""
@@ -172,7 +173,7 @@ def _drawn(config: GptConfig) -> Any:
 def _by_array(params: Any) -> Iterator[tuple[str, Array]]:
     """The arrays by their paths, wherever sharing and dropout have them."""
     for path, v in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        names = name_of(path).split(".")
         yield ".".join(n for n in names if n not in ("shared", "network", "body") and not n.isdigit()), v
 
 

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.naming import flat_names
 from bpref.train.fitted import Epoch
 from bpref.train.loop import Reached
 from bpref.train.record import Unwritable
-from bpref.train.step import flat_names, is_key
+from bpref.train.step import is_key
 from bpref.whole_file import whole_file
 
 KEPT = 3

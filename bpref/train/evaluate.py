@@ -40,7 +40,7 @@ def scoring(
     if test is None:
         return lambda going: (None, None)
     J = evaluation(begin.stepper.objective)
-    data = as_arrays(test, begin.dtype)
+    data = begin.everywhere(as_arrays(test, begin.dtype))
     batch_size = min(len(data[0]), begin.order(1).shape[1])
 
     def at_once(params, state, X, y):

@@ -11,9 +11,10 @@ import numpy as np
 from bpref.layer import Layer, begin
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.models.text import TEXT_MODELS, text_model
+from bpref.naming import flat_names
 from bpref.train.network import fully_connected
 from bpref.train.record import PARAMS, STATE
-from bpref.train.step import flat_names, is_key
+from bpref.train.step import is_key
 from bpref.train.text import Tokenizer, tokenizer_of
 
 

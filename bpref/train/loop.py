@@ -132,7 +132,9 @@ def run(
         step, carry, history, seconds = since or begun(begin)
         compile_start = time.perf_counter()
         steps = (carry, begin.data, order, np.int32(0), np.int32(0))
-        run_steps = jax.jit(advance(stepper, most_skipped), donate_argnums=0).lower(*steps).compile()
+        shardings = None if begin.layout is None else jax.tree.map(lambda v: v.sharding, carry)
+        program = jax.jit(advance(stepper, most_skipped), donate_argnums=0, out_shardings=shardings)
+        run_steps = program.lower(*steps).compile()
         compile_seconds = time.perf_counter() - compile_start
         longest, epoch_of_order = 1 if visits else len(order), 1
         while step < epochs * len(order):
@@ -170,7 +172,8 @@ def run(
 
 def begun(begin: Start) -> Reached:
     """Before the first step."""
-    return Reached(0, first_carry(begin.stepper, begin.state, begin.data, begin.order(1)), [], 0.0)
+    carry = first_carry(begin.stepper, begin.state, begin.data, begin.order(1))
+    return Reached(0, Carry(carry.going, *begin.everywhere(tuple(carry[1:]))), [], 0.0)
 
 
 def _diverged(begin: Start, carry: Carry, step: int) -> Diverged:

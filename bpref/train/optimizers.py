@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from bpref.naming import name_of
 from bpref.nearest import require_known
-from bpref.train.step import name_of
 from bpref.train.updates import PLAIN, Updates, named_by, put_through
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from bpref.naming import flat_names
 from bpref.train.begun import BEGUN, require_the_same, write_begun
 from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
-from bpref.train.step import flat_names, is_key
+from bpref.train.step import is_key
 from bpref.transforms import Watched
 from bpref.whole_file import whole_file
 

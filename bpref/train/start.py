@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from bpref.layer import Layer, begin
 from bpref.nearest import require_known
+from bpref.sharding.layout import Layout
+from bpref.train.divided import Division, on_mesh, shardings_of
 from bpref.train.step import Stepper, beside, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
@@ -29,6 +32,7 @@ class Start(NamedTuple):
       data: X and y on the device, in the dtype that is computed in.
       order: `(epoch) -> rows`, the rows of each of its batches, (steps, batch_size); epochs count from 1.
       dtype: its name.
+      layout: on a mesh, how the parameters lie there.
     """
 
     stepper: Stepper
@@ -36,11 +40,16 @@ class Start(NamedTuple):
     data: tuple[Array, Array]
     order: Callable[[int], Array]
     dtype: str
+    layout: Layout | None = None
 
     @property
     def params(self) -> Any:
         """The parameters of the objective: the network's, and the loss's."""
         return self.stepper.params(self.state)
+
+    def everywhere(self, tree: Any) -> Any:
+        """The arrays, whole on every device of the mesh; as they are where there is none."""
+        return tree if self.layout is None else jax.device_put(tree, self.layout.sharding(PartitionSpec()))
 
     def batch(self, epoch: int, step: int) -> tuple[Array, Array]:
         """X and y of a step; epochs count from 1, the steps of an epoch from 0."""
@@ -69,10 +78,12 @@ def start(
     dtype: str = "float32",
     update_in_backward: bool = False,
     stochastic_rounding: bool = False,
+    division: Division | None = None,
 ) -> Start:
     """The first half of `fit`: check what was given, and draw the parameters of the objective J.
 
-    With `stochastic_rounding`, of bfloat16, parameters are kept in it too, and not in float32.
+    With `stochastic_rounding`, of bfloat16, parameters are kept in it too, and not in float32. With a `division` they
+    and the batches lie on the devices of a mesh.
     """
     N = count_examples("the training data", train)
     batch_size = N if batch_size is None else batch_size
@@ -81,25 +92,34 @@ def start(
     if scaled and update_in_backward:
         raise ValueError("float16 needs the whole gradient, to know its scale; update in the backward in bfloat16")
     with precision(dtype):
+        data = as_arrays(train, dtype)
+        batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype), data)
+        params, state = jax.eval_shape(lambda key: begin(J, key, batch), jax.random.key(0))
+        jax.eval_shape(J.forward, params, beside(J, batch, state))
+        layout, everywhere = None, None
+        if division is not None:
+            J, layout = division.of(J, batch)
+            everywhere = division.whole
+            data = jax.device_put(data, everywhere)
         whole = partial(whole_gradient, scaled=scaled, rounded=stochastic_rounding)
         stepper = (layer_by_layer if update_in_backward else whole)(J, optimizer)
-        data = as_arrays(train, dtype)
 
-        @jax.jit
         def init(seed, batch):
             init_key, order_key = jax.random.split(jax.random.key(seed))
             return stepper.init(init_key, batch), order_key
 
-        @jax.jit
+        @partial(jax.jit, out_shardings=everywhere)
         def order(key, epoch):
             rows = jax.random.permutation(jax.random.fold_in(key, epoch), N)
             return rows[: steps * batch_size].reshape(steps, batch_size)
 
-        batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype), data)
-        params, state = jax.eval_shape(lambda key: begin(J, key, batch), jax.random.key(0))
-        jax.eval_shape(J.forward, params, beside(J, batch, state))
-        state, order_key = init(np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch))
-        return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype)
+        given = np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch)
+        shardings = None
+        if layout is not None:
+            of_going = shardings_of(layout, jax.eval_shape(init, *given)[0])
+            stepper, shardings = on_mesh(stepper, layout, of_going), (of_going, everywhere)
+        state, order_key = jax.jit(init, out_shardings=shardings)(*given)
+        return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype, layout)
 
 
 def objective_in(dtype: str, network: Layer, loss: Layer) -> Layer:

@@ -15,6 +15,7 @@ from jax import Array
 from bpref.compose import objective
 from bpref.dtypes import widen
 from bpref.layer import Layer, With, backpropagate, begin, map_leaves, select, trainable
+from bpref.naming import flat_names, name_of
 from bpref.train.averaging import averaged
 from bpref.train.rounding import rounded_like
 from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
@@ -220,19 +221,9 @@ def of_network(tree: Any) -> Any:
     return tree[0] if type(tree) is tuple else tree
 
 
-def flat_names(params: Any) -> dict[str, Array]:
-    """The arrays of a tree by their place in it, such as `0.W` and `0.b`."""
-    return {name_of(path): p for path, p in jax.tree_util.tree_flatten_with_path(params)[0]}
-
-
 def is_key(v: Any) -> bool:
     """Whether it is a PRNG key, which no file takes and no training begins anew with."""
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-    """A path of `jax.tree_util` as one name."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _norm(tree: Any) -> Array:

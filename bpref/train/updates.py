@@ -11,9 +11,10 @@ import optax
 from jax import Array
 
 from bpref.dtypes import widen
+from bpref.naming import flat_names, name_of
 from bpref.nearest import require_known
 from bpref.train.averaging import averaging
-from bpref.train.step import flat_names, name_of, of_network
+from bpref.train.step import of_network
 
 
 class Updates(NamedTuple):

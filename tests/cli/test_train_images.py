@@ -9,7 +9,7 @@ import pytest
 
 import bpref
 from bpref.cli.app import run
-from bpref.train.step import flat_names
+from bpref.naming import flat_names
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -60,7 +60,7 @@ from bpref.formulas.affine import lecun_uniform, times, times_transposed, transp
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
 from bpref.layer import Layer, Reals
-from bpref.loops import block_of, for_blocks
+from bpref.loops import among_devices, block_of, for_blocks
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size
 from bpref.rules.linear.linear import LinearParams
 
@@ -239,7 +239,7 @@ def fused_linear_cross_entropy(
             return dW, db, dh + transposed_times(slope, widen(block_of(params.W, start, size)))
 
         def put(d, of_block, start):
-            if logits is not None:
+            if logits is not None or among_devices():
                 of_block += block_of(d, start, of_block.shape[0])
             return lax.dynamic_update_slice_in_dim(d, cast(of_block, d.dtype), start, 0)
 
