@@ -72,7 +72,7 @@ def _page(title: str, names: list[str]) -> str:
 def _entry(name: str, value: Any) -> str:
     heading = f"({_anchor(name)})=\n## {name}"
     if inspect.isfunction(value):
-        called = re.sub(CLASS, r"\1", call(value))
+        called = re.sub(CLASS, r"\1", call(value, inspect.signature(value).return_annotation))
         return f"{heading}\n\n```python\n{called}\n```\n\n{raw(docstring.to_page(value, link))}"
     if inspect.isclass(value):
         shown = "" if value.__doc__ is None or value.__doc__.startswith(f"{name}(") else docstring.to_page(value, link)

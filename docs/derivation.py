@@ -70,11 +70,11 @@ def parts(docstring: str) -> list[tuple[str, list[str]]]:
     fresh = True
     for line in docstring.splitlines():
         indent = len(line) - len(line.lstrip())
-        kind = "block" if indent >= 4 else "item" if line.startswith("- ") or indent == 2 else "paragraph"
+        kind = "block" if indent >= 4 else "item" if line.startswith("- ") else "more" if indent else "paragraph"
         if not line.strip():
             fresh = True
             continue
-        if fresh or line.startswith("- ") or kind != found[-1][0]:
+        if fresh or kind == "item" or ((kind, found[-1][0]) != ("more", "item") and kind != found[-1][0]):
             found.append((kind, []))
         found[-1][1].append(line if kind == "block" else line.strip().removeprefix("- "))
         fresh = False
@@ -82,20 +82,19 @@ def parts(docstring: str) -> list[tuple[str, list[str]]]:
 
 
 def to_page(section: Section, link: Link) -> str:
-    """A section as HTML without blank lines."""
-    out, before = [], ""
+    """A section as HTML without blank lines; what is indented below an item belongs to it."""
+    out, in_item = [], False
     for kind, lines in section.parts:
-        if (kind == "item") != (before == "item") and "item" in (kind, before) and kind != "block":
-            out.append("<ul>" if kind == "item" else "</ul>" if before == "item" else "")
+        if in_item and kind == "paragraph":
+            out.append("</li></ul>")
+        if kind == "item":
+            out.append("</li>" if in_item else "<ul>")
+        in_item = kind == "item" or (in_item and kind != "paragraph")
         if kind == "block":
             out.append(formulas(lines, link))
-            continue
-        tag = "li" if kind == "item" else "p"
-        out.append(f"<{tag}>{to_html(' '.join(lines), link)}</{tag}>")
-        before = kind
-    if before == "item":
-        out.append("</ul>")
-    return "\n".join(line for line in out if line)
+        else:
+            out.append(f"{'<li>' if kind == 'item' else ''}<p>{to_html(' '.join(lines), link)}</p>")
+    return "\n".join([*out, *(["</li></ul>"] if in_item else [])])
 
 
 def formulas(lines: list[str], link: Link) -> str:
@@ -160,17 +159,19 @@ def _sides(written: str) -> tuple[str, str]:
 def _row(row: list[Cell]) -> str:
     if row[0].kind == "plain":
         return f'<tr><td colspan="3"><pre>{row[0].html}</pre></td></tr>'
-    at = next((i for i, cell in enumerate(row) if cell.kind == "math"), None)
-    if at is None:
+    maths = [i for i, cell in enumerate(row) if cell.kind == "math"]
+    if not maths:
         return f'<tr><td></td><td colspan="2" class="words">{" &emsp; ".join(cell.html for cell in row)}</td></tr>'
     names = " ".join(dict.fromkeys(name for cell in row for name in cell.names))
-    left, right = re.fullmatch(r"<td>(.*?)</td><td>(.*)</td>", row[at].html, re.DOTALL).groups()
-    label = "".join(f'<span class="label">{cell.html}</span> ' for cell in row[:at])
-    more = [
-        f'<span class="also">{re.sub("</?td>", "", cell.html)}</span>' for cell in row[at + 1 :] if cell.kind == "math"
-    ]
-    notes = " &ensp; ".join(cell.html for cell in row[at + 1 :] if cell.kind == "words")
+    left, right = _SIDES.fullmatch(row[maths[0]].html).groups()
+    label = "".join(f'<span class="label">{cell.html}</span> ' for cell in row[: maths[0]])
+    also = (_ALSO[cell.kind].format(re.sub("</?td>", "", cell.html)) for cell in row[maths[0] + 1 : maths[-1] + 1])
+    notes = " &ensp; ".join(cell.html for cell in row[maths[-1] + 1 :])
     return (
-        f'<tr data-names="{names}"><td class="left">{label}{left}</td><td class="right">{" ".join([right, *more])}</td>'
+        f'<tr data-names="{names}"><td class="left">{label}{left}</td><td class="right">{" ".join([right, *also])}</td>'
         f'<td class="note">{notes}</td></tr>'
     )
+
+
+_SIDES = re.compile(r"<td>(.*?)</td><td>(.*)</td>", re.DOTALL)
+_ALSO = {"math": '<span class="also">{}</span>', "words": '<span class="label">{}</span>'}

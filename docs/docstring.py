@@ -3,6 +3,7 @@
 import html
 import inspect
 import re
+import textwrap
 from typing import Any
 
 from docs.derivation import Link
@@ -16,16 +17,16 @@ def to_page(documented: Any, link: Link) -> str:
     out, title, lines = [], "", []
     for line in [*(inspect.getdoc(documented) or "").splitlines(), None]:
         heading = _SECTION.match(line) if line is not None else None
-        if heading or line is None:
+        if heading or line is None or (title and line[:1].strip()):
             out.append(_section(title, lines, link))
             title, lines = (heading.group(1) if heading else ""), []
-        else:
+        if line is not None and not heading:
             lines.append(line)
     return "\n".join(part for part in out if part)
 
 
 def _section(title: str, lines: list[str], link: Link) -> str:
-    text = inspect.cleandoc("\n".join(lines)) if title else "\n".join(lines).strip()
+    text = textwrap.dedent("\n".join(lines)).strip()
     if not text.strip():
         return ""
     if title in ("Args", "Attributes", "Raises"):

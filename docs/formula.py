@@ -210,6 +210,8 @@ class _Reader:
         inside = self.sequence(")")
         self.depth -= 1
         self.take(re.compile(r"\)"))
+        if r"\frac" in inside and left != FENCES["sqrt"][0]:
+            left, right = rf"\left{left}", rf" \right{right.strip()}"
         return Piece("atom", left + inside + right)
 
     def big(self, piece: Piece) -> Piece:
@@ -222,8 +224,8 @@ class _Reader:
         """The piece with what is written tight behind it: indices, powers, primes, arguments."""
         tex, below, above, primes = piece.tex, "", "", ""
         while self.at < len(self.text):
-            if self.sees("_hat") and not below:
-                self.at += 4
+            if (self.sees("_hat") or self.sees(re.compile(r"\^(?=[\s,\]']|$)"))) and not below:
+                self.at += 4 if self.sees("_") else 1
                 tex = hatted(tex)
             elif self.sees("_") and not below:
                 below = self.below()

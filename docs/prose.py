@@ -16,7 +16,7 @@ _MARK = re.compile(
 
 _SHAPE = re.compile(r"\([^()=]+,[^()=]*\)")
 
-_STRAY = re.compile(r"[A-Za-z\d)] a$|\d,\d{3} [a-z]")
+_STRAY = re.compile(r"[A-Za-z\d)] a$|\d,\d{3} [a-z]|\([^()]*[=<>][^()]*\) \w")
 """An article, or the next clause, behind a formula."""
 
 _ENGLISH = {"a", "I", "A", "do"}
@@ -30,13 +30,14 @@ _CORE = re.compile(r"[A-Za-z]+")
 
 def to_html(text: str, link: Callable[[str], str | None] = lambda name: None) -> str:
     """A paragraph; `link` says where a name in backticks leads."""
-    parts = re.split(r"`([^`]+)`", " ".join(text.split()))
+    parts = re.split(r"(`[^`]+`(?:'?s\b)?)", " ".join(text.split()))
     return "".join(_code(part, link) if i % 2 else _sentence(part) for i, part in enumerate(parts))
 
 
-def _code(name: str, link: Callable[[str], str | None]) -> str:
+def _code(quoted: str, link: Callable[[str], str | None]) -> str:
+    _, name, plural = quoted.split("`")
     target, shown = link(name), f"<code>{html.escape(name, quote=False)}</code>"
-    return f'<a href="{target}">{shown}</a>' if target else shown
+    return (f'<a href="{target}">{shown}</a>' if target else shown) + plural
 
 
 def _sentence(text: str) -> str:
@@ -62,7 +63,7 @@ def _formula(tokens: list[str], at: int) -> tuple[int, str]:
         body, tail = _without_tail(written)
         if _open(body) or not body or body.split(" ")[-1] in _OPERATORS or body.split(" ")[0] in _OPERATORS - {"-"}:
             continue
-        if stop - at == 1 and not _stands_alone(body):
+        if stop - at == 1 and not (_stands_alone(body) or (body in _ENGLISH and tail == ":")):
             continue
         if stop - at > 1 and not _MARK.search(body) and not _SHAPE.fullmatch(body):
             continue
@@ -105,7 +106,7 @@ def _stands_alone(token: str) -> bool:
     token = token.removeprefix("-")
     if token in _ENGLISH or re.fullmatch(r"[\d.,]+", token):
         return False
-    if re.fullmatch(r"[A-Za-z]'?", token) or _SHAPE.fullmatch(token):
+    if re.fullmatch(r"[A-Za-z]'*", token) or _SHAPE.fullmatch(token):
         return True
     return bool(re.search(r"[_^=<>|]|[A-Za-z]\(|\d/", token)) or (symbol(token) or "").startswith(("d", "\\"))
 

@@ -44,9 +44,9 @@ def shapes(rule: Rule) -> Iterator[str]:
             yield f"{name}: {in_words(array)}"
 
 
-def call(make: Callable[..., Any]) -> str:
-    """How a layer's function is called, types without the modules they are from."""
-    signature = inspect.signature(make).replace(return_annotation=Layer)  # what its types are, the shapes below say
+def call(make: Callable[..., Any], result: Any = Layer) -> str:
+    """How a function is called, types without their modules; what a layer is made of, the shapes say."""
+    signature = inspect.signature(make).replace(return_annotation=result)
     line = f"bpref.{make.__name__}{_bare(str(signature))}"
     if len(line) <= WIDTH:
         return line

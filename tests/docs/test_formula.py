@@ -37,7 +37,7 @@ DERIVATIONS = {name: inspect.cleandoc(sys.modules[rule.make.__module__].__doc__ 
         ("dy_hat_nk", r"d\hat{y}_{nk}"),
         ("A = -exp(log_A)", r"A = - \exp(\mathrm{log\_A})"),
         ("a2 (x) dy", r"a_{2} \otimes dy"),
-        ("floor(n K / N)", r"\lfloor \frac{n\,K}{N} \rfloor"),
+        ("floor(n K / N)", r"\left\lfloor \frac{n\,K}{N} \right\rfloor"),
     ],
 )
 def test_a_formula(plain: str, tex: str):
@@ -58,7 +58,7 @@ WORDLESS = re.compile(
     r"\\(?:frac|left|right|displaystyle|ldots|le|ge|ne|cdot|ast|otimes|to|leftarrow|parallel|[lr][vV]ert|[lr]angle"
     r"|rfloor|rceil|prime|mathrel|mathbin|operatorname\*?|mathrm|text|texttt)(?![A-Za-z])"
 )
-SPELT = {r"\infty": "inf", r"\varepsilon": "eps", r"\lfloor": "floor", r"\lceil": "ceil", r"\log p": "logp"}
+SPELT = {r"\infty": "inf", r"\varepsilon": "eps", r"\lfloor": " floor", r"\lceil": " ceil", r"\log p": "logp"}
 
 
 def letters(tex: str) -> Counter[str]:
