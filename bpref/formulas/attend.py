@@ -61,9 +61,32 @@ class Cotangents(NamedTuple):
     extras: Extras
 
 
+class Sums(NamedTuple):
+    """Of the keys that queries have met so far: the largest logit m, and relative to it Z and o, not divided yet.
+
+    Grouped and padded as the queries of a `Grid` are.
+    """
+
+    m: Float[Array, "*b K G T"]
+    Z: Float[Array, "*b K G T"]
+    o: Float[Array, "*b K G T E"]
+
+
 def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
     """y in q's dtype, 0 where a query sees nothing; m and Z."""
     grid = Grid(pattern, x, extras)
+    return kept_of(grid, sums_over(grid))
+
+
+def kept_of(grid: Grid, sums: Sums) -> Kept:
+    """What `attend` gives, of the sums over all keys."""
+    m, Z, o = sums
+    y = cast(grid.ungrouped(o / jnp.where(Z > 0, Z, 1)[..., None]), grid.q.dtype)
+    return Kept(y, grid.unlike_rows(m), grid.unlike_rows(Z))
+
+
+def sums_over(grid: Grid, before: Sums | None = None) -> Sums:
+    """The sums over the grid's keys, and over those met before it."""
     wide, rows = grid.wide, grid.q.shape[:-1]
 
     def body(sums, pair):
@@ -72,19 +95,28 @@ def attend(pattern: Pattern, x: Heads, extras: Extras) -> Kept:
         m_new, shrink, e = _continued(m, grid.logits(i, j))
         total = total * shrink + e.sum(-1)
         kept = e if grid.r is None else e * grid.r(i, j)
-        o = o * shrink[..., None] + over_keys(cast(kept, x.q.dtype), grid.readable(grid.keys(grid.v, j)), wide)
-        return tuple(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True)), None
+        o = o * shrink[..., None] + over_keys(cast(kept, grid.q.dtype), grid.readable(grid.keys(grid.v, j)), wide)
+        return Sums(*(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True))), None
 
-    start = (*grid.before(), jnp.zeros((*rows, x.v.shape[-1]), wide))
-    (m, total, o), _ = scan(body, start, grid.pairs())
-    y = cast(grid.ungrouped(o / jnp.where(total > 0, total, 1)[..., None]), x.q.dtype)
-    return Kept(y, grid.unlike_rows(m), grid.unlike_rows(total))
+    start = Sums(*grid.before(), jnp.zeros((*rows, grid.v.shape[-1]), wide)) if before is None else before
+    return scan(body, start, grid.pairs())[0]
 
 
 def pull_attend(
     pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None, dL: Array | None = None
 ) -> Cotangents:
     """The backward of `attend`; of `kept`, what it gave, and of dL (*b, T, N), the cotangent of log Z + m."""
+    d = pull_wide(pattern, x, extras, dy, kept, dL)
+    dsinks = None if extras.sinks is None or d.extras.sinks is None else cast(d.extras.sinks, extras.sinks.dtype)
+    dbias = None if x.bias is None or d.dbias is None else cast(d.dbias, x.bias.dtype)
+    dq, dk, dv = (cast(v, x.q.dtype) for v in (d.dq, d.dk, d.dv))
+    return Cotangents(dq, dk, dv, dbias, d.extras._replace(sinks=dsinks))
+
+
+def pull_wide(
+    pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None, dL: Array | None = None
+) -> Cotangents:
+    """`pull_attend` before it is rounded, in at least float32."""
     grid = Grid(pattern, x, extras)
     wide = grid.wide
     dO = grid.grouped(dy)
@@ -164,12 +196,12 @@ def pull_attend(
     if extras.sinks is not None:
         share = jnp.exp(jnp.broadcast_to(grid.of_heads(extras.sinks), m.shape) - m) / Z
         D = D / Z if of_L is None else D / Z - of_L
-        dsinks = cast(-jnp.sum(share * D, (*range(len(grid.b)), -1)).reshape(-1), extras.sinks.dtype)
+        dsinks = -jnp.sum(share * D, (*range(len(grid.b)), -1)).reshape(-1)
     return Cotangents(
-        cast(grid.ungrouped(dQ), x.q.dtype),
-        cast(from_groups(dK[..., None, : grid.S, :]), x.q.dtype),
-        cast(from_groups(dV[..., None, : grid.S, :]), x.q.dtype),
-        None if x.bias is None or dbias is None else cast(grid.unlike_bias(dbias, x.bias.shape), x.bias.dtype),
+        grid.ungrouped(dQ),
+        from_groups(dK[..., None, : grid.S, :]),
+        from_groups(dV[..., None, : grid.S, :]),
+        None if x.bias is None or dbias is None else grid.unlike_bias(dbias, x.bias.shape),
         Extras(dsinks, None if extras.u is None or du is None else grid.undistanced(du, extras.u)),
     )
 

@@ -196,6 +196,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "collective": (
         "column_parallel_linear",
+        "ring_attention",
         "row_parallel_linear",
         "vocabulary_parallel_cross_entropy",
     ),

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import bpref
 from bpref.devices.program_text import traffic
-from bpref.layer import Layer
+from bpref.layer import Layer, no_params
 from bpref.verify import oracle
 
 FOUND: dict[str, Any] = {}
@@ -71,6 +71,18 @@ def compare(name: str, layer: Layer, whole: Layer, params: Any, x: Any, specs: t
     FOUND[name] = errors, *(dict(traffic(p.compile().as_text() or "").collectives) for p in programs)
 
 
+def with_no_params(layer: Layer) -> Layer:
+    """Attention, whose params are all `None`, with `()`."""
+
+    def forward(params, x):
+        return layer.forward(bpref.AttentionParams(), x)
+
+    def backward(params, cache, dy):
+        return (), layer.backward(bpref.AttentionParams(), cache, dy)[1]
+
+    return Layer(no_params, forward, backward, layer.name)
+
+
 def linear() -> None:
     rows, columns = P("model"), P(None, "model")
     x, whole = drawn(0, 6, 8, 12), bpref.linear(16)
@@ -91,8 +103,16 @@ def vocabulary() -> None:
     compare("vocabulary", own, whole, (), (logits, target), ((), (P(None, None, "model"), P()), P()))
 
 
+def attention() -> None:
+    x = bpref.Heads(*(drawn(i, 2, 12, heads, 8) for i, heads in enumerate((4, 2, 2))))
+    of_T = P(None, "model")
+    for causal in (False, True):
+        own, whole = bpref.ring_attention("model", causal), bpref.blockwise_attention(causal)
+        compare(f"ring, {'causal' if causal else 'all'}", own, with_no_params(whole), (), x, ((), of_T, of_T))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    for comparison in (linear, vocabulary):
+    for comparison in (linear, vocabulary, attention):
         comparison()
     print(json.dumps(FOUND))

@@ -24,6 +24,8 @@ CROSSES = {
     "column, sequence parallel": ({"all-gather": 1}, {"all-gather": 1, "reduce-scatter": 1}),
     "row, sequence parallel": ({"reduce-scatter": 1}, {"reduce-scatter": 1, "all-gather": 1, "all-reduce": 1}),
     "vocabulary": ({"all-reduce": 2}, {"all-reduce": 2}),
+    "ring, all": ({"collective-permute": 2 * 3}, {"collective-permute": 2 * 3 + 2 * 3 + 2 * 4}),
+    "ring, causal": ({"collective-permute": 2 * 3}, {"collective-permute": 2 * 3 + 2 * 3 + 2 * 4}),
 }
 """What has to cross in a forward, and in a forward and its backward. Of the row's last the all-reduce is that of db."""
 
