@@ -76,4 +76,5 @@ def test_no_letter_of_a_derivation_is_lost(name: str):
             tex = to_tex(" ".join(cell.split()))
         except Untranslatable:
             continue
-        assert letters(tex) == Counter(re.findall(r"[A-Za-z0-9]", cell.replace(" (x) ", " "))), (cell, tex)
+        plain = re.sub(r"\^(?=[\s,\]]|$)", "hat", cell.replace(" (x) ", " "))
+        assert letters(tex) == Counter(re.findall(r"[A-Za-z0-9]", plain)), (cell, tex)
