@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from bpref.naming import flat_names
 from bpref.train.fitted import Epoch
@@ -93,14 +94,15 @@ class Checkpoints:
             self.wait()
         rmtree(self.directory, ignore_errors=True)
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], about: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
         with _quiet(), self._blaming(step):
             if self._checkpointer is None:
                 self._forget_from(step)
                 self._checkpointer = ocp.Checkpointer(_handler())
-            self._checkpointer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_packed(arrays)))
+            saved = _packed(arrays) | {name: v for name, v in arrays.items() if _is_divided(v)}
+            self._checkpointer.save(self.directory / str(step), args=ocp.args.PyTreeSave(saved))
             self._seal(step, about)
             for old in self.steps()[:-KEPT]:
                 (self.directory / f"{old}{SEAL}").unlink()
@@ -147,11 +149,14 @@ class Checkpoints:
         folder = self.directory / str(step)
         about = json.loads(folder.with_suffix(SEAL).read_text())["about"]
         require_alike(folder, about["layout"], _layout(_of_carry(like)))
-        dtypes = {dtype for dtype, _ in about["layout"].values()}
-        as_numpy = dict.fromkeys(dtypes, ocp.RestoreArgs(restore_type=np.ndarray))
+        divided = set(about["divided"])
+        packed = {name: layout for name, layout in about["layout"].items() if name not in divided}
+        args: dict[str, Any] = {dtype: ocp.RestoreArgs(restore_type=np.ndarray) for dtype, _ in packed.values()}
+        args |= {k: ocp.ArrayRestoreArgs(sharding=v.sharding) for k, v in _of_carry(like).items() if k in divided}
         with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
-            packed = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        return _reached(_unpacked(packed, about["layout"]), about, like)
+            found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+        arrays = _unpacked(found, packed) | {name: found[name] for name in divided}
+        return _reached(arrays, about, like)
 
 
 def _handler() -> Any:
@@ -197,19 +202,26 @@ def _of_carry(reached: Reached) -> dict[str, Any]:
     return {name: v for name, v in data.items() if v.size}
 
 
-def _arrays(reached: Reached) -> dict[str, np.ndarray]:
-    """Copies of them all, and the history's."""
+def _is_divided(v: Any) -> bool:
+    """Whether devices hold different parts of it: each writes its own."""
+    return isinstance(v, jax.Array) and not v.is_fully_replicated
+
+
+def _arrays(reached: Reached) -> dict[str, Any]:
+    """Copies of them all, and the history's; of what is divided among devices there."""
     seen = [{"losses": epoch.losses, "norms": epoch.gradient_norms} for epoch in reached.history]
     of_history = flat_names({"history": jax.tree.map(lambda *v: np.stack(v), *seen)}) if seen else {}
-    return {name: np.array(v) for name, v in (_of_carry(reached) | of_history).items()}
+    every = _of_carry(reached) | of_history
+    return {name: jnp.copy(v) if _is_divided(v) else np.array(v) for name, v in every.items()}
 
 
-def _about(reached: Reached, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _about(reached: Reached, arrays: dict[str, Any]) -> dict[str, Any]:
     return {
         "step": reached.step,
         "seconds": reached.seconds,
         "history": [[e.number, e.test_loss, e.test_score, e.seconds, e.death, e.skipped] for e in reached.history],
         "layout": _layout(arrays),
+        "divided": [name for name, v in arrays.items() if _is_divided(v)],
     }
 
 
@@ -217,10 +229,10 @@ def _layout(arrays: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: [v.dtype.name, list(v.shape)] for name, v in arrays.items()}
 
 
-def _packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _packed(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     """Those of a dtype in one, by its name: orbax takes as long for an array of one number as for a large one."""
     by_dtype: dict[str, list[np.ndarray]] = {}
-    for v in arrays.values():
+    for v in (v for v in arrays.values() if not _is_divided(v)):
         by_dtype.setdefault(v.dtype.name, []).append(v.reshape(-1))
     return {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items()}
 
@@ -241,7 +253,9 @@ def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached
     def again(name, v):
         if name not in arrays:
             return v
-        return jax.random.wrap_key_data(jnp.array(arrays[name])) if is_key(v) else jnp.array(arrays[name])
+        read = jnp.array(arrays[name]) if isinstance(arrays[name], np.ndarray) else arrays[name]
+        read = jax.random.wrap_key_data(read) if is_key(v) else read
+        return jax.device_put(read, v.sharding) if isinstance(v.sharding, NamedSharding) else read
 
     leaves = [again(name, v) for name, v in zip(names, jax.tree.leaves(like.carry), strict=True)]
     carry = jax.tree.unflatten(jax.tree.structure(like.carry), leaves)

@@ -2,9 +2,13 @@
 
 import json
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 import bpref
 from bpref.compose import objective
@@ -12,9 +16,17 @@ from bpref.layer import backpropagate
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.models.mixture import MixtureConfig, mixture_objective
 from bpref.naming import flat_names
+from bpref.sharding.mesh import mesh_of
+from bpref.train import loop
+from bpref.train.checkpoint import Checkpoints
+from bpref.train.divided import Division
+from bpref.train.loop import Visit, begun
 from bpref.train.network import fully_connected
+from bpref.train.start import start
 
 KEY = jax.random.key(0)
+DRAW = np.random.default_rng(0)
+TABLE = DRAW.normal(size=(32, 8)), np.arange(32) % 4
 
 
 def ids(V, *shape):
@@ -51,7 +63,14 @@ def on_one_device(model):
     J, x = MODELS[model]
     x = in_float64(x)
     params = in_float64(J.init(KEY, x))
-    return params, x, jax.jit(lambda params, x: backpropagate(J, params, x)[:2])(params, x)
+    compiled = jax.jit(lambda params, x: backpropagate(J, params, x)[:2]).lower(params, x).compile()
+    return params, x, compiled(params, x), bytes_of(compiled)
+
+
+def bytes_of(compiled):
+    """Of parameters, the batch and gradients, on one device."""
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def apart(came, expected):
@@ -62,16 +81,61 @@ def apart(came, expected):
 def beside_one_device(case):
     """How far J and the gradient are from those on one device, and which cotangents lie otherwise than their params."""
     model, mesh, name = case.split()
-    params, x, expected = on_one_device(model)
+    params, x, expected, whole = on_one_device(model)
     J = MODELS[model][0]
     layout = bpref.layout_of(name, bpref.mesh_of(mesh), J, x)
     batch = jax.tree.map(lambda v: jax.device_put(v, layout.of_batch(v)), x)
     sweep = jax.jit(lambda params, x: backpropagate(bpref.laid_out(J, layout), params, x)[:2])
-    came = sweep(jax.device_put(params, layout.shardings), batch)
+    placed = jax.device_put(params, layout.shardings)
+    compiled = sweep.lower(placed, batch).compile()
+    came = compiled(placed, batch)
     lie = flat_names(jax.tree.map(lambda d, s: d.sharding.is_equivalent_to(s, d.ndim), came[1], layout.shardings))
-    return {"apart": apart(came, expected), "elsewhere": [array for array, as_param in lie.items() if not as_param]}
+    return {
+        "apart": apart(came, expected),
+        "elsewhere": [array for array, as_param in lie.items() if not as_param],
+        "share": bytes_of(compiled) / whole,
+    }
+
+
+MESHES = {"8": "data=8", "4": "data=4", "4x2": "data=4,model=2"}
+
+
+def begun_on(devices, **options):
+    mesh = devices and mesh_of(MESHES[devices], jax.devices()[: 4 if devices == "4" else 8])
+    division = Division(mesh, "fully-sharded") if devices else None
+    network = fully_connected((16, 8), "tanh", 4)
+    J = objective(network, bpref.softmax_cross_entropy())
+    return start(J, optax.adam(0.01), TABLE, batch_size=8, division=division, **options)
+
+
+def trained(begin, since=None, visits=()):
+    return loop.run(begin, epochs=2, since=since, visits=visits).params
+
+
+def training(directory):
+    """Runs of 8 steps over all devices, one that goes on from the checkpoint of step 5 over as many or others."""
+    begin, checkpoints = begun_on("8"), Checkpoints(Path(directory))
+    whole = trained(begin, visits=[Visit(checkpoints.save, 5)])
+    checkpoints.wait()
+    files = [path.name for path in (Path(directory) / "5").glob("*params.0.0.W/*")]
+
+    def resumed(devices):
+        begin = begun_on(devices)
+        return apart(trained(begin, Checkpoints(Path(directory)).last(begun(begin), print)), whole)
+
+    arrays = jax.tree.leaves(begin.state.updated)
+    return {
+        "one device": apart(trained(begun_on(None)), whole),
+        "update in backward": apart(trained(begun_on("8", update_in_backward=True)), whole),
+        "resumed": {devices: resumed(devices) for devices in MESHES},
+        "parts of W": sum(not name.startswith(".") for name in files),
+        "share": sum(v.addressable_shards[0].data.nbytes for v in arrays) / sum(v.nbytes for v in arrays),
+    }
 
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps({case: beside_one_device(case) for case in LAID_OUT}))
+    laid_out = {case: beside_one_device(case) for case in LAID_OUT}
+    jax.config.update("jax_enable_x64", False)
+    with TemporaryDirectory() as directory:
+        print(json.dumps(laid_out | {"training": training(directory)}))
