@@ -112,7 +112,8 @@ def lines(name: str, row: Beside) -> Iterator[str]:
         if isinstance(v, str):
             yield f"  {how}: {v}"
         elif v.collectives:
-            yield f"  {how}: {', '.join(f'{n} {kind}' for kind, n in sorted(v.collectives.items()))}"
+            kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(v.collectives.items()))
+            yield f"  {how}: {kinds}; {v.sent / 1e6:,.2f} MB sent by each device"
 
 
 def line(cells: tuple[str, ...]) -> str:

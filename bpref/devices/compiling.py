@@ -23,6 +23,7 @@ class Compiled(NamedTuple):
       cycles: the compiler's own estimate, its operations one after the other; `None` where it gives none, as for GPUs.
       collectives: how many of each operation between devices are run, by name.
       loops_once: how many loops are counted once, since how often they run is not known.
+      sent: the bytes that a device sends to others, by rings.
     """
 
     temp: int
@@ -33,6 +34,7 @@ class Compiled(NamedTuple):
     cycles: int | None
     collectives: Mapping[str, int]
     loops_once: int
+    sent: int = 0
 
 
 def devices_of(name: str) -> tuple[Any, ...]:
@@ -88,7 +90,7 @@ def compile_for(name: str, f: Callable[..., Any], *args: Any) -> Compiled:
     sizes = memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes
     seen = traffic(str(program.as_text()))
     flops = flops_of(traced.jaxpr.jaxpr)
-    return Compiled(*sizes, seen.bytes, flops, seen.cycles or None, dict(seen.collectives), seen.loops_once)
+    return Compiled(*sizes, seen.bytes, flops, seen.cycles or None, dict(seen.collectives), seen.loops_once, seen.sent)
 
 
 def _placed(chosen: Target, args: tuple[Any, ...]) -> Any:

@@ -8,17 +8,12 @@ counts as often as it runs, where that is known; of branches the one that does m
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
-COLLECTIVES = frozenset(
-    {
-        "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute", "ragged-all-to-all",
-        "reduce-scatter",
-    }
-)  # fmt: skip
+from bpref.devices.between import collectives_of, count
+from bpref.devices.parsing import Computation, Operation, arrays_in, bytes_of, parsed, trips
 
 FREE = frozenset(
     {
@@ -30,11 +25,6 @@ FREE = frozenset(
 
 SEEN_THROUGH = frozenset({"bitcast", "get-tuple-element", "reshape"})
 
-_ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\](\{[^}]*\})?")
-_OPERATION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
 
 class Traffic(NamedTuple):
     """What a program moves.
@@ -42,133 +32,35 @@ class Traffic(NamedTuple):
     Attributes:
       bytes: read from and written to the device's memory.
       cycles: what the compiler estimates that the operations take, one after the other; 0 where it says nothing.
-      collectives: how many of each operation between devices are run.
       loops_once: loops counted once, since how often they run is not known.
+      collectives: how many of each operation between devices are run.
+      sent: bytes that a device sends to others in them.
     """
 
     bytes: int
     cycles: int
-    collectives: Counter[str]
     loops_once: int
+    collectives: Mapping[str, int] = {}
+    sent: int = 0
 
     def times(self, n: int) -> "Traffic":
-        collectives = Counter({k: n * v for k, v in self.collectives.items()})
-        return Traffic(n * self.bytes, n * self.cycles, collectives, self.loops_once)
+        return Traffic(n * self.bytes, n * self.cycles, self.loops_once)
 
     def plus(self, other: "Traffic") -> "Traffic":
-        collectives = self.collectives + other.collectives
         totals = self.bytes + other.bytes, self.cycles + other.cycles
-        return Traffic(*totals, collectives, self.loops_once + other.loops_once)
+        return Traffic(*totals, self.loops_once + other.loops_once)
 
 
-NOTHING = Traffic(0, 0, Counter(), 0)
-
-
-class Operation(NamedTuple):
-    """A line of the text: its name, the shape of what it gives, what it does, to what, and everything after that."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    is_root: bool
-
-    @property
-    def called(self) -> list[str]:
-        branches = _BRANCHES.search(self.attributes)
-        named = branches.group(1).replace("%", "").split(", ") if branches else []
-        return named + _CALLED.findall(self.attributes)
-
-    @property
-    def cycles(self) -> int:
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found.group(1)) if found else 0
-
-
-class Computation:
-    """The operations of one function of the program, by name and in order."""
-
-    def __init__(self, operations: list[Operation]):
-        self.by_name = {o.name: o for o in operations}
-        self.root = next(o for o in operations if o.is_root)
-
-    @cached_property
-    def users(self) -> dict[str, list[Operation]]:
-        users: dict[str, list[Operation]] = {name: [] for name in self.by_name}
-        for o in self.by_name.values():
-            for name in users.keys() & set(o.operands):
-                users[name].append(o)
-        return users
-
-    @cached_property
-    def parameters(self) -> dict[int, Operation]:
-        return {int(o.operands[0]): o for o in self.by_name.values() if o.opcode == "parameter"}
+NOTHING = Traffic(0, 0, 0)
 
 
 def traffic(text: str) -> Traffic:
     """Of the program whose optimised HLO, as `compiled.as_text()` gives it, is the text."""
-    computations, entry = _parsed(text)
-    return _Reading(computations).of(entry)
-
-
-def arrays_in(shape: str) -> Iterator[str]:
-    """The text of each array in that of a shape."""
-    return (found.group() for found in _ARRAY.finditer(shape))
-
-
-def bytes_of(shape: str, everywhere: bool = False) -> int:
-    """Of the arrays in a shape's text, those in the device's memory alone unless `everywhere`."""
-    total = 0
-    for kind, axes, layout in _ARRAY.findall(shape):
-        if not everywhere and re.search(r"S\([1-9]", layout):
-            continue
-        bits = re.search(r"\d+", kind.replace("pred", "8"))
-        total += math.prod(int(n.strip("<=")) for n in axes.split(",") if n) * int(bits.group() if bits else 0) // 8
-    return total
-
-
-def _parsed(text: str) -> tuple[dict[str, Computation], str]:
-    computations, entry, name, lines = {}, "", "", []
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if line.startswith("}"):
-            computations[name] = Computation(lines)
-        elif line.endswith("{") and not line.startswith(" "):
-            head = line.split()
-            name = head[head[0] == "ENTRY"].lstrip("%").split("(")[0]
-            entry, lines = name if head[0] == "ENTRY" else entry, []
-        elif found := _OPERATION.match(line):
-            lines.append(_operation(*found.groups()))
-    return computations, entry
-
-
-def _operation(root: str | None, name: str, rest: str) -> Operation:
-    """`SHAPE OPCODE(OPERANDS), ATTRIBUTES`; of a parameter the operand is its number, of a constant its value."""
-    shape, rest = _up_to_close(rest) if rest.startswith("(") else rest.split(" ", 1)
-    opcode, rest = rest.strip().split("(", 1)
-    inside, attributes = _up_to_close("(" + rest)
-    operands = tuple(o.split()[-1].lstrip("%") for o in _split(inside[1:-1]) if o.strip())
-    return Operation(name, shape, opcode, operands, attributes, root is not None)
-
-
-def _up_to_close(text: str) -> tuple[str, str]:
-    depth = 0
-    for i, c in enumerate(text):
-        depth += (c == "(") - (c == ")")
-        if depth == 0:
-            return text[: i + 1], text[i + 1 :]
-    return text, ""
-
-
-def _split(operands: str) -> Iterator[str]:
-    """At commas outside of brackets: operands may stand with their shapes."""
-    depth, start = 0, 0
-    for i, c in enumerate(operands):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
-            yield operands[start:i]
-            start = i + 1
-    yield operands[start:]
+    computations, entry = parsed(text)
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    collectives = collectives_of(computations, entry, int(partitions.group(1)) if partitions else 1)
+    sent = sum(c.times * c.bytes for c in collectives)
+    return _Reading(computations).of(entry)._replace(collectives=count(collectives), sent=sent)
 
 
 class _Reading:
@@ -190,11 +82,11 @@ class _Reading:
     def of_operation(self, within: Computation, o: Operation) -> Traffic:
         if o.opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", o.attributes)
-            trips = self.trips(within, o)
+            turns = trips(self.computations, within, o)
             return (
                 self.of(body.group(1) if body else "")
-                .times(trips or 1)
-                .plus(NOTHING._replace(loops_once=trips is None))
+                .times(turns or 1)
+                .plus(NOTHING._replace(loops_once=turns is None))
             )
         if o.opcode == "conditional":
             return max(map(self.of, o.called), key=lambda t: (t.bytes, t.cycles))
@@ -202,18 +94,7 @@ class _Reading:
             return self.of(o.called[0])._replace(cycles=self.of(o.called[0]).cycles + o.cycles)
         if o.opcode in FREE or 'custom_call_target="AllocateBuffer"' in o.attributes:
             return NOTHING
-        inside = [c for name in o.called for c in self.collectives_in(name)]
-        base = o.opcode.removesuffix("-start")
-        collectives = Counter(inside + ([base] if base in COLLECTIVES else []))
-        return Traffic(self.read(within, o) + self.written(within, o), o.cycles, collectives, 0)
-
-    def collectives_in(self, name: str) -> Iterator[str]:
-        """Those inside of a fusion."""
-        for o in self.computations[name].by_name.values():
-            if o.opcode in COLLECTIVES:
-                yield o.opcode
-            for called in o.called:
-                yield from self.collectives_in(called)
+        return Traffic(self.read(within, o) + self.written(within, o), o.cycles, 0)
 
     def read(self, within: Computation, o: Operation) -> int:
         if o.opcode.endswith("-done"):
@@ -270,52 +151,3 @@ class _Reading:
             case "bitcast" if operands:
                 return self.put(within, operands[0])
         return bytes_of(o.shape, everywhere=True)
-
-    def trips(self, within: Computation, loop: Operation) -> int | None:
-        """How often a loop runs: as the compiler says, or until its counter reaches a constant."""
-        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-            return int(found.group(1))
-        named = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", loop.attributes))
-        condition, body = (self.computations[named[k]] for k in ("condition", "body"))
-        test = condition.root
-        if test.opcode != "compare" or "direction=LT" not in test.attributes:
-            return None
-        counter, bound = (condition.by_name[name] for name in test.operands)
-        index = _index(counter)
-        if index is None:
-            return None
-        given = within.by_name[loop.operands[0]]
-        limit = _constant(condition, bound)
-        if limit is None and (place := _index(bound)) is not None:
-            limit = _constant(within, _element(within, given, place))
-        start = _constant(within, _element(within, given, index))
-        step = _step(body, _element(body, body.root, index), index)
-        if limit is None or start is None or not step:
-            return None
-        return max(0, -(-(limit - start) // step))
-
-
-def _index(o: Operation) -> int | None:
-    """Which element of the loop's state an operation is."""
-    found = re.search(r"index=(\d+)", o.attributes) if o.opcode == "get-tuple-element" else None
-    return int(found.group(1)) if found else None
-
-
-def _element(within: Computation, state: Operation, index: int) -> Operation | None:
-    return within.by_name[state.operands[index]] if state.opcode == "tuple" else None
-
-
-def _constant(within: Computation, o: Operation | None) -> int | None:
-    """The integer that an operation, or what it copies, is."""
-    while o is not None and o.opcode in ("copy", "bitcast", "convert"):
-        o = within.by_name[o.operands[0]]
-    is_known = o is not None and o.opcode == "constant" and re.fullmatch(r"-?\d+", o.operands[0])
-    return int(o.operands[0]) if is_known and o else None
-
-
-def _step(body: Computation, o: Operation | None, index: int) -> int | None:
-    """What is added to the counter in one turn."""
-    if o is None or o.opcode != "add":
-        return None
-    values = [body.by_name[name] for name in o.operands]
-    return next((c for v in values if (c := _constant(body, v)) is not None), None)

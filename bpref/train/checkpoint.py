@@ -253,7 +253,7 @@ def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached
     def again(name, v):
         if name not in arrays:
             return v
-        read = jnp.array(arrays[name]) if isinstance(arrays[name], np.ndarray) else arrays[name]
+        read: Any = jnp.array(arrays[name]) if isinstance(arrays[name], np.ndarray) else arrays[name]
         read = jax.random.wrap_key_data(read) if is_key(v) else read
         return jax.device_put(read, v.sharding) if isinstance(v.sharding, NamedSharding) else read
 

@@ -32,7 +32,9 @@ def test_a_row_for_each_rule_and_its_figures(capsys, tmp_path):
 
 def test_what_goes_between_chips_and_what_does_not_fit_is_said(capsys, monkeypatch):
     rows = {
-        "relu": Beside("activation", "", HAND._replace(collectives={"all-reduce": 3, "all-gather": 1}), AUTODIFF),
+        "relu": Beside(
+            "activation", "", HAND._replace(collectives={"all-reduce": 3, "all-gather": 1}, sent=2_500_000), AUTODIFF
+        ),
         "gpt": Beside("model", "4 x 256", HAND, "compile_for: tpu-v5e: 9 G exceed 8 G"),
     }
     monkeypatch.setattr("bpref.cli.compile.target", lambda name: type("T", (), {"platform": "tpu"}))
@@ -40,7 +42,7 @@ def test_what_goes_between_chips_and_what_does_not_fit_is_said(capsys, monkeypat
     monkeypatch.setattr("bpref.cli.compile.beside", lambda name, target, settings: rows[name])
     assert run(["compile", "relu", "gpt", "--for", "tpu-v5e"]) == 0
     out = capsys.readouterr().out
-    assert "\n  by hand: 1 all-gather, 3 all-reduce\n" in out
+    assert "\n  by hand: 1 all-gather, 3 all-reduce; 2.50 MB sent by each device\n" in out
     assert "\n  by autodiff: compile_for: tpu-v5e: 9 G exceed 8 G\n" in out
     assert summary(rows) == (
         "2 compiled; geometric means, by hand / by autodiff: temp memory 0.25 (of 1 where both need any), "
