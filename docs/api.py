@@ -14,7 +14,7 @@ from docs import docstring
 from docs.rule_page import path, raw
 
 GROUPS = {
-    "layer": ("The layer", ("layer", "bridge", "rule", "rules")),
+    "layer": ("The layer, and what else is not in a room", ()),
     "combinators": ("Combinators", ("compose",)),
     "transformations": ("Leaf transformations", ("transforms",)),
     "checking": ("Checking", ("verify", "corpus")),
@@ -49,7 +49,7 @@ def _group(name: str, module: str) -> str:
     room = module.split(".")[0]
     if room == "rules" and module != "rules":
         return "arrays"
-    return next(group for group, (_, rooms) in GROUPS.items() if room in rooms)
+    return next((group for group, (_, rooms) in GROUPS.items() if room in rooms), "layer")
 
 
 def link(name: str) -> str | None:

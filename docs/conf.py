@@ -19,6 +19,7 @@ html_js_files = ["book.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False
 html_show_search_summary = False
 pygments_style = "friendly"
 pygments_dark_style = "one-dark"

@@ -108,8 +108,9 @@ def _stands_alone(token: str) -> bool:
         return False
     if re.fullmatch(r"[A-Za-z]'*", token) or _SHAPE.fullmatch(token):
         return True
-    return bool(re.search(r"[_^=<>|]|[A-Za-z]\(|\d/", token)) or (symbol(token) or "").startswith(("d", "\\"))
+    return bool(re.search(r"[_^=<>|]|[A-Za-z]'*\(|\d/", token)) or (symbol(token) or "").startswith(("d", "\\"))
 
 
 def _open(text: str) -> bool:
-    return any(text.count(left) != text.count(right) for left, right in ("()", "[]", "{}"))
+    in_angles = re.search(r"(?:^| )<[A-Za-z(][^>]*$", text)
+    return bool(in_angles) or any(text.count(left) != text.count(right) for left, right in ("()", "[]", "{}"))

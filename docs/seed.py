@@ -48,7 +48,7 @@ ENGLISH = {
     "noscript": "This needs JavaScript.",
 }
 CHINESE = {
-    "step": "更新一步:W − α dW",
+    "step": "W − α dW",
     "again": "重新开始",
     "activation": "隐藏层激活函数",
     "noscript": "此处需要 JavaScript。",
