@@ -10,3 +10,8 @@ document.querySelectorAll(".beside").forEach((beside) => {
     part.addEventListener("mouseleave", () => light([]));
   });
 });
+
+// What scrolls by itself is reached by the keyboard.
+document.querySelectorAll("pre, .wide").forEach((part) => {
+  if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
+});
