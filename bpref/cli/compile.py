@@ -12,11 +12,14 @@ import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
 from bpref.cli.writing import require_writable, write
-from bpref.devices.compiling import Compiled
+from bpref.devices.compiling import Compiled, devices_of
+from bpref.devices.divided import on_mesh
 from bpref.devices.targets import CARDS, EXTRAS, TPUS, target
 from bpref.devices.works import MODEL, MODELS, SMALL, Beside, Settings, beside, known
 from bpref.dtypes import floating_dtype
 from bpref.rules import ON_ONE_DEVICE, RULES
+from bpref.sharding.layout import LAYOUTS
+from bpref.sharding.mesh import mesh_of
 
 EXAMPLE = "Examples: bpref compile gpt --for tpu-v5e --remat | bpref compile ctc crf --for h100 --json figures.json"
 
@@ -49,6 +52,12 @@ def compile(
         bool, typer.Option("--remat", help="By hand, keep each block's input alone: gpt and mixture.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of parameters and inputs: float32 or bfloat16.")] = "float32",
+    mesh: Annotated[
+        str | None, typer.Option(help="How a model's devices lie, such as data=16 or data=8,model=2. [default: data]")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Of parameters there: replicated, fully-sharded or tensor. [default: replicated]")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Add the figures to those there.")
     ] = None,
@@ -63,9 +72,16 @@ def compile(
     with blaming_the_input():
         chosen = list(dict.fromkeys(map(known, names or [*ON_ONE_DEVICE, *SMALL])))
         given = Settings(batch, length, remat, str(np.dtype(floating_dtype("compile", "dtype", dtype))))
-        require_models(chosen, {"batch": batch, "length": length, "remat": remat or None})
+        require_models(chosen, {"batch": batch, "length": length, "remat": remat or None, "mesh": mesh})
+        if layout is not None and mesh is None:
+            raise UsageError("--layout goes with --mesh, how the devices lie")
+        divided = None if mesh is None else (mesh, layout or LAYOUTS[0])
+        if divided is not None and json_file is not None:
+            raise UsageError("--json keeps no figures of a --mesh; leave one of them out")
         try:
             platform = target(for_).platform
+            if mesh is not None:
+                mesh_of(mesh, devices_of(for_))
         except ImportError as error:
             raise UsageError(str(error)) from error
     if json_file is not None:
@@ -77,7 +93,7 @@ def compile(
     others = plain_rows(json_file, machine, given) if json_file is not None else {}
     for name in chosen:
         with blaming_the_input():
-            rows[name] = beside(name, for_, given)
+            rows[name] = beside(name, for_, given) if divided is None else on_mesh(name, for_, *divided, given)
         for text in lines(name, rows[name]):
             print(text, flush=True)
         jax.clear_caches()

@@ -7,14 +7,26 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bpref.devices.compiling import compile_for, devices_of
-from bpref.devices.works import MODEL, Beside, of_objective
+from bpref.devices.works import MODEL, MODELS, USUAL, Beside, Settings, of_objective
 from bpref.layer import Layer
+from bpref.nearest import meant
 from bpref.sharding.laid_out import laid_out
 from bpref.sharding.layout import layout_of
 from bpref.sharding.mesh import mesh_of
 
 
-def on_mesh(J: Layer, x: Any, target: str, mesh: str, layout: str, dtype: str = "float32") -> Beside:
+def on_mesh(name: str, target: str, mesh: str, layout: str, settings: Settings = USUAL) -> Beside:
+    """`objective_on_mesh` of the model called `name`.
+
+    Raises:
+      ValueError: it is a rule, or unknown; or as there.
+    """
+    model = meant("model", name, MODELS)
+    made = MODELS[model](settings, len(devices_of(target)))
+    return objective_on_mesh(*made, target, mesh, layout, settings.dtype)
+
+
+def objective_on_mesh(J: Layer, x: Any, target: str, mesh: str, layout: str, dtype: str = "float32") -> Beside:
     """Compile J and its gradient for a target, over a mesh of all its devices, with parameters as a layout says.
 
     Both forms have the same constraints: parameters are gathered where they are used, and their cotangents come out

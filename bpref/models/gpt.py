@@ -247,6 +247,7 @@ GPT_PRESETS: dict[str, GptConfig] = {
     "gpt2-xl": _gpt2(1600, 48, 25),
     "llama-2-7b": GptConfig(32000, 4096, 32, 32, 11008, 4096),
     "llama-2-13b": GptConfig(32000, 5120, 40, 40, 13824, 4096),
+    "llama-2-70b": GptConfig(32000, 8192, 80, 64, 28672, 4096, 8),
     "llama-3-8b": GptConfig(128256, 4096, 32, 32, 14336, 8192, 8, rope=5e5),
     "llama-3.1-8b": _llama3(4096, 32, 32, 14336, 8.0),
     "llama-3.2-1b": _llama3(2048, 16, 32, 8192, 32.0, tied=True),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bpref.devices.divided import on_mesh
+from bpref.devices.divided import objective_on_mesh
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.naming import flat_names
 from tests.conftest import needs_libtpu
@@ -18,7 +18,7 @@ BYTES = {array: 4 * v.size for array, v in flat_names(jax.eval_shape(J.init, jax
 @pytest.fixture(scope="module")
 def on_chips():
     return {
-        layout: on_mesh(J, (IDS, IDS), "tpu-v5e:4x4", f"data={CHIPS}", layout)
+        layout: objective_on_mesh(J, (IDS, IDS), "tpu-v5e:4x4", f"data={CHIPS}", layout)
         for layout in ("replicated", "fully-sharded")
     }
 
