@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from bpref.layer import Layer, leaves, map_leaves
 from bpref.sharding.layout import Layout
-from bpref.sharding.mesh import DATA
+from bpref.sharding.mesh import MODEL
 
 
 def laid_out(J: Layer, layout: Layout) -> Layer:
@@ -38,7 +38,12 @@ def laid_out(J: Layer, layout: Layout) -> Layer:
       True
     """
     paths = iter([path for path, _ in leaves(J)])
-    return map_leaves(lambda leaf: _of_leaf(leaf, _at(layout.specs, next(paths)), layout), J)
+
+    def lying(leaf):
+        path = next(paths)
+        return _of_leaf(leaf, _at(layout.specs, path), _at(layout.used, path), layout)
+
+    return map_leaves(lying, J)
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:
@@ -47,7 +52,7 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _of_leaf(leaf: Layer, specs: Any, layout: Layout) -> Layer:
+def _of_leaf(leaf: Layer, specs: Any, used: Any, layout: Layout) -> Layer:
     def placed(v, axes):
         return lax.with_sharding_constraint(v, layout.sharding(PartitionSpec(*axes)))
 
@@ -56,11 +61,10 @@ def _of_leaf(leaf: Layer, specs: Any, layout: Layout) -> Layer:
         return tuple(spec)[len(spec) - v.ndim :]
 
     def gathered(params):
-        def one(p, spec):
-            used = [None if axis == DATA else axis for axis in own_axes(p, spec)]
-            return placed(p, used) if any(spec) else p
+        def one(p, spec, kept):
+            return placed(p, own_axes(p, kept)) if any(spec) else p
 
-        return jax.tree.map(one, params, specs)
+        return jax.tree.map(one, params, specs, used)
 
     def divided(dparams):
         def one(d, spec):
@@ -68,14 +72,24 @@ def _of_leaf(leaf: Layer, specs: Any, layout: Layout) -> Layer:
 
         return jax.tree.map(one, dparams, specs, is_leaf=lambda d: d is None)
 
+    def by_examples(values):
+        """What has an entry for each example, divided as the batch is, and whole otherwise."""
+
+        def one(v):
+            is_of_batch = v.ndim and v.shape[0] == layout.examples
+            return lax.with_sharding_constraint(v, layout.of_batch(v)) if is_of_batch else v
+
+        return jax.tree.map(one, values) if MODEL in layout.mesh.shape else values
+
     def forward(params, x):
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-            return leaf.forward(gathered(params), x)
+            y, cache = leaf.forward(gathered(params), by_examples(x))
+        return by_examples(y), cache
 
     def backward(params, cache, dy):
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-            dparams, dx = leaf.backward(gathered(params), cache, dy)
-        return divided(dparams), dx
+            dparams, dx = leaf.backward(gathered(params), cache, by_examples(dy))
+        return divided(dparams), by_examples(dx)
 
-    evaluating = None if leaf.evaluating is None else _of_leaf(leaf.evaluating, specs, layout)
+    evaluating = None if leaf.evaluating is None else _of_leaf(leaf.evaluating, specs, used, layout)
     return leaf._replace(forward=forward, backward=backward, evaluating=evaluating)

@@ -28,7 +28,8 @@ from bpref.sharding.mesh import DATA, EXPERT, MODEL, SEQUENCE, NotDivided
 Axes = tuple[str | None, ...]
 Rules = Sequence[tuple[str, Axes]]
 
-OF_TABLES = ("*embed*.W", "*head*.W")
+OF_HEADS = ("*head*.W", "shared.*.W")
+OF_TABLES = ("*embed*.W", *OF_HEADS)
 
 TENSOR: Rules = (
     *((pattern, (None, MODEL)) for pattern in OF_TABLES),
@@ -53,12 +54,16 @@ class Layout(NamedTuple):
     Attributes:
       mesh: the devices.
       specs: a tree of the parameters' structure, of `jax.sharding.PartitionSpec`s.
+      used: the same, as they lie where a layer computes with them: gathered along `data`; of heads, along `model` too.
+      examples: the size of a batch, by which its arrays are known.
       stacked: by name, how many axes in front of an array's own `scan` has stacked.
       whole: by name, why an array is whole on each device though the layout divides parameters.
     """
 
     mesh: Mesh
     specs: Any
+    used: Any
+    examples: int
     stacked: Mapping[str, int]
     whole: Mapping[str, str]
 
@@ -143,7 +148,14 @@ def layout_of(name: str, mesh: Mesh, J: Layer, x: Any, rules: Rules = ()) -> Lay
         specs[array] = PartitionSpec(*(None,) * stacked[array], *axes)
     _require_all_used(name, mesh, specs.values())
     tree = jax.tree_util.tree_map_with_path(lambda path, _: specs[name_of(path)], params)
-    return Layout(mesh, tree, stacked, whole)
+    used = jax.tree_util.tree_map_with_path(lambda path, spec: _as_used(name_of(path), spec), tree)
+    return Layout(mesh, tree, used, len(jax.tree.leaves(x)[0]), stacked, whole)
+
+
+def _as_used(array: str, spec: PartitionSpec) -> PartitionSpec:
+    """Where a layer computes with it; logits of features in parts would be sums over devices, all V of them."""
+    gathered = (DATA, MODEL) if _own([(pattern, (None, None)) for pattern in OF_HEADS], array, 2) else (DATA,)
+    return PartitionSpec(*(None if axis in gathered else axis for axis in spec))
 
 
 def _own(rules: Rules, array: str, axes: int) -> tuple[str, Axes] | None:
