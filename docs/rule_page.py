@@ -83,11 +83,12 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "How it goes wrong", wrong and f"{WRONG}\n\n{raw(wrong)}"
     yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
-    yield "Check yours", f"{YOURS}\n\n```python\n{snippets.check(rule)}\n```"
+    yield "Check yours", f"{YOURS.replace('NAME', rule.name)}\n\n```python\n{snippets.check(rule)}\n```"
     yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{chr(10).join(entries(rule))}\n```"
 
 
 WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."
 
 YOURS = """Write `yours`, a `jax.custom_vjp` function with your own derivation, and put it in: each argument is `ok`, or
-what is wrong with it is said. The reference is the rule's naive form, differentiated in float64."""
+what is wrong with it is said. The reference is the rule's naive form, differentiated in float64. `bpref exercise NAME`
+writes a file to derive it in, where a rule stands by itself."""

@@ -34,7 +34,7 @@ def check(rule: Rule) -> str:
     has_params = _has_params(rule)
     arguments = "params, x" if has_params else "x"
     hyper = _arguments(rule.cases[0])
-    call = f"rule.reference({'params' if has_params else '()'}, x{', ' if hyper else ''}{hyper})"
+    call = f"rule.reference(params, x{', ' if hyper else ''}{hyper})"
     last = [
         "",
         f'rule = bpref.RULES["{rule.name}"]',
@@ -52,7 +52,7 @@ def check(rule: Rule) -> str:
 def stands_in(rule: Rule) -> str:
     """What `yours` may be while one's own is not written: the rule itself, as a function that JAX differentiates."""
     has_params = _has_params(rule)
-    return "yours = bpref.as_function(layer)" if has_params else "yours = lambda x: bpref.as_function(layer)((), x)"
+    return "yours = bpref.as_function(layer)" if has_params else "yours = lambda x: bpref.as_function(layer)(params, x)"
 
 
 def _has_params(rule: Rule) -> bool:
@@ -83,12 +83,19 @@ def _arguments(case: Case) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Layer):
-        make = bpref.RULES[value.name].make
-        needed = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty]
-        return f"bpref.{value.name}({SIZE if needed else ''})"
+        known = inspect.signature(bpref.RULES[value.name].make).parameters
+        chosen = {name: v for name, v in _closed_over(value).items() if name in known and v != known[name].default}
+        return f"bpref.{value.name}({', '.join(f'{name}={v!r}' for name, v in chosen.items())})"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return f"bpref.{value!r}"
     return repr(value)
+
+
+def _closed_over(layer: Layer) -> dict[str, Any]:
+    """Numbers and the like that a layer's functions have closed over, by the names that they have there."""
+    functions = (inspect.unwrap(f) for f in (layer.init, layer.forward, layer.backward))
+    found = {name: v for f in functions for name, v in inspect.getclosurevars(f).nonlocals.items()}
+    return {name: v for name, v in found.items() if isinstance(v, bool | int | float | str)}
 
 
 def _imports(x: Any) -> Iterator[str]:

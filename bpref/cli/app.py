@@ -15,6 +15,8 @@ from bpref.cli.compile import EXAMPLE as COMPILE_EXAMPLE
 from bpref.cli.compile import compile
 from bpref.cli.ending import INTERRUPTED, WRONG_USE, say
 from bpref.cli.errors import Ended, UsageError
+from bpref.cli.exercise import EXAMPLE as EXERCISE_EXAMPLE
+from bpref.cli.exercise import exercise
 from bpref.cli.explain import explain
 from bpref.cli.grade import EXAMPLE as GRADE_EXAMPLE
 from bpref.cli.grade import grade
@@ -64,6 +66,7 @@ app.command(epilog="Example: bpref verify linear gelu --seed 7 --json figures.js
 app.command(epilog=COMPILE_EXAMPLE)(compile)
 app.command(epilog="Example: bpref explain linear")(explain)
 app.command(epilog="Example: bpref cite gru")(cite)
+app.command(epilog=EXERCISE_EXAMPLE)(exercise)
 app.command(epilog="Example: bpref rules --kind loss")(rules)
 app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=SAMPLE_EXAMPLE)(sample)

@@ -10,7 +10,7 @@ import numpy as np
 from bpref.layer import Layer
 from bpref.rule import Rule
 from bpref.tasks.problem import Problem, case_of, problem, sizes_named, small_sizes
-from bpref.tasks.source import NotAlone, standing_alone
+from bpref.tasks.source import NotAlone, Written, standing_alone
 
 ABOUT, FORWARD, SOLUTION, TASK = "task.json", "forward.py", "solution.py", "task.md"
 
@@ -30,11 +30,12 @@ def files_of(rule: Rule, framework: str = "jax") -> dict[str, str]:
     """
     case = case_of(rule)
     p = problem(rule, small_sizes(case, np.random.default_rng(0)), 0)
+    forward = naive_forward(rule, p)
     about = {"rule": rule.name, "case": case.name, "framework": framework}
     return {
         ABOUT: json.dumps(about, indent=1) + "\n",
-        FORWARD: _forward(rule, p),
-        SOLUTION: _solution(p, framework),
+        FORWARD: f'"""{rule.name}: the naive forward. Source of the formula: {rule.cite}."""\n\n{forward}',
+        SOLUTION: f"import {'jax.numpy as jnp' if framework == 'jax' else 'torch'}\n\n\n{missing_backward(p)}\n",
         TASK: _task(rule, p, framework),
     }
 
@@ -48,7 +49,12 @@ def write_task(folder: Path, rule: Rule, framework: str = "jax") -> None:
             (folder / name).write_text(text)
 
 
-def _forward(rule: Rule, p: Problem) -> str:
+def naive_forward(rule: Rule, p: Problem) -> Written:
+    """The source of `forward`, of the problem's arrays alone, with all that it needs.
+
+    Raises:
+      NotAlone: the rule is made of another layer, whose backward its forward would show.
+    """
     if any(isinstance(value, Layer) for value in p.hyper.values()):
         raise NotAlone("it is made of another layer")
     written = standing_alone(rule.reference)
@@ -64,18 +70,18 @@ def _forward(rule: Rule, p: Problem) -> str:
         f"    return tuple({outputs})" if p.several else f"    return next({outputs})",
     ]
     written["forward"] = "\n".join(lines)
-    return f'"""{rule.name}: the naive forward. Source of the formula: {rule.cite}."""\n\n{written}'
+    return written
 
 
-def _solution(p: Problem, framework: str) -> str:
+def missing_backward(p: Problem) -> str:
+    """A backward that is to be written: it takes the arguments apart, and names what it has to return."""
     cotangents = ", ".join(f"d{name}" if _has_one(v) else "None" for name, v in zip(p.names, p.args, strict=True))
     comma = "," * (len(p.names) == 1)
     return (
-        f"import {'jax.numpy as jnp' if framework == 'jax' else 'torch'}\n\n\n"
         "def backward(args, dy):\n"
         f"    {', '.join(p.names)}{comma} = args\n"
         '    raise NotImplementedError("the cotangents of args, derived by hand")\n'
-        f"    return {cotangents}{comma}\n"
+        f"    return {cotangents}{comma}"
     )
 
 
