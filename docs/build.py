@@ -45,7 +45,7 @@ def _not_woff2(folder: str, names: list[str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m docs.build", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m docs.build", description="Build the site of the book.")
     parser.add_argument("rules", nargs="*", metavar="RULE", help="only the pages of these")
     parser.add_argument("--site", type=Path, default=SITE, help="where the site goes")
     options = parser.parse_args()

@@ -163,7 +163,7 @@ def _row(row: list[Cell]) -> str:
     if not maths:
         return f'<tr><td></td><td colspan="2" class="words">{" &emsp; ".join(cell.html for cell in row)}</td></tr>'
     names = " ".join(dict.fromkeys(name for cell in row for name in cell.names))
-    left, right = _SIDES.fullmatch(row[maths[0]].html).groups()
+    left, right = row[maths[0]].html.removeprefix("<td>").removesuffix("</td>").split("</td><td>", 1)
     label = "".join(f'<span class="label">{cell.html}</span> ' for cell in row[: maths[0]])
     also = (_ALSO[cell.kind].format(re.sub("</?td>", "", cell.html)) for cell in row[maths[0] + 1 : maths[-1] + 1])
     notes = " &ensp; ".join(cell.html for cell in row[maths[-1] + 1 :])
@@ -173,5 +173,4 @@ def _row(row: list[Cell]) -> str:
     )
 
 
-_SIDES = re.compile(r"<td>(.*?)</td><td>(.*)</td>", re.DOTALL)
 _ALSO = {"math": '<span class="also">{}</span>', "words": '<span class="label">{}</span>'}

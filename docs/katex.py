@@ -1,11 +1,14 @@
 """KaTeX, run when the site is built: formulas reach the reader as HTML, and need no script and no network."""
 
 import atexit
+import contextlib
 import html
 import json
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from docutils import nodes
@@ -21,9 +24,15 @@ class BadTex(ValueError):
 
 
 def install() -> None:
-    """Fetch the version of KaTeX that `package-lock.json` names, once."""
-    if not DIST.is_dir():
-        executable.npm(["ci", "--no-audit", "--no-fund", "--silent"], cwd=HERE, check=True)
+    """Fetch the version of KaTeX that `package-lock.json` names, once; two that do it at a time do not meet."""
+    if DIST.is_dir():
+        return
+    with TemporaryDirectory(dir=HERE) as folder:
+        for file in HERE.glob("package*.json"):
+            shutil.copy(file, folder)
+        executable.npm(["ci", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True)
+        with contextlib.suppress(OSError):  # where another has put it there, it is not empty
+            (Path(folder) / "node_modules").rename(HERE / "node_modules")
 
 
 @cache

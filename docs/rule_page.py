@@ -10,7 +10,7 @@ from bpref.cli.explain import call, shapes
 from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify.rules.draw import axes_of, draw, sized
-from docs import derivation, docstring, figures, mistakes, snippets, sources
+from docs import cases, derivation, docstring, figures, mistakes, snippets, sources
 from docs.prose import to_html
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
@@ -84,10 +84,14 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
     yield "Check yours", f"{YOURS.replace('NAME', rule.name)}\n\n```python\n{snippets.check(rule)}\n```"
+    yield "Tried on", f"{LAWS}\n\n{raw(cases.to_page(rule))}"
     yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{chr(10).join(entries(rule))}\n```"
 
 
 WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."
+
+LAWS = """Every law is tested on these calls, at drawn shapes and values: equal to the naive form and its autodiff in
+float64, as precise in float32 and bfloat16, linear in the cotangent, jit, vmap, empty inputs, and sabotage."""
 
 YOURS = """Write `yours`, a `jax.custom_vjp` function with your own derivation, and put it in: each argument is `ok`, or
 what is wrong with it is said. The reference is the rule's naive form, differentiated in float64. `bpref exercise NAME`

@@ -78,10 +78,11 @@ def _made(rule: Rule) -> list[str]:
 
 def _arguments(case: Case) -> str:
     chosen = hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), SIZE)))
-    return ", ".join(f"{name}={_value(value)}" for name, value in chosen.items())
+    return ", ".join(f"{name}={written_value(value)}" for name, value in chosen.items())
 
 
-def _value(value: Any) -> str:
+def written_value(value: Any) -> str:
+    """A hyperparameter as a program has it; a layer as the call that makes one like it."""
     if isinstance(value, Layer):
         known = inspect.signature(bpref.RULES[value.name].make).parameters
         chosen = {name: v for name, v in _closed_over(value).items() if name in known and v != known[name].default}

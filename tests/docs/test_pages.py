@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import bpref
 from bpref.corpus import DERIVATIONS
 from bpref.models import mlp
 from bpref.rules import KINDS, RULES
@@ -128,7 +129,7 @@ def test_a_page_has_all_that_is_known_of_its_rule(site):
 
 HEADINGS = (
     "Forward", "Differential and adjoint", "In code", "What is cached", "Numerical care", "Shapes", "Time and memory",
-    "How it goes wrong", "How it is called", "Run it", "Check yours", "Source",
+    "How it goes wrong", "How it is called", "Run it", "Check yours", "Tried on", "Source",
 )  # fmt: skip
 
 
@@ -140,6 +141,12 @@ def test_every_rule_and_every_mistake_is_in_the_book():
         assert f"\n{kind}/index\n" in catalogue["rules/index"]
         assert all(f'href="{kind}/{name}.html"' in catalogue["rules/index"] for name in names)
     assert {f.name for name in RULES for f in mistakes.of_rule(name)} == {f.name for f in DERIVATIONS.values()}
+
+
+def test_every_public_name_is_in_the_reference(site):
+    text = "".join(file.read_text() for file in (site / "api").glob("*.html"))
+    anchors = {name: f'id="bpref-{name.lower().replace("_", "-")}"' for name in bpref.__all__ if name not in RULES}
+    assert [name for name, anchor in anchors.items() if anchor not in text] == []
 
 
 AS_WRITTEN = {
