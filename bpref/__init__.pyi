@@ -119,6 +119,10 @@ from .rules.block.reversible_block import reversible_block as reversible_block
 from .rules.block.transformer_block import TransformerBlockParams as TransformerBlockParams
 from .rules.block.transformer_block import transformer_block as transformer_block
 from .rules.collective.column_parallel_linear import column_parallel_linear as column_parallel_linear
+from .rules.collective.expert_combine import Answered as Answered
+from .rules.collective.expert_combine import expert_combine as expert_combine
+from .rules.collective.expert_dispatch import Chosen as Chosen
+from .rules.collective.expert_dispatch import expert_dispatch as expert_dispatch
 from .rules.collective.ring_attention import ring_attention as ring_attention
 from .rules.collective.row_parallel_linear import row_parallel_linear as row_parallel_linear
 from .rules.collective.vocabulary_parallel_cross_entropy import (

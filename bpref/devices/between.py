@@ -39,6 +39,7 @@ def collectives_of(computations: Mapping[str, Computation], entry: str, devices:
     """Those that a program runs, for so many devices.
 
     A TPU's compiler takes one apart into steps, which go along with other work, in loops too; they have one channel.
+    All those that are written in `jax.shard_map` have one too, and are told apart by their names.
     """
     by_channel: dict[str, Collective] = {}
     for collective in _found(computations, entry, devices):
@@ -63,7 +64,8 @@ def _found(computations: Mapping[str, Computation], name: str, devices: int) -> 
             channel = re.search(r"channel_id=(\d+)", o.attributes)
             held = sum(bytes_of(within.by_name[operand].shape, everywhere=True) for operand in o.operands)
             sent = round(held * SENT[kind](_group(o, devices)))
-            yield Collective(channel.group(1) if channel else f"{name}.{o.name}", kind, 1, sent)
+            is_alone = channel is None or "/shard_map/" in o.attributes
+            yield Collective(f"{name}.{o.name}" if is_alone else channel.group(1), kind, 1, sent)
         elif o.opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", o.attributes)
             turns = trips(computations, within, o) or 1

@@ -54,6 +54,30 @@ def capacity_blocks(sizes: Int[Array, " E"], rows: int, capacity: int) -> Blocks
     return _laid_out(group, group, jnp.zeros_like(group), ends - sizes, ends, rows, capacity, capacity)
 
 
+def placed(chosen: Int[Array, "N k"], experts: int, blocks_of: Callable[[Array, int], Blocks]) -> Blocks:
+    """Blocks of which the row is the number of a choice: all first choices, then all second ones, in tokens' order.
+
+    Args:
+      chosen: each token's experts; a number that is none has no slot.
+      experts: their number.
+      blocks_of: the layout, of how many rows each has, and of all rows.
+    """
+    chosen = widen_integers(chosen.T.reshape(-1))
+    chosen = jnp.where((chosen >= 0) & (chosen < experts), chosen, experts)
+    order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
+    sizes = jnp.sum(chosen[:, None] == jnp.arange(experts, dtype=chosen.dtype)[None], 0, dtype=jnp.int32)
+    blocks = blocks_of(sizes, chosen.size)
+    if not chosen.size:  # XLA does not gather from nothing
+        return blocks
+    row = order.at[blocks.row].get(mode="fill", fill_value=chosen.size)
+    return Blocks(blocks.group, row, jnp.zeros_like(order).at[order].set(blocks.slot, unique_indices=True))
+
+
+def token_of(choice: Array, N: int, k: int) -> Array:
+    """The token of each choice, N where there is none."""
+    return jnp.where(choice < k * N, choice % max(N, 1), N)
+
+
 def _laid_out(group, first, ordinal, starts, ends, rows, B, capacity) -> Blocks:
     def of(per_group, groups):
         return per_group[groups][:, None]

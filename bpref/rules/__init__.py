@@ -196,6 +196,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "collective": (
         "column_parallel_linear",
+        "expert_combine",
+        "expert_dispatch",
         "ring_attention",
         "row_parallel_linear",
         "vocabulary_parallel_cross_entropy",

@@ -111,8 +111,38 @@ def attention() -> None:
         compare(f"ring, {'causal' if causal else 'all'}", own, with_no_params(whole), (), x, ((), of_T, of_T))
 
 
+def of_joined(layer: Layer) -> Layer:
+    """A layer of four blocks on one device as one of the blocks joined, as shard_map has them."""
+
+    def blocks(tree):
+        return jax.tree.map(lambda v: v.reshape(4, -1, *v.shape[1:]), tree)
+
+    def joined(tree):
+        return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), tree)
+
+    def forward(params, x):
+        y, cache = layer.forward(params, blocks(x))
+        return joined(y), cache
+
+    def backward(params, cache, dy):
+        return (), joined(layer.backward(params, cache, blocks(dy))[1])
+
+    return Layer(no_params, forward, backward, layer.name)
+
+
+def experts() -> None:
+    """Two on each device, each of which takes two tokens of another: some are dropped."""
+    split, chosen = P("model"), jnp.arange(40).reshape(20, 2) * 7 % 8
+    for name, x in (
+        ("expert_dispatch", (drawn(0, 20, 6), chosen)),
+        ("expert_combine", (drawn(0, 8, 8, 6), chosen, drawn(1, 20, 2))),
+    ):
+        own, whole = (getattr(bpref, name)(2, 2, axis) for axis in ("model", 4))
+        compare(name, own, of_joined(whole), (), x, ((), split, split))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    for comparison in (linear, vocabulary, attention):
+    for comparison in (linear, vocabulary, attention, experts):
         comparison()
     print(json.dumps(FOUND))

@@ -26,6 +26,8 @@ CROSSES = {
     "vocabulary": ({"all-reduce": 2}, {"all-reduce": 2}),
     "ring, all": ({"collective-permute": 2 * 3}, {"collective-permute": 2 * 3 + 2 * 3 + 2 * 4}),
     "ring, causal": ({"collective-permute": 2 * 3}, {"collective-permute": 2 * 3 + 2 * 3 + 2 * 4}),
+    "expert_dispatch": ({"all-to-all": 1}, {"all-to-all": 2}),
+    "expert_combine": ({"all-to-all": 1}, {"all-to-all": 2}),
 }
 """What has to cross in a forward, and in a forward and its backward. Of the row's last the all-reduce is that of db."""
 

@@ -47,7 +47,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_choice, require_count, require_flags, require_sizes
 from bpref.cotangents import with_zeros
@@ -57,9 +57,11 @@ from bpref.formulas.grouped_rows import (
     Blocks,
     capacity_blocks,
     over_blocks,
+    placed,
     ragged_blocks,
     rows_from_blocks,
     rows_in_blocks,
+    token_of,
     total_like,
 )
 from bpref.formulas.joined import concatenated
@@ -167,13 +169,13 @@ def mixture_of_experts(
         _, U, V, shared_U, shared_V = jax.tree.map(jnp.asarray, params)
         routing, of_router = router.forward(params.router, x)
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, k)
-        blocks = _place(routing.experts.reshape(-1, k))
+        blocks = placed(routing.experts.reshape(-1, k), experts, _blocks_of)
 
         def step(e, x):
             u = cast(times_transposed(x, U[e]), x.dtype)
             return (), (u, cast(times_transposed(g.forward((), u)[0], V[e]), x.dtype))
 
-        u, o = over_blocks(step, (), blocks.group, rows_in_blocks(tokens, _token(blocks.row, tokens.shape[0], k)))[1]
+        u, o = over_blocks(step, (), blocks.group, rows_in_blocks(tokens, token_of(blocks.row, tokens.shape[0], k)))[1]
         each = rows_from_blocks(o, blocks.slot.reshape(k, -1))
         y = jnp.sum(widen(weights).T[..., None] * widen(each), 0)
         shared_u = None
@@ -188,7 +190,7 @@ def mixture_of_experts(
         of_router, weights, u, blocks, shared_u = cache
         x = of_router.x
         tokens, dtokens = (v.reshape(-1, v.shape[-1]) for v in (x, with_zeros(dy.y, x)))
-        of = _token(blocks.row, tokens.shape[0], k)
+        of = token_of(blocks.row, tokens.shape[0], k)
         w = rows_in_blocks(weights.T.reshape(-1, 1), blocks.row)
 
         def step(e, block):
@@ -216,18 +218,10 @@ def mixture_of_experts(
         dx = cast(dx.reshape(x.shape) + widen(dx_of_router), x.dtype)
         return MixtureOfExpertsParams(drouter, cast(dU, U.dtype), cast(dV, V.dtype), *dshared), dx
 
-    def _place(chosen: Int[Array, "N k"]) -> Blocks:
-        """Blocks of which the row is the number of a choice: all first choices, then all second ones."""
-        chosen = chosen.T.reshape(-1)
-        rows = chosen.size
-        order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
-        sizes = jnp.sum(chosen[:, None] == jnp.arange(experts, dtype=chosen.dtype)[None], 0, dtype=jnp.int32)
+    def _blocks_of(sizes, rows):
         if capacity_factor is None:
-            blocks = ragged_blocks(sizes, rows, block)
-        else:
-            blocks = capacity_blocks(sizes, rows, min(math.ceil(capacity_factor * rows / experts), rows))
-        row = order.at[blocks.row].get(mode="fill", fill_value=rows)
-        return Blocks(blocks.group, row, jnp.zeros_like(order).at[order].set(blocks.slot, unique_indices=True))
+            return ragged_blocks(sizes, rows, block)
+        return capacity_blocks(sizes, rows, min(math.ceil(capacity_factor * rows / experts), rows))
 
     return Layer(
         init,
@@ -237,11 +231,6 @@ def mixture_of_experts(
         couples="the load of the experts",
         decoding=each_position if capacity_factor is None else None,
     )
-
-
-def _token(choice: Array, N: int, k: int) -> Array:
-    """The token of each choice, N where there is none."""
-    return jnp.where(choice < k * N, choice % max(N, 1), N)
 
 
 def reference(
