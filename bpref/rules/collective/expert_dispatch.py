@@ -40,7 +40,7 @@ from bpref.rule import Case, Integer, Real, Rule, Size
 class Chosen(NamedTuple):
     """Tokens, and which experts each is to go to, as `top_k_router` gives them."""
 
-    tokens: Float[Array, "N>0 d"]
+    tokens: Float[Array, "N>0 d>0"]
     experts: Int[Array, "N k>0"]
 
 
@@ -71,7 +71,7 @@ def expert_dispatch(
 
     Raises:
       ValueError: a hyperparameter is not a positive integer; `axis` is neither a name nor a number; shapes do not fit;
-        there are no tokens.
+        there are no tokens, or no features.
       TypeError: x is no pair; the tokens are not floating-point; the experts are not integers.
     """
     who = "expert_dispatch"
@@ -110,14 +110,14 @@ RULE = Rule(
             "some dropped",
             (Real("P N d"), Integer("P N k", 0, 6)),
             {"experts": 2, "capacity": 2, "axis": Size("P")},
-            never_empty=("N", "k"),
+            never_empty=("N", "d", "k"),
             fixed={"P": 3, "k": 2},
         ),
         Case(
             "room for all",
             (Real("P N d"), Integer("P N k", 0, 4)),
             {"experts": 1, "capacity": Size("C"), "axis": Size("P")},
-            never_empty=("N", "k", "C"),
+            never_empty=("N", "d", "k", "C"),
             fixed={"P": 4},
             timed={"P": 4, "N": 256, "d": 128, "k": 2, "C": 256},
         ),
