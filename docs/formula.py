@@ -39,10 +39,9 @@ _SPACED = re.compile(r"(\(x\)|\*|\.)(?=\s|\^)")
 _RELATION = re.compile(r"<=|>=|!=|<-|->|:=|=:|\+=|=|\+|-|<|>")
 _NUMBER = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)(?:e(-?\d+))?(?![A-Za-z]{2})")
 _WORD = re.compile(r"[A-Za-z]+")
-_BELOW = re.compile(
-    r"(?:[A-Za-z]+|\d+)'*(?:_[A-Za-z]+'*)?(?:[+-](?:\d+|[A-Za-z])(?![A-Za-z0-9_(]))?"
-    r"(?:,[A-Za-z0-9]+'*(?:_[A-Za-z]+'*)?(?:[+-](?:\d+|[A-Za-z])(?![A-Za-z0-9_(]))?)*"
-)
+_STEP = r"(?:[+-](?:\d+(?![A-Za-z0-9_])|[A-Za-z](?![A-Za-z0-9_(])))?"
+_INDEX = rf"[A-Za-z0-9]+'*(?:_[A-Za-z]+'*)?{_STEP}"
+_BELOW = re.compile(rf"{_INDEX}(?:,{_INDEX})*")
 _ABOVE = re.compile(r"-?(?:[A-Z]|\d+|[a-z]|[a-z]{3,})'*(?![A-Za-z0-9])")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 

@@ -15,7 +15,13 @@ SECTIONS = {
 }
 """The README's sections that are pages here, in the guide's order."""
 
-FILES = {"contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md"}
+FILES = {
+    "audits": "benchmarks/audits.md",
+    "compiled": "benchmarks/compiled.md",
+    "contributing": "CONTRIBUTING.md",
+    "changes": "CHANGELOG.md",
+}
+"""Files that are pages as they are."""
 
 
 def pages() -> dict[str, str]:

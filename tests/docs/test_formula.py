@@ -27,6 +27,7 @@ DERIVATIONS = {name: inspect.cleandoc(sys.modules[rule.make.__module__].__doc__ 
         ("S'_t^T k_t", r"S_{t}^{\prime T}\,k_{t}"),
         ("h_n,t-1 U^T", r"h_{n,t-1}\,U^{T}"),
         ("du_(s - t) += dx_ts", r"du_{s - t} \mathrel{+}= dx_{ts}"),
+        ("exp(a_t-1(i) + A_ij)", r"\exp(a_{t-1}(i) + A_{ij})"),
         ("W_(x_n)j", "W_{(x_{n})j}"),
         ("dA[l-1] = dZ[l] W[l]", r"dA^{[l - 1]} = dZ^{[l]}\,W^{[l]}"),
         ("<dL, delta L>", r"\langle dL ,\; \delta L \rangle"),
