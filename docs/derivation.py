@@ -33,10 +33,18 @@ class Section(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A stretch of an indented line: kind "math", "words" or "plain", its HTML, and what it defines."""
+    """A stretch of an indented line, as HTML.
+
+    Attributes:
+      kind: "math", "words", or "plain", which is a whole line as it is written.
+      left: of a formula, what stands before its sign.
+      right: what stands behind it, the sign with it; all of anything else.
+      names: what the formula defines.
+    """
 
     kind: str
-    html: str
+    right: str
+    left: str = ""
     names: tuple[str, ...] = ()
 
 
@@ -135,13 +143,11 @@ def _cell(written: str, link: Link) -> Cell:
     continues = _CONTINUES.match(written)
     if written.endswith(":") or (not _DEFINES.search(written) and not continues):
         return Cell("words", to_html(written, link))
-    if continues:
-        return Cell("math", f"<td></td><td>{_math(written)}</td>")
-    left, right = _sides(written)
-    names = tuple(found.group(1) for part in left.split(", ") if (found := _DEFINED.match(part)))
+    left, right = ("", written) if continues else _sides(written)
     if not left:
-        return Cell("math", f"<td></td><td>{_math(written)}</td>")
-    return Cell("math", f"<td>{_math(left)}</td><td>{_math(right)}</td>", names)
+        return Cell("math", _math(right))
+    names = tuple(found.group(1) for part in left.split(", ") if (found := _DEFINED.match(part)))
+    return Cell("math", _math(right), _math(left), names)
 
 
 def _math(written: str) -> str:
@@ -158,19 +164,19 @@ def _sides(written: str) -> tuple[str, str]:
 
 def _row(row: list[Cell]) -> str:
     if row[0].kind == "plain":
-        return f'<tr><td colspan="3"><pre>{row[0].html}</pre></td></tr>'
+        return f'<tr><td colspan="3"><pre>{row[0].right}</pre></td></tr>'
     maths = [i for i, cell in enumerate(row) if cell.kind == "math"]
     if not maths:
-        return f'<tr><td></td><td colspan="2" class="words">{" &emsp; ".join(cell.html for cell in row)}</td></tr>'
+        return f'<tr><td></td><td colspan="2" class="words">{" &emsp; ".join(cell.right for cell in row)}</td></tr>'
+    first, last = maths[0], maths[-1]
     names = " ".join(dict.fromkeys(name for cell in row for name in cell.names))
-    left, right = row[maths[0]].html.removeprefix("<td>").removesuffix("</td>").split("</td><td>", 1)
-    label = "".join(f'<span class="label">{cell.html}</span> ' for cell in row[: maths[0]])
-    also = (_ALSO[cell.kind].format(re.sub("</?td>", "", cell.html)) for cell in row[maths[0] + 1 : maths[-1] + 1])
-    notes = " &ensp; ".join(cell.html for cell in row[maths[-1] + 1 :])
-    return (
-        f'<tr data-names="{names}"><td class="left">{label}{left}</td><td class="right">{" ".join([right, *also])}</td>'
-        f'<td class="note">{notes}</td></tr>'
+    labels = "".join(f'<span class="label">{cell.right}</span> ' for cell in row[:first])
+    also = (
+        f'<span class="{"also" if cell.kind == "math" else "label"}">{cell.left}{cell.right}</span>'
+        for cell in row[first + 1 : last + 1]
     )
-
-
-_ALSO = {"math": '<span class="also">{}</span>', "words": '<span class="label">{}</span>'}
+    notes = " &ensp; ".join(cell.right for cell in row[last + 1 :])
+    return (
+        f'<tr data-names="{names}"><td class="left">{labels}{row[first].left}</td>'
+        f'<td class="right">{" ".join([row[first].right, *also])}</td><td class="note">{notes}</td></tr>'
+    )

@@ -43,6 +43,15 @@ _STEP = r"(?:[+-](?:\d+(?![A-Za-z0-9_])|[A-Za-z](?![A-Za-z0-9_(])))?"
 _INDEX = rf"[A-Za-z0-9]+'*(?:_[A-Za-z]+'*)?{_STEP}"
 _BELOW = re.compile(rf"{_INDEX}(?:,{_INDEX})*")
 _ABOVE = re.compile(r"-?(?:[A-Z]|\d+|[a-z]|[a-z]{3,})'*(?![A-Za-z0-9])")
+_HAT = re.compile(r"_hat|\^(?=[\s,\]']|$)")
+_PRIME = re.compile(r"'(?![a-z])")
+_ADJOINT = re.compile(r"\*(?=\(| =| \+|$)")
+_FACTORIAL = re.compile(r"!(?!=)")
+_DIGITS = re.compile(r"\d+(?![\d.])")
+_LAYER = re.compile(r"\[(?:l(?:[+-]1)?|L|\d)\]")
+_LETTERS = re.compile(r"[A-Za-z]*")
+"""What may stand tight behind a symbol, apart from indices, powers and arguments."""
+
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -95,7 +104,7 @@ class _Reader:
             return Piece("operator", mark + r"\;" if self.sees(" ") else mark)
         if spaced and self.sees(_SPACED) and not begins:
             tex = OPERATORS[self.take(_SPACED).group(1)]
-            return Piece("operator", rf"\mathbin{{{tex}^{self.above()}}}" if self.sees("^") else tex)
+            return Piece("operator", rf"\mathbin{{{tex}^{{{self.above()}}}}}" if self.sees("^") else tex)
         if spaced and self.sees(re.compile(r"<(?=[A-Za-z(])")):
             return self.fenced("<", ">", r"\langle ", r" \rangle")
         if self.sees("||") and spaced and self.sees(re.compile(r"\|\| ")) and not begins:
@@ -223,33 +232,31 @@ class _Reader:
         """The piece with what is written tight behind it: indices, powers, primes, arguments."""
         tex, below, above, primes = piece.tex, "", "", ""
         while self.at < len(self.text):
-            if (self.sees("_hat") or self.sees(re.compile(r"\^(?=[\s,\]']|$)"))) and not below:
-                self.at += 4 if self.sees("_") else 1
+            if self.sees(_HAT) and not below:
+                self.take(_HAT)
                 tex = hatted(tex)
             elif self.sees("_") and not below:
                 below = self.below()
             elif self.sees("^") and not above:
                 above = self.above()
-            elif self.sees("'") and not self.sees(re.compile("'[a-z]")):
-                primes += self.take(re.compile("'")).group() and r"\prime"
-            elif self.sees(re.compile(r"\*(?=\(| =| \+|$)")) and not above:
-                self.at += 1
-                above = "{*}"
-            elif self.sees("!") and not self.sees("!="):
-                self.at += 1
-                above, tex = "", scripted(tex, below, above, primes) + "!"
-                below = primes = ""
-            elif piece.kind == "atom" and self.sees(re.compile(r"\d+(?![\d.])")) and not below and tex[-1:].isalpha():
-                below = f"{{{self.take(re.compile(chr(92) + 'd+')).group()}}}"
-                if self.sees("_"):
-                    below = f"{{{below[1:-1]}{self.below()[1:-1]}}}"
-            elif self.sees("[") and re.match(r"\[(l(?:[+-]1)?|L|\d)\]", self.text[self.at :]):
-                above = f"{{{self.fenced('[', ']', '[', ']').tex}}}"
+            elif self.sees(_PRIME):
+                self.take(_PRIME)
+                primes += r"\prime"
+            elif self.sees(_ADJOINT) and not above:
+                self.take(_ADJOINT)
+                above = "*"
+            elif self.sees(_FACTORIAL):
+                self.take(_FACTORIAL)
+                tex, below, above, primes = scripted(tex, below, above, primes) + "!", "", "", ""
+            elif self.sees(_DIGITS) and piece.kind == "atom" and not below and tex[-1:].isalpha():
+                below = self.take(_DIGITS).group() + (self.below() if self.sees("_") else "")
+            elif self.sees(_LAYER):
+                above = self.take(_LAYER).group()
             elif self.sees("(") or self.sees("["):
                 mark = self.text[self.at]
                 what = self.fenced(mark, _CLOSING[mark], mark, _CLOSING[mark])
                 tex, below, above, primes = scripted(tex, below, above, primes) + what.tex, "", "", ""
-            elif self.sees(re.compile(r"[_^]")):
+            elif self.sees("_") or self.sees("^"):
                 raise Untranslatable(f"two indices or powers in {self.text!r}")
             else:
                 break
@@ -257,36 +264,37 @@ class _Reader:
 
     def below(self) -> str:
         self.at += 1
-        if self.sees("{") or self.sees("("):
-            mark = self.text[self.at]
-            inside = self.fenced(mark, _CLOSING[mark], "", "").tex
-            more = self.take(re.compile(r"[A-Za-z]*")).group() if mark == "(" else ""
-            return f"{{({inside}){more}}}" if more else f"{{{inside}}}"
-        return f"{{{indices(self.take(_BELOW).group())}}}"
+        if not (self.sees("{") or self.sees("(")):
+            return indices(self.take(_BELOW).group())
+        mark = self.text[self.at]
+        inside = self.fenced(mark, _CLOSING[mark], "", "").tex
+        more = self.take(_LETTERS).group() if mark == "(" else ""
+        return f"({inside}){more}" if more else inside
 
     def above(self) -> str:
         self.at += 1
-        if self.sees("{") or self.sees("("):
-            mark = self.text[self.at]
-            return f"{{{self.fenced(mark, _CLOSING[mark], '', '').tex}}}"
-        return f"{{{self.take(_ABOVE).group()}}}"
+        if not (self.sees("{") or self.sees("(")):
+            return self.take(_ABOVE).group()
+        mark = self.text[self.at]
+        return self.fenced(mark, _CLOSING[mark], "", "").tex
 
 
 def indices(written: str) -> str:
     """Subscripts as they are written: letters are indices, some words are words."""
 
     def read(word: str) -> str:
-        return (
-            rf"\mathrm{{{word}}}" if word in WORDS_BELOW else GREEK[word] if len(word) > 3 and word in GREEK else word
-        )
+        if word in WORDS_BELOW:
+            return rf"\mathrm{{{word}}}"
+        return GREEK[word] if len(word) > 3 and word in GREEK else word
 
     nested = re.sub(r"_([A-Za-z]+)", r"_{\1}", written).replace("old_", "old,")
     return re.sub(r"[A-Za-z]+", lambda found: read(found.group()), nested)
 
 
 def scripted(tex: str, below: str, above: str, primes: str) -> str:
-    up = primes + (" " if primes and above else "") + above.removeprefix("{").removesuffix("}")
-    return tex + (f"_{below}" if below else "") + (f"^{{{up}}}" if up else "")
+    """A symbol with what stands below and above it."""
+    up = f"{primes} {above}".strip()
+    return tex + (f"_{{{below}}}" if below else "") + (f"^{{{up}}}" if up else "")
 
 
 def joined(pieces: list[Piece]) -> str:

@@ -29,7 +29,7 @@ DERIVATIONS = {name: inspect.cleandoc(sys.modules[rule.make.__module__].__doc__ 
         ("du_(s - t) += dx_ts", r"du_{s - t} \mathrel{+}= dx_{ts}"),
         ("exp(a_t-1(i) + A_ij)", r"\exp(a_{t-1}(i) + A_{ij})"),
         ("W_(x_n)j", "W_{(x_{n})j}"),
-        ("dA[l-1] = dZ[l] W[l]", r"dA^{[l - 1]} = dZ^{[l]}\,W^{[l]}"),
+        ("dA[l-1] = dZ[l] W[l]", r"dA^{[l-1]} = dZ^{[l]}\,W^{[l]}"),
         ("<dL, delta L>", r"\langle dL ,\; \delta L \rangle"),
         ("sum_{s<=t} (a_t . b_s) v_s", r"\sum_{s \le t} (a_{t} \cdot b_{s})\,v_{s}"),
         ("|x| / max(l, eps)", r"\frac{\lvert x \rvert}{\max(l ,\; \varepsilon)}"),
