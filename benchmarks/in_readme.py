@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     bench_checker,
     bench_criteria,
+    bench_devices,
     bench_keeping,
     bench_mlp,
     bench_models,
@@ -29,6 +30,7 @@ SHORT, LONG, COMPILED = HERE.parent / "README.md", HERE / "README.md", HERE / "c
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
+DEVICES = HERE / "results/devices_tpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
 SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES, KILLS, KEEPING = (
@@ -101,6 +103,7 @@ def pages() -> dict[Path, str]:
         "figures of criteria": bench_criteria.table(bench_criteria.read(CRITERIA)),
         "figures of gpt": bench_models.short(models),
         "figures compiled": compiled_figures.short(compiled),
+        "figures of devices": bench_devices.table(json.loads(DEVICES.read_text())),
     }
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),

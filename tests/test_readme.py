@@ -112,6 +112,19 @@ def test_the_programs_print_what_the_readme_shows(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("standard_promotion")
+def test_a_gradient_is_taken_over_the_devices_that_there_are(tmp_path):
+    names = {}
+    _, program = blocks(section_of(README.read_text(), "From one CPU to many devices"))
+    printed(program, tmp_path, names)
+    alike = jax.tree.map(
+        lambda d, s: d.sharding.is_equivalent_to(s, d.ndim), names["dparams"], names["layout"].shardings
+    )
+    assert all(jax.tree.leaves(alike))
+    value = bpref.backpropagate(names["J"], names["params"], names["batch"])[0]
+    assert float(names["value"]) == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.mark.usefixtures("standard_promotion")
 def test_a_language_model_is_trained_and_writes(tmp_path, monkeypatch):
     """The programs of its section, one after the other; the weights that the last one reads are saved for it."""
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -113,7 +113,7 @@ def _split(operands: str) -> Iterator[str]:
     yield operands[start:]
 
 
-def trips(computations: dict[str, Computation], within: Computation, loop: Operation) -> int | None:
+def trips(computations: Mapping[str, Computation], within: Computation, loop: Operation) -> int | None:
     """How often a loop runs: as the compiler says, or until its counter reaches a constant."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(found.group(1))
