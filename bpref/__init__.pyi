@@ -8,6 +8,7 @@ from .compose import fit_memory as fit_memory
 from .compose import objective as objective
 from .compose import offload as offload
 from .compose import parallel as parallel
+from .compose import pipeline as pipeline
 from .compose import reading as reading
 from .compose import remat as remat
 from .compose import residual as residual
@@ -21,7 +22,6 @@ from .devices.compiling import Compiled as Compiled
 from .devices.compiling import compile_for as compile_for
 from .devices.compiling import devices_of as devices_of
 from .formulas.heads import Heads as Heads
-from .formulas.over_devices import over_devices as over_devices
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.pre_norm import NormParams as NormParams
@@ -59,6 +59,7 @@ from .models.unet import diffusion as diffusion
 from .models.unet import unet as unet
 from .models.vae import variational_autoencoder as variational_autoencoder
 from .models.vit import vit as vit
+from .over_devices import over_devices as over_devices
 from .rule import Case as Case
 from .rule import Rule as Rule
 from .rules import RULES as RULES

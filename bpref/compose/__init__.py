@@ -6,6 +6,7 @@ from bpref.compose.fit_memory import MemoryPlan, fit_memory
 from bpref.compose.objective import objective
 from bpref.compose.offload import offload
 from bpref.compose.parallel import parallel
+from bpref.compose.pipeline import pipeline
 from bpref.compose.reading import reading
 from bpref.compose.remat import remat
 from bpref.compose.residual import residual
@@ -23,6 +24,7 @@ __all__ = [
     "objective",
     "offload",
     "parallel",
+    "pipeline",
     "reading",
     "remat",
     "residual",

@@ -13,7 +13,7 @@ from jax import lax
 
 from bpref import loops
 from bpref.cotangents import has_none, with_zeros
-from bpref.dtypes import cast, described, wide_dtype, widen
+from bpref.dtypes import cast, described, is_array, wide_dtype, widen
 from bpref.layer import Layer, With, require_layer
 
 A = TypeVar("A")
@@ -175,18 +175,17 @@ def pull_each(
     dy, each = _carried(turn, dy, one) if data or has_none(dy) else (dy, None)
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, wide_dtype(v.dtype)), each)
     loop = (
-        _in_place
-        if renews and _is_like(jax.eval_shape(turn, dy, one)[0], one[0])
-        else partial(loops.scan, reverse=True)
+        _in_place if renews and is_like(jax.eval_shape(turn, dy, one)[0], one[0]) else partial(loops.scan, reverse=True)
     )
     (dx, total), dparams = loop(add, (dy, zeros), slices, length)
     return dparams, dx, jax.tree.map(lambda d, v: cast(d, v.dtype), total, each)
 
 
-def _is_like(dparams: Any, params: Any) -> bool:
+def is_like(dparams: Any, params: Any) -> bool:
     """Whether all in dparams that is not `None` has the place, shape and dtype of something in params."""
     try:
-        same = jax.tree.map(lambda d, p: (d.shape, d.dtype) == (p.shape, p.dtype), dparams, _where(dparams, params))
+        parts = _where(dparams, params)
+        same = jax.tree.map(lambda d, p: is_array(p) and (d.shape, d.dtype) == (p.shape, p.dtype), dparams, parts)
     except ValueError:
         return False
     return all(jax.tree.leaves(same))

@@ -141,8 +141,16 @@ def experts() -> None:
         compare(name, own, of_joined(whole), (), x, ((), split, split))
 
 
+def stages() -> None:
+    """Of eight layers two on each device, for three parts of the batch."""
+    block = bpref.residual(bpref.serial(bpref.layer_norm(), bpref.linear(6), bpref.tanh()))
+    whole, x = bpref.scan(block, 8), drawn(0, 12, 6)
+    params = drawn_like(1, whole.init(jax.random.key(0), x))
+    compare("pipeline", bpref.pipeline(block, 8, "model", 3), whole, params, x, (P("model"), P(), P()))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    for comparison in (linear, vocabulary, attention, experts):
+    for comparison in (linear, vocabulary, attention, experts, stages):
         comparison()
     print(json.dumps(FOUND))

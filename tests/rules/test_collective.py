@@ -28,6 +28,7 @@ CROSSES = {
     "ring, causal": ({"collective-permute": 2 * 3}, {"collective-permute": 2 * 3 + 2 * 3 + 2 * 4}),
     "expert_dispatch": ({"all-to-all": 1}, {"all-to-all": 2}),
     "expert_combine": ({"all-to-all": 1}, {"all-to-all": 2}),
+    "pipeline": ({"collective-permute": 6, "all-reduce": 1}, {"collective-permute": 6 + 6, "all-reduce": 1}),
 }
 """What has to cross in a forward, and in a forward and its backward. Of the row's last the all-reduce is that of db."""
 

@@ -33,7 +33,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
-from bpref.formulas.over_devices import (
+from bpref.layer import Layer, Reals
+from bpref.naive.blocks import apart, whole
+from bpref.over_devices import (
     ALIKE,
     SPLIT,
     axis_name,
@@ -43,8 +45,6 @@ from bpref.formulas.over_devices import (
     require_alike,
     summed_and_split,
 )
-from bpref.layer import Layer, Reals
-from bpref.naive.blocks import apart, whole
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.linear.linear import LinearCache, LinearParams
 

@@ -43,12 +43,12 @@ from bpref.dtypes import cast
 from bpref.formulas.attend import Kept, Sums, kept_of, pull_wide, sums_over
 from bpref.formulas.attention_grid import Extras, Grid, Pattern
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.over_devices import SPLIT, axis_name, laid_out
 from bpref.formulas.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
 from bpref.naive.attention import naive_attention
 from bpref.naive.blocks import apart, whole
+from bpref.over_devices import SPLIT, axis_name, laid_out
 from bpref.rule import Case, Real, Rule, Size
 
 

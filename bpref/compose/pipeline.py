@@ -1,0 +1,158 @@
+"""pipeline: `scan`'s layers in stages, one on each device, through which parts of the batch go one after the other.
+
+Forward, with L layers on P devices, of which device p has L / P one after the other, its stage F_p, and x in M
+micro-batches along its first axis: in tick t = 0 ... M + P - 2 device p works on micro-batch m = t - p, if there is
+one, and sends what it has made to the next:
+
+    a_p,m = F_p(a_p-1,m)        a_-1,m = x_m, read by device 0            y_m = a_P-1,m, of device P - 1
+
+x and y are alike on all devices, though the first reads x, and the last makes y, alone.
+
+Differential: that of the stages in series, for each micro-batch by itself, so from tick M + P - 2 back to 0
+
+    da_p-1,m = F_p's backward of da_p,m      sent to the device before    da_P-1,m = dy_m, read by device P - 1
+    dP[l]    = sum over m of what F_p's backward gives for it, on the device that has layer l
+
+So a_p,m crosses from p to p + 1, da_p,m from p + 1 to p, once in each tick. The last device's y, and dx, which is that
+of device 0, are zero on all others and summed over the devices: one all-reduce either way.
+
+Of M + P - 1 ticks a device has work in M: (P - 1) / (M + P - 1) of the time is the bubble. A tick without work is gone
+through with zeros, and what comes of it is 0 in all sums.
+
+Cached: the caches of all ticks; of `pipeline(remat(block), ...)`, one input of each layer.
+
+Numerical care: sums over micro-batches are in at least float32, and rounded once.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpref import loops
+from bpref.checks.hyperparameters import require_sizes
+from bpref.compose.parts import is_like
+from bpref.compose.scan import scan
+from bpref.cotangents import with_zeros
+from bpref.dtypes import cast, wide_dtype, widen
+from bpref.layer import C, Layer, P, X, Y, leaves, require_layer, require_no_state
+from bpref.over_devices import ALIKE, SPLIT, axis_name, laid_out, own_key
+
+
+def pipeline(layer: Layer[P, X, Y, C], length: int, axis: str | int, microbatches: int) -> Layer[P, X, Y, C]:
+    """`scan(layer, length)` inside of `jax.shard_map`, its stacked params split along the axis: GPipe.
+
+    Args:
+      layer: its output must have its input's shapes.
+      length: the number of layers L, a multiple of the number of devices P.
+      axis: the name of the axis of the mesh, for `jax.shard_map`; or the number P of stages, all on one device.
+      microbatches: M, into how many parts x is divided along its first axis.
+
+    Returns:
+      A layer with params, caches and dparams of which each device has the blocks of L / P layers that come one after
+      the other in those of `scan(layer, length)`; x and y as there, alike on all devices. With P stages on one device,
+      params have P in front of L / P.
+
+    Example:
+      >>> layer = bpref.pipeline(bpref.tanh(), length=4, axis=2, microbatches=2)
+      >>> y, dparams, dX = bpref.backpropagate(layer, (), X, X)
+
+    Raises:
+      TypeError: `layer` is no Layer, or has state.
+      ValueError: a number is no positive integer, or L no multiple of P; x has no axis of M micro-batches, or the layer
+        changes its shapes; a leaf takes all examples together, which micro-batches are not, or puts in the place of
+        dparams what does not add up over them, as an update or the norms of examples.
+    """
+    require_layer("pipeline", "layer", layer)
+    require_no_state("pipeline", layer)
+    length, M = require_sizes("pipeline", length=length, microbatches=microbatches)
+    name = axis_name("pipeline", axis)
+    for _, leaf in leaves(layer):
+        if leaf.couples:
+            raise ValueError(f"pipeline: {leaf.name} takes {leaf.couples} of all examples at once, not in parts")
+
+    def stage():
+        devices = lax.axis_size(name)
+        if length % devices:
+            raise ValueError(f"pipeline: length is {length}, expected a multiple of {devices} devices along {name!r}")
+        return scan(layer, length // devices)
+
+    def init(key, x):
+        return stage().init(own_key(key, name), x)
+
+    def forward(params, x):
+        F, p, last, xs = stage(), lax.axis_index(name), lax.axis_size(name) - 1, _divided(M, x)
+
+        def tick(came, t):
+            first = jax.tree.map(lambda v: v[jnp.clip(t, 0, M - 1)], xs)
+            y, cache = F.forward(params, _where(p == 0, first, came))
+            return _sent(name, 1, y), (y, cache)
+
+        ticks = jnp.arange(M + last, dtype=jnp.int32)
+        _, (ys, caches) = loops.scan(tick, jax.tree.map(lambda v: jnp.zeros_like(v[0]), xs), ticks)
+        return _of_one(name, p == last, jax.tree.map(lambda v: v[last:], ys)), caches
+
+    def backward(params, caches, dy):
+        F, p, last = stage(), lax.axis_index(name), lax.axis_size(name) - 1
+        if not jax.tree.leaves(dy):
+            return F.backward(params, jax.tree.map(lambda v: v[0], caches), dy)
+        dys = _divided(M, dy)
+
+        def tick(carry, of_tick):
+            (came, total), (t, cache) = carry, of_tick
+            m = t - p
+            has_work = (m >= 0) & (m < M)
+            own = jax.tree.map(lambda v: v[jnp.clip(m, 0, M - 1)], dys)
+            dparams, dx = F.backward(params, cache, _where(p == last, own, came))
+            dparams, dx = _or_zero(has_work, (dparams, with_zeros(dx, came)))
+            return (_sent(name, -1, dx), jax.tree.map(lambda a, d: a + widen(d), total, dparams)), dx
+
+        start = jax.tree.map(lambda v: jnp.zeros_like(v[0]), dys)
+        like = jax.eval_shape(lambda c: F.backward(params, c, start)[0], jax.tree.map(lambda v: v[0], caches))
+        if layer.renews or not is_like(like, params):
+            raise ValueError(
+                "pipeline: leaves put in the place of dparams what is none; expected what adds up over parts"
+            )
+        total = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), like)
+        ticks = jnp.arange(M + last, dtype=jnp.int32)
+        (_, total), dxs = loops.scan(tick, (start, total), (ticks, caches), reverse=True)
+        dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), total, like)
+        return dparams, _of_one(name, p == 0, jax.tree.map(lambda v: v[:M], dxs))
+
+    made = laid_out(Layer(init, forward, backward, "pipeline"), axis, SPLIT, x=ALIKE, cache=SPLIT, y=ALIKE)
+    return made._replace(parts=(layer,), rebuild=lambda part: pipeline(part, length, axis, M), names=("",))
+
+
+def _divided(M: int, x: Any) -> Any:
+    """x in micro-batches, along a new first axis."""
+
+    def divided(v):
+        if not v.ndim or v.shape[0] % M:
+            raise ValueError(f"pipeline: x has shape {v.shape}, expected {M} micro-batches along its first axis")
+        return v.reshape(M, v.shape[0] // M, *v.shape[1:])
+
+    return jax.tree.map(divided, x)
+
+
+def _where(which: Any, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda u, v: jnp.where(which, u, v), a, b)
+
+
+def _or_zero(which: Any, a: Any) -> Any:
+    return jax.tree.map(lambda v: jnp.where(which, v, 0), a)
+
+
+def _sent(axis: str, step: int, v: Any) -> Any:
+    """To the next device, or the one before, round the ring, where what comes to either end is not read."""
+    P = lax.axis_size(axis)
+    return lax.ppermute(v, axis, [(p, (p + step) % P) for p in range(P)])
+
+
+def _of_one(axis: str, is_it: Any, parts: Any) -> Any:
+    """The micro-batches that one device has made, joined, on all."""
+
+    def joined(v):
+        return lax.psum(jnp.where(is_it, v, 0), axis).reshape(-1, *v.shape[2:])
+
+    return jax.tree.map(joined, parts)
