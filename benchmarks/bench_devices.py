@@ -9,12 +9,14 @@ propagates it. The large ones take minutes; of them each block's input alone is 
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 
+from bpref.devices.bounds import at_least, in_words
 from bpref.devices.compiling import Compiled, compile_for, devices_of
 from bpref.devices.divided import on_mesh
 from bpref.devices.works import MODELS, Settings, of_objective
@@ -71,21 +73,24 @@ def measured(case: Case) -> dict[str, Any]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """A line for each, bytes of one chip."""
     lines = [
-        "| | chips | | sent | temp memory | parameters and gradients | collectives |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | chips | | sent | temp memory | parameters and gradients | collectives | at the chip's peaks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in (name for name in CASES if name in rows):
         for form, v in rows[name].items():
-            lines.append(f"| {' | '.join([name, CASES[name].target.removeprefix('tpu-'), form, *cells(v)])} |")
+            target = CASES[name].target
+            lines.append(f"| {' | '.join([name, target.removeprefix('tpu-'), form, *cells(target, v)])} |")
     return "\n".join(lines)
 
 
-def cells(v: Any) -> list[str]:
+def cells(target: str, v: Any) -> list[str]:
     """Those of one form."""
     if isinstance(v, str):
-        return ["", "does not fit", "", ""]
+        return ["", "does not fit", "", "", ""]
+    chips = math.prod(map(int, target.split(":")[1].split("x")))
+    bound = in_words(at_least(target, Compiled(**v), chips))
     sizes = (f"{n / 1e6:,.1f} MB" for n in (v["sent"], v["temp"], v["arguments"] + v["outputs"]))
-    return [*sizes, ", ".join(f"{n} {kind}" for kind, n in sorted(v["collectives"].items()))]
+    return [*sizes, ", ".join(f"{n} {kind}" for kind, n in sorted(v["collectives"].items())), bound]
 
 
 if __name__ == "__main__":

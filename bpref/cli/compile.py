@@ -12,6 +12,7 @@ import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
 from bpref.cli.writing import require_writable, write
+from bpref.devices.bounds import at_least, in_words
 from bpref.devices.compiling import Compiled, devices_of
 from bpref.devices.divided import on_mesh
 from bpref.devices.targets import CARDS, EXTRAS, TPUS, target
@@ -96,6 +97,9 @@ def compile(
             rows[name] = beside(name, for_, given) if divided is None else on_mesh(name, for_, *divided, given)
         for text in lines(name, rows[name]):
             print(text, flush=True)
+        if divided is not None and isinstance(rows[name].hand, Compiled):
+            times = at_least(for_, rows[name].hand, len(devices_of(for_)))
+            print(f"  by hand, at the chip's peaks: {in_words(times) or 'not known'}", flush=True)
         jax.clear_caches()
         if json_file is not None:
             write("--json", json_file, as_json(machine, given, others | plain(rows)))

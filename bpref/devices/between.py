@@ -64,8 +64,8 @@ def _found(computations: Mapping[str, Computation], name: str, devices: int) -> 
             channel = re.search(r"channel_id=(\d+)", o.attributes)
             held = sum(bytes_of(within.by_name[operand].shape, everywhere=True) for operand in o.operands)
             sent = round(held * SENT[kind](_group(o, devices)))
-            is_alone = channel is None or "/shard_map/" in o.attributes
-            yield Collective(f"{name}.{o.name}" if is_alone else channel.group(1), kind, 1, sent)
+            of_channel = channel.group(1) if channel and "/shard_map/" not in o.attributes else None
+            yield Collective(of_channel or f"{name}.{o.name}", kind, 1, sent)
         elif o.opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", o.attributes)
             turns = trips(computations, within, o) or 1

@@ -61,6 +61,8 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(capsys, tmp_path, mo
         ("relu", "--for", "tpu-v5e", "--batch", "3"): "bpref: --batch goes with a model, such as gpt, mixture",
         ("gpt", "--for", "tpu-v5e", "--dtype", "int8"): "bpref: compile: dtype",
         ("gpt", "--for", "tpu-v5e", "--batch", "0"): "bpref: Invalid value for '--batch'",
+        ("gpt", "--for", "h100:8", "--layout", "tensor"): "bpref: --layout goes with --mesh, how the devices lie",
+        ("relu", "--for", "h100:8", "--mesh", "data=8"): "bpref: --mesh goes with a model, such as gpt",
         ("relu", "--for", "h100:0x0x0"): "bpref: target h100:0x0x0: the topology is '0x0x0'",
     }
     for arguments, message in wrong.items():

@@ -102,6 +102,9 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
     [
         (["diabets"], "unknown data set or model 'diabets'; the nearest are diabetes, digits"),
         (["digits", "--data", "t.csv"], "both 'digits' and --data are given; train on one of them"),
+        (["--layout", "tensor"], "--layout goes with --mesh, the devices among which parameters are divided"),
+        (["--mesh", "data=64"], "mesh 'data=64' is of 64 devices, and there is 1"),
+        (["--mesh", "data=1", "--layout", "tensr"], "unknown layout 'tensr'; the nearest is tensor"),
         (["--target", "y"], "--target goes with --data, a table of your own"),
         (["--task", "regression"], "--task goes with --data, a table of your own"),
         (["--data", "CSV"], "--data with a .csv needs --target, the name of the column to predict"),
