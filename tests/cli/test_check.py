@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_a_wrong_one_ends_with_1_and_is_written_as_json_too(capsys, tmp_path):
     assert run([*call, "--json", str(file)]) == 1
     assert json.loads(file.read_text()) == report
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_report_is_written_as_a_page_that_stands_by_itself(capsys, tmp_path):
+    file = tmp_path / "report.html"
+    call = ["check", "tests/cli/derivations.py:halved", "--args", "f32[4]", "--key", "5"]
+    assert run([*call, "--html", str(file)]) == 1
+    assert "x   WRONG   0.5000 x the reference" in capsys.readouterr().out
+    page = file.read_text()
+    assert "<h1>halved: wrong</h1>" in page
+    assert '<span class="verdict wrong">wrong</span></td><td><pre>0.5000 x the reference' in page
+    assert "<b><code>x</code>: factor</b>" in page
+    assert not re.search(r"(?:src|href)=|url\(", page)
+    assert run([*call, "--html", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"bpref: --html {tmp_path}: it is a directory\n"
 
 
 def test_a_plain_function_with_its_backward_and_reference_and_arguments_that_are_made(capsys):
