@@ -86,7 +86,7 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
     yield "Check yours", f"{YOURS.replace('NAME', rule.name)}\n\n```python\n{snippets.check(rule)}\n```"
     yield "Tried on", f"{LAWS}\n\n{raw(cases.to_page(rule))}"
-    yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{chr(10).join(entries(rule))}\n```"
+    yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{(chr(10) * 2).join(entries(rule))}\n```"
 
 
 WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."

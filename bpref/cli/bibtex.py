@@ -51,9 +51,9 @@ def _of_source(source: str) -> list[str]:
     if not (title or year or numbers):
         return []
     first = min(found.start() for found in (title, year, _ARXIV.search(written)) if found)
-    author = written[:first].strip(" ,(")
+    author, called = _author_and_name(written[:first].strip(" ,("), bool(title or year))
     fields = {
-        "title": title.group(1) if title else "",
+        "title": title.group(1) if title else called,
         "author": _authors(author),
         "year": year.group(1) if year else "",
     }
@@ -63,6 +63,14 @@ def _of_source(source: str) -> list[str]:
         key = f"arXiv{number}" if number else re.split(r"\W", author)[0] + fields["year"]
         return [_entry("misc", key, fields | _preprint(number) | {"note": note})]
     return [_entry("misc", f"arXiv{number}", _preprint(number)) for number in numbers]
+
+
+def _author_and_name(written: str, is_of_people: bool) -> tuple[str, str]:
+    """Whose work it is, and what it is called for short: `Grill et al., BYOL`; or that alone: `PaLM`."""
+    people, et_al, name = written.partition(" et al.")
+    if et_al:
+        return people + et_al, name.strip(", ")
+    return (written, "") if is_of_people or " and " in written else ("", written)
 
 
 def _note(written: str, what: str) -> str:

@@ -43,6 +43,20 @@ def test_a_rule_without_a_publication_cites_bpref_alone():
     assert [entry.splitlines()[0] for entry in entries(RULES["flatten"])] == ["@software{bpref,"]
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("softmax_cross_entropy", ["title         = {PaLM},", "note          = {z-loss, section 5},"]),
+        ("cosine_embedding", ["title         = {BYOL},", "author        = {Grill and others},"]),
+        ("qr", ["title         = {Differentiable programming tensor networks},", "author        = {Liao and others},"]),
+        ("focal", ["author        = {Lin and others},"]),
+    ],
+)
+def test_who_and_what_is_cited(name, lines):
+    text = "\n".join(entries(RULES[name]))
+    assert [line for line in lines if line not in text] == []
+
+
 def test_a_name_that_is_none_is_one_line(capsys):
     assert run(["cite", "lstn"]) == 2
     assert capsys.readouterr().err.startswith("bpref: unknown rule 'lstn'; the nearest ")
