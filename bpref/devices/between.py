@@ -39,7 +39,7 @@ def collectives_of(computations: Mapping[str, Computation], entry: str, devices:
     """Those that a program runs, for so many devices.
 
     A TPU's compiler takes one apart into steps, which go along with other work, in loops too; they have one channel.
-    All those that are written in `jax.shard_map` have one too, and are told apart by their names.
+    All those that are written in `jax.shard_map` have one too; there, steps are of one chain, and of one line of code.
     """
     by_channel: dict[str, Collective] = {}
     for collective in _found(computations, entry, devices):
@@ -61,11 +61,9 @@ def _found(computations: Mapping[str, Computation], name: str, devices: int) -> 
     within = computations[name]
     for o in within.by_name.values():
         if (kind := o.opcode.removesuffix("-start")) in SENT:
-            channel = re.search(r"channel_id=(\d+)", o.attributes)
             held = sum(bytes_of(within.by_name[operand].shape, everywhere=True) for operand in o.operands)
             sent = round(held * SENT[kind](_group(o, devices)))
-            of_channel = channel.group(1) if channel and "/shard_map/" not in o.attributes else None
-            yield Collective(of_channel or f"{name}.{o.name}", kind, 1, sent)
+            yield Collective(_identity(o) or f"{name}.{o.name}", kind, 1, sent)
         elif o.opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", o.attributes)
             turns = trips(computations, within, o) or 1
@@ -77,6 +75,14 @@ def _found(computations: Mapping[str, Computation], name: str, devices: int) -> 
         else:
             for called in o.called:
                 yield from _found(computations, called, devices)
+
+
+def _identity(o: Operation) -> str:
+    """What the steps have in common that a collective was taken apart into; empty where it cannot have been."""
+    if "/shard_map/" not in o.attributes:
+        return "".join(re.findall(r"channel_id=\d+", o.attributes))
+    chain = re.findall(r'chain_id="\d+"', o.attributes)
+    return "".join([*chain, *re.findall(r'op_name="[^"]*"|stack_frame_id=\d+', o.attributes)]) if chain else ""
 
 
 def _group(o: Operation, devices: int) -> int:

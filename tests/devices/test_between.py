@@ -64,3 +64,19 @@ ENTRY %main (x: f32[2]) -> f32[16] {
     assert count(collectives_of(*parsed(text), 8)) == {"all-gather": 1}
     apart = text.replace("calls=%step\n  %i", "calls=%other\n  %i") + text.split("%turn")[0].replace("%step", "%other")
     assert count(collectives_of(*parsed(apart.replace("=7", "=8", 1)), 8)) == {"all-gather": 4}
+
+
+WRITTEN = """
+ENTRY %main (x: f32[16]) -> f32[16] {
+  %x = f32[16]{0} parameter(0)
+  %k = f32[16]{0} collective-permute(%x), channel_id=1, CHAIN, METADATA
+  ROOT %v = f32[16]{0} collective-permute(%k), channel_id=1, CHAIN, METADATA
+}
+"""
+
+
+@pytest.mark.parametrize(("chain", "times"), [("", 2), ('frontend_attributes={chain_id="0"}', 1)])
+def test_those_written_in_shard_map_have_one_channel_and_are_one_where_they_are_of_one_chain(chain, times):
+    metadata = 'metadata={op_name="jit(f)/shard_map/ppermute" stack_frame_id=4}'
+    found = collectives_of(*parsed(WRITTEN.replace("CHAIN", chain).replace("METADATA", metadata)), 8)
+    assert count(found) == {"collective-permute": times}

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array, lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 import bpref
 from bpref import Layer
-from tests.conftest import SEED
+from bpref.rule import specs
+from tests.conftest import SEED, needs_libtpu
 
 CROSSES = {
     "column, parallel": ({}, {"all-reduce": 1}),
@@ -53,6 +54,23 @@ def test_eight_devices_give_the_gradient_of_one_and_only_what_has_to_crosses(on_
 
 def test_every_comparison_is_judged(on_eight_devices):
     assert set(on_eight_devices) == set(CROSSES)
+
+
+@needs_libtpu
+def test_keys_and_values_go_round_the_chips_of_a_tpu_as_often_as_they_have_to():
+    chips = np.array(bpref.devices_of("tpu-v5e:2x2"))
+    mesh = Mesh(chips, ("model",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec(None, "model")
+    sweep = jax.shard_map(
+        partial(bpref.backpropagate, bpref.ring_attention("model", causal=True)),
+        mesh=mesh,
+        in_specs=((), split, split),
+        out_specs=(split, (), split),
+    )
+    lies = NamedSharding(mesh, split)
+    q, k, v = (jax.ShapeDtypeStruct((1, 512, n, 64), jnp.bfloat16, sharding=lies) for n in (2, 1, 1))
+    seen = bpref.compile_for("tpu-v5e:2x2", sweep, (), specs(bpref.Heads, q, k, v), q)
+    assert seen.collectives == CROSSES["ring, causal"][1]
 
 
 def column(total: Callable[[Array], Array]) -> Layer:
