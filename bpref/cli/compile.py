@@ -97,8 +97,9 @@ def compile(
             rows[name] = beside(name, for_, given) if divided is None else on_mesh(name, for_, *divided, given)
         for text in lines(name, rows[name]):
             print(text, flush=True)
-        if divided is not None and isinstance(rows[name].hand, Compiled):
-            times = at_least(for_, rows[name].hand, len(devices_of(for_)))
+        hand = rows[name].hand
+        if divided is not None and isinstance(hand, Compiled):
+            times = at_least(for_, hand, len(devices_of(for_)))
             print(f"  by hand, at the chip's peaks: {in_words(times) or 'not known'}", flush=True)
         jax.clear_caches()
         if json_file is not None:

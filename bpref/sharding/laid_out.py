@@ -73,7 +73,7 @@ def _of_leaf(leaf: Layer, specs: Any, used: Any, layout: Layout) -> Layer:
         return jax.tree.map(one, dparams, specs, is_leaf=lambda d: d is None)
 
     def by_examples(values):
-        """What has an entry for each example, divided as the batch is, and whole otherwise."""
+        """What has an entry for each example, divided as the batch is and along no axis else."""
 
         def one(v):
             is_of_batch = v.ndim and v.shape[0] == layout.examples

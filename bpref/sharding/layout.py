@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bpref.layer import Layer, With, begin, leaves, map_leaves
@@ -81,6 +82,10 @@ class Layout(NamedTuple):
         along = tuple(axis for axis in (DATA, EXPERT) if axis in self.mesh.shape)
         positions = (SEQUENCE,) if SEQUENCE in self.mesh.shape and len(v.shape) > 1 else ()
         return self.sharding(PartitionSpec(along or None, *positions) if v.shape else PartitionSpec())
+
+    def divide(self, batch: Any) -> Any:
+        """The arrays of a batch, laid out as `of_batch` says: for use inside of `jax.jit`."""
+        return jax.tree.map(lambda v: lax.with_sharding_constraint(v, self.of_batch(v)), batch)
 
     def of_state(self, state: Any, under: str = "") -> Any:
         """Of an optimiser's state, a tree of its structure: what goes with a parameter lies as that, the rest whole.

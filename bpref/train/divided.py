@@ -55,8 +55,7 @@ def on_mesh(stepper: Stepper, layout: Layout, shardings: Any) -> Stepper:
     """The stepper with its batch, and what it goes on with, laid out in each step."""
 
     def step(going, batch):
-        batch = jax.tree.map(lambda v: lax.with_sharding_constraint(v, layout.of_batch(v)), batch)
-        going, value, norms = stepper.step(going, batch)
+        going, value, norms = stepper.step(going, layout.divide(batch))
         return lax.with_sharding_constraint(going, shardings), value, norms
 
     return stepper._replace(step=step)

@@ -54,6 +54,8 @@ def scoring(
         """The mean over whole batches; what is left over is not looked at."""
 
         def of_batch(batch):
+            if begin.layout is not None and batch_size == begin.order(1).shape[1]:
+                batch = begin.layout.divide(batch)
             value = J.forward(params, beside(J, batch, state))[0]
             return value if J.begin is None else value[0]
 

@@ -62,7 +62,7 @@ def in_float64(tree):
 def on_one_device(model):
     J, x = MODELS[model]
     x = in_float64(x)
-    params = in_float64(J.init(KEY, x))
+    params = in_float64(jax.jit(J.init)(KEY, x))
     compiled = jax.jit(lambda params, x: backpropagate(J, params, x)[:2]).lower(params, x).compile()
     return params, x, compiled(params, x), bytes_of(compiled)
 
@@ -106,12 +106,14 @@ def begun_on(devices, **options):
     mesh = devices and mesh_of(MESHES[devices], jax.devices()[: 4 if devices == "4" else 8])
     division = Division(mesh, "fully-sharded") if devices else None
     network = fully_connected((16, 8), "tanh", 8)
-    J = objective(network, bpref.softmax_cross_entropy())
+    J = objective(body=network, head=bpref.softmax_cross_entropy())
     return start(J, optax.adam(0.01), TABLE, batch_size=8, division=division, **options)
 
 
 def trained(begin, since=None, visits=()):
-    return loop.run(begin, epochs=2, since=since, visits=visits).params
+    """The parameters, and J of the data as it is looked at, batch by batch."""
+    fitted = loop.run(begin, TABLE, epochs=2, since=since, visits=visits)
+    return fitted.params, np.float32(fitted.history[-1].test_loss)
 
 
 def training(directory):
@@ -119,7 +121,7 @@ def training(directory):
     begin, checkpoints = begun_on("8"), Checkpoints(Path(directory))
     whole = trained(begin, visits=[Visit(checkpoints.save, 5)])
     checkpoints.wait()
-    files = [path.name for path in (Path(directory) / "5").glob("*params.0.0.W/*")]
+    files = [path.name for path in (Path(directory) / "5").glob("*params.body.0.W/*")]
 
     def resumed(devices):
         begin = begun_on(devices)

@@ -10,8 +10,8 @@ from bpref.naming import flat_names
 from tests.conftest import needs_libtpu
 
 CHIPS, BLOCKS = 16, 2
-J = gpt_objective(GptConfig(vocabulary=2048, width=64, depth=BLOCKS, heads=4, hidden=64, context=64))
-IDS = jax.ShapeDtypeStruct((CHIPS, 64), jnp.int32)
+J = gpt_objective(GptConfig(vocabulary=2048, width=64, depth=BLOCKS, heads=1, hidden=64, context=32))
+IDS = jax.ShapeDtypeStruct((CHIPS, 32), jnp.int32)
 BYTES = {array: 4 * v.size for array, v in flat_names(jax.eval_shape(J.init, jax.random.key(0), (IDS, IDS))).items()}
 
 
