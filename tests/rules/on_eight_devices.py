@@ -4,7 +4,9 @@ XLA counts devices when it starts: `test_collective` runs this in a process of i
 """
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ import bpref
 from bpref.devices.program_text import traffic
 from bpref.layer import Layer, no_params
 from bpref.verify import oracle
+
+README = Path(__file__).parents[2] / "README.md"
 
 FOUND: dict[str, Any] = {}
 
@@ -149,8 +153,21 @@ def stages() -> None:
     compare("pipeline", bpref.pipeline(block, 8, "model", 3), whole, params, x, (P("model"), P(), P()))
 
 
+def of_the_readme() -> None:
+    """Its program, as it stands there, beside the same network on one device."""
+    (program,) = re.findall(r"^```python\n([^`]*shard_map[^`]*)^```$", README.read_text(), re.M)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    whole = bpref.serial(bpref.linear(128), bpref.gelu(), bpref.linear(32))
+    x = drawn(0, 16, 32)
+    params = whole.init(jax.random.key(1), x)
+    y, dparams, _ = bpref.backpropagate(whole, params, x, jnp.ones((16, 32)))
+    text = names["sweep"].lower(params, x).compile().as_text()
+    FOUND["README"] = apart(names["sweep"](params, x), (y, dparams)), dict(traffic(text).collectives)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    for comparison in (linear, vocabulary, attention, experts, stages):
+    for comparison in (linear, vocabulary, attention, experts, stages, of_the_readme):
         comparison()
     print(json.dumps(FOUND))

@@ -53,7 +53,13 @@ def test_eight_devices_give_the_gradient_of_one_and_only_what_has_to_crosses(on_
 
 
 def test_every_comparison_is_judged(on_eight_devices):
-    assert set(on_eight_devices) == set(CROSSES)
+    assert set(on_eight_devices) == {*CROSSES, "README"}
+
+
+def test_the_readmes_network_is_that_of_one_device_with_one_sum(on_eight_devices):
+    error, crosses = on_eight_devices["README"]
+    assert error < 1e-12
+    assert crosses == {"all-reduce": 1}
 
 
 @needs_libtpu
