@@ -114,7 +114,7 @@ def test_the_programs_print_what_the_readme_shows(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_gradient_is_taken_over_the_devices_that_there_are(tmp_path):
     names = {}
-    _, program = blocks(section_of(README.read_text(), "From one CPU to many devices"))
+    _, program, _ = blocks(section_of(README.read_text(), "From one CPU to many devices"))  # the last needs four
     printed(program, tmp_path, names)
     alike = jax.tree.map(
         lambda d, s: d.sharding.is_equivalent_to(s, d.ndim), names["dparams"], names["layout"].shardings
