@@ -4,12 +4,14 @@
 
 Nothing is run, and no chip is needed: the compiler's program is read. Autodiff is of the same forward, which gathers
 parameters where it uses them; "unsaid" is the gradient by hand of parameters that lie so, with no layer told, as GSPMD
-propagates it. The large ones take minutes; of them each block's input alone is kept.
+propagates it. The large ones take minutes; of them each block's input alone is kept, by autodiff through
+`jax.checkpoint`.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,9 @@ from jax import lax
 
 from bpref.devices.bounds import at_least, in_words
 from bpref.devices.compiling import Compiled, compile_for, devices_of
-from bpref.devices.divided import on_mesh
 from bpref.devices.works import MODELS, Settings, of_objective
+from bpref.layer import Layer, map_leaves
+from bpref.sharding.laid_out import laid_out
 from bpref.sharding.layout import layout_of
 from bpref.sharding.mesh import mesh_of
 
@@ -44,30 +47,42 @@ CASES = {
 }
 
 
-def unsaid(case: Case) -> Compiled:
-    """By hand, with parameters, batch and gradients that lie as the layout says, and no word on anything in between."""
-    J, x = MODELS[case.model](case.settings, len(devices_of(case.target)))
-    layout = layout_of(case.layout, mesh_of(case.mesh, devices_of(case.target)), J, x)
-    work = of_objective(J, x, case.settings.dtype)
-
-    def placed(v: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
-
-    def sweep(params: Any, x: Any) -> Any:
-        value, dparams = work.by_hand(params, x, ())
-        return value, lax.with_sharding_constraint(dparams, layout.shardings)
-
-    params = jax.tree.map(placed, work.arguments[0], layout.shardings)
-    return compile_for(case.target, sweep, params, jax.tree.map(lambda v: placed(v, layout.of_batch(v)), x))
-
-
 def measured(case: Case) -> dict[str, Any]:
     """By form, what the compiler says; in words where it does not fit."""
-    both = on_mesh(case.model, case.target, case.mesh, case.layout, case.settings)
-    forms = {"by hand": both.hand, "autodiff": both.autodiff}
+    J, x = MODELS[case.model](case.settings, len(devices_of(case.target)))
+    layout = layout_of(case.layout, mesh_of(case.mesh, devices_of(case.target)), J, x)
+    told = of_objective(laid_out(J, layout), x, case.settings.dtype)
+    forms = {"by hand": told.by_hand, "autodiff": told.by_autodiff}
+    if case.settings.remat:
+        again = map_leaves(checkpointed, laid_out(J, layout))
+        forms["autodiff"] = of_objective(again, x, case.settings.dtype).by_autodiff
     if case.also_unsaid:
-        forms["unsaid"] = unsaid(case)
-    return {form: v._asdict() if isinstance(v, Compiled) else v for form, v in forms.items()}
+        forms["unsaid"] = of_objective(J, x, case.settings.dtype).by_hand
+    given = jax.tree.map(placed, (told.arguments[0], x), (layout.shardings, jax.tree.map(layout.of_batch, x)))
+
+    def compiled(f: Callable[..., Any]) -> Any:
+        def sweep(params: Any, x: Any) -> Any:
+            value, dparams = f(params, x, ())
+            return value, lax.with_sharding_constraint(dparams, layout.shardings)
+
+        try:
+            return compile_for(case.target, sweep, *given)._asdict()
+        except MemoryError as error:
+            return str(error)
+
+    return {form: compiled(f) for form, f in forms.items()}
+
+
+def placed(v: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+
+
+def checkpointed(leaf: Layer) -> Layer:
+    """A block whose forward autodiff runs again, as `jax.checkpoint` has it: inputs alone are kept."""
+    if leaf.name != "transformer_block":
+        return leaf
+    again = jax.checkpoint(lambda params, x: leaf.forward(params, x)[0])
+    return leaf._replace(forward=lambda params, x: (again(params, x), ()))
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
