@@ -3,7 +3,9 @@
 A rule file ends with one `RULE`; everything else (laws, sabotage, `bpref explain`, tables, benchmarks) reads that.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,3 +121,22 @@ class Rule(NamedTuple):
     cases: tuple[Case, ...]
     cite: str
     covers: tuple[str, ...] = ()
+
+
+def called_as(make: Callable[..., Layer]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a reference that is called as `make` is: it names what it needs; order and defaults stand in `make` alone."""
+    named = inspect.signature(make).parameters.values()
+    signature = inspect.Signature([p for p in named if p.name != "name"])  # what a layer is called is not computed with
+
+    def of(reference: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(reference)
+        def called(params: Any, x: Any, *args: Any, **hyper: Any) -> Any:
+            bound = signature.bind(*args, **hyper)
+            bound.apply_defaults()
+            return reference(params, x, **bound.arguments)
+
+        own = list(inspect.signature(reference).parameters.values())[:2]
+        called.__signature__ = inspect.Signature([*own, *signature.parameters.values()])  # pyright: ignore[reportAttributeAccessIssue]
+        return called
+
+    return of

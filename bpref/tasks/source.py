@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from bpref.layer import Layer
+from bpref.rule import called_as
 
 OWN = "bpref."
 
@@ -41,12 +42,25 @@ def standing_alone(f: Callable, written: Written | None = None) -> Written:
     return written
 
 
+CALLED_WITH = """
+def called_with(names, **defaults):
+    return lambda f: lambda params, x, *args, **hyper: f(params, x, **{**defaults, **dict(zip(names, args)), **hyper})
+"""
+"""What stands for `called_as`, whose defaults are those of a layer."""
+
+
 def _define(name: str, f: Any, written: Written) -> None:
     """Write the definition of `f` under the name by which it is known where it is used."""
-    f = inspect.unwrap(f)
+    called, f = f, inspect.unwrap(f)
     if f is Layer:
         raise NotAlone("it needs a layer, with its backward")
     source = textwrap.dedent(inspect.getsource(f)).rstrip()
+    if source.startswith(f"@{called_as.__name__}("):
+        written.setdefault("called_with", CALLED_WITH.strip())
+        hyper = list(inspect.signature(called).parameters.values())[2:]
+        defaults = (f"{p.name}={p.default!r}" for p in hyper if p.default is not p.empty)
+        header = ", ".join((repr(" ".join(p.name for p in hyper)) + ".split()", *defaults))
+        source = f"@called_with({header})\n" + source.split("\n", 1)[1]
     for keyword in ("def", "class"):
         source = re.sub(rf"^{keyword} {f.__name__}\b", f"{keyword} {name}", source, count=1, flags=re.M)
     if written.get(name, source) != source:

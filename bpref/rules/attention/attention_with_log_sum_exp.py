@@ -43,7 +43,7 @@ from bpref.formulas.heads import Heads, require_heads
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, require_pattern
 from bpref.layer import Layer, no_params
 from bpref.naive.attention import naive_attention, naive_log_sum_exp
-from bpref.rule import Case, Interval, Real, Rule, specs
+from bpref.rule import Case, Interval, Real, Rule, called_as, specs
 
 
 class Attended(NamedTuple):
@@ -99,19 +99,9 @@ def attention_with_log_sum_exp(
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()],
-    x: Heads,
-    causal: bool = False,
-    window: Window | None = None,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    query_block: int = 256,
-    key_block: int = 256,
-) -> Attended:
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap)
-    y = naive_attention(AttentionParams(), x, pattern, scale is None, False, 0)
-    return Attended(y, naive_log_sum_exp(x, pattern, scale is None))
+@called_as(attention_with_log_sum_exp)
+def reference(params: tuple[()], x: Heads, **hyper) -> Attended:
+    return Attended(naive_attention(AttentionParams(), x, **hyper), naive_log_sum_exp(x, **hyper))
 
 
 _QKV: tuple[Any, ...] = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))

@@ -36,7 +36,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
-from bpref.rule import Rule
+from bpref.rule import Rule, called_as
 from bpref.rules.attention.dot_product_attention import CASES
 
 
@@ -71,23 +71,9 @@ def blockwise_attention(
     return softmax_attention("blockwise_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
 
 
-def reference(
-    params: AttentionParams,
-    x: Heads,
-    causal: bool = False,
-    window: Window | None = None,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    alibi: bool = False,
-    relative_buckets: int | None = None,
-    max_distance: int = 128,
-    sinks: bool = False,
-    dropout: float = 0.0,
-    query_block: int = 256,
-    key_block: int = 256,
-) -> Array:
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
-    return naive_attention(params, x, pattern, scale is None, alibi, max_distance)
+@called_as(blockwise_attention)
+def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
+    return naive_attention(params, x, **hyper)
 
 
 _BLOCKS: tuple[dict[str, Any], ...] = ({"query_block": 5, "key_block": 2}, {"query_block": 2, "key_block": 3})

@@ -49,7 +49,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, specs
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as, specs
 
 
 def dot_product_attention(
@@ -95,21 +95,9 @@ def dot_product_attention(
     return softmax_attention("dot_product_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
 
 
-def reference(
-    params: AttentionParams,
-    x: Heads,
-    causal: bool = False,
-    window: Window | None = None,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    alibi: bool = False,
-    relative_buckets: int | None = None,
-    max_distance: int = 128,
-    sinks: bool = False,
-    dropout: float = 0.0,
-) -> Array:
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
-    return naive_attention(params, x, pattern, scale is None, alibi, max_distance)
+@called_as(dot_product_attention)
+def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
+    return naive_attention(params, x, **hyper)
 
 
 _QKV: tuple[Any, ...] = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))

@@ -56,7 +56,7 @@ from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, so
 from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Case, Integer, Interval, Real, Rule, Size
+from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.rms_norm import RmsNormParams, rms_norm
 
@@ -255,26 +255,9 @@ def _joined(a: Array) -> Array:
     return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
 
 
+@called_as(latent_attention)
 def reference(
-    params: LatentAttentionParams,
-    x: Any,
-    heads: int,
-    kv_rank: int,
-    query_rank: int | None = None,
-    *,
-    head_dim: int = 128,
-    rope_dim: int = 64,
-    value_dim: int | None = None,
-    norm: bool = True,
-    eps: float = 1e-6,
-    base: float = 10000.0,
-    interleaved: bool = False,
-    stretch: Stretch | None = None,
-    causal: bool = True,
-    window: Window | None = None,
-    blockwise: bool = True,
-    query_block: int = 256,
-    key_block: int = 256,
+    params: LatentAttentionParams, x: Any, heads, head_dim, eps, base, interleaved, stretch, **of_logits
 ) -> Array:
     given = x if isinstance(x, Sequences) else Sequences(x)
 
@@ -296,7 +279,7 @@ def reference(
     shared = jnp.repeat(turned(up(params.W_kr, given.x, 1)), heads, -2)
     k = jnp.concatenate([up(params.W_uk, c, heads), shared], -1)
     at = Heads(q, k, up(params.W_uv, c, heads), given.mask, None, given.segments)
-    o = naive_attention(AttentionParams(), at, Pattern(0.0, causal, window), True, False, 128)
+    o = naive_attention(AttentionParams(), at, **of_logits)
     return jnp.einsum("...nf,dnf->...d", o, params.W_o.reshape(params.W_o.shape[0], heads, o.shape[-1]))
 
 

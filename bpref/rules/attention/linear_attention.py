@@ -56,7 +56,7 @@ from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import require_plain
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, specs
+from bpref.rule import Case, Real, Rule, called_as, specs
 
 
 class LinearAttentionCache(NamedTuple):
@@ -194,14 +194,8 @@ def _inverse(n: Array) -> Array:
     return jnp.where(n == 0, 0, 1 / jnp.where(n == 0, 1, n))
 
 
-def reference(
-    params: tuple[()],
-    x: Heads,
-    features: str = "elu",
-    normalize: bool = True,
-    causal: bool = True,
-    chunk: int = 64,
-) -> Array:
+@called_as(linear_attention)
+def reference(params: tuple[()], x: Heads, features, normalize, causal, **_) -> Array:
     phi = {"elu": lambda z: jax.nn.elu(z) + 1, "relu": jax.nn.relu, "identity": lambda z: z}[features]
     a, b = phi(x.q), phi(jnp.repeat(x.k, x.q.shape[-2] // x.k.shape[-2], -2))
     v = jnp.repeat(x.v, x.q.shape[-2] // x.k.shape[-2], -2)

@@ -54,7 +54,7 @@ from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, so
 from bpref.layer import Layer, Reals, With, begin
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, specs
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as, specs
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.qk_norm import QkNormParams
 from bpref.rules.norm.qk_norm import qk_norm as qk_norm_layer
@@ -258,32 +258,9 @@ def multi_head_attention(
     return with_key_in_x(layer, multi_head_attention(**undropped), with_key) if dropout else layer
 
 
+@called_as(multi_head_attention)
 def reference(
-    params: MultiHeadAttentionParams,
-    x: Any,
-    heads: int,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    *,
-    bias: bool = True,
-    qk_norm: bool = False,
-    eps: float = 1e-6,
-    rope: float | None = None,
-    interleaved: bool = False,
-    fraction: float = 1.0,
-    stretch: Stretch | None = None,
-    causal: bool = False,
-    window: Window | None = None,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    alibi: bool = False,
-    relative_buckets: int | None = None,
-    max_distance: int = 128,
-    sinks: bool = False,
-    dropout: float = 0.0,
-    blockwise: bool = True,
-    query_block: int = 256,
-    key_block: int = 256,
+    params: MultiHeadAttentionParams, x: Any, heads, kv_heads, eps, rope, interleaved, fraction, stretch, **of_logits
 ) -> Array:
     given = x if isinstance(x, Sequences) else Sequences(x)
     memory = given.x if given.memory is None else given.memory
@@ -300,9 +277,8 @@ def reference(
         q, k = naive_qk_norm(params.norm, (q, k), eps=eps)
     if rope is not None:
         q, k = (naive_rotation(a, rope, interleaved, fraction, stretch) for a in (q, k))
-    pattern = Pattern(scale or 0.0, causal, window, soft_cap, dropout)
     at = Heads(q, k, v, given.mask, None, given.segments, given.memory_segments, given.key)
-    o = naive_attention(params.attention, at, pattern, scale is None, alibi, max_distance)
+    o = naive_attention(params.attention, at, **of_logits)
     return affine(params.W_o, params.b_o, o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]))
 
 

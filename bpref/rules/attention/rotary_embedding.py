@@ -33,7 +33,7 @@ from bpref.formulas.decoder import decoder
 from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rotation, rotate
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive import rotation
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class Positioned(NamedTuple):
@@ -97,14 +97,8 @@ def rotary_embedding(
     return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
-def reference(
-    params: tuple[()],
-    x: Any,
-    interleaved: bool = False,
-    fraction: float = 1.0,
-    base: float = 10000.0,
-    stretch: Stretch | None = None,
-) -> Array:
+@called_as(rotary_embedding)
+def reference(params: tuple[()], x: Any, interleaved, fraction, base, stretch) -> Array:
     """As products of complex numbers, of modulus c."""
     u, positions = x if isinstance(x, tuple) else (x, None)
     rotated = round(fraction * u.shape[-1])

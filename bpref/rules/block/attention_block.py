@@ -81,7 +81,7 @@ from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Held, Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Case, Interval, Key, Real, Rule, Size, specs
+from bpref.rule import Case, Interval, Key, Real, Rule, Size, called_as, specs
 
 
 class AttentionBlockParams(NamedTuple):
@@ -266,22 +266,8 @@ def attention_layer(
     return Layer(init, forward, closed(opened), who, held=held, decoding=decoding, opened=opened)
 
 
-def reference(
-    params: AttentionBlockParams,
-    x: Array,
-    heads: int,
-    kv_heads: int | None = None,
-    norm: str = "rms",
-    rope: float | None = 10000.0,
-    causal: bool = True,
-    window: Window | None = None,
-    bias: bool | str = False,
-    eps: float = 1e-6,
-    block: int = 128,
-    stretch: Stretch | None = None,
-    soft_cap: float | None = None,
-    dropout: float = 0.0,
-) -> Array:
+@called_as(attention_block)
+def reference(params: AttentionBlockParams, x: Array, heads, kv_heads, norm, rope, eps, stretch, **of_logits) -> Array:
     K = heads if kv_heads is None else kv_heads
     d = x.shape[-1]
     D = d // heads
@@ -298,8 +284,7 @@ def reference(
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
         q, k = (naive_rotation(u, rope, False, 1.0, stretch) for u in (q, k))
-    pattern = Pattern(0.0, causal, window, soft_cap, dropout)
-    o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), pattern, True, False, 0)
+    o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), **of_logits)
     return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], d))
 
 

@@ -47,7 +47,7 @@ from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, joined
 from bpref.layer import Layer, Reals, begin
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.recurrence.lstm import LstmParams, lstm
 from bpref.rules.recurrence.lstm import reference as naive_lstm
 
@@ -156,14 +156,8 @@ def outputs(kept: Kept, T: int, reverse: bool) -> Float[Array, "B T H"]:
     return jnp.concatenate([last, before[:, :-1]] if reverse else [before[:, 1:], last], 1)[:, :T]
 
 
-def reference(
-    params: LstmBlockParams,
-    x: Array,
-    features: int,
-    eps: float = 1e-5,
-    forget_bias: float = 1.0,
-    reverse: bool = False,
-) -> Array:
+@called_as(lstm_block)
+def reference(params: LstmBlockParams, x: Array, features, eps, reverse, **_) -> Array:
     xhat = (x - jnp.mean(x, -1, keepdims=True)) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + eps)
     u = xhat * params.scale[None, None] + params.shift[None, None]
     h = naive_lstm(params.lstm, u, features, reverse=reverse).y

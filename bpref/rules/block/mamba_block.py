@@ -44,7 +44,7 @@ from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.decoder import decoder
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule, Size, specs
+from bpref.rule import Case, Real, Rule, Size, called_as, specs
 from bpref.rules.activation.silu import SiluCache, silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
@@ -197,16 +197,8 @@ def mamba_block(
     return Layer(init, forward, backward, who, decoding=decoding)
 
 
-def reference(
-    params: MambaBlockParams,
-    x: Array,
-    states: int = 16,
-    expand: int = 2,
-    rank: int = 8,
-    window: int = 4,
-    eps: float = 1e-5,
-    chunk: int = 64,
-) -> Array:
+@called_as(mamba_block)
+def reference(params: MambaBlockParams, x: Array, states, rank, window, eps, **_) -> Array:
     norm, W_in, conv, W_x, W_delta, scan, W_out = params
     assert norm.scale is not None
     assert conv.b is not None

@@ -59,7 +59,7 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.layer import Layer, Reals, each_position
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.activation.glu import GATES, glu_layer
 
 
@@ -148,16 +148,8 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
     return Layer(init, forward, closed(opened), who, decoding=each_position, opened=opened)
 
 
-def reference(
-    params: MlpBlockParams,
-    x: Array,
-    hidden: int,
-    activation: str = "silu",
-    gated: bool = True,
-    norm: str = "rms",
-    bias: bool = False,
-    eps: float = 1e-6,
-) -> Array:
+@called_as(mlp_block)
+def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, **_) -> Array:
     def affine(W, b, A):
         Z = jnp.einsum("...j,kj->...k", A, W)
         return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)

@@ -57,7 +57,7 @@ from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_d
 from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.formulas.windows import as_windows, place, require_spatial
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 OVER_A_GROUP = (1, 3)
 """The axes of x as (N, S, G, C / G) that belong to one group of an example."""
@@ -212,15 +212,8 @@ def residual_convolution_block(
     return Layer(init, forward, backward, who)
 
 
-def reference(
-    params: ResidualConvolutionBlockParams,
-    x: Array,
-    groups: int = 32,
-    window: tuple[int, ...] = (3, 3),
-    eps: float = 1e-5,
-    features: int | None = None,
-    stride: int | tuple[int, ...] = 1,
-) -> Array:
+@called_as(residual_convolution_block)
+def reference(params: ResidualConvolutionBlockParams, x: Array, groups, window, eps, stride, **_) -> Array:
     def activated(x, scale, shift):
         def normalized(group):
             return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)

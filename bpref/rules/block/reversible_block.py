@@ -45,7 +45,7 @@ from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockParams, mlp_layer
@@ -125,27 +125,12 @@ def reversible_block(
     return Layer(init, forward, backward, who)
 
 
+@called_as(reversible_block)
 def reference(
-    params: ReversibleBlockParams,
-    x: tuple[Array, Array],
-    heads: int,
-    hidden: int,
-    kv_heads: int | None = None,
-    activation: str = "silu",
-    gated: bool = True,
-    norm: str = "rms",
-    rope: float | None = 10000.0,
-    causal: bool = True,
-    window: Window | None = None,
-    bias: bool = False,
-    eps: float = 1e-6,
-    block: int = 128,
-    stretch: Stretch | None = None,
+    params: ReversibleBlockParams, x: tuple[Array, Array], hidden, activation, gated, norm, bias, eps, **own
 ) -> tuple[Array, Array]:
     x1, x2 = x
-    y1 = x1 + attention_block.reference(
-        params.attention, x2, heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch
-    )
+    y1 = x1 + attention_block.reference(params.attention, x2, norm=norm, bias=bias, eps=eps, **own)
     return y1, x2 + mlp_block.reference(params.mlp, y1, hidden, activation, gated, norm, bias, eps)
 
 

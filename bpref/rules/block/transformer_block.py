@@ -51,7 +51,7 @@ from bpref.formulas.pre_norm import Statistics
 from bpref.formulas.random_draws import KEY
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Held, Layer, Reals, With, begin
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
@@ -179,28 +179,10 @@ def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
     return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
 
 
-def reference(
-    params: TransformerBlockParams,
-    x: Array,
-    heads: int,
-    hidden: int,
-    kv_heads: int | None = None,
-    activation: str = "silu",
-    gated: bool = True,
-    norm: str = "rms",
-    rope: float | None = 10000.0,
-    causal: bool = True,
-    window: Window | None = None,
-    bias: bool | str = False,
-    eps: float = 1e-6,
-    block: int = 128,
-    stretch: Stretch | None = None,
-    soft_cap: float | None = None,
-    dropout: float = 0.0,
-) -> Array:
-    own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap, dropout
-    f = attention_block.reference(params.attention._replace(key=params.key), x, *own)
-    h = x + f
+@called_as(transformer_block)
+def reference(params: TransformerBlockParams, x: Array, hidden, activation, gated, norm, bias, eps, **own) -> Array:
+    attention = params.attention._replace(key=params.key)
+    h = x + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
 
 

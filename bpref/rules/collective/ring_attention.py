@@ -49,7 +49,7 @@ from bpref.loops import cond, scan
 from bpref.naive.attention import naive_attention
 from bpref.naive.blocks import apart, whole
 from bpref.over_devices import SPLIT, axis_name, laid_out
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 
 
 class RingAttentionCache(NamedTuple):
@@ -159,19 +159,10 @@ def ring_attention(
     return laid_out(Layer(no_params, forward, backward, who), axis, (), x=SPLIT, cache=SPLIT, y=SPLIT)
 
 
-def reference(
-    params: tuple[()],
-    x: Heads,
-    axis: str | int,
-    causal: bool = False,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    query_block: int = 256,
-    key_block: int = 256,
-) -> Array:
+@called_as(ring_attention)
+def reference(params: tuple[()], x: Heads, **hyper) -> Array:
     q, k, v = (whole(a, -3) for a in x[:3])
-    pattern = Pattern(scale or 0.0, causal, None, soft_cap)
-    return apart(naive_attention(AttentionParams(), Heads(q, k, v), pattern, scale is None, False, 0), len(x.q), -3)
+    return apart(naive_attention(AttentionParams(), Heads(q, k, v), **hyper), len(x.q), -3)
 
 
 _QKV: tuple[Any, ...] = (Real("P B T N D", -2, 2), Real("P B S K D", -2, 2), Real("P B S K E", -2, 2))

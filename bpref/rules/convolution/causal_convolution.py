@@ -31,7 +31,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.formulas.decoder import decoder
 from bpref.formulas.windows import as_windows
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams, convolution_layer
 
 
@@ -84,16 +84,8 @@ def causal_convolution(
     return layer._replace(decoding=decoding)
 
 
-def reference(
-    params: ConvolutionParams,
-    x: Array,
-    features: int,
-    window: int = 3,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-    bias: bool = True,
-) -> Array:
+@called_as(causal_convolution)
+def reference(params: ConvolutionParams, x: Array, window, stride, dilation, groups, **_) -> Array:
     y = lax.conv_general_dilated(
         x,
         params.W,

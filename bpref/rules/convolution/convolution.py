@@ -54,7 +54,7 @@ from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_d
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 
 
 class ConvolutionParams(NamedTuple):
@@ -144,17 +144,8 @@ def convolution_layer(who: str, features: int, windows: Windows, groups: int, bi
     return Layer(init, forward, backward, who, opened=opened)
 
 
-def reference(
-    params: ConvolutionParams,
-    x: Array,
-    features: int,
-    window: tuple[int, ...] = (3, 3),
-    stride: int | tuple[int, ...] = 1,
-    dilation: int | tuple[int, ...] = 1,
-    padding: Padding = "same",
-    groups: int = 1,
-    bias: bool = True,
-) -> Array:
+@called_as(convolution)
+def reference(params: ConvolutionParams, x: Array, window, stride, dilation, padding, groups, **_) -> Array:
     steps = [(v,) * len(window) if isinstance(v, int) else v for v in (stride, dilation)]
     letters = "DHW"[-len(window) :]
     layouts = (f"N{letters}C", f"O{letters}I", f"N{letters}C")

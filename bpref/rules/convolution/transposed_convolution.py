@@ -49,7 +49,7 @@ from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_d
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 
 
 class TransposedConvolutionParams(NamedTuple):
@@ -144,17 +144,9 @@ def transposed_convolution(
     return Layer(init, forward, backward, who)
 
 
+@called_as(transposed_convolution)
 def reference(
-    params: TransposedConvolutionParams,
-    x: Array,
-    features: int,
-    window: tuple[int, ...] = (3, 3),
-    stride: int | tuple[int, ...] = 1,
-    dilation: int | tuple[int, ...] = 1,
-    padding: Padding = "same",
-    output_padding: int | tuple[int, ...] = 0,
-    groups: int = 1,
-    bias: bool = True,
+    params: TransposedConvolutionParams, x: Array, window, stride, dilation, padding, output_padding, groups, **_
 ) -> Array:
     steps, gaps, more = ((v,) * len(window) if isinstance(v, int) else v for v in (stride, dilation, output_padding))
     pads: Any = padding.upper() if isinstance(padding, str) else None

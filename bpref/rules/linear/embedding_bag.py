@@ -33,7 +33,7 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Integer, Rule, Size
+from bpref.rule import Case, Integer, Rule, Size, called_as
 
 
 class EmbeddingBagParams(NamedTuple):
@@ -101,14 +101,8 @@ def embedding_bag(
     return Layer(init, forward, backward, who)
 
 
-def reference(
-    params: EmbeddingBagParams,
-    x: Array,
-    vocabulary: int,
-    features: int,
-    mean: bool = False,
-    padding: int | None = None,
-) -> Array:
+@called_as(embedding_bag)
+def reference(params: EmbeddingBagParams, x: Array, mean, padding, **_) -> Array:
     summands = jnp.take(params.W, x, axis=0)
     counts = jnp.ones(x.shape, summands.dtype) if padding is None else (x != padding).astype(summands.dtype)
     y = jnp.sum(summands * counts[..., None], axis=-2)

@@ -38,7 +38,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, called_as
 from bpref.rules.linear_algebra.fft import Norm, as_axes, require_axes
 
 OPPOSITE: dict[Norm, Norm] = {"backward": "forward", "ortho": "ortho", "forward": "backward"}
@@ -115,14 +115,8 @@ def _count(n: int, like: Array, axis: int) -> Array:
     return jnp.where((k == 0) | (2 * k == n), 1, 2).astype(like.dtype)
 
 
-def reference(
-    params: tuple[()],
-    x: Array,
-    inverse: bool = False,
-    length: int | None = None,
-    norm: Norm = "backward",
-    axes: Sequence[int] = (-1,),
-) -> Array:
+@called_as(real_fft)
+def reference(params: tuple[()], x: Array, inverse, length, norm, axes) -> Array:
     if not inverse:
         return jnp.fft.rfftn(widen(x), axes=axes, norm=norm)
     n = 2 * (x.shape[axes[-1]] - 1) if length is None else length

@@ -37,7 +37,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, called_as
 
 
 class TriangularSolveCache(NamedTuple):
@@ -90,13 +90,8 @@ def triangular_solve(
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, Array],
-    lower: bool = False,
-    transpose: bool = False,
-    unit_diagonal: bool = False,
-) -> Array:
+@called_as(triangular_solve)
+def reference(params: tuple[()], x: tuple[Array, Array], lower, transpose, unit_diagonal) -> Array:
     A, B = (widen(v) for v in x)
     options = {"lower": lower, "trans": int(transpose), "unit_diagonal": unit_diagonal}
     if B.ndim < A.ndim:

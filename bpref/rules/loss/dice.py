@@ -39,7 +39,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.signs import is_label
 from bpref.formulas.unit_vectors import inverse
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class Masks(NamedTuple):
@@ -109,13 +109,8 @@ def dice(
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, Array],
-    smoothing: float = 1.0,
-    logits: bool = False,
-    squared: bool = False,
-) -> Array:
+@called_as(dice)
+def reference(params: tuple[()], x: tuple[Array, Array], smoothing, logits, squared) -> Array:
     prediction, target = x
     p = jax.nn.sigmoid(prediction) if logits else prediction
     t = target.astype(p.dtype)

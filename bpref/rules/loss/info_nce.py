@@ -43,7 +43,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
 class InfoNceCache(NamedTuple):
@@ -106,13 +106,8 @@ def info_nce(
     return Layer(no_params, forward, backward, who, couples="the negatives")
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, Array],
-    temperature: float = 0.1,
-    normalize: bool = True,
-    symmetric: bool = True,
-) -> Array:
+@called_as(info_nce)
+def reference(params: tuple[()], x: tuple[Array, Array], temperature, normalize, symmetric) -> Array:
     def direction(z):
         square = jnp.sum(z**2, axis=-1, keepdims=True)
         return jnp.where(square == 0, 0, z / jnp.sqrt(jnp.where(square == 0, 1, square)))

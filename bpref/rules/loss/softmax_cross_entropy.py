@@ -67,7 +67,7 @@ from bpref.dtypes import wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
 from bpref.formulas.root import softmax_root
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class Classification(NamedTuple):
@@ -236,14 +236,8 @@ def _shifted(logits: Array) -> tuple[Array, Array]:
     return m, z - m
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, Array],
-    smoothing: float = 0.0,
-    ignored: int | None = None,
-    z_loss: float = 0.0,
-    class_weights: Sequence[float] | None = None,
-) -> Array:
+@called_as(softmax_cross_entropy)
+def reference(params: tuple[()], x: tuple[Array, Array], smoothing, ignored, z_loss, class_weights) -> Array:
     import optax
 
     logits, target = x

@@ -58,7 +58,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Key, Real, Rule
+from bpref.rule import Case, Interval, Key, Real, Rule, called_as
 from bpref.rules.linear.linear import LinearParams, linear
 
 
@@ -202,13 +202,8 @@ def _widened(params: WassersteinCriticParams) -> Any:
     return WassersteinCriticParams(params.key, *jax.tree.map(widen, params[1:]))
 
 
-def reference(
-    params: WassersteinCriticParams,
-    x: tuple[Array, Array],
-    widths: tuple[int, ...],
-    activation: str = "leaky_relu",
-    penalty: float = 10.0,
-) -> Array:
+@called_as(wasserstein_critic)
+def reference(params: WassersteinCriticParams, x: tuple[Array, Array], activation, penalty, **_) -> Array:
     real, fake = x
     f, df = {
         "leaky_relu": (lambda z: jax.nn.leaky_relu(z, 0.2), lambda z: jnp.where(z >= 0, 1, 0.2).astype(z.dtype)),

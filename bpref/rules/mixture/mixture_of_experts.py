@@ -66,7 +66,7 @@ from bpref.formulas.grouped_rows import (
 )
 from bpref.formulas.joined import concatenated
 from bpref.layer import Layer, each_position
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.glu import glu_layer
 from bpref.rules.activation.relu import relu
@@ -233,17 +233,9 @@ def mixture_of_experts(
     )
 
 
+@called_as(mixture_of_experts)
 def reference(
-    params: MixtureOfExpertsParams,
-    x: Array,
-    experts: int,
-    hidden: int,
-    k: int = 2,
-    activation: str = "swiglu",
-    shared: int = 0,
-    renormalize: bool = True,
-    capacity_factor: float | None = None,
-    block: int = 128,
+    params: MixtureOfExpertsParams, x: Array, experts, k, activation, renormalize, capacity_factor, **_
 ) -> Mixed:
     """Every expert on every token, and a matrix of weights (N, E) that is 0 where a token was not routed."""
     d = x.shape[-1]

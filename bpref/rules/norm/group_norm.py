@@ -45,7 +45,7 @@ from bpref.formulas.standardize import (
     scale_and_shift,
 )
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 OVER_A_GROUP = (1, 3)
 """The axes of x as (N, S, G, C / G) that belong to one group of an example."""
@@ -123,14 +123,8 @@ def group_norm(
     return Layer(init, forward, backward, who)
 
 
-def reference(
-    params: GroupNormParams,
-    x: Array,
-    groups: int | None = 32,
-    eps: float = 1e-5,
-    scale: bool = True,
-    shift: bool = True,
-) -> Array:
+@called_as(group_norm)
+def reference(params: GroupNormParams, x: Array, groups, eps, **_) -> Array:
     def normalized(group):
         return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)
 

@@ -41,7 +41,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive, requir
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Real, Rule, Size
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 
 INPUTS = (1,)
 """The axis of W over which a weight is standardised."""
@@ -125,14 +125,8 @@ def weight_standardization(
     return Layer(init, forward, backward, who)
 
 
-def reference(
-    params: WeightStandardizationParams,
-    x: Array,
-    features: int,
-    eps: float = 1e-6,
-    scale: bool = False,
-    bias: bool = True,
-) -> Array:
+@called_as(weight_standardization)
+def reference(params: WeightStandardizationParams, x: Array, eps, **_) -> Array:
     W, gamma, b = params
     V = jax.nn.standardize(W, axis=1, epsilon=eps)
     if gamma is not None:

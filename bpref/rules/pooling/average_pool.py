@@ -34,7 +34,7 @@ from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.formulas.windows import Padding, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import reduce_windows
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, called_as
 
 
 class AveragePoolCache(NamedTuple):
@@ -96,14 +96,8 @@ def average_pool(
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()],
-    x: Array,
-    window: tuple[int, ...] = (2, 2),
-    stride: int | tuple[int, ...] | None = None,
-    padding: Padding = "valid",
-    count_padding: bool = True,
-) -> Array:
+@called_as(average_pool)
+def reference(params: tuple[()], x: Array, window, stride, padding, count_padding) -> Array:
     def sums(v):
         return reduce_windows(v, 0.0, lax.add, window, stride, padding)
 

@@ -29,7 +29,7 @@ Two axes of k offsets take 2 k comparisons, not k^2, and what XLA computes again
 which on a CPU is w, stays as small.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +41,7 @@ from bpref.formulas.shifts import add_up, pad_axis, put, seen
 from bpref.formulas.windows import Along, Padding, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import first_largest, reduce_windows
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, called_as
 
 
 class MaxPoolCache(NamedTuple):
@@ -108,14 +108,8 @@ def _largest_along(x: Array, along: Along) -> tuple[Array, Array | None]:
     return y, w
 
 
-def reference(
-    params: tuple[()],
-    x: Array,
-    window: tuple[int, ...] = (2, 2),
-    stride: int | tuple[int, ...] | None = None,
-    padding: Padding = "valid",
-    dilation: Any = 1,
-) -> Array:
+@called_as(max_pool)
+def reference(params: tuple[()], x: Array, window, stride, padding, dilation) -> Array:
     if dilation == 1:
         return reduce_windows(x, -jnp.inf, lax.max, window, stride, padding)
     return first_largest(x, window, stride, padding, dilation)

@@ -46,7 +46,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.formulas.reduced import mean_of
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Boolean, Case, Interval, Real, Rule
+from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
 class Groups(NamedTuple):
@@ -132,16 +132,9 @@ def grpo(
     return Layer(no_params, forward, backward, who)
 
 
+@called_as(grpo)
 def reference(
-    params: tuple[()],
-    x: tuple[Array, ...],
-    clip: float = 0.2,
-    clip_high: float | None = None,
-    kl_weight: float = 0.04,
-    scaled: bool = True,
-    normalization: str = "sequence",
-    eps: float = 1e-4,
-    ddof: int = 0,
+    params: tuple[()], x: tuple[Array, ...], clip, clip_high, kl_weight, scaled, normalization, eps, ddof
 ) -> Array:
     pi, mask = x[0], x[-1]
     old, rho, R = map(lax.stop_gradient, x[1:4])

@@ -38,7 +38,7 @@ from bpref.checks.hyperparameters import require_non_negative, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import scaled
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Boolean, Case, Interval, Real, Rule
+from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
 class Answers(NamedTuple):
@@ -93,13 +93,8 @@ def kto(
     return Layer(no_params, forward, backward, who, couples="the reference point")
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, ...],
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Array:
+@called_as(kto)
+def reference(params: tuple[()], x: tuple[Array, ...], beta, desirable_weight, undesirable_weight) -> Array:
     pi, rho, k, desirable = x
     z = lax.stop_gradient(jnp.maximum(jnp.mean(k), 0))
     gain = desirable_weight * (1 - jax.nn.sigmoid(beta * (pi - rho - z)))

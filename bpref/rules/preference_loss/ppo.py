@@ -44,7 +44,7 @@ from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Boolean, Case, Interval, Real, Rule
+from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
 class Tokens(NamedTuple):
@@ -113,15 +113,8 @@ def ppo(
     return Layer(no_params, forward, backward, who)
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, ...],
-    clip: float = 0.2,
-    clip_high: float | None = None,
-    dual_clip: float | None = None,
-    kl_weight: float = 0.0,
-    normalization: str = "token",
-) -> Array:
+@called_as(ppo)
+def reference(params: tuple[()], x: tuple[Array, ...], clip, clip_high, dual_clip, kl_weight, normalization) -> Array:
     pi, mask = x[0], x[-1]
     old, rho, A = map(lax.stop_gradient, x[1:4])
     ratio = jnp.exp(pi - old)

@@ -60,7 +60,7 @@ from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
-from bpref.rule import Case, Integer, Real, Rule, Size, specs
+from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
 class GruParams(NamedTuple):
@@ -175,16 +175,8 @@ def gru(
     )
 
 
-def reference(
-    params: GruParams,
-    x: Steps | Array,
-    features: int,
-    reset_after: bool = True,
-    reverse: bool = False,
-    truncate: int | None = None,
-    checkpoint: int | None = None,
-    bias: bool = True,
-) -> Passed:
+@called_as(gru)
+def reference(params: GruParams, x: Steps | Array, features, reset_after, reverse, truncate, **_) -> Passed:
     W_r, W_z, W_n = jnp.split(params.W, 3)
     U_r, U_z, U_n = jnp.split(params.U, 3)
     b = jnp.zeros(3 * features, params.W.dtype) if params.b is None else params.b

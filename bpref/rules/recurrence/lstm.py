@@ -61,7 +61,7 @@ from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
-from bpref.rule import Case, Integer, Real, Rule, Size, specs
+from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
 class LstmParams(NamedTuple):
@@ -205,18 +205,8 @@ def lstm(
     )
 
 
-def reference(
-    params: LstmParams,
-    x: Steps | Array,
-    features: int,
-    peepholes: bool = False,
-    projection: int | None = None,
-    forget_bias: float = 1.0,
-    reverse: bool = False,
-    truncate: int | None = None,
-    checkpoint: int | None = None,
-    bias: bool = True,
-) -> Passed:
+@called_as(lstm)
+def reference(params: LstmParams, x: Steps | Array, features, projection, reverse, truncate, **_) -> Passed:
     def step(x_t, state):
         h, c = state
         a = x_t @ params.W.T + h @ params.U.T

@@ -47,7 +47,7 @@ from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence, sequences
-from bpref.rule import Case, Integer, Real, Rule, Size, specs
+from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
 class RnnParams(NamedTuple):
@@ -135,17 +135,8 @@ def rnn(
     )
 
 
-def reference(
-    params: RnnParams,
-    x: Steps | Array,
-    features: int,
-    activation: str = "tanh",
-    reverse: bool = False,
-    truncate: int | None = None,
-    checkpoint: int | None = None,
-    bias: bool = True,
-) -> Passed:
-
+@called_as(rnn)
+def reference(params: RnnParams, x: Steps | Array, features, activation, reverse, truncate, **_) -> Passed:
     g = {"tanh": jnp.tanh, "relu": jax.nn.relu}[activation]
 
     def step(x_t, h):

@@ -61,7 +61,7 @@ from bpref.checks.hyperparameters import is_number, plain, require_flags, requir
 from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import balanced
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
 
@@ -188,14 +188,8 @@ def _difference(p: Array, q: Array) -> Array:
     return balanced(p - q, (p > 0.5) & (q > 0.5))
 
 
-def reference(
-    params: tuple[()],
-    x: tuple[Array, Array, Array],
-    temperature: float = 2.0,
-    soft_weight: float = 0.5,
-    reverse: bool = False,
-    mixture: float | None = None,
-) -> Array:
+@called_as(distillation)
+def reference(params: tuple[()], x: tuple[Array, Array, Array], temperature, soft_weight, reverse, mixture) -> Array:
     a, b, label = x
     log_q, log_p = (jax.nn.log_softmax(v / temperature, axis=-1) for v in (a, b))
     if mixture is not None:

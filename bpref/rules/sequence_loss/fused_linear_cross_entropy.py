@@ -61,7 +61,7 @@ from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
 from bpref.layer import Layer, Reals
 from bpref.loops import among_devices, block_of, for_blocks
-from bpref.rule import Case, Integer, Interval, Real, Rule, Size
+from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams
 
 FusedLinearCrossEntropyParams = LinearParams
@@ -279,18 +279,9 @@ def _normalised(sums: _Sums) -> tuple[Array, Array, Array]:
     return E, jnp.log(S), S
 
 
+@called_as(fused_linear_cross_entropy)
 def reference(
-    params: LinearParams,
-    x: tuple[Array, Array],
-    vocabulary: int,
-    bias: bool = False,
-    mean: bool = True,
-    ignored: int | None = None,
-    soft_cap: float | None = None,
-    smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    block: int = 1024,
-    rows: int | None = None,
+    params: LinearParams, x: tuple[Array, Array], vocabulary, mean, ignored, soft_cap, smoothing, z_loss, **_
 ) -> Array:
     h, label = x
     z = jnp.einsum("...j,cj->...c", h, params.W)

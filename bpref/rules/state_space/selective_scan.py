@@ -59,7 +59,7 @@ from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, Size, specs
+from bpref.rule import Case, Real, Rule, Size, called_as, specs
 
 
 class Selective(NamedTuple):
@@ -281,17 +281,8 @@ def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
     return log1p_exp(v) if softplus else v
 
 
-def reference(
-    params: SelectiveScanParams,
-    x: Selective,
-    states: int = 16,
-    softplus: bool = True,
-    skip: bool = True,
-    bias: bool = True,
-    hold: bool = False,
-    chunk: int = 64,
-    final: bool = False,
-) -> Any:
+@called_as(selective_scan)
+def reference(params: SelectiveScanParams, x: Selective, softplus, hold, final, **_) -> Any:
     u, delta, B, C, h = x
     A = -jnp.exp(params.log_A)
     s = delta if params.bias is None else delta + jnp.broadcast_to(params.bias, delta.shape)
