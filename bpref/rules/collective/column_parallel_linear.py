@@ -125,15 +125,19 @@ RULE = Rule(
     column_parallel_linear,
     reference,
     cases=(
-        Case("bias", Real("T d"), _HYPER, _NOT_EMPTY),
         Case(
-            "no bias, sequences",
+            "tensor parallel",
             Real("S T d"),
-            {**_HYPER, "bias": False},
+            _HYPER,
             _NOT_EMPTY,
             timed={"S": 8, "T": 64, "d": 256, "m": 64, "P": 4},
         ),
-        Case("sequence parallel", Real("P S T d"), {**_HYPER, "sequence_parallel": True}, _NOT_EMPTY),
+        Case(
+            "sequence parallel, no bias",
+            Real("P S T d"),
+            {**_HYPER, "bias": False, "sequence_parallel": True},
+            _NOT_EMPTY,
+        ),
     ),
     cite="Shoeybi et al., 'Megatron-LM', arXiv:1909.08053, section 3; sequence parallel: arXiv:2205.05198, section 4.2",
     covers=("tensor parallel",),

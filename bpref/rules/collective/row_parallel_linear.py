@@ -134,9 +134,8 @@ RULE = Rule(
     row_parallel_linear,
     reference,
     cases=(
-        Case("bias", Real("P T d"), _HYPER, _NOT_EMPTY),
         Case(
-            "no bias, sequences",
+            "tensor parallel, no bias",
             Real("P S T d"),
             {**_HYPER, "bias": False},
             _NOT_EMPTY,

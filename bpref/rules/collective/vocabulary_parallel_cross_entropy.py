@@ -176,7 +176,6 @@ RULE = Rule(
             ("B", "T"),
             fixed={"P": 2, "C": 3},
         ),
-        Case("labels of all devices", (Real("P N C"), Integer("N", 0, 8)), _HYPER, ("N",), fixed={"P": 4, "C": 2}),
     ),
     cite="Shoeybi et al., 'Megatron-LM', arXiv:1909.08053, section 3; z-loss: PaLM, arXiv:2204.02311, section 5",
     covers=("parallel_cross_entropy", "sharded_cross_entropy"),
