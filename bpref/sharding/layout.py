@@ -10,6 +10,10 @@ turn of the loop takes a slice of it.
                     of them by columns, tables and heads of tokens by features; experts along `expert`
     fully-sharded   the same where there is such an axis, and the longest axis that it leaves along `data`; of a table
                     of tokens, whose gradient is written row by row, the features'
+
+How a product is computed in parts along `model` is left to XLA: beside the sum over devices that ends each half of a
+block, and that of its dx, it moves what a packed product (W_qkv, a gated W_in) holds side by side to where it is used.
+The rules of `bpref.rules.collective` send the sums alone.
 """
 
 from collections.abc import Mapping, Sequence
