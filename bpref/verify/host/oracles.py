@@ -18,7 +18,7 @@ from bpref.verify.examining.program import completed, pulled
 from bpref.verify.examining.subject import Subject
 from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
 from bpref.verify.numbers import points as fresh
-from bpref.verify.numbers.kinks import JUMP, Neighbourhood, at_kinks
+from bpref.verify.numbers.kinks import Neighbourhood, at_kinks, jump
 from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.programs.lift import lift, narrowest
@@ -216,10 +216,11 @@ def settled(
 def jumps(c: Called, oracle: Oracle, points: Points, n: int) -> np.ndarray:
     """How far the cotangent of leaf `n` jumps at each element, a sample for each point and cotangent; 0 off kinks."""
     neighbours = _neighbourhood(c, oracle, points, n)
-    around = [neighbours.around(i)[c.names[n]] for i in range(len(points))]
-    spread = np.concatenate([v.max(axis=0) - v.min(axis=0) for v in around])
-    scale = max(float(np.max(np.abs(v), initial=0.0)) for v in around)
-    return np.where(spread > JUMP * scale, spread, 0.0)
+    assert oracle.in_float64 is not None
+    truths = [oracle.in_float64(leaves, dys)[1] for leaves, dys in neighbours.points]
+    return np.stack(
+        [jump(neighbours, i, c.names[n], k, of_dy[n]) for i, t in enumerate(truths) for k, of_dy in enumerate(t)]
+    )
 
 
 def _neighbourhood(c: Called, oracle: Oracle, points: Points, n: int) -> Neighbourhood:

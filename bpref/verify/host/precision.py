@@ -120,7 +120,10 @@ def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched
     for n, name in enumerate(c.names):
         if oracle.is_exact and name in found and found[name].row(name).is_coarse:
             # In few digits ties are common: there the truth is anything in between. In more, terms may cancel inside.
-            effect = np.maximum(found[name].effect, jumps(c, oracle, points, n))
+            torn, (hand, truth) = jumps(c, oracle, points, n), found[name][:2]
+            is_between = (torn > 0) & (np.abs(hand - truth) <= torn)
+            found[name] = found[name]._replace(hand=np.where(is_between, truth.astype(hand.dtype), hand))
+            effect = np.maximum(found[name].effect, torn)
             if jnp.finfo(dtype := found[name].hand.dtype).nmant >= 23:
                 effect = np.maximum(effect, _inside(oracle, key, points, n, dtype))
             found[name] = found[name]._replace(effect=effect)

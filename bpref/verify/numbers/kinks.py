@@ -72,6 +72,7 @@ class Neighbourhood:
     """What the oracle says near each of some points; looked at once, whoever asks and for which of the cotangents.
 
     Attributes:
+      points: those points.
       special: the points that may lie on a kink or a tie, since somebody chose their values.
     """
 
@@ -82,7 +83,7 @@ class Neighbourhood:
         names: Sequence[str],
         special: Sequence[int] = (0,),
     ):
-        self._run, self._points, self._names, self.special = run, points, names, special
+        self._run, self.points, self._names, self.special = run, points, names, special
         self._around: dict[tuple[int, float], Gradients] = {}
         self._pairs: dict[int, Gradients] = {}
 
@@ -91,13 +92,13 @@ class Neighbourhood:
         if i not in self.special or np.iscomplexobj(oracle):
             return False
         if i not in self._pairs:
-            self._pairs[i] = self._beside(i, _ways(self._points[i].leaves))
+            self._pairs[i] = self._beside(i, _ways(self.points[i].leaves))
         return any(_Picture(self._pairs[i][name][:, k]).is_torn_at(v).any() for k, v in enumerate(oracle))
 
     def around(self, i: int, far: float = STEP) -> Gradients:
         """At `PAIRS` pairs of opposite neighbours, stacked: (2 PAIRS, cotangents, *shape)."""
         if (i, far) not in self._around:
-            rng, leaves = generator(0, 2), self._points[i].leaves
+            rng, leaves = generator(0, 2), self.points[i].leaves
             # What is tied must not stay so: no two elements move alike.
             ways = [[rng.normal(size=np.shape(v)) for v in leaves] for _ in range(PAIRS)]
             ways[0] = [0.5 + rng.uniform(size=np.shape(v)) for v in leaves]
@@ -117,7 +118,7 @@ class Neighbourhood:
 
     def _beside(self, i: int, directions: Sequence[np.ndarray | None], far: float = STEP) -> Gradients:
         """A step ahead and a step behind, stacked."""
-        leaves, dys = self._points[i]
+        leaves, dys = self.points[i]
         with jax.enable_x64(True):
             seen = [
                 self._run([_moved(v, d, sign * far) for v, d in zip(leaves, directions, strict=True)], dys)
@@ -169,7 +170,8 @@ class _Picture:
 
     def is_torn_at(self, oracle: np.ndarray) -> np.ndarray:
         """Where the oracle cannot be taken at its word: at a kink, or not what the smooth gradient is beside it."""
-        return self.kinked | self.outside(oracle)
+        flat = self.smooth & (self.high - self.low <= self.fine)
+        return self.kinked | self.outside(oracle) | (flat & ~(np.abs(oracle - self.middle) <= 10 * self.fine))
 
     def outside(self, hand: np.ndarray) -> np.ndarray:
         """Which elements are no mean of what was seen nearby."""
@@ -192,11 +194,26 @@ class _Picture:
         return (np.abs(closer.low - self.low) <= self.margin) & (np.abs(closer.high - self.high) <= self.margin)
 
     def accepts(self, hand: np.ndarray) -> np.ndarray:
-        return ~self.outside(hand) & (self.kinked | (np.abs(hand - self.middle) <= self.fine)) & np.isfinite(hand)
+        seen = (self.low - self.fine <= hand) & (hand <= self.high + self.fine)
+        alike = self.kinked | (self.doubtful & seen) | (np.abs(hand - self.middle) <= self.fine)
+        return ~self.outside(hand) & alike & np.isfinite(hand)
 
     def nearest(self, oracle: np.ndarray) -> np.ndarray:
         """The oracle's, or where that is outside what is nearest to it."""
         return np.where(self.kinked, np.clip(np.nan_to_num(oracle), self.low, self.high), self.middle)
+
+
+def jump(neighbours: Neighbourhood, i: int, name: str, k: int, oracle: np.ndarray) -> np.ndarray:
+    """How far apart the gradients at a kink are, the oracle's own among them, of each element; 0 off kinks."""
+    near = _picture(neighbours, i, name, k)
+    with np.errstate(invalid="ignore"):
+        spread = np.maximum(near.high, oracle) - np.minimum(near.low, oracle)
+        return np.where(near.is_torn_at(oracle) & np.isfinite(spread), spread, 0.0)
+
+
+def _picture(neighbours: Neighbourhood, i: int, name: str, k: int) -> _Picture:
+    near = _Picture(neighbours.around(i)[name][:, k])
+    return _Picture(near.gradients, neighbours.around(i, CLOSER)[name][:, k]) if near.doubtful.any() else near
 
 
 def _at_kinks(
@@ -204,14 +221,13 @@ def _at_kinks(
 ) -> tuple[np.ndarray, ...]:
     """The `Kinks` of point i's cotangent number k."""
     nothing = np.zeros(hand.shape, bool)
-    near = _Picture(neighbours.around(i)[name][:, k])
     with np.errstate(invalid="ignore"):
-        if near.doubtful.any():
-            near = _Picture(near.gradients, neighbours.around(i, CLOSER)[name][:, k])
-        if not near.is_torn_at(oracle).any():
+        near = _picture(neighbours, i, name, k)
+        torn = near.is_torn_at(oracle)
+        if not torn.any():
             return nothing, nothing, nothing, oracle
         near, refused = _completed(neighbours, i, name, k, hand, oracle, near)
-        torn = near.is_torn_at(oracle)
+        torn |= near.is_torn_at(oracle)
         refused = torn & (refused | near.breaks_a_sum(hand))
         misled = refused & ((np.abs(hand - oracle) <= near.fine) | ~(np.isfinite(hand) | np.isfinite(oracle)))
         if refused.any():

@@ -142,10 +142,16 @@ def alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
                 return triangle(fresh)
     if given.ndim and given.shape[-1] > 1 and not np.iscomplexobj(given):
         if given.min() >= 0 and _near(given.sum(-1), 1.0, 1e-2):
-            return fresh / fresh.sum(-1, keepdims=True)
+            return _divided(fresh, fresh.sum(-1, keepdims=True))
         if _near((given**2).sum(-1), 1.0, 1e-2):
-            return fresh / np.sqrt((fresh**2).sum(-1, keepdims=True))
+            return _divided(fresh, np.sqrt((fresh**2).sum(-1, keepdims=True)))
     return fresh
+
+
+def _divided(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Rows of size 1; one of nothing but zeros, as a one-hot row that was cut off, has a 1 at its first place."""
+    first = np.arange(rows.shape[-1]) == 0
+    return np.where(sizes == 0, first, rows / np.where(sizes == 0, 1, sizes))
 
 
 def _near(v: np.ndarray, w: np.ndarray | float, tolerance: float) -> bool:

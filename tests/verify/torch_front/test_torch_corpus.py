@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+import bpref
+
 pytest.importorskip("torch")
 
-from benchmarks.bench_torch import Way, in_torch, is_accused, is_caught, reported, trials
+from benchmarks.bench_torch import Way, in_torch, is_accused, is_caught, reported, tensor, trials
+from benchmarks.checker_trials import arguments
 from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
 
@@ -49,3 +52,26 @@ def test_the_reference_is_autodiff_of_the_forward():
     in_torch(lambda x: jax.numpy.sin(x))(x).sum().backward()
     assert x.grad is not None
     np.testing.assert_allclose(x.grad, torch.cos(x.detach()), rtol=1e-15)
+
+
+TIED = np.zeros((2, 7, 5, 3)), np.eye(3)[np.arange(70).reshape(2, 7, 5) % 3]
+
+
+@pytest.mark.parametrize("x", TIED, ids=["zeros", "one-hot"])
+def test_another_choice_among_tied_windows_is_right_however_small_its_cotangent(x):
+    """Overlapping windows, all tied: what autodiff chooses, few neighbours do, and a cotangent may be small."""
+    right = DERIVATIONS["max_pool"]
+    function, reference = in_torch(right.forward, right.backward), in_torch(right.forward)
+    for key in range(2):
+        report = bpref.check(function, tensor(x.astype(np.float32)), reference=reference, key=key)
+        assert report.ok, str(report)
+
+
+def test_a_row_of_ones_and_zeros_that_is_cut_to_its_zeros_is_no_number_divided_by_zero():
+    right = DERIVATIONS["mlp"]
+    _, *others = arguments(right, "float32", 0)
+    x = np.eye(3, dtype=np.float32)[[0, 1, 2, 1, 1]]
+    function, reference = in_torch(right.forward, right.backward), in_torch(right.forward)
+    report = bpref.check(function, *map(tensor, (x, *others)), reference=reference, key=0)
+    assert report.ok, str(report)
+    assert "[5, 1]" in "".join(report.notes)
