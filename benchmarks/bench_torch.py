@@ -31,7 +31,7 @@ from benchmarks.checker_trials import arguments, mended_by_torch, wrong_in
 from benchmarks.torch_figures import Row
 from bpref.corpus import DERIVATIONS, Derivation
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.report import IMPRECISE, OK, WRONG, Report
 from bpref.verify.torch_front.tensors import Placement, to_numpy, to_tensor
 

@@ -10,6 +10,7 @@ from benchmarks import (
     bench_checker,
     bench_criteria,
     bench_devices,
+    bench_draws,
     bench_keeping,
     bench_mlp,
     bench_models,
@@ -30,6 +31,7 @@ SHORT, LONG, COMPILED = HERE.parent / "README.md", HERE / "README.md", HERE / "c
 RULES, SEQUENCES = HERE.parent / "bpref/rules/figures.json", HERE / "results/sequence_cpu.json"
 SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
+DRAWS = HERE / "results/draws_cpu.json"
 DEVICES = HERE / "results/devices_tpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
@@ -117,6 +119,7 @@ def pages() -> dict[Path, str]:
         "figures of kills": kill_and_resume.table(json.loads(KILLS.read_text())),
         "figures of keeping": bench_keeping.table(json.loads(KEEPING.read_text())),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
+        "figures of draws": bench_draws.table(bench_draws.read(DRAWS)),
     }
     of_compiled = {
         "figures compiled for by kind": compiled_figures.by_kind(compiled),

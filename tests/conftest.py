@@ -10,7 +10,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bpref.verify.programs.running import QUICK_OPTIONS, collect_rarely
+from bpref.verify.programs.quick import QUICK_OPTIONS
+from bpref.verify.programs.running import collect_rarely
 
 
 def compile_in_a_hurry() -> None:

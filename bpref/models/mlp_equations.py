@@ -15,7 +15,7 @@ from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.numbers.measure import relative_error
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.steps.names import cotangents_of_names
 
 ALPHA = 0.1

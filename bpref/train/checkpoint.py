@@ -149,7 +149,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         about = json.loads(folder.with_suffix(SEAL).read_text())["about"]
         require_alike(folder, about["layout"], _layout(_of_carry(like)))
-        divided = set(about["divided"])
+        divided = set(about.get("divided", ()))
         packed = {name: layout for name, layout in about["layout"].items() if name not in divided}
         args: dict[str, Any] = {dtype: ocp.RestoreArgs(restore_type=np.ndarray) for dtype, _ in packed.values()}
         args |= {k: ocp.ArrayRestoreArgs(sharding=v.sharding) for k, v in _of_carry(like).items() if k in divided}

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from bpref.cotangents import require_cotangent
 from bpref.layer import Layer
 from bpref.verify.oracle import with_cotangents
-from bpref.verify.programs.running import in_float64, quick_compilation
+from bpref.verify.programs.quick import quick_compilation
+from bpref.verify.programs.running import in_float64
 
 
 def in_one_program(f: Callable) -> Callable:

@@ -22,7 +22,7 @@ from bpref.verify.numbers.kinks import Neighbourhood, at_kinks, jump
 from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.oracle import is_differentiable, with_cotangents
 from bpref.verify.programs.lift import lift, narrowest
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.quick import quick_compilation
 
 NUMBERS = "numerical oracle: finite differences of {}, extrapolated, with error bars"
 OF_REFERENCE = "float64 oracle: the reference, differentiated"

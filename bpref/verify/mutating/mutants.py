@@ -18,8 +18,9 @@ from bpref.verify.mutating.changes import Change, Flat, changes_of, flattened, o
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.programs.rewrite import as_it_is
-from bpref.verify.programs.running import as_if_at_home, quick_compilation
+from bpref.verify.programs.running import as_if_at_home
 
 POINTS = 5
 EQUAL = 1e-13

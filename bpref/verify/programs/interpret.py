@@ -8,14 +8,16 @@ are steps that hold lists of their own.
 
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 
 from bpref.programs import programs_in
 from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.programs.rewrite import constants_and_carry, is_literal, split
 from bpref.verify.programs.strip import OPAQUE, called
 
@@ -198,12 +200,18 @@ def _operation(equation: Equation) -> Operation:
 
 def _by_jax(equation: Equation) -> Operation:
     parameters = equation.primitive.get_bind_params(equation.params)
+    run = _compiled(equation.primitive, tuple(parameters.items()))
 
     def bound(*arrays: np.ndarray) -> Any:
         with jax.enable_x64(True):
-            return jax.device_get(equation.primitive.bind(*map(jax.numpy.asarray, arrays), **parameters))
+            return jax.device_get(run(*arrays))
 
     return bound
+
+
+@lru_cache(512)
+def _compiled(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(parameters)), compiler_options=quick_compilation())
 
 
 def _is_special(equation: Equation) -> bool:

@@ -24,6 +24,7 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from bpref.programs import all_equations
 from bpref.verify.programs.interpret import CannotInterpret, Interpreted, OnResult
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX
 
@@ -32,29 +33,6 @@ Run = Callable[..., Any]
 
 OFTEN = 300_000
 """How long a program is run by NumPy, in microseconds of `Interpreted.cost`, before it is compiled as well."""
-
-QUICK_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
-
-@cache
-def quick_compilation() -> dict[str, Any]:
-    """Options for the same arithmetic in slower code, those of them that this version of XLA knows.
-
-    An examination runs each program a few times, and compiling it is the cost: they save four fifths of it.
-    """
-
-    def is_known(name: str, value: Any) -> bool:
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            return False
-        return True
-
-    return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
 
 
 def when_run(traced: Any, part: Callable[[Any], Any]) -> tuple[Run, Run, Run]:

@@ -16,7 +16,7 @@ from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import widened
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.lift import for_float64, lift, narrowest
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.steps.names import cotangents_by_name, direct_uses, require_names, shapes_of_names
 
 MOVES = 8

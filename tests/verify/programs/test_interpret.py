@@ -8,7 +8,7 @@ from jax import lax
 
 from bpref.corpus import DERIVATIONS
 from bpref.verify.programs.interpret import CannotInterpret, Interpreted
-from bpref.verify.programs.running import quick_compilation
+from bpref.verify.programs.quick import quick_compilation
 
 RNG = np.random.default_rng(0)
 X, M, S = RNG.normal(size=(4, 6)), RNG.normal(size=(3, 4, 4)), RNG.normal(size=())
