@@ -74,19 +74,24 @@ def asker(d: Derivation, form: str) -> Callable[[tuple, int], bpref.Report]:
     return lambda args, key: bpref.check(function, *map(tensor, args), reference=reference, key=key)
 
 
+def verdict(ask: Callable[[tuple, int], bpref.Report], args: tuple, key: int) -> str:
+    """`ok`, `cannot tell`, or what is said against the right derivation."""
+    try:
+        report = ask(args, key)
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    return report.verdict if report.verdict in (OK, CANNOT_TELL) else str(report)
+
+
 def said_of(d: Derivation, form: str, dtype: str, seed: int) -> Iterator[str]:
-    """A verdict for each draw: `ok`, `cannot tell`, or accused, and then what was said against it is printed."""
+    """For each draw `ok`, `cannot tell`, or accused, and then what was said against it is printed."""
     ask = asker(d, form)
     with x64_for(dtype), np.errstate(all="ignore"):
         for what, args in drawn(d, dtype, seed):
-            try:
-                report = ask(args, seed)
-                verdict, said = report.verdict, str(report)
-            except Exception as error:
-                verdict, said = "raised", f"{type(error).__name__}: {error}"
-            if verdict not in (OK, CANNOT_TELL):
-                print(f"{d.name} in {form}, {dtype}, seed {seed}, {what}: {said}", flush=True)
-            yield verdict if verdict in (OK, CANNOT_TELL) else ACCUSED
+            v = verdict(ask, args, seed)
+            if v not in (OK, CANNOT_TELL):
+                print(f"{d.name} in {form}, {dtype}, seed {seed}, {what}: {v}", flush=True)
+            yield v if v in (OK, CANNOT_TELL) else ACCUSED
 
 
 Counts = dict[str, dict[str, dict[str, int]]]

@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from bpref.formulas.attention_grid import Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.softmax_attention import AttentionParams
 from bpref.naive.distances import bucket, slope
@@ -41,7 +40,7 @@ def _logits(
     params: AttentionParams,
     x: Heads,
     causal: bool = False,
-    window: Window | None = None,
+    window: int | tuple[int, int] | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi: bool = False,
