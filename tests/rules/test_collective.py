@@ -1,9 +1,6 @@
 """Collective rules: on a mesh of eight devices as on one, nothing crossing but what is derived; and what is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -18,6 +15,7 @@ import bpref
 from bpref import Layer
 from bpref.rule import specs
 from tests.conftest import SEED, needs_libtpu
+from tests.simulated import on_devices
 
 CROSSES = {
     "column, parallel": ({}, {"all-reduce": 1}),
@@ -37,11 +35,7 @@ CROSSES = {
 @pytest.fixture(scope="module")
 def on_eight_devices():
     """For each comparison the errors of each way to take the gradient, and the collectives; in one process for all."""
-    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.rules.on_eight_devices"]
-    ran = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return json.loads(on_devices(8, "-m", "tests.rules.on_eight_devices"))
 
 
 @pytest.mark.parametrize("name", CROSSES)

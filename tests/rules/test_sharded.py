@@ -1,9 +1,5 @@
 """The bridge under `jax.shard_map`: params alike on every device, x another one on each."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,6 +11,7 @@ from bpref.rules import ON_ONE_DEVICE, RULES
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.rules.draw import axes_of, draw, sized
 from tests.conftest import SEED
+from tests.simulated import on_devices
 
 EVERY_CASE = pytest.mark.parametrize(
     ("rule", "case"), [pytest.param(RULES[n], c, id=f"{n}-{c.name}") for n in ON_ONE_DEVICE for c in RULES[n].cases]
@@ -98,12 +95,8 @@ for layer, x, spec in (
 
 @pytest.mark.parametrize("program", [SHARD_MAP, EXPLICIT_AXES], ids=["shard_map", "explicit axes"])
 def test_gradients_on_four_devices_are_those_of_one(program):
-    """Of params that are alike on all devices, and of examples that are on one; XLA counts devices when it starts."""
-    flag = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "-c", FOUR_DEVICES + program]
-    ran = subprocess.run(command, env=os.environ | flag, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    apart = [float(v) for v in ran.stdout.split()]
+    """Of params that are alike on all devices, and of examples that are on one."""
+    apart = [float(v) for v in on_devices(4, "-c", FOUR_DEVICES + program).split()]
     assert len(apart) in (2, 4)
     assert max(apart) < 1e-5
 

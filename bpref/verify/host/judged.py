@@ -104,11 +104,9 @@ def _noise(c: Called, oracle: Oracle, samples: Sequence[Sample], n: int) -> np.n
         eps = float(jnp.finfo(s.leaves[n].dtype).eps)
         dys = [other.dy for other in of_point]
         _, effects = by_hand(c, s.leaves, dys, generator(n, 14), eps)
-        inside = [of_dy[n] for of_dy in roughness(sweeps(c, oracle), s.leaves, s.y, dys, generator(n, 15))] or [
-            None
-        ] * len(dys)
-        for other, of_dy, bent in zip(of_point, effects, inside, strict=True):
-            moved = np.asarray(of_dy[n])
+        inside = roughness(sweeps(c, oracle), s.leaves, s.y, dys, generator(n, 15))
+        for other, of_dy, bent in zip(of_point, (e[n] for e in effects), (v[n] for v in inside), strict=True):
+            moved = np.asarray(of_dy)
             typical = float(np.median(moved[moved > 0])) if moved.any() else 0.0
             size = natural(other.y, other.dy, other.leaves[n])
             of_terms = eps * terms(other.y, other.dy, other.leaves[n])
