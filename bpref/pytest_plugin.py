@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from bpref import Report
+    from jaxtyping import PyTree
+
+    from bpref import Layer, Report
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def check_gradient(request: pytest.FixtureRequest) -> "Callable[..., Report]":
     """
     key_of_test = zlib.crc32(request.node.nodeid.encode()) % 10**6
 
-    def check_gradient(fun: Any, *args: Any, **options: Any) -> "Report":
+    def check_gradient(fun: "Callable | Layer", *args: "PyTree", **options: Any) -> "Report":
         import bpref  # not before a test asks for it: JAX reads the environment when it is imported
 
         options.setdefault("key", key_of_test)

@@ -113,6 +113,8 @@ NOTHING_DIFFERENTIATES_IN = (
     "ops",
     "dtypes",
     "errors",
+    "stages",
+    "typing",
 )
 
 OF_JAX = {

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax import Array
 
 from bpref.cli import watching
 from bpref.cli.ending import leaving, say
@@ -46,9 +48,9 @@ class Training(NamedTuple):
     what: str
     objective: Layer
     start: Callable[[], Start]
-    test: tuple[Any, Any]
+    test: tuple[np.ndarray, np.ndarray]
     score: str
-    metric: Callable[..., Any]
+    metric: Callable[..., Array]
     describe: Callable[[Start], str] | None
     report: Callable[[Fitted, Record | None], None]
 

@@ -109,7 +109,7 @@ def check(
         with as_wide_as(args), blaming(target):
             if search is None:
                 with waiting("checking"):
-                    report: Any = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
+                    report = check_gradient(fun.value, *values, **hand, key=key, dtypes=working)
             else:
                 with waiting(f"searching, for {search:g} s at most"):
                     specs = values if names_a_function(args) else args
@@ -119,7 +119,7 @@ def check(
     return deliver(report, json_file)
 
 
-def is_of_torch(fun: Any, framework: str | None) -> bool:
+def is_of_torch(fun: object, framework: str | None) -> bool:
     """Whether it takes tensors: as `--framework` says, else as the file that it stands in looks."""
     if framework is None:
         return is_written_in_torch(fun)
@@ -148,7 +148,7 @@ def arguments(text: str, home: str, key: int, is_search: bool = False) -> tuple:
         raise UsageError(f"--args: {error}") from error
 
 
-def parse_dtypes(text: str) -> list[Any]:
+def parse_dtypes(text: str) -> list[jnp.dtype]:
     """`f32,bf16` as dtypes."""
     names = text.replace(",", " ").replace("|", " ").split()
     try:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -109,7 +109,7 @@ def compile(
     return 0
 
 
-def require_models(chosen: list[str], options: dict[str, Any]) -> None:
+def require_models(chosen: list[str], options: dict[str, object]) -> None:
     """Raise for a setting of models where none is compiled."""
     if not any(name in MODELS for name in chosen):
         for option, value in options.items():
@@ -122,13 +122,12 @@ def lines(name: str, row: Beside) -> Iterator[str]:
     title = f"{name} ({row.size})" if row.kind == MODEL and row.size else name
     hand, autodiff = row.hand, row.autodiff
     if isinstance(hand, Compiled) and isinstance(autodiff, Compiled):
-        both = [(h, a) for h, a in zip(hand, autodiff, strict=True)]
         temp, accessed, flops, cycles = (
-            both[Compiled._fields.index(k)] for k in ("temp", "accessed", "flops", "cycles")
+            (getattr(hand, k), getattr(autodiff, k)) for k in ("temp", "accessed", "flops", "cycles")
         )
         yield line((title, of_bytes(temp), of_bytes(accessed), ratio(flops), ratio(cycles)))
     else:
-        yield line((title, of_bytes(tuple(v.temp if isinstance(v, Compiled) else None for v in (hand, autodiff)))))
+        yield line((title, of_bytes((getattr(hand, "temp", None), getattr(autodiff, "temp", None)))))
     for how, v in (("by hand", hand), ("by autodiff", autodiff)):
         if isinstance(v, str):
             yield f"  {how}: {v}"
@@ -143,15 +142,15 @@ def line(cells: tuple[str, ...]) -> str:
     return "  ".join([f"{first:44}", *padded]).rstrip()
 
 
-def of_bytes(both: tuple[Any, ...]) -> str:
+def of_bytes(both: tuple[float | None, float | None]) -> str:
     """`3.1 MB / 163.2 MB 0.02`; where one does not fit, no ratio."""
     texts = " / ".join("-" if v is None else f"{v / 1e6:,.2f} MB" for v in both)
     return texts if None in both else f"{texts} {ratio(both):>5}"
 
 
-def ratio(both: tuple[Any, ...]) -> str:
+def ratio(both: tuple[float | None, float | None]) -> str:
     hand, autodiff = both
-    if not autodiff:
+    if hand is None or not autodiff:
         return "1.00" if hand == autodiff == 0 else ""
     return f"{hand / autodiff:.2f}"
 
@@ -170,7 +169,7 @@ def summary(rows: dict[str, Beside]) -> str:
     return f"{len(rows)} compiled; geometric means, by hand / by autodiff: {', '.join(said)}"
 
 
-def plain(rows: dict[str, Beside]) -> dict[str, dict[str, Any]]:
+def plain(rows: dict[str, Beside]) -> dict[str, dict[str, object]]:
     """As JSON has them."""
     as_dicts = {name: row._asdict() for name, row in rows.items()}
     for row in as_dicts.values():
@@ -178,7 +177,7 @@ def plain(rows: dict[str, Beside]) -> dict[str, dict[str, Any]]:
     return as_dicts
 
 
-def plain_rows(file: Path, machine: dict[str, str], settings: Settings) -> dict[str, dict[str, Any]]:
+def plain_rows(file: Path, machine: dict[str, str], settings: Settings) -> dict[str, dict[str, object]]:
     """Those of an earlier run of the same compiler with the same settings."""
     try:
         found = json.loads(file.read_text())
@@ -187,7 +186,7 @@ def plain_rows(file: Path, machine: dict[str, str], settings: Settings) -> dict[
         return {}
 
 
-def as_json(machine: dict[str, str], settings: Settings, rows: dict[str, dict[str, Any]]) -> str:
+def as_json(machine: dict[str, str], settings: Settings, rows: dict[str, dict[str, object]]) -> str:
     """One row a line, in the order of the catalogue."""
     ordered = {name: rows[name] for name in [*RULES, *MODELS] if name in rows}
     of_rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in ordered.items())

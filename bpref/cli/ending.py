@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bpref.leftovers import undo_all
 
@@ -59,7 +59,7 @@ def ending(command: Callable[[], int]) -> int:
 class _Stdout:
     """Standard output; what it raises passes through whoever writes to it."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -69,7 +69,7 @@ class _Stdout:
         with _passing_through():
             return self._stream.write(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         with _passing_through():
             self._stream.writelines(lines)
 
@@ -86,7 +86,7 @@ def _passing_through() -> Iterator[None]:
         raise _Unwritable from error
 
 
-def _discard(stream: Any) -> None:
+def _discard(stream: TextIO) -> None:
     """Let what is still in a stream's buffer go nowhere when the process ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -104,7 +104,7 @@ def end_at_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-def _end(*_: Any) -> NoReturn:
+def _end(*_: object) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(BaseException):
         sys.stdout.flush()
@@ -125,8 +125,7 @@ def _end_children() -> None:
 
         for child in active_children():
             child.terminate()
-        run_finalizers: Any = vars(util)["_run_finalizers"]  # else the tracker of semaphores warns of each on stderr
-        run_finalizers(0)
+        vars(util)["_run_finalizers"](0)  # else the tracker of semaphores warns of each on stderr
 
 
 def so_far() -> str:

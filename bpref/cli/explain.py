@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,7 +44,7 @@ def shapes(rule: Rule) -> Iterator[str]:
             yield f"{name}: {in_words(array)}"
 
 
-def call(make: Callable[..., Any], result: Any = Layer) -> str:
+def call(make: Callable, result: object = Layer) -> str:
     """How a function is called, types without their modules; what a layer is made of, the shapes say."""
     signature = inspect.signature(make).replace(return_annotation=result)
     line = f"bpref.{make.__name__}{_bare(str(signature))}"

@@ -1,13 +1,13 @@
 """`bpref grade`: how much a project's own acceptance criterion would let through."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bpref.cli.errors import blaming_the_input
 from bpref.cli.loading import blaming, function
 from bpref.cli.reports import deliver_text, require_writable, stdout_for_json, waiting
-from bpref.corpus.criteria import criterion_named
+from bpref.corpus.criteria import Criterion, criterion_named
 from bpref.corpus.grade import grade as grade_criterion
 
 EXAMPLE = (
@@ -35,7 +35,7 @@ def grade(
     """
     require_writable(json_file)
     with stdout_for_json(json_file):
-        asked: Any = criterion
+        asked: str | Criterion = criterion
         if ":" in criterion:
             asked = function(criterion, "--criterion").value
         else:

@@ -1,11 +1,14 @@
 """How a network is trained, whatever it is and whatever it is trained on: the options that every recipe goes with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
+from optax import GradientTransformation
 
+from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.sharding.layout import LAYOUTS
 from bpref.sharding.mesh import mesh_of
@@ -17,6 +20,11 @@ from bpref.train.start import Start, start
 from bpref.train.updates import Updates
 
 DEVICES = ("cpu", "gpu", "tpu")
+
+
+class Device(Protocol):
+    platform: str
+
 
 AnyRecipe = Recipe | TextRecipe | ImageRecipe
 
@@ -82,7 +90,9 @@ class How(NamedTuple):
         if self.out is not None and not (self.resume and is_begun(self.out)):
             require_new(self.out)
 
-    def start(self, J: Any, optimizer: Any, train: tuple[Any, Any], recipe: AnyRecipe) -> Callable[[], Start]:
+    def start(
+        self, J: Layer, optimizer: GradientTransformation, train: tuple[np.ndarray, np.ndarray], recipe: AnyRecipe
+    ) -> Callable[[], Start]:
         """What begins the training of an objective, as these options say."""
         return lambda: start(
             J,
@@ -112,12 +122,12 @@ class How(NamedTuple):
         return 16 if self.dtype == "float16" else 0
 
 
-def choose_device(name: str | None) -> Any:
+def choose_device(name: str | None) -> Device:
     """The first of `devices_called`."""
     return devices_called(name)[0]
 
 
-def devices_called(name: str | None) -> list[Any]:
+def devices_called(name: str | None) -> Sequence[Device]:
     """Those of a platform; raises `ValueError` for an unknown name and where there is none."""
     if name is None:
         return jax.devices()
@@ -129,7 +139,7 @@ def devices_called(name: str | None) -> list[Any]:
         raise ValueError(f"device {name}: there is none here that JAX can use; there is {here}") from None
 
 
-def optimizer_of(recipe: AnyRecipe, steps: int, updates: Updates) -> Any:
+def optimizer_of(recipe: AnyRecipe, steps: int, updates: Updates) -> GradientTransformation:
     """The optax transformation that a recipe means, for so many steps."""
     return make_optimizer(
         recipe.optimizer,

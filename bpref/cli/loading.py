@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +77,7 @@ def made_arguments(text: str, home: str) -> tuple:
     return tuple(args)
 
 
-def require_fitting(text: str, fun: Any, args: tuple) -> None:
+def require_fitting(text: str, fun: Callable | Layer, args: tuple) -> None:
     """Raise `UsageError` unless `fun` can be called with so many arguments; `text` is what it was named."""
     given = f"--args gives {len(args)}"
     if isinstance(fun, Layer):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -40,7 +40,11 @@ def deliver(report: AnyReport, json_file: str | None) -> int:
     return EXIT_CODES[verdict_of(report)]
 
 
-def deliver_text(report: Any, json_file: str | None) -> None:
+class HasJson(Protocol):
+    def to_json(self) -> str: ...
+
+
+def deliver_text(report: HasJson, json_file: str | None) -> None:
     """Write a report's `to_json()` as `deliver` does, and print it where stdout is not for the JSON."""
     if json_file == STDOUT:
         print(report.to_json())

@@ -3,7 +3,7 @@
 import json
 import os
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import typer
 from rich.console import Console
@@ -12,6 +12,32 @@ from rich.table import Table
 from bpref.cli.errors import blaming_the_input
 from bpref.nearest import meant
 from bpref.rules import KINDS, RULES
+
+
+class Errors(TypedDict):
+    float64: float
+    float32: list[float]
+
+
+class Rival(TypedDict):
+    """By hand and by autodiff: bytes kept, and the ratio of the times."""
+
+    cache: tuple[int, int]
+    time: dict[str, float]
+
+
+class Row(TypedDict):
+    """What the benchmark has seen of a rule, beside autodiff of its own forward and of the plain one."""
+
+    errors: Errors
+    own: Rival
+    plain: Rival
+
+
+class Figures(TypedDict, total=False):
+    machine: dict[str, str]
+    rules: dict[str, Row]
+
 
 FIGURES = "figures.json"
 """Beside the rules; `python -m benchmarks.bench_rules --json bpref/rules/figures.json` measures it again."""
@@ -40,13 +66,13 @@ def rules(
     )
 
 
-def read_figures() -> dict[str, Any]:
+def read_figures() -> Figures:
     """What the benchmark has last seen of every rule; nothing where it was not run."""
     file = files("bpref.rules") / FIGURES
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _table(shown: list[tuple[str, str]], figures: dict[str, Any]) -> Table:
+def _table(shown: list[tuple[str, str]], figures: dict[str, Row]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in ("rule", "kind", "also"):
         table.add_column(header)
@@ -60,13 +86,13 @@ def _table(shown: list[tuple[str, str]], figures: dict[str, Any]) -> Table:
     return table
 
 
-def _seen(row: dict[str, Any]) -> tuple[str, ...]:
+def _seen(row: Row) -> tuple[str, ...]:
     errors = row["errors"]
     ulps = " / ".join(f"{v:.1f}" if v < 1e3 else f"{v:.0e}" for v in errors["float32"])
     return f"{errors['float64']:.0e}", ulps, *_beside(row["own"]), *_beside(row["plain"])
 
 
-def _beside(rival: dict[str, Any]) -> tuple[str, str]:
+def _beside(rival: Rival) -> tuple[str, str]:
     hand, autodiff = rival["cache"]
     cache = f"{hand / autodiff:.2f}" if autodiff else "1.00" if hand == 0 else "inf"
     return cache, f"{rival['time']['median']:.2f}"

@@ -1,8 +1,9 @@
 """`bpref train`: the seed's network, or any like it, on real data; its gradient is verified before the first step."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
@@ -10,7 +11,7 @@ from bpref.cli.errors import UsageError, blaming_the_input
 
 if TYPE_CHECKING:
     from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
-    from bpref.train.table import Table
+    from bpref.train.table import Table, Task
 
 R = TypeVar("R", "Recipe", "TextRecipe", "ImageRecipe")
 
@@ -212,7 +213,7 @@ def train(
     return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
 
 
-def require_none(options: dict[str, Any], why: str) -> None:
+def require_none(options: Mapping[str, object], why: str) -> None:
     """Raise for the first option that was given, of those that mean nothing here."""
     for option, value in options.items():
         if value is not None:
@@ -238,11 +239,11 @@ def choose_table(
         raise UsageError(f"both {dataset!r} and --data are given; train on one of them")
     if task is not None:
         require_known("task", task, OWN_DATA)
-    table = read(data, target, task, missing, seed)
+    table = read(data, target, cast("Task | None", task), missing, seed)
     return table, OWN_DATA[table.task]
 
 
-def read(data: Path, target: str | None, task: Any, missing: str | None, seed: int) -> "Table":
+def read(data: Path, target: str | None, task: "Task | None", missing: str | None, seed: int) -> "Table":
     """The user's own table, by the file's suffix."""
     from bpref.train.read_csv import read_csv
     from bpref.train.read_npz import read_npz
@@ -276,13 +277,13 @@ def widths(layers: str) -> tuple[int, ...]:
         ) from None
 
 
-def with_given(recipe: R, given: dict[str, Any]) -> R:
+def with_given(recipe: R, given: Mapping[str, object]) -> R:
     """The recipe with what was given in place of its own; another optimizer comes with its own learning rate."""
     from bpref.nearest import require_known
     from bpref.train.optimizers import OPTIMIZERS
 
     given = {option: value for option, value in given.items() if value is not None}
-    optimizer = given.get("optimizer", recipe.optimizer)
+    optimizer = str(given.get("optimizer", recipe.optimizer))
     require_known("optimizer", optimizer, OPTIMIZERS)
     if optimizer != recipe.optimizer:
         given.setdefault("learning_rate", OPTIMIZERS[optimizer].learning_rate)

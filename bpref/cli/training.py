@@ -1,7 +1,6 @@
 """What `bpref train` does with a table: a fully connected network for it, and what comes of it in the user's units."""
 
 from dataclasses import asdict, replace
-from typing import Any
 
 import jax
 
@@ -67,7 +66,7 @@ def run(name: str, table: Table, recipe: Recipe, how: How) -> int:
         return carried_out(training, recipe, how)
 
 
-def units(table: Table, parts: Split) -> dict[str, Any]:
+def units(table: Table, parts: Split) -> dict[str, object]:
     """How a user's own numbers become the network's input, and its output theirs again."""
     return {
         "features": table.feature_names,

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +87,7 @@ def summary(fitted: Fitted, text: Text, recipe: TextRecipe) -> str:
     )
 
 
-def settings(name: str, text: Text, recipe: TextRecipe, seed: int, dtype: str) -> dict[str, Any]:
+def settings(name: str, text: Text, recipe: TextRecipe, seed: int, dtype: str) -> dict[str, object]:
     """All that the network and its tokens are made of again."""
     return {
         "model": name,

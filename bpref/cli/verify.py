@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import typer
@@ -78,7 +78,7 @@ def verify(
     return 1 if wrong else 0
 
 
-def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, Any]]:
+def _with_progress(chosen: list[str], seed: int) -> Iterator[tuple[str, RuleReport | list[Equation]]]:
     """Each name and what was seen of it, as it comes, on all cores, with a progress bar where there is a terminal."""
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"))
     console = Console(stderr=True)
@@ -141,8 +141,8 @@ def _equations_table(equations: list[Equation]) -> Table:
     return table
 
 
-def _as_json(seed: int, reports: dict[str, RuleReport], equations: list[Equation]) -> dict[str, Any]:
-    def errors(e: Errors) -> dict[str, Any]:
+def _as_json(seed: int, reports: dict[str, RuleReport], equations: list[Equation]) -> dict[str, object]:
+    def errors(e: Errors) -> dict[str, object]:
         return {who: ulps._asdict() for who, ulps in e._asdict().items()}
 
     return {

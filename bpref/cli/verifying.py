@@ -1,6 +1,8 @@
 """The gradient against the oracle, before the first step and, if asked for, at later ones."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxtyping import PyTree
 
 from bpref.cli.errors import Ended
 from bpref.layer import Layer
@@ -14,7 +16,7 @@ LARGEST_ERROR = 1e-9
 """A layer whose gradient is further than this from the oracle's, relatively and in float64, is not trained."""
 
 
-def require_right(J: Layer, params: Any, given: Any, where: str) -> None:
+def require_right(J: Layer, params: PyTree, given: PyTree, where: str) -> None:
     """Raise `Ended` unless every layer's gradient is the oracle's; prints the largest error."""
     from bpref.verify.checked import check_leaves
 

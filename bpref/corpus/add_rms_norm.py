@@ -4,10 +4,11 @@ With `dxhat = gamma dy`: `dx = dresidual = r (dxhat - s r^2 mean(dxhat s)) + ds`
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -21,7 +22,7 @@ def forward(x, residual, gamma):
 
 
 def backward(
-    args: tuple, dys: Any, stream: bool = True, overwritten: bool = False, rows: int = 0, shift: int = 0
+    args: tuple, dys: tuple[Array, Array], stream: bool = True, overwritten: bool = False, rows: int = 0, shift: int = 0
 ) -> tuple:
     """`rows`: of dgamma's sum, all where 0; `shift`: how many rows away the projection is read."""
     x, residual, gamma = args
@@ -35,7 +36,7 @@ def backward(
     return dx, dx, (per_row[:rows] if rows else per_row).sum(0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((6, 5), (6, 5), (5,)))
 
 

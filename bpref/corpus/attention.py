@@ -5,25 +5,26 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.softmax import through_softmax
 from bpref.corpus.spoil import with_cotangent, with_swapped
 
 
-def scores(q: Any, k: Any) -> Any:
+def scores(q: Array, k: Array) -> Array:
     return q @ jnp.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
 
 
-def visible(t: int) -> Any:
+def visible(t: int) -> Array:
     return jnp.tril(jnp.ones((t, t), bool))[None]
 
 
-def shifted_exponentials(q: Any, k: Any) -> tuple[Any, Any]:
+def shifted_exponentials(q: Array, k: Array) -> tuple[Array, Array]:
     """The exponentials of all scores, future ones too, and the sum over each query's visible keys."""
     S, mask = scores(q, k), visible(q.shape[1])
     E = jnp.exp(S - jnp.where(mask, S, -jnp.inf).max(-1, keepdims=True))
@@ -35,7 +36,7 @@ def forward(q, k, v):
     return jnp.where(visible(q.shape[1]), E / total, 0) @ v
 
 
-def backward(args: tuple, dy: Any, masked: bool = True, dot_product: bool = True, scalings: int = 1) -> tuple:
+def backward(args: tuple, dy: Array, masked: bool = True, dot_product: bool = True, scalings: int = 1) -> tuple:
     """`scalings`: how often dS is divided by sqrt(d)."""
     q, k, v = args
     E, total = shifted_exponentials(q, k)
@@ -46,7 +47,7 @@ def backward(args: tuple, dy: Any, masked: bool = True, dot_product: bool = True
     return dS @ k, jnp.swapaxes(dS, -1, -2) @ q, jnp.swapaxes(P, -1, -2) @ dy
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((2, 4, 3), (2, 4, 3), (2, 4, 5)))
 
 

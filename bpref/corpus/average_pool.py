@@ -3,11 +3,10 @@
 y_j = sum of x over window j / the number of real steps in it; each of those steps gets dy_j / that number.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -25,7 +24,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (_to_padded(dy / _sum_windows(jnp.ones_like(x)), x.shape)[:, PADDING:-PADDING],)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Time is long enough for the steps at the ends to be few."""
     return (rng.normal(size=(2, 23, 3)).astype(dtype),)
 

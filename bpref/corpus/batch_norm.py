@@ -4,10 +4,11 @@ With `dxhat = gamma dy`: `dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / s
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_swapped
@@ -22,7 +23,7 @@ def forward(x, gamma, beta):
 
 
 def backward(
-    args: tuple, dy: Any, mean: bool = True, projection: bool = True, with_gamma: bool = True, averaged: bool = False
+    args: tuple, dy: Array, mean: bool = True, projection: bool = True, with_gamma: bool = True, averaged: bool = False
 ) -> tuple:
     """`mean`, `projection`: whether these terms are there; `averaged`: a mean where dgamma and dbeta sum."""
     x, gamma, _ = args
@@ -39,7 +40,7 @@ def backward(
     return dx / sigma, (dy * xhat).sum(0) / n, dy.sum(0) / n
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((7, 4), (4,), (4,)))
 
 

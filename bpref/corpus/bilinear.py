@@ -1,10 +1,9 @@
 """A bilinear layer: y_no = sum_ij left_ni weight_oij right_nj; each cotangent is that sum with dy for one factor."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_swapped
@@ -24,7 +23,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     )
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Both sides have the same size, so that exchanging them changes no shape."""
     return tuple(rng.normal(size=shape).astype(dtype) for shape in [(6, 4), (5, 4, 4), (6, 4)])
 

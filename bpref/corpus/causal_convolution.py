@@ -4,10 +4,11 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -15,7 +16,7 @@ from bpref.corpus.spoil import with_cotangent
 BLOCK = 4
 
 
-def windows(x: Any, k: int) -> list[Any]:
+def windows(x: Array, k: int) -> list[Array]:
     """For each tap j, x moved by k - 1 - j steps, zeros before its beginning."""
     t = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (k - 1, 0), (0, 0)))
@@ -26,7 +27,7 @@ def forward(x, w, bias):
     return sum(w[j][None, None, :] * v for j, v in enumerate(windows(x, len(w)))) + bias[None, None, :]
 
 
-def backward(args: tuple, dy: Any, reverse: bool = True, rows: int = 0) -> tuple:
+def backward(args: tuple, dy: Array, reverse: bool = True, rows: int = 0) -> tuple:
     """`reverse`: dx runs against time; `rows`: of dbias' sum over t, all where 0."""
     x, w, _ = args
     later = [jnp.flip(v, 1) for v in windows(jnp.flip(dy, 1), len(w))] if reverse else windows(dy, len(w))
@@ -35,7 +36,7 @@ def backward(args: tuple, dy: Any, reverse: bool = True, rows: int = 0) -> tuple
     return dx, dw, (dy[:, :rows] if rows else dy).sum((0, 1))
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((2, 9, 4), (3, 4), (4,)))
 
 

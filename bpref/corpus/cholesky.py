@@ -4,11 +4,10 @@ With F(M) the lower triangle of M, its diagonal halved: S = L^-T F(L' dL) L^-1, 
 'Differentiation of the Cholesky decomposition', arXiv:1602.07527). Of dL only the lower triangle counts.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -23,7 +22,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_diagonal(args, dy, 0.5)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     root = rng.normal(size=(5, 5))
     return ((root @ root.T + 5 * np.eye(5)).astype(dtype),)
 

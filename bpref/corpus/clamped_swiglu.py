@@ -5,11 +5,12 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -23,7 +24,7 @@ def forward(x):
     return (u + 1) * g * jax.nn.sigmoid(A * g)
 
 
-def backward(args: tuple, dy: Any, masked: bool = True, lowest: float = -jnp.inf, a: float = A) -> tuple:
+def backward(args: tuple, dy: Array, masked: bool = True, lowest: float = -jnp.inf, a: float = A) -> tuple:
     """`lowest`: below it the gate has no gradient; `a`: the factor in the slope of the sigmoid."""
     x_1, x_2 = jnp.split(args[0], 2, axis=-1)
     g, u = jnp.minimum(x_1, LIMIT), jnp.clip(x_2, -LIMIT, LIMIT)
@@ -34,7 +35,7 @@ def backward(args: tuple, dy: Any, masked: bool = True, lowest: float = -jnp.inf
     return (jnp.concatenate([dg, du], axis=-1),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     x = rng.standard_normal((6, 10))
     near = np.abs(np.abs(x) - LIMIT) < 0.05
     return (np.where(near, 0.9 * x, x).astype(dtype),)

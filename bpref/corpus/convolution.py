@@ -4,10 +4,11 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -29,7 +30,7 @@ def forward(x, W, b):
     return sum(xpad[window(i, j, y_shape)] @ W[i, j] for i in range(k) for j in range(l)) + b[None, None, None, :]
 
 
-def backward(args: tuple, dy: Any, stride: int = STRIDE, flip: bool = False, top: int = PAD) -> tuple:
+def backward(args: tuple, dy: Array, stride: int = STRIDE, flip: bool = False, top: int = PAD) -> tuple:
     """`stride` of the backward's windows, `flip` the kernel in dx, and `top`, the rows cut off above."""
     x, W, _ = args
     xpad = jnp.pad(x, AROUND)
@@ -45,11 +46,11 @@ def backward(args: tuple, dy: Any, stride: int = STRIDE, flip: bool = False, top
     return dxpad[:, top : top + h, PAD : PAD + w], dW, dy.sum((0, 1, 2))
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((2, 6, 5, 3), (3, 2, 3, 4), (4,)))
 
 
-def db_over_batch_only(args: tuple, dy: Any) -> tuple:
+def db_over_batch_only(args: tuple, dy: Array) -> tuple:
     dx, dW, _ = backward(args, dy)
     return dx, dW, dy.sum(0)
 

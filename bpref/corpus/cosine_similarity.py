@@ -1,10 +1,9 @@
 """Cosine of the angle between matching rows: du = dy (v / (|u| |v|) - y u / |u|^2), and dv likewise."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_incoming, with_swapped
@@ -19,7 +18,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_projections(args, dy, 1, 1, 2)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.normal(size=(6, 7)).astype(dtype), (3 * rng.normal(size=(6, 7))).astype(dtype)
 
 

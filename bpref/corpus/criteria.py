@@ -3,7 +3,6 @@
 import ast
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def criterion_named(text: str) -> Criterion:
       ValueError: it is no such call; the message says what there is.
     """
     try:
-        call: Any = ast.parse(text.strip(), mode="eval").body
+        call: ast.expr | None = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         call = None
     if isinstance(call, ast.Name):
@@ -72,7 +71,7 @@ def criterion_named(text: str) -> Criterion:
     return KNOWN[name](*given[0], **given[1])
 
 
-def _number(v: ast.expr) -> Any:
+def _number(v: ast.expr) -> object:
     try:
         return ast.literal_eval(v)
     except ValueError as error:

@@ -4,11 +4,10 @@ dx_i = sum over j >= i of dy_j times the product of x_k over k <= j, k != i. Div
 zero, so that the products without x_i are computed, all T^2 of them.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -23,7 +22,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (jnp.sum(jnp.triu(dy[:, None, :] * _without(x)), axis=2),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Factors between 0.5 and 1.5 of either sign; one of them, neither first nor last of its row, is zero."""
     x = rng.uniform(0.5, 1.5, (4, 6)) * rng.choice([-1, 1], (4, 6))
     x[2, 3] = 0

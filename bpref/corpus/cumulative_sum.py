@@ -1,10 +1,9 @@
 """The cumulative sum along time: x_t is in every later y, so that dx is the cumulative sum of dy from the end."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -19,7 +18,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (_from_the_end(dy, axis=1),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.normal(size=(4, 7)).astype(dtype),)
 
 

@@ -1,10 +1,11 @@
 """A dense layer: `y = x W^T + b`, with x (n, d), W (d, d) square, b (d,)."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -14,21 +15,21 @@ def forward(x, W, b):
     return x @ W.T + b[None, :]
 
 
-def backward(args: tuple, dy: Any, W_as_given: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, W_as_given: bool = True) -> tuple:
     x, W, _ = args
     return dy @ (W if W_as_given else W.T), dy.T @ x, dy.sum(0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((6, 4), (4, 4), (4,)))
 
 
-def without_sum(args: tuple, dy: Any) -> tuple:
+def without_sum(args: tuple, dy: Array) -> tuple:
     dx, dW, _ = backward(args, dy)
     return dx, dW, dy
 
 
-def averaged(args: tuple, dy: Any) -> tuple:
+def averaged(args: tuple, dy: Array) -> tuple:
     dx, dW, db = backward(args, dy)
     return dx, dW / dy.shape[0], db / dy.shape[0]
 

@@ -1,11 +1,13 @@
 """What the corpus is made of: a function, its right derivation, and derivations that people got wrong."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
-Backward = Callable[[tuple, Any], tuple]
+Backward = Callable[[tuple, PyTree], tuple]
 """`(args, dy) -> cotangents of args`, `None` for an argument that has none."""
 
 
@@ -40,7 +42,7 @@ class Derivation(NamedTuple):
     """
 
     name: str
-    forward: Callable[..., Any]
+    forward: Callable[..., PyTree]
     backward: Backward
-    make_args: Callable[[np.random.Generator, Any], tuple]
+    make_args: Callable[[np.random.Generator, DTypeLike], tuple]
     wrong: tuple[Wrong, ...]

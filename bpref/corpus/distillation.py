@@ -5,11 +5,12 @@ With `p = softmax(teacher / T)`, `q = softmax(student / T)`: `dstudent = dy T (q
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -22,7 +23,7 @@ def forward(student, teacher):
     return T**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(1).mean()
 
 
-def backward(args: tuple, dy: Any, scale: float = T, reverse: bool = False) -> tuple:
+def backward(args: tuple, dy: Array, scale: float = T, reverse: bool = False) -> tuple:
     """`reverse`: the student's gradient of KL(student || teacher)."""
     log_q, log_p = (jax.nn.log_softmax(v / T) for v in args)
     p, q, apart = jnp.exp(log_p), jnp.exp(log_q), log_p - log_q
@@ -31,7 +32,7 @@ def backward(args: tuple, dy: Any, scale: float = T, reverse: bool = False) -> t
     return dy * scale * dstudent / len(p), dy * scale * dteacher / len(p)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal((5, 7)).astype(dtype) for _ in range(2))
 
 

@@ -1,10 +1,11 @@
 """Dropout with its mask as an argument, 1 where kept: `y = x mask / keep`: `dx = dy mask / keep`."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -16,7 +17,7 @@ def forward(x, mask):
 
 
 def backward(
-    args: tuple, dy: Any, scale: float = 1 / KEEP, masked: bool = True, shift: int = 0, kept: int = 1
+    args: tuple, dy: Array, scale: float = 1 / KEEP, masked: bool = True, shift: int = 0, kept: int = 1
 ) -> tuple:
     """`shift`: how far away the mask of the last block, two rows, is read; `kept`: what stands for it in the mask."""
     mask = jnp.asarray(args[1])
@@ -24,7 +25,7 @@ def backward(
     return (jnp.where(mask == kept, dy, 0) if masked else dy) * scale, None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.standard_normal((6, 8)).astype(dtype), (rng.permutation(48) >= 11).astype(np.int32).reshape(6, 8)
 
 

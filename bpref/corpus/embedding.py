@@ -3,10 +3,10 @@
 One id occurs three times and id 0, which many take for padding, once.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -16,23 +16,23 @@ def forward(table, ids):
     return jnp.asarray(table)[ids]
 
 
-def backward(args: tuple, dy: Any) -> tuple:
+def backward(args: tuple, dy: Array) -> tuple:
     table, ids = args
     return jnp.zeros_like(table).at[ids].add(dy), None
 
 
-def overwriting(args: tuple, dy: Any) -> tuple:
+def overwriting(args: tuple, dy: Array) -> tuple:
     table, ids = args
     return jnp.zeros_like(table).at[ids].set(dy), None
 
 
-def by_frequency(args: tuple, dy: Any) -> tuple:
+def by_frequency(args: tuple, dy: Array) -> tuple:
     table, ids = args
     count = jnp.zeros(table.shape[:1], table.dtype).at[ids].add(1)
     return backward(args, dy)[0] / jnp.maximum(count, 1)[:, None], None
 
 
-def gathered(args: tuple, dy: Any) -> tuple:
+def gathered(args: tuple, dy: Array) -> tuple:
     """The backward of a scatter: row i reads the incoming row that ids names, modulo what there is."""
     table, ids = args
     rows = dy.reshape(-1, dy.shape[-1])
@@ -40,7 +40,7 @@ def gathered(args: tuple, dy: Any) -> tuple:
     return rows[read], None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     rows, dim, shape = 11, 3, (2, 4)
     distinct = 1 + rng.permutation(rows - 1)[:5]
     ids = rng.permutation(np.concatenate([[0], distinct, distinct[:1], distinct[:1]]))

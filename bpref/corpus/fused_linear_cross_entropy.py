@@ -5,11 +5,12 @@ the forward, a chunk of rows at a time, for dy = 1, and has them scaled in the b
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -23,7 +24,7 @@ def forward(h, W, labels):
 
 
 def backward(
-    args: tuple, dy: Any, scaled: bool = True, all_counted: bool = False, masked: bool = True, rows: int = 0
+    args: tuple, dy: Array, scaled: bool = True, all_counted: bool = False, masked: bool = True, rows: int = 0
 ) -> tuple:
     """`scaled`: dW too is multiplied by dy; `all_counted`: the mean is over all; `masked`: ignored rows of dh are 0;
     `rows`: dW is made of those after.
@@ -37,7 +38,7 @@ def backward(
     return dy * (D if masked else of_all) @ W, dy * dW if scaled else dW, None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     ignored = np.concatenate([rng.permutation(7) < 2, [False, False]])
     labels = np.where(ignored, IGNORED, rng.integers(0, 8, 9))
     return rng.normal(size=(9, 4)).astype(dtype), rng.normal(size=(8, 4)).astype(dtype), labels.astype(np.int32)

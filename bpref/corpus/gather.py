@@ -1,10 +1,9 @@
 """Rows of a table by their ids: row r of dtable is the sum of dy over the places where r was asked for."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -20,7 +19,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return jnp.zeros_like(table).at[ids].add(dy), None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """One row is asked for three times, one twice, one once, and all others never; the last id is not repeated."""
     a, b, c = rng.choice(13, 3, replace=False)
     return rng.normal(size=(13, 4)).astype(dtype), np.array([a, b, a, a, b, c])

@@ -3,11 +3,10 @@
 y = 1/2 sum(mean^2 + e^log_variance - log_variance - 1): dmean = dy mean, dlog_variance = dy (e^log_variance - 1) / 2.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_incoming
@@ -22,7 +21,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_logarithm(args, dy, -1)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.normal(size=(6, 3)).astype(dtype), rng.normal(size=(6, 3)).astype(dtype)
 
 

@@ -1,17 +1,18 @@
 """Exact GELU: `y = x Phi(x)`, `dx = dy (Phi(x) + x phi(x))`, Phi and phi the normal distribution and its density."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
 
 
-def distribution(x: Any) -> Any:
+def distribution(x: Array) -> Array:
     return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))
 
 
@@ -19,28 +20,28 @@ def forward(x):
     return x * distribution(x)
 
 
-def backward(args: tuple, dy: Any, density: float = 1 / math.sqrt(2 * math.pi)) -> tuple:
+def backward(args: tuple, dy: Array, density: float = 1 / math.sqrt(2 * math.pi)) -> tuple:
     """`density`: the normal density at 0."""
     (x,) = args
     return (dy * (distribution(x) + x * density * jnp.exp(-(x**2) / 2)),)
 
 
-def of_the_tanh_approximation(args: tuple, dy: Any) -> tuple:
+def of_the_tanh_approximation(args: tuple, dy: Array) -> tuple:
     (x,) = args
     a = math.sqrt(2 / math.pi)
     t = jnp.tanh(a * (x + 0.044715 * x**3))
     return (dy * (0.5 * (1 + t) + 0.5 * x * (1 - t**2) * a * (1 + 3 * 0.044715 * x**2)),)
 
 
-def without_the_density(args: tuple, dy: Any) -> tuple:
+def without_the_density(args: tuple, dy: Array) -> tuple:
     return backward(args, dy, density=0)
 
 
-def unnormalised(args: tuple, dy: Any) -> tuple:
+def unnormalised(args: tuple, dy: Array) -> tuple:
     return backward(args, dy, density=1)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.standard_normal((3, 7)).astype(dtype),)
 
 

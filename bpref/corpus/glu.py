@@ -4,10 +4,11 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_swapped
@@ -17,7 +18,7 @@ def forward(a, b):
     return a * jax.nn.sigmoid(a) * b
 
 
-def backward(args: tuple, dy: Any, of_factor: bool = True, of_gate: bool = True, activated: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, of_factor: bool = True, of_gate: bool = True, activated: bool = True) -> tuple:
     """`of_factor`, `of_gate`: the two terms of silu'; `activated`: whether db has silu(a) or a itself."""
     a, b = args
     s = jax.nn.sigmoid(a)
@@ -25,13 +26,13 @@ def backward(args: tuple, dy: Any, of_factor: bool = True, of_gate: bool = True,
     return dy * b * slope, dy * (a * s if activated else a)
 
 
-def with_the_slope_of_sigmoid(args: tuple, dy: Any) -> tuple:
+def with_the_slope_of_sigmoid(args: tuple, dy: Array) -> tuple:
     a, b = args
     s = jax.nn.sigmoid(a)
     return dy * b * s * (1 - s), backward(args, dy)[1]
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal((3, 5)).astype(dtype) for _ in range(2))
 
 

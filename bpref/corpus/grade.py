@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.corpus import DERIVATIONS, Derivation, Wrong
 from bpref.corpus.criteria import Criterion, criterion_named
@@ -133,7 +134,7 @@ def _trials_passed(criterion: Criterion, found: tuple, truth: tuple, seeds: int,
 
 def _asked(criterion: Criterion, got: np.ndarray, expected: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
-        said: Any = criterion(got, expected)
+        said = criterion(got, expected)
     if np.ndim(said) or np.asarray(said).dtype != bool:
         raise TypeError(f"grade: the criterion must return True or False, got {said!r}"[:200])
     return bool(said)
@@ -149,7 +150,7 @@ def _evaluated(d: Derivation, seeds: int, sizes: tuple[float, ...]) -> tuple[tup
     dy = jax.tree.map(lambda v: rng.normal(size=(len(drawn), *v.shape)), y)
     dys = jax.tree.map(lambda v: np.stack([size * v for size in sizes]).astype(np.float32), dy)
 
-    def run(backwards: Sequence[Callable], args: tuple, dys: Any) -> Any:
+    def run(backwards: Sequence[Callable], args: tuple, dys: PyTree) -> PyTree:
         def at_all(args, dys):
             return jax.vmap(lambda dy: [b(args, dy) for b in backwards])(dys)
 
@@ -172,7 +173,7 @@ def _widened(v: np.ndarray) -> np.ndarray:
     return v.astype(np.float64) if v.dtype == np.float32 else v
 
 
-def _is_wrong(d: Derivation, wrong: Wrong, args: tuple, y: Any) -> bool:
+def _is_wrong(d: Derivation, wrong: Wrong, args: tuple, y: PyTree) -> bool:
     """Whether it is wrong in float32: one whose only mistake is the dtype that it returns may be right there."""
     if wrong.kind != "dtype":
         return True

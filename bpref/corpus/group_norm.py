@@ -4,17 +4,18 @@ With `dxhat = gamma dy`: `dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / s
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
 GROUPS, EPS = 3, 1e-5
 
 
-def group_mean(v: Any) -> Any:
+def group_mean(v: Array) -> Array:
     """The mean over each example's groups, back in the shape of `v` (n, s, c)."""
     n, s, c = v.shape
     grouped = v.reshape(n, s, GROUPS, c // GROUPS)
@@ -27,7 +28,7 @@ def forward(x, gamma, beta):
     return gamma[None, None, :] * xhat + beta[None, None, :]
 
 
-def backward(args: tuple, dy: Any, mean: bool = True, positions: bool = True, over: tuple = (0, 1)) -> tuple:
+def backward(args: tuple, dy: Array, mean: bool = True, positions: bool = True, over: tuple = (0, 1)) -> tuple:
     """`mean`: whether that path is there; `positions`: whether they count in a group's size."""
     x, gamma, _ = args
     centred = x - group_mean(x)
@@ -41,7 +42,7 @@ def backward(args: tuple, dy: Any, mean: bool = True, positions: bool = True, ov
     return dx / sigma, (dy * xhat).sum(over), dy.sum(over)
 
 
-def of_another_group(args: tuple, dy: Any) -> tuple:
+def of_another_group(args: tuple, dy: Array) -> tuple:
     """Channel c reads the mean and the variance of group c % 3, not c // (c / 3)."""
     x, _, _ = args
     dx, _, dbeta = backward(args, dy)
@@ -52,11 +53,11 @@ def of_another_group(args: tuple, dy: Any) -> tuple:
     return dx, (dy * (x - mean[..., read]) / sigma[..., read]).sum((0, 1)), dbeta
 
 
-def frozen(args: tuple, dy: Any) -> tuple:
+def frozen(args: tuple, dy: Array) -> tuple:
     return backward(args, dy)[0], None, None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((2, 5, 6), (6,), (6,)))
 
 

@@ -6,12 +6,14 @@ the group.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.softmax import through_softmax
@@ -19,13 +21,13 @@ from bpref.corpus.softmax import through_softmax
 CAP, GROUP = 2.0, 3
 
 
-def scores(q: Any, k: Any) -> Any:
+def scores(q: Array, k: Array) -> Array:
     """`(h, t, s)`, -inf where s > t."""
     R = jnp.einsum("thd,shd->hts", q, jnp.repeat(k, GROUP, axis=1)) / math.sqrt(q.shape[-1])
     return CAP * jnp.tanh(R / CAP)
 
 
-def visible(t: int) -> Any:
+def visible(t: int) -> Array:
     return jnp.tril(jnp.ones((t, t), bool))[None]
 
 
@@ -34,16 +36,22 @@ def forward(q, k, v):
     return jnp.einsum("hts,shd->thd", jax.nn.softmax(S), jnp.repeat(v, GROUP, axis=1)), jax.nn.logsumexp(S, axis=-1)
 
 
-def summed(d: Any) -> Any:
+def summed(d: Array) -> Array:
     """The sum over each group's heads."""
     return d.reshape(len(d), -1, GROUP, d.shape[-1]).sum(2)
 
 
-def summed_modulo(d: Any) -> Any:
+def summed_modulo(d: Array) -> Array:
     return d.reshape(len(d), GROUP, -1, d.shape[-1]).sum(1)
 
 
-def backward(args: tuple, dys: Any, reduce: Any = summed, slope: bool = True, of_lse: bool = True) -> tuple:
+def backward(
+    args: tuple,
+    dys: tuple[Array, Array],
+    reduce: Callable[[Array], Array] = summed,
+    slope: bool = True,
+    of_lse: bool = True,
+) -> tuple:
     """`reduce`: from the query heads to the key's; `slope`: of the cap; `of_lse`: whether its cotangent is read."""
     q, k, v = args
     dy, dlse = dys
@@ -56,7 +64,7 @@ def backward(args: tuple, dys: Any, reduce: Any = summed, slope: bool = True, of
     return dq, reduce(jnp.einsum("hts,thd->shd", dR, q)), reduce(jnp.einsum("hts,thd->shd", P, dy))
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((5, 6, 4), (5, 2, 4), (5, 2, 4)))
 
 

@@ -4,16 +4,17 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
 
-def gates(x: Any, h: Any, W: Any, U: Any, b: Any) -> tuple:
+def gates(x: Array, h: Array, W: Array, U: Array, b: Array) -> tuple:
     """r, z, c and `h Uc`."""
     of_x, of_h = jnp.split(x @ W + b[None, :], 3, axis=-1), jnp.split(h @ U, 3, axis=-1)
     r, z = (jax.nn.sigmoid(of_x[i] + of_h[i]) for i in (0, 1))
@@ -26,7 +27,7 @@ def forward(x, h, W, U, b):
 
 
 def backward(
-    args: tuple, dy: Any, reset: int = 1, update: int = 1, skip: int = 1, slope: bool = True, order: str = "rzc"
+    args: tuple, dy: Array, reset: int = 1, update: int = 1, skip: int = 1, slope: bool = True, order: str = "rzc"
 ) -> tuple:
     """Signs of the paths through r, through z, and from h straight to y, 0 to leave one out; `slope`: that of c's tanh.
 
@@ -44,12 +45,12 @@ def backward(
     return dx, dh, x.T @ dx_side, h.T @ dh_side, dx_side.sum(0)
 
 
-def averaged(args: tuple, dy: Any) -> tuple:
+def averaged(args: tuple, dy: Array) -> tuple:
     dx, dh, *of_parameters = backward(args, dy)
     return dx, dh, *(d / dy.shape[0] for d in of_parameters)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((5, 3), (5, 4), (3, 12), (4, 12), (12,)))
 
 

@@ -1,10 +1,9 @@
 """Huber loss, a mean over all n elements: its derivative is the error e, clipped at DELTA, over n."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_incoming
@@ -23,7 +22,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_slope(jnp.clip(predictions - targets, -DELTA, DELTA), dy)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Most predictions are too low, about half of them by more than DELTA."""
     return (2 * rng.normal(size=(6, 5)) - 1).astype(dtype), rng.normal(size=(6, 5)).astype(dtype)
 

@@ -4,12 +4,11 @@ L = e^s Q K', J = half the mean cross-entropy of L's rows and of its columns, th
 the softmax over rows, c over columns: dL = dy (p + c - 2 I) / 2N, dQ = e^s dL K, dK = e^s dL' Q, ds = sum(dL L).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_incoming
@@ -28,7 +27,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_logits(args, dlogits, jnp.exp(log_scale) * dlogits.T @ queries)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     queries, keys = (rng.normal(size=(5, 7)).astype(dtype) for _ in range(2))
     return queries, keys, np.asarray(rng.uniform(-1.5, -0.5), dtype)
 

@@ -1,10 +1,9 @@
 """The inverse Y of a matrix: dY = -Y dA Y as a differential, hence -Y' dy Y' as a cotangent."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -20,7 +19,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (-y.T @ dy @ y.T,)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return ((rng.normal(size=(5, 5)) + 4 * np.eye(5)).astype(dtype),)
 
 

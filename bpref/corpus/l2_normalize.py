@@ -5,17 +5,18 @@ Squares are of `x / m`, with m the largest of a row: those of x overflow from 1e
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
 EPS = 1e-5
 
 
-def norm(x: Any) -> Any:
+def norm(x: Array) -> Array:
     m = jnp.abs(x).max(-1, keepdims=True)
     m = jnp.where(m > 0, m, 1)
     return m * jnp.sqrt(((x / m) ** 2).sum(-1, keepdims=True))
@@ -25,7 +26,7 @@ def forward(x):
     return x / (norm(x) + EPS)
 
 
-def backward(args: tuple, dy: Any, projection: int = -1, axis: int = -1, eps: float = EPS) -> tuple:
+def backward(args: tuple, dy: Array, projection: int = -1, axis: int = -1, eps: float = EPS) -> tuple:
     """`projection`: the sign of that term, 0 to leave it out; `axis`: its sum's; `eps`: in that term alone."""
     (x,) = args
     n = norm(x)
@@ -33,19 +34,19 @@ def backward(args: tuple, dy: Any, projection: int = -1, axis: int = -1, eps: fl
     return (dy / (n + EPS) + projection * u * ((u * dy).sum(axis, keepdims=True) * (n / r)) / r,)
 
 
-def dividing_by_x(args: tuple, dy: Any) -> tuple:
+def dividing_by_x(args: tuple, dy: Array) -> tuple:
     """`dx = y (dy / x - ..)`: the derivative of log |y|, times y."""
     (x,) = args
     n = norm(x)
     return (x / (n + EPS) * (dy / x - (x * dy).sum(-1, keepdims=True) / (n * (n + EPS))),)
 
 
-def normalised_itself(args: tuple, dy: Any) -> tuple:
+def normalised_itself(args: tuple, dy: Array) -> tuple:
     (dx,) = backward(args, dy)
     return (dx / jnp.sqrt((dx**2).sum()),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     x = rng.standard_normal((3, 5))
     x[1, 2] = 0
     return (x.astype(dtype),)

@@ -4,10 +4,11 @@ With `dxhat = gamma dy`: `dx = (dxhat - mean(dxhat) - xhat mean(dxhat xhat)) / s
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_swapped
@@ -22,7 +23,7 @@ def forward(x, gamma, beta):
 
 
 def backward(
-    args: tuple, dy: Any, means: int = 1, projections: int = 1, eps_outside: bool = False, over: tuple = (0, 1)
+    args: tuple, dy: Array, means: int = 1, projections: int = 1, eps_outside: bool = False, over: tuple = (0, 1)
 ) -> tuple:
     """`means` and `projections`: how often these terms are subtracted; `over`: the axes that dgamma and dbeta sum."""
     x, gamma, _ = args
@@ -36,7 +37,7 @@ def backward(
     return dx, (dy * xhat).sum(over), dy.sum(over)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, 5), (5,), (5,)))
 
 

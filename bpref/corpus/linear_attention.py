@@ -7,20 +7,21 @@ the first step stands a value 0 of weight 1. `dv = A^T (dy / c)`, `dc = -sum(dy 
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
 
 
-def past(g: Any) -> Any:
+def past(g: Array) -> Array:
     return jnp.tril(jnp.ones((len(g), len(g)), bool))
 
 
-def decay(g: Any) -> Any:
+def decay(g: Array) -> Array:
     G = jnp.cumsum(g)
     return jnp.where(past(g), jnp.exp(G[:, None] - G[None, :]), 0)
 
@@ -30,7 +31,7 @@ def forward(q, k, v, g):
     return A @ v / (jnp.exp(jnp.cumsum(g))[:, None] + A.sum(1, keepdims=True))
 
 
-def backward(args: tuple, dy: Any, of_sum: bool = True, decayed: bool = True, over: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, of_sum: bool = True, decayed: bool = True, over: bool = True) -> tuple:
     """For dk: whether c is differentiated, and whether decay is there; `over`: whether dv has its 1 / c."""
     q, k, v, g = args
     a, b, E = jnp.exp(q), jnp.exp(k), decay(g)
@@ -46,11 +47,11 @@ def backward(args: tuple, dy: Any, of_sum: bool = True, decayed: bool = True, ov
     return a * ((dA * E) @ b), b * (of_k.T @ a), dv, jnp.flip(jnp.cumsum(jnp.flip(dG)))
 
 
-def not_summed_from_the_end(dg: Any) -> Any:
+def not_summed_from_the_end(dg: Array) -> Array:
     return dg - jnp.concatenate([dg[1:], jnp.zeros_like(dg[:1])])
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     q, k, v = (rng.normal(size=(6, n)).astype(dtype) for n in (3, 3, 4))
     return q, k, v, -rng.uniform(0.1, 0.6, 6).astype(dtype)
 

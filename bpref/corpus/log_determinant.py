@@ -1,10 +1,9 @@
 """log |det A| of a batch of matrices: dA = dy A^-T."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_incoming
@@ -20,7 +19,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (dy[:, None, None] * _transpose(jnp.linalg.inv(matrices)),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return ((rng.normal(size=(3, 4, 4)) + 4 * np.eye(4)).astype(dtype),)
 
 

@@ -1,11 +1,10 @@
 """log sum exp along a row: dx = dy softmax(x)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -20,7 +19,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (dy[:, None] * jax.nn.softmax(x, axis=1),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """One row is so high that its exponentials overflow, in float64 too."""
     x = rng.normal(size=(5, 7))
     x[3] += 800

@@ -5,16 +5,17 @@ is its cotangent.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
 
-def gates(x: Any, h: Any, W: Any, U: Any, b: Any) -> tuple:
+def gates(x: Array, h: Array, W: Array, U: Array, b: Array) -> tuple:
     i, f, g, o = jnp.split(x @ W + h @ U + b[None, :], 4, axis=-1)
     return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
 
@@ -27,7 +28,7 @@ def forward(x, h, c, W, U, b):
 
 def backward(
     args: tuple,
-    dy: Any,
+    dy: tuple[Array, Array],
     from_later: bool = True,
     slope: bool = True,
     g_is_sigmoid: bool = False,
@@ -56,7 +57,7 @@ def backward(
     return dz @ W.T, dz @ U.T, dc * f if through_f else dc, x.T @ returned, h.T @ returned, returned.sum(0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     shapes = ((5, 2), (5, 3), (5, 3), (2, 12), (3, 12), (12,))
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 

@@ -1,11 +1,11 @@
 """Max pooling, windows of 3 x 3 at stride 2, overlapping: each window's dy goes to the element that was its maximum."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -29,7 +29,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (dx,)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """All elements differ by at least 1/4, so that there are no ties in any dtype."""
     shape = (2, 7, 5, 3)
     return ((rng.permutation(np.prod(shape)).reshape(shape) / 4 - 25).astype(dtype),)

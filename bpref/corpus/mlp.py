@@ -1,10 +1,11 @@
 """Two layers: `z1 = x W1^T + b1`, `a1 = tanh(z1)`, `y = a1 W2^T + b2`; x (n, 3), W1 (4, 3), W2 (2, 4)."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_incoming, without
@@ -14,7 +15,7 @@ def forward(x, W1, b1, W2, b2):
     return jnp.tanh(x @ W1.T + b1[None, :]) @ W2.T + b2[None, :]
 
 
-def backward(args: tuple, dy: Any, slope: bool = True, learning_rate: float = 0.0) -> tuple:
+def backward(args: tuple, dy: Array, slope: bool = True, learning_rate: float = 0.0) -> tuple:
     """`slope`: whether dz1 has tanh'; `learning_rate`: of an update of W2 before da1 reads it."""
     x, W1, b1, W2, _ = args
     a1 = jnp.tanh(x @ W1.T + b1[None, :])
@@ -24,7 +25,7 @@ def backward(args: tuple, dy: Any, slope: bool = True, learning_rate: float = 0.
     return dz1 @ W1, dz1.T @ x, dz1.sum(0), dW2, dy.sum(0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((5, 3), (4, 3), (4,), (2, 4), (2,)))
 
 

@@ -5,10 +5,11 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent, with_incoming
@@ -17,7 +18,7 @@ B = 0.5
 ALL = ("chosen", "rejected", "ref_chosen", "ref_rejected")
 
 
-def margin(chosen: Any, rejected: Any, ref_chosen: Any, ref_rejected: Any) -> Any:
+def margin(chosen: Array, rejected: Array, ref_chosen: Array, ref_rejected: Array) -> Array:
     return B * ((chosen - ref_chosen) - (rejected - ref_rejected))
 
 
@@ -25,14 +26,14 @@ def forward(chosen, rejected, ref_chosen, ref_rejected):
     return -jax.nn.log_sigmoid(margin(chosen, rejected, ref_chosen, ref_rejected)).mean()
 
 
-def backward(args: tuple, dy: Any, b: float = B, inner: int = -1, mean: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, b: float = B, inner: int = -1, mean: bool = True) -> tuple:
     """`inner`: the sign of z in the sigmoid; `mean`: whether its 1 / n is there."""
     z = margin(*args)
     d = -b * dy * jax.nn.sigmoid(inner * z) / (len(z) if mean else 1)
     return d, -d, -d, d
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.normal(-2, 1, size=7).astype(dtype) for _ in range(4))
 
 

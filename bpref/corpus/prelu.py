@@ -1,10 +1,9 @@
 """PReLU with one slope for each channel: dx = dy where x > 0, else dy slope; dslope = sum of dy min(x, 0)."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -18,7 +17,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_positive(args, dy, args[0] > 0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """One slope is negative, as it can become in training."""
     slope = rng.uniform(0.1, 0.5, 8)
     slope[rng.integers(8)] *= -1

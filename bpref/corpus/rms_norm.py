@@ -4,10 +4,11 @@ With `r = 1 / sqrt(mean(x^2) + eps)`, `dxhat = gamma dy`: `dx = r (dxhat - x r^2
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -19,7 +20,7 @@ def forward(x, gamma):
     return gamma[None, :] * x / jnp.sqrt((x**2).mean(-1, keepdims=True) + EPS)
 
 
-def backward(args: tuple, dy: Any, projection: int = -1, with_gamma: bool = True, last_row: bool = False) -> tuple:
+def backward(args: tuple, dy: Array, projection: int = -1, with_gamma: bool = True, last_row: bool = False) -> tuple:
     """`projection`: the sign of that term, 0 to leave it out; `last_row`: dgamma is overwritten row by row."""
     x, gamma = args
     r = 1 / jnp.sqrt((x**2).mean(-1, keepdims=True) + EPS)
@@ -29,7 +30,7 @@ def backward(args: tuple, dy: Any, projection: int = -1, with_gamma: bool = True
     return dx, dgamma[-1] if last_row else dgamma.sum(0)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((3, 7), (7,)))
 
 

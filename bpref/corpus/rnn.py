@@ -4,10 +4,11 @@ y holds every a[t]. Backwards in t, with `da[t] = dy[t] + dz[t+1] Wh^T`: `dz[t] 
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -21,7 +22,7 @@ def forward(x, a0, Wx, Wh, b):
     return jnp.stack(outputs)
 
 
-def backward(args: tuple, dy: Any, truncated: bool = False, slope_of_z: bool = False, previous: int = 1) -> tuple:
+def backward(args: tuple, dy: Array, truncated: bool = False, slope_of_z: bool = False, previous: int = 1) -> tuple:
     """`truncated`: no gradient goes from a step to the one before; `previous`: which step's a meets dz in dWh."""
     x, a0, Wx, Wh, b = args
     steps = range(x.shape[0])
@@ -39,12 +40,12 @@ def backward(args: tuple, dy: Any, truncated: bool = False, slope_of_z: bool = F
     return dx, carried, dWx, dWh, sum(dz[t].sum(0) for t in steps)
 
 
-def clipped(args: tuple, dy: Any) -> tuple:
+def clipped(args: tuple, dy: Array) -> tuple:
     dx, da0, *of_parameters = backward(args, dy)
     return dx, da0, *(jnp.clip(v, -1, 1) for v in of_parameters)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     shapes = ((5, 3, 2), (3, 4), (2, 4), (4, 4), (4,))
     return tuple((rng.standard_normal(shape) / (2 if shape == (4, 4) else 1)).astype(dtype) for shape in shapes)
 

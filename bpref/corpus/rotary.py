@@ -5,23 +5,25 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
 HALF = 2
 
 
-def tables(x: Any, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def tables(x: Array, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin, `(1, t, 1, half)`."""
     angles = (np.arange(x.shape[1]) + offset)[:, None] * 0.6 ** np.arange(1, HALF + 1)
-    return tuple(f(angles)[None, :, None, :].astype(x.dtype) for f in (np.cos, np.sin))
+    angles = angles[None, :, None, :]
+    return np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
 
 
-def rotated(x: Any, cos: Any, sin: Any) -> Any:
+def rotated(x: Array, cos: np.ndarray, sin: np.ndarray) -> Array:
     a, b, rest = x[..., :HALF], x[..., HALF : 2 * HALF], x[..., 2 * HALF :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
@@ -30,12 +32,12 @@ def forward(x):
     return rotated(x, *tables(x))
 
 
-def backward(args: tuple, dy: Any, direction: int = -1, offset: int = 0) -> tuple:
+def backward(args: tuple, dy: Array, direction: int = -1, offset: int = 0) -> tuple:
     cos, sin = tables(args[0], offset)
     return (rotated(dy, cos, direction * sin),)
 
 
-def of_neighbours(args: tuple, dy: Any) -> tuple:
+def of_neighbours(args: tuple, dy: Array) -> tuple:
     """Pairs (2i, 2i + 1) turn back, where the forward has turned (i, i + half)."""
     order = np.array([0, 2, 1, 3])
     mixed = jnp.concatenate([dy[..., order], dy[..., 2 * HALF :]], axis=-1)
@@ -43,12 +45,12 @@ def of_neighbours(args: tuple, dy: Any) -> tuple:
     return (jnp.concatenate([turned[..., order], turned[..., 2 * HALF :]], axis=-1),)
 
 
-def without_the_rest(args: tuple, dy: Any) -> tuple:
+def without_the_rest(args: tuple, dy: Array) -> tuple:
     (dx,) = backward(args, dy)
     return (dx.at[..., 2 * HALF :].set(0),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.standard_normal((2, 4, 2, 7)).astype(dtype),)
 
 

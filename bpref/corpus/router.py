@@ -6,18 +6,19 @@ with the others at 0.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.softmax import through_softmax
 from bpref.corpus.spoil import with_cotangent
 
 
-def chosen(logits: Any) -> Any:
+def chosen(logits: Array) -> Array:
     """Whether a logit is one of the two largest of its row, the first ones where several are equal."""
     return jax.nn.one_hot(jax.lax.top_k(logits, 2)[1], logits.shape[1], dtype=bool).any(1)
 
@@ -27,7 +28,7 @@ def forward(logits, values):
     return ((p / p.sum(1, keepdims=True))[..., None] * values).sum(1)
 
 
-def backward(args: tuple, dy: Any, product: bool = True, weighted: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, product: bool = True, weighted: bool = True) -> tuple:
     """`product`: the dot product in softmax's backward; `weighted`: whether w is in dvalues."""
     logits, values = args
     keep = chosen(logits)
@@ -36,7 +37,7 @@ def backward(args: tuple, dy: Any, product: bool = True, weighted: bool = True) 
     return dlogits, (w if weighted else keep.astype(w.dtype))[..., None] * dy[:, None, :]
 
 
-def with_constant_sum(args: tuple, dy: Any) -> tuple:
+def with_constant_sum(args: tuple, dy: Array) -> tuple:
     """The backward of softmax over all, given that of p divided by a constant."""
     logits, values = args
     p, keep = jax.nn.softmax(logits), chosen(logits)
@@ -45,7 +46,7 @@ def with_constant_sum(args: tuple, dy: Any) -> tuple:
     return p * (dp - (p * dp).sum(1, keepdims=True)), backward(args, dy)[1]
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.standard_normal((5, 6)).astype(dtype), rng.standard_normal((5, 6, 4)).astype(dtype)
 
 

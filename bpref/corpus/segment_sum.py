@@ -1,11 +1,10 @@
 """Sums over segments: each row of values gets the dy of its segment, and a row of no segment (id -1) gets nothing."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -22,7 +21,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _membership(values, ids) @ dy, None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Segments of one to four rows, in no order, and one row of no segment."""
     ids = rng.permutation(np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, -1]))
     return rng.normal(size=(11, 3)).astype(dtype), ids

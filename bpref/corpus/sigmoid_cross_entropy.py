@@ -3,12 +3,11 @@
 With s = sigmoid(logits): dlogits = dy (s - targets) / n, and dtargets = -dy logits / n.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -24,7 +23,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return dy * (jax.nn.sigmoid(logits) - targets) / logits.size, -dy * logits / logits.size
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.normal(size=(5, 7)).astype(dtype), rng.uniform(size=(5, 7)).astype(dtype)
 
 

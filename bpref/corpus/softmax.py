@@ -4,10 +4,11 @@ A constant subtracted from a row of dy changes nothing. It is dy at the largest 
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -18,30 +19,30 @@ def forward(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def through_softmax(p: Any, dp: Any, axis: int = -1) -> Any:
+def through_softmax(p: Array, dp: Array, axis: int = -1) -> Array:
     """The cotangent of logits along the last axis; `axis` is that of the dot product."""
     e = dp - jnp.take_along_axis(dp, p.argmax(-1, keepdims=True), -1)
     return p * (e - (p * e).sum(axis, keepdims=True))
 
 
-def backward(args: tuple, dy: Any, axis: int = -1) -> tuple:
+def backward(args: tuple, dy: Array, axis: int = -1) -> tuple:
     return (through_softmax(forward(*args), dy, axis),)
 
 
-def diagonal(args: tuple, dy: Any) -> tuple:
+def diagonal(args: tuple, dy: Array) -> tuple:
     p = forward(*args)
     return (dy * p * (1 - p),)
 
 
-def without_dot_product(args: tuple, dy: Any) -> tuple:
+def without_dot_product(args: tuple, dy: Array) -> tuple:
     return (dy * forward(*args),)
 
 
-def of_the_cross_entropy(args: tuple, dy: Any) -> tuple:
+def of_the_cross_entropy(args: tuple, dy: Array) -> tuple:
     return (forward(*args) - dy,)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.standard_normal((3, 5)).astype(dtype),)
 
 

@@ -1,11 +1,10 @@
 """Cross-entropy of softmax against integer labels, a mean over N examples: dlogits = dy (p - onehot) / N."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -20,7 +19,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_probabilities(args, dy, axis=1)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.normal(size=(6, 9)).astype(dtype), rng.integers(0, 9, 6))
 
 

@@ -1,10 +1,9 @@
 """A linear system, A X = B: dB = A^-T dX, dA = -dB X' (Giles, 'Collected matrix derivative results')."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -19,7 +18,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_rhs(args, jnp.linalg.solve(args[0].T, dy))
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.normal(size=(4, 4)) + 4 * np.eye(4)).astype(dtype), rng.normal(size=(4, 3)).astype(dtype)
 
 

@@ -5,12 +5,11 @@ the last, which have no conjugate twin. With D = rfft(dy): dsignal = irfft(conj(
 c Re(conj(X) D) / n, dimaginary = sum of c Im(conj(X) D) / n.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Backward, Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -32,7 +31,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return _of_weights(args, dy, -imaginary, jnp.where(ends, 1, 2).astype(dy.dtype))
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Long enough for the two frequencies at the ends to be few."""
     return tuple(rng.normal(size=shape).astype(dtype) for shape in [(3, 24), (13,), (13,)])
 

@@ -4,10 +4,11 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 
@@ -18,13 +19,13 @@ def forward(table, ids):
     return jnp.tanh(embedded(table, ids)) @ table.T
 
 
-def embedded(table: Any, ids: Any) -> Any:
+def embedded(table: Array, ids: Array) -> Array:
     ids = jnp.asarray(ids)
     return jnp.where((ids != PADDING)[:, None], jnp.asarray(table)[ids], 0)
 
 
 def backward(
-    args: tuple, dy: Any, looked_up: bool = True, as_output: bool = True, padded: bool = True, add: bool = True
+    args: tuple, dy: Array, looked_up: bool = True, as_output: bool = True, padded: bool = True, add: bool = True
 ) -> tuple:
     """Whether the two parts are there; `padded`: padding gets none; `add`: rows of equal ids are added."""
     table, ids = args
@@ -36,7 +37,7 @@ def backward(
     return (dy.T @ a if as_output else 0) + (of_rows if looked_up else jnp.zeros_like(table)), None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     distinct = 1 + rng.permutation(8)[:4]
     ids = rng.permutation(np.concatenate([[PADDING], distinct, distinct[:1]]))
     return rng.standard_normal((9, 3)).astype(dtype), ids.astype(np.int32)

@@ -4,11 +4,12 @@
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_incoming
@@ -22,7 +23,7 @@ def forward(logits, labels):
     return -(1 - SMOOTHING) * of_label - SMOOTHING * log_p.mean(1) + Z_WEIGHT * lse**2
 
 
-def backward(args: tuple, dy: Any, z_slope: float = 2, uniform: bool = True) -> tuple:
+def backward(args: tuple, dy: Array, z_slope: float = 2, uniform: bool = True) -> tuple:
     """`z_slope`: the 2 of lse^2; `uniform`: whether the smoothing's part is there."""
     logits, labels = args
     p, lse = jax.nn.softmax(logits), jax.nn.logsumexp(logits, axis=1, keepdims=True)
@@ -32,7 +33,7 @@ def backward(args: tuple, dy: Any, z_slope: float = 2, uniform: bool = True) -> 
     return dy[:, None] * dz, None
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return rng.normal(size=(5, 7)).astype(dtype), rng.integers(0, 7, 5).astype(np.int32)
 
 

@@ -1,10 +1,9 @@
 """Upsampling by 2 with the nearest neighbour: each pixel is repeated 2 x 2 times, and gets the sum of those dy."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -21,7 +20,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (jnp.sum(dy.reshape(b, h, 2, w, 2, c), axis=(2, 4)),)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     return (rng.normal(size=(2, 5, 4, 3)).astype(dtype),)
 
 

@@ -3,11 +3,10 @@
 The path through the mean adds -2/N sum(x - mean) = 0 and is rightly left out.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.corpus.derivation import Derivation, Wrong
 from bpref.corpus.spoil import with_cotangent
@@ -23,7 +22,7 @@ def backward(args: tuple, dy: Array) -> tuple:
     return (2 * dy[None] * (x - jnp.mean(x, axis=0, keepdims=True)) / x.shape[0],)
 
 
-def make_args(rng: np.random.Generator, dtype: Any) -> tuple:
+def make_args(rng: np.random.Generator, dtype: DTypeLike) -> tuple:
     """Columns with means and spreads of their own."""
     return ((rng.normal(size=(7, 4)) * rng.uniform(0.5, 2, 4) + rng.normal(size=4)).astype(dtype),)
 

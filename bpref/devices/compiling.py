@@ -1,10 +1,11 @@
 """compile_for: a program compiled for a device that is not there, and what its compiler says of it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.compose.flops import flops_of
 from bpref.devices.program_text import traffic
@@ -37,7 +38,7 @@ class Compiled(NamedTuple):
     sent: int = 0
 
 
-def devices_of(name: str) -> tuple[Any, ...]:
+def devices_of(name: str) -> tuple[object, ...]:
     """The devices of a target, to make a mesh of: `jax.sharding.Mesh(devices_of("tpu-v5e:4x4"), ("data",))`.
 
     None of them need be there. On a machine that has a TPU, use that first (`jax.devices()`): libtpu is loaded once.
@@ -53,7 +54,7 @@ def devices_of(name: str) -> tuple[Any, ...]:
     return target(name).devices
 
 
-def compile_for(name: str, f: Callable[..., Any], *args: Any) -> Compiled:
+def compile_for(name: str, f: Callable[..., PyTree], *args: PyTree) -> Compiled:
     """Compile `f(*args)` for a device, and say what it takes there. Nothing is run, and no such device is needed.
 
     Args:
@@ -86,14 +87,15 @@ def compile_for(name: str, f: Callable[..., Any], *args: Any) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(f"{who}: {name}: {' '.join(str(error).split())}") from None
-    memory: Any = program.memory_analysis()
-    sizes = memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes
+    memory = program.memory_analysis()
+    temp, arguments, outputs = (getattr(memory, f"{what}_size_in_bytes") for what in ("temp", "argument", "output"))
     seen = traffic(str(program.as_text()))
     flops = flops_of(traced.jaxpr.jaxpr)
-    return Compiled(*sizes, seen.bytes, flops, seen.cycles or None, dict(seen.collectives), seen.loops_once, seen.sent)
+    sent = dict(seen.collectives), seen.loops_once, seen.sent
+    return Compiled(temp, arguments, outputs, seen.bytes, flops, seen.cycles or None, *sent)
 
 
-def _placed(chosen: Target, args: tuple[Any, ...]) -> Any:
+def _placed(chosen: Target, args: tuple[PyTree, ...]) -> PyTree:
     """Specifications of the arguments, each with a sharding."""
     whole = jax.sharding.NamedSharding(
         jax.sharding.Mesh(np.array(chosen.devices), ("devices",)), jax.sharding.PartitionSpec()

@@ -1,10 +1,9 @@
 """Forward and backward of an objective over a mesh of devices, compiled for these: by hand and by autodiff."""
 
-from typing import Any
-
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from bpref.devices.compiling import compile_for, devices_of
 from bpref.devices.works import MODEL, MODELS, USUAL, Beside, Settings, of_objective
@@ -26,7 +25,7 @@ def on_mesh(name: str, target: str, mesh: str, layout: str, settings: Settings =
     return objective_on_mesh(*made, target, mesh, layout, settings.dtype)
 
 
-def objective_on_mesh(J: Layer, x: Any, target: str, mesh: str, layout: str, dtype: str = "float32") -> Beside:
+def objective_on_mesh(J: Layer, x: PyTree, target: str, mesh: str, layout: str, dtype: str = "float32") -> Beside:
     """Compile J and its gradient for a target, over a mesh of all its devices, with parameters as a layout says.
 
     Both forms have the same constraints: parameters are gathered where they are used, and their cotangents come out

@@ -79,7 +79,7 @@ class Target(NamedTuple):
     name: str
     platform: str
     options: dict[str, Any]
-    devices: tuple[Any, ...]
+    devices: tuple[object, ...]
 
 
 @cache
@@ -104,7 +104,7 @@ def target(name: str) -> Target:
     return Target(name, "cuda", {"xla_gpu_autotune_level": 0}, tuple(_gpu(name, CARDS[kind], shape or "1")))
 
 
-def _tpu(name: str, smallest: str, shape: str | None) -> list[Any]:
+def _tpu(name: str, smallest: str, shape: str | None) -> list[object]:
     for variable, value in OF_LIBTPU.items():
         os.environ.setdefault(variable, value)
     topology = f"{smallest.split(':')[0]}:{shape}" if shape else smallest
@@ -116,7 +116,7 @@ def _tpu(name: str, smallest: str, shape: str | None) -> list[Any]:
         raise _missing(name, "tpu") from error
 
 
-def _gpu(name: str, card: Card, shape: str) -> list[Any]:
+def _gpu(name: str, card: Card, shape: str) -> list[object]:
     hosts, cards = (["1", *shape.split("x")])[-2:]
     if shape.count("x") > 1:
         raise ValueError(f"target {name}: the topology is {shape!r}, expected cards, or hosts by cards, such as 2x8")

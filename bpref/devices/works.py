@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_size
 from bpref.compose import objective
@@ -16,6 +17,7 @@ from bpref.layer import Layer, With, backpropagate, begin
 from bpref.models.gpt import GPT_PRESETS, GptConfig, gpt_objective
 from bpref.models.lenet import lenet
 from bpref.models.mixture import MIXTURE_PRESETS, MixtureConfig, mixture_objective
+from bpref.models.rearranged import Generative
 from bpref.models.resnet import RESNETS, resnet
 from bpref.models.text import text_model
 from bpref.models.unet import diffusion
@@ -46,9 +48,9 @@ class Work(NamedTuple):
 
     kind: str
     size: str
-    by_hand: Callable[..., Any]
-    by_autodiff: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    by_hand: Callable[..., PyTree]
+    by_autodiff: Callable[..., PyTree]
+    arguments: tuple[PyTree, ...]
     batch: tuple[int, ...]
 
 
@@ -84,7 +86,7 @@ def timed_example(rule: Rule) -> Example:
     return draw(rule, case, case.timed, SEED)
 
 
-def sweep_by_hand(layer: Layer) -> Callable[..., Any]:
+def sweep_by_hand(layer: Layer) -> Callable[..., PyTree]:
     """`(params, x, dy)` to y and the cotangents of params and x, as the layer computes them."""
 
     def sweep(params, x, dy):
@@ -94,7 +96,7 @@ def sweep_by_hand(layer: Layer) -> Callable[..., Any]:
     return sweep
 
 
-def sweep_by_autodiff(f: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def sweep_by_autodiff(f: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTree]:
     """The same of y = f(params, x), by autodiff."""
 
     def sweep(params, x, dy):
@@ -104,7 +106,7 @@ def sweep_by_autodiff(f: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return sweep
 
 
-def output_of(layer: Layer) -> Callable[[Any, Any], Any]:
+def output_of(layer: Layer) -> Callable[[PyTree, PyTree], PyTree]:
     """Its forward without the cache."""
     return lambda params, x: layer.forward(params, x)[0]
 
@@ -161,7 +163,7 @@ def _of_rule(rule: Rule, dtype: str) -> Work:
     return Work(kind, timed_case(rule).name, *forms, arguments, batch=(1, 2))
 
 
-def of_objective(layer: Layer, x: Any, dtype: str = "float32") -> Work:
+def of_objective(layer: Layer, x: PyTree, dtype: str = "float32") -> Work:
     """J and the gradient of params, of an objective and the specifications of its x."""
     params, state = jax.eval_shape(lambda: begin(layer, jax.random.key(SEED), x))
     has_state = bool(jax.tree.leaves(state))
@@ -184,7 +186,7 @@ def of_objective(layer: Layer, x: Any, dtype: str = "float32") -> Work:
     return Work(MODEL, shapes, by_hand, by_autodiff, arguments, batch=(1,))
 
 
-def _specifications(tree: Any, dtype: str) -> Any:
+def _specifications(tree: PyTree, dtype: str) -> PyTree:
     """Real numbers in `dtype`, complex ones in complex64."""
 
     def one(v):
@@ -194,7 +196,7 @@ def _specifications(tree: Any, dtype: str) -> Any:
     return jax.tree.map(one, tree)
 
 
-Made = tuple[Layer, Any]
+Made = tuple[Layer, PyTree]
 """An objective and the specifications of its x."""
 
 
@@ -233,7 +235,7 @@ def _images(network: Callable[[], Layer], examples: int, image: tuple[int, ...])
 
 
 def _generative(
-    make_model: Any, examples: int, image: tuple[int, ...], **sizes: int
+    make_model: Callable[..., Generative], examples: int, image: tuple[int, ...], **sizes: int
 ) -> Callable[[Settings, int], Made]:
     def make(settings, devices):
         B = devices * require_size("compile", "batch", settings.batch or examples)

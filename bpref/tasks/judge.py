@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref.rule import Rule
 from bpref.tasks.problem import Problem, case_of, problem, small_sizes
@@ -114,7 +117,7 @@ def judge(
             p = _fresh(rule, rng)
             shapes.append({name: v.shape for name, v in zip(p.names, p.args, strict=True)})
             verdict, cause, report = _judged(p, solution, key + i)
-            reports += [report] * (report is not None)
+            reports += [report] if report is not None else []
             if verdict in (OK, IMPRECISE) and solution.uses_autodiff and not allow_autodiff:
                 verdict, cause = NO_DERIVATION, "it lets autodiff compute its cotangents; --allow-autodiff admits that"
             if verdict != OK:
@@ -136,11 +139,11 @@ def _fresh(rule: Rule, rng: np.random.Generator) -> Problem:
     return problem(rule, small_sizes(case_of(rule), rng), int(rng.integers(2**31)))
 
 
-def _judged(p: Problem, solution: Solution, key: int) -> tuple[str, str, Any]:
+def _judged(p: Problem, solution: Solution, key: int) -> tuple[str, str, Report | None]:
     """The verdict at one set of shapes, its cause, and the report, if it came to one."""
     said: list[str] = []
 
-    def backward(args: tuple, dy: Any) -> tuple:
+    def backward(args: tuple, dy: PyTree) -> tuple:
         values = [np.asarray(v) for v in args], jax.tree.map(np.asarray, dy)
         try:
             return solution.backward(*values)
@@ -151,7 +154,7 @@ def _judged(p: Problem, solution: Solution, key: int) -> tuple[str, str, Any]:
     compiled = jax.jit(p.forward)
 
     @wraps(p.forward)
-    def called(*args: Any) -> Any:  # with arrays alone, as the solution is
+    def called(*args: ArrayLike) -> PyTree:  # with arrays alone, as the solution is
         return jax.tree.map(np.asarray, compiled(*map(np.asarray, args)))
 
     try:
@@ -181,7 +184,7 @@ def _cost(rule: Rule, solution: Solution, key: int) -> Cost:
     except Failed as failed:
         return Cost(note=f"JAX cannot compile it ({failed})")
 
-    def autodiff(args: tuple, dy: Any) -> list:
+    def autodiff(args: tuple, dy: PyTree) -> list:
         return [v for v in with_cotangents(p.forward, *args)[1](dy) if v is not None]
 
     args = tuple(map(jnp.asarray, p.args))
@@ -190,7 +193,7 @@ def _cost(rule: Rule, solution: Solution, key: int) -> Cost:
     except Exception as error:  # whatever the solution's bytes are
         return Cost(note=f"its program cannot be compiled here ({type(error).__name__})")
     compiled = [ours, _compiled(autodiff, args, dy)]
-    memory = [int(c.memory_analysis().temp_size_in_bytes) for c in compiled]
+    memory = [int(m.temp_size_in_bytes) for c in compiled if (m := c.memory_analysis())]
     turns = np.array([[_seconds(c, args, dy) for c in compiled] for _ in range(REPEATS + 1)])[1:]
     medians = np.median(turns, axis=0)
     return Cost(
@@ -198,17 +201,17 @@ def _cost(rule: Rule, solution: Solution, key: int) -> Cost:
     )
 
 
-def _compiled(f: Callable, args: tuple, dy: Any) -> Any:
+def _compiled(f: Callable, args: tuple, dy: PyTree) -> Compiled:
     return jax.jit(f).lower(args, dy).compile()
 
 
-def _with_program(like: Callable, program: bytes, args: tuple, dy: Any) -> Callable:
+def _with_program(like: Callable, program: bytes, args: tuple, dy: PyTree) -> Callable:
     """A StableHLO module as a function with the inputs and outputs of `like`; nothing else of it is believed."""
     template = jax.export.export(jax.jit(like, keep_unused=True))(args, dy)
     return replace(template, mlir_module_serialized=program).call
 
 
-def _seconds(f: Callable, args: tuple, dy: Any) -> float:
+def _seconds(f: Callable, args: tuple, dy: PyTree) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(f(args, dy))
     return time.perf_counter() - begin

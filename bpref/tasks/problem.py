@@ -2,12 +2,13 @@
 
 import inspect
 import keyword
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.rule import Case, Rule, Size
 from bpref.verify.numbers.measure import rounded
@@ -27,11 +28,11 @@ class Problem(NamedTuple):
       several: whether y is a tuple.
     """
 
-    forward: Callable[..., Any]
+    forward: Callable[..., PyTree]
     names: tuple[str, ...]
     args: tuple[np.ndarray, ...]
-    tree: Any
-    hyper: dict[str, Any]
+    tree: Hashable
+    hyper: dict[str, object]
     several: bool
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.leftovers import temporary_folder, undone
 from bpref.tasks import child
@@ -68,7 +68,7 @@ class Solution:
     def __enter__(self) -> "Solution":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
         self._remove()
 
@@ -81,7 +81,7 @@ class Solution:
                     pipe.close()
         self._process.wait()
 
-    def backward(self, args: Sequence[np.ndarray], dy: Any) -> tuple:
+    def backward(self, args: Sequence[np.ndarray], dy: PyTree) -> tuple:
         """Its cotangents of `args`, as it returned them.
 
         Raises:
@@ -89,11 +89,11 @@ class Solution:
         """
         return tuple(self._asked("backward", args, dy))
 
-    def exported(self, args: Sequence[np.ndarray], dy: Any) -> bytes:
+    def exported(self, args: Sequence[np.ndarray], dy: PyTree) -> bytes:
         """Its backward as a serialized program for such arguments, if JAX can trace it; raises as `backward`."""
         return self._asked("export", args, dy)[0].tobytes()
 
-    def _asked(self, what: str, args: Sequence[np.ndarray], dy: Any) -> list:
+    def _asked(self, what: str, args: Sequence[np.ndarray], dy: PyTree) -> list:
         if self.failure:
             raise Failed(self.failure)
         dys = [dy] if (is_one := not isinstance(dy, tuple | list)) else list(dy)

@@ -7,7 +7,6 @@ import textwrap
 import typing
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 from bpref.layer import Layer
 from bpref.rule import called_as
@@ -49,7 +48,7 @@ def called_with(names, **defaults):
 """What stands for `called_as`, whose defaults are those of a layer."""
 
 
-def _define(name: str, f: Any, written: Written) -> None:
+def _define(name: str, f: Callable, written: Written) -> None:
     """Write the definition of `f` under the name by which it is known where it is used."""
     called, f = f, inspect.unwrap(f)
     if f is Layer:
@@ -75,7 +74,7 @@ def _define(name: str, f: Any, written: Written) -> None:
     written[name] = written.pop(name)  # after what it needs
 
 
-def _need(name: str, value: Any, written: Written, source: str) -> None:
+def _need(name: str, value: object, written: Written, source: str) -> None:
     home = getattr(value, "__module__", None)
     own_name = getattr(value, "__name__", name).split(".")[-1]
     if isinstance(value, ModuleType) and value.__name__.startswith(OWN):

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -91,7 +90,7 @@ def _task(rule: Rule, p: Problem, framework: str) -> str:
         for name, v in zip(p.names, p.args, strict=True)
     ]
     arrays, has = ("JAX arrays", "JAX and NumPy") if framework == "jax" else ("tensors", "PyTorch, JAX and NumPy")
-    y: Any = jax.eval_shape(p.forward, *p.args)
+    y = jax.eval_shape(p.forward, *p.args)
     shown = ", ".join(f"{v.dtype} {v.shape}" for v in jax.tree.leaves(y))
     sizes = "".join(
         f"\n`{name}` is the size of axis `{axis}`, to be taken from the shapes.\n"
