@@ -103,18 +103,20 @@ def diagonal_of_rows_by_autodiff(J: bpref.Layer, params: Any, x: Any) -> Callabl
     """The exact diagonal of linear layers of rows alone, by `jax.vjp` in what is added to their outputs."""
     network, loss = J.parts
     forward, shapes = shifted(network, params[0], x[0])
+    root = loss.root
+    assert root is not None
 
     def theirs(params, x):
         z, pull, caches = jax.vjp(lambda shift: forward(params[0], x[0], shift), zeros_of(shapes), has_aux=True)
         cache = loss.forward((), (z, x[1]))[1]
 
         def add(total, k):
-            (dZ,) = pull(loss.root.column(cache, k)[0])
+            (dZ,) = pull(root.column(cache, k)[0])
             squares = [bpref.LinearParams((d**2).T @ c.A**2, jnp.sum(d**2, 0)) for c, d in at_leaves(caches, dZ)]
             return jax.tree.map(jnp.add, total, squares), None
 
         zeros = jax.tree.map(jnp.zeros_like, [p for _, p in at_leaves(caches, params[0])])
-        return jax.lax.scan(add, zeros, jnp.arange(loss.root.width(cache)))[0]
+        return jax.lax.scan(add, zeros, jnp.arange(root.width(cache)))[0]
 
     return theirs
 
@@ -127,15 +129,17 @@ def diagonal(J: bpref.Layer, drawn: bool) -> Callable[..., Any]:
 def diagonal_by_autodiff(J: bpref.Layer, drawn: bool, at_once: int) -> Callable[..., Any]:
     """The same by `jax.vjp` of the network for each example alone, `at_once` of them together, and all its columns."""
     network, loss = J.parts
+    root = loss.root
+    assert root is not None
 
     def theirs(params, x):
         X, targets = x[0], x[1] if type(x[1]) is tuple else (x[1],)
         z = network.forward(params[0], X)[0]
         cache = loss.forward((), (z, *targets))[1]
         if drawn:
-            S = loss.root.drawn(cache, jax.random.split(KEY, 1)[0])[0][:, None]
+            S = root.drawn(cache, jax.random.split(KEY, 1)[0])[0][:, None]
         else:
-            columns = jax.vmap(lambda k: loss.root.column(cache, k)[0])(jnp.arange(loss.root.width(cache)))
+            columns = jax.vmap(lambda k: root.column(cache, k)[0])(jnp.arange(root.width(cache)))
             S = jnp.moveaxis(columns, 0, 1)
 
         def alone(given):

@@ -5,14 +5,12 @@ environment variables once, when it is imported; and pytest imports its plugins,
 conftest can set any.
 """
 
-from typing import Any
-
 import lazy_loader
 
 _named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name; or `__version__`, that of the package as it is installed."""
     if name != "__version__":
         return _named(name)

@@ -7,18 +7,21 @@ to it: the backward has automatic axes.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
-from jax import lax
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
-from jax.sharding import PartitionSpec, auto_axes, get_abstract_mesh
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes, get_abstract_mesh
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, P, X, Y, require_layer
 from bpref.loops import made_to_vary, varies_along
 
 
-def as_function(layer: Layer[P, X, Y, Any], out_sharding: Any = None) -> Callable[[P, X], Y]:
+def as_function(
+    layer: Layer[P, X, Y, PyTree], out_sharding: NamedSharding | PartitionSpec | None = None
+) -> Callable[[P, X], Y]:
     """The bridge: `(params, x) -> y`, a `jax.custom_vjp` function whose reverse is the layer's own backward.
 
     `jax.grad`, Flax and Equinox differentiate it like any function. A cotangent of `None` becomes zero, and what JAX
@@ -58,8 +61,8 @@ def as_function(layer: Layer[P, X, Y, Any], out_sharding: Any = None) -> Callabl
         return _by_input(_as_its_primal, cotangents, of_inputs)
 
     function.defvjp(forward, backward, symbolic_zeros=True)
-    bridged: Any = function if out_sharding is None else auto_axes(function, out_sharding=out_sharding)
-    return bridged
+    bridged = function if out_sharding is None else auto_axes(function, out_sharding=out_sharding)
+    return cast(Callable[[P, X], Y], bridged)
 
 
 class _Type(NamedTuple):
@@ -77,16 +80,16 @@ class _Types(NamedTuple):
     tree: Any
 
 
-def _type_of(v: Any) -> _Type:
+def _type_of(v: Array) -> _Type:
     return _Type(varies_along(v), jax.typeof(v).sharding.spec)
 
 
-def _by_input(f: Callable[[Any, Any], Any], cotangents: Any, types: Any) -> Any:
+def _by_input(f: Callable[[PyTree, PyTree], PyTree], cotangents: PyTree, types: PyTree) -> PyTree:
     """f of each cotangent that there is and of its input's type."""
     return jax.tree.map(lambda d, t: None if d is None else f(d, t), cotangents, types, is_leaf=lambda d: d is None)
 
 
-def _laid_out(backward: Callable[..., Any], types: Any, *given: Any) -> Any:
+def _laid_out(backward: Callable[..., PyTree], types: PyTree, *given: PyTree) -> PyTree:
     """The cotangents, on a mesh with explicit axes laid out as what they belong to."""
     if not get_abstract_mesh().explicit_axes:
         return backward(*given)
@@ -95,7 +98,7 @@ def _laid_out(backward: Callable[..., Any], types: Any, *given: Any) -> Any:
     return auto_axes(backward, out_sharding=specs)(*given)
 
 
-def _as_its_primal(d: Any, of_input: _Type) -> Any:
+def _as_its_primal(d: Array, of_input: _Type) -> Array:
     """The cotangent, the sum over the devices along whatever axes it varies and its input does not."""
     more = tuple(varies_along(d) - of_input.varies_along)
     return made_to_vary(lax.psum(d, more) if more else d, of_input.varies_along)

@@ -5,16 +5,18 @@ cotangent of what is not differentiable, and for one that is zero since nothing 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref.dtypes import require_array
 
 
-def require_cotangent(who: str, dy: Any, y: Any) -> None:
+def require_cotangent(who: str, dy: PyTree, y: PyTree) -> None:
     """Raise unless dy has y's tree, and y's shapes and dtypes where y is differentiable; elsewhere it is not looked at.
 
     `None` may stand for any part of it.
@@ -39,29 +41,29 @@ def require_cotangent(who: str, dy: Any, y: Any) -> None:
             raise TypeError(f"{who}: dy{place} has dtype {d.dtype}, y{place} has {v.dtype}; cast it to y's")
 
 
-def has_cotangent(params: Any, dparams: Any) -> Any:
+def has_cotangent(params: PyTree, dparams: PyTree) -> PyTree:
     """A tree of `params`' structure: False under every `None` of `dparams`, True elsewhere."""
     return jax.tree.map(
         lambda d, p: jax.tree.map(lambda _: d is not None, p), dparams, params, is_leaf=lambda d: d is None
     )
 
 
-def has_none(dy: Any) -> bool:
+def has_none(dy: PyTree) -> bool:
     """Whether something in a cotangent is `None`."""
     return any(d is None for d in jax.tree.leaves(dy, is_leaf=lambda d: d is None))
 
 
-def with_zeros(d: Any, v: Any) -> Any:
+def with_zeros(d: PyTree, v: PyTree) -> PyTree:
     """The cotangent `d` of `v`, zeros in it where `None` says that it is zero."""
     return _in_place_of_none(lambda a: jnp.zeros_like(a) if is_differentiable(a) else None, d, v)
 
 
-def _in_place_of_none(f: Callable[[Any], Any], d: Any, v: Any) -> Any:
+def _in_place_of_none(f: Callable[[PyTree], PyTree], d: PyTree, v: PyTree) -> PyTree:
     """The tree d; under every `None` in it, that of f of v's arrays."""
     return jax.tree.map(lambda e, u: jax.tree.map(f, u) if e is None else e, d, v, is_leaf=lambda e: e is None)
 
 
-def is_differentiable(v: Any) -> bool:
+def is_differentiable(v: Array) -> bool:
     return jnp.issubdtype(v.dtype, jnp.inexact)
 
 
@@ -78,5 +80,19 @@ class Total(NamedTuple):
     dZ: Array
 
 
-def is_unmade(v: Any) -> bool:
+class Root(NamedTuple):
+    """Of a loss with the Hessian H = S S^T: the columns of S, by its cache (see `bpref.formulas.root`).
+
+    Attributes:
+      width: `(cache) -> int`, how many columns an example has.
+      column: `(cache, k) -> dx`, the one of number k, for all examples.
+      drawn: `(cache, key) -> dx`, a random one s with E s s^T = H.
+    """
+
+    width: Callable[[PyTree], int]
+    column: Callable[[PyTree, ArrayLike], PyTree]
+    drawn: Callable[[PyTree, Array], PyTree]
+
+
+def is_unmade(v: object) -> bool:
     return isinstance(v, (Product, Total))

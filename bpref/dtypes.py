@@ -1,15 +1,17 @@
 """The rules of precision that every layer follows: what is rejected, and where narrow numbers are widened."""
 
 from numbers import Number
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
 
-def described(x: Any) -> str:
+def described(x: object) -> str:
     """What came in place of something else: `None`, `a list`, `an int`, `an array`, `a torch.Tensor`."""
     if is_array(x):
         return "an array"
@@ -19,25 +21,26 @@ def described(x: Any) -> str:
     return "None" if x is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def came(x: Any) -> str:
+def came(x: object) -> str:
     """What came in place of a tuple: as `described`, and of how many if it has no name."""
-    return f"{described(x)} of {len(x)}" if type(x) in (tuple, list) else described(x)
+    return f"{described(x)} of {len(x)}" if isinstance(x, tuple | list) and type(x) in (tuple, list) else described(x)
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> TypeGuard[Array]:
     """Whether `x` is an array or its specification: anything with a shape and a dtype that JAX knows."""
     if isinstance(x, (np.ndarray, jax.Array, jax.ShapeDtypeStruct)):
         return True
-    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not hasattr(x, "shape"):
         return False
     try:
-        jnp.issubdtype(x.dtype, jnp.floating)
+        jnp.issubdtype(dtype, jnp.floating)
     except TypeError:  # another library's data type
         return False
     return True
 
 
-def require_array(who: str, argument: str, x: Any) -> None:
+def require_array(who: str, argument: str, x: object) -> None:
     """Raise `TypeError` unless `x` is an array or its specification, and not of another library."""
     if is_array(x):
         return
@@ -45,7 +48,7 @@ def require_array(who: str, argument: str, x: Any) -> None:
     raise TypeError(f"{who}: {argument} is {described(x)}, expected an array{advice}")
 
 
-def as_array(who: str, name: str, v: Any) -> Array:
+def as_array(who: str, name: str, v: ArrayLike | None) -> Array:
     """`v`, an array or numbers, as an array; raises `TypeError` where it is neither."""
     try:
         if v is not None:
@@ -55,7 +58,7 @@ def as_array(who: str, name: str, v: Any) -> Array:
     raise TypeError(f"{who}: {name} is {described(v)}, expected an array")
 
 
-def require_arrays(who: str, **trees: Any) -> None:
+def require_arrays(who: str, **trees: PyTree) -> None:
     """Raise `TypeError` unless every leaf of every tree is an array, its specification, or a number."""
     for root, tree in trees.items():
         for path, v in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -63,27 +66,27 @@ def require_arrays(who: str, **trees: Any) -> None:
                 require_array(who, root + jax.tree_util.keystr(path), v)
 
 
-def require_type(who: str, argument: str, v: Any, expected: type) -> None:
+def require_type(who: str, argument: str, v: object, expected: type) -> None:
     """Raise `TypeError` unless `v` is one of the named tuples `expected`."""
     if not isinstance(v, expected):
         raise TypeError(f"{who}: {argument} is {described(v)}, expected {expected.__name__}")
 
 
-def require_floating(who: str, argument: str, x: Any) -> None:
+def require_floating(who: str, argument: str, x: Array) -> None:
     """Raise `TypeError` unless `x` holds real floating-point numbers (anything with a `dtype`)."""
     require_array(who, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{who}: {argument} has dtype {x.dtype}, expected a floating-point dtype such as float32")
 
 
-def require_integer(who: str, argument: str, x: Any) -> None:
+def require_integer(who: str, argument: str, x: Array) -> None:
     """Raise `TypeError` unless `x` holds integers."""
     require_array(who, argument, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{who}: {argument} has dtype {x.dtype}, expected an integer dtype such as int32")
 
 
-def widen_integers(x: Any) -> Array:
+def widen_integers(x: ArrayLike) -> Array:
     """Integers with a sign and of at least 32 bits: in them the size of an axis, a sum and -1 have room.
 
     What an unsigned dtype holds beyond these becomes the largest of them, which is beyond every axis too.
@@ -95,7 +98,7 @@ def widen_integers(x: Any) -> Array:
     return cast(x, wide)
 
 
-def floating_dtype(who: str, argument: str, dtype: Any) -> Any:
+def floating_dtype(who: str, argument: str, dtype: Any) -> np.dtype:
     """What `dtype`, a name, a type or a dtype of PyTorch's too, stands for.
 
     Raises:
@@ -113,12 +116,12 @@ def floating_dtype(who: str, argument: str, dtype: Any) -> Any:
     return found
 
 
-def wide_dtype(dtype: Any) -> Any:
+def wide_dtype(dtype: DTypeLike) -> np.dtype:
     """The dtype in which values of `dtype` are computed with and summed: at least float32."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
-def cast(x: Array, dtype: Any) -> Array:
+def cast(x: Array, dtype: DTypeLike) -> Array:
     """`x` in `dtype`; the same array, and nothing to trace, when it already is."""
     return x if x.dtype == dtype else x.astype(dtype)
 

@@ -14,14 +14,15 @@ a layer, and never look into `dparams`: whatever a leaf puts there, one reverse 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Optional, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, Optional, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.checks.given import guarded
-from bpref.cotangents import has_cotangent, require_cotangent, with_zeros
+from bpref.cotangents import Root, has_cotangent, require_cotangent, with_zeros
 from bpref.dtypes import described, require_arrays
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ X = TypeVar("X", contravariant=True)
 Y = TypeVar("Y", covariant=True)
 C = TypeVar("C")
 
+State = dict[str, Array]
+"""What a leaf holds and does not train, by name: PRNG keys, running statistics, vectors of an iteration."""
+
 
 class With(NamedTuple):
     """What a stateful layer is given: a value, the state beside it, and what comes with the data.
@@ -49,9 +53,9 @@ class With(NamedTuple):
         arrays that it shares; of a cotangent, these arrays', and `None` for all that is constant.
     """
 
-    x: Any
-    state: Any = ()
-    data: Any = ()
+    x: PyTree
+    state: PyTree = ()
+    data: PyTree = ()
 
 
 class Held(NamedTuple):
@@ -66,29 +70,29 @@ class Held(NamedTuple):
     """
 
     fields: tuple[str, ...]
-    before: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held
-    after: Callable[[dict[str, Any], Any, Any], dict[str, Any]] = lambda held, params, cache: held
-    whole: Callable[[Any, Any], Any] = lambda params, data: params
-    into: Callable[[Any, dict[str, Any]], Any] | None = None
+    before: Callable[[State], State] = lambda held: held
+    after: Callable[[State, PyTree, PyTree], State] = lambda held, params, cache: held
+    whole: Callable[[PyTree, PyTree], PyTree] = lambda params, data: params
+    into: Callable[[PyTree, State], PyTree] | None = None
 
 
 class _Layer(NamedTuple, Generic[P, X, Y, C]):
-    init: Callable[[Any, Any], P]
+    init: Callable[[Array, PyTree], P]
     forward: Callable[[P, X], tuple[Y, C]]
-    backward: Callable[[P, C, Any], tuple[Any, Any]]
+    backward: Callable[[P, C, PyTree], tuple[PyTree, PyTree]]
     name: str
     parts: tuple["Layer", ...] = ()
     rebuild: Optional[Callable[..., "Layer"]] = None
     names: tuple[str, ...] = ()
-    begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None
+    begin: Optional[Callable[[Array, PyTree], tuple[PyTree, PyTree]]] = None
     held: Held | None = None
     evaluating: Optional["Layer"] = None
     reads: tuple[str, ...] = ()
     couples: str = ""
     decoding: Optional[Callable[["Layer", int], "Layer"]] = None
     renews: bool = False
-    root: Any = None
-    opened: Optional[Callable[[P, C, Any], tuple[Any, Any]]] = None
+    root: Root | None = None
+    opened: Optional[Callable[[P, C, PyTree], tuple[PyTree, PyTree]]] = None
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -122,7 +126,7 @@ class Layer(_Layer[P, X, Y, C]):
         chunk after another; `each_position` of one that mixes none, `None` of one that cannot.
       renews: whether a leaf of it puts in the place of dparams what its params, or some of them, are to be from then
         on, and `None` for the others: `scan` writes them over the old ones then.
-      root: of a loss, the square root of its Hessian, a `bpref.formulas.root.Root`; `None` where none is known.
+      root: of a loss, the square root of its Hessian, a `bpref.cotangents.Root`; `None` where none is known.
       opened: of a leaf with products of matrices inside, its backward with `bpref.cotangents.Product` in the place
         of each dW, and `Total` of each db: what they are made of. `None` of other leaves.
     """
@@ -131,22 +135,22 @@ class Layer(_Layer[P, X, Y, C]):
 
     def __new__(
         cls,
-        init: Callable[..., Any],
-        forward: Callable[..., Any],
-        backward: Callable[..., Any],
+        init: Callable[..., PyTree],
+        forward: Callable[..., PyTree],
+        backward: Callable[..., PyTree],
         name: str,
         parts: tuple["Layer", ...] = (),
         rebuild: Optional[Callable[..., "Layer"]] = None,
         names: tuple[str, ...] = (),
-        begin: Optional[Callable[[Any, Any], tuple[Any, Any]]] = None,
+        begin: Optional[Callable[[Array, PyTree], tuple[PyTree, PyTree]]] = None,
         held: Held | None = None,
         evaluating: Optional["Layer"] = None,
         reads: tuple[str, ...] | None = None,
         couples: str = "",
         decoding: Optional[Callable[["Layer", int], "Layer"]] = None,
         renews: bool = False,
-        root: Any = None,
-        opened: Optional[Callable[[P, C, Any], tuple[Any, Any]]] = None,
+        root: Root | None = None,
+        opened: Optional[Callable[[P, C, PyTree], tuple[PyTree, PyTree]]] = None,
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -163,18 +167,18 @@ class Layer(_Layer[P, X, Y, C]):
         own = init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
         return super().__new__(cls, *own, renews, root, opened)
 
-    def _replace(self, **fields: Any) -> "Layer[P, X, Y, C]":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _replace(self, **fields: object) -> "Layer[P, X, Y, C]":  # pyright: ignore[reportIncompatibleMethodOverride]
         """With these fields; another backward is not opened as this one is."""
         return super()._replace(**({"opened": None} if "backward" in fields else {}) | fields)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
             f"{self.name}: a layer is no function; call layer.forward(params, x), which gives (y, cache), or "
             "bpref.as_function(layer)(params, x), which gives y"
         )
 
 
-def require_layer(who: str, argument: str, layer: Any) -> None:
+def require_layer(who: str, argument: str, layer: object) -> None:
     """Raise `TypeError` unless `layer`, the argument of `who`, is a Layer; a rule's function is none until called."""
     if not isinstance(layer, Layer):
         is_function = isinstance(layer, FunctionType | type)
@@ -192,7 +196,7 @@ def require_no_state(who: str, *parts: Layer) -> None:
             )
 
 
-def where_used(backward: Callable[..., Any], untrained: Sequence[str]) -> Callable[..., Any]:
+def where_used(backward: Callable[..., PyTree], untrained: Sequence[str]) -> Callable[..., PyTree]:
     """The backward of a leaf, not called where no output of it is used: then no cotangent is anything but zero."""
 
     @wraps(backward)
@@ -205,7 +209,7 @@ def where_used(backward: Callable[..., Any], untrained: Sequence[str]) -> Callab
     return pull
 
 
-def no_params(key: Any, x: Any) -> tuple[()]:
+def no_params(key: Array, x: PyTree) -> tuple[()]:
     """The `init` of every layer without parameters."""
     return ()
 
@@ -260,7 +264,7 @@ def _in_order(layer: Layer) -> Sequence[int]:
     return sorted(numbers, key=layer.names.__getitem__) if layer.names else numbers
 
 
-def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[Any, Any, Any]:
+def backpropagate(layer: Layer, params: PyTree, x: PyTree, dy: PyTree = None) -> tuple[PyTree, PyTree, PyTree]:
     """One forward and one backward sweep: `(y, dparams, dx)`.
 
     Args:
@@ -283,7 +287,7 @@ def backpropagate(layer: Layer, params: Any, x: Any, dy: Any = None) -> tuple[An
     return y, dparams, dx
 
 
-def as_cotangent(who: str, dy: Any, y: Any) -> Any:
+def as_cotangent(who: str, dy: PyTree, y: PyTree) -> PyTree:
     """`dy`; where it is left out, 1 for a scalar y."""
     if dy is None:
         if jax.tree.structure(y).num_leaves != 1 or jnp.shape(jax.tree.leaves(y)[0]) != ():
@@ -294,7 +298,7 @@ def as_cotangent(who: str, dy: Any, y: Any) -> Any:
     return dy
 
 
-def begin(layer: Layer, key: Any, x: Any) -> tuple[Any, Any]:
+def begin(layer: Layer, key: Array, x: PyTree) -> tuple[PyTree, PyTree]:
     """The params and the state that training begins with; the state of a layer without one is `()`.
 
     Args:
@@ -309,7 +313,7 @@ def begin(layer: Layer, key: Any, x: Any) -> tuple[Any, Any]:
     return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, x)
 
 
-def trainable(layer: Layer, params: Any, x: Any) -> Any:
+def trainable(layer: Layer, params: PyTree, x: PyTree) -> PyTree:
     """Which leaves of `params` are trained: a tree of `params`' structure that holds True and False.
 
     A leaf is trained unless the backward's cotangent for it is `None`, as for a PRNG key or a running
@@ -325,6 +329,6 @@ def trainable(layer: Layer, params: Any, x: Any) -> Any:
     return has_cotangent(params, jax.eval_shape(sweep, params, x))
 
 
-def select(mask: Any, params: Any) -> Any:
+def select(mask: PyTree, params: PyTree) -> PyTree:
     """`params` with `None` in place of every leaf where `mask` is False: what an optimiser is given."""
     return jax.tree.map(lambda keep, p: p if keep else None, mask, params)

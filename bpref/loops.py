@@ -7,14 +7,16 @@ Elsewhere these are JAX's as they are.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 
-def scan(step: Callable[..., Any], start: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> Any:
+def scan(
+    step: Callable[..., PyTree], start: PyTree, xs: PyTree = None, length: int | None = None, reverse: bool = False
+) -> PyTree:
     """`jax.lax.scan`."""
 
     def turn(carry):
@@ -28,17 +30,17 @@ def _one(v: Array) -> Array:
     return v[0] if len(v) else made_to_vary(jnp.zeros(v.shape[1:], v.dtype), varies_along(v))
 
 
-def while_loop(goes_on: Callable[[Any], Any], step: Callable[[Any], Any], start: Any) -> Any:
+def while_loop(goes_on: Callable[[PyTree], PyTree], step: Callable[[PyTree], PyTree], start: PyTree) -> PyTree:
     """`jax.lax.while_loop`."""
     return lax.while_loop(goes_on, step, _varying(step, start))
 
 
-def fori_loop(lower: Any, upper: Any, step: Callable[..., Any], start: Any) -> Any:
+def fori_loop(lower: Array | int, upper: Array | int, step: Callable[..., PyTree], start: PyTree) -> PyTree:
     """`jax.lax.fori_loop`."""
     return lax.fori_loop(lower, upper, step, _varying(lambda carry: step(lower, carry), start))
 
 
-def for_blocks(count: int, size: int, add: Callable[..., Any], carry: Any) -> Any:
+def for_blocks(count: int, size: int, add: Callable[..., PyTree], carry: PyTree) -> PyTree:
     """`carry = add(carry, start, size)` for one block of `size` after the other, and for what is left of `count`."""
     whole, rest = divmod(count, size)
     if whole:
@@ -56,7 +58,9 @@ def among_devices() -> bool:
     return bool(jax.sharding.get_abstract_mesh().auto_axes)
 
 
-def cond(which: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], *operands: Any) -> Any:
+def cond(
+    which: Array | bool, if_true: Callable[..., PyTree], if_false: Callable[..., PyTree], *operands: PyTree
+) -> PyTree:
     """`jax.lax.cond`."""
     if jax.sharding.get_abstract_mesh().manual_axes:
         one, other = (jax.make_jaxpr(branch)(*operands).out_avals for branch in (if_true, if_false))
@@ -65,7 +69,7 @@ def cond(which: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], 
     return lax.cond(which, if_true, if_false, *operands)
 
 
-def _to_vary_along(axes: list[frozenset[str]], branch: Callable[..., Any]) -> Callable[..., Any]:
+def _to_vary_along(axes: list[frozenset[str]], branch: Callable[..., PyTree]) -> Callable[..., PyTree]:
     def varied(*operands):
         leaves, tree = jax.tree.flatten(branch(*operands))
         return jax.tree.unflatten(tree, map(made_to_vary, leaves, axes))
@@ -73,7 +77,7 @@ def _to_vary_along(axes: list[frozenset[str]], branch: Callable[..., Any]) -> Ca
     return varied
 
 
-def varies_along(v: Any) -> frozenset[str]:
+def varies_along(v: Array) -> frozenset[str]:
     """The axes of `shard_map` along which devices hold different values of v; none outside of it."""
     return jax.typeof(v).mat.varying
 
@@ -84,7 +88,7 @@ def made_to_vary(v: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(v, more, to="varying") if more else v
 
 
-def _varying(turn: Callable[[Any], Any], start: Any) -> Any:
+def _varying(turn: Callable[[PyTree], PyTree], start: PyTree) -> PyTree:
     """The start of a carry, made to vary along what the carry varies along after any number of turns."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return start

@@ -23,11 +23,11 @@ collectives is verified like any other.
 
 from collections.abc import Iterator
 from inspect import unwrap
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.checks.given import declared_of
 from bpref.checks.hyperparameters import is_integer, require_size
@@ -35,15 +35,15 @@ from bpref.checks.shapes import normalized
 from bpref.layer import Layer, require_layer
 from bpref.loops import varies_along
 
-SPLIT: Any = 0
-ALIKE: Any = None
+SPLIT: PyTree = 0
+ALIKE: PyTree = None
 """How an array, or a tree of them, lies: by blocks, along a first axis on one device; or the same for every device."""
 
 ON_ONE = "devices"
 """The name of the axis where the devices are blocks on one."""
 
 
-def axis_name(who: str, axis: Any) -> str:
+def axis_name(who: str, axis: str | int) -> str:
     """The name that a layer's collectives use, of its hyperparameter `axis`: a name, or a number of blocks."""
     if isinstance(axis, str) and axis:
         return axis
@@ -53,12 +53,12 @@ def axis_name(who: str, axis: Any) -> str:
     return ON_ONE
 
 
-def laid_out(layer: Layer, axis: str | int, params: Any, x: Any, cache: Any, y: Any) -> Layer:
+def laid_out(layer: Layer, axis: str | int, params: PyTree, x: PyTree, cache: PyTree, y: PyTree) -> Layer:
     """The layer, whose collectives use `axis_name`: as it is on a mesh, or `over_devices` on one device."""
     return layer if isinstance(axis, str) else over_devices(layer, ON_ONE, axis, params, x, cache, y)
 
 
-def over_devices(layer: Layer, axis: str, devices: int, params: Any, x: Any, cache: Any, y: Any) -> Layer:
+def over_devices(layer: Layer, axis: str, devices: int, params: PyTree, x: PyTree, cache: PyTree, y: PyTree) -> Layer:
     """A layer for `jax.shard_map`, on one device: a function of all blocks, that can be checked like any other.
 
     Args:
@@ -92,7 +92,7 @@ def over_devices(layer: Layer, axis: str, devices: int, params: Any, x: Any, cac
 
         def run(*of):
             leaves, tree = jax.tree.flatten(of)
-            made: list[Any] = []
+            made: list[PyTree] = []
 
             def one(*leaves):
                 out = f(*jax.tree.unflatten(tree, leaves))
@@ -138,12 +138,12 @@ def over_devices(layer: Layer, axis: str, devices: int, params: Any, x: Any, cac
     return Layer(init, forward, backward, who)
 
 
-def own_key(key: Any, axis: str) -> Any:
+def own_key(key: Array, axis: str) -> Array:
     """Another key on each device, for params that are split."""
     return jax.random.fold_in(key, lax.axis_index(axis))
 
 
-def require_alike(who: str, axis: str, **arrays: Any) -> None:
+def require_alike(who: str, axis: str, **arrays: Array) -> None:
     """Raise `ValueError` where JAX's types say that devices along the axis may hold different arrays."""
     for name, v in arrays.items():
         if axis in varies_along(v):
@@ -160,7 +160,7 @@ def summed_and_split(v: Array, axis: str, along: int) -> Array:
     return lax.psum_scatter(v, axis, scatter_dimension=along % v.ndim, tiled=True)
 
 
-def _of_leaves(lies: Any, v: Any) -> Iterator[Any]:
+def _of_leaves(lies: PyTree, v: PyTree) -> Iterator[PyTree]:
     """How each leaf of v lies."""
     if isinstance(lies, tuple | list | dict) and v is not None:
         parts = [(lies[k], v[k]) for k in sorted(lies)] if isinstance(lies, dict) else zip(lies, v, strict=True)

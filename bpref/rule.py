@@ -6,11 +6,14 @@ A rule file ends with one `RULE`; everything else (laws, sabotage, `bpref explai
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
+
+T = TypeVar("T")
 
 
 class Real(NamedTuple):
@@ -60,7 +63,7 @@ Spec = Real | Integer | Boolean | Key
 """What an array of a case may be."""
 
 
-def specs(kind: Callable[..., Any], *of_fields: Any, **of_named_fields: Any) -> Any:
+def specs(kind: Callable[..., T], *of_fields: object, **of_named_fields: object) -> T:
     """A named tuple of specs, where its fields are declared to hold arrays: `specs(Heads, Real("B T N D"), ...)`."""
     return kind(*of_fields, **of_named_fields)
 
@@ -79,6 +82,10 @@ class Size(NamedTuple):
     axis: str
 
 
+Hyper = Mapping[str, Any]
+"""Hyperparameters by name: what a layer is made with."""
+
+
 class Case(NamedTuple):
     """One way of calling a rule.
 
@@ -94,10 +101,10 @@ class Case(NamedTuple):
     """
 
     name: str
-    x: Any
-    hyper: Mapping[str, Any] = {}
+    x: PyTree
+    hyper: Hyper = {}  # noqa: RUF012, a Mapping is not written to
     never_empty: tuple[str, ...] = ()
-    params: Any = None
+    params: PyTree = None
     fixed: Mapping[str, int] = {}
     least: Mapping[str, int] = {}
     timed: Mapping[str, int] = {}
@@ -117,20 +124,20 @@ class Rule(NamedTuple):
 
     name: str
     make: Callable[..., Layer]
-    reference: Callable[..., Any]
+    reference: Callable[..., PyTree]
     cases: tuple[Case, ...]
     cite: str
     covers: tuple[str, ...] = ()
 
 
-def called_as(make: Callable[..., Layer]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def called_as(make: Callable[..., Layer]) -> Callable[[Callable[..., PyTree]], Callable[..., PyTree]]:
     """For a reference that is called as `make` is: it names what it needs; order and defaults stand in `make` alone."""
     named = inspect.signature(make).parameters.values()
     signature = inspect.Signature([p for p in named if p.name != "name"])  # what a layer is called is not computed with
 
-    def of(reference: Callable[..., Any]) -> Callable[..., Any]:
+    def of(reference: Callable[..., PyTree]) -> Callable[..., PyTree]:
         @wraps(reference)
-        def called(params: Any, x: Any, *args: Any, **hyper: Any) -> Any:
+        def called(params: PyTree, x: PyTree, *args: object, **hyper: object) -> PyTree:
             bound = signature.bind(*args, **hyper)
             bound.apply_defaults()
             return reference(params, x, **bound.arguments)

@@ -14,10 +14,10 @@ from jax import Array
 from bpref import as_function, embedding, fan_out, linear, lstm, mixture_of_experts, parallel, relu, remat, residual
 from bpref import scan, serial, square, objective
 
-def typed(ids: Array, x: Array):
+def typed(key: Array, ids: Array, x: Array):
     network = serial(embedding(3, 4), linear(3))
     reveal_type(network.forward)
-    params = network.init(0, ids)
+    params = network.init(key, ids)
     reveal_type(params[1].W)
     y, cache = network.forward(params, ids)
     reveal_type(cache[1].A)

@@ -4,9 +4,10 @@ import math
 from bisect import bisect_right
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.compose.flops import flops
 from bpref.compose.offload import offload
@@ -18,6 +19,9 @@ from bpref.layer import Layer, With
 
 MOST = 200
 """How many series are grown on; of more, so many are taken evenly, in the order of the bytes that they keep."""
+
+
+O = TypeVar("O", bound=tuple)
 
 
 class Choice(NamedTuple):
@@ -51,9 +55,13 @@ class Option(NamedTuple):
 class Given(NamedTuple):
     """What a layer is given in the forward, as specifications."""
 
-    params: Any
-    x: Any
+    params: PyTree
+    x: PyTree
     beside: With
+
+
+Member = tuple[str, Layer, Given]
+"""One of the layers of a series: its name, itself, and what it is given."""
 
 
 class Terms(NamedTuple):
@@ -64,13 +72,13 @@ class Terms(NamedTuple):
     in_loop: bool = False
 
 
-def _shapes(layer: Layer, given: Given) -> tuple[Any, int]:
+def _shapes(layer: Layer, given: Given) -> tuple[PyTree, int]:
     """A layer's output, and the bytes of its cache."""
     y, cache, _ = jax.eval_shape(partial(run, layer), *given)
     return y, _bytes(cache)
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(tree))
 
 
@@ -109,9 +117,9 @@ def options_of(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) 
     return _best(options, terms.most)
 
 
-def _best(options: list[Any], most: float) -> list[Any]:
+def _best(options: list[O], most: float) -> list[O]:
     """Those of (kept, peak, cost, as_is, ...) within the bytes that no other is better than, about `MOST` at most."""
-    front: list[Any] = []
+    front: list[O] = []
     stairs: list[tuple[int, float]] = []  # of those that keep no more: bytes at a time, the least cost within these
     for o in sorted((o for o in options if o[1] <= most), key=itemgetter(0, 1, 2)):
         peak, cost = o[1:3]
@@ -134,7 +142,7 @@ def _then(s: Option, o: Option, start: int) -> Option:
     return Option(kept, peak, cost, s.as_is and o.as_is, s.layers + o.layers, s.choices + o.choices, runs)
 
 
-def _in_series(path: tuple[str, ...], parts: list[Any], terms: Terms, runs: bool) -> list[Option]:
+def _in_series(path: tuple[str, ...], parts: list[Member], terms: Terms, runs: bool) -> list[Option]:
     """Of layers one after the other, given as (name, layer, what it is given); `runs` of them made again or not."""
     works = [flops(partial(run, layer), *given) for _, layer, given in parts]
     ends, same = [[Option(0, 0, 0, True, (), ())]], []
@@ -151,14 +159,16 @@ def _in_series(path: tuple[str, ...], parts: list[Any], terms: Terms, runs: bool
     return ends[-1]
 
 
-def _runs(path: Any, parts: list[Any], same: list[Any], works: list[int], terms: Terms) -> list[tuple[int, Option]]:
+def _runs(
+    path: tuple[str, ...], parts: list[Member], same: list[Option | None], works: list[int], terms: Terms
+) -> list[tuple[int, Option]]:
     """All runs of at least two layers, made again, that end with the last of the parts, by the number of the first."""
     found, kept, peak, work, state = [], 0, 0, 0, 0
     for i in reversed(range(len(parts))):
         name, layer, given = parts[i]
-        if same[i] is None:
+        if (own := same[i]) is None:
             break
-        kept, peak, work = same[i].kept + kept, max(same[i].peak, same[i].kept + peak), works[i] + work
+        kept, peak, work = own.kept + kept, max(own.peak, own.kept + peak), works[i] + work
         state += _bytes(given.beside.state) if layer.begin is not None else 0
         x = _bytes(given.x) + state
         if i < len(parts) - 1 and x < kept and x + peak <= terms.most:
@@ -169,7 +179,7 @@ def _runs(path: Any, parts: list[Any], same: list[Any], works: list[int], terms:
     return found
 
 
-def _serial(layer: Layer, given: Given, *rest: Any) -> list[Option]:
+def _serial(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> list[Option]:
     parts, x = Parts(layer.parts, layer.names), given.x
     _, beside = parts.given("serial", given.beside._replace(x=x) if parts.is_stateful else x)
 
@@ -180,7 +190,6 @@ def _serial(layer: Layer, given: Given, *rest: Any) -> list[Option]:
             yield name, part, Given(p, x, own._replace(x=None))
             x, _ = _shapes(part, Given(p, x, own._replace(x=None)))
 
-    path, terms = rest
     found = _in_series(path, list(each()), terms, runs=True)
     return [
         o._replace(
@@ -193,7 +202,7 @@ def _serial(layer: Layer, given: Given, *rest: Any) -> list[Option]:
     ]
 
 
-def _objective(layer: Layer, given: Given, *rest: Any) -> list[Option]:
+def _objective(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> list[Option]:
     parts = Parts(layer.parts, layer.names)
     (X, y), (of_X, of_y) = parts.given("objective", given.beside._replace(x=given.x) if parts.is_stateful else given.x)
     p, q = parts.apart("objective", given.params)
@@ -201,17 +210,15 @@ def _objective(layer: Layer, given: Given, *rest: Any) -> list[Option]:
     y_hat, _ = _shapes(layer.parts[0], first)
     second = Given(q, (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y), of_y._replace(x=None))
     names = parts.names or ("0", "1")
-    path, terms = rest
     found = _in_series(path, list(zip(names, parts.layers, (first, second), strict=True)), terms, runs=False)
     return [o._replace(layers=(_rebuilt(layer, o),)) for o in found]
 
 
-def _shared(layer: Layer, given: Given, *rest: Any) -> list[Option]:
+def _shared(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> list[Option]:
     owner, network = layer.parts
     values, own = (given.params[name] for name in layer.names)
     state = given.beside.state["network"] if layer.begin is not None else no_state(network)
     beside = With(None, state, {**(given.beside.data or {}), **values})
-    path, terms = rest
     inside = options_of(network, Given(own, given.x, beside), (*path, "network"), terms)
     return [o._replace(layers=(_rebuilt(layer, o, owner),)) for o in inside]
 

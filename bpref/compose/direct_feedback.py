@@ -13,10 +13,11 @@ Source: Nokland, 'Direct feedback alignment provides learning in deep neural net
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.compose.serial import in_series
@@ -24,7 +25,7 @@ from bpref.dtypes import came, cast, is_array, widen
 from bpref.layer import Layer
 
 
-def direct_feedback(*blocks: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def direct_feedback(*blocks: Layer, **named: Layer) -> Layer:
     """`serial` of blocks, each with a direct random projection of the output's cotangent as that of its own output.
 
     Params are `{"feedback": the B, "network": those of serial}`; B has `None` as its cotangent. dx is the first
@@ -49,7 +50,7 @@ def direct_feedback(*blocks: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]
     return _directly(owner, in_series(parts))
 
 
-def _drawn(key: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+def _drawn(key: Array, shapes: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     """Normal numbers of variance 1/m, m the numbers in an example's e: the B, (m, ...) of each shape (N, ...)."""
     *hidden, e = shapes
     m = math.prod(e.shape[1:])
@@ -60,7 +61,7 @@ def _drawn(key: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _directly(owner: Layer, network: Layer) -> Layer[Any, Any, Any, Any]:
+def _directly(owner: Layer, network: Layer) -> Layer:
     who, parts, blocks = (
         "direct_feedback",
         Parts((owner, network), ("feedback", "network")),
@@ -102,7 +103,7 @@ def _directly(owner: Layer, network: Layer) -> Layer[Any, Any, Any, Any]:
     return Layer(init, forward, backward, who, parts.layers, _directly, parts.names, begin_all)
 
 
-def _projected(e: Any, B: Any) -> Any:
+def _projected(e: PyTree, B: PyTree) -> PyTree:
     """(N, ...) of e by (m, ...) of B, all of an example's e with all of its h; in at least float32."""
     rows = widen(e).reshape(len(e), len(B))
     return cast((rows @ widen(B).reshape(len(B), -1)).reshape(len(e), *B.shape[1:]), B.dtype)

@@ -5,7 +5,7 @@ Forward: y_i = f_i(x). Every layer reads the same x, so that J changes with it t
     delta J = sum_i <dy_i, f_i'(x) delta x>,     dx = sum_i (f_i's backward of dy_i)
 """
 
-from typing import Any, overload
+from typing import overload
 
 from bpref.compose.parts import C1, C2, P1, P2, Y1, Y2, ByName, ByNumber, added, parts_of
 from bpref.layer import Layer, X
@@ -19,7 +19,7 @@ def fan_out(
 def fan_out(*layers: Layer) -> ByNumber: ...
 @overload
 def fan_out(**named: Layer) -> ByName: ...
-def fan_out(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def fan_out(*layers: Layer, **named: Layer) -> Layer:
     """`x -> (f_1(x), ..., f_n(x))`; x may be a pytree.
 
     Params, cache and y have one entry per layer: they are tuples, or dicts where the layers have names. The cotangent

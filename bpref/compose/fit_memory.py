@@ -23,9 +23,10 @@ needs besides are not among them. A CPU's compiler makes nothing again outside o
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import is_number, require_positive_or_none
 from bpref.compose.cache_choices import Choice, Given, Terms, options_of
@@ -64,7 +65,7 @@ class MemoryPlan(NamedTuple):
         return "\n".join(rows)
 
 
-def fit_memory(network: Layer, x: Any, bytes: int, flops_per_byte: float | None = None) -> MemoryPlan:
+def fit_memory(network: Layer, x: PyTree, bytes: int, flops_per_byte: float | None = None) -> MemoryPlan:
     """The network with the caches of some layers made again, or sent to the host, and what that costs.
 
     It looks into `serial`, `objective`, `residual`, `scan` and `shared`, and takes all else as one layer.

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr
+from jaxtyping import PyTree
 
 from bpref.programs import programs_in
 
@@ -17,12 +19,12 @@ REARRANGED = frozenset({"broadcast_in_dim", "copy", "expand_dims", "reshape", "r
 """Operations that compute no number."""
 
 
-def flops(f: Callable[..., Any], *args: Any) -> int:
+def flops(f: Callable[..., PyTree], *args: PyTree) -> int:
     """Of `f(*args)`; nothing is computed, and args may be specifications."""
     return flops_of(jax.make_jaxpr(f)(*args).jaxpr)
 
 
-def flops_of(program: Any) -> int:
+def flops_of(program: Jaxpr) -> int:
     """Of a jaxpr."""
     return sum(map(_of_equation, program.eqns))
 

@@ -5,9 +5,10 @@ dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it 
 """
 
 from functools import partial
-from typing import Any, overload
+from typing import overload
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.compose.parts import (
     C1,
@@ -29,15 +30,15 @@ from bpref.layer import Layer, X, Y
 
 @overload
 def objective(
-    network: Layer[P1, X, Any, C1], loss: Layer[P2, Any, Y, C2], /
-) -> Layer[tuple[P1, P2], tuple[X, Any], Y, tuple[C1, C2]]: ...
+    network: Layer[P1, X, PyTree, C1], loss: Layer[P2, PyTree, Y, C2], /
+) -> Layer[tuple[P1, P2], tuple[X, PyTree], Y, tuple[C1, C2]]: ...
 @overload
 def objective(
-    *, network: Layer[Any, X, Any, Any], loss: Layer[Any, Any, Y, Any]
-) -> Layer[dict[str, Any], tuple[X, Any], Y, dict[str, Any]]: ...
+    *, network: Layer[PyTree, X, PyTree, PyTree], loss: Layer[PyTree, PyTree, Y, PyTree]
+) -> Layer[dict[str, PyTree], tuple[X, PyTree], Y, dict[str, PyTree]]: ...
 @overload
-def objective(**named: Layer) -> Layer[dict[str, Any], tuple[Any, Any], Any, dict[str, Any]]: ...
-def objective(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def objective(**named: Layer) -> Layer[dict[str, PyTree], tuple[PyTree, PyTree], PyTree, dict[str, PyTree]]: ...
+def objective(*layers: Layer, **named: Layer) -> Layer:
     """The layer `(X, y) -> J` of a network and a loss.
 
     Its params and cache are pairs, `(network's, loss's)`; of `objective(network=..., loss=...)` dicts by these names.

@@ -9,19 +9,20 @@ comes by itself; outside of loops XLA may have several back before they are need
 host's at its side nothing is moved; where it is the host, as a CPU is, XLA drops the moves.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, P, X, Y, require_layer
 
 
 class OffloadCache(NamedTuple):
-    host: Any
+    host: PyTree
 
 
-def offload(layer: Layer[P, X, Y, Any]) -> Layer[P, X, Y, OffloadCache]:
+def offload(layer: Layer[P, X, Y, PyTree]) -> Layer[P, X, Y, OffloadCache]:
     """The same function and gradient, its cache in the host's memory in between. `TypeError` for what is no Layer.
 
     Example:
@@ -41,7 +42,7 @@ def offload(layer: Layer[P, X, Y, Any]) -> Layer[P, X, Y, OffloadCache]:
     return Layer(layer.init, forward, backward, "offload", (layer,), offload, ("",), layer.begin)
 
 
-def _moved(cache: Any, to: Any) -> Any:
+def _moved(cache: PyTree, to: object) -> PyTree:
     return jax.device_put(cache, to) if _has_host_memory() else cache
 
 

@@ -4,7 +4,7 @@ Forward: y_i = f_i(x_i). No layer reads another's input, so the Jacobian is bloc
 transpose: dx_i is f_i's backward of dy_i.
 """
 
-from typing import Any, overload
+from typing import overload
 
 from bpref.compose.parts import C1, C2, P1, P2, X1, X2, Y1, Y2, ByName, ByNumber, parts_of
 from bpref.layer import Layer
@@ -18,7 +18,7 @@ def parallel(
 def parallel(*layers: Layer) -> ByNumber: ...
 @overload
 def parallel(**named: Layer) -> ByName: ...
-def parallel(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def parallel(*layers: Layer, **named: Layer) -> Layer:
     """The product of layers: `(x_1, ..., x_n) -> (y_1, ..., y_n)`.
 
     Params, cache, x and y have one entry per layer: they are tuples, or dicts where the layers have names.

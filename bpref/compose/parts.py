@@ -3,13 +3,14 @@
 Params, cache and cotangents have one entry for each part: a tuple where the parts have no names, and else a dict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.cotangents import has_none, with_zeros
@@ -30,13 +31,15 @@ Y1 = TypeVar("Y1")
 Y2 = TypeVar("Y2")
 """What a combinator's signature says of its parts' types."""
 
-ByName = Layer[dict[str, Any], Any, Any, dict[str, Any]]
-ByNumber = Layer[tuple[Any, ...], Any, Any, tuple[Any, ...]]
+ByName = Layer[dict[str, PyTree], PyTree, PyTree, dict[str, PyTree]]
+ByNumber = Layer[tuple[PyTree, ...], PyTree, PyTree, tuple[PyTree, ...]]
 """Compositions of as many layers as their signature does not tell apart."""
 
 Names = tuple[str, ...]
-Begin = Callable[[Any, Any], tuple[Any, Any]]
-Sweeps = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+Begin = Callable[[Array, PyTree], tuple[PyTree, PyTree]]
+Sweeps = tuple[Callable[..., PyTree], Callable[..., PyTree], Callable[..., PyTree]]
+Turn = Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
+"""Of a loop backwards: `(dy, slice) -> (dparams, dx, data's)`."""
 
 
 class Parts(NamedTuple):
@@ -54,11 +57,11 @@ class Parts(NamedTuple):
             names,
         )
 
-    def together(self, values: Any) -> Any:
+    def together(self, values: Iterable[PyTree]) -> PyTree:
         """One entry for each part."""
         return dict(zip(self.names, values, strict=True)) if self.names else tuple(values)
 
-    def apart(self, who: str, given: Any, what: str = "params") -> tuple[Any, ...]:
+    def apart(self, who: str, given: PyTree, what: str = "params") -> tuple[PyTree, ...]:
         """The entries in the order of the layers; `ValueError` unless there is one for each.
 
         A cotangent that is `None` as a whole is `None` for each.
@@ -82,17 +85,19 @@ class Parts(NamedTuple):
     def is_stateful(self) -> bool:
         return any(layer.begin is not None for layer in self.layers)
 
-    def stateful(self, begin: Begin) -> tuple[Any, Any]:
+    def stateful(self, begin: Begin) -> tuple[Callable[[Array, PyTree], PyTree], Begin | None]:
         """Init and, where a part has state, begin, of a `begin` that gives params and state."""
         return lambda key, x: begin(key, x)[0], begin if self.is_stateful else None
 
-    def given(self, who: str, x: Any) -> tuple[Any, list[With]]:
+    def given(self, who: str, x: PyTree) -> tuple[PyTree, list[With]]:
         """The value of an input, and what each part has beside it."""
         x, beside = without(who, self.is_stateful, x)
         states = self.apart(who, beside.state, "state") if self.is_stateful else ((),) * len(self.layers)
         return x, [beside._replace(state=state) for state in states]
 
-    def side_by_side(self, who: str, each: Callable[[Any], Any], joined: Callable[[Any], Any]) -> tuple[Sweeps, Any]:
+    def side_by_side(
+        self, who: str, each: Callable[[PyTree], PyTree], joined: Callable[[PyTree], PyTree]
+    ) -> tuple[Sweeps, Begin | None]:
         """Init, forward and backward, and begin, of the layers, none of which reads another's output.
 
         Args:
@@ -122,7 +127,7 @@ class Parts(NamedTuple):
         return (init, forward, backward), begin
 
 
-def without(who: str, is_stateful: bool, x: Any) -> tuple[Any, With]:
+def without(who: str, is_stateful: bool, x: PyTree) -> tuple[PyTree, With]:
     """An input's value and what stands beside it: nothing for a layer that has no state."""
     if not is_stateful:
         return x, With(None)
@@ -131,17 +136,17 @@ def without(who: str, is_stateful: bool, x: Any) -> tuple[Any, With]:
     return x.x, x
 
 
-def at_the_start(x: Any) -> tuple[Any, With]:
+def at_the_start(x: PyTree) -> tuple[PyTree, With]:
     """An input's value, where there is no state yet, and the data beside it."""
     return (x.x, x) if isinstance(x, With) else (x, With(None))
 
 
-def begun(layer: Layer, key: Any, x: Any, beside: With) -> tuple[Any, Any]:
+def begun(layer: Layer, key: Array, x: PyTree, beside: With) -> tuple[PyTree, PyTree]:
     """The params of a part and its state, `()` where it has none."""
     return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, beside._replace(x=x))
 
 
-def run(layer: Layer, params: Any, x: Any, beside: With) -> tuple[Any, Any, Any]:
+def run(layer: Layer, params: PyTree, x: PyTree, beside: With) -> tuple[PyTree, PyTree, PyTree]:
     """The output of a part, its cache, and its next state."""
     if layer.begin is None:
         return *layer.forward(params, x), ()
@@ -149,7 +154,7 @@ def run(layer: Layer, params: Any, x: Any, beside: With) -> tuple[Any, Any, Any]
     return y, cache, state
 
 
-def pull(data: Any, layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any, Any, Any]:
+def pull(data: PyTree, layer: Layer, params: PyTree, cache: PyTree, dy: PyTree) -> tuple[PyTree, PyTree, PyTree]:
     """The cotangents of a part's params, of its input and of the data; its state has none."""
     if layer.begin is None:
         return *layer.backward(params, cache, dy), None
@@ -158,9 +163,9 @@ def pull(data: Any, layer: Layer, params: Any, cache: Any, dy: Any) -> tuple[Any
 
 
 def pull_each(
-    turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, slices: Any, length: int, data: Any, renews: bool = False
-) -> tuple[Any, Any, Any]:
-    """A loop backwards: `turn(dy, slice) -> (dparams, dx, data's)`, dx the next one's dy, the data's added up.
+    turn: Turn, dy: PyTree, slices: PyTree, length: int, data: PyTree, renews: bool = False
+) -> tuple[PyTree, PyTree, PyTree]:
+    """A loop backwards: a turn's dx is the next one's dy, what it gives for the data is added up.
 
     The sum is in at least float32, and rounded once. Slices are pairs of params and the rest; of a layer that renews
     its params they are written over.
@@ -181,7 +186,7 @@ def pull_each(
     return dparams, dx, jax.tree.map(lambda d, v: cast(d, v.dtype), total, each)
 
 
-def is_like(dparams: Any, params: Any) -> bool:
+def is_like(dparams: PyTree, params: PyTree) -> bool:
     """Whether all in dparams that is not `None` has the place, shape and dtype of something in params."""
     try:
         parts = _where(dparams, params)
@@ -191,12 +196,12 @@ def is_like(dparams: Any, params: Any) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def _where(dparams: Any, params: Any) -> Any:
+def _where(dparams: PyTree, params: PyTree) -> PyTree:
     """Params, `None` where dparams are."""
     return jax.tree.map(lambda d, p: None if d is None else p, dparams, params, is_leaf=lambda d: d is None)
 
 
-def _in_place(add: Callable[..., Any], start: Any, slices: Any, length: int) -> tuple[Any, Any]:
+def _in_place(add: Callable[..., PyTree], start: PyTree, slices: PyTree, length: int) -> tuple[PyTree, PyTree]:
     """`loops.scan` backwards, in which dparams are written over params, turn by turn.
 
     What a turn reads comes with the carry, out of the stack into which the turn before has written: XLA then needs no
@@ -224,7 +229,7 @@ def _in_place(add: Callable[..., Any], start: Any, slices: Any, length: int) -> 
     return carry, stack
 
 
-def _carried(turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, one: Any) -> tuple[Any, Any]:
+def _carried(turn: Turn, dy: PyTree, one: PyTree) -> tuple[PyTree, PyTree]:
     """dy, zeros in it where it is `None` at first and not after some turns; and what a turn gives for the data."""
     while True:
         _, dx, of_data = jax.eval_shape(turn, dy, one)
@@ -234,22 +239,22 @@ def _carried(turn: Callable[[Any, Any], tuple[Any, Any, Any]], dy: Any, one: Any
         dy = filled
 
 
-def given_state(is_stateful: bool, y: Any, state: Any) -> Any:
+def given_state(is_stateful: bool, y: PyTree, state: PyTree) -> PyTree:
     """An output, and beside it the next state of a layer that has one."""
     return (y, state) if is_stateful else y
 
 
-def of_value(is_stateful: bool, dy: Any) -> tuple[Any, Any]:
+def of_value(is_stateful: bool, dy: PyTree) -> tuple[PyTree, PyTree]:
     """The cotangent of an output's value, and the data that the forward was given."""
     return dy if is_stateful else (dy, None)
 
 
-def as_input(is_stateful: bool, dx: Any, of_data: Any = None) -> Any:
+def as_input(is_stateful: bool, dx: PyTree, of_data: PyTree = None) -> PyTree:
     """The cotangent of an input, given its value's and its data's."""
     return With(dx, None, of_data) if is_stateful else dx
 
 
-def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any], called: Names = ()) -> Parts:
+def parts_of(who: str, layers: tuple[Layer, ...], named: dict[str, Layer], called: Names = ()) -> Parts:
     """The parts that a combinator was given; `called` is what messages call those without names, not `layer 0`.
 
     Raises:
@@ -265,7 +270,7 @@ def parts_of(who: str, layers: tuple[Any, ...], named: dict[str, Any], called: N
     return Parts(layers or tuple(named.values()), tuple(named))
 
 
-def added(*cotangents: Any) -> Any:
+def added(*cotangents: PyTree) -> PyTree:
     """The sum of cotangents of one value, leaf by leaf: what several layers read has a term from each.
 
     `None`, the cotangent of what a layer holds constant, adds nothing.

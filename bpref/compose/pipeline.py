@@ -24,11 +24,10 @@ Cached: the caches of all ticks; of `pipeline(remat(block), ...)`, one input of 
 Numerical care: sums over micro-batches are in at least float32, and rounded once.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_sizes
@@ -124,7 +123,7 @@ def pipeline(layer: Layer[P, X, Y, C], length: int, axis: str | int, microbatche
     return made._replace(parts=(layer,), rebuild=lambda part: pipeline(part, length, axis, M), names=("",))
 
 
-def _divided(M: int, x: Any) -> Any:
+def _divided(M: int, x: PyTree) -> PyTree:
     """x in micro-batches, along a new first axis."""
 
     def divided(v):
@@ -135,21 +134,21 @@ def _divided(M: int, x: Any) -> Any:
     return jax.tree.map(divided, x)
 
 
-def _where(which: Any, a: Any, b: Any) -> Any:
+def _where(which: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda u, v: jnp.where(which, u, v), a, b)
 
 
-def _or_zero(which: Any, a: Any) -> Any:
+def _or_zero(which: Array, a: PyTree) -> PyTree:
     return jax.tree.map(lambda v: jnp.where(which, v, 0), a)
 
 
-def _sent(axis: str, step: int, v: Any) -> Any:
+def _sent(axis: str, step: int, v: PyTree) -> PyTree:
     """To the next device, or the one before, round the ring, where what comes to either end is not read."""
     P = lax.axis_size(axis)
     return lax.ppermute(v, axis, [(p, (p + step) % P) for p in range(P)])
 
 
-def _of_one(axis: str, is_it: Any, parts: Any) -> Any:
+def _of_one(axis: str, is_it: Array, parts: PyTree) -> PyTree:
     """The micro-batches that one device has made, joined, on all."""
 
     def joined(v):

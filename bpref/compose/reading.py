@@ -7,13 +7,14 @@ entry of what make gives.
 """
 
 from collections.abc import Callable
-from typing import Any
+
+from jaxtyping import PyTree
 
 from bpref.compose.parts import as_input, at_the_start, begun, pull, run, without
 from bpref.layer import Layer, require_layer
 
 
-def reading(layer: Layer, make: Callable[..., tuple[Any, ...]], *names: str) -> Layer:
+def reading(layer: Layer, make: Callable[..., tuple[PyTree, ...]], *names: str) -> Layer:
     """The layer, given `make(x, NAME=data[NAME], ...)` where a composition has x: a named tuple that begins with x.
 
     `reading(multi_head_attention(8, causal=True), Sequences, "segments")` looks into its own sequences alone, packed as

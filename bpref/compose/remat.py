@@ -8,19 +8,20 @@ Outside a loop XLA sees both forwards in one program and merges them, so that no
 the two are in different loops, and it pays. They stay apart where the second one waits for dy: so `apart` has it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax import lax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.layer import Layer, P, X, Y, require_layer
 
 
 class RematCache(NamedTuple):
-    x: Any
+    x: PyTree
 
 
-def remat(layer: Layer[P, X, Y, Any], apart: bool = False) -> Layer[P, X, Y, RematCache]:
+def remat(layer: Layer[P, X, Y, PyTree], apart: bool = False) -> Layer[P, X, Y, RematCache]:
     """The same function with `cache := x`; the backward runs the forward again.
 
     Args:

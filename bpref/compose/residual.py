@@ -4,7 +4,7 @@ Differential: delta y = delta x + delta f(x). The cotangent goes both ways and t
 dx = dy + (f's backward of dy). Nothing is cached beyond what f keeps: the adjoint of a sum needs no values.
 """
 
-from typing import Any, overload
+from typing import overload
 
 import jax
 from jax import lax
@@ -31,7 +31,7 @@ def residual(layer: Layer[P, X, Y, C], /) -> Layer[P, X, Y, C]: ...
 def residual(a: Layer, b: Layer, /, *more: Layer) -> ByNumber: ...
 @overload
 def residual(**named: Layer) -> ByName: ...
-def residual(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def residual(*layers: Layer, **named: Layer) -> Layer:
     """x plus what the layer makes of it; x may be a pytree. Params and cache are the layer's own.
 
     Several layers, or layers with names, are taken one after the other: `residual(norm=rms_norm(), up=linear(64))` is

@@ -24,10 +24,11 @@ gradient is taken at what is found. That is a few ulps of the streams in float32
 let the streams be float32 there, and f and g cast what they are given.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
+from jaxtyping import PyTree
 
 from bpref.compose.parts import (
     added,
@@ -49,8 +50,8 @@ from bpref.loops import scan
 
 
 class ReversibleCache(NamedTuple):
-    y: Any
-    state: Any = ()
+    y: PyTree
+    state: PyTree = ()
 
 
 def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
@@ -129,6 +130,6 @@ def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
     return Layer(init, forward, backward, "reversible", (f, g), lambda f, g: reversible(f, g, length), begin=begin)
 
 
-def _require_pair(x: Any) -> None:
+def _require_pair(x: PyTree) -> None:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise TypeError(f"reversible: x is {came(x)}, expected a pair (x1, x2)")

@@ -4,8 +4,6 @@ The same function as `serial`, with the same params. The cache of a run of layer
 are made when the backward comes to them: checkpoints between segments (Chen et al., arXiv:1604.06174).
 """
 
-from typing import Any
-
 from bpref.compose.parts import Parts, without
 from bpref.compose.remat import remat
 from bpref.compose.serial import in_series
@@ -15,7 +13,7 @@ Span = tuple[int, int]
 """The numbers of a run's first layer and of the first behind it."""
 
 
-def segments(parts: Parts, runs: tuple[Span, ...], apart: bool) -> Layer[Any, Any, Any, Any]:
+def segments(parts: Parts, runs: tuple[Span, ...], apart: bool) -> Layer:
     """`serial` of the parts, these runs of which are made again, `apart` as of `remat`. They do not overlap."""
     starts = dict(runs)
     spans, i = [], 0

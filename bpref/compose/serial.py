@@ -7,9 +7,10 @@ reverse, and each one is given the cotangent of its output: dA[l-1] = f[l]'s bac
 from collections import Counter
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, overload
+from typing import TypeVar, overload
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import is_traced
 from bpref.compose.parts import (
@@ -35,6 +36,8 @@ from bpref.compose.parts import (
 )
 from bpref.layer import Layer, X, Y
 
+Out = TypeVar("Out")
+
 
 @overload
 def serial(a: Layer[P1, X, Y, C1], /) -> Layer[tuple[P1], X, Y, tuple[C1]]: ...
@@ -46,11 +49,16 @@ def serial(
 ) -> Layer[tuple[P1, P2, P3], X, Y, tuple[C1, C2, C3]]: ...
 @overload
 def serial(
-    a: Layer[Any, X, A, Any], b: Layer[Any, A, B, Any], c: Layer[Any, B, Any, Any], d: Layer, /, *more: Layer
-) -> Layer[tuple[Any, ...], X, Any, tuple[Any, ...]]: ...
+    a: Layer[PyTree, X, A, PyTree],
+    b: Layer[PyTree, A, B, PyTree],
+    c: Layer[PyTree, B, PyTree, PyTree],
+    d: Layer,
+    /,
+    *more: Layer,
+) -> Layer[tuple[PyTree, ...], X, PyTree, tuple[PyTree, ...]]: ...
 @overload
 def serial(**named: Layer) -> ByName: ...
-def serial(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
+def serial(*layers: Layer, **named: Layer) -> Layer:
     """The composition of layers, the first one applied first: `serial(linear(64), tanh())`.
 
     Its params and its cache have one entry per layer: they are tuples; or, of `serial(hidden=linear(64), act=tanh())`,
@@ -63,7 +71,7 @@ def serial(*layers: Layer, **named: Layer) -> Layer[Any, Any, Any, Any]:
     return in_series(parts_of("serial", layers, named))
 
 
-def in_series(parts: Parts) -> Layer[Any, Any, Any, Any]:
+def in_series(parts: Parts) -> Layer:
     """`serial` of parts; where one layer stands several times, it is traced and lowered once."""
     layers = traced_once(parts.layers)
 
@@ -111,7 +119,7 @@ def traced_once(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return tuple(again.get(id(layer), layer) for layer in layers)
 
 
-def as_call(f: Callable[..., Any]) -> Callable[..., Any]:
+def as_call(f: Callable[..., Out]) -> Callable[..., Out]:
     """The function as a call in the program that is traced; where nothing is traced, as it is."""
     called = jax.jit(f)
 

@@ -11,11 +11,12 @@ backward runs, once: a leaf transformation that puts something else than a gradi
 Cached: nothing of W. It is given to the backward again, as params are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.cotangents import is_differentiable, with_zeros
@@ -108,7 +109,7 @@ def _sharing(owner: Layer, network: Layer, own: frozenset[str]) -> Layer:
     )
 
 
-def no_state(layer: Layer) -> Any:
+def no_state(layer: Layer) -> PyTree:
     """The state of a layer that looks at nothing beside x but shared arrays."""
     if layer.begin is None or not layer.parts:
         return ()
@@ -178,7 +179,7 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
 class _Drawn:
     """A leaf's params, and the ranks of its arrays where it draws them: `scan` puts axes in front."""
 
-    params: Any
+    params: PyTree
     ranks: tuple[int, ...] = field(metadata={"static": True})
 
 
@@ -200,7 +201,7 @@ def _ranked(leaf: Layer) -> Layer:
     )
 
 
-def _drawn(network: Layer, sources: dict[str, str], key: Any, x: Any) -> dict[str, Any]:
+def _drawn(network: Layer, sources: dict[str, str], key: Array, x: PyTree) -> dict[str, Array]:
     """The shared arrays as the network's init draws them, those of the first turn of a scan."""
     x, beside = at_the_start(x)
     params, _ = begun(map_leaves(_ranked, network), key, x, beside)
@@ -226,7 +227,7 @@ def _drawn(network: Layer, sources: dict[str, str], key: Any, x: Any) -> dict[st
     return values
 
 
-def _sources(network: Layer, places: Sequence[Any]) -> dict[str, str]:
+def _sources(network: Layer, places: Sequence[str | Sequence[str]]) -> dict[str, str]:
     """For each path that is shared, the first of those that mean the same."""
     groups = [(group,) if isinstance(group, str) else tuple(group) for group in places]
     if not all(isinstance(place, str) for group in groups for place in group):
@@ -265,19 +266,19 @@ def _joined(path: str, name: str) -> str:
     return ".".join(filter(None, (path, name)))
 
 
-def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+def _named(tree: PyTree) -> Iterator[tuple[str, Array | None]]:
     """The arrays of a tree, and what is `None` in it, by their paths."""
     for path, v in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda v: v is None)[0]:
         yield name_of(path), v
 
 
-def _replaced(tree: Any, new: Any) -> Any:
+def _replaced(tree: PyTree, new: Callable[[str, Array | None], PyTree]) -> PyTree:
     """The tree of what `new` gives for each path and array."""
     structure = jax.tree.structure(tree, is_leaf=lambda v: v is None)
     return jax.tree.unflatten(structure, [new(name, v) for name, v in _named(tree)])
 
 
-def _trained(leaf: Layer, params: Any) -> Iterator[tuple[str, Any]]:
+def _trained(leaf: Layer, params: PyTree) -> Iterator[tuple[str, Array]]:
     """The arrays of a leaf's params that have a cotangent."""
     held = leaf.held.fields if leaf.held else ()
     for name, v in _named(params):

@@ -16,26 +16,31 @@ Source: Lee, Zhang, Fischer and Bengio, 'Difference target propagation' (2015), 
 there the reconstruction is of x with noise, here of x.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.compose.parts import parts_of
 from bpref.compose.residual import require_same_shapes
 from bpref.cotangents import with_zeros
-from bpref.layer import Layer
+from bpref.layer import Layer, P, X, Y
+
+Q = TypeVar("Q")
 
 
 class TargetPropagationCache(NamedTuple):
-    f: Any
-    x: Any
-    h: Any
+    f: PyTree
+    x: PyTree
+    h: PyTree
 
 
-def target_propagation(f: Layer, g: Layer, step: float = 1.0) -> Layer[tuple[Any, Any], Any, Any, Any]:
+def target_propagation(
+    f: Layer[P, X, Y, PyTree], g: Layer[Q, Y, PyTree, PyTree], step: float = 1.0
+) -> Layer[tuple[P, Q], X, Y, TargetPropagationCache]:
     """f, through which targets go down by g, its learnt inverse, and not cotangents by f's backward.
 
     Put several into a `serial`, the loss's own last layer behind them as it is.

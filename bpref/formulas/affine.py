@@ -1,33 +1,35 @@
 """What the layers of the form Z = A W^T + b share: their checks, their first weights, and products that add up wide."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import overload
 
 import jax
 from jax import Array, lax
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.cotangents import Product, Total, is_unmade
 from bpref.dtypes import cast, wide_dtype, widen
 
 
-def unmade(dZ: Array, A: Array) -> Any:
+def unmade(dZ: Array, A: Array) -> PyTree:
     """What dW is made of."""
     return Product(dZ, A)
 
 
-def total(dZ: Array, b: Array | None) -> Any:
+def total(dZ: Array, b: Array | None) -> PyTree:
     """What db is made of, where there is a b."""
     return None if b is None else Total(dZ)
 
 
-def made(d: Any) -> Any:
+def made(d: Array | Product | Total) -> Array:
     """dW or db, of what they are made of; any other array as it is."""
     if isinstance(d, Product):
         return cast(transposed_times(d.dZ, d.A), d.A.dtype)
     return bias_cotangent(d.dZ, d.dZ) if isinstance(d, Total) else d
 
 
-def closed(opened: Callable[..., Any]) -> Callable[..., Any]:
+def closed(opened: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The backward, given one whose dparams hold `Product` and `Total` in the places of W and b."""
 
     def backward(params, cache, dy):
@@ -37,7 +39,7 @@ def closed(opened: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
-def lecun_uniform(key: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:
+def lecun_uniform(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
     """Weights drawn uniformly with variance 1 / fan_in, which keeps the variance of what they multiply."""
     limit = (3 / fan_in) ** 0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)

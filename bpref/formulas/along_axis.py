@@ -6,18 +6,18 @@ a few idle, T times: there the same outputs come from stretches that are joined 
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import is_integer
 from bpref.layer import Layer, each_position
 from bpref.loops import scan
 
 
-def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
+def axis_of(who: str, argument: str, x: Array, axis: int) -> int:
     """`axis` counted from the first; raises `ValueError` when x has no such axis."""
     ndim = len(x.shape)
     if not is_integer(axis) or not -ndim <= axis < ndim:
@@ -25,7 +25,7 @@ def axis_of(who: str, argument: str, x: Any, axis: int) -> int:
     return axis % ndim
 
 
-def require_axis(who: str, x: Any, axis: int, symbol: str = "C") -> int:
+def require_axis(who: str, x: Array, axis: int, symbol: str = "C") -> int:
     """Which axis of x is meant, counted from the last: -1 is the last.
 
     Args:
@@ -67,8 +67,8 @@ def scalar_as_line(layer: Layer, axis: int) -> Layer:
 
 
 def run_along(
-    step: Callable[..., tuple[Any, Array]],
-    start: Callable[[Array], Any],
+    step: Callable[..., tuple[PyTree, Array]],
+    start: Callable[[Array], PyTree],
     elements: tuple[Array, ...],
     axis: int,
     reverse: bool,

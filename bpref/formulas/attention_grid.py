@@ -8,13 +8,14 @@ finite is 0 in all products but the logits; it makes those of its query, or of i
 they are not seen.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Bool, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Bool, Float, PyTree
 
 from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import cast, wide_dtype, widen
@@ -47,10 +48,12 @@ def sides(window: Window) -> tuple[int, int]:
     return window if isinstance(window, tuple) else (window - 1, window - 1)
 
 
-def require_window(who: str, window: Any) -> Window | None:
+def require_window(who: str, window: Window | None) -> Window | None:
     """`window` as Python has it; raise `ValueError` unless it is a `Window`, or `None`."""
-    is_pair = isinstance(window, tuple) and len(window) == 2
-    sizes: list[tuple[Any, int]] = [(v, 0) for v in window] if is_pair else [] if window is None else [(window, 1)]
+    if isinstance(window, tuple) and len(window) == 2:
+        sizes = [(v, 0) for v in window]
+    else:
+        sizes = [] if window is None else [(window, 1)]
     if any(not is_integer(v) or v < least for v, least in sizes):
         raise ValueError(
             f"{who}: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0"
@@ -160,7 +163,7 @@ class Grid:
             seen &= of_q == lax.dynamic_slice_in_dim(of_k, j * self.bk, self.bk, -1)
         return seen
 
-    def _dropped(self, key: Any):
+    def _dropped(self, key: PyTree):
         """r of block (i, j): each element's bits are a function of the key and of its place, whatever the blocks."""
         front = (*self.b, self.K, self.G)
         lead = jnp.arange(int(np.prod(front)), dtype=jnp.uint32).reshape(*front, 1, 1)
@@ -251,7 +254,7 @@ class Grid:
         )
         return u.reshape((1,) * len(self.b) + (self.K, self.G, -1))
 
-    def _by_pairs(self, a: Array | None, value: Any) -> Array | None:
+    def _by_pairs(self, a: Array | None, value: ArrayLike) -> Array | None:
         """(*#b, #N, #T, #S) as (*#b, #K, #G, #T, #S), padded where it is not 1."""
         if a is None:
             return None
@@ -260,7 +263,7 @@ class Grid:
         a = a if T == 1 else _padded(a, -2, self.rows_padded, value)
         return a if S == 1 else _padded(a, -1, self.keys_padded, value)
 
-    def _start(self, a: Array, i: Array, j: Array) -> list[Any]:
+    def _start(self, a: Array, i: Array, j: Array) -> list[Array]:
         """Where block (i, j) begins; an axis of size 1 is the same for all."""
         nowhere = jnp.zeros((), jnp.int32)
         row, column = i * self.bq if a.shape[-2] > 1 else nowhere, j * self.bk if a.shape[-1] > 1 else nowhere
@@ -271,24 +274,24 @@ class Grid:
         return lax.dynamic_slice(a, self._start(a, i, j), sizes)
 
 
-def _padded(a: Array, axis: int, n: int, value: Any = 0) -> Array:
+def _padded(a: Array, axis: int, n: int, value: ArrayLike = 0) -> Array:
     """`a` with `value` behind its end, n long."""
     pads = [(0, 0, 0)] * a.ndim
     pads[axis] = (0, n - a.shape[axis], 0)
     return a if n == a.shape[axis] else lax.pad(a, jnp.full((), value, a.dtype), pads)
 
 
-def over_last(a: Array, b: Array, dtype: Any) -> Array:
+def over_last(a: Array, b: Array, dtype: DTypeLike) -> Array:
     """Rows (*b, K, G, bq, n) by keys (*b, K, bk, n): (*b, K, G, bq, bk)."""
     return _product(_stacked(a), b, -1, -1, dtype).reshape(*a.shape[:-1], b.shape[-2])
 
 
-def over_keys(a: Array, b: Array, dtype: Any) -> Array:
+def over_keys(a: Array, b: Array, dtype: DTypeLike) -> Array:
     """Pairs (*b, K, G, bq, bk) by keys (*b, K, bk, n): (*b, K, G, bq, n)."""
     return _product(_stacked(a), b, -1, -2, dtype).reshape(*a.shape[:-1], b.shape[-1])
 
 
-def over_rows(a: Array, b: Array, dtype: Any) -> Array:
+def over_rows(a: Array, b: Array, dtype: DTypeLike) -> Array:
     """Pairs (*b, K, G, bq, bk) by rows (*b, K, G, bq, n): (*b, K, bk, n).
 
     In half precision over both axes as they are: of stacked ones XLA on CPU has no product if `vmap` is over b alone.
@@ -305,7 +308,7 @@ def _stacked(a: Array) -> Array:
     return a.reshape(*a.shape[:-3], a.shape[-3] * a.shape[-2], a.shape[-1])
 
 
-def _product(a: Array, b: Array, of_a: int, of_b: int, dtype: Any) -> Array:
+def _product(a: Array, b: Array, of_a: int, of_b: int, dtype: DTypeLike) -> Array:
     """Of the last two axes, over one of each; those before are batch axes."""
     batch = tuple(range(a.ndim - 2))
     contract = (a.ndim + of_a,), (b.ndim + of_b,)

@@ -6,10 +6,9 @@ up with zeros. Half precision becomes float32 here, once.
 """
 
 from math import prod
-from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 
 from bpref.dtypes import cast, wide_dtype, widen
 
@@ -67,7 +66,7 @@ def no_state(k: Array, v: Array) -> Array:
     return jnp.zeros((k.shape[1], k.shape[-1], v.shape[-1]), v.dtype)
 
 
-def no_state_of(k: Any, E: int) -> Array:
+def no_state_of(k: Array | ShapeDtypeStruct, E: int) -> Array:
     """The same for keys (*b, T, K, D), or their specification, and values of E features."""
     *b, _, K, D = k.shape
     return jnp.zeros((prod(b) * K, D, E), wide_dtype(k.dtype))

@@ -8,10 +8,9 @@ There s is the bound times A and the slope is 0. A bound that is met exactly is 
 Where A = 0, s and its slope are 0 whatever r is.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.checks.hyperparameters import is_number, plain
 
@@ -29,14 +28,14 @@ def surrogate(log_ratio: Array, A: Array, low: float, high: float, dual: float |
     return s, jnp.where(bound == r, s, 0)
 
 
-def require_reference(who: str, reference: Any, kl_weight: float, policy: Array) -> Array:
+def require_reference(who: str, reference: Array | None, kl_weight: float, policy: Array) -> Array:
     """The reference, in whose place any may stand where it has no weight; raises `TypeError` where it is missed."""
     if reference is None and kl_weight:
         raise TypeError(f"{who}: reference is None, expected an array")
     return policy if reference is None else reference
 
 
-def token_weights(mask: Array, normalization: str, dtype: Any) -> Array:
+def token_weights(mask: Array, normalization: str, dtype: DTypeLike) -> Array:
     """What each token of mask (..., T) is multiplied by before all are summed; 0 where the mask is False.
 
     "sequence": the mean over the sequences of the mean over their tokens; "token": the mean over all tokens;

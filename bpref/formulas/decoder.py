@@ -9,15 +9,19 @@ on while it is generated.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.dtypes import cast, described
 from bpref.layer import Layer, With
 
 
-def decoder(leaf: Layer, start: Callable[[Any, Any], Any], step: Callable[[Any, Any, Any], tuple[Any, Any]]) -> Layer:
+def decoder(
+    leaf: Layer,
+    start: Callable[[PyTree, PyTree], PyTree],
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+) -> Layer:
     """The leaf with what it remembers as its state; its params are the leaf's.
 
     Args:
@@ -54,12 +58,12 @@ def require_no_later(who: str, causal: bool) -> None:
         raise ValueError(f"{who}: a position sees later ones, which are yet to come; expected causal attention")
 
 
-def decoder_of(leaf: Layer, length: int) -> Any:
+def decoder_of(leaf: Layer, length: int) -> Layer:
     """What a leaf that has a decoding is, for so many positions; of what another one is made of."""
     assert leaf.decoding is not None, leaf.name
     return leaf.decoding(leaf, length)
 
 
-def _shapes(state: Any) -> tuple[Any, Any]:
+def _shapes(state: PyTree) -> tuple[tuple, object]:
     leaves, tree = jax.tree.flatten(state)
     return tuple(getattr(v, "shape", ()) for v in leaves), tree

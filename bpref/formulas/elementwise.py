@@ -6,11 +6,11 @@ the cotangent is `dx = dy g'(x)`, the seed's `dZ = dA g'(Z)`. An activation ther
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, PyTree
 
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, each_position, no_params
@@ -18,9 +18,9 @@ from bpref.layer import Layer, each_position, no_params
 
 def elementwise(
     name: str,
-    g: Callable[[Array], tuple[Array, Any]],
-    slope: Callable[[Any], Array],
-    flat: Callable[[Any], Array] | None = None,
+    g: Callable[[Array], tuple[Array, PyTree]],
+    slope: Callable[[PyTree], Array],
+    flat: Callable[[PyTree], Array] | None = None,
 ) -> Layer:
     """The layer of `y = g(x)`, element by element, for `x` of any shape and floating dtype.
 
@@ -47,7 +47,7 @@ def elementwise(
     return Layer(no_params, forward, backward, name, decoding=each_position)
 
 
-def _in_dtype(cache: Any, dtype: Any) -> Any:
+def _in_dtype(cache: PyTree, dtype: DTypeLike) -> PyTree:
     """The cache with its floating-point fields in `dtype`; masks stay booleans."""
     return type(cache)(*(cast(v, dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in cache))
 

@@ -10,11 +10,11 @@ A slot without a row reads zeros, a row without a slot gets zeros, and both ways
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from bpref.dtypes import wide_dtype, widen_integers
 from bpref.loops import scan
@@ -120,7 +120,9 @@ def _at(rows: Array, number: Array) -> Array:
     return rows.at[number].get(mode="fill", fill_value=0)
 
 
-def over_blocks(step: Callable[[Any, Any], tuple[Any, Any]], totals: Any, group: Array, blocks: Any) -> tuple[Any, Any]:
+def over_blocks(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], totals: PyTree, group: Array, blocks: PyTree
+) -> tuple[PyTree, PyTree]:
     """`(totals, ys)` of `step(e, block) -> (terms, y)`, where each of the terms is added to its total's element e."""
 
     def body(totals, one):

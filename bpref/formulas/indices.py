@@ -4,7 +4,7 @@ Indices are read as `jax.numpy` reads them: a negative one counts from the end; 
 adds nowhere. The cotangent of what was taken NaN for is dropped.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +33,7 @@ def indexed_axis(who: str, data: Array, axis: int) -> int:
     return along
 
 
-def smallest_integer(n: int) -> Any:
+def smallest_integer(n: int) -> np.dtype:
     """The smallest unsigned dtype that holds the indices below n."""
     return np.min_scalar_type(max(n - 1, 0))
 

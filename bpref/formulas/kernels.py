@@ -1,11 +1,11 @@
 """What a convolution and its transpose ask of their channels, outputs and groups."""
 
-from typing import Any
+from jax import Array
 
 from bpref.checks.hyperparameters import is_integer, plain, require_size
 
 
-def require_groups(who: str, features: Any, groups: Any) -> tuple[int, int]:
+def require_groups(who: str, features: int, groups: int) -> tuple[int, int]:
     """Both as Python has them; raise `ValueError` unless the outputs can be shared out in groups."""
     groups = require_size(who, "groups", groups)
     if not is_integer(features) or features < 1 or features % groups:
@@ -13,7 +13,7 @@ def require_groups(who: str, features: Any, groups: Any) -> tuple[int, int]:
     return plain(features), groups
 
 
-def channels_in_groups(who: str, x: Any, groups: int) -> int:
+def channels_in_groups(who: str, x: Array, groups: int) -> int:
     """C, the number of channels of x; raises `ValueError` unless they can be shared out in groups."""
     C = x.shape[-1]
     if C % groups:

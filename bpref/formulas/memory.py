@@ -7,15 +7,16 @@ it is traced. Those that would stand before the first position are hidden. So on
 W is what the window reaches back, or all other positions where there is none. What is older falls out.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast
 from bpref.formulas.attend import attend
-from bpref.formulas.attention_grid import Extras, Pattern, sides
+from bpref.formulas.attention_grid import Extras, Pattern, Window, sides
 from bpref.formulas.decoder import require_no_later
 from bpref.formulas.heads import Heads
 
@@ -28,14 +29,14 @@ class Memory(NamedTuple):
     n: Int[Array, ""]
 
 
-def reach(who: str, causal: bool, window: Any, length: int) -> int:
+def reach(who: str, causal: bool, window: Window | None, length: int) -> int:
     """W, of `length` positions; raises `ValueError` where a position sees later ones."""
     left, right = (length, 1) if window is None else sides(window)
     require_no_later(who, causal or not right)
     return min(left, length - 1)
 
 
-def no_memory(W: int, k: Any, v: Any) -> Memory:
+def no_memory(W: int, k: Array | jax.ShapeDtypeStruct, v: Array | jax.ShapeDtypeStruct) -> Memory:
     """Of keys and values (*b, t, K, D) and (*b, t, K, E), or their specifications."""
     k, v = (jnp.zeros((*a.shape[:-3], W, *a.shape[-2:]), a.dtype) for a in (k, v))
     return Memory(k, v, jnp.zeros((), jnp.int32))

@@ -9,10 +9,11 @@ and, with g = gamma dn, as `rms_norm` and `layer_norm` derive it,
     dx = r (g - mean g - xhat mean(g xhat))                               without mean g for the RMS norm
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
@@ -33,13 +34,13 @@ class NormParams(NamedTuple):
     shift: Float[Array, " d"] | None
 
 
-def require_norm(who: str, norm: Any) -> None:
+def require_norm(who: str, norm: str) -> None:
     """Raise `ValueError` unless there is such a norm."""
     if norm not in NORMS:
         raise ValueError(f"{who}: norm is {norm!r}, expected 'layer' or 'rms'")
 
 
-def init_norm(norm: str, d: int, dtype: Any) -> NormParams:
+def init_norm(norm: str, d: int, dtype: DTypeLike) -> NormParams:
     """Ones, and zeros where there is a shift."""
     return NormParams(jnp.ones(d, dtype), jnp.zeros(d, dtype) if norm == "layer" else None)
 

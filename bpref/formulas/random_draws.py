@@ -6,24 +6,23 @@ cotangent is `None`. Draws are of 32 bits whatever x is computed in: float64 and
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from bpref.checks.hyperparameters import is_number, plain
 from bpref.dtypes import require_array
-from bpref.layer import Held, Layer
+from bpref.layer import Held, Layer, State
 
 
-def _used(held: dict[str, Any]) -> dict[str, Any]:
+def _used(held: State) -> State:
     return {"key": jax.random.split(held["key"])[0]}
 
 
-def _next(held: dict[str, Any], params: Any, cache: Any) -> dict[str, Any]:
+def _next(held: State, params: PyTree, cache: PyTree) -> State:
     return {"key": jax.random.split(held["key"])[1]}
 
 
@@ -31,7 +30,7 @@ KEY = Held(("key",), _used, _next)
 """A key as state: half of it is drawn from, the other half is that of the next step."""
 
 
-def with_key_in_x(layer: Layer, without: Layer, into: Callable[[Any, dict[str, Any]], Any]) -> Layer:
+def with_key_in_x(layer: Layer, without: Layer, into: Callable[[PyTree, State], PyTree]) -> Layer:
     """The layer, whose x has a key, with a key as state; in evaluation `without`, which drops nothing."""
     return layer._replace(
         held=KEY._replace(into=into), evaluating=without._replace(held=Held(("key",), into=lambda x, held: x))
@@ -42,7 +41,7 @@ RESOLUTION = 23
 """A share is told to this many bits, those of the numbers that `jax.random.uniform` draws."""
 
 
-def require_key(who: str, key: Any) -> None:
+def require_key(who: str, key: Array) -> None:
     """Raise unless `key` is one PRNG key: `TypeError` for what is none, `ValueError` for several."""
     require_array(who, "key", key)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -59,7 +58,7 @@ def require_rate(who: str, rate: float, name: str = "rate") -> float:
     return plain(rate)
 
 
-def kept(key: Any, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """True with probability 1 - rate, element by element: the draws of `jax.random.bernoulli` in float32.
 
     The bits themselves are compared, since making numbers of them first takes longer and decides nothing.
@@ -75,6 +74,6 @@ def threshold(rate: float) -> int:
     return math.ceil(float(np.float32(1 - rate)) * 2**RESOLUTION) << (32 - RESOLUTION)
 
 
-def words(key: Any) -> Array:
+def words(key: Array) -> Array:
     """Two 32-bit words of a PRNG key, however it is written."""
     return jax.random.key_data(key)[:2] if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

@@ -4,7 +4,8 @@ With G_t the cotangent of all that h_t reaches, G_t = dh_t + a_{t+1} G_{t+1}: th
 with a moved by one place. Time is the axis before the last.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -17,7 +18,7 @@ Method = Literal["sequential", "associative"]
 TIME = -2
 
 
-def require_method(who: str, method: Any) -> None:
+def require_method(who: str, method: str) -> None:
     """Raise `ValueError` unless there is such a way of running a recurrence."""
     if method not in ("sequential", "associative"):
         raise ValueError(f"{who}: method is {method!r}, expected 'sequential' or 'associative'")
@@ -77,7 +78,7 @@ def start_cotangent(a: Array, G: Array, reverse: bool = False) -> Array:
     return a[..., first, :] * G[..., first, :]
 
 
-def _scan(step: Any, a: Array, b: Array, start: Array | None, reverse: bool) -> Array:
+def _scan(step: Callable[..., tuple[Array, Array]], a: Array, b: Array, start: Array | None, reverse: bool) -> Array:
     along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
     start = jnp.zeros_like(along[1][0]) if start is None else start
     return jnp.moveaxis(scan(step, start, along, reverse=reverse)[1], 0, TIME)

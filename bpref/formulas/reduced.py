@@ -1,7 +1,6 @@
 """What every reduction shares: which axes it removes, and the way back to an array that has them, of size 1."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -13,7 +12,7 @@ Axis = int | tuple[int, ...] | None
 """One axis, several, or all of them."""
 
 
-def require_axes(who: str, axis: Axis, x: Any) -> tuple[int, ...]:
+def require_axes(who: str, axis: Axis, x: Array) -> tuple[int, ...]:
     """The axes as numbers from 0, in order; raises unless x has each of them once.
 
     A scalar is one value, along axis 0 too, as in NumPy and PyTorch, but has no axis to remove.
@@ -36,7 +35,7 @@ def numbered(axis: Axis, rank: int) -> tuple[int, ...]:
     return tuple(sorted(one % rank for one in (axis if isinstance(axis, tuple) else (axis,))))
 
 
-def require_values(who: str, x: Any, axes: tuple[int, ...]) -> int:
+def require_values(who: str, x: Array, axes: tuple[int, ...]) -> int:
     """How many values are reduced to one; raises `ValueError` when there are none."""
     n = count(x.shape, axes)
     if n == 0:

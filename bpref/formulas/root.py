@@ -15,30 +15,18 @@ Of squares, H_n = h_n I: the columns are sqrt(h_n) e_c, or one of them sqrt(h_n)
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
+from bpref.cotangents import Root
 from bpref.dtypes import cast, widen
 
 
-class Root(NamedTuple):
-    """Of a loss: the columns of S, by its cache.
-
-    Attributes:
-      width: `(cache) -> int`, how many columns an example has.
-      column: `(cache, k) -> dx`, the one of number k, for all examples.
-      drawn: `(cache, key) -> dx`, a random one s with E s s^T = H.
-    """
-
-    width: Callable[[Any], int]
-    column: Callable[[Any, Any], Any]
-    drawn: Callable[[Any, Any], Any]
-
-
-def softmax_root(seen: Callable[[Any], tuple[Array, Array]], constants: int = 1) -> Root:
+def softmax_root(seen: Callable[[PyTree], tuple[Array, Array]], constants: int = 1) -> Root:
     """Of a cross-entropy.
 
     Args:
@@ -70,7 +58,7 @@ def softmax_root(seen: Callable[[Any], tuple[Array, Array]], constants: int = 1)
     return Root(lambda cache: math.prod(seen(cache)[0].shape[1:]), column, drawn)
 
 
-def square_root(seen: Callable[[Any], tuple[Array, Any]]) -> Root:
+def square_root(seen: Callable[[PyTree], tuple[Array, Array | float]]) -> Root:
     """Of squares. `seen` is `(cache) -> (an array like z, h)`."""
 
     def column(cache, k):
@@ -85,7 +73,7 @@ def square_root(seen: Callable[[Any], tuple[Array, Any]]) -> Root:
     return Root(lambda cache: math.prod(seen(cache)[0].shape[1:]), column, drawn)
 
 
-def _at(r: Any, z: Array) -> Array:
+def _at(r: ArrayLike, z: Array) -> Array:
     """Which positions of z are number r of their example."""
     of_one = z.shape[1:-1]
     return jnp.broadcast_to(jnp.arange(math.prod(of_one)).reshape(of_one) == r, z.shape[:-1])

@@ -4,7 +4,7 @@ What is rotated is orthogonal but for its magnitude, so that its adjoint is the 
 """
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,14 +43,14 @@ class Stretch(NamedTuple):
     fast: float | None = None
 
 
-def require_rotation(who: str, base: Any, stretch: Any) -> tuple[float, Stretch | None]:
+def require_rotation(who: str, base: float, stretch: Stretch | None) -> tuple[float, Stretch | None]:
     """Both as Python has them; raise unless the base is a number above 1, without which no pair turns more slowly than
     another, and the stretch None, or a `Stretch` of which every field is in its range.
     """
     return _require_base(who, base, "base"), _require_stretch(who, stretch)
 
 
-def require_rope(who: str, rope: Any, stretch: Any) -> tuple[float | None, Stretch | None]:
+def require_rope(who: str, rope: float | None, stretch: Stretch | None) -> tuple[float | None, Stretch | None]:
     """The same of a layer that rotates with the base `rope`, or not at all where it is None."""
     if rope is not None:
         rope = _require_base(who, rope, "rope")
@@ -59,13 +59,13 @@ def require_rope(who: str, rope: Any, stretch: Any) -> tuple[float | None, Stret
     return rope, _require_stretch(who, stretch)
 
 
-def _require_base(who: str, base: Any, name: str) -> float:
+def _require_base(who: str, base: float, name: str) -> float:
     if not (is_number(base) and 1 < base < math.inf):
         raise ValueError(f"{who}: {name} is {base!r}, expected a number above 1")
     return plain(base)
 
 
-def _require_stretch(who: str, stretch: Any) -> Stretch | None:
+def _require_stretch(who: str, stretch: Stretch | None) -> Stretch | None:
     if stretch is None:
         return None
     if not isinstance(stretch, Stretch):

@@ -1,11 +1,12 @@
 """What attention with projections is given: a sequence that asks, and the sequence that it looks into."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.formulas.heads import Heads
+from bpref.layer import State
 
 
 class Sequences(NamedTuple):
@@ -30,13 +31,13 @@ class Sequences(NamedTuple):
     by_name = True
 
 
-def with_key(x: Any, held: dict[str, Any]) -> Any:
+def with_key(x: Array | Sequences, held: State) -> Sequences:
     """x with the key that is held, unless it has one itself."""
     x = x if isinstance(x, Sequences) else Sequences(x)
     return x if x.key is not None else x._replace(**held)
 
 
-def as_sequences(who: str, x: Any) -> Sequences:
+def as_sequences(who: str, x: Array | Sequences) -> Sequences:
     """`x`, an array being a sequence that looks into itself.
 
     Raises:

@@ -1,9 +1,8 @@
 """Signs: labels of two classes, -1 and +1, however they are written, and the signs of numbers in one byte each."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Int8
 
 
@@ -26,6 +25,6 @@ def as_byte(e: Array) -> Int8[Array, "..."]:
     return jnp.where(jnp.isnan(e), NO_SIGN, jnp.sign(e)).astype(jnp.int8)
 
 
-def from_byte(sign: Int8[Array, "..."], dtype: Any) -> Array:
+def from_byte(sign: Int8[Array, "..."], dtype: DTypeLike) -> Array:
     """The sign that `as_byte` has kept, as a number; NaN for that of NaN."""
     return jnp.where(sign == NO_SIGN, jnp.nan, sign.astype(dtype))

@@ -1,6 +1,6 @@
 """The layer of softmax attention, in one block or in many: `attend` with its parameters."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +70,7 @@ def softmax_attention(
             jnp.zeros((buckets_number, N), dtype) if buckets_number is not None else None,
         )
 
-    def of(params: AttentionParams, x: Heads, W: int = 0) -> tuple[Pattern, Extras, Any]:
+    def of(params: AttentionParams, x: Heads, W: int = 0) -> tuple[Pattern, Extras, np.ndarray | None]:
         """What `attend` is given; of W earlier keys that stand before those of x."""
         T, S, (N, D) = x.q.shape[-3], x.k.shape[-3], x.q.shape[-2:]
         distance = np.arange(1 - T - W, S)

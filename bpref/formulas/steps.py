@@ -1,9 +1,9 @@
 """What a recurrence is given and gives back: sequences, the states before and after them, their lengths."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from bpref.dtypes import came
 
@@ -19,7 +19,7 @@ class Steps(NamedTuple):
     """
 
     x: Float[Array, "B T d>0"]
-    state: Any = None
+    state: PyTree = None
     lengths: Int[Array, " B"] | None = None
 
     by_name = True
@@ -34,15 +34,15 @@ class Passed(NamedTuple):
     """
 
     y: Float[Array, "B T m"]
-    state: Any
+    state: PyTree
 
 
-def as_steps(x: Any) -> Steps:
+def as_steps(x: Array | Steps) -> Steps:
     """x itself, or all there is to say of a plain array."""
     return x if isinstance(x, Steps) else Steps(x)
 
 
-def require_state(who: str, argument: str, state: Any, x: Any, features: int) -> None:
+def require_state(who: str, argument: str, state: PyTree, x: Array, features: int) -> None:
     """Raise unless the part of a state that is called `argument` is (B, features), of x's dtype."""
     expected = (x.shape[0], features)
     if not hasattr(state, "shape"):

@@ -4,17 +4,16 @@ Ids are integers from 0 to V - 1. One outside (a negative one too) cannot be see
 is NaN, and no row gets its cotangent.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import as_array, require_integer, widen, widen_integers
 
 
-def as_ids(who: str, x: Any) -> Array:
+def as_ids(who: str, x: ArrayLike) -> Array:
     """x as ids with room, whatever integers they came as; raises `TypeError` unless it holds integers."""
     x = as_array(who, "x", x)
     require_integer(who, "x", x)
@@ -28,7 +27,7 @@ def require_padding(who: str, padding: int | None, vocabulary: int) -> int | Non
     return plain(padding)
 
 
-def normal_table(key: Any, vocabulary: int, features: int, padding: int | None = None) -> Array:
+def normal_table(key: Array, vocabulary: int, features: int, padding: int | None = None) -> Array:
     """Rows drawn normally with variance 1/d, of length near 1; the padding row is 0. In JAX's default float dtype."""
     W = jax.random.normal(key, (vocabulary, features)) * features**-0.5
     return W if padding is None else W.at[padding].set(0.0)

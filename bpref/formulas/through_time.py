@@ -25,12 +25,12 @@ s_t is s_{t-1} of the step after, which the reverse loop has just left: it is ca
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PyTree
 
 from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import with_zeros
@@ -58,13 +58,13 @@ class Recurrence(NamedTuple):
       collect: `(params, x, kept, s, s', d) -> (dparams, dx)`, of all steps.
     """
 
-    init: Callable[[Any, Any], Any]
-    require: Callable[[Any, Steps], None]
-    zeros: Callable[[Any, int], Any]
-    project: Callable[[Any, Array], Array]
-    step: Callable[[Any, Array, Any], tuple[Any, Array, Any]]
-    pull: Callable[[Any, Any, Any, Any, Any, Array], tuple[Any, Any]]
-    collect: Callable[[Any, Array, Any, Any, Any, Any], tuple[Any, Array]]
+    init: Callable[[Array, PyTree], PyTree]
+    require: Callable[[PyTree, Steps], None]
+    zeros: Callable[[PyTree, int], PyTree]
+    project: Callable[[PyTree, Array], Array]
+    step: Callable[[PyTree, Array, PyTree], tuple[PyTree, Array, PyTree]]
+    pull: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]]
+    collect: Callable[[PyTree, Array, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, Array]]
 
 
 class Kept(NamedTuple):
@@ -72,10 +72,10 @@ class Kept(NamedTuple):
     the state before it and what its `pull` needs. With checkpoints, the states before each segment, and no steps.
     """
 
-    x: Any
-    before: Any
-    last: Any
-    steps: Any
+    x: PyTree
+    before: PyTree
+    last: PyTree
+    steps: PyTree
 
 
 class Marks(NamedTuple):
@@ -209,7 +209,7 @@ def joined(steps: Float[Array, "n k B d"], T: int) -> Float[Array, "B T d"]:
     return jnp.swapaxes(steps.reshape(n * k, *steps.shape[2:])[:T], 0, 1)
 
 
-def _run(recurrence: Recurrence, p: Any, start: Any, x: Array, marks: Marks, reverse: bool) -> Any:
+def _run(recurrence: Recurrence, p: PyTree, start: PyTree, x: Array, marks: Marks, reverse: bool) -> PyTree:
     """The steps of a segment from its first state: the last state, and of each step h, the state before it, kept."""
 
     def body(s, slices):
@@ -225,15 +225,15 @@ def _run(recurrence: Recurrence, p: Any, start: Any, x: Array, marks: Marks, rev
 
 def _pull(
     recurrence: Recurrence,
-    p: Any,
-    end: tuple[Any, Any],
+    p: PyTree,
+    end: tuple[PyTree, PyTree],
     x: Array,
     marks: Marks,
     dh: Array,
-    before: Any,
-    steps: Any,
+    before: PyTree,
+    steps: PyTree,
     reverse: bool,
-) -> Any:
+) -> PyTree:
     """The way back through a segment from `end`, (ds, s) after it: ds before it, and the sums over its steps."""
 
     def body(carry, slices):
@@ -255,7 +255,7 @@ def _pull(
     return ds, recurrence.collect(p, x, steps, _cut(marks.cut, before), after, d)
 
 
-def _cut(cut: Array | None, states: Any) -> Any:
+def _cut(cut: Array | None, states: PyTree) -> PyTree:
     """The states that steps begin with: constants where `cut`; as the states after the steps before, they are none."""
     return states if cut is None else choose(cut, lax.stop_gradient(states), states)
 
@@ -266,7 +266,7 @@ def _shifted(before: Array, last: Array, reverse: bool) -> Array:
     return jnp.concatenate([last, before[:-1]] if reverse else [before[1:], last])[: len(before)]
 
 
-def choose(which: Array, these: Any, those: Any) -> Any:
+def choose(which: Array, these: PyTree, those: PyTree) -> PyTree:
     """Leaf by leaf `these` where `which`, else `those`: one choice for each example, or one for all."""
 
     def of_leaf(a, b):

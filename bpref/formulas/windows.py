@@ -8,9 +8,10 @@ elements, and so
     m = ceil(n / s)                               "same":  lo + hi = max(s (m - 1) + r - n, 0), lo = floor(half of it)
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 
 from bpref.checks.hyperparameters import is_integer, plain
 
@@ -37,7 +38,7 @@ class Windows(NamedTuple):
         return tuple(d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True))
 
 
-def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) -> Windows:
+def as_windows(who: str, window: Ints, stride: int | Ints, dilation: int | Ints, padding: Padding) -> Windows:
     """The four arguments checked, numbers for all axes spread over them; raises `ValueError`."""
     if not isinstance(window, (tuple, list)) or not 1 <= len(window) <= 3 or not all(map(_is_positive, window)):
         raise ValueError(f"{who}: window is {window!r}, expected a tuple of 1 to 3 positive integers")
@@ -46,7 +47,7 @@ def as_windows(who: str, window: Any, stride: Any, dilation: Any, padding: Any) 
     return Windows(tuple(map(plain, window)), *steps, _as_padding(who, padding, rank))
 
 
-def per_axis(who: str, argument: str, value: Any, rank: int, least: int = 1) -> Ints:
+def per_axis(who: str, argument: str, value: int | Ints, rank: int, least: int = 1) -> Ints:
     """`value` as one integer of at least `least` for each of `rank` axes; raises `ValueError`."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(values) != rank or not all(is_integer(v) and v >= least for v in values):
@@ -66,14 +67,14 @@ def as_pads(padding: Padding, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:
     return padding
 
 
-def require_spatial(who: str, x: Any, rank: int) -> None:
+def require_spatial(who: str, x: Array, rank: int) -> None:
     """Raise `ValueError` unless x has a batch axis, `rank` spatial axes and channels."""
     if len(x.shape) != rank + 2:
         expected = {1: "(N, T, C)", 2: "(N, H, W, C)", 3: "(N, D, H, W, C)"}[rank]
         raise ValueError(f"{who}: x has shape {x.shape}, expected {rank + 2} axes {expected}")
 
 
-def place(who: str, windows: Windows, x: Any) -> Pairs:
+def place(who: str, windows: Windows, x: Array) -> Pairs:
     """The padding of x, in numbers; raises unless x has the right axes and some window fits in along each."""
     require_spatial(who, x, windows.rank)
     sizes = x.shape[1:-1]
@@ -97,7 +98,7 @@ class Along(NamedTuple):
     pads: tuple[int, int]
 
 
-def place_pool(who: str, windows: Windows, x: Any) -> list[Along]:
+def place_pool(who: str, windows: Windows, x: Array) -> list[Along]:
     """As `place`, for each spatial axis; raises where some window would see nothing but padding, too."""
     reach = windows.reach
     for r, (lo, hi) in zip(reach, () if isinstance(windows.padding, str) else windows.padding, strict=False):
@@ -120,7 +121,7 @@ def place_pool(who: str, windows: Windows, x: Any) -> list[Along]:
     return placed
 
 
-def _as_padding(who: str, padding: Any, rank: int) -> Padding:
+def _as_padding(who: str, padding: Padding, rank: int) -> Padding:
     if isinstance(padding, str) and padding in ("same", "valid"):
         return padding
     if isinstance(padding, (tuple, list)) and len(padding) == rank and all(map(_is_pair, padding)):
@@ -129,9 +130,9 @@ def _as_padding(who: str, padding: Any, rank: int) -> Padding:
     raise ValueError(f"{who}: padding is {padding!r}, expected {expected}")
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(is_integer(v) and v >= 0 for v in value)
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: int) -> bool:
     return is_integer(value) and value > 0

@@ -12,13 +12,13 @@ what the layers remember. One program does all of it, the steps a loop in it.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, PyTree
 
 from bpref.checks.hyperparameters import (
     is_integer,
@@ -38,11 +38,11 @@ from bpref.transforms.decoding import decoding
 
 def generate(
     network: Layer,
-    params: Any,
+    params: PyTree,
     prompt: Int[Array, "B P"],
     *,
     steps: int,
-    key: Any = None,
+    key: Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -88,9 +88,9 @@ def generate(
         raise ValueError(
             f"{who}: a prompt of {prompt.shape[1]} tokens and {steps} more are beyond the context of {context}"
         )
-    if temperature and key is None:
-        raise TypeError(f"{who}: key is None, expected a PRNG key such as jax.random.key(0), or temperature=0")
     if temperature:
+        if key is None:
+            raise TypeError(f"{who}: key is None, expected a PRNG key such as jax.random.key(0), or temperature=0")
         require_key(who, key)
     V = _outputs(who, network, length, params, prompt)
     if not is_traced(prompt) and (np.min(prompt) < 0 or np.max(prompt) >= V):
@@ -106,7 +106,7 @@ def generate(
 
 
 def candidates(
-    logits: Float[Array, "B V"], temperature: Any, top_k: int | None = None, top_p: Any = None
+    logits: Float[Array, "B V"], temperature: ArrayLike, top_k: int | None = None, top_p: ArrayLike | None = None
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """Logits at that temperature, -inf where a token is not to be drawn, and the tokens: all, or the largest first."""
     logits = widen(logits) / jnp.asarray(temperature, widen(logits).dtype)
@@ -122,7 +122,14 @@ def candidates(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _generated(
-    network: Layer, steps: int, top_k: int | None, params: Any, prompt: Array, key: Any, temperature: Any, top_p: Any
+    network: Layer,
+    steps: int,
+    top_k: int | None,
+    params: PyTree,
+    prompt: Array,
+    key: Array | None,
+    temperature: ArrayLike | None,
+    top_p: ArrayLike | None,
 ) -> Array:
     decoder = decoding(network, prompt.shape[1] + steps - 1)
     _, state = begin(decoder, jax.random.key(0), prompt[:, :1])
@@ -136,7 +143,7 @@ def _generated(
         return (state, token), token
 
     def drawn(logits, key):
-        if key is None:
+        if temperature is None:
             return jnp.argmax(logits, -1)
         values, tokens = candidates(logits, temperature, top_k, top_p)
         return jnp.take_along_axis(tokens, jax.random.categorical(key, values)[:, None], -1)[:, 0]
@@ -147,12 +154,12 @@ def _generated(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _logits(network: Layer, length: int, params: Any, prompt: Array) -> Any:
+def _logits(network: Layer, length: int, params: PyTree, prompt: Array) -> PyTree:
     decoder = decoding(network, length)
     return decoder.forward(params, With(prompt, begin(decoder, jax.random.key(0), prompt)[1]))[0][0]
 
 
-def _outputs(who: str, network: Layer, length: int, params: Any, prompt: Any) -> int:
+def _outputs(who: str, network: Layer, length: int, params: PyTree, prompt: Array) -> int:
     """V, of logits (B, T, V)."""
     y = _logits.eval_shape(network, length, params, prompt)
     if getattr(y, "shape", ())[:-1] != prompt.shape:

@@ -19,7 +19,6 @@ arXiv:2502.02737; soft caps: Gemma 2, arXiv:2408.00118.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from bpref.checks.hyperparameters import require_flags, require_positive_or_none, require_sizes
 from bpref.compose import objective, residual, scan, serial, shared
@@ -104,7 +103,7 @@ class GptConfig:
         mlp_layer(who, self.hidden, self.activation, self.gated, self.norm, False, self.eps)
 
 
-def gpt(config: GptConfig | str, remat: bool = False) -> Layer[Any, Any, Any, Any]:
+def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
     """The network: token ids `(B, T)` to logits `(B, T, V)`.
 
     Params are `{"body": {"embed", "positions", "blocks", "norm"}, "head"}`, without positions for RoPE; the blocks' are
@@ -134,7 +133,7 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer[Any, Any, Any, An
 
 def gpt_objective(
     config: GptConfig | str, remat: bool = False, ignored: int | None = None, rows: int | None = None
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer:
     """What is trained: ids and labels, the next tokens, both `(B, T)`, to the mean cross-entropy J.
 
     Params are those of `gpt(config)`: what is trained here generates there. The logits are never made whole.

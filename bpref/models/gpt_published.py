@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bpref.formulas.rotations import Stretch, fast_of
 from bpref.models.gpt import GptConfig
@@ -89,7 +90,11 @@ def kind_of(config: GptConfig) -> str:
     raise ValueError(f"no published layout has {config}; expected that of GPT-2, Llama, Mistral or Qwen 2")
 
 
-def published_of(config: GptConfig, dtype: Any) -> dict[str, Any]:
+Published = dict[str, Any]
+"""The entries of a `config.json`."""
+
+
+def published_of(config: GptConfig, dtype: DTypeLike) -> Published:
     """The config as `config.json` has it."""
     c, kind = config, kind_of(config)
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -117,7 +122,7 @@ def published_of(config: GptConfig, dtype: Any) -> dict[str, Any]:
     return of
 
 
-def _of_gpt2(of: dict[str, Any]) -> GptConfig:
+def _of_gpt2(of: Published) -> GptConfig:
     for name, usual in {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}.items():
         _require(of, name, (usual,), usual)
     _require(of, "add_cross_attention", (False,), False)
@@ -134,7 +139,7 @@ def _of_gpt2(of: dict[str, Any]) -> GptConfig:
     )
 
 
-def _of_llama(of: dict[str, Any]) -> GptConfig:
+def _of_llama(of: Published) -> GptConfig:
     kind = of["model_type"]
     sizes = {ours: of[theirs] for ours, theirs in LLAMA_NAMES.items()}
     _require(of, "head_dim", (None, of["hidden_size"] // of["num_attention_heads"]), None)
@@ -153,7 +158,7 @@ def _of_llama(of: dict[str, Any]) -> GptConfig:
     )
 
 
-def _window(of: dict[str, Any]) -> int | None:
+def _window(of: Published) -> int | None:
     """Of Mistral every block's; Qwen 2 has it in its upper blocks, if at all."""
     if of["model_type"] == "mistral":
         return of.get("sliding_window", 4096)
@@ -162,7 +167,7 @@ def _window(of: dict[str, Any]) -> int | None:
     return None
 
 
-def _rope(of: dict[str, Any]) -> tuple[float, Stretch | None]:
+def _rope(of: Published) -> tuple[float, Stretch | None]:
     """The base and the stretch, as older and newer files have them."""
     scaling = of.get("rope_parameters") or of.get("rope_scaling") or {}
     base = float(scaling.get("rope_theta") or of.get("rope_theta") or 10000.0)
@@ -176,9 +181,9 @@ def _rope(of: dict[str, Any]) -> tuple[float, Stretch | None]:
     return base, Stretch(way, float(scaling["factor"]), length, float(scaling.get(slow) or 1.0), scaling.get(fast))
 
 
-def _scaling_of(stretch: Stretch) -> dict[str, Any]:
+def _scaling_of(stretch: Stretch) -> Published:
     fast, slow = ("beta_fast", "beta_slow") if stretch.way == "yarn" else ("high_freq_factor", "low_freq_factor")
-    of: dict[str, Any] = {"rope_type": stretch.way, "factor": stretch.factor}
+    of: Published = {"rope_type": stretch.way, "factor": stretch.factor}
     if stretch.way == "linear":
         return of
     if stretch.way == "ntk":
@@ -186,12 +191,12 @@ def _scaling_of(stretch: Stretch) -> dict[str, Any]:
     return of | {fast: fast_of(stretch), slow: stretch.slow, "original_max_position_embeddings": stretch.length}
 
 
-def _activation(of: dict[str, Any], name: str, usual: str) -> str:
+def _activation(of: Published, name: str, usual: str) -> str:
     _require(of, name, ACTIVATIONS, usual)
     return ACTIVATIONS[of.get(name, usual)]
 
 
-def _require(of: dict[str, Any], name: str, known: Iterable[Any], usual: Any) -> None:
+def _require(of: Published, name: str, known: Iterable[object], usual: object) -> None:
     """Raise `ValueError` where an entry is none that the layers have."""
     if of.get(name, usual) not in tuple(known):
         expected = " or ".join(json.dumps(v) for v in dict.fromkeys(known))

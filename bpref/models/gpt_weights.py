@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.models.gpt import GptConfig, as_config, gpt
 from bpref.models.gpt_published import kind_of, published_of
@@ -75,7 +77,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -> Any:
+def load_weights(config: GptConfig | str, path: str | Path, dtype: DTypeLike | None = None) -> PyTree:
     """The params of `gpt(config)` that a published file has.
 
     It is read by `safetensors`, which comes with the extra `cli`.
@@ -131,7 +133,7 @@ def load_weights(config: GptConfig | str, path: str | Path, dtype: Any = None) -
     )
 
 
-def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None:
+def save_weights(config: GptConfig | str, params: PyTree, path: str | Path) -> None:
     """Write params of `gpt(config)` in the published layout: `model.safetensors` and `config.json` in a directory.
 
     Args:
@@ -165,12 +167,12 @@ def save_weights(config: GptConfig | str, params: Any, path: str | Path) -> None
     (path / CONFIG).write_text(json.dumps(published_of(config, arrays["embed.W"].dtype), indent=2) + "\n")
 
 
-def _drawn(config: GptConfig) -> Any:
+def _drawn(config: GptConfig) -> PyTree:
     """The params' shapes."""
     return jax.eval_shape(gpt(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
 
 
-def _by_array(params: Any) -> Iterator[tuple[str, Array]]:
+def _by_array(params: PyTree) -> Iterator[tuple[str, Array]]:
     """The arrays by their paths, wherever sharing and dropout have them."""
     for path, v in jax.tree_util.tree_flatten_with_path(params)[0]:
         names = name_of(path).split(".")
@@ -222,7 +224,7 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names)]
 
 
-def _opened(file: Path) -> Any:
+def _opened(file: Path) -> PyTree:
     """A file of safetensors; `ValueError` for what is none."""
     from safetensors import SafetensorError, safe_open
 
@@ -238,8 +240,8 @@ def _name(key: str) -> str:
 
 
 def _require_tensors(
-    path: Path, found: dict[str, Any], expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]]
-) -> set[Any]:
+    path: Path, found: dict[str, PyTree], expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]]
+) -> set[np.dtype]:
     """The dtypes; raises `ValueError` that names every tensor that is missing, too many, misshapen or of integers."""
     wrong = [f"{name} is missing, {shape}" for name, shape in expected.items() if name not in found]
     for name, v in found.items():

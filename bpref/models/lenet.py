@@ -9,8 +9,6 @@ drawn characters at the end: it has 61,706 parameters for 60,840.
 Source: LeCun et al., 'Gradient-based learning applied to document recognition', Proc. IEEE 86, 1998, section II.
 """
 
-from typing import Any
-
 from bpref.compose import serial
 from bpref.layer import Layer
 from bpref.rules.activation.tanh import tanh
@@ -20,7 +18,7 @@ from bpref.rules.linear.linear import linear
 from bpref.rules.pooling.average_pool import average_pool
 
 
-def lenet(classes: int = 10) -> Layer[Any, Any, Any, Any]:
+def lenet(classes: int = 10) -> Layer:
     """The network: images `(N, 28, 28, C)` to logits `(N, classes)`.
 
     Raises:

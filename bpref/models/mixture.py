@@ -15,8 +15,8 @@ cotangent. Where the network is not trained nothing is made of it.
 Sources: Mixtral: arXiv:2401.04088; a and b: arXiv:2101.03961, section 2.2, and arXiv:2202.08906, section 3.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -25,7 +25,7 @@ from bpref.compose import objective, parallel, residual, scan, serial
 from bpref.compose import remat as remat_of
 from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.layer import Layer
-from bpref.models.rearranged import rearranged
+from bpref.models.rearranged import as_it_is, rearranged
 from bpref.nearest import meant
 from bpref.rules.activation.identity import identity
 from bpref.rules.block.attention_block import attention_block, attention_layer
@@ -82,7 +82,7 @@ class MixtureConfig:
         _experts(self)
 
 
-def mixture(config: MixtureConfig | str, remat: bool = False) -> Layer[Any, Any, Any, Any]:
+def mixture(config: MixtureConfig | str, remat: bool = False) -> Layer:
     """The network: token ids `(B, T)` to logits `(B, T, V)`.
 
     Args:
@@ -102,14 +102,13 @@ def mixture(config: MixtureConfig | str, remat: bool = False) -> Layer[Any, Any,
       (1, 32, 256)
     """
     config = _as_config(config)
-    as_it_is = rearranged("as_it_is", lambda x: x, lambda dy: dy)
     alone = rearranged("x_alone", lambda x: x["x"], lambda dy: {"x": dy, "penalty": None})
-    return _with_head(serial, config, remat, as_it_is, linear(config.vocabulary, bias=False), alone)
+    return _with_head(serial, config, remat, as_it_is(), linear(config.vocabulary, bias=False), alone)
 
 
 def mixture_objective(
     config: MixtureConfig | str, remat: bool = False, ignored: int | None = None, rows: int | None = None
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer:
     """What is trained: ids and labels, the next tokens, both `(B, T)`, to J, the penalty in it.
 
     Params are those of `mixture(config)`. The logits are never made whole. In `evaluation` the penalty is none, and J
@@ -142,7 +141,9 @@ def mixture_objective(
     return _with_head(objective, config, remat, with_labels, loss, fan_in())
 
 
-def _with_head(combinator: Any, config: MixtureConfig, remat: bool, before: Layer, of_x: Layer, after: Layer) -> Layer:
+def _with_head(
+    combinator: Callable[..., Layer], config: MixtureConfig, remat: bool, before: Layer, of_x: Layer, after: Layer
+) -> Layer:
     return combinator(body=_body(config, remat), head=serial(before=before, product=_beside(of_x), after=after))
 
 

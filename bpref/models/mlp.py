@@ -15,13 +15,14 @@ W[l] - alpha dW[l], b[l] - alpha db[l].
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, PyTree
 
 from bpref.dtypes import require_floating
 from bpref.layer import Layer
@@ -29,27 +30,27 @@ from bpref.rules.linear.linear import linear
 
 
 class Params(NamedTuple):
-    W: tuple[Any, ...]
-    b: tuple[Any, ...]
+    W: tuple[PyTree, ...]
+    b: tuple[PyTree, ...]
 
 
 class Kept(NamedTuple):
     """What the source says to keep of the forward, beside W and b: A[0] ... A[L] and Z[1] ... Z[L]."""
 
     A: tuple[Array, ...]
-    Z: tuple[Any, ...]
+    Z: tuple[PyTree, ...]
 
 
 class Cotangents(NamedTuple):
     """The derivative of J with respect to every value of the forward: dA[0] ... dA[L], and from 1 on dZ, dW, db."""
 
     dA: tuple[Array, ...]
-    dZ: tuple[Any, ...]
-    dW: tuple[Any, ...]
-    db: tuple[Any, ...]
+    dZ: tuple[PyTree, ...]
+    dW: tuple[PyTree, ...]
+    db: tuple[PyTree, ...]
 
 
-def init(key: Array, n: Sequence[int], dtype: Any = jnp.float32) -> Params:
+def init(key: Array, n: Sequence[int], dtype: DTypeLike = jnp.float32) -> Params:
     """Weights for widths n[0], n[1], ..., n[L]: W[l] uniform with variance 1/n[l-1], b[l] zero.
 
     Raises:
@@ -58,8 +59,8 @@ def init(key: Array, n: Sequence[int], dtype: Any = jnp.float32) -> Params:
     if len(n) < 2 or not all(isinstance(width, int) and width > 0 for width in n):
         raise ValueError(f"mlp: n is {list(n)}, expected two or more positive widths, the input's first")
     L = len(n) - 1
-    W: list[Any] = [None] * (L + 1)
-    b: list[Any] = [None] * (L + 1)
+    W: list[PyTree] = [None] * (L + 1)
+    b: list[PyTree] = [None] * (L + 1)
     for l, layer_key in zip(range(1, L + 1), jax.random.split(key, L), strict=True):
         W[l], b[l] = linear(n[l]).init(layer_key, jax.ShapeDtypeStruct((1, n[l - 1]), dtype))
     return Params(tuple(W), tuple(b))
@@ -77,8 +78,8 @@ def forward(params: Params, X: Float[Array, "N n0"], g: Sequence[Layer]) -> tupl
     require_floating("mlp", "X", X)
     if X.ndim != 2 or X.shape[1] != W[1].shape[1]:
         raise ValueError(f"mlp: X has shape {X.shape}, expected (N, n[0]) = (N, {W[1].shape[1]})")
-    A: list[Any] = [checkpoint_name(X, "A0")]
-    Z: list[Any] = [None]
+    A: list[PyTree] = [checkpoint_name(X, "A0")]
+    Z: list[PyTree] = [None]
     for l in range(1, L + 1):
         Z.append(checkpoint_name(A[l - 1] @ W[l].T + jnp.broadcast_to(b[l], (len(X), len(b[l]))), f"Z{l}"))
         A.append(checkpoint_name(g[l - 1].forward((), Z[l])[0], f"A{l}"))
@@ -101,7 +102,7 @@ def backward(params: Params, kept: Kept, y: Float[Array, "N nL"], g: Sequence[La
     W = params.W
     A, Z = kept
     L = require_activations(params, g)
-    dA: list[Any] = [None] * (L + 1)
+    dA: list[PyTree] = [None] * (L + 1)
     dZ, dW, db = dA.copy(), dA.copy(), dA.copy()
     dA[L] = (A[L] - y) / len(y)
     for l in range(L, 0, -1):

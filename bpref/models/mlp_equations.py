@@ -4,11 +4,12 @@ that very intermediate, or, for the equations that differentiate nothing, agains
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from bpref.models import mlp
 from bpref.rules import RULES
@@ -51,14 +52,18 @@ def verify_equations(seed: int = 0, examples: int = 9) -> list[Equation]:
         ]
 
 
-def random_problem(n: Sequence[int], rng: np.random.Generator, examples: int) -> tuple[mlp.Params, Any, Any]:
+def random_problem(
+    n: Sequence[int], rng: np.random.Generator, examples: int
+) -> tuple[mlp.Params, np.ndarray, np.ndarray]:
     """Parameters, X (N, n[0]) and y (N, n[L]), normally distributed, in float64."""
     W = (None, *(rng.normal(size=(fan_out, fan_in)) for fan_in, fan_out in pairwise(n)))
     b = (None, *(rng.normal(size=width) for width in n[1:]))
     return mlp.Params(W, b), rng.normal(size=(examples, n[0])), rng.normal(size=(examples, n[-1]))
 
 
-def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: float) -> Iterator[Equation]:
+def equations(
+    names: Sequence[str], params: mlp.Params, X: np.ndarray, y: np.ndarray, alpha: float
+) -> Iterator[Equation]:
     """Each equation of the derivation, layer by layer, for activations of those names in `RULES`."""
     g = [RULES[name].make() for name in names]
     L = len(g)
@@ -99,7 +104,7 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
 
     alone = [by_hand(params, X[i : i + 1], y[i : i + 1]) for i in range(len(X))]
     yield equation("batch mean: J", None, J, np.mean([one[1] for one in alone]))
-    descended: Any = optax.apply_updates((params.W, params.b), _sgd_updates(params, (hand.dW, hand.db), alpha))
+    descended: PyTree = optax.apply_updates((params.W, params.b), _sgd_updates(params, (hand.dW, hand.db), alpha))
     for l in range(1, L + 1):
         yield equation("batch mean: dW[l]", l, hand.dW[l], np.mean([one[2].dW[l] for one in alone], 0))
         yield equation("batch mean: db[l]", l, hand.db[l], np.mean([one[2].db[l] for one in alone], 0))
@@ -107,6 +112,6 @@ def equations(names: Sequence[str], params: mlp.Params, X: Any, y: Any, alpha: f
         yield equation("b[l] := b[l] - alpha db[l]", l, stepped.b[l], descended[1][l])
 
 
-def _sgd_updates(params: mlp.Params, gradient: Any, alpha: float) -> Any:
+def _sgd_updates(params: mlp.Params, gradient: PyTree, alpha: float) -> PyTree:
     optimizer = optax.sgd(alpha)
     return optimizer.update(gradient, optimizer.init((params.W, params.b)))[0]

@@ -5,15 +5,18 @@ is cached. Who makes one writes both down, A and A^T.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, each_position, no_params
 
 
-def rearranged(name: str, there: Callable[[Any], Any], back: Callable[[Any], Any]) -> Layer[tuple[()], Any, Any, Any]:
+def rearranged(
+    name: str, there: Callable[[PyTree], PyTree], back: Callable[[PyTree], PyTree]
+) -> Layer[tuple[()], PyTree, PyTree, tuple[()]]:
     """The layer y = there(x), dx = back(dy), called `name`.
 
     Args:
@@ -30,7 +33,7 @@ def rearranged(name: str, there: Callable[[Any], Any], back: Callable[[Any], Any
     return Layer(no_params, forward, backward, name, decoding=each_position)
 
 
-def as_it_is() -> Layer[tuple[()], Any, Any, Any]:
+def as_it_is() -> Layer[tuple[()], PyTree, PyTree, tuple[()]]:
     """y = x, of any tree: what a part of a composition leaves alone."""
     return rearranged("as_it_is", lambda x: x, lambda dy: dy)
 
@@ -46,9 +49,9 @@ class Generative(NamedTuple):
       untrained: `(images to learn from, others) -> number`, the score of what needs no network; and what that is.
     """
 
-    network: Layer[Any, Any, Any, Any]
-    loss: Layer[Any, Any, Any, Any]
-    draw: Callable[[Any, Any, int], Array]
+    network: Layer
+    loss: Layer
+    draw: Callable[[PyTree, Array, int], Array]
     score: str
-    metric: Callable[[Any, Array], Array]
+    metric: Callable[[PyTree, Array], Array]
     untrained: tuple[Callable[[np.ndarray, np.ndarray], float], str]

@@ -15,7 +15,6 @@ Source: He et al., 'Deep residual learning for image recognition', arXiv:1512.03
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.compose import fan_out, residual, scan, serial
@@ -46,7 +45,7 @@ def resnet(
     width: int = 64,
     bottleneck: bool = False,
     small: bool = False,
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer:
     """The network: images `(N, H, W, C)` to logits `(N, classes)`.
 
     Args:

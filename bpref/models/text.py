@@ -13,7 +13,7 @@ The blocks are what differs: `transformer_block` (see `bpref.models.gpt`), one w
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bpref.compose import objective, scan, serial
 from bpref.layer import Layer
@@ -36,8 +36,8 @@ class TextModel(NamedTuple):
       objective: (ids, the ids that follow), both (B, T), to J.
     """
 
-    network: Layer[Any, Any, Any, Any]
-    objective: Layer[Any, Any, Any, Any]
+    network: Layer
+    objective: Layer
 
 
 def text_model(

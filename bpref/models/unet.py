@@ -20,12 +20,14 @@ Sources: DDPM: arXiv:2006.11239, equations 4, 6, 7 and 14; a: arXiv:2102.09672, 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_size, require_sizes
 from bpref.compose import fan_out, parallel, serial
@@ -47,7 +49,7 @@ GROUPS = 4
 """Of channels, in every norm."""
 
 
-def unet(width: int, depth: int, channels: int) -> Layer[Any, Any, Any, Any]:
+def unet(width: int, depth: int, channels: int) -> Layer:
     """f: `{"x": images (N, H, W, C), "time": features (N, E)}` to as many images.
 
     Args:
@@ -126,10 +128,10 @@ def _on(layer: Layer) -> Layer:
 
 
 class NoisedParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
-def noised(shares: np.ndarray, features: int) -> Layer[NoisedParams, Array, Any, Any]:
+def noised(shares: np.ndarray, features: int) -> Layer[NoisedParams, Array, PyTree, Array]:
     """Images `(N, H, W, C)` to `{"given": {"x": u_s, "time": (N, E)}, "noise": e}`, for an s that is drawn for each.
 
     Args:
@@ -157,7 +159,7 @@ def noised(shares: np.ndarray, features: int) -> Layer[NoisedParams, Array, Any,
     return Layer(init, forward, backward, "noised", held=KEY)
 
 
-def sinusoids(s: Array, features: int, dtype: Any) -> Array:
+def sinusoids(s: Array, features: int, dtype: DTypeLike) -> Array:
     """Sines and cosines of s, (N, E), of wavelengths from 2 pi to 20,000 pi (arXiv:1706.03762, section 3.5)."""
     n = features // 2
     angles = s.astype(dtype)[:, None] * jnp.asarray(10000.0 ** (-np.arange(n) / n), dtype)[None]
@@ -171,7 +173,7 @@ def cosine_shares(steps: int) -> np.ndarray:
     return np.concatenate([[1.0], np.cumprod(1 - b)])
 
 
-def one_before(u: Any, noise: Any, a: Any, before: Any) -> tuple[Any, Any]:
+def one_before(u: Array, noise: Array, a: Array, before: Array) -> tuple[Array, Array]:
     """The mean and the deviation of u_(s-1), given u_s, the noise in it, a_s and a_(s-1)."""
     b = 1 - a / before
     u_0 = jnp.clip((u - jnp.sqrt(1 - a) * noise) / jnp.sqrt(a), -1, 1)

@@ -12,8 +12,6 @@ paper reads the class from there is the mean over the patches, as in its authors
 Source: Dosovitskiy et al., arXiv:2010.11929; the mean: Zhai et al., arXiv:2106.04560.
 """
 
-from typing import Any
-
 from bpref.compose import scan, serial
 from bpref.layer import Layer
 from bpref.rules.block.transformer_block import transformer_block
@@ -25,7 +23,7 @@ from bpref.rules.norm.layer_norm import layer_norm
 from bpref.rules.pooling.global_pool import global_pool
 
 
-def vit(patches: int, patch: int, classes: int, width: int, depth: int, heads: int) -> Layer[Any, Any, Any, Any]:
+def vit(patches: int, patch: int, classes: int, width: int, depth: int, heads: int) -> Layer:
     """The network: images `(N, H, W, C)` to logits `(N, classes)`.
 
     Args:

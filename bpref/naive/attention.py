@@ -3,8 +3,6 @@
 Hyperparameters are those of `dot_product_attention`, by name; what else a layer is called with is passed over.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from bpref.formulas.softmax_attention import AttentionParams
 from bpref.naive.distances import bucket, slope
 
 
-def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **of_logits: Any) -> Array:
+def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **of_logits) -> Array:
     """y: every logit at once, keys and values repeated for each head."""
     S, N, front = x.k.shape[-3], x.q.shape[-2], (1,) * (x.q.ndim - 3)
     v = jnp.repeat(x.v, N // x.k.shape[-2], axis=-2)
@@ -29,7 +27,7 @@ def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **o
     return jnp.einsum("...nts,...snd->...tnd", p if r is None else p * r, v)
 
 
-def naive_log_sum_exp(x: Heads, **of_logits: Any) -> Array:
+def naive_log_sum_exp(x: Heads, **of_logits) -> Array:
     """Of the logits of each query and head: (*b, T, N)."""
     z, seen = _logits(AttentionParams(), x, **of_logits)
     of_rows = jax.nn.logsumexp(z, axis=-1)
@@ -45,7 +43,7 @@ def _logits(
     scale: float | None = None,
     alibi: bool = False,
     max_distance: int = 128,
-    **_: Any,
+    **_,
 ) -> tuple[Array, Array]:
     """(*b, N, T, S), and which of them are seen; -1e30 where they are not."""
     T, N, D = x.q.shape[-3:]

@@ -1,13 +1,12 @@
 """Which slot of which expert each choice of a token has, as it is written down."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 
-def slots(chosen: Array, experts: int, capacity: int, dtype: Any) -> Array:
+def slots(chosen: Array, experts: int, capacity: int, dtype: DTypeLike) -> Array:
     """(N, k, experts, capacity): 1 where choice (n, j) has the slot, all first choices before all second ones."""
     N, k = chosen.shape
     own = jax.nn.one_hot(chosen, experts, dtype=jnp.int32)

@@ -1,17 +1,21 @@
 """A recurrence as a textbook has it, step after step: what the references of the recurrences are made of."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.formulas.steps import Passed, Steps
 
 
 def naive_recurrence(
-    step: Callable[[Any, Any], tuple[Any, Any]], x: Any, state: Any, reverse: bool, truncate: int | None
+    step: Callable[[Array, PyTree], tuple[PyTree, Array]],
+    x: Array | Steps,
+    state: PyTree,
+    reverse: bool,
+    truncate: int | None,
 ) -> Passed:
     """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step."""
     inputs, given, lengths = sequences(x)
@@ -33,6 +37,6 @@ def naive_recurrence(
     return Passed(jnp.moveaxis(h[::-1] if reverse else h, 0, 1), last)
 
 
-def sequences(x: Any) -> Steps:
+def sequences(x: Array | Steps) -> Steps:
     """The input of a recurrence, where a plain array stands for all that there is to say."""
     return x if isinstance(x, Steps) else Steps(x)

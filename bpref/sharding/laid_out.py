@@ -8,11 +8,10 @@ reduce-scatter). Inside `scan` a leaf sees one slice of what is stacked: one tur
 Sources: fully sharded training: ZeRO, arXiv:1910.02054; the compiler that places the collectives: arXiv:2105.04663.
 """
 
-from typing import Any
-
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, leaves, map_leaves
 from bpref.sharding.layout import Layout
@@ -46,13 +45,13 @@ def laid_out(J: Layer, layout: Layout) -> Layer:
     return map_leaves(lying, J)
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
+def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
     for part in path:
         tree = tree[part] if isinstance(tree, dict) else tree[int(part)]
     return tree
 
 
-def _of_leaf(leaf: Layer, specs: Any, used: Any, layout: Layout) -> Layer:
+def _of_leaf(leaf: Layer, specs: PyTree, used: PyTree, layout: Layout) -> Layer:
     def placed(v, axes):
         return lax.with_sharding_constraint(v, layout.sharding(PartitionSpec(*axes)))
 

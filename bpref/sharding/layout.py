@@ -19,11 +19,12 @@ The rules of `bpref.rules.collective` send the sums alone.
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax import lax
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, With, begin, leaves, map_leaves
 from bpref.naming import flat_names, name_of
@@ -66,8 +67,8 @@ class Layout(NamedTuple):
     """
 
     mesh: Mesh
-    specs: Any
-    used: Any
+    specs: PyTree
+    used: PyTree
     examples: int
     stacked: Mapping[str, int]
     whole: Mapping[str, str]
@@ -77,21 +78,21 @@ class Layout(NamedTuple):
         return NamedSharding(self.mesh, spec)
 
     @property
-    def shardings(self) -> Any:
+    def shardings(self) -> PyTree:
         """Of the parameters, a tree of their structure, as `jax.device_put` and `jax.jit` take it."""
         return jax.tree.map(self.sharding, self.specs)
 
-    def of_batch(self, v: Any) -> NamedSharding:
+    def of_batch(self, v: Array) -> NamedSharding:
         """Of an array of the batch: examples along `data` and `expert`, positions, its second axis, by `sequence`."""
         along = tuple(axis for axis in (DATA, EXPERT) if axis in self.mesh.shape)
         positions = (SEQUENCE,) if SEQUENCE in self.mesh.shape and len(v.shape) > 1 else ()
         return self.sharding(PartitionSpec(along or None, *positions) if v.shape else PartitionSpec())
 
-    def divide(self, batch: Any) -> Any:
+    def divide(self, batch: PyTree) -> PyTree:
         """The arrays of a batch, laid out as `of_batch` says: for use inside of `jax.jit`."""
         return jax.tree.map(lambda v: lax.with_sharding_constraint(v, self.of_batch(v)), batch)
 
-    def of_state(self, state: Any, under: str = "") -> Any:
+    def of_state(self, state: PyTree, under: str = "") -> PyTree:
         """Of an optimiser's state, a tree of its structure: what goes with a parameter lies as that, the rest whole.
 
         What goes with it has its name at the end of its own, and as many axes.
@@ -99,7 +100,7 @@ class Layout(NamedTuple):
         Args:
           state: of all parameters, or of those `under` a path.
         """
-        every: dict[str, Any] = flat_names(self.specs)
+        every: dict[str, PyTree] = flat_names(self.specs)
         start = f"{under}." if under else ""
         names = {array.removeprefix(start): spec for array, spec in every.items() if array.startswith(start)}
 
@@ -112,7 +113,7 @@ class Layout(NamedTuple):
         return jax.tree_util.tree_map_with_path(one, state)
 
 
-def layout_of(name: str, mesh: Mesh, J: Layer, x: Any, rules: Rules = ()) -> Layout:
+def layout_of(name: str, mesh: Mesh, J: Layer, x: PyTree, rules: Rules = ()) -> Layout:
     """How the parameters of the layer J lie on the mesh.
 
     Args:
@@ -204,7 +205,7 @@ def _by_default(name: str, array: str, shape: tuple[int, ...], mesh: Mesh) -> tu
     return tuple(DATA if i == longest else axis for i, axis in enumerate(axes)), ""
 
 
-def _require_all_used(name: str, mesh: Mesh, specs: Any) -> None:
+def _require_all_used(name: str, mesh: Mesh, specs: PyTree) -> None:
     """Raise where nothing at all is divided along an axis of the mesh that is for parameters."""
     used = {axis for spec in specs for axis in spec if axis}
     wanted = [axis for axis in (MODEL, EXPERT) if mesh.shape.get(axis, 1) > 1]
@@ -218,7 +219,7 @@ def _require_all_used(name: str, mesh: Mesh, specs: Any) -> None:
             )
 
 
-def _stacked(J: Layer, x: Any) -> tuple[Any, dict[str, int]]:
+def _stacked(J: Layer, x: PyTree) -> tuple[PyTree, dict[str, int]]:
     """The parameters' specifications, and how many axes of each its layer does not see."""
     own: dict[str, int] = {}
     paths = iter([".".join(path) for path, _ in leaves(J)])

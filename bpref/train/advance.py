@@ -2,11 +2,12 @@
 them, so that where a run returns to Python, or was stopped and went on, cannot be told from its bits."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.train.step import Going, Stepper
 
@@ -29,7 +30,7 @@ class Carry(NamedTuple):
     in_a_row: Array
 
 
-def first_carry(stepper: Stepper, going: Going, data: Any, order: Array) -> Carry:
+def first_carry(stepper: Stepper, going: Going, data: PyTree, order: Array) -> Carry:
     """Before the first step of all."""
     batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((order.shape[1], *v.shape[1:]), v.dtype), data)
     _, J, norms = jax.eval_shape(stepper.step, going, batch)
@@ -37,14 +38,14 @@ def first_carry(stepper: Stepper, going: Going, data: Any, order: Array) -> Carr
     return Carry(jax.tree.map(jnp.copy, going), losses, norms, jnp.ones(len(order), bool), jnp.int32(0))
 
 
-def advance(stepper: Stepper, most_skipped: int) -> Callable[[Carry, Any, Array, Array, Array], Carry]:
+def advance(stepper: Stepper, most_skipped: int) -> Callable[[Carry, PyTree, Array, Array, Array], Carry]:
     """`(carry, data, order, first, last) -> carry` after the steps `first` to `last - 1` of the epoch.
 
     A step that is not finite is skipped: all goes on as if it had not been. After more than `most_skipped` in a row
     no step is taken any more.
     """
 
-    def step(i: Array, carry: Carry, data: Any, order: Array) -> Carry:
+    def step(i: Array, carry: Carry, data: PyTree, order: Array) -> Carry:
         going, *_, in_a_row = carry
         stepped, J, norms = stepper.step(going, jax.tree.map(lambda v: v[order[i]], data))
         finite = jnp.isfinite(jnp.stack([J, *(norm.astype(J.dtype) for norm in norms.values())])).all()

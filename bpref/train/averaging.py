@@ -1,18 +1,19 @@
 """averaging: an exponential moving average of the parameters, beside an optimiser's own state."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import PyTree
 
 
 class Averaged(NamedTuple):
     """The state of `averaging`: the optimiser's own, the average, and how many updates it is of."""
 
-    state: Any
-    average: Any
+    state: PyTree
+    average: PyTree
     updates: Array
 
 
@@ -24,7 +25,7 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     def init(params):
         return Averaged(optimizer.init(params), params, jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params: Any = None):
+    def update(updates, state, params: PyTree = None):
         updates, inner = optimizer.update(updates, state.state, params)
         now = jnp.minimum(decay, (1.0 + state.updates) / (10.0 + state.updates))
         average = optax.incremental_update(optax.apply_updates(params, updates), state.average, 1 - now)
@@ -33,7 +34,7 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     return optax.GradientTransformation(init, update)
 
 
-def averaged(state: Any, params: Any) -> Any:
+def averaged(state: PyTree, params: PyTree) -> PyTree:
     """The average of the parameters in an optimiser's state; of what has none, `params` themselves."""
     states = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Averaged))
     found = [node.average for node in states if isinstance(node, Averaged)]

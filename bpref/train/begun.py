@@ -7,14 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.whole_file import whole_file
+
+Json = dict[str, Any]
+"""An object of JSON."""
 
 BEGUN = "run.json"
 """The file's name."""
 
 
-def digest(*data: Any) -> str:
+def digest(*data: PyTree) -> str:
     """SHA-256 of arrays: their dtypes, shapes and contents."""
     seen = hashlib.sha256()
     for v in map(np.asarray, jax.tree.leaves(data)):
@@ -23,7 +27,7 @@ def digest(*data: Any) -> str:
     return seen.hexdigest()
 
 
-def write_begun(directory: Path, settings: dict[str, Any]) -> None:
+def write_begun(directory: Path, settings: Json) -> None:
     """Write `run.json`, whole or not at all."""
     with whole_file(directory / BEGUN) as beside:
         beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -37,7 +41,7 @@ def score_of(directory: Path) -> str:
         return "test score"
 
 
-def require_the_same(directory: Path, settings: dict[str, Any]) -> None:
+def require_the_same(directory: Path, settings: Json) -> None:
     """Raise `ValueError` for the settings that are not those which a run was begun with.
 
     Raises:

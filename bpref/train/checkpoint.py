@@ -6,24 +6,29 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import NamedSharding
 
 from bpref.naming import flat_names
+from bpref.train.begun import Json
 from bpref.train.fitted import Epoch
 from bpref.train.loop import Reached
 from bpref.train.record import Unwritable
 from bpref.train.step import is_key
 from bpref.whole_file import whole_file
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 KEPT = 3
 """Checkpoints of a run, the last ones: one that is damaged has some before it."""
@@ -37,6 +42,13 @@ REASONS = [
 """Why a file cannot be written, as orbax hands it on inside of longer messages."""
 
 
+Arrays = Mapping[str, Array | np.ndarray]
+"""By name, those of a checkpoint."""
+
+Layouts = dict[str, list]
+"""By name, the dtype's name and the shape."""
+
+
 class Checkpoints:
     """Those of one run, in a directory of their own: the arrays in `STEP`, by orbax, and all else in `STEP.json`.
 
@@ -47,7 +59,7 @@ class Checkpoints:
     def __init__(self, directory: Path):
         self.directory = directory.absolute()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._checkpointer: Any = None
+        self._checkpointer: "ocp.Checkpointer | None" = None
         self._written: Future | None = None
 
     def save(self, reached: Reached) -> None:
@@ -94,7 +106,7 @@ class Checkpoints:
             self.wait()
         rmtree(self.directory, ignore_errors=True)
 
-    def _write(self, step: int, arrays: dict[str, Any], about: dict[str, Any]) -> None:
+    def _write(self, step: int, arrays: Arrays, about: Json) -> None:
         import orbax.checkpoint as ocp
 
         with _quiet(), self._blaming(step):
@@ -124,7 +136,7 @@ class Checkpoints:
             if path.name.removesuffix(SEAL) not in sealed:
                 path.unlink() if path.is_file() else rmtree(path)
 
-    def _seal(self, step: int, about: dict[str, Any]) -> None:
+    def _seal(self, step: int, about: Json) -> None:
         """Say what the arrays are that orbax has finished, and by which digests they are known."""
         sealed = {"about": about, "files": _digests(self.directory / str(step))}
         with whole_file(self.directory / f"{step}{SEAL}") as beside:
@@ -151,7 +163,7 @@ class Checkpoints:
         require_alike(folder, about["layout"], _layout(_of_carry(like)))
         divided = set(about.get("divided", ()))
         packed = {name: layout for name, layout in about["layout"].items() if name not in divided}
-        args: dict[str, Any] = {dtype: ocp.RestoreArgs(restore_type=np.ndarray) for dtype, _ in packed.values()}
+        args: dict[str, object] = {dtype: ocp.RestoreArgs(restore_type=np.ndarray) for dtype, _ in packed.values()}
         args |= {k: ocp.ArrayRestoreArgs(sharding=v.sharding) for k, v in _of_carry(like).items() if k in divided}
         with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
             found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
@@ -159,7 +171,7 @@ class Checkpoints:
         return _reached(arrays, about, like)
 
 
-def _handler() -> Any:
+def _handler() -> "ocp.PyTreeCheckpointHandler":
     """One file of an array, which is the least work for few of them."""
     import orbax.checkpoint as ocp
 
@@ -177,7 +189,7 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def require_alike(where: Path, before: dict[str, list[Any]], now: dict[str, list[Any]]) -> None:
+def require_alike(where: Path, before: Layouts, now: Layouts) -> None:
     """Raise `ValueError` for the first array of what the next step takes that is not what it was."""
     before = {name: layout for name, layout in before.items() if name.startswith("carry.")}
     for name in before | now:
@@ -191,23 +203,23 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _sha256(sealed: dict[str, Any]) -> str:
+def _sha256(sealed: Json) -> str:
     return hashlib.sha256(json.dumps(sealed).encode()).hexdigest()
 
 
-def _of_carry(reached: Reached) -> dict[str, Any]:
+def _of_carry(reached: Reached) -> dict[str, Array]:
     """The arrays of what the next step takes, by name, keys as their data; what is empty needs no file."""
     named = flat_names({"carry": reached.carry})
     data = {name: jax.random.key_data(v) if is_key(v) else v for name, v in named.items()}
     return {name: v for name, v in data.items() if v.size}
 
 
-def _is_divided(v: Any) -> bool:
+def _is_divided(v: Array | np.ndarray) -> bool:
     """Whether devices hold different parts of it: each writes its own."""
     return isinstance(v, jax.Array) and not v.is_fully_replicated
 
 
-def _arrays(reached: Reached) -> dict[str, Any]:
+def _arrays(reached: Reached) -> Arrays:
     """Copies of them all, and the history's; of what is divided among devices there."""
     seen = [{"losses": epoch.losses, "norms": epoch.gradient_norms} for epoch in reached.history]
     of_history = flat_names({"history": jax.tree.map(lambda *v: np.stack(v), *seen)}) if seen else {}
@@ -215,7 +227,7 @@ def _arrays(reached: Reached) -> dict[str, Any]:
     return {name: jnp.copy(v) if _is_divided(v) else np.array(v) for name, v in every.items()}
 
 
-def _about(reached: Reached, arrays: dict[str, Any]) -> dict[str, Any]:
+def _about(reached: Reached, arrays: Arrays) -> Json:
     return {
         "step": reached.step,
         "seconds": reached.seconds,
@@ -225,19 +237,19 @@ def _about(reached: Reached, arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _layout(arrays: dict[str, Any]) -> dict[str, list[Any]]:
+def _layout(arrays: Arrays) -> Layouts:
     return {name: [v.dtype.name, list(v.shape)] for name, v in arrays.items()}
 
 
-def _packed(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+def _packed(arrays: Arrays) -> dict[str, np.ndarray]:
     """Those of a dtype in one, by its name: orbax takes as long for an array of one number as for a large one."""
     by_dtype: dict[str, list[np.ndarray]] = {}
     for v in (v for v in arrays.values() if not _is_divided(v)):
-        by_dtype.setdefault(v.dtype.name, []).append(v.reshape(-1))
+        by_dtype.setdefault(v.dtype.name, []).append(np.asarray(v).reshape(-1))
     return {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items()}
 
 
-def _unpacked(packed: dict[str, np.ndarray], layout: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+def _unpacked(packed: dict[str, np.ndarray], layout: Layouts) -> dict[str, np.ndarray]:
     arrays, taken = {}, dict.fromkeys(packed, 0)
     for name, (dtype, shape) in layout.items():
         first, size = taken[dtype], math.prod(shape)
@@ -246,14 +258,15 @@ def _unpacked(packed: dict[str, np.ndarray], layout: dict[str, list[Any]]) -> di
     return arrays
 
 
-def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached) -> Reached:
+def _reached(arrays: Arrays, about: Json, like: Reached) -> Reached:
     """What was reached, its carry with the tree of `like`'s; what was watched then is left out."""
     names = list(flat_names({"carry": like.carry}))
 
     def again(name, v):
         if name not in arrays:
             return v
-        read: Any = jnp.array(arrays[name]) if isinstance(arrays[name], np.ndarray) else arrays[name]
+        saved = arrays[name]
+        read = jnp.array(saved) if isinstance(saved, np.ndarray) else saved
         read = jax.random.wrap_key_data(read) if is_key(v) else read
         return jax.device_put(read, v.sharding) if isinstance(v.sharding, NamedSharding) else read
 
@@ -263,8 +276,8 @@ def _reached(arrays: dict[str, np.ndarray], about: dict[str, Any], like: Reached
     history = [
         Epoch(
             number,
-            arrays["history.losses"][i],
-            {layer: arrays[f"history.norms.{layer}"][i] for layer in layers},
+            np.asarray(arrays["history.losses"][i]),
+            {layer: np.asarray(arrays[f"history.norms.{layer}"][i]) for layer in layers},
             test_loss,
             test_score,
             seconds,

@@ -3,11 +3,11 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bpref.nearest import require_known
+from bpref.train.begun import Json
 from bpref.train.cells import Cells, is_missing, is_number
 from bpref.train.table import require_classes
 
@@ -116,12 +116,12 @@ def complete(cells: Cells, names: list[str]) -> Cells:
     return cells.rows(kept)._replace(notes=(*cells.notes, note))
 
 
-def as_settings(columns: tuple[Column, ...]) -> list[dict[str, Any]]:
+def as_settings(columns: tuple[Column, ...]) -> list[Json]:
     """What `json` can write of them."""
     return [{"name": c.name, "classes": list(c.classes), "fill": c.fill} for c in columns]
 
 
-def from_settings(units: dict[str, Any]) -> list[Column]:
+def from_settings(units: Json) -> list[Column]:
     """The columns of a run's `units`; of one without any, each feature is a quantity."""
     if units.get("columns"):
         return [Column(c["name"], tuple(c["classes"]), c["fill"]) for c in units["columns"]]

@@ -3,7 +3,8 @@
 from itertools import cycle
 from math import hypot
 from pathlib import Path
-from typing import Any
+
+from bpref.train.begun import Json
 
 MOST_NAMED = 12
 """Of more curves than these a legend would hide the curves."""
@@ -11,7 +12,7 @@ MOST_NAMED = 12
 COLOURS = [f"C{i}" for i in range(10)]
 
 
-def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
+def draw(runs: dict[str, list[Json]], score: str, path: Path) -> None:
     """Draw the loss, the test score and the gradient's norm: of one run by layer, of several each one's of all layers.
 
     Args:
@@ -27,7 +28,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
     for (name, rows), colour in zip(runs.items(), cycle(COLOURS), strict=False):
         before = f"{name}: " if len(runs) > 1 else ""
         epochs = [row["epoch"] for row in rows]
-        of_run: dict[str, Any] = {"marker": "o" if len(rows) == 1 else None}
+        of_run: Json = {"marker": "o" if len(rows) == 1 else None}
         if before:
             of_run["color"] = colour
         losses.plot(epochs, _of(rows, "train_loss"), label=f"{before}training, mean of the epoch", **of_run)
@@ -54,7 +55,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], score: str, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
-def _of(rows: list[dict[str, Any]], figure: str) -> list[float]:
+def _of(rows: list[Json], figure: str) -> list[float]:
     """A figure of every epoch; where one has none, a gap."""
     return [_number(row.get(figure)) for row in rows]
 

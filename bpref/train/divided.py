@@ -2,18 +2,19 @@
 them as a layout says, everything else whole on each device."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
 from bpref.naming import name_of
 from bpref.sharding.laid_out import laid_out
 from bpref.sharding.layout import Layout, layout_of
 from bpref.sharding.mesh import DATA, EXPERT, SEQUENCE, NotDivided
-from bpref.train.step import Stepper
+from bpref.train.step import Going, Stepper
 from bpref.transforms import Updated
 
 
@@ -23,7 +24,7 @@ class Division(NamedTuple):
     mesh: Mesh
     layout: str = "replicated"
 
-    def of(self, J: Layer, batch: Any) -> tuple[Layer, Layout]:
+    def of(self, J: Layer, batch: PyTree) -> tuple[Layer, Layout]:
         """The objective, laid out on the mesh, and how.
 
         Raises:
@@ -39,7 +40,7 @@ class Division(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec())
 
 
-def require_divided(mesh: Mesh, batch: Any) -> None:
+def require_divided(mesh: Mesh, batch: PyTree) -> None:
     """Raise `NotDivided` unless the mesh divides the examples, and the positions where it has an axis for these."""
     X = jax.tree.leaves(batch)[0]
     along = {axis: n for axis, n in mesh.shape.items() if axis in (DATA, EXPERT)}
@@ -51,7 +52,7 @@ def require_divided(mesh: Mesh, batch: Any) -> None:
         raise NotDivided(f"mesh sequence={n} does not divide the second axis of X, {X.shape}")
 
 
-def on_mesh(stepper: Stepper, layout: Layout, shardings: Any) -> Stepper:
+def on_mesh(stepper: Stepper, layout: Layout, shardings: PyTree) -> Stepper:
     """The stepper with its batch, and what it goes on with, laid out in each step."""
 
     def step(going, batch):
@@ -61,7 +62,7 @@ def on_mesh(stepper: Stepper, layout: Layout, shardings: Any) -> Stepper:
     return stepper._replace(step=step)
 
 
-def shardings_of(layout: Layout, going: Any) -> Any:
+def shardings_of(layout: Layout, going: Going) -> Going:
     """Of what a stepper goes on with: parameters and optimiser's state as the layout says, the rest whole."""
     whole = jax.tree.map(lambda v: layout.sharding(PartitionSpec()), going)
 

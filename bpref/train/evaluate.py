@@ -1,11 +1,11 @@
 """What is looked at after an epoch: J and the metric of the test data, and what goes through every leaf."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.compose.parts import run as run_part
 from bpref.layer import With, backpropagate, map_leaves
@@ -34,7 +34,7 @@ def watching(begin: Start) -> Callable[[Going, int], tuple[dict[str, Watched], s
 
 
 def scoring(
-    begin: Start, test: tuple[Any, Any] | None, metric: Callable[..., Array] | None
+    begin: Start, test: tuple[PyTree, PyTree] | None, metric: Callable[..., Array] | None
 ) -> Callable[[Going], tuple[float | None, float | None]]:
     """`(going) -> (J, score)` of the test data, compiled; None where there is no such."""
     if test is None:

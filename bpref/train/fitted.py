@@ -1,8 +1,9 @@
 """What training leaves: an epoch's figures, the network, and how it stops before its time."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.transforms import Watched
 
@@ -43,8 +44,8 @@ class Fitted(NamedTuple):
       compile_seconds: tracing and compiling an epoch.
     """
 
-    params: Any
-    state: Any
+    params: PyTree
+    state: PyTree
     history: list[Epoch]
     examples_per_second: float
     compile_seconds: float

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, begin
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.models.text import TEXT_MODELS, text_model
 from bpref.naming import flat_names
+from bpref.train.begun import Json
 from bpref.train.network import fully_connected
 from bpref.train.record import PARAMS, STATE
 from bpref.train.step import is_key
@@ -29,10 +31,10 @@ class Loaded(NamedTuple):
       tokenizer: of a model of text, else None.
     """
 
-    network: Layer[Any, Any, Any, Any]
-    params: Any
-    state: Any
-    settings: dict[str, Any]
+    network: Layer
+    params: PyTree
+    state: PyTree
+    settings: Json
     tokenizer: Tokenizer | None
 
 
@@ -61,7 +63,7 @@ def load(run: str | Path) -> Loaded:
     return Loaded(network, params, state, settings, tokenizer)
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(file: Path) -> tuple[dict[str, np.ndarray], Json]:
     """The arrays and the settings of a file; nothing in it is run."""
     from safetensors import SafetensorError, safe_open
 
@@ -75,7 +77,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"{file}: it has no settings, so it is not of `bpref train`") from error
 
 
-def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]:
+def _network_of(settings: Json) -> tuple[Layer, jax.ShapeDtypeStruct, Tokenizer | None]:
     """The network, the specification of an input, and the tokenizer."""
     if settings.get("model") in TEXT_MODELS:
         sizes = {name: settings[name] for name in ("context", "width", "depth", "heads")}
@@ -94,7 +96,7 @@ def _network_of(settings: dict[str, Any]) -> tuple[Layer, Any, Tokenizer | None]
     return network, jax.ShapeDtypeStruct((1, len(units["features"])), jnp.float32), None
 
 
-def _fitted(file: Path, like: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _fitted(file: Path, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
     """The arrays as params and state, `like` both; all of them, or none."""
     params, state = like
     expected = flat_names(params) | {f"{STATE}{name}": v for name, v in flat_names(state).items() if not is_key(v)}

@@ -1,15 +1,14 @@
 """Where a value first stopped being a finite number."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, leaf_paths, map_leaves
 from bpref.train.step import is_a_pair
 
 
-def first_non_finite(J: Layer, params: Any, x: Any) -> str:
+def first_non_finite(J: Layer, params: PyTree, x: PyTree) -> str:
     """The first place, in the order of computation, with a NaN or an infinity: forward first, then backward.
 
     Args:
@@ -24,7 +23,7 @@ def first_non_finite(J: Layer, params: Any, x: Any) -> str:
     paths = iter([*leaf_paths(network), *([] if loss is None else [loss.name])])
     places: list[str] = []
 
-    def look(values: Any, place: str) -> None:
+    def look(values: PyTree, place: str) -> None:
         if not all(
             bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(values) if jnp.issubdtype(v.dtype, jnp.floating)
         ):

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
 from bpref.train.advance import Carry, advance, first_carry
@@ -53,8 +54,8 @@ def fit(
     network: Layer,
     loss: Layer,
     optimizer: optax.GradientTransformation,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any] | None = None,
+    train: tuple[PyTree, PyTree],
+    test: tuple[PyTree, PyTree] | None = None,
     *,
     epochs: int,
     batch_size: int | None = None,
@@ -107,7 +108,7 @@ def fit(
 
 def run(
     begin: Start,
-    test: tuple[Any, Any] | None = None,
+    test: tuple[PyTree, PyTree] | None = None,
     *,
     epochs: int,
     metric: Callable[..., Array] | None = None,

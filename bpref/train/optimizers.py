@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from bpref.naming import name_of
 from bpref.nearest import require_known
@@ -108,7 +109,7 @@ def make_optimizer(
     return put_through(optimizer, updates)
 
 
-def _weights(params: Any) -> Any:
+def _weights(params: PyTree) -> PyTree:
     """True for the arrays called W and U; by name, since a bias that `scan` stacked is a matrix too."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: name_of(path).rpartition(".")[2].startswith(("W", "U")), params

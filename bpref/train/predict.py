@@ -3,13 +3,13 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpref.nearest import require_known
+from bpref.train.begun import Json
 from bpref.train.cells import Cells, read_cells
 from bpref.train.columns import from_settings
 from bpref.train.load import Loaded
@@ -23,7 +23,7 @@ OF_CLASSES = {
 """What the output for a class is, by the loss; after any other loss a score."""
 
 
-def rows_of(units: dict[str, Any], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def rows_of(units: Json, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """The features of a file, (N, d) in its own units, and notes; of a .csv or .tsv, or the X of a .npz.
 
     Columns are found by their names, in any order; others are left out.
@@ -55,7 +55,7 @@ def _left_out(cells: Cells, known: set[str], target: str) -> list[str]:
     return [f"{cells.path}: left out, since it was not trained on: {', '.join(others)}"] if others else []
 
 
-def predictions(loaded: Loaded, X: np.ndarray) -> tuple[list[str], list[list[Any]]]:
+def predictions(loaded: Loaded, X: np.ndarray) -> tuple[list[str], list[list[str]]]:
     """A header and a row for each of X: the target, and of classes what each of them is given.
 
     Args:
@@ -74,7 +74,7 @@ def predictions(loaded: Loaded, X: np.ndarray) -> tuple[list[str], list[list[Any
     return header, [[units["classes"][int(np.argmax(row))], *(f"{v:.6g}" for v in row)] for row in each]
 
 
-def as_csv(header: list[str], rows: list[list[Any]]) -> str:
+def as_csv(header: list[str], rows: list[list[str]]) -> str:
     """The text of a file."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -2,7 +2,6 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ def _labels(y: np.ndarray, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
     return whole, tuple(str(label) for label in range(C))
 
 
-def _whole(y: Any, target: str) -> np.ndarray:
+def _whole(y: np.ndarray, target: str) -> np.ndarray:
     if not (np.issubdtype(y.dtype, np.integer) or np.issubdtype(y.dtype, np.floating)):
         raise TypeError(f"{target} has dtype {y.dtype}, expected integer or text class labels")
     with np.errstate(invalid="ignore"):

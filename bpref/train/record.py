@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.naming import flat_names
-from bpref.train.begun import BEGUN, require_the_same, write_begun
+from bpref.train.begun import BEGUN, Json, require_the_same, write_begun
 from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
 from bpref.train.step import is_key
@@ -59,7 +59,7 @@ class Record:
       ValueError: the run was begun with other settings.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any] | None = None, resume: bool = False):
+    def __init__(self, directory: Path, settings: Json | None = None, resume: bool = False):
         self.directory = directory
         self.metrics = directory / METRICS
         if not (resume and is_begun(directory)):
@@ -96,7 +96,7 @@ class Record:
             with whole_file(self.metrics) as beside:
                 beside.write_text("".join(lines), encoding="utf-8")
 
-    def finish(self, params: Any, history: list[Epoch], score: str, settings: dict[str, Any], state: Any = ()) -> None:
+    def finish(self, params: PyTree, history: list[Epoch], score: str, settings: Json, state: PyTree = ()) -> None:
         """Write the plot, and the parameters with the settings as the file's metadata.
 
         Args:
@@ -155,7 +155,7 @@ def held(directory: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def as_json(epoch: Epoch) -> dict[str, Any]:
+def as_json(epoch: Epoch) -> Json:
     """An epoch's line of `metrics.jsonl`: means over its steps, and the test data's figures after it."""
     return {
         "epoch": epoch.number,
@@ -174,7 +174,7 @@ def line_of(epoch: Epoch) -> str:
     return json.dumps(_finite(as_json(epoch)), allow_nan=False) + "\n"
 
 
-def _finite(v: Any) -> Any:
+def _finite(v: object) -> object:
     if isinstance(v, dict):
         return {name: _finite(part) for name, part in v.items()}
     if isinstance(v, list):
@@ -186,7 +186,7 @@ OF_A_ROW = ("epoch", "train_loss", "gradient_norm")
 """What every line of `metrics.jsonl` has."""
 
 
-def rows_of(directory: Path) -> list[dict[str, Any]]:
+def rows_of(directory: Path) -> list[Json]:
     """The lines of a run's `metrics.jsonl`; of one that is being written, those that are whole.
 
     Raises:
@@ -207,7 +207,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _numbers(watched: Watched) -> dict[str, Any]:
+def _numbers(watched: Watched) -> Json:
     """What was watched at a leaf; inside of `scan` a list for the turns of each number."""
     both = {"output": watched.output, "cotangent": watched.cotangent}
     return {

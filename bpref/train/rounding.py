@@ -1,10 +1,9 @@
 """rounding: parameters kept in bfloat16, where an update that is small beside them is not lost but taken by chance."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 
 def stochastic_round(key: Array, x: Array) -> Array:
@@ -17,7 +16,7 @@ def stochastic_round(key: Array, x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), lax.bitcast_convert_type(bits, jnp.float32), x).astype(jnp.bfloat16)
 
 
-def rounded_like(key: Array, wide: Any, narrow: Any) -> Any:
+def rounded_like(key: Array, wide: PyTree, narrow: PyTree) -> PyTree:
     """A tree in the dtypes of `narrow`: what is in bfloat16 there is rounded, each array by its own draws."""
     leaves, tree = jax.tree.flatten(wide)
     dtypes = [v.dtype for v in jax.tree.leaves(narrow)]

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from bpref.layer import Layer, begin
 from bpref.nearest import require_known
 from bpref.sharding.layout import Layout
 from bpref.train.divided import Division, on_mesh, shardings_of
-from bpref.train.step import Stepper, beside, layer_by_layer, training_objective, whole_gradient
+from bpref.train.step import Going, Stepper, beside, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
@@ -36,18 +37,18 @@ class Start(NamedTuple):
     """
 
     stepper: Stepper
-    state: Any
+    state: Going
     data: tuple[Array, Array]
     order: Callable[[int], Array]
     dtype: str
     layout: Layout | None = None
 
     @property
-    def params(self) -> Any:
+    def params(self) -> PyTree:
         """The parameters of the objective: the network's, and the loss's."""
         return self.stepper.params(self.state)
 
-    def everywhere(self, tree: Any) -> Any:
+    def everywhere(self, tree: PyTree) -> PyTree:
         """The arrays, whole on every device of the mesh; as they are where there is none."""
         return tree if self.layout is None else jax.device_put(tree, self.layout.sharding(PartitionSpec()))
 
@@ -56,14 +57,14 @@ class Start(NamedTuple):
         rows = np.asarray(self.order(epoch)[step])
         return jax.tree.map(lambda v: jnp.asarray(np.asarray(v)[rows]), self.data)
 
-    def at(self, going: Any, step: int) -> tuple[Any, Any]:
+    def at(self, going: Going, step: int) -> tuple[PyTree, PyTree]:
         """The parameters and what the objective is given in the step after so many of all, NumPy arrays."""
         with precision(self.dtype):
             epoch, i = divmod(step, len(self.order(1)))
             given = beside(self.stepper.objective, self.batch(epoch + 1, i), going.state)
             return jax.device_get((self.stepper.params(going), given))
 
-    def first(self) -> tuple[Any, Any]:
+    def first(self) -> tuple[PyTree, PyTree]:
         """`at` the first step."""
         return self.at(self.state, 0)
 
@@ -71,7 +72,7 @@ class Start(NamedTuple):
 def start(
     J: Layer,
     optimizer: optax.GradientTransformation,
-    train: tuple[Any, Any],
+    train: tuple[PyTree, PyTree],
     *,
     batch_size: int | None = None,
     seed: int = 0,
@@ -142,7 +143,7 @@ def steps_per_epoch(N: int, batch_size: int) -> int:
     return N // batch_size
 
 
-def count_examples(what: str, data: tuple[Any, Any]) -> int:
+def count_examples(what: str, data: tuple[PyTree, PyTree]) -> int:
     """N; raises unless X holds real numbers or ids, (N, ...) with N > 0, and y has as many rows."""
     X, y = (np.asarray(v) for v in data)
     if not (jnp.issubdtype(X.dtype, jnp.floating) or jnp.issubdtype(X.dtype, jnp.integer)):
@@ -154,7 +155,7 @@ def count_examples(what: str, data: tuple[Any, Any]) -> int:
     return len(X)
 
 
-def as_arrays(data: tuple[Any, Any], dtype: str) -> tuple[Array, Array]:
+def as_arrays(data: tuple[PyTree, PyTree], dtype: str) -> tuple[Array, Array]:
     """X in `dtype`; y too, but in at least float32. Ids and labels are integers still."""
     X, y = (np.asarray(v) for v in data)
     wide = "float32" if dtype in ("bfloat16", "float16") else dtype

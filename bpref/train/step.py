@@ -5,12 +5,14 @@ as soon as its gradient is there and goes on to the layer below.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.compose import objective
 from bpref.dtypes import widen
@@ -38,10 +40,10 @@ class Going(NamedTuple):
       rounding: the key of the draws by which parameters are rounded; `()` where they are not.
     """
 
-    updated: Any
-    state: Any
-    scale: Any = ()
-    rounding: Any = ()
+    updated: PyTree
+    state: PyTree
+    scale: LossScale | tuple[()] = ()
+    rounding: Array | tuple[()] = ()
 
 
 class Stepper(NamedTuple):
@@ -56,12 +58,12 @@ class Stepper(NamedTuple):
       shown: `(Going) -> params`, those to evaluate and to keep: their average where the optimiser makes one.
     """
 
-    init: Callable[[Array, Any], Going]
-    step: Callable[[Going, Any], tuple[Going, Array, dict[str, Array]]]
-    params: Callable[[Going], Any]
+    init: Callable[[Array, PyTree], Going]
+    step: Callable[[Going, PyTree], tuple[Going, Array, dict[str, Array]]]
+    params: Callable[[Going], PyTree]
     objective: Layer
     skipped: Callable[[Going], Going]
-    shown: Callable[[Going], Any]
+    shown: Callable[[Going], PyTree]
 
 
 LARGEST_SCALE, SCALE_GROWS_AFTER = 2.0**15, 2000
@@ -137,12 +139,14 @@ def layer_by_layer(J: Layer, optimizer: optax.GradientTransformation) -> Stepper
     return Stepper(init, step, params, J, lambda going: going, params)
 
 
-def beside(J: Layer, batch: Any, state: Any) -> Any:
+def beside(J: Layer, batch: PyTree, state: PyTree) -> PyTree:
     """What J is given: the batch, `With` its state where it has one."""
     return batch if J.begin is None else With(batch, state)
 
 
-def swept(J: Layer, params: Any, batch: Any, state: Any, scale: Array | None = None) -> tuple[Array, Any, Any]:
+def swept(
+    J: Layer, params: PyTree, batch: PyTree, state: PyTree, scale: Array | None = None
+) -> tuple[Array, PyTree, PyTree]:
     """J, its state at the next step, and what the sweep leaves in the place of dparams, for J's cotangent `scale`."""
     x = beside(J, batch, state)
     if scale is not None:
@@ -152,7 +156,7 @@ def swept(J: Layer, params: Any, batch: Any, state: Any, scale: Array | None = N
     return (y, state, dparams) if J.begin is None else (*y, dparams)
 
 
-def training_objective(network: Layer, loss: Layer, dtype: Any) -> Layer:
+def training_objective(network: Layer, loss: Layer, dtype: DTypeLike) -> Layer:
     """`objective(network, loss)`; for a half-precision dtype, parameters and the loss stay in float32.
 
     The network then takes X in `dtype` and computes in it, and the loss takes y in float32.
@@ -198,12 +202,12 @@ def record_norm() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _recorded_norms(tree: Any) -> dict[str, Array]:
+def _recorded_norms(tree: PyTree) -> dict[str, Array]:
     leaves = jax.tree_util.tree_flatten_with_path(of_network(tree), is_leaf=lambda node: isinstance(node, Updated))[0]
     return {name_of(path): _norm(leaf.state[0].norm) for path, leaf in leaves if jax.tree.leaves(leaf.params)}
 
 
-def norms_by_layer(dparams: Any) -> dict[str, Array]:
+def norms_by_layer(dparams: PyTree) -> dict[str, Array]:
     """The Euclidean norm of each layer's gradient, under the layer's place in the network: `0`, `2`, `4.1`."""
     by_layer: dict[str, list[Array]] = {}
     for name, d in flat_names(of_network(dparams)).items():
@@ -216,15 +220,15 @@ def is_a_pair(J: Layer) -> bool:
     return J.name == "objective" and not J.names
 
 
-def of_network(tree: Any) -> Any:
+def of_network(tree: PyTree) -> PyTree:
     """Of the pair that belongs to `objective(network, loss)` the network's; a tree with names is taken whole."""
     return tree[0] if type(tree) is tuple else tree
 
 
-def is_key(v: Any) -> bool:
+def is_key(v: Array) -> bool:
     """Whether it is a PRNG key, which no file takes and no training begins anew with."""
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
 
 
-def _norm(tree: Any) -> Array:
+def _norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(jnp.sum(widen(v) ** 2) for v in jax.tree.leaves(tree)))

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from bpref.train.columns import Column
 
 Task = Literal["regression", "classification"]
 
@@ -41,7 +44,7 @@ class Table:
     feature_names: tuple[str, ...] = ()
     target_name: str = "y"
     classes: tuple[str, ...] = ()
-    columns: tuple[Any, ...] = ()
+    columns: tuple["Column", ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

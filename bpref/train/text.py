@@ -1,13 +1,18 @@
 """Text as tokens: a file, or the Python standard library's own documentation, cut into contexts to train on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from bpref.nearest import require_known
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Learned
 
 TEST_SHARE = 0.1
 """Of a text, its end, that is held out."""
@@ -25,7 +30,7 @@ class Tokenizer(NamedTuple):
 
     vocabulary: int
     encode: Callable[[str], np.ndarray]
-    decode: Callable[[Any], str]
+    decode: Callable[[Iterable[ArrayLike]], str]
     saved: str
 
 
@@ -60,7 +65,7 @@ def byte_pairs(text: str, vocabulary: int) -> Tokenizer:
     return _of_learned(learned)
 
 
-def _of_learned(learned: Any) -> Tokenizer:
+def _of_learned(learned: "Learned") -> Tokenizer:
     return Tokenizer(
         learned.get_vocab_size(),
         lambda text: np.asarray(learned.encode(text).ids, np.int32),
@@ -145,7 +150,7 @@ def contexts(ids: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[: N * T].reshape(N, T), ids[1 : N * T + 1].reshape(N, T)
 
 
-def bits_per_byte(J: Any, bytes_per_token: float) -> Any:
+def bits_per_byte(J: Array, bytes_per_token: float) -> Array:
     """A mean cross-entropy of tokens, in nats, as bits for each byte of text: the same for any tokens."""
     return J / (math.log(2) * bytes_per_token)
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Hashable
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.dtypes import widen
 from bpref.naming import flat_names, name_of
@@ -64,7 +65,7 @@ def put_through(optimizer: optax.GradientTransformation, updates: Updates) -> op
     if updates.clip is not None:
         optimizer = optax.chain(_clipping(updates.clip), optimizer)
     if updates.frozen:
-        parts: dict[Hashable, Any] = {"trained": optimizer, "frozen": optax.set_to_zero()}
+        parts: dict[Hashable, optax.GradientTransformation] = {"trained": optimizer, "frozen": optax.set_to_zero()}
         optimizer = optax.partition(parts, lambda params: _labels(params, updates.frozen))
     if updates.average is not None:
         optimizer = averaging(optimizer, updates.average)
@@ -75,7 +76,7 @@ def put_through(optimizer: optax.GradientTransformation, updates: Updates) -> op
     return optimizer
 
 
-def named_by(patterns: tuple[str, ...], params: Any) -> Any:
+def named_by(patterns: tuple[str, ...], params: PyTree) -> PyTree:
     """True for the arrays whose name in the network one of the patterns fits."""
 
     def fits(path, _):
@@ -84,7 +85,7 @@ def named_by(patterns: tuple[str, ...], params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(fits, params)
 
 
-def require_named(patterns: tuple[str, ...], params: Any) -> None:
+def require_named(patterns: tuple[str, ...], params: PyTree) -> None:
     """Raise `ValueError` for a pattern that fits no parameter of the objective's `params`."""
     names = list(flat_names(of_network(params)))
     for pattern in patterns:
@@ -110,11 +111,11 @@ def _within(C: float, u: Array) -> Array:
     return (widen(u) * jnp.minimum(1.0, C / jnp.maximum(norm, C))).astype(u.dtype)
 
 
-def _labels(params: Any, frozen: tuple[str, ...]) -> Any:
+def _labels(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
     return jax.tree.map(lambda rests: "frozen" if rests else "trained", named_by(frozen, params))
 
 
-def _of_network_name(params: Any, name: str) -> str:
+def _of_network_name(params: PyTree, name: str) -> str:
     """A name in an objective's params as it is in the network's: of a pair, what stands first falls away."""
     if type(params) is not tuple:
         return name

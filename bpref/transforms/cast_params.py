@@ -6,16 +6,17 @@ dtype. The update then happens in the wide dtype, where small steps are not lost
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.dtypes import cast, floating_dtype
 from bpref.layer import Layer, require_layer
 
 
-def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Layer]:
+def cast_params(dtype: DTypeLike, stored: DTypeLike = jnp.float32) -> Callable[[Layer], Layer]:
     """A leaf transformation, for `map_leaves`: parameters kept in `stored`, computed with in `dtype`.
 
     Args:
@@ -54,10 +55,10 @@ def cast_params(dtype: Any, stored: Any = jnp.float32) -> Callable[[Layer], Laye
     return transform
 
 
-def _cast(tree: Any, source: Any, target: Any) -> Any:
+def _cast(tree: PyTree, source: DTypeLike, target: DTypeLike) -> PyTree:
     """Arrays of the dtype `source` in `target`; any other, as when all is verified in float64, as it is."""
     return jax.tree.map(lambda v: cast(v, target) if v.dtype == source else v, tree)
 
 
-def _recast(dtype: Any, narrow: Any, wide: Any) -> Any:
+def _recast(dtype: DTypeLike, narrow: DTypeLike, wide: DTypeLike) -> DTypeLike:
     return wide if dtype == jnp.dtype(narrow) else dtype

@@ -17,11 +17,12 @@ arXiv:1607.00133, algorithm 1).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.compose.parts import pull
@@ -47,12 +48,14 @@ class Clipped(NamedTuple):
       norms: the length of each example's gradient before, `(N,)`; by leaves, a tree of them.
     """
 
-    y: Any
-    dparams: Any
-    norms: Any
+    y: PyTree
+    dparams: PyTree
+    norms: PyTree
 
 
-def clipped_gradient(layer: Layer, params: Any, x: Any, bound: float, dy: Any = None, by_leaf: bool = False) -> Clipped:
+def clipped_gradient(
+    layer: Layer, params: PyTree, x: PyTree, bound: float, dy: PyTree = None, by_leaf: bool = False
+) -> Clipped:
     """The sum over the examples of their gradients, each at most `bound` long.
 
     Args:
@@ -101,7 +104,7 @@ def clipped_gradient(layer: Layer, params: Any, x: Any, bound: float, dy: Any = 
 
 
 def private_gradient(
-    layer: Layer, params: Any, x: Any, bound: float, multiplier: float, key: Any, dy: Any = None
+    layer: Layer, params: PyTree, x: PyTree, bound: float, multiplier: float, key: Array, dy: PyTree = None
 ) -> Clipped:
     """`clipped_gradient`, and noise: that of differentially private gradient descent.
 
@@ -133,11 +136,11 @@ def private_gradient(
 class _Part(NamedTuple):
     """A leaf's clipped gradient, and the norms before; or, of all examples, g_i or `Later`, and the norms' squares."""
 
-    dparams: Any
+    dparams: PyTree
     norms: Array
 
 
-def _is_part(v: Any) -> bool:
+def _is_part(v: object) -> bool:
     return isinstance(v, _Part)
 
 
@@ -146,7 +149,7 @@ def _share(norms: Array, bound: float) -> Array:
     return bound / jnp.maximum(norms, bound)
 
 
-def _weighed(tree: Any, share: Array) -> Any:
+def _weighed(tree: PyTree, share: Array) -> PyTree:
     """All that has an axis of examples in front times their shares."""
 
     def weighed(d):
@@ -156,7 +159,7 @@ def _weighed(tree: Any, share: Array) -> Any:
     return jax.tree.map(lambda d: weighed(d) if d.shape[:1] == share.shape else d, tree)
 
 
-def _weighed_rows(leaf: Layer, cache: Any, dy: Any, share: Array) -> Any:
+def _weighed_rows(leaf: Layer, cache: PyTree, dy: PyTree, share: Array) -> PyTree:
     """dy of a leaf, its examples weighed; of a loss with params a dJ for each row."""
     value, *data = (dy,) if leaf.begin is None else dy
     if isinstance(cache, WHOLE) and value is not None:
@@ -165,7 +168,7 @@ def _weighed_rows(leaf: Layer, cache: Any, dy: Any, share: Array) -> Any:
     return (value, *data) if data else value
 
 
-def _plain(cache: Any) -> Any:
+def _plain(cache: PyTree) -> PyTree:
     return cache.leaf if isinstance(cache, PerExampleCache) else cache
 
 
@@ -207,18 +210,18 @@ def _booked_leaf(refused: list[Layer], leaf: Layer) -> Layer:
     return measuring._replace(forward=forward, backward=backward)
 
 
-def is_light(params: Any, cache: PerExampleCache) -> bool:
+def is_light(params: PyTree, cache: PerExampleCache) -> bool:
     """Whether all g_i of a leaf are at most twice its cache; what is shared has them made already."""
     sizes = (sum(jnp.size(v) for v in jax.tree.leaves(tree)) for tree in (params, cache.leaf))
     of_params, of_cache = sizes
     return cache.examples is None or cache.examples * of_params <= 2 * of_cache
 
 
-def _with_squares(g: Any) -> Any:
+def _with_squares(g: PyTree) -> PyTree:
     return _Part(g, squared_norm(g)) if jax.tree.leaves(g) else g
 
 
-def _summed(part: _Part, params: Any, share: Array) -> Any:
+def _summed(part: _Part, params: PyTree, share: Array) -> PyTree:
     """The sum of a leaf's gradients times their shares, for each turn of a scan, whose axes are in front."""
     turns = jnp.ndim(part.norms) - 1
 

@@ -9,13 +9,11 @@ others take each position for itself, and stay as they are. Then, for any cut of
 are together the y of all of x. A state has one shape for all n, so that one compiled program makes every position.
 """
 
-from typing import Any
-
 from bpref.checks.hyperparameters import require_size
 from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
 
 
-def decoding(layer: Layer, length: Any) -> Layer:
+def decoding(layer: Layer, length: int) -> Layer:
     """The layer given positions one chunk after another, `(B, t, ...)` of any t, with the same params.
 
     It is stateful: `begin` gives the state before the first position, the forward takes `With(x, state)` and gives the

@@ -18,10 +18,11 @@ arXiv:1510.05067: their uniform sign-concordant feedback, in which s = 1 and bat
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, begin, require_layer
@@ -36,8 +37,8 @@ WITH_W = (LinearParams, ConvolutionParams, TransposedConvolutionParams)
 class Feedback(NamedTuple):
     """A layer's params, and B, in W's shape, by which its dx is made; B is not trained."""
 
-    params: Any
-    B: Any
+    params: PyTree
+    B: PyTree
 
 
 def feedback_alignment(leaf: Layer) -> Layer:
@@ -102,7 +103,7 @@ def sign_symmetry(leaf: Layer) -> Layer:
     return _fed_back(leaf, signs)._replace(evaluating=evaluating)
 
 
-def _fed_back(leaf: Layer, with_B: Callable[[Any], tuple[Any, Any]]) -> Layer:
+def _fed_back(leaf: Layer, with_B: Callable[[PyTree], tuple[PyTree, PyTree]]) -> Layer:
     """The leaf whose dx is made by B in W's place; `with_B(own)` gives its params and B, `None` to keep W."""
 
     def forward(own, x):

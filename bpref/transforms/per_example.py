@@ -29,11 +29,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
@@ -55,9 +55,17 @@ class PerExampleCache:
       axes: that of the examples in each array, `None` for one without; `None` where it cannot be taken apart.
     """
 
-    leaf: Any
+    leaf: PyTree
     examples: int | None = field(metadata={"static": True})
     axes: tuple[int | None, ...] | None = field(default=None, metadata={"static": True})
+
+
+Sweep = Callable[..., PyTree]
+Reduced = Callable[[PyTree], PyTree]
+"""What is made of the gradient of each example."""
+
+Formulas = Mapping[tuple[type, type], Callable[[Layer, PyTree, PyTree, PyTree], PyTree]]
+"""`(leaf, params, cache, dy) -> ` the same of all examples at once, by the types of params and cache."""
 
 
 def per_example_gradients(leaf: Layer) -> Layer:
@@ -98,7 +106,7 @@ def per_example_norms(leaf: Layer) -> Layer:
     return transformed("per_example_norms", leaf, squared_norm, NORMS)
 
 
-def squared_norms(norms: Any) -> Array:
+def squared_norms(norms: PyTree) -> Array:
     """The squared norm of every example's gradient of the whole network, `(N,)`.
 
     Args:
@@ -110,7 +118,7 @@ def squared_norms(norms: Any) -> Array:
     return added_up("squared_norms", "norms", norms, 1)
 
 
-def added_up(who: str, what: str, tree: Any, axes: int) -> Array:
+def added_up(who: str, what: str, tree: PyTree, axes: int) -> Array:
     """The sum over all leaves of a network and all turns, which are in front of the last `axes`, each of N."""
     each = jax.tree.leaves(tree)
     kept = {v.shape[-axes:] for v in each}
@@ -120,19 +128,17 @@ def added_up(who: str, what: str, tree: Any, axes: int) -> Array:
     return sum(jnp.sum(v, tuple(range(v.ndim - axes))) for v in each)  # pyright: ignore[reportReturnType]
 
 
-def _same(g: Any) -> Any:
+def _same(g: PyTree) -> PyTree:
     return g
 
 
-def squared_norm(g: Any) -> Any:
+def squared_norm(g: PyTree) -> PyTree:
     """The sum of the squares of all arrays, in at least float32; of none, what came."""
     arrays = jax.tree.leaves(g)
     return sum(jnp.sum(jnp.abs(widen(v)) ** 2) for v in arrays) if arrays else g
 
 
-def transformed(
-    who: str, leaf: Layer, reduced: Callable[[Any], Any], formulas: Mapping[Any, Any], keeps: bool = False
-) -> Layer:
+def transformed(who: str, leaf: Layer, reduced: Reduced, formulas: Formulas, keeps: bool = False) -> Layer:
     """The leaf whose dparams are `reduced(g_i)` for every example i; where that `keeps` g_i, all are made at once."""
     require_layer(who, "leaf", leaf)
     if leaf.couples:
@@ -188,7 +194,7 @@ def transformed(
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
 
 
-def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduced: Any, made: Any) -> Any:
+def _by_slices(sweep: Sweep, cache: PerExampleCache, dy: PyTree, reduced: Reduced, made: PyTree) -> PyTree:
     """What each example's own part of cache and dy gives; dx of all of them, as the sweep of the whole would.
 
     There are no more g_i at a time, each as large as `made`, than weigh as much as cache and dy.
@@ -221,17 +227,17 @@ def _by_slices(sweep: Callable[..., Any], cache: PerExampleCache, dy: Any, reduc
     return dparams, jax.tree.map(together, dx, jax.eval_shape(sweep, cache.leaf, dy)[1]), of_data
 
 
-def _of(swept: Any, reduced: Callable[[Any], Any]) -> Any:
+def _of(swept: PyTree, reduced: Reduced) -> PyTree:
     dparams, _, of_data = swept
     return reduced(dparams), of_data
 
 
-def _alone(i: Any, dy: Any) -> Any:
+def _alone(i: Array, dy: PyTree) -> PyTree:
     """dy of example i, zero elsewhere."""
     return jax.tree.map(lambda d: jnp.zeros_like(d).at[i].set(d[i]), dy)
 
 
-def _axes_of_examples(leaf: Layer, params: Any, x: Any, n: int) -> tuple[int | None, ...] | None:
+def _axes_of_examples(leaf: Layer, params: PyTree, x: PyTree, n: int) -> tuple[int | None, ...] | None:
     """In each array of the cache the axis that grows by one with one more example; `None` where that cannot be told."""
 
     def cached(more):
@@ -257,11 +263,11 @@ def _axes_of_examples(leaf: Layer, params: Any, x: Any, n: int) -> tuple[int | N
     return tuple(axes)
 
 
-def _has_examples(v: Any, n: int) -> bool:
+def _has_examples(v: Array, n: int) -> bool:
     return v.shape[:1] == (n,) and not _is_key(v)
 
 
-def _is_key(v: Any) -> bool:
+def _is_key(v: Array) -> bool:
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key) or v.dtype == jnp.uint32
 
 
@@ -283,11 +289,11 @@ def _linear(leaf: Layer, params: LinearParams, cache: LinearCache, dZ: Array) ->
     return jnp.sum(jnp.einsum("ntk,ntj->nkj", dZ, A) ** 2, (1, 2)) + of_b
 
 
-def _is_convolution(params: Any, cache: Any) -> bool:
+def _is_convolution(params: PyTree, cache: PyTree) -> bool:
     return type(params) is ConvolutionParams and type(cache) is ConvolutionCache
 
 
-def _convolution(opened: Any, params: ConvolutionParams, cache: ConvolutionCache, dy: Any) -> ConvolutionParams:
+def _convolution(opened: Sweep, params: ConvolutionParams, cache: ConvolutionCache, dy: PyTree) -> ConvolutionParams:
     """g_i of `convolution`, a product for each example and group.
 
     What windows see is made of no more examples at a time than weigh as much as x and dy of all.

@@ -12,8 +12,6 @@ The examples of every batch must be drawn each by itself, with probability q (Po
 Batches of one size, of shuffled data, are not that; they are commonly reported as if they were.
 """
 
-from typing import Any
-
 from bpref.checks.hyperparameters import is_number, require_choice, require_positive, require_size
 
 
@@ -58,12 +56,12 @@ def privacy_spent(
         from dp_accounting import pld, rdp
     except ImportError:
         raise ImportError(f'{who} needs the package dp-accounting: pip install "bpref[private]"') from None
-    spent: Any = pld.PLDAccountant() if accountant == "pld" else rdp.RdpAccountant()
+    spent = pld.PLDAccountant() if accountant == "pld" else rdp.RdpAccountant()
     step = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(multiplier))
     return float(spent.compose(step, steps).get_epsilon(delta))
 
 
-def _rate(who: str, rate: Any, batch_size: Any, examples: Any) -> float:
+def _rate(who: str, rate: float | None, batch_size: int | None, examples: int | None) -> float:
     if (rate is None) == (batch_size is None) or (batch_size is None) != (examples is None):
         given = {"rate": rate, "batch_size": batch_size, "examples": examples}
         came = ", ".join(name for name, v in given.items() if v is not None) or "nothing"
@@ -72,7 +70,7 @@ def _rate(who: str, rate: Any, batch_size: Any, examples: Any) -> float:
         if not is_number(rate) or not 0 < rate <= 1:
             raise ValueError(f"{who}: rate is {rate!r}, expected a positive number up to 1")
         return float(rate)
-    batch_size, examples = require_size(who, "batch_size", batch_size), require_size(who, "examples", examples)
-    if batch_size > examples:
-        raise ValueError(f"{who}: batch_size is {batch_size}, expected 1 ... {examples}, the number of examples")
-    return batch_size / examples
+    B, N = require_size(who, "batch_size", batch_size), require_size(who, "examples", examples)
+    if B > N:
+        raise ValueError(f"{who}: batch_size is {B}, expected 1 ... {N}, the number of examples")
+    return B / N

@@ -17,11 +17,11 @@ et al., arXiv:1812.06162, equation 2.9 and appendix A.1):
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.dtypes import widen
 from bpref.layer import Layer
@@ -58,7 +58,7 @@ def per_example_products(leaf: Layer) -> Layer:
     return each._replace(backward=backward, evaluating=evaluating)
 
 
-def gradient_products(products: Any) -> Array:
+def gradient_products(products: PyTree) -> Array:
     """`<g_i, g_j>` of the gradients of a whole network, `(N, N)`.
 
     Args:
@@ -70,7 +70,7 @@ def gradient_products(products: Any) -> Array:
     return added_up("gradient_products", "products", products, 2)
 
 
-def gradient_noise_scale(norms: Any, dparams: Any) -> Array:
+def gradient_noise_scale(norms: PyTree, dparams: PyTree) -> Array:
     """B, the batch size at which the noise of a gradient is as large as the gradient; of a mean over N examples.
 
     It may be negative, where the batch is too small to tell the gradient from its noise: average numerator and

@@ -13,10 +13,11 @@ needed. What is shared has its cotangents in the second half too, from all of it
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.compose.parts import added, pull
 from bpref.cotangents import with_zeros
@@ -36,8 +37,8 @@ class Later:
       ranks: of the arrays of cache and dy as the leaf has them; `scan` puts an axis in front.
     """
 
-    cache: Any
-    dy: Any
+    cache: PyTree
+    dy: PyTree
     leaf: Layer = field(metadata={"static": True})
     ranks: tuple[int, ...] = field(metadata={"static": True})
 
@@ -77,7 +78,7 @@ def split_backward(leaf: Layer) -> Layer:
     return leaf._replace(backward=backward, held=None, evaluating=evaluating)
 
 
-def backward_params(params: Any, later: Any) -> Any:
+def backward_params(params: PyTree, later: PyTree) -> PyTree:
     """dparams, of what the dx half of the backward has left.
 
     Args:
@@ -105,7 +106,7 @@ def backward_params(params: Any, later: Any) -> Any:
             "scan, not inside of it"
         )
     values = {name: v for _, own in owners for name, v in own.items()}
-    totals: dict[str, Any] = {}
+    totals: dict[str, PyTree] = {}
 
     def made(kept, own):
         dparams, of_data = _dparams(kept, own, values)
@@ -120,7 +121,7 @@ def backward_params(params: Any, later: Any) -> Any:
     return jax.tree.unflatten(tree, dparams)
 
 
-def _dparams(kept: Later, params: Any, values: dict[str, Any]) -> tuple[Any, Any]:
+def _dparams(kept: Later, params: PyTree, values: dict[str, Array]) -> tuple[PyTree, PyTree]:
     """dparams of a leaf, stacked as its params are, and the sum over its turns of those of what is shared."""
 
     def sweep(params, cache, dy):
@@ -134,10 +135,10 @@ def _dparams(kept: Later, params: Any, values: dict[str, Any]) -> tuple[Any, Any
     return dparams, jax.tree.map(lambda d: cast(jnp.sum(widen(d), turns), d.dtype) if turns else d, of_data)
 
 
-def _is_leaf(v: Any) -> bool:
+def _is_leaf(v: object) -> bool:
     return v is None or isinstance(v, Later)
 
 
-def _is_owner(kept: Any, params: Any) -> bool:
+def _is_owner(kept: Later | None, params: PyTree) -> bool:
     """Whether a leaf is that of arrays that are shared: it puts out its params, a dict by their names."""
     return isinstance(params, dict) and isinstance(kept, Later) and not jax.tree.leaves(kept.cache)

@@ -6,17 +6,18 @@ differentiated that was not: for the adjoint the state is a constant, and the ca
 Combinators hand each part its own state, so that no layer takes an argument that it does not use.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from bpref.dtypes import described
-from bpref.layer import Layer, With, map_leaves, require_layer
+from bpref.layer import Layer, State, With, map_leaves, require_layer
 
 
 class StatefulCache(NamedTuple):
-    leaf: Any
-    held: dict[str, Any]
+    leaf: PyTree
+    held: State
     alone: tuple[()] | None = None  # () where x came alone, and not in the tuple that its leaf was given
 
 

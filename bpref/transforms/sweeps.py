@@ -18,11 +18,13 @@ Source of clipping by the global norm: Pascanu et al., arXiv:1211.5063, algorith
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_positive_or_none, require_size
@@ -44,23 +46,23 @@ class Swept(NamedTuple):
       norm: |G|, the length of the gradient before it is clipped; `None` where there is no bound.
     """
 
-    y: Any
-    updated: Any
+    y: PyTree
+    updated: PyTree
     norm: Array | None
 
 
 class _Summing(NamedTuple):
     """A leaf's params and optimiser state, and the sum of the gradients so far; `None` where there is none."""
 
-    updated: Any
-    total: Any
+    updated: PyTree
+    total: PyTree
 
 
 def update_by_sweeps(
     layer: Layer,
     optimizer: optax.GradientTransformation,
-    updated: Any,
-    x: Any,
+    updated: PyTree,
+    x: PyTree,
     bound: float | None = None,
     micro_batches: int = 1,
 ) -> Swept:
@@ -114,7 +116,7 @@ def update_by_sweeps(
     return Swept((value, *after) if after else value, _each(updated, lambda own: own.updated), norm)
 
 
-def _summed(layer: Layer, updated: Any, batches: Any, state: Any, count: int) -> tuple[Any, Any, Array]:
+def _summed(layer: Layer, updated: PyTree, batches: PyTree, state: PyTree, count: int) -> tuple[PyTree, PyTree, Array]:
     """What each leaf has and the sum of its gradients over the first micro-batches; the next state, and every J."""
 
     def swept(leaf, own, batch, state):
@@ -140,7 +142,7 @@ def _summed(layer: Layer, updated: Any, batches: Any, state: Any, count: int) ->
     return beside(totals), state, values
 
 
-def _leaf(put: Callable[[_Summing, Any], Any]) -> Callable[[Layer], Layer]:
+def _leaf(put: Callable[[_Summing, PyTree], PyTree]) -> Callable[[Layer], Layer]:
     """A leaf transformation: params are a leaf's `_Summing`, and `put(own, dparams)` is in the place of dparams."""
 
     def transform(leaf: Layer) -> Layer:
@@ -156,7 +158,7 @@ def _leaf(put: Callable[[_Summing, Any], Any]) -> Callable[[Layer], Layer]:
     return transform
 
 
-def _mean(own: _Summing, g: Any, weight: Any) -> Any:
+def _mean(own: _Summing, g: PyTree, weight: ArrayLike) -> PyTree:
     """The mean over all micro-batches, of the sum of those before, and of what the last one, weighed, has given."""
     if own.total is None:
         return g
@@ -165,24 +167,24 @@ def _mean(own: _Summing, g: Any, weight: Any) -> Any:
     )
 
 
-def _square(g: Any) -> Any:
+def _square(g: PyTree) -> PyTree:
     """The sum of the squares of all arrays."""
     return [jnp.sum(jnp.abs(widen(v)) ** 2) for v in jax.tree.leaves(g)]
 
 
-def _total(squares: Any) -> Array:
+def _total(squares: PyTree) -> Array:
     return jnp.sum(jnp.stack([jnp.sum(v) for v in jax.tree.leaves(squares)]))
 
 
-def _updated(optimizer: Any, own: _Summing, g: Any) -> _Summing:
+def _updated(optimizer: optax.GradientTransformation, own: _Summing, g: PyTree) -> _Summing:
     return _Summing(apply_update(optimizer, own.updated, g), None)
 
 
-def _given(layer: Layer, batch: Any, state: Any) -> Any:
+def _given(layer: Layer, batch: PyTree, state: PyTree) -> PyTree:
     return batch[0] if layer.begin is None else With(batch[0], state, batch[1])
 
 
-def _divided(who: str, arrays: Any, k: int) -> tuple[Any, Any]:
+def _divided(who: str, arrays: PyTree, k: int) -> tuple[PyTree, PyTree]:
     """The first k - 1 micro-batches, with an axis for them in front, and the last."""
     sizes = {jnp.shape(v)[:1] for v in jax.tree.leaves(arrays)}
     if k > 1 and (len(sizes) > 1 or () in sizes or next(iter(sizes))[0] % k):
@@ -197,10 +199,10 @@ def _divided(who: str, arrays: Any, k: int) -> tuple[Any, Any]:
     return tuple(jax.tree.map(lambda v, i=i: v[i], arrays) for i in (slice(k - 1), k - 1))  # pyright: ignore
 
 
-def _each(tree: Any, f: Callable[[Any], Any]) -> Any:
+def _each(tree: PyTree, f: Callable[[PyTree], PyTree]) -> PyTree:
     """Of every leaf's node of a network's tree what f makes of it."""
     return jax.tree.map(f, tree, is_leaf=lambda node: isinstance(node, Updated | _Summing))
 
 
-def _is_updated(node: Any) -> bool:
+def _is_updated(node: object) -> bool:
     return isinstance(node, Updated)

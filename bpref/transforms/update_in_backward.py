@@ -13,11 +13,12 @@ refused: its update is traced on two parameters, and the trace is searched for a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
+from jaxtyping import PyTree
 
 from bpref.cotangents import has_cotangent
 from bpref.dtypes import described
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class Updated(NamedTuple):
     """What a leaf's params become: its own params, and the optimiser's state for them."""
 
-    params: Any
-    state: Any
+    params: PyTree
+    state: optax.OptState
 
 
 def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Layer], Layer]:
@@ -88,7 +89,7 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
     return transform
 
 
-def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dparams: Any) -> Updated:
+def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dparams: PyTree) -> Updated:
     """One update of parameters and optimiser state; what has no cotangent stays as it is."""
     import optax  # whoever has an optimizer has it loaded; `import bpref` is spared it
 
@@ -100,7 +101,7 @@ def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dpar
     return Updated(params, state)
 
 
-def params_of(tree: Any) -> Any:
+def params_of(tree: PyTree) -> PyTree:
     """The plain parameters of a network whose leaves update in the backward, or have feedback weights."""
 
     def has_params(node):
@@ -109,7 +110,7 @@ def params_of(tree: Any) -> Any:
     return jax.tree.map(lambda node: node.params if has_params(node) else node, tree, is_leaf=has_params)
 
 
-def require_by_itself(who: str, optimizer: Any) -> None:
+def require_by_itself(who: str, optimizer: optax.GradientTransformation) -> None:
     """Raise unless `optimizer`, the argument of `who`, is of optax, draws nothing and mixes no parameters."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
@@ -148,7 +149,7 @@ def mixes_parameters(optimizer: optax.GradientTransformation, steps: int = 3) ->
     def updates_of_first(own, other):
         params = {"own": own[0], "other": other[0]}
         state = optimizer.init(params)
-        updates: Any = params
+        updates: PyTree = params
         for own_gradient, other_gradient in zip(own[1:], other[1:], strict=True):
             updates, state = optimizer.update({"own": own_gradient, "other": other_gradient}, state, params)
         return updates["own"]

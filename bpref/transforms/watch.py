@@ -10,12 +10,13 @@ none is, the first of the backward whose cotangent is.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.compose.parts import Parts
 from bpref.cotangents import is_differentiable
@@ -50,7 +51,7 @@ class Watched(NamedTuple):
       output, cotangent: of y, and of dy; `None` where there is no floating-point number, or y is not used.
     """
 
-    dparams: Any
+    dparams: PyTree
     output: Statistics | None
     cotangent: Statistics | None
 
@@ -63,7 +64,7 @@ REPEATING = ("scan", "reversible")
 
 
 class WatchCache(NamedTuple):
-    leaf: Any
+    leaf: PyTree
     output: Statistics | None
 
 
@@ -96,7 +97,7 @@ def watch(leaf: Layer) -> Layer:
     return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
 
 
-def statistics(tree: Any) -> Statistics | None:
+def statistics(tree: PyTree) -> Statistics | None:
     """Of all floating-point numbers of a tree together; `None` where there is none."""
     numbers = [jnp.abs(v) if jnp.iscomplexobj(v) else widen(v) for v in jax.tree.leaves(tree) if is_differentiable(v)]
     numbers = [v.reshape(-1) for v in numbers if v.size]
@@ -118,12 +119,12 @@ def statistics(tree: Any) -> Statistics | None:
     return Statistics(mean, spread, zeros, not_finite, largest, jnp.asarray(count))
 
 
-def unwatched(watched: Any) -> Any:
+def unwatched(watched: PyTree) -> PyTree:
     """dparams, without the statistics beside them."""
     return jax.tree.map(lambda v: v.dparams if _is_watched(v) else v, watched, is_leaf=_is_watched)
 
 
-def statistics_by_path(layer: Layer, watched: Any) -> dict[str, Watched]:
+def statistics_by_path(layer: Layer, watched: PyTree) -> dict[str, Watched]:
     """What was watched at each leaf, in the order of the forward, by its path and name as in `leaf_paths`.
 
     Args:
@@ -137,7 +138,7 @@ def statistics_by_path(layer: Layer, watched: Any) -> dict[str, Watched]:
     return {_called(path, leaf): v for path, leaf, _, v in _each(layer, watched, (), ())}
 
 
-def where_it_dies(layer: Layer, watched: Any) -> str | None:
+def where_it_dies(layer: Layer, watched: PyTree) -> str | None:
     """The first leaf at which all is zero or something not finite, in words; `None` where there is none.
 
     A single number that is zero, as a penalty that nothing has been added to, is no dead layer.
@@ -181,7 +182,7 @@ def _called(path: tuple[str, ...], leaf: Layer) -> str:
 
 
 def _each(
-    layer: Layer, watched: Any, path: tuple[str, ...], order: Order
+    layer: Layer, watched: PyTree, path: tuple[str, ...], order: Order
 ) -> Iterator[tuple[tuple[str, ...], Layer, Order, Watched]]:
     """Every leaf in the order of the forward: its path, itself, where it stands in that order, what was watched."""
     if layer.rebuild is None:
@@ -197,5 +198,5 @@ def _each(
         yield from _each(part, own, (*path, name) if name else path, (*order, i))
 
 
-def _is_watched(v: Any) -> bool:
+def _is_watched(v: object) -> bool:
     return isinstance(v, Watched)

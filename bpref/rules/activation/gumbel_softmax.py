@@ -30,12 +30,12 @@ and tells whoever differentiates the forward itself what the backward does.
 There is no kink in p.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
@@ -46,7 +46,7 @@ from bpref.rule import Case, Interval, Key, Real, Rule
 
 
 class GumbelSoftmaxParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
 class GumbelSoftmaxCache(NamedTuple):

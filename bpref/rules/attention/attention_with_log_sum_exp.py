@@ -31,7 +31,7 @@ Numerical care: that of `blockwise_attention`. L_t is m_t + log Z_t in at least 
 m_t's rounding; the p of the backward have not, being exp(x_ts - m_t) / Z_t. dL_t does not reach D_t's sum.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -104,7 +104,7 @@ def reference(params: tuple[()], x: Heads, **hyper) -> Attended:
     return Attended(naive_attention(AttentionParams(), x, **hyper), naive_log_sum_exp(x, **hyper))
 
 
-_QKV: tuple[Any, ...] = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
+_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
 _NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
 _FIXED = {"N": 4, "K": 2}
 
@@ -115,7 +115,7 @@ RULE = Rule(
     cases=(
         Case(
             "causal",
-            Heads(*_QKV),
+            specs(Heads, *_QKV),
             {"causal": True},
             _NEVER_EMPTY,
             fixed=_FIXED,

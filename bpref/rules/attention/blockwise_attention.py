@@ -27,8 +27,6 @@ an element stands, not on the blocks, and are made again in the backward. D_t = 
 seven products, and is not precise enough: see `dot_product_attention`.
 """
 
-from typing import Any
-
 from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
@@ -36,7 +34,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
-from bpref.rule import Rule, called_as
+from bpref.rule import Hyper, Rule, called_as
 from bpref.rules.attention.dot_product_attention import CASES
 
 
@@ -76,7 +74,7 @@ def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
     return naive_attention(params, x, **hyper)
 
 
-_BLOCKS: tuple[dict[str, Any], ...] = ({"query_block": 5, "key_block": 2}, {"query_block": 2, "key_block": 3})
+_BLOCKS: tuple[Hyper, ...] = ({"query_block": 5, "key_block": 2}, {"query_block": 2, "key_block": 3})
 
 RULE = Rule(
     "blockwise_attention",

@@ -40,8 +40,6 @@ and dq, and one in a query nothing to dk and dv of the keys that it does not see
 whole of y and dq, and spoils dk and dv of all keys that it sees. A NaN in dy is not hidden: dv is NaN for every key.
 """
 
-from typing import Any
-
 from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
@@ -100,18 +98,18 @@ def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
     return naive_attention(params, x, **hyper)
 
 
-_QKV: tuple[Any, ...] = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
-_MASK: Any = Boolean("B N T S")
-_BIAS: Any = Real("u N T S", -2, 2)
-_KEY: Any = Key()
-_SEGMENTS: Any = (Integer("B T", 0, 2), Integer("B S", 0, 2))
+_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
+_MASK = Boolean("B N T S")
+_BIAS = Real("u N T S", -2, 2)
+_KEY = Key()
+_SEGMENTS = (Integer("B T", 0, 2), Integer("B S", 0, 2))
 _NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
 _FIXED = {"N": 4, "K": 2, "u": 1}
 
 CASES = (
     Case(
         "causal",
-        Heads(*_QKV),
+        specs(Heads, *_QKV),
         {"causal": True},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED,
@@ -119,7 +117,7 @@ CASES = (
     ),
     Case(
         "mask, bias, soft cap, sinks",
-        Heads(*_QKV, mask=_MASK, bias=_BIAS),
+        specs(Heads, *_QKV, mask=_MASK, bias=_BIAS),
         {"soft_cap": Interval(1.0, 8.0, 2.0), "sinks": True, "scale": 0.4},
         never_empty=_NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},

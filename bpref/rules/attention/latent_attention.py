@@ -36,12 +36,12 @@ Numerical care: that of its parts. Products and the sum over heads accumulate in
 or dx is added before it is rounded. A query that sees nothing has y = 0 and no gradient.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size, require_sizes
 from bpref.dtypes import cast, widen
@@ -56,7 +56,7 @@ from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, so
 from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
 from bpref.naive.rotation import naive_rotation
-from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
+from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as, specs
 from bpref.rules.attention.rotary_embedding import rotary_embedding
 from bpref.rules.norm.rms_norm import RmsNormParams, rms_norm
 
@@ -74,7 +74,7 @@ class LatentAttentionParams(NamedTuple):
 
 
 class LatentAttentionCache(NamedTuple):
-    x: Any
+    x: PyTree
     a: Float[Array, "*b T r'"] | None
     c: Float[Array, "*b T r"]
     o: Float[Array, "*b T N E"]
@@ -257,7 +257,7 @@ def _joined(a: Array) -> Array:
 
 @called_as(latent_attention)
 def reference(
-    params: LatentAttentionParams, x: Any, heads, head_dim, eps, base, interleaved, stretch, **of_logits
+    params: LatentAttentionParams, x: Array | Sequences, heads, head_dim, eps, base, interleaved, stretch, **of_logits
 ) -> Array:
     given = x if isinstance(x, Sequences) else Sequences(x)
 
@@ -283,7 +283,7 @@ def reference(
     return jnp.einsum("...nf,dnf->...d", o, params.W_o.reshape(params.W_o.shape[0], heads, o.shape[-1]))
 
 
-_PACKED: tuple[Any, ...] = (Real("B T d", -2.0, 2.0), None, None, Integer("B T", 0, 2))
+_PACKED = (Real("B T d", -2.0, 2.0), None, None, Integer("B T", 0, 2))
 
 RULE = Rule(
     "latent_attention",
@@ -308,7 +308,7 @@ RULE = Rule(
         ),
         Case(
             "queries of x, segments, neighbours turned, other values",
-            Sequences(*_PACKED),
+            specs(Sequences, *_PACKED),
             {
                 "heads": 2,
                 "kv_rank": 3,

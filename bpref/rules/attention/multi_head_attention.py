@@ -34,12 +34,12 @@ and the two or three terms of dx are added before it is. A query that sees nothi
 gives a gradient to b_o alone.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share, require_size, require_sizes
 from bpref.dtypes import cast
@@ -75,7 +75,7 @@ class MultiHeadAttentionParams(NamedTuple):
 
 
 class MultiHeadAttentionCache(NamedTuple):
-    x: Any
+    x: PyTree
     q: Float[Array, "*b T N D"]
     k: Float[Array, "*b S K D"]
     v: Float[Array, "*b S K D"]
@@ -212,7 +212,7 @@ def multi_head_attention(
         given = as_sequences(who, x)
         asks, answers = both(given)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        of_norm: Any = None
+        of_norm: PyTree = None
         if norm is not None:
             (q, k), of_norm = normed(params, q, k)
             q, k = turned(q, k)
@@ -260,7 +260,16 @@ def multi_head_attention(
 
 @called_as(multi_head_attention)
 def reference(
-    params: MultiHeadAttentionParams, x: Any, heads, kv_heads, eps, rope, interleaved, fraction, stretch, **of_logits
+    params: MultiHeadAttentionParams,
+    x: Array | Sequences,
+    heads,
+    kv_heads,
+    eps,
+    rope,
+    interleaved,
+    fraction,
+    stretch,
+    **of_logits,
 ) -> Array:
     given = x if isinstance(x, Sequences) else Sequences(x)
     memory = given.x if given.memory is None else given.memory
@@ -282,7 +291,7 @@ def reference(
     return affine(params.W_o, params.b_o, o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]))
 
 
-_CROSS: tuple[Any, ...] = (
+_CROSS = (
     Real("B T d", -2.0, 2.0),
     Real("B S f", -2.0, 2.0),
     Boolean("B u T S"),
@@ -313,7 +322,7 @@ RULE = Rule(
         ),
         Case(
             "cross-attention, mask, segments, soft cap",
-            Sequences(*_CROSS),
+            specs(Sequences, *_CROSS),
             {"heads": 2, "head_dim": 3, "soft_cap": 4.0, "sinks": True, "query_block": 5, "key_block": 3},
             never_empty=("T", "S", "d", "f"),
             fixed={"B": 2, "d": 4, "u": 1},

@@ -39,8 +39,6 @@ Numerical care: states and products are at least float32. No exponential of a di
 exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -165,7 +163,7 @@ def reference(params: tuple[()], x: GatedHeads, chunk: int = 64) -> Array:
     return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
 
 
-def _x(**options: Any) -> GatedHeads:
+def _x(**options) -> GatedHeads:
     q, k, v = (Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E"))
     return specs(GatedHeads, specs(Heads, q, k, v), Real("B T K", -2.0, 0.0, **options))
 

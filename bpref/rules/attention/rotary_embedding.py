@@ -20,7 +20,7 @@ Numerical care: without positions the angles 0, w_i, 2 w_i, ... are computed in 
 angle of 1e5 has lost its third decimal. Positions that are given are multiplied in at least float32.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +43,7 @@ class Positioned(NamedTuple):
 
 def rotary_embedding(
     interleaved: bool = False, fraction: float = 1.0, base: float = 10000.0, stretch: Stretch | None = None
-) -> Layer[tuple[()], Array | tuple[Array, Array], Reals, Any]:
+) -> Layer[tuple[()], Array | tuple[Array, Array], Reals, Array | None]:
     """Queries or keys whose dot products know how far they are apart.
 
     Args:
@@ -98,7 +98,7 @@ def rotary_embedding(
 
 
 @called_as(rotary_embedding)
-def reference(params: tuple[()], x: Any, interleaved, fraction, base, stretch) -> Array:
+def reference(params: tuple[()], x: Array | Positioned, interleaved, fraction, base, stretch) -> Array:
     """As products of complex numbers, of modulus c."""
     u, positions = x if isinstance(x, tuple) else (x, None)
     rotated = round(fraction * u.shape[-1])

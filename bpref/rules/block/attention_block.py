@@ -42,7 +42,7 @@ the p that o is the sum of, which c relies on. With dropout all three are made a
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ class AttentionBlockParams(NamedTuple):
     b_qkv: Float[Array, " (N+2*K)*D"] | None
     W_o: Float[Array, "d N*D"]
     b_o: Float[Array, " d"] | None
-    key: Any = None
+    key: Array | None = None
 
 
 class AttentionBlockCache(NamedTuple):
@@ -102,7 +102,7 @@ class AttentionBlockCache(NamedTuple):
     o: Float[Array, "*b T N D"]
     m: Float[Array, "*b T N"]
     S: Float[Array, "*b T N"]
-    key: Any = None
+    key: Array | None = None
 
 
 def attention_block(

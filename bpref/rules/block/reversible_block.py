@@ -32,7 +32,7 @@ In half precision y is kept in float32 for that reason, as it was before it was 
 come back with two digits.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import Array, lax
@@ -45,7 +45,7 @@ from bpref.formulas.attention_grid import Window
 from bpref.formulas.pre_norm import NormParams
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Real, Rule, Size, called_as
+from bpref.rule import Case, Interval, Real, Rule, Size, called_as, specs
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockParams, mlp_layer
@@ -135,10 +135,10 @@ def reference(
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
-_V: Any = Real("d", -2.0, 2.0)
+_V = Real("d", -2.0, 2.0)
 
 
-def _weights(axes: str) -> Any:
+def _weights(axes: str) -> Real:
     """As `init` draws them for 16 features: with weights of variance 1, x2 would be a small part of y2."""
     return Real(axes, -0.4, 0.4)
 
@@ -161,8 +161,8 @@ RULE = Rule(
             },
             never_empty=("T",),
             params=ReversibleBlockParams(
-                AttentionBlockParams(NormParams(_V, None), _weights("Q d"), None, _weights("d d"), None),
-                MlpBlockParams(NormParams(_V, None), _weights("M d"), None, _weights("d F"), None),
+                specs(AttentionBlockParams, specs(NormParams, _V, None), _weights("Q d"), None, _weights("d d"), None),
+                specs(MlpBlockParams, specs(NormParams, _V, None), _weights("M d"), None, _weights("d F"), None),
             ),
             fixed={"d": 16, "Q": 32, "M": 12, "F": 6, "P": 5},
             least={"T": 2},
@@ -184,8 +184,8 @@ RULE = Rule(
             },
             never_empty=("T",),
             params=ReversibleBlockParams(
-                AttentionBlockParams(NormParams(_V, _V), _weights("Q d"), None, _weights("d d"), None),
-                MlpBlockParams(NormParams(_V, _V), _weights("F d"), None, _weights("d F"), None),
+                specs(AttentionBlockParams, specs(NormParams, _V, _V), _weights("Q d"), None, _weights("d d"), None),
+                specs(MlpBlockParams, specs(NormParams, _V, _V), _weights("F d"), None, _weights("d F"), None),
             ),
             fixed={"B": 2, "d": 16, "Q": 48, "F": 6},
             least={"T": 2},

@@ -37,7 +37,7 @@ stack of blocks it is the next one's x. The halves alone would keep exactly this
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import Array, lax
@@ -60,7 +60,7 @@ from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
 class TransformerBlockParams(NamedTuple):
     attention: AttentionBlockParams
     mlp: MlpBlockParams
-    key: Any = None
+    key: Array | None = None
 
 
 class TransformerBlockCache(NamedTuple):
@@ -72,7 +72,7 @@ class TransformerBlockCache(NamedTuple):
     o: Float[Array, "*b T N D"]
     m: Float[Array, "*b T N"]
     S: Float[Array, "*b T N"]
-    key: Any
+    key: Array
     h: Float[Array, "*b T d"]
     of_h: Statistics
     z: Float[Array, "*b T m"]

@@ -33,7 +33,7 @@ and not the sum of p_ts dy_t . v_s, which is known only when all blocks have gon
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ from bpref.loops import cond, scan
 from bpref.naive.attention import naive_attention
 from bpref.naive.blocks import apart, whole
 from bpref.over_devices import SPLIT, axis_name, laid_out
-from bpref.rule import Case, Real, Rule, Size, called_as
+from bpref.rule import Case, Real, Rule, Size, called_as, specs
 
 
 class RingAttentionCache(NamedTuple):
@@ -165,8 +165,8 @@ def reference(params: tuple[()], x: Heads, **hyper) -> Array:
     return apart(naive_attention(AttentionParams(), Heads(q, k, v), **hyper), len(x.q), -3)
 
 
-_QKV: tuple[Any, ...] = (Real("P B T N D", -2, 2), Real("P B S K D", -2, 2), Real("P B S K E", -2, 2))
-_CAUSAL: tuple[Any, ...] = (Real("P B T N D", -2, 2), Real("P B T K D", -2, 2), Real("P B T K E", -2, 2))
+_QKV = (Real("P B T N D", -2, 2), Real("P B S K D", -2, 2), Real("P B S K E", -2, 2))
+_CAUSAL = (Real("P B T N D", -2, 2), Real("P B T K D", -2, 2), Real("P B T K E", -2, 2))
 _NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
 _FIXED = {"P": 3, "N": 4, "K": 2}
 
@@ -177,7 +177,7 @@ RULE = Rule(
     cases=(
         Case(
             "causal",
-            Heads(*_CAUSAL),
+            specs(Heads, *_CAUSAL),
             {"axis": Size("P"), "causal": True},
             _NEVER_EMPTY[:3] + _NEVER_EMPTY[4:],
             fixed=_FIXED,
@@ -185,7 +185,7 @@ RULE = Rule(
         ),
         Case(
             "soft cap, blocks",
-            Heads(*_QKV),
+            specs(Heads, *_QKV),
             {"axis": Size("P"), "soft_cap": 2.0, "scale": 0.4, "query_block": 5, "key_block": 2},
             _NEVER_EMPTY,
             fixed=_FIXED,

@@ -40,16 +40,15 @@ y is rounded. Windows of one element and depthwise convolutions take a way of th
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.cotangents import Product
 from bpref.dtypes import cast
-from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, total
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, total, unmade
 from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx, seen
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
@@ -137,7 +136,7 @@ def convolution_layer(who: str, features: int, windows: Windows, groups: int, bi
         W, b = params
         slide = slide_over(cache.x)
         A = seen(cache.x, windows.size, slide, dy.shape[1:-1])
-        dW: Any = Product(dy.reshape(*A.shape[:-1], features // groups), A)
+        dW = unmade(dy.reshape(*A.shape[:-1], features // groups), A)
         dx = cast(correlate_dx(dy, W, cache.x.shape[1:-1], slide), dy.dtype)
         return ConvolutionParams(dW, total(dy, b)), dx
 

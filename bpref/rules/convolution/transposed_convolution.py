@@ -36,7 +36,7 @@ is rounded.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -149,8 +149,9 @@ def reference(
     params: TransposedConvolutionParams, x: Array, window, stride, dilation, padding, output_padding, groups, **_
 ) -> Array:
     steps, gaps, more = ((v,) * len(window) if isinstance(v, int) else v for v in (stride, dilation, output_padding))
-    pads: Any = padding.upper() if isinstance(padding, str) else None
-    if not isinstance(padding, str):
+    if isinstance(padding, str):
+        pads = padding.upper()
+    else:
         ends = zip(window, gaps, padding, more, strict=True)
         pads = [(d * (k - 1) - lo, d * (k - 1) - hi + p) for k, d, (lo, hi), p in ends]
     letters = "DHW"[-len(window) :]

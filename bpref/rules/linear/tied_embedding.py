@@ -32,12 +32,12 @@ before they are rounded. An id outside [0, V), negative ones too, is never silen
 second term.
 """
 
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
@@ -51,12 +51,12 @@ from bpref.rules.linear.linear import linear
 
 class TiedEmbeddingParams(NamedTuple):
     W: Float[Array, "V d"]
-    inner: Any
+    inner: PyTree
 
 
 class TiedEmbeddingCache(NamedTuple):
     x: Int[Array, "..."]
-    inner: Any
+    inner: PyTree
     H: Float[Array, "... d"]
 
 

@@ -25,7 +25,7 @@ precision.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -74,7 +74,7 @@ def fft(
     return Layer(no_params, forward, backward, who)
 
 
-def as_axes(who: str, axes: Any) -> tuple[int, ...]:
+def as_axes(who: str, axes: Sequence[int]) -> tuple[int, ...]:
     """The axes of a transform as a tuple; raises `ValueError` unless it is one of integers, or a list."""
     if not isinstance(axes, (tuple, list)) or not all(map(is_integer, axes)):
         raise ValueError(f"{who}: axes is {axes!r}, expected a tuple of integers such as (-1,)")

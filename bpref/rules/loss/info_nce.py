@@ -31,12 +31,12 @@ precision is widened before rows are divided by their lengths, and S stays in fl
 0: its similarities are 0, and its cotangent is taken as 0. There is no other kink.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
@@ -96,7 +96,7 @@ def info_nce(
             du, dv = from_unit(u, per_a, du), from_unit(v, per_b, dv)
         return (), (cast(du, cache.a.dtype), cast(dv, cache.a.dtype))
 
-    def directions(z: Array) -> tuple[Array, Any]:
+    def directions(z: Array) -> tuple[Array, PyTree]:
         return unit(widen(z)) if normalize else (widen(z), None)
 
     def similarities(u, v):

@@ -46,24 +46,24 @@ Numerical care: half precision is computed, and z and p are cached, in float32: 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_choice, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Interval, Key, Real, Rule, called_as
+from bpref.rule import Case, Interval, Key, Real, Rule, called_as, specs
 from bpref.rules.linear.linear import LinearParams, linear
 
 
 class WassersteinCriticParams(NamedTuple):
-    key: Any
+    key: PyTree
     hidden: tuple[LinearParams, ...]
     w: Float[Array, " n"]
 
@@ -173,7 +173,7 @@ def wasserstein_critic(
             if h_l is not None:
                 dz += jnp.pad(h_l[None], ((2, 0), (0, 0), (0, 0)))
             dW += sum(dz[b].T @ below[b] for b in range(batches))
-            db: Any = sum(jnp.sum(dz[b], 0) for b in range(batches))
+            db: PyTree = sum(jnp.sum(dz[b], 0) for b in range(batches))
             dhidden.append(LinearParams(cast(dW, cache.real.dtype), cast(db, cache.real.dtype)))
             da = dz @ W
         dreal, dfake = da[0], da[1]
@@ -186,19 +186,19 @@ def wasserstein_critic(
     return Layer(init, forward, backward, who, held=KEY)
 
 
-def _mixing(key: Any, real: Array) -> Array:
+def _mixing(key: Array, real: Array) -> Array:
     """e, the same in every dtype: (N, 1)."""
     return jax.random.uniform(key, (len(real), 1), jnp.float32).astype(real.dtype)
 
 
-def _rows(key: Any, real: Array, fake: Array) -> Array:
+def _rows(key: Array, real: Array, fake: Array) -> Array:
     """real, fake and x^: (3, N, d)."""
     real, fake = widen(real), widen(fake)
     e = _mixing(key, real)
     return jnp.stack([real, fake, e * real + (1 - e) * fake])
 
 
-def _widened(params: WassersteinCriticParams) -> Any:
+def _widened(params: WassersteinCriticParams) -> PyTree:
     return WassersteinCriticParams(params.key, *jax.tree.map(widen, params[1:]))
 
 
@@ -230,17 +230,17 @@ def reference(params: WassersteinCriticParams, x: tuple[Array, Array], activatio
 
 
 def _params(weight: float) -> WassersteinCriticParams:
-    def spec(axes: str) -> Any:
+    def spec(axes: str) -> Real:
         return Real(axes, -weight, weight)
 
-    hidden = LinearParams(spec("h d"), spec("h")), LinearParams(spec("k h"), spec("k"))
-    return WassersteinCriticParams(Key(), hidden, spec("k"))
+    hidden = specs(LinearParams, spec("h d"), spec("h")), specs(LinearParams, spec("k h"), spec("k"))
+    return specs(WassersteinCriticParams, Key(), hidden, spec("k"))
 
 
 _X = (Real("N d", -1.0, 1.0), Real("N d", -1.0, 1.0))
 
 
-def _case(activation: str, h: int, k: int, weight: float, **other: Any) -> Case:
+def _case(activation: str, h: int, k: int, weight: float, **other) -> Case:
     hyper = {"widths": (h, k), "activation": activation, "penalty": Interval(0.0, 10.0, 10.0)}
     return Case(activation, _X, hyper, ("N", "d"), _params(weight), fixed={"h": h, "k": k}, **other)
 

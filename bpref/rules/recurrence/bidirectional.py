@@ -17,12 +17,12 @@ Cached: what the two keep, x among it, of which there is one.
 Numerical care: dx is one sum of two, in at least float32, rounded once more where it is half precision.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.dtypes import came, cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
@@ -39,15 +39,15 @@ from bpref.rules.recurrence.lstm import reference as lstm_reference
 class Both(NamedTuple):
     """One of each recurrence: parameters, or states."""
 
-    ahead: Any
-    back: Any
+    ahead: PyTree
+    back: PyTree
 
 
 class BidirectionalCache(NamedTuple):
     """What the two keep, and how many features the first puts out."""
 
-    ahead: Any
-    back: Any
+    ahead: PyTree
+    back: PyTree
     y_ahead: Float[Array, "0 B T p"]
 
 

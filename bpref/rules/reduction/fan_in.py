@@ -21,11 +21,12 @@ Cached: for the product x; else nothing but how long each array is, in arrays of
 Numerical care: a sum or a product of half precision is taken in float32 and rounded once.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, require_arrays, require_floating, widen
@@ -37,10 +38,10 @@ COMBINED = ("sum", "product", "concatenation")
 
 
 class FanInCache(NamedTuple):
-    x: Any
+    x: PyTree
 
 
-def fan_in(combined: str = "sum", axis: int = -1) -> Layer[tuple[()], Any, Reals, FanInCache]:
+def fan_in(combined: str = "sum", axis: int = -1) -> Layer[tuple[()], PyTree, Reals, FanInCache]:
     """The sum, the product or the concatenation of several arrays: what `fan_out` or `parallel` made, one again.
 
     Args:
@@ -125,7 +126,7 @@ def _times_others(x: list[Array], dy: Array) -> list[Array]:
     return found[::-1]
 
 
-def reference(params: tuple[()], x: Any, combined: str = "sum", axis: int = -1) -> Array:
+def reference(params: tuple[()], x: PyTree, combined: str = "sum", axis: int = -1) -> Array:
     arrays = jax.tree.leaves(x)
     if combined == "concatenation":
         return jnp.concatenate(arrays, axis)

@@ -31,9 +31,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share
+from bpref.cotangents import Root
 from bpref.dtypes import wide_dtype, widen_integers
 from bpref.formulas.lengths import used, within
-from bpref.formulas.root import Root
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
@@ -101,6 +101,7 @@ def sequence_cross_entropy(
         return lambda cache, at: (f(SoftmaxCrossEntropyCache(*cache), at)[0], None, None)
 
     r = of_all.root
+    assert r is not None
     root = Root(lambda cache: r.width(SoftmaxCrossEntropyCache(*cache)), as_of_all(r.column), as_of_all(r.drawn))
     return Layer(no_params, forward, backward, who, root=None if per_example else root)
 

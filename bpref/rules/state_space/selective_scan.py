@@ -44,12 +44,13 @@ where s is positive. The hold is written expm1(s A) / A, and s where A has under
 s A is small, in autodiff likewise: its error is that of k, which the other terms have too.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.cotangents import with_zeros
@@ -95,7 +96,7 @@ def selective_scan(
     hold: bool = False,
     chunk: int = 64,
     final: bool = False,
-) -> Layer[SelectiveScanParams, Selective, Any, SelectiveScanCache]:
+) -> Layer[SelectiveScanParams, Selective, PyTree, SelectiveScanCache]:
     """y = C h + D u with h_t = exp(s_t A) h_{t-1} + k_t B_t u_t and s = softplus(delta + bias), channel by channel.
 
     Args:
@@ -256,12 +257,12 @@ def over_d(v: Array) -> Array:
     return jnp.expand_dims(v, -1)
 
 
-def by_states(v: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
+def by_states(v: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """(N, d, n), or `None` for zeros, as (N, n, d) in at least float32."""
     return jnp.zeros(shape, dtype) if v is None else jnp.swapaxes(widen(v), 1, 2)
 
 
-def by_channels(v: Array, dtype: Any) -> Array:
+def by_channels(v: Array, dtype: DTypeLike) -> Array:
     """(N, n, d) as (N, d, n)"""
     return cast(jnp.swapaxes(v, 1, 2), dtype)
 
@@ -282,7 +283,7 @@ def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
 
 
 @called_as(selective_scan)
-def reference(params: SelectiveScanParams, x: Selective, softplus, hold, final, **_) -> Any:
+def reference(params: SelectiveScanParams, x: Selective, softplus, hold, final, **_) -> PyTree:
     u, delta, B, C, h = x
     A = -jnp.exp(params.log_A)
     s = delta if params.bias is None else delta + jnp.broadcast_to(params.bias, delta.shape)

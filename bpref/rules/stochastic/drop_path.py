@@ -21,12 +21,12 @@ Numerical care: the draws are of bits, the same ones for every dtype of x. m dec
 dropped is 0 also where x is infinite. 1 / (1 - r) is one constant: each element rounds once.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
@@ -35,7 +35,7 @@ from bpref.rule import Case, Interval, Key, Real, Rule
 
 
 class DropPathParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
 class DropPathCache(NamedTuple):

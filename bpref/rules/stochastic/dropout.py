@@ -23,12 +23,12 @@ Numerical care: the draws are of bits, the same ones for every dtype of x. m dec
 dropped is 0 also where x is infinite. 1 / (1 - r) is one constant: each element rounds once.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PyTree
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
@@ -37,7 +37,7 @@ from bpref.rule import Case, Interval, Key, Real, Rule
 
 
 class DropoutParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
 class DropoutCache(NamedTuple):
@@ -85,7 +85,7 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[Dropo
     return Layer(init, forward, backward, who, held=KEY, evaluating=dropout(0, shared_axes))
 
 
-def _require_axes(who: str, x: Any, axes: tuple[int, ...]) -> None:
+def _require_axes(who: str, x: Array, axes: tuple[int, ...]) -> None:
     for axis in axes:
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"{who}: x has shape {x.shape}, which has no axis {axis} to share")

@@ -16,12 +16,12 @@ Numerical care: e is drawn in float32, whatever x's dtype is, so that every dtyp
 added to in float32 and rounded once. The backward is exact.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
@@ -31,7 +31,7 @@ from bpref.rule import Case, Interval, Key, Real, Rule
 
 
 class GaussianNoiseParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
 class GaussianNoiseCache(NamedTuple):

@@ -23,12 +23,13 @@ exp(L / 2) overflows at twice the L of exp(L). There is no kink.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jax.typing import DTypeLike
+from jaxtyping import Float, PyTree
 
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.random_draws import KEY, require_key
@@ -42,7 +43,7 @@ class Normal(NamedTuple):
 
 
 class ReparameterizationParams(NamedTuple):
-    key: Any
+    key: PyTree
 
 
 class ReparameterizationCache(NamedTuple):
@@ -80,7 +81,7 @@ def reparameterization() -> Layer[ReparameterizationParams, tuple[Array, Array],
     return Layer(init, forward, backward, who, held=KEY)
 
 
-def standard_normal(key: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+def standard_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """The draw e, in float32 or float64."""
     i = (jax.random.bits(key, shape, jnp.uint32) >> 9).astype(jnp.int32)
     return math.sqrt(2) * lax.erf_inv((2 * i + (1 - 2**23)).astype(dtype) / 2**23)

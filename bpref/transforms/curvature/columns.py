@@ -6,21 +6,24 @@ products of them all is the Gauss-Newton matrix J^T H J. The forward runs once f
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_size
 from bpref.compose.parts import pull
+from bpref.cotangents import Root
 from bpref.dtypes import widen
 from bpref.layer import Layer, map_leaves, require_layer
 
 KNOWN = "softmax_cross_entropy without z_loss, sequence_cross_entropy of all tokens, or square"
 
 
-Start = Callable[[Any, Any], Any]
+Start = Callable[[Root, PyTree], PyTree]
 """`(root, cache)`: what the backward of the loss gives."""
 
 
@@ -34,10 +37,12 @@ class Columns(NamedTuple):
     """
 
     width: int
-    sweep: Callable[[Callable[[Layer], Layer], Start], Any]
+    sweep: Callable[[Callable[[Layer], Layer], Start], PyTree]
 
 
-def columns(who: str, transform: Callable[[Layer], Layer], layer: Layer, params: Any, x: Any, given: Any) -> Columns:
+def columns(
+    who: str, transform: Callable[[Layer], Layer], layer: Layer, params: PyTree, x: PyTree, given: PyTree
+) -> Columns:
     """The sweeps of a network whose leaves are transformed, with `given` for its params.
 
     Raises:
@@ -57,22 +62,22 @@ def columns(who: str, transform: Callable[[Layer], Layer], layer: Layer, params:
     return Columns(count, sweep)
 
 
-def examples_of(x: Any) -> int:
+def examples_of(x: PyTree) -> int:
     """N, the size of the first axis of x, of `With` its value's."""
     return jax.tree.leaves(getattr(x, "x", x))[0].shape[0]
 
 
-def require_examples(who: str, x: Any) -> None:
+def require_examples(who: str, x: PyTree) -> None:
     """Raise `ValueError` unless x has an axis of examples, and one at least on it."""
     shapes = [jnp.shape(v) for v in jax.tree.leaves(getattr(x, "x", x))]
     if not shapes or not shapes[0] or not shapes[0][0]:
         raise ValueError(f"{who}: x has the shapes {shapes}, expected (N, ...) with at least one example")
 
 
-def sum_of(who: str, each: Callable[[Start], Any], count: int, key: Any, draws: int) -> Any:
+def sum_of(who: str, each: Callable[[Start], PyTree], count: int, key: Array | None, draws: int) -> PyTree:
     """The sum of `each(start)` over all columns, in at least float32; with a key the mean over `draws` random ones."""
     draws = require_size(who, "draws", draws)
-    keys: Any = None if key is None else jax.random.split(key, draws)
+    keys = None if key is None else jax.random.split(key, draws)
 
     def one(k):
         def start(root, cache):
@@ -87,12 +92,13 @@ def sum_of(who: str, each: Callable[[Start], Any], count: int, key: Any, draws: 
 
 def _started(leaf: Layer, start: Start) -> Layer:
     """The loss with what its backward gives instead; any other leaf as it is."""
-    if leaf.root is None:
+    root = leaf.root
+    if root is None:
         return leaf
-    return leaf._replace(backward=lambda params, cache, dJ: ((), start(leaf.root, cache)))
+    return leaf._replace(backward=lambda params, cache, dJ: ((), start(root, cache)))
 
 
-def _columns_of(who: str, layer: Layer, params: Any, x: Any) -> int:
+def _columns_of(who: str, layer: Layer, params: PyTree, x: PyTree) -> int:
     losses: list[tuple[Layer, int]] = []
 
     def noting(leaf):

@@ -1,12 +1,11 @@
 """direction: a tree beside the gradient, whose product with a matrix of second derivatives is asked for."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 
-def require_direction(who: str, v: Any, dparams: Any) -> None:
+def require_direction(who: str, v: PyTree, dparams: PyTree) -> None:
     """Raise `ValueError` unless v has the tree, shapes and dtypes of dparams, which may be specifications."""
     expected, came = jax.tree.structure(dparams), jax.tree.structure(v)
     if came != expected:

@@ -18,11 +18,12 @@ BackPACK, arXiv:1912.10985, section 2.3.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.compose.parts import Parts
 from bpref.dtypes import cast, widen
@@ -35,7 +36,7 @@ from bpref.transforms.curvature.squares import squares
 from bpref.transforms.per_example import added_up, as_sequences, transformed
 
 
-def gauss_newton_diagonal(layer: Layer, params: Any, x: Any, key: Any = None, draws: int = 1) -> Any:
+def gauss_newton_diagonal(layer: Layer, params: PyTree, x: PyTree, key: Array | None = None, draws: int = 1) -> PyTree:
     """The diagonal of the Gauss-Newton matrix of J.
 
     It costs a forward and as many backward passes as an example has outputs: C for C classes, T C for sequences of T.
@@ -65,7 +66,7 @@ def gauss_newton_diagonal(layer: Layer, params: Any, x: Any, key: Any = None, dr
     return sum_of(who, lambda start: run.sweep(transform, start), run.width, key, draws)
 
 
-def fisher_diagonal(layer: Layer, params: Any, x: Any) -> Any:
+def fisher_diagonal(layer: Layer, params: PyTree, x: PyTree) -> PyTree:
     """The diagonal of the empirical Fisher matrix, the mean of the squares of the examples' own gradients.
 
     That is N sum_i g_i^2, J being a mean over N examples and g_i what one adds to its gradient.
@@ -92,7 +93,9 @@ def fisher_diagonal(layer: Layer, params: Any, x: Any) -> Any:
     return jax.tree.map(lambda v: n * v, backpropagate(map_leaves(partial(squares, who), layer), params, x)[1])
 
 
-def gauss_newton_product(layer: Layer, params: Any, x: Any, v: Any, key: Any = None, draws: int = 1) -> Any:
+def gauss_newton_product(
+    layer: Layer, params: PyTree, x: PyTree, v: PyTree, key: Array | None = None, draws: int = 1
+) -> PyTree:
     """The Gauss-Newton matrix of J times v, of backward passes alone.
 
     It costs a forward and twice as many backward passes as an example has outputs, or 2 `draws`; J v itself, one
@@ -132,11 +135,11 @@ def gauss_newton_product(layer: Layer, params: Any, x: Any, v: Any, key: Any = N
 class Beside(NamedTuple):
     """A leaf's params, and what v has for them."""
 
-    params: Any
-    v: Any
+    params: PyTree
+    v: PyTree
 
 
-def beside(layer: Layer, params: Any, v: Any) -> Any:
+def beside(layer: Layer, params: PyTree, v: PyTree) -> PyTree:
     """The params of a network, with v beside those of each leaf."""
     if layer.rebuild is None:
         return Beside(params, v)
@@ -168,7 +171,7 @@ def _dotted(who: str, leaf: Layer) -> Layer:
     )
 
 
-def _dot(v: Any, g: Any) -> Any:
+def _dot(v: PyTree, g: PyTree) -> PyTree:
     pairs = list(zip(jax.tree.leaves(g), jax.tree.leaves(v), strict=True))
     return sum(jnp.sum(widen(a) * widen(b)) for a, b in pairs) if pairs else g
 

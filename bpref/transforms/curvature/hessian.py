@@ -14,11 +14,12 @@ Saad, 'An estimator for the diagonal of a matrix', 2007): E u_i u_j is 0 but for
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import ClosedJaxpr
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_size
@@ -34,7 +35,7 @@ WITHOUT_TANGENTS = "custom_vjp_call"
 """The primitive of which it says so when the program is compiled, and no sooner."""
 
 
-def hessian_product(layer: Layer, params: Any, x: Any, v: Any) -> Any:
+def hessian_product(layer: Layer, params: PyTree, x: PyTree, v: PyTree) -> PyTree:
     """The Hessian of J in the params times v.
 
     Args:
@@ -61,7 +62,7 @@ def hessian_product(layer: Layer, params: Any, x: Any, v: Any) -> Any:
     return product(v)
 
 
-def hutchinson_diagonal(layer: Layer, params: Any, x: Any, key: Any, draws: int = 1) -> Any:
+def hutchinson_diagonal(layer: Layer, params: PyTree, x: PyTree, key: Array, draws: int = 1) -> PyTree:
     """An estimate of the diagonal of the Hessian of J, the mean of `u * (H u)` over draws u of random signs.
 
     It is exact where the Hessian is diagonal; elsewhere its variance is twice the sum of squares beside the diagonal,
@@ -100,7 +101,7 @@ def hutchinson_diagonal(layer: Layer, params: Any, x: Any, key: Any, draws: int 
     return jax.tree.map(lambda t: t / draws, total)
 
 
-def _product(who: str, layer: Layer, params: Any, x: Any) -> tuple[Callable[[Any], Any], Any]:
+def _product(who: str, layer: Layer, params: PyTree, x: PyTree) -> tuple[Callable[[PyTree], PyTree], PyTree]:
     """`v -> H v`, and the shapes of v."""
 
     def sweep(params, x):
@@ -129,7 +130,7 @@ def _is_without_tangents(program: ClosedJaxpr) -> bool:
     return any(equation.primitive.name == WITHOUT_TANGENTS for equation in all_equations(program))
 
 
-def _name_refusal(who: str, layer: Layer, params: Any, x: Any) -> None:
+def _name_refusal(who: str, layer: Layer, params: PyTree, x: PyTree) -> None:
     """Raise `TypeError` that names the leaf whose forward or backward has no tangents."""
 
     def pushed(what, leaf, f, *given):

@@ -17,11 +17,12 @@ approximations' (2017), section 5).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_positive, require_size
@@ -38,14 +39,14 @@ class KfacState(NamedTuple):
     """Steps so far, the averages of the factors, and the inverses in use."""
 
     steps: Array
-    factors: Any
-    inverses: Any
+    factors: PyTree
+    inverses: PyTree
 
 
 def kfac(
     layer: Layer,
-    x: Any,
-    learning_rate: Any,
+    x: PyTree,
+    learning_rate: optax.ScalarOrSchedule,
     damping: float = 1e-3,
     decay: float = 0.95,
     every: int = 10,
@@ -112,7 +113,7 @@ def kfac(
     return optax.chain(own, optax.scale_by_learning_rate(learning_rate))
 
 
-def inverse(factor: Any, damping: float) -> Any:
+def inverse(factor: PyTree, damping: float) -> PyTree:
     """The inverse of a leaf's damped curvature, of the same shapes."""
     if isinstance(factor, Diagonal):
         return jax.tree.map(lambda v: 1 / (v + damping), factor)
@@ -123,7 +124,7 @@ def inverse(factor: Any, damping: float) -> Any:
     return Kronecker(_inverse(A, pi * damping**0.5, A.ndim < G.ndim), _inverse(G, damping**0.5 / pi, False))
 
 
-def preconditioned(inverse: Any, g: Any) -> Any:
+def preconditioned(inverse: PyTree, g: PyTree) -> PyTree:
     """A leaf's gradient times the inverse of its curvature."""
     if isinstance(inverse, Diagonal):
         return jax.tree.map(lambda s, v: cast(s * widen(v), v.dtype), inverse.squares, g)
@@ -141,7 +142,7 @@ def preconditioned(inverse: Any, g: Any) -> Any:
     return g._replace(W=W) if g.b is None else g._replace(W=W, b=cast(V[..., -1], g.b.dtype).reshape(g.b.shape))
 
 
-def _each(f: Any, factors: Any, *others: Any) -> Any:
+def _each(f: PyTree, factors: PyTree, *others: PyTree) -> PyTree:
     """f of each leaf's factor, and of what the others have there."""
     every, tree = jax.tree.flatten(factors, is_leaf=is_factor)
     return tree.unflatten(map(f, every, *(tree.flatten_up_to(other) for other in others)))
@@ -158,7 +159,7 @@ def _inverse(v: Array, damping: Array, is_diagonal: bool) -> Array:
     return jnp.linalg.inv(v + damping[..., None, None] * eye)
 
 
-def _require_like(who: str, factors: Any, state: Any) -> None:
+def _require_like(who: str, factors: PyTree, state: PyTree) -> None:
     trees = [jax.tree.map(jnp.shape, tree) for tree in (factors, state)]
     if trees[0] != trees[1]:
         raise ValueError(

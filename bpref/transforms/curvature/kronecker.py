@@ -26,11 +26,12 @@ what is shared, have the exact diagonal of their block, N sum_n g_n^2.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.compose.parts import pull
@@ -63,14 +64,16 @@ class Kronecker(NamedTuple):
 class Diagonal(NamedTuple):
     """The diagonal of the block, a tree like dparams."""
 
-    squares: Any
+    squares: PyTree
 
 
-def is_factor(v: Any) -> bool:
+def is_factor(v: PyTree) -> bool:
     return isinstance(v, (Kronecker, Diagonal))
 
 
-def kronecker_factors(layer: Layer, params: Any, x: Any, key: Any = None, along: str = "expand") -> Any:
+def kronecker_factors(
+    layer: Layer, params: PyTree, x: PyTree, key: Array | None = None, along: str = "expand"
+) -> PyTree:
     """The factors of every leaf's curvature, in one reverse sweep.
 
     Args:

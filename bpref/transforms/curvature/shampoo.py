@@ -18,11 +18,12 @@ product of the moments is about that of K-FAC's factors.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_positive, require_size
@@ -40,14 +41,14 @@ class ShampooState(NamedTuple):
     """
 
     steps: Array
-    moments: Any
-    directions: Any
-    first: Any
-    second: Any
+    moments: PyTree
+    directions: PyTree
+    first: PyTree
+    second: PyTree
 
 
 def shampoo(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     damping: float = 1e-8,
     decay: float = 0.95,
     momentum: float = 0.9,

@@ -11,11 +11,11 @@ come of `per_example_gradients`, so many at a time as weigh no more than the cac
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.dtypes import widen
@@ -36,11 +36,11 @@ def squares(who: str, leaf: Layer) -> Layer:
     return each._replace(backward=backward)
 
 
-def squared(g: Any) -> Any:
+def squared(g: PyTree) -> PyTree:
     return jax.tree.map(lambda v: jnp.abs(widen(v)) ** 2, g)
 
 
-def summed(of_each: Any) -> Any:
+def summed(of_each: PyTree) -> PyTree:
     """The sum over the examples, which are in front."""
     return jax.tree.map(lambda v: jnp.sum(v, 0), of_each)
 
