@@ -121,6 +121,7 @@ OF_JAX = {
     "Array", "ShapeDtypeStruct", "block_until_ready", "clear_caches", "config", "core.Tracer", "custom_vjp",
     "custom_derivatives.SymbolicZero", "custom_derivatives.custom_vjp_primal_tree_values", "default_backend",
     "default_device", "device_get", "device_put", "devices", "disable_jit", "enable_x64", "eval_shape", "export", "jit",
+    "distributed", "experimental.multihost_utils", "make_array_from_callback", "process_count", "process_index",
     "make_jaxpr", "make_mesh", "memory", "numpy_dtype_promotion", "numpy_rank_promotion", "profiler", "sharding",
     "typeof", "vmap",
     "ad_checkpoint.checkpoint_name",  # models/mlp.py names its Z and A for `check_intermediates`

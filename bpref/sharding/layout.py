@@ -82,7 +82,7 @@ class Layout(NamedTuple):
         """Of the parameters, a tree of their structure, as `jax.device_put` and `jax.jit` take it."""
         return jax.tree.map(self.sharding, self.specs)
 
-    def of_batch(self, v: Array) -> NamedSharding:
+    def of_batch(self, v: Array | jax.ShapeDtypeStruct) -> NamedSharding:
         """Of an array of the batch: examples along `data` and `expert`, positions, its second axis, by `sequence`."""
         along = tuple(axis for axis in (DATA, EXPERT) if axis in self.mesh.shape)
         positions = (SEQUENCE,) if SEQUENCE in self.mesh.shape and len(v.shape) > 1 else ()

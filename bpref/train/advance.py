@@ -32,7 +32,7 @@ class Carry(NamedTuple):
 
 def first_carry(stepper: Stepper, going: Going, data: PyTree, order: Array) -> Carry:
     """Before the first step of all."""
-    batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((order.shape[1], *v.shape[1:]), v.dtype), data)
+    batch = jax.eval_shape(lambda data, rows: jax.tree.map(lambda v: v[rows], data), data, order[0])
     _, J, norms = jax.eval_shape(stepper.step, going, batch)
     losses, norms = jax.tree.map(lambda v: jnp.zeros(len(order), v.dtype), (J, norms))
     return Carry(jax.tree.map(jnp.copy, going), losses, norms, jnp.ones(len(order), bool), jnp.int32(0))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from bpref.layer import Layer
@@ -33,11 +33,6 @@ class Division(NamedTuple):
         require_divided(self.mesh, batch)
         layout = layout_of(self.layout, self.mesh, J, batch)
         return laid_out(J, layout), layout
-
-    @property
-    def whole(self) -> NamedSharding:
-        """What lies on each device."""
-        return NamedSharding(self.mesh, PartitionSpec())
 
 
 def require_divided(mesh: Mesh, batch: PyTree) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from bpref.compose.parts import run as run_part
@@ -26,8 +27,8 @@ def watching(begin: Start) -> Callable[[Going, int], tuple[dict[str, Watched], s
         return jax.tree.map(lambda w: w._replace(dparams=None), watched, is_leaf=lambda w: isinstance(w, Watched))
 
     def look(going, number):
-        given = beside(J, begin.batch(number, -1), going.state)
-        watched = jax.device_get(sweep(begin.stepper.params(going), given))
+        given = beside(J, begin.everywhere(begin.batch(number, -1)), going.state)
+        watched = begin.at_hand(sweep(begin.stepper.params(going), given))
         return statistics_by_path(J, watched), where_it_dies(J, watched)
 
     return look
@@ -68,7 +69,8 @@ def scoring(
         way = at_once if is_a_pair(J) else batch_by_batch
         return way(begin.stepper.shown(going), going.state, X, y)
 
-    compiled = jax.jit(evaluate).lower(begin.state, *data).compile()
+    whole = None if begin.layout is None else begin.layout.sharding(PartitionSpec())
+    compiled = jax.jit(evaluate, out_shardings=whole).lower(begin.state, *data).compile()
 
     def scores(going):
         value, score = compiled(going, *data)

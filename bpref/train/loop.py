@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bpref.layer import Layer
+from bpref.sharding.hosts import largest
 from bpref.train.advance import Carry, advance, first_carry
 from bpref.train.evaluate import scoring, watching
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
@@ -127,31 +128,32 @@ def run(
     if test is not None:
         count_examples("the test data", test)
     with precision(begin.dtype):
-        stepper, order = begin.stepper, begin.order(1)
+        stepper, given = begin.stepper, begin.epoch(1)
+        steps_of_epoch, batch_size = begin.order(1).shape
         evaluate = scoring(begin, test, metric)
         look = watching(begin) if watch else lambda going, number: (None, None)
         step, carry, history, seconds = since or begun(begin)
         compile_start = time.perf_counter()
-        steps = (carry, begin.data, order, np.int32(0), np.int32(0))
         shardings = None if begin.layout is None else jax.tree.map(lambda v: v.sharding, carry)
         program = jax.jit(advance(stepper, most_skipped), donate_argnums=0, out_shardings=shardings)
-        run_steps = program.lower(*steps).compile()
+        run_steps = program.lower(carry, *given, np.int32(0), np.int32(0)).compile()
         compile_seconds = time.perf_counter() - compile_start
-        longest, epoch_of_order = 1 if visits else len(order), 1
-        while step < epochs * len(order):
-            epoch, first = divmod(step, len(order))
-            if epoch + 1 != epoch_of_order:
-                epoch_of_order, order = epoch + 1, begin.order(epoch + 1)
+        is_visited = largest(bool(visits)) != (0,)
+        longest, epoch_given = 1 if is_visited else steps_of_epoch, 1
+        while step < epochs * steps_of_epoch:
+            epoch, first = divmod(step, steps_of_epoch)
+            if epoch + 1 != epoch_given:
+                epoch_given, given = epoch + 1, begin.epoch(epoch + 1)
             ends = [(step // visit.every + 1) * visit.every - step for visit in visits if visit.every]
-            last = min([len(order), *(first + n for n in (longest, *ends))])
+            last = min([steps_of_epoch, *(first + n for n in (longest, *ends))])
             steps_start = time.perf_counter()
-            carry = run_steps(carry, begin.data, order, np.int32(first), np.int32(last))
+            carry = run_steps(carry, *given, np.int32(first), np.int32(last))
             in_a_row = int(carry.in_a_row)
-            took = time.perf_counter() - steps_start
+            (took,) = largest(time.perf_counter() - steps_start)
             step, seconds = step + last - first, seconds + took
             if in_a_row > most_skipped:
                 raise _diverged(begin, carry, step - in_a_row)
-            if last == len(order):
+            if last == steps_of_epoch:
                 losses, norms, taken = jax.tree.map(np.array, carry[1:4])
                 watched, death = look(carry.going, epoch + 1)
                 scores = evaluate(carry.going)
@@ -165,15 +167,15 @@ def run(
                 if visit.every is None or step % visit.every == 0:
                     visit.call(Reached(step, carry, history, seconds))
             longest = longest * 2 if took < SECONDS / 2 else max(1, longest // 2) if took > SECONDS else longest
-        seen = epochs * order.size
+        seen = epochs * steps_of_epoch * batch_size
         rate = seen / sum(epoch.seconds for epoch in history)
-        params, state = jax.device_get((of_network(stepper.shown(carry.going)), carry.going.state))
+        params, state = begin.at_hand((of_network(stepper.shown(carry.going)), carry.going.state))
         return Fitted(params, state, history, rate, compile_seconds)
 
 
 def begun(begin: Start) -> Reached:
     """Before the first step."""
-    carry = first_carry(begin.stepper, begin.state, begin.data, begin.order(1))
+    carry = first_carry(begin.stepper, begin.state, *begin.epoch(1))
     return Reached(0, Carry(carry.going, *begin.everywhere(tuple(carry[1:]))), [], 0.0)
 
 

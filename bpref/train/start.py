@@ -15,9 +15,10 @@ from jaxtyping import PyTree
 
 from bpref.layer import Layer, begin
 from bpref.nearest import require_known
+from bpref.sharding.hosts import laid
 from bpref.sharding.layout import Layout
 from bpref.train.divided import Division, on_mesh, shardings_of
-from bpref.train.step import Going, Stepper, beside, layer_by_layer, training_objective, whole_gradient
+from bpref.train.step import Going, Stepper, beside, is_key, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
@@ -30,7 +31,7 @@ class Start(NamedTuple):
     Attributes:
       stepper: what a step does.
       state: the stepper's state before the first step.
-      data: X and y on the device, in the dtype that is computed in.
+      data: X and y in the dtype that is computed in: on the device, or NumPy arrays where there is a mesh.
       order: `(epoch) -> rows`, the rows of each of its batches, (steps, batch_size); epochs count from 1.
       dtype: its name.
       layout: on a mesh, how the parameters lie there.
@@ -38,7 +39,7 @@ class Start(NamedTuple):
 
     stepper: Stepper
     state: Going
-    data: tuple[Array, Array]
+    data: tuple[PyTree, PyTree]
     order: Callable[[int], Array]
     dtype: str
     layout: Layout | None = None
@@ -48,9 +49,40 @@ class Start(NamedTuple):
         """The parameters of the objective: the network's, and the loss's."""
         return self.stepper.params(self.state)
 
+    def epoch(self, epoch: int) -> tuple[PyTree, PyTree]:
+        """`(data, order)`: step i of an epoch takes `data[order[i]]`, the rows of its batch.
+
+        On a mesh data are the batches themselves, and each process lays down the parts of them that its devices take.
+        """
+        rows = self.order(epoch)
+        if self.layout is None:
+            return self.data, rows
+        rows, layout = np.asarray(rows), self.layout
+
+        def batches(v):
+            of_batch = layout.of_batch(jax.ShapeDtypeStruct((rows.shape[1], *v.shape[1:]), v.dtype))
+            return laid(v, layout.sharding(PartitionSpec(None, *of_batch.spec)), rows)
+
+        return jax.tree.map(batches, self.data), self.everywhere(np.arange(len(rows), dtype=np.int32))
+
     def everywhere(self, tree: PyTree) -> PyTree:
-        """The arrays, whole on every device of the mesh; as they are where there is none."""
-        return tree if self.layout is None else jax.device_put(tree, self.layout.sharding(PartitionSpec()))
+        """The arrays, which each process holds, whole on every device: of the mesh, or the one there is without."""
+        if self.layout is None:
+            return jax.tree.map(jnp.asarray, tree)
+        whole = self.layout.sharding(PartitionSpec())
+        return jax.tree.map(lambda v: laid(v, whole), tree)
+
+    def at_hand(self, tree: PyTree) -> PyTree:
+        """NumPy arrays of those that lie in parts on the devices of the mesh; keys stay keys, of this process alone."""
+        if self.layout is not None:
+            tree = jax.jit(lambda tree: tree, out_shardings=self.layout.sharding(PartitionSpec()))(tree)
+
+        def one(v):
+            return (
+                jax.random.wrap_key_data(jnp.array(np.asarray(jax.random.key_data(v)))) if is_key(v) else np.asarray(v)
+            )
+
+        return jax.tree.map(one, tree)
 
     def batch(self, epoch: int, step: int) -> tuple[Array, Array]:
         """X and y of a step; epochs count from 1, the steps of an epoch from 0."""
@@ -61,8 +93,8 @@ class Start(NamedTuple):
         """The parameters and what the objective is given in the step after so many of all, NumPy arrays."""
         with precision(self.dtype):
             epoch, i = divmod(step, len(self.order(1)))
-            given = beside(self.stepper.objective, self.batch(epoch + 1, i), going.state)
-            return jax.device_get((self.stepper.params(going), given))
+            params, state = self.at_hand((self.stepper.params(going), going.state))
+            return params, jax.device_get(beside(self.stepper.objective, self.batch(epoch + 1, i), state))
 
     def first(self) -> tuple[PyTree, PyTree]:
         """`at` the first step."""
@@ -97,19 +129,18 @@ def start(
         batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype), data)
         params, state = jax.eval_shape(lambda key: begin(J, key, batch), jax.random.key(0))
         jax.eval_shape(J.forward, params, beside(J, batch, state))
-        layout, everywhere = None, None
-        if division is not None:
+        layout = None
+        if division is None:
+            data = jax.tree.map(jnp.asarray, data)
+        else:
             J, layout = division.of(J, batch)
-            everywhere = division.whole
-            data = jax.device_put(data, everywhere)
         whole = partial(whole_gradient, scaled=scaled, rounded=stochastic_rounding)
         stepper = (layer_by_layer if update_in_backward else whole)(J, optimizer)
 
         def init(seed, batch):
-            init_key, order_key = jax.random.split(jax.random.key(seed))
-            return stepper.init(init_key, batch), order_key
+            return stepper.init(jax.random.split(jax.random.key(seed))[0], batch)
 
-        @partial(jax.jit, out_shardings=everywhere)
+        @jax.jit
         def order(key, epoch):
             rows = jax.random.permutation(jax.random.fold_in(key, epoch), N)
             return rows[: steps * batch_size].reshape(steps, batch_size)
@@ -117,9 +148,10 @@ def start(
         given = np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch)
         shardings = None
         if layout is not None:
-            of_going = shardings_of(layout, jax.eval_shape(init, *given)[0])
-            stepper, shardings = on_mesh(stepper, layout, of_going), (of_going, everywhere)
-        state, order_key = jax.jit(init, out_shardings=shardings)(*given)
+            shardings = shardings_of(layout, jax.eval_shape(init, *given))
+            stepper = on_mesh(stepper, layout, shardings)
+        state = jax.jit(init, out_shardings=shardings)(*given)
+        order_key = jax.random.split(jax.random.key(np.uint32(seed)))[1]
         return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype, layout)
 
 
@@ -155,13 +187,13 @@ def count_examples(what: str, data: tuple[PyTree, PyTree]) -> int:
     return len(X)
 
 
-def as_arrays(data: tuple[PyTree, PyTree], dtype: str) -> tuple[Array, Array]:
+def as_arrays(data: tuple[PyTree, PyTree], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """X in `dtype`; y too, but in at least float32. Ids and labels are integers still."""
     X, y = (np.asarray(v) for v in data)
     wide = "float32" if dtype in ("bfloat16", "float16") else dtype
 
     def cast(v, real):
-        return jnp.asarray(v.astype(real if jnp.issubdtype(v.dtype, jnp.floating) else np.int32))
+        return v.astype(real if jnp.issubdtype(v.dtype, jnp.floating) else np.int32)
 
     return cast(X, DTYPES[dtype]), cast(y, wide)
 
