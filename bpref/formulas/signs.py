@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Int8
 
 
@@ -22,9 +22,9 @@ NO_SIGN = 2
 
 def as_byte(e: Array) -> Int8[Array, "..."]:
     """The sign of each number, -1, 0 or 1, and `NO_SIGN` of NaN."""
-    return jnp.where(jnp.isnan(e), NO_SIGN, jnp.sign(e)).astype(jnp.int8)
+    return jnp.where(e > 0, 1, jnp.where(e < 0, -1, jnp.where(e == 0, 0, NO_SIGN))).astype(jnp.int8)
 
 
-def from_byte(sign: Int8[Array, "..."], dtype: DTypeLike) -> Array:
-    """The sign that `as_byte` has kept, as a number; NaN for that of NaN."""
-    return jnp.where(sign == NO_SIGN, jnp.nan, sign.astype(dtype))
+def from_byte(sign: Int8[Array, "..."], size: ArrayLike, dtype: DTypeLike) -> Array:
+    """The numbers of one size that have the signs that `as_byte` has kept; NaN for that of NaN."""
+    return jnp.where(sign == NO_SIGN, jnp.nan, size * sign.astype(dtype))

@@ -21,6 +21,7 @@ NaN in any piece is NaN in y, equals nothing, so that T is 0, and dx is NaN for 
 `reduce_max`.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -59,15 +60,17 @@ def maxout(pieces: int = 2) -> Layer[tuple[()], Array, Reals, MaxoutCache]:
         if x.shape[-1] % pieces:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (..., k m) with k = {pieces} pieces")
         of_pieces = x.reshape(*x.shape[:-1], pieces, x.shape[-1] // pieces)
-        y = jnp.max(of_pieces, -2, keepdims=True)
-        return y.squeeze(-2), MaxoutCache(of_pieces == y)
+        y = reduce(jnp.maximum, each_piece(of_pieces))
+        return y, MaxoutCache(of_pieces == y[..., None, :])
 
     def backward(params, cache, dy):
-        largest = cache.is_largest
-        wide = widen(dy)
-        T = jnp.sum(largest, -2, dtype=wide.dtype, keepdims=True)
-        dx = cast(shared_out(largest, wide[..., None, :], T), dy.dtype)
+        largest, wide = each_piece(cache.is_largest), widen(dy)
+        T = reduce(jnp.add, [one.astype(wide.dtype) for one in largest])
+        dx = jnp.stack([cast(shared_out(one, wide, T), dy.dtype) for one in largest], -2)
         return (), dx.reshape(*dy.shape[:-1], pieces * dy.shape[-1])
+
+    def each_piece(v):
+        return [v[..., j, :] for j in range(pieces)]
 
     return Layer(no_params, forward, backward, who, decoding=each_position)
 

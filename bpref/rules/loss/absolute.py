@@ -33,8 +33,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int8
 
-from bpref.dtypes import widen
-from bpref.formulas.pairs import Pair, count_examples, of_no_size, require_batch, scaled
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import Pair, count_examples, of_no_size, require_batch
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
@@ -66,8 +66,8 @@ def absolute() -> Layer[tuple[()], tuple[Array, Array], Reals, AbsoluteCache]:
         return J, AbsoluteCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
-        sign = from_byte(cache.sign, cache.like.dtype)
-        dy_hat = scaled(dJ, count_examples(sign), sign)
+        g = widen(dJ) / count_examples(cache.sign)
+        dy_hat = cast(from_byte(cache.sign, g, g.dtype), cache.like.dtype)
         return (), (dy_hat, -dy_hat)
 
     return Layer(no_params, forward, backward, who)

@@ -4,15 +4,12 @@ Forward, with the prediction y_hat and the target y of one shape (N, ...), n the
 follow the first (a scalar is one example), and D the hyperparameter `delta`:
 
     e_nk = y_hat_nk - y_nk
-    c_nk = min(max(e_nk, -D), D)              the clipped error
-    h_nk = c_nk (e_nk - c_nk / 2)
+    h_nk = 1/2 e_nk^2 where |e_nk| <= D,   D (|e_nk| - D / 2) beyond
     J    = 1/N sum_n sum_k h_nk                                           J: ()
 
-h is 1/2 e^2 where |e| <= D, since c = e, and D (|e| - D / 2) beyond, since c = D sign(e): one form, no branch.
 Terms of one example are summed, not averaged, as in `square`, which it becomes for a large D.
 
-Differential: delta h = c delta e. Inside, c = e; outside, c is constant, and h's slope is c; the change of c itself
-contributes (e - c) delta c, which is 0 on both sides. Hence
+Differential: delta h = c delta e, where c is e inside, and D sign(e) outside: the error, clipped to [-D, D]. Hence
 
     dy_hat_nk = dJ c_nk / N                                               (N, ...)
     dy_nk     = -dJ c_nk / N                                              (N, ...)
@@ -21,9 +18,9 @@ The batch mean's 1/N enters here, once: the gradient of `square`, clipped.
 
 Kinks: none in h or its derivative, which is continuous at |e| = D. The second derivative jumps there, from 1 to 0.
 
-Cached: the clipped error c. Both adjoints are multiples of it; e is not needed.
+Cached: the error e. Both adjoints are multiples of c, which one comparison makes of it.
 
-Numerical care: half precision is computed and summed in float32; c is kept in the prediction's dtype.
+Numerical care: half precision is computed and summed in float32; e is kept in the prediction's dtype.
 """
 
 from typing import NamedTuple
@@ -40,7 +37,7 @@ from bpref.rule import Case, Interval, Real, Rule
 
 
 class HuberCache(NamedTuple):
-    clipped_error: Float[Array, "..."]
+    error: Float[Array, "..."]
 
 
 def huber(delta: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, HuberCache]:
@@ -64,14 +61,14 @@ def huber(delta: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, Hu
         y_hat, y = x
         N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
-        c = jnp.clip(e, -delta, delta)
-        J = jnp.sum(c * (e - 0.5 * c)) / N
-        return J, HuberCache(c.astype(y_hat.dtype))
+        size = jnp.abs(e)
+        h = jnp.where(size <= delta, 0.5 * e**2, delta * (size - 0.5 * delta))
+        return jnp.sum(h) / N, HuberCache(e.astype(y_hat.dtype))
 
     def backward(params, cache, dJ):
-        c = cache.clipped_error
-        N = count_examples(c)
-        dy_hat = (widen(dJ) / N * widen(c)).astype(c.dtype)
+        e = widen(cache.error)
+        g = widen(dJ) / count_examples(e)
+        dy_hat = jnp.where(jnp.abs(e) <= delta, g * e, g * delta * jnp.sign(e)).astype(cache.error.dtype)
         return (), (dy_hat, -dy_hat)
 
     return Layer(no_params, forward, backward, who)

@@ -16,16 +16,15 @@ Differential: delta log cosh(e) = sinh(e) / cosh(e) delta e = t delta e with t =
 
 Cached: t. Both adjoints are multiples of it; e is not needed.
 
-Numerical care: cosh overflows, and |e| + log(1 + exp(-2|e|)) - log 2 subtracts nearly equal numbers where e is
-small, which leaves an error of one rounding of 1 in a loss of e^2 / 2. There, with 1 / cosh^2 = 1 - t^2,
+Numerical care: cosh overflows. With 1 / cosh^2 = 1 - t^2 = (1 - |t|) (1 + |t|) and (1 - |t|) / (1 + |t|) = exp(-2|e|),
 
-    log cosh e = -1/2 log(1 - t^2)            for |e| < 1
+    log cosh e = -1/2 log(1 - t^2) = |e| - log(1 + |t|)
 
-has full relative precision, and one log1p serves both, of -t^2 or of exp(-2|e|). There is no kink: the branches
-agree, in value and in slope. Half precision is computed and summed in float32; t is kept in the prediction's dtype.
+of which the former cancels in 1 - t^2 where e is large, and the latter where it is small: the former is taken for
+|e| < 1, the latter beyond, and one log1p serves both. There is no kink: the branches agree, in value and in slope.
+Half precision is computed and summed in float32; t is kept in the prediction's dtype.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -61,8 +60,8 @@ def log_cosh() -> Layer[tuple[()], tuple[Array, Array], Reals, LogCoshCache]:
         e = widen(y_hat) - widen(y)
         t, a = jnp.tanh(e), jnp.abs(e)
         is_small = a < 1
-        L = jnp.log1p(jnp.where(is_small, -t * t, jnp.exp(-2 * a)))
-        J = jnp.sum(jnp.where(is_small, -0.5 * L, a - math.log(2) + L)) / N
+        L = jnp.log1p(jnp.where(is_small, -t * t, jnp.abs(t)))
+        J = jnp.sum(jnp.where(is_small, -0.5 * L, a - L)) / N
         return J, LogCoshCache(cast(t, y_hat.dtype))
 
     def backward(params, cache, dJ):

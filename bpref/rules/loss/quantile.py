@@ -41,7 +41,7 @@ from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import count_examples, of_no_size, require_batch
-from bpref.formulas.signs import as_byte, from_byte
+from bpref.formulas.signs import as_byte
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -79,25 +79,24 @@ def quantile(tau: float | Sequence[float] = 0.5) -> Layer[tuple[()], tuple[Array
         require_share(who, "tau", value)
     is_several = taus.ndim == 1
 
-    def spread(v, like):
-        """A number, or one for each tau, in the shape and the dtype of `like`."""
-        return lax.broadcast_in_dim(jnp.asarray(v, like.dtype), like.shape, range(like.ndim - v.ndim, like.ndim))
+    def spread(v, like, dtype):
+        """A number, or one for each tau, in the shape of `like`."""
+        return lax.broadcast_in_dim(jnp.asarray(v, dtype), like.shape, range(like.ndim - v.ndim, like.ndim))
 
     def forward(params, x: PredictionAndTarget):
         y_hat, y = x
         require_shape(who, "prediction", y_hat, (*y.shape, *taus.shape), f"by target {y.shape} and {taus.size} taus")
         N = require_batch(who, count_examples(y))
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
-        J = jnp.sum(jnp.where(e > 0, spread(1 - taus, e) * e, spread(-taus, e) * e)) / N
+        J = jnp.sum(jnp.where(e > 0, spread(1 - taus, e, e.dtype) * e, spread(-taus, e, e.dtype) * e)) / N
         return J, QuantileCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
         wide = widen(dJ)
-        sign = from_byte(cache.sign, wide.dtype)
+        sign = cache.sign
         g = wide / count_examples(sign[..., 0] if is_several else sign)
-        over, under, at = (g * spread(v, sign) for v in (1 - taus, -taus, 0.5 - taus))
-        neither = at + g * sign  # which is at, or NaN
-        dy_hat = jnp.where(sign > 0, over, jnp.where(sign < 0, under, neither))
+        over, under, at = (g * spread(v, sign, g.dtype) for v in (1 - taus, -taus, 0.5 - taus))
+        dy_hat = jnp.where(sign == 1, over, jnp.where(sign == -1, under, jnp.where(sign == 0, at, jnp.nan)))
         dy = -(jnp.sum(dy_hat, -1) if is_several else dy_hat)
         return (), (cast(dy_hat, cache.like.dtype), cast(dy, cache.like.dtype))
 

@@ -103,7 +103,7 @@ def vector_norm(
         if cache.sign is not None:
             axes = numbered(axis, cache.sign.ndim)
             slope = restored(wide, axes, keepdims)
-            sign = from_byte(cache.sign, wide.dtype)
+            sign = from_byte(cache.sign, 1, wide.dtype)
             if p == math.inf:
                 slope = slope / _or_one(jnp.sum(jnp.abs(sign), axes, keepdims=True))
             return (), cast(jnp.where(sign == 0, 0, slope * sign), dy.dtype)
