@@ -1,5 +1,6 @@
 """The layer of softmax attention, in one block or in many: `attend` with its parameters."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.attend import attend, pull_attend
+from bpref.formulas.attend import Cotangents, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.decoder import decoder
 from bpref.formulas.distances import buckets, slopes
@@ -30,6 +31,16 @@ class AttentionCache(NamedTuple):
     x: Heads
 
 
+class Forms(NamedTuple):
+    """What computes both ways of the layer: the y of `attend`, and `pull_attend` of nothing kept but x."""
+
+    attend: Callable[[Pattern, Heads, Extras], Array]
+    pull_attend: Callable[[Pattern, Heads, Extras, Array], Cotangents]
+
+
+XLA = Forms(lambda pattern, x, extras: attend(pattern, x, extras).y, pull_attend)
+
+
 def require_pattern(who: str, pattern: Pattern) -> Pattern:
     """`pattern` as Python has its numbers; raise `ValueError` unless it can be meant."""
     require_flags(who, causal=pattern.causal)
@@ -45,7 +56,14 @@ def require_pattern(who: str, pattern: Pattern) -> Pattern:
 
 
 def softmax_attention(
-    who: str, pattern: Pattern, is_scaled: bool, alibi: bool, buckets_number: int | None, furthest: int, sinks: bool
+    who: str,
+    pattern: Pattern,
+    is_scaled: bool,
+    alibi: bool,
+    buckets_number: int | None,
+    furthest: int,
+    sinks: bool,
+    forms: Callable[[Heads], Forms] = lambda x: XLA,
 ) -> Layer:
     """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
     require_flags(who, alibi=alibi, sinks=sinks)
@@ -90,12 +108,12 @@ def softmax_attention(
                 raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
             require_key(who, x.key)
         pattern_of_x, extras, _ = of(params, x)
-        return attend(pattern_of_x, x, extras).y, AttentionCache(x)
+        return forms(x).attend(pattern_of_x, x, extras), AttentionCache(x)
 
     def backward(params, cache, dy):
         (x,) = cache
         pattern_of_x, extras, bucket = of(params, x)
-        d = pull_attend(pattern_of_x, x, extras, dy)
+        d = forms(x).pull_attend(pattern_of_x, x, extras, dy)
         dtable = None
         if params.relative_bias is not None and d.extras.u is not None:
             zeros = jnp.zeros(params.relative_bias.shape, d.extras.u.dtype)

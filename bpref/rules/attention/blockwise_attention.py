@@ -25,6 +25,13 @@ Numerical care: that of `dot_product_attention`. m starts at a finite number, so
 summed in at least float32, rescaled sums rounding once more for each block of keys. Dropout's draws depend on where
 an element stands, not on the blocks, and are made again in the backward. D_t = dy_t . y_t would spare two of a block's
 seven products, and is not precise enough: see `dot_product_attention`.
+
+Both ways are there in two forms, by `implementation`: "xla", one loop over the pairs of blocks, and "pallas", kernels
+in which the logits of a pair never leave the chip (`bpref/kernels/attention.py`), for TPUs and GPUs; a CPU interprets
+them, slowly. "auto" is "pallas" in a process that has one TPU chip and no other device, where there are 128 queries and
+keys at least, and k, v, dk and dv fit into its vector memory (some 19,000 keys of 64 or 128 features). It is "xla"
+else: that is divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
+differentiated once more as the same backward in XLA's form.
 """
 
 from jax import Array
@@ -32,9 +39,10 @@ from jax import Array
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.kernels.attention import forms
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
-from bpref.rule import Hyper, Rule, called_as
+from bpref.rule import Hyper, Interval, Rule, called_as
 from bpref.rules.attention.dot_product_attention import CASES
 
 
@@ -50,12 +58,15 @@ def blockwise_attention(
     dropout: float = 0.0,
     query_block: int = 256,
     key_block: int = 256,
+    implementation: str = "auto",
 ) -> Layer[AttentionParams, Heads, Reals, AttentionCache]:
     """`dot_product_attention` with memory that grows with T + S and not with T S: the same results and cotangents.
 
     Args:
       causal, window, soft_cap, scale, alibi, relative_buckets, max_distance, sinks, dropout: as there.
-      query_block, key_block: how many queries and keys are worked on at once.
+      query_block, key_block: how many queries and keys are worked on at once; at most 64 by a kernel on a GPU.
+      implementation: "xla", "pallas" or "auto", see above; without a mask, a bias, `alibi`, `relative_buckets`, `sinks`
+        and `dropout` there is "pallas".
 
     Returns:
       A layer with x, y and params as there. A mask or a bias is as large as it is given; a bias below -1e30 is a mask.
@@ -64,13 +75,16 @@ def blockwise_attention(
     Raises:
       ValueError, TypeError: as there; a block is not at least 1.
     """
+    who = "blockwise_attention"
     pattern = Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout, query_block, key_block)
     is_scaled = scale is None
-    return softmax_attention("blockwise_attention", pattern, is_scaled, alibi, relative_buckets, max_distance, sinks)
+    others = {"alibi": alibi, "relative_buckets": relative_buckets, "sinks": sinks, "dropout": dropout}
+    chosen = forms(who, implementation, others)
+    return softmax_attention(who, pattern, is_scaled, alibi, relative_buckets, max_distance, sinks, chosen)
 
 
 @called_as(blockwise_attention)
-def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
+def reference(params: AttentionParams, x: Heads, implementation, **hyper) -> Array:
     return naive_attention(params, x, **hyper)
 
 
@@ -80,8 +94,19 @@ RULE = Rule(
     "blockwise_attention",
     blockwise_attention,
     reference,
-    cases=tuple(
-        case._replace(hyper={**case.hyper, **_BLOCKS[i % 2]} if i else case.hyper) for i, case in enumerate(CASES)
+    cases=(
+        *(case._replace(hyper={**case.hyper, **_BLOCKS[i % 2]} if i else case.hyper) for i, case in enumerate(CASES)),
+        CASES[0]._replace(
+            name="causal, soft cap, a kernel",
+            hyper={"causal": True, "soft_cap": Interval(1.0, 8.0, 2.0), "implementation": "pallas", **_BLOCKS[0]},
+            fixed={**CASES[0].fixed, "B": 1},
+            timed={},
+        ),
+        CASES[2]._replace(
+            name="window, segments, a kernel",
+            x=CASES[2].x._replace(key=None),
+            hyper={"window": (4, 2), "scale": 0.4, "implementation": "pallas", **_BLOCKS[1]},
+        ),
     ),
     cite="arXiv:2205.14135, algorithms 2 and 4; arXiv:2112.05682",
     covers=("flash attention", "memory-efficient attention", "sliding-window attention"),

@@ -5,9 +5,8 @@ With g(P) = dJ/dP by the layers' own backwards, H v is how g changes along v:
     H v = d/de g(P + e v) at e = 0
 
 "forward over reverse" (Pearlmutter, 'Fast exact multiplication by the Hessian', 1994): about two gradients' time and
-memory. What is pushed forward, by `jax.jvp`, is the sweep of forward and backward as it is written by hand: no backward
-is made by autodiff. This is the one file beside the oracle that differentiates, since by hand the tangent of every
-backward would be a second derivation of each rule.
+memory. What is pushed forward is the sweep of forward and backward as it is written by hand: no backward is made by
+autodiff.
 
 The diagonal of H is the mean of u * (H u) over draws u of random signs (Hutchinson's estimator; Bekas, Kokiopoulou and
 Saad, 'An estimator for the diagonal of a matrix', 2007): E u_i u_j is 0 but for i = j.
@@ -26,6 +25,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import has_cotangent, is_differentiable
 from bpref.layer import Layer, backpropagate, map_leaves, require_layer, select
 from bpref.programs import all_equations
+from bpref.tangents import pushed_forward
 from bpref.transforms.curvature.direction import require_direction
 
 REFUSALS = (TypeError, ValueError, NotImplementedError)
@@ -118,7 +118,7 @@ def _product(who: str, layer: Layer, params: PyTree, x: PyTree) -> tuple[Callabl
 
     def product(v):
         try:
-            return jax.jvp(gradient, (trained,), (v,))[1]
+            return pushed_forward(gradient, (trained,), (v,))[1]
         except REFUSALS:
             _name_refusal(who, layer, params, x)
             raise
@@ -148,7 +148,7 @@ def _name_refusal(who: str, layer: Layer, params: PyTree, x: PyTree) -> None:
         try:
             if _is_without_tangents(jax.make_jaxpr(of_real)(*chosen)):
                 raise TypeError("it calls a function of jax.custom_vjp, which has no tangents")
-            jax.eval_shape(lambda *a: jax.jvp(of_real, a, a), *chosen)
+            jax.eval_shape(lambda *a: pushed_forward(of_real, a, a), *chosen)
         except REFUSALS as error:
             reason = str(error).split("\n")[0]
             raise TypeError(f"{who}: the {what} of {leaf.name} cannot be pushed forward: {reason}") from error

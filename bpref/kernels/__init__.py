@@ -1,0 +1,1 @@
+"""Pallas kernels of our own: a rule's sums in another form, for TPUs (Mosaic) and GPUs (Triton); a CPU interprets."""
