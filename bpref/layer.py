@@ -93,6 +93,7 @@ class _Layer(NamedTuple, Generic[P, X, Y, C]):
     renews: bool = False
     root: Root | None = None
     opened: Optional[Callable[[P, C, PyTree], tuple[PyTree, PyTree]]] = None
+    sealed: str = ""
 
 
 class Layer(_Layer[P, X, Y, C]):
@@ -129,6 +130,7 @@ class Layer(_Layer[P, X, Y, C]):
       root: of a loss, the square root of its Hessian, a `bpref.cotangents.Root`; `None` where none is known.
       opened: of a leaf with products of matrices inside, its backward with `bpref.cotangents.Product` in the place
         of each dW, and `Total` of each db: what they are made of. `None` of other leaves.
+      sealed: of a leaf, why `stateful` and `shared` cannot take its params apart (`bpref.apart`); empty where they can.
     """
 
     __slots__ = ()
@@ -151,6 +153,7 @@ class Layer(_Layer[P, X, Y, C]):
         renews: bool = False,
         root: Root | None = None,
         opened: Optional[Callable[[P, C, PyTree], tuple[PyTree, PyTree]]] = None,
+        sealed: str = "",
     ) -> "Layer[P, X, Y, C]":
         for what, f in (("init", init), ("forward", forward), ("backward", backward)):
             if not callable(f):
@@ -165,7 +168,7 @@ class Layer(_Layer[P, X, Y, C]):
             reads = ("state",) if begin is not None and not parts else of_parts
         renews = renews or any(part.renews for part in parts)
         own = init, forward, backward, name, parts, rebuild, names, begin, held, evaluating, reads, couples, decoding
-        return super().__new__(cls, *own, renews, root, opened)
+        return super().__new__(cls, *own, renews, root, opened, sealed)
 
     def _replace(self, **fields: object) -> "Layer[P, X, Y, C]":  # pyright: ignore[reportIncompatibleMethodOverride]
         """With these fields; another backward is not opened as this one is."""

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import PyTree
 
+from bpref.apart import sealed_by
 from bpref.checks.given import declared_of
 from bpref.checks.hyperparameters import is_integer, require_size
 from bpref.checks.shapes import normalized
@@ -135,7 +136,7 @@ def over_devices(layer: Layer, axis: str, devices: int, params: PyTree, x: PyTre
         return on_each(layer.backward, (params, cache, y), (params, x))(of_params, of_cache, dy)
 
     forward.__module__ = unwrap(layer.forward).__module__
-    return Layer(init, forward, backward, who)
+    return Layer(init, forward, backward, who, sealed=sealed_by(layer))
 
 
 def own_key(key: Array, axis: str) -> Array:

@@ -18,6 +18,7 @@ import jax
 from jax import Array
 from jaxtyping import PyTree
 
+from bpref.apart import require_parts, taken_apart
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.cotangents import is_differentiable, with_zeros
 from bpref.layer import Layer, With, each_position, leaf_paths, leaves, map_leaves, require_layer
@@ -39,10 +40,11 @@ def shared(network: Layer, *places: str | Sequence[str]) -> Layer:
         that is trained. Where none is given, all of the network.
 
     Raises:
-      TypeError: `network` is no Layer, or places are no paths.
+      TypeError: `network` is no Layer, or places are no paths; a leaf of it is transformed already.
       ValueError: a path is unknown, or shared twice; the shapes or dtypes at the paths do not agree.
     """
     require_layer("shared", "network", network)
+    require_parts("shared", network)
     sources = _sources(network, places or ("",))
     every = iter([".".join(path) for path, _ in leaves(network)])
     reading = map_leaves(lambda leaf: _reader(next(every), leaf, sources), network)
@@ -156,22 +158,14 @@ def _reader(path: str, leaf: Layer, sources: dict[str, str]) -> Layer:
         return own, With(dx, None, added(of_data, of_shared))
 
     held = None if leaf.held is None else leaf.held._replace(whole=filled)
-    evaluating = None if leaf.evaluating is None else _reader(path, leaf.evaluating, sources)
     of_decoding = leaf.decoding
-    decoding = of_decoding and (lambda _, length: _reader(path, of_decoding(leaf, length), sources))
+
+    def again(leaf):
+        return _reader(path, leaf, sources)
+
+    decoding = of_decoding and (lambda _, length: again(of_decoding(leaf, length)))
     reads += leaf.reads
-    return Layer(
-        lambda key, x: begin(key, x)[0],
-        forward,
-        backward,
-        leaf.name,
-        begin=begin,
-        held=held,
-        evaluating=evaluating,
-        reads=reads,
-        couples=leaf.couples,
-        decoding=decoding,
-    )
+    return taken_apart(leaf, begin, forward, backward, again, held=held, reads=reads, decoding=decoding)
 
 
 @jax.tree_util.register_dataclass

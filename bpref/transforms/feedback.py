@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from bpref.apart import sealed
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, begin, require_layer
 from bpref.rules.convolution.convolution import ConvolutionParams
@@ -74,9 +75,11 @@ def feedback_alignment(leaf: Layer) -> Layer:
     def begin_beside(key, x):
         return beside(key, lambda key: begin(leaf, key, x))
 
-    fed = _fed_back(leaf, lambda own: (own.params, own.B) if isinstance(own, Feedback) else (own, None))
-    evaluating = None if leaf.evaluating is None else feedback_alignment(leaf.evaluating)
-    return fed._replace(init=init, begin=None if leaf.begin is None else begin_beside, evaluating=evaluating)
+    def with_B(own):
+        return (own.params, own.B) if isinstance(own, Feedback) else (own, None)
+
+    fed = _fed_back(feedback_alignment, leaf, with_B)
+    return fed._replace(init=init, begin=None if leaf.begin is None else begin_beside)
 
 
 def sign_symmetry(leaf: Layer) -> Layer:
@@ -99,11 +102,12 @@ def sign_symmetry(leaf: Layer) -> Layer:
         W = widen(params.W)
         return params, cast(jnp.mean(jnp.abs(W)) * jnp.sign(W), params.W.dtype)
 
-    evaluating = None if leaf.evaluating is None else sign_symmetry(leaf.evaluating)
-    return _fed_back(leaf, signs)._replace(evaluating=evaluating)
+    return _fed_back(sign_symmetry, leaf, signs)
 
 
-def _fed_back(leaf: Layer, with_B: Callable[[PyTree], tuple[PyTree, PyTree]]) -> Layer:
+def _fed_back(
+    transform: Callable[[Layer], Layer], leaf: Layer, with_B: Callable[[PyTree], tuple[PyTree, PyTree]]
+) -> Layer:
     """The leaf whose dx is made by B in W's place; `with_B(own)` gives its params and B, `None` to keep W."""
 
     def forward(own, x):
@@ -116,4 +120,4 @@ def _fed_back(leaf: Layer, with_B: Callable[[PyTree], tuple[PyTree, PyTree]]) ->
             dx = leaf.backward(params._replace(W=B), cache, dy)[1]
         return Feedback(dparams, None) if isinstance(own, Feedback) else dparams, dx
 
-    return leaf._replace(forward=forward, backward=backward, held=None, decoding=None)
+    return sealed(transform.__name__, leaf, transform, forward=forward, backward=backward, decoding=None)

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import PyTree
 
+from bpref.apart import sealed
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, With, require_layer
@@ -190,8 +191,8 @@ def transformed(who: str, leaf: Layer, reduced: Reduced, formulas: Formulas, kee
             dparams, dx, of_data = _by_slices(sweep, cache, dy, reduced, () if keeps else (params, data))
         return dparams, With(dx, None, of_data) if beside else dx
 
-    evaluating = None if leaf.evaluating is None else transformed(who, leaf.evaluating, reduced, formulas, keeps)
-    return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
+    again = partial(transformed, who, reduced=reduced, formulas=formulas, keeps=keeps)
+    return sealed(who, leaf, again, forward=forward, backward=backward)
 
 
 def _by_slices(sweep: Sweep, cache: PerExampleCache, dy: PyTree, reduced: Reduced, made: PyTree) -> PyTree:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
+from bpref.apart import sealed
 from bpref.compose.parts import added, pull
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, described, widen
@@ -74,8 +75,7 @@ def split_backward(leaf: Layer) -> Layer:
             dparams = Later(cache, value, leaf, tuple(v.ndim for v in arrays))
         return dparams, dx if leaf.begin is None else With(dx, None, None)
 
-    evaluating = None if leaf.evaluating is None else split_backward(leaf.evaluating)
-    return leaf._replace(backward=backward, held=None, evaluating=evaluating)
+    return sealed("split_backward", leaf, split_backward, backward=backward)
 
 
 def backward_params(params: PyTree, later: PyTree) -> PyTree:

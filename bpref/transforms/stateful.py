@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from bpref.apart import require_parts, taken_apart
 from bpref.dtypes import described
 from bpref.layer import Layer, State, With, map_leaves, require_layer
 
@@ -34,9 +35,10 @@ def stateful(layer: Layer) -> Layer:
       >>> (value, state), dparams, _ = backpropagate(J, params, With((X, y), state))
 
     Raises:
-      TypeError: `layer` is no Layer.
+      TypeError: `layer` is no Layer; a leaf is transformed already, or has another in it that holds something.
     """
     require_layer("stateful", "layer", layer)
+    require_parts("stateful", layer)
     return map_leaves(_stateful_leaf, layer)
 
 
@@ -89,16 +91,6 @@ def _stateful_leaf(leaf: Layer) -> Layer:
     def filled(params, used):
         return params._replace(**used) if held.into is None else params
 
-    evaluating = None if leaf.evaluating is None else _stateful_leaf(leaf.evaluating)
     decoding = leaf.decoding if held.fields == ("key",) else None  # its state would begin anew, statistics and all
-    return Layer(
-        lambda key, x: begin(key, x)[0],
-        forward,
-        backward,
-        leaf.name,
-        begin=begin,
-        evaluating=evaluating,
-        reads=("state", *leaf.reads),
-        couples=leaf.couples,
-        decoding=decoding,
-    )
+    reads = ("state", *leaf.reads)
+    return taken_apart(leaf, begin, forward, backward, _stateful_leaf, reads=reads, decoding=decoding)

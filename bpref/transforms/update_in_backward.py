@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
+from bpref.apart import sealed
 from bpref.cotangents import has_cotangent
 from bpref.dtypes import described
 from bpref.layer import Layer, With, begin, require_layer, select, trainable
@@ -75,16 +76,9 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
             dparams, dx = leaf.backward(updated.params, cache, dy)
             return apply_update(optimizer, updated, dparams), dx
 
-        return leaf._replace(
-            init=init,
-            forward=forward,
-            backward=backward,
-            begin=None if leaf.begin is None else begin_updated,
-            held=None,
-            evaluating=None if leaf.evaluating is None else transform(leaf.evaluating),
-            decoding=None,
-            renews=True,
-        )
+        begin_own = None if leaf.begin is None else begin_updated
+        own = {"init": init, "forward": forward, "backward": backward, "begin": begin_own}
+        return sealed("update_in_backward", leaf, transform, **own, decoding=None, renews=True)
 
     return transform
 

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
+from bpref.apart import sealed
 from bpref.compose.parts import Parts
 from bpref.cotangents import is_differentiable
 from bpref.dtypes import described, widen
@@ -93,8 +94,7 @@ def watch(leaf: Layer) -> Layer:
         dparams, dx = leaf.backward(params, cache.leaf, dy)
         return Watched(dparams, cache.output, statistics(dy[0] if beside else dy)), dx
 
-    evaluating = None if leaf.evaluating is None else watch(leaf.evaluating)
-    return leaf._replace(forward=forward, backward=backward, held=None, evaluating=evaluating)
+    return sealed("watch", leaf, watch, forward=forward, backward=backward)
 
 
 def statistics(tree: PyTree) -> Statistics | None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bpref.apart import sealed
 from bpref.cotangents import has_none, with_zeros
 from bpref.dtypes import require_arrays
 from bpref.layer import Layer, leaf_paths, map_leaves, require_layer
@@ -60,7 +61,7 @@ def checked(leaf: Layer) -> Layer:
         _require_same_tree(leaf, hand, oracle, not has_none(dy))
         return LeafErrors(*(_errors(*pair) for pair in zip(hand, oracle, strict=True))), came[1]
 
-    return leaf._replace(forward=forward, backward=backward, held=None, evaluating=None)
+    return sealed("checked", leaf, checked, forward=forward, backward=backward)
 
 
 def _errors(hand: Any, oracle: Any) -> Any:

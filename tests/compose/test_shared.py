@@ -325,6 +325,28 @@ BAD_CALLS = {
 }
 
 
+NO_GRADIENT = {
+    "update_in_backward": bpref.update_in_backward(optax.sgd(0.1)),
+    "per_example_norms": bpref.per_example_norms,
+    "per_example_gradients": bpref.per_example_gradients,
+    "split_backward": bpref.split_backward,
+    "watch": bpref.watch,
+    "feedback_alignment": bpref.feedback_alignment,
+    "sign_symmetry": bpref.sign_symmetry,
+    "checked": bpref.checked,
+}
+
+
+@pytest.mark.parametrize("transform", NO_GRADIENT)
+def test_a_transformed_network_is_refused(transform):
+    network = bpref.map_leaves(NO_GRADIENT[transform], TWO)
+    for taking, places in ((bpref.shared, [("a.W", "b.W")]), (bpref.stateful, [])):
+        with pytest.raises(TypeError) as refused:
+            taking(network, *places)
+        message = f"linear is transformed by {transform} already; expected map_leaves of what stateful or shared gives"
+        assert str(refused.value) == f"{taking.__name__}: {message}"
+
+
 @pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
 def test_bad_calls_are_refused(call, message):
     with pytest.raises((TypeError, ValueError)) as refused:

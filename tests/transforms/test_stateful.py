@@ -250,6 +250,14 @@ def test_a_reversible_stack_drops_again_what_it_dropped():
         assert (before != later).any()
 
 
+def test_what_is_inside_of_a_leaf_is_evaluated_too():
+    ids = np.array([0, 2, 1])
+    drops, not_ = (bpref.tied_embedding(3, 2, inner) for inner in (bpref.dropout(0.9), bpref.identity()))
+    params = drops.init(jax.random.key(SEED), ids)
+    expected, _ = not_.forward(params._replace(inner=()), ids)
+    np.testing.assert_array_equal(bpref.evaluation(drops).forward(params, ids)[0], expected)
+
+
 def test_every_rule_that_holds_what_is_not_trained_says_so():
     for rule in RULES.values():
         example = draw(rule, rule.cases[0], sized(rule.cases[0], dict.fromkeys(axes_of(rule.cases[0]), 3)), SEED)
@@ -277,6 +285,14 @@ BAD_CALLS = {
     "inside a leaf": (
         lambda: bpref.tied_embedding(3, 2, bpref.stateful(bpref.dropout())),
         "tied_embedding: dropout in it is stateful, or shares arrays, and tied_embedding gives its parts x alone; ",
+    ),
+    "what is not trained inside a leaf": (
+        lambda: bpref.stateful(bpref.tied_embedding(3, 2, bpref.serial(bpref.linear(2), bpref.dropout()))),
+        "stateful: tied_embedding has dropout in it, and no place for its state; expected serial, whose ends shared",
+    ),
+    "after a transformation": (
+        lambda: bpref.stateful(bpref.map_leaves(bpref.watch, bpref.serial(bpref.dropout()))),
+        "stateful: dropout is transformed by watch already; expected map_leaves of what stateful or shared gives",
     ),
     "in a layer that hands on x alone": (
         lambda: bpref.shared(bpref.bidirectional(bpref.lstm(2), bpref.lstm(2, reverse=True)), ("0", "1")),

@@ -39,11 +39,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, PyTree
 
+from bpref.apart import sealed_by
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, rows
-from bpref.layer import Layer, Reals, require_layer, require_no_state
+from bpref.layer import Layer, Reals, leaves, map_leaves, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
@@ -108,7 +109,10 @@ def tied_embedding(
         dW = add_to_rows(transposed_times(dz, cache.H), cache.x, dE)
         return TiedEmbeddingParams(cast(dW, W.dtype), dinner), None
 
-    return Layer(init, forward, backward, who)
+    evaluating = None
+    if any(leaf.evaluating for _, leaf in leaves(inner)):
+        evaluating = tied_embedding(vocabulary, features, map_leaves(lambda leaf: leaf.evaluating or leaf, inner))
+    return Layer(init, forward, backward, who, evaluating=evaluating, sealed=sealed_by(inner))
 
 
 def reference(params: TiedEmbeddingParams, x: Array, vocabulary: int, features: int, inner: Layer) -> Array:
