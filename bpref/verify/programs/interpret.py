@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 
 from bpref.programs import programs_in
 from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
-from bpref.verify.programs.quick import quick_compilation
+from bpref.verify.programs.quick import compilation_of, products
 from bpref.verify.programs.rewrite import constants_and_carry, is_literal, split
 from bpref.verify.programs.strip import OPAQUE, called
 
@@ -118,7 +118,9 @@ class Interpreted:
         loop = LOOPS.get(name)
         if loop is None and name not in WITH_PARAMETERS and any(True for _ in programs_in(equation)):
             raise CannotInterpret(f"{name} holds programs")
-        run, cost = loop(equation) if loop else (_operation(equation), 2 + 1e-3 * sum(sizes))
+        run, cost = (
+            loop(equation) if loop else (_operation(equation), 2 + 1e-3 * sum(sizes) + 3e-4 * products(equation))
+        )
 
         def add(outputs: tuple[int, ...]) -> None:
             self.cost += cost
@@ -200,7 +202,7 @@ def _operation(equation: Equation) -> Operation:
 
 def _by_jax(equation: Equation) -> Operation:
     parameters = equation.primitive.get_bind_params(equation.params)
-    run = _compiled(equation.primitive, tuple(parameters.items()))
+    run = _compiled(equation.primitive, tuple(parameters.items()), tuple(compilation_of([equation]).items()))
 
     def bound(*arrays: np.ndarray) -> Any:
         with jax.enable_x64(True):
@@ -209,9 +211,13 @@ def _by_jax(equation: Equation) -> Operation:
     return bound
 
 
+Items = tuple[tuple[str, Any], ...]
+"""A dict that is hashed."""
+
+
 @lru_cache(512)
-def _compiled(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(parameters)), compiler_options=quick_compilation())
+def _compiled(primitive: Primitive, parameters: Items, options: Items) -> Callable[..., Any]:
+    return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(parameters)), compiler_options=dict(options))
 
 
 def _is_special(equation: Equation) -> bool:

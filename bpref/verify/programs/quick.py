@@ -1,9 +1,13 @@
-"""How what runs a few times only is compiled: quickly."""
+"""How what runs a few times only is compiled: quickly, unless one run would take longer than compiling it well."""
 
+from collections.abc import Iterable
 from functools import cache
+from math import prod
 from typing import Any
 
 import jax
+
+from bpref.verify.programs.operations import Equation
 
 QUICK_OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -27,3 +31,21 @@ def quick_compilation() -> dict[str, Any]:
         return True
 
     return {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
+
+
+MANY = 1_000_000
+"""More products of a convolution than this take a few milliseconds, and quickly compiled sixty times that."""
+
+
+def compilation_of(equations: Iterable[Equation]) -> dict[str, Any]:
+    """Options for a program of these equations: quick ones, unless it convolves much."""
+    return {} if any(products(equation) > MANY for equation in equations) else quick_compilation()
+
+
+def products(equation: Equation) -> int:
+    """How many products of numbers a convolution adds up; 0 of any other operation, whose loops XLA does not nest."""
+    if equation.primitive.name != "conv_general_dilated":
+        return 0
+    y, (_, W) = equation.outvars[0], equation.invars
+    outputs = equation.params["dimension_numbers"].rhs_spec[0]
+    return prod(y.aval.shape) * prod(W.aval.shape) // W.aval.shape[outputs]

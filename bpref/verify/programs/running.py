@@ -24,7 +24,7 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from bpref.programs import all_equations
 from bpref.verify.programs.interpret import CannotInterpret, Interpreted, OnResult
-from bpref.verify.programs.quick import quick_compilation
+from bpref.verify.programs.quick import compilation_of
 from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX
 
@@ -88,7 +88,7 @@ def _interpreted(steps: Interpreted, tree: Any, on_result: OnResult | None = Non
 
 
 def _compiled(traced: Any) -> Any:
-    return traced.lower().compile(compiler_options=quick_compilation())
+    return traced.lower().compile(compiler_options=compilation_of(all_equations(traced.jaxpr)))
 
 
 def _jittered(traced: Any) -> Any:
