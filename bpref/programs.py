@@ -1,8 +1,42 @@
-"""What a traced program holds: its equations, and the programs within them."""
+"""What a traced program holds: its equations, the programs within them, and what it says of their values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeGuard, cast
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+
+class Typed(Protocol):
+    """What has a shape and a dtype: an array, a specification of one, what a program says of a value."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
+def is_typed(v: object) -> TypeGuard[Typed]:
+    return hasattr(v, "dtype") and hasattr(v, "shape")
+
+
+Atom = Var | Literal
+"""An operand of an equation, or an output of a program: a variable, or a constant that is written into it."""
+
+
+def is_literal(v: Atom) -> TypeGuard[Literal]:
+    """Whether an operand in a program is a constant written into it, and not a variable."""
+    return hasattr(v, "val")
+
+
+def value_of(v: Literal) -> np.ndarray:
+    """The constant, in its own dtype."""
+    return np.asarray(v.val, cast(Typed, v.aval).dtype)
+
+
+def types_of(atoms: Iterable[Atom]) -> list[Typed]:
+    """The shapes and dtypes of operands or results."""
+    return [cast(Typed, v.aval) for v in atoms]
 
 
 def closed(program: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:

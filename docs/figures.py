@@ -16,7 +16,7 @@ COMPILED = {"TPU v5e": "compiled_tpu_v5e.json", "H100": "compiled_h100.json"}
 @cache
 def of_all() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The figures of the CPU, and of each compiler's target."""
-    return read_figures(), {target: json.loads((RESULTS / file).read_text()) for target, file in COMPILED.items()}
+    return dict(read_figures()), {target: json.loads((RESULTS / file).read_text()) for target, file in COMPILED.items()}
 
 
 def cached(name: str) -> str:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
 from bpref.verify.check import check
@@ -107,7 +109,11 @@ class AuditReport(NamedTuple):
 
 @as_if_at_home
 def audit(
-    fun: Callable[..., Any], *args: Any, key: Any = None, drive: bool = False, cross_check: bool = True
+    fun: Callable[..., PyTree],
+    *args: PyTree,
+    key: int | Array | None = None,
+    drive: bool = False,
+    cross_check: bool = True,
 ) -> AuditReport:
     """Find every custom derivative rule that `fun(*args)` runs, and check each against its own primal.
 
@@ -159,7 +165,7 @@ def audit(
     return AuditReport(name, key, tuple(_audited(site, key, drive, cross_check) for site in found))
 
 
-def _require_arrays(name: str, fun: Any, args: tuple, error: TypeError) -> None:
+def _require_arrays(name: str, fun: Callable, args: tuple, error: TypeError) -> None:
     """Raise in place of JAX's `error`, which says of an argument by its type alone that it is no array."""
     named = zip(names_of_leaves(argument_names(fun, len(args)), args), jax.tree.leaves(args), strict=True)
     odd = [(n, v) for n, v in named if not (is_array(v) or isinstance(v, Number))]

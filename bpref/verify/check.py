@@ -1,12 +1,16 @@
 """check: is a hand-derived gradient right, and if not, where and why?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
+from bpref.layer import Layer
 from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
 from bpref.verify.examining import precision
 from bpref.verify.examining.cross_check import disagreements
@@ -29,12 +33,12 @@ from bpref.verify.torch_front import is_torch
 
 @as_if_at_home
 def check(
-    fun: Any,
-    *args: Any,
-    reference: Callable[..., Any] | None = None,
-    backward: Callable[[tuple, Any], tuple] | None = None,
-    key: Any = None,
-    dtypes: Any = None,
+    fun: Callable | Layer,
+    *args: PyTree,
+    reference: Callable[..., PyTree] | None = None,
+    backward: Callable[[tuple, PyTree], tuple] | None = None,
+    key: int | Array | None = None,
+    dtypes: DTypeLike | Sequence[DTypeLike] | None = None,
     linear: bool = True,
     eager: bool = False,
     cross_check: bool = False,
@@ -85,7 +89,7 @@ def check(
     return _report(ready, key, linear, eager, cross_check)
 
 
-def assert_gradient(fun: Any, *args: Any, **options: Any) -> None:
+def assert_gradient(fun: Callable | Layer, *args: PyTree, **options: Any) -> None:
     """`check`, for a test: raises `AssertionError` with the report unless everything is right."""
     report = check(fun, *args, **options)
     if not report.ok:
@@ -155,7 +159,7 @@ def _looked_at(
     rounding = rounding_at(ready, points)
     # Values that nobody chose lie on no kink.
     chosen = any(is_differentiable(v) and not fresh.is_specification(v) for v in ready.subject.leaves)
-    neighbours = Neighbourhood(ready.wide.oracle, points, ready.wide.names, special=(0,) if chosen else ())
+    neighbours = Neighbourhood(ready.wide.gradients, points, ready.wide.names, special=(0,) if chosen else ())
     held = hold(ready.wide, points, seen, rounding, ready.round_off, neighbours)
     return rounding, {h.where: h for h in held}, linearity(stacked(seen), rounding) if linear else []
 

@@ -5,11 +5,14 @@ against the oracle, and hands its dx on as it is. One reverse sweep then tells e
 itself: a wrong leaf does not accuse the ones below it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref.apart import sealed
 from bpref.cotangents import has_none, with_zeros
@@ -23,16 +26,16 @@ from bpref.verify.programs.running import as_if_at_home
 
 
 class CheckedCache(NamedTuple):
-    cache: Any
-    x: Any
+    cache: PyTree
+    x: PyTree
 
 
 class LeafErrors(NamedTuple):
     """Relative errors of a leaf's cotangents, a scalar for each array of its params, of x, and of what it shares."""
 
-    params: Any
-    x: Any
-    data: Any = None
+    params: PyTree
+    x: PyTree
+    data: PyTree = None
 
 
 def checked(leaf: Layer) -> Layer:
@@ -64,7 +67,7 @@ def checked(leaf: Layer) -> Layer:
     return sealed("checked", leaf, checked, forward=forward, backward=backward)
 
 
-def _errors(hand: Any, oracle: Any) -> Any:
+def _errors(hand: PyTree, oracle: PyTree) -> PyTree:
     """The error of every cotangent in a tree; a `None` of the hand's may stand for a whole subtree."""
 
     def below(h, o):
@@ -73,7 +76,7 @@ def _errors(hand: Any, oracle: Any) -> Any:
     return jax.tree.map(below, hand, oracle, is_leaf=_is_none)
 
 
-def _error(hand: Any, oracle: Any) -> Any:
+def _error(hand: Array | None, oracle: Array | None) -> ArrayLike | None:
     """The error of one cotangent; infinite where it is missing and not zero, or has another shape."""
     if oracle is None:
         return None if hand is None else jnp.inf
@@ -82,7 +85,7 @@ def _error(hand: Any, oracle: Any) -> Any:
     return relative_error(hand, oracle) if hand.shape == oracle.shape else jnp.inf
 
 
-def _require_same_tree(leaf: Layer, hand: Any, oracle: Any, is_used: bool) -> None:
+def _require_same_tree(leaf: Layer, hand: PyTree, oracle: PyTree, is_used: bool) -> None:
     """Raise `ValueError` unless the backward returned a pair with the tree of (params, x), and a dx to go on with.
 
     Where an output is not used dx may be `None`; what of it is zero may be so always, and is compared as zero.
@@ -100,7 +103,7 @@ def _require_same_tree(leaf: Layer, hand: Any, oracle: Any, is_used: bool) -> No
         raise ValueError(f"{leaf.name}: its backward returned no dx, so the layers below have no cotangent")
 
 
-def _is_none(v: Any) -> bool:
+def _is_none(v: object) -> bool:
     return v is None
 
 
@@ -113,7 +116,7 @@ class LeafReport(NamedTuple):
 
 
 @as_if_at_home
-def check_leaves(layer: Layer, params: Any, x: Any, dy: Any = None) -> list[LeafReport]:
+def check_leaves(layer: Layer, params: PyTree, x: PyTree, dy: PyTree = None) -> list[LeafReport]:
     """Hold every leaf of a network against the oracle, in float64, at the values that really flow through it.
 
     Args:

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jax.extend.source_info_util import SourceInfo
+from jax.tree_util import DictKey, GetAttrKey, KeyPath, SequenceKey
+from jaxtyping import PyTree
+
+from bpref.programs import is_typed
 
 
-def path_text(path: Any) -> str:
+def path_text(path: KeyPath) -> str:
     """A path into a pytree as a user would write it: `.W`, `[0]`; a dictionary's keys as attributes."""
     return "".join(map(_step, path))
 
@@ -26,17 +30,17 @@ def _step(key: Any) -> str:
     return f"[{key.idx}]" if isinstance(key, SequenceKey) else f"[{getattr(key, 'key', key)}]"
 
 
-def leaf_names(root: str, tree: Any) -> list[str]:
+def leaf_names(root: str, tree: PyTree) -> list[str]:
     """The names of the leaves of `tree`, each beginning with `root`."""
     return [root + path_text(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def names_of_leaves(roots: Iterable[str], args: Iterable[Any]) -> list[str]:
+def names_of_leaves(roots: Iterable[str], args: Iterable[PyTree]) -> list[str]:
     """The names of the leaves of several trees, each beginning with its root."""
     return [name for root, arg in zip(roots, args, strict=True) for name in leaf_names(root, arg)]
 
 
-def argument_names(fun: Callable[..., Any], count: int) -> tuple[str, ...]:
+def argument_names(fun: Callable, count: int) -> tuple[str, ...]:
     """The parameter names of the first `count` positional arguments; `args[i]` where there is none."""
     try:
         parameters = list(inspect.signature(fun).parameters.values())
@@ -46,7 +50,7 @@ def argument_names(fun: Callable[..., Any], count: int) -> tuple[str, ...]:
     return tuple(named[i] if i < len(named) else f"args[{i}]" for i in range(count))
 
 
-def function_name(fun: Any) -> str:
+def function_name(fun: object) -> str:
     """What a function is called: its own name, without the module."""
     inner = getattr(fun, "func", fun)
     return str(getattr(inner, "__name__", None) or getattr(inner, "name", None) or type(fun).__name__)
@@ -63,9 +67,9 @@ def in_short(error: Exception) -> str:
     return f"{kind}: {line}" if line else kind
 
 
-def describe(v: Any) -> str:
+def describe(v: object) -> str:
     """An array by dtype and shape, anything else by its type."""
-    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else f"a {type(v).__name__}"
+    return f"{v.dtype}{list(v.shape)}" if is_typed(v) else f"a {type(v).__name__}"
 
 
 COMMAND_LINE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli") + os.sep
@@ -87,7 +91,7 @@ FRAMEWORKS = re.compile(r".*[\\/](?:site|dist)-packages[\\/](?:flax|equinox|haik
 """Libraries that call the user's modules, and are called by them: their caller says more."""
 
 
-def place(source: Any) -> tuple[str, int]:
+def place(source: SourceInfo) -> tuple[str, int]:
     """File and line of the call that made an equation, from its `source_info`; `("", 0)` where none is known.
 
     The innermost frame outside JAX and outside the frameworks; inside a framework only where there is no other. What
@@ -114,7 +118,7 @@ def telling_name(name: str, file: str) -> str:
     return f"{path.parent.name if path.stem == '__init__' else path.stem}.{name}"
 
 
-def place_of(function: Any) -> tuple[str, str, int]:
+def place_of(function: object) -> tuple[str, str, int]:
     """Name, file and line of a traced function, from its `debug_info`; empty where unknown."""
     known = re.match(r"(.*) at (.+?):(\d+)$", str(getattr(function, "func_src_info", "")))
     return (known[1], known[2], int(known[3])) if known else (str(getattr(function, "func_name", "")), "", 0)

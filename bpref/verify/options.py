@@ -5,25 +5,28 @@ import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.dtypes import described, floating_dtype
 from bpref.layer import Layer
+from bpref.programs import is_typed
 from bpref.verify.naming import describe
 
 
-def require_callable(caller: str, what: str, f: Any, or_layer: bool = False) -> None:
+def require_callable(caller: str, what: str, f: object, or_layer: bool = False) -> None:
     """Raise `TypeError` unless `f`, the argument `what` of `caller`, can be called."""
     if not callable(f) and not (or_layer and isinstance(f, Layer)):
         raise TypeError(f"{caller}: {what} is {came(f)}, expected a function{' or a Layer' * or_layer}")
 
 
-def require_functions(caller: str, fun: Any, **more: Callable[..., Any] | None) -> None:
+def require_functions(caller: str, fun: object, **more: Callable | None) -> None:
     """Raise `TypeError` unless `fun` can be called or is a Layer, and what else is given can be called."""
     require_callable(caller, "fun", fun, or_layer=True)
     for what, f in more.items():
@@ -31,7 +34,7 @@ def require_functions(caller: str, fun: Any, **more: Callable[..., Any] | None) 
             require_callable(caller, what, f)
 
 
-def misfit(fun: Any, args: Sequence[Any]) -> tuple[inspect.Signature, TypeError] | None:
+def misfit(fun: Callable, args: Sequence[PyTree]) -> tuple[inspect.Signature, TypeError] | None:
     """What `fun` takes, and why that is not as many arguments; None where it is, or where nobody can say."""
     try:
         signature = inspect.signature(fun)
@@ -44,21 +47,21 @@ def misfit(fun: Any, args: Sequence[Any]) -> tuple[inspect.Signature, TypeError]
     return None
 
 
-def require_fitting(caller: str, what: str, name: str, fun: Any, args: Sequence[Any]) -> None:
+def require_fitting(caller: str, what: str, name: str, fun: Callable, args: Sequence[PyTree]) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are `args`, the argument `what`."""
     if found := misfit(fun, args):
         signature, error = found
         raise TypeError(f"{caller}: {what} are {len(args)}, and {name}{signature}: {error}") from error
 
 
-def require_flags(caller: str, **flags: Any) -> None:
+def require_flags(caller: str, **flags: object) -> None:
     """Raise `TypeError` unless every one of `flags` is True or False: "no" counts as true elsewhere."""
     for what, v in flags.items():
         if not isinstance(v, bool | np.bool_):
             raise TypeError(f"{caller}: {what} is {came(v)}, expected True or False")
 
 
-def require_seconds(caller: str, seconds: Any) -> None:
+def require_seconds(caller: str, seconds: object) -> None:
     """Raise `TypeError` unless it is a number, `ValueError` unless it is 0 or more."""
     if not isinstance(seconds, Real) or isinstance(seconds, bool):
         raise TypeError(f"{caller}: seconds is {came(seconds)}, expected a number of 0 or more")
@@ -66,7 +69,7 @@ def require_seconds(caller: str, seconds: Any) -> None:
         raise ValueError(f"{caller}: seconds is {seconds:g}, expected 0 or more")
 
 
-def require_count(caller: str, what: str, n: Any) -> None:
+def require_count(caller: str, what: str, n: object) -> None:
     """Raise `TypeError` unless `n` is a whole number, `ValueError` unless it is 1 or more."""
     if not isinstance(n, Integral) or isinstance(n, bool):
         raise TypeError(f"{caller}: {what} is {came(n)}, expected a whole number of 1 or more")
@@ -74,7 +77,7 @@ def require_count(caller: str, what: str, n: Any) -> None:
         raise ValueError(f"{caller}: {what} is {n}, expected 1 or more")
 
 
-def require_points(caller: str, points: Any, count: int) -> None:
+def require_points(caller: str, points: object, count: int) -> None:
     """Raise unless `points` is None, or tuples of `count` arguments, at least one.
 
     Raises:
@@ -94,7 +97,7 @@ def require_points(caller: str, points: Any, count: int) -> None:
             raise ValueError(f"{caller}: points[{i}] has {len(point)} arguments, args has {count}")
 
 
-def require_cotangents(caller: str, cotangents: Any) -> None:
+def require_cotangents(caller: str, cotangents: object) -> None:
     """Raise `TypeError` unless it is cotangents by name, or a function that gives them."""
     if not isinstance(cotangents, Mapping) and not callable(cotangents):
         raise TypeError(
@@ -103,7 +106,7 @@ def require_cotangents(caller: str, cotangents: Any) -> None:
         )
 
 
-def working_dtypes(caller: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] | None:
+def working_dtypes(caller: str, dtypes: Sequence[DTypeLike] | DTypeLike | None) -> tuple[str, ...] | None:
     """The names of the dtypes to measure the precision in, one or a sequence of them; None for None.
 
     Raises:
@@ -112,16 +115,18 @@ def working_dtypes(caller: str, dtypes: Sequence[Any] | Any) -> tuple[str, ...] 
     """
     if dtypes is None:
         return None
-    is_several = isinstance(dtypes, Sequence | set | frozenset) and not isinstance(dtypes, str)
-    if is_several and not dtypes:
+    if isinstance(dtypes, Sequence | set | frozenset) and not isinstance(dtypes, str):
+        given = [(f"dtypes[{i}]", d) for i, d in enumerate(dtypes)]
+    else:
+        given = [("dtypes", dtypes)]
+    if not given:
         raise ValueError(f"{caller}: dtypes is empty, expected one dtype or more, or None for those of the arguments")
-    given = [(f"dtypes[{i}]", d) for i, d in enumerate(dtypes)] if is_several else [("dtypes", dtypes)]
     return tuple(floating_dtype(caller, what, d).name for what, d in given)
 
 
-def came(v: Any) -> str:
+def came(v: object) -> str:
     """What came in place of what was expected: an array by dtype and shape, a number itself, else by its type."""
-    if hasattr(v, "dtype") and hasattr(v, "shape"):
+    if is_typed(v):
         return f"{v.dtype}{list(v.shape)}"
     return repr(v) if isinstance(v, bool | int | float) else described(v)
 
@@ -130,7 +135,7 @@ WORDS = (2, 4)
 """How many words of 32 bits JAX's keys have."""
 
 
-def seed_of(caller: str, key: Any, argument: str = "key") -> int:
+def seed_of(caller: str, key: int | Array | None, argument: str = "key") -> int:
     """The seed that `key` means: itself, a JAX key's words read as one number, so that `jax.random.key(1)` is 1; or,
     where it is None, a new one.
 
@@ -160,7 +165,7 @@ def seed_of(caller: str, key: Any, argument: str = "key") -> int:
     return number
 
 
-def _words(key: Any) -> np.ndarray | None:
+def _words(key: object) -> np.ndarray | None:
     """The words of a single concrete JAX key; None for anything else."""
     if isinstance(key, Tracer) or not isinstance(key, jax.Array | np.ndarray):
         return None

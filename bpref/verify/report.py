@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bpref.verify.numbers.measure import Ulps
 
@@ -159,10 +159,10 @@ class Report(NamedTuple):
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def _plain(v: Any) -> Any:
+def _plain(v: object) -> object:
     """Named tuples as dictionaries, and numbers that JSON has no word for as strings."""
-    if hasattr(v, "_asdict"):
-        return {name: _plain(value) for name, value in v._asdict().items()}
+    if as_dict := getattr(v, "_asdict", None):
+        return {name: _plain(value) for name, value in as_dict().items()}
     if isinstance(v, tuple):
         return [_plain(item) for item in v]
     return str(v) if isinstance(v, float) and not math.isfinite(v) else v

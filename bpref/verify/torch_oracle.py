@@ -6,10 +6,18 @@ PyTorch knows one way to a backward, its own or somebody's: through the graph th
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import MethodType
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+Tensors = Sequence["torch.Tensor"]
 
 
-def with_graph(call: Callable[[], Any]) -> Any:
+def with_graph(call: Callable[[], T]) -> T:
     """What `call` returns, with its graph, whatever mode the caller is in."""
     import torch
 
@@ -17,7 +25,7 @@ def with_graph(call: Callable[[], Any]) -> Any:
         return call()
 
 
-def cotangents(outputs: Sequence[Any], inputs: Sequence[Any], dys: Sequence[Any], keep: bool = False) -> list[Any]:
+def cotangents(outputs: Tensors, inputs: Tensors, dys: Tensors, keep: bool = False) -> list["torch.Tensor | None"]:
     """The cotangents of `inputs`, leaves of the graph, for those of `outputs`; `None` for what no output depends on.
 
     Only outputs that have a graph take part; `keep` it, to be called once more.
@@ -34,7 +42,7 @@ def cotangents(outputs: Sequence[Any], inputs: Sequence[Any], dys: Sequence[Any]
     return list(run(ys, of_ys, keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False))
 
 
-def has_own_backward(outputs: Sequence[Any]) -> bool:
+def has_own_backward(outputs: Tensors) -> bool:
     """Whether a node of these outputs' graph is somebody's: an `autograd.Function` or a custom operator."""
     import torch
 
@@ -50,18 +58,18 @@ def has_own_backward(outputs: Sequence[Any]) -> bool:
     return False
 
 
-def is_apply(fun: Any) -> bool:
+def is_apply(fun: object) -> TypeGuard[MethodType]:
     """Whether it is the `apply` of an `autograd.Function`."""
     torch = sys.modules.get("torch")
     owner = getattr(fun, "__self__", None)
     return torch is not None and isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
 
 
-def parameters_of_apply(fun: Any) -> list[inspect.Parameter]:
+def parameters_of_apply(fun: MethodType) -> list[inspect.Parameter]:
     """What the `apply` of an `autograd.Function` takes: its forward's parameters, without the old form's context."""
     import torch
 
-    owner = fun.__self__
+    owner = cast("type[torch.autograd.Function]", fun.__self__)
     parameters = list(inspect.signature(owner.forward).parameters.values())
     takes_context = owner.setup_context is torch.autograd.Function.setup_context
     return parameters[1:] if takes_context else parameters

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -248,7 +247,7 @@ def name_axes(axes: tuple[int, ...]) -> str:
     return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
 
 
-def show(c: Any) -> str:
+def show(c: complex | np.ndarray) -> str:
     """A number in four digits, or in as many as tell it from 1."""
     if np.iscomplexobj(c) and np.imag(c):
         return f"({np.real(c):.4g}{np.imag(c):+.4g}i)"

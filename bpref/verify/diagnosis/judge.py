@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class Evidence(NamedTuple):
     where: str
     held: Held | None
     findings: tuple[Finding, ...]
-    residual: Any
+    residual: Callable[[], Residual]
     precision: tuple[Precision, ...]
     faults: tuple[Finding, ...]
     oracle: tuple[Finding, ...] = ()

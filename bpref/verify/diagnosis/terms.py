@@ -5,19 +5,22 @@ A wrong derivation often is the right one without one of them, or with its sign 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
+from bpref.programs import Atom, Typed, is_literal, types_of
 from bpref.verify.examining.held import Point
 from bpref.verify.examining.program import completed
 from bpref.verify.naming import place
-from bpref.verify.oracle import with_cotangents
-from bpref.verify.programs.rewrite import as_it_is, as_written, evaluate, is_literal
+from bpref.verify.oracle import Values, with_cotangents
+from bpref.verify.programs.rewrite import as_it_is, as_written, evaluate
 from bpref.verify.programs.running import in_float64
 from bpref.verify.programs.strip import without_rule
 
@@ -51,17 +54,17 @@ def split_paths(program: ClosedJaxpr, limit: int = 64) -> tuple[Callable[..., li
     made = {v: equation for equation in jaxpr.eqns for v in equation.outvars}
     number = {use: k for k, (_, use) in enumerate(paths)}
 
-    def label(v: Any, use: Use) -> str:
+    def label(v: Atom, use: Use) -> str:
         value = named.get(v) or f"the result of `{made[v].primitive.name}`{_place(made[v])}"
         if use.equation < 0:
             return f"the path of {value} into the output"
         reader = jaxpr.eqns[use.equation]
         return f"the path of {value} into `{reader.primitive.name}`{_place(reader)}"
 
-    def masked(masks: Any, *inputs: Any) -> list:
+    def masked(masks: Array, *inputs: Array) -> list:
         values = dict(zip(jaxpr.constvars, flat.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(v: Any, use: Use) -> Any:
+        def read(v: Atom, use: Use) -> ArrayLike:
             value = v.val if is_literal(v) else values[v]
             return _scaled(value, masks[number[use]]) if use in number else value
 
@@ -74,12 +77,12 @@ def split_paths(program: ClosedJaxpr, limit: int = 64) -> tuple[Callable[..., li
     return masked, tuple(label(v, use) for v, use in paths)
 
 
-def _paths(program: ClosedJaxpr, limit: int) -> list[tuple[Any, Use]]:
+def _paths(program: ClosedJaxpr, limit: int) -> list[tuple[Atom, Use]]:
     """The uses of values with several paths, those nearest the arguments first; a value's are all there, or none."""
     jaxpr = program.jaxpr
-    depth: dict[Any, int] = dict.fromkeys(jaxpr.invars, 0)
+    depth: dict[Atom, int] = dict.fromkeys(jaxpr.invars, 0)
     live = _reaching_the_output(program)
-    uses: dict[Any, list[Use]] = {}
+    uses: dict[Atom, list[Use]] = {}
     for i, equation in enumerate(jaxpr.eqns):
         from_inputs = [depth[v] for v in equation.invars if not is_literal(v) and v in depth]
         if from_inputs:
@@ -93,7 +96,7 @@ def _paths(program: ClosedJaxpr, limit: int) -> list[tuple[Any, Use]]:
             uses.setdefault(v, []).append(Use(-1, j))
     pieces = {v for equation in jaxpr.eqns if equation.primitive.name in ("split", "unstack") for v in equation.outvars}
     several = sorted((v for v in uses if len(uses[v]) > 1 or v in pieces), key=lambda v: depth[v])
-    chosen: list[tuple[Any, Use]] = []
+    chosen: list[tuple[Atom, Use]] = []
     for v in several:
         if len(chosen) + len(uses[v]) <= limit:
             chosen += [(v, use) for use in uses[v]]
@@ -114,18 +117,18 @@ def _passes_cotangents(equation: JaxprEqn) -> bool:
     return equation.primitive.name not in flat and any(map(_is_inexact, equation.outvars))
 
 
-def _scaled(v: Any, mask: Any) -> Any:
+def _scaled(v: Array, mask: Array) -> Array:
     """v, whose cotangent is multiplied by the mask; an infinite one, as in an attention mask, keeps its own."""
     still = lax.stop_gradient(v)
     moving = still - jnp.asarray(mask, v.dtype) * (still - v)
     return jnp.where(jnp.isfinite(still), moving, v)
 
 
-def _is_inexact(v: Any) -> bool:
-    return jnp.issubdtype(v.aval.dtype, jnp.inexact)
+def _is_inexact(v: Atom) -> bool:
+    return jnp.issubdtype(types_of([v])[0].dtype, jnp.inexact)
 
 
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+def _struct(aval: Typed) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
@@ -142,7 +145,7 @@ def _place(equation: JaxprEqn) -> str:
 
 
 def contributions(
-    primal: Callable[[list[Any]], Any], names: Sequence[str], points: Sequence[Point]
+    primal: Callable[[Values], PyTree], names: Sequence[str], points: Sequence[Point]
 ) -> dict[str, dict[str, np.ndarray]]:
     """For every differentiable argument by name: each path's label, and its term in the oracle's cotangent.
 

@@ -4,18 +4,19 @@ Autodiff of a formula is the derivative of the formula, branch by branch. Where 
 where a value was rounded, or where a gradient was stopped, that is not the derivative of the function.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import PyTree
 
 from bpref.programs import all_equations
 from bpref.verify.examining.held import Point
 from bpref.verify.examining.program import completed
-from bpref.verify.numbers.numerical import numerical_cotangents
+from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
 from bpref.verify.numbers.points import generator, is_key
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Values, is_differentiable
 from bpref.verify.programs.running import in_float64
 from bpref.verify.report import Finding
 
@@ -30,7 +31,7 @@ ROUND_OFF = 1e-7
 
 
 def disagreements(
-    primal: Any,
+    primal: Callable[[Values], PyTree],
     names: Sequence[str],
     point: Point,
     oracle: dict[str, np.ndarray],
@@ -77,16 +78,16 @@ def disagreements(
     return findings
 
 
-def _without_float0(dy: Any) -> Any:
+def _without_float0(dy: PyTree) -> PyTree:
     return jax.tree.map(lambda v: np.zeros(v.shape) if v.dtype == jax.dtypes.float0 else v, dy)
 
 
-def stops_gradients(program: Any) -> bool:
+def stops_gradients(program: ClosedJaxpr) -> bool:
     """Whether the derivative that JAX gives of a program is another on purpose: a gradient stopped, a custom rule."""
     return any(e.primitive.name in ("stop_gradient", "custom_vjp_call") for e in all_equations(program))
 
 
-def apart(numbers: Any, n: int, oracle: np.ndarray, skipped: np.ndarray) -> str:
+def apart(numbers: Numerical, n: int, oracle: np.ndarray, skipped: np.ndarray) -> str:
     """Where the oracle's cotangent of leaf number n is not within the error bars; empty where it is."""
     values, bars = numbers.cotangents[n], numbers.bars[n]
     size = np.max(np.abs(oracle), initial=0.0, where=np.isfinite(oracle))

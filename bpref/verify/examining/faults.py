@@ -1,11 +1,11 @@
 """Who is at fault when something was raised: the function, its backward, the call, or bpref itself?"""
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from bpref.verify.examining.program import pulled, swept
 from bpref.verify.examining.refusals import (
@@ -18,9 +18,10 @@ from bpref.verify.examining.refusals import (
 )
 from bpref.verify.examining.subject import INSIDE, Subject
 from bpref.verify.naming import describe, first_line
+from bpref.verify.oracle import Arrays
 
 
-def explained(subject: Subject, error: Exception, x64: Any) -> Exception:
+def explained(subject: Subject, error: Exception, x64: AbstractContextManager) -> Exception:
     """What to raise in place of `error`, which came up when the subject was traced: stage by stage, whose is it?"""
     specs = subject.specs
     if isinstance(error, CannotCheck | NeedsNumbers | Refused):
@@ -92,13 +93,13 @@ def _unswept(subject: Subject, cause: Exception) -> Exception:
     return CannotCheck(blamed(subject, stage, cause))
 
 
-def _concrete(subject: Subject) -> list[Any]:
+def _concrete(subject: Subject) -> Arrays:
     """Arrays that may be written into, zeros for specifications."""
     arrays = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
     return [np.array(v) if isinstance(v, np.ndarray) else v for v in arrays]
 
 
-def _outputs_on_arrays(f: Callable, subject: Subject) -> list[Any] | None:
+def _outputs_on_arrays(f: Callable, subject: Subject) -> list[ArrayLike] | None:
     """What it returns for arrays; None where it raises, or where that is no arrays."""
     try:
         outputs = jax.tree.leaves(f(_concrete(subject)))
@@ -107,7 +108,7 @@ def _outputs_on_arrays(f: Callable, subject: Subject) -> list[Any] | None:
     return outputs if outputs and all(map(_is_arraylike, outputs)) else None
 
 
-def _is_arraylike(v: Any) -> bool:
+def _is_arraylike(v: object) -> bool:
     try:
         return np.issubdtype(np.asarray(v).dtype, np.number) or np.asarray(v).dtype == bool
     except Exception:

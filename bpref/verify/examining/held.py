@@ -7,7 +7,7 @@ round-off, the check measures by how much, by rounding every operation of both a
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from bpref.verify.examining.program import Program, Seen
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import Kinks, Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import sample_errors
+from bpref.verify.oracle import Arrays
 
 ROUND_OFF = 1e-10
 """The relative error in float64 above which a derivation is wrong: a thousand times what round-off makes."""
@@ -42,8 +43,8 @@ jump that they lie on is not mistaken for round-off."""
 class Point(NamedTuple):
     """Where a derivation is tried: its array leaves, and a stack of cotangents for each output."""
 
-    leaves: list[Any]
-    dys: list[Any]
+    leaves: Arrays
+    dys: Arrays
 
 
 class Held(NamedTuple):
@@ -148,13 +149,13 @@ def hold(
     `neighbours` are the points', given where the same points are held more than once.
     """
     values, cotangents = pairs(stacked(seen)), set(seen[0].hand)
-    neighbours = neighbours or Neighbourhood(program.oracle, points, program.names)
+    neighbours = neighbours or Neighbourhood(program.gradients, points, program.names)
 
     def held(name: str, hand: np.ndarray, oracle: np.ndarray) -> Held:
         here = _hold(name, hand, oracle, round_off)
         kinks = None
         if name in cotangents and (here.is_wrong or here.is_open or _is_torn(neighbours, seen, name)):
-            kinks = at_kinks(neighbours, seen, name)
+            kinks = at_kinks(neighbours, [(s.hand[name], s.oracle[name]) for s in seen], name)
             here = _hold(name, hand, oracle, round_off, kinks)
         if here.is_wrong:
             here = _hold(name, hand, oracle, _limits(here, rounding, round_off), kinks)

@@ -1,14 +1,17 @@
 """The laws that a backward obeys besides being right: linear in the cotangent, and the same however it is called."""
 
 import re
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
+from bpref.programs import Typed
 from bpref.verify.examining.held import Point, Rounding
 from bpref.verify.examining.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.examining.subject import Subject
+from bpref.verify.oracle import Leaf
 from bpref.verify.report import Finding
 
 TWO_ANSWERS = "called twice with the same arguments it gives two answers"
@@ -48,7 +51,7 @@ def not_linear(dy: str, error: float) -> str:
     return f"not linear in {dy}: b(2u - 3v) is {error:.1e} off 2b(u) - 3b(v)"
 
 
-def form(program: Program, leaves: list[Any], names: tuple[str, ...]) -> list[Finding]:
+def form(program: Program, leaves: Sequence[Typed], names: tuple[str, ...]) -> list[Finding]:
     """Cotangents have the tree and dtypes of the arguments: what the program, traced in their dtypes, has noted."""
     misfits = [Finding(name, "structure", detail) for name, detail in program.misfits.items()]
     kept = {name: v for name, v in zip(names, leaves, strict=True) if name not in program.misfits}
@@ -60,10 +63,10 @@ def form(program: Program, leaves: list[Any], names: tuple[str, ...]) -> list[Fi
     ]
 
 
-def is_repeatable(subject: Subject, leaves: list[Any], dy: list[Any]) -> bool:
+def is_repeatable(subject: Subject, leaves: Sequence[Typed], dy: Sequence[Leaf]) -> bool:
     """Whether the subject, traced twice, is the same program with the same constants. Nothing is computed."""
 
-    def program() -> tuple[str, list[Any]]:
+    def program() -> tuple[str, list[ArrayLike]]:
         traced = jax.make_jaxpr(lambda leaves, dy: run_traced(subject, leaves, dy))(leaves, dy)
         return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)), traced.consts
 

@@ -8,16 +8,17 @@ the truth's, rounded once, as well. An accumulator of few digits shows in cotang
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked
 from bpref.verify.examining.prepare import Prepared, Working, x64_for
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import summarise, ulp_errors, widened
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, is_differentiable
 from bpref.verify.report import Finding, Precision
 
 FACTOR = 32
@@ -34,7 +35,7 @@ UNIT_OF_FLOAT32 = 2.0**-24
 MOVES = 3
 """How often the inputs are moved by their own rounding, to see what that does to the truth."""
 
-DRAWS: dict[str, Callable[[Any], Any]] = {
+DRAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": lambda dy: dy,
     " with cotangents of one sign": lambda dy: np.abs(dy).astype(dy.dtype),
     " with cotangents of 1e-5": lambda dy: (dy * np.asarray(1e-5, dy.dtype)).astype(dy.dtype),
@@ -217,7 +218,7 @@ def _blunt(ready: Prepared, inputs: Inputs, row: Row) -> str:
     return blunt_text(row, best, than)
 
 
-def _round_off(dtype: Any, inside: Any) -> float:
+def _round_off(dtype: DTypeLike, inside: DTypeLike | None) -> float:
     """Half a unit of the coarser of the dtype that is computed in and the one that is cast down to inside, if any."""
     return max(float(jnp.finfo(d).eps) for d in (dtype, inside) if d is not None) / 2
 
@@ -262,7 +263,7 @@ def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
     return float(np.max(apart / np.where(size > 0, size, np.inf), initial=0.0))
 
 
-def _cast(values: Sequence[Any], dtypes: Sequence[Any]) -> list[Any]:
+def _cast(values: Arrays, dtypes: Sequence[np.dtype]) -> Arrays:
     return [v.astype(d) if is_differentiable(v) else v for v, d in zip(values, dtypes, strict=True)]
 
 

@@ -2,14 +2,18 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
-from bpref.programs import all_equations
+from bpref.programs import Typed, all_equations
 from bpref.verify.examining.faults import explained
 from bpref.verify.examining.held import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
 from bpref.verify.examining.laws import form, is_repeatable
@@ -17,7 +21,7 @@ from bpref.verify.examining.program import COTANGENTS, Program, output_shapes, t
 from bpref.verify.examining.refusals import require_arrays, require_checkable, require_outputs
 from bpref.verify.examining.subject import Subject
 from bpref.verify.numbers.kinks import a_step_away
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Specs, Values, is_differentiable
 from bpref.verify.programs.lift import lift, lift_traced, narrowest
 from bpref.verify.programs.rewrite import constants_of
 from bpref.verify.programs.running import collecting_nothing
@@ -34,8 +38,8 @@ class Working(NamedTuple):
     """A subject's program in a working dtype: what that is called, the dtypes of leaves and dys, the program."""
 
     name: str
-    leaves: list[Any]
-    dys: list[Any]
+    leaves: list[np.dtype]
+    dys: list[np.dtype]
     program: Program
 
 
@@ -63,13 +67,13 @@ class Prepared(NamedTuple):
     """
 
     subject: Subject
-    outputs: list[Any]
-    primal: Callable[[list[Any]], Any]
+    outputs: Specs
+    primal: Callable[[Values], PyTree]
     wide: Program
-    casts_to: Any
+    casts_to: np.dtype | None
     is_lifted: bool
     round_off: float
-    own: list[Any]
+    own: list[np.dtype]
     x64: bool
     narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
@@ -77,11 +81,11 @@ class Prepared(NamedTuple):
     is_its_own_truth: bool
     truth: Callable[[Working], Program]
     in_float32: Callable[[], Working | None]
-    primal_casts_to: Callable[[], Any]
+    primal_casts_to: Callable[[], np.dtype | None]
 
 
 @collecting_nothing()
-def prepared(subject: Subject, dtypes: Sequence[Any] | None) -> Prepared:
+def prepared(subject: Subject, dtypes: Sequence[DTypeLike] | None) -> Prepared:
     """The programs of a subject; those made for an equal one before, if there are any.
 
     Raises:
@@ -160,7 +164,7 @@ def programs_of(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
 
 
 def _truths(
-    subject: Subject, specs: list[Any], outputs: list[Any], wide: Program, is_lifted: bool, casts_to: Any, x64: bool
+    subject: Subject, specs: Specs, outputs: Specs, wide: Program, is_lifted: bool, casts_to: np.dtype | None, x64: bool
 ) -> Callable[[Working], Program]:
     """What `Prepared.truth` is. Random numbers are those that the working dtype draws, evaluated in float64."""
     if is_lifted:
@@ -188,14 +192,14 @@ def _truths(
     return lambda working: without_casts()
 
 
-def _in_float32(subject: Subject, specs: list[Any], own: list[Any], x64: bool) -> Working | None:
+def _in_float32(subject: Subject, specs: Specs, own: list[np.dtype], x64: bool) -> Working | None:
     try:
         return _narrow(subject, "float32", specs, [_in(d, "float32") for d in own], x64)
     except (TypeError, ValueError):
         return None
 
 
-def _primal_casts_to(subject: Subject, specs: list[Any], own: list[Any], x64: bool) -> Any:
+def _primal_casts_to(subject: Subject, specs: Specs, own: list[np.dtype], x64: bool) -> np.dtype | None:
     with x64_for(own, x64):
         return narrowest(jax.make_jaxpr(subject.primal)(specs), _narrowest_of(own))
 
@@ -214,14 +218,14 @@ def lifted(ready: Prepared) -> Prepared:
 
 
 def _in_float64(
-    subject: Subject, leaves: list[Any], outputs: list[Any], adapt: Callable[[Callable], Callable] = unchanged
+    subject: Subject, leaves: Sequence[Typed], outputs: Specs, adapt: Callable[[Callable], Callable] = unchanged
 ) -> Program:
     with jax.enable_x64(True):
         dys = [_stack(wide_spec(v)) for v in outputs]
         return trace_program(subject, [wide_spec(v) for v in leaves], dys, adapt)
 
 
-def _unless_refused(subject: Subject, leaves: list[Any], outputs: list[Any]) -> Program | None:
+def _unless_refused(subject: Subject, leaves: Sequence[Typed], outputs: Specs) -> Program | None:
     """The program in float64, or None; the error is let go, since JAX keeps the dtypes of constants in its frames."""
     try:
         made = _in_float64(subject, leaves, outputs)
@@ -232,21 +236,21 @@ def _unless_refused(subject: Subject, leaves: list[Any], outputs: list[Any]) -> 
     return None if is_typed else made
 
 
-def _is_repeatable(subject: Subject, specs: list[Any], outputs: list[Any], x64: bool) -> bool:
+def _is_repeatable(subject: Subject, specs: Specs, outputs: Specs, x64: bool) -> bool:
     with x64_for([v.dtype for v in specs], x64):
         return is_repeatable(subject, specs, outputs)
 
 
-def draws_random_numbers(program: Any) -> bool:
+def draws_random_numbers(program: ClosedJaxpr) -> bool:
     return any(e.primitive.name.startswith(("random_bits", "threefry", "rng_")) for e in all_equations(program))
 
 
-def _narrowest_of(dtypes: list[Any]) -> Any:
+def _narrowest_of(dtypes: list[np.dtype]) -> DTypeLike:
     real = [d for d in dtypes if jnp.issubdtype(d, jnp.floating)]
     return min(real, key=lambda d: jnp.finfo(d).nmant, default=jnp.float32)
 
 
-def _may_be_rounded(constant: Any) -> bool:
+def _may_be_rounded(constant: ArrayLike) -> bool:
     """Whether a constant, such as 0.1 and not 0.5, has more digits than a number that is written as it is meant."""
     v = np.asarray(constant)
     return jnp.issubdtype(v.dtype, jnp.inexact) and not np.array_equal(
@@ -254,18 +258,18 @@ def _may_be_rounded(constant: Any) -> bool:
     )
 
 
-def _narrow(subject: Subject, name: str, specs: list[Any], dtypes: list[Any], x64: bool) -> Working:
+def _narrow(subject: Subject, name: str, specs: Specs, dtypes: list[np.dtype], x64: bool) -> Working:
     leaves = _specs(specs, dtypes)
     with x64_for(dtypes, x64):
         dys = [_stack(v) for v in jax.tree.leaves(output_shapes(subject, leaves)) if is_differentiable(v)]
         return Working(name, dtypes, [v.dtype for v in dys], trace_program(subject, leaves, dys, derivation=False))
 
 
-def _specs(specs: list[Any], dtypes: list[Any]) -> list[Any]:
+def _specs(specs: Specs, dtypes: list[np.dtype]) -> Specs:
     return [jax.ShapeDtypeStruct(v.shape, d) for v, d in zip(specs, dtypes, strict=True)]
 
 
-def x64_for(dtypes: Iterable[Any], x64: bool) -> Any:
+def x64_for(dtypes: Iterable[np.dtype], x64: bool) -> AbstractContextManager:
     """A context in which arrays of these dtypes stay what they are; where they are narrow, `x64` is the mode."""
     return jax.enable_x64(x64 or any(d in WIDE for d in dtypes))
 
@@ -275,25 +279,25 @@ def _callers_x64(subject: Subject) -> bool:
     return bool(jax.config.read("jax_enable_x64")) and not any(v.dtype in WIDE for v in subject.leaves)
 
 
-def _stack(v: Any) -> Any:
+def _stack(v: Typed) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((COTANGENTS, *v.shape), v.dtype)
 
 
-def wide_spec(v: Any) -> Any:
+def wide_spec(v: Typed) -> Typed:
     """The shape and dtype of an array in float64 or complex128."""
     if not is_differentiable(v):
         return v
     return jax.ShapeDtypeStruct(v.shape, np.complex128 if jnp.issubdtype(v.dtype, jnp.complexfloating) else np.float64)
 
 
-def _in(dtype: Any, working: str) -> Any:
+def _in(dtype: np.dtype, working: str) -> np.dtype:
     """`dtype` in a working precision; there is no complex dtype narrower than complex64."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return jnp.dtype(jnp.complex128 if working in ("float64", "complex128") else jnp.complex64)
     return jnp.dtype(working) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
-def _name_of_dtypes(dtypes: list[Any]) -> str:
+def _name_of_dtypes(dtypes: list[np.dtype]) -> str:
     names = dict.fromkeys(jnp.dtype(d).name for d in dtypes if jnp.issubdtype(d, jnp.inexact))
     return "/".join(names)
 

@@ -4,16 +4,21 @@ Everything a law compares is computed in one program, the hand's and the oracle'
 computed once.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.stages import Traced
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from bpref.verify.examining.subject import Misfit, Subject
+from bpref.programs import Typed
+from bpref.verify.examining.subject import Entry, Misfit, Subject
 from bpref.verify.naming import describe, leaf_names
-from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.oracle import Arrays, Leaf, Values, is_differentiable, with_cotangents
 from bpref.verify.programs.running import in_float64, when_run
 
 COTANGENTS = 2
@@ -60,14 +65,18 @@ class Program(NamedTuple):
       unbatched: why `vmap` could not be used, or empty.
     """
 
-    run: Callable[[list[Any], list[Any]], Seen]
-    rounded: Callable[[list[Any], list[Any]], Seen]
-    oracle: Callable[[list[Any], list[Any]], Seen]
+    run: Callable[[Arrays, Arrays], Seen]
+    rounded: Callable[[Arrays, Arrays], Seen]
+    oracle: Callable[[Arrays, Arrays], Seen]
     names: tuple[str, ...]
-    traced: Any
+    traced: Traced
     misfits: dict[str, str]
     absent: set[str]
     unbatched: str
+
+    def gradients(self, leaves: Arrays, dys: Arrays) -> dict[str, np.ndarray]:
+        """The oracle's cotangents alone."""
+        return self.oracle(leaves, dys).oracle
 
 
 def output_name(names: tuple[str, ...]) -> str:
@@ -75,7 +84,7 @@ def output_name(names: tuple[str, ...]) -> str:
     return "output" if any(n.split(".")[0].split("[")[0] == "y" for n in names) else "y"
 
 
-def output_shapes(subject: Subject, leaves: list[Any]) -> Any:
+def output_shapes(subject: Subject, leaves: Sequence[Leaf]) -> PyTree:
     """The tree of the output's shapes and dtypes; nothing is computed."""
     return jax.eval_shape(subject.plain, leaves)
 
@@ -86,8 +95,8 @@ def unchanged(f: Callable) -> Callable:
 
 def trace_program(
     subject: Subject,
-    leaves: list[Any],
-    dys: list[Any],
+    leaves: Sequence[Typed],
+    dys: Sequence[Typed],
     adapt: Callable[[Callable], Callable] = unchanged,
     derivation: bool = True,
 ) -> Program:
@@ -150,35 +159,35 @@ def trace_program(
     )
 
 
-def _of_the_oracle(outputs: Any) -> Any:
+def _of_the_oracle(outputs: tuple) -> tuple:
     """`y_oracle` and its cotangents, of what `examined` returns."""
     _, y_oracle, _, oracle, _ = outputs
     return y_oracle, oracle
 
 
-def _one_by_one(f: Callable[[list[Any]], dict[str, Any]], stacks: list[Any]) -> dict[str, Any]:
+def _one_by_one(f: Callable[[list[Array]], dict[str, Array]], stacks: Sequence[Array]) -> dict[str, Array]:
     """What `vmap` of `f` gives, without it."""
     each = [f([v[i] for v in stacks]) for i in range(len(stacks[0]))]
     return {name: jnp.stack([e[name] for e in each]) for name in each[0]}
 
 
-def run_traced(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, Any]:
+def run_traced(subject: Subject, leaves: Sequence[Array | np.ndarray], dy: Values) -> dict[str, Array]:
     """The outputs and the hand's cotangents by name."""
     y, pull = subject.sweep(leaves)
     return _outputs(output_name(subject.names), y) | _fitting(subject, leaves, pull(completed(dy, y)), {}, set())
 
 
-def run_eagerly(subject: Subject, leaves: list[Any], dy: list[Any]) -> dict[str, np.ndarray]:
+def run_eagerly(subject: Subject, leaves: Sequence[Array | np.ndarray], dy: Arrays) -> dict[str, np.ndarray]:
     """The same operation by operation, without compiling the whole."""
     return jax.device_get(run_traced(subject, [jnp.asarray(v) for v in leaves], [jnp.asarray(v) for v in dy]))
 
 
-def _outputs(name: str, y: Any) -> dict[str, Any]:
+def _outputs(name: str, y: PyTree) -> dict[str, Array]:
     """The outputs that are differentiated, by name."""
     return {n: v for n, v in zip(leaf_names(name, y), jax.tree.leaves(y), strict=True) if is_differentiable(v)}
 
 
-def completed(dy: list[Any], y: Any) -> Any:
+def completed(dy: Iterable[ArrayLike], y: PyTree) -> PyTree:
     """`dy`, given for the differentiable leaves of `y` alone, as a tree of `y`'s; integers have JAX's `float0`."""
     leaves, tree = jax.tree.flatten(y)
     given = iter(dy)
@@ -187,19 +196,19 @@ def completed(dy: list[Any], y: Any) -> Any:
     )
 
 
-def swept(sweep: Callable, leaves: list[Any]) -> list[Any]:
+def swept(sweep: Callable, leaves: Values) -> list[Array]:
     """The arrays among the cotangents that a sweep gives for a cotangent of ones."""
     y, pull = sweep(leaves)
     return [v for v in pull(_ones(y)) if hasattr(v, "dtype")]
 
 
-def pulled(primal: Callable, leaves: list[Any]) -> Any:
+def pulled(primal: Callable, leaves: Values) -> PyTree:
     """What the oracle gives for a cotangent of ones."""
     y, cotangents = with_cotangents(primal, leaves)
     return cotangents(_ones(y))
 
 
-def _ones(y: Any) -> Any:
+def _ones(y: PyTree) -> PyTree:
     def one(v):
         return jax.numpy.ones_like(v) if is_differentiable(v) else np.zeros(v.shape, jax.dtypes.float0)
 
@@ -207,8 +216,8 @@ def _ones(y: Any) -> Any:
 
 
 def _fitting(
-    subject: Subject, leaves: list[Any], entries: list[Any], misfits: dict[str, str], absent: set[str]
-) -> dict[str, Any]:
+    subject: Subject, leaves: Sequence[Typed], entries: list[Entry], misfits: dict[str, str], absent: set[str]
+) -> dict[str, Array]:
     """Those cotangents that are arrays, by name; what is wrong with the form of one is noted.
 
     A cotangent of another shape is kept, since its values may say what is wrong.

@@ -2,10 +2,14 @@
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import jax
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import PyTree
 
+from bpref.programs import Typed
 from bpref.verify.examining.program import pulled
 from bpref.verify.examining.subject import INSIDE, OWN_PRIMAL, RULE, Subject
 from bpref.verify.naming import describe
@@ -42,13 +46,15 @@ def require_arrays(subject: Subject) -> None:
         )
 
 
-def require_outputs(subject: Subject, outputs: list[Any]) -> None:
+def require_outputs(subject: Subject, outputs: Sequence[Typed]) -> None:
     """Raise unless an output has a cotangent."""
     if not outputs:
         raise CannotCheck(f"{subject.name}: it returns no floating-point numbers, so there is nothing to differentiate")
 
 
-def require_checkable(subject: Subject, program: Any, outputs: list[Any], well_formed: bool, x64: Any) -> None:
+def require_checkable(
+    subject: Subject, program: ClosedJaxpr, outputs: Sequence[Typed], well_formed: bool, x64: AbstractContextManager
+) -> None:
     """Raise unless the traced program of a subject can be held against an oracle.
 
     Args:
@@ -79,7 +85,7 @@ REFUSAL = re.compile(
 """How JAX begins its complaints about the form of what a rule returns; not about a shape, which is looked at here."""
 
 
-def require_accepted(subject: Subject, x64: Any) -> None:
+def require_accepted(subject: Subject, x64: AbstractContextManager) -> None:
     """Raise `Refused` if JAX, which applies the rule under `jit`, does not take what it returns."""
     if subject.form not in (RULE, INSIDE):
         return
@@ -103,7 +109,7 @@ def refused(subject: Subject, key: int, why: str) -> Report:
     )
 
 
-def _require_fitting_reference(subject: Subject, outputs: list[Any]) -> None:
+def _require_fitting_reference(subject: Subject, outputs: Sequence[Typed]) -> None:
     """Raise unless the reference has as many outputs with a cotangent as the function."""
     if subject.oracle == OWN_PRIMAL:
         return
@@ -126,7 +132,7 @@ def _require_rule(subject: Subject) -> None:
         )
 
 
-def _require_no_leak(subject: Subject, program: Any, inputs: int) -> None:
+def _require_no_leak(subject: Subject, program: ClosedJaxpr, inputs: int) -> None:
     """Raise if a rule closes over a value that is traced around it: to JAX it is one more of the program's inputs."""
     if len(program.in_avals) > inputs:
         raise CannotCheck(
@@ -135,7 +141,7 @@ def _require_no_leak(subject: Subject, program: Any, inputs: int) -> None:
         )
 
 
-def _require_differentiable_primal(subject: Subject, program: Any) -> None:
+def _require_differentiable_primal(subject: Subject, program: ClosedJaxpr) -> None:
     """Raise `NeedsNumbers` for a kernel or a callback, which takes the dtypes that it takes.
 
     Without a reference, a rule over one that is left in the primal would be its own oracle.
@@ -163,6 +169,6 @@ def arguments_in_words(subject: Subject) -> list[str]:
     return [f"{name}: {describe(v)}" for name, v in zip(subject.names, subject.leaves, strict=True)]
 
 
-def in_words(y: Any) -> str:
+def in_words(y: PyTree) -> str:
     """The arrays of a tree by dtype and shape."""
     return str(jax.tree.map(describe, y)).replace("'", "")

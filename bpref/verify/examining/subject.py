@@ -6,18 +6,19 @@ import re
 from collections.abc import Callable, Container, Hashable
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, GeneratorType, ModuleType
-from typing import Any, NamedTuple
+from types import CellType, CodeType, FunctionType, GeneratorType, ModuleType
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
+from bpref.programs import is_typed
 from bpref.verify.naming import MACHINERY, argument_names, describe, function_name, names_of_leaves
 from bpref.verify.numbers import points
-from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.oracle import Leaf, Specs, Values, as_cotangent, with_cotangents
 from bpref.verify.programs.strip import strip_custom_rules
 
 OWN_PRIMAL = "its own primal, differentiated"
@@ -29,14 +30,21 @@ INSTALLED = re.compile(
 )
 """Files whose functions stay as they are while a program runs."""
 
-Pull = Callable[[Any], list[Any]]
-"""dy -> one entry for each array leaf of the arguments: what the backward returned for it, or a `Misfit`."""
-
 
 class Misfit(NamedTuple):
     """A cotangent that is not where it belongs, in place of its value: what came, and what was expected."""
 
     detail: str
+
+
+Entry = Any
+"""What a backward returned for an array leaf of the arguments, whatever that is; or a `Misfit`."""
+
+Pull = Callable[[PyTree], list[Entry]]
+"""dy -> one entry for each array leaf of the arguments: what the backward returned for it, or a `Misfit`."""
+
+Swept = tuple[PyTree, Pull]
+"""An output, and the pull of its cotangent."""
 
 
 class Subject(NamedTuple):
@@ -56,21 +64,23 @@ class Subject(NamedTuple):
 
     name: str
     names: tuple[str, ...]
-    leaves: list[Any]
-    sweep: Callable[[list[Any]], tuple[Any, Pull]]
-    primal: Callable[[list[Any]], Any]
+    leaves: list[Leaf]
+    sweep: Callable[[Values], Swept]
+    primal: Callable[[Values], PyTree]
     oracle: str
-    plain: Callable[[list[Any]], Any]
+    plain: Callable[[Values], PyTree]
     form: str
-    identity: tuple[Any, ...]
+    identity: tuple[Hashable, ...]
 
     @property
-    def specs(self) -> list[Any]:
+    def specs(self) -> Specs:
         """The shapes and dtypes of the leaves."""
         return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self.leaves]
 
 
-def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward: Any = None) -> Subject:
+def as_subject(
+    fun: Callable | Layer, args: tuple[PyTree, ...], reference: Callable | None = None, backward: Callable | None = None
+) -> Subject:
     """The subject that a call of `check` means.
 
     Args:
@@ -85,10 +95,10 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
             f"check: {fun.name} is a Layer, which takes 2 arguments, params and x (params = layer.init(key, x)); the "
             f"call has {len(args)}"
         )
-    call = (lambda params, x: fun.forward(params, x)[0]) if is_layer else fun
+    call = _output_of(fun) if isinstance(fun, Layer) else fun
     form = LAYER if is_layer else BACKWARD if backward else RULE if _has_raw_rule(fun) else INSIDE
     given, static = len(args), getattr(fun, "nondiff_argnums", ())
-    args = _with_defaults(fun, args) if form == RULE else args
+    args = _with_defaults(fun, args) if form == RULE and isinstance(fun, jax.custom_vjp) else args
     roots = ("params", "x") if is_layer else argument_names(fun, len(args))
     leaves, rebuild, names = array_leaves(roots, args, {i for i in range(len(args)) if i >= given or i in static})
 
@@ -114,7 +124,11 @@ def as_subject(fun: Any, args: tuple[Any, ...], reference: Any = None, backward:
     )
 
 
-def _with_defaults(rule: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _output_of(layer: Layer) -> Callable:
+    return lambda params, x: layer.forward(params, x)[0]
+
+
+def _with_defaults(rule: jax.custom_vjp, args: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     """The positional arguments with defaults filled in, as `jax.custom_vjp` hands them to the rule."""
     try:
         bound = inspect.signature((lambda *args: None) if isinstance(rule.fun, partial) else rule.fun).bind(*args)
@@ -127,25 +141,25 @@ def _with_defaults(rule: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 class _Rebuild(NamedTuple):
     """How to put array leaves back among the fixed ones; callable."""
 
-    tree: Any
+    tree: Hashable
     where: tuple[int, ...]
-    fixed: tuple[Any, ...]
+    fixed: tuple[object, ...]
 
-    def __call__(self, values: list[Any]) -> tuple[Any, ...]:
+    def __call__(self, values: Values) -> tuple[PyTree, ...]:
         filled = list(self.fixed)
         for i, v in zip(self.where, values, strict=True):
             filled[i] = v
         return jax.tree.unflatten(self.tree, filled)
 
-    def of_moving(self, entries: list[Any]) -> list[Any]:
+    def of_moving(self, entries: list[Entry]) -> list[Entry]:
         """Of one entry for each array, those of the arrays that are not fixed."""
         arrays = [i for i, v in enumerate(self.fixed) if i in self.where or is_array(v)]
         return [entry for i, entry in zip(arrays, entries, strict=True) if i in self.where]
 
 
 def array_leaves(
-    roots: tuple[str, ...], args: tuple[Any, ...], static: Container[int] = ()
-) -> tuple[list[Any], _Rebuild, tuple[str, ...]]:
+    roots: tuple[str, ...], args: tuple[PyTree, ...], static: Container[int] = ()
+) -> tuple[list[Leaf], _Rebuild, tuple[str, ...]]:
     """The leaves of `args` that are data, how to put them back among those that are held fixed, and their names.
 
     Arguments whose numbers are in `static` are held fixed as a whole.
@@ -161,44 +175,46 @@ def array_leaves(
     return arrays, _Rebuild(tree, where, drawn), tuple(names[i] for i in where)
 
 
-def as_jax_sees_it(v: Any) -> Any:
+def as_jax_sees_it(v: object) -> Leaf:
     """An array as NumPy's, in the dtype that JAX gives it: float32 for float64, unless x64 is switched on."""
     if not isinstance(v, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct):
         raise TypeError(
             f"check: an argument holds a {type(v).__module__}.{type(v).__name__}, expected NumPy or JAX arrays; "
             "convert to other arrays inside the function and inside its backward"
         )
-    if jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
-        return v
+    if isinstance(v, jax.Array | jax.ShapeDtypeStruct) and points.is_key(v):
+        return v  # type: ignore[return-value]
     dtype = jax.dtypes.canonicalize_dtype(v.dtype)
     return jax.ShapeDtypeStruct(v.shape, dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.asarray(v).astype(dtype)
 
 
-def is_array(v: Any) -> bool:
+def is_array(v: object) -> TypeGuard[Leaf]:
     """Whether an argument's leaf is data: an array or a specification of one. A Python number is held fixed."""
-    return hasattr(v, "dtype") and hasattr(v, "shape")
+    return is_typed(v)
 
 
-def _of_layer(layer: Layer, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_layer(layer: Layer, _: object, rebuild: _Rebuild, plain: Callable, values: Values) -> Swept:
     args = rebuild(values)
     y, cache = layer.forward(*args)
     return y, lambda dy: aligned(layer.backward(args[0], cache, dy), args)
 
 
-def _of_backward(fun: Any, backward: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_backward(fun: Callable, backward: Callable, rebuild: _Rebuild, plain: Callable, values: Values) -> Swept:
     args = rebuild(values)
     # A host function may write into what it is given.
     copied = jax.tree.map(lambda v: v.copy() if isinstance(v, np.ndarray) else v, args)
     return fun(*copied), lambda dy: rebuild.of_moving(aligned(backward(args, dy), args))
 
 
-def _of_rule(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_rule(fun: jax.custom_vjp, _: object, rebuild: _Rebuild, plain: Callable, values: Values) -> Swept:
     """The forward and backward of a `custom_vjp` function, called as they are, before JAX looks at what they give."""
-    args, static = rebuild(values), fun.nondiff_argnums
+    assert fun.fwd is not None
+    assert fun.bwd is not None
+    backward, args, static = fun.bwd, rebuild(values), fun.nondiff_argnums
     y, residuals = fun.fwd(*args)
 
     def pull(dy):
-        cotangents = fun.bwd(*(args[i] for i in static), residuals, dy)
+        cotangents = backward(*(args[i] for i in static), residuals, dy)
         within = iter(aligned(cotangents, tuple(a for i, a in enumerate(args) if i not in static)))
         owners = [i for i, a in enumerate(args) for _ in _arrays(a)]
         return rebuild.of_moving([None if i in static else next(within) for i in owners])
@@ -206,7 +222,7 @@ def _of_rule(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any])
     return y, pull
 
 
-def _of_autodiff(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[Any]) -> tuple[Any, Pull]:
+def _of_autodiff(fun: Callable, _: object, rebuild: _Rebuild, plain: Callable, values: Values) -> Swept:
     """Whatever rules are inside, as JAX itself applies them."""
     y, cotangents = with_cotangents(plain, values)
     return y, lambda dy: cotangents(as_cotangent(dy, y))[0]
@@ -215,15 +231,15 @@ def _of_autodiff(fun: Any, _: Any, rebuild: _Rebuild, plain: Any, values: list[A
 SWEEPS = {LAYER: _of_layer, BACKWARD: _of_backward, RULE: _of_rule, INSIDE: _of_autodiff}
 
 
-def _has_raw_rule(fun: Any) -> bool:
+def _has_raw_rule(fun: object) -> bool:
     return isinstance(fun, jax.custom_vjp) and fun.fwd is not None and not fun.symbolic_zeros
 
 
-def _arrays(arg: Any) -> list[Any]:
+def _arrays(arg: PyTree) -> list[Leaf]:
     return [v for v in jax.tree.leaves(arg) if is_array(v)]
 
 
-def aligned(cotangents: Any, args: tuple[Any, ...]) -> list[Any]:
+def aligned(cotangents: object, args: tuple[PyTree, ...]) -> list[Entry]:
     """What a backward returned, one entry for each array leaf of `args`; a `None` stands for all below it."""
     came: tuple = ()
     if isinstance(cotangents, GeneratorType):
@@ -244,10 +260,10 @@ def aligned(cotangents: Any, args: tuple[Any, ...]) -> list[Any]:
     )
 
 
-def _below(cotangent: Any, arg: Any) -> list[Any]:
+def _below(cotangent: PyTree, arg: PyTree) -> list[Entry]:
     """The entries for the array leaves of one argument; one above several leaves stands for each, as in JAX."""
     kept = [is_array(v) for v in jax.tree.leaves(arg)]
-    entries: list[Any] = []
+    entries: list[Entry] = []
 
     def spread(c, below):
         leaves = jax.tree.leaves(below)
@@ -256,27 +272,23 @@ def _below(cotangent: Any, arg: Any) -> list[Any]:
         entries.extend([None if isinstance(c, SymbolicZero) else c] * len(leaves))
 
     try:
-        jax.tree.map(spread, cotangent, arg, is_leaf=_is_none)
+        jax.tree.map(spread, cotangent, arg, is_leaf=lambda v: v is None)
     except (ValueError, TypeError):
         came, expected = (str(jax.tree.structure(tree)).removeprefix("PyTreeDef") for tree in (cotangent, arg))
         return [Misfit(f"its cotangent is the tree {came}, expected {expected}")] * sum(kept)
     return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
 
 
-def _is_none(v: Any) -> bool:
-    return v is None
-
-
-def _identity(f: Any) -> Any:
+def _identity(f: object) -> Hashable:
     """A function, and what it rests on: another array in its closure, or another helper in its module, makes another.
 
     Of functions outside of installed packages, whose source may be edited, the globals are looked at too.
     """
     if isinstance(f, Layer):
         return (_Same(f), *(_identity(g) for g in (f.forward, f.backward)))
-    found: dict[int, Any] = {}
+    found: dict[int, Hashable] = {}
 
-    def visit(v: Any) -> None:
+    def visit(v: object) -> None:
         if id(v) in found or isinstance(v, ModuleType):
             return
         found[id(v)] = _held(v) if isinstance(v, np.ndarray) else _Same(v)
@@ -292,7 +304,7 @@ def _identity(f: Any) -> Any:
     return tuple(found.values())
 
 
-def _parts(f: Any) -> tuple[Any, ...]:
+def _parts(f: object) -> tuple[object, ...]:
     """The functions that a function is made of."""
     if isinstance(f, jax.custom_vjp | jax.custom_jvp):
         return tuple(vars(f).values())
@@ -308,14 +320,14 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inside)
 
 
-def _held(v: Any) -> Any:
+def _held(v: object) -> Hashable:
     """A fixed argument: a NumPy array by its values, which may be written over; what has no hash by itself."""
     if isinstance(v, np.ndarray):
         return describe(v), v.tobytes()
     return (type(v), v) if isinstance(v, Hashable) and not isinstance(v, jax.Array) else _Same(v)
 
 
-def _contents(cell: Any) -> Any:
+def _contents(cell: CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:
@@ -325,10 +337,10 @@ def _contents(cell: Any) -> Any:
 class _Same:
     """Equal only to the same object; holds it, so that its place in memory is not given to another."""
 
-    def __init__(self, held: Any):
+    def __init__(self, held: object):
         self.held = held
 
-    def __eq__(self, other: Any) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.held is other.held
 
     def __hash__(self) -> int:

@@ -1,20 +1,20 @@
 """What is called: a function and its backward over flat lists of NumPy arrays, wherever it computes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.verify.examining.faults import blamed
 from bpref.verify.examining.program import output_name
 from bpref.verify.examining.refusals import CannotCheck
-from bpref.verify.examining.subject import Misfit, Subject
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.examining.subject import Entry, Misfit, Subject
+from bpref.verify.oracle import Arrays, Leaf, Specs, is_differentiable
 
-Arrays = list[Any]
-Pull = Callable[[Arrays], Arrays]
+Pull = Callable[[Arrays], list[Entry]]
 
 
 class Called(NamedTuple):
@@ -34,7 +34,7 @@ class Called(NamedTuple):
 
     name: str
     names: tuple[str, ...]
-    leaves: Arrays
+    leaves: list[Leaf]
     differentiable: tuple[bool, ...]
     sweep: Callable[[Arrays], tuple[Arrays, Pull]]
     plain: Callable[[Arrays], Arrays]
@@ -60,7 +60,7 @@ def called(subject: Subject) -> Called:
             y, pull = subject.sweep(given(leaves))
         tree = jax.tree.structure(y)
 
-        def pulled(dy: Arrays) -> Arrays:
+        def pulled(dy: Arrays) -> list[Entry]:
             try:
                 with np.errstate(all="ignore"):
                     entries = pull(jax.tree.unflatten(tree, given(dy)))
@@ -96,14 +96,14 @@ def widened(values: Arrays, chosen: tuple[bool, ...], dtype: str = "float64") ->
     return [in_dtype(v, dtype) if keep else v for v, keep in zip(values, chosen, strict=True)]
 
 
-def in_dtype(v: Any, dtype: str) -> Any:
+def in_dtype(v: np.ndarray, dtype: str) -> np.ndarray:
     """A floating-point array in `dtype`; a complex one in complex128 for float64, else complex64."""
     if jnp.issubdtype(v.dtype, jnp.complexfloating):
         return np.asarray(v).astype(np.complex128 if dtype == "float64" else np.complex64)
     return np.asarray(v).astype(jnp.dtype(dtype)) if jnp.issubdtype(v.dtype, jnp.floating) else v
 
 
-def compiled(f: Callable, specs: list[Any]) -> tuple[Callable, Callable[[Arrays], list[Any]]]:
+def compiled(f: Callable, specs: Specs) -> tuple[Callable, Callable[[Arrays], list]]:
     """A function, compiled where JAX can trace it, and what its arguments have to pass through."""
     try:
         jax.eval_shape(f, specs)
@@ -112,9 +112,9 @@ def compiled(f: Callable, specs: list[Any]) -> tuple[Callable, Callable[[Arrays]
     return jax.jit(f), on_device
 
 
-def _compiled_backward(subject: Subject, specs: list[Any]) -> Callable[[list[Any], list[Any]], list[Any]] | None:
+def _compiled_backward(subject: Subject, specs: Specs) -> Callable[[Arrays, Arrays], list[Entry]] | None:
     """`(leaves, dy) -> entries`, if JAX can trace the backward."""
-    others: dict[int, Any] = {}
+    others: dict[int, Entry] = {}
 
     @jax.jit
     def arrays_of(leaves, dy):
@@ -135,14 +135,14 @@ def _compiled_backward(subject: Subject, specs: list[Any]) -> Callable[[list[Any
     return by_hand
 
 
-def on_device(values: Arrays) -> list[Any]:
+def on_device(values: Arrays) -> list:
     """Copies for a function of JAX, which may index an array with a traced number, or update it."""
     return [jnp.array(v) if isinstance(v, np.ndarray) else v for v in values]
 
 
-def _arrays(y: Any) -> Arrays:
+def _arrays(y: PyTree) -> Arrays:
     return [np.asarray(v) for v in jax.tree.leaves(y)]
 
 
-def _as_numpy(v: Any) -> Any:
+def _as_numpy(v: Entry) -> np.ndarray | Misfit | None:
     return v if v is None or isinstance(v, Misfit) else np.asarray(v)

@@ -5,33 +5,34 @@ callback. The oracle is autodiff of the reference, where there is one that can b
 differences (`bpref.verify.numbers.numerical`). Where its bars are too wide to decide, the verdict is 'cannot tell'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from bpref.programs import Typed
 from bpref.verify.examining.cross_check import ELEMENTS, apart
 from bpref.verify.examining.laws import SLACK, TWO_ANSWERS, not_linear
 from bpref.verify.examining.precision import Row, text
 from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS, SCALES
-from bpref.verify.examining.subject import REFERENCE, Misfit, Subject
-from bpref.verify.host.called import Arrays, Called, called, copies, in_dtype, widened
+from bpref.verify.examining.subject import REFERENCE, Entry, Misfit, Subject
+from bpref.verify.host.called import Called, called, copies, in_dtype, widened
 from bpref.verify.host.judged import BARS, DOUBLE, Judged, judge_argument, judge_output
 from bpref.verify.host.oracles import MARGIN, Oracle, numerical, of_reference
 from bpref.verify.host.precision import Compared, compared, roughness, sweeps, terms, value_and_effect
 from bpref.verify.host.sampling import POINTS, Sample, cotangent, eps_of, point, sampled, widest
 from bpref.verify.naming import first_line
 from bpref.verify.numbers import points as fresh
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, is_differentiable
 from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Report, Verdict
 
 
 def check_numerically(
-    subject: Subject, key: int, why: str, dtypes: Sequence[Any] | None, linear: bool, cross_check: bool
+    subject: Subject, key: int, why: str, dtypes: Sequence[DTypeLike] | None, linear: bool, cross_check: bool
 ) -> Report:
     """The report of a subject that JAX cannot examine; `why` is a note for the reader, the rest as in `check`."""
     c = called(subject)
@@ -49,7 +50,7 @@ def check_called(
     c: Called,
     oracle: Oracle,
     key: int,
-    dtypes: Sequence[Any] | None,
+    dtypes: Sequence[DTypeLike] | None,
     linear: bool,
     notes: tuple[str, ...] = (),
     findings: tuple[Finding, ...] = (),
@@ -103,7 +104,9 @@ def judge_called(
     return samples, judged
 
 
-def _outputs(c: Called, oracle: Oracle, samples: list[Sample], key: int, in_own: Any) -> dict[str, Judged]:
+def _outputs(
+    c: Called, oracle: Oracle, samples: list[Sample], key: int, in_own: Callable[[], dict[str, Compared]]
+) -> dict[str, Judged]:
     """The verdict on each output, by name."""
     points = samples[::COTANGENTS]
     eps = eps_of(samples[0].y)
@@ -125,15 +128,15 @@ def _nonlinear(c: Called, oracle: Oracle, samples: list[Sample], key: int) -> li
     u, v = cotangent(y, rng), cotangent(y, rng)
     eps = eps_of(y)
 
-    def swept(dy: list[Any]) -> list[Any]:
+    def swept(dy: Arrays) -> list[Entry]:
         with x64_for([v.dtype for v in leaves], c.x64):
             return c.sweep(copies(leaves))[1](copies(dy))
 
     @cache
-    def rough() -> list[list[Any]]:
+    def rough() -> list[list[Entry]]:
         return roughness(sweeps(c, oracle), leaves, y, [u, v], fresh.generator(key, 15)) if eps < DOUBLE else [[]]
 
-    def is_rounding(n: int, apart: np.ndarray, both: list[Any], scale: float) -> bool:
+    def is_rounding(n: int, apart: np.ndarray, both: Arrays, scale: float) -> bool:
         least = eps * terms(y, both, leaves[n])
         inside = [v for of_dy in rough() for v in of_dy[n : n + 1] if v is not None]
         return bool(np.all(apart <= BARS * MARGIN * np.maximum(least, 3 * scale * sum(inside))))
@@ -167,11 +170,11 @@ def _times(u: np.ndarray, a: float, v: np.ndarray, b: float) -> np.ndarray:
     return (a * _wide(u) + b * _wide(v)).astype(u.dtype) if is_differentiable(u) else u
 
 
-def _wide(v: Any) -> np.ndarray:
+def _wide(v: np.ndarray) -> np.ndarray:
     return in_dtype(v, "float64")
 
 
-def _working(c: Called, dtypes: Sequence[Any] | None) -> dict[str, list[Any]]:
+def _working(c: Called, dtypes: Sequence[DTypeLike] | None) -> dict[str, list[np.dtype]]:
     """The dtypes of the leaves in which precision is measured, by name."""
     own = [v.dtype for v in c.leaves]
     if dtypes is not None:
@@ -181,12 +184,12 @@ def _working(c: Called, dtypes: Sequence[Any] | None) -> dict[str, list[Any]]:
     return {"/".join(names): own}
 
 
-def _own_dtype(v: Any, dtype: str) -> Any:
+def _own_dtype(v: Typed, dtype: str) -> np.dtype:
     return in_dtype(np.zeros(0, v.dtype), dtype).dtype if dtype and is_differentiable(v) else v.dtype
 
 
 def _precision(
-    c: Called, oracle: Oracle, key: int, chosen: dict[str, list[Any]], right: set[str], in_double: bool
+    c: Called, oracle: Oracle, key: int, chosen: dict[str, list[np.dtype]], right: set[str], in_double: bool
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """For each value that is right, its errors in every working dtype and whether they are too large; and notes."""
     rows: dict[str, list[Row]] = {}

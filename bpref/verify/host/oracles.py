@@ -4,23 +4,22 @@ At kinks and ties it has no derivative: other subgradients than the oracle's are
 """
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bpref.verify.examining.cross_check import stops_gradients
-from bpref.verify.examining.held import Point
 from bpref.verify.examining.prepare import wide_spec, x64_for
 from bpref.verify.examining.program import completed, pulled
-from bpref.verify.examining.subject import Subject
-from bpref.verify.host.called import Arrays, Called, compiled, in_dtype, widened
+from bpref.verify.examining.subject import Entry, Subject
+from bpref.verify.host.called import Called, compiled, in_dtype, widened
 from bpref.verify.numbers import points as fresh
-from bpref.verify.numbers.kinks import Neighbourhood, at_kinks, jump
+from bpref.verify.numbers.kinks import Gradients, Neighbourhood, at_kinks, jump
 from bpref.verify.numbers.numerical import Numerical, numerical_cotangents
-from bpref.verify.oracle import is_differentiable, with_cotangents
+from bpref.verify.oracle import Arrays, is_differentiable, with_cotangents
 from bpref.verify.programs.lift import lift, narrowest
 from bpref.verify.programs.quick import quick_compilation
 
@@ -33,7 +32,7 @@ MOVES = 3
 MARGIN = 4
 """How many times the largest effect that was seen of that may be the error of what is right."""
 
-Run = Callable[[Arrays, list[Arrays]], tuple[Arrays, list[Arrays]]]
+Run = Callable[[Arrays, list[Arrays]], tuple[Arrays, list[list[Entry]]]]
 """`(leaves, dys) -> (y, cotangents for each dy)`; `None` for what has none."""
 
 
@@ -72,7 +71,7 @@ def numerical(
     def cotangents(leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float) -> list[Numerical]:
         wanted = [np.any([v != 0 for v in of_output], axis=0) for of_output in zip(*dys, strict=True)]
 
-        def restricted(*chosen: Any) -> Arrays:
+        def restricted(*chosen: np.ndarray) -> Arrays:
             values = list(leaves)
             for i, v in zip(where, chosen, strict=True):
                 values[i] = v
@@ -152,21 +151,21 @@ def _quietly(primal: Callable, given: Callable[[Arrays], Arrays]) -> Callable[[A
 def _autodiff(primal: Callable, in_float64: bool) -> Run:
     """The sweep of `jax.vjp`; in float64, with casts to a narrower dtype left out."""
 
-    def cotangents_of(leaves: Arrays, dys: list[Arrays]) -> tuple[Any, list[Any]]:
+    def cotangents_of(leaves: Arrays, dys: list[Arrays]) -> tuple[list[Array], list[list]]:
         y, cotangents = with_cotangents(primal, leaves)
         flat = jax.tree.leaves(y)
 
-        def one(dy: Arrays) -> Any:
+        def one(dy: Arrays) -> list[Array | None]:
             cast = [jnp.asarray(d).astype(v.dtype) for d, v in zip(dy, flat, strict=True) if is_differentiable(v)]
             return cotangents(completed(cast, y))[0]
 
         return flat, [one(dy) for dy in dys]
 
     compiled, lifted = (jax.jit(f, compiler_options=quick_compilation()) for f in (cotangents_of, lift(cotangents_of)))
-    casts: dict[Any, bool] = {}
+    casts: dict[int, bool] = {}
     x64 = bool(jax.config.read("jax_enable_x64"))
 
-    def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
+    def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[list[Entry]]]:
         if in_float64:
             leaves = [in_dtype(v, "float64") if is_differentiable(v) else v for v in leaves]
         with jax.enable_x64(True) if in_float64 else x64_for([v.dtype for v in leaves], x64):
@@ -178,7 +177,7 @@ def _autodiff(primal: Callable, in_float64: bool) -> Run:
     return run
 
 
-def _bar(here: np.ndarray | None, around: list[Any]) -> np.ndarray | None:
+def _bar(here: np.ndarray | None, around: list[np.ndarray]) -> np.ndarray | None:
     if here is None:
         return None
     with np.errstate(invalid="ignore"):
@@ -186,8 +185,8 @@ def _bar(here: np.ndarray | None, around: list[Any]) -> np.ndarray | None:
     return np.where(np.isfinite(here), MARGIN * moved, np.inf)
 
 
-def _spread(values: Sequence[Any], where: list[int], count: int, other: Any = None) -> list[Any]:
-    filled: list[Any] = [other] * count
+def _spread(values: Sequence, where: list[int], count: int, other: object = None) -> list[Entry]:
+    filled: list[Entry] = [other] * count
     for i, v in zip(where, values, strict=True):
         filled[i] = v
     return filled
@@ -205,10 +204,7 @@ def settled(
     `hand` and `truth` have a sample for each point and cotangent along the first axis; the oracle is an exact one.
     """
     name, count = c.names[n], len(hand) // len(points)
-    seen = [
-        SimpleNamespace(hand={name: hand[i : i + count]}, oracle={name: truth[i : i + count]})
-        for i in range(0, len(hand), count)
-    ]
+    seen = [(hand[i : i + count], truth[i : i + count]) for i in range(0, len(hand), count)]
     kinks = at_kinks(_neighbourhood(c, oracle, points, n), seen, name)
     return np.where(kinks.accepted, kinks.truth, hand), kinks.truth
 
@@ -224,10 +220,10 @@ def jumps(c: Called, oracle: Oracle, points: Points, n: int) -> np.ndarray:
 
 
 def _neighbourhood(c: Called, oracle: Oracle, points: Points, n: int) -> Neighbourhood:
-    def run(leaves: Arrays, dys: list[Arrays]) -> Any:
+    def run(leaves: Arrays, dys: list[Arrays]) -> Gradients:
         assert oracle.in_float64 is not None
         found = oracle.in_float64(leaves, dys)[1]
-        return SimpleNamespace(oracle={c.names[n]: np.stack([of_dy[n] for of_dy in found])})
+        return {c.names[n]: np.stack([of_dy[n] for of_dy in found])}
 
-    wide = [Point(widened(leaves, c.differentiable), dys) for leaves, dys in points]
+    wide = [(widened(leaves, c.differentiable), dys) for leaves, dys in points]
     return Neighbourhood(run, wide, c.names, special=())

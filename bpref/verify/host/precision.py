@@ -7,10 +7,11 @@ has vouched for.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bpref.verify.examining.precision import (
     FACTOR,
@@ -26,12 +27,13 @@ from bpref.verify.examining.precision import (
 )
 from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS
-from bpref.verify.host.called import Arrays, Called, copies, in_dtype, widened
+from bpref.verify.examining.subject import Entry
+from bpref.verify.host.called import Called, copies, in_dtype, widened
 from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, jumps, nudged
 from bpref.verify.host.sampling import POINTS, cotangent, point
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import ulp_errors
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, is_differentiable
 from bpref.verify.report import Finding
 
 HALF = 4
@@ -96,7 +98,7 @@ class Compared(NamedTuple):
         return row
 
 
-def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched: set[str]) -> dict[str, Compared]:
+def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[np.dtype], vouched: set[str]) -> dict[str, Compared]:
     """Every differentiable argument, and the output where there is a reference, in these dtypes of the leaves.
 
     Args:
@@ -130,7 +132,9 @@ def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[Any], vouched
     return found
 
 
-def _inside(oracle: Oracle, key: int, points: list[tuple[Arrays, list[Arrays]]], n: int, dtype: Any) -> np.ndarray:
+def _inside(
+    oracle: Oracle, key: int, points: list[tuple[Arrays, list[Arrays]]], n: int, dtype: DTypeLike
+) -> np.ndarray:
     """How far rounding to a dtype, inside the oracle, moves its cotangent of leaf `n`: as in float64, in proportion."""
     assert oracle.in_float64 is not None
     more = float(jnp.finfo(dtype).eps) / float(np.finfo(np.float64).eps)
@@ -142,8 +146,8 @@ def _inside(oracle: Oracle, key: int, points: list[tuple[Arrays, list[Arrays]]],
 
 
 def _at(
-    c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[Any], vouched: set[str]
-) -> tuple[list[tuple[str, Any]], tuple[Arrays, list[Arrays]], bool]:
+    c: Called, oracle: Oracle, key: int, i: int, dtypes: Sequence[np.dtype], vouched: set[str]
+) -> tuple[list[tuple[str, tuple]], tuple[Arrays, list[Arrays]], bool]:
     """What was compared at one point, by name, that point in float64, and whether the function has a value there."""
     rng = fresh.generator(key, i, 11)
     own = point(c, key, i)
@@ -164,7 +168,7 @@ def _at(
         truth, effects = by_hand(c, wide, wide_dys, rng, eps)
     others: list[Arrays] | None = None
     ys = [y]
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, tuple]] = []
     if oracle.run:
         others_y, others = oracle.run(leaves, dys)
         ys.append(others_y)
@@ -191,7 +195,7 @@ def _at(
     return found, (wide, wide_dys), is_defined
 
 
-def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
+def natural(y: Arrays, dy: Arrays, leaf: np.ndarray) -> float:
     """How large a cotangent is whose terms do not cancel, of a power of x; a tenth, to be no more than that."""
     norms = [
         np.linalg.norm([_norm(in_dtype(v, "float64")) for v in of if is_differentiable(v)]) for of in (y, dy, [leaf])
@@ -199,7 +203,7 @@ def natural(y: Arrays, dy: Arrays, leaf: Any) -> float:
     return float(0.1 * norms[0] * norms[1] / (norms[2] * np.sqrt(leaf.size))) if norms[2] else 0.0
 
 
-def terms(y: Arrays, dy: Arrays, leaf: Any) -> float:
+def terms(y: Arrays, dy: Arrays, leaf: np.ndarray) -> float:
     """How large the terms of a cotangent may be, of a function that need be no power of x: of exp they are y dy.
 
     Next to 0, of whatever adds a number to x, they are dy.
@@ -242,7 +246,7 @@ def value_and_effect(oracle: Oracle, leaves: Arrays, rng: np.random.Generator, e
 
 def by_hand(
     c: Called, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator, eps: float
-) -> tuple[list[Arrays], list[Arrays]]:
+) -> tuple[list[list[Entry]], list[list[Entry]]]:
     """The backward's own values, and how far rounding the inputs moves them."""
     truth = _swept(c, leaves, dys)
     around = [_swept(c, *nudged(leaves, dys, rng, eps)) for _ in range(MOVES)]
@@ -256,7 +260,7 @@ def by_hand(
     return truth, effects
 
 
-Sweep = Callable[[Arrays, list[Arrays]], list[Arrays]]
+Sweep = Callable[[Arrays, list[Arrays]], list[list[Entry]]]
 """`(leaves, dys) -> cotangents for each dy`."""
 
 
@@ -271,7 +275,9 @@ def _of(oracle: Oracle) -> Sweep:
     return lambda leaves, dys: in_float64(leaves, dys)[1]
 
 
-def roughness(of: list[Sweep], leaves: Arrays, y: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
+def roughness(
+    of: list[Sweep], leaves: Arrays, y: Arrays, dys: list[Arrays], rng: np.random.Generator
+) -> list[list[Entry]]:
     """How far rounding inside moves the cotangents: what bends along a line where they are straight but for it.
 
     Of several sweeps, that of the one which bends more. It is seen where terms cancel inside, which inputs moved by
@@ -291,9 +297,9 @@ def _most(*values: np.ndarray | None) -> np.ndarray | None:
     return np.maximum.reduce(known) if known else None
 
 
-def _bends(sweep: Sweep, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[Arrays]:
+def _bends(sweep: Sweep, leaves: Arrays, dys: list[Arrays], rng: np.random.Generator) -> list[list[Entry]]:
     here = sweep(leaves, dys)
-    found: list[list[Arrays]] = []
+    found: list[list[list[Entry]]] = []
     for _ in range(MOVES):
         ahead, ahead_dys = nudged(leaves, dys, rng, STEP)
         behind, *behind_dys = (
@@ -305,16 +311,18 @@ def _bends(sweep: Sweep, leaves: Arrays, dys: list[Arrays], rng: np.random.Gener
     return [[_most(*each) for each in zip(*of_dy, strict=True)] for of_dy in zip(*found, strict=True)]
 
 
-def _bent(here: Any, *beside: Any) -> np.ndarray | None:
-    """How far the middle of three is from the line through the others; 0 where one has no value."""
-    if not all(isinstance(v, np.ndarray) and v.shape == beside[0].shape for v in (here, *beside)):
+def _bent(*three: object) -> np.ndarray | None:
+    """How far the first of three is from the line through the others; 0 where one has no value."""
+    arrays = [v for v in three if isinstance(v, np.ndarray)]
+    if len(arrays) < 3 or len({v.shape for v in arrays}) > 1:
         return None
+    here, ahead, behind = arrays
     with np.errstate(invalid="ignore", over="ignore"):
-        bent = np.abs(beside[0] + beside[1] - 2 * here) / 2
+        bent = np.abs(ahead + behind - 2 * here) / 2
     return np.where(np.isfinite(bent), bent, 0.0)
 
 
-def _swept(c: Called, leaves: Arrays, dys: list[Arrays]) -> list[Arrays]:
+def _swept(c: Called, leaves: Arrays, dys: list[Arrays]) -> list[list[Entry]]:
     with x64_for([v.dtype for v in leaves], c.x64):
         return [c.sweep(copies(leaves))[1](copies(dy)) for dy in dys]
 

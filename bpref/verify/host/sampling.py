@@ -1,19 +1,21 @@
 """Where a called function is tried: points at which it is defined, in the widest dtype that it takes, and what came."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.examining.refusals import CannotCheck
-from bpref.verify.host.called import Arrays, Called, copies, widened
+from bpref.verify.host.called import Called, copies, widened
 from bpref.verify.host.oracles import Oracle
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.differences import measured_noise
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, is_differentiable
 
 POINTS = 2
 """How many points a called function is tried at: each call takes its time."""
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
     oracle: Arrays
     bars: Arrays
     projections: list[tuple]
-    chosen: list[Any]
+    chosen: list[np.ndarray | None]
     reference: Arrays | None
 
     @property
@@ -74,10 +76,10 @@ def _plain(c: Called, leaves: Arrays) -> Arrays:
         return c.plain(leaves)
 
 
-def cotangent(y: Sequence[Any], rng: np.random.Generator, scale: float = 1.0) -> Arrays:
+def cotangent(y: Arrays, rng: np.random.Generator, scale: float = 1.0) -> Arrays:
     """A random one, in the output's dtypes; zero where the output is an integer or not finite."""
 
-    def one(v: Any) -> np.ndarray:
+    def one(v: Array | np.ndarray) -> np.ndarray:
         if not is_differentiable(v):
             return np.zeros(v.shape, v.dtype)
         dy = rng.normal(size=v.shape)
@@ -118,7 +120,7 @@ def _require_same_outputs(c: Called, y: Arrays, reference: Arrays | None) -> Non
         raise CannotCheck(f"the reference returns {came}, {c.name} returns {expected}; expected the same")
 
 
-def eps_of(y: Sequence[Any]) -> float:
+def eps_of(y: Arrays) -> float:
     """The coarsest rounding of the floating-point arrays among these."""
     return max((float(jnp.finfo(v.dtype).eps) for v in y if is_differentiable(v)), default=2.0**-52)
 
@@ -154,7 +156,7 @@ def _is_deaf(c: Called, key: int, dtype: str) -> bool:
         return False
     leaves = widened(point(c, key, 0), c.differentiable)
 
-    def call(values: Sequence[Any]) -> np.ndarray:
+    def call(values: Arrays) -> np.ndarray:
         return np.concatenate([v.reshape(-1) for v in c.plain(list(values)) if is_differentiable(v)])
 
     y = call(leaves)
@@ -163,5 +165,5 @@ def _is_deaf(c: Called, key: int, dtype: str) -> bool:
     return bool(np.any(seen)) and float(np.median(noise[seen] / np.abs(y[seen]))) > DEAF
 
 
-def _bits(dtype: Any) -> int:
+def _bits(dtype: DTypeLike) -> int:
     return jnp.finfo(dtype).nmant

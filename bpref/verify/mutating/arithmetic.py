@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 
 class Step(NamedTuple):
@@ -25,10 +26,10 @@ class Step(NamedTuple):
     """
 
     name: str
-    bind: Callable[..., Sequence[Any]]
+    bind: Callable[..., Sequence[Array]]
     params: dict[str, Any]
     operands: tuple[jax.ShapeDtypeStruct, ...]
-    constants: dict[int, Any]
+    constants: dict[int, ArrayLike]
 
 
 class Mutation(NamedTuple):
@@ -42,7 +43,7 @@ class Mutation(NamedTuple):
     """
 
     label: str
-    apply: Callable[..., Sequence[Any]]
+    apply: Callable[..., Sequence[ArrayLike]]
     detail: str = ""
     changes: bool = True
 
@@ -51,21 +52,21 @@ MOST_ALTERNATIVES = 3
 """Of all other axes, permutations or orders that a step could have, so many are tried: the first ones."""
 
 
-def single(label: str, f: Callable[..., Any]) -> Mutation:
+def single(label: str, f: Callable[..., ArrayLike]) -> Mutation:
     """A change that gives one result."""
     return Mutation(label, lambda *operands: [f(*operands)])
 
 
-def with_params(label: str, step: Step, **changed: Any) -> Mutation:
+def with_params(label: str, step: Step, **changed: object) -> Mutation:
     return Mutation(label, lambda *operands: step.bind(operands, **changed))
 
 
-def becomes(label: str, f: Callable[..., Any]) -> Callable[[Step], Iterator[Mutation]]:
+def becomes(label: str, f: Callable[..., ArrayLike]) -> Callable[[Step], Iterator[Mutation]]:
     """The step is replaced by another function of the same operands."""
     return lambda step: iter([single(f"{label} for", f)])
 
 
-def of_result(label: str, f: Callable[[Any], Any]) -> Callable[[Step], Iterator[Mutation]]:
+def of_result(label: str, f: Callable[[Array], ArrayLike]) -> Callable[[Step], Iterator[Mutation]]:
     """The step is left as it is, and `f` is applied to its first result."""
 
     def changed(step: Step) -> Iterator[Mutation]:

@@ -3,15 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
+from jax.typing import ArrayLike
 
+from bpref.programs import Atom, Typed, is_literal, types_of, value_of
 from bpref.verify.mutating.arithmetic import Mutation, Step
 from bpref.verify.mutating.mutations import mutations
-from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is, is_literal
+from bpref.verify.oracle import Specs
+from bpref.verify.programs.rewrite import CONTROL_FLOW, as_it_is
 from bpref.verify.programs.strip import called
 
 NOT_THE_USERS = (str(Path(jax.__file__).parent), str(Path(__file__).parents[1]))
@@ -47,8 +50,8 @@ class Flat(NamedTuple):
       outputs: the values that it returns.
     """
 
-    types: list[jax.ShapeDtypeStruct]
-    constants: dict[int, Any]
+    types: Specs
+    constants: dict[int, ArrayLike]
     nodes: list[Node]
     outputs: list[int]
 
@@ -57,11 +60,11 @@ def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
     """A closed jaxpr with the calls in it inlined; `line` is said of an equation that has none of its own."""
     flat = Flat([], {}, [], [])
 
-    def new(aval: Any) -> int:
+    def new(aval: Typed) -> int:
         flat.types.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
         return len(flat.types) - 1
 
-    def constant(aval: Any, value: Any) -> int:
+    def constant(aval: Typed, value: ArrayLike) -> int:
         flat.constants[number := new(aval)] = value
         return number
 
@@ -70,8 +73,8 @@ def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
         of = dict(zip(jaxpr.invars, inputs, strict=True))
         of.update((v, constant(v.aval, c)) for v, c in zip(jaxpr.constvars, program.consts, strict=True))
 
-        def number(v: Any) -> int:
-            return constant(v.aval, np.asarray(v.val, v.aval.dtype)) if is_literal(v) else of[v]
+        def number(v: Atom) -> int:
+            return constant(types_of([v])[0], value_of(v)) if is_literal(v) else of[v]
 
         for equation in jaxpr.eqns:
             ins, name = [number(v) for v in equation.invars], equation.primitive.name
@@ -92,7 +95,7 @@ def flattened(program: ClosedJaxpr, line: str = "") -> Flat:
     return flat
 
 
-def values_of(program: Flat, inputs: Sequence[Any]) -> dict[int, Any]:
+def values_of(program: Flat, inputs: Sequence[ArrayLike]) -> dict[int, ArrayLike]:
     """Every value of a program."""
     values = dict(enumerate(inputs)) | program.constants
     for node in program.nodes:
@@ -100,7 +103,9 @@ def values_of(program: Flat, inputs: Sequence[Any]) -> dict[int, Any]:
     return values
 
 
-def outputs_with(program: Flat, values: dict[int, Any], at: int, apply: Callable[..., Sequence[Any]]) -> list[Any]:
+def outputs_with(
+    program: Flat, values: dict[int, ArrayLike], at: int, apply: Callable[..., Sequence[ArrayLike]]
+) -> list[ArrayLike]:
     """The outputs where the node `at` computes `apply`; only what depends on it is computed again."""
     node = program.nodes[at]
     new = dict(zip(node.outs, apply(*(values[i] for i in node.ins)), strict=True))
@@ -198,7 +203,7 @@ def _changes_in_bodies(node: Node, shown: str) -> Iterator[tuple[tuple, Change]]
             yield (n, *change.key), change._replace(mutation=change.mutation._replace(apply=apply))
 
 
-def _as_tuple(v: Any) -> tuple:
+def _as_tuple(v: object) -> tuple:
     return v if isinstance(v, tuple) else (v,)
 
 

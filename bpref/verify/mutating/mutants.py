@@ -4,20 +4,25 @@ A mutant that computes what the original does proves nothing about a checker. Th
 `equivalents` lists them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
+from bpref.programs import is_typed
 from bpref.verify.mutating.arithmetic import differs_at_ties_only
 from bpref.verify.mutating.changes import Change, Flat, changes_of, flattened, outputs_with, rounds_apart, values_of
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
+from bpref.verify.oracle import Leaf
 from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.programs.rewrite import as_it_is
 from bpref.verify.programs.running import as_if_at_home
@@ -39,11 +44,11 @@ class Mutant(NamedTuple):
     """
 
     name: str
-    backward: Callable[..., Any]
+    backward: Callable[..., PyTree]
     equivalent: str = ""
 
 
-def mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> Iterator[Mutant]:
+def mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> Iterator[Mutant]:
     """Backwards with one change each, none of which computes what the original or another one does.
 
     A term is dropped or negated, operands are swapped, a constant, an axis, a comparison, a transposition, a reduction
@@ -63,13 +68,13 @@ def mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | 
     return (m for m in all_mutants(backward, *args, points=points) if not m.equivalent)
 
 
-def equivalents(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> list[Mutant]:
+def equivalents(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """The changes that `mutants` leaves out, each with the reason."""
     _require("equivalents", backward, args, points)
     return [m for m in all_mutants(backward, *args, points=points) if m.equivalent]
 
 
-def _require(caller: str, backward: Any, args: tuple, points: Any) -> None:
+def _require(caller: str, backward: object, args: tuple, points: object) -> None:
     require_callable(caller, "backward", backward)
     require_points(caller, points, len(args))
 
@@ -79,17 +84,17 @@ class Traced(NamedTuple):
 
     program: Flat
     changes: dict[tuple, Change]
-    to_tree: Callable[[Sequence[Any]], Any]
+    to_tree: Callable[[Sequence], PyTree]
 
 
 class _Versions:
     """The flat programs of one backward, one for each combination of shapes and dtypes that it is called with."""
 
-    def __init__(self, backward: Callable[..., Any]):
+    def __init__(self, backward: Callable[..., PyTree]):
         self.backward = backward
-        self.known: dict[Any, Traced] = {}
+        self.known: dict[Hashable, Traced] = {}
 
-    def of(self, args: tuple) -> tuple[Traced, list[Any]]:
+    def of(self, args: tuple) -> tuple[Traced, list]:
         """The program for these arguments, and its inputs: the arrays among them. Other leaves are static."""
         leaves, tree = jax.tree.flatten(args)
         where = [i for i, v in enumerate(leaves) if _is_array(v)]
@@ -115,7 +120,7 @@ class _Versions:
             self.known[key] = traced
         return traced, [leaves[i] for i in where]
 
-    def changed(self, key: tuple, *args: Any) -> Any:
+    def changed(self, key: tuple, *args: PyTree) -> PyTree:
         """The backward with one change."""
         traced, inputs = self.of(args)
         if key not in traced.changes:
@@ -126,7 +131,7 @@ class _Versions:
 
 
 @as_if_at_home
-def all_mutants(backward: Callable[..., Any], *args: Any, points: Sequence[tuple] | None = None) -> list[Mutant]:
+def all_mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them."""
     versions = _Versions(backward)
     tried = [widened(p) for p in points] if points is not None else _points(args)
@@ -164,14 +169,14 @@ class Outputs(NamedTuple):
     disturbed: dict[int, list[list[np.ndarray]]]
 
 
-def _seen(program: Flat, changes: Sequence[Change], points: Sequence[Sequence[Any]]) -> Outputs:
+def _seen(program: Flat, changes: Sequence[Change], points: Sequence[Sequence[Leaf]]) -> Outputs:
     """Everything in one compiled program, which shares what the changes leave as it is."""
     rng = generator(0, 1)
     live = [c for c in changes if not c.harmless]
     floats = {c.at for c in live if jnp.issubdtype(program.types[program.nodes[c.at].outs[0]].dtype, jnp.floating)}
     noise = {at: rng.uniform(0.5, 1.5, program.types[program.nodes[at].outs[0]].shape) for at in sorted(floats)}
 
-    def disturbance(at: int) -> Callable[..., Sequence[Any]]:
+    def disturbance(at: int) -> Callable[..., Sequence[Array]]:
         def apply(*operands):
             first, *others = as_it_is(program.nodes[at].equation, operands)
             r = noise[at].astype(first.dtype)
@@ -233,7 +238,7 @@ def _apart(outputs: list[list[np.ndarray]], truth: list[list[np.ndarray]]) -> fl
     return max((float(relative_error(*map(_inexact, pair))) for pair in pairs), default=0.0)
 
 
-def _inexact(v: Any) -> np.ndarray:
+def _inexact(v: ArrayLike) -> np.ndarray:
     v = np.asarray(v)
     return v.astype(np.complex128 if np.iscomplexobj(v) else np.float64)
 
@@ -266,5 +271,5 @@ def _points(args: tuple) -> list[tuple]:
     return [draw(generator(0, 0, i)) for i in range(POINTS)]
 
 
-def _is_array(v: Any) -> bool:
-    return hasattr(v, "dtype") and hasattr(v, "shape") and v.dtype != jax.dtypes.float0
+def _is_array(v: object) -> bool:
+    return is_typed(v) and v.dtype != jax.dtypes.float0

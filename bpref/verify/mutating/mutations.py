@@ -2,11 +2,10 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from bpref.verify.mutating.arithmetic import (
     ARITHMETIC,
@@ -39,7 +38,7 @@ def _axes(step: Step) -> Iterator[Mutation]:
         yield with_params(f"reduce axes {list(other)} in", step, axes=other)
 
 
-def _reduced_by(label: str, reduce: Callable[..., Any]) -> Callable[[Step], Iterator[Mutation]]:
+def _reduced_by(label: str, reduce: Callable[..., Array]) -> Callable[[Step], Iterator[Mutation]]:
     def changed(step: Step) -> Iterator[Mutation]:
         yield single(f"{label} for", lambda x: reduce(x, axis=tuple(step.params["axes"])).astype(x.dtype))
 

@@ -6,17 +6,20 @@ Eng. Softw. 4, 1982). The bar is how far an entry lies from the two that it is m
 and no less than what the rougher slopes at smaller steps say against it: entries may agree by chance.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.verify.numbers.measure import is_inexact, widened
 
 
-def measured_noise(call: Callable, leaves: Sequence[Any], y: np.ndarray, eps: float, steps_dtype: Any) -> np.ndarray:
+def measured_noise(
+    call: Callable, leaves: Sequence[np.ndarray], y: np.ndarray, eps: float, steps_dtype: np.dtype
+) -> np.ndarray:
     """The error of each output: what rounding makes at least, and what sixth differences over tiny steps show.
 
     A smooth function's vanish. Two sizes of steps, in units of the last place: a function that rounds its arguments
@@ -36,7 +39,7 @@ def measured_noise(call: Callable, leaves: Sequence[Any], y: np.ndarray, eps: fl
     return np.maximum(1.5 * seen, max(eps / 2, pooled) * np.abs(y))
 
 
-def _nudged(v: Any, step: int, dtype: Any) -> Any:
+def _nudged(v: np.ndarray, step: int, dtype: np.dtype) -> np.ndarray:
     """Every element moved up or down by so many units of its last place, so that nothing is rounded."""
     if not is_inexact(v):
         return v
@@ -68,21 +71,21 @@ class Setting(NamedTuple):
       eps: the relative error of rounding.
     """
 
-    call: Callable[[Sequence[Any]], np.ndarray]
-    leaves: list[Any]
-    steps_dtype: Any
+    call: Callable[[Sequence[np.ndarray]], np.ndarray]
+    leaves: list[np.ndarray]
+    steps_dtype: np.dtype
     dys: np.ndarray
     y: np.ndarray
     noise: np.ndarray
     eps: float
 
 
-def setting_of(f: Callable[..., Any], args: tuple, dys: Sequence[Any]) -> tuple[Setting, Any]:
+def setting_of(f: Callable[..., PyTree], args: tuple, dys: Sequence[PyTree]) -> tuple[Setting, Hashable]:
     """Finds out in which precision `f` computes and how noisy it is; and the tree of `args`."""
     given, tree = jax.tree.flatten(args)
     given = [np.array(v) if is_inexact(v) else v for v in given]
 
-    def outputs(leaves: Sequence[Any]) -> list[np.ndarray]:
+    def outputs(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
         copies = [np.array(v) if isinstance(v, np.ndarray) else v for v in leaves]
         return [np.asarray(v) for v in jax.tree.leaves(f(*jax.tree.unflatten(tree, copies)))]
 
@@ -96,7 +99,7 @@ def setting_of(f: Callable[..., Any], args: tuple, dys: Sequence[Any]) -> tuple[
         leaves, seen = given, outputs(given)
     which = [i for i, v in enumerate(seen) if is_inexact(v)]
 
-    def call(leaves: Sequence[Any]) -> np.ndarray:
+    def call(leaves: Sequence[np.ndarray]) -> np.ndarray:
         parts = [v.reshape(-1) for v in outputs(leaves)]
         wide = [widened(parts[i]) for i in which]
         return np.concatenate(wide) if wide else np.zeros(0)
@@ -107,7 +110,7 @@ def setting_of(f: Callable[..., Any], args: tuple, dys: Sequence[Any]) -> tuple[
     return Setting(call, leaves, steps_dtype, _stacked(dys, seen, which), y, noise, eps), tree
 
 
-def _stacked(dys: Sequence[Any], seen: list[np.ndarray], which: list[int]) -> np.ndarray:
+def _stacked(dys: Sequence[PyTree], seen: list[np.ndarray], which: list[int]) -> np.ndarray:
     """The cotangents as rows of a matrix."""
     rows = []
     for dy in dys:

@@ -9,13 +9,13 @@ kink, and autodiff of the formula be wrong or undefined at that one point. There
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bpref.verify.numbers.points import generator
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, is_differentiable
 
 STEP, CLOSER = 1e-7, 1e-10
 """How far 'nearby' is, relative to an array's size; and once more, since what is steep looks torn from afar."""
@@ -52,14 +52,13 @@ class Kinks(NamedTuple):
     truth: np.ndarray
 
 
-def at_kinks(neighbours: "Neighbourhood", seen: Sequence[Any], name: str) -> Kinks:
-    """Look at the neighbourhood of every point for the cotangent called `name`.
+def at_kinks(neighbours: "Neighbourhood", seen: Sequence[tuple[np.ndarray, np.ndarray]], name: str) -> Kinks:
+    """Look at the neighbourhood of every point for the cotangent called `name`, there by hand and by the oracle.
 
     Where the hand's is the oracle's own, only points that may lie on a kink are looked at (`Neighbourhood.special`).
     """
     found: list[tuple[np.ndarray, ...]] = []
-    for i, s in enumerate(seen):
-        hand, oracle = s.hand[name], s.oracle[name]
+    for i, (hand, oracle) in enumerate(seen):
         differ = hand.shape == oracle.shape and not np.array_equal(hand, oracle)
         if not np.iscomplexobj(hand) and (differ or neighbours.is_torn(i, name, oracle)):
             found += [_at_kinks(neighbours, i, name, k, hand[k], oracle[k]) for k in range(len(oracle))]
@@ -78,8 +77,8 @@ class Neighbourhood:
 
     def __init__(
         self,
-        run: Callable[[list[Any], list[Any]], Any],
-        points: Sequence[Any],
+        run: Callable[[Arrays, list], Gradients],
+        points: Sequence[tuple[Arrays, list]],
         names: Sequence[str],
         special: Sequence[int] = (0,),
     ):
@@ -92,13 +91,13 @@ class Neighbourhood:
         if i not in self.special or np.iscomplexobj(oracle):
             return False
         if i not in self._pairs:
-            self._pairs[i] = self._beside(i, _ways(self.points[i].leaves))
+            self._pairs[i] = self._beside(i, _ways(self.points[i][0]))
         return any(_Picture(self._pairs[i][name][:, k]).is_torn_at(v).any() for k, v in enumerate(oracle))
 
     def around(self, i: int, far: float = STEP) -> Gradients:
         """At `PAIRS` pairs of opposite neighbours, stacked: (2 PAIRS, cotangents, *shape)."""
         if (i, far) not in self._around:
-            rng, leaves = generator(0, 2), self.points[i].leaves
+            rng, (leaves, _) = generator(0, 2), self.points[i]
             # What is tied must not stay so: no two elements move alike.
             ways = [[rng.normal(size=np.shape(v)) for v in leaves] for _ in range(PAIRS)]
             ways[0] = [0.5 + rng.uniform(size=np.shape(v)) for v in leaves]
@@ -112,7 +111,7 @@ class Neighbourhood:
 
     def along(self, i: int, name: str, direction: np.ndarray, far: float = STEP) -> np.ndarray:
         """The cotangent called `name` with its own argument alone moved along a direction, and against it."""
-        directions: list[Any] = [None] * len(self._names)
+        directions: list[np.ndarray | None] = [None] * len(self._names)
         directions[self._names.index(name)] = direction
         return self._beside(i, directions, far)[name]
 
@@ -124,20 +123,20 @@ class Neighbourhood:
                 self._run([_moved(v, d, sign * far) for v, d in zip(leaves, directions, strict=True)], dys)
                 for sign in (1, -1)
             ]
-        return {name: np.stack([s.oracle[name] for s in seen]) for name in seen[0].oracle}
+        return {name: np.stack([s[name] for s in seen]) for name in seen[0]}
 
 
-def a_step_away(leaves: Sequence[Any]) -> list[Any]:
+def a_step_away(leaves: Arrays) -> Arrays:
     """The leaves moved by a step in a random direction: off every kink and tie that they lie on."""
     return [_moved(v, d, STEP) for v, d in zip(leaves, _ways(leaves), strict=True)]
 
 
-def _ways(leaves: Sequence[Any]) -> list[np.ndarray]:
+def _ways(leaves: Arrays) -> list[np.ndarray]:
     rng = generator(0, 12)
     return [rng.normal(size=np.shape(v)) for v in leaves]
 
 
-def _moved(v: Any, direction: np.ndarray | None, far: float) -> Any:
+def _moved(v: np.ndarray, direction: np.ndarray | None, far: float) -> np.ndarray:
     if direction is None or not is_differentiable(v):
         return v
     return v + far * _size(v) * np.where(np.isfinite(v), direction, 0.0)

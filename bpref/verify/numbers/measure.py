@@ -1,10 +1,16 @@
 """How far two arrays are apart: relatively, and in units of the last place of a dtype; and arrays in another one."""
 
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from bpref.programs import is_typed
 
 NEGLIGIBLE = 1e-3
 """An element this much smaller than the largest of its array is compared on that scale, not on its own."""
@@ -18,25 +24,25 @@ class Ulps(NamedTuple):
     maximum: float
 
 
-def is_inexact(v: Any) -> bool:
+def is_inexact(v: object) -> bool:
     """Whether it is a floating-point number, real or complex, or an array of them."""
     return isinstance(v, float | complex) or _is_inexact_array(v)
 
 
-def _is_inexact_array(v: Any) -> bool:
-    return hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jnp.inexact)
+def _is_inexact_array(v: object) -> TypeGuard[Array | np.ndarray]:
+    return is_typed(v) and jnp.issubdtype(v.dtype, jnp.inexact)
 
 
-def widened(tree: Any) -> Any:
+def widened(tree: PyTree) -> PyTree:
     """Every floating-point array in float64, every complex one in complex128, as NumPy arrays; else as it is."""
     return jax.tree.map(_wide, tree)
 
 
-def _wide(v: Any) -> Any:
+def _wide(v: object) -> object:
     return np.asarray(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64) if _is_inexact_array(v) else v
 
 
-def rounded(tree: Any, dtype: Any) -> Any:
+def rounded(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """Every real floating-point array in `dtype`, as NumPy arrays."""
 
     def one(v):
@@ -45,7 +51,7 @@ def rounded(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def relative_error(value: Any, truth: Any) -> Any:
+def relative_error(value: Array | np.ndarray, truth: Array | np.ndarray) -> Array | np.ndarray:
     """The largest elementwise error, relative to the element, or to 1e-3 of the array's largest element.
 
     NumPy arrays give a NumPy scalar, JAX arrays (traced ones too) a JAX scalar. A NaN anywhere, or an infinity
@@ -64,7 +70,7 @@ def sample_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return _apart(value, truth, np.maximum(magnitude, NEGLIGIBLE * largest), np)
 
 
-def ulp_errors(value: np.ndarray, truth: np.ndarray, dtype: Any) -> np.ndarray:
+def ulp_errors(value: np.ndarray, truth: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Elementwise errors in units of the last place that `truth` has in `dtype`, flattened.
 
     An element that rounding the array's largest one would swallow is measured by that rounding. Of complex numbers
@@ -85,7 +91,7 @@ def summarise(errors: np.ndarray) -> Ulps:
     return Ulps(*(float(v) for v in np.quantile(errors, [0.5, 0.99, 1.0], method="higher")))
 
 
-def _apart(value: Any, truth: Any, scale: Any, xp: Any) -> Any:
+def _apart(value: Any, truth: Any, scale: Any, xp: ModuleType) -> Any:
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = xp.abs(value - truth) / scale
     return xp.where(value == truth, 0, xp.where(xp.isfinite(errors), errors, xp.inf))

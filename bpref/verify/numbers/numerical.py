@@ -11,10 +11,11 @@ defined nearby, the bar is large or infinite, and the value says nothing.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.verify.numbers.differences import Found, Setting, extrapolated, setting_of, typical_size
 from bpref.verify.numbers.measure import is_inexact, widened
@@ -46,16 +47,16 @@ class Numerical(NamedTuple):
       chosen: for each leaf of `args` the elements that were looked at, by their place in the flat array.
     """
 
-    cotangents: Any
-    bars: Any
+    cotangents: PyTree
+    bars: PyTree
     projections: list[tuple[Projection, ...]]
-    chosen: list[Any]
+    chosen: list[np.ndarray | None]
 
 
 def numerical_cotangents(
-    f: Callable[..., Any],
+    f: Callable[..., PyTree],
     args: tuple,
-    dys: Sequence[Any],
+    dys: Sequence[PyTree],
     *,
     limit: int = 512,
     directions: int = 2,
@@ -98,7 +99,7 @@ def numerical_cotangents(
         along = [_projections(setting, n, value, bar, rng) for _ in range(directions if leaf.size else 0)]
         projections.append([tuple(p[j] for p in along) for j in range(len(dys))])
 
-    def of(parts: list, j: int) -> Any:
+    def of(parts: list, j: int) -> PyTree:
         return jax.tree.unflatten(tree, [None if v is None else v[j] for v in parts])
 
     return [Numerical(of(values, j), of(bars, j), [p[j] for p in projections], chosen) for j in range(len(dys))]
@@ -116,7 +117,7 @@ def _of_elements(
     is_complex = np.iscomplexobj(leaf)
     values = np.zeros((len(setting.dys), leaf.size), np.complex128 if is_complex else np.float64)
     bars = np.full((len(setting.dys), leaf.size), np.inf)
-    scales = np.maximum(np.abs(leaf).reshape(-1), typical_size(leaf)).astype(np.float64)
+    scales = np.maximum(np.abs(leaf).reshape(-1), typical_size(leaf)).tolist()
     may_step = complex_step and leaf.size and not (is_complex or np.iscomplexobj(setting.y))
     by_complex_step = _complex_step(setting, n, rng) if may_step else None
     for i in chosen[np.isfinite(leaf.reshape(-1)[chosen])]:
@@ -151,7 +152,7 @@ def _projections(
     return [Projection(direction, float(v), float(b)) for v, b in zip(value, bar, strict=True)]
 
 
-def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, rounding: Any = 0.0) -> Found:
+def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, rounding: np.ndarray | float = 0.0) -> Found:
     """The derivative of each `Re(dy . f)` along a direction through one leaf, and its bar.
 
     `rounding` is what it does to each `Re(dy . f)` that the moved elements are rounded, where there are several.
@@ -194,7 +195,7 @@ def _changed_by(setting: Setting, n: int, direction: np.ndarray, step: float) ->
     return changed
 
 
-def _tried(setting: Setting, leaves: Sequence[Any]) -> np.ndarray | None:
+def _tried(setting: Setting, leaves: Sequence[np.ndarray]) -> np.ndarray | None:
     """The outputs at arguments that may lie outside of the domain; `None` where the function says so."""
     try:
         with np.errstate(all="ignore"):
@@ -233,7 +234,9 @@ class _Row(NamedTuple):
         return 2 * np.minimum(parts.sum(-1), 3 * np.sqrt((parts**2).sum(-1))) / self.width + self.skewed
 
 
-def _differences(setting: Setting, n: int, direction: np.ndarray, step: float, rounding: Any = 0.0) -> _Row | None:
+def _differences(
+    setting: Setting, n: int, direction: np.ndarray, step: float, rounding: np.ndarray | float = 0.0
+) -> _Row | None:
     """`None` where the function is not finite, or the step too small to be one."""
     (ahead, forth), (behind, back) = (_moved(setting, n, direction, t) for t in (step, -step))
     if not (forth > 0 and back > 0):
@@ -251,7 +254,7 @@ def _differences(setting: Setting, n: int, direction: np.ndarray, step: float, r
     return _Row(width, slope, bend, error, skewed, difference != 0)
 
 
-def _moved(setting: Setting, n: int, direction: np.ndarray, step: float) -> tuple[list[Any], float]:
+def _moved(setting: Setting, n: int, direction: np.ndarray, step: float) -> tuple[list[np.ndarray], float]:
     """The arguments with one leaf moved along a direction, and how far: of a single element, as it is rounded."""
     leaf, taken = setting.leaves[n], abs(step)
     is_complex = np.iscomplexobj(leaf)

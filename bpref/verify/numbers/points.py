@@ -5,11 +5,18 @@ unit length, zeros and ones. A derivation may rest on such a property, and is no
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+
+from bpref.programs import Typed
+from bpref.verify.oracle import Arrays, Leaf
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Generator = np.random.Generator
 
@@ -22,11 +29,11 @@ def generator(key: int, *stream: int) -> Generator:
     return np.random.default_rng([0x62707265, key, *stream])
 
 
-def is_specification(v: Any) -> bool:
+def is_specification(v: object) -> "TypeIs[jax.ShapeDtypeStruct]":
     return isinstance(v, jax.ShapeDtypeStruct)
 
 
-def is_key(v: Any) -> bool:
+def is_key(v: Typed) -> bool:
     """Whether it holds (or specifies) JAX's typed random keys."""
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
 
@@ -46,19 +53,19 @@ def by_zipfs_law(rng: Generator, shape: tuple[int, ...], below: int) -> np.ndarr
     return rng.permutation(below)[rng.choice(below, shape, p=weights / weights.sum())]
 
 
-def normal(rng: Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def normal(rng: Generator, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Normal random numbers, complex ones for a complex dtype."""
     v = rng.normal(size=shape)
     return (v + 1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else v).astype(dtype)
 
 
-def fill(spec: Any, rng: Generator, fill_with: int, smallest: int, skewed: bool = False) -> Any:
+def fill(spec: Typed, rng: Generator, fill_with: int, smallest: int, skewed: bool = False) -> np.ndarray:
     """An array for a specification; integers are below `smallest`, so that they may index any axis in sight.
 
     `skewed` ones are drawn by Zipf's law.
     """
     if is_key(spec):
-        return jax.random.split(jax.random.key(int(rng.integers(2**31))), spec.shape)
+        return jax.random.split(jax.random.key(int(rng.integers(2**31))), spec.shape)  # type: ignore[return-value]
     if jnp.issubdtype(spec.dtype, jnp.bool_):
         return rng.random(spec.shape) < 0.5
     if jnp.issubdtype(spec.dtype, jnp.integer):
@@ -70,13 +77,13 @@ def fill(spec: Any, rng: Generator, fill_with: int, smallest: int, skewed: bool 
     return v.astype(spec.dtype)
 
 
-def fill_specifications(leaves: Sequence[Any], rng: Generator) -> list[Any]:
+def fill_specifications(leaves: Sequence[Leaf], rng: Generator) -> Arrays:
     """The leaves, with random values where there is a specification only."""
     smallest = smallest_axis(leaves)
     return [fill(v, rng, 0, smallest) if is_specification(v) else v for v in leaves]
 
 
-def smallest_axis(leaves: Sequence[Any]) -> int:
+def smallest_axis(leaves: Sequence[Typed]) -> int:
     """The size of the smallest axis above 1 of the floating-point arrays, or 2."""
     sizes = [n for v in leaves if jnp.issubdtype(v.dtype, jnp.inexact) for n in v.shape if n > 1]
     return min(sizes, default=2)
@@ -91,15 +98,15 @@ def near(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
 
 
 def leaves_of_point(
-    leaves: Sequence[Any], rng: Generator, i: int, attempt: int, skewed: bool = False, moves: Sequence[bool] = ()
-) -> list[Any]:
+    leaves: Sequence[Leaf], rng: Generator, i: int, attempt: int, skewed: bool = False, moves: Sequence[bool] = ()
+) -> Arrays:
     """The leaves at point number i, where that was attempted so often: those given at the first, and fresh ones near.
 
     Specifications are filled; `skewed` as `fill` has it. With `moves`, only the leaves where it is True are moved.
     """
     smallest = smallest_axis(leaves)
 
-    def one(v: Any, is_moved: bool) -> Any:
+    def one(v: Leaf, is_moved: bool) -> np.ndarray:
         if is_specification(v):
             return fill(v, rng, attempt, smallest, skewed)
         return near(v, rng, STRENGTHS[attempt]) if i and is_moved else v
@@ -107,7 +114,7 @@ def leaves_of_point(
     return [one(v, is_moved) for v, is_moved in zip(leaves, moves or [True] * len(leaves), strict=True)]
 
 
-def nudged(values: Sequence[Any], rng: Generator, eps: float | Sequence[float]) -> list[Any]:
+def nudged(values: Arrays, rng: Generator, eps: float | Sequence[float]) -> Arrays:
     """Every floating-point element moved by up to `eps` of itself, one number for all or one for each array."""
     each = eps if isinstance(eps, Sequence) else [eps] * len(values)
     return [

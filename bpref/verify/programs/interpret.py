@@ -9,16 +9,18 @@ are steps that hold lists of their own.
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
+from jaxtyping import PyTree
 
-from bpref.programs import programs_in
+from bpref.programs import Atom, Typed, is_literal, programs_in, types_of, value_of
 from bpref.verify.programs.operations import ELEMENTWISE, WITH_PARAMETERS, Equation, Operation
 from bpref.verify.programs.quick import compilation_of, products
-from bpref.verify.programs.rewrite import constants_and_carry, is_literal, split
+from bpref.verify.programs.rewrite import constants_and_carry, split
 from bpref.verify.programs.strip import OPAQUE, called
 
 COSTLY = 20_000
@@ -27,7 +29,7 @@ COSTLY = 20_000
 DTYPES = frozenset(map(np.dtype, ("bool", "int32", "int64", "uint8", "uint32", "uint64", "float64", "complex128")))
 """What NumPy computes with as JAX does on every device."""
 
-OnResult = Callable[[Any, int, str], Any]
+OnResult = Callable[[np.ndarray, int, str], np.ndarray]
 """`(array, place, primitive) -> array`: what an operation's result is taken for; `place` is the same at each run."""
 
 
@@ -37,7 +39,7 @@ class CannotInterpret(Exception):
 
 class Instruction(NamedTuple):
     primitive: str
-    run: Callable[..., Any]
+    run: Operation
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     is_one: bool
@@ -48,7 +50,7 @@ class Interpreted:
     """A program laid out to be run."""
 
     def __init__(self, program: ClosedJaxpr):
-        self.constants: dict[int, Any] = {}
+        self.constants: dict[int, np.ndarray] = {}
         self.steps: list[Instruction] = []
         self.cost = 0.0
         self._count = len(program.jaxpr.invars)
@@ -58,9 +60,9 @@ class Interpreted:
         self.outputs = self._lay_out(program, range(self._count))
         self._known.clear()
 
-    def run(self, inputs: Sequence[Any], on_result: OnResult | None = None) -> list[Any]:
+    def run(self, inputs: Sequence[np.ndarray], on_result: OnResult | None = None) -> list[np.ndarray]:
         """The outputs, arrays of NumPy."""
-        values: dict[int, Any] = dict(enumerate(inputs)) | self.constants
+        values: dict[int, np.ndarray] = dict(enumerate(inputs)) | self.constants
         for step in self.steps:
             operands = [values[i] for i in step.inputs]
             results = step.run(on_result, *operands) if step.is_loop else step.run(*operands)
@@ -86,8 +88,8 @@ class Interpreted:
         numbers = dict(zip(jaxpr.invars, inputs, strict=True))
         numbers.update((v, self._constant(c)) for v, c in zip(jaxpr.constvars, program.consts, strict=True))
 
-        def number(v: Any) -> int:
-            return self._constant(np.asarray(v.val, v.aval.dtype)) if is_literal(v) else numbers[v]
+        def number(v: Atom) -> int:
+            return self._constant(value_of(v)) if is_literal(v) else numbers[v]
 
         for equation in jaxpr.eqns:
             operands = tuple(map(number, equation.invars))
@@ -103,7 +105,7 @@ class Interpreted:
             numbers.update(zip(equation.outvars, found, strict=True))
         return [number(v) for v in jaxpr.outvars]
 
-    def _constant(self, v: Any) -> int:
+    def _constant(self, v: Array | np.ndarray) -> int:
         _require(v)
         v = np.asarray(v)
         return self._once(
@@ -114,7 +116,7 @@ class Interpreted:
         name = equation.primitive.name
         if equation.effects or name in OPAQUE:
             raise CannotInterpret(f"{name} is not one of NumPy's")
-        sizes = [_require(v.aval) for v in equation.outvars]
+        sizes = [_require(v) for v in types_of(equation.outvars)]
         loop = LOOPS.get(name)
         if loop is None and name not in WITH_PARAMETERS and any(True for _ in programs_in(equation)):
             raise CannotInterpret(f"{name} holds programs")
@@ -148,7 +150,7 @@ class Interpreted:
         return numbers
 
 
-def _require(v: Any) -> int:
+def _require(v: Typed) -> int:
     """The size of an array, which NumPy has to know as JAX does."""
     if getattr(v, "dtype", None) not in DTYPES:
         raise CannotInterpret(f"it computes with {getattr(v, 'dtype', v)}")
@@ -162,7 +164,7 @@ def _scan(equation: JaxprEqn) -> tuple[Operation, float]:
     shapes = [(length, *v.shape) for v in p["jaxpr"].out_avals[n_carry:]]
     dtypes = [v.dtype for v in p["jaxpr"].out_avals[n_carry:]]
 
-    def run(on_result: OnResult | None, *inputs: Any) -> list[Any]:
+    def run(on_result: OnResult | None, *inputs: np.ndarray) -> list[np.ndarray]:
         constants, carry, xs = split(inputs, n_constants, n_carry)
         ys = [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         for i in range(length)[:: -1 if p["reverse"] else 1]:
@@ -178,7 +180,7 @@ def _scan(equation: JaxprEqn) -> tuple[Operation, float]:
 def _cond(equation: JaxprEqn) -> tuple[Operation, float]:
     branches = [Interpreted(branch) for branch in equation.params["branches"]]
 
-    def run(on_result: OnResult | None, index: Any, *operands: Any) -> list[Any]:
+    def run(on_result: OnResult | None, index: np.ndarray, *operands: np.ndarray) -> list[np.ndarray]:
         return branches[int(np.clip(index, 0, len(branches) - 1))].run(operands, on_result)
 
     return run, max(branch.cost for branch in branches)
@@ -204,19 +206,19 @@ def _by_jax(equation: Equation) -> Operation:
     parameters = equation.primitive.get_bind_params(equation.params)
     run = _compiled(equation.primitive, tuple(parameters.items()), tuple(compilation_of([equation]).items()))
 
-    def bound(*arrays: np.ndarray) -> Any:
+    def bound(*arrays: np.ndarray) -> np.ndarray | list[np.ndarray]:
         with jax.enable_x64(True):
             return jax.device_get(run(*arrays))
 
     return bound
 
 
-Items = tuple[tuple[str, Any], ...]
+Items = tuple[tuple[str, Hashable], ...]
 """A dict that is hashed."""
 
 
 @lru_cache(512)
-def _compiled(primitive: Primitive, parameters: Items, options: Items) -> Callable[..., Any]:
+def _compiled(primitive: Primitive, parameters: Items, options: Items) -> Callable[..., PyTree]:
     return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(parameters)), compiler_options=dict(options))
 
 

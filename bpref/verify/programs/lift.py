@@ -6,24 +6,27 @@ them do nothing, and a half-precision reduction or product is done in full.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Any, TypeVar
+from types import NotImplementedType
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
-from bpref.programs import closed
+from bpref.programs import Typed, closed, is_literal, types_of
 from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, constants_and_carry, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX, is_opaque
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable)
 
 
-def lift(fun: F, at: Any = None) -> F:
+def lift(fun: F, at: DTypeLike | None = None) -> F:
     """The function that computes what `fun` says with every floating-point value in float64 or complex128.
 
     It is called under `jax.enable_x64(True)`, with arguments of any dtype. `fun` is traced at the dtypes that come, or
@@ -50,7 +53,7 @@ def lift(fun: F, at: Any = None) -> F:
     return lifted  # type: ignore[return-value]
 
 
-def lift_traced(fun: Callable, inputs: tuple, x64: Callable[[], Any]) -> Callable:
+def lift_traced(fun: Callable, inputs: tuple, x64: Callable[[], AbstractContextManager]) -> Callable:
     """`lift(fun)`, with `fun` traced at `inputs`, specifications in its own dtypes, in the context that `x64` makes.
 
     For a function that cannot be traced with 64-bit numbers enabled.
@@ -67,7 +70,7 @@ def lift_traced(fun: Callable, inputs: tuple, x64: Callable[[], Any]) -> Callabl
     return lifted
 
 
-def for_float64(fun: Callable, *inputs: Any) -> tuple[Callable, bool]:
+def for_float64(fun: Callable, *inputs: PyTree) -> tuple[Callable, bool]:
     """`fun` as it can be called with float64 in place of `inputs`, and whether it had to be lifted for that.
 
     It is traced in the caller's mode where it cannot be with 64-bit numbers enabled: one that closes over NumPy's int64
@@ -83,14 +86,14 @@ def for_float64(fun: Callable, *inputs: Any) -> tuple[Callable, bool]:
     return fun, False
 
 
-def wide_dtype(dtype: Any) -> Any:
+def wide_dtype(dtype: np.dtype) -> np.dtype:
     """float64 for a real floating dtype, complex128 for a complex one, any other as it is."""
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float64)
     return np.dtype(np.complex128) if jnp.issubdtype(dtype, jnp.complexfloating) else dtype
 
 
-def wide(v: Any) -> Any:
+def wide(v: ArrayLike) -> ArrayLike:
     """An array of floating-point numbers, or a constant, in the wide dtype of its kind."""
     dtype = getattr(v, "dtype", None)
     if dtype is None or wide_dtype(dtype) == dtype:
@@ -98,7 +101,7 @@ def wide(v: Any) -> Any:
     return jnp.asarray(np.asarray(v) if not isinstance(v, jax.Array) else v, wide_dtype(dtype))
 
 
-def in_float64(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+def in_float64(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Recurse) -> list | NotImplementedType:
     """For `evaluate` with `wide` constants: the equation over wide values."""
     name = equation.primitive.name
     if name in RULES_OF_JAX and not is_opaque(equation.params["call_jaxpr"]):
@@ -106,19 +109,19 @@ def in_float64(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> A
     if name in CONTROL_FLOW:
         return NotImplemented
     if name in OPAQUE or name in RULES_OF_JAX or name == "bitcast_convert_type":
-        if name == "bitcast_convert_type" and _bits(equation.invars[0].aval):
+        if name == "bitcast_convert_type" and _bits(types_of(equation.invars)[0]):
             raise NotImplementedError(
                 "lift: a bitcast of a floating-point value (bitcast_convert_type, as jnp.signbit, jnp.frexp and "
                 "jnp.copysign do): its bits are those of one dtype, and have no meaning in float64"
             )
-        narrow = [as_traced(x, v.aval) for x, v in zip(inputs, equation.invars, strict=True)]
+        narrow = list(map(as_traced, inputs, types_of(equation.invars)))
         return [wide(v) for v in as_it_is(equation, narrow)]
     if name == "reduce_precision":
         return list(inputs)
     return [wide(v) for v in as_it_is(equation, inputs, **_wide_parameters(equation, recurse))]
 
 
-def narrowest(program: ClosedJaxpr, wide: Any) -> np.dtype | None:
+def narrowest(program: ClosedJaxpr, wide: DTypeLike) -> np.dtype | None:
     """The narrowest floating dtype that a value computed from the inputs is cast down to, inner programs included.
 
     Args:
@@ -133,20 +136,20 @@ def narrowest(program: ClosedJaxpr, wide: Any) -> np.dtype | None:
     return min(bits, key=lambda dtype: (bits[dtype], str(dtype)), default=None)
 
 
-def _real_at(v: Any, dtype: Any) -> Any:
+def _real_at(v: ArrayLike, dtype: DTypeLike | None) -> ArrayLike:
     real = isinstance(v, jax.Array) and jnp.issubdtype(v.dtype, jnp.floating)
     return v if dtype is None or not real else lax.convert_element_type(v, dtype)
 
 
-def as_traced(x: Any, aval: Any) -> Any:
+def as_traced(x: ArrayLike, aval: Typed) -> ArrayLike:
     """A value in the floating-point dtype that it had when a program was traced."""
     return x if wide_dtype(aval.dtype) == aval.dtype else lax.convert_element_type(x, aval.dtype)
 
 
-def _wide_parameters(equation: JaxprEqn, recurse: Recurse) -> dict[str, Any]:
+def _wide_parameters(equation: JaxprEqn, recurse: Recurse) -> dict[str, object]:
     """The parameters that name a dtype, an algorithm of one, or a scalar program (of a reduction), made wide."""
 
-    def widened(v: Any) -> Any:
+    def widened(v: object) -> object:
         if isinstance(v, np.dtype):
             return wide_dtype(v)
         if isinstance(v, lax.DotAlgorithmPreset | lax.DotAlgorithm):
@@ -167,17 +170,17 @@ def _narrowed(jaxpr: Jaxpr, of_inputs: Sequence[bool]) -> tuple[set[np.dtype], l
     depends = {v for v, mark in zip(jaxpr.invars, of_inputs, strict=True) if mark}
 
     for equation in jaxpr.eqns:
-        marks = [not hasattr(v, "val") and v in depends for v in equation.invars]
+        marks = [not is_literal(v) and v in depends for v in equation.invars]
         inside, out_marks = _inside(equation, marks)
         found |= inside
         depends.update(v for v, mark in zip(equation.outvars, out_marks, strict=True) if mark)
         if equation.primitive.name in CONTROL_FLOW or equation.primitive.name in RULES_OF_JAX:
             continue
-        bits = [_bits(v.aval) for v, mark in zip(equation.invars, marks, strict=True) if mark and _bits(v.aval)]
+        bits = [_bits(a) for a, mark in zip(types_of(equation.invars), marks, strict=True) if mark and _bits(a)]
         if equation.primitive.name == "reduce_precision" and bits:
             found |= _as_precise_as(equation.params["mantissa_bits"], bits[0])
-        found |= {_dtype(v.aval) for v in equation.outvars if bits and 0 < _bits(v.aval) < max(bits)}
-    return found, [not hasattr(v, "val") and v in depends for v in jaxpr.outvars]
+        found |= {_dtype(a) for a in types_of(equation.outvars) if bits and 0 < _bits(a) < max(bits)}
+    return found, [not is_literal(v) and v in depends for v in jaxpr.outvars]
 
 
 def _inside(equation: JaxprEqn, marks: Sequence[bool]) -> tuple[set[np.dtype], list[bool]]:
@@ -209,12 +212,12 @@ def _until_settled(body: Jaxpr, marks: list[bool], fixed: int, carried: int) -> 
         marks = [*marks[:fixed], *carry, *marks[fixed + carried :]]
 
 
-def _bits(aval: Any) -> int:
+def _bits(aval: Typed) -> int:
     """The bits of a floating dtype's mantissa, 0 for any other."""
     return jnp.finfo(_dtype(aval)).nmant if jnp.issubdtype(_dtype(aval), jnp.inexact) else 0
 
 
-def _dtype(aval: Any) -> Any:
+def _dtype(aval: object) -> np.dtype:
     """An array's dtype; an effect's token, which has none, counts as a boolean."""
     return getattr(aval, "dtype", np.dtype(bool))
 
@@ -225,7 +228,7 @@ def _as_precise_as(mantissa: int, bits: int) -> set[np.dtype]:
     return {next(t for t in known if jnp.finfo(t).nmant >= mantissa)} if mantissa < bits and mantissa <= 23 else set()
 
 
-def lift_rule(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def lift_rule(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """The outputs of a `custom_jvp` or `custom_vjp` call over wide inputs, with the rule that differentiates it."""
     lifted = _with_tangents if equation.primitive.name == "custom_jvp_call" else _with_cotangents
     return lifted(equation, recurse)(*inputs)
@@ -233,7 +236,7 @@ def lift_rule(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> l
 
 def _with_tangents(equation: JaxprEqn, recurse: Callable) -> Callable:
     _, tangents_of = equation.primitive.get_bind_params(equation.params)["subfuns"]
-    body, avals = equation.params["call_jaxpr"], [v.aval for v in equation.invars]
+    body, avals = equation.params["call_jaxpr"], types_of(equation.invars)
 
     @jax.custom_jvp
     def rule(*xs):
@@ -256,7 +259,7 @@ def _with_tangents(equation: JaxprEqn, recurse: Callable) -> Callable:
 def _with_cotangents(equation: JaxprEqn, recurse: Callable) -> Callable:
     bound = equation.primitive.get_bind_params(equation.params)
     _, forward_of, backward_of = bound["subfuns"]
-    body, avals = equation.params["call_jaxpr"], [v.aval for v in equation.invars]
+    body, avals = equation.params["call_jaxpr"], types_of(equation.invars)
     # JAX asks for no derivative with respect to what the rule has closed over, and raises if it is
     moving = [i >= equation.params["num_consts"] for i in range(len(avals))]
     traced_at: list = []
@@ -287,7 +290,7 @@ def _with_cotangents(equation: JaxprEqn, recurse: Callable) -> Callable:
     return rule
 
 
-def _retraced(fun: Callable, avals: Sequence[Any], recurse: Callable) -> Callable:
+def _retraced(fun: Callable, avals: Sequence[Typed], recurse: Callable) -> Callable:
     """`fun`, a pair of lists with `None` among them, traced at `avals` and evaluated anew over wide values.
 
     An integer's tangent (float0) is no array to trace at, and is closed over.
@@ -306,27 +309,27 @@ def _retraced(fun: Callable, avals: Sequence[Any], recurse: Callable) -> Callabl
     return call
 
 
-def _without_logs(returned: Any) -> Sequence[Any]:
+def _without_logs(returned: Sequence) -> Sequence:
     """A backward's cotangents; since JAX 0.11 they come with what it logs."""
     has_logs = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], list)
     return returned[0] if has_logs else returned
 
 
-def _plain(values: Sequence[Any]) -> list:
+def _plain(values: Sequence[object]) -> list:
     """Tangents as arrays; JAX's symbolic zeros, and those of integers, as `None`."""
     return [v if isinstance(v, jax.Array | np.ndarray) and v.dtype != jax.dtypes.float0 else None for v in values]
 
 
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+def _struct(aval: Typed) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
-def _tangent(aval: Any) -> jax.ShapeDtypeStruct:
+def _tangent(aval: Typed) -> jax.ShapeDtypeStruct:
     inexact = jnp.issubdtype(aval.dtype, jnp.inexact)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype if inexact else jax.dtypes.float0)
 
 
-def _zeros(aval: Any) -> Any:
+def _zeros(aval: Typed) -> ArrayLike:
     """The zero tangent of a wide output."""
     if not jnp.issubdtype(aval.dtype, jnp.inexact):
         return np.zeros(aval.shape, jax.dtypes.float0)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from jax import lax
+from jaxtyping import PyTree
 
-Operation = Callable[..., Any]
+Operation = Callable[..., PyTree]
 """`(*arrays) -> array`, or a list of arrays for a primitive with several results."""
 
 Equation = Any
@@ -28,7 +29,7 @@ class Windows:
         dropped: Sequence[int],
         batching: Sequence[int],
         indices_batching: Sequence[int],
-        mode: Any,
+        mode: object,
         windows: Sequence[int],
     ):
         self.shape, self.sizes, self.index_map = shape, sizes, index_map
@@ -81,14 +82,14 @@ def gather(equation: Equation) -> Callable[..., np.ndarray]:
     return gathered
 
 
-def _filler(dtype: np.dtype) -> Any:
+def _filler(dtype: np.dtype) -> float:
     """What JAX has outside of an array."""
     if dtype.kind in "fc":
         return np.nan
     return True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
 
 
-def scatter(combine: Any) -> Callable[[Equation], Callable[..., np.ndarray]]:
+def scatter(combine: np.ufunc | None) -> Callable[[Equation], Callable[..., np.ndarray]]:
     def of(equation: Equation) -> Callable[..., np.ndarray]:
         p, operand, updates = equation.params, equation.invars[0].aval, equation.invars[2].aval
         numbers = p["dimension_numbers"]
@@ -153,7 +154,7 @@ def _broadcast_in_dim(equation: Equation) -> Operation | None:
     return lambda x: np.broadcast_to(np.reshape(x, aligned), shape)
 
 
-def _reduction(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
+def _reduction(f: Callable[..., np.ndarray]) -> Callable[[Equation], Operation]:
     def of(equation: Equation) -> Operation:
         axes, dtype = tuple(equation.params["axes"]), equation.outvars[0].aval.dtype
         return lambda x: f(x, axis=axes).astype(dtype)
@@ -161,7 +162,7 @@ def _reduction(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
     return of
 
 
-def _extremum(f: Callable[..., Any]) -> Callable[[Equation], Operation | None]:
+def _extremum(f: Callable[..., np.ndarray]) -> Callable[[Equation], Operation | None]:
     """The largest or smallest element of real numbers; NumPy has none of no elements."""
 
     def of(equation: Equation) -> Operation | None:
@@ -172,7 +173,7 @@ def _extremum(f: Callable[..., Any]) -> Callable[[Equation], Operation | None]:
     return of
 
 
-def _cumulative(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
+def _cumulative(f: Callable[..., np.ndarray]) -> Callable[[Equation], Operation]:
     def of(equation: Equation) -> Operation:
         axis, dtype = equation.params["axis"], equation.outvars[0].aval.dtype
         if equation.params["reverse"]:
@@ -182,7 +183,7 @@ def _cumulative(f: Callable[..., Any]) -> Callable[[Equation], Operation]:
     return of
 
 
-def _arg_extremum(f: Callable[..., Any]) -> Callable[[Equation], Operation | None]:
+def _arg_extremum(f: Callable[..., np.ndarray]) -> Callable[[Equation], Operation | None]:
     def of(equation: Equation) -> Operation | None:
         axes, dtype = equation.params["axes"], equation.params["index_dtype"]
         return (lambda x: f(x, axis=axes[0]).astype(dtype)) if len(axes) == 1 else None
@@ -221,7 +222,7 @@ def _integer_pow(equation: Equation) -> Operation:
 def _pad(equation: Equation) -> Operation:
     config, shape = equation.params["padding_config"], equation.outvars[0].aval.shape
 
-    def padded(x: np.ndarray, value: Any) -> np.ndarray:
+    def padded(x: np.ndarray, value: np.ndarray) -> np.ndarray:
         out = np.full(shape, value, x.dtype)
         into, come = [], []
         for n, (low, _, between), m in zip(x.shape, config, shape, strict=True):
@@ -255,7 +256,7 @@ def _slice(equation: Equation) -> Operation:
     return lambda x: x[where]
 
 
-def _corner(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+def _corner(starts: Sequence[np.ndarray], shape: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
     """The block of these sizes from `starts` on, moved inside where it would stick out."""
     first = [int(np.clip(s, 0, n - size)) for s, n, size in zip(starts, shape, sizes, strict=True)]
     return tuple(slice(i, i + size) for i, size in zip(first, sizes, strict=True))
@@ -267,7 +268,7 @@ def _dynamic_slice(equation: Equation) -> Operation:
 
 
 def _dynamic_update_slice(equation: Equation) -> Operation:
-    def updated(x: np.ndarray, new: np.ndarray, *starts: Any) -> np.ndarray:
+    def updated(x: np.ndarray, new: np.ndarray, *starts: np.ndarray) -> np.ndarray:
         out = np.array(x)
         out[_corner(starts, x.shape, new.shape)] = new
         return out

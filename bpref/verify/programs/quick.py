@@ -16,14 +16,18 @@ QUICK_OPTIONS = {
 }
 
 
+Options = dict[str, Any]
+"""Of XLA, by name; JAX's annotation leaves out the integers among them."""
+
+
 @cache
-def quick_compilation() -> dict[str, Any]:
+def quick_compilation() -> Options:
     """Options for the same arithmetic in slower code, those of them that this version of XLA knows.
 
     An examination runs each program a few times, and compiling it is the cost: they save four fifths of it.
     """
 
-    def is_known(name: str, value: Any) -> bool:
+    def is_known(name: str, value: int | bool) -> bool:
         try:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
         except jax.errors.JaxRuntimeError:
@@ -37,7 +41,7 @@ MANY = 1_000_000
 """More products of a convolution than this take a few milliseconds, and quickly compiled sixty times that."""
 
 
-def compilation_of(equations: Iterable[Equation]) -> dict[str, Any]:
+def compilation_of(equations: Iterable[Equation]) -> Options:
     """Options for a program of these equations: quick ones, unless it convolves much."""
     return {} if any(products(equation) > MANY for equation in equations) else quick_compilation()
 

@@ -8,19 +8,22 @@ result can be traced in its turn, and so runs under jit, vmap and autodiff.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import NotImplementedType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from bpref.programs import all_equations, closed
+from bpref.programs import Atom, all_equations, closed, is_literal
 from bpref.verify.naming import place
 
 
-def as_it_is(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list:
+def as_it_is(equation: JaxprEqn, inputs: Sequence[ArrayLike], **changed: object) -> list:
     """The outputs of an equation bound as it is, a custom rule with its rule; `changed` replaces parameters."""
     parameters = equation.primitive.get_bind_params(equation.params | changed)
     outputs = equation.primitive.bind(*inputs, **parameters)
@@ -35,7 +38,7 @@ def constants_and_carry(scan: Mapping[str, Any]) -> tuple[int, int]:
     return scan["num_consts"], scan["num_carry"]
 
 
-def retrace_scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def retrace_scan(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """`lax.scan` over the same axis, in the same direction; the inputs are constants, carry and what is scanned."""
     p = equation.params
     consts, init, xs = split(inputs, *constants_and_carry(p))
@@ -48,12 +51,14 @@ def retrace_scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -
     return [*carry, *ys]
 
 
-def retrace_while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def retrace_while(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """`lax.while_loop`, from the same parts."""
     return lax.while_loop(*parts_of_while(equation, inputs, recurse))
 
 
-def parts_of_while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> tuple[Callable, Callable, list]:
+def parts_of_while(
+    equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable
+) -> tuple[Callable, Callable, list]:
     """A loop's predicate, its body and its first carry.
 
     A predicate with a shape, as vmap makes it, is true while any element goes on; the body then keeps the others.
@@ -76,7 +81,7 @@ def parts_of_while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable)
     return each_going, body, strong(init)
 
 
-def retrace_cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def retrace_cond(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """`lax.switch`; the branches of `lax.platform_dependent` are called through the same function again."""
     index, *operands = inputs
     branches = [lambda *xs, b=b: strong(recurse(b, xs)) for b in equation.params["branches"]]
@@ -88,7 +93,7 @@ def retrace_cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -
     return lax.platform_dependent(*operands, default=default, **named)
 
 
-def retrace_remat(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def retrace_remat(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """`jax.checkpoint`, with its policy."""
     p = equation.params
     body = closed(p["jaxpr"])
@@ -96,7 +101,7 @@ def retrace_remat(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) 
     return again(*inputs)
 
 
-def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[Any], recurse: Callable) -> list:
+def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
     """`lax.custom_linear_solve`: its derivative solves the same equation again, and is JAX's own, no user's rule."""
     if "jaxprs" not in equation.params:  # another library's primitive of this name, such as lineax's
         return as_it_is(equation, inputs)
@@ -104,7 +109,7 @@ def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[Any], recurse: Cal
     *consts, b = split(inputs, *lengths)
     of = dict(zip(programs._fields, zip(programs, consts, strict=True), strict=True))
 
-    def call(name: str, v: Sequence[Any]) -> Any:
+    def call(name: str, v: Sequence[ArrayLike]) -> list | tuple[list, list]:
         program, constants = of[name]
         outputs = recurse(program, [*constants, *v])
         return (outputs[: len(b)], outputs[len(b) :]) if "solve" in name and has_aux else outputs
@@ -146,7 +151,10 @@ CONTROL_FLOW: dict[str, Callable[..., list]] = {
 """How each primitive that holds programs is traced again, by its name."""
 
 
-def split(values: Sequence[Any], *lengths: int) -> list[list]:
+T = TypeVar("T")
+
+
+def split(values: Sequence[T], *lengths: int) -> list[list[T]]:
     """Runs of these lengths from the front of a list, and the rest."""
     runs, start = [], 0
     for n in lengths:
@@ -155,29 +163,29 @@ def split(values: Sequence[Any], *lengths: int) -> list[list]:
     return [*runs, list(values[start:])]
 
 
-def strong(values: Sequence[Any]) -> list:
+def strong(values: Sequence[ArrayLike]) -> list[Array]:
     """The same arrays, none weakly typed: a carry must leave a body as it came in, and branches must agree."""
     return [
         lax.convert_element_type(v, v.dtype) if getattr(v, "weak_type", False) else v for v in map(jnp.asarray, values)
     ]
 
 
-def _select(on: Any, new: Any, old: Any) -> Any:
+def _select(on: Array, new: Array, old: Array) -> Array:
     return jnp.where(jnp.reshape(on, on.shape + (1,) * (new.ndim - on.ndim)), new, old)
 
 
-Recurse = Callable[[ClosedJaxpr, Sequence[Any]], list]
+Recurse = Callable[[ClosedJaxpr, Sequence[ArrayLike]], list]
 """`(program, inputs) -> outputs`: evaluates an inner program with the same `on_equation`."""
 
-OnEquation = Callable[[JaxprEqn, list, Recurse], Any]
+OnEquation = Callable[[JaxprEqn, list, Recurse], list | NotImplementedType]
 """`(equation, inputs, recurse) -> outputs`, a list, or `NotImplemented`."""
 
 
 def evaluate(
     program: ClosedJaxpr,
-    inputs: Sequence[Any],
+    inputs: Sequence[ArrayLike],
     on_equation: OnEquation,
-    on_constant: Callable[[Any], Any] = lambda v: v,
+    on_constant: Callable[[ArrayLike], ArrayLike] = lambda v: v,
 ) -> list:
     """The outputs of `program`, with every equation in it first offered to `on_equation`.
 
@@ -188,10 +196,10 @@ def evaluate(
       on_constant: takes each constant of the program, inner ones too, to the value that is used for it.
     """
 
-    def recurse(inner: ClosedJaxpr, inputs: Sequence[Any]) -> list:
+    def recurse(inner: ClosedJaxpr, inputs: Sequence[ArrayLike]) -> list:
         return evaluate(inner, inputs, on_equation, on_constant)
 
-    def read(v: Any) -> Any:
+    def read(v: Atom) -> ArrayLike:
         return on_constant(v.val) if is_literal(v) else values[v]
 
     jaxpr = program.jaxpr
@@ -217,26 +225,20 @@ def as_written(equation: JaxprEqn) -> Iterator[None]:
         yield
 
 
-def as_it_does(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+def as_it_does(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Recurse) -> list:
     """What an equation computes, with `recurse` for the programs that it holds."""
     retrace = CONTROL_FLOW.get(equation.primitive.name)
     return retrace(equation, inputs, recurse) if retrace else as_it_is(equation, inputs)
 
 
-def constants_of(program: ClosedJaxpr) -> Iterator[Any]:
+def constants_of(program: ClosedJaxpr) -> Iterator[ArrayLike]:
     """The values that are written into a program, and into those in it."""
     yield from program.consts
     for equation in all_equations(program):
-        operands: list[Any] = [*equation.invars]
-        yield from (v.val for v in operands if is_literal(v))
+        yield from (v.val for v in equation.invars if is_literal(v))
 
 
-def is_literal(v: Any) -> bool:
-    """Whether an operand in a program is a constant written into it, and not a variable."""
-    return hasattr(v, "val")
-
-
-def traced(fun: Callable, args: tuple, kwargs: dict) -> tuple[ClosedJaxpr, list, Callable[[Sequence[Any]], Any]]:
+def traced(fun: Callable, args: tuple, kwargs: dict) -> tuple[ClosedJaxpr, list, Callable[[Sequence], PyTree]]:
     """The program of `fun(*args, **kwargs)`, its inputs, and how a list of its outputs becomes the tree of `fun`'s.
 
     The inputs are the JAX arrays among the leaves, traced ones included. All else (numbers, strings, functions, NumPy

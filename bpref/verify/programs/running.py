@@ -9,18 +9,23 @@ CSD-970002, 1997). Kernels run interpreted where there is no device for them.
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial, wraps
 from itertools import count
+from types import NotImplementedType
 from typing import Any, TypeVar
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
+from jax.stages import Compiled, Traced
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref.programs import all_equations
 from bpref.verify.programs.interpret import CannotInterpret, Interpreted, OnResult
@@ -28,14 +33,14 @@ from bpref.verify.programs.quick import compilation_of
 from bpref.verify.programs.rewrite import CONTROL_FLOW, Recurse, as_it_is, evaluate, traced
 from bpref.verify.programs.strip import OPAQUE, RULES_OF_JAX
 
-Run = Callable[..., Any]
+Run = Callable[..., PyTree]
 """`(*inputs) -> outputs`, trees of NumPy arrays, as the program was traced."""
 
 OFTEN = 300_000
 """How long a program is run by NumPy, in microseconds of `Interpreted.cost`, before it is compiled as well."""
 
 
-def when_run(traced: Any, part: Callable[[Any], Any]) -> tuple[Run, Run, Run]:
+def when_run(traced: Traced, part: Callable[[PyTree], PyTree]) -> tuple[Run, Run, Run]:
     """A program compiled when it is first run, in the mode of JAX that it was traced in, as the caller sees to.
 
     In the place of three, as `in_float64`: itself, itself, and a `part` of its outputs.
@@ -48,7 +53,7 @@ def when_run(traced: Any, part: Callable[[Any], Any]) -> tuple[Run, Run, Run]:
     return run, run, lambda *inputs: part(run(*inputs))
 
 
-def in_float64(traced: Any, part: Callable[[Any], Any] = lambda outputs: outputs) -> tuple[Run, Run, Run]:
+def in_float64(traced: Traced, part: Callable[[PyTree], PyTree] = lambda outputs: outputs) -> tuple[Run, Run, Run]:
     """A float64 program as it is, with every operation rounded at random, and a `part` of its outputs alone."""
     tree = jax.tree.structure(traced.out_info)
     compiled, _, part_compiled = when_run(traced, part)
@@ -76,7 +81,7 @@ def _at_first(often: int, first: Run, later: Run) -> Run:
     return lambda *inputs: (first if next(runs) < often else later)(*inputs)
 
 
-def _interpreted(steps: Interpreted, tree: Any, on_result: OnResult | None = None) -> Run:
+def _interpreted(steps: Interpreted, tree: Hashable, on_result: OnResult | None = None) -> Run:
     def run(*inputs):
         flat = jax.tree.leaves(inputs)
         if on_result is not None:
@@ -87,11 +92,11 @@ def _interpreted(steps: Interpreted, tree: Any, on_result: OnResult | None = Non
     return run
 
 
-def _compiled(traced: Any) -> Any:
+def _compiled(traced: Traced) -> Compiled:
     return traced.lower().compile(compiler_options=compilation_of(all_equations(traced.jaxpr)))
 
 
-def _jittered(traced: Any) -> Any:
+def _jittered(traced: Traced) -> Traced:
     inputs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in traced.jaxpr.in_avals]
     return jax.jit(jittered(jaxpr_as_fun(traced.jaxpr))).trace(*inputs)
 
@@ -123,7 +128,7 @@ SIGN_AND_DIGITS, ONE_HALF = np.uint64(0x800FFFFFFFFFFFFF), np.uint64(0x3FE000000
 """Which bits of a float64 are no exponent, and the exponent of what is from 1/2 to 1."""
 
 
-def jittered(fun: Callable[..., Any]) -> Callable[..., Any]:
+def jittered(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The function with every rounding in float64 replaced by a random one.
 
     The same operation on the same values is rounded in the same way wherever it stands, so that what is computed
@@ -134,7 +139,7 @@ def jittered(fun: Callable[..., Any]) -> Callable[..., Any]:
         program, inputs, to_tree = traced(fun, args, {})
         names = _Names()
 
-        def on_equation(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+        def on_equation(equation: JaxprEqn, inputs: Sequence[Array], recurse: Recurse) -> list | NotImplementedType:
             primitive = equation.primitive.name
             if primitive in RULES_OF_JAX or (primitive in CONTROL_FLOW and primitive != "custom_linear_solve"):
                 return NotImplemented
@@ -156,16 +161,16 @@ class _Names:
     """A number for every value, equal for values that are computed in the same way from equal ones."""
 
     def __init__(self) -> None:
-        self.numbers: dict[int, tuple[Any, int]] = {}
+        self.numbers: dict[int, tuple[Array, int]] = {}
 
-    def keep(self, v: Any, number: int) -> Any:
+    def keep(self, v: Array, number: int) -> Array:
         self.numbers[id(v)] = (v, number)
         return v
 
-    def of_equation(self, equation: JaxprEqn, inputs: Sequence[Any]) -> str:
+    def of_equation(self, equation: JaxprEqn, inputs: Sequence[Array]) -> str:
         return f"{equation.primitive.name} {equation.params} {[self._of(v) for v in inputs]}"
 
-    def _of(self, v: Any) -> int:
+    def _of(self, v: Array) -> int:
         if not isinstance(v, Tracer):
             return crc32(np.asarray(v).tobytes())
         if id(v) not in self.numbers:  # what a loop's body begins with
@@ -173,14 +178,14 @@ class _Names:
         return self.numbers[id(v)][1]
 
 
-def _rounded_at_random(v: Any, place: int, keeps_whole: bool = False) -> Any:
+def _rounded_at_random(v: Array, place: int, keeps_whole: bool = False) -> Array:
     if v.dtype == jnp.complex128:
         return jax.lax.complex(*(_round(part, np.uint64(place), keeps_whole) for part in (v.real, v.imag)))
     return _round(v, np.uint64(place), keeps_whole) if v.dtype == jnp.float64 else v
 
 
 @partial(jax.jit, static_argnames="keeps_whole")
-def _round(v: Any, place: Any, keeps_whole: bool) -> Any:
+def _round(v: Array, place: ArrayLike, keeps_whole: bool) -> Array:
     """Under jit, so that it is traced and lowered once for each shape and not for each operation."""
     index = jax.lax.iota(np.uint64, v.size).reshape(v.shape)
     noise = jax.lax.bitcast_convert_type(_noise(jax.lax.bitcast_convert_type(v, np.uint64), index + place), np.float64)
@@ -192,7 +197,7 @@ def _round(v: Any, place: Any, keeps_whole: bool) -> Any:
     return v / noise
 
 
-def _noise(bits: Any, place: Any) -> Any:
+def _noise(bits: Any, place: ArrayLike) -> Any:
     """The bits of numbers from -1 to 1, by those of the values that are rounded, and by where they stand.
 
     Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
@@ -203,7 +208,7 @@ def _noise(bits: Any, place: Any) -> Any:
     return (bits & SIGN_AND_DIGITS) | ONE_HALF
 
 
-def rounded_in_numpy(v: Any, place: int, primitive: str = "") -> Any:
+def rounded_in_numpy(v: np.ndarray, place: int, primitive: str = "") -> np.ndarray:
     """The result of an operation, or an input, rounded at random by NumPy; `place` is its number in the program."""
     if primitive in EXACT or v.dtype not in (np.float64, np.complex128):
         return v
@@ -236,7 +241,7 @@ def collecting_nothing() -> Iterator[None]:
             gc.enable()
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable)
 
 OF_CALLBACKS = logging.getLogger("jax._src.callback")
 """Where JAX prints the traceback of a callback that fails, besides raising its error."""
@@ -252,7 +257,7 @@ def kernels_interpreted() -> AbstractContextManager:
     return tpu.force_tpu_interpret_mode(True)  # type: ignore[arg-type]
 
 
-def ran_interpreted(f: Callable[..., Any], *specs: Any) -> tuple[str, ...]:
+def ran_interpreted(f: Callable[..., PyTree], *specs: PyTree) -> tuple[str, ...]:
     """A note for a report if a Pallas kernel is in `f(*specs)` and there is no device that it could be compiled for."""
     if isinstance(kernels_interpreted(), nullcontext):
         return ()

@@ -5,21 +5,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from types import NotImplementedType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from bpref.programs import all_equations, programs_in
+from bpref.programs import Atom, all_equations, programs_in, types_of, value_of
 from bpref.verify.naming import place, place_of, telling_name
-from bpref.verify.oracle import as_cotangent, with_cotangents
+from bpref.verify.oracle import Leaf, as_cotangent, with_cotangents
 from bpref.verify.programs.lift import as_traced
 from bpref.verify.programs.rewrite import (
     CALLS,
+    OnEquation,
     Recurse,
     as_it_is,
     as_written,
@@ -58,10 +62,10 @@ class Site(NamedTuple):
     file: str
     line: int
     defined: str
-    calls: tuple[tuple[Any, ...], ...]
+    calls: tuple[tuple[ArrayLike, ...], ...]
     bound: Callable[..., list]
     primal: Callable[..., list] | None
-    operands: tuple[Any, ...]
+    operands: tuple[Leaf, ...]
     arguments: tuple[str, ...]
     fixed: tuple[bool, ...]
 
@@ -70,7 +74,7 @@ class Site(NamedTuple):
         return bool(self.calls)
 
 
-def sites(fun: Callable[..., Any], *args: Any) -> list[Site]:
+def sites(fun: Callable[..., PyTree], *args: PyTree) -> list[Site]:
     """Every custom rule in `fun(*args)`, in the order in which they first run; those that did not run come last.
 
     `fun` is evaluated equation by equation at these values, into jit, scan, while, cond, remat and the bodies of
@@ -85,10 +89,10 @@ def sites(fun: Callable[..., Any], *args: Any) -> list[Site]:
     return sorted(found.values(), key=lambda site: not site.ran)
 
 
-def _recorder(found: dict[tuple, Site]) -> Callable[..., Any]:
+def _recorder(found: dict[tuple, Site]) -> OnEquation:
     """For `evaluate`: puts the rules that it meets into `found`, and goes into whatever holds any."""
 
-    def on_equation(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+    def on_equation(equation: JaxprEqn, inputs: Sequence[Array], recurse: Recurse) -> list | NotImplementedType:
         name = equation.primitive.name
         if is_rule(equation):
             _add(found, equation, [tuple(map(_host, inputs))])
@@ -118,7 +122,7 @@ def _equations_inside(equation: JaxprEqn) -> Iterator[JaxprEqn]:
 
 def _has_own_rule(equation: JaxprEqn) -> bool:
     """Whether it is a primitive of floating-point numbers to which another package has given a derivative rule."""
-    avals: list[Any] = [[v.aval for v in vs] for vs in (equation.invars, equation.outvars)]
+    avals = map(types_of, (equation.invars, equation.outvars))
     inexact = (any(jnp.issubdtype(getattr(a, "dtype", int), jnp.inexact) for a in of) for of in avals)
     return bool(owner_of_rule(equation.primitive)) and all(inexact)
 
@@ -153,7 +157,7 @@ def _site(equation: JaxprEqn, name: str, kind: str, file: str, line: int, define
     body, fixed = equation.params["call_jaxpr"], _fixed(equation)
     opaque = _is_opaque(equation, fixed)
 
-    def narrowed(inputs: Sequence[Any]) -> Sequence[Any]:
+    def narrowed(inputs: Sequence[Array]) -> Sequence[ArrayLike]:
         return list(map(as_traced, inputs, body.in_avals)) if opaque else inputs
 
     return Site(
@@ -171,8 +175,11 @@ def _site(equation: JaxprEqn, name: str, kind: str, file: str, line: int, define
     )
 
 
-def _operand(v: Any) -> Any:
-    return np.asarray(v.val, v.aval.dtype) if is_literal(v) else jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+def _operand(v: Atom) -> Leaf:
+    if is_literal(v):
+        return value_of(v)
+    (aval,) = types_of([v])
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _arguments(equation: JaxprEqn) -> tuple[str, ...]:
@@ -181,7 +188,7 @@ def _arguments(equation: JaxprEqn) -> tuple[str, ...]:
 
 
 def _fixed(equation: JaxprEqn) -> tuple[bool, ...]:
-    avals: list[Any] = [v.aval for v in equation.invars]
+    avals = types_of(equation.invars)
     numbers = [v.shape == () and getattr(v, "weak_type", False) for v in avals]
     closed_over = [i < equation.params["num_consts"] for i in range(len(avals))]
     both = tuple(n or c for n, c in zip(numbers, closed_over, strict=True))
@@ -193,7 +200,7 @@ def _is_opaque(equation: JaxprEqn, fixed: Sequence[bool]) -> bool:
 
     The rule's forward, or its tangents, JAX traces once: that is done here, before it is called with other dtypes.
     """
-    avals: list[Any] = [v.aval for v in equation.invars]
+    avals = types_of(equation.invars)
 
     def swept(*moving):
         given = iter(moving)
@@ -208,23 +215,23 @@ def _is_opaque(equation: JaxprEqn, fixed: Sequence[bool]) -> bool:
     return is_opaque(program) or is_opaque(equation.params["call_jaxpr"])
 
 
-def _arrays(tree: Any) -> Any:
+def _arrays(tree: PyTree) -> PyTree:
     """NumPy arrays as JAX arrays, which are inputs and not constants."""
     return jax.tree.map(lambda v: jnp.asarray(v) if isinstance(v, np.ndarray | np.generic) else v, tree)
 
 
-def _host(v: Any) -> Any:
+def _host(v: Array | np.ndarray | bool) -> Array | np.ndarray:
     """The value on the host; random keys stay what they are. A literal may be a plain `True`."""
     return v if not isinstance(v, bool) and jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
 
 
-def _cond(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+def _cond(equation: JaxprEqn, inputs: Sequence[Array], recurse: Recurse) -> list:
     index, *operands = inputs
     branches = equation.params["branches"]
     return recurse(branches[min(max(int(index), 0), len(branches) - 1)], operands)
 
 
-def _scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+def _scan(equation: JaxprEqn, inputs: Sequence[Array], recurse: Recurse) -> list:
     """The looked-at iterations one by one, and the runs between them by the scan itself."""
     p = equation.params
     consts, carry, xs = split(inputs, *constants_and_carry(p))
@@ -245,7 +252,7 @@ def _scan(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
     return [*carry, *(jnp.concatenate(parts) for parts in zip(*ordered, strict=True))]
 
 
-def _while(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> list:
+def _while(equation: JaxprEqn, inputs: Sequence[Array], recurse: Recurse) -> list:
     """The loop is run once to count its iterations, and again up to each one that is looked at."""
     going, body, carry = parts_of_while(equation, inputs, lambda program, values: jaxpr_as_fun(program)(*values))
     looking, looking_body, _ = parts_of_while(equation, inputs, recurse)

@@ -6,17 +6,19 @@ have another: without its rule `jax.nn.relu` is `max(x, 0)`, whose derivative at
 
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, TypeVar
+from types import NotImplementedType
+from typing import TypeVar
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad
+from jax.typing import ArrayLike
 
-from bpref.programs import all_equations, closed
+from bpref.programs import all_equations, closed, types_of
 from bpref.verify.options import require_callable
 from bpref.verify.programs.rewrite import CALLS, Recurse, evaluate, traced
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable)
 
 RULES_OF_JAX = ("custom_jvp_call", "custom_vjp_call")
 """The primitives that carry a custom derivative rule."""
@@ -51,7 +53,7 @@ def strip_custom_rules(fun: F) -> F:
     return stripped  # type: ignore[return-value]
 
 
-def without_rule(equation: JaxprEqn, inputs: Sequence[Any], recurse: Recurse) -> Any:
+def without_rule(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Recurse) -> list | NotImplementedType:
     """For `evaluate`: the body of a custom rule in its place."""
     if is_rule(equation) and not is_opaque(equation.params["call_jaxpr"]):
         return recurse(equation.params["call_jaxpr"], inputs)
@@ -80,7 +82,7 @@ def is_rule(equation: JaxprEqn) -> bool:
     return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith("_custom_root at ")
 
 
-def owner_of_rule(primitive: Any) -> str:
+def owner_of_rule(primitive: Primitive) -> str:
     """The package that has given a primitive of its own a derivative rule; empty for JAX's, and where there is none."""
     rule = ad.primitive_jvps.get(primitive)
     while isinstance(rule, partial):
@@ -105,5 +107,9 @@ def is_opaque(program: ClosedJaxpr) -> bool:
 
 def narrow_outputs_of_opaque(program: ClosedJaxpr) -> bool:
     """Whether a kernel or a callback gives floating-point numbers of fewer than 64 bits."""
-    outputs: list[Any] = [v.aval for e in all_equations(program) if e.primitive.name in OPAQUE for v in e.outvars]
-    return any(jnp.issubdtype(a.dtype, jnp.inexact) and jnp.finfo(a.dtype).bits < 64 for a in outputs)
+    opaque = [e for e in all_equations(program) if e.primitive.name in OPAQUE]
+    return any(
+        jnp.issubdtype(a.dtype, jnp.inexact) and jnp.finfo(a.dtype).bits < 64
+        for e in opaque
+        for a in types_of(e.outvars)
+    )

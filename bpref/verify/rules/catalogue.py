@@ -229,7 +229,7 @@ def _summed(v: np.ndarray, axis: int) -> np.ndarray:
 def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list[tuple[str, str]]:
     """Which sabotages, by where and how, `broken_laws` would not have rejected; it is not asked why."""
     rounding = rounding_at(ready, [point])
-    neighbours = Neighbourhood(ready.wide.oracle, [point], ready.subject.names)
+    neighbours = Neighbourhood(ready.wide.gradients, [point], ready.subject.names)
 
     def is_rejected(where: str, seen: Seen) -> bool:
         held, nonlinear = weigh(ready, point, seen, rounding, neighbours)

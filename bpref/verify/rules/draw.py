@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.layer import Layer
+from bpref.programs import Typed
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Rule, Size, Spec
 from bpref.verify.examining.program import COTANGENTS
 from bpref.verify.numbers.points import normal
@@ -28,10 +31,10 @@ class Example(NamedTuple):
 
     rule: str
     layer: Layer
-    reference: Any
-    params: Any
-    x: Any
-    dys: Any
+    reference: Callable[[PyTree, PyTree], PyTree]
+    params: PyTree
+    x: PyTree
+    dys: PyTree
 
 
 def draw(
@@ -39,8 +42,8 @@ def draw(
     case: Case,
     sizes: Mapping[str, int],
     seed: int,
-    dtype: Any = jnp.float64,
-    hyper: Mapping[str, Any] | None = None,
+    dtype: DTypeLike = jnp.float64,
+    hyper: Mapping[str, object] | None = None,
 ) -> Example:
     """Random values for a case, rounded to `dtype` first; `hyper` replaces the typical hyperparameters."""
     rng = np.random.default_rng(seed)
@@ -61,15 +64,15 @@ def draw_many(rule: Rule, case: Case, sizes: Mapping[str, int], seeds: Iterable[
         yield first._replace(x=x, params=params, dys=_normal(rng, first.dys))
 
 
-def _drawn_x(case: Case, sizes: Mapping[str, int], rng: Any, dtype: Any) -> Any:
+def _drawn_x(case: Case, sizes: Mapping[str, int], rng: np.random.Generator, dtype: DTypeLike) -> PyTree:
     return jax.tree.map(lambda spec: values(spec, sizes, rng, dtype), case.x, is_leaf=is_spec)
 
 
-def _normal(rng: Any, like: Any) -> Any:
+def _normal(rng: np.random.Generator, like: PyTree) -> PyTree:
     return jax.tree.map(lambda v: normal(rng, v.shape, v.dtype), like)
 
 
-def _drawn_params(case: Case, sizes: Mapping[str, int], rng: Any, like: Any) -> Any:
+def _drawn_params(case: Case, sizes: Mapping[str, int], rng: np.random.Generator, like: PyTree) -> PyTree:
     """Values for params of the shapes of `like`, where the case does not say which."""
     if case.params is None:
         return _normal(rng, like)
@@ -77,7 +80,12 @@ def _drawn_params(case: Case, sizes: Mapping[str, int], rng: Any, like: Any) -> 
 
 
 def example_with(
-    rule: Rule, case: Case, sizes: Mapping[str, int], x: Any, rng: Any, hyper: Mapping[str, Any] | None = None
+    rule: Rule,
+    case: Case,
+    sizes: Mapping[str, int],
+    x: PyTree,
+    rng: np.random.Generator,
+    hyper: Mapping[str, object] | None = None,
 ) -> Example:
     """The example for a given x: random parameters and cotangents of the shapes that the layer says."""
     chosen = hyperparameters(case, sizes) | dict(hyper or {})
@@ -95,7 +103,7 @@ def example_with(
     return Example(rule.name, layer, reference, params, x, dys)
 
 
-def _shapes(f: Callable, layer: Layer, rule: Rule, chosen: Mapping[str, Any], *inputs: Any) -> Any:
+def _shapes(f: Callable, layer: Layer, rule: Rule, chosen: Mapping[str, object], *inputs: PyTree) -> PyTree:
     """The shapes of `f(layer, *inputs)`, traced once for inputs of one form: a case is drawn many times."""
     leaves, tree = jax.tree.flatten(inputs)
     try:
@@ -111,22 +119,22 @@ def _shapes(f: Callable, layer: Layer, rule: Rule, chosen: Mapping[str, Any], *i
     return known
 
 
-_KNOWN: dict[Hashable, Any] = {}
+_KNOWN: dict[Hashable, PyTree] = {}
 
 
-def _params_of(layer: Layer, x: Any) -> Any:
+def _params_of(layer: Layer, x: PyTree) -> PyTree:
     return layer.init(jax.random.key(0), x)
 
 
-def _y_of(layer: Layer, params: Any, x: Any) -> Any:
+def _y_of(layer: Layer, params: PyTree, x: PyTree) -> PyTree:
     return layer.forward(params, x)[0]
 
 
-def _is_narrow(v: Any) -> bool:
+def _is_narrow(v: Typed) -> bool:
     return jnp.issubdtype(v.dtype, jnp.floating) and jnp.finfo(v.dtype).bits < 32
 
 
-def is_spec(v: Any) -> bool:
+def is_spec(v: object) -> bool:
     return isinstance(v, Spec)
 
 
@@ -137,7 +145,7 @@ def axes_of(case: Case) -> list[str]:
     return list(dict.fromkeys(of_arrays + of_sizes))
 
 
-def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, Any]:
+def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, object]:
     """What `make` is called with: sizes looked up, intervals at their typical value."""
 
     def value(v):
@@ -153,7 +161,7 @@ def sized(case: Case, sizes: Mapping[str, int]) -> dict[str, int]:
     return {name: case.fixed.get(name, max(n, case.least.get(name, 0))) for name, n in sizes.items()}
 
 
-def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype: DTypeLike) -> np.ndarray:
     """A random array for one specification, its special points first."""
     shape = tuple(sizes[name] for name in spec.axes.split())
     if isinstance(spec, Key):
@@ -176,6 +184,6 @@ def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype
     return rounded_to(v if spec.domain is None else spec.domain(v), dtype)
 
 
-def rounded_to(v: np.ndarray, dtype: Any) -> np.ndarray:
+def rounded_to(v: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Real numbers in `dtype`; complex ones stay what they are."""
     return v if np.iscomplexobj(v) else v.astype(dtype)

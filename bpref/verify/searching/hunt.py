@@ -1,10 +1,10 @@
 """One search: layouts and values are tried, as Hypothesis draws them, until something fails; that is made smaller."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,9 @@ from bpref.verify.searching.layouts import (
     patterns_of,
 )
 from bpref.verify.torch_front import as_tensors, is_torch, named
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 FIRST, LATER = 40, 8
 """How many draws of values the plainest layout is tried with, and how many any other: each new one is compiled."""
@@ -56,7 +59,7 @@ class Hunt:
 
     def __init__(
         self,
-        fun: Any,
+        fun: Callable | Layer,
         template: Template,
         options: dict[str, Any],
         start: float,
@@ -71,12 +74,12 @@ class Hunt:
         self.start = start
         self.end, self.shrunk_by = self.start + seconds, self.start + seconds * (1 + SHRINKING)
         self.took = {True: 0.0, False: 0.0}
-        self.compiled: set[Any] = set()
+        self.compiled: set[Hashable] = set()
         self.most = examples
         self.tried = self.refused = self.undecided = 0
         self.refusal = ""
         self.failing: tuple[_Trial, Report] | None = None
-        self.outcomes: dict[Any, Report | None] = {}
+        self.outcomes: dict[Hashable, Report | None] = {}
 
     def explore(self) -> None:
         """Try layouts one after the other, each with many values, until one fails or the time is up."""
@@ -112,8 +115,6 @@ class Hunt:
     def _explore(self, layout: Layout, n: int, i: int) -> None:
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-        every_check: Any = list(HealthCheck)
-
         @seed(self.key * 1009 + i)
         @settings(
             max_examples=n,
@@ -121,7 +122,7 @@ class Hunt:
             deadline=None,
             derandomize=False,
             phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=every_check,
+            suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
             verbosity=Verbosity.quiet,
             print_blob=False,
         )
@@ -232,7 +233,7 @@ def simpler_arguments(
     return jax.tree.unflatten(tree, leaves), report
 
 
-def _simpler(v: Any) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+def _simpler(v: np.ndarray) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     """Changes to an array, in the order in which they are tried, each on top of those that were kept."""
     if not isinstance(v, np.ndarray) or v.size == 0 or not hasattr(v, "dtype") or not is_differentiable(v):
         return
@@ -259,7 +260,7 @@ def _with(v: np.ndarray, place: tuple[int, ...]) -> np.ndarray:
     return changed
 
 
-def draws(template: Template, layout: Layout) -> Any:
+def draws(template: Template, layout: Layout) -> "SearchStrategy[tuple]":
     """A Hypothesis strategy for the values of a layout: all of them ordinary, or a few of the leaves special."""
     from hypothesis import strategies as st
 

@@ -1,12 +1,13 @@
 """What a search tries: shapes, dtypes and hyperparameters, few of them, and many values for each."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from bpref.verify.numbers.points import by_zipfs_law
 from bpref.verify.searching.specs import ArraySpec, parse_spec, parse_templates
@@ -24,7 +25,7 @@ MOST_ELEMENTS = 5000
 class Option(NamedTuple):
     """A value that is not drawn from a shape: one of several."""
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 class Strategy(NamedTuple):
@@ -36,8 +37,8 @@ class Strategy(NamedTuple):
 class Template(NamedTuple):
     """The arguments of a search: leaves that are a `ArraySpec`, an `Option`, a `Strategy` or fixed, and their tree."""
 
-    leaves: tuple[Any, ...]
-    tree: Any
+    leaves: tuple[object, ...]
+    tree: Hashable
 
 
 class Layout(NamedTuple):
@@ -61,10 +62,10 @@ class Drawn(NamedTuple):
 
     patterns: tuple[str, ...]
     seed: int
-    given: tuple[Any, ...] = ()
+    given: tuple[object, ...] = ()
 
 
-def as_template(specs: Any) -> Template:
+def as_template(specs: PyTree) -> Template:
     """`specs` as `search` takes them, parsed.
 
     Raises:
@@ -81,7 +82,7 @@ def as_template(specs: Any) -> Template:
     return Template(leaves, tree)
 
 
-def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
+def _require_bounds_to_be_axes(leaves: tuple[object, ...]) -> None:
     """Raise `ValueError` if integers are to be below a size that no array has."""
     specs = [
         s for leaf in leaves for s in (leaf.values if isinstance(leaf, Option) else (leaf,)) if isinstance(s, ArraySpec)
@@ -93,11 +94,11 @@ def _require_bounds_to_be_axes(leaves: tuple[Any, ...]) -> None:
             raise ValueError(f"search: {s.text!r}: {s.below.name} is the size of no axis; {known}")
 
 
-def _is_leaf(v: Any) -> bool:
+def _is_leaf(v: object) -> bool:
     return isinstance(v, list | set | frozenset | ArraySpec | Option)
 
 
-def _leaf(v: Any) -> Any:
+def _leaf(v: object) -> object:
     if isinstance(v, str):
         return parse_spec(v)
     if isinstance(v, list | set | frozenset):
@@ -108,7 +109,7 @@ def _leaf(v: Any) -> Any:
     return Strategy(v) if hasattr(v, "example") and hasattr(v, "flatmap") else v
 
 
-def spec_of(leaf: Any, i: int, layout: Layout) -> Any:
+def spec_of(leaf: object, i: int, layout: Layout) -> object:
     """The leaf as it is in a layout: a `ArraySpec`, or a value."""
     return leaf.values[dict(layout.options)[i]] if isinstance(leaf, Option) else leaf
 
@@ -127,7 +128,7 @@ def _proposed(template: Template, rng: Generator) -> Iterator[Layout]:
     specs = [spec for spec in specs if isinstance(spec, ArraySpec)]
     names = list(dict.fromkeys(name for spec in specs for name in spec.names))
     dtypes = list(dict.fromkeys(spec.dtypes for spec in specs))
-    options = [i for i, leaf in enumerate(template.leaves) if isinstance(leaf, Option)]
+    options = {i: leaf.values for i, leaf in enumerate(template.leaves) if isinstance(leaf, Option)}
     ones = [
         (i, axis)
         for i, leaf in enumerate(template.leaves)
@@ -141,14 +142,14 @@ def _proposed(template: Template, rng: Generator) -> Iterator[Layout]:
         return Layout(
             tuple(zip(names, map(int, sizes), strict=True)),
             tuple((d, d[dtype % len(d)]) for d in dtypes),
-            tuple((i, option // (k + 1) % len(template.leaves[i].values)) for k, i in enumerate(options)),
+            tuple((i, option // (k + 1) % len(values)) for k, (i, values) in enumerate(options.items())),
             frozenset(broadcast),
         )
 
     plain = [PRIMES[i % len(PRIMES)] for i in range(len(names))]
     yield layout(plain)
     yield from (layout(plain, dtype=i) for i in range(1, max(map(len, dtypes), default=1)))
-    every = [range(len(template.leaves[i].values)) for i in options]
+    every = [range(len(values)) for values in options.values()]
     for choice in list(product(*every))[1:20]:
         yield layout(plain)._replace(options=tuple(zip(options, choice, strict=True)))
     yield from (layout(plain, broadcast=[one]) for one in ones)
@@ -264,7 +265,7 @@ def _equal_rows(rng: Generator, shape: tuple[int, ...]) -> np.ndarray:
     return _ordinary(rng, (1, *shape[1:]) if shape else ()) + 1e-6 * rng.normal(size=shape)
 
 
-FLOATS: Mapping[str, Callable[[Generator, tuple[int, ...], Any], np.ndarray]] = {
+FLOATS: Mapping[str, Callable[[Generator, tuple[int, ...], np.finfo], np.ndarray]] = {
     "ordinary": lambda rng, shape, info: _ordinary(rng, shape),
     "between 0 and 1": lambda rng, shape, info: np.round(rng.uniform(0.05, 0.95, shape), 2),
     "ties": lambda rng, shape, info: rng.choice([0.5, 2.0, -1.0], shape),

@@ -3,9 +3,11 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.bridge import as_function
 from bpref.layer import Layer
@@ -89,12 +91,12 @@ class SearchReport(NamedTuple):
 
 
 def search(
-    fun: Any,
-    specs: Any,
-    reference: Callable[..., Any] | None = None,
-    backward: Callable[[tuple, Any], tuple] | None = None,
+    fun: Callable | Layer,
+    specs: PyTree,
+    reference: Callable[..., PyTree] | None = None,
+    backward: Callable[[tuple, PyTree], tuple] | None = None,
     seconds: float = 10.0,
-    key: Any = None,
+    key: int | Array | None = None,
     examples: int = 200,
     cross_check: bool = True,
 ) -> SearchReport:
@@ -143,7 +145,7 @@ def search(
     return SearchReport(*known, args, report, program, hunt.refusal, hunt.drawn_as())
 
 
-def _require_fitting(fun: Any, template: Template) -> None:
+def _require_fitting(fun: Callable | Layer, template: Template) -> None:
     """Raise `TypeError` unless `fun` can be called with as many arguments as there are specifications."""
     called = as_function(fun) if isinstance(fun, Layer) else fun
     require_fitting("search", "specs", function_name(fun), called, jax.tree.unflatten(template.tree, template.leaves))

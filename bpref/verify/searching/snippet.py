@@ -9,14 +9,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import numpy as np
 
+from bpref.layer import Layer
+from bpref.programs import is_typed
 from bpref.verify.numbers.points import is_key
 
 INDENT = "    np.array("
+
+if TYPE_CHECKING:
+    import torch
 
 TAKEN = ("bpref", "jax", "jnp", "np", "report", "sys")
 """Names that the program uses itself."""
@@ -48,7 +53,7 @@ class _Names:
         return [f"from {module} import {', '.join(of_module)}" for module, of_module in named.items()]
 
 
-def snippet(fun: Any, args: tuple, reference: Any, backward: Any, key: int) -> str:
+def snippet(fun: Callable | Layer, args: tuple, reference: Callable | None, backward: Callable | None, key: int) -> str:
     """A self-contained program: imports, the arguments as literals, the call.
 
     A function is imported from where it can be: a module, a file, a class, under whatever name it stands there. One
@@ -76,7 +81,7 @@ def snippet(fun: Any, args: tuple, reference: Any, backward: Any, key: int) -> s
     return re.sub(r"\n{3,}", "\n\n", text).lstrip("\n")
 
 
-def _function(f: Any, name: str, names: _Names) -> str:
+def _function(f: object, name: str, names: _Names) -> str:
     """An expression for a function, by import where there is one."""
     if isinstance(f, partial):
         keywords = [f"{k}={_text(v, names)}" for k, v in f.keywords.items()]
@@ -94,18 +99,18 @@ def _function(f: Any, name: str, names: _Names) -> str:
     return name
 
 
-def _where(f: Callable[..., Any]) -> str:
+def _where(f: object) -> str:
     code = getattr(getattr(f, "fun", f), "__code__", None)
     name = getattr(f, "__qualname__", None) or type(f).__name__
     return f"{name}, {Path(code.co_filename).name} line {code.co_firstlineno}" if code else name
 
 
-def _text(v: Any, names: _Names) -> str:
+def _text(v: object, names: _Names) -> str:
     """A value as Python writes it; arrays with every digit."""
-    if hasattr(v, "dtype") and hasattr(v, "shape") and not isinstance(v, type):
+    if is_typed(v) and not isinstance(v, type):
         if type(v).__module__ == "torch":
-            return _tensor(v)
-        if is_key(v):
+            return _tensor(cast("torch.Tensor", v))
+        if isinstance(v, jax.Array) and is_key(v):
             return f"jax.random.wrap_key_data({_array(np.asarray(jax.random.key_data(v)))})"
         return _array(np.asarray(v))
     if isinstance(v, tuple | list | dict):
@@ -122,7 +127,7 @@ def _text(v: Any, names: _Names) -> str:
     return _function(v, f"f{len(names.missing)}", names) if callable(v) else repr(v)
 
 
-def _tensor(v: Any) -> str:
+def _tensor(v: "torch.Tensor") -> str:
     if not v.numel():
         return f"torch.zeros({tuple(v.shape)}, dtype={v.dtype})"
     wide = v.detach().cpu().double() if v.is_floating_point() and v.element_size() < 4 else v.detach().cpu()
@@ -162,7 +167,7 @@ class Reached(NamedTuple):
     folder: str
 
 
-def reached(f: Any) -> Reached | None:
+def reached(f: object) -> Reached | None:
     """How a new program gets `f` by import, by the most public name; None if it cannot."""
     for module, path in _names_of(f):
         place = sys.modules[module]
@@ -172,7 +177,7 @@ def reached(f: Any) -> Reached | None:
     return None
 
 
-def _names_of(f: Any) -> Iterator[tuple[str, str]]:
+def _names_of(f: object) -> Iterator[tuple[str, str]]:
     """The modules and the names in them under which `f` stands now, the best first."""
     module, path = getattr(f, "__module__", None) or "", getattr(f, "__qualname__", None) or ""
     own = [(module, path)] if _at(module, path, f) else []
@@ -191,9 +196,9 @@ def _names_of(f: Any) -> Iterator[tuple[str, str]]:
         yield from ((name, other) for other, v in list(known.items()) if v is f and other.isidentifier())
 
 
-def _at(module: str, path: str, f: Any) -> bool:
+def _at(module: str, path: str, f: object) -> bool:
     """Whether `f` is what stands at this path of a module that is imported."""
-    v: Any = sys.modules.get(module)
+    v: object = sys.modules.get(module)
     if v is None or not path or "<" in path:
         return False
     for name in path.split("."):

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def parse_spec(text: str) -> ArraySpec:
     return ArraySpec(text.strip(), dtypes, shape, None if below is None else _axis(below, text))
 
 
-def parse_templates(text: str) -> tuple[Any, ...]:
+def parse_templates(text: str) -> tuple[object, ...]:
     """Specifications and constants apart by spaces, axes with names allowed: `f32[N,d] i32[N]<V 0.1`.
 
     A constant is a number, `true`, `false`, `none`, a text in quotes, or a tuple of these in parentheses.
@@ -104,7 +104,7 @@ def parse_templates(text: str) -> tuple[Any, ...]:
     return tuple(_constant(part) if CONSTANT.match(part) else parse_spec(part) for part in _apart(text))
 
 
-def parse_specs(text: str, rng: np.random.Generator) -> tuple[Any, ...]:
+def parse_specs(text: str, rng: np.random.Generator) -> tuple[object, ...]:
     """As `parse_templates`, every size a number: `f32[16,32] i32[8]<100 0.1`.
 
     Returns:
@@ -116,7 +116,7 @@ def parse_specs(text: str, rng: np.random.Generator) -> tuple[Any, ...]:
     return tuple(_fixed(part, rng) if isinstance(part, ArraySpec) else part for part in parse_templates(text))
 
 
-def _constant(part: str) -> Any:
+def _constant(part: str) -> object:
     words = {"true": True, "false": False, "none": None}
     if part.lower() in words:
         return words[part.lower()]
@@ -132,7 +132,7 @@ def _constant(part: str) -> Any:
     )
 
 
-def _fixed(spec: ArraySpec, rng: np.random.Generator) -> Any:
+def _fixed(spec: ArraySpec, rng: np.random.Generator) -> np.ndarray | jax.ShapeDtypeStruct:
     if len(spec.dtypes) > 1:
         raise ValueError(f"{spec.text!r}: {len(spec.dtypes)} dtypes; one is expected here, several are for a search")
     name = next(iter(spec.names), None)
@@ -157,7 +157,7 @@ def _apart(text: str) -> list[str]:
     return parts
 
 
-def _dtype(name: str, text: str) -> Any:
+def _dtype(name: str, text: str) -> str:
     if name in DTYPES.values():
         return name
     try:

@@ -1,12 +1,14 @@
 """check_intermediates: of a derivation's cotangents of named intermediates, which is the first wrong step?"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from bpref.verify.diagnosis.residual import Diagnosis, Residual
@@ -17,7 +19,7 @@ from bpref.verify.numbers.measure import NEGLIGIBLE, widened
 from bpref.verify.options import came, require_callable, require_cotangents, seed_of
 from bpref.verify.programs.running import as_if_at_home, ran_interpreted
 from bpref.verify.report import CANNOT_TELL, OK, WRONG, Finding, Report, Verdict
-from bpref.verify.steps.steps import Sample, Steps, no_shifts, samples, steps_of
+from bpref.verify.steps.steps import Cotangents, Sample, Steps, no_shifts, samples, steps_of
 
 OPEN = 8
 """Up to this many times what rounding may have made, an error is not called wrong."""
@@ -88,11 +90,11 @@ class IntermediatesReport(NamedTuple):
 
 @as_if_at_home
 def check_intermediates(
-    forward: Callable[..., Any],
-    args: Sequence[Any],
-    cotangents: Mapping[str, Any] | Callable[[tuple, Any], Mapping[str, Any]],
-    dy: Any = None,
-    key: Any = None,
+    forward: Callable[..., PyTree],
+    args: Sequence[PyTree],
+    cotangents: Cotangents,
+    dy: PyTree = None,
+    key: int | Array | None = None,
 ) -> IntermediatesReport:
     """Hold hand-computed cotangents of a forward's intermediates against autodiff's, step by step.
 
@@ -228,7 +230,7 @@ def _of_misfit(where: str, detail: str, steps: Steps, seen: list[Sample]) -> Dia
 def _residual(where: str, steps: Steps, seen: list[Sample], held: Beside | None) -> Residual:
     """What a diagnosis is made from: the step beside the one that is right for the same incoming cotangents."""
 
-    def stacked(values: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    def stacked(values: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return {n: np.stack([v[n] for v in values]) for n in values[0]}
 
     expected = stacked([case.step | {n: v for n, v in case.total.items() if n not in case.step} for case in seen])
@@ -305,11 +307,6 @@ def _allowed(expected: np.ndarray, moved: Sequence[np.ndarray], dtype: np.dtype)
     return FACTOR * np.maximum(unit, float(jnp.finfo(dtype).eps) * np.abs(expected)) + np.finfo(np.float64).tiny
 
 
-class _Oracle(NamedTuple):
-    hand: dict[str, np.ndarray]
-    oracle: dict[str, np.ndarray]
-
-
 def _kinked(name: str, steps: Steps, seen: Sequence[Sample], which: str) -> list[np.ndarray]:
     """Where the forward has a kink at a point, and the hand has a subgradient there."""
     return [_kinked_at(name, steps, case, which) for case in seen]
@@ -318,7 +315,7 @@ def _kinked(name: str, steps: Steps, seen: Sequence[Sample], which: str) -> list
 def _kinked_at(name: str, steps: Steps, case: Sample, which: str) -> np.ndarray:
     def run(leaves, dys):
         expected = getattr(steps.wide(leaves, case.dy, no_shifts(steps), case.hand), which)
-        return _Oracle({}, {name: expected[name][None]})
+        return {name: expected[name][None]}
 
-    here = _Oracle({name: case.hand[name][None]}, {name: getattr(case, which)[name][None]})
+    here = case.hand[name][None], getattr(case, which)[name][None]
     return at_kinks(Neighbourhood(run, [Point(case.leaves, [])], (), special=()), [here], name).accepted[0]

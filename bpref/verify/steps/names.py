@@ -1,11 +1,13 @@
 """Named intermediates: the values that `jax.ad_checkpoint.checkpoint_name` names in a function, found and replaced."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from types import NotImplementedType
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jaxtyping import PyTree
 
 from bpref.nearest import require_known
 from bpref.programs import closed, programs_in
@@ -19,17 +21,17 @@ OUT_OF_REACH = {
     "cond": "a branch of a cond or switch, which may not be taken",
 }
 
-Function = Callable[..., Any]
+Function = Callable[..., PyTree]
 
 
-def with_names(f: Function, at_name: Callable[[str, Any], Any]) -> Function:
+def with_names(f: Function, at_name: Callable[[str, Array], Array]) -> Function:
     """`f`, with every named value `z` replaced by `at_name(name, z)` in all that is computed from it.
 
     Names inside jit, remat and custom rules count, and these are inlined, rules without their derivatives; values
     named inside the bodies of loops and branches are left as they are. Called with JAX arrays, traced ones too.
     """
 
-    def on_equation(equation: JaxprEqn, inputs: list, recurse: Recurse) -> Any:
+    def on_equation(equation: JaxprEqn, inputs: list, recurse: Recurse) -> list | NotImplementedType:
         primitive = equation.primitive.name
         if primitive == "name":
             return [at_name(equation.params["name"], inputs[0])]
@@ -46,7 +48,7 @@ def with_names(f: Function, at_name: Callable[[str, Any], Any]) -> Function:
     return replaced
 
 
-def cut_at_names(f: Function) -> Callable[..., tuple[dict[str, Any], Any]]:
+def cut_at_names(f: Function) -> Callable[..., tuple[dict[str, Array], PyTree]]:
     """`(values, *args) -> (computed, f(*args))`: each name's value as computed, and `values[name]` used in its place.
 
     Every named value is thus an input and an output, and no path leads through it.
@@ -67,7 +69,7 @@ def cut_at_names(f: Function) -> Callable[..., tuple[dict[str, Any], Any]]:
     return cut
 
 
-def shapes_of_names(f: Function, args: Sequence[Any], names: Iterable[str]) -> dict[str, Any]:
+def shapes_of_names(f: Function, args: Sequence[PyTree], names: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
     """The shape and dtype of each of the named values, in the order of computation."""
     wanted, found = set(names), {}
 
@@ -80,7 +82,9 @@ def shapes_of_names(f: Function, args: Sequence[Any], names: Iterable[str]) -> d
     return found
 
 
-def direct_uses(f: Function, args: Sequence[Any], shapes: dict[str, Any]) -> tuple[dict[str, list[str]], set[str]]:
+def direct_uses(
+    f: Function, args: Sequence[PyTree], shapes: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[dict[str, list[str]], set[str]]:
     """What each named value is used for without going through another one; and those used at all."""
     program, (computed, _) = jax.make_jaxpr(cut_at_names(f), return_shape=True)(shapes, *args)
     sources = {v: {name} for v, name in zip(program.jaxpr.invars, sorted(shapes), strict=False)}
@@ -93,13 +97,13 @@ def direct_uses(f: Function, args: Sequence[Any], shapes: dict[str, Any]) -> tup
     return uses, set().union(*ends)
 
 
-def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
+def cotangents_of_names(f: Function, *args: PyTree) -> tuple[Array, dict[str, Array]]:
     """A scalar `f(*args)`, and its derivative with respect to every value that `f` has named.
 
     A value is named by `jax.ad_checkpoint.checkpoint_name(z, "Z2")`. Each derivative is that of a perturbation added to
     the value right there, all else as it was: dJ/dZ2 in the derivation's sense.
     """
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
 
     def collect(name, z):
         shapes[name] = jax.ShapeDtypeStruct(z.shape, z.dtype)
@@ -115,8 +119,8 @@ def cotangents_of_names(f: Function, *args: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def cotangents_by_name(
-    f: Function, args: tuple, dy: Any, shifts: dict[str, Any], hand: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    f: Function, args: tuple, dy: PyTree, shifts: dict[str, Array], hand: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
     """What the cotangents of named values are, and what each would be if those after it were `hand`'s.
 
     Args:
@@ -150,7 +154,7 @@ def cotangents_by_name(
     return values, of_shifts((as_cotangent(dy, y), nothing))[0], of_values(as_cotangent((hand, dy), outputs))[0]
 
 
-def require_names(f: Function, args: Sequence[Any], wanted: Iterable[str]) -> None:
+def require_names(f: Function, args: Sequence[PyTree], wanted: Iterable[str]) -> None:
     """Raise `ValueError` unless `f(*args)` gives each wanted name to one value, outside of loops and branches."""
     places: dict[str, list[str]] = {}
     _collect(jax.make_jaxpr(f)(*args), "", places)

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
+from bpref.programs import Typed
 from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.examining.program import POINTS
 from bpref.verify.examining.subject import as_subject
 from bpref.verify.naming import describe
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import widened
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, Leaf, is_differentiable
 from bpref.verify.programs.lift import for_float64, lift, narrowest
 from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.steps.names import cotangents_by_name, direct_uses, require_names, shapes_of_names
@@ -23,6 +27,11 @@ MOVES = 8
 """How often everything is moved by its own rounding, to see how much that changes each cotangent."""
 
 ByName = dict[str, np.ndarray]
+
+Named = Mapping[str, ArrayLike | None]
+
+Cotangents = Named | Callable[[tuple, PyTree], Named]
+"""Somebody's cotangents by name, or the function of (args, dy) that gives them."""
 
 
 class Values(NamedTuple):
@@ -44,7 +53,7 @@ class Sample(NamedTuple):
     """
 
     leaves: list[np.ndarray]
-    dy: Any
+    dy: PyTree
     hand: ByName
     misshapen: ByName
     values: ByName
@@ -71,15 +80,15 @@ class Steps(NamedTuple):
     """
 
     names: tuple[str, ...]
-    leaves: list[Any]
-    outputs: Any
-    shapes: dict[str, Any]
+    leaves: list[Leaf]
+    outputs: PyTree
+    shapes: dict[str, jax.ShapeDtypeStruct]
     uses: dict[str, list[str]]
     live: set[str]
     misfits: dict[str, str]
-    hand: Callable[[list[Any], Any], dict[str, Any]]
+    hand: Callable[[Arrays, PyTree], ByName]
     is_function: bool
-    dy: Any
+    dy: PyTree
     dtype: np.dtype
     wide: Callable[..., Values]
     narrow: Callable[..., Values] | None
@@ -91,7 +100,7 @@ class Steps(NamedTuple):
         return max(ROUND_OFF, min(0.1, 100 * float(jnp.finfo(self.dtype).eps)))
 
 
-def steps_of(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any, key: int) -> Steps:
+def steps_of(forward: Callable[..., PyTree], args: tuple, cotangents: Cotangents, dy: PyTree, key: int) -> Steps:
     """Everything that does not depend on the point; raises as `check_intermediates` does."""
     subject, rebuild = as_subject(forward, args), as_subject(lambda *args: args, args).plain
     leaves, is_function = subject.leaves, callable(cotangents)
@@ -103,7 +112,7 @@ def steps_of(forward: Callable[..., Any], args: tuple, cotangents: Any, dy: Any,
         raise ValueError(f"check_intermediates: the output is {_text(outputs)}, not a scalar; give its cotangent dy")
     own = fresh.leaves_of_point(leaves, fresh.generator(key, 0, 0), 0, 0)
     first, (f, is_lifted) = widened(own), for_float64(subject.plain, own)
-    if is_function:
+    if callable(cotangents):
         hand, is_too = _calling(cotangents, rebuild, own, _cotangent(outputs, dy, fresh.generator(key, 0, 9)))
         is_lifted = is_lifted or is_too
     else:
@@ -150,7 +159,7 @@ def _sample(steps: Steps, key: int, i: int) -> Sample:
     return case._replace(moved=moved)
 
 
-def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Sample, list[Any]]:
+def _point(steps: Steps, key: int, i: int, attempt: int) -> tuple[Sample, Arrays]:
     """A case without its rounding errors, and its leaves as the narrow program takes them."""
     rng = fresh.generator(key, i, attempt)
     own = fresh.leaves_of_point(steps.leaves, rng, i, attempt)
@@ -181,12 +190,12 @@ def _moved(steps: Steps, case: Sample, rng: np.random.Generator) -> Values:
     return steps.wide(off, case.dy, shifts, {name: v + error(v) for name, v in case.hand.items()})
 
 
-def _compiled(f: Callable[..., Any], used: list[str], x64: bool) -> Callable[..., Values]:
+def _compiled(f: Callable[..., PyTree], used: list[str], x64: bool) -> Callable[..., Values]:
     @jax.jit
     def examined(leaves, dy, shifts, hand):
         return cotangents_by_name(f, (leaves,), dy, shifts, {name: hand[name] for name in used})
 
-    compiled: list[Any] = []
+    compiled: list[Compiled] = []
 
     def run(leaves, dy, shifts, hand):
         with jax.enable_x64(x64):
@@ -199,8 +208,8 @@ def _compiled(f: Callable[..., Any], used: list[str], x64: bool) -> Callable[...
 
 
 def _calling(
-    cotangents: Callable[[tuple, Any], Any], rebuild: Callable[[list], Any], own: list[Any], dy: Any
-) -> tuple[Callable[[list, Any], ByName], bool]:
+    cotangents: Callable[[tuple, PyTree], Named], rebuild: Callable[[list], tuple], own: Arrays, dy: PyTree
+) -> tuple[Callable[[Arrays, PyTree], ByName], bool]:
     """The hand's cotangents as a function of array leaves, under jit unless it needs to see the values.
 
     And whether it had to be lifted from `own` leaves and a `dy` to be traced in float64.
@@ -208,7 +217,7 @@ def _calling(
 
     def call(leaves, dy):
         came = cotangents(rebuild([jnp.asarray(v) for v in leaves]), jax.tree.map(jnp.asarray, dy))
-        return _given(came, as_numpy=False)
+        return _without_none(came)
 
     try:
         in_float64, is_lifted = for_float64(call, own, dy)
@@ -218,20 +227,23 @@ def _calling(
     return lambda leaves, dy: _given(traced(leaves, dy)), is_lifted
 
 
-def _as_they_are(cotangents: Any, leaves: list[Any], dy: Any) -> ByName:
+def _as_they_are(cotangents: Named, leaves: Arrays, dy: PyTree) -> ByName:
     return _given(cotangents)
 
 
-def _given(cotangents: Any, as_numpy: bool = True) -> dict[str, Any]:
-    """The cotangents by name, as arrays; those that are None left out."""
+def _given(cotangents: Named) -> ByName:
+    """The cotangents by name, as NumPy arrays; those that are None left out."""
+    return {name: np.asarray(v) for name, v in _without_none(cotangents).items()}
+
+
+def _without_none(cotangents: Named) -> dict[str, ArrayLike]:
     if not isinstance(cotangents, Mapping):
         came = type(cotangents).__name__
         raise TypeError(f'check_intermediates: the cotangents are a {came}, expected a dictionary {{"Z2": dZ2, ...}}')
-    given = {name: v for name, v in cotangents.items() if v is not None}
-    return {name: np.asarray(v) for name, v in given.items()} if as_numpy else given
+    return {name: v for name, v in cotangents.items() if v is not None}
 
 
-def _cotangent(outputs: Any, dy: Any, rng: np.random.Generator) -> Any:
+def _cotangent(outputs: PyTree, dy: PyTree, rng: np.random.Generator) -> PyTree:
     """The given cotangent of the output; else 1 for a scalar, and random numbers for anything larger."""
     if dy is not None:
         return dy
@@ -245,7 +257,7 @@ def _cotangent(outputs: Any, dy: Any, rng: np.random.Generator) -> Any:
     return jax.tree.map(draw, outputs)
 
 
-def _as_given(dy: Any, outputs: Any) -> Any:
+def _as_given(dy: PyTree, outputs: PyTree) -> PyTree:
     given, tree = jax.tree.flatten(dy)
     expected = jax.tree.leaves(outputs)
     if tree != jax.tree.structure(outputs) or [np.shape(v) for v in given] != [v.shape for v in expected]:
@@ -253,16 +265,16 @@ def _as_given(dy: Any, outputs: Any) -> Any:
     return jax.tree.map(lambda v: widened(np.asarray(v)), dy)
 
 
-def _is_scalar(outputs: Any) -> bool:
+def _is_scalar(outputs: PyTree) -> bool:
     return [v.shape for v in jax.tree.leaves(outputs)] == [()]
 
 
-def _precision(arrays: list[Any], cast: np.dtype | None) -> np.dtype:
+def _precision(arrays: list[Typed], cast: np.dtype | None) -> np.dtype:
     """The coarsest of the dtypes that somebody computed in; float64 where there is none."""
     dtypes = [np.dtype(np.float64), *(v.dtype for v in arrays if is_differentiable(v)), *([cast] * (cast is not None))]
     return min(dtypes, key=lambda d: jnp.finfo(d).nmant)
 
 
-def _text(tree: Any) -> str:
+def _text(tree: PyTree) -> str:
     leaves = [describe(np.asarray(v) if not hasattr(v, "dtype") else v) for v in jax.tree.leaves(tree)]
     return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})"

@@ -4,7 +4,7 @@ Nothing here is imported unless the caller has imported torch.
 """
 
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from bpref.verify.torch_oracle import is_apply
 
 
-def is_torch(fun: Any, args: tuple) -> bool:
+def is_torch(fun: object, args: tuple) -> bool:
     """Whether a call is PyTorch's: a tensor among the arguments, or a function written in it and specifications."""
     torch = sys.modules.get("torch")
     if torch is None:
@@ -23,7 +23,7 @@ def is_torch(fun: Any, args: tuple) -> bool:
     return is_written_in_torch(fun) and not any(isinstance(v, np.ndarray | jax.Array) for v in leaves)
 
 
-def is_written_in_torch(fun: Any) -> bool:
+def is_written_in_torch(fun: object) -> bool:
     """Whether it is a module, an `autograd.Function`'s `apply`, or of a file that imports torch and not JAX."""
     torch = sys.modules.get("torch")
     if torch is None:
@@ -35,7 +35,7 @@ def is_written_in_torch(fun: Any) -> bool:
     return "torch" in imported and not imported & {"jax", "jax.numpy"}
 
 
-def named(fun: Any) -> tuple[str, Any]:
+def named(fun: Callable) -> tuple[str, Callable]:
     """What reports call a function of PyTorch, and what has the names of its parameters."""
     from bpref.verify.torch_front.call import name_of, with_signature
 

@@ -2,8 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import jax
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 
 from bpref.verify import torch_oracle
 from bpref.verify.examining.refusals import CannotCheck
-from bpref.verify.examining.subject import Misfit, aligned
-from bpref.verify.host.called import Arrays
+from bpref.verify.examining.subject import Entry, Misfit, aligned
+from bpref.verify.host.called import Pull
 from bpref.verify.naming import argument_names, function_name, names_of_leaves
+from bpref.verify.oracle import Arrays, Leaf
 from bpref.verify.torch_front.tensors import Placement, Watch, is_floating, specification, to_numpy, to_tensor
 
-Tensors = list[Any]
+Tensors = list[torch.Tensor]
 
 
 class TorchCall(NamedTuple):
@@ -33,13 +34,13 @@ class TorchCall(NamedTuple):
       watch: what was seen of it in float64.
     """
 
-    fun: Any
+    fun: Callable
     names: tuple[str, ...]
-    leaves: Arrays
+    leaves: list[Leaf]
     differentiable: tuple[bool, ...]
     placements: tuple[Placement, ...]
     parameters: tuple[str | None, ...]
-    rebuild: Callable[[Tensors], tuple]
+    rebuild: Callable[[list], tuple]
     watch: Watch
 
     @property
@@ -54,7 +55,7 @@ class TorchCall(NamedTuple):
             for t, keep in zip(made, self.differentiable if differentiable is None else differentiable, strict=True)
         ]
 
-    def outputs(self, fun: Any, tensors: Tensors) -> Tensors:
+    def outputs(self, fun: Callable, tensors: Tensors) -> Tensors:
         """What `fun`, the function or its reference, gives for these tensors: a flat list."""
         arguments = [t for t, p in zip(tensors, self.parameters, strict=True) if p is None]
         with self.with_parameters(fun, tensors):
@@ -62,7 +63,7 @@ class TorchCall(NamedTuple):
         return flat(y, function_name(fun))
 
     @contextmanager
-    def with_parameters(self, fun: Any, tensors: Tensors) -> Iterator[None]:
+    def with_parameters(self, fun: Callable, tensors: Tensors) -> Iterator[None]:
         """The module's parameters replaced by these, and a reference's that has the same; buffers by copies."""
         values = {p: t for t, p in zip(tensors, self.parameters, strict=True) if p is not None}
         modules = [m for m in dict.fromkeys((self.fun, fun)) if isinstance(m, torch.nn.Module)]
@@ -96,7 +97,7 @@ def _slots(module: torch.nn.Module) -> list[tuple[Any, str, str]]:
     return found
 
 
-def torch_call(fun: Any, args: tuple) -> TorchCall:
+def torch_call(fun: Callable, args: tuple) -> TorchCall:
     """A call as `check` has it: tensors are data; what else is among the arguments is held fixed.
 
     Raises:
@@ -143,7 +144,7 @@ def torch_call(fun: Any, args: tuple) -> TorchCall:
     )
 
 
-def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
+def swept(c: TorchCall, fun: Callable, values: Arrays, backward: Callable | None = None) -> tuple[Arrays, Pull]:
     """`(y, pull)` of the function, or of its reference, as NumPy arrays; in float64 where all values are.
 
     PyTorch's cotangent of a complex number is the conjugate of `jax.vjp`'s.
@@ -152,7 +153,7 @@ def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple
         tensors = c.tensors(values)
         outputs = _called(c, fun, tensors)
 
-    def pull(dys: Arrays) -> Arrays:
+    def pull(dys: Arrays) -> list[Entry]:
         # A backward may read the module again, as one does that recomputes its forward.
         with _mode_for(c, fun, values), c.with_parameters(fun, tensors):
             of_outputs = [
@@ -163,16 +164,19 @@ def swept(c: TorchCall, fun: Any, values: Arrays, backward: Any = None) -> tuple
     return [to_numpy(y) for y in outputs], pull
 
 
-def _conjugate(v: Any) -> Any:
+E = TypeVar("E")
+
+
+def _conjugate(v: E) -> E:
     return np.conj(v) if isinstance(v, np.ndarray) and np.iscomplexobj(v) else v
 
 
 def pulled(
-    c: TorchCall, tensors: Tensors, outputs: Tensors, dys: Tensors, backward: Any = None, keep: bool = False
-) -> Arrays:
+    c: TorchCall, tensors: Tensors, outputs: Tensors, dys: Tensors, backward: Callable | None = None, keep: bool = False
+) -> list[Entry]:
     """What comes for each leaf: an array, None, or a `Misfit` that says why. The graph is kept to `keep`."""
     chosen = [i for i, t in enumerate(tensors) if t.requires_grad]
-    entries: Arrays = [None] * len(tensors)
+    entries: list[Entry] = [None] * len(tensors)
     if backward is not None:
         args = c.rebuild([t.detach() for t in tensors])
         dy = dys[0] if len(dys) == 1 else tuple(dys)
@@ -192,13 +196,13 @@ def pulled(
     return entries
 
 
-def plain(c: TorchCall, fun: Any, values: Arrays) -> Arrays:
+def plain(c: TorchCall, fun: Callable, values: Arrays) -> Arrays:
     """The outputs alone."""
     with _mode_for(c, fun, values, forward_alone=True), torch.no_grad():
         return [to_numpy(y) for y in c.outputs(fun, c.tensors(values, [False] * len(values)))]
 
 
-def flat(y: Any, name: str) -> Tensors:
+def flat(y: object, name: str) -> Tensors:
     """The tensors of an output: of tuples, lists, dictionaries and what is like them; a None is left out."""
     if isinstance(y, torch.Tensor):
         return [y]
@@ -211,7 +215,7 @@ def flat(y: Any, name: str) -> Tensors:
     raise CannotCheck(f"{name} returned a {type(y).__name__}, expected a tensor, or a tuple or dictionary of tensors")
 
 
-def _called(c: TorchCall, fun: Any, tensors: Tensors) -> Tensors:
+def _called(c: TorchCall, fun: Callable, tensors: Tensors) -> Tensors:
     try:
         return c.outputs(fun, tensors)
     except RuntimeError as error:
@@ -221,39 +225,39 @@ def _called(c: TorchCall, fun: Any, tensors: Tensors) -> Tensors:
     return c.outputs(fun, [torch_oracle.with_graph(t.clone) if t.requires_grad else t for t in tensors])
 
 
-def _mode_for(c: TorchCall, fun: Any, values: Arrays, **part: bool) -> Any:
+def _mode_for(c: TorchCall, fun: Callable, values: Arrays, **part: bool) -> AbstractContextManager:
     wide = all(v.dtype in (np.float64, np.complex128) for v, d in zip(values, c.differentiable, strict=True) if d)
     return c.watch.in_float64(fun, **part) if wide else nullcontext()
 
 
-def name_of(fun: Any) -> str:
+def name_of(fun: Callable) -> str:
     if torch_oracle.is_apply(fun):
-        return fun.__self__.__name__
+        return cast(type, fun.__self__).__name__
     return getattr(fun, "_qualname", None) or function_name(fun)
 
 
-def _is_data(v: Any) -> bool:
+def _is_data(v: object) -> TypeGuard[torch.Tensor | jax.ShapeDtypeStruct]:
     return isinstance(v, torch.Tensor | jax.ShapeDtypeStruct)
 
 
-def _floats(t: Any) -> bool:
+def _floats(t: torch.Tensor | jax.ShapeDtypeStruct) -> bool:
     return is_floating(t) if isinstance(t, torch.Tensor) else jax.numpy.issubdtype(t.dtype, jax.numpy.inexact)
 
 
-def _values(t: Any) -> Any:
+def _values(t: torch.Tensor | jax.ShapeDtypeStruct) -> Leaf:
     if isinstance(t, jax.ShapeDtypeStruct):
         return t
     return specification(t) if t.is_meta else to_numpy(t)
 
 
-def with_signature(fun: Any) -> Any:
+def with_signature(fun: Callable) -> Callable:
     """What has the parameters' names: the forward of a module or `autograd.Function`, a custom operator's own."""
     if isinstance(fun, torch.nn.Module):
         return fun.forward
     if not torch_oracle.is_apply(fun):
         return getattr(fun, "_init_fn", fun)
 
-    def named(*args: Any) -> None: ...
+    def named(*args: object) -> None: ...
 
     named.__signature__ = inspect.Signature(torch_oracle.parameters_of_apply(fun))  # type: ignore[attr-defined]
     return named

@@ -3,22 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import torch
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from bpref.verify import torch_oracle
 from bpref.verify.examining.program import SCALES, output_name
 from bpref.verify.examining.refusals import CannotCheck, refuse_eager
-from bpref.verify.host.called import Arrays, Called, in_dtype
+from bpref.verify.host.called import Called, in_dtype
 from bpref.verify.host.check import check_called, disagreements, judge_called, of_two_answers
 from bpref.verify.host.oracles import Oracle, exact, numerical
 from bpref.verify.host.sampling import point
 from bpref.verify.naming import first_line, in_short
 from bpref.verify.numbers.points import alike, is_specification
-from bpref.verify.oracle import is_differentiable
+from bpref.verify.oracle import Arrays, Leaf, is_differentiable
 from bpref.verify.report import WRONG, Finding, Report, Verdict
 from bpref.verify.torch_front.call import TorchCall, plain, swept, torch_call
 from bpref.verify.torch_front.laws import Observed, observed
@@ -57,12 +59,12 @@ class Sized(NamedTuple):
 
 
 def check_torch(
-    fun: Any,
+    fun: Callable,
     args: tuple,
-    reference: Callable[..., Any] | None,
-    backward: Callable[[tuple, Any], tuple] | None,
+    reference: Callable[..., PyTree] | None,
+    backward: Callable[[tuple, PyTree], tuple] | None,
     key: int,
-    dtypes: Sequence[Any] | None,
+    dtypes: Sequence[DTypeLike] | None,
     linear: bool,
     eager: bool,
     cross_check: bool,
@@ -82,7 +84,13 @@ def check_torch(
 
 
 def _report(
-    c: TorchCall, reference: Any, backward: Any, key: int, dtypes: Any, linear: bool, cross_check: bool
+    c: TorchCall,
+    reference: Callable | None,
+    backward: Callable | None,
+    key: int,
+    dtypes: Sequence[DTypeLike] | None,
+    linear: bool,
+    cross_check: bool,
 ) -> Report:
     fun = c.fun
     if backward is not None and any(p is not None for p in c.parameters):
@@ -115,7 +123,7 @@ def _report(
     return report._replace(findings=(*report.findings, *seen.remarks), notes=(*report.notes, *casts))
 
 
-def _front(c: TorchCall, backward: Any) -> Called:
+def _front(c: TorchCall, backward: Callable | None) -> Called:
     return Called(
         c.name,
         c.names,
@@ -139,7 +147,9 @@ def _with_sizes(report: Report, sized: Sized) -> Report:
     return report._replace(verdicts=verdicts, findings=(*sized.findings, *kept), notes=notes)
 
 
-def _oracle(c: TorchCall, front: Called, reference: Any, backward: Any, key: int) -> tuple[Oracle, list[str]]:
+def _oracle(
+    c: TorchCall, front: Called, reference: Callable | None, backward: Callable | None, key: int
+) -> tuple[Oracle, list[str]]:
     leaves = point(front, key, 0)
     if reference is not None:
         return _differentiated(c, reference, OF_REFERENCE, leaves), []
@@ -149,7 +159,7 @@ def _oracle(c: TorchCall, front: Called, reference: Any, backward: Any, key: int
     return numerical(front.plain, c.differentiable, "its own primal", False, LIMIT), [] if runs else [GIVE_ONE]
 
 
-def _differentiated(c: TorchCall, fun: Any, text: str, leaves: Arrays) -> Oracle:
+def _differentiated(c: TorchCall, fun: Callable, text: str, leaves: Arrays) -> Oracle:
     def run(leaves: Arrays, dys: list[Arrays]) -> tuple[Arrays, list[Arrays]]:
         if not dys:
             return plain(c, fun, leaves), []
@@ -192,7 +202,7 @@ def _threads_for(c: TorchCall) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _has_own_backward(c: TorchCall, fun: Any, leaves: Arrays) -> bool:
+def _has_own_backward(c: TorchCall, fun: Callable, leaves: Arrays) -> bool:
     return torch_oracle.has_own_backward(c.outputs(fun, c.tensors(leaves)))
 
 
@@ -275,11 +285,11 @@ def _others(c: TorchCall) -> Iterator[tuple[int, str, TorchCall]]:
             yield size, ", ".join(shapes), c._replace(leaves=leaves, placements=tuple(placements))
 
 
-def _held(c: TorchCall) -> set[Any]:
+def _held(c: TorchCall) -> set[float]:
     """The sizes that something other than the arguments' shapes holds."""
     of_parameters = {n for v, p in zip(c.leaves, c.parameters, strict=True) if p is not None for n in v.shape}
     numbers = {v for v in jax.tree.leaves(c.rebuild([None] * c.parameters.count(None))) if isinstance(v, int | float)}
-    held = of_parameters | numbers
+    held: set[float] = of_parameters | numbers
     sizes = {n for v in c.leaves if v.dtype.kind not in "iu" for n in v.shape}
     for v in c.leaves:
         if is_specification(v) or v.dtype.kind not in "iu" or not v.size:
@@ -291,7 +301,7 @@ def _held(c: TorchCall) -> set[Any]:
     return held
 
 
-def _resized(v: Any, size: int, new: int) -> Any:
+def _resized(v: Leaf, size: int, new: int) -> Leaf:
     """An array with every axis of this size longer, by repeating its last entries, or shorter, by its first."""
     axes = [axis for axis, n in enumerate(v.shape) if n == size]
     if is_specification(v):

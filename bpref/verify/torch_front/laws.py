@@ -1,20 +1,20 @@
 """What a PyTorch function owes besides right values: the same answer twice, in any layout, its inputs left alone."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import torch
 
 from bpref.verify.examining.subject import Misfit
-from bpref.verify.host.called import Arrays
 from bpref.verify.host.sampling import cotangent
 from bpref.verify.naming import in_short
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import widened
+from bpref.verify.oracle import Arrays
 from bpref.verify.report import Finding
-from bpref.verify.torch_front.call import TorchCall, pulled
+from bpref.verify.torch_front.call import Tensors, TorchCall, pulled
 from bpref.verify.torch_front.tensors import Placement, to_numpy, to_tensor
 
 CALLS = 3
@@ -78,7 +78,7 @@ def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], 
     return found
 
 
-def _run(c: TorchCall, tensors: list[Any], dys: list[Any], names: list[str]) -> Run:
+def _run(c: TorchCall, tensors: Tensors, dys: Tensors, names: list[str]) -> Run:
     """One call; what the backward raises is raised."""
     before = [t.detach().clone() for t in tensors]
     written: dict[str, str] = {}
@@ -130,7 +130,7 @@ def _compare(
     c: TorchCall,
     leaves: Arrays,
     n: int,
-    other: Any,
+    other: torch.Tensor,
     dys: list,
     names: list[str],
     first: Run,

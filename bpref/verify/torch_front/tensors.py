@@ -3,28 +3,29 @@
 PyTorch code runs in float64 whatever dtypes it names: casts down are left out, and new tensors are made wide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.typing import DTypeLike
 from torch.overrides import TorchFunctionMode
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes: what a dtype that NumPy does not know is passed through as."""
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: torch.dtype | DTypeLike) -> str:
     """Of a dtype of PyTorch's, NumPy's or JAX's, the name that all of them use."""
     return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else jnp.dtype(dtype).name
 
 
 @cache
-def numpy_dtype(dtype: torch.dtype) -> Any:
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return jnp.dtype(dtype_name(dtype))
 
 
@@ -78,7 +79,7 @@ def is_floating(t: torch.Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def like_tensors(v: Any) -> Any:
+def like_tensors(v: object) -> object:
     """An array as a tensor, a specification as one on the meta device; anything else as it is."""
     if isinstance(v, jax.ShapeDtypeStruct):
         return torch.empty(v.shape, dtype=getattr(torch, dtype_name(v.dtype)), device="meta")
@@ -103,7 +104,7 @@ class InFloat64(TorchFunctionMode):
 
     casts = changed = stops = False
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         kwargs = kwargs or {}
         self.stops |= func in STOPS or (func is torch._C._set_grad_enabled and not args[0])
         if func in CASTS:
@@ -114,7 +115,7 @@ class InFloat64(TorchFunctionMode):
         wide = [v if i == 0 and written else self._wide(v) for i, v in enumerate(args)]
         return func(*wide, **{name: v if name == "out" else self._wide(v) for name, v in kwargs.items()})
 
-    def _wide(self, v: Any) -> Any:
+    def _wide(self, v: object) -> object:
         if isinstance(v, torch.dtype):
             if v not in NARROW:
                 return v
@@ -125,7 +126,7 @@ class InFloat64(TorchFunctionMode):
                 return v
             self.changed = True
             return v.double()
-        if type(v) in (list, tuple):
+        if isinstance(v, list | tuple) and type(v) in (list, tuple):
             return type(v)(self._wide(item) for item in v)
         return v
 
@@ -140,12 +141,12 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.quiet: set[Any] = set()
-        self.casts: set[Any] = set()
-        self.stops: set[Any] = set()
+        self.quiet: set[Callable] = set()
+        self.casts: set[Callable] = set()
+        self.stops: set[Callable] = set()
 
     @contextmanager
-    def in_float64(self, fun: Any, forward_alone: bool = False, makes_graph: bool = False) -> Iterator[None]:
+    def in_float64(self, fun: Callable, forward_alone: bool = False, makes_graph: bool = False) -> Iterator[None]:
         """A context in which PyTorch computes in float64, new tensors too."""
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
