@@ -57,10 +57,11 @@ def add_rows(to: Array, indices: Array, rows: Array, axis: int) -> Array:
 
 def add_along(to: Array, indices: Array, values: Array, axis: int, unique: bool = False) -> Array:
     """`to` and each value at its own index along an axis, all other coordinates as they are; as `add_rows` sums."""
-    others = (lax.broadcasted_iota(widen_integers(indices).dtype, indices.shape, k) for k in range(indices.ndim))
-    at = tuple(widen_integers(indices) if k == axis else i for k, i in enumerate(others))
+    others = tuple(k for k in range(indices.ndim) if k != axis)
+    numbers = lax.ScatterDimensionNumbers((), (axis,), (axis,), others, others)
     mode = "promise_in_bounds" if unique else "drop"
-    return cast(widen(to).at[at].add(widen(values), mode=mode, unique_indices=unique), to.dtype)
+    at = widen_integers(indices)[..., None]
+    return cast(lax.scatter_add(widen(to), at, widen(values), numbers, unique_indices=unique, mode=mode), to.dtype)
 
 
 def of_segments(rows: Array, ids: Array, of_none: float = 0.0) -> Array:

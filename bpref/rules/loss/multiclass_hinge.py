@@ -41,6 +41,7 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.indices import add_along
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import of_no_size
 from bpref.layer import Layer, Reals, no_params
@@ -108,7 +109,7 @@ def multiclass_hinge(
         g = (2 if squared else 1) * widen(dJ) / terms(cache.label, k) * _known(cache.label, k)
         dz = g * k
         own = nearest_class(cache.label, dz)[..., None]
-        dz = jnp.put_along_axis(dz, own, -jnp.sum(dz, -1, keepdims=True), -1, inplace=False, mode="clip")
+        dz = add_along(dz, own, -jnp.sum(dz, -1, keepdims=True), dz.ndim - 1, unique=True)
         return (), (cast(dz, cache.like.dtype), None)
 
     return Layer(no_params, forward, backward, who)
