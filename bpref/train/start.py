@@ -78,11 +78,11 @@ class Start(NamedTuple):
             tree = jax.jit(lambda tree: tree, out_shardings=self.layout.sharding(PartitionSpec()))(tree)
 
         def one(v):
-            return (
-                jax.random.wrap_key_data(jnp.array(np.asarray(jax.random.key_data(v)))) if is_key(v) else np.asarray(v)
-            )
+            if is_key(v):
+                return jax.random.wrap_key_data(jnp.array(np.asarray(jax.random.key_data(v))))
+            return np.asarray(v)
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(one, jax.block_until_ready(tree))  # raises where memory ran out; NumPy ends the process
 
     def batch(self, epoch: int, step: int) -> tuple[Array, Array]:
         """X and y of a step; epochs count from 1, the steps of an epoch from 0."""
