@@ -69,6 +69,18 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture
+def as_csv(tmp_path):
+    """Writes a text, or bytes, into a file of that name."""
+
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "t.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
 def pytest_report_header():
     kind = "derandomised" if os.environ.get("CI") else "random; set CI=1 for the draws of CI"
     return f"bpref: seed {SEED}; hypothesis {kind}; jax {jax.__version__} on {jax.default_backend()}"

@@ -12,7 +12,7 @@ from jax import Array
 from bpref.cli import watching
 from bpref.cli.ending import leaving, say
 from bpref.cli.errors import Ended, UsageError, blaming_the_input, blaming_the_size
-from bpref.cli.how import AnyRecipe, How
+from bpref.cli.how import How
 from bpref.cli.profiling import profiling
 from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
@@ -25,6 +25,7 @@ from bpref.train.checkpoint import Checkpoints
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
+from bpref.train.recipes import Recipe
 from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, Unwritable, held
 from bpref.train.start import Start, precision
 from bpref.train.table import count
@@ -62,7 +63,7 @@ class Kept(NamedTuple):
     checkpoints: Checkpoints
 
 
-def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
+def carried_out(training: Training, recipe: Recipe, how: How) -> int:
     """Begin, hold the gradient against the oracle, train, report; the exit code is 0, or 1 where it cannot go on."""
     with ExitStack() as stack:
         with blaming_the_size(training.what):
@@ -98,7 +99,7 @@ def carried_out(training: Training, recipe: AnyRecipe, how: How) -> int:
     return 0
 
 
-def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> Record | None:
+def recorded(training: Training, begin: Start, recipe: Recipe, how: How) -> Record | None:
     """The record of a run, or of one that is gone on with, if that is of the same settings and data."""
     if how.out is None:
         return None
@@ -117,7 +118,7 @@ def recorded(training: Training, begin: Start, recipe: AnyRecipe, how: How) -> R
     return Record(how.out, settings, how.resume)
 
 
-def every_step(training: Training, begin: Start, recipe: AnyRecipe, how: How, kept: Kept | None) -> Fitted | None:
+def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept: Kept | None) -> Fitted | None:
     """Every step that is left, with what is seen and kept of it; None, and a message, where it cannot go on."""
     done: list[Epoch] = []
     with ExitStack() as stack:
@@ -191,7 +192,7 @@ def written(record: Record) -> str:
     return "written: " + ", ".join(str(record.directory / file) for file in (PARAMS, record.metrics.name, PLOT))
 
 
-def by_what(recipe: AnyRecipe, dtype: str, platform: str) -> str:
+def by_what(recipe: Recipe, dtype: str, platform: str) -> str:
     """How it is trained."""
     return (
         f"{recipe.optimizer}, learning rate {recipe.learning_rate:g} {recipe.schedule}, "

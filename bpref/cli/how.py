@@ -14,7 +14,7 @@ from bpref.sharding.layout import LAYOUTS
 from bpref.sharding.mesh import mesh_of
 from bpref.train.divided import Division
 from bpref.train.optimizers import make_optimizer
-from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
+from bpref.train.recipes import Recipe
 from bpref.train.record import is_begun, require_new
 from bpref.train.start import Start, start
 from bpref.train.updates import Updates
@@ -24,9 +24,6 @@ DEVICES = ("cpu", "gpu", "tpu")
 
 class Device(Protocol):
     platform: str
-
-
-AnyRecipe = Recipe | TextRecipe | ImageRecipe
 
 
 class How(NamedTuple):
@@ -91,7 +88,7 @@ class How(NamedTuple):
             require_new(self.out)
 
     def start(
-        self, J: Layer, optimizer: GradientTransformation, train: tuple[np.ndarray, np.ndarray], recipe: AnyRecipe
+        self, J: Layer, optimizer: GradientTransformation, train: tuple[np.ndarray, np.ndarray], recipe: Recipe
     ) -> Callable[[], Start]:
         """What begins the training of an objective, as these options say."""
         return lambda: start(
@@ -139,7 +136,7 @@ def devices_called(name: str | None) -> Sequence[Device]:
         raise ValueError(f"device {name}: there is none here that JAX can use; there is {here}") from None
 
 
-def optimizer_of(recipe: AnyRecipe, steps: int, updates: Updates) -> GradientTransformation:
+def optimizer_of(recipe: Recipe, steps: int, updates: Updates) -> GradientTransformation:
     """The optax transformation that a recipe means, for so many steps."""
     return make_optimizer(
         recipe.optimizer,

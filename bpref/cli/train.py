@@ -10,10 +10,10 @@ import typer
 from bpref.cli.errors import UsageError, blaming_the_input
 
 if TYPE_CHECKING:
-    from bpref.train.recipes import ImageRecipe, Recipe, TextRecipe
+    from bpref.train.recipes import Recipe, TableRecipe
     from bpref.train.table import Table, Task
 
-R = TypeVar("R", "Recipe", "TextRecipe", "ImageRecipe")
+R = TypeVar("R", bound="Recipe")
 
 EXAMPLE = (
     "Examples: bpref train | bpref train digits --epochs 20 --out run | bpref train gpt --out run | "
@@ -222,7 +222,7 @@ def require_none(options: Mapping[str, object], why: str) -> None:
 
 def choose_table(
     dataset: str | None, data: Path | None, target: str | None, task: str | None, missing: str | None, seed: int
-) -> tuple["Table", "Recipe"]:
+) -> tuple["Table", "TableRecipe"]:
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
     from bpref.nearest import require_known
     from bpref.train.embedded import EMBEDDED

@@ -12,7 +12,7 @@ from bpref.nearest import require_known
 from bpref.train.columns import as_settings
 from bpref.train.fitted import Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
-from bpref.train.recipes import Recipe
+from bpref.train.recipes import TableRecipe
 from bpref.train.record import Record
 from bpref.train.split import Split, least_squares_r2, split
 from bpref.train.start import DTYPES, objective_in, require_epochs, steps_per_epoch
@@ -22,7 +22,7 @@ LARGEST_BATCH = 32
 """Examples in a batch, where nothing else is asked for."""
 
 
-def run(name: str, table: Table, recipe: Recipe, how: How) -> int:
+def run(name: str, table: Table, recipe: TableRecipe, how: How) -> int:
     """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
     with blaming_the_input():
         require_known("dtype", how.dtype, DTYPES)
@@ -80,7 +80,7 @@ def units(table: Table, parts: Split) -> dict[str, object]:
     }
 
 
-def describe(name: str, table: Table, parts: Split, recipe: Recipe, dtype: str, platform: str, seed: int) -> str:
+def describe(name: str, table: Table, parts: Split, recipe: TableRecipe, dtype: str, platform: str, seed: int) -> str:
     """What is about to be trained, in two lines."""
     kind = f"{len(table.classes)} classes" if table.classes else "regression"
     widths = (table.X.shape[1], *recipe.layers, max(1, len(table.classes)))

@@ -4,21 +4,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
 from bpref.cli.how import How, choose_device, optimizer_of
-from bpref.layer import Layer, map_leaves
 from bpref.models.text import text_model
 from bpref.nearest import require_known
 from bpref.train.fitted import Fitted
 from bpref.train.recipes import TextRecipe
 from bpref.train.record import Record
 from bpref.train.start import DTYPES, Start, require_epochs, steps_per_epoch
+from bpref.train.step import in_dtype
 from bpref.train.table import count
 from bpref.train.text import Text, bits_per_byte, read_text
-from bpref.transforms import cast_params
 
 SCORE = "bits a byte"
 
@@ -48,7 +46,7 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
             name,
             f"a {name} of width {recipe.width} and depth {recipe.depth}",
             model.objective,
-            how.start(in_dtype(model.objective, how.dtype), optimizer, text.train, recipe),
+            how.start(in_dtype(model.objective, DTYPES[how.dtype]), optimizer, text.train, recipe),
             text.test,
             SCORE,
             lambda J: bits_per_byte(J, text.bytes_per_token),
@@ -56,11 +54,6 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
             report,
         )
         return carried_out(training, recipe, how)
-
-
-def in_dtype(J: Layer, dtype: str) -> Layer:
-    """The objective, computed in a half precision by a network whose parameters stay in float32."""
-    return J if jnp.finfo(DTYPES[dtype]).bits >= 32 else map_leaves(cast_params(DTYPES[dtype]), J)
 
 
 def describe(name: str, text: Text, recipe: TextRecipe, begin: Start, platform: str) -> str:

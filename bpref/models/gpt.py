@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from bpref.checks.hyperparameters import require_flags, require_positive_or_none, require_sizes
 from bpref.compose import objective, residual, scan, serial, shared
 from bpref.compose import remat as remat_of
-from bpref.dtypes import require_type
 from bpref.formulas.random_draws import require_rate
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Layer
-from bpref.nearest import meant
+from bpref.models.presets import preset
 from bpref.rules.activation.soft_cap import soft_cap
 from bpref.rules.block.attention_block import attention_block, attention_layer
 from bpref.rules.block.mlp_block import mlp_block, mlp_layer
@@ -167,11 +166,8 @@ def gpt_objective(
 
 
 def as_config(config: GptConfig | str) -> GptConfig:
-    """The config, or the preset of this name; `ValueError` for an unknown one, which names those that are near."""
-    if isinstance(config, str):
-        return GPT_PRESETS[meant("preset", config, GPT_PRESETS)]
-    require_type("gpt", "config", config, GptConfig)
-    return config
+    """The config, or the preset of this name."""
+    return preset("gpt", config, GptConfig, GPT_PRESETS)
 
 
 def _body(config: GptConfig, remat: bool) -> Layer:

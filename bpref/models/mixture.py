@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_sizes
 from bpref.compose import objective, parallel, residual, scan, serial
 from bpref.compose import remat as remat_of
-from bpref.dtypes import cast, require_type, wide_dtype, widen
+from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer
+from bpref.models.presets import preset
 from bpref.models.rearranged import as_it_is, rearranged
-from bpref.nearest import meant
 from bpref.rules.activation.identity import identity
 from bpref.rules.block.attention_block import attention_block, attention_layer
 from bpref.rules.linear.embedding import embedding
@@ -101,7 +101,7 @@ def mixture(config: MixtureConfig | str, remat: bool = False) -> Layer:
       >>> logits.shape
       (1, 32, 256)
     """
-    config = _as_config(config)
+    config = preset("mixture", config, MixtureConfig, MIXTURE_PRESETS)
     alone = rearranged("x_alone", lambda x: x["x"], lambda dy: {"x": dy, "penalty": None})
     return _with_head(serial, config, remat, as_it_is(), linear(config.vocabulary, bias=False), alone)
 
@@ -131,7 +131,7 @@ def mixture_objective(
       >>> J.shape
       ()
     """
-    config = _as_config(config)
+    config = preset("mixture", config, MixtureConfig, MIXTURE_PRESETS)
     with_labels = rearranged(
         "with_labels",
         lambda x: {"x": (x[0]["x"], x[1]), "penalty": x[0]["penalty"]},
@@ -145,13 +145,6 @@ def _with_head(
     combinator: Callable[..., Layer], config: MixtureConfig, remat: bool, before: Layer, of_x: Layer, after: Layer
 ) -> Layer:
     return combinator(body=_body(config, remat), head=serial(before=before, product=_beside(of_x), after=after))
-
-
-def _as_config(config: MixtureConfig | str) -> MixtureConfig:
-    if isinstance(config, str):
-        return MIXTURE_PRESETS[meant("preset", config, MIXTURE_PRESETS)]
-    require_type("mixture", "config", config, MixtureConfig)
-    return config
 
 
 def _body(config: MixtureConfig, remat: bool) -> Layer:

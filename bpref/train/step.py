@@ -156,14 +156,17 @@ def swept(
     return (y, state, dparams) if J.begin is None else (*y, dparams)
 
 
+def in_dtype(layer: Layer, dtype: DTypeLike) -> Layer:
+    """The layer, computed in `dtype`; where that is a half precision, its parameters stay in float32."""
+    return layer if jnp.finfo(dtype).bits >= 32 else map_leaves(cast_params(dtype), layer)
+
+
 def training_objective(network: Layer, loss: Layer, dtype: DTypeLike) -> Layer:
     """`objective(network, loss)`; for a half-precision dtype, parameters and the loss stay in float32.
 
     The network then takes X in `dtype` and computes in it, and the loss takes y in float32.
     """
-    if jnp.finfo(dtype).bits >= 32:
-        return objective(network, loss)
-    return objective(map_leaves(cast_params(dtype), network), _of_widened(loss))
+    return objective(in_dtype(network, dtype), loss if jnp.finfo(dtype).bits >= 32 else _of_widened(loss))
 
 
 def _of_widened(loss: Layer) -> Layer:

@@ -4,8 +4,6 @@ import pytest
 
 
 @pytest.fixture
-def csv_file(tmp_path):
-    path = tmp_path / "t.csv"
+def csv_file(as_csv):
     rows = [f"{i},{(i * 7) % 11},{2 * i + (i * 7) % 11 + 0.5}" for i in range(20)]
-    path.write_text("\n".join(["a,b,y", *rows]))
-    return path
+    return as_csv("\n".join(["a,b,y", *rows]))

@@ -8,16 +8,6 @@ from bpref.train.read_npz import read_npz
 
 
 @pytest.fixture
-def csv_file(tmp_path):
-    def write(text):
-        path = tmp_path / "t.csv"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return write
-
-
-@pytest.fixture
 def npz_file(tmp_path):
     def write(**arrays):
         np.savez(tmp_path / "t.npz", **arrays)
@@ -26,44 +16,44 @@ def npz_file(tmp_path):
     return write
 
 
-def test_csv_of_numbers(csv_file):
-    table = read_csv(csv_file("a, b,y\n1,2,0.5\n\n3,4e0,1.5\n5,-6,2.5\n"), "y")
+def test_csv_of_numbers(as_csv):
+    table = read_csv(as_csv("a, b,y\n1,2,0.5\n\n3,4e0,1.5\n5,-6,2.5\n"), "y")
     np.testing.assert_array_equal(table.X, [[1, 2], [3, 4], [5, -6]])
     np.testing.assert_array_equal(table.y, [0.5, 1.5, 2.5])
     assert (table.feature_names, table.target_name, table.task) == (("a", "b"), "y", "regression")
     assert table.X.dtype == np.float64
 
 
-def test_csv_of_text_classes(csv_file):
-    table = read_csv(csv_file("kind,a\ncat,1\ndog,2\ncat,3\n"), "kind")
+def test_csv_of_text_classes(as_csv):
+    table = read_csv(as_csv("kind,a\ncat,1\ndog,2\ncat,3\n"), "kind")
     assert table.classes == ("cat", "dog")
     np.testing.assert_array_equal(table.y, [0, 1, 0])
 
 
-def test_few_whole_numbers_are_classes_unless_told_otherwise(csv_file):
-    path = csv_file("a,y\n1,10\n2,9\n3,10\n4,9.0\n")
+def test_few_whole_numbers_are_classes_unless_told_otherwise(as_csv):
+    path = as_csv("a,y\n1,10\n2,9\n3,10\n4,9.0\n")
     assert read_csv(path, "y").classes == ("9", "10")
     np.testing.assert_array_equal(read_csv(path, "y").y, [1, 0, 1, 0])
     assert read_csv(path, "y", "regression").classes == ()
 
 
-def test_many_whole_numbers_are_a_quantity_unless_told_otherwise(csv_file):
-    path = csv_file("a,y\n1,10\n2,9\n3,8\n4,7\n")
+def test_many_whole_numbers_are_a_quantity_unless_told_otherwise(as_csv):
+    path = as_csv("a,y\n1,10\n2,9\n3,8\n4,7\n")
     assert read_csv(path, "y").task == "regression"
     assert read_csv(path, "y", "classification").classes == ("7", "8", "9", "10")
 
 
-def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(csv_file, npz_file):
+def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(as_csv, npz_file):
     prices = "".join(f"{i},{1000 + 7 * (i % 1155)}\n" for i in range(3000))
     with pytest.raises(ValueError) as refused:
-        read_csv(csv_file(f"a,price\n{prices}"), "price", "classification")
+        read_csv(as_csv(f"a,price\n{prices}"), "price", "classification")
     assert str(refused.value).split(": ", 1)[1] == (
         "1,155 different numbers in 3,000 rows are a quantity, and no classes; the task for that is regression. If "
         "they are classes, number them 0 ... 1154 or give them names"
     )
     names = "".join(f"{i},n{i}\n" for i in range(30))
     with pytest.raises(ValueError) as refused:
-        read_csv(csv_file(f"a,name\n{names}"), "name")
+        read_csv(as_csv(f"a,name\n{names}"), "name")
     assert str(refused.value).split(": ", 1)[1] == (
         "30 different classes in 30 rows are fewer than 2 examples of each; is it the right column?"
     )
@@ -71,10 +61,10 @@ def test_a_quantity_or_a_name_for_each_row_is_refused_as_classes(csv_file, npz_f
         read_npz(npz_file(X=np.arange(30.0)[:, None], y=np.arange(30) % 21))
 
 
-def test_many_classes_with_enough_examples_are_classes(csv_file):
+def test_many_classes_with_enough_examples_are_classes(as_csv):
     for name, examples in ((lambda c: 7 * c, 10), (lambda c: c, 2), (lambda c: c + 1, 2), (lambda c: f"n{c}", 2)):
         rows = "".join(f"{i},{name(i % 30)}\n" for i in range(30 * examples))
-        assert len(read_csv(csv_file(f"a,y\n{rows}"), "y", "classification").classes) == 30
+        assert len(read_csv(as_csv(f"a,y\n{rows}"), "y", "classification").classes) == 30
 
 
 TARGET_MISSING = "the value is missing; no target is imputed, --missing drop leaves the row out"
@@ -114,8 +104,8 @@ TARGET_MISSING = "the value is missing; no target is imputed, --missing drop lea
         ),
     ],
 )
-def test_bad_csv(csv_file, text, task, message):
-    path = csv_file(text)
+def test_bad_csv(as_csv, text, task, message):
+    path = as_csv(text)
     with pytest.raises(ValueError) as error:
         read_csv(path, "y", task)
     assert str(error.value) == message.replace("PATH", str(path))

@@ -104,10 +104,7 @@ def gauss_newton_product(
 
     Args:
       layer, params, x, key, draws: as of `gauss_newton_diagonal`.
-      v: a tree like dparams.
-
-    Returns:
-      A tree like dparams.
+      v: as of `hessian_product`, and so what is returned.
 
     Example:
       >>> v = bpref.backpropagate(J, params, (X, y))[1]
@@ -115,8 +112,7 @@ def gauss_newton_product(
       (3, 2)
 
     Raises:
-      ValueError: v has another tree or other shapes than dparams; and as there.
-      TypeError: `layer` is no Layer.
+      ValueError, TypeError: as of `gauss_newton_diagonal`; v has another tree or other shapes than dparams.
     """
     who = "gauss_newton_product"
     require_layer(who, "layer", layer)
