@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from docs import architecture
+
 ROOT = Path(__file__).parents[1]
 SECTIONS = {
     "Is my gradient right?": "check",
     "Train it": "train",
     "Compile it for a TPU or a GPU, without one": "compile",
+    "From one CPU to many devices": "devices",
     "Ten lines": "ten_lines",
     "A language model": "language_model",
     "The idea": "idea",
@@ -24,12 +27,18 @@ FILES = {
 """Files that are pages as they are."""
 
 
+CHAPTERS = ("migrate", "signals")
+"""Pages of `docs/chapters` that are written by hand; their programs are run by a test."""
+
+
 def pages() -> dict[str, str]:
     """The guide's pages."""
     found = sections((ROOT / "README.md").read_text(encoding="utf-8"))
     made = {f"guide/{name}": f"# {title}\n{found[title]}" for title, name in SECTIONS.items()}
     made |= {f"guide/{name}": _without_links((ROOT / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
-    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *SECTIONS.values(), *FILES, "```"])
+    made |= {f"guide/{name}": (ROOT / f"docs/chapters/{name}.md").read_text(encoding="utf-8") for name in CHAPTERS}
+    made |= {"guide/architecture": architecture.page()}
+    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *SECTIONS.values(), *CHAPTERS, "architecture", *FILES, "```"])
     return made | {"guide/index": f"# The guide\n\n{tree}\n"}
 
 

@@ -1,7 +1,7 @@
 """How a derivation goes wrong: the corpus's mistakes of each rule's function."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bpref.corpus import DERIVATIONS, Derivation
 from docs.prose import to_html
@@ -33,8 +33,12 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 """Which functions of the corpus a rule answers for; a rule that is not named, for the one of its name."""
 
 
+def functions_of(name: str) -> list[str]:
+    return [f for f in FUNCTIONS.get(name, (name,)) if f in DERIVATIONS]
+
+
 def of_rule(name: str) -> list[Derivation]:
-    return [DERIVATIONS[f] for f in FUNCTIONS.get(name, (name,)) if f in DERIVATIONS]
+    return [DERIVATIONS[f] for f in functions_of(name)]
 
 
 def to_page(name: str) -> str:
@@ -42,12 +46,22 @@ def to_page(name: str) -> str:
     rows = "".join(row for derivation in of_rule(name) for row in _rows(derivation))
     if not rows:
         return ""
-    head = "<tr><th>what is done wrong</th><th>wrong in</th><th>called</th><th>seen</th></tr>"
-    return f'<div class="wide"><table class="mistakes"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return table(("what is done wrong", "wrong in", "called", "seen"), rows)
+
+
+def table(heads: Sequence[str], rows: str) -> str:
+    """A table of words, that scrolls by itself where the page is narrow."""
+    head = "".join(f"<th>{head}</th>" for head in heads)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table class="mistakes">{body}</table></div>'
+
+
+def row(*cells: str) -> str:
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _rows(derivation: Derivation) -> Iterator[str]:
     for wrong in derivation.wrong:
         where = ", ".join(f"<code>{name}</code>" for name in wrong.where)
         shown = (to_html(wrong.name), where, f"<code>{wrong.kind}</code>", html.escape(wrong.source, quote=False))
-        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>"
+        yield row(*shown)

@@ -4,10 +4,11 @@ import inspect
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
+from bpref.corpus import DERIVATIONS
 from bpref.nearest import meant
 from bpref.rules import KINDS, RULES, other_names
-from docs import api, derivation, guide, rule_page, seed
-from docs.rule_page import path, raw
+from docs import api, derivation, errata, guide, mistakes, rule_page, seed
+from docs.rule_page import path, raw, toctree
 
 
 def written(rules: Collection[str] | None = None) -> dict[str, str]:
@@ -16,7 +17,9 @@ def written(rules: Collection[str] | None = None) -> dict[str, str]:
     kinds = {kind: [name for name in names if name in named] for kind, names in KINDS.items()}
     of_rules = {path(name): rule_page.page(RULES[name]) for name in RULES if name in named}
     home = HOME.format(count=len(RULES), tree=toctree(CHAPTERS))
-    return of_rules | catalogue(kinds) | seed.pages() | guide.pages() | api.pages() | {"index": home}
+    wrong = [f for f in DERIVATIONS if rules is None or any(f in mistakes.functions_of(name) for name in named)]
+    of_others = seed.pages() | errata.pages(wrong) | guide.pages() | api.pages()
+    return of_rules | catalogue(kinds) | of_others | {"index": home}
 
 
 def catalogue(kinds: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -53,11 +56,7 @@ def _entry(name: str, target: str) -> str:
     return f'<dt><a href="{target}"><code>{name}</code></a>{also}</dt><dd>{derivation.to_html(question(name))}</dd>'
 
 
-def toctree(names: Sequence[str]) -> str:
-    return "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *names, "```"])
-
-
-CHAPTERS = ["seed/index", "seed/zh", "rules/index", "guide/index", "api/index"]
+CHAPTERS = ["seed/index", "seed/zh", "rules/index", "errata/index", "guide/index", "api/index"]
 
 CATALOGUE = """Each of these pages is one file of the library: its docstring is the derivation, the lines beside it are
 the code, and both are held to the same laws by tests."""
@@ -71,6 +70,7 @@ wrong.
 - [Chapter one](seed/index.md) derives the network that all began with, equation by equation, with numbers that can be
   followed with a pencil, and a network that answers when a weight is changed. [中文](seed/zh.md)
 - [The rules](rules/index.md): from `linear` to attention, CTC and the singular value decomposition.
+- [Errata](errata/index.md): derivations that stood in public and were wrong, and what the checker says of them.
 - [The guide](guide/index.md): check a gradient of your own, train, compile for a TPU without one.
 - [Every public name](api/index.md).
 

