@@ -275,7 +275,7 @@ ANY = {
     "cli": 9,
     "compose": 2,
     "devices": 2,
-    "kernels": 53,
+    "kernels": 4,
     "models": 3,
     "sharding": 4,
     "train": 6,

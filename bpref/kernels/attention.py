@@ -14,13 +14,13 @@ may add to what another does. There dk and dv are made by runs of their own, one
 read the m, Z and D that those of the queries have written: nine products and not seven.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, wide_dtype
@@ -35,16 +35,18 @@ from bpref.kernels.launch import (
     OF_A_TPU,
     ON_CHIP,
     Block,
+    Ref,
     by_platform,
     launch,
     numbered,
     on_one_tpu,
     product,
 )
+from bpref.rule import Hyper
 from bpref.tangents import with_tangents_of
 
 
-def forms(who: str, implementation: str, others: Mapping[str, Any]) -> Callable[[Heads], Forms]:
+def forms(who: str, implementation: str, others: Hyper) -> Callable[[Heads], Forms]:
     """Which forms are taken of x, by the `implementation` that was asked for.
 
     Args:
@@ -167,11 +169,11 @@ def _grid(plan: Plan, a: Arrays) -> tuple[int, ...]:
     return *front, T // plan.bq
 
 
-def _of_queries(plan: Plan, v: Any) -> Block:
+def _of_queries(plan: Plan, v: Array | jax.ShapeDtypeStruct) -> Block:
     return Block(v, (None, None, None, plan.bq, v.shape[-1]), lambda b, k, g, i: (b, k, g, i, 0))
 
 
-def _of_head(v: Any) -> Block:
+def _of_head(v: Array) -> Block:
     return Block(v, (None, None, *v.shape[-2:]), lambda b, k, g, i: (b, k, 0, 0))
 
 
@@ -184,7 +186,7 @@ def _inputs(plan: Plan, a: Arrays) -> list[Block]:
     return inputs
 
 
-def _attend_body(plan: Plan, segments: int, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+def _attend_body(plan: Plan, segments: int, q_ref: Ref, k_ref: Ref, v_ref: Ref, *refs: Ref) -> None:
     from jax.experimental import pallas as pl
 
     ids, (y_ref,) = refs[:segments], refs[segments:]
@@ -202,7 +204,7 @@ def _attend_body(plan: Plan, segments: int, q_ref: Any, k_ref: Any, v_ref: Any, 
     y_ref[...] = cast(o / jnp.where(Z > 0, Z, 1), y_ref.dtype)
 
 
-def _pull(plan: Plan, segments: int, do_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+def _pull(plan: Plan, segments: int, do_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, *refs: Ref) -> None:
     from jax.experimental import pallas as pl
 
     ids, (dq_ref, dk_ref, dv_ref, dK, dV) = refs[:segments], refs[segments:]
@@ -228,7 +230,7 @@ def _pull(plan: Plan, segments: int, do_ref: Any, q_ref: Any, k_ref: Any, v_ref:
         dv_ref[...] = cast(dV[...], dv_ref.dtype)
 
 
-def _pull_queries(plan: Plan, segments: int, do_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
+def _pull_queries(plan: Plan, segments: int, do_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, *refs: Ref) -> None:
     from jax.experimental import pallas as pl
 
     ids, (dq_ref, *number_refs) = refs[:segments], refs[segments:]
@@ -240,12 +242,12 @@ def _pull_queries(plan: Plan, segments: int, do_ref: Any, q_ref: Any, k_ref: Any
 def _over_keys(
     plan: Plan,
     i: Array,
-    do_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    ids: Any,
-    dq_ref: Any,
+    do_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    ids: tuple[Ref, ...],
+    dq_ref: Ref,
     add: Callable[..., None],
 ) -> tuple[Array, Array, Array]:
     """Write dq of block i, `add(j, p, dz)` being told of each pair; m, Z and D."""
@@ -278,14 +280,14 @@ def _over_keys(
 def _pull_keys(
     plan: Plan,
     segments: int,
-    do_ref: Any,
-    m_ref: Any,
-    Z_ref: Any,
-    D_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    *refs: Any,
+    do_ref: Ref,
+    m_ref: Ref,
+    Z_ref: Ref,
+    D_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    *refs: Ref,
 ) -> None:
     from jax.experimental import pallas as pl
 
@@ -304,7 +306,9 @@ def _pull_keys(
     dk_ref[...], dv_ref[...] = lax.fori_loop(*plan.queries_of(j), add, start)
 
 
-def _gradients(plan: Plan, pair: Pair, dp: Array, m: Array, Z: Array, D: Array, dtype: Any) -> tuple[Array, Array]:
+def _gradients(
+    plan: Plan, pair: Pair, dp: Array, m: Array, Z: Array, D: Array, dtype: DTypeLike
+) -> tuple[Array, Array]:
     """p, and dz times the scale, for their products."""
     scale = 1 / jnp.where(Z > 0, Z, 1)
     p = pair.relative_to(m) * scale
@@ -313,7 +317,7 @@ def _gradients(plan: Plan, pair: Pair, dp: Array, m: Array, Z: Array, D: Array, 
     return cast(p, dtype), cast(dz * plan.pattern.scale, dtype)
 
 
-def _ids(refs: Any, j: Array) -> tuple[Array, ...]:
+def _ids(refs: tuple[Ref, ...], j: Array) -> tuple[Array, ...]:
     """The segments of the run's queries, and of block j of keys."""
     return (refs[0][...], refs[1][numbered(j, 1), :]) if refs else ()
 

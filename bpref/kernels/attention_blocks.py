@@ -1,10 +1,10 @@
 """Blocks of queries and keys in a kernel: which meet, how they lie in the arrays, and the logits of a pair of them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 
 from bpref.formulas.attention_grid import LOWEST, Pattern, sides
 from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
@@ -12,6 +12,10 @@ from bpref.kernels.launch import power_of_two, product
 
 LARGEST_ON_GPU = 64
 """Queries or keys of a block there: those of 64 features and their logits fill a core's registers."""
+
+
+Bound = Array | np.int32
+"""The number of a block."""
 
 
 class Plan(NamedTuple):
@@ -23,12 +27,12 @@ class Plan(NamedTuple):
     bq: int
     bk: int
 
-    def keys_of(self, i: Array) -> tuple[Any, Any]:
+    def keys_of(self, i: Array) -> tuple[Bound, Bound]:
         """The first block of keys in which a query of block i may see one, and the first behind them."""
         left, right = self.sides()
         return _meeting(i, self.bq, self.bk, self.S, left, right)
 
-    def queries_of(self, j: Array) -> tuple[Any, Any]:
+    def queries_of(self, j: Array) -> tuple[Bound, Bound]:
         """As `keys_of`, the blocks of queries for block j of keys."""
         left, right = self.sides()
         return _meeting(j, self.bk, self.bq, self.T, right, left)
@@ -39,7 +43,7 @@ class Plan(NamedTuple):
         return left, 0 if self.pattern.causal else right
 
 
-def _meeting(i: Array, own: int, other: int, size: int, before: int | None, behind: int | None) -> tuple[Any, Any]:
+def _meeting(i: Array, own: int, other: int, size: int, before: int | None, behind: int | None) -> tuple[Bound, Bound]:
     """The blocks of `other` places of `size`, first and end, that reach to within these of block i of `own` places."""
     first, end = np.int32(0), np.int32(-(-size // other))
     if before is not None:
@@ -147,7 +151,7 @@ def _padded(a: Array, axis: int, n: int) -> Array:
     return lax.pad(a, jnp.zeros((), a.dtype), pads) if n > a.shape[axis] else a
 
 
-def ungrouped(a: Array, like: Any) -> Array:
+def ungrouped(a: Array, like: Array | ShapeDtypeStruct) -> Array:
     """(b, K, G, T, D) as (*b, T, N, D), of the sizes of `like`."""
     *b, T, _, D = like.shape
     return from_groups(a[..., :T, :D].reshape(*b, *a.shape[1:3], T, D))

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from bpref.dtypes import wide_dtype
 from bpref.loops import made_to_vary, varies_along
@@ -17,23 +19,33 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 """Where the kernels run: interpreted, by Mosaic, by Triton."""
 
 
-def by_platform(f: Callable[..., Any], *args: Any) -> Any:
+def by_platform(f: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`f(platform, *args)`, of the platform that the program is compiled for."""
     return lax.platform_dependent(*args, **{platform: partial(f, platform) for platform in PLATFORMS})
+
+
+class Ref(Protocol):
+    """What a kernel reads, and writes in place: a block of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, at: object) -> Array: ...
+    def __setitem__(self, at: object, v: Array) -> None: ...
 
 
 class Block(NamedTuple):
     """What one run of a kernel has of an array, or writes of one of this shape and dtype.
 
     Attributes:
-      of: the array.
+      of: the array; of an output its shape and dtype.
       shape: of the block; `None` for an axis of which it is one entry, and has not.
       which: the block's number along each axis, of the run's along those of the grid.
     """
 
-    of: Any
+    of: PyTree
     shape: tuple[int | None, ...]
-    which: Callable[..., tuple[Any, ...]]
+    which: Callable[..., tuple[Array | int, ...]]
 
 
 def launch(
@@ -117,7 +129,7 @@ def power_of_two(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def numbered(block: Any, size: int) -> Any:
+def numbered(block: Array, size: int) -> object:
     """Rows block * size and following of what a reference refers to."""
     from jax.experimental import pallas as pl
 
