@@ -5,15 +5,16 @@ the same tree, each array of the same shape, nothing missing and nothing too man
 trees, shapes and dtypes once. Under jit all of it is done while tracing; eagerly it is a few microseconds a call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import wraps
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from bpref.checks.shapes import Call, axes_of, fields_of, has_its_own_dtype, normalized, shown
+from bpref.checks.shapes import Call, axes_of, fields_of, has_its_own_dtype, is_declared_array, normalized, shown
 from bpref.dtypes import described, require_array, require_floating
 
 ARRAYS: set[type] = set()
@@ -23,9 +24,9 @@ ARRAYS: set[type] = set()
 class Guarded(NamedTuple):
     """The three functions of a layer, each behind its checks."""
 
-    init: Callable[..., Any]
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    init: Callable[..., PyTree]
+    forward: Callable[..., PyTree]
+    backward: Callable[..., PyTree]
 
 
 RULES = ("bpref.rules.", "bpref.formulas.")
@@ -34,9 +35,9 @@ RULES = ("bpref.rules.", "bpref.formulas.")
 
 def guarded(
     name: str,
-    init: Callable[..., Any],
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    init: Callable[..., PyTree],
+    forward: Callable[..., PyTree],
+    backward: Callable[..., PyTree],
 ) -> Guarded:
     """A rule's functions, which raise for what no call of them can mean; any other layer's as they are.
 
@@ -47,9 +48,9 @@ def guarded(
     if not getattr(forward, "__module__", "").startswith(RULES):
         return Guarded(init, forward, backward)
     declared = declared_of(forward)
-    seen: set[Any] = set()
-    trees: set[Any] = set()
-    drawn: list[Any] = []
+    seen: set[Hashable] = set()
+    trees: set[Hashable] = set()
+    drawn: list[PyTree] = []
     kept: set[type] = set()
 
     def look(params, x):
@@ -95,13 +96,13 @@ def guarded(
     return Guarded(guarded_init, guarded_forward, guarded_backward)
 
 
-def declared_of(forward: Callable[..., Any]) -> Any:
+def declared_of(forward: Callable[..., PyTree]) -> object:
     """What a forward declares of its second argument, x."""
     code = getattr(forward, "__code__", None)
-    return forward.__annotations__.get(code.co_varnames[1], Any) if code and code.co_argcount > 1 else Any
+    return forward.__annotations__.get(code.co_varnames[1], object) if code and code.co_argcount > 1 else object
 
 
-def _drawn(init: Callable[..., Any], x: Any) -> Any:
+def _drawn(init: Callable[..., PyTree], x: PyTree) -> PyTree:
     """What init gives for x, nothing being computed; it raises what it has to say of x besides its shape."""
     x = jax.tree.map(lambda v: jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)), x)
     # The function itself and no new one that calls it: JAX remembers the shapes that a function gives.
@@ -111,15 +112,15 @@ def _drawn(init: Callable[..., Any], x: Any) -> Any:
 class _Params:
     """Params beside what init gives for this x."""
 
-    def __init__(self, call: Call, x: Any) -> None:
+    def __init__(self, call: Call, x: PyTree) -> None:
         self.call = call
         self.because = f"as init gives for x {x.shape}" if hasattr(x, "shape") else "as init gives for this x"
 
-    def require(self, params: Any, drawn: Any) -> None:
+    def require(self, params: PyTree, drawn: PyTree) -> None:
         self.require_tree("", params, drawn)
-        self._require_arrays("", params, drawn, Any)
+        self._require_arrays("", params, drawn, object)
 
-    def require_tree(self, name: str, v: Any, drawn: Any) -> None:
+    def require_tree(self, name: str, v: PyTree, drawn: PyTree) -> None:
         """Raise `TypeError` unless `v` has the tree of `drawn`, to the types of its tuples."""
         parts, came = _parts(drawn), _parts(v)
         same = (v is None) == (drawn is None) and (parts is None) == (came is None)
@@ -128,16 +129,16 @@ class _Params:
         for field, part in (parts or {}).items():
             self.require_tree(_joined(name, field), (came or {})[field], part)
 
-    def _require_arrays(self, name: str, v: Any, drawn: Any, form: Any) -> None:
+    def _require_arrays(self, name: str, v: PyTree, drawn: PyTree, form: object) -> None:
         parts = _parts(drawn)
         if parts is not None:
             forms = fields_of(type(drawn)) or {}
             for field, part in parts.items():
-                self._require_arrays(_joined(name, field), (_parts(v) or {})[field], part, forms.get(field, Any))
+                self._require_arrays(_joined(name, field), (_parts(v) or {})[field], part, forms.get(field, object))
         elif drawn is not None and not jnp.issubdtype(drawn.dtype, jax.dtypes.prng_key):
             self._require_array(name, v, drawn, form)
 
-    def _require_array(self, name: str, v: Any, drawn: Any, form: Any) -> None:
+    def _require_array(self, name: str, v: PyTree, drawn: PyTree, form: object) -> None:
         who = self.call.who
         require_array(who, name, v)
         if v.shape != drawn.shape:
@@ -153,16 +154,16 @@ class _Params:
             raise TypeError(f"{who}: {name} has dtype {v.dtype}, expected {drawn.dtype}")
 
 
-def _dims(form: Any) -> list[str]:
+def _dims(form: object) -> list[str]:
     """The shapes that an annotation names."""
-    return [f.dim_str for f in getattr(form, "__args__", (form,)) if hasattr(f, "dim_str")]
+    return [f.dim_str for f in getattr(form, "__args__", (form,)) if is_declared_array(f)]
 
 
-def _joined(name: str, field: Any) -> str:
+def _joined(name: str, field: object) -> str:
     return f"{name}.{field}" if name else str(field)
 
 
-def _message(who: str, name: str, v: Any, drawn: Any) -> str:
+def _message(who: str, name: str, v: PyTree, drawn: PyTree) -> str:
     parts, came = _parts(drawn), described(v)
     if parts is None:
         wanted = "None" if drawn is None else "an array"
@@ -177,7 +178,7 @@ def _message(who: str, name: str, v: Any, drawn: Any) -> str:
     return f"{who}: {name or 'params'} is {came}, expected {wanted}, as init gives for this x"
 
 
-def _parts(v: Any) -> dict[Any, Any] | None:
+def _parts(v: PyTree) -> dict | None:
     """The parts of a tuple, list or dict by name; `None` for what has none."""
     if isinstance(v, dict):
         return v
@@ -186,7 +187,7 @@ def _parts(v: Any) -> dict[Any, Any] | None:
     return None
 
 
-def _require_arrays(who: str, **trees: Any) -> None:
+def _require_arrays(who: str, **trees: PyTree) -> None:
     """Raise `TypeError` if a leaf is neither an array nor a number."""
     for root, tree in trees.items():
         for path, v in jax.tree_util.tree_flatten_with_path(tree)[0]:

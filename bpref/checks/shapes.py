@@ -16,12 +16,12 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeGuard, Union, get_args, get_origin
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, PyTree
 
 from bpref.dtypes import as_array, came, is_array, require_array, require_floating, require_integer
 
@@ -48,10 +48,14 @@ class Axis(NamedTuple):
     or_one: bool = False
 
 
+Size = Any
+"""Of an axis its size, and of `*n` its sizes."""
+
+
 class Bound(NamedTuple):
     """What a symbol stands for in one call, and the array that says so."""
 
-    size: Any
+    size: Size
     by: str
 
 
@@ -101,7 +105,7 @@ class Call:
         self.bound: dict[str, Bound] = {}
         self.dtype: Bound | None = None
 
-    def require(self, name: str, v: Any, declared: Any) -> None:
+    def require(self, name: str, v: PyTree, declared: object) -> None:
         """Raise unless `v`, an argument of that name, is what is declared of it."""
         alternatives = _alternatives(declared)
         if v is None and NoneType in alternatives:
@@ -111,18 +115,18 @@ class Call:
         fields = fields_of(one)
         if fields is not None:
             self._require_fields(name, v, one, fields)
-        elif _is_declared_array(one):
-            self._require_array(name, v, [a for a in alternatives if _is_declared_array(a)])
+        elif is_declared_array(one):
+            self._require_array(name, v, [a for a in alternatives if is_declared_array(a)])
         elif one is Array:
             require_array(self.who, name, v)
 
-    def _require_fields(self, name: str, v: Any, declared: Any, fields: dict[str, Any]) -> None:
+    def _require_fields(self, name: str, v: PyTree, declared: object, fields: dict[str, object]) -> None:
         if not _is_as_long(v, declared):
             raise TypeError(f"{self.who}: {name} is {came(v)}, expected a tuple ({_listed(declared)})")
         for (field, form), part in zip(fields.items(), v, strict=False):
             self.require(field if name in ("x", "params") else f"{name}.{field}", part, form)
 
-    def _require_array(self, name: str, v: Any, forms: list[Any]) -> None:
+    def _require_array(self, name: str, v: PyTree, forms: list[type[AbstractArray]]) -> None:
         require_array(self.who, name, v)
         meant = [f for f in forms if _holds(v.dtype, f)]
         if len(forms) > 1 and not meant:
@@ -136,7 +140,7 @@ class Call:
             raise ValueError(f"{self.who}: {name} has shape {v.shape}, expected {expected}")
         self._bind(name, v, axes)
 
-    def _require_dtype(self, name: str, v: Any, form: Any) -> None:
+    def _require_dtype(self, name: str, v: Array, form: type[AbstractArray]) -> None:
         kind = form.dtype.__name__
         if kind == "Float":
             require_floating(self.who, name, v)
@@ -147,17 +151,15 @@ class Call:
         if kind in ("Float", "Complex"):
             self.require_one_dtype(name, v)
 
-    def require_one_dtype(self, name: str, v: Any) -> None:
+    def require_one_dtype(self, name: str, v: Array) -> None:
         """Raise `TypeError` unless `v` has the dtype of the first floating-point numbers of this call."""
         if self.dtype is None:
             self.dtype = Bound(v.dtype, name)
         if v.dtype != self.dtype.size:
-            raise TypeError(
-                f"{self.who}: {name} has dtype {v.dtype}, {self.dtype.by} has {self.dtype.size}; "
-                "cast one to the other's"
-            )
+            known = f"{self.dtype.by} has {self.dtype.size}"
+            raise TypeError(f"{self.who}: {name} has dtype {v.dtype}, {known}; cast one to the other's")
 
-    def require_one_size(self, name: str, v: Any, axes: tuple[Axis, ...]) -> None:
+    def require_one_size(self, name: str, v: Array, axes: tuple[Axis, ...]) -> None:
         """Raise `ValueError` unless x has the sizes that a parameter, which fits the layer, has."""
         for axis, size in self._matched(v.shape, axes) or ():
             if not self._agrees(size, axis):
@@ -168,13 +170,13 @@ class Call:
 
     def _fits(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> bool:
         matched = self._matched(shape, axes)
-        own: dict[str, Any] = {}
+        own: dict[str, Size] = {}
         return matched is not None and all(
             self._agrees(size, axis) and (axis.or_one or own.setdefault(axis.text, size) == size)
             for axis, size in matched
         )
 
-    def _matched(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[tuple[Axis, Any]] | None:
+    def _matched(self, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[tuple[Axis, Size]] | None:
         """Each axis of the declaration with its size, or sizes; `None` where there are not as many."""
         more = len(shape) - len(axes)
         many = next((i for i, axis in enumerate(axes) if axis.many), None)
@@ -186,7 +188,7 @@ class Call:
         sizes = [*shape[:many], tuple(shape[many:end]), *shape[end:]]
         return list(zip(axes, sizes, strict=True))
 
-    def _agrees(self, size: Any, axis: Axis) -> bool:
+    def _agrees(self, size: Size, axis: Axis) -> bool:
         known = self.bound.get(axis.name) if axis.name else None
         if axis.many:
             return all(n >= axis.least for n in size) and (
@@ -198,7 +200,7 @@ class Call:
             return False
         return known is None or size == known.size * axis.times + axis.size or (axis.or_one and size == 1)
 
-    def _bind(self, name: str, v: Any, axes: tuple[Axis, ...]) -> None:
+    def _bind(self, name: str, v: Array, axes: tuple[Axis, ...]) -> None:
         for axis, size in self._matched(v.shape, axes) or ():
             if axis.name and axis.name not in self.bound and not axis.or_one:
                 size = size if axis.many else (size - axis.size) // axis.times
@@ -222,7 +224,7 @@ class Call:
         return f"{shown(axes)}{equal} by {' and '.join(dict.fromkeys(b.by for b in known.values()))}{or_one}"
 
 
-def normalized(who: str, x: Any, declared: Any, name: str = "x") -> Any:
+def normalized(who: str, x: PyTree, declared: object, name: str = "x") -> PyTree:
     """`x`, where a named tuple of arrays is declared and another tuple of as many comes, as that named tuple.
 
     Numbers, lists of them and NumPy's arrays that stand for its arrays become arrays.
@@ -243,43 +245,43 @@ def normalized(who: str, x: Any, declared: Any, name: str = "x") -> Any:
 
 
 @cache
-def _named_tuples_of(declared: Any) -> tuple[list[Any], bool]:
+def _named_tuples_of(declared: object) -> tuple[list[type], bool]:
     """The alternatives that are named tuples, and whether all are; looked for once, since every call asks."""
     alternatives = _alternatives(declared)
     kinds = [a for a in alternatives if isinstance(a, type) and fields_of(a) is not None]
     return kinds, len(kinds) == len(alternatives)
 
 
-def _is_as_long(v: Any, kind: Any) -> bool:
+def _is_as_long(v: object, kind: object) -> bool:
     return isinstance(v, tuple | list) and fewest(kind) <= len(v) <= len(fields_of(kind) or ())
 
 
-def _as_declared(who: str, name: str, v: Any, declared: Any) -> Any:
+def _as_declared(who: str, name: str, v: PyTree, declared: object) -> PyTree:
     if isinstance(declared, type) and fields_of(declared) is not None:
         return normalized(who, v, declared, name)
     alternatives = _alternatives(declared)
-    if (v is None and NoneType in alternatives) or not any(map(_is_declared_array, alternatives)):
+    if (v is None and NoneType in alternatives) or not any(map(is_declared_array, alternatives)):
         return v
     return v if is_array(v) and not isinstance(v, np.ndarray | np.generic) else as_array(who, name, v)
 
 
-def _alternatives(declared: Any) -> tuple[Any, ...]:
+def _alternatives(declared: object) -> tuple[object, ...]:
     return get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
 
 
-def _listed(declared: Any) -> str:
+def _listed(declared: object) -> str:
     """The fields of a declared tuple, those that may be left out in brackets."""
     names, least = list(fields_of(declared) or ()), fewest(declared)
     return ", ".join([*names[:least], *(f"[{name}]" for name in names[least:])])
 
 
-def fewest(declared: Any) -> int:
+def fewest(declared: object) -> int:
     """How many fields a declared tuple has at least: those at its end that have a default may be left out."""
     return len(fields_of(declared) or ()) - len(getattr(declared, "_field_defaults", ()))
 
 
 @cache
-def fields_of(declared: Any) -> dict[str, Any] | None:
+def fields_of(declared: object) -> dict[str, object] | None:
     """What a named tuple, or a tuple of so many, declares of each field; `None` for anything else."""
     if get_origin(declared) is tuple:
         return {f"x[{i}]": form for i, form in enumerate(get_args(declared))}
@@ -287,24 +289,24 @@ def fields_of(declared: Any) -> dict[str, Any] | None:
     return None if names is None else {name: declared.__annotations__[name] for name in names}
 
 
-def require_shape(who: str, name: str, v: Any, expected: tuple[int, ...], because: str) -> None:
+def require_shape(who: str, name: str, v: Array, expected: tuple[int, ...], because: str) -> None:
     """Raise `ValueError` unless `v` has the shape that hyperparameters ask for."""
     if v.shape != expected:
         raise ValueError(f"{who}: {name} has shape {v.shape}, expected {expected}, {because}")
 
 
-def _is_declared_array(form: Any) -> bool:
+def is_declared_array(form: object) -> TypeGuard[type[AbstractArray]]:
     return isinstance(form, type) and issubclass(form, AbstractArray)
 
 
-def _is_meant(v: Any, form: Any) -> bool:
+def _is_meant(v: object, form: object) -> bool:
     """Whether an alternative is the one that a value is to be held to, whatever its shape."""
-    if _is_declared_array(form):
+    if is_declared_array(form):
         return is_array(v) and _holds(v.dtype, form)
     return fields_of(form) is not None and _is_as_long(v, form)
 
 
-def _holds(dtype: Any, form: Any) -> bool:
+def _holds(dtype: np.dtype, form: type[AbstractArray]) -> bool:
     kind = form.dtype.__name__
     if kind in ("Int", "Integer"):
         return jnp.issubdtype(dtype, jnp.integer)
@@ -313,9 +315,9 @@ def _holds(dtype: Any, form: Any) -> bool:
     return kind == "Shaped" or str(dtype) in form.dtypes
 
 
-def has_its_own_dtype(form: Any) -> bool:
+def has_its_own_dtype(form: object) -> bool:
     """Whether an array may be wider, or narrower, than the others of its call: it is declared as `Inexact`."""
-    return _is_declared_array(form) and form.dtype.__name__ == "Inexact"
+    return is_declared_array(form) and form.dtype.__name__ == "Inexact"
 
 
 def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -325,24 +327,24 @@ def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:
 _IN_WORDS = {"Float": "real", "Inexact": "real, of any precision", "Int": "integers", "Bool": "booleans"}
 
 
-def in_words(form: Any) -> str:
+def in_words(form: type[AbstractArray]) -> str:
     """A declared array as `bpref explain` has it: `real (..., d) with d > 0`."""
     axes = axes_of(form.dim_str)
     return f"{kind_in_words(form)} {shown(axes)}{above_zero(axes)}"
 
 
-def kind_in_words(form: Any) -> str:
+def kind_in_words(form: type[AbstractArray]) -> str:
     """What a declared array holds."""
     kind: str = form.dtype.__name__
     return _IN_WORDS.get(kind, kind.lower())
 
 
-def declared_forms(declared: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
+def declared_forms(declared: object, name: str = "x") -> Iterator[tuple[str, type[AbstractArray]]]:
     """Each array that a declaration names, and its form: what `bpref explain` prints."""
     for one in _alternatives(declared):
         fields = fields_of(one)
         if fields is not None:
             for field, form in fields.items():
                 yield from declared_forms(form, field)
-        elif _is_declared_array(one):
+        elif is_declared_array(one):
             yield name, one

@@ -77,7 +77,7 @@ def _require_stretch(who: str, stretch: Stretch | None) -> Stretch | None:
     require_positive_or_none(who, "stretch.fast", stretch.fast)
     if not stretch.slow < fast_of(stretch):
         raise ValueError(f"{who}: stretch.fast is {fast_of(stretch)!r}, expected more than slow, {stretch.slow!r}")
-    return Stretch(*map(plain, stretch))
+    return Stretch._make(map(plain, stretch))
 
 
 def fast_of(stretch: Stretch) -> float:

@@ -12,10 +12,11 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bpref.layer import Layer
+from bpref.programs import is_typed
 from bpref.verify.check import check
 from bpref.verify.examining.prepare import WIDE
 from bpref.verify.examining.refusals import CannotCheck
-from bpref.verify.examining.subject import array_leaves, is_array
+from bpref.verify.examining.subject import array_leaves
 from bpref.verify.naming import argument_names, first_line, function_name, names_of_leaves
 from bpref.verify.numbers.measure import widened
 from bpref.verify.numbers.points import fill_specifications, generator
@@ -168,7 +169,7 @@ def audit(
 def _require_arrays(name: str, fun: Callable, args: tuple, error: TypeError) -> None:
     """Raise in place of JAX's `error`, which says of an argument by its type alone that it is no array."""
     named = zip(names_of_leaves(argument_names(fun, len(args)), args), jax.tree.leaves(args), strict=True)
-    odd = [(n, v) for n, v in named if not (is_array(v) or isinstance(v, Number))]
+    odd = [(n, v) for n, v in named if not (is_typed(v) or isinstance(v, Number))]
     odd += [(n, v) for n, v in zip(argument_names(fun, len(args)), args, strict=True) if v is None or type(v) is list]
     held = ", ".join(f"{n} is {came(v)}" for n, v in odd)
     if held and re.search("valid JAX type|requires ndarray or scalar arguments", str(error)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Hashable
 from functools import partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, GeneratorType, ModuleType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import PyTree
 
 from bpref.layer import Layer
-from bpref.programs import is_typed
+from bpref.programs import Typed, is_typed
 from bpref.verify.naming import MACHINERY, argument_names, describe, function_name, names_of_leaves
 from bpref.verify.numbers import points
 from bpref.verify.oracle import Leaf, Specs, Values, as_cotangent, with_cotangents
@@ -153,7 +153,7 @@ class _Rebuild(NamedTuple):
 
     def of_moving(self, entries: list[Entry]) -> list[Entry]:
         """Of one entry for each array, those of the arrays that are not fixed."""
-        arrays = [i for i, v in enumerate(self.fixed) if i in self.where or is_array(v)]
+        arrays = [i for i, v in enumerate(self.fixed) if i in self.where or is_typed(v)]
         return [entry for i, entry in zip(arrays, entries, strict=True) if i in self.where]
 
 
@@ -162,12 +162,13 @@ def array_leaves(
 ) -> tuple[list[Leaf], _Rebuild, tuple[str, ...]]:
     """The leaves of `args` that are data, how to put them back among those that are held fixed, and their names.
 
-    Arguments whose numbers are in `static` are held fixed as a whole.
+    Data are arrays and specifications of them; a Python number is held fixed, and so are the arguments whose numbers
+    are in `static` as a whole.
     """
     leaves, tree = jax.tree.flatten(args)
     owners = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
     names = names_of_leaves(roots, args)
-    where = tuple(i for i, v in enumerate(leaves) if is_array(v) and owners[i] not in static)
+    where = tuple(i for i, v in enumerate(leaves) if is_typed(v) and owners[i] not in static)
     arrays = [as_jax_sees_it(leaves[i]) for i in where]
     fixed = [None if i in where else v for i, v in enumerate(leaves)]
     smallest, rng = points.smallest_axis(arrays), points.generator(0)
@@ -186,11 +187,6 @@ def as_jax_sees_it(v: object) -> Leaf:
         return v  # type: ignore[return-value]
     dtype = jax.dtypes.canonicalize_dtype(v.dtype)
     return jax.ShapeDtypeStruct(v.shape, dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.asarray(v).astype(dtype)
-
-
-def is_array(v: object) -> TypeGuard[Leaf]:
-    """Whether an argument's leaf is data: an array or a specification of one. A Python number is held fixed."""
-    return is_typed(v)
 
 
 def _of_layer(layer: Layer, _: object, rebuild: _Rebuild, plain: Callable, values: Values) -> Swept:
@@ -235,8 +231,8 @@ def _has_raw_rule(fun: object) -> bool:
     return isinstance(fun, jax.custom_vjp) and fun.fwd is not None and not fun.symbolic_zeros
 
 
-def _arrays(arg: PyTree) -> list[Leaf]:
-    return [v for v in jax.tree.leaves(arg) if is_array(v)]
+def _arrays(arg: PyTree) -> list[Typed]:
+    return [v for v in jax.tree.leaves(arg) if is_typed(v)]
 
 
 def aligned(cotangents: object, args: tuple[PyTree, ...]) -> list[Entry]:
@@ -262,7 +258,7 @@ def aligned(cotangents: object, args: tuple[PyTree, ...]) -> list[Entry]:
 
 def _below(cotangent: PyTree, arg: PyTree) -> list[Entry]:
     """The entries for the array leaves of one argument; one above several leaves stands for each, as in JAX."""
-    kept = [is_array(v) for v in jax.tree.leaves(arg)]
+    kept = [is_typed(v) for v in jax.tree.leaves(arg)]
     entries: list[Entry] = []
 
     def spread(c, below):

@@ -1,7 +1,7 @@
 """From samples to the derivation's verdict: is a called function's backward what the oracle says, within its bars?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -316,7 +316,7 @@ def _residual(
     bars: np.ndarray,
     held_against: Oracle,
 ) -> Residual:
-    def stack(of: Callable[[Sample], Any]) -> np.ndarray:
+    def stack(of: Callable[[Sample], np.ndarray]) -> np.ndarray:
         return np.stack([of(s) for s in samples])
 
     def for_dys(others: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:

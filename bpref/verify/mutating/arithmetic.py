@@ -5,7 +5,7 @@ legal, that is, gives results of the same shapes and dtypes, is for the caller t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
     name: str
     bind: Callable[..., Sequence[Array]]
-    params: dict[str, Any]
+    params: dict
     operands: tuple[jax.ShapeDtypeStruct, ...]
     constants: dict[int, ArrayLike]
 

@@ -92,6 +92,7 @@ def summarise(errors: np.ndarray) -> Ulps:
 
 
 def _apart(value: Any, truth: Any, scale: Any, xp: ModuleType) -> Any:
+    """Of arrays of whichever module `xp` is."""
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = xp.abs(value - truth) / scale
     return xp.where(value == truth, 0, xp.where(xp.isfinite(errors), errors, xp.inf))

@@ -9,7 +9,7 @@ result can be traced in its turn, and so runs under jit, vmap and autodiff.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NotImplementedType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def as_it_is(equation: JaxprEqn, inputs: Sequence[ArrayLike], **changed: object)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
-def constants_and_carry(scan: Mapping[str, Any]) -> tuple[int, int]:
+def constants_and_carry(scan: Mapping) -> tuple[int, int]:
     """Of a scan's inputs, how many come first and stay, and how many follow and are carried on; by its parameters."""
     if "ft_in" in scan:  # since JAX 0.11
         constants, carry, _ = scan["ft_in"].unpack()

@@ -198,7 +198,7 @@ def _round(v: Array, place: ArrayLike, keeps_whole: bool) -> Array:
 
 
 def _noise(bits: Any, place: ArrayLike) -> Any:
-    """The bits of numbers from -1 to 1, by those of the values that are rounded, and by where they stand.
+    """The bits of numbers from -1 to 1, by those of NumPy's or JAX's values that are rounded, and where these stand.
 
     Another value is another draw, so that trials at nudged points do not all miss the same cancellation.
     """

@@ -11,8 +11,8 @@ import numpy as np
 
 from bpref.layer import Layer
 from bpref.leftovers import temporary_folder
+from bpref.programs import is_typed
 from bpref.verify.check import check
-from bpref.verify.examining.subject import is_array
 from bpref.verify.naming import argument_names, function_name, names_of_leaves
 from bpref.verify.numbers.measure import widened
 from bpref.verify.oracle import is_differentiable
@@ -201,7 +201,7 @@ class Hunt:
 
 def _compiled_for(args: tuple) -> str:
     """What of the arguments a program is compiled for."""
-    return str([(v.shape, v.dtype) if is_array(v) else v for v in jax.tree.leaves(args)])
+    return str([(v.shape, v.dtype) if is_typed(v) else v for v in jax.tree.leaves(args)])
 
 
 def _alike(report: Report, other: Report) -> bool:

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import PyTree
 
 from bpref.nearest import require_known
-from bpref.programs import closed, programs_in
+from bpref.programs import closed, is_literal, programs_in
 from bpref.verify.oracle import as_cotangent, with_cotangents
 from bpref.verify.programs.rewrite import CALLS, Recurse, as_it_does, evaluate, traced
 from bpref.verify.programs.strip import RULES_OF_JAX, is_opaque, without_rule
@@ -89,9 +89,9 @@ def direct_uses(
     program, (computed, _) = jax.make_jaxpr(cut_at_names(f), return_shape=True)(shapes, *args)
     sources = {v: {name} for v, name in zip(program.jaxpr.invars, sorted(shapes), strict=False)}
     for equation in program.jaxpr.eqns:
-        of_inputs = [sources.get(v, set()) for v in equation.invars if not hasattr(v, "val")]
+        of_inputs = [sources.get(v, set()) for v in equation.invars if not is_literal(v)]
         sources.update(dict.fromkeys(equation.outvars, set().union(*of_inputs)))
-    ends = [set() if hasattr(v, "val") else sources.get(v, set()) for v in program.jaxpr.outvars]
+    ends = [set() if is_literal(v) else sources.get(v, set()) for v in program.jaxpr.outvars]
     of_names = dict(zip(sorted(computed), ends, strict=False))
     uses = {name: [other for other in shapes if name in of_names.get(other, ())] for name in shapes}
     return uses, set().union(*ends)
