@@ -6,17 +6,23 @@ rule; so JAX makes it, by `jax.jvp` and nothing else: no backward is made by aut
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
+from jaxtyping import PyTree
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def pushed_forward(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def pushed_forward(
+    f: Callable[..., PyTree], primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
+) -> tuple[PyTree, PyTree]:
     """f(*primals), and its tangent along `tangents`."""
     return jax.jvp(f, primals, tangents)
 
 
-def with_tangents_of(plain: Callable[..., Any], f: Callable[..., Any]) -> Callable[..., Any]:
+def with_tangents_of(plain: Callable[P, R], f: Callable[P, R]) -> Callable[P, R]:
     """`f`, which JAX cannot differentiate, such as a kernel; its tangents are those of `plain`, the same function.
 
     Only whoever differentiates a backward once more asks for them: nothing of `plain` is traced until then.

@@ -19,9 +19,9 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 """Where the kernels run: interpreted, by Mosaic, by Triton."""
 
 
-def by_platform(f: Callable[..., PyTree], *args: PyTree) -> PyTree:
+def by_platform(f: Callable[..., PyTree], *args: PyTree, platforms: Sequence[str] = PLATFORMS) -> PyTree:
     """`f(platform, *args)`, of the platform that the program is compiled for."""
-    return lax.platform_dependent(*args, **{platform: partial(f, platform) for platform in PLATFORMS})
+    return lax.platform_dependent(*args, **{platform: partial(f, platform) for platform in platforms})
 
 
 class Ref(Protocol):

@@ -34,6 +34,13 @@ follows, and the larger one: at 1,024 rows of 256 and 32,000 classes 0.85 of the
 with r = 128. A forward that no backward follows pays for dW where it is not compiled together with that. Where all
 logits fit into the processor's cache, as those of 128 rows and 4,096 classes, it is 1.2 times autodiff's time.
 
+Without `rows` both sweeps are there in two forms, by `implementation`: "xla", the loops above, and "pallas", kernels
+in which a block of logits never leaves the chip (`bpref/kernels/linear_cross_entropy.py`), for TPUs; a CPU interprets
+them, slowly. "auto" is "pallas" in a process that has one TPU chip and no other device, for 128 rows and classes at
+least, of as many features as fit into its vector memory, some 1,400 with a `block` of 1024. It is "xla" else: that is
+divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
+differentiated once more as the same backward in XLA's form.
+
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
 E = exp(z_y - m) and S = R + E, do not cancel when the model is sure. p is exp(z - m) / S, and not exp(z - l), which
 inherits the rounding of l. Products, sums and logits are in at least float32; each cotangent is rounded once. There is
@@ -48,6 +55,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import (
+    require_choice,
     require_flags,
     require_integer_or_none,
     require_non_negative,
@@ -56,11 +64,14 @@ from bpref.checks.hyperparameters import (
     require_size,
 )
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.affine import lecun_uniform
+from bpref.formulas.class_blocks import Blocks, Classes, Slopes, Sums, pull_sums, sums_over
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
+from bpref.kernels.launch import IMPLEMENTATIONS
+from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
 from bpref.layer import Layer, Reals
-from bpref.loops import among_devices, block_of, for_blocks
+from bpref.loops import block_of, for_blocks
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams
 
@@ -90,15 +101,6 @@ class FusedLinearCrossEntropyGradient(NamedTuple):
     h: Float[Array, "... d"]
 
 
-class _Sums(NamedTuple):
-    """Of each row: the largest logit m, R, z_y, and, with smoothing, the sum of all logits."""
-
-    m: Float[Array, " N"]
-    R: Float[Array, " N"]
-    own: Float[Array, " N"]
-    total: Float[Array, " N"]
-
-
 def fused_linear_cross_entropy(
     vocabulary: int,
     bias: bool = False,
@@ -109,6 +111,7 @@ def fused_linear_cross_entropy(
     z_loss: float = 0.0,
     block: int = 1024,
     rows: int | None = None,
+    implementation: str = "auto",
 ) -> Layer[
     FusedLinearCrossEntropyParams,
     tuple[Array, Array],
@@ -128,6 +131,7 @@ def fused_linear_cross_entropy(
       block: how many classes B are taken at once; memory is the number of rows times this.
       rows: how many rows r are taken at once, their gradient made in the forward; memory is `vocabulary` times this.
         None takes all, and makes the logits again in the backward.
+      implementation: "xla", "pallas" or "auto", see above; with `rows` there is no "pallas".
 
     Returns:
       A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, labels)` of shapes
@@ -149,6 +153,12 @@ def fused_linear_cross_entropy(
     z_loss = require_non_negative(who, "z_loss", z_loss)
     soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
     ignored = require_integer_or_none(who, "ignored", ignored)
+    require_choice(who, "implementation", implementation, IMPLEMENTATIONS)
+    if rows is not None and implementation == "pallas":
+        raise ValueError(f'{who}: rows is {rows}; implementation "pallas" has none, "xla" has')
+    if implementation == "pallas" and jax.default_backend() == "gpu":
+        raise ValueError(f'{who}: implementation "pallas" has no kernels for a GPU, "xla" is for all')
+    blocks = Blocks(soft_cap, block, smoothing > 0)
 
     def init(key, x):
         h, d = x[0], x[0].shape[-1]
@@ -162,15 +172,16 @@ def fused_linear_cross_entropy(
         A, y = _flat(h, label)
         v, M = _weights(y, widen(A))
         if rows is None:
-            sums, _ = _measure(params, A, y)
+            of_all = blocks, Classes(*params), A, y
+            sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all)[0]
             kept = (s.reshape(label.shape) for s in sums[:3])
             return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept, divisor=M)
 
         def add(carry, start, size):
             J, dW, db, dh = carry
             A_, y_, v_ = (block_of(a, start, size) for a in (A, y, v))
-            sums, logits = _measure(params, A_, y_, keep=True)
-            dW, db, of_rows = _pull(params, A_, y_, sums, v_ / M, (dW, db), logits)
+            sums, logits = sums_over(blocks, Classes(*params), A_, y_, keep=True)
+            dW, db, of_rows = _pull(params, A_, y_, sums, v_ / M, (Classes(dW, db), logits))
             return J + _loss(sums, v_), dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
@@ -185,26 +196,13 @@ def fused_linear_cross_entropy(
         m, R, own = (s.reshape(y.shape) for s in cache[2:5])
         v = _weights(y, m)[0]
         weight = jnp.where(v == 0, 0, widen(dJ).reshape(-1) / cache.divisor * v)
-        dW, db, dh = _pull(params, A, y, _Sums(m, R, own, m), weight, jax.tree.map(jnp.zeros_like, tuple(params)))
+        dW, db, dh = _pull(params, A, y, Sums(m, R, own, m), weight)
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
 
-    def _measure(params, A, y, keep=False):
-        """The sums over all classes, and the logits (V, N) where they are to be kept."""
-
-        def add(carry, start, size):
-            (m, R, own, total), kept = carry
-            z = _logits(params, A, start, size)
-            is_own = _is_own(y, start, size)
-            higher = lax.stop_gradient(jnp.maximum(m, jnp.max(z, 0)))
-            rest = jnp.sum(jnp.where(is_own, 0, jnp.exp(z - higher[None])), 0)
-            R = R * jnp.exp(m - higher) + rest
-            own += jnp.sum(jnp.where(is_own, z, 0), 0)
-            total = total + jnp.sum(z, 0) if smoothing else total
-            return _Sums(higher, R, own, total), lax.dynamic_update_slice_in_dim(kept, z, start, 0) if keep else kept
-
-        zero = jnp.zeros(y.shape, widen(A).dtype)
-        kept = jnp.zeros((vocabulary, y.size), zero.dtype) if keep else None
-        return for_blocks(vocabulary, block, add, (_Sums(zero - jnp.inf, zero, zero, zero), kept))
+    def _is_by_kernel(params, A):
+        return implementation == "pallas" or (
+            implementation == "auto" and is_better_by_kernel(blocks, Classes(*params), A)
+        )
 
     def _loss(sums, v):
         """M J of these rows."""
@@ -217,40 +215,18 @@ def fused_linear_cross_entropy(
             terms += z_loss * (m + log_S) ** 2
         return jnp.sum(jnp.where(v == 0, 0, v * terms))
 
-    def _pull(params, A, y, sums, weight, dparams, logits=None):
-        """dW, db, and dh of these rows, whose terms weigh `weight`; with kept logits, dW and db are added to."""
+    def _pull(params, A, y, sums, weight, kept=None):
+        """dW, db, and dh of these rows, whose terms weigh `weight`; added to the dW and db kept with their logits."""
         m, R = sums.m, sums.R
         E, log_S, S = _normalised(sums)
         pull = 2 * z_loss * (m + log_S)
         rate = weight * ((1 + pull) / S)
         at_own = weight * (((pull + smoothing) * E - (1 - smoothing) * R) / S)
         even = weight * (smoothing / vocabulary)
-
-        def add(cotangents, start, size):
-            dW, db, dh = cotangents
-            z = _logits(params, A, start, size) if logits is None else block_of(logits, start, size)
-            slope = jnp.where(_is_own(y, start, size), at_own[None], rate[None] * jnp.exp(z - m[None]))
-            if smoothing:
-                slope -= even[None]
-            if soft_cap is not None:
-                slope *= (1 - z / soft_cap) * (1 + z / soft_cap)
-            dW = put(dW, times(slope, widen(A)), start)
-            db = put(db, jnp.sum(slope, 1), start) if bias else None
-            return dW, db, dh + transposed_times(slope, widen(block_of(params.W, start, size)))
-
-        def put(d, of_block, start):
-            if logits is not None or among_devices():
-                of_block += block_of(d, start, of_block.shape[0])
-            return lax.dynamic_update_slice_in_dim(d, cast(of_block, d.dtype), start, 0)
-
-        return for_blocks(vocabulary, block, add, (*dparams, jnp.zeros_like(widen(A))))
-
-    def _logits(params, A, start, size):
-        """z of a block of classes: (size, N)."""
-        z = times_transposed(block_of(params.W, start, size), A)
-        if bias:
-            z += lax.broadcast_in_dim(widen(block_of(params.b, start, size)), z.shape, (0,))
-        return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
+        of_all = blocks, Classes(*params), A, y, Slopes(m, rate, at_own, even)
+        if kept is None and _is_by_kernel(params, A):
+            return pull_sums_by_kernel(*of_all)
+        return pull_sums(*of_all, *(kept or ()))
 
     def _weights(y, like):
         """v, NaN for a label that is no class; and M."""
@@ -267,12 +243,7 @@ def _flat(h: Array, label: Array) -> tuple[Array, Array]:
     return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
 
 
-def _is_own(y: Array, start: Array | int, size: int) -> Array:
-    """[c = y] for the classes of a block: (size, N)."""
-    return lax.broadcasted_iota(y.dtype, (size, y.size), 0) == (y - cast(jnp.asarray(start), y.dtype))[None]
-
-
-def _normalised(sums: _Sums) -> tuple[Array, Array, Array]:
+def _normalised(sums: Sums) -> tuple[Array, Array, Array]:
     """E, log S and S."""
     E = jnp.exp(sums.own - sums.m)
     S = sums.R + E
@@ -333,6 +304,21 @@ RULE = Rule(
             ("d", "V"),
             fixed={"r": 50},
             timed={"B": 4, "T": 256, "d": 128, "V": 16384, "r": 128},
+        ),
+        Case(
+            "everything, a kernel",
+            (Real("N d", -1.0, 1.0), Integer("N", 0, "V", points=(-1,))),
+            {
+                "vocabulary": Size("V"),
+                "bias": True,
+                "ignored": -1,
+                "soft_cap": Interval(2.0, 30.0, 5.0),
+                "smoothing": Interval(0.0, 0.5, 0.1),
+                "z_loss": Interval(0.0, 0.1, 1e-4),
+                "block": 2,
+                "implementation": "pallas",
+            },
+            ("N", "d", "V"),
         ),
     ),
     cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; soft cap: "
