@@ -130,14 +130,14 @@ class Rule(NamedTuple):
     covers: tuple[str, ...] = ()
 
 
-def called_as(make: Callable[..., Layer]) -> Callable[[Callable[..., PyTree]], Callable[..., PyTree]]:
+def called_as(make: Callable[..., Layer]) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """For a reference that is called as `make` is: it names what it needs; order and defaults stand in `make` alone."""
     named = inspect.signature(make).parameters.values()
     signature = inspect.Signature([p for p in named if p.name != "name"])  # what a layer is called is not computed with
 
-    def of(reference: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    def of(reference: Callable[..., T]) -> Callable[..., T]:
         @wraps(reference)
-        def called(params: PyTree, x: PyTree, *args: object, **hyper: object) -> PyTree:
+        def called(params: PyTree, x: PyTree, *args: object, **hyper: object) -> T:
             bound = signature.bind(*args, **hyper)
             bound.apply_defaults()
             return reference(params, x, **bound.arguments)

@@ -276,7 +276,7 @@ ANY = {
     "compose": 2,
     "devices": 2,
     "kernels": 4,
-    "models": 3,
+    "models": 5,
     "sharding": 4,
     "train": 6,
     "verify": 24,

@@ -17,7 +17,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
 
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, parts_of, pull, run
 from bpref.compose.serial import in_series
@@ -50,7 +49,7 @@ def direct_feedback(*blocks: Layer, **named: Layer) -> Layer:
     return _directly(owner, in_series(parts))
 
 
-def _drawn(key: Array, shapes: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+def _drawn(key: Array, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Array, ...]:
     """Normal numbers of variance 1/m, m the numbers in an example's e: the B, (m, ...) of each shape (N, ...)."""
     *hidden, e = shapes
     m = math.prod(e.shape[1:])
@@ -103,7 +102,7 @@ def _directly(owner: Layer, network: Layer) -> Layer:
     return Layer(init, forward, backward, who, parts.layers, _directly, parts.names, begin_all)
 
 
-def _projected(e: PyTree, B: PyTree) -> PyTree:
+def _projected(e: Array, B: Array) -> Array:
     """(N, ...) of e by (m, ...) of B, all of an example's e with all of its h; in at least float32."""
     rows = widen(e).reshape(len(e), len(B))
     return cast((rows @ widen(B).reshape(len(B), -1)).reshape(len(e), *B.shape[1:]), B.dtype)

@@ -31,6 +31,8 @@ from jax import lax
 from jaxtyping import PyTree
 
 from bpref.compose.parts import (
+    P1,
+    P2,
     added,
     as_input,
     at_the_start,
@@ -54,7 +56,9 @@ class ReversibleCache(NamedTuple):
     state: PyTree = ()
 
 
-def reversible(f: Layer, g: Layer, length: int = 1) -> Layer:
+def reversible(
+    f: Layer[P1, PyTree, PyTree, PyTree], g: Layer[P2, PyTree, PyTree, PyTree], length: int = 1
+) -> Layer[tuple[P1, P2], tuple[PyTree, PyTree], tuple[PyTree, PyTree], ReversibleCache]:
     """`length` couplings `y1 = x1 + f(x2), y2 = x2 + g(y1)` in series, each with its own params.
 
     The cache is y, and the state that it began with.

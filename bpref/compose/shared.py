@@ -21,11 +21,11 @@ from jaxtyping import PyTree
 from bpref.apart import require_parts, taken_apart
 from bpref.compose.parts import Parts, added, as_input, at_the_start, begun, given_state, of_value, pull, run, without
 from bpref.cotangents import is_differentiable, with_zeros
-from bpref.layer import Layer, With, each_position, leaf_paths, leaves, map_leaves, require_layer
+from bpref.layer import C, Layer, With, X, Y, each_position, leaf_paths, leaves, map_leaves, require_layer
 from bpref.naming import name_of
 
 
-def shared(network: Layer, *places: str | Sequence[str]) -> Layer:
+def shared(network: Layer[PyTree, X, Y, C], *places: str | Sequence[str]) -> Layer[dict[str, PyTree], X, Y, C]:
     """The network with one array wherever its params had several.
 
     `shared(gpt, ("embed.W", "head.W"))` ties the head to the embedding, and `shared(gpt, "blocks")`, of blocks that are

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jaxtyping import PyTree
 from bpref.models.gpt import GptConfig, as_config, gpt
 from bpref.models.gpt_published import kind_of, published_of
 from bpref.naming import name_of
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """The files' names; of weights in several files, the first's with `.index.json` after it names them."""
@@ -65,6 +68,9 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Masks and frequencies, which some files have among the weights."""
+
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Place(NamedTuple):
@@ -224,7 +230,7 @@ def _files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names)]
 
 
-def _opened(file: Path) -> PyTree:
+def _opened(file: Path) -> "safe_open":
     """A file of safetensors; `ValueError` for what is none."""
     from safetensors import SafetensorError, safe_open
 
@@ -239,9 +245,7 @@ def _name(key: str) -> str:
     return key.removeprefix("transformer.")
 
 
-def _require_tensors(
-    path: Path, found: dict[str, PyTree], expected: dict[str, tuple[int, ...]], optional: dict[str, tuple[int, ...]]
-) -> set[np.dtype]:
+def _require_tensors(path: Path, found: dict[str, Any], expected: Shapes, optional: Shapes) -> set[np.dtype]:
     """The dtypes; raises `ValueError` that names every tensor that is missing, too many, misshapen or of integers."""
     wrong = [f"{name} is missing, {shape}" for name, shape in expected.items() if name not in found]
     for name, v in found.items():

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from bpref.apart import require_parts, taken_apart
 from bpref.dtypes import described
-from bpref.layer import Layer, State, With, map_leaves, require_layer
+from bpref.layer import Layer, P, State, With, X, Y, map_leaves, require_layer
 
 
 class StatefulCache(NamedTuple):
@@ -42,7 +42,7 @@ def stateful(layer: Layer) -> Layer:
     return map_leaves(_stateful_leaf, layer)
 
 
-def evaluation(layer: Layer) -> Layer:
+def evaluation(layer: Layer[P, X, Y, PyTree]) -> Layer[P, X, Y, PyTree]:
     """The layer as it is in evaluation, with the same params and state: nothing dropped, the running statistics read.
 
     Raises:

@@ -167,7 +167,7 @@ def _mean(own: _Summing, g: PyTree, weight: ArrayLike) -> PyTree:
     )
 
 
-def _square(g: PyTree) -> PyTree:
+def _square(g: PyTree) -> list[Array]:
     """The sum of the squares of all arrays."""
     return [jnp.sum(jnp.abs(widen(v)) ** 2) for v in jax.tree.leaves(g)]
 
