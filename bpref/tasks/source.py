@@ -8,6 +8,8 @@ import typing
 from collections.abc import Callable
 from types import ModuleType
 
+import jax.typing
+
 from bpref.layer import Layer
 from bpref.rule import called_as
 
@@ -87,8 +89,8 @@ def _need(name: str, value: object, written: Written, source: str) -> None:
         written.imports.add(f"import {value.__name__}" + f" as {name}" * (name != value.__name__))
     elif isinstance(home, str) and home.startswith(OWN) and (inspect.isfunction(value) or inspect.isclass(value)):
         _define(name, value, written)
-    elif hasattr(typing, name) and value is getattr(typing, name):
-        written.imports.add(f"from typing import {name}")
+    elif (types := next((m for m in (typing, jax.typing) if getattr(m, name, None) is value), None)) is not None:
+        written.imports.add(f"from {types.__name__} import {name}")
     elif repr(value).startswith("typing."):
         written.imports.add("import typing")
         written[name] = f"{name} = {value!r}"
