@@ -280,7 +280,7 @@ ANY = {
     "sharding": 4,
     "train": 6,
     "verify": 24,
-    "ground": 17,
+    "ground": 8,
 }
 """How often `Any` stands in a package at most. A tree of arrays is a `PyTree`, what is only passed on an `object`."""
 

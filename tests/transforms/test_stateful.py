@@ -290,6 +290,10 @@ BAD_CALLS = {
         lambda: bpref.stateful(bpref.tied_embedding(3, 2, bpref.serial(bpref.linear(2), bpref.dropout()))),
         "stateful: tied_embedding has dropout in it, and no place for its state; expected serial, whose ends shared",
     ),
+    "on each of several devices": (
+        lambda: bpref.stateful(bpref.over_devices(bpref.dropout(), "data", 2, params=0, x=0, cache=0, y=0)),
+        "stateful: dropout has dropout in it, and no place for its state; expected serial, whose ends shared ties",
+    ),
     "after a transformation": (
         lambda: bpref.stateful(bpref.map_leaves(bpref.watch, bpref.serial(bpref.dropout()))),
         "stateful: dropout is transformed by watch already; expected map_leaves of what stateful or shared gives",
