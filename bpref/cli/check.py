@@ -2,16 +2,15 @@
 
 import re
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import typer
 
-from bpref.cli import writing
 from bpref.cli.errors import UsageError
-from bpref.cli.html_report import page
+from bpref.cli.html_check import page
+from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
 from bpref.cli.loading import Named, blaming, function, made_arguments, named, require_fitting
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.layer import Layer
@@ -70,9 +69,8 @@ def check(
     ] = None,
     key: Key = None,
     json_file: JsonFile = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the report there, as a page.")
-    ] = None,
+    html_file: HtmlFile = None,
+    show: Open = False,
 ) -> int:
     """Check a hand-derived gradient; exit code 0 right, 1 wrong or imprecise, 2 wrong use, 3 cannot tell.
 
@@ -81,8 +79,7 @@ def check(
     first, and its src/.
     """
     require_writable(json_file)
-    if html_file is not None:
-        writing.require_writable("--html", html_file)
+    require_page(html_file, show)
     if search is not None and not search > 0:
         raise UsageError(f"--search {search:g}: expected seconds, more than 0")
     if search is not None and dtypes is not None:
@@ -114,8 +111,7 @@ def check(
                 with waiting(f"searching, for {search:g} s at most"):
                     specs = values if names_a_function(args) else args
                     report = search_for_a_failure(fun.value, specs, **hand, seconds=search, key=key)
-    if html_file is not None:
-        writing.write("--html", html_file, page(report))
+    write_page(html_file, page(report), show)
     return deliver(report, json_file)
 
 

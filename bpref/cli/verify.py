@@ -16,6 +16,8 @@ from rich.table import Table
 
 from bpref.cli.ending import interrupt_held
 from bpref.cli.errors import blaming_the_input
+from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
+from bpref.cli.html_verify import page
 from bpref.cli.writing import require_writable, write
 from bpref.models.mlp_equations import Equation, verify_equations
 from bpref.nearest import meant
@@ -37,6 +39,8 @@ def verify(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of all random values; 0 if not given.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    html_file: HtmlFile = None,
+    show: Open = False,
 ) -> int:
     """Verify every rule, or the named ones, and the seed's equations; exit code 1 if anything is wrong.
 
@@ -48,6 +52,7 @@ def verify(
         chosen = list(dict.fromkeys(meant("rule", name, known, other_names()) for name in names or known))
     if json_file is not None:
         require_writable("--json", json_file)
+    require_page(html_file, show)
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
 
@@ -71,10 +76,10 @@ def verify(
             console.print(f"{report.name}: {finding}", style="red", markup=False, highlight=False)
     wrong = [r.name for r in reports.values() if not r.ok] + [e.text for e in equations if not e.ok]
     cases = sum(r.cases for r in reports.values())
-    console.print(
-        f"{len(reports)} rules, {cases} cases, {len(equations)} equations: "
-        + (f"{len(wrong)} wrong: {', '.join(wrong)}" if wrong else "all right")
-    )
+    said = f"{len(reports)} rules, {cases} cases, {len(equations)} equations: "
+    said += f"{len(wrong)} wrong: {', '.join(wrong)}" if wrong else "all right"
+    console.print(said)
+    write_page(html_file, page(list(reports.values()), equations, said, seed), show)
     return 1 if wrong else 0
 
 

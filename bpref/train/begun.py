@@ -35,10 +35,15 @@ def write_begun(directory: Path, settings: Json) -> None:
 
 def score_of(directory: Path) -> str:
     """The name of what a run looks at in the test data."""
+    return f"test {begun_with(directory).get('score', 'score')}"
+
+
+def begun_with(directory: Path) -> Json:
+    """What a run was begun with; nothing where that cannot be read."""
     try:
-        return f"test {json.loads((directory / BEGUN).read_text(encoding='utf-8'))['score']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "test score"
+        return dict(json.loads((directory / BEGUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def require_the_same(directory: Path, settings: Json) -> None:

@@ -58,6 +58,17 @@ def test_a_report_is_written_as_a_page_that_stands_by_itself(capsys, tmp_path):
     assert capsys.readouterr().err == f"bpref: --html {tmp_path}: it is a directory\n"
 
 
+def test_the_page_is_shown_in_the_browser(capsys, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    call = ["check", "tests/cli/derivations.py:halved", "--args", "f32[4]", "--key", "5", "--open"]
+    assert run([*call, "--html", str(tmp_path / "report.html")]) == 1
+    assert shown == [(tmp_path / "report.html").as_uri()]
+    capsys.readouterr()
+    assert run(call) == 2
+    assert capsys.readouterr() == ("", "bpref: --open shows the page of --html FILE, which is not given\n")
+
+
 def test_a_plain_function_with_its_backward_and_reference_and_arguments_that_are_made(capsys):
     given = ["--args", ":make_args", "--backward", "product_backward", "--dtypes", "bf16,float32", "--json", "-"]
     assert run(["check", f"{DERIVATIONS}:product", *given, "--reference", f"{DERIVATIONS}:product_reversed"]) == 0

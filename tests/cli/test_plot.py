@@ -1,6 +1,8 @@
 """`bpref plot`: runs in one picture, those that go on too, and what is refused."""
 
+import base64
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -40,6 +42,18 @@ def test_runs_in_one_picture(count, runs, tmp_path, capsys):
     pixels = matplotlib.image.imread(picture)
     assert pixels.shape[:2] == (504, 1800)
     assert (pixels[..., :3].min(-1) < 0.9).mean() > 0.005
+
+
+def test_runs_as_a_page_that_stands_by_itself(runs, tmp_path, capsys):
+    file, picture = tmp_path / "runs.html", tmp_path / "both.png"
+    assert run(["plot", *runs, "--output", str(picture), "--html", str(file)]) == 0
+    page = file.read_text()
+    assert base64.b64encode(picture.read_bytes()).decode() in page
+    assert "<h2>a</h2>" in page
+    assert "<td>3</td><td>0.3333</td><td>0.6667</td><td>0.5</td><td></td>" in page
+    assert "<td><code>2</code></td><td>4</td>" in page
+    assert "<td><code>score</code></td><td><code>R^2</code></td>" in page
+    assert not re.search(r'src="(?!data:)|href=|url\(', page)
 
 
 def test_a_long_name_hides_no_curve(runs, tmp_path):

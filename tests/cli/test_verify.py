@@ -13,7 +13,8 @@ from bpref.rules.activation import tanh as tanh_rule
 
 def test_verify_prints_a_row_for_each_named_rule_and_writes_its_figures(capsys, tmp_path):
     file = tmp_path / "figures.json"
-    assert run(["verify", "tanh", "relu", "--seed", "3", "--json", str(file)]) == 0
+    page = tmp_path / "figures.html"
+    assert run(["verify", "tanh", "relu", "--seed", "3", "--json", str(file), "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert "seed 3" in out
     assert [line.split()[0] for line in out.splitlines() if line.rstrip().endswith("ok")] == ["tanh", "relu"]
@@ -24,6 +25,9 @@ def test_verify_prints_a_row_for_each_named_rule_and_writes_its_figures(capsys, 
     assert figures["rules"][0]["float64"] <= 1e-12
     assert figures["rules"][0]["bfloat16"]["hand"]["median"] <= 1
     assert figures["rules"][0]["ok"] is True
+    assert "<h1>2 rules, 2 cases, 0 equations: all right</h1>" in page.read_text()
+    kept = [f"{r['cache_bytes']:,}, {r['autodiff_bytes']:,}" for r in figures["rules"]]
+    assert re.findall(r"<td>(\d[\d,]*, \d[\d,]*)</td><td><span class=.verdict ok.>", page.read_text()) == kept
 
 
 def test_verify_seed_shows_each_equation(capsys):
