@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from docs import architecture
+from docs import architecture, examples
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {
@@ -34,12 +34,12 @@ CHAPTERS = ("migrate", "signals")
 def pages() -> dict[str, str]:
     """The guide's pages."""
     found = sections((ROOT / "README.md").read_text(encoding="utf-8"))
-    made = {f"guide/{name}": f"# {title}\n{found[title]}" for title, name in SECTIONS.items()}
-    made |= {f"guide/{name}": _without_links((ROOT / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
-    made |= {f"guide/{name}": (ROOT / f"docs/chapters/{name}.md").read_text(encoding="utf-8") for name in CHAPTERS}
-    made |= {"guide/architecture": architecture.page()}
-    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *SECTIONS.values(), *CHAPTERS, "architecture", *FILES, "```"])
-    return made | {"guide/index": f"# The guide\n\n{tree}\n"}
+    of_readme = {name: f"# {title}\n{found[title]}" for title, name in SECTIONS.items()}
+    of_files = {name: _without_links((ROOT / file).read_text(encoding="utf-8")) for name, file in FILES.items()}
+    by_hand = {name: (ROOT / f"docs/chapters/{name}.md").read_text(encoding="utf-8") for name in CHAPTERS}
+    in_order = of_readme | by_hand | examples.pages() | {"architecture": architecture.page()} | of_files
+    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *in_order, "```"])
+    return {f"guide/{name}": text for name, text in in_order.items()} | {"guide/index": f"# The guide\n\n{tree}\n"}
 
 
 def sections(text: str) -> dict[str, str]:
