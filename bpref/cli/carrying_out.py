@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,18 +17,20 @@ from bpref.cli.how import How
 from bpref.cli.profiling import profiling
 from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
+from bpref.cli.together import require_one_run, require_seen_by_all
 from bpref.cli.verifying import require_right, verifying
 from bpref.layer import Layer
+from bpref.sharding.hosts import are_many, by_first, is_first
 from bpref.sharding.mesh import NotDivided
 from bpref.train import loop
-from bpref.train.begun import digest
+from bpref.train.begun import Json, digest
 from bpref.train.checkpoint import Checkpoints
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.recipes import Recipe
-from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, Unwritable, held
-from bpref.train.start import Start, precision
+from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, RecordOfTheFirst, Unwritable, held
+from bpref.train.start import Start, as_arrays, precision
 from bpref.train.table import count
 from bpref.train.updates import require_named
 
@@ -39,6 +42,7 @@ class Training(NamedTuple):
       kind: the model by name, or that it is of a table.
       what: it, as messages blame its size.
       objective: as the oracle is to see it.
+      train: what it is trained on.
       start: what begins it; where memory does not do, `what` is blamed.
       test, score, metric: what is looked at after every epoch.
       describe: what is printed once the parameters are there; None for nothing.
@@ -48,6 +52,7 @@ class Training(NamedTuple):
     kind: str
     what: str
     objective: Layer
+    train: tuple[np.ndarray, np.ndarray]
     start: Callable[[], Start]
     test: tuple[np.ndarray, np.ndarray]
     score: str
@@ -66,6 +71,9 @@ class Kept(NamedTuple):
 def carried_out(training: Training, recipe: Recipe, how: How) -> int:
     """Begin, hold the gradient against the oracle, train, report; the exit code is 0, or 1 where it cannot go on."""
     with ExitStack() as stack:
+        with blaming_the_input():
+            settings = settings_of(training, recipe, how) if how.out is not None or are_many() else {}
+            require_one_run(settings | how._asdict())
         with blaming_the_size(training.what):
             try:
                 begin = training.start()
@@ -74,13 +82,11 @@ def carried_out(training: Training, recipe: Recipe, how: How) -> int:
             if training.describe is not None:
                 print(training.describe(begin))
             if begin.layout is not None:
-                print(on_devices(begin, how))
+                print(on_devices(begin))
             require_right(training.objective, *begin.first(), "the first batch")
         with blaming_the_input():
             require_named((*how.updates.frozen, *(how.updates.decayed or ())), begin.params)
-            record = recorded(training, begin, recipe, how)
-            if record is not None:
-                stack.enter_context(held(record.directory))
+            record = None if how.out is None else recorded(stack, how.out, settings, how.resume)
         if record is not None and record.is_done:
             print(f"{record.directory}: the run has come to its end; there is nothing to go on with")
             return 0
@@ -99,11 +105,9 @@ def carried_out(training: Training, recipe: Recipe, how: How) -> int:
     return 0
 
 
-def recorded(training: Training, begin: Start, recipe: Recipe, how: How) -> Record | None:
-    """The record of a run, or of one that is gone on with, if that is of the same settings and data."""
-    if how.out is None:
-        return None
-    settings = {
+def settings_of(training: Training, recipe: Recipe, how: How) -> Json:
+    """What a run is made of, and must be to be gone on with."""
+    return {
         "model": training.kind,
         "score": training.score,
         **asdict(recipe),
@@ -113,9 +117,22 @@ def recorded(training: Training, begin: Start, recipe: Recipe, how: How) -> Reco
         "stochastic_rounding": how.stochastic_rounding,
         "most_skipped": how.skips,
         **how.updates._asdict(),
-        "data": f"sha256 {digest(begin.data, training.test)[:16]}",
+        "data": f"sha256 {digest(as_arrays(training.train, how.dtype), training.test)[:16]}",
     }
-    return Record(how.out, settings, how.resume)
+
+
+def recorded(stack: ExitStack, out: Path, settings: Json, resume: bool) -> Record:
+    """The record of a run, or of one to go on with, if that is of the same settings and data; `stack` holds it."""
+
+    def begun_and_held() -> Record:
+        with blaming_the_input():
+            record = Record(out, settings, resume)
+            stack.enter_context(held(out))
+        return record
+
+    record = by_first(begun_and_held) or RecordOfTheFirst(out)
+    require_seen_by_all(out)
+    return record
 
 
 def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept: Kept | None) -> Fitted | None:
@@ -133,9 +150,9 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
         if how.profile and kept is not None:
             visits.append(stack.enter_context(profiling(kept.record.directory / PROFILE)))
         stack.enter_context(leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(kept)}"))
-        show = stack.enter_context(progress(recipe.epochs, begin.order(1).size, training.score))
-        if show is not None:
-            visits.append(Visit(show))
+        if is_first():
+            show = stack.enter_context(progress(recipe.epochs, begin.order(1).size, training.score))
+            visits += [] if show is None else [Visit(show)]
 
         def on_epoch(epoch: Epoch) -> None:
             if kept is not None:
@@ -177,13 +194,15 @@ def gone_on_with(kept: Kept, begin: Start) -> Reached | None:
     return since
 
 
-def on_devices(begin: Start, how: How) -> str:
+def on_devices(begin: Start) -> str:
     """How much of parameters and optimiser's state lies on one device of the mesh, and what lies on each."""
     assert begin.layout is not None
     arrays = jax.tree.leaves(begin.state.updated)
     whole, own = sum(v.nbytes for v in arrays), sum(v.addressable_shards[0].data.nbytes for v in arrays)
     undivided = "; ".join(f"{array} is whole on each, {why}" for array, why in begin.layout.whole.items())
-    said = f"on mesh {how.mesh}: {own:,} of {whole:,} bytes of parameters and optimiser's state on each device"
+    mesh = ",".join(f"{axis}={n}" for axis, n in begin.layout.mesh.shape.items())
+    mesh += f" of {jax.process_count()} processes" if are_many() else ""
+    said = f"on mesh {mesh}: {own:,} of {whole:,} bytes of parameters and optimiser's state on each device"
     return "; ".join(filter(None, (said, undivided)))
 
 

@@ -13,6 +13,9 @@ from bpref.leftovers import undo_all
 WRONG_USE, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
 """The exit codes besides those of a verdict; the last two are the shell's for a process that a signal has ended."""
 
+_SPEAKER: list[str] = []
+"""Which of several processes this is."""
+
 _SO_FAR: list[Callable[[], str]] = []
 """What there is so far, the innermost last."""
 
@@ -25,9 +28,23 @@ def say(message: str) -> None:
     """One line on stderr, if it can be written there."""
     if sys.stderr is not None:
         try:
-            print(f"bpref: {message}", file=sys.stderr)
+            print(_line(message), file=sys.stderr, flush=True)
         except OSError:
             _discard(sys.stderr)
+
+
+def _line(message: str) -> str:
+    return ": ".join(["bpref", *_SPEAKER, message])
+
+
+@contextmanager
+def speaking_as(name: str) -> Iterator[None]:
+    """Within, a line on stderr says whose it is."""
+    _SPEAKER.append(name)
+    try:
+        yield
+    finally:
+        _SPEAKER.pop()
 
 
 def ending(command: Callable[[], int]) -> int:
@@ -40,7 +57,7 @@ def ending(command: Callable[[], int]) -> int:
     if stdout is None:  # closed by the caller, `>&-`
         return command()
     try:
-        with redirect_stdout(_Stdout(stdout)):
+        with redirect_stdout(Stdout(stdout)):
             code = command()
             sys.stdout.flush()
         return code
@@ -56,7 +73,7 @@ def ending(command: Callable[[], int]) -> int:
         return FAULT
 
 
-class _Stdout:
+class Stdout:
     """Standard output; what it raises passes through whoever writes to it."""
 
     def __init__(self, stream: TextIO):
@@ -106,6 +123,11 @@ def end_at_interrupt() -> None:
 
 def _end(*_: object) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_at_once(f"interrupted{so_far()}", INTERRUPTED)
+
+
+def end_at_once(message: str, code: int) -> NoReturn:
+    """End this process with one line, whatever its threads are about to do; without one where the message is empty."""
     with suppress(BaseException):
         sys.stdout.flush()
     undo_all()
@@ -113,9 +135,10 @@ def _end(*_: object) -> NoReturn:
         _end_children()
     with suppress(Exception):
         # On a terminal a progress bar may stand in the line, and have hidden the cursor.
-        clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
-        os.write(2, f"{clear}bpref: interrupted{so_far()}\n".encode())
-    os._exit(INTERRUPTED)
+        stderr = 2 if sys.stderr is None else sys.stderr.fileno()
+        clear = "\r\x1b[K\x1b[?25h" if os.isatty(stderr) else ""
+        os.write(stderr, f"{clear}{_line(message)}\n".encode() if message else b"")
+    os._exit(code)
 
 
 def _end_children() -> None:
@@ -135,10 +158,13 @@ def so_far() -> str:
 
 @contextmanager
 def leaving(what: Callable[[], str]) -> Iterator[None]:
-    """Within, an interruption says what there is so far."""
+    """Within, an interruption says what there is so far; an error that passes takes it along as a note."""
     _SO_FAR.append(what)
     try:
         yield
+    except Exception as error:
+        error.add_note(what())
+        raise
     finally:
         _SO_FAR.pop()
 

@@ -10,8 +10,9 @@ from optax import GradientTransformation
 
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
+from bpref.sharding.hosts import are_many
 from bpref.sharding.layout import LAYOUTS
-from bpref.sharding.mesh import mesh_of
+from bpref.sharding.mesh import DATA, mesh_of
 from bpref.train.divided import Division
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import Recipe
@@ -24,6 +25,7 @@ DEVICES = ("cpu", "gpu", "tpu")
 
 class Device(Protocol):
     platform: str
+    process_index: int
 
 
 class How(NamedTuple):
@@ -43,7 +45,7 @@ class How(NamedTuple):
       verify_every: steps between looks at the gradient.
       profile: whether some steps are traced.
       stochastic_rounding: whether parameters are kept in bfloat16 and rounded by chance.
-      mesh: of which devices, as `data=4,model=2`.
+      mesh: of which devices, as `data=4,model=2`; None for one, or for the examples among those of all processes.
       layout: how parameters lie on them.
     """
 
@@ -81,7 +83,7 @@ class How(NamedTuple):
         by_layer += ["--stochastic-rounding"] if self.stochastic_rounding else []
         if self.update_in_backward and by_layer:
             raise ValueError(f"{by_layer[0]} needs the gradient of the whole network, not --update-in-backward")
-        if self.layout is not None and self.mesh is None:
+        if self.layout is not None and self.mesh is None and not are_many():
             raise ValueError("--layout goes with --mesh, the devices among which parameters are divided")
         self.division()
         if self.out is not None and not (self.resume and is_begun(self.out)):
@@ -105,11 +107,11 @@ class How(NamedTuple):
 
     def division(self) -> Division | None:
         """Among which devices it is divided, and how; `ValueError` where these are not there, or that is unknown."""
-        if self.mesh is None:
+        if self.mesh is None and not are_many():
             return None
-        layout = self.layout or LAYOUTS[0]
+        layout, devices = self.layout or LAYOUTS[0], devices_called(self.device)
         require_known("layout", layout, LAYOUTS)
-        return Division(mesh_of(self.mesh, devices_called(self.device)), layout)
+        return Division(mesh_of(self.mesh or f"{DATA}={len(devices)}", devices), layout)
 
     @property
     def skips(self) -> int:
@@ -120,8 +122,8 @@ class How(NamedTuple):
 
 
 def choose_device(name: str | None) -> Device:
-    """The first of `devices_called`."""
-    return devices_called(name)[0]
+    """The first of `devices_called` that is this process' own."""
+    return next(device for device in devices_called(name) if device.process_index == jax.process_index())
 
 
 def devices_called(name: str | None) -> Sequence[Device]:

@@ -10,6 +10,7 @@ import typer
 from bpref.cli.errors import UsageError, blaming_the_input
 
 if TYPE_CHECKING:
+    from bpref.sharding.hosts import Hosts
     from bpref.train.recipes import Recipe, TableRecipe
     from bpref.train.table import Table, Task
 
@@ -107,6 +108,18 @@ def train(
         str | None,
         typer.Option(help="Of parameters on --mesh: replicated, fully-sharded or tensor. [default: replicated]"),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="Train in several processes, which meet at HOST:PORT of process 0; auto: as JAX finds in Slurm, Open "
+            "MPI, Kubernetes or a TPU pod. --mesh is of the devices of all; --out is on a disk that all share."
+        ),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many, with --coordinator HOST:PORT.")] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    connect_timeout: Annotated[
+        int | None, typer.Option(help="Seconds that processes wait for each other at the start. [default: 60]")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A new directory for params.safetensors, metrics.jsonl and loss.png. [default: none]"),
@@ -148,6 +161,7 @@ def train(
     and gradient descent. 20% of the examples are held out for the test; of a text, the last tenth.
     """
     from bpref.cli.how import How
+    from bpref.cli.together import together
     from bpref.train.recipes import OF_IMAGES, OF_TEXT
     from bpref.train.updates import Updates
 
@@ -165,52 +179,73 @@ def train(
     of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
     of_makers = {"latent": latent, "noise_steps": noise_steps}
-    how = How(
-        seed=seed,
-        dtype=dtype,
-        update_in_backward=update_in_backward,
-        watch=watch,
-        device=device,
-        out=out,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        most_skipped=most_skipped,
-        verify_every=verify_every,
-        profile=profile,
-        stochastic_rounding=stochastic_rounding,
-        mesh=mesh,
-        layout=layout,
-        updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
-    )
     with blaming_the_input():
-        how.require_consistent()
-    if what in OF_TEXT:
-        with blaming_the_input():
-            require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
-            require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
-            text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
-        from bpref.cli.training_text import run as run_text
+        hosts = hosts_of(coordinator, processes, process, connect_timeout)
 
-        return run_text(what, text, text_recipe, how)
-    if what in OF_IMAGES:
+    def command() -> int:
+        how = How(
+            seed=seed,
+            dtype=dtype,
+            update_in_backward=update_in_backward,
+            watch=watch,
+            device=device,
+            out=out,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            most_skipped=most_skipped,
+            verify_every=verify_every,
+            profile=profile,
+            stochastic_rounding=stochastic_rounding,
+            mesh=mesh,
+            layout=layout,
+            updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
+        )
         with blaming_the_input():
-            require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
+            how.require_consistent()
+        if what in OF_TEXT:
+            with blaming_the_input():
+                require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
+                require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
+                text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
+            from bpref.cli.training_text import run as run_text
+
+            return run_text(what, text, text_recipe, how)
+        if what in OF_IMAGES:
+            with blaming_the_input():
+                require_none(of_tables | of_networks, f"goes with a table; {what} is a model of images")
+                require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
+                others = {option: v for option, v in of_makers.items() if getattr(OF_IMAGES[what], option) is None}
+                require_none(others, f"is no setting of {what}")
+                image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
+            from bpref.cli.training_images import run as run_images
+
+            return run_images(what, image_recipe, how)
+        from bpref.cli.training import run
+
+        with blaming_the_input():
             require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
-            others = {option: v for option, v in of_makers.items() if getattr(OF_IMAGES[what], option) is None}
-            require_none(others, f"is no setting of {what}")
-            image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
-        from bpref.cli.training_images import run as run_images
+            require_none(of_models | of_makers, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
+            table, recipe = choose_table(what, data, target, task, missing, seed)
+            given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
+            recipe = with_given(recipe, given)
+        return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
 
-        return run_images(what, image_recipe, how)
-    from bpref.cli.training import run
+    return together(hosts, command)
 
-    with blaming_the_input():
-        require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
-        require_none(of_models | of_makers, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
-        table, recipe = choose_table(what, data, target, task, missing, seed)
-        given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
-        recipe = with_given(recipe, given)
-    return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
+
+def hosts_of(
+    coordinator: str | None, processes: int | None, process: int | None, connect_timeout: int | None
+) -> "Hosts | None":
+    """Where the processes meet; None where there is one."""
+    from bpref.sharding.hosts import CONNECT_SECONDS, Hosts
+
+    if coordinator is None:
+        given = {"processes": processes, "process": process, "connect_timeout": connect_timeout}
+        require_none(given, "goes with --coordinator, where the processes of a run meet")
+        return None
+    hosts = Hosts(coordinator, processes, process, CONNECT_SECONDS if connect_timeout is None else connect_timeout)
+    hosts.require_consistent()
+    return hosts
 
 
 def require_none(options: Mapping[str, object], why: str) -> None:

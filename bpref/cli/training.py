@@ -56,6 +56,7 @@ def run(name: str, table: Table, recipe: TableRecipe, how: How) -> int:
             "table",
             f"a network with layers {','.join(map(str, recipe.layers))} in batches of {batch_size}",
             objective(network, loss),
+            train,
             how.start(objective_in(how.dtype, network, loss), optimizer, train, recipe),
             test,
             score,

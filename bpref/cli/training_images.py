@@ -67,6 +67,7 @@ def run(name: str, recipe: ImageRecipe, how: How) -> int:
             name,
             f"a {name} of width {recipe.width} and depth {recipe.depth}",
             objective(network, loss),
+            (X[train], y[train]),
             how.start(objective_in(how.dtype, network, loss), optimizer, (X[train], y[train]), recipe),
             (X[test], y[test]),
             score,

@@ -46,6 +46,7 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
             name,
             f"a {name} of width {recipe.width} and depth {recipe.depth}",
             model.objective,
+            text.train,
             how.start(in_dtype(model.objective, DTYPES[how.dtype]), optimizer, text.train, recipe),
             text.test,
             SCORE,

@@ -77,6 +77,7 @@ def meet(hosts: Hosts) -> None:
 
     Raises:
       ValueError: "auto", and JAX finds no cluster that it knows.
+      OSError: this is process 0, and its port is taken; or the cluster does not say what JAX asks it.
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which a run is kept by
     by_hand = {
@@ -97,6 +98,11 @@ def meet(hosts: Hosts) -> None:
             "--coordinator auto: JAX finds no Slurm, Open MPI, Kubernetes or TPU pod that this process is part of; "
             "give --coordinator HOST:PORT, --processes and --process"
         ) from error
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        if "start RPC server" in why:
+            why = "process 0 cannot listen at that port, which may be taken"
+        raise ConnectionError(f"--coordinator {hosts.coordinator}: {why}") from error
 
 
 def part() -> None:

@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from bpref.naming import flat_names
+from bpref.sharding.hosts import are_many, is_first, laid, told
 from bpref.train.begun import Json
 from bpref.train.fitted import Epoch
 from bpref.train.loop import Reached
@@ -53,7 +54,8 @@ class Checkpoints:
     """Those of one run, in a directory of their own: the arrays in `STEP`, by orbax, and all else in `STEP.json`.
 
     That is written last, with the digests of the others: a checkpoint without it was not finished, and one that it does
-    not fit is damaged.
+    not fit is damaged. Of several processes each writes what its devices hold, into a directory that all share; the
+    first does what there is to do once.
     """
 
     def __init__(self, directory: Path):
@@ -87,11 +89,8 @@ class Checkpoints:
         Raises:
           ValueError: it is of a run of other arrays, and which.
         """
-        for step in sorted(self.steps(), reverse=True):
-            if (damage := self._damage(step)) is None:
-                return self._read(step, like)
-            warn(f"the checkpoint of step {step} in {self.directory} is damaged ({damage}); the one before it is taken")
-        return None
+        step = told(str(self._last_whole(warn) if is_first() else None))[0]
+        return self._read(int(step), like) if step.isdecimal() else None
 
     def steps(self) -> list[int]:
         """Of those that were written to the end."""
@@ -104,21 +103,32 @@ class Checkpoints:
         """All of them; the run is done."""
         with suppress(Unwritable):
             self.wait()
-        rmtree(self.directory, ignore_errors=True)
+        if is_first():
+            rmtree(self.directory, ignore_errors=True)
+
+    def _last_whole(self, warn: Callable[[str], None]) -> int | None:
+        for step in sorted(self.steps(), reverse=True):
+            if (damage := self._damage(step)) is None:
+                return step
+            warn(f"the checkpoint of step {step} in {self.directory} is damaged ({damage}); the one before it is taken")
+        return None
 
     def _write(self, step: int, arrays: Arrays, about: Json) -> None:
         import orbax.checkpoint as ocp
 
         with _quiet(), self._blaming(step):
             if self._checkpointer is None:
-                self._forget_from(step)
-                self._checkpointer = ocp.Checkpointer(_handler())
+                if is_first():
+                    self._forget_from(step)
+                self._checkpointer = _checkpointer()
             saved = _packed(arrays) | {name: v for name, v in arrays.items() if _is_divided(v)}
             self._checkpointer.save(self.directory / str(step), args=ocp.args.PyTreeSave(saved))
-            self._seal(step, about)
-            for old in self.steps()[:-KEPT]:
-                (self.directory / f"{old}{SEAL}").unlink()
-                rmtree(self.directory / str(old))
+            if is_first():
+                self._seal(step, about)
+                for old in self.steps()[:-KEPT]:
+                    (self.directory / f"{old}{SEAL}").unlink()
+                    rmtree(self.directory / str(old))
+            ocp.multihost.sync_global_processes(f"bpref checkpoint {step} sealed", processes=_processes())
 
     @contextmanager
     def _blaming(self, step: int) -> Iterator[None]:
@@ -165,17 +175,26 @@ class Checkpoints:
         packed = {name: layout for name, layout in about["layout"].items() if name not in divided}
         args: dict[str, object] = {dtype: ocp.RestoreArgs(restore_type=np.ndarray) for dtype, _ in packed.values()}
         args |= {k: ocp.ArrayRestoreArgs(sharding=v.sharding) for k, v in _of_carry(like).items() if k in divided}
-        with _quiet(), ocp.Checkpointer(_handler()) as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
         arrays = _unpacked(found, packed) | {name: found[name] for name in divided}
         return _reached(arrays, about, like)
 
 
-def _handler() -> "ocp.PyTreeCheckpointHandler":
-    """One file of an array, which is the least work for few of them."""
+def _checkpointer() -> "ocp.Checkpointer":
+    """Of one file for an array, which is the least work for few of them.
+
+    Processes wait for each other by messages, not by the devices, on which the steps go on meanwhile.
+    """
     import orbax.checkpoint as ocp
 
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    options = ocp.options.MultiprocessingOptions(active_processes=_processes())
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _processes() -> set[int] | None:
+    return set(range(jax.process_count())) if are_many() else None
 
 
 @contextmanager
@@ -265,10 +284,11 @@ def _reached(arrays: Arrays, about: Json, like: Reached) -> Reached:
     def again(name, v):
         if name not in arrays:
             return v
-        saved = arrays[name]
-        read = jnp.array(saved) if isinstance(saved, np.ndarray) else saved
+        read = arrays[name]
+        if isinstance(read, np.ndarray):
+            read = laid(read, v.sharding) if isinstance(v.sharding, NamedSharding) else jnp.array(read)
         read = jax.random.wrap_key_data(read) if is_key(v) else read
-        return jax.device_put(read, v.sharding) if isinstance(v.sharding, NamedSharding) else read
+        return read
 
     leaves = [again(name, v) for name, v in zip(names, jax.tree.leaves(like.carry), strict=True)]
     carry = jax.tree.unflatten(jax.tree.structure(like.carry), leaves)

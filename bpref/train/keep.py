@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+from bpref.sharding.hosts import largest
 from bpref.train.checkpoint import Checkpoints
 from bpref.train.loop import Reached, Visit
 
@@ -24,7 +25,7 @@ def keeping(checkpoints: Checkpoints, every: int | None, asked: Callable[[], int
     Args:
       checkpoints: where they go.
       every: so many steps; None for once a minute.
-      asked: why the run is to stop; None as long as it is not.
+      asked: why the run is to stop; None as long as it is not. One process of several is enough.
 
     Raises:
       Stopped, Unwritable: by the visits.
@@ -38,11 +39,11 @@ def keeping(checkpoints: Checkpoints, every: int | None, asked: Callable[[], int
             saved, saved_at = reached.step, time.monotonic()
 
     def look(reached: Reached) -> None:
-        why = asked()
-        if why is not None or (every is None and time.monotonic() - saved_at >= SECONDS):
+        why, since = largest(asked() or 0, time.monotonic() - saved_at)
+        if why or (every is None and since >= SECONDS):
             save(reached)
-        if why is not None:
+        if why:
             checkpoints.wait()
-            raise Stopped(reached.step, why)
+            raise Stopped(reached.step, int(why))
 
     return [Visit(look)] if every is None else [Visit(save, every), Visit(look)]

@@ -126,6 +126,22 @@ class Record:
             raise Unwritable(f"{file} cannot be written: {error.strerror or error}") from error
 
 
+class RecordOfTheFirst(Record):
+    """The record as the other processes of a run have it: they write nothing."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.metrics = directory, directory / METRICS
+
+    def add(self, epoch: Epoch) -> None:
+        """Nothing."""
+
+    def go_back(self, history: list[Epoch]) -> None:
+        """Nothing."""
+
+    def finish(self, params: PyTree, history: list[Epoch], score: str, settings: Json, state: PyTree = ()) -> None:
+        """Nothing."""
+
+
 def is_begun(directory: Path) -> bool:
     """Whether there is a run to go on with: one that was stopped, were it before it wrote anything."""
     if not directory.is_dir():
