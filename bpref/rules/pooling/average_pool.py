@@ -89,7 +89,7 @@ def average_pool(
     def backward(params, cache, dy):
         x = cache.no_examples
         dx = divided(widen(dy), x)
-        for axis, _, k, s, _, (lo, _) in place_pool(who, windows, x):
+        for axis, _, k, s, _, (lo, _) in reversed(place_pool(who, windows, x)):
             dx = put_in_all(dx, axis, k, s, -lo, x.shape[axis])
         return (), cast(dx, x.dtype)
 
