@@ -15,12 +15,14 @@ Lambda_ts, and likewise f of from_start, e of to_end and w of whole, gate u has 
     dg_u = sum over s < u <= t of F_ts + sum over t >= u of f_t + sum over s < u of e_s + w
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.formulas.along_axis import shifted
 from bpref.formulas.chunks import sees
 from bpref.formulas.long_sums import times
 
@@ -35,16 +37,42 @@ class Decays(NamedTuple):
 def decays(g: Array) -> Decays:
     """The factors of logarithms (G, L, 1)."""
     L = g.shape[-2]
-    sums = jnp.cumsum(jnp.where(sees(L, L, strictly=True), g, 0), -2)
-    between = jnp.where(sees(L, L), jnp.exp(sums), 0)
+    between = jnp.where(sees(L, L), jnp.exp(_sums_between(g)), 0)
     from_start = jnp.exp(jnp.cumsum(g, -2))
     return Decays(between, from_start, between[:, -1, :, None], from_start[:, -1:])
 
 
+def _sums_between(g: Array) -> Array:
+    """The sum of g_u over s < u <= t, (G, t, s): by blocks, but for a TPU, which adds up windows at once."""
+    return lax.platform_dependent(g, tpu=lambda g: _inside(g[..., 0]), default=_by_blocks)
+
+
+def _by_blocks(g: Array) -> Array:
+    """Made of the end of the block of s, the whole blocks between, and the start of the block of t: about sqrt(L) steps
+    each, where one sum along t for every s takes L^2 log L additions."""
+    G, L, _ = g.shape
+    B = math.isqrt(L - 1) + 1
+    n = -(-L // B)
+    blocks = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), (0, n * B - L, 0), (0, 0, 0)]).reshape(G, n, B)
+    head, tail = jnp.cumsum(blocks, 2), shifted(lax.cumsum(blocks, 2, reverse=True), 2, reverse=True, first=0.0)
+    whole = shifted(_inside(head[..., -1]), 1, reverse=False, first=0.0)
+    across = head[..., None, None] + whole[:, :, None, :, None] + tail[:, None, None]
+    later = (jnp.arange(n)[:, None] - jnp.arange(n)[None])[None, :, None, :, None]
+    sums = jnp.where(later == 0, _inside(blocks)[:, :, :, None], jnp.where(later > 0, across, 0))
+    return sums.reshape(G, n * B, n * B)[:, :L, :L]
+
+
+def _inside(v: Array) -> Array:
+    """The sums of v_u over s < u <= t, (..., t, s), along the last axis."""
+    n = v.shape[-1]
+    later = sees(n, n, strictly=True).reshape(*[1] * (v.ndim - 1), n, n)
+    return jnp.cumsum(jnp.where(later, v[..., None], 0), -2)
+
+
 def decays_to_end(g: Array) -> tuple[Array, Array]:
     """`to_end` and `whole` alone, of logarithms (G, L, 1)."""
-    left = lax.cumsum(g, g.ndim - 2, reverse=True)
-    return jnp.exp(jnp.concatenate([left[:, 1:], jnp.zeros_like(left[:, :1])], -2)), jnp.exp(left[:, :1])
+    left = lax.cumsum(g, 1, reverse=True)
+    return jnp.exp(shifted(left, 1, reverse=True, first=0.0)), jnp.exp(left[:, :1])
 
 
 def pull_decays(F: Array, f: Array, e: Array, w: Array) -> Array:

@@ -32,7 +32,7 @@ s < u; and w <S, dS>. The usual form, the sum over t >= u of q_t . dq_t - k_t . 
 twice and takes them off again: it loses dg to round-off where gates are small.
 
 Cached: q, k, v and g as they came. The states before each chunk are made again, one product for each, and so are the
-factors between its steps: up to 1.1 times the time of autodiff of the forward for a fifth of the bytes that it keeps.
+factors between its steps: a fifth of the bytes that autodiff of the forward keeps.
 
 Numerical care: states and products are at least float32. No exponential of a difference of sums, see
 `bpref/formulas/decays.py`, and products of many features are summed in blocks. Gates of 0 (g = -inf) and of 1 are
