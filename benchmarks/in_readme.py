@@ -12,6 +12,7 @@ from benchmarks import (
     bench_devices,
     bench_draws,
     bench_keeping,
+    bench_kernels,
     bench_mlp,
     bench_models,
     bench_signals,
@@ -33,6 +34,7 @@ SUITE = HERE / "results/suite_cpu.json"
 TORCH = HERE / "results/torch_cpu.json"
 DRAWS = HERE / "results/draws_cpu.json"
 DEVICES = HERE / "results/devices_tpu.json"
+KERNELS = HERE / "results/kernels_tpu.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
 SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES, KILLS, KEEPING = (
@@ -109,6 +111,7 @@ def pages() -> dict[Path, str]:
     }
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),
+        "figures of kernels": bench_kernels.table(json.loads(KERNELS.read_text())),
         "figures of sequences": sequence_figures.tables(sequences),
         "figures of the seed": equations(SEED),
         "figures of training": bench_train.tables(json.loads(TRAINING.read_text())),

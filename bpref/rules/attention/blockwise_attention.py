@@ -28,10 +28,12 @@ seven products, and is not precise enough: see `dot_product_attention`.
 
 Both ways are there in two forms, by `implementation`: "xla", one loop over the pairs of blocks, and "pallas", kernels
 in which the logits of a pair never leave the chip (`bpref/kernels/attention.py`), for TPUs and GPUs; a CPU interprets
-them, slowly. "auto" is "pallas" in a process that has one TPU chip and no other device, where there are 128 queries and
-keys at least, and k, v, dk and dv fit into its vector memory (some 19,000 keys of 64 or 128 features). It is "xla"
-else: that is divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
-differentiated once more as the same backward in XLA's form.
+them, slowly. As the compiler of a TPU v5e has scheduled them, kernels take less than a fifth of the cycles of "xla",
+and of JAX's own kernel about as many (`benchmarks/README.md`); so "auto" is "pallas" in a process that has one TPU chip
+and no other device, where there are 128 queries and keys at least, and k, v, dk and dv fit into its vector memory (some
+9,800 keys of 64 or 128 features). It is "xla" else: that is divided among chips by itself, while kernels have to be put
+into a `jax.shard_map`; and of a GPU no compiler says what they take. A kernel's backward is differentiated once more as
+the same backward in XLA's form.
 """
 
 from jax import Array

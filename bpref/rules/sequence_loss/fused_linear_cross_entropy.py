@@ -34,11 +34,12 @@ follows, and the larger one: at 1,024 rows of 256 and 32,000 classes 0.85 of the
 with r = 128. A forward that no backward follows pays for dW where it is not compiled together with that. Where all
 logits fit into the processor's cache, as those of 128 rows and 4,096 classes, it is 1.2 times autodiff's time.
 
-Without `rows` both sweeps are there in two forms, by `implementation`: "xla", the loops above, and "pallas", kernels
-in which a block of logits never leaves the chip (`bpref/kernels/linear_cross_entropy.py`), for TPUs; a CPU interprets
-them, slowly. "auto" is "pallas" in a process that has one TPU chip and no other device, for 128 rows and classes at
-least, of as many features as fit into its vector memory, some 1,400 with a `block` of 1024. It is "xla" else: that is
-divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
+Without `rows` both sweeps are there in two forms, by `implementation`: "xla", the loops above, and "pallas", kernels in
+which a block of logits never leaves the chip (`bpref/kernels/linear_cross_entropy.py`), for TPUs; a CPU interprets
+them, slowly. As the compiler of a TPU v5e has scheduled them, kernels take 0.3 to 0.8 of the cycles of "xla"
+(`benchmarks/README.md`); so "auto" is "pallas" in a process that has one TPU chip and no other device, for 128 rows and
+classes at least, of as many features as fit into its vector memory, 1,792 with a `block` of 1024. It is "xla" else:
+that is divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
 differentiated once more as the same backward in XLA's form.
 
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
