@@ -11,6 +11,7 @@ SECTIONS = {
     "Train it": "train",
     "Compile it for a TPU or a GPU, without one": "compile",
     "From one CPU to many devices": "devices",
+    "From one CPU to one GPU, a TPU pod and a Slurm cluster": "hosts",
     "Ten lines": "ten_lines",
     "A language model": "language_model",
     "The idea": "idea",

@@ -147,7 +147,7 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
             visits += keeping(kept.checkpoints, how.checkpoint_every, stack.enter_context(asked_to_stop()))
         if how.verify_every is not None:
             visits.append(verifying(training.objective, begin, how.verify_every))
-        if how.profile and kept is not None:
+        if how.profile and kept is not None and is_first():
             visits.append(stack.enter_context(profiling(kept.record.directory / PROFILE)))
         stack.enter_context(leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(kept)}"))
         if is_first():

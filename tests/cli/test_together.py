@@ -1,5 +1,6 @@
 """`bpref train --coordinator`: in several processes the run of one, and what stops one stops all, with a line each."""
 
+import inspect
 import json
 import os
 import re
@@ -17,8 +18,9 @@ from safetensors.numpy import load_file
 
 from bpref.cli import carrying_out
 from bpref.cli.app import run
+from bpref.cli.train import train
 from bpref.train.record import held
-from tests.cli.test_ending import ENVIRONMENT
+from tests.cli.test_ending import ENVIRONMENT, ROOT
 from tests.simulated import with_devices
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -222,6 +224,13 @@ def test_a_lost_coordinator_and_one_that_is_not_there_and_another_run_are_a_line
         "where process 0 must be reached\n",
     )
     assert time.monotonic() - began < 60 + DEADLINE
+
+
+def test_the_readme_gives_options_that_there_are():
+    (page,) = re.findall(r"^## [^\n]*Slurm cluster\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    given = {option for line in re.findall('bpref train [^"#&\n]*', page) for option in re.findall("--([a-z-]+)", line)}
+    assert {"coordinator", "processes", "process", "mesh"} <= given
+    assert {option.replace("-", "_") for option in given} <= set(inspect.signature(train).parameters)
 
 
 OF_BOTH = "--coordinator HOST:PORT goes with --processes and --process"
