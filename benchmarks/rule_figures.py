@@ -121,8 +121,7 @@ def counts(rows: dict[str, Row]) -> str:
     """How many rules keep little, and which are slow, in sentences."""
     own = {name: row.own for name, row in rows.items()}
     half = sum(beside.cache_ratio <= 0.5 for beside in own.values())
-    slower = {name: beside.time.median for name, beside in own.items() if beside.time.median > SLOW}
-    named = ", ".join(f"`{n}` {t:.2f}" for n, t in sorted(slower.items(), key=lambda item: -item[1]))
+    named = ", ".join(f"`{n}` {own[n].time.median:.2f} ({SLOW_SINCE.get(n, 'not looked into')})" for n in slow(rows))
     return (
         f"{half} of {len(rows)} rules keep at most half of what autodiff of their own forward keeps. "
         f"Above {SLOW} of its time: {named or 'none'}."
@@ -130,6 +129,17 @@ def counts(rows: dict[str, Row]) -> str:
 
 
 SLOW = 1.1
+SLOW_SINCE = {
+    "soft_cap": "its slope has all digits near the cap, by an exponential and a division; autodiff squares the tanh of "
+    "the forward",
+}
+"""Why, as the compiled program shows it."""
+
+
+def slow(rows: dict[str, Row]) -> list[str]:
+    """The rules that take more than `SLOW` of the time of autodiff of their own forward, the slowest first."""
+    times = {name: row.own.time.median for name, row in rows.items()}
+    return sorted((name for name, time in times.items() if time > SLOW), key=lambda name: -times[name])
 
 
 def short(rows: dict[str, Row]) -> str:

@@ -27,7 +27,7 @@ Every sum over t or s runs over the batch as well, and is one product over all p
 
 Cached: x, c, v, o, and q' and k'; with the norm q and k in place of these, which it makes again: o alone is not enough
 for its adjoint, and both would be twice as much. No number for any pair of positions is kept: their exponentials and
-the norm are made again, 1.11 times the time of autodiff of the forward for 0.14 of the bytes that it keeps.
+the norm are made again, 1.05 times the time of autodiff of the forward for 0.14 of the bytes that it keeps.
 
 Numerical care: that of its parts. Products accumulate in at least float32, biases are added before they are rounded,
 and the two or three terms of dx are added before it is. A query that sees nothing has o_t = 0, hence y_t = b_o, and

@@ -29,7 +29,7 @@ The adjoint, with G_ne what arrives at p_ne, and [i_nj = e] putting a choice bac
 
 Kinks: where scores are equal, the lower index counts as the larger, as in `lax.top_k`.
 
-Cached: x, the scores z, and the choice, in the smallest integers that hold E. p, w and f are made of them again.
+Cached: x, the scores z, the choice, in the smallest integers that hold E, and f. p and w are made of them again.
 
 Numerical care: the scores are computed and kept in at least float32 and are not rounded, since rounding decides ties:
 in half precision a token may otherwise change its expert. Exponentials are shifted by the largest score. A router that
@@ -74,6 +74,7 @@ class TopKRouterCache(NamedTuple):
     x: Float[Array, "... d"]
     scores: Float[Array, "... E"]
     experts: UInt[Array, "... k"]
+    shares: Float[Array, " E"]
 
 
 def top_k_router(
@@ -113,20 +114,21 @@ def top_k_router(
         chosen = lax.top_k(jnp.where(z == 0, 0, z), k)[1]
         p, l = _softmax(z)
         N = max(l.size, 1)
-        balance = jnp.sum(_shares(chosen, z) * _mean_per_expert(p, N)) * experts
+        f = _shares(chosen, z)
+        balance = jnp.sum(f * _mean_per_expert(p, N)) * experts
         z_loss = jnp.sum(jnp.square(l.reshape(-1))) / N
         w = _weights(z, p, chosen)
         y = Routing(chosen, *(cast(v, x.dtype) for v in (w, balance, z_loss)))
-        return y, TopKRouterCache(x, z, chosen.astype(smallest_integer(experts)))
+        return y, TopKRouterCache(x, z, chosen.astype(smallest_integer(experts)), f)
 
     def backward(params, cache, dy):
-        x, z, chosen = cache
+        x, z, chosen, f = cache
         p, l = _softmax(z)
         N = max(l.size, 1)
         dw, dB, dZ = (None if v is None else widen(v) for v in dy[1:])
         of_p, of_z = [], []
         if dB is not None:
-            of_p.append(jnp.broadcast_to(dB * (experts / N) * _shares(chosen, z), z.shape))
+            of_p.append(jnp.broadcast_to(dB * (experts / N) * f, z.shape))
         if dw is not None and renormalize:
             dchosen = _through_softmax(_weights(z, p, chosen), dw - dw[..., :1])
             of_z.append(_at_the_chosen(dchosen, chosen, z))
