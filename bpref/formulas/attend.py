@@ -13,7 +13,8 @@ as derived in `dot_product_attention`, with D_t = sum_s r_ts p_ts dy_t . v_s:
     dq_t = scale sum_s dz_ts k_s              dk_s = scale sum_t dz_ts q_t
     dbias_ts = dx_ts          du_d = sum_t dx_t,t+d          dsink = - sum_t exp(sink - m_t) / Z_t D_t
 
-and where log(Z_t) + m_t has a cotangent dL_t, D_t - dL_t in the place of D_t (`attention_with_log_sum_exp`).
+and where log(Z_t) + m_t has a cotangent dL_t, dx_ts has p_ts dL_t more (`attention_with_log_sum_exp`): added last,
+since both dy_t . v_s and D_t may be far larger, and where a query sees one key to the last digit they are equal.
 
 Each way is one loop over the pairs of blocks in which any key is seen; the list of them is made when it is traced.
 
@@ -148,8 +149,9 @@ def pull_wide(
         def gradients(e, Z, D):
             scale = 1 / jnp.where(Z > 0, Z, 1)
             p, mean = e * scale[..., None], D * scale
-            mean = mean if of_L is None else mean - grid.rows(of_L, i)
-            dx = grid.of_seen(logits, p * (dp - mean[..., None]))
+            apart = dp - mean[..., None]
+            apart = apart if of_L is None else apart + grid.rows(of_L, i)[..., None]
+            dx = grid.of_seen(logits, p * apart)
             dz = cast((dx if logits.slope is None else dx * logits.slope) * pattern.scale, x.q.dtype)
             return (
                 over_keys(dz, k, wide),

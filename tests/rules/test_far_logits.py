@@ -40,6 +40,18 @@ def test_info_nce_of_far_rows_that_are_no_cosines():
     np.testing.assert_allclose(da[0], (a[0] - a[1]) / 2 / 0.7, rtol=1e-6)
 
 
+def test_what_a_log_sum_exp_owes_is_not_lost_beside_large_values():
+    """One key is seen to the last digit: dx is dL there, which is below the last digit of dy . v, 3e7, and of D."""
+    q, k = np.array([[[[1e3]]]], np.float32), np.array([[[[1.0]], [[-1.0]]]], np.float32)
+    v = np.array([[[[3e7]], [[1.0]]]], np.float32)
+    layer = bpref.attention_with_log_sum_exp(scale=1.0)
+    y, cache = layer.forward((), bpref.Heads(q, k, v))
+    ones = jax.tree.map(np.ones_like, y)
+    _, dx = layer.backward((), cache, ones._replace(log_sum_exp=np.full_like(y.log_sum_exp, 0.3)))
+    np.testing.assert_array_equal(dx.q, np.full_like(q, 0.3))
+    np.testing.assert_array_equal(dx.k.ravel(), np.array([300, 0], np.float32))
+
+
 @pytest.mark.parametrize(
     ("hyper", "da", "db"), [({}, [-1, 1], [0, 0]), ({"reverse": True}, [0, 0], [1, -1])], ids=["", "reverse"]
 )

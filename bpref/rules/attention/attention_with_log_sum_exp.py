@@ -28,7 +28,8 @@ and from dx on as in `dot_product_attention`: all that dL does is to shift D_t.
 Cached: x alone, as there.
 
 Numerical care: that of `blockwise_attention`. L_t is m_t + log Z_t in at least float32, m_t the largest logit, and has
-m_t's rounding; the p of the backward have not, being exp(x_ts - m_t) / Z_t. dL_t does not reach D_t's sum.
+m_t's rounding; the p of the backward have not, being exp(x_ts - m_t) / Z_t. dL_t is added to the difference of
+dy_t . v_s and D_t, and to neither: where p_ts is 1 they are equal, and may be as large as they like.
 """
 
 from typing import NamedTuple
