@@ -10,7 +10,7 @@ from bpref.cli.explain import call, shapes
 from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify.rules.draw import axes_of, draw, sized
-from docs import cases, derivation, docstring, figures, flow, mistakes, snippets, sources
+from docs import cases, derivation, docstring, error_plot, errors, figures, flow, mistakes, snippets, sources
 from docs.prose import to_html
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
@@ -76,8 +76,8 @@ def _beside(rule: Rule, found: list[derivation.Section]) -> str:
 def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, str]]:
     for section in found:
         if section.title not in BESIDE_THE_CODE:
-            bytes_kept = figures.cached(rule.name) if section.title == "What is cached" else ""
-            yield section.title, raw(derivation.to_page(section, link) + "\n" + bytes_kept)
+            seen = MEASURED[section.title](rule.name) if section.title in MEASURED else ""
+            yield section.title, raw(derivation.to_page(section, link) + "\n" + seen)
     declared = "\n".join(dict.fromkeys(shapes(rule)))
     yield (
         "Shapes",
@@ -93,6 +93,17 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "Tried on", f"{LAWS}\n\n{raw(cases.to_page(rule))}"
     yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{(chr(10) * 2).join(entries(rule))}\n```"
 
+
+def _errors(name: str) -> str:
+    pairs = errors.of_all().get(name)
+    return f'{error_plot.to_svg(name, pairs)}<p class="fine">{ERRORS}</p>' if pairs else ""
+
+
+ERRORS = """Errors of the gradient in float32, the 99th percentile of all its elements, in the first case below with its
+real inputs multiplied; what overflows leaves a gap."""
+
+MEASURED = {"What is cached": figures.cached, "Numerical care": _errors}
+"""What was measured, by the section of the derivation that it stands in."""
 
 WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."
 

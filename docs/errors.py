@@ -1,0 +1,91 @@
+"""How the error of each rule's backward grows with the size of its input: measured once, and drawn on the rule's page.
+
+`python -m docs.errors [RULE ...]` measures, and writes docs/errors.json: in float32, against the truth in float64 of
+the same rounded inputs, beside autodiff of the naive form.
+"""
+
+import argparse
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bpref.nearest import meant
+from bpref.rule import Case, Real, Rule
+from bpref.rules import RULES, other_names
+from bpref.verify.examining.prepare import Prepared
+from bpref.verify.numbers.measure import summarise
+from bpref.verify.rules.catalogue import prepare_example, rows_of, sizes_of
+from bpref.verify.rules.draw import Example, draw, is_spec
+
+FILE = Path(__file__).parent / "errors.json"
+
+SIZES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
+"""What real inputs are multiplied by, those that are drawn near 1."""
+
+Pair = tuple[float, float]
+"""Errors by hand and by autodiff: the 99th percentile of all cotangents' elements, in units of the last place."""
+
+
+def measured(rule: Rule, seed: int = 0) -> list[Pair | None]:
+    """The errors at each of SIZES in the rule's first case; `None` where the function has no finite value there."""
+    case = rule.cases[0]
+    example = draw(rule, case, sizes_of(case), seed)
+    ready = prepare_example(example, ("float32",))
+    return [_at(example._replace(x=_scaled(case, example.x, size)), ready) for size in SIZES]
+
+
+def can_be_scaled(case: Case) -> bool:
+    """Whether there is a real input of any size in it: none that is a probability, or a matrix of some kind."""
+    return any(map(_is_free, jax.tree.leaves(case.x, is_leaf=is_spec)))
+
+
+def _is_free(spec: object) -> bool:
+    return isinstance(spec, Real) and spec.domain is None and not spec.simplex
+
+
+def _scaled(case: Case, x: PyTree, size: float) -> PyTree:
+    def one(spec: object, v: np.ndarray) -> np.ndarray:
+        return np.asarray(np.float32(v * size), v.dtype) if _is_free(spec) else v
+
+    return jax.tree.map(one, case.x, x, is_leaf=is_spec)
+
+
+def _at(example: Example, ready: Prepared) -> Pair | None:
+    with np.errstate(all="ignore"):
+        rows = [row for row in rows_of([example], ready) if not row.where.startswith("y")]
+        defined = [row for row in rows if row.fault is None or row.fault.kind != "undefined"]
+        if not defined:
+            return None
+        by_hand, by_autodiff = (np.concatenate(v) for v in zip(*((r.hand, r.autodiff) for r in defined), strict=True))
+        pair = float(summarise(by_hand).p99), float(summarise(by_autodiff).p99)
+    return pair if np.isfinite(pair).all() else None
+
+
+@cache
+def of_all() -> dict[str, list[Pair | None]]:
+    """What was measured, by rule."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m docs.errors", description="Measure errors at growing inputs.")
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="only these; the others stay as they are in the file")
+    names = [meant("rule", name, RULES, other_names()) for name in parser.parse_args().rules] or list(RULES)
+    found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    for name in names:
+        if can_be_scaled(RULES[name].cases[0]):
+            found[name] = measured(RULES[name])
+            print(name, *("-" if pair is None else f"{pair[0]:.3g}/{pair[1]:.3g}" for pair in found[name]), flush=True)
+    rounded = {n: [p and [float(f"{v:.3g}") for v in p] for p in found[n]] for n in RULES if n in found}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(pairs)}" for name, pairs in rounded.items())
+    FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
