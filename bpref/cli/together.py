@@ -116,7 +116,7 @@ def lost(log: str) -> None:
     silent = re.search(r"stopped sending heartbeats\):\n((?:\d+\n)+)", log)
     early = re.search(r"The first task at the barrier: (\d+)", log)
     if silent:
-        what = f"process {', '.join(silent[1].split())} is lost: nothing has been heard of it"
+        what = f"nothing is heard of process {', '.join(silent[1].split())} any more"
     elif "Shutdown barrier" in log and early:
         what = f"process {early[1]} has ended before its time, and says why"
     elif "Failed to send RPC to coordination service" in log:

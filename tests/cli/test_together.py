@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpref.cli import carrying_out
+from bpref.cli import carrying_out, together
 from bpref.cli.app import run
 from bpref.cli.train import train
+from bpref.sharding.hosts import Hosts
 from bpref.train.record import held
 from tests.cli.test_ending import ENVIRONMENT, ROOT
 from tests.simulated import with_devices
@@ -224,6 +225,51 @@ def test_a_lost_coordinator_and_one_that_is_not_there_and_another_run_are_a_line
         "where process 0 must be reached\n",
     )
     assert time.monotonic() - began < 60 + DEADLINE
+
+
+ENDED = (
+    "F1130 02:43:04 29389 client.h:80] Terminating process because the JAX distributed service detected fatal errors. "
+)
+LOGS = {
+    f"{ENDED}absl::Status: UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n3\nThe "
+    "tasks have crashed.": "nothing is heard of process 1, 3 any more",
+    f"The first task at the barrier: 1. Some timed out task names:\n0\n{ENDED}absl::Status: INTERNAL: Shutdown "
+    "barrier has failed.\n": "process 1 has ended before its time, and says why",
+    f"{ENDED}absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task": (
+        "process 0, by which the others find each other, is lost"
+    ),
+    f"{ENDED}absl::Status: ABORTED: Something else.\nRPC: it": (
+        "another process of this run is lost: ABORTED: Something else."
+    ),
+}
+"""What JAX 0.10 writes before it aborts, and what it means."""
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What this process would end with."""
+    said = []
+    monkeypatch.setattr(together, "end_at_once", lambda *given: said.append(given))
+    return said
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_what_jax_writes_before_it_aborts_is_one_line(log, said):
+    together.lost(log)
+    assert said == [(LOGS[log], 75)]
+
+
+def test_processes_that_are_one_too_many_are_told_so(said):
+    together.met_not(
+        Hosts("h:1", 3, 2), f"{ENDED}absl::Status: INVALID_ARGUMENT: Unexpected task registered with task=2\n"
+    )
+    assert said == [("h:1 expects fewer processes; give all the same --processes", 75)]
+
+
+def test_all_stop_where_one_does_not_see_the_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "told", lambda text: ["yes", text])
+    with pytest.raises(ValueError, match=f"^process 1 does not see {tmp_path}, in which process 0 has begun the run: "):
+        together.require_seen_by_all(tmp_path)
 
 
 def test_the_readme_gives_options_that_there_are():
