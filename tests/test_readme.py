@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +110,19 @@ def test_the_programs_print_what_the_readme_shows(tmp_path, monkeypatch):
     assert sum(bool(expected) for expected, _ in outputs) == 9, "each way of checking is shown"
     for expected, came in outputs:
         assert MEASURED.sub("#", came) == MEASURED.sub("#", expected)
+
+
+def test_extras_that_the_pages_name_exist():
+    known = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pages = [README, README.parent / "CONTRIBUTING.md", *README.parent.glob("docs/chapters/*.md")]
+    named = {
+        e
+        for page in pages
+        for found in re.findall(r'"(?:bpref|\.)\[([\w,-]+)\]"', page.read_text())
+        for e in found.split(",")
+    }
+    assert named
+    assert named <= set(known)
 
 
 @pytest.mark.usefixtures("standard_promotion")
