@@ -31,10 +31,9 @@ def program(implementation, **hyper):
 
 
 SHAPES = {
-    "more keys": (7, 40, {"query_block": 4, "key_block": 16}),
     "more queries": (40, 7, {"causal": True, "query_block": 16, "key_block": 4}),
     "before and behind": (33, 35, {"window": (9, 3), "query_block": 8, "key_block": 8}),
-    "one block": (5, 6, {"causal": True, "window": 2}),
+    "one block, more keys": (5, 9, {"soft_cap": 2.0}),
 }
 
 
