@@ -46,10 +46,11 @@ from bpref.rule import Hyper
 from bpref.tangents import with_tangents_of
 
 
-def forms(who: str, implementation: str, others: Hyper) -> Callable[[Heads], Forms]:
+def forms(who: str, implementation: str, blocks: tuple[int, int], others: Hyper) -> Callable[[Heads], Forms]:
     """Which forms are taken of x, by the `implementation` that was asked for.
 
     Args:
+      blocks: how many queries and keys are worked on at once.
       others: hyperparameters that the kernels have not, by name.
 
     Raises:
@@ -61,7 +62,7 @@ def forms(who: str, implementation: str, others: Hyper) -> Callable[[Heads], For
         raise ValueError(f'{who}: {asked[0]} is {others[asked[0]]!r}; implementation "pallas" has none, "xla" has')
 
     def of(x: Heads) -> Forms:
-        if implementation == "xla" or (implementation == "auto" and (asked or not is_better_by_kernel(x))):
+        if implementation == "xla" or (implementation == "auto" and (asked or not is_better_by_kernel(blocks, x))):
             return XLA
         given = [name for name in ("mask", "bias") if getattr(x, name) is not None]
         if given:
@@ -71,8 +72,10 @@ def forms(who: str, implementation: str, others: Hyper) -> Callable[[Heads], For
     return of
 
 
-def is_better_by_kernel(x: Heads) -> bool:
+def is_better_by_kernel(blocks: tuple[int, int], x: Heads) -> bool:
     """Whether "auto" takes the kernels: on a TPU, for at least a block of its own sizes, where the keys fit onto it."""
+    if any(block % LANES for block in blocks):
+        return False
     S = x.k.shape[-3]
     room = sum(S * BYTES_OF_A_KEY * -(-a.shape[-1] // LANES) * LANES for a in (x.k, x.v))
     is_plain = x.mask is None and x.bias is None and str(x.q.dtype) in OF_A_TPU

@@ -69,7 +69,8 @@ def is_better_by_kernel(blocks: Blocks, classes: Classes, A: Array) -> bool:
     """Whether "auto" takes the kernels: on a TPU, for at least a block of its own sizes, where a run fits onto it."""
     (V, d), (N, _) = classes.W.shape, A.shape
     room = -(-d // LANES) * LANES * BYTES_OF_A_FEATURE * (blocks.size + ROWS) + blocks.size * ROWS * BYTES_OF_A_LOGIT
-    return min(N, V) >= LANES and room <= ON_CHIP and str(A.dtype) in OF_A_TPU and on_one_tpu()
+    is_whole = blocks.size % LANES == 0 and min(N, V) >= LANES
+    return is_whole and room <= ON_CHIP and str(A.dtype) in OF_A_TPU and on_one_tpu()
 
 
 BYTES_OF_A_FEATURE, BYTES_OF_A_LOGIT = 20, 16

@@ -146,6 +146,7 @@ def test_of_itself_a_kernel_is_taken_on_one_tpu_alone(monkeypatch):
     assert not taken(alibi=True)
     assert not taken(implementation="xla")
     assert not taken(T=64)
+    assert not taken(query_block=100)
     assert not taken(dtype=jnp.float16)
     assert not taken(T=2**14, D=256)
     monkeypatch.setattr(jax, "devices", lambda: ["a chip", "another"])

@@ -77,6 +77,7 @@ def test_of_themselves_kernels_are_taken_on_one_tpu_alone(monkeypatch):
     assert not taken(rows=128)
     assert not taken(implementation="xla")
     assert not taken(N=64)
+    assert not taken(block=100)
     assert not taken(d=4096)
     monkeypatch.setattr(jax, "devices", lambda: ["a chip", "another"])
     assert not taken()

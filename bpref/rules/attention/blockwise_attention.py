@@ -30,10 +30,10 @@ Both ways are there in two forms, by `implementation`: "xla", one loop over the 
 in which the logits of a pair never leave the chip (`bpref/kernels/attention.py`), for TPUs and GPUs; a CPU interprets
 them, slowly. As the compiler of a TPU v5e has scheduled them, kernels take less than a fifth of the cycles of "xla",
 and of JAX's own kernel about as many (`benchmarks/README.md`); so "auto" is "pallas" in a process that has one TPU chip
-and no other device, where there are 128 queries and keys at least, and k, v, dk and dv fit into its vector memory (some
-9,800 keys of 64 or 128 features). It is "xla" else: that is divided among chips by itself, while kernels have to be put
-into a `jax.shard_map`; and of a GPU no compiler says what they take. A kernel's backward is differentiated once more as
-the same backward in XLA's form.
+and no other device, of blocks that are multiples of 128, where there are 128 queries and keys at least, and k, v, dk
+and dv fit into its vector memory (some 9,800 keys of 64 or 128 features). It is "xla" else: that is divided among chips
+by itself, while kernels have to be put into a `jax.shard_map`; and of a GPU no compiler says what they take. A kernel's
+backward is differentiated once more as the same backward in XLA's form.
 """
 
 from jax import Array
@@ -66,7 +66,8 @@ def blockwise_attention(
 
     Args:
       causal, window, soft_cap, scale, alibi, relative_buckets, max_distance, sinks, dropout: as there.
-      query_block, key_block: how many queries and keys are worked on at once; at most 64 by a kernel on a GPU.
+      query_block, key_block: how many queries and keys are worked on at once; by a kernel on a TPU multiples of 128 or
+        all there are, on a GPU powers of two, of which it takes 64 at most.
       implementation: "xla", "pallas" or "auto", see above; without a mask, a bias, `alibi`, `relative_buckets`, `sinks`
         and `dropout` there is "pallas".
 
@@ -81,7 +82,7 @@ def blockwise_attention(
     pattern = Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout, query_block, key_block)
     is_scaled = scale is None
     others = {"alibi": alibi, "relative_buckets": relative_buckets, "sinks": sinks, "dropout": dropout}
-    chosen = forms(who, implementation, others)
+    chosen = forms(who, implementation, (query_block, key_block), others)
     return softmax_attention(who, pattern, is_scaled, alibi, relative_buckets, max_distance, sinks, chosen)
 
 

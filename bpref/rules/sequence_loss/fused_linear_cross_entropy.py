@@ -38,9 +38,9 @@ Without `rows` both sweeps are there in two forms, by `implementation`: "xla", t
 which a block of logits never leaves the chip (`bpref/kernels/linear_cross_entropy.py`), for TPUs; a CPU interprets
 them, slowly. As the compiler of a TPU v5e has scheduled them, kernels take 0.3 to 0.8 of the cycles of "xla"
 (`benchmarks/README.md`); so "auto" is "pallas" in a process that has one TPU chip and no other device, for 128 rows and
-classes at least, of as many features as fit into its vector memory, 1,792 with a `block` of 1024. It is "xla" else:
-that is divided among chips by itself, while kernels have to be put into a `jax.shard_map`. A kernel's backward is
-differentiated once more as the same backward in XLA's form.
+classes at least and a `block` that is a multiple of 128, of as many features as fit into its vector memory, 1,792 with
+one of 1024. It is "xla" else: that is divided among chips by itself, while kernels have to be put into a
+`jax.shard_map`. A kernel's backward is differentiated once more as the same backward in XLA's form.
 
 Numerical care: exponentials are shifted by m and never overflow; p_y - 1 = -R / S and l - z_y = log1p(R / E), with
 E = exp(z_y - m) and S = R + E, do not cancel when the model is sure. p is exp(z - m) / S, and not exp(z - l), which
