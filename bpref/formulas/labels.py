@@ -35,7 +35,9 @@ def sum_of_others(label: Array, scores: Array, e: Array, exponential: Callable[[
 
     Of a sum over all, the others are lost once they are small. Classes are summed by blocks, about sqrt(C) of them, and
     the label's block a second time without it: a mask over all classes costs as much as the exponential. Where C has no
-    such divisor the last block is filled up with zeros, which XLA does in the loop that adds the exponentials.
+    such divisor the last block is filled up with zeros, in the loop that adds the exponentials: on a CPU half of a loss
+    and its gradient again. `lax.reduce_window` would take no longer than one sum; its transpose, which whoever
+    differentiates this needs, takes C B additions.
     """
     C, y = e.shape[-1], nearest_class(label, e)
     B = _block(C)
@@ -50,10 +52,10 @@ def sum_of_others(label: Array, scores: Array, e: Array, exponential: Callable[[
 
 
 def _block(C: int) -> int:
-    """The smallest divisor of C from its root on, or a power of two where that is more than twice the root."""
+    """The smallest divisor of C from its root on; a power of two where that is more than twice the root and C / 16."""
     root = math.isqrt(C - 1) + 1
     divisor = C // max(n for n in range(1, math.isqrt(C) + 1) if C % n == 0)
-    return divisor if divisor <= 2 * root else 1 << (root - 1).bit_length()
+    return divisor if divisor <= max(2 * root, C // 16) else 1 << (root - 1).bit_length()
 
 
 def nats(R: Array, d: Array) -> Array:
