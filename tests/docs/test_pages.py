@@ -143,7 +143,7 @@ def test_a_page_has_all_that_is_known_of_its_rule(site):
 
 HEADINGS = (
     "Forward", "Differential and adjoint", "In code", "What is cached", "Numerical care", "Shapes", "Time and memory",
-    "How it goes wrong", "How it is called", "Run it", "Check yours", "Tried on", "Source",
+    "How it goes wrong", "How it is called", "Run it", "Equal elsewhere", "Check yours", "Tried on", "Source",
 )  # fmt: skip
 
 

@@ -1,0 +1,148 @@
+"""Equal functions elsewhere: calls of other libraries that compute what a rule computes, each tried by a test.
+
+An expression is of x and p, the input and params of the rule's program on its page; F is `torch.nn.functional`.
+"""
+
+import html
+import re
+
+from docs import mistakes
+
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "bilinear": ("F.bilinear(*x, p.W, p.b)",),
+    "einsum": ('torch.einsum("bqhd,bkhd->bhqk", *x)', 'jnp.einsum("bqhd,bkhd->bhqk", *x)'),
+    "embedding": ("F.embedding(x, p.W)", "jnp.take(p.W, x, axis=0)"),
+    "embedding_bag": ('F.embedding_bag(x, p.W, mode="sum")',),
+    "linear": ("F.linear(x, p.W, p.b)",),
+    "weight_norm_linear": ("F.linear(x, torch._weight_norm(p.v, p.g[:, None], 0), p.b)",),
+    "convolution": (
+        'jax.lax.conv_general_dilated(x, p.W, (2, 2), "SAME", dimension_numbers=("NHWC", "OHWI", "NHWC")) + p.b',
+    ),
+    "adaptive_pool": ("F.adaptive_avg_pool2d(x.movedim(-1, 1), (7, 7)).movedim(1, -1)",),
+    "average_pool": (
+        "F.avg_pool2d(x.movedim(-1, 1), 2).movedim(1, -1)",
+        "flax.linen.avg_pool(x, (2, 2), strides=(2, 2))",
+    ),
+    "global_pool": ("torch.mean(x, (1, 2))", "jnp.mean(x, axis=(1, 2))"),
+    "max_pool": (
+        "F.max_pool2d(x.movedim(-1, 1), 2).movedim(1, -1)",
+        "flax.linen.max_pool(x, (2, 2), strides=(2, 2))",
+    ),
+    "flatten": ("torch.flatten(x, 1)", "x.reshape(len(x), -1)"),
+    "grid_sample": ("F.grid_sample(x[0].movedim(-1, 1), x[1], align_corners=False).movedim(1, -1)",),
+    "pad": ("jnp.pad(x, ((0, 0), (1, 2), (3, 0), (0, 1)), constant_values=1.5)",),
+    "resize": ('F.interpolate(x.movedim(-1, 1), (4, 4), mode="bilinear").movedim(1, -1)',),
+    "gather": ("torch.index_select(x[0], 0, x[1])", "jnp.take(x[0], x[1], axis=0)"),
+    "scatter_add": ("torch.index_add(x[0], 0, x[1], x[2])", "x[0].at[x[1]].add(x[2])"),
+    "segment_max": ("jax.ops.segment_max(x[0], x[1], 4)",),
+    "segment_sum": ("jax.ops.segment_sum(x[0], x[1], 4)",),
+    "sort": ("torch.sort(x).values", "jnp.sort(x)"),
+    "take_along_axis": ("torch.gather(x[0], -1, x[1])", "jnp.take_along_axis(*x, axis=-1)"),
+    "top_k": ("torch.topk(x, 3)", "jax.lax.top_k(x, 3)"),
+    "cumulative_logsumexp": ("torch.logcumsumexp(x, -1)", "jax.lax.cumlogsumexp(x, axis=1)"),
+    "cumulative_product": ("torch.cumprod(x, -1)", "jnp.cumprod(x, -1)"),
+    "cumulative_sum": ("torch.cumsum(x, -1)", "jnp.cumsum(x, -1)"),
+    "batch_norm": ("F.batch_norm(x, None, None, p.scale, p.shift, training=True)",),
+    "group_norm": ("F.group_norm(x.movedim(-1, 1), 3, p.scale, p.shift).movedim(1, -1)",),
+    "l2_normalize": ("F.normalize(x, dim=-1)", "x / jnp.linalg.norm(x, axis=-1, keepdims=True)"),
+    "layer_norm": (
+        "F.layer_norm(x, x.shape[-1:], p.scale, p.shift)",
+        "jax.nn.standardize(x, epsilon=1e-5) * p.scale + p.shift",
+    ),
+    "rms_norm": ("F.rms_norm(x, x.shape[-1:], p.scale, eps=1e-6)",),
+    "logsumexp": ("torch.logsumexp(x, -1)", "jax.nn.logsumexp(x, axis=-1)"),
+    "reduce_max": ("torch.amax(x, -1)", "jnp.max(x, -1)"),
+    "reduce_prod": ("torch.prod(x, -1)", "jnp.prod(x, -1)"),
+    "reduce_sum": ("torch.sum(x, -1)", "jnp.sum(x, -1)"),
+    "variance": ("torch.var(x, -1, correction=0)", "jnp.var(x, -1)"),
+    "vector_norm": ("torch.linalg.vector_norm(x, dim=-1)", "jnp.linalg.norm(x, axis=-1)"),
+    "celu": ("F.celu(x)", "jax.nn.celu(x)"),
+    "elu": ("F.elu(x)", "jax.nn.elu(x)"),
+    "gelu": ('F.gelu(x, approximate="tanh")', "jax.nn.gelu(x)"),
+    "glu": ("x[..., :6] * F.sigmoid(x[..., 6:])", "jax.nn.glu(x)"),
+    "hard_sigmoid": ("F.hardsigmoid(x)", "jax.nn.hard_sigmoid(x)"),
+    "hard_swish": ("F.hardswish(x)", "jax.nn.hard_swish(x)"),
+    "hard_tanh": ("F.hardtanh(x)", "jax.nn.hard_tanh(x)"),
+    "identity": ("torch.nn.Identity()(x)", "jax.nn.identity(x)"),
+    "leaky_relu": ("F.leaky_relu(x)", "jax.nn.leaky_relu(x)"),
+    "log_sigmoid": ("F.logsigmoid(x)", "jax.nn.log_sigmoid(x)"),
+    "log_softmax": ("F.log_softmax(x, -1)", "jax.nn.log_softmax(x)"),
+    "mish": ("F.mish(x)", "jax.nn.mish(x)"),
+    "prelu": ("F.prelu(x, p.a[None])", "jnp.where(x >= 0, x, p.a * x)"),
+    "relu": ("F.relu(x)", "jax.nn.relu(x)"),
+    "relu6": ("F.relu6(x)", "jax.nn.relu6(x)"),
+    "selu": ("F.selu(x)", "jax.nn.selu(x)"),
+    "sigmoid": ("torch.sigmoid(x)", "jax.nn.sigmoid(x)"),
+    "silu": ("F.silu(x)", "jax.nn.silu(x)"),
+    "soft_cap": ("30 * torch.tanh(x / 30)", "30 * jnp.tanh(x / 30)"),
+    "softmax": ("F.softmax(x, -1)", "jax.nn.softmax(x)"),
+    "softplus": ("F.softplus(x)", "jax.nn.softplus(x)"),
+    "softsign": ("F.softsign(x)", "jax.nn.soft_sign(x)"),
+    "sparsemax": ("jax.vmap(optax.projections.projection_simplex)(x)",),
+    "squared_relu": ("F.relu(x) ** 2", "jax.nn.relu(x) ** 2"),
+    "tanh": ("torch.tanh(x)", "jnp.tanh(x)"),
+    "cholesky": ("torch.linalg.cholesky(x)", "jnp.linalg.cholesky(x)"),
+    "fft": ("torch.fft.fft(x)", "jnp.fft.fft(x)"),
+    "inverse": ("torch.linalg.inv(x)", "jnp.linalg.inv(x)"),
+    "log_determinant": ("torch.linalg.slogdet(x)", "jnp.linalg.slogdet(x)"),
+    "matrix_exponential": ("torch.linalg.matrix_exp(x)", "jax.scipy.linalg.expm(x)"),
+    "real_fft": ("torch.fft.rfft(x)", "jnp.fft.rfft(x)"),
+    "solve": ("torch.linalg.solve(*x)", "jnp.linalg.solve(*x)"),
+    "triangular_solve": (
+        "torch.linalg.solve_triangular(*x, upper=True)",
+        "jax.scipy.linalg.solve_triangular(*x)",
+    ),
+    "blockwise_attention": ("jax.nn.dot_product_attention(x.q, x.k, x.v, is_causal=True)",),
+    "dot_product_attention": (
+        "F.scaled_dot_product_attention(*(v.transpose(1, 2) for v in x[:3]), is_causal=True, enable_gqa=True)"
+        ".transpose(1, 2)",
+        "jax.nn.dot_product_attention(x.q, x.k, x.v, is_causal=True)",
+    ),
+    "absolute": ('F.l1_loss(*x, reduction="sum") / len(x[0])', "jnp.sum(jnp.abs(x[0] - x[1])) / len(x[0])"),
+    "cosine_embedding": (
+        "(1 - F.cosine_similarity(*x)).mean()",
+        "optax.losses.cosine_distance(*x).mean()",
+    ),
+    "gaussian": ('F.gaussian_nll_loss(x[0][0], x[1], x[0][1].exp(), reduction="sum") / len(x[1])',),
+    "hinge": ("optax.losses.hinge_loss(x[0], jnp.where(x[1] > 0, 1, -1)).mean()",),
+    "huber": ('F.huber_loss(*x, reduction="sum") / len(x[0])', "optax.losses.huber_loss(*x).sum() / len(x[0])"),
+    "kl_divergence": ('F.kl_div(*x, reduction="batchmean")', "optax.losses.kl_divergence(*x).mean()"),
+    "log_cosh": ("optax.losses.log_cosh(*x).sum() / len(x[0])",),
+    "margin_ranking": ("F.margin_ranking_loss(x[0], x[1], torch.where(x[2] > 0, 1, -1), margin=1.0)",),
+    "multiclass_hinge": ("F.multi_margin_loss(*x)",),
+    "poisson": ('F.poisson_nll_loss(x[0], x[1], reduction="sum") / len(x[0])',),
+    "sigmoid_cross_entropy": (
+        'F.binary_cross_entropy_with_logits(x[0], x[1].float(), reduction="sum") / len(x[0])',
+        "optax.losses.sigmoid_binary_cross_entropy(*x).sum() / len(x[0])",
+    ),
+    "softmax_cross_entropy": (
+        "F.cross_entropy(*x)",
+        "optax.losses.softmax_cross_entropy_with_integer_labels(*x).mean()",
+    ),
+    "square": ('F.mse_loss(*x, reduction="sum") / (2 * len(x[0]))', "optax.losses.l2_loss(*x).sum() / len(x[0])"),
+    "triplet": ("F.triplet_margin_loss(*x, eps=0.0)", "optax.losses.triplet_margin_loss(*x, eps=0.0).mean()"),
+    "fused_linear_cross_entropy": ("F.cross_entropy(F.linear(x[0], p.W), x[1])",),
+    "token_log_probability": (
+        "jnp.take_along_axis(jax.nn.log_softmax(x[0]), x[1][..., None], -1)[..., 0]",
+        "F.log_softmax(x[0], -1).gather(-1, x[1][..., None])[..., 0]",
+    ),
+}
+
+
+def to_page(name: str) -> str:
+    """A table of the calls, by library; nothing where none is known."""
+    rows = "".join(_row(expression) for expression in ELSEWHERE.get(name, ()))
+    return mistakes.table(("library", "of the x and params above"), rows) if rows else ""
+
+
+def _row(expression: str) -> str:
+    return mistakes.row(library(expression), f"<code>{html.escape(expression)}</code>")
+
+
+def library(expression: str) -> str:
+    """Whose call it is."""
+    return next((of for mark, of in LIBRARIES.items() if re.search(rf"\b{mark}\.", expression)), "JAX")
+
+
+LIBRARIES = {"F": "PyTorch", "torch": "PyTorch", "optax": "Optax", "flax": "Flax"}
+"""By the name that a call begins with; the others are JAX's own."""
