@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import BinaryIO
 
 import jax
 
-from bpref.cli.ending import FAULT, WRONG_USE, Stdout, end_at_once, leaving, say, so_far, speaking_as
+from bpref.cli.ending import WRONG_USE, Stdout, end_at_once, ending, leaving, say, so_far, speaking_as
 from bpref.cli.errors import Ended, UsageError, blaming_the_input
 from bpref.sharding.hosts import Hosts, are_many, is_first, largest, meet, part, told
 from bpref.train.begun import BEGUN, Json
@@ -51,7 +50,7 @@ def together(hosts: Hosts | None, command: Callable[[], int]) -> int:
         with answered_abort(lambda: lost(log_of(held))):
             if not is_first():
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-            code = code_of(command)
+            code = ending(lambda: code_of(command))
         with answered_abort(lambda: end_at_once("", code) if code else lost(log_of(held))):
             part()
         if code:
@@ -78,8 +77,7 @@ def code_of(command: Callable[[], int]) -> int:
         if isinstance(error, UsageError):
             say(str(error))
             return WRONG_USE
-        traceback.print_exc()
-        return FAULT
+        raise
 
 
 def of_lost(error: BaseException | None) -> tuple[str, str] | None:
