@@ -119,6 +119,11 @@ def torch_call(fun: Callable, args: tuple) -> TorchCall:
             tensors.append(p)
             wanted.append(p.requires_grad)
 
+    for name, t in zip(named, tensors, strict=True):
+        if isinstance(t, torch.Tensor) and (t.layout is not torch.strided or t.is_nested or t.is_quantized):
+            kind = "quantized" if t.is_quantized else "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+            raise CannotCheck(f"{name_of(fun)}: {name} is a {kind} tensor; only dense ones of plain numbers are drawn")
+
     def rebuild(values: Tensors) -> tuple:
         filled = list(leaves)
         for i, v in zip(where, values, strict=True):

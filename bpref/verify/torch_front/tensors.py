@@ -36,8 +36,9 @@ KNOWN_TO_NUMPY = {
 
 
 def to_numpy(t: torch.Tensor) -> np.ndarray:
-    """The values of a tensor, wherever it is; a copy."""
-    t = t.detach().resolve_conj().resolve_neg().cpu()
+    """The values of a tensor, wherever it is; a copy. A sparse one, as gradients of tables may be, is made dense."""
+    t = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
+    t = t.resolve_conj().resolve_neg().cpu()
     if t.dtype in KNOWN_TO_NUMPY:
         return np.array(t.numpy(), order="C")
     return np.array(t.contiguous().view(BITS[t.element_size()]).numpy()).view(numpy_dtype(t.dtype))

@@ -372,3 +372,36 @@ def test_an_embedding_that_accumulates_in_half_precision_as_its_reference_does()
     report = bpref.check(Lookup.apply, W, ids, reference=lambda W, ids: W[ids], key=1)
     assert [v.verdict for v in report.verdicts] == ["ok", "imprecise"], str(report)
     assert report.verdicts[1].detail.startswith("bfloat16 as imprecise as autodiff: as a whole ")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["sparse_coo", "sparse_csr", "nested", "quantized"])
+def test_a_tensor_that_is_not_dense_is_refused_by_name(kind):
+    made = {
+        "sparse_coo": lambda: X.to_sparse(),
+        "sparse_csr": lambda: X.to_sparse_csr(),
+        "nested": lambda: torch.nested.nested_tensor([W, B]),
+        "quantized": lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8),
+    }
+    said = f"Softmax: x is a {kind} tensor; only dense ones of plain numbers are drawn"
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        bpref.check(f.Softmax.apply, made[kind](), key=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", ["added", "first"])
+def test_a_sparse_gradient_is_what_its_entries_add_up_to(rows):
+    class Rows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, table, ids):
+            ctx.save_for_backward(ids)
+            return table[ids]
+
+        @staticmethod
+        def backward(ctx, dy):
+            (ids,) = ctx.saved_tensors
+            n = len(ids) if rows == "added" else 1
+            return torch.sparse_coo_tensor(ids[None, :n], dy[:n], TABLE.shape), None
+
+    report = bpref.check(Rows.apply, TABLE, IDS, reference=lambda t, i: t[i], key=1)
+    assert verdicts(report)["table"] == ("ok" if rows == "added" else "wrong")
