@@ -117,6 +117,7 @@ def right(module: ModuleType) -> str:
 def as_written(name: str, wrong: Wrong) -> str:
     """The wrong backward as the corpus has it: what is done to the right one, or a function of its own."""
     text = inspect.getsource(importlib.import_module(f"bpref.corpus.{name}"))
-    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and len(node.args) == 5)
-    backward = next(call.args[1] for call in calls if ast.literal_eval(call.args[0]) == wrong.name)
+    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    made = {ast.literal_eval(c.args[0]): c.args[1] for c in calls if ast.unparse(c.func) == "Wrong"}
+    backward = made[wrong.name]
     return inspect.cleandoc(ast.get_source_segment(text, backward) or "")

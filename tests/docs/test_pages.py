@@ -1,6 +1,8 @@
 """The site as a reader meets it: it builds without a warning, leads nowhere that is not, and shows no TeX."""
 
+import ast
 import html
+import importlib
 import json
 import re
 import subprocess
@@ -220,6 +222,14 @@ def test_errata_are_what_was_seen_in_public_and_each_is_found_wrong(site):
             if is_shown:
                 found = [line.split()[0] for line in errata.verdict(name, i).splitlines() if "WRONG" in line]
                 assert set(found) == set(wrong.where)
+
+
+def test_every_erratum_is_shown_as_it_is_written():
+    for name, function in DERIVATIONS.items():
+        for wrong in function.wrong:
+            written = errata.as_written(name, wrong)
+            ast.parse(f"f = {written}")
+        assert "def forward(" in errata.right(importlib.import_module(f"bpref.corpus.{name}")), name
 
 
 def test_every_public_name_is_in_the_reference(site):
