@@ -158,12 +158,12 @@ def so_far() -> str:
 
 @contextmanager
 def leaving(what: Callable[[], str]) -> Iterator[None]:
-    """Within, an interruption says what there is so far; an error that passes takes it along as a note."""
+    """Within, an interruption says what there is so far; an error that passes takes it along as its `so_far`."""
     _SO_FAR.append(what)
     try:
         yield
     except Exception as error:
-        error.add_note(what())
+        vars(error).setdefault("so_far", what())
         raise
     finally:
         _SO_FAR.pop()

@@ -28,7 +28,7 @@ from bpref.train.begun import BEGUN, Json
 LOST = 75
 """The exit code where other processes are lost, or were not found: sysexits' temporary failure."""
 
-OF_JAX, OF_COLLECTIVES = "the JAX distributed service detected fatal errors", ("Gloo", "NCCL", "coordination service")
+OF_JAX, OF_COLLECTIVES = "the JAX distributed service detected fatal errors", ("Gloo", "NCCL", "CoordinationService")
 """What the log says where JAX ends a process, and an error where a sum over devices has lost some."""
 
 
@@ -84,7 +84,7 @@ def of_lost(error: BaseException | None) -> tuple[str, str] | None:
     """Of an error since a process is not there any more, what it says of the connection, and what there was so far."""
     while error is not None:
         if any(sign in str(error) for sign in OF_COLLECTIVES):
-            return re.sub(r"^.*\.cc:\d+\] ", "", str(error).splitlines()[0]), "".join(getattr(error, "__notes__", []))
+            return re.sub(r"^.*\.cc:\d+\] ", "", str(error).splitlines()[0]), getattr(error, "so_far", "")
         error = error.__cause__ or error.__context__
     return None
 

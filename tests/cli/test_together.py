@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from bpref.cli import carrying_out, together
 from bpref.cli.app import run
+from bpref.cli.ending import leaving
 from bpref.cli.train import train
 from bpref.sharding.hosts import Hosts
 from bpref.train.record import held
@@ -182,7 +183,8 @@ def test_where_one_is_killed_the_other_stops_and_the_run_goes_on_alone(table, al
         assert time.monotonic() - killed < 60
     assert code == 75
     assert re.fullmatch(
-        r"bpref: process 0 of 2: another process of this run is lost \(.*127\.0\.0\.1.*\) after [0-9]+ epochs?; "
+        r"bpref: process 0 of 2: (another process of this run is lost \(.*127\.0\.0\.1.*\)|nothing is heard of "
+        r"process 1 any more) after [0-9]+ epochs?; "
         r"the metrics so far are in .*/metrics\.jsonl, and the last checkpoint is of step [0-9]+\n",
         stderr,
     )
@@ -257,6 +259,17 @@ def said(monkeypatch):
 def test_what_jax_writes_before_it_aborts_is_one_line(log, said):
     together.lost(log)
     assert said == [(LOGS[log], 75)]
+
+
+def test_what_waited_for_a_lost_process_says_so_with_what_there_is_so_far():
+    """A barrier before a checkpoint, or a sum over devices; no error else."""
+    barrier = RuntimeError("INTERNAL: Barrier failed.\n\nRPC: /xla.coordination.CoordinationService/Barrier")
+    gloo = ValueError("UNKNOWN: Gloo AllGather failed: [gloo/tcp/pair.cc:547] Connection closed by peer [::1]:2")
+    for error, why in ((barrier, "INTERNAL: Barrier failed."), (gloo, "Connection closed by peer [::1]:2")):
+        with pytest.raises(type(error)) as caught, leaving(lambda: " after 3 epochs"):
+            raise error
+        assert together.of_lost(caught.value) == (why, " after 3 epochs")
+    assert together.of_lost(ValueError("no number")) is None
 
 
 def test_processes_that_are_one_too_many_are_told_so(said):
