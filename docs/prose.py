@@ -92,7 +92,13 @@ def _may_belong(token: str) -> bool:
     name = re.match(r"\W*([A-Za-z]{3,})_[A-Za-z]{3,}", token)
     below = re.search(r"_([a-z]{4,})", token)
     is_word = below and below.group(1) not in GREEK and re.search("[aeiou]", below.group(1))
-    if token == "do" or '"' in token or is_word or (name and name.group(1) not in SUMS):
+    if (
+        token == "do"
+        or '"' in token
+        or re.fullmatch("[a-z]{3,}'s", token)
+        or is_word
+        or (name and name.group(1) not in SUMS)
+    ):
         return False
     return bool(token) and all(map(_is_symbol, _CORE.findall(re.sub(r"_\{?[A-Za-z,']+", "_", token))))
 

@@ -23,6 +23,7 @@ def formulas_in_brackets(monkeypatch):
         ("as `jax.nn.relu`s do, at x = 0", "as <code>jax.nn.relu</code>s do, at [[x = 0]]"),
         ("alone (dU = dV = 0) dA is", "alone [[(dU = dV = 0)]] [[dA]] is"),
         ("from s_p a small one, by a lambda", "from [[s_p]] a small one, by a lambda"),
+        ("the mean's 1/N enters here", "the mean's [[1/N]] enters here"),
         ("up to 1e-13 & <file>", "up to 1e-13 &amp; &lt;file&gt;"),
         ("and w <S, dS>.", "and [[w <S, dS>]]."),
     ],
