@@ -4,6 +4,7 @@ import ast
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin
 
 import pytest
 
@@ -33,7 +34,8 @@ def is_independent(module: str, name: str) -> bool:
         return name in OF_DTYPES
     if module.startswith("bpref.naive") or name == "reference":
         return True
-    return isinstance(getattr(importlib.import_module(module), name), type)
+    found = getattr(importlib.import_module(module), name)
+    return isinstance(found, type) or get_origin(found) is not None
 
 
 def reached(tree: ast.Module, start: str) -> tuple[set[str], set[tuple[str, str]]]:
