@@ -36,14 +36,13 @@ from bpref.kernels.launch import (
     ON_CHIP,
     Block,
     Ref,
-    by_platform,
+    instead_of,
     launch,
     numbered,
     on_one_tpu,
     product,
 )
 from bpref.rule import Hyper
-from bpref.tangents import with_tangents_of
 
 
 def forms(who: str, implementation: str, blocks: tuple[int, int], others: Hyper) -> Callable[[Heads], Forms]:
@@ -92,10 +91,7 @@ def _attend(pattern: Pattern, x: Heads, extras: Extras) -> Array:
     def plain(x):
         return attend(pattern, x, extras).y
 
-    def by_kernel(x):
-        return by_platform(partial(_attended, pattern), x)
-
-    return plain(x) if 0 in x.q.shape else with_tangents_of(plain, by_kernel)(x._replace(key=None))
+    return instead_of(plain, partial(_attended, pattern), x._replace(key=None), is_empty=not x.q.size)
 
 
 def _pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array) -> Cotangents:
@@ -103,10 +99,7 @@ def _pull_attend(pattern: Pattern, x: Heads, extras: Extras, dy: Array) -> Cotan
         d = pull_attend(pattern, x, extras, dy)
         return d.dq, d.dk, d.dv
 
-    def by_kernel(x, dy):
-        return by_platform(partial(_pulled, pattern), x, dy)
-
-    dq, dk, dv = (plain if 0 in x.q.shape else with_tangents_of(plain, by_kernel))(x._replace(key=None), dy)
+    dq, dk, dv = instead_of(plain, partial(_pulled, pattern), x._replace(key=None), dy, is_empty=not x.q.size)
     return Cotangents(dq, dk, dv, None, Extras())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from jaxtyping import PyTree
 
 from bpref.dtypes import wide_dtype
 from bpref.loops import made_to_vary, varies_along
+from bpref.tangents import with_tangents_of
+
+R = TypeVar("R")
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
@@ -22,6 +25,19 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 def by_platform(f: Callable[..., PyTree], *args: PyTree, platforms: Sequence[str] = PLATFORMS) -> PyTree:
     """`f(platform, *args)`, of the platform that the program is compiled for."""
     return lax.platform_dependent(*args, **{platform: partial(f, platform) for platform in platforms})
+
+
+def instead_of(
+    plain: Callable[..., R],
+    kernel: Callable[..., R],
+    *args: PyTree,
+    is_empty: bool,
+    platforms: Sequence[str] = PLATFORMS,
+) -> R:
+    """`kernel(platform, *args)`, with the tangents of `plain(*args)`, the same function; `plain` where it is empty."""
+    if is_empty:
+        return plain(*args)
+    return with_tangents_of(plain, lambda *args: by_platform(kernel, *args, platforms=platforms))(*args)
 
 
 class Ref(Protocol):

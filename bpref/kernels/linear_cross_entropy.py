@@ -26,12 +26,11 @@ from bpref.kernels.launch import (
     ON_CHIP,
     Block,
     Ref,
-    by_platform,
+    instead_of,
     launch,
     on_one_tpu,
     product,
 )
-from bpref.tangents import with_tangents_of
 
 ROWS = 512
 """How many rows a run has."""
@@ -45,10 +44,7 @@ def sums_by_kernel(blocks: Blocks, classes: Classes, A: Array, y: Array) -> Sums
     def plain(classes, A, y):
         return sums_over(blocks, classes, A, y)[0]
 
-    def by_kernel(classes, A, y):
-        return by_platform(partial(_summed, blocks), classes, A, y, platforms=FOR)
-
-    return (with_tangents_of(plain, by_kernel) if A.size else plain)(classes, A, y)
+    return instead_of(plain, partial(_summed, blocks), classes, A, y, is_empty=not A.size, platforms=FOR)
 
 
 def pull_sums_by_kernel(
@@ -59,10 +55,7 @@ def pull_sums_by_kernel(
     def plain(*args):
         return pull_sums(blocks, *args)
 
-    def by_kernel(*args):
-        return by_platform(partial(_pulled, blocks), *args, platforms=FOR)
-
-    return (with_tangents_of(plain, by_kernel) if A.size else plain)(classes, A, y, slopes)
+    return instead_of(plain, partial(_pulled, blocks), classes, A, y, slopes, is_empty=not A.size, platforms=FOR)
 
 
 def is_better_by_kernel(blocks: Blocks, classes: Classes, A: Array) -> bool:

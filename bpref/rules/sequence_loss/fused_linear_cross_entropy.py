@@ -273,6 +273,17 @@ def reference(
 
 _LABELED = (Real("N d"), Integer("N", 0, "V"))
 
+_SOME_IGNORED = Real("N d", -1.0, 1.0), Integer("N", 0, "V", points=(-1,))
+_EVERYTHING = {
+    "vocabulary": Size("V"),
+    "bias": True,
+    "ignored": -1,
+    "soft_cap": Interval(2.0, 30.0, 5.0),
+    "smoothing": Interval(0.0, 0.5, 0.1),
+    "z_loss": Interval(0.0, 0.1, 1e-4),
+    "block": 2,
+}
+
 RULE = Rule(
     "fused_linear_cross_entropy",
     fused_linear_cross_entropy,
@@ -286,16 +297,8 @@ RULE = Rule(
         ),
         Case(
             "everything",
-            (Real("N d", -1.0, 1.0), Integer("N", 0, "V", points=(-1,))),
-            {
-                "vocabulary": Size("V"),
-                "bias": True,
-                "ignored": -1,
-                "soft_cap": Interval(2.0, 30.0, 5.0),
-                "smoothing": Interval(0.0, 0.5, 0.1),
-                "z_loss": Interval(0.0, 0.1, 1e-4),
-                "block": 2,
-            },
+            _SOME_IGNORED,
+            _EVERYTHING,
             ("N", "d", "V"),
         ),
         Case(
@@ -308,17 +311,8 @@ RULE = Rule(
         ),
         Case(
             "everything, a kernel",
-            (Real("N d", -1.0, 1.0), Integer("N", 0, "V", points=(-1,))),
-            {
-                "vocabulary": Size("V"),
-                "bias": True,
-                "ignored": -1,
-                "soft_cap": Interval(2.0, 30.0, 5.0),
-                "smoothing": Interval(0.0, 0.5, 0.1),
-                "z_loss": Interval(0.0, 0.1, 1e-4),
-                "block": 2,
-                "implementation": "pallas",
-            },
+            _SOME_IGNORED,
+            _EVERYTHING | {"implementation": "pallas"},
             ("N", "d", "V"),
         ),
     ),
