@@ -2,7 +2,7 @@
 
 import ast
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,11 +38,11 @@ class Part(NamedTuple):
 def parts() -> dict[str, Part]:
     """Every part by name, read off the source."""
     folders = {file.parent.name: file.parent for file in HOUSE.glob("*/__init__.py") if file.parent.name != "checks"}
-    found = {name: _part(list(folder.rglob("*.py")), name, folders) for name, folder in folders.items()}
-    alone = [file for file in HOUSE.glob("*.py") if file.name not in ("__init__.py", "__main__.py", "pytest_plugin.py")]
-    return {
-        GROUND: _part([*alone, *(HOUSE / "checks").glob("*.py")], GROUND, folders)._replace(about=ABOUT_THE_GROUND)
-    } | found
+    ground = [file for file in HOUSE.glob("*.py") if file.name not in DOORS] + [*(HOUSE / "checks").glob("*.py")]
+    found = {GROUND: _part(GROUND, ABOUT_THE_GROUND, ground, folders)}
+    return found | {
+        name: _part(name, _about(folder), folder.rglob("*.py"), folders) for name, folder in folders.items()
+    }
 
 
 DOORS = ("__init__.py", "__main__.py", "pytest_plugin.py")
@@ -50,18 +50,16 @@ DOORS = ("__init__.py", "__main__.py", "pytest_plugin.py")
 ABOUT_THE_GROUND = "What a layer, a rule, a cotangent and a path are, and what is refused before anything is computed."
 
 
-def _part(files: list[Path], name: str, folders: Mapping[str, Path]) -> Part:
-    texts = {file: file.read_text(encoding="utf-8") for file in files}
-    trees = {file: ast.parse(text) for file, text in texts.items()}
-    read = {GROUND if m not in folders else m for tree in trees.values() for m in _imported(tree)} - {name}
-    about = next((ast.get_docstring(tree) or "" for file, tree in trees.items() if file == _door(folders, name)), "")
-    return Part(
-        about.partition("\n")[0], len(files), sum(map(len, map(str.splitlines, texts.values()))), frozenset(read)
-    )
+def _about(folder: Path) -> str:
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
-def _door(folders: Mapping[str, Path], name: str) -> Path | None:
-    return folders[name] / "__init__.py" if name in folders else None
+def _part(name: str, about: str, files: Iterable[Path], folders: Collection[str]) -> Part:
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    imported = {m for text in texts for m in _imported(ast.parse(text))}
+    reads = {m if m in folders else GROUND for m in imported} - {name}
+    return Part(about, len(texts), sum(len(text.splitlines()) for text in texts), frozenset(reads))
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

@@ -98,7 +98,7 @@ V = TypeVar("V")
 
 def plain(v: V) -> V:
     """A scalar of NumPy as a number of Python, whose type is weak; anything else as it is."""
-    return v.item() if isinstance(v, np.generic) else v  # type: ignore[return-value]
+    return v.item() if isinstance(v, np.generic) else v  # type: ignore[return-value]  # NumPy does not say of what type item() is
 
 
 def is_number(v: object) -> TypeGuard[float]:

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import webbrowser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +46,8 @@ def write_page(file: Path | None, page: str, show: bool) -> None:
     if file is not None:
         writing.write("--html", file, page)
         if show:
+            import webbrowser
+
             webbrowser.open(file.absolute().as_uri())
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from bpref.cli.html_page import document, table, word
-from bpref.models.mlp_equations import Equation
+from bpref.models.mlp_equations import Equation, by_text
 from bpref.verify import RuleReport
 from bpref.verify.numbers.measure import Ulps
 
@@ -38,7 +38,6 @@ def _short(ulps: Ulps) -> str:
 
 
 def _rows(equations: Iterable[Equation]) -> Iterable[tuple[str, ...]]:
-    for text in dict.fromkeys(e.text for e in equations):
-        same = [e for e in equations if e.text == text]
+    for text, same in by_text(equations).items():
         verdict = word("ok" if all(e.ok for e in same) else "wrong")
         yield f"<code>{html.escape(text)}</code>", f"{max(e.error for e in same):.0e}", verdict

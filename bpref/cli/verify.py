@@ -19,7 +19,7 @@ from bpref.cli.errors import blaming_the_input
 from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
 from bpref.cli.html_verify import page
 from bpref.cli.writing import require_writable, write
-from bpref.models.mlp_equations import Equation, verify_equations
+from bpref.models.mlp_equations import Equation, by_text, verify_equations
 from bpref.nearest import meant
 from bpref.rules import RULES, other_names
 from bpref.verify import RuleReport, verify_rule
@@ -139,8 +139,7 @@ def _equations_table(equations: list[Equation]) -> Table:
     table.add_column("verified", justify="right")
     table.add_column("float64", justify="right")
     table.add_column("verdict")
-    for text in dict.fromkeys(e.text for e in equations):
-        same = [e for e in equations if e.text == text]
+    for text, same in by_text(equations).items():
         verdict = "[green]ok[/]" if all(e.ok for e in same) else "[red]WRONG[/]"
         table.add_row(text.replace("[", r"\["), f"{len(same)} times", f"{max(e.error for e in same):.0e}", verdict)
     return table

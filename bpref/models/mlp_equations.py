@@ -1,7 +1,7 @@
 """Each equation of the seed, verified by itself, at every layer: against the oracle's derivative with respect to
 that very intermediate, or, for the equations that differentiate nothing, against a library's or a naive form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -39,6 +39,14 @@ class Equation(NamedTuple):
     @property
     def ok(self) -> bool:
         return self.error <= ROUND_OFF
+
+
+def by_text(equations: Iterable[Equation]) -> dict[str, list[Equation]]:
+    """The same equation at all layers of all networks, in the order of the first."""
+    found: dict[str, list[Equation]] = {}
+    for equation in equations:
+        found.setdefault(equation.text, []).append(equation)
+    return found
 
 
 def verify_equations(seed: int = 0, examples: int = 9) -> list[Equation]:

@@ -184,7 +184,7 @@ def as_jax_sees_it(v: object) -> Leaf:
             "convert to other arrays inside the function and inside its backward"
         )
     if isinstance(v, jax.Array | jax.ShapeDtypeStruct) and points.is_key(v):
-        return v  # type: ignore[return-value]
+        return v  # type: ignore[return-value]  # the one array that NumPy has not, see `Arrays`
     dtype = jax.dtypes.canonicalize_dtype(v.dtype)
     return jax.ShapeDtypeStruct(v.shape, dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.asarray(v).astype(dtype)
 

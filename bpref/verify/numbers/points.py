@@ -65,7 +65,8 @@ def fill(spec: Typed, rng: Generator, fill_with: int, smallest: int, skewed: boo
     `skewed` ones are drawn by Zipf's law.
     """
     if is_key(spec):
-        return jax.random.split(jax.random.key(int(rng.integers(2**31))), spec.shape)  # type: ignore[return-value]
+        key = jax.random.key(int(rng.integers(2**31)))
+        return jax.random.split(key, spec.shape)  # type: ignore[return-value]  # the one array that NumPy has not
     if jnp.issubdtype(spec.dtype, jnp.bool_):
         return rng.random(spec.shape) < 0.5
     if jnp.issubdtype(spec.dtype, jnp.integer):

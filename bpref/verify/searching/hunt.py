@@ -122,7 +122,7 @@ class Hunt:
             deadline=None,
             derandomize=False,
             phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
+            suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]  # its metaclass yields no type
             verbosity=Verbosity.quiet,
             print_blob=False,
         )
