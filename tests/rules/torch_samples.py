@@ -1,0 +1,180 @@
+"""PyTorch's own sample inputs, given to the layers that compute the same: those with which PyTorch tests itself.
+
+A table says of each of PyTorch's functions how a sample of it is put to a layer: a translation, called as the function
+itself is called, makes of PyTorch's tensors the layer and what it is given, or says why no layer computes this. It
+makes them by PyTorch's own operations, so that their adjoints carry our cotangents back to the sample's tensors.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from bpref.layer import Layer
+from bpref.verify.numbers.measure import relative_error
+from tests.rules.sweeping import in_one_program
+
+EXACT = 1e-10
+"""The largest relative error, in float64."""
+
+VERSION = "2.13"
+"""Of PyTorch, whose samples the tables count."""
+
+
+class Ours(NamedTuple):
+    """A sample as a layer is given it.
+
+    Attributes:
+      layer: ours, as `made` makes it.
+      x, params: trees of PyTorch's tensors, made of those of the sample.
+      back: what makes of our output, a tree of tensors, PyTorch's: a linear map, such as another order of the axes.
+      select: which of PyTorch's outputs are compared.
+    """
+
+    layer: Layer
+    x: Any
+    params: Any = ()
+    back: Callable[[Any], Any] = lambda y: y
+    select: Callable[[Any], Any] = lambda y: y
+
+
+Translation = Callable[..., "Ours | str"]
+"""Called with what PyTorch's function is called with; gives `Ours`, or in a few words why there is no such layer."""
+
+
+class Outcome(NamedTuple):
+    """How many samples a layer has expressed, all of which agreed; and how many it could not, by the reason."""
+
+    agreed: int
+    reasons: Mapping[str, int] = MappingProxyType({})
+
+
+class Row(NamedTuple):
+    """What a table says of one of PyTorch's functions."""
+
+    ours: Translation
+    expected: Outcome
+
+
+Table = Mapping[str, Row]
+
+
+@cache
+def made(make: Callable[..., Layer], *args: Any, **hyper: Any) -> Layer:
+    """A layer; the same one for the same hyperparameters, so that its sweep is traced once for a shape."""
+    return make(*args, **hyper)
+
+
+@cache
+def _sweep(layer: Layer) -> Callable[..., Any]:
+    def sweep(params, x, dy):
+        y, cache = layer.forward(params, x)
+        return y, layer.backward(params, cache, dy)
+
+    return in_one_program(sweep)
+
+
+@cache
+def _infos() -> dict[str, Any]:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    reason = "PyTorch's samples are made with expecttest, which is not installed"
+    pytest.importorskip("expecttest", reason=reason)
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {info.full_name: info for info in op_db}
+
+
+def assert_as_expected(name: str, table: Table) -> None:
+    """Every sample of a function that its layer expresses agrees, forward and backward, and they are as many as said.
+
+    Another version of PyTorch has other samples: of them it is asked alone that they agree.
+    """
+    infos = _infos()
+    import torch
+
+    torch.manual_seed(0)
+    row = table[name]
+    agreed, reasons, wrong = 0, Counter(), []
+    for k, sample in enumerate(infos[name].sample_inputs("cpu", torch.float64, requires_grad=True)):
+        ours = row.ours(sample.input, *sample.args, **sample.kwargs)
+        if isinstance(ours, str):
+            reasons[ours] += 1
+            continue
+        agreed += 1
+        errors = _errors(infos[name], sample, ours)
+        if max(errors, default=0) > EXACT:
+            wrong.append(f"sample {k}, {sample.summary()}: {errors}")
+    assert not wrong, "\n".join(wrong)
+    if torch.__version__.startswith(VERSION):
+        assert (agreed, dict(reasons)) == (row.expected.agreed, dict(row.expected.reasons))
+
+
+def _errors(info: Any, sample: Any, ours: Ours) -> list[float]:
+    """The relative errors of the outputs, and of the cotangents of the sample's tensors."""
+    import torch
+
+    layer = ours.layer
+    tensors = [v for v in jax.tree.leaves((sample.input, *sample.args, sample.kwargs)) if isinstance(v, torch.Tensor)]
+    leaves = [v for v in tensors if v.requires_grad]
+    theirs = jax.tree.leaves(ours.select(info.op(sample.input, *sample.args, **sample.kwargs)))
+    dy_theirs = [torch.randn_like(v) if v.requires_grad else None for v in theirs]
+    d_theirs = _pulled(theirs, leaves, dy_theirs)
+
+    given = (ours.params, ours.x)
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda v: v.detach().resolve_conj().numpy(), given)
+        shapes = jax.eval_shape(layer.forward, params, x)[0]
+        y_like = jax.tree.map(lambda v: torch.tensor(np.zeros(v.shape, v.dtype), requires_grad=_is_real(v)), shapes)
+        dy = jax.tree.unflatten(
+            jax.tree.structure(shapes),
+            _pulled(jax.tree.leaves(ours.back(y_like)), jax.tree.leaves(y_like), dy_theirs),
+        )
+        dy = jax.tree.map(lambda v: None if v is None else v.numpy(), dy, is_leaf=lambda v: v is None)
+        y, d_given = _sweep(layer)(params, x, dy)
+    y = jax.tree.leaves(ours.back(jax.tree.map(lambda v: torch.tensor(np.array(v)), y)))
+    outs = jax.tree.leaves(given)
+    of_outs = jax.tree.leaves(_spread(d_given, given), is_leaf=lambda v: v is None)
+    d_ours = _pulled(outs, leaves, [None if d is None else torch.tensor(np.array(d)) for d in of_outs])
+    pairs = [*zip(y, theirs, strict=True), *zip(d_ours, d_theirs, strict=True)]
+    return [_apart(a, b) for a, b in pairs]
+
+
+def _pulled(outs: list[Any], leaves: list[Any], cotangents: list[Any]) -> list[Any]:
+    """The cotangents of the leaves, zeros where nothing depends on one; `None` of an output adds nothing."""
+    import torch
+
+    used = [(v, d) for v, d in zip(outs, cotangents, strict=True) if d is not None and v.requires_grad]
+    wanted = [v for v in leaves if v.requires_grad]
+    found = iter([None] * len(wanted))
+    if used and wanted:
+        of, given = zip(*used, strict=True)
+        found = iter(torch.autograd.grad(of, wanted, given, allow_unused=True))
+    return [_or_zeros(next(found), v) if v.requires_grad else None for v in leaves]
+
+
+def _or_zeros(d: Any, like: Any) -> Any:
+    return like.new_zeros(like.shape) if d is None else d
+
+
+def _is_real(v: Any) -> bool:
+    return np.issubdtype(v.dtype, np.inexact)
+
+
+def _spread(d: Any, like: Any) -> Any:
+    """Cotangents, where `None` may stand for those of a whole tree, in the tree of what they are of."""
+    return jax.tree.map(
+        lambda of, v: jax.tree.map(lambda _: None, v) if of is None else of, d, like, is_leaf=lambda v: v is None
+    )
+
+
+def _apart(a: Any, b: Any) -> float:
+    a, b = (v.detach().resolve_conj().numpy() for v in (a, b))
+    assert a.shape == b.shape, (a.shape, b.shape)
+    if not np.issubdtype(b.dtype, np.inexact):
+        return float(np.any(a != b))
+    return float(relative_error(a, b))
