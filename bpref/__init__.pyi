@@ -69,6 +69,7 @@ from .rules.activation.gelu import gelu as gelu
 from .rules.activation.glu import glu as glu
 from .rules.activation.gumbel_softmax import GumbelSoftmaxParams as GumbelSoftmaxParams
 from .rules.activation.gumbel_softmax import gumbel_softmax as gumbel_softmax
+from .rules.activation.hard_shrink import hard_shrink as hard_shrink
 from .rules.activation.hard_sigmoid import hard_sigmoid as hard_sigmoid
 from .rules.activation.hard_swish import hard_swish as hard_swish
 from .rules.activation.hard_tanh import hard_tanh as hard_tanh
@@ -86,12 +87,16 @@ from .rules.activation.selu import selu as selu
 from .rules.activation.sigmoid import sigmoid as sigmoid
 from .rules.activation.silu import silu as silu
 from .rules.activation.soft_cap import soft_cap as soft_cap
+from .rules.activation.soft_shrink import soft_shrink as soft_shrink
 from .rules.activation.softmax import softmax as softmax
+from .rules.activation.softmin import softmin as softmin
 from .rules.activation.softplus import softplus as softplus
 from .rules.activation.softsign import softsign as softsign
 from .rules.activation.sparsemax import sparsemax as sparsemax
 from .rules.activation.squared_relu import squared_relu as squared_relu
 from .rules.activation.tanh import tanh as tanh
+from .rules.activation.tanh_shrink import tanh_shrink as tanh_shrink
+from .rules.activation.threshold import threshold as threshold
 from .rules.attention.attention_with_log_sum_exp import Attended as Attended
 from .rules.attention.attention_with_log_sum_exp import attention_with_log_sum_exp as attention_with_log_sum_exp
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
@@ -284,6 +289,8 @@ from .rules.stochastic.gaussian_noise import GaussianNoiseParams as GaussianNois
 from .rules.stochastic.gaussian_noise import gaussian_noise as gaussian_noise
 from .rules.stochastic.reparameterization import ReparameterizationParams as ReparameterizationParams
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
+from .rules.stochastic.rrelu import RreluParams as RreluParams
+from .rules.stochastic.rrelu import rrelu as rrelu
 from .sharding.laid_out import laid_out as laid_out
 from .sharding.layout import Layout as Layout
 from .sharding.layout import layout_of as layout_of

@@ -13,7 +13,7 @@ from bpref.rules import KINDS, RULES
 from bpref.rules.linear.linear import linear
 from bpref.train.table import Task
 
-ALONG_AN_AXIS = ("glu", "gumbel_softmax", "log_softmax", "maxout", "softmax", "sparsemax")
+ALONG_AN_AXIS = ("glu", "gumbel_softmax", "log_softmax", "maxout", "softmax", "softmin", "sparsemax")
 """Activations that are no functions of one element: what they are after a hidden layer is another network."""
 
 ACTIVATIONS: dict[str, Callable[[], Layer]] = {

@@ -97,6 +97,46 @@ BAD_CALLS = {
         ValueError,
         "glu: gate is 'swiglu', expected one of gelu, identity, relu, sigmoid, silu, tanh",
     ),
+    "hard_tanh with bounds the wrong way round": (
+        lambda: bpref.hard_tanh(1.0, -1.0),
+        ValueError,
+        "hard_tanh: low is 1.0, expected a number below high = -1.0",
+    ),
+    "hard_tanh without a bound": (
+        lambda: bpref.hard_tanh(high=float("inf")),
+        ValueError,
+        "hard_tanh: high is inf, expected a finite number",
+    ),
+    "softplus with a beta below zero": (
+        lambda: bpref.softplus(-1.0),
+        ValueError,
+        "softplus: beta is -1.0, expected a positive number",
+    ),
+    "softplus with no threshold": (
+        lambda: bpref.softplus(threshold=0.0),
+        ValueError,
+        "softplus: threshold is 0.0, expected a positive number or None",
+    ),
+    "hard_shrink that grows": (
+        lambda: bpref.hard_shrink(-0.5),
+        ValueError,
+        "hard_shrink: size is -0.5, expected a number of at least 0",
+    ),
+    "soft_shrink that grows": (
+        lambda: bpref.soft_shrink(-0.5),
+        ValueError,
+        "soft_shrink: size is -0.5, expected a number of at least 0",
+    ),
+    "threshold that is nowhere": (
+        lambda: bpref.threshold(float("nan")),
+        ValueError,
+        "threshold: bound is nan, expected a finite number",
+    ),
+    "softmin of no classes": (
+        lambda: bpref.softmin().forward((), ONES[:, :0]),
+        ValueError,
+        "softmin: x has shape (8, 0), expected at least one element C in axis -1",
+    ),
     "soft_cap with no cap": (
         lambda: bpref.soft_cap(0.0),
         ValueError,
@@ -267,3 +307,24 @@ def test_squared_relu_is_flat_below_zero():
     y, _, dx = sweep(bpref.squared_relu(), (), [-1.0, 0.0, 3.0], [1.0, 1.0, 2.0])
     np.testing.assert_array_equal(y, [0.0, 0.0, 9.0])
     np.testing.assert_array_equal(dx, [0.0, 0.0, 12.0])
+
+
+def test_tanh_shrink_keeps_its_digits_near_0():
+    """x - tanh(x) loses all of them at 1e-3: the truth is x^3 / 3 - 2 x^5 / 15 + 17 x^7 / 315."""
+    for x in (1e-3, 0.05):
+        y, _, dx = sweep(bpref.tanh_shrink(), (), [x], [1.0])
+        np.testing.assert_allclose(y, x**3 / 3 - 2 * x**5 / 15 + 17 * x**7 / 315, rtol=5e-7)
+        np.testing.assert_allclose(dx, np.tanh(x) ** 2, rtol=5e-7)
+
+
+def test_a_softplus_is_x_above_its_threshold():
+    y, _, dx = sweep(bpref.softplus(2.0, 5.0), (), [2.6, 2.4, -2.6], [1.0, 1.0, 1.0])
+    np.testing.assert_allclose(y, [2.6, np.log1p(np.exp(4.8)) / 2, np.log1p(np.exp(-5.2)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(dx, [1, 1 / (1 + np.exp(-4.8)), 1 / (1 + np.exp(5.2))], rtol=1e-6)
+
+
+def test_nan_is_not_shrunk_away():
+    for make in (bpref.hard_shrink, bpref.soft_shrink, bpref.tanh_shrink, bpref.threshold):
+        y = make().forward((), jnp.array([jnp.nan, 3.0]))[0]
+        assert np.isnan(y[0]), make.__name__
+        assert np.isfinite(y[1]), make.__name__

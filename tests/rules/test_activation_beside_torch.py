@@ -77,3 +77,30 @@ def test_squared_relu_and_soft_cap(seed):
     x = drawn(seed)[1]
     assert_same(bpref.squared_relu(), lambda p, x: torch.relu(x) ** 2, (), x)
     assert_same(bpref.soft_cap(2.0), lambda p, x: 2 * torch.tanh(x / 2), (), x)
+
+
+OF_ONE_ELEMENT = {
+    "hard_tanh": (bpref.hard_tanh(-2.0, 0.5), lambda x: torch.nn.functional.hardtanh(x, -2.0, 0.5)),
+    "softplus": (bpref.softplus(0.7), lambda x: torch.nn.functional.softplus(x, 0.7, 1000)),
+    "softplus, threshold": (bpref.softplus(1.5, 2.0), lambda x: torch.nn.functional.softplus(x, 1.5, 2)),
+    "hard_shrink": (bpref.hard_shrink(1.5), lambda x: torch.nn.functional.hardshrink(x, 1.5)),
+    "soft_shrink": (bpref.soft_shrink(1.5), lambda x: torch.nn.functional.softshrink(x, 1.5)),
+    "tanh_shrink": (bpref.tanh_shrink(), torch.nn.functional.tanhshrink),
+    "threshold": (bpref.threshold(0.5, 3.0), lambda x: torch.nn.functional.threshold(x, 0.5, 3.0)),
+    "softmin": (bpref.softmin(1), lambda x: torch.nn.functional.softmin(x, 1)),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_ELEMENT)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shrinks_and_bounds(name, seed):
+    layer, twin = OF_ONE_ELEMENT[name]
+    assert_same(layer, lambda p, x: twin(x), (), drawn(seed)[1])
+
+
+def test_jumps_and_kinks_of_the_shrinks():
+    """At them the derivative is PyTorch's."""
+    x = np.array([-1.5, 0.0, 1.5, 0.5])
+    for name in ("hard_shrink", "soft_shrink", "threshold"):
+        layer, twin = OF_ONE_ELEMENT[name]
+        assert_same(layer, lambda p, x, twin=twin: twin(x), (), x)

@@ -14,7 +14,7 @@ from bpref.rules import KINDS
 from tests.rules import sweeping
 
 INF = math.inf
-ALONG_AN_AXIS = {"softmax", "log_softmax", "sparsemax", "gumbel_softmax", "maxout", "glu"}
+ALONG_AN_AXIS = {"softmax", "softmin", "log_softmax", "sparsemax", "gumbel_softmax", "maxout", "glu"}
 SELU = 1.0507009873554805
 LIMITS = {
     # y at -inf and +inf, and dx of a cotangent of 1
@@ -22,6 +22,7 @@ LIMITS = {
     "elu": (bpref.elu, (-1, INF), (0, 1)),
     "gelu": (bpref.gelu, (0, INF), (0, 1)),
     "gelu, erf form": (functools.partial(bpref.gelu, approximate=False), (0, INF), (0, 1)),
+    "hard_shrink": (bpref.hard_shrink, (-INF, INF), (1, 1)),
     "hard_sigmoid": (bpref.hard_sigmoid, (0, 1), (0, 0)),
     "hard_swish": (bpref.hard_swish, (0, INF), (0, 1)),
     "hard_tanh": (bpref.hard_tanh, (-1, 1), (0, 0)),
@@ -36,10 +37,13 @@ LIMITS = {
     "sigmoid": (bpref.sigmoid, (0, 1), (0, 0)),
     "silu": (bpref.silu, (0, INF), (0, 1)),
     "soft_cap": (functools.partial(bpref.soft_cap, 30.0), (-30, 30), (0, 0)),
+    "soft_shrink": (bpref.soft_shrink, (-INF, INF), (1, 1)),
     "softplus": (bpref.softplus, (0, INF), (0, 1)),
     "softsign": (bpref.softsign, (-1, 1), (0, 0)),
     "squared_relu": (bpref.squared_relu, (0, INF), (0, INF)),
     "tanh": (bpref.tanh, (-1, 1), (0, 0)),
+    "tanh_shrink": (bpref.tanh_shrink, (-INF, INF), (1, 1)),
+    "threshold": (bpref.threshold, (0, INF), (0, 1)),
 }
 
 

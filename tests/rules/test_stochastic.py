@@ -9,6 +9,7 @@ import bpref
 from bpref.rules.stochastic.drop_path import DropPathParams
 from bpref.rules.stochastic.dropout import DropoutParams
 from bpref.rules.stochastic.gaussian_noise import GaussianNoiseParams
+from bpref.rules.stochastic.rrelu import RreluParams
 from tests.rules.sweeping import backpropagate
 
 ONES = jnp.ones((8, 6))
@@ -30,6 +31,16 @@ BAD_CALLS = {
         lambda: bpref.gaussian_noise(-1.0),
         ValueError,
         "gaussian_noise: std is -1.0, expected a number of at least 0",
+    ),
+    "rrelu with bounds the wrong way round": (
+        lambda: bpref.rrelu(0.5, 0.25),
+        ValueError,
+        "rrelu: lower is 0.5, expected at most upper = 0.25",
+    ),
+    "rrelu with several keys": (
+        lambda: bpref.rrelu().forward(RreluParams(jax.random.split(KEY, 3)), ONES),
+        ValueError,
+        "rrelu: key has shape (3,), expected one PRNG key such as jax.random.key(0)",
     ),
     "dropout shared along an axis that is not there": (
         lambda: bpref.dropout(0.5, (0, 2)).forward(DropoutParams(KEY), ONES),
@@ -139,3 +150,28 @@ def test_a_key_is_not_trained():
     layer = bpref.serial(bpref.linear(3), bpref.dropout(0.5))
     params = layer.init(KEY, ONES)
     assert jax.tree.leaves(bpref.trainable(layer, params, ONES)) == [True, True, False]
+
+
+def test_the_slopes_of_rrelu_are_uniform_between_its_bounds():
+    """20000 draws: the mean (l + h) / 2 and the variance (h - l)^2 / 12 to four standard deviations of theirs."""
+    a = -np.asarray(bpref.rrelu(0.25, 0.75).forward(RreluParams(KEY), -jnp.ones(20000))[0], float)
+    assert a.min() >= 0.25
+    assert a.max() <= 0.75
+    assert abs(a.mean() - 0.5) <= 4 * np.sqrt(0.25 / 12 / 20000)
+    assert abs(a.var() - 0.25 / 12) <= 4 * 0.25 * np.sqrt((1 / 80 - 1 / 144) / 20000)
+
+
+def test_rrelu_in_evaluation_has_the_mean_slope():
+    layer = bpref.rrelu(0.25, 0.75)
+    assert layer.evaluating is not None
+    y, dparams, dx = backpropagate(layer.evaluating, RreluParams(KEY), jnp.array([-2.0, 0.0, 3.0]), jnp.ones(3))
+    np.testing.assert_array_equal(y, [-1.0, 0.0, 3.0])
+    np.testing.assert_array_equal(dx, [0.5, 1.0, 1.0])
+    assert dparams == RreluParams(None)
+
+
+def test_the_backward_of_rrelu_has_the_slopes_of_its_forward():
+    x = jnp.where(jnp.arange(48).reshape(8, 6) % 3 == 0, 2.0, -1.0)
+    y, _, dx = backpropagate(bpref.rrelu(), RreluParams(KEY), x, jnp.ones((8, 6)))
+    np.testing.assert_allclose(dx, y / x, rtol=1e-6)
+    assert len(np.unique(dx)) == 33  # 32 slopes, and 1

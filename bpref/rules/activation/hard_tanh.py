@@ -1,10 +1,10 @@
-"""hard_tanh: y = min(max(x, -1), 1), element by element.
+"""hard_tanh: y = min(max(x, l), h), element by element; of themselves l = -1 and h = 1.
 
-Differential: delta y = [|x| <= 1] delta x, so the adjoint passes the cotangent between the kinks:
+Differential: delta y = [l <= x <= h] delta x, so the adjoint passes the cotangent between the kinks:
 
-    dx = dy [|x| <= 1]                                                    x, y, dy, dx: one shape
+    dx = dy [l <= x <= h]                                                 x, y, dy, dx: one shape
 
-At the kinks x = -1 and x = 1 the subgradient is 1, as in `jax.nn.hard_tanh`.
+At the kinks x = l and x = h the subgradient is 1, as in `jax.nn.hard_tanh`; PyTorch takes 0 there.
 
 Cached: whether x is inside, one byte an element. Neither x nor y is needed.
 
@@ -13,25 +13,34 @@ Numerical care: none; the forward and the backward are exact.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool
 
+from bpref.checks.hyperparameters import require_finite
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule
 
 
 class HardTanhCache(NamedTuple):
     inside: Bool[Array, "..."]
 
 
-def hard_tanh() -> Layer[tuple[()], Array, Reals, HardTanhCache]:
-    """y = min(max(x, -1), 1) for x of any shape; raises `TypeError` when x is not floating-point."""
+def hard_tanh(low: float = -1.0, high: float = 1.0) -> Layer[tuple[()], Array, Reals, HardTanhCache]:
+    """y = min(max(x, low), high) for x of any shape.
+
+    Raises:
+      ValueError: a bound is not finite, or `low` is not below `high`.
+      TypeError: x is not floating-point.
+    """
+    low, high = require_finite("hard_tanh", "low", low), require_finite("hard_tanh", "high", high)
+    if low >= high:
+        raise ValueError(f"hard_tanh: low is {low}, expected a number below high = {high}")
 
     def g(x):
-        return jnp.where(x < -1, -1, jnp.where(x > 1, 1, x)), HardTanhCache(abs(x) <= 1)
+        y = jnp.where(x < low, low, jnp.where(x > high, high, x))
+        return y, HardTanhCache((low <= x) & (x <= high))
 
     def slope(cache):
         return cache.inside
@@ -39,14 +48,21 @@ def hard_tanh() -> Layer[tuple[()], Array, Reals, HardTanhCache]:
     return elementwise("hard_tanh", g, slope)
 
 
-def reference(params: tuple[()], x: Array) -> Array:
-    return jax.nn.hard_tanh(x)
+def reference(params: tuple[()], x: Array, low: float = -1.0, high: float = 1.0) -> Array:
+    return jnp.where(x > high, high, jnp.where(x < low, low, x))
 
 
 RULE = Rule(
     "hard_tanh",
     hard_tanh,
     reference,
-    cases=(Case("", Real("N d", points=(0.0, 1.0, -1.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
+    cases=(
+        Case("", Real("N d", points=(0.0, 1.0, -1.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),
+        Case(
+            "other bounds",
+            Real("N d", points=(0.0, 0.5, -2.0, 1e4, -1e4)),
+            {"low": Interval(-3.0, -0.5, -2.0), "high": Interval(0.1, 3.0, 0.5)},
+        ),
+    ),
     cite="Collobert et al., 'Natural language processing (almost) from scratch' (2011), arXiv:1103.0398",
 )
