@@ -217,11 +217,15 @@ from .rules.mixture.mixture_of_experts import mixture_of_experts as mixture_of_e
 from .rules.mixture.top_k_router import Routing as Routing
 from .rules.mixture.top_k_router import TopKRouterParams as TopKRouterParams
 from .rules.mixture.top_k_router import top_k_router as top_k_router
+from .rules.norm.adaptive_norm import adaptive_norm as adaptive_norm
+from .rules.norm.add_norm import add_norm as add_norm
 from .rules.norm.batch_norm import BatchNormParams as BatchNormParams
 from .rules.norm.batch_norm import batch_norm as batch_norm
 from .rules.norm.batch_norm import update_running_statistics as update_running_statistics
 from .rules.norm.dynamic_tanh import DynamicTanhParams as DynamicTanhParams
 from .rules.norm.dynamic_tanh import dynamic_tanh as dynamic_tanh
+from .rules.norm.gated_rms_norm import GatedRmsNormParams as GatedRmsNormParams
+from .rules.norm.gated_rms_norm import gated_rms_norm as gated_rms_norm
 from .rules.norm.group_norm import GroupNormParams as GroupNormParams
 from .rules.norm.group_norm import group_norm as group_norm
 from .rules.norm.l2_normalize import l2_normalize as l2_normalize
@@ -229,6 +233,8 @@ from .rules.norm.layer_norm import LayerNormParams as LayerNormParams
 from .rules.norm.layer_norm import layer_norm as layer_norm
 from .rules.norm.qk_norm import QkNormParams as QkNormParams
 from .rules.norm.qk_norm import qk_norm as qk_norm
+from .rules.norm.qk_norm_rope import HeadsInOrder as HeadsInOrder
+from .rules.norm.qk_norm_rope import qk_norm_rope as qk_norm_rope
 from .rules.norm.rms_norm import RmsNormParams as RmsNormParams
 from .rules.norm.rms_norm import rms_norm as rms_norm
 from .rules.norm.weight_standardization import WeightStandardizationParams as WeightStandardizationParams

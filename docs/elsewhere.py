@@ -49,6 +49,12 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "F.layer_norm(x, x.shape[-1:], p.scale, p.shift)",
         "jax.nn.standardize(x, epsilon=1e-5) * p.scale + p.shift",
     ),
+    "gated_rms_norm": ("F.rms_norm(x[0], x[0].shape[-1:], p.scale, eps=1e-6) * F.silu(x[1])",),
+    "add_norm": ("(F.rms_norm(x[0] + x[1], x[0].shape[-1:], p.scale, eps=1e-6), x[0] + x[1])",),
+    "adaptive_norm": (
+        "F.layer_norm(x[0], x[0].shape[-1:], eps=1e-6) * (1 + x[1][:, None]) + x[2][:, None]",
+        "jax.nn.standardize(x[0], epsilon=1e-6) * (1 + x[1][:, None]) + x[2][:, None]",
+    ),
     "rms_norm": ("F.rms_norm(x, x.shape[-1:], p.scale, eps=1e-6)",),
     "logsumexp": ("torch.logsumexp(x, -1)", "jax.nn.logsumexp(x, axis=-1)"),
     "reduce_max": ("torch.amax(x, -1)", "jnp.max(x, -1)"),

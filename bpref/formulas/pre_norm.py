@@ -1,4 +1,4 @@
-"""The norm in front of a block's product, and the way back: RMS or layer norm, made again from x and two numbers a row.
+"""The norm of a row and the way back, RMS or layer norm, made again from x and two numbers a row.
 
 Forward, with the means over the d features of the last axis, mu = 0 and beta = 0 for the RMS norm:
 
@@ -7,6 +7,8 @@ Forward, with the means over the d features of the last axis, mu = 0 and beta = 
 and, with g = gamma dn, as `rms_norm` and `layer_norm` derive it,
 
     dx = r (g - mean g - xhat mean(g xhat))                               without mean g for the RMS norm
+
+It stands in front of the products of a block (pre-norm), and alone where a stream is added to or a condition modulates.
 """
 
 from typing import NamedTuple
@@ -40,9 +42,10 @@ def require_norm(who: str, norm: str) -> None:
         raise ValueError(f"{who}: norm is {norm!r}, expected 'layer' or 'rms'")
 
 
-def init_norm(norm: str, d: int, dtype: DTypeLike) -> NormParams:
-    """Ones, and zeros where there is a shift."""
-    return NormParams(jnp.ones(d, dtype), jnp.zeros(d, dtype) if norm == "layer" else None)
+def init_norm(norm: str, d: int, dtype: DTypeLike, zero_centred: bool = False) -> NormParams:
+    """A scale that changes nothing, and zeros where there is a shift."""
+    scale = jnp.zeros(d, dtype) if zero_centred else jnp.ones(d, dtype)
+    return NormParams(scale, jnp.zeros(d, dtype) if norm == "layer" else None)
 
 
 def statistics(norm: str, x: Array, eps: float) -> Statistics:
@@ -54,22 +57,29 @@ def statistics(norm: str, x: Array, eps: float) -> Statistics:
     return Statistics(None, lax.rsqrt(mean_over(jnp.square(widen(x)), last) + eps))
 
 
-def normalize(params: NormParams, x: Array, of: Statistics) -> Array:
-    """n, in x's dtype."""
-    return cast(scale_and_shift(_xhat(x, of), *params), x.dtype)
-
-
-def pull_normalize(params: NormParams, x: Array, of: Statistics, dn: Array) -> tuple[NormParams, Array]:
-    """The cotangents of gamma and beta, and of x, the latter in at least float32."""
-    xhat, last = _xhat(x, of), (x.ndim - 1,)
-    g, dscale, dshift = pull_scale_and_shift(widen(dn), xhat, *params)
-    if of.mean is None:
-        dx = of.rstd * (g - xhat * mean_over(g * xhat, last))
-    else:
-        dx = pull_standardized(g, xhat, of.rstd, last)
-    assert dscale is not None
-    return NormParams(dscale, dshift), dx
-
-
-def _xhat(x: Array, of: Statistics) -> Array:
+def standardized(x: Array, of: Statistics) -> Array:
+    """xhat, in at least float32."""
     return (widen(x) if of.mean is None else widen(x) - of.mean) * of.rstd
+
+
+def pull_row(g: Array, xhat: Array, of: Statistics) -> Array:
+    """dx, from the cotangent g of xhat."""
+    last = (xhat.ndim - 1,)
+    if of.mean is None:
+        return of.rstd * (g - xhat * mean_over(g * xhat, last))
+    return pull_standardized(g, xhat, of.rstd, last)
+
+
+def normalize(params: NormParams, x: Array, of: Statistics, zero_centred: bool = False) -> Array:
+    """n, in x's dtype; with 1 + gamma for gamma where that is `zero_centred`."""
+    return cast(scale_and_shift(standardized(x, of), *params, zero_centred), x.dtype)
+
+
+def pull_normalize(
+    params: NormParams, x: Array, of: Statistics, dn: Array, zero_centred: bool = False
+) -> tuple[NormParams, Array]:
+    """The cotangents of gamma and beta, and of x, the latter in at least float32."""
+    xhat = standardized(x, of)
+    g, dscale, dshift = pull_scale_and_shift(widen(dn), xhat, *params, zero_centred)
+    assert dscale is not None
+    return NormParams(dscale, dshift), pull_row(g, xhat, of)

@@ -85,6 +85,17 @@ def fast_of(stretch: Stretch) -> float:
     return stretch.fast or (32.0 if stretch.way == "yarn" else 4.0)
 
 
+def require_turned(who: str, D: int, fraction: float) -> int:
+    """How many of D features are rotated; raises `ValueError` unless it is an even number from 2 to D."""
+    rotated = round(fraction * D)
+    if rotated % 2 or not 2 <= rotated <= D:
+        raise ValueError(
+            f"{who}: {rotated} of x's {D} features are rotated, expected an even number from 2 to {D} "
+            f"(fraction: {fraction})"
+        )
+    return rotated
+
+
 def frequencies(features: int, base: float, stretch: Stretch | None) -> np.ndarray:
     """Radians for each position, of each of features / 2 pairs, in float64."""
     if stretch is not None and stretch.way == "ntk":

@@ -43,23 +43,56 @@ def pull_standardized(g: Array, xhat: Array, rstd: Array, axes: Axes) -> Array:
     return rstd * (g - mean_over(g, axes) - xhat * mean_over(g * xhat, axes))
 
 
-def scale_and_shift(xhat: Array, scale: Array | None, shift: Array | None) -> Array:
-    """`scale xhat + shift`, one factor and one term for each feature of the last axis; None leaves one out."""
-    y = xhat if scale is None else xhat * on_last_axis(scale, xhat)
-    return y if shift is None else y + on_last_axis(shift, xhat)
+def root_mean_square(x: Array, axes: Axes, eps: float) -> Array:
+    """sqrt(mean(x^2) + eps) of at least float32 values, of size 1 along the axes."""
+    return jnp.sqrt(mean_over(jnp.square(x), axes) + eps)
+
+
+def pull_divided_by_rms(g: Array, x: Array, rms: Array, axes: Axes) -> Array:
+    """dx of `xhat = x / rms`, from the cotangent `g` of xhat: r (g - xhat mean(g xhat)) with r = 1 / rms.
+
+    xhat r stands as x r^2: dx is made of x and of numbers for each example, and nothing of x's size is written between.
+    """
+    r = 1 / rms
+    return r * (g - x * (r * (r * mean_over(g * x, axes))))
+
+
+def scale_and_shift(xhat: Array, scale: Array | None, shift: Array | None, zero_centred: bool = False) -> Array:
+    """`scale xhat + shift`, a factor and a term for each entry of the last axes; None leaves one out.
+
+    The factor is 1 + scale where that is `zero_centred`.
+    """
+    y = xhat if scale is None else xhat * gain(scale, xhat, zero_centred)
+    return y if shift is None else y + on_last_axes(shift, xhat)
 
 
 def pull_scale_and_shift(
-    dy: Array, xhat: Array, scale: Array | None, shift: Array | None
+    dy: Array, xhat: Array, scale: Array | None, shift: Array | None, zero_centred: bool = False
 ) -> tuple[Array, Array | None, Array | None]:
-    """The cotangents of xhat, scale and shift: `scale dy`, and `dy xhat` and `dy` summed over all axes but the last."""
-    examples = tuple(range(dy.ndim - 1))
-    dxhat = dy if scale is None else dy * on_last_axis(scale, dy)
-    dscale = None if scale is None else cast(sum_over(dy * xhat, examples), scale.dtype)
-    dshift = None if shift is None else cast(sum_over(dy, examples), shift.dtype)
+    """The cotangents of xhat, scale and shift: `scale dy`; `dy xhat` and `dy` summed over all axes before theirs."""
+    dxhat = dy if scale is None else dy * gain(scale, dy, zero_centred)
+    dscale = None if scale is None else cast(sum_over(dy * xhat, _before(scale, dy)), scale.dtype)
+    dshift = None if shift is None else cast(sum_over(dy, _before(shift, dy)), shift.dtype)
     return dxhat, dscale, dshift
 
 
-def on_last_axis(v: Array, like: Array) -> Array:
-    """A vector as an array of `like`'s rank and dtype, to be broadcast over all axes but the last."""
-    return cast(lax.expand_dims(widen(v), range(like.ndim - 1)), like.dtype)
+def init_scale(who: str, x: Array, zero_centred: bool, per_head: bool) -> Array:
+    """A scale that changes nothing, of x's last axis or, for each head, its last two."""
+    if per_head and len(x.shape) < 2:
+        raise ValueError(f"{who}: x has shape {x.shape}, expected (..., N, d) with a scale for each of N heads")
+    return (jnp.zeros if zero_centred else jnp.ones)(x.shape[-2 if per_head else -1 :], x.dtype)
+
+
+def gain(scale: Array, like: Array, zero_centred: bool) -> Array:
+    """What is multiplied by: scale, or 1 + scale, which is added in at least float32."""
+    factor = on_last_axes(scale, like)
+    return 1 + factor if zero_centred else factor
+
+
+def on_last_axes(v: Array, like: Array) -> Array:
+    """An array of `like`'s last axes in its rank and dtype, to be broadcast over all axes before."""
+    return cast(lax.expand_dims(widen(v), _before(v, like)), like.dtype)
+
+
+def _before(v: Array, like: Array) -> Axes:
+    return tuple(range(like.ndim - v.ndim))

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from bpref.dtypes import widen
 from bpref.formulas.rotations import Stretch
@@ -62,3 +62,23 @@ def naive_rotation(
     R[:, first, second] = -size * np.sin(angle)
     wide = widen(x)
     return jnp.einsum("...tnd,ted->...tne", wide, jnp.asarray(R, wide.dtype)).astype(x.dtype)
+
+
+def turned_at(
+    x: Array, positions: Array | None, interleaved: bool, fraction: float, base: float, stretch: Stretch | None
+) -> Array:
+    """R_t x_t for x of shape (*b, T, N, D) at positions (*b, T), as products of complex numbers of modulus c."""
+    rotated = round(fraction * x.shape[-1])
+    pairs = x[..., :rotated].reshape(*x.shape[:-1], *((rotated // 2, 2) if interleaved else (2, rotated // 2)))
+    z = [widen(pairs[..., i] if interleaved else pairs[..., i, :]) for i in (0, 1)]
+    frequency = frequencies(rotated, base, stretch)
+    if positions is None:
+        angle = jnp.asarray(np.arange(x.shape[-3])[:, None] * frequency, z[0].dtype)
+    else:
+        angle = positions.astype(z[0].dtype)[..., None] * jnp.broadcast_to(
+            jnp.asarray(frequency, z[0].dtype), (*positions.shape, len(frequency))
+        )
+    turn = magnitude(stretch) * lax.complex(jnp.cos(angle), jnp.sin(angle))
+    turned = lax.complex(*z) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
+    y = jnp.stack([turned.real, turned.imag], -1 if interleaved else -2).reshape(*x.shape[:-1], rotated)
+    return jnp.concatenate([y.astype(x.dtype), x[..., rotated:]], -1)

@@ -7,7 +7,10 @@ import pytest
 
 import bpref
 from bpref.rules.norm.batch_norm import BatchNormParams
+from bpref.rules.norm.gated_rms_norm import GatedRmsNormParams
 from bpref.rules.norm.layer_norm import LayerNormParams
+from bpref.rules.norm.qk_norm import QkNormParams
+from bpref.rules.norm.qk_norm_rope import HeadsInOrder
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.rules.norm.weight_standardization import WeightStandardizationParams
 from tests.rules.sweeping import backpropagate, forward
@@ -62,6 +65,38 @@ BAD_CALLS = {
         lambda: bpref.weight_standardization(0),
         ValueError,
         "weight_standardization: features is 0, expected a positive integer",
+    ),
+    "a scale for each head of no heads": (
+        lambda: init(bpref.rms_norm(per_head=True), jnp.ones(6)),
+        ValueError,
+        "rms_norm: x has shape (6,), expected (..., N, d) with a scale for each of N heads",
+    ),
+    "lengths with a scale for each head": (
+        lambda: bpref.qk_norm(l2=True, per_head=True),
+        ValueError,
+        "qk_norm: l2 has one number g, expected neither zero_centred nor per_head with it",
+    ),
+    "groups that do not divide the features": (
+        lambda: bpref.gated_rms_norm(groups=4).forward(GatedRmsNormParams(jnp.ones(6)), (X, X)),
+        ValueError,
+        "gated_rms_norm: x has 6 features in its last axis, not a multiple of 4 groups",
+    ),
+    "a sum of two shapes": (
+        lambda: init(bpref.add_norm(), (X, X[:2])),
+        ValueError,
+        "add_norm: residual has shape (2, 6), expected (*n, d) = (4, 6) by x (4, 6)",
+    ),
+    "a condition for each position": (
+        lambda: init(bpref.adaptive_norm(), (IMAGES[0], IMAGES[0], IMAGES[0])),
+        ValueError,
+        "adaptive_norm: scale has shape (3, 3, 6), expected (*b, d) = (3, 6) by x (3, 3, 6)",
+    ),
+    "an odd number of features to be turned": (
+        lambda: bpref.qk_norm_rope(fraction=0.5).forward(
+            QkNormParams(jnp.ones(6), jnp.ones(6)), HeadsInOrder(X[None, :, None], X[None, :, None])
+        ),
+        ValueError,
+        "qk_norm_rope: 3 of x's 6 features are rotated, expected an even number from 2 to 6 (fraction: 0.5)",
     ),
 }
 
@@ -198,3 +233,48 @@ def test_logits_of_normalised_heads_are_cosines():
     q_hat, k_hat = layer.forward(params, (q, k))[0]
     np.testing.assert_allclose(jnp.linalg.norm(q_hat, axis=-1), np.log2(6), rtol=1e-6)
     np.testing.assert_allclose(jnp.linalg.norm(k_hat, axis=-1), 1, rtol=1e-6)
+
+
+def test_scales_that_are_zero_centred_change_nothing_at_first():
+    q = jax.random.normal(jax.random.key(0), (2, 3, 4, 6))
+    for layer, plain, x in (
+        (bpref.rms_norm(zero_centred=True), bpref.rms_norm(scale=False), q),
+        (bpref.layer_norm(zero_centred=True, per_head=True), bpref.layer_norm(scale=False, shift=False), q),
+        (bpref.qk_norm(zero_centred=True, per_head=True), bpref.qk_norm(), (q, q)),
+        (bpref.add_norm(zero_centred=True), bpref.add_norm(), (q, q)),
+        (bpref.qk_norm_rope(zero_centred=True), bpref.qk_norm_rope(per_head=True), HeadsInOrder(q, q)),
+    ):
+        ys = (forward(each, init(each, x), x) for each in (layer, plain))
+        jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), *ys)
+
+
+def test_the_order_of_norm_and_gate_is_what_a_small_gate_tells_apart():
+    """x = (3, 4), and silu of -50 is -1e-20: before the norm it is eps that is left, and after it 1e-20 of it."""
+    x, z = jnp.array([3.0, 4.0]), jnp.full(2, -50.0)
+    after, before = (
+        bpref.gated_rms_norm(1e-12, norm_before_gate=b).forward(GatedRmsNormParams(jnp.ones(2)), (x, z))[0]
+        for b in (True, False)
+    )
+    gate = -50 * np.exp(-50.0)
+    np.testing.assert_allclose(after, gate * np.array([3, 4]) / 12.5**0.5, rtol=1e-5)
+    np.testing.assert_allclose(before, gate * np.array([3, 4]) / 1e-6, rtol=1e-5)
+
+
+def test_the_stream_and_what_was_added_have_one_cotangent():
+    """x + residual = (3, -3) has the RMS 3: with eps 0 a scale has no cotangent but along the other direction."""
+    dy, dh = jnp.array([3.0, 3.0]), jnp.array([1.0, 2.0])
+    params = init(bpref.add_norm(), (X[0, :2], X[0, :2]))
+    (_, h), _, (dx, dresidual) = backpropagate(
+        bpref.add_norm(eps=1e-12), params, (jnp.array([1.0, -1.0]), jnp.array([2.0, -2.0])), (dy, dh)
+    )
+    np.testing.assert_array_equal(h, [3, -3])
+    np.testing.assert_array_equal(dx, dresidual)
+    np.testing.assert_allclose(dx, [2, 3], rtol=1e-6)
+
+
+def test_a_rotation_and_norm_of_one_keep_less_than_two_do():
+    """q and k alone of 4 x 3 heads of 6 features, without the two numbers of each head."""
+    q = jnp.ones((4, 3, 6))
+    layer = bpref.qk_norm_rope()
+    cache = jax.eval_shape(layer.forward, init(layer, HeadsInOrder(q, q)), HeadsInOrder(q, q))[1]
+    assert sum(v.size for v in jax.tree.leaves(cache)) == 2 * q.size

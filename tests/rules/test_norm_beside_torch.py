@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.formulas.pre_norm import NormParams
 from bpref.rules.norm.batch_norm import BatchNormParams
 from bpref.rules.norm.dynamic_tanh import DynamicTanhParams
+from bpref.rules.norm.gated_rms_norm import GatedRmsNormParams
 from bpref.rules.norm.group_norm import GroupNormParams
 from bpref.rules.norm.layer_norm import LayerNormParams
 from bpref.rules.norm.qk_norm import QkNormParams
+from bpref.rules.norm.qk_norm_rope import HeadsInOrder
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.rules.norm.weight_standardization import WeightStandardizationParams
 from tests.rules.beside_torch import SEEDS, assert_same
@@ -130,3 +133,81 @@ def test_dynamic_tanh(seed):
     rng, x = drawn(seed, 3)
     params = DynamicTanhParams(np.array(0.7), *rng.normal(size=(2, x.shape[-1])))
     assert_same(bpref.dynamic_tanh(), lambda p, x: p.scale * torch.tanh(p.alpha * x) + p.shift, params, x)
+
+
+@EVERY_SEED
+def test_a_scale_of_each_head_that_is_zero_centred(seed):
+    rng, x = drawn(seed, 4)
+    N, d = x.shape[-2:]
+    of_rms, of_layer = RmsNormParams(rng.normal(size=(N, d))), LayerNormParams(*rng.normal(size=(2, N, d)))
+    given = {"zero_centred": True, "per_head": True}
+    assert_same(bpref.rms_norm(**given), lambda p, x: F.rms_norm(x, (d,), None, 1e-6) * (1 + p.scale), of_rms, x)
+    twin = lambda p, x: F.layer_norm(x, (d,)) * (1 + p.scale) + p.shift  # noqa: E731
+    assert_same(bpref.layer_norm(**given), twin, of_layer, x)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+def test_gated_rms_norm(seed, norm_before_gate):
+    rng, x = drawn(seed, 3)
+    G = 1 + seed
+    x, z = rng.normal(size=(2, *x.shape[:-1], 4 * G))
+
+    def normed(v):
+        return F.rms_norm(v.unflatten(-1, (G, 4)), (4,), None, 1e-6).flatten(-2)
+
+    def twin(p, x):
+        s = F.silu(x[1])
+        return p.scale * normed(x[0]) * s if norm_before_gate else p.scale * normed(x[0] * s)
+
+    layer = bpref.gated_rms_norm(norm_before_gate=norm_before_gate, groups=G)
+    assert_same(layer, twin, GatedRmsNormParams(rng.normal(size=4 * G)), (x, z))
+
+
+@EVERY_SEED
+def test_add_norm(seed):
+    rng, x = drawn(seed, 3)
+    d, residual = x.shape[-1], rng.normal(size=x.shape)
+
+    def rms(p, x):
+        h = x[0] + x[1]
+        return F.rms_norm(h, (d,), 1 + p.scale, 1e-6), h
+
+    def layer(p, x):
+        h = x[0] + x[1]
+        return F.layer_norm(h, (d,), p.scale, p.shift, 1e-5), h
+
+    of_rms, of_layer = NormParams(rng.normal(size=d), None), NormParams(*rng.normal(size=(2, d)))
+    assert_same(bpref.add_norm(zero_centred=True), rms, of_rms, (x, residual))
+    assert_same(bpref.add_norm("layer", 1e-5), layer, of_layer, (x, residual))
+
+
+@EVERY_SEED
+def test_adaptive_norm_is_dits_modulation(seed):
+    rng, x = drawn(seed, 3)
+    scale, shift = rng.normal(size=(2, len(x), x.shape[-1]))
+
+    def twin(p, x):
+        v, scale, shift = x
+        return F.layer_norm(v, v.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+    assert_same(bpref.adaptive_norm(), twin, (), (x, scale, shift))
+
+
+@EVERY_SEED
+def test_qk_norm_rope(seed):
+    rng = np.random.default_rng(seed)
+    B, T, H, K = (int(n) for n in rng.integers(1, 5, 4))
+    q, k = rng.normal(size=(B, T, H, 8)), rng.normal(size=(B, T, K, 8))
+
+    def twin(p, x):
+        angle = x.positions[..., None] * 100.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
+        cos, sin = (torch.cat([f(angle)] * 2, -1)[:, :, None] for f in (torch.cos, torch.sin))
+
+        def turned(v):
+            return v * cos + torch.cat([-v[..., 4:], v[..., :4]], -1) * sin
+
+        return tuple(turned(F.rms_norm(v, (8,), s, 1e-6)) for v, s in zip(x[:2], p, strict=True))
+
+    x = HeadsInOrder(q, k, rng.integers(0, 50, (B, T)))
+    assert_same(bpref.qk_norm_rope(base=100.0), twin, QkNormParams(*rng.normal(size=(2, 8))), x)

@@ -23,14 +23,20 @@ angle of 1e5 has lost its third decimal. Positions that are given are multiplied
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share
-from bpref.dtypes import widen
 from bpref.formulas.decoder import decoder
-from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rotation, rotate
+from bpref.formulas.rotations import (
+    After,
+    Stretch,
+    frequencies,
+    magnitude,
+    require_rotation,
+    require_turned,
+    rotate,
+)
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
@@ -66,17 +72,8 @@ def rotary_embedding(
     fraction = require_share(who, "fraction", fraction)
     base, stretch = require_rotation(who, base, stretch)
 
-    def features(D):
-        rotated = round(fraction * D)
-        if rotated % 2 or not 2 <= rotated <= D:
-            raise ValueError(
-                f"{who}: {rotated} of x's {D} features are rotated, expected an even number from 2 to {D} "
-                f"(fraction: {fraction})"
-            )
-        return rotated
-
     def turn(u, positions, way, after=None):
-        frequency = frequencies(features(u.shape[-1]), base, stretch)
+        frequency = frequencies(require_turned(who, u.shape[-1], fraction), base, stretch)
         return rotate(u, frequency, way, magnitude(stretch), interleaved, positions, after)
 
     def forward(params, x: Float[Array, "*b T N D"] | Positioned):
@@ -99,22 +96,8 @@ def rotary_embedding(
 
 @called_as(rotary_embedding)
 def reference(params: tuple[()], x: Array | Positioned, interleaved, fraction, base, stretch) -> Array:
-    """As products of complex numbers, of modulus c."""
     u, positions = x if isinstance(x, tuple) else (x, None)
-    rotated = round(fraction * u.shape[-1])
-    pairs = u[..., :rotated].reshape(*u.shape[:-1], *((rotated // 2, 2) if interleaved else (2, rotated // 2)))
-    z = [widen(pairs[..., i] if interleaved else pairs[..., i, :]) for i in (0, 1)]
-    frequency = rotation.frequencies(rotated, base, stretch)
-    if positions is None:
-        angle = jnp.asarray(np.arange(u.shape[-3])[:, None] * frequency, z[0].dtype)
-    else:
-        angle = positions.astype(z[0].dtype)[..., None] * jnp.broadcast_to(
-            jnp.asarray(frequency, z[0].dtype), (*positions.shape, len(frequency))
-        )
-    turn = rotation.magnitude(stretch) * lax.complex(jnp.cos(angle), jnp.sin(angle))
-    turned = lax.complex(*z) * jnp.broadcast_to(turn[..., None, :], z[0].shape)
-    y = jnp.stack([turned.real, turned.imag], -1 if interleaved else -2).reshape(*u.shape[:-1], rotated)
-    return jnp.concatenate([y.astype(u.dtype), u[..., rotated:]], -1)
+    return rotation.turned_at(u, positions, interleaved, fraction, base, stretch)
 
 
 _EVEN = {"D": 8}

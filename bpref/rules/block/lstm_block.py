@@ -43,7 +43,7 @@ from bpref.checks.hyperparameters import require_finite, require_flags, require_
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
+from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
 from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, joined
 from bpref.layer import Layer, Reals, begin
@@ -105,7 +105,7 @@ def lstm_block(
 
     def folded(p):
         """The LSTM's parameters with the norm's scale and shift in its product."""
-        V = p.lstm.W * on_last_axis(p.scale, p.lstm.W)
+        V = p.lstm.W * on_last_axes(p.scale, p.lstm.W)
         return p.lstm._replace(W=V, b=p.lstm.b + times_transposed(p.shift, p.lstm.W))
 
     def run(params, x, state=None):
@@ -128,7 +128,7 @@ def lstm_block(
         ended = jax.tree.map(jnp.zeros_like, kept.last)
         of_lstm, dxhat = inner.backward(folded(p), kept._replace(x=xhat), Passed(times(dy, p.W), ended))
         dV, de = of_lstm.W, of_lstm.b
-        dW = dV * on_last_axis(p.scale, dV) + lax.expand_dims(de, (1,)) * on_last_axis(p.shift, dV)
+        dW = dV * on_last_axes(p.scale, dV) + lax.expand_dims(de, (1,)) * on_last_axes(p.shift, dV)
         dparams = LstmBlockParams(
             jnp.sum(p.lstm.W * dV, 0),
             times(de, p.lstm.W),

@@ -39,7 +39,7 @@ from jaxtyping import Float, Inexact
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_type, wide_dtype, widen
-from bpref.formulas.standardize import moments, on_last_axis, scale_and_shift
+from bpref.formulas.standardize import moments, on_last_axes, scale_and_shift
 from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -91,7 +91,7 @@ def batch_norm(
         if training:
             return moments(widen(x), tuple(range(x.ndim - 1)))
         wide = widen(x)
-        return tuple(on_last_axis(lax.stop_gradient(v), wide) for v in (params.mean, params.var))
+        return tuple(on_last_axes(lax.stop_gradient(v), wide) for v in (params.mean, params.var))
 
     def forward(params, x: Float[Array, "... d>0"]):
         if training and (x.ndim == 1 or x.size == 0):
@@ -106,7 +106,7 @@ def batch_norm(
         x, batch = cache.x, tuple(range(dy.ndim - 1))
         dy = widen(dy)
         if training:
-            mean, var = (on_last_axis(v, dy) for v in (cache.mean, cache.var))
+            mean, var = (on_last_axes(v, dy) for v in (cache.mean, cache.var))
         else:
             mean, var = statistics(params, x)
         rstd = lax.rsqrt(var + eps)
@@ -116,7 +116,7 @@ def batch_norm(
         if training:
             N = x.size // x.shape[-1]
             dy = dy - dbeta / N - xhat * (dgamma / N)
-        dx = cast(on_last_axis(params.scale, dy) * rstd * dy, x.dtype)
+        dx = cast(on_last_axes(params.scale, dy) * rstd * dy, x.dtype)
         dscale, dshift = (cast(v.reshape(-1), p.dtype) for v, p in ((dgamma, params.scale), (dbeta, params.shift)))
         return BatchNormParams(dscale, dshift, None, None), dx  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ Hence, with P(u) the adjoint of the norm at q, the factor of each perturbation i
     rms:   dgamma_i = sum_n dq'_ni qhat_ni     (D,)          dq = P(gamma dq')          (B, T, H, D)
     l2:    dg = sum_ni dq'_ni qhat_ni          ()            dq = P(g dq')              (B, T, H, D)
 
-and for k with kappa, or without g, alike.
+and for k with kappa, or without g, alike. Scales that are zero-centred, or one for each head, are `rms_norm`'s own.
 
 Cached: what the two norms keep: q and k, and one number for each of their heads.
 
@@ -36,14 +36,14 @@ from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, Reals, each_position
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.rule import Case, Interval, Real, Rule, called_as
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
 
 
 class QkNormParams(NamedTuple):
-    q_scale: Float[Array, " D"] | Float[Array, ""]
-    k_scale: Float[Array, " D"] | None
+    q_scale: Float[Array, " D"] | Float[Array, "H D"] | Float[Array, ""]
+    k_scale: Float[Array, " D"] | Float[Array, "K D"] | None
 
 
 class QueriesAndKeys(NamedTuple):
@@ -57,27 +57,33 @@ class QkNormCache(NamedTuple):
 
 
 def qk_norm(
-    l2: bool = False, eps: float = 1e-6
+    l2: bool = False, eps: float = 1e-6, zero_centred: bool = False, per_head: bool = False
 ) -> Layer[QkNormParams, tuple[Array, Array], tuple[Reals, Reals], QkNormCache]:
     """(q', k'): queries and keys, each divided by the root mean square, or by the length, of its head's features.
 
     Args:
       l2: whether to divide by the length and to multiply q' by one learned number g.
       eps: what is added to the mean square; with `l2`, the length below which is divided by eps instead.
+      zero_centred: whether the scales are stored less 1, as in Gemma 3 and Qwen3-Next; not with `l2`.
+      per_head: whether each head has scales of its own; not with `l2`.
 
     Returns:
       A layer with x `(q, k)`, q `(..., T, H, D)` and k `(..., S, K, D)` (their numbers of heads may differ), and y of
-      the same shapes. The params are `QkNormParams(q_scale: (D,), k_scale: (D,))`, ones at first, or with `l2`
-      `QkNormParams(q_scale: (), k_scale: None)`, log2(T^2 - T) at first, and 1 for a T of one.
+      the same shapes. The params are `QkNormParams(q_scale: (D,), k_scale: (D,))`, or (H, D) and (K, D) of each head,
+      ones at first, or zeros where they are zero-centred; with `l2` `QkNormParams(q_scale: (), k_scale: None)`,
+      log2(T^2 - T) at first, and 1 for a T of one.
 
     Raises:
-      ValueError: eps is not positive; q and k have no features, or another number of them than each other or scales.
+      ValueError: `l2` is given with either of the last two; eps is not positive; q and k have no features, or another
+        number of them than each other or scales.
       TypeError: x is no pair; q or k is not floating-point, or not of the scales' dtype.
     """
     who = "qk_norm"
-    require_flags(who, l2=l2)
+    require_flags(who, l2=l2, zero_centred=zero_centred, per_head=per_head)
     eps = require_positive(who, "eps", eps)
-    rms, length = rms_norm(eps), l2_normalize(-1, eps)
+    if l2 and (zero_centred or per_head):
+        raise ValueError(f"{who}: l2 has one number g, expected neither zero_centred nor per_head with it")
+    rms, length = rms_norm(eps, True, zero_centred, per_head), l2_normalize(-1, eps)
 
     def init(key, x):
         q, k = x
@@ -114,7 +120,8 @@ def _times(g: Array, v: Array) -> Array:
     return cast(lax.broadcast(widen(g), v.shape) * widen(v), v.dtype)
 
 
-def reference(params: QkNormParams, x: tuple[Array, Array], l2: bool = False, eps: float = 1e-6) -> tuple[Array, Array]:
+@called_as(qk_norm)
+def reference(params: QkNormParams, x: tuple[Array, Array], l2, eps, zero_centred, per_head) -> tuple[Array, Array]:
     if l2:
         import optax
 
@@ -123,7 +130,7 @@ def reference(params: QkNormParams, x: tuple[Array, Array], l2: bool = False, ep
 
     def normalized(v, scale):
         y = v / jnp.sqrt(jnp.mean(v**2, -1, keepdims=True) + eps)
-        return y * jnp.broadcast_to(scale, y.shape)
+        return y * jnp.broadcast_to(1 + scale if zero_centred else scale, y.shape)
 
     return normalized(x[0], params.q_scale), normalized(x[1], params.k_scale)
 
@@ -137,6 +144,7 @@ RULE = Rule(
     reference,
     cases=(
         Case("rms", _X, {"eps": _EPS}, ("D",), timed={"B": 4, "T": 256, "H": 8, "D": 64, "S": 256, "K": 8}),
+        Case("zero-centred, of each head", _X, {"eps": _EPS, "zero_centred": True, "per_head": True}, ("D",)),
         Case("l2", _X, {"l2": True, "eps": _EPS}, ("D",)),
     ),
     cite="arXiv:2302.05442, section 2 (with RMS norm as in OLMo 2, arXiv:2501.00656); l2: arXiv:2010.04245, equation 6",

@@ -39,7 +39,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.standardize import moments, on_last_axis, pull_standardized
+from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 
@@ -105,7 +105,7 @@ def weight_standardization(
         V = cast(scaled(standardized(W)[0], gamma), A.dtype)
         Z = lax.dot_general(A, V, (((A.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide_dtype(A.dtype))
         if b is not None:
-            Z = Z + on_last_axis(b, Z)
+            Z = Z + on_last_axes(b, Z)
         return cast(Z, A.dtype), WeightStandardizationCache(A)
 
     def backward(params, cache, dZ):

@@ -56,7 +56,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.standardize import on_last_axis
+from bpref.formulas.standardize import on_last_axes
 from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
@@ -161,7 +161,7 @@ def lstm(
         return plus(times_transposed(x, params.W), params.b)
 
     def seen(params, which, c):
-        return 0 if params.P is None else on_last_axis(params.P[which], c) * c
+        return 0 if params.P is None else on_last_axes(params.P[which], c) * c
 
     def step(params, z, state):
         h, c = state
