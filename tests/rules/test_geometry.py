@@ -24,7 +24,38 @@ BAD_CALLS = {
     "resize by no method": (
         lambda: bpref.resize(4, 4, method="cubic"),
         ValueError,
-        "resize: method is 'cubic', expected one of nearest, bilinear",
+        "resize: method is 'cubic', expected one of nearest, bilinear, bicubic, floor",
+    ),
+    "resize to no size": (lambda: bpref.resize(), ValueError, "resize: height is None, expected a positive integer"),
+    "resize to a size and by a factor": (
+        lambda: bpref.resize(4, 4, scale=2.0),
+        ValueError,
+        "resize: height or width is given beside scale, expected one or the other",
+    ),
+    "resize by a negative factor": (
+        lambda: bpref.resize(scale=(2.0, -1.0)),
+        ValueError,
+        "resize: scale is -1.0, expected a positive number",
+    ),
+    "resize by three factors": (
+        lambda: bpref.resize(scale=(2.0, 1.0, 1.0)),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "resize: scale is (2.0, 1.0, 1.0), expected one positive number, or two",
+    ),
+    "resize by a factor to nothing": (
+        lambda: bpref.resize(scale=0.3).forward((), jnp.ones((1, 4, 3, 2))),
+        ValueError,
+        "resize: x has shape (1, 4, 3, 2), of which a scale of 0.3 leaves no pixel",
+    ),
+    "resize to the nearest pixel with aligned corners": (
+        lambda: bpref.resize(4, 4, "floor", align_corners=True),
+        ValueError,
+        "resize: method is 'floor', which has no align_corners and no antialias",
+    ),
+    "resize smoothed with aligned corners": (
+        lambda: bpref.resize(4, 4, align_corners=True, antialias=True),
+        ValueError,
+        "resize: align_corners and antialias are True, expected one of them at most",
     ),
     "grid_sample by no padding": (
         lambda: bpref.grid_sample(padding="reflection"),
@@ -126,6 +157,31 @@ def test_a_single_pixel_becomes_many():
     y, dx = sweep(bpref.resize(40, 1), column([3]), column(np.arange(40)))
     np.testing.assert_array_equal(y, column(np.full(40, 3)))
     np.testing.assert_array_equal(dx, column([40 * 39 / 2]))
+
+
+def test_bicubic_by_hand():
+    """Half way between two pixels the weights are -3/32, 19/32, 19/32, -3/32; what lies outside is the edge."""
+    y, dx = sweep(
+        bpref.resize(7, 1, "bicubic", align_corners=True), column([1, 10, 100, 1000]), column([0, 0, 0, 1, 0, 1, 0])
+    )
+    np.testing.assert_allclose(y.ravel()[::2], [1, 10, 100, 1000], rtol=1e-6)
+    np.testing.assert_allclose(y.ravel()[3], (19 * 110 - 3 * 1001) / 32, rtol=1e-6)
+    np.testing.assert_allclose(y.ravel()[5], (19 * 1100 - 3 * 1010) / 32, rtol=1e-6)
+    np.testing.assert_allclose(dx.ravel(), np.array([-3, 19 - 3, 19 + 19, -3 + 16]) / 32, rtol=1e-6)
+
+
+def test_smoothing_takes_the_mean_where_two_pixels_become_one():
+    """The weights of a triangle two pixels wide: 1/4, 3/4, 3/4, 1/4 in the middle, each row divided by its sum."""
+    y, _ = sweep(bpref.resize(2, 1, antialias=True), column([1, 10, 100, 1000]), column([1, 1]))
+    np.testing.assert_allclose(y.ravel(), [(3 + 30 + 100) / 7, (10 + 300 + 3000) / 7], rtol=1e-6)
+
+
+def test_a_factor_says_where_pixels_lie():
+    """3 pixels times 1.5 are 4, at s = (p + 1/2) / 1.5 - 1/2, and not at those of 4 / 3."""
+    y, _ = sweep(bpref.resize(scale=(1.5, 1.0)), column([0, 1, 2]), column([1, 1, 1, 1]))
+    np.testing.assert_allclose(y.ravel(), [0, 0.5, 7 / 6, 11 / 6], rtol=1e-6)
+    y, _ = sweep(bpref.resize(scale=(1.5, 1.0), method="floor"), column([0, 1, 2]), column([1, 1, 1, 1]))
+    assert y.ravel().tolist() == [0, 0, 1, 2]
 
 
 def test_weights_of_resize_are_rounded_once():

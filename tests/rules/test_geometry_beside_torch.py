@@ -27,6 +27,35 @@ def test_resize(rng, method, theirs):
     assert_same(bpref.resize(height, width, method), twin, (), rng.normal(size=rng.integers(1, 9, 4)))
 
 
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("how", ["align_corners", "antialias", "plain"])
+def test_smooth_resize(rng, method, how):
+    height, width = (int(n) for n in rng.integers(1, 12, 2))
+    flags = {} if how == "plain" else {how: True}
+    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=method, **flags))
+    assert_same(bpref.resize(height, width, method, **flags), twin, (), rng.normal(size=rng.integers(1, 9, 4)))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [(1.7, 0.6), (2.6, 1.3)])
+def test_resize_by_a_factor(rng, scale, method, align_corners):
+    how = {"align_corners": align_corners}
+    twin = channels_second(lambda x: F.interpolate(x, scale_factor=scale, mode=method, **how))
+    assert_same(bpref.resize(scale=scale, method=method, **how), twin, (), rng.normal(size=(2, 5, 7, 3)))
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("floor", "nearest"), ("nearest", "nearest-exact")])
+def test_resize_to_one_pixel(rng, method, theirs):
+    """Factors of which PyTorch makes neither the same size nor twice as much: it overlooks the fraction there."""
+    height, width = (int(n) for n in rng.integers(1, 12, 2))
+    x, scale = rng.normal(size=(2, 5, 7, 3)), (1.7, 0.6)
+    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=theirs))
+    assert_same(bpref.resize(height, width, method), twin, (), x)
+    twin = channels_second(lambda x: F.interpolate(x, scale_factor=scale, mode=theirs))
+    assert_same(bpref.resize(scale=scale, method=method), twin, (), x)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 def test_grid_sample(rng, align_corners, padding):

@@ -156,6 +156,7 @@ IN_PLACE = {
     "nearest, fewer and more": (bpref.resize(4, 12, "nearest"), IMAGES),
     "nearest, of 20 to 21 pixels each": (bpref.resize(100, 103, "nearest"), IMAGES),
     "bilinear": (bpref.resize(7, 12), IMAGES),
+    "bicubic": (bpref.resize(7, 12, "bicubic"), IMAGES),
 }
 
 

@@ -1,111 +1,227 @@
-"""resize: images of another height and width, by the nearest pixel or a bilinear mixture of the nearest four.
+"""resize: images of another height and width, each pixel a mixture of those that are near it along either axis.
 
 Forward, for images x of shape (N, H, W, C), to height P and width Q. Output p of P lies at s_p, in units of input
-pixels whose centres are at 0, 1, ..., H - 1 (pixel centres are at halves of either grid):
+pixels whose centres are at 0, 1, ..., H - 1 (pixel centres are at halves of either grid), with f = P / H, or the factor
+that is given, of which P = floor(f H) is made:
 
-    s_p = (p + 1/2) H / P - 1/2
+    s_p = (p + 1/2) / f - 1/2              of corners that are aligned:  s_p = p (H - 1) / (P - 1)
+    floor:     A_ph = [h = floor(p / f)]
     nearest:   A_ph = [h = floor(s_p + 1/2)]
     bilinear:  A_ph = max(0, 1 - |s'_p - h|),   s'_p = s_p clipped to [0, H - 1]
+    bicubic:   A_ph = sum_k w(s_p - k) [h = k clipped to [0, H - 1]],   k over all integers
 
-and likewise B of shape (Q, W) for the width. Each axis is a matrix with one or two numbers in a row:
+    w(d) = 1 - (a + 3) d^2 + (a + 2) |d|^3  up to |d| = 1,   a (|d| - 1) (|d| - 2)^2  from there to 2,   a = -3/4
+
+and likewise B of shape (Q, W) for the width. Each axis is a matrix with one, two or four numbers in a row:
 
     y_npqc = sum_hw A_ph B_qw x_nhwc                                      y: (N, P, Q, C)
 
-No smoothing comes before a reduction: this is `jax.image.resize(antialias=False)`, and PyTorch's `interpolate` with
-`align_corners=False` ("nearest" is its "nearest-exact").
+Of itself no smoothing comes before a reduction: this is `jax.image.resize(antialias=False)`, but for bicubic, whose a
+there is -1/2, and PyTorch's `interpolate` ("nearest" is its "nearest-exact", "floor" its "nearest"). With `antialias`
+the weights are as wide as an output pixel, with r = max(1, 1 / f), and each row is divided by its sum: bilinear
+A_ph ~ max(0, 1 - |s_p - h| / r), bicubic A_ph ~ w((s_p - h) / r) with a = -1/2, as in both libraries.
 
 Differential: A and B are constants of the sizes alone, so delta y = A delta x B^T, plane by plane, and the adjoint is
 
     dx_nhwc = sum_pq A_ph B_qw dy_npqc                                    dx: (N, H, W, C)
 
-the transposed matrices, one axis at a time. A column of A has about 2 P / H numbers.
+the transposed matrices, one axis at a time. A column of A has as many numbers as a row, times f.
 
 Cached: nothing but the shape of x, which an array without elements remembers.
 
-Numerical care: 2 P s_p is an integer, and so the weights, computed while tracing, are rounded once; from a rounded s_p
-a small one would keep its error of up to H round-offs. `jax.image.resize` has that error, and in float64 agrees with
-this to 7e-12 of an element only. Half precision is summed in float32 and rounded once. The axis that shrinks most is
-done first. To multiply by A as a dense matrix, as `jax.image.resize` does, is H products for each number instead of
-two, and a NaN spreads to its whole row and column; here it stays in its place, but for the gradient of bilinear images
-that are enlarged eight times or more: their A is dense there.
+Numerical care: s_p is a quotient of integers, and so the weights, computed while tracing, are rounded once (bicubic
+ones are products in which nothing cancels near a pixel); from a rounded s_p a small one would keep its error of up to H
+round-offs. `jax.image.resize` has that error, and in float64 agrees with this to 7e-12 of an element only. PyTorch
+divides in float32 where "floor" and "nearest" choose, and may take the pixel beside; where floor(f H) is H, or for
+"floor" 2 H, it takes that for f. Half precision is summed in
+float32 and rounded once. The axis that shrinks most is done first. To multiply by A as a dense matrix, as
+`jax.image.resize` does, is H products for each number instead of two, and a NaN spreads to its whole row and column;
+here it stays in its place, but where a row of A, or of its transpose, has more than 16 numbers: it is dense there.
 """
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_choice, require_sizes
+from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_sizes
 from bpref.dtypes import cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.formulas.sparse_along import multiply_along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule, Size
 
-METHODS = ("nearest", "bilinear")
+METHODS = ("nearest", "bilinear", "bicubic", "floor")
 
 
 class ResizeCache(NamedTuple):
     shape: Float[Array, "0 N H W C"]
 
 
-def resize(height: int, width: int, method: str = "bilinear") -> Layer[tuple[()], Array, Reals, ResizeCache]:
-    """Images of the given height and width.
+def resize(
+    height: int | None = None,
+    width: int | None = None,
+    method: str = "bilinear",
+    *,
+    scale: float | tuple[float, float] | None = None,
+    align_corners: bool = False,
+    antialias: bool = False,
+) -> Layer[tuple[()], Array, Reals, ResizeCache]:
+    """Images of the given height and width, or enlarged by a factor.
 
     Args:
       height, width: P and Q, in pixels, larger or smaller than before.
-      method: "nearest" or "bilinear".
+      method: "nearest", "floor", "bilinear" or "bicubic".
+      scale: in place of height and width f, one factor or that of each; positions are those of f itself, also where
+        f H is no integer.
+      align_corners: whether the centres of the corner pixels stay where they are, as PyTorch has it.
+      antialias: whether what is reduced is smoothed.
 
     Returns:
       A layer with params `()`, x `(N, H, W, C)` and y `(N, P, Q, C)` in x's dtype.
 
     Raises:
-      ValueError: height or width is not a positive integer; there is no such method; x is not of images with pixels.
+      ValueError: height or width is not a positive integer, or a factor no positive number; there are both, or neither;
+        there is no such method, or it takes no corners or smoothing; x is not of images with pixels, or with too few
+        for one to be left.
       TypeError: x is not floating-point.
     """
     who = "resize"
-    height, width = require_sizes(who, height=height, width=width)
+    sizes, factors = _required(who, height, width, scale)
     require_choice(who, "method", method, METHODS)
+    require_flags(who, align_corners=align_corners, antialias=antialias)
+    if method in ("nearest", "floor") and (align_corners or antialias):
+        raise ValueError(f"{who}: method is {method!r}, which has no align_corners and no antialias")
+    if align_corners and antialias:
+        raise ValueError(f"{who}: align_corners and antialias are True, expected one of them at most")
 
     def forward(params, x: Float[Array, "N H>0 W>0 C"]):
-        return _resized(x, (height, width), _matrices(x.shape)), ResizeCache(shape_keeper(x))
+        return _applied(x, _matrices(x.shape)), ResizeCache(shape_keeper(x))
 
     def backward(params, cache, dy):
-        shape = cache.shape.shape[1:]
-        return (), _resized(dy, shape[1:3], [matrix.T for matrix in _matrices(shape)])
+        return (), _applied(dy, [matrix.T for matrix in _matrices(cache.shape.shape[1:])])
 
     def _matrices(shape):
-        matrix = _nearest if method == "nearest" else _bilinear
-        return [matrix(n, m) for n, m in zip(shape[1:3], (height, width), strict=True)]
+        before = shape[1:3]
+        after = sizes or [math.floor(n * (f or 1)) for n, f in zip(before, factors, strict=True)]
+        if 0 in after:
+            raise ValueError(f"{who}: x has shape {shape}, of which a scale of {scale} leaves no pixel")
+        how = method, align_corners, antialias
+        return [_matrix(n, m, f, *how) for n, m, f in zip(before, after, factors, strict=True)]
 
     return Layer(no_params, forward, backward, who)
 
 
-def _resized(x: Array, sizes: tuple[int, ...], matrices: list[np.ndarray]) -> Array:
+def _required(
+    who: str, height: object, width: object, scale: object
+) -> tuple[tuple[int, ...] | None, tuple[float | None, ...]]:
+    """The sizes, if given, and the factors of both axes, `None` where the sizes say them."""
+    if scale is None:
+        return require_sizes(who, height=height, width=width), (None, None)
+    if height is not None or width is not None:
+        raise ValueError(f"{who}: height or width is given beside scale, expected one or the other")
+    factors = scale if isinstance(scale, tuple) else (scale, scale)
+    if len(factors) != 2:
+        raise ValueError(f"{who}: scale is {scale!r}, expected one positive number, or two")
+    return None, tuple(require_positive(who, "scale", f) for f in factors)
+
+
+def _applied(x: Array, matrices: list[np.ndarray]) -> Array:
     y = widen(x)
-    growth = {axis: sizes[axis - 1] / x.shape[axis] for axis in (1, 2)}
-    for axis in sorted(growth, key=lambda axis: growth[axis]):
-        if growth[axis] != 1:
-            y = multiply_along(matrices[axis - 1], y, axis)
+    for axis, matrix in sorted(enumerate(matrices, 1), key=lambda at: at[1].shape[0] / at[1].shape[1]):
+        if not np.array_equal(matrix, np.eye(matrix.shape[1])):
+            y = multiply_along(matrix, y, axis)
     return cast(y, x.dtype)
 
 
-def _nearest(n: int, m: int) -> np.ndarray:
-    """A of shape (m, n); in integers, so that what lies between two pixels goes to the second."""
-    return np.eye(n)[(2 * np.arange(m) + 1) * n // (2 * m)]
+@lru_cache(256)
+def _matrix(n: int, m: int, factor: float | None, method: str, align_corners: bool, antialias: bool) -> np.ndarray:
+    """A of shape (m, n)."""
+    if antialias:
+        return _smoothing(n, m, factor, method)
+    up, down = (m, n) if factor is None else float(factor).as_integer_ratio()
+    if align_corners:
+        places, unit = [p * (n - 1) if m > 1 else 0 for p in range(m)], max(m - 1, 1)
+    else:
+        places, unit = [(2 * p + 1) * down - up for p in range(m)], 2 * up
+    if method == "floor":
+        return np.eye(n)[[min(p * down // up, n - 1) for p in range(m)]]
+    if method == "nearest":
+        return np.eye(n)[[min((2 * s + unit) // (2 * unit), n - 1) for s in places]]
+    A = np.zeros((m, n))
+    for row, s in zip(A, places, strict=True):
+        if method == "bilinear":
+            h, rest = divmod(min(max(s, 0), unit * (n - 1)), unit)
+            row[h] = (unit - rest) / unit
+            row[min(h + 1, n - 1)] += rest / unit
+        else:
+            h, rest = divmod(s, unit)
+            for k, weight in enumerate(_cubic(rest / unit, (unit - rest) / unit), h - 1):
+                row[min(max(k, 0), n - 1)] += weight
+    return A
 
 
-def _bilinear(n: int, m: int) -> np.ndarray:
-    """A of shape (m, n); 2 m s' and 2 m A are integers, so that only the division rounds."""
-    s = np.clip((2 * np.arange(m) + 1) * n - m, 0, 2 * m * (n - 1))
-    return np.maximum(0, 2 * m - np.abs(s[:, None] - 2 * m * np.arange(n))) / (2 * m)
+def _cubic(t: float, u: float) -> tuple[float, float, float, float]:
+    """w at -1 - t, -t, u and 1 + u, with u = 1 - t."""
+    a = -0.75
+    return a * t * u * u, u * (1 + t - (a + 2) * t * t), t * (1 + u - (a + 2) * u * u), a * u * t * t
 
 
-def reference(params: tuple[()], x: Array, height: int, width: int, method: str = "bilinear") -> Array:
-    shape = (x.shape[0], height, width, x.shape[3])
-    return jax.image.resize(x, shape, method, antialias=False)
+def _smoothing(n: int, m: int, factor: float | None, method: str) -> np.ndarray:
+    """A of shape (m, n) of weights that are as wide as a pixel of either grid."""
+    up, down = (m, n) if factor is None else (factor, 1)
+    d = abs((2 * np.arange(n) + 1) * up - (2 * np.arange(m)[:, None] + 1) * down) / (2 * max(up, down))
+    if method == "bilinear":
+        A = np.maximum(0, 1 - d)
+    else:
+        A = np.where(d < 1, (1 - d) * (1 + d - 1.5 * d * d), np.where(d < 2, -0.5 * (d - 1) * (d - 2) ** 2, 0))
+    return A / A.sum(1, keepdims=True)
+
+
+def reference(
+    params: tuple[()],
+    x: Array,
+    height: int | None = None,
+    width: int | None = None,
+    method: str = "bilinear",
+    *,
+    scale: float | tuple[float, float] | None = None,
+    align_corners: bool = False,
+    antialias: bool = False,
+) -> Array:
+    before = x.shape[1:3]
+    if scale is None:
+        shape = (x.shape[0], height or 0, width or 0, x.shape[3])
+        factors = [m / n for n, m in zip(before, shape[1:3], strict=True)]
+        if method == "nearest" or antialias:
+            return jax.image.resize(x, shape, method, antialias)
+    else:
+        factors = scale if isinstance(scale, tuple) else (scale, scale)
+        shape = (x.shape[0], *(int(n * f) for n, f in zip(before, factors, strict=True)), x.shape[3])
+        if antialias:
+            f = jnp.asarray(factors, x.dtype)
+            return jax.image.scale_and_translate(x, shape, (1, 2), f, 0 * f, method, antialias)
+    A, B = (_naive(n, m, f, method, align_corners) for n, m, f in zip(before, shape[1:3], factors, strict=True))
+    return jnp.einsum("ph,qw,nhwc->npqc", A.astype(x.dtype), B.astype(x.dtype), x)
+
+
+def _naive(n: int, m: int, f: float, method: str, align_corners: bool) -> np.ndarray:
+    if method in ("floor", "nearest"):
+        place = (np.arange(m)[:, None] + (0 if method == "floor" else 0.5)) / f
+        return np.arange(n) == np.minimum((place + 1e-9).astype(int), n - 1)
+    s = np.arange(m) * (n - 1) / max(m - 1, 1) if align_corners else (np.arange(m) + 0.5) / f - 0.5
+    k = np.arange(-2, n + 3)
+    d = abs(s[:, None] - k)
+    if method == "bilinear":
+        w = np.maximum(1 - d, 0)
+    else:
+        w = np.where(d <= 1, 1.25 * d**3 - 2.25 * d**2 + 1, np.where(d < 2, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4), 0))
+    return w @ (np.clip(k, 0, n - 1)[:, None] == np.arange(n))
 
 
 _X = Real("N H W C")
@@ -124,7 +240,25 @@ RULE = Rule(
         ),
         Case("bilinear, wider", _X, {"height": 7, "width": 31}, never_empty=("H", "W")),
         Case("nearest", _X, {"height": 31, "width": 2, "method": "nearest"}, never_empty=("H", "W")),
+        Case("corners", _X, {"height": 7, "width": 2, "align_corners": True}, never_empty=("H", "W")),
+        Case("bicubic", _X, {"height": 9, "width": 3, "method": "bicubic"}, never_empty=("H", "W")),
+        Case(
+            "bicubic corners, a factor",
+            _X,
+            {"scale": 1.7, "method": "bicubic", "align_corners": True},
+            never_empty=("H", "W"),
+        ),
+        Case("factors", _X, {"scale": (1.7, 0.6)}, never_empty=("H",), least={"W": 2}),
+        Case("floor", _X, {"height": 5, "width": 2, "method": "floor"}, never_empty=("H", "W")),
+        Case("smoothed", _X, {"height": 2, "width": 3, "antialias": True}, never_empty=("H", "W")),
+        Case(
+            "smoothed bicubic",
+            _X,
+            {"height": 2, "width": 5, "method": "bicubic", "antialias": True},
+            never_empty=("H", "W"),
+        ),
     ),
-    cite="Parker, Kenyon and Troxel, 'Comparison of interpolating methods for image resampling' (1983), IEEE TMI 2",
+    cite="Parker, Kenyon and Troxel, 'Comparison of interpolating methods for image resampling' (1983), IEEE TMI 2; "
+    "bicubic: Keys, 'Cubic convolution interpolation for digital image processing' (1981), IEEE TASSP 29",
     covers=("interpolate", "upsample", "downsample", "upsampling"),
 )
