@@ -344,6 +344,7 @@ from .transforms import update_in_backward as update_in_backward
 from .transforms import watch as watch
 from .transforms import where_it_dies as where_it_dies
 from .verify import Finding as Finding
+from .verify import Pattern as Pattern
 from .verify import Precision as Precision
 from .verify import Report as Report
 from .verify import Verdict as Verdict

@@ -3,6 +3,7 @@
 import html
 import math
 
+from bpref.cli.html_heat_map import heat_map
 from bpref.cli.html_page import document, table, word
 from bpref.verify.report import Finding, Precision, Report, Verdict
 from bpref.verify.searching.search import SearchReport
@@ -42,7 +43,8 @@ def _verdict(v: Verdict) -> tuple[str, ...]:
 
 def _finding(finding: Finding) -> str:
     what = f"<b><code>{html.escape(finding.where)}</code>: {html.escape(finding.kind)}</b>"
-    return f"<p>{what}</p><pre>{html.escape(finding.detail)}</pre>"
+    drawn = heat_map(finding.pattern) if finding.pattern else ""
+    return f"<p>{what}</p><pre>{html.escape(finding.detail)}</pre>{drawn}"
 
 
 def _precision(where: str, p: Precision) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: 0.3rem 1rem 0.3rem 0; border-bottom: 1px solid #8884; }
 pre { overflow-x: auto; margin: 0.3rem 0; }
-td pre { margin: 0; }
+td pre { margin: 0; white-space: pre-wrap; }
 img { max-width: 100%; background: #fff; }
 .verdict { font-weight: 600; white-space: nowrap; }
 .ok { color: light-dark(#117733, #66cc88); }
@@ -29,6 +29,10 @@ img { max-width: 100%; background: #fff; }
 .cannot.tell, .not.run { color: light-dark(#7b1fa2, #d8a0ff); }
 .bar { display: block; height: 0.5rem; background: light-dark(#3366aa, #7799dd); border-radius: 0.2rem; }
 .bar.beside { background: #8888; }
+.heat { display: block; max-width: 100%; overflow: visible; font-size: 0.85rem; fill: currentColor; }
+.heat .frame { fill: none; stroke: #8888; }
+.heat .error { fill: light-dark(#b00020, #ff8a80); }
+.heat .uneven { font-weight: 600; }
 .fine { opacity: 0.75; font-size: 0.9rem; }
 """
 

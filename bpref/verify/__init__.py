@@ -3,13 +3,14 @@
 from bpref.verify.check import assert_gradient, check
 from bpref.verify.checked import LeafErrors, LeafReport, check_leaves, checked
 from bpref.verify.programs.strip import strip_custom_rules
-from bpref.verify.report import Finding, Precision, Report, Verdict
+from bpref.verify.report import Finding, Pattern, Precision, Report, Verdict
 from bpref.verify.rules.catalogue import RuleReport, verify_rule
 
 __all__ = [
     "Finding",
     "LeafErrors",
     "LeafReport",
+    "Pattern",
     "Precision",
     "Report",
     "RuleReport",

@@ -40,6 +40,22 @@ KINDS = (
 or under vmap, for the first or the second time. `oracle` is one that autodiff of the formula has wrong as well."""
 
 
+class Pattern(NamedTuple):
+    """Where a wrong array is wrong: relative errors, 0 where it is right and 1 where nothing of it is.
+
+    Attributes:
+      shape: the array's.
+      drawn: the axes of the rows and columns, one or two; of the others, and of all samples, the worst is drawn.
+      uneven: the axes that part right from wrong: at some of their indices everything is right, at others not.
+      errors: the rows; one that stands for several neighbours is the worst of them.
+    """
+
+    shape: tuple[int, ...]
+    drawn: tuple[int, ...]
+    uneven: tuple[int, ...]
+    errors: tuple[tuple[float, ...], ...]
+
+
 class Finding(NamedTuple):
     """One thing that is wrong, or worth knowing.
 
@@ -48,12 +64,14 @@ class Finding(NamedTuple):
       kind: one of `KINDS`.
       detail: what was seen, in one line, with figures; more lines show the residual's pattern.
       error: the largest relative error, elementwise; in ulps for `imprecise`.
+      pattern: where the array is wrong, if it was compared and has the right shape.
     """
 
     where: str
     kind: str
     detail: str
     error: float = math.inf
+    pattern: Pattern | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.kind}: {self.detail}"
@@ -134,7 +152,8 @@ class Report(NamedTuple):
         return self
 
     def to_json(self) -> str:
-        """The whole report as one JSON object; an infinite or undefined error is a string."""
+        """The report as one JSON object, but for the patterns; an infinite or undefined error is a string."""
+        without_patterns = ({k: v for k, v in f._asdict().items() if k != "pattern"} for f in self.findings)
         plain = {
             "name": self.name,
             "verdict": self.verdict,
@@ -142,7 +161,7 @@ class Report(NamedTuple):
             "oracle": self.oracle,
             "key": self.key,
             "verdicts": [_plain(v) for v in self.verdicts],
-            "findings": [_plain(f) for f in self.findings],
+            "findings": [_plain(f) for f in without_patterns],
             "notes": list(self.notes),
         }
         return json.dumps(plain, indent=1)
@@ -162,7 +181,9 @@ class Report(NamedTuple):
 def _plain(v: object) -> object:
     """Named tuples as dictionaries, and numbers that JSON has no word for as strings."""
     if as_dict := getattr(v, "_asdict", None):
-        return {name: _plain(value) for name, value in as_dict().items()}
+        v = as_dict()
+    if isinstance(v, dict):
+        return {name: _plain(value) for name, value in v.items()}
     if isinstance(v, tuple):
         return [_plain(item) for item in v]
     return str(v) if isinstance(v, float) and not math.isfinite(v) else v

@@ -53,6 +53,8 @@ def test_a_report_is_written_as_a_page_that_stands_by_itself(capsys, tmp_path):
     assert "<h1>halved: wrong</h1>" in page
     assert '<span class="verdict wrong">wrong</span></td><td><pre>0.5000 x the reference' in page
     assert "<b><code>x</code>: factor</b>" in page
+    assert 'aria-label="relative errors along axis 0 (of 4)"' in page
+    assert page.count('class="error" fill-opacity="0.95"><title>5.0e-01</title>') == 4
     assert not re.search(r"(?:src|href)=|url\(", page)
     assert run([*call, "--html", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"bpref: --html {tmp_path}: it is a directory\n"

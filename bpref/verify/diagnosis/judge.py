@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
+from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Residual
 from bpref.verify.diagnosis.terms import contributions
 from bpref.verify.examining import precision
@@ -164,10 +165,11 @@ def _derivation(e: Evidence) -> list[Finding]:
             return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
         if e.held.is_misled:
             return [Finding(e.where, "oracle", misled_text(e.held), e.held.error)]
-        found = diagnose(e.residual())
+        residual = e.residual()
+        found = diagnose(residual)
         if nonlinear and found.kind not in EXPLAIN_NONLINEARITY:
             return nonlinear
-        return [Finding(e.where, found.kind, found.detail, e.held.error)]
+        return [Finding(e.where, *found, e.held.error, pattern_of(residual))]
     return [f for f in e.findings if f.kind in ("nonlinear", "impure")]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
+from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Residual, agree
 from bpref.verify.examining.precision import long_text
 from bpref.verify.examining.program import COTANGENTS
@@ -19,7 +20,7 @@ from bpref.verify.host.sampling import Sample, eps_of
 from bpref.verify.numbers.kinks import JUMP
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import generator, is_key
-from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Verdict
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, OK, WRONG, Finding, Pattern, Verdict
 
 BARS = 10
 """How many error bars off is wrong; within two is right."""
@@ -41,8 +42,8 @@ class Judged(NamedTuple):
     finding: Finding | None = None
 
 
-def wrong(name: str, kind: str, detail: str, error: float = np.inf) -> Judged:
-    return Judged(Verdict(name, WRONG, detail, error), Finding(name, kind, detail, error))
+def wrong(name: str, kind: str, detail: str, error: float = np.inf, pattern: Pattern | None = None) -> Judged:
+    return Judged(Verdict(name, WRONG, detail, error), Finding(name, kind, detail, error, pattern))
 
 
 def judge_argument(
@@ -165,7 +166,7 @@ def _within_bars(
         error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
     if np.any(apart > BARS * allowed):
         if looked.all() and error > BARS * residual.round_off:
-            return wrong(name, *diagnose(residual), error)
+            return wrong(name, *diagnose(residual), error, pattern_of(residual))
         return wrong(name, "unexplained", _worst(hand, oracle, apart), error)
     if samples and _projections_disagree(samples, n, hand, noise):
         return wrong(name, "unexplained", "along a random direction through the whole array it is off", error)
@@ -202,7 +203,7 @@ def _narrow(own: Compared, residual: Residual) -> Judged:
     # What is as near to the reference itself as to what a mistake would make of it shows no mistake.
     is_mistake = found.kind != "unexplained" and not agree(residual, residual.oracle)
     if is_other or is_mistake:
-        return wrong(name, found.kind, found.detail, apart)
+        return wrong(name, *found, apart, pattern_of(residual))
     detail = long_text(p)
     return Judged(Verdict(name, IMPRECISE, detail, apart), Finding(name, "imprecise", detail, p.hand.p99))
 

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
+from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Diagnosis, Residual
 from bpref.verify.examining.held import AMPLIFIED, ROUND_OFF, Point
 from bpref.verify.naming import function_name, leaf_names
@@ -210,8 +211,8 @@ def _judge(where: str, steps: Steps, seen: list[Sample], judged: dict[str, _Judg
     if where not in steps.live:
         hint = "nothing is computed from this value: go on with what checkpoint_name returns"
         return _wrong(Finding(where, "structure", hint, alone.error))
-    found = diagnose(_residual(where, steps, seen, alone))
-    return _wrong(Finding(where, found.kind, found.detail, alone.error), doubtful)
+    residual = _residual(where, steps, seen, alone)
+    return _wrong(Finding(where, *diagnose(residual), alone.error, pattern_of(residual)), doubtful)
 
 
 def _wrong(finding: Finding, doubtful: tuple[str, ...] = ()) -> _Judged:
