@@ -14,6 +14,8 @@ from bpref.cli import watching
 from bpref.cli.ending import leaving, say
 from bpref.cli.errors import Ended, UsageError, blaming_the_input, blaming_the_size
 from bpref.cli.how import How
+from bpref.cli.html_page import write_page
+from bpref.cli.html_runs import page_of
 from bpref.cli.profiling import profiling
 from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
@@ -102,6 +104,8 @@ def carried_out(training: Training, recipe: Recipe, how: How) -> int:
             raise UsageError(f"{unwritable}{so_far(kept)}") from unwritable
         if kept is not None:
             kept.checkpoints.remove()
+            if how.report is not None and is_first():
+                write_page("--report", how.report, page_of(kept.record.directory), how.shown)
     return 0
 
 

@@ -79,7 +79,7 @@ def check(
     first, and its src/.
     """
     require_writable(json_file)
-    require_page(html_file, show)
+    require_page("--html", html_file, show)
     if search is not None and not search > 0:
         raise UsageError(f"--search {search:g}: expected seconds, more than 0")
     if search is not None and dtypes is not None:
@@ -111,7 +111,7 @@ def check(
                 with waiting(f"searching, for {search:g} s at most"):
                     specs = values if names_a_function(args) else args
                     report = search_for_a_failure(fun.value, specs, **hand, seconds=search, key=key)
-    write_page(html_file, page(report), show)
+    write_page("--html", html_file, page(report), show)
     return deliver(report, json_file)
 
 

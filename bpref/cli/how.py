@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from optax import GradientTransformation
 
+from bpref.cli.html_page import require_page
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.sharding.hosts import are_many
@@ -47,6 +48,7 @@ class How(NamedTuple):
       stochastic_rounding: whether parameters are kept in bfloat16 and rounded by chance.
       mesh: of which devices, as `data=4,model=2`; None for one, or for the examples among those of all processes.
       layout: how parameters lie on them.
+      report: where the page of the run goes in the end, and whether it is `shown`.
     """
 
     seed: int
@@ -64,11 +66,18 @@ class How(NamedTuple):
     stochastic_rounding: bool = False
     mesh: str | None = None
     layout: str | None = None
+    report: Path | None = None
+    shown: bool = False
 
     def require_consistent(self) -> None:
         """Raise `ValueError` or `OSError` for what means nothing, or where there is no room for the record."""
         every = {"--checkpoint-every": self.checkpoint_every, "--verify-every": self.verify_every}
-        of_a_record = {"--resume": self.resume, "--profile": self.profile, "--checkpoint-every": self.checkpoint_every}
+        of_a_record = {
+            "--resume": self.resume,
+            "--profile": self.profile,
+            "--checkpoint-every": self.checkpoint_every,
+            "--report": self.report,
+        }
         for option, given in of_a_record.items():
             if given not in (None, False) and self.out is None:
                 raise ValueError(f"{option} goes with --out, the directory of the run")
@@ -85,6 +94,8 @@ class How(NamedTuple):
             raise ValueError(f"{by_layer[0]} needs the gradient of the whole network, not --update-in-backward")
         if self.layout is not None and self.mesh is None and not are_many():
             raise ValueError("--layout goes with --mesh, the devices among which parameters are divided")
+        if self.report is None or self.report.parent != self.out:
+            require_page("--report", self.report, self.shown)
         self.division()
         if self.out is not None and not (self.resume and is_begun(self.out)):
             require_new(self.out)

@@ -12,7 +12,7 @@ from bpref.cli import writing
 from bpref.cli.errors import UsageError
 
 HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it there too, as a page.")]
-Open = Annotated[bool, typer.Option("--open", help="Show the page of --html in the browser.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the page in the browser.")]
 
 STYLE = """
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
@@ -37,18 +37,18 @@ img { max-width: 100%; background: #fff; }
 """
 
 
-def require_page(file: Path | None, show: bool) -> None:
+def require_page(option: str, file: Path | None, show: bool) -> None:
     """Raise `UsageError`, before anything is computed, where no page can be written, or there is none to show."""
     if file is not None:
-        writing.require_writable("--html", file)
+        writing.require_writable(option, file)
     elif show:
-        raise UsageError("--open shows the page of --html FILE, which is not given")
+        raise UsageError(f"--open shows the page of {option} FILE, which is not given")
 
 
-def write_page(file: Path | None, page: str, show: bool) -> None:
+def write_page(option: str, file: Path | None, page: str, show: bool) -> None:
     """Write the page where one is asked for, and show it where that is."""
     if file is not None:
-        writing.write("--html", file, page)
+        writing.write(option, file, page)
         if show:
             import webbrowser
 

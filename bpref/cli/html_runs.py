@@ -3,9 +3,16 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from bpref.cli.html_page import document, picture, table
-from bpref.train.begun import Json
+from bpref.train.begun import Json, begun_with, score_of
+from bpref.train.record import PLOT, rows_of
+
+
+def page_of(run: Path) -> str:
+    """The page of one run that has come to its end."""
+    return page({run.name: (begun_with(run), rows_of(run))}, score_of(run), (run / PLOT).read_bytes())
 
 
 def page(runs: Mapping[str, tuple[Json, Sequence[Json]]], score: str, png: bytes) -> str:

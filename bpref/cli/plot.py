@@ -31,7 +31,7 @@ def plot(
 
     with blaming_the_input():
         require_writable("--output", output)
-        require_page(html_file, show)
+        require_page("--html", html_file, show)
         whole = [run.resolve() for run in runs]
         if twice := [run for run, path in zip(runs, whole, strict=True) if whole.count(path) > 1]:
             raise UsageError(f"{twice[0]} is named twice")
@@ -42,7 +42,7 @@ def plot(
             draw(rows, " or ".join(scores), beside)
     began = {name: begun_with(run) for name, run in zip(rows, runs, strict=True)}
     of_runs = {name: (began[name], of_run) for name, of_run in rows.items()}
-    write_page(html_file, page(of_runs, " or ".join(scores), output.read_bytes()), show)
+    write_page("--html", html_file, page(of_runs, " or ".join(scores), output.read_bytes()), show)
     epochs = ", ".join(f"{run} {len(of_run)}" for run, of_run in zip(runs, rows.values(), strict=True))
     print(f"written: {output}, of so many epochs: {epochs}")
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
+from bpref.cli.html_page import Open
 
 if TYPE_CHECKING:
     from bpref.sharding.hosts import Hosts
@@ -124,6 +125,10 @@ def train(
         Path | None,
         typer.Option(help="A new directory for params.safetensors, metrics.jsonl and loss.png. [default: none]"),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the run in --out as a page in the end: curves, layers.")
+    ] = None,
+    show: Open = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints of all that --resume takes. [default: once a minute]")
     ] = None,
@@ -198,6 +203,8 @@ def train(
             stochastic_rounding=stochastic_rounding,
             mesh=mesh,
             layout=layout,
+            report=report,
+            shown=show,
             updates=Updates(clip, patterns(freeze) or (), average, accumulate, patterns(decay)),
         )
         with blaming_the_input():

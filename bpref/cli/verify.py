@@ -52,7 +52,7 @@ def verify(
         chosen = list(dict.fromkeys(meant("rule", name, known, other_names()) for name in names or known))
     if json_file is not None:
         require_writable("--json", json_file)
-    require_page(html_file, show)
+    require_page("--html", html_file, show)
     console = Console(width=None if os.isatty(1) else 200)
     console.print(f"float64 oracle: autodiff of each rule's reference      seed {seed}")
 
@@ -79,7 +79,7 @@ def verify(
     said = f"{len(reports)} rules, {cases} cases, {len(equations)} equations: "
     said += f"{len(wrong)} wrong: {', '.join(wrong)}" if wrong else "all right"
     console.print(said)
-    write_page(html_file, page(list(reports.values()), equations, said, seed), show)
+    write_page("--html", html_file, page(list(reports.values()), equations, said, seed), show)
     return 1 if wrong else 0
 
 

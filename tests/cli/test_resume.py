@@ -300,6 +300,9 @@ def test_the_gradient_is_looked_at_on_the_way_and_steps_are_traced(train, tmp_pa
     [
         (["--stochastic-rounding"], "--stochastic-rounding goes with --dtype bfloat16, not float32"),
         (["--profile"], "--profile goes with --out, the directory of the run"),
+        (["--report", "page.html"], "--report goes with --out, the directory of the run"),
+        (["--open"], "--open shows the page of --report FILE, which is not given"),
+        (["--report", "TMP", "--out", "NEW"], "--report TMP: it is a directory"),
         (["--verify-every", "0"], "--verify-every is 0, expected at least 1 step"),
         (["--resume"], "--resume goes with --out, the directory of the run"),
         (["--checkpoint-every", "5"], "--checkpoint-every goes with --out, the directory of the run"),

@@ -1,5 +1,6 @@
 """`bpref train`, in process: what it prints, writes and refuses, and with which exit code."""
 
+import base64
 import json
 
 import jax
@@ -46,6 +47,20 @@ def test_a_run_reports_and_writes(csv_file, tmp_path, capsys):
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert lines[3].startswith(f"test R^2 {epochs[1]['test_score']:.4f} ")
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_a_run_stands_by_itself(csv_file, tmp_path, monkeypatch, capsys):
+    out, shown = tmp_path / "run", []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    arguments = ["train", "--data", str(csv_file), "--target", "y", *QUICK, "--out", str(out)]
+    assert run([*arguments, "--report", str(out / "page.html"), "--open"]) == 0
+    assert shown == [(out / "page.html").as_uri()]
+    page = (out / "page.html").read_text()
+    assert base64.b64encode((out / "loss.png").read_bytes()).decode() in page
+    assert "<h1>run</h1>" in page
+    assert page.count("<tr><td>1</td>") == page.count("<tr><td>2</td>") == 1
+    assert "<code>learning_rate</code></td><td><code>0.001</code>" in page
+    assert "<code>2</code>" in page[page.index("Gradient norms in the last epoch") :]
 
 
 def test_what_is_written_predicts_in_the_users_own_units(csv_file, tmp_path, capsys):
