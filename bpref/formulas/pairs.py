@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
 
 class LogitsAndTarget(NamedTuple):
-    logits: Float[Array, "some=*n"]
+    logits: Float[Array, "*n"]
     target: Target
 
 

@@ -232,7 +232,7 @@ def diffusion(image: Sequence[int], width: int = 16, depth: int = 1, steps: int 
     def error(y, images):
         return jnp.mean(jnp.square(widen(y["given"]) - widen(y["noise"])))
 
-    loss, untrained = serial(guess, square()), (lambda learned, others: 1.0, "no guess at all")
+    loss, untrained = serial(guess, square("batch_mean")), (lambda learned, others: 1.0, "no guess at all")
     return Generative(
         stateful(network), loss, jax.jit(draw, static_argnums=2), "squared error of the noise", error, untrained
     )

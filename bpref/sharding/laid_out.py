@@ -28,7 +28,7 @@ def laid_out(J: Layer, layout: Layout) -> Layer:
       layout: how its parameters lie.
 
     Example:
-      >>> J, x = bpref.objective(bpref.linear(4), bpref.square()), (jnp.ones((2, 8)), jnp.ones((2, 4)))
+      >>> J, x = bpref.objective(bpref.linear(4), bpref.square("batch_mean")), (jnp.ones((2, 8)), jnp.ones((2, 4)))
       >>> layout = bpref.layout_of("fully-sharded", bpref.mesh_of("data=1", jax.devices()[:1]), J, x)
       >>> params = jax.device_put(J.init(jax.random.key(0), x), layout.shardings)
       >>> sweep = jax.jit(lambda params, x: bpref.backpropagate(bpref.laid_out(J, layout), params, x))

@@ -27,7 +27,7 @@ CLASS_LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy")
 DISTANCES = ("absolute", "huber", "log_cosh", "quantile", "square")
 """... and those that measure a distance, and serve both tasks."""
 
-LOSSES: dict[str, Callable[[], Layer]] = {name: RULES[name].make for name in sorted((*CLASS_LOSSES, *DISTANCES))}
+LOSSES: dict[str, Callable[..., Layer]] = {name: RULES[name].make for name in sorted((*CLASS_LOSSES, *DISTANCES))}
 """The losses of one prediction and one target, by name."""
 
 
@@ -46,12 +46,15 @@ def fully_connected(widths: Sequence[int], activation: str, outputs: int) -> Lay
 
 
 def loss_named(name: str, task: Task) -> Layer:
-    """The loss called `name`; raises `ValueError` when there is none, or when it does not fit the task."""
+    """The loss called `name`; raises `ValueError` when there is none, or when it does not fit the task.
+
+    A distance is that of an example's whole prediction, a sum over its outputs, and J their mean.
+    """
     require_known("loss", name, LOSSES)
     if task == "regression" and name in CLASS_LOSSES:
         fitting = ", ".join(loss for loss in LOSSES if loss not in CLASS_LOSSES)
         raise ValueError(f"loss {name} is for classes, and this target is a quantity; there is {fitting}")
-    return LOSSES[name]()
+    return LOSSES[name](reduction="batch_mean") if name in DISTANCES else LOSSES[name]()
 
 
 def as_target(loss: str, y: np.ndarray, classes: int) -> np.ndarray:

@@ -214,7 +214,7 @@ def test_a_wrong_leaf_is_found_by_its_path():
 
         return bpref.Layer(leaf.init, leaf.forward, backward, leaf.name)
 
-    net = bpref.objective(network=named_network(), loss=bpref.square())
+    net = bpref.objective(network=named_network(), loss=bpref.square("batch_mean"))
     paths = iter(bpref.leaf_paths(net))
     net = bpref.map_leaves(lambda leaf: spoilt(leaf) if next(paths) == "network.blocks.up linear" else leaf, net)
     x = jnp.ones((4, 3)), jnp.zeros((4, 2))

@@ -35,7 +35,7 @@ def mlp():
     inner = bpref.serial(bpref.layer_norm(), bpref.linear(6), bpref.gelu())
     layers = [bpref.linear(12), bpref.gelu(), bpref.scan(bpref.residual(inner), 3), bpref.linear(6)]
     network = bpref.serial(bpref.linear(4), bpref.gelu(), bpref.linear(6), *layers[2:3], bpref.gelu(), *layers[:2])
-    J = bpref.objective(bpref.serial(network, bpref.linear(3)), bpref.square())
+    J = bpref.objective(bpref.serial(network, bpref.linear(3)), bpref.square("batch_mean"))
     return J, (RNG.normal(size=(5, 4)), RNG.normal(size=(5, 3)))
 
 
@@ -74,7 +74,7 @@ def test_what_has_state_is_looked_into_and_drops_what_it_dropped():
     network = bpref.serial(
         first=bpref.linear(6), drop=bpref.dropout(0.5), act=bpref.gelu(), blocks=bpref.scan(block, 2)
     )
-    J = bpref.stateful(bpref.objective(network, bpref.square()))
+    J = bpref.stateful(bpref.objective(network, bpref.square("batch_mean")))
     given = bpref.With((jnp.ones((4, 6)), jnp.ones((4, 6))))
     params, state = in_one_program(lambda key: bpref.begin(J, key, given))(jax.random.key(SEED))
     x = given._replace(state=state)

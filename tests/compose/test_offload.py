@@ -17,7 +17,7 @@ def block(width=4):
 
 def network(made):
     """Inside of scan and outside, with keys among the params."""
-    return bpref.objective(bpref.serial(made(block()), bpref.scan(made(block()), 3)), bpref.square())
+    return bpref.objective(bpref.serial(made(block()), bpref.scan(made(block()), 3)), bpref.square("batch_mean"))
 
 
 @pytest.mark.parametrize("run", [lambda f: f, in_one_program], ids=["eager", "jit"])

@@ -62,8 +62,8 @@ NETWORKS = {
     "two objectives": serial(
         fan_out(linear(3), linear(3)),
         parallel(
-            serial(fan_out(identity(), identity()), objective(tanh(), square())),
-            serial(fan_out(identity(), tanh()), objective(linear(3), square())),
+            serial(fan_out(identity(), identity()), objective(tanh(), square("batch_mean"))),
+            serial(fan_out(identity(), tanh()), objective(linear(3), square("batch_mean"))),
         ),
     ),
     "shared": shared(fan_out(a=linear(3), b=serial(first=linear(3), second=tanh())), ("a.W", "b.first.W")),

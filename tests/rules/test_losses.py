@@ -20,6 +20,11 @@ BAD_CALLS = {
         ValueError,
         "square: the batch is empty, its mean is not defined",
     ),
+    "a reduction that there is not": (
+        lambda: bpref.square("batchmean"),
+        ValueError,
+        "square: reduction is 'batchmean', expected one of mean, sum, none, batch_mean",
+    ),
     "huber with no delta": (lambda: bpref.huber(0.0), ValueError, "huber: delta is 0.0, expected a positive number"),
     "smoothing beyond 1": (
         lambda: bpref.softmax_cross_entropy(smoothing=1.5),
@@ -107,12 +112,51 @@ def test_the_mean_of_the_batch_is_in_the_loss():
     """Twice the batch, the same J, half the gradient of each example."""
     rng = np.random.default_rng(0)
     y_hat, y = (jnp.asarray(rng.normal(size=(5, 2)), jnp.float32) for _ in range(2))
-    J, dy_hat = sweep(bpref.square(), y_hat, y)
-    J_twice, dy_hat_twice = sweep(bpref.square(), jnp.concatenate([y_hat] * 2), jnp.concatenate([y] * 2))
+    square = bpref.square("batch_mean")
+    J, dy_hat = sweep(square, y_hat, y)
+    J_twice, dy_hat_twice = sweep(square, jnp.concatenate([y_hat] * 2), jnp.concatenate([y] * 2))
     assert pytest.approx(J, rel=1e-6) == J_twice
     np.testing.assert_allclose(dy_hat_twice[:5], dy_hat / 2, rtol=1e-6)
     assert pytest.approx(float(jnp.sum((y_hat - y) ** 2) / 10), rel=1e-6) == J
     np.testing.assert_allclose(dy_hat, (y_hat - y) / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["absolute", "focal", "hinge", "huber", "poisson", "quantile", "square"])
+def test_every_reduction_is_made_of_the_terms(name):
+    """And its gradient is that of the terms, where each has the cotangent that the reduction gives it."""
+    rng = np.random.default_rng(0)
+    x = tuple(jnp.asarray(rng.uniform(0.1, 0.9, (4, 3)), jnp.float32) for _ in range(2))
+    make = bpref.RULES[name].make
+    terms, _, (d, _) = backpropagate(make(reduction="none"), (), x)
+    assert terms.shape == (4, 3)
+    for reduction, divisor in {"mean": 12, "sum": 1, "batch_mean": 4}.items():
+        J, dx = sweep(make(reduction=reduction), *x)
+        assert pytest.approx(float(terms.sum()) / divisor, rel=1e-6) == J
+        np.testing.assert_allclose(dx, d / divisor, rtol=1e-6)
+
+
+def test_terms_of_half_precision_are_in_float32_and_may_be_none_at_all():
+    x = (jnp.ones((3, 2), jnp.bfloat16), jnp.zeros((3, 2), jnp.bfloat16))
+    terms, _, (dx, _) = backpropagate(bpref.square("none"), (), x)
+    assert (terms.dtype, dx.dtype) == (jnp.float32, jnp.bfloat16)
+    nothing = (jnp.ones((0, 2)), jnp.ones((0, 2)))
+    assert bpref.square("none").forward((), nothing)[0].shape == (0, 2)
+    assert bpref.square("sum").forward((), nothing)[0] == 0
+
+
+def test_a_weighted_mean_is_divided_by_the_weights_and_an_ignored_term_is_zero():
+    w, labels = (1.0, 2.0, 4.0), jnp.array([0, 1, -1, 2])
+    of = {
+        r: sweep(bpref.softmax_cross_entropy(ignored=-1, class_weights=w, reduction=r), jnp.zeros((4, 3)), labels)[0]
+        for r in ("mean", "sum", "batch_mean")
+    }
+    terms, _ = bpref.softmax_cross_entropy(ignored=-1, class_weights=w, reduction="none").forward(
+        (), (jnp.zeros((4, 3)), labels)
+    )
+    np.testing.assert_allclose(terms, np.log(3) * np.array([1, 2, 0, 4]), rtol=1e-6)
+    np.testing.assert_allclose(
+        [of["mean"], of["sum"], of["batch_mean"]], np.log(3) * np.array([1, 7, 7 / 4]), rtol=1e-6
+    )
 
 
 def test_a_label_that_is_no_class_is_never_silent():
@@ -166,11 +210,14 @@ def test_at_the_kink_of_an_absolute_value_the_slope_is_the_middle_one():
     np.testing.assert_allclose(sweep(bpref.quantile(0.9), zero, zero)[1], -0.4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
 def test_several_quantiles_are_the_sum_of_each(shape):
     y_hat, y = jnp.sin(jnp.arange(float(np.prod(shape) * 2))).reshape(*shape, 2), jnp.full(shape, 0.2)
-    J, _, (dy_hat, dy) = backpropagate(bpref.quantile((0.1, 0.7)), (), (y_hat, y))
-    each = [backpropagate(bpref.quantile(t), (), (y_hat[..., k], y), jnp.ones(())) for k, t in enumerate((0.1, 0.7))]
+    J, _, (dy_hat, dy) = backpropagate(bpref.quantile((0.1, 0.7), "batch_mean"), (), (y_hat, y))
+    each = [
+        backpropagate(bpref.quantile(t, "batch_mean"), (), (y_hat[..., k], y), jnp.ones(()))
+        for k, t in enumerate((0.1, 0.7))
+    ]
     np.testing.assert_allclose(J, sum(J for J, _, _ in each), rtol=1e-6)
     np.testing.assert_allclose(dy_hat, np.stack([dx[0] for _, _, dx in each], -1), rtol=1e-6)
     np.testing.assert_allclose(dy, sum(dx[1] for _, _, dx in each), rtol=1e-6, atol=1e-7)

@@ -1,4 +1,4 @@
-"""The losses beside PyTorch's, whose means are over all elements where ours are over the examples."""
+"""The losses beside PyTorch's."""
 
 import numpy as np
 import pytest
@@ -17,15 +17,23 @@ def drawn(seed):
     return rng, tuple(int(n) for n in rng.integers(2, 9, 2))
 
 
+def twin_of(loss, factor=1.0, **options):
+    return lambda params, x: factor * loss(*x, **options)
+
+
 def per_example(loss, **options):
     """PyTorch's sum over everything, divided by N."""
     return lambda params, x: loss(*x, reduction="sum", **options) / x[0].shape[0]
 
 
 ERROR_LOSSES = {
-    "absolute": (bpref.absolute(), per_example(F.l1_loss)),
-    "huber": (bpref.huber(1.5), per_example(F.huber_loss, delta=1.5)),
-    "square": (bpref.square(), lambda params, x: F.mse_loss(*x, reduction="sum") / (2 * x[0].shape[0])),
+    "absolute": (bpref.absolute(), twin_of(F.l1_loss)),
+    "absolute, summed": (bpref.absolute("sum"), twin_of(F.l1_loss, reduction="sum")),
+    "absolute of an example": (bpref.absolute("batch_mean"), per_example(F.l1_loss)),
+    "huber": (bpref.huber(1.5), twin_of(F.huber_loss, delta=1.5)),
+    "smooth L1": (bpref.huber(0.5, per_delta=True), twin_of(F.smooth_l1_loss, beta=0.5)),
+    "square": (bpref.square(), twin_of(F.mse_loss, 0.5)),
+    "each square": (bpref.square("none"), twin_of(F.mse_loss, 0.5, reduction="none")),
 }
 
 
@@ -42,7 +50,7 @@ def test_losses_of_an_error(layer, twin, seed):
 def test_poisson(log_input, full, seed):
     rng, shape = drawn(seed)
     z = rng.normal(size=shape) if log_input else rng.uniform(0.1, 5, shape)
-    of_reals = per_example(F.poisson_nll_loss, log_input=log_input, full=full, eps=0.0)
+    of_reals = twin_of(F.poisson_nll_loss, log_input=log_input, full=full, eps=0.0)
 
     def twin(params, x):
         """PyTorch takes the logarithm of an integer in float32."""
@@ -59,7 +67,7 @@ def test_gaussian(full, seed):
 
     def twin(params, x):
         (m, v), y = x
-        return F.gaussian_nll_loss(m, y, v, full=full, eps=0.0, reduction="sum") / m.shape[0]
+        return F.gaussian_nll_loss(m, y, v, full=full, eps=0.0)
 
     x = ((rng.normal(size=shape), rng.uniform(0.1, 4, shape)), rng.normal(size=shape))
     assert_same(bpref.gaussian(log_variance=False, full=full), twin, (), x)

@@ -59,7 +59,7 @@ def drawn(i, *shape):
 SHARD_MAP = """
 block = bpref.residual(bpref.serial(bpref.layer_norm(), bpref.linear(8), bpref.tanh()))
 network = bpref.serial(bpref.linear(8), bpref.scan(block, 3), bpref.remat(bpref.linear(3)))
-layer = bpref.objective(network, bpref.square())
+layer = bpref.objective(network, bpref.square("batch_mean"))
 batch = drawn(0, 16, 5), drawn(1, 16, 3)
 params = layer.init(jax.random.key(2), batch)
 objective = bpref.as_function(layer)

@@ -54,7 +54,7 @@ def test_it_is_as_exact_as_that_of_the_same_numbers_in_float32(rule):
 
 def test_a_network_in_bfloat16_has_its_objective_in_float32():
     """5.1875 is how bfloat16 would have it."""
-    J = bpref.objective(network=bpref.linear(3), loss=bpref.square())
+    J = bpref.objective(network=bpref.linear(3), loss=bpref.square("batch_mean"))
     x = jnp.full((4, 2), 0.3, jnp.bfloat16), jnp.full((4, 3), 2.1, jnp.bfloat16)
     params = J.init(jax.random.key(0), x)
     assert {v.dtype for v in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

@@ -48,7 +48,8 @@ def test_feedback_by_the_forwards_own_weights_is_the_gradient_and_every_turn_has
 
 def mlp():
     J = bpref.objective(
-        bpref.serial(bpref.linear(5), bpref.tanh(), bpref.linear(4), bpref.tanh(), bpref.linear(3)), bpref.square()
+        bpref.serial(bpref.linear(5), bpref.tanh(), bpref.linear(4), bpref.tanh(), bpref.linear(3)),
+        bpref.square("batch_mean"),
     )
     return J, tuple(jnp.asarray(RNG.normal(size=s)) for s in ((6, 4), (6, 3)))
 
@@ -78,7 +79,7 @@ def test_all_are_what_they_are_defined_as():
         close(got, by_definition(plain, x, lambda l, dZ: dZ @ signs[l]), 1e-12)
 
         hidden, head = [bpref.serial(bpref.linear(n), bpref.tanh()) for n in (5, 4)], bpref.linear(3)
-        direct = bpref.objective(bpref.direct_feedback(*hidden, head), bpref.square())
+        direct = bpref.objective(bpref.direct_feedback(*hidden, head), bpref.square("batch_mean"))
         B1, B2 = feedback = direct.init(jax.random.key(SEED), x)[0]["feedback"]
         own = {"feedback": feedback, "network": ((plain[0][0], ()), (plain[0][2], ()), plain[0][4])}
         dparams = swept(direct, (own, ()), x)[0]
@@ -92,7 +93,9 @@ def test_direct_feedback_by_the_product_of_the_weights_above_is_the_gradient():
     with jax.enable_x64(True):
         widths, x = (5, 4, 3), (jnp.asarray(RNG.normal(size=(6, 4))), jnp.asarray(RNG.normal(size=(6, 3))))
         layers = {name: bpref.linear(n) for name, n in zip("abc", widths, strict=True)}
-        direct, plain = (bpref.objective(f(**layers), bpref.square()) for f in (bpref.direct_feedback, bpref.serial))
+        direct, plain = (
+            bpref.objective(f(**layers), bpref.square("batch_mean")) for f in (bpref.direct_feedback, bpref.serial)
+        )
         (params, _) = direct.init(jax.random.key(SEED), x)
         of = params["network"]
         exact = {"feedback": (of["c"].W @ of["b"].W, of["c"].W), "network": of}
@@ -114,9 +117,11 @@ def test_target_propagation_through_the_transposed_of_an_orthogonal_matrix_is_th
     with jax.enable_x64(True):
         Q = jnp.asarray(np.linalg.qr(RNG.normal(size=(4, 4)))[0])
         x = tuple(jnp.asarray(RNG.normal(size=s)) for s in ((6, 4), (6, 3)))
-        plain = bpref.objective(bpref.serial(bpref.linear(4), bpref.linear(4), bpref.linear(3)), bpref.square())
+        plain = bpref.objective(
+            bpref.serial(bpref.linear(4), bpref.linear(4), bpref.linear(3)), bpref.square("batch_mean")
+        )
         down = [bpref.target_propagation(bpref.linear(4), bpref.linear(4), step) for step in (1.0, 0.5)]
-        J = bpref.objective(bpref.serial(*down, bpref.linear(3)), bpref.square())
+        J = bpref.objective(bpref.serial(*down, bpref.linear(3)), bpref.square("batch_mean"))
         head = bpref.linear(3).init(jax.random.key(1), x[0])
         f, g = bpref.LinearParams(Q, jnp.zeros(4)), bpref.LinearParams(Q.T, jnp.zeros(4))
         got = swept(J, (((f, g), (f, g), head), ()), x)[0]

@@ -25,7 +25,9 @@ def network():
         bpref.layer_norm(),
     )
     sides = bpref.parallel(images, bpref.embedding(5, 4))
-    J = bpref.objective(bpref.serial(sides, bpref.fan_in("sum"), bpref.linear(3, bias=False)), bpref.square())
+    J = bpref.objective(
+        bpref.serial(sides, bpref.fan_in("sum"), bpref.linear(3, bias=False)), bpref.square("batch_mean")
+    )
     return J, ((RNG.normal(size=(3, 3, 3, 2)), np.array([1, 1, 4])), RNG.normal(size=(3, 3)))
 
 
@@ -78,7 +80,7 @@ def test_a_step_is_that_of_the_dense_matrices_and_inverses_are_made_every_other_
 
 def test_no_step_is_longer_than_the_bound(standard_promotion):
     """By the curvature, d^T F d = <d, g> of a step that is not scaled; share^2 of that of one that is."""
-    J, x = bpref.objective(bpref.linear(3), bpref.square()), (jnp.ones((2, 4)), jnp.ones((2, 3)))
+    J, x = bpref.objective(bpref.linear(3), bpref.square("batch_mean")), (jnp.ones((2, 4)), jnp.ones((2, 3)))
     params = J.init(jax.random.key(0), x)
     g = bpref.backpropagate(J, params, x)[1]
     factors = bpref.kronecker_factors(J, params, x)
@@ -138,7 +140,7 @@ def test_both_train_on_the_digits_in_fewer_steps_than_gradient_descent(standard_
     assert of_descent.min() >= 60
 
 
-J, X = bpref.objective(bpref.linear(2), bpref.square()), (jnp.ones((3, 2)), jnp.ones((3, 2)))
+J, X = bpref.objective(bpref.linear(2), bpref.square("batch_mean")), (jnp.ones((3, 2)), jnp.ones((3, 2)))
 PARAMS = J.init(jax.random.key(0), X)
 BAD_CALLS = {
     "damping": (lambda: bpref.kfac(J, X, 0.1, damping=0), "kfac: damping is 0, expected a positive number"),

@@ -15,7 +15,7 @@ from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import COMPOSITIONS, N, close, gradients_of
 
 RNG = np.random.default_rng(SEED)
-SQUARE, SOFTMAX = bpref.square(), bpref.softmax_cross_entropy()
+SQUARE, SOFTMAX = bpref.square("batch_mean"), bpref.softmax_cross_entropy()
 
 
 SEVERAL = {name: COMPOSITIONS[name] for name in ("a convnet", "branches", "a GPT with its loss")}

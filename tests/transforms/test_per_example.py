@@ -167,7 +167,7 @@ def images():
 def branches():
     sides = bpref.fan_out(bpref.serial(bpref.linear(3), bpref.tanh()), bpref.linear(3, bias=False))
     network = bpref.serial(sides, bpref.parallel(bpref.linear(3), bpref.layer_norm()), bpref.fan_in("sum"))
-    return bpref.objective(network, bpref.square()), (RNG.normal(size=(N, D)), RNG.normal(size=(N, 3)))
+    return bpref.objective(network, bpref.square("batch_mean")), (RNG.normal(size=(N, D)), RNG.normal(size=(N, 3)))
 
 
 def gpt(head, loss=bpref.sequence_cross_entropy):
@@ -203,7 +203,7 @@ def reversed_again():
     network = bpref.serial(
         bpref.fan_out(bpref.identity(), bpref.linear(D)), bpref.reversible(f, f, 2), bpref.fan_in("sum")
     )
-    return bpref.objective(network, bpref.square()), (RNG.normal(size=(N, D)), RNG.normal(size=(N, D)))
+    return bpref.objective(network, bpref.square("batch_mean")), (RNG.normal(size=(N, D)), RNG.normal(size=(N, D)))
 
 
 COMPOSITIONS = {

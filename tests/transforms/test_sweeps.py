@@ -43,7 +43,7 @@ def small():
     """A scan of remat, in which all turns have one W and b, between two layers that are tied."""
     block = bpref.scan(bpref.remat(bpref.residual(bpref.linear(4), bpref.tanh())), 3)
     network = bpref.serial(bpref.linear(4), block, bpref.scan(bpref.linear(4), 2), bpref.linear(4))
-    J = bpref.objective(bpref.shared(network, ("0.W", "3.W"), "1"), bpref.square())
+    J = bpref.objective(bpref.shared(network, ("0.W", "3.W"), "1"), bpref.square("batch_mean"))
     return J, tuple(np.random.default_rng(SEED).normal(size=(2, N, 4)))
 
 
@@ -124,7 +124,7 @@ def test_bfloat16_gradients_are_added_up_in_float32_and_rounded_once():
 def test_the_state_goes_through_the_micro_batches():
     optimizer = optax.sgd(0.1)
     network = bpref.serial(bpref.linear(4), bpref.scan(bpref.serial(bpref.linear(4), bpref.dropout(0.5)), 2))
-    J = bpref.stateful(bpref.objective(network, bpref.square()))
+    J = bpref.stateful(bpref.objective(network, bpref.square("batch_mean")))
     given = bpref.With(tuple(jnp.asarray(v, jnp.float32) for v in np.random.default_rng(SEED).normal(size=(2, 4, 4))))
     begun, state = bpref.begin(bpref.map_leaves(bpref.update_in_backward(optimizer), J), jax.random.key(0), given)
 
@@ -151,7 +151,7 @@ def test_the_state_goes_through_the_micro_batches():
 def test_inside_scan_nothing_of_the_size_of_the_parameters_is_made_beside_them():
     """Parameters and both of adam's moments are written over; gradient, updates and copies of these never exist."""
     L, D = 8, 128
-    J = bpref.objective(bpref.scan(bpref.residual(bpref.linear(D), bpref.tanh()), L), bpref.square())
+    J = bpref.objective(bpref.scan(bpref.residual(bpref.linear(D), bpref.tanh()), L), bpref.square("batch_mean"))
     x = jnp.ones((4, D)), jnp.ones((4, D))
     optimizer = optax.adam(0.1)
     begun = started(J, optimizer, x)

@@ -47,7 +47,7 @@ BLOCK = bpref.residual(bpref.serial(bpref.linear(4), bpref.tanh()))
     + [pytest.param(o, BLOCK, id=name) for name, o in BY_ARRAY.items()],
 )
 def test_three_steps_equal_three_full_updates(optimizer, middle):
-    objective = bpref.objective(bpref.serial(bpref.linear(4), middle, bpref.linear(2)), bpref.square())
+    objective = bpref.objective(bpref.serial(bpref.linear(4), middle, bpref.linear(2)), bpref.square("batch_mean"))
     updating = bpref.map_leaves(bpref.update_in_backward(optimizer), objective)
     rng = np.random.default_rng(SEED)
     x = tuple(jnp.asarray(rng.normal(size=(5, n)), jnp.float32) for n in (3, 2))

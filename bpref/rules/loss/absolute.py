@@ -1,26 +1,25 @@
-"""absolute: J = 1/N sum |y_hat - y|, the L1 loss, as a mean over the batch.
+"""absolute: |y_hat - y|, the L1 loss.
 
-Forward, with the prediction y_hat and the target y of one shape (N, ...), n the example and k whatever axes
-follow the first (a scalar is one example):
+The mean is that of all terms, one for each element: what `reduction="none"` gives.
 
-    e_nk = y_hat_nk - y_nk
-    J    = 1/N sum_n sum_k |e_nk|                                         J: ()
+Forward, with the prediction y_hat and the target y of one shape, i running over all M elements:
 
-Terms of one example are summed, not averaged, as in `square` and `huber`.
+    e_i = y_hat_i - y_i
+    J   = 1/M sum_i |e_i|                                                 J: ()
 
 Differential, with sign(e) in {-1, 0, 1}:
 
-    delta J = 1/N sum_nk sign(e_nk) (delta y_hat_nk - delta y_nk)
+    delta J = 1/M sum_i sign(e_i) (delta y_hat_i - delta y_i)
 
-The factor of each perturbation:
+The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.terms`):
 
-    dy_hat_nk = dJ sign(e_nk) / N                                         (N, ...)
-    dy_nk     = -dJ sign(e_nk) / N                                        (N, ...)
+    dy_hat_i = g_i sign(e_i)                                              y_hat's shape
+    dy_i     = -g_i sign(e_i)                                             y's shape
 
 Kink: at e = 0 every slope from -1 to 1 is a subgradient; the middle, 0, is taken, as max(e, -e) has it and PyTorch
 does. `jnp.abs` takes 1.
 
-Cached: the sign, in one byte. How large an error was has no effect on the gradient. The 1/N and the dtype are
+Cached: the sign, in one byte. How large an error was has no effect on the gradient. M and the dtype are
 found again in the cache's shape and in dJ.
 
 Numerical care: half precision is subtracted and summed in float32; the sign of a difference is exact in any dtype.
@@ -34,9 +33,11 @@ from jax import Array
 from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair, count_examples, of_no_size, require_batch
+from bpref.formulas.pairs import Pair, of_no_size
 from bpref.formulas.signs import as_byte, from_byte
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 
@@ -45,37 +46,40 @@ class AbsoluteCache(NamedTuple):
     like: Float[Array, "0"]
 
 
-def absolute() -> Layer[tuple[()], tuple[Array, Array], Reals, AbsoluteCache]:
-    """J = 1/N sum |y_hat - y|.
+def absolute(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, AbsoluteCache]:
+    """J = mean of |y_hat - y|.
+
+    Args:
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in at least float32.
+      A layer with params `()`, x `(prediction, target)` of one shape, and y the scalar J, or the terms, in at least
+      float32.
 
     Raises:
-      ValueError: prediction and target differ in shape; N is 0.
+      ValueError: the reduction is none of these; prediction and target differ in shape; a mean is over no terms.
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "absolute"
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Pair):
         y_hat, y = x
-        N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
-        J = jnp.sum(jnp.maximum(e, -e)) / N
-        return J, AbsoluteCache(as_byte(e), of_no_size(y_hat))
+        return J_of.of(jnp.maximum(e, -e)), AbsoluteCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
-        g = widen(dJ) / count_examples(cache.sign)
+        g = J_of.at_terms(dJ, cache.sign.shape)
         dy_hat = cast(from_byte(cache.sign, g, g.dtype), cache.like.dtype)
         return (), (dy_hat, -dy_hat)
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], reduction: str = "mean") -> Array:
     terms = jnp.maximum(x[0] - x[1], x[1] - x[0])
-    return jnp.mean(jnp.sum(terms, axis=tuple(range(1, terms.ndim))))
+    return naive_reduction(terms, reduction)
 
 
 RULE = Rule(
@@ -83,8 +87,8 @@ RULE = Rule(
     absolute,
     reference,
     cases=(
-        Case("one output", (Real("N", points=(0.5,)), Real("N", points=(0.5,))), never_empty=("N",)),
-        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N",), timed={"N": 4096, "d": 256}),
+        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N", "d"), timed={"N": 4096, "d": 256}),
+        Case("each of one output", (Real("N", points=(0.5,)), Real("N", points=(0.5,))), {"reduction": "none"}),
     ),
     cite="Laplace, 'Memoire sur la probabilite des causes par les evenements' (1774)",
     covers=("l1", "mean_absolute_error", "mae"),

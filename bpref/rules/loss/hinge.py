@@ -1,29 +1,32 @@
-"""hinge: 0 for a score on the right side by a margin, and linear (or a square) from there, a mean over all elements.
+"""hinge: 0 for a score on the right side by a margin, and linear (or a square) from there.
 
-Forward, with scores x and targets t of one shape, n elements in all, and M the hyperparameter `margin`:
+The mean is that of all terms, one for each element: what `reduction="none"` gives.
 
-    h_i = max(0, M - t_i x_i)
-    J   = 1/n sum_i h_i,         or with `squared`   1/n sum_i h_i^2      J: ()
+Forward, with scores x and targets t of one shape, i running over all M elements, and m the hyperparameter `margin`:
+
+    h_i = max(0, m - t_i x_i)
+    J   = 1/M sum_i h_i,         or with `squared`   1/M sum_i h_i^2      J: ()
 
 t is -1 or +1. A label (integer or boolean) is read by its sign, so that 0 and False are -1; a real target is a number
 like any other.
 
-Differential, with a_i = [M - t_i x_i > 0] and k_i = a_i, or 2 h_i when squared:
+Differential, with a_i = [m - t_i x_i > 0] and k_i = a_i, or 2 h_i when squared:
 
-    delta J = -1/n sum_i k_i (t_i delta x_i + x_i delta t_i)
+    delta J = -1/M sum_i k_i (t_i delta x_i + x_i delta t_i)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    dx_i = -dJ k_i t_i / n                                                x's shape
-    dt_i = -dJ k_i x_i / n        None for labels                         t's shape
+    dx_i = -g_i k_i t_i                                                   x's shape
+    dt_i = -g_i k_i x_i           None for labels                         t's shape
 
-Kink: at t x = M the derivative jumps from -t to 0; 0 is taken, as `jax.nn.relu` does. The square has none.
+Kink: at t x = m the derivative jumps from -t to 0; 0 is taken, as `jax.nn.relu` does. The square has none.
 
 Cached: of labels, k t alone, which is one byte (-1, 0 or +1) an element, or t h when squared. Of real targets x and t:
 k is made of them again.
 
-Numerical care: half precision is computed and summed in float32. M - t x cancels near the kink, where h is small in
-truth too, and each term of the sum has the error of M's and x's rounding. A NaN score makes J NaN.
+Numerical care: half precision is computed and summed in float32. m - t x cancels near the kink, where h is small in
+truth too, and each term of the sum has the error of m's and x's rounding. A NaN score makes J NaN.
 """
 
 from typing import NamedTuple
@@ -37,12 +40,14 @@ from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Target, of_no_size
 from bpref.formulas.signs import is_label, is_positive
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule
+from bpref.naive.reduction import naive_reduction
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as
 
 
 class ScoresAndTarget(NamedTuple):
-    scores: Float[Array, "some=*n"]
+    scores: Float[Array, "*n"]
     target: Target
 
 
@@ -61,36 +66,37 @@ class HingeOfRealsCache(NamedTuple):
 
 
 def hinge(
-    margin: float = 1.0, squared: bool = False
+    margin: float = 1.0, squared: bool = False, reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array], Reals, HingeCache | HingeOfRealsCache]:
     """J = mean of max(0, margin - t x), or of its square.
 
     Args:
       margin: the score beyond which there is no loss; 0 makes it the perceptron's loss.
       squared: whether the terms are squared.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(scores, target)` of one shape and y the scalar J in at least float32. The target
-      is a label, integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real number of
-      the scores' dtype.
+      A layer with params `()`, x `(scores, target)` of one shape and y the scalar J, or the terms, in at least float32.
+      The target is a label, integer or boolean (positive is +1, anything else -1), whose cotangent is None, or a real
+      number of the scores' dtype.
 
     Raises:
-      ValueError: margin is negative; scores and target differ in shape; there are no elements.
+      ValueError: margin is negative; the reduction is none of these; scores and target differ in shape; a mean is over
+        no terms.
       TypeError: x is no pair; the scores are not floating-point; a real target has another dtype.
     """
     who = "hinge"
     require_flags(who, squared=squared)
     margin = require_non_negative(who, "margin", margin)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, pair: ScoresAndTarget):
         x, t = pair
         tx = jnp.where(is_positive(t), widen(x), -widen(x)) if is_label(t) else widen(t) * widen(x)
-        h = excess(tx)
-        J = jnp.sum(h * h if squared else h) / x.size
-        return J, _signed(t, h, x) if is_label(t) else HingeOfRealsCache(x, t)
-
-    def excess(tx):
-        return jnp.where(tx >= margin, 0, margin - tx)
+        missing = margin - tx
+        h = jnp.where(missing <= 0, 0, missing)
+        return J_of.of(h * h if squared else h), _signed(t, h, x) if is_label(t) else HingeOfRealsCache(x, t)
 
     def _signed(label, h, x):
         k = cast(h, x.dtype) if squared else (h > 0).astype(jnp.int8)
@@ -98,23 +104,24 @@ def hinge(
 
     def backward(params, cache, dJ):
         if isinstance(cache, HingeCache):
-            g = (2 if squared else 1) * widen(dJ) / cache.signed.size
+            g = (2 if squared else 1) * J_of.at_terms(dJ, cache.signed.shape)
             dx = jnp.where(cache.signed == 0, 0, -g * cache.signed.astype(g.dtype))
             return (), (cast(dx, cache.like.dtype), None)
         x, t = map(widen, cache)
-        tx = t * x
-        g = jnp.where(tx < margin, widen(dJ) / x.size * (2 * excess(tx) if squared else 1), 0)
+        missing = margin - t * x
+        g = jnp.where(missing > 0, J_of.at_terms(dJ, x.shape) * (2 * missing if squared else 1), 0)
         return (), (cast(-g * t, cache.scores.dtype), cast(-g * x, cache.scores.dtype))
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+@called_as(hinge)
+def reference(params: tuple[()], x: tuple[Array, Array], margin, squared, reduction) -> Array:
     scores, target = x
     if not jnp.issubdtype(target.dtype, jnp.floating):
         target = jnp.where(target.astype(int) > 0, 1, -1).astype(scores.dtype)
     terms = jax.nn.relu(margin - target * scores)
-    return jnp.mean(terms**2 if squared else terms)
+    return naive_reduction(terms**2 if squared else terms, reduction)
 
 
 _MARGIN = Interval(0.5, 3.0, 1.0)
@@ -132,8 +139,8 @@ RULE = Rule(
             ("N", "d"),
             timed={"N": 4096, "d": 256},
         ),
-        Case("real targets", (Real("N d"), Real("N d", -1.0, 1.0)), {"margin": _MARGIN}, ("N", "d")),
-        Case("real targets, squared", (Real("N"), Real("N", -1.0, 1.0)), {"squared": True}, ("N",)),
+        Case("real targets", (Real("N d"), Real("N d", -1.0, 1.0)), {"margin": _MARGIN, "reduction": "none"}),
+        Case("real targets, squared", (Real("N"), Real("N", -1.0, 1.0)), {"squared": True, "reduction": "sum"}),
     ),
     cite="Cortes and Vapnik, 'Support-vector networks' (1995), Machine Learning 20; squared: arXiv:1306.0239",
     covers=("squared_hinge", "perceptron", "support_vector_machine"),

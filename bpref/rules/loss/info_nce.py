@@ -1,5 +1,7 @@
 """info_nce: each row of one side picks its partner among all rows of the other, by a softmax over similarities.
 
+The mean is that of all terms, one for each pair: what `reduction="none"` gives.
+
 Forward, with two sides a and b of N rows (row i of one belongs to row i of the other), T the `temperature`, and u, v
 the rows themselves or, with `normalize`, divided by their lengths:
 
@@ -12,9 +14,11 @@ Differential, with p_ij = exp(S_ij / T - l_i) whose rows sum to 1, and q_ij = ex
 
     delta J = 1/(N T) sum_ij (p_ij - [i = j]) delta S_ij    or  1/(2N T) sum_ij (p_ij + q_ij - 2 [i = j]) delta S_ij
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    dS_ij = dJ (p_ij - [i = j]) / (N T) or as above                       (N, N)
+    dS_ij = g_i (p_ij - [i = j]) / T                                      (N, N)
+            or  (g_i (p_ij - [i = j]) + g_j (q_ij - [i = j])) / (2 T)
     du_i  = sum_j dS_ij v_j                                               (N, d)
     dv_j  = sum_i dS_ij u_i             S is square, but not symmetric    (N, d)
     da, db from du, dv as `unit_vectors` has it                           (N, d)
@@ -41,8 +45,10 @@ from jaxtyping import Float, PyTree
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
+from bpref.formulas.terms import require_reduction
 from bpref.formulas.unit_vectors import from_unit, unit
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
@@ -54,7 +60,7 @@ class InfoNceCache(NamedTuple):
 
 
 def info_nce(
-    temperature: float = 0.1, normalize: bool = True, symmetric: bool = True
+    temperature: float = 0.1, normalize: bool = True, symmetric: bool = True, reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array], Reals, InfoNceCache]:
     """J = mean of -log softmax(u v^T / temperature)_ii, over rows, or over rows and columns.
 
@@ -62,36 +68,40 @@ def info_nce(
       temperature: what similarities are divided by.
       normalize: whether rows are divided by their lengths first, so that similarities are cosines.
       symmetric: whether the columns pick their partners too, as in CLIP, or the rows alone.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J in at least float32.
+      A layer with params `()`, x `(a, b)`, both `(N, d)`, and y the scalar J, or the terms (N,), in at least float32.
 
     Raises:
-      ValueError: temperature is not positive; a is no matrix with at least one row and column; the shapes differ.
+      ValueError: temperature is not positive; the reduction is none of these; a is no matrix with at least one row and
+        column; the shapes differ.
       TypeError: x is no pair; a is not floating-point; the dtypes differ.
     """
     who = "info_nce"
     require_flags(who, normalize=normalize, symmetric=symmetric)
     temperature = require_positive(who, "temperature", temperature)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Views):
         a, b = x
         S, S_ii, own = similarities(directions(a)[0], directions(b)[0])
         l = log_sum_exp(S, S_ii, own, 1, temperature)
-        J = jnp.mean(nats(l, S_ii, temperature))
+        terms = nats(l, S_ii, temperature)[:, 0]
         m = log_sum_exp(S, S_ii.T, own, 0, temperature) if symmetric else None
         if m is not None:
-            J = 0.5 * (J + jnp.mean(nats(m, S_ii.T, temperature)))
-        return J, InfoNceCache(a, b, l, m)
+            terms = 0.5 * (terms + nats(m, S_ii.T, temperature)[0])
+        return J_of.of(terms), InfoNceCache(a, b, l, m)
 
     def backward(params, cache, dJ):
         (u, per_a), (v, per_b) = directions(cache.a), directions(cache.b)
         S, S_ii, own = similarities(u, v)
-        dS = pull(S, S_ii, own, cache.l, temperature)
+        g = J_of.at_terms(dJ, (len(u),), below=1) / temperature
+        dS = g * pull(S, S_ii, own, cache.l, temperature)
         if cache.m is not None:
-            dS = 0.5 * (dS + pull(S, S_ii.T, own, cache.m, temperature))
-        g = widen(dJ) / (len(u) * temperature)
-        du, dv = g * (dS @ v), g * (dS.T @ u)
+            dS = 0.5 * (dS + g.T * pull(S, S_ii.T, own, cache.m, temperature))
+        du, dv = dS @ v, dS.T @ u
         if normalize:
             du, dv = from_unit(u, per_a, du), from_unit(v, per_b, dv)
         return (), (cast(du, cache.a.dtype), cast(dv, cache.a.dtype))
@@ -107,15 +117,15 @@ def info_nce(
 
 
 @called_as(info_nce)
-def reference(params: tuple[()], x: tuple[Array, Array], temperature, normalize, symmetric) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], temperature, normalize, symmetric, reduction) -> Array:
     def direction(z):
         square = jnp.sum(z**2, axis=-1, keepdims=True)
         return jnp.where(square == 0, 0, z / jnp.sqrt(jnp.where(square == 0, 1, square)))
 
     a, b = map(direction, x) if normalize else x
     logits = a @ b.T / temperature
-    rows, columns = (-jnp.mean(jnp.diag(jax.nn.log_softmax(logits, axis=axis))) for axis in (1, 0))
-    return (rows + columns) / 2 if symmetric else rows
+    rows, columns = (-jnp.diag(jax.nn.log_softmax(logits, axis=axis)) for axis in (1, 0))
+    return naive_reduction((rows + columns) / 2 if symmetric else rows, reduction)
 
 
 _TEMPERATURE = Interval(0.05, 2.0, 0.1)
@@ -128,7 +138,12 @@ RULE = Rule(
     cases=(
         Case("symmetric", _X, {"temperature": _TEMPERATURE}, ("N", "d"), timed={"N": 512, "d": 128}),
         Case("one-sided", _X, {"temperature": _TEMPERATURE, "symmetric": False}, ("N", "d")),
-        Case("no cosines", _X, {"temperature": Interval(1.0, 10.0, 5.0), "normalize": False}, ("N", "d")),
+        Case(
+            "no cosines",
+            _X,
+            {"temperature": Interval(1.0, 10.0, 5.0), "normalize": False, "reduction": "none"},
+            ("N", "d"),
+        ),
     ),
     cite="arXiv:1807.03748, equation 4; symmetric: CLIP, arXiv:2103.00020, figure 3",
     covers=("clip", "contrastive", "n_pairs"),

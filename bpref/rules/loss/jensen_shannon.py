@@ -1,4 +1,6 @@
-"""jensen_shannon: how far two distributions are apart, from 0 to log 2, both given as logits; over the positions.
+"""jensen_shannon: how far two distributions are apart, from 0 to log 2, both given as logits.
+
+The mean is that of all terms, one for each position: what `reduction="none"` gives.
 
 Forward, with logits a and b of shape (..., C), n running over all leading axes (the positions, N in all), c over the
 classes, and m half-way between the two distributions:
@@ -16,12 +18,13 @@ u = 1/2 log(p / m), v = 1/2 log(q / m):
 
     delta J = 1/N sum_nc (u_nc delta p_nc + v_nc delta q_nc),     delta p_c = p_c (delta a_c - sum_k p_k delta a_k)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    da_nc = dJ p_nc (u_nc - sum_k p_nk u_nk) / N                          (..., C)
-    db_nc = dJ q_nc (v_nc - sum_k q_nk v_nk) / N                          (..., C)
+    da_nc = g_n p_nc (u_nc - sum_k p_nk u_nk)                             (..., C)
+    db_nc = g_n q_nc (v_nc - sum_k q_nk v_nk)                             (..., C)
 
-Cached: what dJ / N multiplies in da and in db. The two softmaxes, their logarithms and m are not needed beside them.
+Cached: what g multiplies in da and in db. The two softmaxes, their logarithms and m are not needed beside them.
 
 Numerical care:
 - p log(p / m) + q log(q / m) is of the second order in p - q, and its two halves of the first: their sum cancels
@@ -43,15 +46,16 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import scaled
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 LOWEST = -1000.0
 
 
 class TwoLogits(NamedTuple):
-    logits: Float[Array, "some=*n C>0"]
+    logits: Float[Array, "*n C>0"]
     target: Float[Array, "*n C"]
 
 
@@ -60,22 +64,27 @@ class JensenShannonCache(NamedTuple):
     target_slope: Float[Array, "... C"]
 
 
-def jensen_shannon() -> Layer[tuple[()], tuple[Array, Array], Reals, JensenShannonCache]:
+def jensen_shannon(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, JensenShannonCache]:
     """J = mean over the positions of (KL(p || m) + KL(q || m)) / 2, with m = (p + q) / 2.
 
+    Args:
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
+
     Returns:
-      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J in at least
-      float32, in nats. Both have a cotangent.
+      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J, or the terms
+      (...), in at least float32, in nats. Both have a cotangent.
 
     Raises:
-      ValueError: the two differ in shape; there are no positions or no classes.
+      ValueError: the reduction is none of these; the two differ in shape; there are no classes; a mean is over no
+        positions.
       TypeError: x is no pair; the logits are not floating-point; the target has another dtype.
     """
     who = "jensen_shannon"
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: TwoLogits):
         a, b = x
-        N = a.size // a.shape[-1]
         (p, log_p), (q, log_q) = _softmax(a), _softmax(b)
         d = log_q - log_p
         size = jnp.abs(d)
@@ -84,14 +93,14 @@ def jensen_shannon() -> Layer[tuple[()], tuple[Array, Array], Reals, JensenShann
         L = jnp.log1p(jnp.where(is_near, -h * h, e))
         T = jnp.where(is_near, L, 2 * (math.log(2) - L))
         B = T + jnp.where(is_near, d * h, -2 * size * e / (1 + e))
-        J = jnp.sum(0.25 / N * jnp.sum((p + q) * B, -1))
+        J = J_of.of(0.25 * jnp.sum((p + q) * B, -1))
         apart = jnp.where(is_near, 0, size)
         u, v = 0.25 * (T - (d + apart)), 0.25 * (T + (d - apart))
         return J, JensenShannonCache(cast(_to_logits(p, u), a.dtype), cast(_to_logits(q, v), a.dtype))
 
     def backward(params, cache, dJ):
-        N = cache.slope.size // cache.slope.shape[-1]
-        return (), tuple(scaled(dJ, N, slope) for slope in cache)
+        g = J_of.at_terms(dJ, cache.slope.shape[:-1], below=1)
+        return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
 
     return Layer(no_params, forward, backward, who)
 
@@ -110,11 +119,11 @@ def _to_logits(p: Array, u: Array) -> Array:
     return p * (u - jnp.sum(p * u, -1, keepdims=True))
 
 
-def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], reduction: str = "mean") -> Array:
     log_p, log_q = (jax.nn.log_softmax(logits, axis=-1) for logits in x)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0).astype(p.dtype)
-    return jnp.mean(0.5 * jnp.sum(p * (log_p - log_m) + q * (log_q - log_m), -1))
+    return naive_reduction(0.5 * jnp.sum(p * (log_p - log_m) + q * (log_q - log_m), -1), reduction)
 
 
 _FAR = (100.0, -100.0)
@@ -130,7 +139,7 @@ RULE = Rule(
             never_empty=("N", "C"),
             timed={"N": 1024, "C": 100},
         ),
-        Case("sequence", (Real("B T C"), Real("B T C")), never_empty=("T", "C"), fixed={"B": 2}),
+        Case("sequence", (Real("B T C"), Real("B T C")), {"reduction": "none"}, never_empty=("C",), fixed={"B": 2}),
     ),
     cite="Lin, 'Divergence measures based on the Shannon entropy' (1991), equation 4.1; AugMix, arXiv:1912.02781",
 )

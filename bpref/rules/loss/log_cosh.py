@@ -1,18 +1,20 @@
-"""log_cosh: a square near zero, an absolute value far away, and smooth between, as a mean over the batch.
+"""log_cosh: a square near zero, an absolute value far away, and smooth between.
 
-Forward, with the prediction y_hat and the target y of one shape (N, ...), n the example and k whatever axes
-follow the first (a scalar is one example):
+The mean is that of all terms, one for each element: what `reduction="none"` gives.
 
-    e_nk = y_hat_nk - y_nk
-    J    = 1/N sum_n sum_k log cosh(e_nk)                                 J: ()
+Forward, with the prediction y_hat and the target y of one shape, i running over all M elements:
+
+    e_i = y_hat_i - y_i
+    J   = 1/M sum_i log cosh(e_i)                                         J: ()
 
 log cosh e is e^2 / 2 for a small e and |e| - log 2 for a large one: `huber` without a corner in its slope, and
-without a delta. Terms of one example are summed, not averaged, as there.
+without a delta.
 
-Differential: delta log cosh(e) = sinh(e) / cosh(e) delta e = t delta e with t = tanh(e), hence
+Differential: delta log cosh(e) = sinh(e) / cosh(e) delta e = t delta e with t = tanh(e), hence, with g_i = dJ / M, or
+another `reduction`'s (`bpref.formulas.terms`),
 
-    dy_hat_nk = dJ t_nk / N                                               (N, ...)
-    dy_nk     = -dJ t_nk / N                                              (N, ...)
+    dy_hat_i = g_i t_i                                                    y_hat's shape
+    dy_i     = -g_i t_i                                                   y's shape
 
 Cached: t. Both adjoints are multiples of it; e is not needed.
 
@@ -32,8 +34,10 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair, count_examples, require_batch, scaled
+from bpref.formulas.pairs import Pair
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 
@@ -41,42 +45,43 @@ class LogCoshCache(NamedTuple):
     t: Float[Array, "..."]
 
 
-def log_cosh() -> Layer[tuple[()], tuple[Array, Array], Reals, LogCoshCache]:
-    """J = 1/N sum log cosh(y_hat - y).
+def log_cosh(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, LogCoshCache]:
+    """J = mean of log cosh(y_hat - y).
+
+    Args:
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in at least float32.
+      A layer with params `()`, x `(prediction, target)` of one shape, and y the scalar J, or the terms, in at least
+      float32.
 
     Raises:
-      ValueError: prediction and target differ in shape; N is 0.
+      ValueError: the reduction is none of these; prediction and target differ in shape; a mean is over no terms.
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "log_cosh"
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Pair):
         y_hat, y = x
-        N = require_batch(who, count_examples(y_hat))
         e = widen(y_hat) - widen(y)
         t, a = jnp.tanh(e), jnp.abs(e)
         is_small = a < 1
         L = jnp.log1p(jnp.where(is_small, -t * t, jnp.abs(t)))
-        J = jnp.sum(jnp.where(is_small, -0.5 * L, a - L)) / N
-        return J, LogCoshCache(cast(t, y_hat.dtype))
+        return J_of.of(jnp.where(is_small, -0.5 * L, a - L)), LogCoshCache(cast(t, y_hat.dtype))
 
     def backward(params, cache, dJ):
-        t = cache.t
-        dy_hat = scaled(dJ, count_examples(t), t)
+        dy_hat = J_of.scaled(dJ, cache.t)
         return (), (dy_hat, -dy_hat)
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], reduction: str = "mean") -> Array:
     import optax
 
-    terms = optax.log_cosh(*x)
-    return jnp.mean(jnp.sum(terms, axis=tuple(range(1, terms.ndim))))
+    return naive_reduction(optax.log_cosh(*x), reduction)
 
 
 _FAR = (0.0, 100.0, -100.0, 1e4)
@@ -86,13 +91,13 @@ RULE = Rule(
     log_cosh,
     reference,
     cases=(
-        Case("one output", (Real("N", -2.0, 2.0), Real("N", -2.0, 2.0)), never_empty=("N",)),
         Case(
             "several outputs",
             (Real("N d", points=_FAR), Real("N d", points=(0.0,))),
-            never_empty=("N",),
+            never_empty=("N", "d"),
             timed={"N": 4096, "d": 64},
         ),
+        Case("each of one output", (Real("N", -2.0, 2.0), Real("N", -2.0, 2.0)), {"reduction": "none"}),
     ),
     cite="Chen et al., 'Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder' (2019)",
 )

@@ -1,8 +1,10 @@
 """multiclass_hinge: every other class scores less than the label's by a margin, or pays for what is missing.
 
-Forward, with scores z of shape (..., C), N positions n, a label y for each, and M the hyperparameter `margin`:
+The mean is that of all terms, one for each position: what `reduction="none"` gives.
 
-    h_nc = max(0, M - z_ny + z_nc) for c != y,    h_ny = 0                (..., C)
+Forward, with scores z of shape (..., C), N positions n, a label y for each, and m the hyperparameter `margin`:
+
+    h_nc = max(0, m - z_ny + z_nc) for c != y,    h_ny = 0                (..., C)
     J    = 1/(N C) sum_nc h_nc,    or with `squared`   1/(N C) sum_nc h_nc^2        J: ()
 
 The excess is summed over the classes (Weston and Watkins) and divided by their number C, as PyTorch does. With
@@ -14,16 +16,17 @@ Differential, with k_nc = [h_nc > 0], or 2 h_nc when squared:
 
     delta J = 1/(N C) sum_nc k_nc (delta z_nc - delta z_ny)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation, where the label's own score is in every term:
+The sweep starts with dJ. The factor of each perturbation, where the label's own score is in every term, with
+g_n = dJ / N, or another `reduction`'s (`bpref.formulas.terms`):
 
-    dz_nc = dJ k_nc / (N C)                    for c != y                 (..., C)
-    dz_ny = -dJ sum_c k_nc / (N C)
+    dz_nc = g_n k_nc / C                       for c != y                 (..., C)
+    dz_ny = -g_n sum_c k_nc / C
 
 The gradient of a position sums to 0: only differences of scores count.
 
-With `largest`, h is 0 for all c but l_n, which a small perturbation does not change, and N stands for N C.
+With `largest`, h is 0 for all c but l_n, which a small perturbation does not change, and 1 stands for C.
 
-Kinks: at z_y - z_c = M the derivative jumps; 0 is taken, as `jax.nn.relu` does; the square has none there. Where
+Kinks: at z_y - z_c = m the derivative jumps; 0 is taken, as `jax.nn.relu` does; the square has none there. Where
 several classes score most, the first of them pays.
 
 Cached: the label, and of the scores one byte each, whether h > 0; or h when squared. The scores are not needed.
@@ -44,12 +47,14 @@ from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.indices import add_along
 from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
 from bpref.formulas.pairs import of_no_size
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.naive.reduction import naive_reduction
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class ScoresAndLabel(NamedTuple):
-    scores: Float[Array, "some=*n C>0"]
+    scores: Float[Array, "*n C>0"]
     label: Int[Array, "*n"]
 
 
@@ -60,7 +65,7 @@ class MulticlassHingeCache(NamedTuple):
 
 
 def multiclass_hinge(
-    margin: float = 1.0, squared: bool = False, largest: bool = False
+    margin: float = 1.0, squared: bool = False, largest: bool = False, reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array], Reals, MulticlassHingeCache]:
     """J = mean over the positions of 1/C sum over c != y of max(0, margin - z_y + z_c), or of its square.
 
@@ -68,24 +73,29 @@ def multiclass_hinge(
       margin: by how much the label's score must exceed each other.
       squared: whether the terms are squared.
       largest: whether the largest term of a position is its loss, and not the sum of all, divided by C.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
       A layer with params `()`, x `(scores, label)` of shapes `(..., C)` and `(...)`, the labels integers whose
-      cotangent is None, and y the scalar J in at least float32.
+      cotangent is None, and y the scalar J, or the terms (...), in at least float32.
 
       A label outside `[0, C)` cannot be seen while tracing. It is never silent: J is NaN, and so is the gradient of
       that position's scores (of no other), which tells where it stands.
 
     Raises:
-      ValueError: margin is negative; the shapes do not fit; there are no positions or no classes.
+      ValueError: margin is negative; the reduction is none of these; the shapes do not fit; there are no classes; a
+        mean is over no positions.
       TypeError: x is no pair; the scores are not floating-point; the labels are no integers.
     """
     who = "multiclass_hinge"
     require_flags(who, squared=squared, largest=largest)
     margin = require_non_negative(who, "margin", margin)
 
-    def terms(label, scores):
-        return label.size if largest else scores.size
+    J_of = require_reduction(who, reduction)
+
+    def classes(scores):
+        return 1 if largest else scores.shape[-1]
 
     def forward(params, x: ScoresAndLabel):
         scores, label = x
@@ -99,14 +109,13 @@ def multiclass_hinge(
         h = jnp.where(counts, missing, 0)
         # No term of a position that has but one class, and it NaN, would tell.
         known = jnp.where(jnp.isnan(z_y), jnp.nan, _known(label, scores))
-        total = jnp.sum((h * h if squared else h) * known)
-        return total / terms(label, scores), MulticlassHingeCache(
-            cast(h, scores.dtype) if squared else counts, label, of_no_size(scores)
-        )
+        J = J_of.of(jnp.sum((h * h if squared else h) * known, -1) / classes(scores))
+        return J, MulticlassHingeCache(cast(h, scores.dtype) if squared else counts, label, of_no_size(scores))
 
     def backward(params, cache, dJ):
         k = cache.excess.astype(wide_dtype(cache.like.dtype))
-        g = (2 if squared else 1) * widen(dJ) / terms(cache.label, k) * _known(cache.label, k)
+        g = J_of.at_terms(dJ, cache.label.shape, below=1) / classes(k)
+        g = (2 if squared else 1) * g * _known(cache.label, k)
         dz = g * k
         own = nearest_class(cache.label, dz)[..., None]
         dz = add_along(dz, own, -jnp.sum(dz, -1, keepdims=True), dz.ndim - 1, unique=True)
@@ -120,16 +129,15 @@ def _known(label: Array, scores: Array) -> Array:
     return jnp.where(is_class(label, scores), 1, jnp.nan)[..., None].astype(wide_dtype(scores.dtype))
 
 
-def reference(
-    params: tuple[()], x: tuple[Array, Array], margin: float = 1.0, squared: bool = False, largest: bool = False
-) -> Array:
+@called_as(multiclass_hinge)
+def reference(params: tuple[()], x: tuple[Array, Array], margin, squared, largest, reduction) -> Array:
     scores, label = x
     own = jax.nn.one_hot(label, scores.shape[-1], dtype=scores.dtype)
     at_label = jnp.take_along_axis(scores, label[..., None], axis=-1)
     terms = jax.nn.relu(margin - at_label + scores) * (1 - own)
     if largest:
         terms = jnp.take_along_axis(terms, jnp.argmax(terms, -1, keepdims=True), -1)
-    return jnp.mean(terms**2 if squared else terms)
+    return naive_reduction(jnp.mean(terms**2 if squared else terms, -1), reduction)
 
 
 _MARGIN = Interval(0.5, 3.0, 1.0)
@@ -147,7 +155,9 @@ RULE = Rule(
             timed={"N": 4096, "C": 256},
         ),
         Case("squared", (Real("N C"), Integer("N", 0, "C")), {"margin": _MARGIN, "squared": True}, ("N", "C")),
-        Case("sequence, largest", (Real("B T C"), Integer("B T", 0, "C")), {"largest": True}, ("B", "T", "C")),
+        Case(
+            "sequence, largest", (Real("B T C"), Integer("B T", 0, "C")), {"largest": True, "reduction": "none"}, ("C",)
+        ),
     ),
     cite="Weston and Watkins, 'Support vector machines for multi-class pattern recognition' (1999), equation 4; "
     "Crammer and Singer, 'On the algorithmic implementation of multiclass kernel-based vector machines' (2001), JMLR 2",

@@ -1,12 +1,14 @@
-"""sigmoid_cross_entropy: binary cross-entropy of logits, a mean over all elements.
+"""sigmoid_cross_entropy: binary cross-entropy of logits.
 
-Forward, with logits x and targets t of one shape, n elements in all, s(x) = 1 / (1 + exp(-x)), and w the weight of a
-positive answer, one number or one for each class of the last axis (1 if nothing is said):
+The mean is that of all terms, one for each element: what `reduction="none"` gives.
 
-    J = -1/n sum_i (w t_i log s(x_i) + (1 - t_i) log s(-x_i))             J: ()
+Forward, with logits x and targets t of one shape, i running over all M elements, s(x) = 1 / (1 + exp(-x)), and w the
+weight of a positive answer, one number or one for each class of the last axis (1 if nothing is said):
 
-Every element is an answer of its own (yes or no), so the mean is over all of them, unlike `square`'s; it is divided by
-n and not by the sum of weights. With L(x) = log(1 + exp(-|x|)), -log s(x) = max(-x, 0) + L(x), and each term is
+    J = -1/M sum_i (w t_i log s(x_i) + (1 - t_i) log s(-x_i))             J: ()
+
+Every element is an answer of its own (yes or no). The mean is divided by M and not by the sum of weights.
+With L(x) = log(1 + exp(-|x|)), -log s(x) = max(-x, 0) + L(x), and each term is
 
     w t_i max(-x_i, 0) + (1 - t_i) max(x_i, 0) + (w t_i + 1 - t_i) L(x_i)
 
@@ -14,16 +16,17 @@ which for w = 1 is max(x_i, 0) - x_i t_i + L(x_i).
 
 Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
 
-    delta J = 1/n sum_i (((1 - t_i) s(x_i) - w t_i s(-x_i)) delta x_i - (w log s(x_i) - log s(-x_i)) delta t_i)
+    delta J = 1/M sum_i (((1 - t_i) s(x_i) - w t_i s(-x_i)) delta x_i - (w log s(x_i) - log s(-x_i)) delta t_i)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    dx_i = dJ ((1 - t_i) s(x_i) - w t_i s(-x_i)) / n                      x's shape
-    dt_i = dJ (log s(-x_i) - w log s(x_i)) / n                            t's shape; None for labels
+    dx_i = g_i ((1 - t_i) s(x_i) - w t_i s(-x_i))                         x's shape
+    dt_i = g_i (log s(-x_i) - w log s(x_i))                               t's shape; None for labels
 
-which for w = 1 are dJ (s(x_i) - t_i) / n and -dJ x_i / n.
+which for w = 1 are g_i (s(x_i) - t_i) and -g_i x_i.
 
-Cached: what dJ / n multiplies in dx and, unless the targets are labels, in dt: one array for each cotangent. x and t
+Cached: what g multiplies in dx and, unless the targets are labels, in dt: one array for each cotangent. x and t
 are not needed beside them, and no exponential is made twice.
 
 Numerical care: exp is only taken of -|x|, and log(1 + .) is log1p, so that no logit overflows and a confident right
@@ -45,10 +48,12 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import as_numbers, fails, is_traced
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
-from bpref.formulas.pairs import LogitsAndTarget, scaled
+from bpref.formulas.pairs import LogitsAndTarget
 from bpref.formulas.signs import is_label
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Integer, Interval, Real, Rule
+from bpref.naive.reduction import naive_reduction
+from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class SigmoidCrossEntropyCache(NamedTuple):
@@ -58,6 +63,7 @@ class SigmoidCrossEntropyCache(NamedTuple):
 
 def sigmoid_cross_entropy(
     positive_weight: float | Sequence[float] = 1.0,
+    reduction: str = "mean",
 ) -> Layer[tuple[()], tuple[Array, Array], Reals, SigmoidCrossEntropyCache]:
     """J = mean of -(w t log s(x) + (1 - t) log s(-x)), s the logistic function.
 
@@ -65,15 +71,17 @@ def sigmoid_cross_entropy(
       positive_weight: w, how much a positive answer counts beside a negative one; a number, or one for each class of
         the last axis. The number of negatives by the number of positives gives both the same influence. An array that
         is traced is taken as it is: its values cannot be seen.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J in at least float32. The
-      target is a probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose
+      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J, or the terms, in at least
+      float32. The target is a probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose
       cotangent is None. Values outside are not looked for: the formula is applied to them.
 
     Raises:
-      ValueError: a weight is not positive; there is not one for each class; logits and target differ in shape; there
-        are no elements.
+      ValueError: a weight is not positive; there is not one for each class; the reduction is none of these; logits and
+        target differ in shape; a mean is over no terms.
       TypeError: x is no pair; the logits are not floating-point; a floating target has another dtype.
     """
     who = "sigmoid_cross_entropy"
@@ -83,6 +91,7 @@ def sigmoid_cross_entropy(
             f"{who}: positive_weight is {positive_weight!r}, expected a positive number, or one for each C"
         )
     is_weighted = is_traced(weights) or fails(weights == 1)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, pair: LogitsAndTarget):
         x, t = pair
@@ -106,19 +115,19 @@ def sigmoid_cross_entropy(
             target_slope = -x
         slope = (1 - t) * s - wt * s_minus
         kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
-        return jnp.sum(terms) / x.size, kept
+        return J_of.of(terms), kept
 
     def backward(params, cache, dJ):
-        n = cache.slope.size
-        return (), tuple(None if slope is None else scaled(dJ, n, slope) for slope in cache)
+        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache)
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], positive_weight: float | Sequence[float] = 1.0) -> Array:
+@called_as(sigmoid_cross_entropy)
+def reference(params: tuple[()], x: tuple[Array, Array], positive_weight, reduction) -> Array:
     logits, t = x[0], x[1].astype(x[0].dtype)
     w = jnp.broadcast_to(jnp.asarray(positive_weight, t.dtype), t.shape)
-    return jnp.mean(-w * t * jax.nn.log_sigmoid(logits) - (1 - t) * jax.nn.log_sigmoid(-logits))
+    return naive_reduction(-w * t * jax.nn.log_sigmoid(logits) - (1 - t) * jax.nn.log_sigmoid(-logits), reduction)
 
 
 _FAR = (100.0, -100.0, 1e4, -1e4)
@@ -130,7 +139,7 @@ RULE = Rule(
     cases=(
         Case("labels", (Real("N", points=_FAR), Integer("N", 0, 2)), never_empty=("N",), timed={"N": 131072}),
         Case("probabilities", (Real("N d", points=(0.0, *_FAR)), Real("N d", 0.0, 1.0)), never_empty=("N", "d")),
-        Case("sequence", (Real("B T d"), Integer("B T d", 0, 2)), never_empty=("B", "T", "d")),
+        Case("sequence", (Real("B T d"), Integer("B T d", 0, 2)), {"reduction": "none"}),
         Case(
             "labels, weight",
             (Real("N", points=_FAR), Integer("N", 0, 2)),

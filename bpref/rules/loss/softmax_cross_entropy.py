@@ -1,4 +1,6 @@
-"""softmax_cross_entropy: how many nats the target is from the softmax of the logits, a mean over the positions.
+"""softmax_cross_entropy: how many nats the target is from the softmax of the logits.
+
+The mean is that of all terms, one for each position: what `reduction="none"` gives.
 
 Forward, with logits z of shape (..., C), n running over all leading axes (the positions), c and k over the classes,
 for each position a target distribution t, which a label y stands for as t_c = [c = y], and for each class a weight w_c
@@ -8,7 +10,7 @@ for each position a target distribution t, which a label y stands for as t_c = [
     l_n  = log sum_c exp(z_nc)                                            (...,)
     J    = 1/N sum_n (sum_c q_nc (l_n - z_nc) + v_n a l_n^2)              a: `z_loss`, J: ()
 
-A position with a label counts by its class's weight, v_n = w_y, and N = sum_n v_n: J is a weighted mean, as PyTorch's.
+A position with a label counts by its class's weight, v_n = w_y, and N = sum_n v_n: the mean is weighted, as PyTorch's.
 Positions whose label is `ignored` add nothing, neither to the sum nor to N. Of a sum of 0 the N is 1, so that a batch
 of nothing but ignored labels has J = 0 and a gradient of 0. With distributions v_n = 1, and N counts the positions.
 
@@ -17,10 +19,11 @@ without weights; for a dense target nothing is assumed):
 
     delta J = 1/N sum_nc ((Q_n + 2 v_n a l_n) p_nc - q_nc) delta z_nc + w_c (1 - s) (l_n - z_nc) delta t_nc
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    dz_nc = dJ ((Q_n + 2 v_n a l_n) p_nc - q_nc) / N                      (..., C)
-    dt_nc = dJ w_c (1 - s) (l_n - z_nc) / N       None for labels         (..., C)
+    dz_nc = g_n ((Q_n + 2 v_n a l_n) p_nc - q_nc)                         (..., C)
+    dt_nc = g_n w_c (1 - s) (l_n - z_nc)          None for labels         (..., C)
 
 Both are 0 where the label is ignored. Once more, with a = 0, the Hessian in z has for each position the block
 Q_n / N (diag p_n - p_n p_n^T), 0 too where the label is ignored; its square root stands in `bpref.formulas.root`.
@@ -66,12 +69,14 @@ from bpref.checks.hyperparameters import (
 from bpref.dtypes import wide_dtype, widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
 from bpref.formulas.root import softmax_root
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
 class Classification(NamedTuple):
-    logits: Float[Array, "some=*n C>0"]
+    logits: Float[Array, "*n C>0"]
     target: Int[Array, "*n"] | Float[Array, "*n C"]
 
 
@@ -85,6 +90,7 @@ def softmax_cross_entropy(
     ignored: int | None = None,
     z_loss: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    reduction: str = "mean",
 ) -> Layer[tuple[()], tuple[Array, Array], Reals, SoftmaxCrossEntropyCache]:
     """J = mean over the positions of -sum_c q_c log softmax(z)_c, and z_loss times logsumexp(z)^2.
 
@@ -94,9 +100,12 @@ def softmax_cross_entropy(
       z_loss: the weight of the squared log-sum-exp, which keeps logits from drifting (PaLM: 1e-4).
       class_weights: w, how much each class counts, C numbers; of labels the mean is weighted by them as well. An array
         that is traced is taken as it is: its values cannot be seen.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` and y the scalar J in at least float32. The logits are
+      A layer with params `()`, x `(logits, target)` and y the scalar J, or the terms (...), in at least float32: the
+      nats of each position, times its weight, and 0 of an ignored one. The logits are
       `(..., C)`; the target is integer labels `(...)`, whose cotangent is None, or distributions `(..., C)` of the
       logits' dtype: the dtype tells which.
 
@@ -104,7 +113,8 @@ def softmax_cross_entropy(
       of that position's logits (of no other), which tells where it stands.
 
     Raises:
-      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no positions or no classes.
+      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no classes; a mean is over no
+        positions.
       TypeError: x is no pair; the logits are not floating-point; the target is neither integer nor of the logits'
         dtype; `ignored` is given with distributions.
     """
@@ -112,6 +122,7 @@ def softmax_cross_entropy(
     smoothing = require_share(who, "smoothing", smoothing)
     z_loss = require_non_negative(who, "z_loss", z_loss)
     ignored = require_integer_or_none(who, "ignored", ignored)
+    J_of = require_reduction(who, reduction)
     w = None if class_weights is None else as_numbers(class_weights)
     if class_weights is not None and (
         w is None or w.ndim != 1 or fails(w >= 0) or fails((w.sum() > 0) & (w.sum() < math.inf))
@@ -145,7 +156,7 @@ def softmax_cross_entropy(
         terms *= v
         if smoothing:
             terms += smoothing * jnp.mean(_weighted(log_S - d), -1, keepdims=True)
-        return jnp.sum(_unless_ignored(y, terms)) / N
+        return J_of.of(_unless_ignored(y, terms)[..., 0], N)
 
     def _from_labels(logits, label, dJ):
         y = widen_integers(label)
@@ -155,7 +166,7 @@ def softmax_cross_entropy(
         E = jnp.exp(widen(own_score(y, logits)) - m)
         S = R + E
         v, N = _positions(y, logits)
-        g = dJ / N
+        g = J_of.at_terms(dJ, y.shape, N, below=1)
         pull = v * (2 * z_loss * (m + jnp.log(S))) if z_loss else jnp.zeros_like(S)
         even = smoothing * (1.0 if w is None else w.mean().astype(S.dtype))
         at_y = g * (((pull + even) * E - (1 - smoothing) * v * R) / S)
@@ -166,12 +177,15 @@ def softmax_cross_entropy(
         return _unless_ignored(y, slope), None
 
     def _positions(y, logits):
-        """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N."""
+        """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N.
+
+        N is None where it is the number of positions.
+        """
         dtype = wide_dtype(logits.dtype)
         v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), nearest_class(y, logits), mode="clip")
         v = _unless_ignored(y, jnp.where(is_class(y, logits), v, jnp.nan)[..., None])
         if ignored is None and w is None:
-            return v, y.size
+            return v, None
         total = jnp.sum(jnp.where(jnp.isnan(v), 0, v))
         return v, jnp.where(total == 0, 1, total)
 
@@ -189,7 +203,7 @@ def softmax_cross_entropy(
         terms = jnp.sum(q * jnp.where((q == 0) & jnp.isinf(d), 0, log_S - d), -1, keepdims=True)
         if z_loss:
             terms += z_loss * (m + log_S) ** 2
-        return jnp.sum(terms) / terms.size
+        return J_of.of(terms[..., 0])
 
     def _from_distributions(logits, t, dJ):
         m, d = _shifted(logits)
@@ -202,7 +216,7 @@ def softmax_cross_entropy(
         slope = Q * p - q
         if z_loss:
             slope += 2 * z_loss * (m + log_S) * p
-        g = dJ / S.size
+        g = J_of.at_terms(dJ, S.shape[:-1], below=1)
         dlogits = g * slope
         dt = g * (1 - smoothing) * _weighted(log_S - d)
         return dlogits, dt.astype(t.dtype)
@@ -215,13 +229,13 @@ def softmax_cross_entropy(
         logits, target = cache
         if not _is_label(target):
             Q = jnp.sum(_smooth(target), -1)
-            return logits, Q / Q.size
+            return logits, Q / J_of.divisor(Q.shape)
         y = widen_integers(target)
         v, N = _positions(y, logits)
         even = smoothing * (1.0 if w is None else w.mean().astype(v.dtype))
-        return logits, _unless_ignored(y, ((1 - smoothing) * v + even) / N)[..., 0]
+        return logits, _unless_ignored(y, ((1 - smoothing) * v + even) / J_of.divisor(y.shape, N))[..., 0]
 
-    root = None if z_loss else softmax_root(_counts)
+    root = softmax_root(_counts) if J_of.is_scalar and not z_loss else None
     return Layer(no_params, forward, backward, who, root=root)
 
 
@@ -237,7 +251,7 @@ def _shifted(logits: Array) -> tuple[Array, Array]:
 
 
 @called_as(softmax_cross_entropy)
-def reference(params: tuple[()], x: tuple[Array, Array], smoothing, ignored, z_loss, class_weights) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], smoothing, ignored, z_loss, class_weights, reduction) -> Array:
     import optax
 
     logits, target = x
@@ -256,8 +270,7 @@ def reference(params: tuple[()], x: tuple[Array, Array], smoothing, ignored, z_l
         terms = optax.softmax_cross_entropy(logits, jnp.broadcast_to(w, t.shape) * optax.smooth_labels(t, smoothing))
     if z_loss:
         terms += v * (z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2)
-    N = jnp.sum(v)
-    return jnp.sum(jnp.where(kept, terms, 0)) / jnp.where(N == 0, 1, N)
+    return naive_reduction(jnp.where(kept, terms, 0), reduction, v)
 
 
 _SMOOTHING = Interval(0.0, 0.5, 0.1)
@@ -279,14 +292,14 @@ RULE = Rule(
         Case(
             "labels, smoothing",
             (Real("N C"), Integer("N", 0, "C")),
-            {"smoothing": _SMOOTHING},
+            {"smoothing": _SMOOTHING, "reduction": "batch_mean"},
             never_empty=("N", "C"),
         ),
         Case(
             "labels, ignored",
             (Real("N C"), Integer("N", 0, "C", points=(-1,))),
-            {"ignored": -1},
-            never_empty=("N", "C"),
+            {"ignored": -1, "reduction": "sum"},
+            never_empty=("C",),
         ),
         Case("labels, z-loss", (Real("N C"), Integer("N", 0, "C")), {"z_loss": _Z_LOSS}, never_empty=("N", "C")),
         Case(
@@ -299,7 +312,13 @@ RULE = Rule(
         Case(
             "sequence, everything",
             (Real("B T C"), Integer("B T", 0, "C", points=(-1,))),
-            {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS},
+            {
+                "smoothing": _SMOOTHING,
+                "ignored": -1,
+                "z_loss": _Z_LOSS,
+                "class_weights": _WEIGHTS,
+                "reduction": "none",
+            },
             never_empty=("B", "T"),
             fixed={"C": len(_WEIGHTS)},
         ),
@@ -307,7 +326,7 @@ RULE = Rule(
         Case(
             "distributions, not normalised, everything",
             (Real("B T C"), Real("B T C", 0.0, 1.0)),
-            {"smoothing": _SMOOTHING, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS},
+            {"smoothing": _SMOOTHING, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS, "reduction": "none"},
             never_empty=("B", "T"),
             fixed={"C": len(_WEIGHTS)},
         ),

@@ -1,24 +1,25 @@
-"""square: J = 1/(2N) sum (y_hat - y)^2, the seed's loss, as a mean over the batch.
+"""square: 1/2 (y_hat - y)^2, the seed's loss.
 
-Forward, with the prediction y_hat and the target y of one shape (N, ...), n the example and k whatever axes
-follow the first (a scalar is one example):
+The mean is that of all terms, one for each element: what `reduction="none"` gives.
 
-    J = 1/N sum_n sum_k 1/2 (y_hat_nk - y_nk)^2                           J: ()
+Forward, with the prediction y_hat and the target y of one shape, i running over all M elements:
 
-The squares of one example are summed, not averaged: for one example J is the seed's 1/2 (y_hat - y)^2, whatever
-the number of outputs. `huber` counts in the same way.
+    J = 1/M sum_i 1/2 (y_hat_i - y_i)^2                                   J: ()
+
+Of one output this is the seed's 1/N sum_n 1/2 (y_hat_n - y_n)^2, a mean over the N examples. Of several outputs k the
+seed's 1/2 (y_hat - y)^2 of an example is a sum, 1/N sum_n sum_k 1/2 (y_hat_nk - y_nk)^2, which is "batch_mean".
 
 Differential:
 
-    delta J = 1/N sum_nk (y_hat_nk - y_nk) (delta y_hat_nk - delta y_nk)
+    delta J = 1/M sum_i (y_hat_i - y_i) (delta y_hat_i - delta y_i)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M:
 
-    dy_hat_nk = dJ (y_hat_nk - y_nk) / N      this is dA[L]               (N, ...)
-    dy_nk     = -dJ (y_hat_nk - y_nk) / N                                 (N, ...)
+    dy_hat_i = g_i (y_hat_i - y_i)      this is dA[L]                     y_hat's shape
+    dy_i     = -g_i (y_hat_i - y_i)                                       y's shape
 
-The batch mean's 1/N enters here, once; no layer below divides by it again. The Hessian in y_hat is 1/N times the
-identity, whose square root is 1/sqrt(N) times it.
+The mean's 1/M enters here, once; no layer below divides by it again. The Hessian in y_hat is 1/M times the identity,
+whose square root is 1/sqrt(M) times it. Another `reduction` has another g (`bpref.formulas.terms`).
 
 Cached: the error y_hat - y. Both adjoints are multiples of it, and neither y_hat nor y is needed beside it.
 
@@ -28,14 +29,15 @@ prediction's dtype. There is no kink.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair, count_examples, require_batch
+from bpref.formulas.pairs import Pair
 from bpref.formulas.root import square_root
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 
@@ -43,41 +45,41 @@ class SquareCache(NamedTuple):
     error: Float[Array, "..."]
 
 
-def square() -> Layer[tuple[()], tuple[Array, Array], Reals, SquareCache]:
-    """J = 1/(2N) sum (y_hat - y)^2.
+def square(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SquareCache]:
+    """J = mean of 1/2 (y_hat - y)^2.
+
+    Args:
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(prediction, target)`, both `(N, ...)` or both scalar (N = 1), and y the
-      scalar J in at least float32.
+      A layer with params `()`, x `(prediction, target)` of one shape, and y the scalar J, or the terms, in at least
+      float32.
 
     Raises:
-      ValueError: prediction and target differ in shape; N is 0.
+      ValueError: the reduction is none of these; prediction and target differ in shape; a mean is over no terms.
       TypeError: x is no pair; the prediction is not floating-point; the target has another dtype.
     """
     who = "square"
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Pair):
         y_hat, y = x
-        N = require_batch(who, count_examples(y_hat))
         error = widen(y_hat) - widen(y)
-        J = jnp.sum(error * error) * (0.5 / N)
-        return J, SquareCache(cast(error, y_hat.dtype))
+        return J_of.of(0.5 * error * error), SquareCache(cast(error, y_hat.dtype))
 
     def backward(params, cache, dJ):
-        error = cache.error
-        N = count_examples(error)
-        dy_hat = cast(widen(error) * (widen(dJ) * (1 / N)), error.dtype)
+        dy_hat = J_of.scaled(dJ, cache.error)
         return (), (dy_hat, -dy_hat)
 
-    root = square_root(lambda cache: (cache.error, 1 / count_examples(cache.error)))
+    root = square_root(lambda cache: (cache.error, 1 / J_of.divisor(cache.error.shape))) if J_of.is_scalar else None
     return Layer(no_params, forward, backward, who, root=root)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], reduction: str = "mean") -> Array:
     import optax
 
-    terms = optax.l2_loss(*x)
-    return jnp.mean(jnp.sum(terms, axis=tuple(range(1, terms.ndim))))
+    return naive_reduction(optax.l2_loss(*x), reduction)
 
 
 RULE = Rule(
@@ -86,8 +88,14 @@ RULE = Rule(
     reference,
     cases=(
         Case("one output", (Real("N"), Real("N")), never_empty=("N",)),
-        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N",), timed={"N": 4096, "d": 256}),
-        Case("sequence", (Real("B T d"), Real("B T d")), never_empty=("B",)),
+        Case(
+            "several outputs",
+            (Real("N d"), Real("N d")),
+            never_empty=("N", "d"),
+            timed={"N": 4096, "d": 256},
+        ),
+        Case("each of a sequence", (Real("B T d"), Real("B T d")), {"reduction": "none"}),
+        Case("batch mean", (Real("B T d"), Real("B T d")), {"reduction": "batch_mean"}, never_empty=("B",)),
         Case("one number", (Real(""), Real(""))),
     ),
     cite="DataLearner, 'Back-propagation derived by hand' (2019), section 3",

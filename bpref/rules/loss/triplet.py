@@ -1,5 +1,7 @@
 """triplet: an anchor is nearer to its positive than to its negative by a margin, or pays for what is missing.
 
+The mean is that of all terms, one for each triplet: what `reduction="none"` gives.
+
 Forward, with anchors a, positives p and negatives m, N vectors of d numbers each, and M the hyperparameter `margin`:
 
     P_n = a_n - p_n,    Q_n = a_n - m_n                                   (..., d)
@@ -10,11 +12,12 @@ Differential, with a step k_n = [h_n > 0], and U = P / |P|, V = Q / |Q|, or U = 
 
     delta J = 1/N sum_n k_n (U_n . (delta a_n - delta p_n) - V_n . (delta a_n - delta m_n))
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    da_n = dJ k_n (U_n - V_n) / N                                         (..., d)
-    dp_n = -dJ k_n U_n / N                                                (..., d)
-    dm_n = dJ k_n V_n / N                                                 (..., d)
+    da_n = g_n k_n (U_n - V_n)                                            (..., d)
+    dp_n = -g_n k_n U_n                                                   (..., d)
+    dm_n = g_n k_n V_n                                                    (..., d)
 
 They sum to 0: the loss does not move when all three do.
 
@@ -37,13 +40,15 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
+from bpref.formulas.terms import require_reduction
 from bpref.formulas.unit_vectors import inverse, length
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.naive.reduction import naive_reduction
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
 class Triplet(NamedTuple):
-    anchor: Float[Array, "some=*n d>0"]
+    anchor: Float[Array, "*n d>0"]
     positive: Float[Array, "*n d"]
     negative: Float[Array, "*n d"]
 
@@ -54,25 +59,29 @@ class TripletCache(NamedTuple):
 
 
 def triplet(
-    margin: float = 1.0, squared: bool = False
+    margin: float = 1.0, squared: bool = False, reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, TripletCache]:
     """J = mean of max(0, |a - p| - |a - m| + margin), or of the same with squared lengths, as in FaceNet.
 
     Args:
       margin: by how much the negative must be further away, in the units of the distance.
       squared: whether distances are squared.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(anchor, positive, negative)`, all `(..., d)`, and y the scalar J in at least
-      float32.
+      A layer with params `()`, x `(anchor, positive, negative)`, all `(..., d)`, and y the scalar J, or the terms, in
+      at least float32.
 
     Raises:
-      ValueError: margin is negative; the shapes differ; there are no vectors, or d is 0.
+      ValueError: margin is negative; the reduction is none of these; the shapes differ; d is 0; a mean is over no
+        triplets.
       TypeError: x is no triple; the anchor is not floating-point; the dtypes differ.
     """
     who = "triplet"
     require_flags(who, squared=squared)
     margin = require_non_negative(who, "margin", margin)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Triplet):
         a, p, m = x
@@ -80,7 +89,7 @@ def triplet(
         of_P, of_Q = distance(P), distance(Q)
         h = of_P - of_Q + margin
         k = ~(h <= 0)
-        J = jnp.sum(jnp.where(k, h, 0)) / k.size
+        J = J_of.of(jnp.where(k, h, 0)[..., 0])
         U, V = (cast(jnp.where(k, slope(of_D), 0) * D, a.dtype) for D, of_D in ((P, of_P), (Q, of_Q)))
         return J, TripletCache(U, V)
 
@@ -92,20 +101,21 @@ def triplet(
 
     def backward(params, cache, dJ):
         U, V = map(widen, cache)
-        g = widen(dJ) * (U.shape[-1] / U.size)
+        g = J_of.at_terms(dJ, U.shape[:-1], below=1)
         return (), tuple(cast(jnp.where(v == 0, 0, g * v), cache[0].dtype) for v in (U - V, -U, V))
 
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array, Array], margin: float = 1.0, squared: bool = False) -> Array:
+@called_as(triplet)
+def reference(params: tuple[()], x: tuple[Array, Array, Array], margin, squared, reduction) -> Array:
     anchor, positive, negative = x
 
     def distance(other):
         square = jnp.sum((anchor - other) ** 2, axis=-1)
         return square if squared else jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
-    return jnp.mean(jax.nn.relu(distance(positive) - distance(negative) + margin))
+    return naive_reduction(jax.nn.relu(distance(positive) - distance(negative) + margin), reduction)
 
 
 _X = (Real("N d"), Real("N d"), Real("N d"))
@@ -118,7 +128,7 @@ RULE = Rule(
     cases=(
         Case("distance", _X, {"margin": _MARGIN}, ("N", "d"), timed={"N": 2048, "d": 256}),
         Case("squared", _X, {"margin": _MARGIN, "squared": True}, ("N", "d")),
-        Case("sequence", (Real("B T d"), Real("B T d"), Real("B T d")), {}, ("B", "T", "d")),
+        Case("sequence", (Real("B T d"), Real("B T d"), Real("B T d")), {"reduction": "none"}, ("d",)),
     ),
     cite="Schultz and Joachims, 'Learning a distance metric from relative comparisons' (2003); arXiv:1503.03832",
     covers=("facenet",),

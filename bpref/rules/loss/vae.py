@@ -1,5 +1,7 @@
 """vae: the negative evidence lower bound of an autoencoder, what it costs to code each example and to decode it.
 
+The mean is that of all terms, one for each example: what `reduction="none"` gives.
+
 Forward, for N examples n, with the decoder's output x and the target t of one shape (N, ...), k their other axes, and
 the encoder's means mu and logarithms of variances L, both (N, ...), j their other axes; B is the hyperparameter `beta`:
 
@@ -16,12 +18,13 @@ Differential:
     delta R_n = sum_k ((1 - t) s(x) - t s(-x)) delta x - x delta t     or  sum_k (x - t) (delta x - delta t)
     delta K_n = sum_j (mu delta mu + 1/2 (exp(L) - 1) delta L)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    dx_nk  = dJ ((1 - t_nk) s(x_nk) - t_nk s(-x_nk)) / N     or  dJ (x_nk - t_nk) / N         (N, ...)
-    dt_nk  = -dJ x_nk / N                                    or  -dJ (x_nk - t_nk) / N        (N, ...)
-    dmu_nj = dJ B mu_nj / N                                                                   (N, ...)
-    dL_nj  = dJ B (exp(L_nj) - 1) / (2 N)                                                     (N, ...)
+    dx_nk  = g_n ((1 - t_nk) s(x_nk) - t_nk s(-x_nk))        or  g_n (x_nk - t_nk)            (N, ...)
+    dt_nk  = -g_n x_nk                                       or  -g_n (x_nk - t_nk)           (N, ...)
+    dmu_nj = g_n B mu_nj                                                                      (N, ...)
+    dL_nj  = g_n B (exp(L_nj) - 1) / 2                                                        (N, ...)
 
 Cached: x and t, or the error x - t alone for the Gaussian; mu, and exp(L) - 1, which the forward has made.
 
@@ -39,8 +42,10 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Interval, Real, Rule
+from bpref.naive.reduction import naive_reduction
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
 class Autoencoded(NamedTuple):
@@ -66,25 +71,28 @@ class VaeCache(NamedTuple):
 
 
 def vae(
-    beta: float = 1.0, likelihood: str = "bernoulli"
+    beta: float = 1.0, likelihood: str = "bernoulli", reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, VaeCache]:
     """J = mean over the examples of -log p(target | output) + beta KL(N(mu, exp(log_var)) || N(0, 1)).
 
     Args:
       beta: the weight of the divergence; beyond 1 it is a beta-VAE's.
       likelihood: "bernoulli", the decoder's output being logits, or "gaussian", its being means of variance 1.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
       A layer with params `()`, x `(output, target, mu, log_var)`, the first two of one shape `(N, ...)` and so the last
-      two, and y the scalar J in at least float32. Bernoulli targets are probabilities; values outside [0, 1] are not
-      looked for.
+      two, and y the scalar J, or the terms (N,), in at least float32. Bernoulli targets are probabilities; values
+      outside [0, 1] are not looked for.
 
     Raises:
-      ValueError: beta is negative; the likelihood is neither; the shapes do not fit; N is 0.
+      ValueError: beta is negative; the likelihood or the reduction is none of these; the shapes do not fit; N is 0.
       TypeError: x is no such tuple; the output is not floating-point; the dtypes differ.
     """
     who = "vae"
     beta = require_non_negative(who, "beta", beta)
+    J_of = require_reduction(who, reduction)
     if likelihood not in ("bernoulli", "gaussian"):
         raise ValueError(f"{who}: likelihood is {likelihood!r}, expected 'bernoulli' or 'gaussian'")
 
@@ -94,23 +102,31 @@ def vae(
         R, cache = reconstruct(output, target)
         m, L = widen(mu), widen(log_var)
         grown = jnp.expm1(L)
-        K = 0.5 * jnp.sum(m * m + (grown - L))
-        J = (R + beta * K) / len(output)
-        return J, VaeCache(cache, mu, cast(grown, mu.dtype))
+        K = 0.5 * _total(m * m + (grown - L))
+        return J_of.of(R + beta * K), VaeCache(cache, mu, cast(grown, mu.dtype))
 
     def backward(params, cache, dJ):
-        g = widen(dJ) / len(cache.mu)
+        mu = cache.mu
+
+        def g(like):
+            return J_of.at_terms(dJ, (len(mu),), below=like.ndim - 1)
+
         adjoint = _from_bernoulli if likelihood == "bernoulli" else _from_gaussian
-        doutput, dtarget = adjoint(cache.reconstruction, g)
-        dmu, dlog_var = g * beta * widen(cache.mu), g * (0.5 * beta) * widen(cache.expm1_log_var)
-        return (), tuple(cast(d, cache.mu.dtype) for d in (doutput, dtarget, dmu, dlog_var))
+        doutput, dtarget = adjoint(cache.reconstruction, g(cache.reconstruction[0]))
+        dmu, dlog_var = g(mu) * beta * widen(mu), g(mu) * (0.5 * beta) * widen(cache.expm1_log_var)
+        return (), tuple(cast(d, mu.dtype) for d in (doutput, dtarget, dmu, dlog_var))
 
     return Layer(no_params, forward, backward, who)
 
 
+def _total(terms: Array) -> Array:
+    """The sum of each example's: (N,)."""
+    return jnp.sum(terms, tuple(range(1, terms.ndim)))
+
+
 def _bernoulli(logits: Array, target: Array) -> tuple[Array, BernoulliCache]:
     x, t = widen(logits), widen(target)
-    return jnp.sum(binary_cross_entropy(x, t)), BernoulliCache(logits, target)
+    return _total(binary_cross_entropy(x, t)), BernoulliCache(logits, target)
 
 
 def _from_bernoulli(cache: BernoulliCache, g: Array) -> tuple[Array, Array]:
@@ -121,7 +137,7 @@ def _from_bernoulli(cache: BernoulliCache, g: Array) -> tuple[Array, Array]:
 
 def _gaussian(mean: Array, target: Array) -> tuple[Array, GaussianCache]:
     error = widen(mean) - widen(target)
-    return 0.5 * jnp.sum(error * error), GaussianCache(cast(error, mean.dtype))
+    return 0.5 * _total(error * error), GaussianCache(cast(error, mean.dtype))
 
 
 def _from_gaussian(cache: GaussianCache, g: Array) -> tuple[Array, Array]:
@@ -129,9 +145,8 @@ def _from_gaussian(cache: GaussianCache, g: Array) -> tuple[Array, Array]:
     return doutput, -doutput
 
 
-def reference(
-    params: tuple[()], x: tuple[Array, Array, Array, Array], beta: float = 1.0, likelihood: str = "bernoulli"
-) -> Array:
+@called_as(vae)
+def reference(params: tuple[()], x: tuple[Array, Array, Array, Array], beta, likelihood, reduction) -> Array:
     import optax
 
     output, target, mu, log_var = x
@@ -139,8 +154,8 @@ def reference(
         terms = optax.sigmoid_binary_cross_entropy(output, target)
     else:
         terms = optax.l2_loss(output, target)
-    divergence = -0.5 * jnp.sum(1 + log_var - mu**2 - jnp.exp(log_var))
-    return (jnp.sum(terms) + beta * divergence) / output.shape[0]
+    divergence = -0.5 * jnp.sum(1 + log_var - mu**2 - jnp.exp(log_var), axis=tuple(range(1, mu.ndim)))
+    return naive_reduction(jnp.sum(terms, axis=tuple(range(1, terms.ndim))) + beta * divergence, reduction)
 
 
 _BETA = Interval(0.0, 4.0, 1.0)
@@ -160,7 +175,7 @@ RULE = Rule(
         Case(
             "gaussian",
             (Real("N d"), Real("N d"), Real("N z"), Real("N z")),
-            {"beta": _BETA, "likelihood": "gaussian"},
+            {"beta": _BETA, "likelihood": "gaussian", "reduction": "none"},
             ("N",),
         ),
     ),

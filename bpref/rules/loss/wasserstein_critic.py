@@ -1,5 +1,7 @@
 """wasserstein_critic: a critic tells real from generated data, and pays where its slope is not 1 (WGAN-GP).
 
+The mean is that of all terms, one for each pair of one real and one fake: what `reduction="none"` gives.
+
 The critic is a network whose weights are this layer's params, with `widths` hidden units and activation f:
 
     z_l = a_(l-1) W_l^T + b_l,    a_l = f(z_l)     for l = 1 to L - 1,    a_0 its input       (N, n_l)
@@ -17,9 +19,10 @@ Differential: of the penalty 2 C/N sum_n (|G_n| - 1) G_n / |G_n| . delta G_n, an
 
     delta q_l = delta p_l f'(z_l) + p_l f''(z_l) delta z_l,    delta p_(l-1) = delta q_l W_l + q_l delta W_l
 
-which is read from its end to its beginning, from the first layer to the last. The sweep starts with dJ, a scalar:
+which is read from its end to its beginning, from the first layer to the last. The sweep starts with dJ; g_n is dJ / N,
+or another `reduction`'s (`bpref.formulas.terms`):
 
-    dp_0  = dJ 2 C/N (|G| - 1) G / |G|                                                        (N, d)
+    dp_0  = g 2 C (|G| - 1) G / |G|                                                           (N, d)
     dq_l  = dp_(l-1) W_l^T                                                      l = 1 to L-1  (N, n_l)
     dW_l += q_l^T dp_(l-1)
     h_l   = dq_l p_l f''(z_l)                      what G asks of z_l                         (N, n_l)
@@ -29,7 +32,7 @@ which is read from its end to its beginning, from the first layer to the last. T
 Then the adjoint of the forward, downwards, of real, fake and x^ as three batches b. Here h is 0 but for x^, and s is
 -1 for real, 1 for fake and 0 for x^, where D itself does not count:
 
-    da_(L-1) = dJ/N s w,    dw += dJ/N sum s a_(L-1)                                          (3, N, n_(L-1))
+    da_(L-1) = s g w,    dw += sum s g a_(L-1)                                                 (3, N, n_(L-1))
     dz_l  = da_l f'(z_l) + h_l                                                  l = L-1 to 1  (3, N, n_l)
     dW_l += sum_b dz_l^T a_(l-1),    db_l = sum dz_l,    da_(l-1) = dz_l W_l
     dreal = da_0[real] + e da_0[x^],    dfake = da_0[fake] + (1 - e) da_0[x^]                 (N, d)
@@ -56,8 +59,10 @@ from jaxtyping import Float, PyTree
 from bpref.checks.hyperparameters import require_choice, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.random_draws import KEY, require_key
+from bpref.formulas.terms import require_reduction
 from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer, Reals
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Key, Real, Rule, called_as, specs
 from bpref.rules.linear.linear import LinearParams, linear
 
@@ -100,7 +105,7 @@ _ACTIVATIONS = {
 
 
 def wasserstein_critic(
-    widths: tuple[int, ...], activation: str = "leaky_relu", penalty: float = 10.0
+    widths: tuple[int, ...], activation: str = "leaky_relu", penalty: float = 10.0, reduction: str = "mean"
 ) -> Layer[WassersteinCriticParams, tuple[Array, Array], Reals, WassersteinCriticCache]:
     """J = mean D(fake) - mean D(real) + penalty mean (|dD/dx| - 1)^2, the critic D being the layer's own network.
 
@@ -108,14 +113,18 @@ def wasserstein_critic(
       widths: the numbers of its hidden units, at least one.
       activation: "leaky_relu" (0.2 below 0), "softplus" or "tanh".
       penalty: the weight C of the slopes' distance from 1.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
       A layer with params `WassersteinCriticParams(key, hidden, w)`: a PRNG key whose cotangent is None and which
       is to be replaced before every step; `LinearParams(W: (n_l, n_(l-1)), b: (n_l,))` for each hidden layer; and the
-      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J in at least float32.
+      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J, or the terms `(N,)`, in at least
+      float32.
 
     Raises:
-      ValueError: widths is no tuple of positive integers; the activation is none of these; penalty is negative; real
+      ValueError: widths is no tuple of positive integers; the activation or the reduction is none of these; penalty is
+        negative; real
         is no matrix with at least one row and column; fake has another shape; d is not what the params expect.
       TypeError: x is no pair; real is not floating-point; the dtypes differ.
     """
@@ -124,6 +133,7 @@ def wasserstein_critic(
         raise ValueError(f"{who}: widths is {widths!r}, expected a tuple of positive integers such as (64, 64)")
     require_choice(who, "activation", activation, _ACTIVATIONS)
     penalty = require_non_negative(who, "penalty", penalty)
+    J_of = require_reduction(who, reduction)
     f, slope, curvature = _ACTIVATIONS[activation]
 
     def init(key, x):
@@ -146,13 +156,12 @@ def wasserstein_critic(
         p = [jnp.broadcast_to(w, (N, w.size))]
         for (W, _), z_l in zip(hidden[::-1], z[::-1], strict=True):
             p.append((p[-1] * slope(z_l[2])) @ W)
-        earth_movers = jnp.sum(a[1] - a[0], 0) @ w / N
-        J = earth_movers + penalty / N * jnp.sum((length(p[-1]) - 1) ** 2)
-        return J, WassersteinCriticCache(real, fake, tuple(z), tuple(p[:0:-1]))
+        terms = (a[1] - a[0]) @ w + penalty * (length(p[-1])[:, 0] - 1) ** 2
+        return J_of.of(terms), WassersteinCriticCache(real, fake, tuple(z), tuple(p[:0:-1]))
 
     def backward(params, cache, dJ):
         _, hidden, w = _widened(params)
-        g = widen(dJ) / len(cache.real)
+        g = J_of.at_terms(dJ, (len(cache.real),), below=1)
         slopes = [slope(z_l) for z_l in cache.z]
         a = [_rows(params.key, cache.real, cache.fake), *(f(z_l) for z_l in cache.z)]
 
@@ -163,10 +172,10 @@ def wasserstein_critic(
             dq = dp @ W.T
             h.append(dq * p_l * curvature(z_l[2]) if curvature else None)
             dp = dq * slope_l[2]
-        dw = jnp.sum(dp, 0) + g * jnp.sum(a[-1][1] - a[-1][0], 0)
+        dw = jnp.sum(dp, 0) + jnp.sum(g * (a[-1][1] - a[-1][0]), 0)
 
         batches = 3 if curvature else 2
-        da = g * jnp.array([-1, 1, 0], w.dtype)[:batches, None, None] * w[None, None]
+        da = jnp.array([-1, 1, 0], w.dtype)[:batches, None, None] * (g * w[None])[None]
         dhidden: list[LinearParams] = []
         for (W, _), below, slope_l, h_l, dW in reversed(list(zip(hidden, a[:-1], slopes, h, of_sweep, strict=True))):
             dz = da * slope_l[:batches]
@@ -203,7 +212,7 @@ def _widened(params: WassersteinCriticParams) -> PyTree:
 
 
 @called_as(wasserstein_critic)
-def reference(params: WassersteinCriticParams, x: tuple[Array, Array], activation, penalty, **_) -> Array:
+def reference(params: WassersteinCriticParams, x: tuple[Array, Array], activation, penalty, reduction, **_) -> Array:
     real, fake = x
     f, df = {
         "leaky_relu": (lambda z: jax.nn.leaky_relu(z, 0.2), lambda z: jnp.where(z >= 0, 1, 0.2).astype(z.dtype)),
@@ -226,7 +235,7 @@ def reference(params: WassersteinCriticParams, x: tuple[Array, Array], activatio
     e = jax.random.uniform(params.key, (len(real), 1), jnp.float32).astype(real.dtype)
     square = jnp.sum(critic(e * real + (1 - e) * fake)[1] ** 2, axis=1)
     norm = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
-    return jnp.mean(critic(fake)[0]) - jnp.mean(critic(real)[0]) + penalty * jnp.mean((norm - 1) ** 2)
+    return naive_reduction(critic(fake)[0] - critic(real)[0] + penalty * (norm - 1) ** 2, reduction)
 
 
 def _params(weight: float) -> WassersteinCriticParams:
@@ -240,8 +249,8 @@ def _params(weight: float) -> WassersteinCriticParams:
 _X = (Real("N d", -1.0, 1.0), Real("N d", -1.0, 1.0))
 
 
-def _case(activation: str, h: int, k: int, weight: float, **other) -> Case:
-    hyper = {"widths": (h, k), "activation": activation, "penalty": Interval(0.0, 10.0, 10.0)}
+def _case(activation: str, h: int, k: int, weight: float, reduction: str = "mean", **other) -> Case:
+    hyper = {"widths": (h, k), "activation": activation, "penalty": Interval(0.0, 10.0, 10.0), "reduction": reduction}
     return Case(activation, _X, hyper, ("N", "d"), _params(weight), fixed={"h": h, "k": k}, **other)
 
 
@@ -251,7 +260,7 @@ RULE = Rule(
     reference,
     cases=(
         _case("leaky_relu", 64, 48, 0.5, timed={"N": 512, "d": 128, "h": 64, "k": 48}),
-        _case("softplus", 24, 20, 0.5),
+        _case("softplus", 24, 20, 0.5, "none"),
         _case("tanh", 24, 20, 0.3),
     ),
     cite="WGAN-GP, arXiv:1704.00028, equation 3 and algorithm 1",
