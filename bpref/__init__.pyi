@@ -24,6 +24,7 @@ from .devices.compiling import devices_of as devices_of
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
+from .formulas.plain_heads import HeadsAndState as HeadsAndState
 from .formulas.pre_norm import NormParams as NormParams
 from .formulas.rotations import Stretch as Stretch
 from .formulas.sequences import Sequences as Sequences
@@ -115,6 +116,8 @@ from .rules.block.attention_block import attention_block as attention_block
 from .rules.block.lstm_block import LstmBlockParams as LstmBlockParams
 from .rules.block.lstm_block import lstm_block as lstm_block
 from .rules.block.mamba_block import MambaBlockParams as MambaBlockParams
+from .rules.block.mamba_block import MambaState as MambaState
+from .rules.block.mamba_block import MambaSteps as MambaSteps
 from .rules.block.mamba_block import mamba_block as mamba_block
 from .rules.block.mlp_block import MlpBlockParams as MlpBlockParams
 from .rules.block.mlp_block import mlp_block as mlp_block

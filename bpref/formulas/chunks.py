@@ -61,12 +61,7 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.sum(a * b, -1, keepdims=True)
 
 
-def no_state(k: Array, v: Array) -> Array:
-    """What a state (G, D, E) begins with, for chunks of k and v."""
-    return jnp.zeros((k.shape[1], k.shape[-1], v.shape[-1]), v.dtype)
-
-
 def no_state_of(k: Array | ShapeDtypeStruct, E: int) -> Array:
-    """The same for keys (*b, T, K, D), or their specification, and values of E features."""
+    """What a state (G, D, E) begins with, for keys (*b, T, K, D), or their specification, and values of E features."""
     *b, _, K, D = k.shape
     return jnp.zeros((prod(b) * K, D, E), wide_dtype(k.dtype))

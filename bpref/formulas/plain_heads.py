@@ -19,10 +19,12 @@ class GatedHeads(NamedTuple):
       heads: q, k and v.
       log_gate: at every step, of each head of keys, the logarithm of the factor that its state is multiplied with
         before the step's key and value are added: 0 keeps all, -inf forgets all.
+      state: what the state is before the first step; zeros where it is left out. Its cotangent is given back.
     """
 
     heads: Heads
     log_gate: Float[Array, "*b T K"] | Float[Array, "*b T K D"]
+    state: Float[Array, "*b K D E"] | None = None
 
     by_name = True
 
@@ -34,20 +36,44 @@ class DeltaHeads(NamedTuple):
       heads: q, k and v.
       beta: at every step, of each head of keys, the share of the error that is written, from 0 to 1.
       log_gate: as in `GatedHeads`; nothing is forgotten where it is left out.
+      state: as in `GatedHeads`.
     """
 
     heads: Heads
     beta: Float[Array, "*b T K"]
     log_gate: Float[Array, "*b T K"] | None = None
+    state: Float[Array, "*b K D E"] | None = None
+
+    by_name = True
+
+
+class HeadsAndState(NamedTuple):
+    """The input of attention whose state only grows, where it does not begin with zeros.
+
+    Attributes:
+      heads: q, k and v.
+      state: what the state is before the first step; its cotangent is given back.
+    """
+
+    heads: Heads
+    state: Float[Array, "*b K D F"]
 
     by_name = True
 
 
 def require_plain(who: str, x: Heads, causal: bool = True) -> None:
-    """Raise `ValueError` unless heads can be shared out, with nothing but q, k and v; `causal` asks for T keys."""
+    """Raise `ValueError` unless heads can be shared out, with nothing but q, k and v, and the ids of segments if it is
+    `causal`, which asks for T keys."""
     for name, value in x._asdict().items():
-        if name not in "qkv" and value is not None:
-            raise ValueError(f"{who}: {name} is given, expected None: there are no logits that it could change")
+        if name not in (*"qkv", "q_segments") and value is not None:
+            why = (
+                "keys are at the steps of queries"
+                if name == "kv_segments"
+                else "there are no logits that it could change"
+            )
+            raise ValueError(f"{who}: {name} is given, expected None: {why}")
+    if x.q_segments is not None and not causal:
+        raise ValueError(f"{who}: q_segments is given, expected None: it is not causal, so that no step begins anew")
     require_groups(who, x)
     T, S = x.q.shape[-3], x.k.shape[-3]
     if causal and S != T:

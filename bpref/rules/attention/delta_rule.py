@@ -2,11 +2,13 @@
 
 Forward, for each head, with q, k of shape (T, D), v (T, E), beta (T,) and the logarithm g (T,) of a gate, or g = 0:
 
-    S'_t = exp(g_t) S_{t-1}                 S_0 = 0                       (D, E)
+    S'_t = exp(g_t) S_{t-1}                                               (D, E)
     c_t  = v_t - S'_t^T k_t                 what the state lacks          (T, E)
     S_t  = S'_t + k_t u_t^T,    u_t = beta_t c_t                          (D, E)
     y_t  = S_t^T q_t                                                      (T, E)
 
+S_0 is 0 unless it is given, and S_T is given out if it is asked for: what one piece of a sequence hands on to the next.
+Where one of several packed sequences begins, g_t is -inf, whatever is given: S'_t is 0, and so is the transition.
 k u^T is minus beta times the gradient of 1/2 |S'^T k - v|^2. Also S_t = (I - beta_t k_t k_t^T) S'_t + beta_t k_t v_t^T.
 
 Given u it is `retention` with the values u, and c follows from v by a triangular system. In a chunk of L steps, S the
@@ -33,7 +35,8 @@ R = Lambda * (dy u^T), and Q = -Lambda * (dc u^T) for s < t, else 0, the cotange
     dS before = w dS + (f q)^T dy - (f k)^T dc                            (D, E)
 
 and dg_u collects what crosses step u, as in `retention`: of R * (q k^T) and Q * (k k^T) the pairs s < u <= t; of
-q . (f dy S^T) - k . (f dc S^T) the steps t >= u; of k . (e u dS^T) the steps s < u; and w <S, dS>.
+q . (f dy S^T) - k . (f dc S^T) the steps t >= u; of k . (e u dS^T) the steps s < u; and w <S, dS>. dS after the last
+chunk is the cotangent of the S_T that is given out, or 0; dS before the first is dS_0.
 
 Cached: x as it came. States and errors are made again, chunk by chunk. The backward solves one system for each chunk,
 where differentiating the solution of the forward's would keep the matrices and solve for k S as well.
@@ -48,19 +51,22 @@ to 2; beyond, the state grows without bound, in this form and in any.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float
+from jax import Array
+from jaxtyping import Float, PyTree
 
-from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, no_state_of, sees, transpose
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state_of, sees, transpose
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_plain
-from bpref.layer import Layer, Reals, no_params
+from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.steps import Passed
+from bpref.layer import Layer, no_params
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, specs
+from bpref.naive.states import naive_states
+from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
 
 class Chunks(NamedTuple):
@@ -73,45 +79,53 @@ class Chunks(NamedTuple):
     g: Float[Array, "C G L 1"]
 
 
-def delta_rule(chunk: int = 32) -> Layer[tuple[()], DeltaHeads, Reals, DeltaHeads]:
+def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHeads, PyTree, DeltaHeads]:
     """y_t = S_t^T q_t, with S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T.
 
     Args:
       chunk: L, the number of steps that are solved for together; it changes the cost, not the function.
+      final: whether the state after all steps is given out beside y.
 
     Returns:
-      A layer with params `()`, x `DeltaHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), beta:
-      (*b, T, K), log_gate: (*b, T, K) or None)`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled,
-      keys are not normalized. The cache is x.
+      A layer with params `()`, x `DeltaHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E), q_segments:
+      (*b, T) or None), beta: (*b, T, K), log_gate: (*b, T, K) or None, state: (*b, K, D, E) or None)`, N a multiple of
+      K, and y `(*b, T, N, E)`, or if `final` `Passed(y, state: (*b, K, D, E))`. Queries are not scaled, keys are not
+      normalized. The cache is x.
+
+      A step whose segment is another than that of the step before it begins with a state of 0.
 
     Raises:
-      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, segments or key.
+      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "delta_rule"
     chunk = require_size(who, "chunk", chunk)
+    require_flags(who, final=final)
 
     def forward(params, x: DeltaHeads):
         require_plain(who, x.heads)
-        _, (y, _, _) = _forward_sweep(_chunks_of(x, chunk))
-        return from_chunks(y, x.heads.k.shape[-2], x.heads.q), x
+        S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), _chunks_of(x, chunk))
+        return given_out(final, y, S, x.heads), x
 
     def backward(params, cache, dy):
-        (q, k, v, *_), beta, g = cache
+        (q, k, v, *_), beta, g, state = cache
         K = k.shape[-2]
         chunks = _chunks_of(cache, chunk)
-        _, (_, S, c) = _forward_sweep(chunks)
-        dq, dk, dv, dbeta, dg = _backward_sweep(chunks, S, c, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
+        dy, dS = arrived(final, dy, cache.heads)
+        _, (_, S, c) = _forward_sweep(into_state(state, cache.heads), chunks)
+        dy = into_chunks(dy, K, fitting(chunk, q.shape[-3]))
+        dS, (dq, dk, dv, dbeta, dg) = _backward_sweep(dS, chunks, S, c, dy)
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
         dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
         dg = None if g is None else from_chunks(dg, K, g[..., None])[..., 0]
-        return (), DeltaHeads(heads, dbeta, dg)
+        return (), DeltaHeads(heads, dbeta, dg, None if state is None else from_state(dS, cache.heads))
 
     def decoding(leaf, length):
         def step(params, x, S):
+            require_alone(who, x.state, x.heads.q_segments)
             require_plain(who, x.heads)
-            S, (y, _, _) = _forward_sweep(_chunks_of(x, chunk), S)
-            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+            S, (y, _, _) = _forward_sweep(S, _chunks_of(x, chunk))
+            return given_out(final, y, S, x.heads), S
 
         return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
 
@@ -119,9 +133,9 @@ def delta_rule(chunk: int = 32) -> Layer[tuple[()], DeltaHeads, Reals, DeltaHead
 
 
 def _chunks_of(x: DeltaHeads, chunk: int) -> Chunks:
-    (q, k, v, *_), beta, g = x
+    (q, k, v, *_), beta, g, _ = x
     T, K, _ = k.shape[-3:]
-    g = jnp.zeros_like(beta) if g is None else g
+    g = forgetting(jnp.zeros_like(beta) if g is None else g, x.heads.q_segments)
     return Chunks(*(into_chunks(z, K, fitting(chunk, T)) for z in (q, k, v, beta[..., None], g[..., None])))
 
 
@@ -143,8 +157,8 @@ def _inverse(N: Array) -> Array:
     return X
 
 
-def _forward_sweep(chunks: Chunks, start: Array | None = None) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The state after all chunks; and y of every one, the state before it, and the errors c."""
+def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The state after all chunks, S that before them; and y of every one, the state before it, and the errors c."""
 
     def step(S, chunk):
         q, k, v, beta, g = chunk
@@ -155,11 +169,11 @@ def _forward_sweep(chunks: Chunks, start: Array | None = None) -> tuple[Array, t
         y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), u), (y, S, c)
 
-    return scan(step, no_state(chunks.k, chunks.v) if start is None else start, chunks)
+    return scan(step, S, chunks)
 
 
-def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, ...]:
-    """dq, dk, dv, dbeta and dg."""
+def _backward_sweep(dS: Array, chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, tuple[Array, ...]]:
+    """dS_0, and dq, dk, dv, dbeta and dg."""
 
     def step(dS, now):
         (q, k, _, beta, g), S, c, dy = now
@@ -185,29 +199,23 @@ def _backward_sweep(chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Arra
         dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
         return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
 
-    return scan(step, no_state(chunks.k, chunks.v), (chunks, S, c, dy), reverse=True)[1]
+    return scan(step, dS, (chunks, S, c, dy), reverse=True)
 
 
-def reference(params: tuple[()], x: DeltaHeads, chunk: int = 32) -> Array:
-    (q, k, v, *_), beta, g = x
-    g = jnp.zeros_like(beta) if g is None else g
-    each = q.shape[-2] // k.shape[-2]
-    k, v = (jnp.repeat(z, each, -2) for z in (k, v))
-    beta, g = (jnp.repeat(z, each, -1)[..., None] for z in (beta, g))
-
-    def step(S, now):
-        q_t, k_t, v_t, beta_t, g_t = now
+@called_as(delta_rule)
+def reference(params: tuple[()], x: DeltaHeads, final, **_) -> Array | Passed:
+    def step(S, q_t, k_t, v_t, beta_t, g_t):
         S = jnp.exp(g_t)[..., None] * S
         u = beta_t * (v_t - jnp.einsum("...d,...de->...e", k_t, S))
         S = S + k_t[..., :, None] * u[..., None, :]
         return S, jnp.einsum("...d,...de->...e", q_t, S)
 
-    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
-    by_time = tuple(jnp.moveaxis(z, -3, 0) for z in (q, k, v, beta, g))
-    return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
+    g = jnp.zeros_like(x.beta) if x.log_gate is None else x.log_gate
+    return naive_states(step, x.heads, (x.beta[..., None], g[..., None]), x.state, final)
 
 
 _HEADS = specs(Heads, Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
+_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
 _BETA = Real("B T K", 0.0, 1.0, points=(1.0, 0.0))
 _GATE = Real("B T K", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
@@ -223,6 +231,12 @@ RULE = Rule(
             {"chunk": 16},
             fixed={"B": 2, "N": 2, "K": 2},
             timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+        Case(
+            "from state to state, packed",
+            specs(DeltaHeads, _PACKED, _BETA, state=Real("B K D E", -1.0, 1.0)),
+            {"chunk": 3, "final": True},
+            fixed={"B": 2, "N": 4, "K": 2},
         ),
     ),
     cite="Yang et al., 'Parallelizing linear transformers with the delta rule over sequence length' (2024), "

@@ -2,9 +2,12 @@
 
 Forward, for each head, with q, k and the logarithms g of what remains of shape (T, D), and v of shape (T, E):
 
-    S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T      S_0 = 0                 (D, E)
+    S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T                              (D, E)
     y_t = S_t^T q_t                                                       (T, E)
         = sum_{s<=t} (sum_i q_ti k_si Lambda_tsi) v_s,   Lambda_tsi = exp(sum of g_ui over s < u <= t)
+
+where S_0 is 0. It may be given, and S_T is given out if it is asked for: what one piece of a sequence hands on to the
+next. Where one of several packed sequences begins, g_t is -inf, whatever is given.
 
 A g that is the same for all features of a head is `retention`.
 
@@ -12,7 +15,9 @@ Differential. With dS_t the cotangent of S_t:
 
     dJ = sum_t dy_t . (S_t^T delta q_t)
          + <dS_t, diag(exp(g_t) delta g_t) S_{t-1} + delta k_t v_t^T + k_t delta v_t^T>
-    dS_t = q_t dy_t^T + diag(exp(g_{t+1})) dS_{t+1}
+    dS_t = q_t dy_t^T + diag(exp(g_{t+1})) dS_{t+1}      dS_0 = diag(exp(g_1)) dS_1
+
+where at T the cotangent of the S_T that is given out, or 0, stands for the last term. With S_0 = 0 and that 0,
 
     dq_ti = sum_e S_tie dy_te        = sum_{s<=t} (dy_t . v_s) Lambda_tsi k_si               (T, D)
     dk_si = sum_e dS_sie v_se        = sum_{t>=s} (dy_t . v_s) Lambda_tsi q_ti               (T, D)
@@ -41,42 +46,51 @@ Cached: q, k, v and g as they came. The states before each chunk are made again,
 Numerical care: the usual form, with exp(b_t) and exp(-b_s) of the sums b from the chunk's start, overflows where gates
 are small; here each exponential is of a sum of g over the steps between, which is never positive where g is not. dg
 as the sum over t >= u of q_t dq_t - k_t dk_t counts pairs twice and takes them off again, and cancels; here every pair
-counts where it crosses u, once. A gate of 0 (g = -inf) is exact. All is at least float32.
+counts where it crosses u, once. A gate of 0 (g = -inf) is exact, and dg is 0 there. All is at least float32.
 """
 
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state, no_state_of, transpose
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state_of, transpose
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.layer import Layer, Reals, no_params
+from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.steps import Passed
+from bpref.layer import Layer, no_params
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, specs
+from bpref.naive.states import naive_states
+from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
 
-def gated_linear_attention(chunk: int = 32) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads]:
+def gated_linear_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[()], GatedHeads, PyTree, GatedHeads]:
     """y_t = S_t^T q_t, with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T.
 
     Args:
       chunk: L, a power of 2, the number of steps that are compared directly; it changes the cost, not the function.
+      final: whether the state after all steps is given out beside y.
 
     Returns:
-      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), log_gate:
-      (*b, T, K, D))`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled. The cache is x.
+      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E), q_segments:
+      (*b, T) or None), log_gate: (*b, T, K, D), state: (*b, K, D, E) or None)`, N a multiple of K, and y
+      `(*b, T, N, E)`, or if `final` `Passed(y, state: (*b, K, D, E))`. Queries are not scaled. The cache is x.
+
+      A step whose segment is another than that of the step before it begins with a state of 0.
 
     Raises:
-      ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, segments or key.
+      ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "gated_linear_attention"
     chunk = require_size(who, "chunk", chunk)
+    require_flags(who, final=final)
     if chunk & (chunk - 1):
         raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 
@@ -86,33 +100,38 @@ def gated_linear_attention(chunk: int = 32) -> Layer[tuple[()], GatedHeads, Real
 
     def chunks_of(x):
         K = x.heads.k.shape[-2]
-        return tuple(chunked(z, K) for z in (*x.heads[:3], x.log_gate))
+        return tuple(chunked(z, K) for z in (*x.heads[:3], forgetting(x.log_gate, x.heads.q_segments)))
 
     def forward(params, x: GatedHeads):
         require_gated(who, x, per_feature=True)
-        return from_chunks(_forward_sweep(*chunks_of(x))[1], x.heads.k.shape[-2], x.heads.q), x
+        S, y = _forward_sweep(into_state(x.state, x.heads), *chunks_of(x))
+        return given_out(final, y, S, x.heads), x
 
     def backward(params, cache, dy):
-        (q, k, v, *_), g = cache
+        (q, k, v, *_), g, state = cache
         K = k.shape[-2]
         chunks = chunks_of(cache)
-        dq, dk, dv, dg = _backward_sweep(*chunks, _states(*chunks[1:]), chunked(dy, K))
+        dy, dS = arrived(final, dy, cache.heads)
+        S = _states(into_state(state, cache.heads), *chunks[1:])
+        dS, (dq, dk, dv, dg) = _backward_sweep(dS, *chunks, S, chunked(dy, K))
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        return (), GatedHeads(heads, from_chunks(dg, K, g))
+        dstate = None if state is None else from_state(dS, cache.heads)
+        return (), GatedHeads(heads, from_chunks(dg, K, g), dstate)
 
     def decoding(leaf, length):
         def step(params, x, S):
+            require_alone(who, x.state, x.heads.q_segments)
             require_gated(who, x, per_feature=True)
-            S, y = _forward_sweep(*chunks_of(x), start=S)
-            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+            S, y = _forward_sweep(S, *chunks_of(x))
+            return given_out(final, y, S, x.heads), S
 
         return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
 
     return Layer(no_params, forward, backward, who, decoding=decoding)
 
 
-def _forward_sweep(*chunks: Array, start: Array | None = None) -> tuple[Array, Array]:
-    """The state after all chunks, and y of every one, given q, k, v and g."""
+def _forward_sweep(S: Array, *chunks: Array) -> tuple[Array, Array]:
+    """The state after all chunks, S that before the first, and y of every one, given q, k, v and g."""
 
     def step(S, chunk):
         q, k, v, g = chunk
@@ -120,21 +139,21 @@ def _forward_sweep(*chunks: Array, start: Array | None = None) -> tuple[Array, A
         y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
         return _kept(f, S) + times(transpose(e * k), v), y
 
-    return scan(step, no_state(*chunks[1:3]) if start is None else start, chunks)
+    return scan(step, S, chunks)
 
 
-def _states(*chunks: Array) -> Array:
-    """The state before every chunk, given k, v and g."""
+def _states(S: Array, *chunks: Array) -> Array:
+    """The state before every chunk, given that before the first, k, v and g."""
 
     def step(S, chunk):
         k, v, g = chunk
         return _kept(_from_start(g), S) + times(transpose(_to_end(g) * k), v), S
 
-    return scan(step, no_state(*chunks[:2]), chunks)[1]
+    return scan(step, S, chunks)[1]
 
 
-def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
-    """dq, dk, dv and dg, given q, k, v, g, the states and dy."""
+def _backward_sweep(dS: Array, *chunks: Array) -> tuple[Array, tuple[Array, ...]]:
+    """dS_0, and dq, dk, dv and dg, given dS_T, q, k, v, g, the states and dy."""
 
     def step(dS, chunk):
         q, k, v, g, S, dy = chunk
@@ -147,7 +166,7 @@ def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
         dS = _kept(f, dS) + times(transpose(f_row * q), dy)
         return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
 
-    return scan(step, no_state(*chunks[1:3]), chunks, reverse=True)[1]
+    return scan(step, dS, chunks, reverse=True)
 
 
 def _inside(q: Array, k: Array, v: Array, g: Array) -> Array:
@@ -219,20 +238,17 @@ def _shifted(x: Array, by: int) -> Array:
     )
 
 
-def reference(params: tuple[()], x: GatedHeads, chunk: int = 32) -> Array:
-    q, k, v, g = *x.heads[:3], x.log_gate
-    k, v, g = (jnp.repeat(z, q.shape[-2] // k.shape[-2], -2) for z in (k, v, g))
-
-    def step(S, now):
-        q_t, k_t, v_t, g_t = now
+@called_as(gated_linear_attention)
+def reference(params: tuple[()], x: GatedHeads, final, **_) -> Array | Passed:
+    def step(S, q_t, k_t, v_t, g_t):
         S = jnp.exp(g_t)[..., None] * S + k_t[..., :, None] * v_t[..., None, :]
         return S, jnp.einsum("...d,...de->...e", q_t, S)
 
-    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
-    return jnp.moveaxis(lax.scan(step, S, tuple(jnp.moveaxis(z, -3, 0) for z in (q, k, v, g)))[1], 0, -3)
+    return naive_states(step, x.heads, (x.log_gate,), x.state, final)
 
 
 _HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
+_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
 _GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
 RULE = Rule(
@@ -247,6 +263,12 @@ RULE = Rule(
             {"chunk": 16},
             fixed={"B": 2, "N": 2, "K": 2},
             timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+        Case(
+            "from state to state, packed",
+            specs(GatedHeads, _PACKED, Real("B T K D", -2.0, 0.0), Real("B K D E", -1.0, 1.0)),
+            {"chunk": 2, "final": True},
+            fixed={"B": 2, "N": 4, "K": 2},
         ),
     ),
     cite="Yang et al., 'Gated linear attention transformers with hardware-efficient training' (2023), "

@@ -2,9 +2,12 @@
 
 Forward, for each head, with q, k of shape (T, D), v (T, E) and the logarithm g (T,) of the factor that remains:
 
-    S_t = exp(g_t) S_{t-1} + k_t v_t^T      S_0 = 0                       (D, E)
-    y_t = S_t^T q_t = sum_{s<=t} Lambda_ts (q_t . k_s) v_s                (T, E)
-    Lambda_ts = exp(sum of g_u over s < u <= t)
+    S_t = exp(g_t) S_{t-1} + k_t v_t^T                                    (D, E)
+    y_t = S_t^T q_t = sum_{s<=t} Lambda_ts (q_t . k_s) v_s + f_t S_0^T q_t                      (T, E)
+    Lambda_ts = exp(sum of g_u over s < u <= t)      f_t = exp(sum of g_u over u <= t)
+
+S_0 is 0 unless it is given, and S_T is given out if it is asked for: what one piece of a sequence hands on to the next.
+Of packed sequences each begins with nothing but its own first step: there g_t is -inf, whatever is given.
 
 A g that is the same at all steps makes it RetNet's retention; one that is computed from the input, Mamba-2's state
 space dual form, with C, B and Delta x for q, k and v.
@@ -12,7 +15,9 @@ space dual form, with C, B and Delta x for q, k and v.
 Differential. With dS_t the cotangent of S_t, in which dy_t and all later steps take part:
 
     dJ = sum_t dy_t . (S_t^T delta q_t) + <dS_t, exp(g_t) S_{t-1} delta g_t + delta k_t v_t^T + k_t delta v_t^T>
-    dS_t = q_t dy_t^T + exp(g_{t+1}) dS_{t+1}
+    dS_t = q_t dy_t^T + exp(g_{t+1}) dS_{t+1}      dS_0 = exp(g_1) dS_1
+
+where at T the cotangent of the S_T that is given out, or 0, stands for the last term. With S_0 = 0 and that 0,
 
     dq_t = S_t dy_t         = sum_{s<=t} Lambda_ts (dy_t . v_s) k_s       (T, D)
     dk_s = dS_s v_s         = sum_{t>=s} Lambda_ts (dy_t . v_s) q_t       (T, D)
@@ -36,59 +41,72 @@ factors between its steps: a fifth of the bytes that autodiff of the forward kee
 
 Numerical care: states and products are at least float32. No exponential of a difference of sums, see
 `bpref/formulas/decays.py`, and products of many features are summed in blocks. Gates of 0 (g = -inf) and of 1 are
-exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm.
+exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm, and where a segment begins.
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
+from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state, no_state_of, transpose
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state_of, transpose
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
 from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.layer import Layer, Reals, no_params
+from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.steps import Passed
+from bpref.layer import Layer, no_params
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, specs
+from bpref.naive.states import naive_states
+from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
 
-def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads]:
+def retention(chunk: int = 64, final: bool = False) -> Layer[tuple[()], GatedHeads, PyTree, GatedHeads]:
     """y_t = S_t^T q_t, with S_t = exp(g_t) S_{t-1} + k_t v_t^T.
 
     Args:
       chunk: L, the number of steps that are compared directly; it changes the cost, not the function.
+      final: whether the state after all steps is given out beside y.
 
     Returns:
-      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E)), log_gate:
-      (*b, T, K))`, N a multiple of K, and y `(*b, T, N, E)`. Queries are not scaled. The cache is x.
+      A layer with params `()`, x `GatedHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E), q_segments:
+      (*b, T) or None), log_gate: (*b, T, K), state: (*b, K, D, E) or None)`, N a multiple of K, and y `(*b, T, N, E)`,
+      or if `final` `Passed(y, state: (*b, K, D, E))`. Queries are not scaled. The cache is x.
+
+      A step whose segment is another than that of the step before it begins with a state of 0.
 
     Raises:
-      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, segments or key.
+      ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "retention"
     chunk = require_size(who, "chunk", chunk)
+    require_flags(who, final=final)
 
     def forward(params, x: GatedHeads):
         require_gated(who, x)
-        return from_chunks(_forward_sweep(*_chunks_of(x, chunk))[1], x.heads.k.shape[-2], x.heads.q), x
+        S, y = _forward_sweep(into_state(x.state, x.heads), *_chunks_of(x, chunk))
+        return given_out(final, y, S, x.heads), x
 
     def backward(params, cache, dy):
-        (q, k, v, *_), g = cache
+        (q, k, v, *_), g, state = cache
         K = k.shape[-2]
         chunks = _chunks_of(cache, chunk)
-        S = _states(*chunks[1:])
-        dq, dk, dv, dg = _backward_sweep(*chunks, S, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
+        dy, dS = arrived(final, dy, cache.heads)
+        S = _states(into_state(state, cache.heads), *chunks[1:])
+        dS, (dq, dk, dv, dg) = _backward_sweep(dS, *chunks, S, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
         heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0])
+        dstate = None if state is None else from_state(dS, cache.heads)
+        return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0], dstate)
 
     def decoding(leaf, length):
         def step(params, x, S):
+            require_alone(who, x.state, x.heads.q_segments)
             require_gated(who, x)
-            S, y = _forward_sweep(*_chunks_of(x, chunk), start=S)
-            return from_chunks(y, x.heads.k.shape[-2], x.heads.q), S
+            S, y = _forward_sweep(S, *_chunks_of(x, chunk))
+            return given_out(final, y, S, x.heads), S
 
         return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
 
@@ -97,11 +115,12 @@ def retention(chunk: int = 64) -> Layer[tuple[()], GatedHeads, Reals, GatedHeads
 
 def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
     T, K, _ = x.heads.k.shape[-3:]
-    return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], x.log_gate[..., None]))
+    g = forgetting(x.log_gate, x.heads.q_segments)[..., None]
+    return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], g))
 
 
-def _forward_sweep(q: Array, k: Array, v: Array, g: Array, start: Array | None = None) -> tuple[Array, Array]:
-    """The state after all chunks, and y of every one."""
+def _forward_sweep(S: Array, q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array]:
+    """The state after all chunks, S that before the first, and y of every one."""
 
     def step(S, chunk):
         q, k, v, g = chunk
@@ -110,22 +129,22 @@ def _forward_sweep(q: Array, k: Array, v: Array, g: Array, start: Array | None =
         y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), v), y
 
-    return scan(step, no_state(k, v) if start is None else start, (q, k, v, g))
+    return scan(step, S, (q, k, v, g))
 
 
-def _states(k: Array, v: Array, g: Array) -> Array:
-    """The state before every chunk, which takes no factors between its steps."""
+def _states(S: Array, k: Array, v: Array, g: Array) -> Array:
+    """The state before every chunk, which takes no factors between its steps; S that before the first."""
 
     def step(S, chunk):
         k, v, g = chunk
         e, w = decays_to_end(g)
         return w * S + times(transpose(e * k), v), S
 
-    return scan(step, no_state(k, v), (k, v, g))[1]
+    return scan(step, S, (k, v, g))[1]
 
 
-def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
-    """dq, dk, dv and dg, given q, k, v, g, the states and dy."""
+def _backward_sweep(dS: Array, *chunks: Array) -> tuple[Array, tuple[Array, ...]]:
+    """dS_0, and dq, dk, dv and dg, given dS_T, q, k, v, g, the states and dy."""
 
     def step(dS, chunk):
         q, k, v, g, S, dy = chunk
@@ -145,27 +164,21 @@ def _backward_sweep(*chunks: Array) -> tuple[Array, ...]:
         dq, dk = times(R, k) + dq_before, times(transpose(R), q) + dk_after
         return w * dS + times(transpose(f_row * q), dy), (dq, dk, dv, dg)
 
-    _, k, v, *_ = chunks
-    return scan(step, no_state(k, v), chunks, reverse=True)[1]
+    return scan(step, dS, chunks, reverse=True)
 
 
-def reference(params: tuple[()], x: GatedHeads, chunk: int = 64) -> Array:
-    (q, k, v, *_), g = x
-    k, v, g = (jnp.repeat(z, q.shape[-2] // k.shape[-2], axis) for z, axis in ((k, -2), (v, -2), (g, -1)))
-
-    def step(S, now):
-        q_t, k_t, v_t, g_t = now
-        S = jnp.exp(g_t)[..., None, None] * S + k_t[..., :, None] * v_t[..., None, :]
+@called_as(retention)
+def reference(params: tuple[()], x: GatedHeads, final, **_) -> Array | Passed:
+    def step(S, q_t, k_t, v_t, g_t):
+        S = jnp.exp(g_t)[..., None] * S + k_t[..., :, None] * v_t[..., None, :]
         return S, jnp.einsum("...d,...de->...e", q_t, S)
 
-    S = jnp.zeros((*q.shape[:-3], q.shape[-2], q.shape[-1], v.shape[-1]), v.dtype)
-    by_time = (*(jnp.moveaxis(z, -3, 0) for z in (q, k, v)), jnp.moveaxis(g, -2, 0))
-    return jnp.moveaxis(lax.scan(step, S, by_time)[1], 0, -3)
+    return naive_states(step, x.heads, (x.log_gate[..., None],), x.state, final)
 
 
-def _x(**options) -> GatedHeads:
+def _x(*state: Real, points: tuple[float, ...] = (), **more: Integer) -> GatedHeads:
     q, k, v = (Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E"))
-    return specs(GatedHeads, specs(Heads, q, k, v), Real("B T K", -2.0, 0.0, **options))
+    return specs(GatedHeads, specs(Heads, q, k, v, **more), Real("B T K", -2.0, 0.0, points), *state)
 
 
 RULE = Rule(
@@ -179,6 +192,12 @@ RULE = Rule(
             _x(),
             fixed={"B": 2, "N": 2, "K": 2},
             timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+        Case(
+            "from state to state, packed",
+            _x(Real("B K D E", -1.0, 1.0), q_segments=Integer("B T", 0, 2)),
+            {"chunk": 3, "final": True},
+            fixed={"B": 2, "N": 4, "K": 2},
         ),
     ),
     cite="Sun et al., 'Retentive network' (2023), arXiv:2307.08621, equations 5 to 7; "

@@ -12,6 +12,9 @@ Forward, with x (N, T, d), e = expand d channels inside, n states of a channel a
     o     = y silu(z)                                                     (N, T, e)
     out   = x + o W_out^T                                                 (N, T, d)
 
+What one piece of a sequence hands on to the next are the last rows of v, as many as the convolution reads before the
+first step, and the scan's state; both are 0 unless they are given. Of packed sequences none reads what is another's.
+
 Differential: each line's own, from the last to the first. In the order of the adjoint, with dout the cotangent of out,
 
     do     = dout W_out,           dW_out = sum dout^T o
@@ -23,7 +26,8 @@ Differential: each line's own, from the last to the first. In the order of the a
     dxhat  = [dv dz] W_in,         dW_in  = sum [dv dz]^T xhat
     dx     = dout + the adjoint of `rms_norm` at dxhat
 
-u is read twice, by the scan and by W_x, and x twice: their cotangents add up.
+u is read twice, by the scan and by W_x, and x twice: their cotangents add up. Of what is handed on, the cotangents are
+those of the last rows of v, to which they are added, and of the last state.
 
 Cached: x and its rms, the products [v z], [R B C] and delta, the scan's output y and the states between its chunks. No
 matrix product and no recurrence outside a chunk is run again; xhat, c, u, the gate and o, a few operations for each
@@ -37,20 +41,53 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int, PyTree
 
-from bpref.checks.hyperparameters import require_positive, require_sizes
+from bpref.checks.hyperparameters import require_flags, require_positive, require_sizes
+from bpref.checks.shapes import require_shape
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.decoder import decoder
-from bpref.layer import Layer, Reals
-from bpref.rule import Case, Real, Rule, Size, called_as, specs
+from bpref.formulas.states import begins, require_alone
+from bpref.formulas.steps import Passed
+from bpref.formulas.taps import pull_taps, taps
+from bpref.layer import Layer
+from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 from bpref.rules.activation.silu import SiluCache, silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
-from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
+from bpref.rules.convolution.convolution import ConvolutionParams
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
 from bpref.rules.state_space import selective_scan as scans
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanCache, SelectiveScanParams, selective_scan
+
+
+class MambaState(NamedTuple):
+    """What a piece of a sequence leaves to the next.
+
+    Attributes:
+      v: the last inputs of the convolution, w - 1 of them.
+      h: the state of the scan.
+    """
+
+    v: Float[Array, "N p e"]
+    h: Float[Array, "N e n"]
+
+
+class MambaSteps(NamedTuple):
+    """The input of a Mamba block that is more than the plain array x.
+
+    Attributes:
+      x: the inputs of all steps.
+      state: what is left of earlier ones; zeros where it is left out. Its cotangent is given back.
+      segments: ids of packed sequences: a step whose id is another than that of the step before it begins anew.
+    """
+
+    x: Float[Array, "N T>0 d>0"]
+    state: MambaState | None = None
+    segments: Int[Array, "N T"] | None = None
+
+    by_name = True
 
 
 class MambaBlockParams(NamedTuple):
@@ -64,7 +101,7 @@ class MambaBlockParams(NamedTuple):
 
 
 class MambaBlockCache(NamedTuple):
-    x: Float[Array, "N T d"]
+    x: Float[Array, "N T d"] | MambaSteps
     rms: Float[Array, "N T 1"]
     vz: Float[Array, "N T 2e"]
     RBC: Float[Array, "N T r+2n"]
@@ -80,7 +117,8 @@ def mamba_block(
     window: int = 4,
     eps: float = 1e-5,
     chunk: int = 64,
-) -> Layer[MambaBlockParams, Array, Reals, MambaBlockCache]:
+    final: bool = False,
+) -> Layer[MambaBlockParams, Array | MambaSteps, PyTree, MambaBlockCache]:
     """out = x + W_out (scan(silu(conv(v))) silu(z)) with v and z projected from the normed x.
 
     Args:
@@ -90,15 +128,17 @@ def mamba_block(
       window: how many steps of time the convolution sees.
       eps: what `rms_norm` adds to the mean square.
       chunk: how many steps of time share one kept state.
+      final: whether what the next piece of a sequence has need of is given out beside y.
 
     Returns:
       A layer with params `MambaBlockParams(norm, W_in: (2e, d), conv, W_x: (r + 2n, e), W_delta: (e, r), scan,
-      W_out: (d, e))`, x `(N, T, d)` and y `(N, T, d)`. The parts' parameters are drawn as theirs are, weights uniformly
-      with variance 1 over the number of their inputs (LeCun).
+      W_out: (d, e))`, x `(N, T, d)` or `MambaSteps(x, state: MambaState(v: (N, window - 1, e), h: (N, e, n)) or None,
+      segments: (N, T) or None)`, and y `(N, T, d)`, or if `final` `Passed(y, state: MambaState)`. The parts' parameters
+      are drawn as theirs are, weights uniformly with variance 1 over the number of their inputs (LeCun).
 
     Raises:
       ValueError: a size is not a positive integer; eps is not positive; x is not (N, T, d) with at least one T and
-        one d, or has another d than W_in.
+        one d, or has another d than W_in; the state does not fit.
       TypeError: x is not floating-point, or not of W_in's dtype.
     """
     who = "mamba_block"
@@ -106,91 +146,120 @@ def mamba_block(
         who, states=states, expand=expand, rank=rank, window=window, chunk=chunk
     )
     eps = require_positive(who, "eps", eps)
-    norm, act, scan = rms_norm(eps), silu(), selective_scan(states, chunk=chunk)
-    passing = selective_scan(states, chunk=chunk, final=True)
+    require_flags(who, final=final)
+    norm, act, past = rms_norm(eps), silu(), window - 1
+    scan = selective_scan(states, chunk=chunk, final=True)
 
-    def widened(x):
-        e = expand * x.shape[2]
-        return e, causal_convolution(e, window, groups=e)
+    def as_steps(x):
+        return x if isinstance(x, MambaSteps) else MambaSteps(x)
+
+    def begun(x):
+        """What the convolution reads before the first step, and where the scan starts."""
+        e = expand * x.x.shape[2]
+        of_v, of_h = (x.x.shape[0], past, e), (x.x.shape[0], e, states)
+        if x.state is None:
+            return MambaState(jnp.zeros(of_v, x.x.dtype), jnp.zeros(of_h, x.x.dtype))
+        require_shape(who, "state.v", x.state.v, of_v, f"by x {x.x.shape}")
+        require_shape(who, "state.h", x.state.h, of_h, f"by x {x.x.shape}")
+        return x.state
+
+    def numbers(ids):
+        """How many sequences have begun, at the rows before and at every step."""
+        if ids is None:
+            return None
+        return jnp.pad(jnp.cumsum(begins(ids), 1, jnp.int32), ((0, 0), (past, 0)))
+
+    def rest(rows, n):
+        """The last of these rows, zeros for those of another sequence than the last row is of."""
+        of_end = rows[:, rows.shape[1] - past :]
+        return of_end if n is None else jnp.where((n[:, n.shape[1] - past :] == n[:, -1:])[..., None], of_end, 0)
 
     def init(key, x):
-        e, conv = widened(x)
+        x = as_steps(x).x
         N, T, d = x.shape
+        e = expand * d
         keys = jax.random.split(key, 6)
         inner, of_states = (jax.ShapeDtypeStruct((N, T, n), x.dtype) for n in (e, states))
         return MambaBlockParams(
             norm.init(key, x),
             lecun_uniform(keys[0], (2 * e, d), d, x.dtype),
-            conv.init(keys[1], inner),
+            causal_convolution(e, window, groups=e).init(keys[1], inner),
             lecun_uniform(keys[2], (rank + 2 * states, e), e, x.dtype),
             lecun_uniform(keys[3], (e, rank), rank, x.dtype),
             scan.init(keys[4], specs(Selective, inner, inner, of_states, of_states)),
             lecun_uniform(keys[5], (d, e), e, x.dtype),
         )
 
-    def forward(params, x: Float[Array, "N T>0 d>0"]):
-        return run(params, x, None)[:2]
+    def forward(params, x: Float[Array, "N T>0 d>0"] | MambaSteps):
+        y, cache = run(params, as_steps(x))
+        return y, cache._replace(x=x)
 
-    def run(params, x, before):
-        """y, the cache, and what is remembered: the last inputs of the convolution, and the state of the scan."""
-        e, conv = widened(x)
+    def run(params, given):
+        x, e = given.x, params.W_out.shape[1]
+        before, n = begun(given), numbers(given.segments)
         xhat, of_norm = norm.forward(params.norm, x)
         vz = cast(times_transposed(xhat, params.W_in), x.dtype)
-        v = vz[..., :e]
-        if before is not None:
-            v = jnp.concatenate((before[0], v), 1)
-        u = act.forward((), conv.forward(params.conv, v)[0][:, v.shape[1] - x.shape[1] :])[0]
+        v = jnp.concatenate((before.v, vz[..., :e]), 1)
+        u = act.forward((), taps(params.conv.W, params.conv.b, v, n))[0]
         RBC = cast(times_transposed(u, params.W_x), x.dtype)
         delta = cast(times_transposed(RBC[..., :rank], params.W_delta), x.dtype)
-        if before is None:
-            y, of_scan = scan.forward(params.scan, scanned(u, delta, RBC))
-            after = None
-        else:
-            (y, h), of_scan = passing.forward(params.scan, scanned(u, delta, RBC)._replace(state=before[1]))
-            after = v[:, v.shape[1] - window + 1 :], h
+        (y, h), of_scan = scan.forward(params.scan, scanned(u, delta, RBC, given, before))
         o = y * act.forward((), vz[..., e:])[0]
         out = x + cast(times_transposed(o, params.W_out), x.dtype)
-        return out, MambaBlockCache(x, of_norm.rms, vz, RBC, delta, y, of_scan.starts), after
+        out = Passed(out, MambaState(rest(v, n), h)) if final else out
+        return out, MambaBlockCache(x, of_norm.rms, vz, RBC, delta, y, of_scan.starts)
 
-    def scanned(u, delta, RBC):
-        return Selective(u, delta, RBC[..., rank : rank + states], RBC[..., rank + states :])
+    def scanned(u, delta, RBC, given, before):
+        B, C = RBC[..., rank : rank + states], RBC[..., rank + states :]
+        return Selective(u, delta, B, C, before.h, given.segments)
 
     def backward(params, cache, dout):
         x, rms, vz, RBC, delta, y, starts = cache
-        e, conv = widened(x)
-        dtype = x.dtype
-        v, z = vz[..., :e], vz[..., e:]
+        given = as_steps(x)
+        x, e, dtype = given.x, params.W_out.shape[1], given.x.dtype
+        before, n = begun(given), numbers(given.segments)
+        dout, dafter = dout if final else (dout, None)
+        dout, dafter = with_zeros(dout, x), None if dafter is None else with_zeros(dafter, before)
+        W, b = params.conv
+        v, z = jnp.concatenate((before.v, vz[..., :e]), 1), vz[..., e:]
         xhat = norm.forward(params.norm, x)[0]
-        c = conv.forward(params.conv, v)[0]
+        c = taps(W, b, v, n)
         u, gate = act.forward((), c)[0], act.forward((), z)[0]
 
         do = cast(times(dout, params.W_out), dtype)
         dW_out = cast(transposed_times(dout, y * gate), dtype)
         dz = act.backward((), SiluCache(z), do * y)[1]
 
-        of_scan = SelectiveScanCache(scanned(u, delta, RBC), starts)
-        dscan, (du, ddelta, dB, dC, _) = scan.backward(params.scan, of_scan, do * gate)
+        of_scan = SelectiveScanCache(scanned(u, delta, RBC, given, before), starts)
+        dscan, (du, ddelta, dB, dC, dh, _) = scan.backward(params.scan, of_scan, Passed(do * gate, dafter and dafter.h))
         dW_delta = cast(transposed_times(ddelta, RBC[..., :rank]), dtype)
         dRBC = jnp.concatenate((cast(times(ddelta, params.W_delta), dtype), dB, dC), -1)
         dW_x = cast(transposed_times(dRBC, u), dtype)
         du = du + cast(times(dRBC, params.W_x), dtype)
 
-        dc = act.backward((), SiluCache(c), du)[1]
-        dconv, dv = conv.backward(params.conv, ConvolutionCache(v), dc)
-        dvz = jnp.concatenate((dv, dz), -1)
+        dW, db, dv = pull_taps(W, b, v, n, act.backward((), SiluCache(c), du)[1])
+        if dafter is not None:
+            dv = dv.at[:, v.shape[1] - past :].add(rest(dafter.v, n))
+        dvz = jnp.concatenate((dv[:, past:], dz), -1)
         dW_in = cast(transposed_times(dvz, xhat), dtype)
         dxhat = cast(times(dvz, params.W_in), dtype)
         dnorm, dx = norm.backward(params.norm, RmsNormCache(x, rms), dxhat)
-        return MambaBlockParams(dnorm, dW_in, dconv, dW_x, dW_delta, dscan, dW_out), dout + dx
+        dconv, dx = ConvolutionParams(dW, db), dout + dx
+        if isinstance(cache.x, MambaSteps):
+            dx = MambaSteps(dx, None if given.state is None else MambaState(dv[:, :past], dh))
+        return MambaBlockParams(dnorm, dW_in, dconv, dW_x, dW_delta, dscan, dW_out), dx
 
     def decoding(leaf, length):
+        going_on = mamba_block(states, expand, rank, window, eps, chunk, final=True)
+
         def start(params, x):
-            e = params.W_out.shape[1]
-            return jnp.zeros((x.shape[0], window - 1, e), x.dtype), jnp.zeros((x.shape[0], e, states), x.dtype)
+            x = as_steps(x)
+            require_alone(who, x.state and x.state.h, x.segments, "segments")
+            return begun(x)
 
         def step(params, x, before):
-            out, _, after = run(params, x, before)
-            return out, after
+            y = going_on.forward(params, MambaSteps(as_steps(x).x, before))[0]
+            return (y if final else y.y), y.state
 
         return decoder(leaf, start, step)
 
@@ -198,18 +267,29 @@ def mamba_block(
 
 
 @called_as(mamba_block)
-def reference(params: MambaBlockParams, x: Array, states, rank, window, eps, **_) -> Array:
+def reference(params: MambaBlockParams, x: Array | MambaSteps, states, expand, rank, window, eps, final, **_) -> PyTree:
     norm, W_in, conv, W_x, W_delta, scan, W_out = params
     assert norm.scale is not None
     assert conv.b is not None
+    x, state, ids = x if isinstance(x, MambaSteps) else MambaSteps(x)
+    N, T, d = x.shape
+    ids = jnp.zeros((N, T), int) if ids is None else ids
+    if state is None:
+        state = MambaState(*(jnp.zeros((N, *of), x.dtype) for of in ((window - 1, expand * d), (expand * d, states))))
+    number = jnp.cumsum(ids != jnp.concatenate((ids[:, :1], ids[:, :-1]), 1), 1)
+    number = jnp.concatenate((jnp.zeros((N, window - 1), number.dtype), number), 1)
     xhat = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps) * jnp.broadcast_to(norm.scale, x.shape)
     v, z = jnp.split(xhat @ W_in.T, 2, -1)
-    past = jnp.pad(v, ((0, 0), (window - 1, 0), (0, 0)))
-    c = sum(past[:, i : i + x.shape[1]] * jnp.broadcast_to(conv.W[:, i, 0], v.shape) for i in range(window))
-    u = jax.nn.silu(c + jnp.broadcast_to(conv.b, v.shape))
+    past = jnp.concatenate((state.v, v), 1)
+    reach = (jnp.arange(window - 1 + T)[None] - jnp.arange(T)[:, None])[None, ..., None]
+    same = (number[:, None] == number[:, window - 1 :, None])[..., None]
+    W = sum(jnp.where((reach == i) & same, conv.W[:, i, 0][None, None, None], 0) for i in range(window))
+    u = jax.nn.silu(jnp.einsum("ntse,nse->nte", W, past) + jnp.broadcast_to(conv.b, v.shape))
     R, B, C = jnp.split(u @ W_x.T, (rank, rank + states), -1)
-    y = scans.reference(scan, Selective(u, R @ W_delta.T, B, C))
-    return x + (y * jax.nn.silu(z)) @ W_out.T
+    y = scans.reference(scan, Selective(u, R @ W_delta.T, B, C, state.h, ids), final=True)
+    out = x + (y.y * jax.nn.silu(z)) @ W_out.T
+    left = jnp.where(number[:, T:, None] == number[:, -1:, None], past[:, T:], 0)
+    return Passed(out, MambaState(left, y.state)) if final else out
 
 
 _PARAMS = MambaBlockParams._make(
@@ -237,6 +317,19 @@ RULE = Rule(
             never_empty=("T",),
             fixed={"d": 4, "p": 16, "e": 8, "k": 3, "one": 1, "n": 3, "r": 2, "q": 8, "c": 5},
             timed={"N": 1, "T": 1024, "d": 64, "p": 256, "e": 128, "k": 4, "one": 1, "n": 16, "r": 4, "q": 36, "c": 64},
+        ),
+        Case(
+            "from state to state, packed",
+            specs(
+                MambaSteps,
+                Real("N T d"),
+                specs(MambaState, Real("N past e", -1.0, 1.0), Real("N e n", -1.0, 1.0)),
+                Integer("N T", 0, 2),
+            ),
+            {"states": Size("n"), "rank": Size("r"), "window": Size("k"), "chunk": Size("c"), "final": True},
+            params=_PARAMS,
+            never_empty=("T",),
+            fixed={"d": 4, "p": 16, "e": 8, "k": 3, "past": 2, "one": 1, "n": 3, "r": 2, "q": 8, "c": 2},
         ),
     ),
     cite="Gu and Dao, 'Mamba: linear-time sequence modeling with selective state spaces' (2023), arXiv:2312.00752, "

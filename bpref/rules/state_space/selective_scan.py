@@ -11,6 +11,7 @@ Forward, with t over time, d over channels, n over the states of a channel; the 
     k = (a - 1) / A            a zero-order hold, the paper's equation 4
 
 h_0 is 0 unless it is given, and h_T is given out if it is asked for: what one piece of a sequence hands on to the next.
+Where one of several packed sequences begins, a is 0 in the recurrence, but not in the hold.
 
 Differential. With the states as in `linear_recurrence`, G the cotangent of all that h_t reaches, and
 a_{T+1} G_{T+1} standing for the final state's own, 0 unless that is given out,
@@ -50,17 +51,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.decoder import decoder
-from bpref.formulas.logistic import log1p_exp, logistic
+from bpref.formulas.held_steps import hold_of, shifted_by, step_sizes
+from bpref.formulas.logistic import logistic
+from bpref.formulas.states import begins, require_alone
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule, Size, called_as, specs
+from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
 class Selective(NamedTuple):
@@ -68,6 +71,7 @@ class Selective(NamedTuple):
 
     Attributes:
       state: what the scan starts from; zeros where it is left out. Its cotangent is given back.
+      segments: ids of packed sequences: a step whose id is another than that of the step before it begins anew.
     """
 
     u: Float[Array, "N T d"]
@@ -75,6 +79,7 @@ class Selective(NamedTuple):
     B: Float[Array, "N T n"]
     C: Float[Array, "N T n"]
     state: Float[Array, "N d n"] | None = None
+    segments: Int[Array, "N T"] | None = None
 
 
 class SelectiveScanParams(NamedTuple):
@@ -110,13 +115,13 @@ def selective_scan(
 
     Returns:
       A layer with params `SelectiveScanParams(log_A: (d, n), D: (d,) or None, bias: (d,) or None)`, x
-      `Selective(u: (N, T, d), delta: (N, T, d), B: (N, T, n), C: (N, T, n), state: (N, d, n) or None)` and
-      y `(N, T, d)`, or if `final` `Passed(y: (N, T, d), state: (N, d, n))`. A is -1 to -n in every channel at first,
-      D is 1, and softplus(bias) is drawn from 0.001 to 0.1, uniformly in its logarithm.
+      `Selective(u: (N, T, d), delta: (N, T, d), B: (N, T, n), C: (N, T, n), state: (N, d, n) or None, segments: (N, T)
+      or None)` and y `(N, T, d)`, or if `final` `Passed(y: (N, T, d), state: (N, d, n))`. A is -1 to -n in every
+      channel at first, D is 1, and softplus(bias) is drawn from 0.001 to 0.1, uniformly in its logarithm.
 
     Raises:
       ValueError: states or chunk is not a positive integer; the shapes do not fit.
-      TypeError: x is no tuple of four or five; something is not floating-point, or not of u's dtype.
+      TypeError: x is no tuple of four to six; something is not floating-point, or not of u's dtype.
     """
     who = "selective_scan"
     require_flags(who, softplus=softplus, skip=skip, bias=bias, hold=hold, final=final)
@@ -144,32 +149,34 @@ def selective_scan(
             v = jnp.pad(v, ((0, 0), (0, count * L - T), (0, 0)))
             return jnp.moveaxis(v.reshape(N, count, L, v.shape[-1]), 0, 2)
 
-        return tuple(chunked(widen(v)) for v in (s, x.u, x.B, x.C, *others))
+        new = None if x.segments is None else chunked(over_d(begins(x.segments)))
+        return tuple(chunked(widen(v)) for v in (s, x.u, x.B, x.C, *others)), new
 
     def in_time(v, like):
         """(chunks, L, N, ...) as (N, T, ...), in the dtype of what it belongs to."""
         v = jnp.moveaxis(v, 2, 0)
         return cast(v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3])[:, : like.shape[1]], like.dtype)
 
-    def states_of(A, s, u, B, h):
-        """a and k of a chunk, (L, N, n, d), its states, and the last of them."""
+    def states_of(A, s, u, B, h, new):
+        """a of a chunk, (L, N, n, d), and what of it is for the state; k, the states, and the last of them."""
         a = jnp.exp(over_n(s) * A)
         k = hold_of(over_n(s), A) if hold else over_n(s)
-        after, states = scan(advance, h, (a, k * over_n(u) * over_d(B)))
-        return a, k, states, after
+        kept = a if new is None else jnp.where(over_d(new), 0, a)
+        after, states = scan(advance, h, (kept, k * over_n(u) * over_d(B)))
+        return a, kept, k, states, after
 
     def sweep(params, x, start):
         """y or what is passed on with the last state; and that before every chunk. The first is `None` or (N, d, n)."""
         A = -jnp.exp(widen(params.log_A)).T[None, None]
         s = step_sizes(x.delta, params.bias, softplus)
-        chunks = in_chunks(x, s)
+        chunks, new = in_chunks(x, s)
 
         def run(h, at):
-            s, u, B, C = at
-            _, _, states, after = states_of(A, s, u, B, h)
+            (s, u, B, C), new = at
+            *_, states, after = states_of(A, s, u, B, h, new)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
-        last, (starts, y) = scan(run, by_states(start, (x.u.shape[0], *A.shape[2:]), A.dtype), chunks)
+        last, (starts, y) = scan(run, by_states(start, (x.u.shape[0], *A.shape[2:]), A.dtype), (chunks, new))
         if params.D is not None:
             y = y + widen(params.D)[None, None, None] * chunks[1]
         y, last = in_time(y, x.u), by_channels(last, last.dtype)
@@ -188,11 +195,11 @@ def selective_scan(
 
         def run(carry, at):
             g, dlog_A = carry
-            h, s, u, B, C, dy = at
-            a, k, states, _ = states_of(A, s, u, B, h)
+            h, (s, u, B, C, dy), new = at
+            a, kept, k, states, _ = states_of(A, s, u, B, h, new)
             before = jnp.concatenate((h[None], states[:-1]))
-            g, G = scan(retreat, g, (a, over_d(C) * over_n(dy)), reverse=True)
-            P = a * before * G
+            g, G = scan(retreat, g, (kept, over_d(C) * over_n(dy)), reverse=True)
+            P = kept * before * G
             GB = G * over_d(B)
             dC = jnp.sum(over_n(dy) * states, -1)
             dB = jnp.sum(k * over_n(u) * G, -1)
@@ -226,8 +233,7 @@ def selective_scan(
 
     def decoding(leaf, length):
         def start(params, x):
-            if x.state is not None:
-                raise TypeError(f"{who}: x has a state, expected None: while it is decoding the state is its own")
+            require_alone(who, x.state, x.segments, "segments")
             return jnp.zeros((x.u.shape[0], x.u.shape[2], states), wide_dtype(x.u.dtype))
 
         return decoder(leaf, start, lambda params, x, before: sweep(params, x, before)[0])
@@ -267,34 +273,21 @@ def by_channels(v: Array, dtype: DTypeLike) -> Array:
     return cast(jnp.swapaxes(v, 1, 2), dtype)
 
 
-def hold_of(s: Array, A: Array) -> Array:
-    """(exp(s A) - 1) / A, and its limit s where A is 0."""
-    is_zero = A == 0
-    return jnp.where(is_zero, s, jnp.expm1(s * A) / jnp.where(is_zero, -1, A))
-
-
-def shifted_by(delta: Array, bias: Array | None) -> Array:
-    return widen(delta) if bias is None else widen(delta) + widen(bias)[None, None]
-
-
-def step_sizes(delta: Array, bias: Array | None, softplus: bool) -> Array:
-    v = shifted_by(delta, bias)
-    return log1p_exp(v) if softplus else v
-
-
 @called_as(selective_scan)
 def reference(params: SelectiveScanParams, x: Selective, softplus, hold, final, **_) -> PyTree:
-    u, delta, B, C, h = x
+    u, delta, B, C, h, ids = x
     A = -jnp.exp(params.log_A)
     s = delta if params.bias is None else delta + jnp.broadcast_to(params.bias, delta.shape)
     s = jax.nn.softplus(s) if softplus else s
     exponent = jnp.einsum("btd,dn->btdn", s, A)
     k = jnp.expm1(exponent) / jnp.broadcast_to(A, exponent.shape) if hold else jnp.expand_dims(s, -1)
     b = k * jnp.expand_dims(u, -1) * jnp.expand_dims(B, -2)
-    along = jnp.moveaxis(jnp.exp(exponent), 1, 0), jnp.moveaxis(b, 1, 0)
+    ids = jnp.zeros(u.shape[:2], int) if ids is None else ids
+    is_new = ids != jnp.concatenate((ids[:, :1], ids[:, :-1]), 1)
+    along = tuple(jnp.moveaxis(v, 1, 0) for v in (jnp.exp(exponent), b, is_new))
 
     def step(h, at):
-        h = at[0] * h + at[1]
+        h = at[0] * jnp.where(at[2][:, None, None], 0, h) + at[1]
         return h, h
 
     last, h = lax.scan(step, jnp.zeros_like(b, shape=(u.shape[0], *A.shape)) if h is None else h, along)
@@ -304,7 +297,7 @@ def reference(params: SelectiveScanParams, x: Selective, softplus, hold, final, 
 
 
 _U, _OF_STATES = Real("N T d"), Real("N T n")
-_A = Real("d n", -2.0, 1.0)
+_A, _IDS = Real("d n", -2.0, 1.0), Integer("N T", 0, 2)
 
 RULE = Rule(
     "selective_scan",
@@ -332,6 +325,13 @@ RULE = Rule(
                 "final": True,
             },
             params=SelectiveScanParams._make((_A, None, None)),
+            never_empty=("n",),
+        ),
+        Case(
+            "packed, zero-order hold, from state to state",
+            specs(Selective, _U, Real("N T d", 0.125, 2.0), _OF_STATES, _OF_STATES, Real("N d n"), _IDS),
+            {"states": Size("n"), "softplus": False, "hold": True, "chunk": 4, "final": True},
+            params=SelectiveScanParams._make((_A, Real("d"), Real("d", 0.0, 1.0))),
             never_empty=("n",),
         ),
     ),

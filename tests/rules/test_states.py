@@ -1,0 +1,311 @@
+"""Sequences in pieces: states that are handed on and their cotangents back, packed sequences, lengths of any size."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from bpref import DeltaHeads, GatedHeads, Heads, HeadsAndState, MambaState, MambaSteps, Passed, Selective
+from bpref.layer import Layer
+from bpref.naive.states import naive_affine_chunks, naive_chunks
+from bpref.rules import RULES
+from bpref.verify.numbers.measure import relative_error
+from tests.rules.sweeping import backpropagate, by_oracle, forward
+
+B, N, K, D, E = 2, 4, 2, 3, 5
+DRAWN = np.random.default_rng(0)
+
+
+class Form(NamedTuple):
+    """A rule with a state: its hyperparameters, x of T steps that starts from a state, and its form by chunks."""
+
+    hyper: dict[str, Any]
+    x: Callable[[int], Any]
+    by_chunks: Callable[[Any, Any], Passed] | None = None
+
+
+def real(*shape: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    return DRAWN.uniform(low, high, shape)
+
+
+def heads(T: int) -> Heads:
+    return Heads(real(B, T, N, D), real(B, T, K, D), real(B, T, K, E))
+
+
+def gates(*shape: int) -> np.ndarray:
+    return np.log(real(*shape, low=0.1))
+
+
+def linear_by_chunks(params: Any, x: HeadsAndState) -> Passed:
+    q, k = jax.nn.elu(x.heads.q) + 1, jax.nn.elu(x.heads.k) + 1
+    v = jnp.concatenate([x.heads.v, jnp.ones((*x.heads.v.shape[:-1], 1))], -1)
+    y, state = naive_chunks(x.heads._replace(q=q, k=k, v=v), jnp.ones_like(k), state=x.state)
+    return Passed(y[..., :-1] / y[..., -1:], state)
+
+
+def scanned_by_chunks(params: Any, x: Selective) -> Passed:
+    s = jax.nn.softplus(x.delta + params.bias[None, None])[..., None]
+    a = jnp.exp(s * -jnp.exp(params.log_A)[None, None])
+    if x.segments is not None:
+        is_new = jnp.concatenate((jnp.zeros((B, 1), bool), x.segments[:, 1:] != x.segments[:, :-1]), 1)
+        a = jnp.where(is_new[..., None, None], 0, a)
+    h, last = naive_affine_chunks(a, s * x.u[..., None] * x.B[:, :, None], x.state)
+    return Passed(jnp.sum(h * x.C[:, :, None], -1) + params.D[None, None] * x.u, last)
+
+
+FORMS = {
+    "linear_attention": Form({}, lambda T: HeadsAndState(heads(T), real(B, K, D, E + 1, low=0.1)), linear_by_chunks),
+    "retention": Form(
+        {},
+        lambda T: GatedHeads(heads(T), gates(B, T, K), real(B, K, D, E)),
+        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], None, x.state),
+    ),
+    "gated_linear_attention": Form(
+        {},
+        lambda T: GatedHeads(heads(T), gates(B, T, K, D), real(B, K, D, E)),
+        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate), None, x.state),
+    ),
+    "delta_rule": Form(
+        {},
+        lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K), real(B, K, D, E)),
+        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], x.beta[..., None], x.state),
+    ),
+    "selective_scan": Form(
+        {"states": 4},
+        lambda T: Selective(*(real(B, T, n) for n in (D, D, 4, 4)), real(B, D, 4)),
+        scanned_by_chunks,
+    ),
+    "mamba_block": Form(
+        {"states": 4, "rank": 2, "window": 3, "expand": 2},
+        lambda T: MambaSteps(real(B, T, D), MambaState(real(B, 2, 2 * D), real(B, 2 * D, 4))),
+    ),
+}
+EVERY_FORM = pytest.mark.parametrize("name", FORMS)
+TAKES_NO_STEPS = [name for name in FORMS if name != "mamba_block"]
+
+
+def made(name: str, chunk: int = 4) -> tuple[Layer, Any]:
+    """The layer that gives its state out, and params."""
+    layer = getattr(bpref, name)(chunk=chunk, final=True, **FORMS[name].hyper)
+    with jax.enable_x64(True):
+        return layer, jax.tree.map(np.asarray, layer.init(jax.random.key(1), FORMS[name].x(1)))
+
+
+def packed(x: Any, ids: Any) -> Any:
+    if isinstance(x, Selective | MambaSteps):
+        return x._replace(segments=ids)
+    return x._replace(heads=x.heads._replace(q_segments=ids))
+
+
+def at_steps(x: Any, steps: slice, state: Any) -> Any:
+    """Those steps of x, from another state."""
+    return jax.tree.map(lambda v: v[:, steps], x._replace(state=None))._replace(state=state)
+
+
+def as_cotangent(y: Any) -> Any:
+    return jax.tree.map(lambda v: np.random.default_rng(v.size).normal(size=v.shape), y)
+
+
+def swept(layer: Layer, params: Any, x: Any, dy: Any) -> Any:
+    """y, dparams and dx in float64."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, backpropagate(layer, params, x, dy))
+
+
+def zeros(tree: Any) -> Any:
+    return jax.tree.map(np.zeros_like, tree)
+
+
+def shape_of_y(layer: Layer, params: Any, x: Any) -> Any:
+    with jax.enable_x64(True):
+        return jax.eval_shape(layer.forward, params, x)[0]
+
+
+def assert_same(came: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    assert jax.tree.structure(came) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.size == 0 or float(relative_error(a, b)) <= tolerance
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+@EVERY_FORM
+def test_pieces_that_hand_their_state_on_are_the_whole(name: str, cut: int):
+    """The second is given the first's state, the first what its cotangent turned out to be."""
+    T, (layer, params) = 11, made(name)
+    x = FORMS[name].x(T)
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    y, dparams, dx = swept(layer, params, x, dy)
+    with jax.enable_x64(True):
+        first = at_steps(x, slice(cut), x.state)
+        middle = jax.tree.map(np.asarray, forward(layer, params, first).state)
+    second = at_steps(x, slice(cut, None), middle)
+    y2, dparams2, dx2 = swept(layer, params, second, Passed(dy.y[:, cut:], dy.state))
+    y1, dparams1, dx1 = swept(layer, params, first, Passed(dy.y[:, :cut], dx2.state))
+    assert_same(Passed(np.concatenate((y1.y, y2.y), 1), y2.state), y)
+    of_steps = jax.tree.map(lambda *d: np.concatenate(d, 1), *(d._replace(state=None) for d in (dx1, dx2)))
+    assert_same(of_steps._replace(state=dx1.state), dx)
+    assert_same(jax.tree.map(np.add, dparams1, dparams2), dparams)
+
+
+@pytest.mark.parametrize("T", [1, 3, 4, 7])
+@EVERY_FORM
+def test_by_steps_and_by_chunks_autodiff_says_the_same(name: str, T: int):
+    """Fewer steps than a chunk has, as many, and more but no multiple; packed, from state to state."""
+    layer, params = made(name)
+    x = packed(FORMS[name].x(T), np.array([[0, 0, 1, 1, 1, 2, 0], [3, 1, 1, 1, 1, 1, 1]])[:, :T])
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    y, dparams, dx = swept(layer, params, x, dy)
+    rule = RULES[name]
+    for form in filter(None, (partial(rule.reference, final=True, **FORMS[name].hyper), FORMS[name].by_chunks)):
+        with jax.enable_x64(True):
+            plain, (of_params, of_x) = by_oracle(form, params, x, dy=dy)
+        assert_same(y, jax.tree.map(np.asarray, plain))
+        for came, expected in ((dparams, of_params), (dx, of_x)):
+            is_real = [np.issubdtype(v.dtype, np.floating) for v in jax.tree.leaves(expected)]
+            wanted = [np.asarray(v) for v, real in zip(jax.tree.leaves(expected), is_real, strict=True) if real]
+            assert_same(jax.tree.leaves(came), wanted, 1e-11)
+
+
+@EVERY_FORM
+def test_packed_sequences_are_each_as_if_alone(name: str):
+    """The first goes on from the state, the last gives its own out: no other has a part in either."""
+    T, (layer, params) = 11, made(name)
+    x = FORMS[name].x(T)
+    ids = np.broadcast_to(np.repeat([7, 2, 7, 1], [3, 1, 5, 2])[None], (B, T))
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    y, dparams, dx = swept(layer, params, packed(x, ids), dy)
+    zero, ends = zeros(x.state), (0, 3, 4, 9, T)
+    pieces = []
+    for i, (start, end) in enumerate(pairwise(ends)):
+        piece = at_steps(x, slice(start, end), zero if i else x.state)
+        pieces.append(swept(layer, params, piece, Passed(dy.y[:, start:end], dy.state if end == T else zero)))
+    assert_same(y, Passed(np.concatenate([p[0].y for p in pieces], 1), pieces[-1][0].state))
+    of_steps = jax.tree.map(lambda *d: np.concatenate(d, 1), *(p[2]._replace(state=None) for p in pieces))
+    expected = of_steps._replace(state=pieces[0][2].state)
+    if hasattr(expected, "log_gate"):  # where a segment begins no gate is read
+        expected.log_gate[:, list(ends[1:-1])] = 0
+    assert_same(dx, expected, 1e-11)
+    assert_same(dparams, jax.tree.map(lambda *d: sum(d), *(p[1] for p in pieces)))
+
+
+@pytest.mark.parametrize("name", TAKES_NO_STEPS)
+def test_no_steps_hand_the_state_on_and_its_cotangent_back(name: str):
+    layer, params = made(name)
+    x = FORMS[name].x(0)
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    y, _, dx = swept(layer, params, x, dy)
+    np.testing.assert_array_equal(y.state, x.state)
+    np.testing.assert_array_equal(dx.state, dy.state)
+
+
+@EVERY_FORM
+def test_an_output_that_is_not_used_has_no_part(name: str):
+    """A cotangent of `None` is that of zeros, of y or of the state; and without a state there is none of it."""
+    layer, params = made(name)
+    x = FORMS[name].x(6)
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    for part in dy._fields:
+        none = swept(layer, params, x, dy._replace(**{part: None}))
+        assert_same(none, swept(layer, params, x, dy._replace(**{part: zeros(getattr(dy, part))})))
+    plain = getattr(bpref, name)(chunk=4, **FORMS[name].hyper)
+    of_plain = swept(plain, params, x, dy.y)
+    y, dparams, dx = swept(layer, params, x, Passed(dy.y, None))
+    assert_same((y.y, dparams, dx), of_plain)
+    alone = x.heads if isinstance(x, HeadsAndState) else x._replace(state=None)
+    from_zero = swept(plain, params, x._replace(state=zeros(x.state)), dy.y)
+    y, dparams, dx = swept(plain, params, alone, dy.y)
+    assert jax.tree.structure(dx) == jax.tree.structure(alone)
+    of_zero = from_zero[2].heads if isinstance(x, HeadsAndState) else from_zero[2]._replace(state=None)
+    assert_same((y, dparams, dx), (*from_zero[:2], of_zero))
+
+
+ONES = Heads(jnp.ones((2, 5, 4, 3)), jnp.ones((2, 5, 2, 3)), jnp.ones((2, 5, 2, 6)))
+IDS = jnp.zeros((2, 5), int)
+GATE = jnp.zeros((2, 5, 2))
+
+
+def of_block(layer: Layer, state: MambaState) -> Any:
+    x = jnp.ones((2, 5, 3))
+    return layer.forward(layer.init(jax.random.key(0), x), MambaSteps(x, state))
+
+
+def decoded(layer: Layer, x: Any) -> Any:
+    decoder = bpref.decoding(layer, 9)
+    params, state = bpref.begin(decoder, jax.random.key(0), x)
+    return decoder.forward(params, bpref.With(x, state))
+
+
+BAD_CALLS = {
+    "a state of a block with another window": (
+        lambda: of_block(bpref.mamba_block(4, 2, 2, window=4), MambaState(jnp.ones((2, 2, 6)), jnp.ones((2, 6, 4)))),
+        ValueError,
+        "mamba_block: state.v has shape (2, 2, 6), expected (2, 3, 6), by x (2, 5, 3)",
+    ),
+    "a state of another size": (
+        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 5)))),
+        ValueError,
+        "retention: state has shape (2, 2, 3, 5), expected (*b, K, D, E) = (2, 2, 3, 6) by heads.q (2, 5, 4, 3) and "
+        "heads.k (2, 5, 2, 3) and heads.v (2, 5, 2, 6)",
+    ),
+    "a state without its sum of features": (
+        lambda: bpref.linear_attention().forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 6)))),
+        ValueError,
+        "linear_attention: state has shape (2, 2, 3, 6), expected (2, 2, 3, 7), by v (2, 5, 2, 6), of whose features "
+        "there is one more as it is normalized",
+    ),
+    "a state of another dtype": (
+        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6), jnp.bfloat16))),
+        TypeError,
+        "retention: state has dtype bfloat16, heads.q has float32; cast one to the other's",
+    ),
+    "ids of keys": (
+        lambda: bpref.delta_rule().forward((), DeltaHeads(ONES._replace(q_segments=IDS, kv_segments=IDS), GATE)),
+        ValueError,
+        "delta_rule: kv_segments is given, expected None: keys are at the steps of queries",
+    ),
+    "ids where every step sees all": (
+        lambda: bpref.linear_attention(causal=False).forward((), ONES._replace(q_segments=IDS)),
+        ValueError,
+        "linear_attention: q_segments is given, expected None: it is not causal, so that no step begins anew",
+    ),
+    "a state where every step sees all": (
+        lambda: bpref.linear_attention(causal=False).forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 7)))),
+        ValueError,
+        "linear_attention: x has a state, expected None: it is not causal, so that no step is the first",
+    ),
+    "a last state where every step sees all": (
+        lambda: bpref.linear_attention(causal=False, final=True),
+        ValueError,
+        "linear_attention: final is True, expected False: it is not causal, so that no step is the last",
+    ),
+    "a state while it is decoding": (
+        lambda: decoded(bpref.retention(), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6)))),
+        TypeError,
+        "retention: x has a state, expected None: while it is decoding the state is its own",
+    ),
+    "ids while it is decoding": (
+        lambda: decoded(bpref.linear_attention(), ONES._replace(q_segments=IDS)),
+        TypeError,
+        "linear_attention: x has q_segments, expected None: what is decoding goes on with one sequence",
+    ),
+    "ids while a scan is decoding": (
+        lambda: decoded(bpref.selective_scan(6), Selective(*(jnp.ones((2, 5, n)) for n in (3, 3, 6, 6)), None, IDS)),
+        TypeError,
+        "selective_scan: x has segments, expected None: what is decoding goes on with one sequence",
+    ),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_input_is_refused_by_name(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == message
