@@ -248,6 +248,13 @@ from .rules.pooling.global_pool import global_pool as global_pool
 from .rules.pooling.max_pool import max_pool as max_pool
 from .rules.preference_loss.clipped_value import clipped_value as clipped_value
 from .rules.preference_loss.dpo import dpo as dpo
+from .rules.preference_loss.fused_linear_log_probability import (
+    FusedLinearLogProbabilityParams as FusedLinearLogProbabilityParams,
+)
+from .rules.preference_loss.fused_linear_log_probability import OfTokens as OfTokens
+from .rules.preference_loss.fused_linear_log_probability import (
+    fused_linear_log_probability as fused_linear_log_probability,
+)
 from .rules.preference_loss.grpo import grpo as grpo
 from .rules.preference_loss.kto import kto as kto
 from .rules.preference_loss.ppo import ppo as ppo

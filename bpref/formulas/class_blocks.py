@@ -1,18 +1,27 @@
-"""The logits of a linear layer by blocks of classes: what the fused cross-entropy sums over all classes, both ways.
+"""The logits of a linear layer by blocks of classes: what fused losses sum over all classes, both ways.
 
 In the symbols of `fused_linear_cross_entropy`: u = h W^T + b, z_nc = t tanh(u_nc / t) with a soft cap t and u_nc
 without, of one block of classes after the other, as (classes, rows).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.loops import among_devices, block_of, for_blocks
+
+LOWEST = -1000.0
+"""What an exponent is held above: there its exponential is 0 in any dtype, and 0 times it is 0 and not NaN."""
+
+
+class FeaturesAndLabels(NamedTuple):
+    h: Float[Array, "*n d>0"]
+    labels: Int[Array, "*n"]
 
 
 class Classes(NamedTuple):
@@ -39,6 +48,15 @@ class Sums(NamedTuple):
     total: Float[Array, " N"]
 
 
+class Peaks(NamedTuple):
+    """Of each row, with d = (z - m) / temperature: the largest logit m, Q = sum exp(d) - 1, sum d exp(d), and z_y."""
+
+    m: Float[Array, " N"]
+    Q: Float[Array, " N"]
+    F: Float[Array, " N"]
+    own: Float[Array, " N"]
+
+
 class Slopes(NamedTuple):
     """Of each row, what dJ / dz is made of: rate e^(z - m) - even, and at_own - even where c = y."""
 
@@ -46,6 +64,11 @@ class Slopes(NamedTuple):
     rate: Float[Array, " N"]
     at_own: Float[Array, " N"]
     even: Float[Array, " N"]
+
+
+def flat(h: Array, label: Array) -> tuple[Array, Array]:
+    """h as A (N, d), and labels (N,) of a dtype that can be compared with any class."""
+    return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
 
 
 def sums_over(blocks: Blocks, classes: Classes, A: Array, y: Array, keep: bool = False) -> tuple[Sums, Array | None]:
@@ -67,6 +90,37 @@ def sums_over(blocks: Blocks, classes: Classes, A: Array, y: Array, keep: bool =
     return for_blocks(len(classes.W), blocks.size, add, (Sums(zero - jnp.inf, zero, zero, zero), kept))
 
 
+def peaks_over(blocks: Blocks, classes: Classes, A: Array, y: Array, temperature: float) -> Peaks:
+    """Of rows A (N, d) with labels y what the largest logit leaves to the others.
+
+    Its own 1 is never added to Q: beside it the digits of what is left over would be lost.
+    """
+
+    def add(carry, start, size):
+        m, Q, F, own = carry
+        z = _logits(blocks, classes, A, start, size)
+        higher = lax.stop_gradient(jnp.maximum(m, jnp.max(z, 0)))
+        grows = higher > m
+        is_top = (z == higher[None]) & grows[None]
+        d, e = shifted(z, higher[None], temperature)
+        back, scale = shifted(m, higher, temperature)
+        F = scale * (F + back * (1 + Q)) + jnp.sum(d * e, 0)
+        more = jnp.sum(is_top, 0, dtype=z.dtype) - 1
+        # e - 1 is 0 there, but has the slope of e for whoever differentiates this
+        Q = jnp.where(grows, scale * (1 + Q) + more, Q) + jnp.sum(jnp.where(is_top, e - 1, e), 0)
+        return Peaks(higher, Q, F, own + jnp.sum(jnp.where(_is_own(y, start, size), z, 0), 0))
+
+    zero = jnp.zeros(y.shape, widen(A).dtype)
+    none = Peaks(zero + jnp.finfo(zero.dtype).min, zero - 1, zero, zero)
+    return for_blocks(len(classes.W), blocks.size, add, none)
+
+
+def shifted(z: Array, m: Array, temperature: float) -> tuple[Array, Array]:
+    """d = (z - m) / temperature and exp(d)."""
+    d = jnp.maximum((z - m) / temperature, LOWEST)
+    return d, jnp.exp(d)
+
+
 def pull_sums(
     blocks: Blocks,
     classes: Classes,
@@ -78,15 +132,31 @@ def pull_sums(
 ) -> tuple[Array, Array | None, Array]:
     """dW, db, and dh of these rows, the last in at least float32; with kept logits, dW and db are added to."""
     m, rate, at_own, even = slopes
+
+    def slope_of(z, is_own):
+        slope = jnp.where(is_own, at_own[None], rate[None] * jnp.exp(z - m[None]))
+        return slope - even[None] if blocks.has_total else slope
+
+    return pull_logits(blocks, classes, A, y, slope_of, dclasses, logits)
+
+
+def pull_logits(
+    blocks: Blocks,
+    classes: Classes,
+    A: Array,
+    y: Array,
+    slope_of: Callable[[Array, Array], Array],
+    dclasses: Classes | None = None,
+    logits: Array | None = None,
+) -> tuple[Array, Array | None, Array]:
+    """`pull_sums` of any slope dJ / dz that is made of a block's logits z and of [c = y], all (classes, N)."""
     if dclasses is None:
         dclasses = Classes(jnp.zeros_like(classes.W), None if classes.b is None else jnp.zeros_like(classes.b))
 
     def add(cotangents, start, size):
         dW, db, dh = cotangents
         z = _logits(blocks, classes, A, start, size) if logits is None else block_of(logits, start, size)
-        slope = jnp.where(_is_own(y, start, size), at_own[None], rate[None] * jnp.exp(z - m[None]))
-        if blocks.has_total:
-            slope -= even[None]
+        slope = slope_of(z, _is_own(y, start, size))
         if blocks.soft_cap is not None:
             slope *= (1 - z / blocks.soft_cap) * (1 + z / blocks.soft_cap)
         dW = put(dW, times(slope, widen(A)), start)

@@ -198,6 +198,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "preference_loss": (
         "clipped_value",
         "dpo",
+        "fused_linear_log_probability",
         "grpo",
         "kto",
         "ppo",

@@ -3,7 +3,7 @@
 That eager and compiled are the same is a law, held for every case of every rule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -39,7 +39,7 @@ def compiled(f: Callable) -> Callable:
     return jax.jit(f, compiler_options=quick_compilation())
 
 
-def as_users_compile(f: Callable) -> Callable:
+def as_users_compile(f: Callable) -> Any:
     """`f` compiled as XLA does where nobody asks for a quick compilation; in the tests every program is one."""
     default = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
     return jax.jit(f, compiler_options={name: default[name] for name in quick_compilation() if name in default})
@@ -71,3 +71,14 @@ def by_oracle(f: Callable, *inputs: Any, dy: Any = None) -> tuple[Any, Any]:
         return y, pull(jax.tree.map(jnp.ones_like, y) if dy is None else dy)
 
     return compiled(sweep)(inputs, dy)
+
+
+def shapes_within(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """Of every array that is made, loops' bodies included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                yield from shapes_within(getattr(inner, "jaxpr", inner))

@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyParams
-from tests.rules.sweeping import backpropagate
+from tests.rules.sweeping import backpropagate, shapes_within
 
 pytestmark = pytest.mark.quick
 
@@ -77,17 +77,6 @@ def test_what_does_not_fit_is_refused_by_name(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
-
-
-def shapes_within(jaxpr):
-    """Of every array that is made, loops' bodies included."""
-    for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-        ):
-            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
-                yield from shapes_within(getattr(inner, "jaxpr", inner))
 
 
 def test_no_array_of_all_logits_is_ever_made():

@@ -64,9 +64,9 @@ from bpref.checks.hyperparameters import (
     require_share,
     require_size,
 )
-from bpref.dtypes import cast, widen, widen_integers
+from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
-from bpref.formulas.class_blocks import Blocks, Classes, Slopes, Sums, pull_sums, sums_over
+from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, Slopes, Sums, flat, pull_sums, sums_over
 from bpref.formulas.labels import nats
 from bpref.formulas.pairs import require_batch
 from bpref.kernels.launch import IMPLEMENTATIONS
@@ -78,11 +78,6 @@ from bpref.rules.linear.linear import LinearParams
 
 FusedLinearCrossEntropyParams = LinearParams
 """W of shape (V, d) and b of shape (V,) or None: those of the layer whose logits these are."""
-
-
-class FeaturesAndLabels(NamedTuple):
-    h: Float[Array, "*n d>0"]
-    labels: Int[Array, "*n"]
 
 
 class FusedLinearCrossEntropyCache(NamedTuple):
@@ -170,7 +165,7 @@ def fused_linear_cross_entropy(
         h, label = x
         if mean:
             require_batch(who, label.size)
-        A, y = _flat(h, label)
+        A, y = flat(h, label)
         v, M = _weights(y, widen(A))
         if rows is None:
             of_all = blocks, Classes(*params), A, y
@@ -193,7 +188,7 @@ def fused_linear_cross_entropy(
         if rows is not None:
             dW, db, dh = jax.tree.map(lambda d: cast(jnp.where(d == 0, 0, widen(dJ) * d), params.W.dtype), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
-        A, y = _flat(cache.h, cache.label)
+        A, y = flat(cache.h, cache.label)
         m, R, own = (s.reshape(y.shape) for s in cache[2:5])
         v = _weights(y, m)[0]
         weight = jnp.where(v == 0, 0, widen(dJ).reshape(-1) / cache.divisor * v)
@@ -237,11 +232,6 @@ def fused_linear_cross_entropy(
         return cast(v, like.dtype), M
 
     return Layer(init, forward, backward, who)
-
-
-def _flat(h: Array, label: Array) -> tuple[Array, Array]:
-    """h as A (N, d), and labels (N,) of a dtype that can be compared with any class."""
-    return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
 
 
 def _normalised(sums: Sums) -> tuple[Array, Array, Array]:
