@@ -208,6 +208,7 @@ from .rules.loss.quantile import quantile as quantile
 from .rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy as sigmoid_cross_entropy
 from .rules.loss.softmax_cross_entropy import softmax_cross_entropy as softmax_cross_entropy
 from .rules.loss.square import square as square
+from .rules.loss.total_variation import total_variation as total_variation
 from .rules.loss.triplet import triplet as triplet
 from .rules.loss.vae import vae as vae
 from .rules.loss.wasserstein_critic import WassersteinCriticParams as WassersteinCriticParams
@@ -246,7 +247,9 @@ from .rules.pooling.adaptive_pool import adaptive_pool as adaptive_pool
 from .rules.pooling.average_pool import average_pool as average_pool
 from .rules.pooling.global_pool import global_pool as global_pool
 from .rules.pooling.max_pool import max_pool as max_pool
+from .rules.preference_loss.answer_log_probability import answer_log_probability as answer_log_probability
 from .rules.preference_loss.clipped_value import clipped_value as clipped_value
+from .rules.preference_loss.cpo import cpo as cpo
 from .rules.preference_loss.dpo import dpo as dpo
 from .rules.preference_loss.fused_linear_log_probability import (
     FusedLinearLogProbabilityParams as FusedLinearLogProbabilityParams,
@@ -256,8 +259,11 @@ from .rules.preference_loss.fused_linear_log_probability import (
     fused_linear_log_probability as fused_linear_log_probability,
 )
 from .rules.preference_loss.grpo import grpo as grpo
+from .rules.preference_loss.gspo import gspo as gspo
 from .rules.preference_loss.kto import kto as kto
+from .rules.preference_loss.orpo import orpo as orpo
 from .rules.preference_loss.ppo import ppo as ppo
+from .rules.preference_loss.simpo import simpo as simpo
 from .rules.preference_loss.token_entropy import token_entropy as token_entropy
 from .rules.preference_loss.token_log_probability import token_log_probability as token_log_probability
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal

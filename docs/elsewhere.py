@@ -131,6 +131,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "optax.losses.softmax_cross_entropy_with_integer_labels(*x).mean()",
     ),
     "square": ("F.mse_loss(*x) / 2", "optax.losses.l2_loss(*x).mean()"),
+    "total_variation": ("(F.softmax(x[0], -1) - F.softmax(x[1], -1)).abs().sum(-1).mean() / 2",),
     "triplet": ("F.triplet_margin_loss(*x, eps=0.0)", "optax.losses.triplet_margin_loss(*x, eps=0.0).mean()"),
     "fused_linear_cross_entropy": ("F.cross_entropy(F.linear(x[0], p.W), x[1])",),
     "token_log_probability": (

@@ -48,3 +48,8 @@ def balanced(slope: Array, is_likely: Array, axis: int = -1) -> Array:
     Of a class that is all but certain it is the difference of two numbers near 1, of which rounding leaves nothing.
     """
     return jnp.where(is_likely, -jnp.sum(jnp.where(is_likely, 0, slope), axis, keepdims=True), slope)
+
+
+def centred(p: Array, L: Array) -> Array:
+    """p_c (L_c - sum_k p_k L_k): the adjoint of softmax."""
+    return balanced(p * (L - jnp.sum(p * L, -1, keepdims=True)), p > 0.5)

@@ -132,6 +132,8 @@ INACTIVE = {
     "margin_ranking": (bpref.margin_ranking(margin=1.0), (A, B, SIGNS)),
     "triplet": (bpref.triplet(), (B, B + 0.5, A)),
     "dpo": (bpref.dpo(beta=1.0, form="hinge"), (A[:, 0], B[0], B[0], B[0])),
+    "cpo": (bpref.cpo(beta=1.0, likelihood=0.0, form="hinge"), (A[:, 0], B[0])),
+    "simpo": (bpref.simpo(beta=1.0, margin=0.0, form="hinge"), (A[:, 0], B[0])),
     "vector_norm": (bpref.vector_norm(math.inf), A),
     "fused_linear_cross_entropy": (bpref.fused_linear_cross_entropy(3, ignored=-1), (A, jnp.asarray([-1, 2]))),
     "hard_sigmoid": (bpref.hard_sigmoid(), 8 * A - 4),

@@ -40,10 +40,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from bpref.checks.hyperparameters import is_number, plain, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.pairs import of_no_size, scaled
+from bpref.formulas.preference import judged, require_judge
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -79,38 +78,21 @@ def dpo(
       TypeError: x is no tuple of four; they are not floating-point, or of several dtypes.
     """
     who = "dpo"
-    beta = require_positive(who, "beta", beta)
-    if not (is_number(smoothing) and 0 <= smoothing < 0.5):
-        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
-    smoothing = plain(smoothing)
-    if form not in ("sigmoid", "hinge", "ipo"):
-        raise ValueError(f"{who}: form is {form!r}, expected 'sigmoid', 'hinge' or 'ipo'")
-    if smoothing and form != "sigmoid":
-        raise ValueError(f"{who}: smoothing is {smoothing!r}, which form {form!r} does not have")
+    judge = require_judge(who, beta, smoothing, form)
 
     def forward(params, x: Pairs):
         first = x.policy_chosen
         pi_c, pi_r, rho_c, rho_r = map(widen, x)
-        f, slope = _form((pi_c - pi_r) - (rho_c - rho_r))
+        f, slope = judged(judge, (pi_c - pi_r) - (rho_c - rho_r))
         kept = slope < 0 if form == "hinge" else cast(slope, first.dtype)
         return jnp.sum(f) / f.size, DpoCache(kept, of_no_size(first))
 
     def backward(params, cache, dJ):
-        slope = jnp.where(cache.slope, jnp.asarray(-beta, cache.like.dtype), 0) if form == "hinge" else cache.slope
+        slope = cache.slope
+        if form == "hinge":
+            slope = jnp.where(slope, jnp.asarray(-judge.beta, cache.like.dtype), 0)
         d = jnp.where(slope == 0, 0, scaled(dJ, slope.size, slope))
         return (), (d, -d, -d, d)
-
-    def _form(D):
-        """f and f'."""
-        u = beta * D
-        if form == "ipo":
-            e = D - 1 / (2 * beta)
-            return e * e, 2 * e
-        if form == "hinge":
-            return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
-        if smoothing:
-            return log1p_exp(-u) + smoothing * u, beta * (smoothing - logistic(-u))
-        return log1p_exp(-u), -beta * logistic(-u)
 
     return Layer(no_params, forward, backward, who)
 

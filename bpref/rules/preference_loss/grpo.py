@@ -41,10 +41,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_non_negative, require_positive
+from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
-from bpref.formulas.reduced import mean_of
+from bpref.formulas.group_advantage import group_advantages, require_ddof
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
@@ -99,15 +99,14 @@ def grpo(
     clip, high = require_clips(who, clip, high, normalization)
     kl_weight = require_non_negative(who, "kl_weight", kl_weight)
     eps = require_positive(who, "eps", eps)
-    if not (is_integer(ddof) and ddof in (0, 1)):
-        raise ValueError(f"{who}: ddof is {ddof!r}, expected 0 or 1")
-    ddof = plain(ddof)
+    ddof = require_ddof(who, ddof)
 
     def forward(params, x: Groups):
         policy, old, rho, R, mask = x
         rho = require_reference(who, rho, kl_weight, policy)
         pi = widen(policy)
-        old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), _advantages(widen(R))))
+        A = group_advantages(widen(R), scaled, eps, ddof)
+        old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), A))
         w = token_weights(mask, normalization, pi.dtype)
         log_ratio = jnp.where(mask, pi - old, 0)
         s, slope = surrogate(log_ratio, jnp.broadcast_to(A[..., None], pi.shape), clip, high)
@@ -122,12 +121,6 @@ def grpo(
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)
         return (), (dpi, None, None, None, None)
-
-    def _advantages(R):
-        e = R - mean_of(R, (R.ndim - 1,))
-        if not scaled:
-            return e
-        return e / (jnp.sqrt(jnp.sum(e * e, -1, keepdims=True) / max(R.shape[-1] - ddof, 1)) + eps)
 
     return Layer(no_params, forward, backward, who)
 

@@ -59,7 +59,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, widen
-from bpref.formulas.log_space import balanced
+from bpref.formulas.log_space import balanced, centred
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
@@ -140,12 +140,12 @@ def distillation(
             U, V = _where_any(p, U), _where_any(q, V)
             m = mixture * p + (1 - mixture) * q
             D = mixture * _relative_entropy(p, m, U) + (1 - mixture) * _relative_entropy(q, m, V)
-            return D, (1 - mixture) * _centred(q, V), mixture * _centred(p, U)
+            return D, (1 - mixture) * centred(q, V), mixture * centred(p, U)
         if reverse:
             L = _where_any(q, log_q - log_p)
-            return _relative_entropy(q, p, L), _centred(q, L), _difference(p, q)
+            return _relative_entropy(q, p, L), centred(q, L), _difference(p, q)
         L = _where_any(p, log_p - log_q)
-        return _relative_entropy(p, q, L), _difference(q, p), _centred(p, L)
+        return _relative_entropy(p, q, L), _difference(q, p), centred(p, L)
 
     return Layer(no_params, forward, backward, who)
 
@@ -176,11 +176,6 @@ def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
     smaller = jnp.where(x < 0, share, 1 - share)
     T = -jnp.log1p(smaller * jnp.expm1(-jnp.abs(x)))
     return T + jnp.minimum(x, 0), T - jnp.maximum(x, 0)
-
-
-def _centred(p: Array, L: Array) -> Array:
-    """p_c (L_c - sum_k p_k L_k): the adjoint of softmax."""
-    return balanced(p * (L - jnp.sum(p * L, -1, keepdims=True)), p > 0.5)
 
 
 def _difference(p: Array, q: Array) -> Array:

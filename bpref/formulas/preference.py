@@ -1,0 +1,57 @@
+"""How the margin D between a chosen and a rejected answer is judged, and its slope: what DPO and its kin share.
+
+    sigmoid   f(D) = -(1 - s) log sigma(B D) - s log sigma(-B D)          B: `beta`, s: `smoothing`
+    hinge     f(D) = max(0, 1 - B D)
+    ipo       f(D) = (D - 1 / (2 B))^2
+
+    sigmoid   f'(D) = B (s - sigma(-B D))
+    hinge     f'(D) = -B [B D < 1]
+    ipo       f'(D) = 2 (D - 1 / (2 B))
+
+-log sigma(u) is softplus(-u), which does not overflow, and sigma(-u) is not written 1 - sigma(u): a pair that is well
+apart keeps its small slope. With both, f is -log sigma(B D) + s B D: one logarithm, not two.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bpref.checks.hyperparameters import is_number, plain, require_positive
+from bpref.formulas.logistic import log1p_exp, logistic
+
+FORMS = ("sigmoid", "hinge", "ipo")
+
+
+class Judge(NamedTuple):
+    beta: float
+    smoothing: float
+    form: str
+
+
+def require_judge(who: str, beta: float, smoothing: float, form: str, forms: tuple[str, ...] = FORMS) -> Judge:
+    """Both numbers as Python has them; raises `ValueError` unless each is in its range and goes with the form."""
+    beta = require_positive(who, "beta", beta)
+    if not (is_number(smoothing) and 0 <= smoothing < 0.5):
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, expected a number from 0 to below 0.5")
+    smoothing = plain(smoothing)
+    if form not in forms:
+        named = ", ".join(map(repr, forms[:-1]))
+        raise ValueError(f"{who}: form is {form!r}, expected {named} or {forms[-1]!r}")
+    if smoothing and form != "sigmoid":
+        raise ValueError(f"{who}: smoothing is {smoothing!r}, which form {form!r} does not have")
+    return Judge(beta, smoothing, form)
+
+
+def judged(judge: Judge, D: Array) -> tuple[Array, Array]:
+    """f and f'."""
+    beta, smoothing, form = judge
+    u = beta * D
+    if form == "ipo":
+        e = D - 1 / (2 * beta)
+        return e * e, 2 * e
+    if form == "hinge":
+        return jnp.maximum(1 - u, 0), jnp.where(u < 1, -beta, jnp.zeros_like(u))
+    if smoothing:
+        return log1p_exp(-u) + smoothing * u, beta * (smoothing - logistic(-u))
+    return log1p_exp(-u), -beta * logistic(-u)

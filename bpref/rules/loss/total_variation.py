@@ -1,0 +1,121 @@
+"""total_variation: how much probability two distributions place differently, from 0 to 1, both given as logits.
+
+Forward, with logits a and b of shape (..., C), n running over all leading axes (the positions, N in all), c over the
+classes, and t the temperature:
+
+    q = softmax(a / t),   p = softmax(b / t)                              (..., C)
+    J = 1/N sum_n 1/2 sum_c |q_nc - p_nc|                                 J: ()
+
+the same from either side: the largest difference of the probabilities of any set of classes.
+
+Differential, with s = sign(q - p) and the softmax's delta q_c = q_c / t (delta a_c - sum_k q_k delta a_k):
+
+    delta J = 1/N sum_nc 1/2 s_nc (delta q_nc - delta p_nc)
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    da_nc = dJ / (2 N t) q_nc (s_nc - sum_k q_nk s_nk)                    (..., C)
+    db_nc = -dJ / (2 N t) p_nc (s_nc - sum_k p_nk s_nk)                   (..., C)
+
+Where q is 0 and p is not, da is 0: the student hears nothing of what it never tries.
+
+Cached: what dJ / N multiplies in da and in db.
+
+Numerical care: the largest logit, held constant, is subtracted before the division by t. s is the sign of
+t (log q - log p), a difference of logits and of logarithms that is exactly 0 where both sides are alike: of the
+quotients, compiled in two ways, q - p is not. Of a class that is all but
+certain s - sum q s cancels; its slope is minus the sum of all others', as they sum to 0. A logit of -inf is a class of
+probability 0. Half precision is computed and summed in float32, and each slope rounded once.
+
+Kink: where q_c = p_c, s is 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from bpref.checks.hyperparameters import require_positive
+from bpref.dtypes import cast, widen
+from bpref.formulas.log_space import centred
+from bpref.formulas.pairs import scaled
+from bpref.layer import Layer, Reals, no_params
+from bpref.rule import Case, Interval, Real, Rule
+
+LOWEST = -1000.0
+
+
+class StudentAndTarget(NamedTuple):
+    logits: Float[Array, "some=*n C>0"]
+    target: Float[Array, "*n C"]
+
+
+class TotalVariationCache(NamedTuple):
+    slope: Float[Array, "... C"]
+    target_slope: Float[Array, "... C"]
+
+
+def total_variation(temperature: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, TotalVariationCache]:
+    """J = mean over the positions of 1/2 sum_c |softmax(a / t)_c - softmax(b / t)_c|.
+
+    Args:
+      temperature: t, what both logits are divided by.
+
+    Returns:
+      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J in at least
+      float32. Both have a cotangent.
+
+    Raises:
+      ValueError: the temperature is not positive; the two differ in shape; there are no positions or no classes.
+      TypeError: x is no pair; the logits are not floating-point; the target has another dtype.
+    """
+    who = "total_variation"
+    temperature = require_positive(who, "temperature", temperature)
+
+    def forward(params, x: StudentAndTarget):
+        a, b = x
+        (q, d_a, log_a), (p, d_b, log_b) = _softmax(widen(a)), _softmax(widen(b))
+        s = 0.5 * jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
+        J = jnp.sum(s * (q - p)) / (q.size // q.shape[-1])
+        slopes = centred(q, s) / temperature, centred(p, -s) / temperature
+        return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
+
+    def backward(params, cache, dJ):
+        N = cache.slope.size // cache.slope.shape[-1]
+        return (), tuple(scaled(dJ, N, slope) for slope in cache)
+
+    def _softmax(a):
+        """The softmax of a / t, a less its largest, and the logarithm of the sum of exponentials."""
+        d = jnp.maximum(a - lax.stop_gradient(jnp.max(a, -1, keepdims=True)), LOWEST * temperature)
+        e = jnp.exp(d / temperature)
+        S = jnp.sum(e, -1, keepdims=True)
+        return e / S, d, jnp.log(S)
+
+    return Layer(no_params, forward, backward, who)
+
+
+def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0) -> Array:
+    q, p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in x)
+    return jnp.mean(0.5 * jnp.sum(jnp.abs(q - p), -1))
+
+
+RULE = Rule(
+    "total_variation",
+    total_variation,
+    reference,
+    cases=(
+        Case(
+            "two classifiers",
+            (Real("N C"), Real("N C")),
+            {"temperature": Interval(0.5, 4.0, 1.0)},
+            ("N", "C"),
+            timed={"N": 1024, "C": 100},
+        ),
+        Case("sequence", (Real("B T C"), Real("B T C")), never_empty=("T", "C"), fixed={"B": 2}),
+    ),
+    cite="Levin, Peres and Wilmer, 'Markov Chains and Mixing Times' (2009), proposition 4.2; in distillation: "
+    "arXiv:2307.15190",
+    covers=("tvd", "total variation distance"),
+)

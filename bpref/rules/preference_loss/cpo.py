@@ -1,0 +1,124 @@
+"""cpo: a policy is to prefer the chosen answer without a reference, and to stay likely to give it.
+
+Forward, with the policy's log-probabilities of whole answers, summed over their tokens, of shape (N,), of the chosen
+answer c and the rejected one r:
+
+    D_n = c_n - r_n                                                       (N,)
+    J   = 1/N sum_n (f(D_n) - a c_n)                                      a: `likelihood`, J: ()
+
+f is one of `dpo`'s forms, which this is with a reference that finds all answers equally likely; what the reference
+did, to keep the policy near data, the second term does.
+
+    sigmoid   f(D) = -(1 - s) log sigma(B D) - s log sigma(-B D)          B: `beta`, s: `smoothing`
+    hinge     f(D) = max(0, 1 - B D)
+    ipo       f(D) = (D - 1 / (2 B))^2
+
+Differential: delta J = 1/N sum_n (f'(D_n) (delta c_n - delta r_n) - a delta c_n), with
+
+    sigmoid   f'(D) = B (s - sigma(-B D))
+    hinge     f'(D) = -B [B D < 1]
+    ipo       f'(D) = 2 (D - 1 / (2 B))
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dc_n = dJ (f'(D_n) - a) / N                                           (N,)
+    dr_n = -dJ f'(D_n) / N                                                (N,)
+
+Cached: f'(D).
+
+Numerical care: that of `dpo`. f' and a have one sign where smoothing has not turned it, and their difference does not
+cancel. Half precision is computed and summed in float32.
+
+Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.checks.hyperparameters import require_non_negative
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import scaled
+from bpref.formulas.preference import judged, require_judge
+from bpref.layer import Layer, Reals, no_params
+from bpref.rule import Case, Interval, Real, Rule, called_as
+
+
+class Preferred(NamedTuple):
+    chosen: Float[Array, "some=*n"]
+    rejected: Float[Array, "*n"]
+
+
+class CpoCache(NamedTuple):
+    slope: Float[Array, "..."]
+
+
+def cpo(
+    beta: float = 0.1, likelihood: float = 1.0, smoothing: float = 0.0, form: str = "sigmoid"
+) -> Layer[tuple[()], tuple[Array, Array], Reals, CpoCache]:
+    """J = mean over the pairs of f(c - r) - likelihood c.
+
+    Args:
+      beta: how fast a margin between both answers is enough.
+      likelihood: a, the weight of the chosen answer's own log-probability. Trainers that divide that by the number of
+        tokens have this weight divided by it.
+      smoothing: s in [0, 1/2), the probability that a pair's labels are exchanged; for "sigmoid" alone.
+      form: "sigmoid" (CPO), "hinge" or "ipo".
+
+    Returns:
+      A layer with params `()`, x `(chosen, rejected)` of one shape, log-probabilities of whole answers (see
+      `answer_log_probability`), and y the scalar J. Both have a cotangent.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes differ; there are no pairs.
+      TypeError: x is no pair; they are not floating-point, or of several dtypes.
+    """
+    who = "cpo"
+    judge = require_judge(who, beta, smoothing, form)
+    likelihood = require_non_negative(who, "likelihood", likelihood)
+
+    def forward(params, x: Preferred):
+        c, r = map(widen, x)
+        f, slope = judged(judge, c - r)
+        return jnp.sum(f - likelihood * c) / f.size, CpoCache(cast(slope, x.chosen.dtype))
+
+    def backward(params, cache, dJ):
+        slope = widen(cache.slope)
+        dc, dr = (jnp.where(v == 0, 0, scaled(dJ, v.size, v)) for v in (slope - likelihood, -slope))
+        return (), (cast(dc, cache.slope.dtype), cast(dr, cache.slope.dtype))
+
+    return Layer(no_params, forward, backward, who)
+
+
+@called_as(cpo)
+def reference(params: tuple[()], x: tuple[Array, Array], beta, likelihood, smoothing, form) -> Array:
+    chosen, rejected = x
+    D = chosen - rejected
+    if form == "ipo":
+        f = (D - 1 / (2 * beta)) ** 2
+    elif form == "hinge":
+        f = jax.nn.relu(1 - beta * D)
+    else:
+        f = -(1 - smoothing) * jax.nn.log_sigmoid(beta * D) - smoothing * jax.nn.log_sigmoid(-beta * D)
+    return jnp.mean(f) - likelihood * jnp.mean(chosen)
+
+
+_PAIRS = (Real("N", -8.0, 0.0), Real("N", -8.0, 0.0))
+_BETA = Interval(0.05, 1.0, 0.1)
+
+RULE = Rule(
+    "cpo",
+    cpo,
+    reference,
+    cases=(
+        Case("smoothed", _PAIRS, {"beta": _BETA, "smoothing": Interval(0.0, 0.4, 0.1)}, ("N",), timed={"N": 1 << 20}),
+        Case("hinge", _PAIRS, {"form": "hinge", "likelihood": Interval(0.0, 2.0, 0.5)}, ("N",)),
+        Case("ipo", _PAIRS, {"beta": _BETA, "form": "ipo"}, ("N",)),
+    ),
+    cite="arXiv:2401.08417, section 3 (equation number not checked); hinge: arXiv:2305.10425; ipo: arXiv:2310.12036, "
+    "equation 17",
+    covers=("contrastive preference optimization",),
+)

@@ -1,0 +1,121 @@
+"""simpo: the chosen answer is to be likelier per token than the rejected one, by a margin, without a reference.
+
+Forward, with the policy's log-probabilities per token of whole answers, the means over their tokens, of shape (N,), of
+the chosen answer c and the rejected one r:
+
+    D_n = c_n - r_n - g / B                                               (N,)
+    J   = 1/N sum_n f(D_n)                                                g: `margin`, B: `beta`, J: ()
+
+    sigmoid   f(D) = -(1 - s) log sigma(B D) - s log sigma(-B D)          s: `smoothing`
+    hinge     f(D) = max(0, 1 - B D)
+
+B (c - r) - g is B D: the rewards, B times the means, are to be g apart.
+
+Differential: delta J = 1/N sum_n f'(D_n) (delta c_n - delta r_n), with
+
+    sigmoid   f'(D) = B (s - sigma(-B D))
+    hinge     f'(D) = -B [B D < 1]
+
+The sweep starts with dJ, a scalar. The factor of each perturbation:
+
+    dc_n = -dr_n = dJ f'(D_n) / N                                         (N,)
+
+Cached: f'(D).
+
+Numerical care: that of `dpo`. Half precision is computed and summed in float32.
+
+Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from bpref.checks.hyperparameters import require_finite
+from bpref.dtypes import cast, widen
+from bpref.formulas.pairs import scaled
+from bpref.formulas.preference import judged, require_judge
+from bpref.layer import Layer, Reals, no_params
+from bpref.rule import Case, Interval, Real, Rule, called_as
+
+
+class PreferredPerToken(NamedTuple):
+    chosen: Float[Array, "some=*n"]
+    rejected: Float[Array, "*n"]
+
+
+class SimpoCache(NamedTuple):
+    slope: Float[Array, "..."]
+
+
+def simpo(
+    beta: float = 2.0, margin: float = 0.5, smoothing: float = 0.0, form: str = "sigmoid"
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SimpoCache]:
+    """J = mean over the pairs of f(c - r - margin / beta).
+
+    Args:
+      beta: B, what makes a reward of a log-probability per token.
+      margin: g, how far apart the rewards are to be.
+      smoothing: s in [0, 1/2), the probability that a pair's labels are exchanged; for "sigmoid" alone.
+      form: "sigmoid" or "hinge".
+
+    Returns:
+      A layer with params `()`, x `(chosen, rejected)` of one shape, mean log-probabilities of the tokens of whole
+      answers (`answer_log_probability(mean=True)`), and y the scalar J. Both have a cotangent.
+
+    Raises:
+      ValueError: a hyperparameter is out of its range; shapes differ; there are no pairs.
+      TypeError: x is no pair; they are not floating-point, or of several dtypes.
+    """
+    who = "simpo"
+    judge = require_judge(who, beta, smoothing, form, ("sigmoid", "hinge"))
+    least = require_finite(who, "margin", margin) / judge.beta
+
+    def forward(params, x: PreferredPerToken):
+        c, r = map(widen, x)
+        f, slope = judged(judge, (c - r) - least)
+        return jnp.sum(f) / f.size, SimpoCache(cast(slope, x.chosen.dtype))
+
+    def backward(params, cache, dJ):
+        slope = cache.slope
+        d = jnp.where(slope == 0, 0, scaled(dJ, slope.size, slope))
+        return (), (d, -d)
+
+    return Layer(no_params, forward, backward, who)
+
+
+@called_as(simpo)
+def reference(params: tuple[()], x: tuple[Array, Array], beta, margin, smoothing, form) -> Array:
+    chosen, rejected = x
+    u = beta * (chosen - rejected) - margin
+    if form == "hinge":
+        return jnp.mean(jax.nn.relu(1 - u))
+    return jnp.mean(-(1 - smoothing) * jax.nn.log_sigmoid(u) - smoothing * jax.nn.log_sigmoid(-u))
+
+
+_PAIRS = (Real("N", -8.0, 0.0), Real("N", -8.0, 0.0))
+
+RULE = Rule(
+    "simpo",
+    simpo,
+    reference,
+    cases=(
+        Case(
+            "smoothed",
+            _PAIRS,
+            {
+                "beta": Interval(0.5, 3.0, 2.0),
+                "margin": Interval(0.0, 2.0, 0.5),
+                "smoothing": Interval(0.0, 0.4, 0.1),
+            },
+            ("N",),
+            timed={"N": 1 << 20},
+        ),
+        Case("hinge", _PAIRS, {"form": "hinge"}, ("N",)),
+    ),
+    cite="arXiv:2405.14734, equation 6",
+    covers=("simple preference optimization",),
+)
