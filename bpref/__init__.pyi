@@ -258,6 +258,10 @@ from .rules.preference_loss.fused_linear_log_probability import OfTokens as OfTo
 from .rules.preference_loss.fused_linear_log_probability import (
     fused_linear_log_probability as fused_linear_log_probability,
 )
+from .rules.preference_loss.fused_linear_policy_loss import (
+    FusedLinearPolicyLossParams as FusedLinearPolicyLossParams,
+)
+from .rules.preference_loss.fused_linear_policy_loss import fused_linear_policy_loss as fused_linear_policy_loss
 from .rules.preference_loss.grpo import grpo as grpo
 from .rules.preference_loss.gspo import gspo as gspo
 from .rules.preference_loss.kto import kto as kto

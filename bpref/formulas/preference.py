@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_positive
+from bpref.dtypes import cast
 from bpref.formulas.logistic import log1p_exp, logistic
+from bpref.formulas.pairs import of_no_size
 
 FORMS = ("sigmoid", "hinge", "ipo")
 
@@ -27,6 +30,25 @@ class Judge(NamedTuple):
     beta: float
     smoothing: float
     form: str
+
+
+class JudgedCache(NamedTuple):
+    """f'(D), of the hinge whether it is below 0, a byte; and what dtype it is of."""
+
+    slope: Float[Array, "..."] | Bool[Array, "..."]
+    like: Float[Array, "0"]
+
+
+def kept(judge: Judge, slope: Array, like: Array) -> JudgedCache:
+    """f'(D), rounded to the dtype of `like`, as it is cached."""
+    return JudgedCache(slope < 0 if judge.form == "hinge" else cast(slope, like.dtype), of_no_size(like))
+
+
+def slope_of(judge: Judge, cache: JudgedCache) -> Array:
+    """f'(D)."""
+    if judge.form != "hinge":
+        return cache.slope
+    return jnp.where(cache.slope, jnp.asarray(-judge.beta, cache.like.dtype), 0)
 
 
 def require_judge(who: str, beta: float, smoothing: float, form: str, forms: tuple[str, ...] = FORMS) -> Judge:

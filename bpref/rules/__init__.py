@@ -202,6 +202,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "cpo",
         "dpo",
         "fused_linear_log_probability",
+        "fused_linear_policy_loss",
         "grpo",
         "gspo",
         "kto",

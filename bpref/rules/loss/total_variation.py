@@ -78,7 +78,7 @@ def total_variation(temperature: float = 1.0) -> Layer[tuple[()], tuple[Array, A
         a, b = x
         (q, d_a, log_a), (p, d_b, log_b) = _softmax(widen(a)), _softmax(widen(b))
         s = 0.5 * jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
-        J = jnp.sum(s * (q - p)) / (q.size // q.shape[-1])
+        J = jnp.sum(1 / (q.size // q.shape[-1]) * jnp.sum(s * (q - p), -1))
         slopes = centred(q, s) / temperature, centred(p, -s) / temperature
         return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
 

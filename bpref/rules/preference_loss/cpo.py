@@ -24,7 +24,7 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
     dc_n = dJ (f'(D_n) - a) / N                                           (N,)
     dr_n = -dJ f'(D_n) / N                                                (N,)
 
-Cached: f'(D).
+Cached: f'(D), of the hinge whether B D < 1, a byte.
 
 Numerical care: that of `dpo`. f' and a have one sign where smoothing has not turned it, and their difference does not
 cancel. Half precision is computed and summed in float32.
@@ -41,8 +41,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import scaled
-from bpref.formulas.preference import judged, require_judge
+from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
@@ -52,13 +51,9 @@ class Preferred(NamedTuple):
     rejected: Float[Array, "*n"]
 
 
-class CpoCache(NamedTuple):
-    slope: Float[Array, "..."]
-
-
 def cpo(
     beta: float = 0.1, likelihood: float = 1.0, smoothing: float = 0.0, form: str = "sigmoid"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, CpoCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, JudgedCache]:
     """J = mean over the pairs of f(c - r) - likelihood c.
 
     Args:
@@ -83,12 +78,12 @@ def cpo(
     def forward(params, x: Preferred):
         c, r = map(widen, x)
         f, slope = judged(judge, c - r)
-        return jnp.sum(f - likelihood * c) / f.size, CpoCache(cast(slope, x.chosen.dtype))
+        return jnp.sum(f - likelihood * c) / f.size, kept(judge, slope, x.chosen)
 
     def backward(params, cache, dJ):
-        slope = widen(cache.slope)
-        dc, dr = (jnp.where(v == 0, 0, scaled(dJ, v.size, v)) for v in (slope - likelihood, -slope))
-        return (), (cast(dc, cache.slope.dtype), cast(dr, cache.slope.dtype))
+        slope, g = widen(slope_of(judge, cache)), widen(dJ) / cache.slope.size
+        d = jnp.where(slope == 0, 0, g * slope)
+        return (), (cast(d - g * likelihood if likelihood else d, cache.like.dtype), cast(-d, cache.like.dtype))
 
     return Layer(no_params, forward, backward, who)
 

@@ -38,11 +38,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import of_no_size, scaled
-from bpref.formulas.preference import judged, require_judge
+from bpref.dtypes import widen
+from bpref.formulas.pairs import scaled
+from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 
@@ -54,14 +54,9 @@ class Pairs(NamedTuple):
     reference_rejected: Float[Array, "*n"]
 
 
-class DpoCache(NamedTuple):
-    slope: Float[Array, "..."] | Bool[Array, "..."]
-    like: Float[Array, "0"]
-
-
 def dpo(
     beta: float = 0.1, smoothing: float = 0.0, form: str = "sigmoid"
-) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, DpoCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, JudgedCache]:
     """J = mean over the pairs of f((pi_c - pi_r) - (rho_c - rho_r)).
 
     Args:
@@ -81,16 +76,12 @@ def dpo(
     judge = require_judge(who, beta, smoothing, form)
 
     def forward(params, x: Pairs):
-        first = x.policy_chosen
         pi_c, pi_r, rho_c, rho_r = map(widen, x)
         f, slope = judged(judge, (pi_c - pi_r) - (rho_c - rho_r))
-        kept = slope < 0 if form == "hinge" else cast(slope, first.dtype)
-        return jnp.sum(f) / f.size, DpoCache(kept, of_no_size(first))
+        return jnp.sum(f) / f.size, kept(judge, slope, x.policy_chosen)
 
     def backward(params, cache, dJ):
-        slope = cache.slope
-        if form == "hinge":
-            slope = jnp.where(slope, jnp.asarray(-judge.beta, cache.like.dtype), 0)
+        slope = slope_of(judge, cache)
         d = jnp.where(slope == 0, 0, scaled(dJ, slope.size, slope))
         return (), (d, -d, -d, d)
 

@@ -101,7 +101,7 @@ def fused_linear_log_probability(
     """log softmax(z / T)_y, its entropy and its log-sum-exp of each token, z = h W^T + b never held all at once.
 
     What `linear`, `token_log_probability`, `token_entropy` and `logsumexp` give one after the other, for losses of
-    policies: `fused_linear_loss` puts one behind it.
+    policies: `fused_linear_policy_loss` puts one behind it.
 
     Args:
       vocabulary: the number of classes V.

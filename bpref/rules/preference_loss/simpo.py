@@ -20,7 +20,7 @@ The sweep starts with dJ, a scalar. The factor of each perturbation:
 
     dc_n = -dr_n = dJ f'(D_n) / N                                         (N,)
 
-Cached: f'(D).
+Cached: f'(D), of the hinge whether B D < 1, a byte.
 
 Numerical care: that of `dpo`. Half precision is computed and summed in float32.
 
@@ -35,9 +35,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite
-from bpref.dtypes import cast, widen
+from bpref.dtypes import widen
 from bpref.formulas.pairs import scaled
-from bpref.formulas.preference import judged, require_judge
+from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
@@ -47,13 +47,9 @@ class PreferredPerToken(NamedTuple):
     rejected: Float[Array, "*n"]
 
 
-class SimpoCache(NamedTuple):
-    slope: Float[Array, "..."]
-
-
 def simpo(
     beta: float = 2.0, margin: float = 0.5, smoothing: float = 0.0, form: str = "sigmoid"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, SimpoCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, JudgedCache]:
     """J = mean over the pairs of f(c - r - margin / beta).
 
     Args:
@@ -77,10 +73,10 @@ def simpo(
     def forward(params, x: PreferredPerToken):
         c, r = map(widen, x)
         f, slope = judged(judge, (c - r) - least)
-        return jnp.sum(f) / f.size, SimpoCache(cast(slope, x.chosen.dtype))
+        return jnp.sum(f) / f.size, kept(judge, slope, x.chosen)
 
     def backward(params, cache, dJ):
-        slope = cache.slope
+        slope = slope_of(judge, cache)
         d = jnp.where(slope == 0, 0, scaled(dJ, slope.size, slope))
         return (), (d, -d)
 
@@ -96,7 +92,7 @@ def reference(params: tuple[()], x: tuple[Array, Array], beta, margin, smoothing
     return jnp.mean(-(1 - smoothing) * jax.nn.log_sigmoid(u) - smoothing * jax.nn.log_sigmoid(-u))
 
 
-_PAIRS = (Real("N", -8.0, 0.0), Real("N", -8.0, 0.0))
+_PAIRS = (Real("N", -3.0, 0.0), Real("N", -3.0, 0.0))
 
 RULE = Rule(
     "simpo",

@@ -1,0 +1,272 @@
+"""fused_linear_policy_loss: a loss of policies on top of the head, from hidden states to J, no logits kept.
+
+Forward, with rows h of shape (..., T, d), labels y of shape (..., T), W and b of the head, L the loss, and m_t whether
+token t counts, [y_t != `ignored`]:
+
+    g    = log softmax((h W^T + b) / temperature)_y                       (..., T), 0 where m is False
+    a    = sum_t g_t   or   sum_t g_t / sum_t m_t                         (...,)
+    J    = L(g, ..., m)                    of "grpo", "gspo" and "ppo", of tokens
+    J    = L(a, ...)                       of "kto", of answers
+    J    = L(a_0, a_1, ...)                of "dpo", "cpo", "simpo" and "orpo", of pairs: chosen and rejected
+
+It is built of `fused_linear_log_probability`, of `answer_log_probability`, whose mean "simpo" and "orpo" are given and
+whose sum all others are, and of L, whose other inputs stand where they stand there.
+
+Differential: delta J = <L's dg, delta g>, or <L's da, delta a> with delta a = sum_t m_t delta g_t over the same number,
+and delta g is the head's. So the sweep is theirs in reverse: it starts with dJ, a scalar, and
+
+    dg = what L's backward gives; from da, by answer_log_probability's   (..., T)
+    dh, dW, db: fused_linear_log_probability's, of dg alone
+
+The entropy and the log-sum-exp have no cotangent, and their sums are not made. What L's other inputs have, None or not,
+they have here. Labels have the cotangent None.
+
+Cached: what each of the three keeps; the mask is made again of the labels.
+
+Numerical care: theirs. g is of at least float32, and so is all after it: other inputs may be of another dtype than h,
+as log-probabilities of a reference are, and are brought to g's. Kinks: L's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Inexact, Int, PyTree
+
+from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_size
+from bpref.dtypes import cast, widen_integers
+from bpref.formulas.pairs import of_no_size
+from bpref.layer import Layer, Reals
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as
+from bpref.rules.linear.linear import LinearParams
+from bpref.rules.preference_loss.answer_log_probability import AnswerLogProbabilityCache, answer_log_probability
+from bpref.rules.preference_loss.answer_log_probability import reference as answer_reference
+from bpref.rules.preference_loss.cpo import cpo
+from bpref.rules.preference_loss.cpo import reference as cpo_reference
+from bpref.rules.preference_loss.dpo import dpo
+from bpref.rules.preference_loss.dpo import reference as dpo_reference
+from bpref.rules.preference_loss.fused_linear_log_probability import (
+    FusedLinearLogProbabilityCache,
+    fused_linear_log_probability,
+)
+from bpref.rules.preference_loss.fused_linear_log_probability import reference as head_reference
+from bpref.rules.preference_loss.grpo import grpo
+from bpref.rules.preference_loss.grpo import reference as grpo_reference
+from bpref.rules.preference_loss.gspo import gspo
+from bpref.rules.preference_loss.gspo import reference as gspo_reference
+from bpref.rules.preference_loss.kto import kto
+from bpref.rules.preference_loss.kto import reference as kto_reference
+from bpref.rules.preference_loss.orpo import orpo
+from bpref.rules.preference_loss.orpo import reference as orpo_reference
+from bpref.rules.preference_loss.ppo import ppo
+from bpref.rules.preference_loss.ppo import reference as ppo_reference
+from bpref.rules.preference_loss.simpo import reference as simpo_reference
+from bpref.rules.preference_loss.simpo import simpo
+
+FusedLinearPolicyLossParams = LinearParams
+"""W of shape (V, d) and b of shape (V,) or None: those of the layer whose logits these are."""
+
+
+class FeaturesOfPairs(NamedTuple):
+    h: Float[Array, "2 some=*n T d>0"]
+    labels: Int[Array, "2 *n T"]
+
+
+class FeaturesOfJudgedPairs(NamedTuple):
+    h: Float[Array, "2 some=*n T d>0"]
+    labels: Int[Array, "2 *n T"]
+    reference_chosen: Inexact[Array, "*n"]
+    reference_rejected: Inexact[Array, "*n"]
+
+
+OF_PAIRS = FeaturesOfPairs, FeaturesOfJudgedPairs
+
+
+class FeaturesOfAnswers(NamedTuple):
+    h: Float[Array, "some=*n T d>0"]
+    labels: Int[Array, "*n T"]
+    reference: Inexact[Array, "*n"]
+    mismatched: Inexact[Array, "*n"]
+    desirable: Bool[Array, "*n"]
+
+
+class FeaturesOfGroups(NamedTuple):
+    h: Float[Array, "some=*n G>0 T>0 d>0"]
+    labels: Int[Array, "*n G T"]
+    old: Inexact[Array, "*n G T"]
+    reference: Inexact[Array, "*n G T"] | None
+    rewards: Inexact[Array, "*n G"]
+
+
+class FeaturesOfTokens(NamedTuple):
+    h: Float[Array, "some=*n T>0 d>0"]
+    labels: Int[Array, "*n T"]
+    old: Inexact[Array, "*n T"]
+    reference: Inexact[Array, "*n T"] | None
+    advantages: Inexact[Array, "*n T"]
+
+
+class Of(NamedTuple):
+    """What a loss is made by, judged by and given: beside x, whether answers are summed up to means, to sums or not."""
+
+    make: Callable[..., Layer]
+    reference: Callable[..., Array]
+    x: type
+    mean: bool | None = None
+
+
+LOSSES = {
+    "cpo": Of(cpo, cpo_reference, FeaturesOfPairs, False),
+    "dpo": Of(dpo, dpo_reference, FeaturesOfJudgedPairs, False),
+    "grpo": Of(grpo, grpo_reference, FeaturesOfGroups),
+    "gspo": Of(gspo, gspo_reference, FeaturesOfGroups),
+    "kto": Of(kto, kto_reference, FeaturesOfAnswers, False),
+    "orpo": Of(orpo, orpo_reference, FeaturesOfPairs, True),
+    "ppo": Of(ppo, ppo_reference, FeaturesOfTokens),
+    "simpo": Of(simpo, simpo_reference, FeaturesOfPairs, True),
+}
+
+
+class FusedLinearPolicyLossCache(NamedTuple):
+    head: FusedLinearLogProbabilityCache
+    loss: PyTree
+
+
+def fused_linear_policy_loss(
+    vocabulary: int,
+    loss: str,
+    hyper: Mapping[str, float | str | bool | None] | None = None,
+    bias: bool = False,
+    temperature: float = 1.0,
+    ignored: int = -100,
+    soft_cap: float | None = None,
+    block: int = 1024,
+) -> Layer[FusedLinearPolicyLossParams, tuple[Array | None, ...], Reals, FusedLinearPolicyLossCache]:
+    """J of a loss of policies, of hidden states and the head's W.
+
+    Args:
+      vocabulary: the number of classes V.
+      loss: "cpo", "dpo", "grpo", "gspo", "kto", "orpo", "ppo" or "simpo", the rule of that name.
+      hyper: what that rule is made with, such as `{"beta": 0.3}`.
+      bias, temperature, soft_cap, block: as in `fused_linear_log_probability`.
+      ignored: the label of tokens that belong to no answer: prompts and padding.
+
+    Returns:
+      A layer with params `FusedLinearPolicyLossParams(W: (V, d), b: (V,) or None)` and y the scalar J in at least
+      float32. x is `(h, labels, ...)`, h `(..., T, d)` and labels `(..., T)`, and what the loss is given beside the
+      policy's log-probabilities: for "dpo" `reference_chosen` and `reference_rejected`, for "kto" `reference`,
+      `mismatched` and `desirable`, for "grpo" and "gspo" `old`, `reference` and `rewards`, for "ppo" `old`, `reference`
+      and `advantages`. Of pairs h and labels begin with an axis of two, the chosen and the rejected answers. A mask is
+      made of the labels. As the second layer of `objective` h comes from the first, and y is a tuple of the others.
+
+    Raises:
+      ValueError: there is no such loss; a hyperparameter is out of its range; shapes do not fit.
+      TypeError: x is no such tuple; dtypes do not fit; `hyper` has what the loss does not take.
+
+    Example:
+      >>> head = fused_linear_policy_loss(32_000, "dpo", {"beta": 0.3})
+      >>> J = bpref.objective(body=body, head=head)
+      >>> x = ids, (labels, reference_chosen, reference_rejected)   # ids and labels (2, N, T)
+    """
+    who = "fused_linear_policy_loss"
+    vocabulary = require_size(who, "vocabulary", vocabulary)
+    of = LOSSES[require_choice(who, "loss", loss, LOSSES)]
+    judge = of.make(**(hyper or {}))
+    if not is_integer(ignored):
+        raise ValueError(f"{who}: ignored is {ignored!r}, expected an integer")
+    ignored = plain(ignored)
+    head = fused_linear_log_probability(vocabulary, bias, temperature, ignored, soft_cap, block)
+    answer = answer_log_probability(bool(of.mean))
+    is_of_pairs = of.x in OF_PAIRS
+
+    def init(key, x):
+        return head.init(key, x[:2])
+
+    def forward(params, x):
+        (g, *_), head_cache = head.forward(params, x[:2])
+        beside = tuple(_beside(v, g) for v in x[2:])
+        mask = _mask(x[1])
+        if of.mean is None:
+            J, cache = judge.forward((), (g, *beside, mask))
+        else:
+            a = answer.forward((), (g, mask))[0]
+            J, cache = judge.forward((), (*((a[0], a[1]) if is_of_pairs else (a,)), *beside))
+        return J, FusedLinearPolicyLossCache(head_cache, (cache, tuple(_like(v) for v in x[2:])))
+
+    def backward(params, cache, dJ):
+        loss_cache, like = cache.loss
+        d = judge.backward((), loss_cache, dJ)[1]
+        mask = _mask(cache.head.label)
+        if of.mean is None:
+            dg, *others = d[:-1]
+        else:
+            da, *others = (jnp.stack(d[:2]), *d[2:]) if is_of_pairs else d
+            dg = answer.backward((), AnswerLogProbabilityCache(mask, of_no_size(da)), da)[1][0]
+        dparams, (dh, _) = head.backward(params, cache.head, (dg, None, None))
+        back = (None if v is None or w is None else cast(v, w.dtype) for v, w in zip(others, like, strict=True))
+        return dparams, (dh, None, *back)
+
+    def _mask(label):
+        return widen_integers(label) != ignored
+
+    forward.__annotations__["x"] = of.x
+    return Layer(init, forward, backward, who, couples=judge.couples)
+
+
+def _beside(v: Array | None, g: Array) -> Array | None:
+    return cast(v, g.dtype) if v is not None and jnp.issubdtype(v.dtype, jnp.floating) else v
+
+
+def _like(v: Array | None) -> Array | None:
+    return of_no_size(v) if v is not None and jnp.issubdtype(v.dtype, jnp.floating) else None
+
+
+@called_as(fused_linear_policy_loss)
+def reference(
+    params: LinearParams, x: tuple[Array, ...], loss, hyper, vocabulary, temperature, ignored, soft_cap, **_
+) -> Array:
+    of, hyper = LOSSES[loss], hyper or {}
+    g = head_reference(params, x[:2], vocabulary, temperature=temperature, ignored=ignored, soft_cap=soft_cap)[0]
+    mask = x[1] != ignored
+    if of.mean is None:
+        return of.reference((), (g, *x[2:], mask), **hyper)
+    a = answer_reference((), (g, mask), of.mean)
+    of_answers = a if of.x in OF_PAIRS else (a,)
+    return of.reference((), (*of_answers, *x[2:]), **hyper)
+
+
+def _case(loss: str, beside: tuple = (), hyper: Mapping | None = None, axes: str = "N T", **more) -> Case:
+    x = Real(f"{axes} d", -1.0, 1.0), Integer(axes, 0, "V", points=(-1,)), *beside
+    of_head = {"vocabulary": Size("V"), "loss": loss, "hyper": hyper, "ignored": -1, "block": 3}
+    of_answers = () if LOSSES[loss].mean is not None else ("T", "G") if "G" in axes else ("T",)
+    return Case(loss, x, of_head | more.pop("also", {}), ("N", "d", "V", *of_answers), **more)
+
+
+_PAIRS = {"axes": "p N T", "fixed": {"p": 2}}
+_LOG = Real("N", -8.0, 0.0)
+_TOKENS, _GROUPS = Real("N T", -4.0, 0.0), Real("N G T", -4.0, 0.0)
+
+RULE = Rule(
+    "fused_linear_policy_loss",
+    fused_linear_policy_loss,
+    reference,
+    cases=(
+        _case(
+            "dpo",
+            (_LOG, _LOG),
+            {"beta": 0.3},
+            **_PAIRS,
+            also={"bias": True, "temperature": Interval(0.5, 2.0, 0.8), "soft_cap": Interval(2.0, 30.0, 5.0)},
+        ),
+        _case("cpo", **_PAIRS),
+        _case("simpo", **_PAIRS),
+        _case("orpo", **_PAIRS),
+        _case("kto", (_LOG, Real("N"), Boolean("N"))),
+        _case("grpo", (_GROUPS, _GROUPS, Real("N G")), axes="N G T"),
+        _case("gspo", (_GROUPS, None, Real("N G")), {"clip": 0.2, "clip_high": 0.3}, axes="N G T"),
+        _case("ppo", (_TOKENS, None, Real("N T")), timed={"N": 4, "T": 256, "d": 128, "V": 16384}),
+    ),
+    cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; each loss: its rule",
+    covers=("fused linear dpo", "fused linear grpo", "chunked policy loss"),
+)
