@@ -5,6 +5,7 @@ itself is called, makes of PyTorch's tensors the layer and what it is given, or 
 makes them by PyTorch's own operations, so that their adjoints carry our cotangents back to the sample's tensors.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -111,7 +112,8 @@ def assert_as_expected(name: str, table: Table) -> None:
             wrong.append(f"sample {k}, {sample.summary()}: {errors}")
     assert not wrong, "\n".join(wrong)
     if torch.__version__.startswith(VERSION):
-        assert (agreed, dict(reasons)) == (row.expected.agreed, dict(row.expected.reasons))
+        came, expected = (agreed, dict(reasons)), (row.expected.agreed, dict(row.expected.reasons))
+        assert came == expected, f"{came}, expected {expected}"
 
 
 def _errors(info: Any, sample: Any, ours: Ours) -> list[float]:
@@ -121,7 +123,9 @@ def _errors(info: Any, sample: Any, ours: Ours) -> list[float]:
     layer = ours.layer
     tensors = [v for v in jax.tree.leaves((sample.input, *sample.args, sample.kwargs)) if isinstance(v, torch.Tensor)]
     leaves = [v for v in tensors if v.requires_grad]
-    theirs = jax.tree.leaves(ours.select(info.op(sample.input, *sample.args, **sample.kwargs)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of arguments of its own
+        theirs = jax.tree.leaves(ours.select(info.op(sample.input, *sample.args, **sample.kwargs)))
     dy_theirs = [torch.randn_like(v) if v.requires_grad else None for v in theirs]
     d_theirs = _pulled(theirs, leaves, dy_theirs)
 

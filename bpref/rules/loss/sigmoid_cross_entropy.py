@@ -7,7 +7,8 @@ weight of a positive answer, one number or one for each class of the last axis (
 
     J = -1/M sum_i (w t_i log s(x_i) + (1 - t_i) log s(-x_i))             J: ()
 
-Every element is an answer of its own (yes or no). The mean is divided by M and not by the sum of weights.
+Every element is an answer of its own (yes or no). A term may have a weight v_i of its own besides, v_i l_i in the place
+of l_i. The mean is divided by M and not by the sum of weights.
 With L(x) = log(1 + exp(-|x|)), -log s(x) = max(-x, 0) + L(x), and each term is
 
     w t_i max(-x_i, 0) + (1 - t_i) max(x_i, 0) + (w t_i + 1 - t_i) L(x_i)
@@ -24,10 +25,11 @@ The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or
     dx_i = g_i ((1 - t_i) s(x_i) - w t_i s(-x_i))                         x's shape
     dt_i = g_i (log s(-x_i) - w log s(x_i))                               t's shape; None for labels
 
-which for w = 1 are g_i (s(x_i) - t_i) and -g_i x_i.
+which for w = 1 are g_i (s(x_i) - t_i) and -g_i x_i. Both are multiplied by v_i where there is one, and dv_i = g_i l_i.
 
 Cached: what g multiplies in dx and, unless the targets are labels, in dt: one array for each cotangent. x and t
-are not needed beside them, and no exponential is made twice.
+are not needed beside them, and no exponential is made twice. With weights v
+these and the terms as well, which dv needs.
 
 Numerical care: exp is only taken of -|x|, and log(1 + .) is log1p, so that no logit overflows and a confident right
 answer keeps its small loss. dx is computed in its first form: s(x) - 1 would cancel for a large x with t = 1, where
@@ -48,7 +50,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import as_numbers, fails, is_traced
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
-from bpref.formulas.pairs import LogitsAndTarget
+from bpref.formulas.pairs import LogitsAndTarget, Target
 from bpref.formulas.signs import is_label
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -56,15 +58,27 @@ from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
+class WeightedLogits(NamedTuple):
+    logits: Float[Array, "*n"]
+    target: Target
+    weight: Float[Array, "*n"]
+
+
+class OfWeights(NamedTuple):
+    weight: Float[Array, "..."]
+    terms: Float[Array, "..."]
+
+
 class SigmoidCrossEntropyCache(NamedTuple):
     slope: Float[Array, "..."]
     target_slope: Float[Array, "..."] | None
+    of_weights: OfWeights | None
 
 
 def sigmoid_cross_entropy(
     positive_weight: float | Sequence[float] = 1.0,
     reduction: str = "mean",
-) -> Layer[tuple[()], tuple[Array, Array], Reals, SigmoidCrossEntropyCache]:
+) -> Layer[tuple[()], tuple[Array, ...], Reals, SigmoidCrossEntropyCache]:
     """J = mean of -(w t log s(x) + (1 - t) log s(-x)), s the logistic function.
 
     Args:
@@ -75,9 +89,10 @@ def sigmoid_cross_entropy(
         by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(logits, target)` of one shape, and y the scalar J, or the terms, in at least
-      float32. The target is a probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose
-      cotangent is None. Values outside are not looked for: the formula is applied to them.
+      A layer with params `()`, x `(logits, target)` or `(logits, target, weight)`, all of one shape, and y the scalar
+      J, or the terms, in at least float32. A weight multiplies its term, and has a cotangent. The target is a
+      probability in [0, 1] of the logits' dtype, or an integer or boolean label 0 or 1, whose cotangent is None. Values
+      outside are not looked for: the formula is applied to them.
 
     Raises:
       ValueError: a weight is not positive; there is not one for each class; the reduction is none of these; logits and
@@ -93,8 +108,8 @@ def sigmoid_cross_entropy(
     is_weighted = is_traced(weights) or fails(weights == 1)
     J_of = require_reduction(who, reduction)
 
-    def forward(params, pair: LogitsAndTarget):
-        x, t = pair
+    def forward(params, given: LogitsAndTarget | WeightedLogits):
+        x, t = given[:2]
         if weights.ndim and (x.ndim == 0 or x.shape[-1] != weights.size):
             raise ValueError(
                 f"{who}: logits has shape {x.shape}, expected (..., {weights.size}): positive_weight has {weights.size}"
@@ -114,20 +129,30 @@ def sigmoid_cross_entropy(
             terms = binary_cross_entropy(x, t)
             target_slope = -x
         slope = (1 - t) * s - wt * s_minus
-        kept = SigmoidCrossEntropyCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
-        return J_of.of(terms), kept
+        of_weights = None
+        if isinstance(given, WeightedLogits):
+            of_weights = OfWeights(given.weight, cast(terms, dtype))
+            terms = widen(given.weight) * terms
+        kept = cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None
+        return J_of.of(terms), SigmoidCrossEntropyCache(*kept, of_weights)
 
     def backward(params, cache, dJ):
-        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache)
+        if cache.of_weights is None:
+            return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache[:2])
+        v, terms = cache.of_weights
+        gv = J_of.at_terms(dJ, v.shape) * widen(v)
+        dx, dt = (None if slope is None else cast(gv * widen(slope), slope.dtype) for slope in cache[:2])
+        return (), (dx, dt, J_of.scaled(dJ, terms))
 
     return Layer(no_params, forward, backward, who)
 
 
 @called_as(sigmoid_cross_entropy)
-def reference(params: tuple[()], x: tuple[Array, Array], positive_weight, reduction) -> Array:
+def reference(params: tuple[()], x: tuple[Array, ...], positive_weight, reduction) -> Array:
     logits, t = x[0], x[1].astype(x[0].dtype)
     w = jnp.broadcast_to(jnp.asarray(positive_weight, t.dtype), t.shape)
-    return naive_reduction(-w * t * jax.nn.log_sigmoid(logits) - (1 - t) * jax.nn.log_sigmoid(-logits), reduction)
+    terms = -w * t * jax.nn.log_sigmoid(logits) - (1 - t) * jax.nn.log_sigmoid(-logits)
+    return naive_reduction(terms * x[2] if len(x) > 2 else terms, reduction)
 
 
 _FAR = (100.0, -100.0, 1e4, -1e4)
@@ -153,7 +178,12 @@ RULE = Rule(
             never_empty=("N",),
             fixed={"d": 3},
         ),
+        Case(
+            "probabilities, terms with weights",
+            (Real("N d"), Real("N d", 0.0, 1.0), Real("N d", 0.125, 4.0)),
+            {"reduction": "sum"},
+        ),
     ),
     cite="Goodfellow, Bengio and Courville, 'Deep Learning' (2016), section 6.2.2.2",
-    covers=("binary_cross_entropy", "bce_with_logits"),
+    covers=("bce_with_logits", "multilabel_soft_margin"),
 )

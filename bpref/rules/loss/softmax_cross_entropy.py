@@ -50,7 +50,6 @@ Numerical care:
 There is no kink: m is a shift that cancels, and is held constant.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,15 +58,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import (
-    as_numbers,
-    fails,
-    require_integer_or_none,
-    require_non_negative,
-    require_share,
-)
-from bpref.dtypes import wide_dtype, widen, widen_integers
-from bpref.formulas.labels import is_class, is_own, nats, nearest_class, own_score, sum_of_others
+from bpref.checks.hyperparameters import require_non_negative, require_share
+from bpref.dtypes import widen, widen_integers
+from bpref.formulas.counted_labels import require_counting
+from bpref.formulas.labels import is_own, nats, own_score, sum_of_others
 from bpref.formulas.root import softmax_root
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -121,18 +115,13 @@ def softmax_cross_entropy(
     who = "softmax_cross_entropy"
     smoothing = require_share(who, "smoothing", smoothing)
     z_loss = require_non_negative(who, "z_loss", z_loss)
-    ignored = require_integer_or_none(who, "ignored", ignored)
     J_of = require_reduction(who, reduction)
-    w = None if class_weights is None else as_numbers(class_weights)
-    if class_weights is not None and (
-        w is None or w.ndim != 1 or fails(w >= 0) or fails((w.sum() > 0) & (w.sum() < math.inf))
-    ):
-        raise ValueError(f"{who}: class_weights is {class_weights!r}, expected C numbers of at least 0, not all 0")
+    counting = require_counting(who, ignored, class_weights)
+    ignored, w, _weighted, _unless_ignored = counting.ignored, counting.w, counting.weighted, counting.unless_ignored
 
     def forward(params, x: Classification):
         logits, target = x
-        if w is not None and w.size != logits.shape[-1]:
-            raise ValueError(f"{who}: logits has {logits.shape[-1]} classes C, class_weights has {w.size}")
+        counting.require_classes("logits", logits)
         if ignored is not None and not _is_label(target):
             raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
         J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
@@ -152,7 +141,7 @@ def softmax_cross_entropy(
         terms = (1 - smoothing) * nats(R, d_y)
         if z_loss:
             terms += z_loss * (m + log_S) ** 2
-        v, N = _positions(y, logits)
+        v, N = counting.positions(y, logits)
         terms *= v
         if smoothing:
             terms += smoothing * jnp.mean(_weighted(log_S - d), -1, keepdims=True)
@@ -165,7 +154,7 @@ def softmax_cross_entropy(
         R = sum_of_others(y, logits, e, lambda z: jnp.exp(widen(z) - m))
         E = jnp.exp(widen(own_score(y, logits)) - m)
         S = R + E
-        v, N = _positions(y, logits)
+        v, N = counting.positions(y, logits)
         g = J_of.at_terms(dJ, y.shape, N, below=1)
         pull = v * (2 * z_loss * (m + jnp.log(S))) if z_loss else jnp.zeros_like(S)
         even = smoothing * (1.0 if w is None else w.mean().astype(S.dtype))
@@ -175,26 +164,6 @@ def softmax_cross_entropy(
         if smoothing:
             slope -= g * _weighted(jnp.full_like(d, smoothing / d.shape[-1]))
         return _unless_ignored(y, slope), None
-
-    def _positions(y, logits):
-        """v, how much each position counts, 0 if it is ignored, NaN for a label that is no class; and N.
-
-        N is None where it is the number of positions.
-        """
-        dtype = wide_dtype(logits.dtype)
-        v = jnp.ones(y.shape, dtype) if w is None else jnp.take(w.astype(dtype), nearest_class(y, logits), mode="clip")
-        v = _unless_ignored(y, jnp.where(is_class(y, logits), v, jnp.nan)[..., None])
-        if ignored is None and w is None:
-            return v, None
-        total = jnp.sum(jnp.where(jnp.isnan(v), 0, v))
-        return v, jnp.where(total == 0, 1, total)
-
-    def _unless_ignored(y, values):
-        return values if ignored is None else jnp.where((y != ignored)[..., None], values, 0)
-
-    def _weighted(values):
-        """w_c values_nc."""
-        return values if w is None else values * jnp.broadcast_to(w.astype(values.dtype), values.shape)
 
     def _of_distributions(logits, t):
         m, d = _shifted(logits)
@@ -231,7 +200,7 @@ def softmax_cross_entropy(
             Q = jnp.sum(_smooth(target), -1)
             return logits, Q / J_of.divisor(Q.shape)
         y = widen_integers(target)
-        v, N = _positions(y, logits)
+        v, N = counting.positions(y, logits)
         even = smoothing * (1.0 if w is None else w.mean().astype(v.dtype))
         return logits, _unless_ignored(y, ((1 - smoothing) * v + even) / J_of.divisor(y.shape, N))[..., 0]
 
