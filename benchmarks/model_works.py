@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import bpref
-from benchmarks import library_models, plain_models
+from benchmarks import library_models, plain_generative, plain_models
 from benchmarks.library_models import Jitted
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.models.mixture import MixtureConfig, mixture_objective
@@ -131,12 +131,21 @@ def images(network: bpref.Layer, logits: Callable[[Any, Any], Any], shape: tuple
     return Work(J, params, bpref.With(data, state) if has_state else data, {"plain form": plain})
 
 
-def makes_images(model: Generative, shape: tuple[int, ...]) -> Work:
-    """A model that makes images; no plain form has its draws."""
+def makes_images(model: Generative, plain: Callable[[Any, Any], Any], shape: tuple[int, ...]) -> Work:
+    """A model that makes images."""
     J = bpref.objective(model.network, model.loss)
     data = (RNG.uniform(size=shape).astype(np.float32),) * 2
     params, state = bpref.begin(J, jax.random.key(0), data)
-    return Work(J, params, bpref.With(data, state), {})
+    return Work(J, params, bpref.With(data, state), {"plain form": plain})
+
+
+def vae(image: tuple[int, ...] = (28, 28, 1), hidden: int = 512, latent: int = 16, N: int = 128) -> Work:
+    model = bpref.variational_autoencoder(image, hidden, latent, 2)
+    return makes_images(model, plain_generative.vae, (N, *image))
+
+
+def unet(image: tuple[int, ...] = (16, 16, 1), width: int = 16, N: int = 16) -> Work:
+    return makes_images(bpref.diffusion(image, width, 2), plain_generative.diffusion, (N, *image))
 
 
 WORK: dict[str, Callable[[], Work]] = {
@@ -148,8 +157,8 @@ WORK: dict[str, Callable[[], Work]] = {
     "vit": lambda: images(
         bpref.vit(64, 4, 10, 128, 4, 4), partial(plain_models.vit, heads=4, patch=4), (16, 32, 32, 3)
     ),
-    "vae": lambda: makes_images(bpref.variational_autoencoder((28, 28, 1), 512, 16, 2), (128, 28, 28, 1)),
-    "unet": lambda: makes_images(bpref.diffusion((16, 16, 1), 16, 2), (16, 16, 16, 1)),
+    "vae": vae,
+    "unet": unet,
     "lstm": lambda: text("lstm", plain_models.lstm_block),
     "mamba": lambda: text("mamba", plain_models.mamba),
     "mixture": mixture,
