@@ -109,7 +109,7 @@ def test_an_objective_gives_its_loss_all_that_comes_with_the_targets():
     spoken, lengths = jnp.asarray([[1, 2], [3, 0]]), jnp.asarray([2, 1])
     for loss, y in (
         (bpref.sequence_cross_entropy(), (labels, real)),
-        (bpref.ctc(mean=True), (spoken, real, lengths)),
+        (bpref.ctc(reduction="mean"), (spoken, real, lengths)),
     ):
         layer = bpref.objective(network=bpref.serial(bpref.linear(4), bpref.tanh()), loss=loss)
         params = layer.init(jax.random.key(0), (X, y))

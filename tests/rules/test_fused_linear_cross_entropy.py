@@ -116,15 +116,15 @@ def test_weights_of_zero_have_the_loss_log_v():
 
 
 def test_a_batch_of_ignored_labels_has_no_loss_and_no_gradient():
-    for mean in (True, False):
-        layer = fused(V, ignored=-100, mean=mean, z_loss=0.1, smoothing=0.1, block=8)
+    for reduction in ("mean", "sum"):
+        layer = fused(V, ignored=-100, reduction=reduction, z_loss=0.1, smoothing=0.1, block=8)
         for v in jax.tree.leaves(backpropagate(layer, PARAMS, (H, jnp.full(N, -100)))):
             np.testing.assert_array_equal(v, 0)
 
 
 @pytest.mark.parametrize("rows", [None, 4])
 def test_a_sum_of_no_rows_is_no_loss_and_no_gradient(rows):
-    layer = fused(V, mean=False, smoothing=0.1, block=8, rows=rows)
+    layer = fused(V, reduction="sum", smoothing=0.1, block=8, rows=rows)
     J, dparams, (dh, _) = backpropagate(layer, PARAMS, (H[:0], LABELS[:0]))
     assert dh.shape == (0, D)
     assert dparams.W.shape == PARAMS.W.shape
@@ -208,3 +208,23 @@ def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation(mixt
     few, _, (dfew, _, _) = backpropagate(layer, (), (a[:, :3], b[:, :3], labels))
     assert pytest.approx(float(few), rel=1e-5) == float(J)
     np.testing.assert_allclose(da, np.pad(dfew, ((0, 0), (0, 1))), atol=1e-6)
+
+
+def test_each_row_has_a_term_and_a_cotangent_of_its_own_and_no_rows_at_once():
+    layer, given = fused(V, ignored=-100, reduction="none", block=8), (H, LABELS.at[3].set(-100))
+    J, cache = layer.forward(PARAMS, given)
+    weights = jnp.linspace(-1, 1, len(H))
+    dparams, (dh, _) = layer.backward(PARAMS, cache, weights)
+    assert J.shape == LABELS.shape
+    assert J[3] == 0
+    np.testing.assert_array_equal(dh[3], 0)
+    total = fused(V, ignored=-100, reduction="sum", block=8)
+    alone = [backpropagate(total, PARAMS, (H[n : n + 1], given[1][n : n + 1])) for n in range(len(H))]
+    np.testing.assert_allclose(J, [J for J, _, _ in alone], rtol=1e-5, atol=1e-7)
+    expected = sum(w * d.W for w, (_, d, _) in zip(weights, alone, strict=True))
+    np.testing.assert_allclose(dparams.W, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError) as refused:
+        fused(V, reduction="none", rows=2)
+    assert str(refused.value) == (
+        'fused_linear_cross_entropy: rows is 2; reduction "none" has none, since each row has a dJ of its own'
+    )

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
 @EVERY_SEED
-@pytest.mark.parametrize("mean", [True, False])
-def test_fused_linear_cross_entropy(seed, mean):
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_fused_linear_cross_entropy(seed, reduction):
     rng = np.random.default_rng(seed)
     N, T, d, V = (int(n) for n in rng.integers(2, 9, 4))
     labels = rng.integers(0, V, (N, T))
@@ -24,11 +24,12 @@ def test_fused_linear_cross_entropy(seed, mean):
     def twin(p, x):
         h, y = x
         z = torch.nn.functional.linear(h, p.W, p.b).flatten(0, 1)
-        return torch.nn.functional.cross_entropy(
-            z, y.flatten(), ignore_index=-100, label_smoothing=0.1, reduction="mean" if mean else "sum"
+        J = torch.nn.functional.cross_entropy(
+            z, y.flatten(), ignore_index=-100, label_smoothing=0.1, reduction=reduction
         )
+        return J.reshape(N, T) if reduction == "none" else J
 
-    layer = bpref.fused_linear_cross_entropy(V, bias=True, mean=mean, ignored=-100, smoothing=0.1, block=3)
+    layer = bpref.fused_linear_cross_entropy(V, bias=True, reduction=reduction, ignored=-100, smoothing=0.1, block=3)
     assert_same(layer, twin, params, (rng.normal(size=(N, T, d)), labels))
 
 

@@ -34,7 +34,7 @@ BAD_CALLS = {
         "ctc: blank is 4, logits has 4 classes in its last axis",
     ),
     "ctc, the mean of nothing": (
-        lambda: bpref.ctc(mean=True).forward((), tuple(v[:0] for v in SPEECH)),
+        lambda: bpref.ctc(reduction="mean").forward((), tuple(v[:0] for v in SPEECH)),
         ValueError,
         "ctc: the batch is empty, its mean is not defined",
     ),
@@ -174,8 +174,8 @@ def test_ctc_of_confident_logits_stays_finite():
 
 def test_an_impossible_example_spoils_no_other():
     z = np.random.default_rng(1).normal(size=(2, 3, 4))
-    J, dz, _ = sweep(bpref.ctc(mean=True), (z, np.array([[1, 2], [1, 1]]), np.array([3, 2]), np.array([2, 2])))
-    alone = sweep(bpref.ctc(mean=True), (z[:1], np.array([[1, 2]]), np.array([3]), np.array([2])))
+    J, dz, _ = sweep(bpref.ctc(reduction="mean"), (z, np.array([[1, 2], [1, 1]]), np.array([3, 2]), np.array([2, 2])))
+    alone = sweep(bpref.ctc(reduction="mean"), (z[:1], np.array([[1, 2]]), np.array([3]), np.array([2])))
     assert np.inf == J
     np.testing.assert_allclose(dz[0], alone[1][0] / 2, rtol=1e-13)
     np.testing.assert_array_equal(dz[1], 0)

@@ -1,5 +1,7 @@
 """total_variation: how much probability two distributions place differently, from 0 to 1, both given as logits.
 
+The mean is that of all terms, one for each position: what `reduction="none"` gives.
+
 Forward, with logits a and b of shape (..., C), n running over all leading axes (the positions, N in all), c over the
 classes, and t the temperature:
 
@@ -12,14 +14,15 @@ Differential, with s = sign(q - p) and the softmax's delta q_c = q_c / t (delta 
 
     delta J = 1/N sum_nc 1/2 s_nc (delta q_nc - delta p_nc)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
+(`bpref.formulas.terms`):
 
-    da_nc = dJ / (2 N t) q_nc (s_nc - sum_k q_nk s_nk)                    (..., C)
-    db_nc = -dJ / (2 N t) p_nc (s_nc - sum_k p_nk s_nk)                   (..., C)
+    da_nc = g_n / (2 t) q_nc (s_nc - sum_k q_nk s_nk)                     (..., C)
+    db_nc = -g_n / (2 t) p_nc (s_nc - sum_k p_nk s_nk)                    (..., C)
 
 Where q is 0 and p is not, da is 0: the student hears nothing of what it never tries.
 
-Cached: what dJ / N multiplies in da and in db.
+Cached: what g multiplies in da and in db.
 
 Numerical care: the largest logit, held constant, is subtracted before the division by t. s is the sign of
 t (log q - log p), a difference of logits and of logarithms that is exactly 0 where both sides are alike: of the
@@ -40,15 +43,16 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import centred
-from bpref.formulas.pairs import scaled
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule
 
 LOWEST = -1000.0
 
 
 class StudentAndTarget(NamedTuple):
-    logits: Float[Array, "some=*n C>0"]
+    logits: Float[Array, "*n C>0"]
     target: Float[Array, "*n C"]
 
 
@@ -57,34 +61,40 @@ class TotalVariationCache(NamedTuple):
     target_slope: Float[Array, "... C"]
 
 
-def total_variation(temperature: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, TotalVariationCache]:
+def total_variation(
+    temperature: float = 1.0, reduction: str = "mean"
+) -> Layer[tuple[()], tuple[Array, Array], Reals, TotalVariationCache]:
     """J = mean over the positions of 1/2 sum_c |softmax(a / t)_c - softmax(b / t)_c|.
 
     Args:
       temperature: t, what both logits are divided by.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J in at least
-      float32. Both have a cotangent.
+      A layer with params `()`, x `(logits, target)`, both `(..., C)` and both logits, and y the scalar J, or the terms
+      (...), in at least float32. Both have a cotangent.
 
     Raises:
-      ValueError: the temperature is not positive; the two differ in shape; there are no positions or no classes.
+      ValueError: the temperature is not positive; the two differ in shape; there are no classes; a mean is over no
+        positions.
       TypeError: x is no pair; the logits are not floating-point; the target has another dtype.
     """
     who = "total_variation"
     temperature = require_positive(who, "temperature", temperature)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: StudentAndTarget):
         a, b = x
         (q, d_a, log_a), (p, d_b, log_b) = _softmax(widen(a)), _softmax(widen(b))
         s = 0.5 * jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
-        J = jnp.sum(1 / (q.size // q.shape[-1]) * jnp.sum(s * (q - p), -1))
+        J = J_of.of(jnp.sum(s * (q - p), -1))
         slopes = centred(q, s) / temperature, centred(p, -s) / temperature
         return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
 
     def backward(params, cache, dJ):
-        N = cache.slope.size // cache.slope.shape[-1]
-        return (), tuple(scaled(dJ, N, slope) for slope in cache)
+        g = J_of.at_terms(dJ, cache.slope.shape[:-1], below=1)
+        return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
 
     def _softmax(a):
         """The softmax of a / t, a less its largest, and the logarithm of the sum of exponentials."""
@@ -96,9 +106,9 @@ def total_variation(temperature: float = 1.0) -> Layer[tuple[()], tuple[Array, A
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0, reduction: str = "mean") -> Array:
     q, p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in x)
-    return jnp.mean(0.5 * jnp.sum(jnp.abs(q - p), -1))
+    return naive_reduction(0.5 * jnp.sum(jnp.abs(q - p), -1), reduction)
 
 
 RULE = Rule(
@@ -113,7 +123,7 @@ RULE = Rule(
             ("N", "C"),
             timed={"N": 1024, "C": 100},
         ),
-        Case("sequence", (Real("B T C"), Real("B T C")), never_empty=("T", "C"), fixed={"B": 2}),
+        Case("sequence", (Real("B T C"), Real("B T C")), {"reduction": "none"}, ("C",), fixed={"B": 2}),
     ),
     cite="Levin, Peres and Wilmer, 'Markov Chains and Mixing Times' (2009), proposition 4.2; in distillation: "
     "arXiv:2307.15190",

@@ -1,5 +1,8 @@
 """kto: single answers, each good or bad, weighed by how far the policy is from its reference already.
 
+The mean is that of all terms, one for each answer: what `reduction="none"` gives; of another `reduction`
+(`bpref.formulas.terms`) dJ / N is that one's g.
+
 Forward, with the log-probabilities of whole answers of shape (N,): pi of the policy, rho of the reference, and k the
 log-ratio of both for N answers that belong to other prompts; g_n = 1 for a desirable answer and -1 for another:
 
@@ -14,7 +17,7 @@ Differential: delta sigma(-u) = -sigma(u) sigma(-u) delta u, with z_0 held:
 
     delta J = -1/N sum_n w_n B g_n sigma(u_n) sigma(-u_n) (delta pi_n - delta rho_n)
 
-The sweep starts with dJ, a scalar. The factor of each perturbation:
+The sweep starts with dJ. The factor of each perturbation:
 
     dpi_n  = -dJ w_n B g_n sigma(u_n) sigma(-u_n) / N                     (N,)
     drho_n = -dpi_n                                                       (N,)
@@ -36,8 +39,9 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import scaled
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
@@ -53,27 +57,31 @@ class KtoCache(NamedTuple):
 
 
 def kto(
-    beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0, reduction: str = "mean"
 ) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, KtoCache]:
     """J = mean over the answers of w sigma(-B g (pi - rho - z_0)), g = 1 for desirable answers and -1 for others.
 
     Args:
       beta: how strongly the policy is held to the reference.
       desirable_weight, undesirable_weight: w of either kind.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(policy, reference, mismatched, desirable)` and y the scalar J. The first three are
-      of one shape and floating-point: log-probabilities of whole answers, and log-ratios (policy - reference) of
-      answers to other prompts, which are held and have the cotangent None. `desirable` holds booleans of that shape.
+      A layer with params `()`, x `(policy, reference, mismatched, desirable)` and y the scalar J, or the terms. The
+      first three are of one shape and floating-point: log-probabilities of whole answers, and log-ratios (policy -
+      reference) of answers to other prompts, which are held and have the cotangent None. `desirable` holds booleans of
+      that shape.
 
     Raises:
-      ValueError: a hyperparameter is out of its range; shapes differ; there are no answers.
+      ValueError: a hyperparameter is out of its range; shapes differ; the mean is over no answers.
       TypeError: x is no tuple of four; dtypes do not fit.
     """
     who = "kto"
     beta = require_positive(who, "beta", beta)
     desirable_weight = require_non_negative(who, "desirable_weight", desirable_weight)
     undesirable_weight = require_non_negative(who, "undesirable_weight", undesirable_weight)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: Answers):
         pi, rho, k, desirable = x
@@ -84,22 +92,22 @@ def kto(
         w = jnp.where(desirable, desirable_weight, jnp.full_like(u, undesirable_weight))
         short = w * jax.nn.sigmoid(-u)
         slope = jnp.where(desirable, -beta, jnp.full_like(u, beta)) * short * jax.nn.sigmoid(u)
-        return jnp.sum(short) / N, KtoCache(cast(slope, pi.dtype))
+        return J_of.of(short), KtoCache(cast(slope, pi.dtype))
 
     def backward(params, cache, dJ):
-        d = scaled(dJ, cache.slope.size, cache.slope)
+        d = J_of.scaled(dJ, cache.slope)
         return (), (d, -d, None, None)
 
     return Layer(no_params, forward, backward, who, couples="the reference point")
 
 
 @called_as(kto)
-def reference(params: tuple[()], x: tuple[Array, ...], beta, desirable_weight, undesirable_weight) -> Array:
+def reference(params: tuple[()], x: tuple[Array, ...], beta, desirable_weight, undesirable_weight, reduction) -> Array:
     pi, rho, k, desirable = x
     z = lax.stop_gradient(jnp.maximum(jnp.mean(k), 0))
     gain = desirable_weight * (1 - jax.nn.sigmoid(beta * (pi - rho - z)))
     loss = undesirable_weight * (1 - jax.nn.sigmoid(beta * (z - (pi - rho))))
-    return jnp.mean(jnp.where(desirable, gain, loss))
+    return naive_reduction(jnp.where(desirable, gain, loss), reduction)
 
 
 RULE = Rule(
@@ -113,6 +121,9 @@ RULE = Rule(
             {"beta": Interval(0.05, 1.0, 0.1), "undesirable_weight": 1.5},
             ("N",),
             timed={"N": 1 << 20},
+        ),
+        Case(
+            "each", (Real("N", -8.0, 0.0), Real("N", -8.0, 0.0), Real("N"), Boolean("N")), {"reduction": "none"}, ("N",)
         ),
     ),
     cite="arXiv:2402.01306, equation 8",

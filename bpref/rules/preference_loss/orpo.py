@@ -1,5 +1,8 @@
 """orpo: supervised training on the chosen answer, which the odds of the rejected one add to; no reference.
 
+The mean is that of all terms, one for each pair: what `reduction="none"` gives; of another `reduction`
+(`bpref.formulas.terms`) dJ / N is that one's g.
+
 Forward, with the policy's log-probabilities per token of whole answers, the means over their tokens, of shape (N,), of
 the chosen answer c and the rejected one r, each below 0:
 
@@ -11,7 +14,7 @@ Differential, with t = 1 - e^a, o'(a) = 1 + e^a / t = 1 / t, and -(log sigma)'(L
 
     delta J = 1/N sum_n (-delta c_n - w sigma(-L_n) (delta c_n / t_cn - delta r_n / t_rn))
 
-The sweep starts with dJ, a scalar. Since e^-L is e^(r - c) t_c / t_r, sigma(-L) = t_c / (t_c + e^(c - r) t_r), and with
+The sweep starts with dJ. Since e^-L is e^(r - c) t_c / t_r, sigma(-L) = t_c / (t_c + e^(c - r) t_r), and with
 k = 1 / (t_c + e^(c - r) t_r) the factor of each perturbation is
 
     dc_n = -dJ (1 + w k_n) / N                                            (N,)
@@ -36,8 +39,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp
-from bpref.formulas.pairs import scaled
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule
 
 
@@ -51,33 +55,37 @@ class OrpoCache(NamedTuple):
     of_rejected: Float[Array, "..."]
 
 
-def orpo(weight: float = 0.1) -> Layer[tuple[()], tuple[Array, Array], Reals, OrpoCache]:
+def orpo(weight: float = 0.1, reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, OrpoCache]:
     """J = mean over the pairs of -c - weight log sigma(o(c) - o(r)), with o(a) = a - log(1 - e^a).
 
     Args:
       weight: w, of the odds ratio beside the chosen answer's own log-probability (the paper's lambda, TRL's beta).
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
       A layer with params `()`, x `(chosen, rejected)` of one shape, mean log-probabilities of the tokens of whole
-      answers (`answer_log_probability(mean=True)`), and y the scalar J. Both have a cotangent. The first term is a mean
-      over answers of their means over tokens; trainers that take it over all tokens of a batch weigh long answers more.
+      answers (`answer_log_probability(mean=True)`), and y the scalar J, or the terms. Both have a cotangent. The first
+      term is a mean over answers of their means over tokens; trainers that take it over all tokens of a batch weigh
+      long answers more.
 
     Raises:
-      ValueError: the weight is negative; shapes differ; there are no pairs.
+      ValueError: the weight is negative; shapes differ; the mean is over no pairs.
       TypeError: x is no pair; they are not floating-point, or of several dtypes.
     """
     who = "orpo"
     weight = require_non_negative(who, "weight", weight)
+    J_of = require_reduction(who, reduction)
 
     def forward(params, x: ChosenAndRejected):
         c, r = map(widen, x)
         (t_c, log_t_c), (t_r, log_t_r) = _rest(c), _rest(r)
-        J = jnp.sum(weight * log1p_exp((r - c) + (log_t_c - log_t_r)) - c) / c.size
+        terms = weight * log1p_exp((r - c) + (log_t_c - log_t_r)) - c
         k = weight / (t_c + jnp.exp(c - r) * t_r)
-        return J, OrpoCache(*(cast(v, x.chosen.dtype) for v in (1 + k, k * (t_c / t_r))))
+        return J_of.of(terms), OrpoCache(*(cast(v, x.chosen.dtype) for v in (1 + k, k * (t_c / t_r))))
 
     def backward(params, cache, dJ):
-        of_chosen, of_rejected = (scaled(dJ, slope.size, slope) for slope in cache)
+        of_chosen, of_rejected = (J_of.scaled(dJ, slope) for slope in cache)
         return (), (-of_chosen, of_rejected)
 
     def _rest(a):
@@ -89,10 +97,10 @@ def orpo(weight: float = 0.1) -> Layer[tuple[()], tuple[Array, Array], Reals, Or
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], weight: float = 0.1) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], weight: float = 0.1, reduction: str = "mean") -> Array:
     chosen, rejected = x
     log_odds = (chosen - rejected) - (jnp.log1p(-jnp.exp(chosen)) - jnp.log1p(-jnp.exp(rejected)))
-    return jnp.mean(-chosen - weight * jax.nn.log_sigmoid(log_odds))
+    return naive_reduction(-chosen - weight * jax.nn.log_sigmoid(log_odds), reduction)
 
 
 RULE = Rule(
@@ -107,6 +115,7 @@ RULE = Rule(
             ("N",),
             timed={"N": 1 << 20},
         ),
+        Case("each", (Real("N", -8.0, -0.05), Real("N", -8.0, -0.05)), {"reduction": "none"}, ("N",)),
     ),
     cite="arXiv:2403.07691, equation 6; its terms in section 4 (their equation numbers not checked)",
     covers=("odds ratio preference optimization",),

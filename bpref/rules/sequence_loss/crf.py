@@ -49,13 +49,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import require_flags
 from bpref.checks.shapes import Call
 from bpref.dtypes import as_array, cast, require_type, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, used, within
+from bpref.formulas.lengths import used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals
 from bpref.loops import scan
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -93,11 +94,11 @@ class Marginals(NamedTuple):
     pairs: Float[Array, "K K"]
 
 
-def crf(mean: bool = False) -> Layer[CRFParams, tuple[Array, Array, Array], Reals, CRFCache]:
+def crf(reduction: str = "none") -> Layer[CRFParams, tuple[Array, Array, Array], Reals, CRFCache]:
     """J = log Z - score(tags): the negative log-likelihood of a linear-chain conditional random field.
 
     Args:
-      mean: whether J is the mean over the examples, not one number for each.
+      reduction: "none" for one number for each example, their "mean" or "sum", or "batch_mean", which is the mean.
 
     Returns:
       A layer with params `CRFParams(A: (K, K), s: (K,), h: (K,))`, zero at first, x `(emissions, tags, lengths)`:
@@ -105,12 +106,12 @@ def crf(mean: bool = False) -> Layer[CRFParams, tuple[Array, Array, Array], Real
       `[0, K)` before an example's end has J = +inf and a gradient of 0.
 
     Raises:
-      ValueError: shapes do not fit, or not those of the params; K is 0; `mean`, and B is 0.
+      ValueError: shapes do not fit, or not those of the params; K is 0; a mean, and B is 0.
       TypeError: x is no such tuple; emissions are not floating-point, or not of A's dtype; tags or lengths are not
         integers.
     """
     who = "crf"
-    require_flags(who, mean=mean)
+    J_of = require_reduction(who, reduction)
 
     def init(key, x):
         K, dtype = x[0].shape[-1], x[0].dtype
@@ -118,17 +119,17 @@ def crf(mean: bool = False) -> Layer[CRFParams, tuple[Array, Array, Array], Real
 
     def forward(params, x: Tagged):
         z, tags, lengths = x.emissions, widen_integers(x.tags), within(x.lengths, x.tags.shape[1])
-        require_examples(who, len(z), mean)
+        J_of.divisor((len(z),))
         own, possible = _of_tags(params, z, tags, lengths)
         log_Z, r = _beginnings(params, z, lengths, own)
         J = jnp.where(possible, nats(-log_Z), jnp.inf)
-        return one_or_mean(J, mean), CRFCache(z, tags, lengths, r)
+        return J_of.of(J), CRFCache(z, tags, lengths, r)
 
     def backward(params, cache, dJ):
         x, tags, lengths, r = cache
         B, T, K = x.shape
         own, possible = _of_tags(params, x, tags, lengths)
-        weight = jnp.where(possible, for_each(widen(dJ), B, mean), 0)
+        weight = jnp.where(possible, jnp.broadcast_to(J_of.at_terms(dJ, (B,)), (B,)), 0)
         g, n, last = _expected(params, x, lengths, own, r, weight)
         counted = used(lengths, T)[:, :, None] & jax.nn.one_hot(tags, K, dtype=bool)
         observed = jnp.where(counted, weight[:, None, None], 0)
@@ -251,7 +252,7 @@ def _of_tags(params: CRFParams, x: Array, tags: Array, lengths: Array) -> tuple[
     return _Own(emitted, entered, jnp.sum(left, 1)), jnp.all(possible[0] & possible[1] & possible[2], 1)
 
 
-def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Array:
+def reference(params: CRFParams, x: tuple[Array, ...], reduction: str = "none") -> Array:
     """The usual form: one scan over the frames, an example at a time."""
     A, s, h = params
 
@@ -271,7 +272,7 @@ def reference(params: CRFParams, x: tuple[Array, ...], mean: bool = False) -> Ar
         return jnp.where((L > 0) & (len(x) > 0), jax.nn.logsumexp(a + h) - score - h[y], jnp.zeros_like(score))
 
     J = jax.vmap(one)(*x)
-    return jnp.mean(J) if mean else J
+    return naive_reduction(J, reduction)
 
 
 # One tag alone is certain: J and its gradient are 0, and only their rounding could be compared.
@@ -283,7 +284,7 @@ RULE = Rule(
     reference,
     cases=(
         Case("", _X, least={"K": 2}, timed={"B": 16, "T": 64, "K": 24}),
-        Case("mean", _X, {"mean": True}, ("B",), fixed={"T": 6}, least={"K": 2}),
+        Case("mean", _X, {"reduction": "mean"}, ("B",), fixed={"T": 6}, least={"K": 2}),
     ),
     cite="Lafferty, McCallum, Pereira, 'Conditional random fields' (ICML 2001), section 3",
     covers=("linear_chain_crf", "conditional_random_field"),

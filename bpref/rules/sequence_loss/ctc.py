@@ -56,12 +56,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from bpref.checks.hyperparameters import require_count, require_flags
+from bpref.checks.hyperparameters import require_count
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
+from bpref.formulas.lengths import require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_add, log_normaliser, nats
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -83,12 +85,14 @@ class CTCCache(NamedTuple):
     possible: Bool[Array, " B"]
 
 
-def ctc(blank: int = 0, mean: bool = False) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, CTCCache]:
+def ctc(
+    blank: int = 0, reduction: str = "none"
+) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, CTCCache]:
     """J = -log of the probability that the frames' classes, merged and without blanks, are the labels.
 
     Args:
       blank: the class that stands for no label.
-      mean: whether J is the mean over the examples, not one number for each.
+      reduction: "none" for one number for each example, their "mean" or "sum", or "batch_mean", which is the mean.
 
     Returns:
       A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, C)`, integers `(B, U)`,
@@ -96,18 +100,18 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer[tuple[()], tuple[Array, Arr
       frames, a label that is the blank or no class) has J = +inf and a gradient of 0.
 
     Raises:
-      ValueError: blank is no class; shapes do not fit; there is no class but the blank; `mean`, and B is 0.
+      ValueError: blank is no class; shapes do not fit; there is no class but the blank; a mean, and B is 0.
       TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
     """
     who = "ctc"
-    require_flags(who, mean=mean)
+    J_of = require_reduction(who, reduction)
     blank = require_count(who, "blank", blank)
 
     def forward(params, x: Labelled):
         logits, labels = x.logits, widen_integers(x.labels)
         B, T, C = logits.shape
         require_label(who, "blank", blank, C)
-        require_examples(who, B, mean)
+        J_of.divisor((B,))
         frames, label_lengths = within(x.logit_lengths, T), within(x.label_lengths, labels.shape[1])
         U, dtype = labels.shape[1], wide_dtype(logits.dtype)
         repeated = _repeated(labels)
@@ -129,7 +133,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer[tuple[()], tuple[Array, Arr
         f_U, c_U = (jnp.take_along_axis(v, label_lengths[:, None], 1) for v in (f, _passed(f, e)))
         log_P = (total + c_U)[:, 0]
         possible = is_possible(log_P)
-        J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
+        J = J_of.of(jnp.where(possible, nats(log_P), jnp.inf))
         ends_blank = jnp.exp(f_U - c_U)[:, 0]
         return J, CTCCache(logits, labels, frames, label_lengths, fs, es, ends_blank, possible)
 
@@ -160,7 +164,7 @@ def ctc(blank: int = 0, mean: bool = False) -> Layer[tuple[()], tuple[Array, Arr
         g = jnp.einsum("tbu,buc->btc", of_labels, rows, precision=lax.Precision.HIGHEST)
         g += of_blank.transpose(1, 0, 2) * jax.nn.one_hot(jnp.full((1, 1), blank), C, dtype=dtype)
         p = jax.nn.softmax(widen(logits), -1)
-        slope = for_each(widen(dJ), B, mean)[:, None, None] * balanced(p - g, p > 0.5)
+        slope = jnp.broadcast_to(J_of.at_terms(dJ, (B,)), (B,))[:, None, None] * balanced(p - g, p > 0.5)
         counts = used(frames, T)[:, :, None] & possible[:, None, None]
         return (), (cast(jnp.where(counts, slope, 0), logits.dtype), None, None, None)
 
@@ -200,7 +204,7 @@ def _emissions(logits: Array, labels: Array, label_lengths: Array, blank: int) -
     return known(z[:, :, blank : blank + 1] - m - log_S), known(p_label)
 
 
-def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
+def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, reduction: str = "none") -> Array:
     """Graves's alpha over one row of 2 U + 1 states, the labels with blanks between, an example at a time."""
     zero = -1e30
 
@@ -230,7 +234,7 @@ def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: boo
         return jnp.where(log_P <= zero / 2, jnp.inf, -log_P)
 
     losses = jax.vmap(one)(*x)
-    return jnp.mean(losses) if mean else losses
+    return naive_reduction(losses, reduction)
 
 
 _LENGTHS = Integer("B", 0, "T", points=(99,)), Integer("B", 0, "U", points=(99, 1))
@@ -245,7 +249,7 @@ RULE = Rule(
         Case(
             "mean, another blank",
             (Real("B T C"), Integer("B U", 0, 2), Integer("B", 7, 8), Integer("B", 0, 3)),
-            {"blank": 2, "mean": True},
+            {"blank": 2, "reduction": "mean"},
             ("B",),
             fixed={"T": 7, "C": 3, "U": 3},
         ),

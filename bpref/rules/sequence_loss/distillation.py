@@ -1,5 +1,7 @@
 """distillation: a student learns from a teacher's softened distribution, and from the labels.
 
+The mean is that of all terms, one for each position: what `reduction="none"` gives.
+
 Forward, with logits a of the student and b of the teacher of shape (..., C), labels y of shape (...), n running over
 the positions, N in all, c over the classes, and t the temperature:
 
@@ -10,7 +12,7 @@ the positions, N in all, c over the classes, and t the temperature:
     H_n = log sum_c exp(a_nc) - a_(n, y_n)                                (...,)
     J   = 1/N sum_n (w t^2 D_n + (1 - w) H_n)                             w: `soft_weight`, J: ()
 
-It is built of `softmax_cross_entropy`, the mean of H. The last divergence is the generalised Jensen-Shannon's; D / B is
+It is built of `softmax_cross_entropy`, which gives H. The last divergence is the generalised Jensen-Shannon's; D / B is
 the first for B near 0, D / (1 - B) the second for B near 1. t^2 keeps the soft gradient, of size 1 / t^2, in proportion
 to the hard one when t is changed.
 
@@ -24,10 +26,11 @@ Differential, with L = log q - log p and the softmax's delta q_c = q_c / t (delt
 
 In the last, as in the others, what stands beside a logarithm is 1, and the sum of each delta p, delta q, delta m is 0.
 
-The sweep starts with dJ, a scalar. The factor of each perturbation, here of the forward divergence:
+The sweep starts with dJ. The factor of each perturbation, here of the forward divergence, with g_n = dJ / N, or another
+`reduction`'s (`bpref.formulas.terms`):
 
-    da_nc = dJ / N (w t (q_nc - p_nc) + (1 - w) (softmax(a)_nc - [c = y_n]))                             (..., C)
-    db_nc = -dJ / N w t p_nc (L_nc - sum_k p_nk L_nk)                                                    (..., C)
+    da_nc = g_n (w t (q_nc - p_nc) + (1 - w) (softmax(a)_nc - [c = y_n]))                             (..., C)
+    db_nc = -g_n w t p_nc (L_nc - sum_k p_nk L_nk)                                                    (..., C)
 
 Whoever holds the teacher does not use db, and under one jit it is not computed. Labels have the cotangent None.
 
@@ -60,13 +63,15 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import balanced, centred
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
 
 
 class StudentAndTeacher(NamedTuple):
-    student: Float[Array, "some=*n C>0"]
+    student: Float[Array, "*n C>0"]
     teacher: Float[Array, "*n C"]
     labels: Int[Array, "*n"]
 
@@ -78,7 +83,11 @@ class DistillationCache(NamedTuple):
 
 
 def distillation(
-    temperature: float = 2.0, soft_weight: float = 0.5, reverse: bool = False, mixture: float | None = None
+    temperature: float = 2.0,
+    soft_weight: float = 0.5,
+    reverse: bool = False,
+    mixture: float | None = None,
+    reduction: str = "mean",
 ) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, DistillationCache]:
     """J = mean over the positions of w t^2 KL(teacher || student) + (1 - w) cross-entropy with the labels.
 
@@ -88,14 +97,17 @@ def distillation(
       reverse: whether the divergence is KL(student || teacher), which seeks one mode of the teacher's.
       mixture: B, the teacher's share of the distribution that both are measured from, in the divergence
         B KL(teacher || m) + (1 - B) KL(student || m); `None` for a divergence from one to the other.
+      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
+        by the size of the first axis, N.
 
     Returns:
-      A layer with params `()`, x `(student, teacher, labels)` and y the scalar J: logits `(..., C)`, integers `(...)`.
-      Both logits have a cotangent. A label outside `[0, C)` makes J and its position of the student's gradient NaN,
-      unless labels have no weight.
+      A layer with params `()`, x `(student, teacher, labels)` and y the scalar J, or the terms (...): logits `(...,
+      C)`, integers `(...)`. Both logits have a cotangent. A label outside `[0, C)` makes J and its position of the
+      student's gradient NaN, unless labels have no weight.
 
     Raises:
-      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no positions or no classes.
+      ValueError: a hyperparameter is out of its range; shapes do not fit; there are no classes; a mean is over no
+        positions.
       TypeError: x is no tuple of three; dtypes do not fit.
     """
     who = "distillation"
@@ -108,28 +120,28 @@ def distillation(
     if mixture is not None and reverse:
         raise ValueError(f"{who}: mixture is {mixture!r}, which has no reverse")
     soft, hard = soft_weight * temperature, 1 - soft_weight
-    of_labels = softmax_cross_entropy()
+    J_of = require_reduction(who, reduction)
+    of_labels = softmax_cross_entropy(reduction="none")
 
     def forward(params, x: StudentAndTeacher):
         a, b, label = x
-        N = label.size
-        J = jnp.zeros((), widen(a).dtype)
+        terms = jnp.zeros(label.shape, widen(a).dtype)
         if soft:
-            J += soft * temperature * jnp.sum(divergence(widen(a), widen(b))[0]) / N
+            terms += soft * temperature * divergence(widen(a), widen(b))[0]
         if hard:
-            J += hard * of_labels.forward((), (widen(a), label))[0]
-        return J, DistillationCache(a, b, label)
+            terms += hard * of_labels.forward((), (widen(a), label))[0]
+        return J_of.of(terms), DistillationCache(a, b, label)
 
     def backward(params, cache, dJ):
         a, b, label = cache
-        g = widen(dJ)
+        g = J_of.at_terms(dJ, label.shape, below=1)
         da = db = jnp.zeros(a.shape, g.dtype)
         if soft:
             _, to_student, to_teacher = divergence(widen(a), widen(b))
-            rate = g * soft / label.size
-            da, db = rate * to_student, rate * to_teacher
+            da, db = g * soft * to_student, g * soft * to_teacher
         if hard:
-            da += of_labels.backward((), SoftmaxCrossEntropyCache(widen(a), label), hard * g)[1][0]
+            of_each = jnp.broadcast_to(hard * g, (*label.shape, 1))[..., 0]
+            da += of_labels.backward((), SoftmaxCrossEntropyCache(widen(a), label), of_each)[1][0]
         return (), (cast(da, a.dtype), cast(db, b.dtype), None)
 
     def divergence(a, b):
@@ -184,7 +196,9 @@ def _difference(p: Array, q: Array) -> Array:
 
 
 @called_as(distillation)
-def reference(params: tuple[()], x: tuple[Array, Array, Array], temperature, soft_weight, reverse, mixture) -> Array:
+def reference(
+    params: tuple[()], x: tuple[Array, Array, Array], temperature, soft_weight, reverse, mixture, reduction
+) -> Array:
     a, b, label = x
     log_q, log_p = (jax.nn.log_softmax(v / temperature, axis=-1) for v in (a, b))
     if mixture is not None:
@@ -194,7 +208,7 @@ def reference(params: tuple[()], x: tuple[Array, Array, Array], temperature, sof
     else:
         D = jnp.exp(log_q) * (log_q - log_p) if reverse else jnp.exp(log_p) * (log_p - log_q)
     H = -jnp.take_along_axis(jax.nn.log_softmax(a, axis=-1), label[..., None], -1)[..., 0]
-    return jnp.mean(soft_weight * temperature**2 * jnp.sum(D, -1) + (1 - soft_weight) * H)
+    return naive_reduction(soft_weight * temperature**2 * jnp.sum(D, -1) + (1 - soft_weight) * H, reduction)
 
 
 _CLASSES = (Real("N C"), Real("N C"), Integer("N", 0, "C"))

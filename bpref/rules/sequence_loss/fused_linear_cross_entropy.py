@@ -8,7 +8,8 @@ Forward, with rows h of shape (N, d), labels y of shape (N,), W of shape (V, d),
     q_nc = (1 - s) [c = y_n] + s / V          s: `smoothing`
     J    = 1/M sum_n v_n (sum_c q_nc (l_n - z_nc) + a l_n^2)              a: `z_loss`, J: ()
 
-v_n is 0 where the label is `ignored` and 1 elsewhere; M = sum_n v_n (1 if that is 0), or 1 for a sum.
+v_n is 0 where the label is `ignored` and 1 elsewhere; M = sum_n v_n (1 if that is 0), or another `reduction`'s
+(`bpref.formulas.terms`). With "none" J is (N,), and so is dJ.
 
 Differential, with p_nc = exp(z_nc - l_n) and delta l_n = sum_c p_nc delta z_nc:
 
@@ -68,11 +69,12 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, Slopes, Sums, flat, pull_sums, sums_over
 from bpref.formulas.labels import nats
-from bpref.formulas.pairs import require_batch
+from bpref.formulas.terms import require_reduction
 from bpref.kernels.launch import IMPLEMENTATIONS
 from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of, for_blocks
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams
 
@@ -100,7 +102,7 @@ class FusedLinearCrossEntropyGradient(NamedTuple):
 def fused_linear_cross_entropy(
     vocabulary: int,
     bias: bool = False,
-    mean: bool = True,
+    reduction: str = "mean",
     ignored: int | None = None,
     soft_cap: float | None = None,
     smoothing: float = 0.0,
@@ -119,7 +121,8 @@ def fused_linear_cross_entropy(
     Args:
       vocabulary: the number of classes V.
       bias: whether there is a b.
-      mean: whether J is divided by the number of rows that count.
+      reduction: "mean" of the rows that count, the "sum" of all, "none" for the terms themselves, or "batch_mean",
+        their sum divided by the size of the first axis.
       ignored: a label, such as -100, whose rows give no loss and no gradient, and do not count in the mean.
       soft_cap: t, the size that no logit reaches; the logits become t tanh(u / t) (Gemma 2: 30).
       smoothing: s in [0, 1]; the target becomes (1 - s) [c = y] + s / V.
@@ -131,16 +134,18 @@ def fused_linear_cross_entropy(
 
     Returns:
       A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, labels)` of shapes
-      `(..., d)` and `(...)`, and y the scalar J in at least float32. Labels have the cotangent None. W is drawn as in
-      `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)`
-      that is not `ignored` makes J, its row of dh, and dW and db NaN.
+      `(..., d)` and `(...)`, and y the scalar J, or the terms (...), in at least float32. Labels have the cotangent
+      None. W is drawn as in `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A
+      label outside `[0, V)` that is not `ignored` makes J, its row of dh, and dW and db NaN.
 
     Raises:
-      ValueError: a hyperparameter is out of its range; shapes do not fit; `mean`, and there are no rows.
+      ValueError: a hyperparameter is out of its range; shapes do not fit; a mean is over no rows; `rows` are given for
+        terms of their own, whose dJ the forward cannot know.
       TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
     """
     who = "fused_linear_cross_entropy"
-    require_flags(who, bias=bias, mean=mean)
+    require_flags(who, bias=bias)
+    J_of = require_reduction(who, reduction)
     vocabulary = require_size(who, "vocabulary", vocabulary)
     block = require_size(who, "block", block)
     if rows is not None:
@@ -150,6 +155,8 @@ def fused_linear_cross_entropy(
     soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
     ignored = require_integer_or_none(who, "ignored", ignored)
     require_choice(who, "implementation", implementation, IMPLEMENTATIONS)
+    if rows is not None and not J_of.is_scalar:
+        raise ValueError(f'{who}: rows is {rows}; reduction "none" has none, since each row has a dJ of its own')
     if rows is not None and implementation == "pallas":
         raise ValueError(f'{who}: rows is {rows}; implementation "pallas" has none, "xla" has')
     if implementation == "pallas" and jax.default_backend() == "gpu":
@@ -163,22 +170,22 @@ def fused_linear_cross_entropy(
 
     def forward(params, x: FeaturesAndLabels):
         h, label = x
-        if mean:
-            require_batch(who, label.size)
         A, y = flat(h, label)
-        v, M = _weights(y, widen(A))
+        v = _weights(y, widen(A))
+        M = J_of.divisor(label.shape, jnp.maximum(jnp.sum(v != 0, dtype=v.dtype), 1))
         if rows is None:
             of_all = blocks, Classes(*params), A, y
             sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all)[0]
             kept = (s.reshape(label.shape) for s in sums[:3])
-            return _loss(sums, v) / M, FusedLinearCrossEntropyCache(h, label, *kept, divisor=M)
+            J = J_of.of(_terms(sums, v).reshape(label.shape), M)
+            return J, FusedLinearCrossEntropyCache(h, label, *kept, divisor=jnp.asarray(M, v.dtype))
 
         def add(carry, start, size):
             J, dW, db, dh = carry
             A_, y_, v_ = (block_of(a, start, size) for a in (A, y, v))
             sums, logits = sums_over(blocks, Classes(*params), A_, y_, keep=True)
             dW, db, of_rows = _pull(params, A_, y_, sums, v_ / M, (Classes(dW, db), logits))
-            return J + _loss(sums, v_), dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
+            return J + jnp.sum(_terms(sums, v_)), dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
         J, dW, db, dh = for_blocks(y.size, rows, add, zeros)
@@ -190,7 +197,7 @@ def fused_linear_cross_entropy(
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = flat(cache.h, cache.label)
         m, R, own = (s.reshape(y.shape) for s in cache[2:5])
-        v = _weights(y, m)[0]
+        v = _weights(y, m)
         weight = jnp.where(v == 0, 0, widen(dJ).reshape(-1) / cache.divisor * v)
         dW, db, dh = _pull(params, A, y, Sums(m, R, own, m), weight)
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
@@ -200,8 +207,8 @@ def fused_linear_cross_entropy(
             implementation == "auto" and is_better_by_kernel(blocks, Classes(*params), A)
         )
 
-    def _loss(sums, v):
-        """M J of these rows."""
+    def _terms(sums, v):
+        """Of these rows."""
         m, R, own, total = sums
         _, log_S, _ = _normalised(sums)
         terms = (1 - smoothing) * nats(R, own - m)
@@ -209,7 +216,7 @@ def fused_linear_cross_entropy(
             terms += smoothing * (m + log_S - total / vocabulary)
         if z_loss:
             terms += z_loss * (m + log_S) ** 2
-        return jnp.sum(jnp.where(v == 0, 0, v * terms))
+        return jnp.where(v == 0, 0, v * terms)
 
     def _pull(params, A, y, sums, weight, kept=None):
         """dW, db, and dh of these rows, whose terms weigh `weight`; added to the dW and db kept with their logits."""
@@ -225,11 +232,10 @@ def fused_linear_cross_entropy(
         return pull_sums(*of_all, *(kept or ()))
 
     def _weights(y, like):
-        """v, NaN for a label that is no class; and M."""
+        """v, NaN for a label that is no class."""
         counts = jnp.ones(y.shape, bool) if ignored is None else y != ignored
         v = jnp.where(counts, jnp.where((y >= 0) & (y < vocabulary), 1.0, jnp.nan), 0.0)
-        M = jnp.maximum(jnp.sum(counts, dtype=like.dtype), 1) if mean else jnp.ones((), like.dtype)
-        return cast(v, like.dtype), M
+        return cast(v, like.dtype)
 
     return Layer(init, forward, backward, who)
 
@@ -243,7 +249,7 @@ def _normalised(sums: Sums) -> tuple[Array, Array, Array]:
 
 @called_as(fused_linear_cross_entropy)
 def reference(
-    params: LinearParams, x: tuple[Array, Array], vocabulary, mean, ignored, soft_cap, smoothing, z_loss, **_
+    params: LinearParams, x: tuple[Array, Array], vocabulary, reduction, ignored, soft_cap, smoothing, z_loss, **_
 ) -> Array:
     h, label = x
     z = jnp.einsum("...j,cj->...c", h, params.W)
@@ -257,8 +263,7 @@ def reference(
     terms = -jnp.sum(q * jax.nn.log_softmax(z), -1)
     if z_loss:
         terms += z_loss * jax.nn.logsumexp(z, axis=-1) ** 2
-    J = jnp.sum(jnp.where(counts, terms, 0))
-    return J / jnp.maximum(jnp.sum(counts, dtype=J.dtype), 1) if mean else J
+    return naive_reduction(jnp.where(counts, terms, 0), reduction, counts.astype(terms.dtype))
 
 
 _LABELED = (Real("N d"), Integer("N", 0, "V"))
@@ -285,6 +290,7 @@ RULE = Rule(
             {"vocabulary": Size("V"), "block": 2},
             ("N", "d", "V"),
         ),
+        Case("each row", _LABELED, {"vocabulary": Size("V"), "block": 2, "reduction": "none"}, ("d", "V")),
         Case(
             "everything",
             _SOME_IGNORED,
@@ -294,7 +300,7 @@ RULE = Rule(
         Case(
             "sequence, a sum, some rows at once",
             (Real("B T d"), Integer("B T", 0, "V")),
-            {"vocabulary": Size("V"), "mean": False, "rows": Size("r")},
+            {"vocabulary": Size("V"), "reduction": "sum", "rows": Size("r")},
             ("d", "V"),
             fixed={"r": 50},
             timed={"B": 4, "T": 256, "d": 128, "V": 16384, "r": 128},

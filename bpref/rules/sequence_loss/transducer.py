@@ -47,12 +47,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from bpref.checks.hyperparameters import require_count, require_flags
+from bpref.checks.hyperparameters import require_count
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
-from bpref.formulas.lengths import for_each, one_or_mean, require_examples, require_label, used, within
+from bpref.formulas.lengths import require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, is_possible, known, log_add, log_normaliser, nats
+from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
+from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule
 
 
@@ -73,13 +75,13 @@ class TransducerCache(NamedTuple):
 
 
 def transducer(
-    blank: int = 0, mean: bool = False
+    blank: int = 0, reduction: str = "none"
 ) -> Layer[tuple[()], tuple[Array, Array, Array, Array], Reals, TransducerCache]:
     """J = -log of the probability that the labels are emitted, summed over when each of them is.
 
     Args:
       blank: the class that stands for reading the next frame.
-      mean: whether J is the mean over the examples, not one number for each.
+      reduction: "none" for one number for each example, their "mean" or "sum", or "batch_mean", which is the mean.
 
     Returns:
       A layer with params `()`, x `(logits, labels, logit_lengths, label_lengths)`: `(B, T, U + 1, V)`, integers
@@ -87,18 +89,18 @@ def transducer(
       that is the blank or no class) has J = +inf and a gradient of 0.
 
     Raises:
-      ValueError: blank is no class; shapes do not fit; there is no class but the blank; `mean`, and B is 0.
+      ValueError: blank is no class; shapes do not fit; there is no class but the blank; a mean, and B is 0.
       TypeError: x is no such tuple; the logits are not floating-point; labels or lengths are not integers.
     """
     who = "transducer"
-    require_flags(who, mean=mean)
+    J_of = require_reduction(who, reduction)
     blank = require_count(who, "blank", blank)
 
     def forward(params, x: Labelled):
         logits, labels = x.logits, widen_integers(x.labels)
         B, T, U1, V = logits.shape
         require_label(who, "blank", blank, V)
-        require_examples(who, B, mean)
+        J_of.divisor((B,))
         frames, label_lengths = within(x.logit_lengths, T), within(x.label_lengths, U1 - 1)
         dtype = wide_dtype(logits.dtype)
         b, y = _steps(logits, labels, frames, label_lengths, blank)
@@ -117,7 +119,7 @@ def transducer(
         (f, total), fs = scan(step, start, (b, y, live))
         log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P) & (frames > 0)
-        J = one_or_mean(jnp.where(possible, nats(log_P), jnp.inf), mean)
+        J = J_of.of(jnp.where(possible, nats(log_P), jnp.inf))
         return J, TransducerCache(logits, labels, frames, label_lengths, fs, possible)
 
     def backward(params, cache, dJ):
@@ -156,7 +158,7 @@ def transducer(
         on_label = of_blank * (e_label / S) - of_label * ((rest + e_blank) / S)
         slope = e * ((of_blank + of_label) / S)
         slope = jnp.where(is_blank, on_blank, jnp.where(is_label, on_label, slope))
-        slope *= for_each(widen(dJ), B, mean)[:, None, None, None]
+        slope *= jnp.broadcast_to(J_of.at_terms(dJ, (B,)), (B,))[:, None, None, None]
         counts = _counts(frames, label_lengths, T, U1) & possible[:, None, None]
         return (), (cast(jnp.where(counts[..., None], slope, 0), logits.dtype), None, None, None)
 
@@ -197,7 +199,7 @@ def _by_frames(v: Array, T: int) -> Array:
     return flat.reshape(B, U1, D + 1)[:, :, :T].transpose(0, 2, 1)
 
 
-def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: bool = False) -> Array:
+def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, reduction: str = "none") -> Array:
     """Graves's alpha, row by row and label by label, an example at a time."""
     zero = -1e30
 
@@ -230,7 +232,7 @@ def reference(params: tuple[()], x: tuple[Array, ...], blank: int = 0, mean: boo
         return jnp.where(log_P <= zero / 2, jnp.inf, -log_P)
 
     losses = jax.vmap(one)(*x)
-    return jnp.mean(losses) if mean else losses
+    return naive_reduction(losses, reduction)
 
 
 _X = Real("B T U1 V"), Integer("B U", 1, "V"), Integer("B", 0, "T", points=(99, 1))
@@ -250,7 +252,7 @@ RULE = Rule(
         Case(
             "no labels, mean, another blank",
             (Real("B T U1 V"), Integer("B U", 0, 1), Integer("B", 0, "T", points=(99, 1)), Integer("B", 0, 2)),
-            {"blank": 1, "mean": True},
+            {"blank": 1, "reduction": "mean"},
             ("B",),
             fixed={"U1": 1, "U": 0},
             least={"V": 2},
