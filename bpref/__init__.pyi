@@ -104,6 +104,7 @@ from .rules.attention.blockwise_attention import blockwise_attention as blockwis
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
 from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
+from .rules.attention.kimi_delta_attention import kimi_delta_attention as kimi_delta_attention
 from .rules.attention.latent_attention import LatentAttentionParams as LatentAttentionParams
 from .rules.attention.latent_attention import latent_attention as latent_attention
 from .rules.attention.linear_attention import linear_attention as linear_attention
@@ -312,6 +313,9 @@ from .rules.state_space.rg_lru import rg_lru as rg_lru
 from .rules.state_space.selective_scan import Selective as Selective
 from .rules.state_space.selective_scan import SelectiveScanParams as SelectiveScanParams
 from .rules.state_space.selective_scan import selective_scan as selective_scan
+from .rules.state_space.state_space_dual import SelectiveHeads as SelectiveHeads
+from .rules.state_space.state_space_dual import StateSpaceDualParams as StateSpaceDualParams
+from .rules.state_space.state_space_dual import state_space_dual as state_space_dual
 from .rules.stochastic.drop_path import DropPathParams as DropPathParams
 from .rules.stochastic.drop_path import drop_path as drop_path
 from .rules.stochastic.dropout import DropoutParams as DropoutParams

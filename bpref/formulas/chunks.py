@@ -29,6 +29,11 @@ def fitting(chunk: int, T: int) -> int:
     return max(min(chunk, T), 1)
 
 
+def halving(chunk: int, T: int) -> int:
+    """The same, of a power of 2: the next one where there are fewer steps."""
+    return min(chunk, 1 << max(T - 1, 0).bit_length())
+
+
 def from_chunks(x: Array, K: int, like: Array) -> Array:
     """The way back: (C, G, L N / K, E) -> (*b, T, N, E), in the dtype, and with all axes but the last, of `like`."""
     *b, T, N, _ = like.shape

@@ -41,7 +41,7 @@ class DeltaHeads(NamedTuple):
 
     heads: Heads
     beta: Float[Array, "*b T K"]
-    log_gate: Float[Array, "*b T K"] | None = None
+    log_gate: Float[Array, "*b T K"] | Float[Array, "*b T K D"] | None = None
     state: Float[Array, "*b K D E"] | None = None
 
     by_name = True
@@ -85,3 +85,13 @@ def require_gated(who: str, x: GatedHeads, per_feature: bool = False) -> None:
     require_plain(who, x.heads)
     shape = x.heads.k.shape
     require_shape(who, "log_gate", x.log_gate, shape if per_feature else shape[:-1], f"by k {shape}")
+
+
+def require_delta(who: str, x: DeltaHeads, per_feature: bool = False) -> None:
+    """Raise `ValueError` unless there are gates for each feature of a head of keys, or for each head, or none."""
+    require_plain(who, x.heads)
+    shape = x.heads.k.shape
+    if x.log_gate is None and per_feature:
+        raise ValueError(f"{who}: log_gate is None, expected {shape}, by k {shape}; delta_rule has no gates")
+    if x.log_gate is not None:
+        require_shape(who, "log_gate", x.log_gate, shape if per_feature else shape[:-1], f"by k {shape}")

@@ -140,6 +140,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "delta_rule",
         "dot_product_attention",
         "gated_linear_attention",
+        "kimi_delta_attention",
         "latent_attention",
         "linear_attention",
         "multi_head_attention",
@@ -156,6 +157,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "linear_recurrence",
         "rg_lru",
         "selective_scan",
+        "state_space_dual",
     ),
     "mixture": (
         "grouped_matmul",

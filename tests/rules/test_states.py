@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref import DeltaHeads, GatedHeads, Heads, HeadsAndState, MambaState, MambaSteps, Passed, Selective
+from bpref import (
+    DeltaHeads,
+    GatedHeads,
+    Heads,
+    HeadsAndState,
+    MambaState,
+    MambaSteps,
+    Passed,
+    Selective,
+    SelectiveHeads,
+)
 from bpref.layer import Layer
 from bpref.naive.states import naive_affine_chunks, naive_chunks
 from bpref.rules import RULES
@@ -30,7 +40,7 @@ class Form(NamedTuple):
     by_chunks: Callable[[Any, Any], Passed] | None = None
 
 
-def real(*shape: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+def real(*shape: int, low: float = -1.0, high: float = 1.0) -> Any:
     return DRAWN.uniform(low, high, shape)
 
 
@@ -38,7 +48,7 @@ def heads(T: int) -> Heads:
     return Heads(real(B, T, N, D), real(B, T, K, D), real(B, T, K, E))
 
 
-def gates(*shape: int) -> np.ndarray:
+def gates(*shape: int) -> Any:
     return np.log(real(*shape, low=0.1))
 
 
@@ -59,6 +69,14 @@ def scanned_by_chunks(params: Any, x: Selective) -> Passed:
     return Passed(jnp.sum(h * x.C[:, :, None], -1) + params.D[None, None] * x.u, last)
 
 
+def dual_by_chunks(params: Any, x: SelectiveHeads) -> Passed:
+    s = jax.nn.softplus(x.delta + params.bias[None, None])[..., None]
+    k, q = (jnp.repeat(z, N // K, 2) for z in (x.B, x.C))
+    gate = jnp.exp(s * -jnp.exp(params.log_A)[None, None, :, None])
+    y, last = naive_chunks(Heads(q, k, s * x.u, q_segments=x.segments), gate, None, x.state)
+    return Passed(y + params.D[None, None, :, None] * x.u, last)
+
+
 FORMS = {
     "linear_attention": Form({}, lambda T: HeadsAndState(heads(T), real(B, K, D, E + 1, low=0.1)), linear_by_chunks),
     "retention": Form(
@@ -76,10 +94,20 @@ FORMS = {
         lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K), real(B, K, D, E)),
         lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], x.beta[..., None], x.state),
     ),
+    "kimi_delta_attention": Form(
+        {},
+        lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K, D), real(B, K, D, E)),
+        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate), x.beta[..., None], x.state),
+    ),
     "selective_scan": Form(
         {"states": 4},
         lambda T: Selective(*(real(B, T, n) for n in (D, D, 4, 4)), real(B, D, 4)),
         scanned_by_chunks,
+    ),
+    "state_space_dual": Form(
+        {},
+        lambda T: SelectiveHeads(real(B, T, N, E), real(B, T, N), *(real(B, T, K, D) for _ in "BC"), real(B, N, D, E)),
+        dual_by_chunks,
     ),
     "mamba_block": Form(
         {"states": 4, "rank": 2, "window": 3, "expand": 2},
@@ -98,7 +126,7 @@ def made(name: str, chunk: int = 4) -> tuple[Layer, Any]:
 
 
 def packed(x: Any, ids: Any) -> Any:
-    if isinstance(x, Selective | MambaSteps):
+    if isinstance(x, Selective | SelectiveHeads | MambaSteps):
         return x._replace(segments=ids)
     return x._replace(heads=x.heads._replace(q_segments=ids))
 

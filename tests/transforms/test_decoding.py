@@ -35,6 +35,11 @@ def gated(*features):
     return bpref.GatedHeads(heads(), -jnp.abs(normal(2, T, 2, *features)) / 3)
 
 
+def dual():
+    B, C = normal(2, T, 1, 3), normal(2, T, 1, 3)
+    return bpref.SelectiveHeads(normal(2, T, 2, D), normal(2, T, 2), B, C)
+
+
 def delta(log_gate):
     q, k, v = heads()[:3]
     k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
@@ -95,6 +100,7 @@ DECODERS = {
         (lambda: bpref.delta_rule(3), lambda: delta(gated().log_gate)),
         (lambda: bpref.delta_rule(4), lambda: delta(None)),
     ],
+    "kimi_delta_attention": [(lambda: bpref.kimi_delta_attention(4), lambda: delta(gated(D).log_gate))],
     "linear_recurrence": [
         (lambda: bpref.linear_recurrence(), factors),
         (lambda: bpref.linear_recurrence(method="associative"), factors),
@@ -104,6 +110,7 @@ DECODERS = {
         (lambda: bpref.selective_scan(3, chunk=2), selective),
         (lambda: bpref.selective_scan(3, softplus=False, skip=False, bias=False, hold=True, final=True), selective),
     ],
+    "state_space_dual": [(lambda: bpref.state_space_dual(chunk=2), dual)],
     "causal_convolution": [
         (lambda: bpref.causal_convolution(6, 3, dilation=2, groups=2), sequence),
         (lambda: bpref.causal_convolution(3, 1, bias=False), sequence),

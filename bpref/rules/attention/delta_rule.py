@@ -60,9 +60,10 @@ from bpref.formulas.decays import decays, per_row, per_step, pull_decays
 from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import DeltaHeads, require_plain
+from bpref.formulas.plain_heads import DeltaHeads, require_delta
 from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
 from bpref.formulas.steps import Passed
+from bpref.formulas.unit_triangular import inverse_of_unit
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.naive.states import naive_states
@@ -103,7 +104,7 @@ def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHe
     require_flags(who, final=final)
 
     def forward(params, x: DeltaHeads):
-        require_plain(who, x.heads)
+        require_delta(who, x)
         S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), _chunks_of(x, chunk))
         return given_out(final, y, S, x.heads), x
 
@@ -123,7 +124,7 @@ def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHe
     def decoding(leaf, length):
         def step(params, x, S):
             require_alone(who, x.state, x.heads.q_segments)
-            require_plain(who, x.heads)
+            require_delta(who, x)
             S, (y, _, _) = _forward_sweep(S, _chunks_of(x, chunk))
             return given_out(final, y, S, x.heads), S
 
@@ -146,17 +147,6 @@ def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
     return earlier, earlier * times(k, transpose(k))
 
 
-def _inverse(N: Array) -> Array:
-    """(I + N)^-1 of N below the diagonal: of blocks of 1, 2, 4, ... steps, two of which make one of the next size."""
-    L = N.shape[-1]
-    X = jnp.broadcast_to(jnp.eye(L, dtype=N.dtype), N.shape)
-    for level in range((L - 1).bit_length()):
-        block = jnp.arange(L) >> level
-        of_pair = (block[:, None] ^ block[None, :]) == 1
-        X = X - times(times(X, jnp.where(of_pair[None], N, 0)), X)
-    return X
-
-
 def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
     """The state after all chunks, S that before them; and y of every one, the state before it, and the errors c."""
 
@@ -164,7 +154,7 @@ def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array,
         q, k, v, beta, g = chunk
         between, f, e, w = decays(g)
         _, N = _overlaps(k, between)
-        c = times(_inverse(N * transpose(beta)), v - f * times(k, S))
+        c = times(inverse_of_unit(N * transpose(beta)), v - f * times(k, S))
         u, rows = beta * c, q.shape[1]
         y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
         return w * S + times(transpose(e * k), u), (y, S, c)
@@ -184,7 +174,7 @@ def _backward_sweep(dS: Array, chunks: Chunks, S: Array, c: Array, dy: Array) ->
         u = beta * c
         A, R = times(q, transpose(k)), between * times(dy, transpose(u))
         du = times(transpose(between * A), dy) + e * times(k, dS)
-        u_hat = times(transpose(_inverse(beta * N)), du)
+        u_hat = times(transpose(inverse_of_unit(beta * N)), du)
         dc = beta * u_hat
         Q = -earlier * times(dc, transpose(u))
         dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))

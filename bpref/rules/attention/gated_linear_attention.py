@@ -49,16 +49,15 @@ as the sum over t >= u of q_t dq_t - k_t dk_t counts pairs twice and takes them 
 counts where it crosses u, once. A gate of 0 (g = -inf) is exact, and dg is 0 there. All is at least float32.
 """
 
-from collections.abc import Iterator
-
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import dot, from_chunks, into_chunks, no_state_of, transpose
+from bpref.formulas.chunks import dot, from_chunks, halving, into_chunks, no_state_of, transpose
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.decoder import decoder
+from bpref.formulas.feature_decays import from_start, halvings, joined, kept, sum_before, sum_from, to_end
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
@@ -95,8 +94,7 @@ def gated_linear_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[
         raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 
     def chunked(z, K):
-        T = z.shape[-3]
-        return into_chunks(z, K, min(chunk, 1 << max(T - 1, 0).bit_length()))
+        return into_chunks(z, K, halving(chunk, z.shape[-3]))
 
     def chunks_of(x):
         K = x.heads.k.shape[-2]
@@ -135,9 +133,9 @@ def _forward_sweep(S: Array, *chunks: Array) -> tuple[Array, Array]:
 
     def step(S, chunk):
         q, k, v, g = chunk
-        f, e = _from_start(g), _to_end(g)
+        f, e = from_start(g), to_end(g)
         y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
-        return _kept(f, S) + times(transpose(e * k), v), y
+        return kept(f, S) + times(transpose(e * k), v), y
 
     return scan(step, S, chunks)
 
@@ -147,7 +145,7 @@ def _states(S: Array, *chunks: Array) -> Array:
 
     def step(S, chunk):
         k, v, g = chunk
-        return _kept(_from_start(g), S) + times(transpose(_to_end(g) * k), v), S
+        return kept(from_start(g), S) + times(transpose(to_end(g) * k), v), S
 
     return scan(step, S, chunks)[1]
 
@@ -157,13 +155,13 @@ def _backward_sweep(dS: Array, *chunks: Array) -> tuple[Array, tuple[Array, ...]
 
     def step(dS, chunk):
         q, k, v, g, S, dy = chunk
-        f, e = _from_start(g), _to_end(g)
+        f, e = from_start(g), to_end(g)
         f_row = per_row(f, q.shape[1])
         dq, dk, dv = f_row * times(dy, transpose(S)), e * times(v, transpose(dS)), times(e * k, dS)
         through = f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
-        dg = _sum_from(per_step(q * dq, k.shape[1])) + _sum_before(k * dk) + through
+        dg = sum_from(per_step(q * dq, k.shape[1])) + sum_before(k * dk) + through
         inside = _pull_inside(q, k, v, g, dy)
-        dS = _kept(f, dS) + times(transpose(f_row * q), dy)
+        dS = kept(f, dS) + times(transpose(f_row * q), dy)
         return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
 
     return scan(step, dS, chunks, reverse=True)
@@ -173,10 +171,10 @@ def _inside(q: Array, k: Array, v: Array, g: Array) -> Array:
     """What the steps of one chunk give to each other: (G, rows, E)."""
     rows, L = q.shape[1], k.shape[1]
     y = dot(q, per_row(k, rows)) * per_row(v, rows)
-    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2) in _halvings(L, q, k, v, g):
-        A = times(per_row(_from_start(g_2), q_2.shape[-2]) * q_2, transpose(_to_end(g_1) * k_1))
+    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2) in halvings(L, q, k, v, g):
+        A = times(per_row(from_start(g_2), q_2.shape[-2]) * q_2, transpose(to_end(g_1) * k_1))
         read = times(A, v_1)
-        y = y + _joined(jnp.zeros_like(read), read)
+        y = y + joined(jnp.zeros_like(read), read)
     return y
 
 
@@ -186,56 +184,16 @@ def _pull_inside(q: Array, k: Array, v: Array, g: Array, dy: Array) -> tuple[Arr
     own = dot(dy, per_row(v, rows))
     dq, dk = own * per_row(k, rows), per_step(own * q, L)
     dv, dg = per_step(dot(q, per_row(k, rows)) * dy, L), jnp.zeros_like(g)
-    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2), (_, dy_2) in _halvings(L, q, k, v, g, dy):
-        f, e = per_row(_from_start(g_2), q_2.shape[-2]), _to_end(g_1)
+    for (_, q_2), (k_1, _), (v_1, _), (g_1, g_2), (_, dy_2) in halvings(L, q, k, v, g, dy):
+        f, e = per_row(from_start(g_2), q_2.shape[-2]), to_end(g_1)
         fq, ek, R = f * q_2, e * k_1, times(dy_2, transpose(v_1))
         dq_2, dk_1 = f * times(R, ek), e * times(transpose(R), fq)
         dv_1 = times(transpose(times(fq, transpose(ek))), dy_2)
-        dq = dq + _joined(jnp.zeros_like(dq_2), dq_2)
-        dk = dk + _joined(dk_1, jnp.zeros_like(dk_1))
-        dv = dv + _joined(dv_1, jnp.zeros_like(dv_1))
-        dg = dg + _joined(_sum_before(k_1 * dk_1), _sum_from(per_step(q_2 * dq_2, g_2.shape[-2])))
+        dq = dq + joined(jnp.zeros_like(dq_2), dq_2)
+        dk = dk + joined(dk_1, jnp.zeros_like(dk_1))
+        dv = dv + joined(dv_1, jnp.zeros_like(dv_1))
+        dg = dg + joined(sum_before(k_1 * dk_1), sum_from(per_step(q_2 * dq_2, g_2.shape[-2])))
     return dq, dk, dv, dg
-
-
-def _halvings(L: int, *arrays: Array) -> Iterator[tuple[tuple[Array, Array], ...]]:
-    """For stretches of L, L/2, ..., 2 steps, the first and the second half of each array, (G, stretches, rows, n)."""
-    for i in range(L.bit_length() - 1):
-        halves = (jnp.reshape(x, (x.shape[0], 2**i, 2, x.shape[1] >> (i + 1), x.shape[2])) for x in arrays)
-        yield tuple((x[:, :, 0], x[:, :, 1]) for x in halves)
-
-
-def _joined(first: Array, second: Array) -> Array:
-    G, stretches, rows, n = first.shape
-    return jnp.reshape(jnp.stack((first, second), 2), (G, 2 * stretches * rows, n))
-
-
-def _kept(f: Array, S: Array) -> Array:
-    """diag(w) S, w the last row of f."""
-    return f[:, -1, :, None] * S
-
-
-def _from_start(g: Array) -> Array:
-    return jnp.exp(lax.cumsum(g, g.ndim - 2))
-
-
-def _to_end(g: Array) -> Array:
-    return jnp.exp(lax.cumsum(_shifted(g, -1), g.ndim - 2, reverse=True))
-
-
-def _sum_from(x: Array) -> Array:
-    return lax.cumsum(x, x.ndim - 2, reverse=True)
-
-
-def _sum_before(x: Array) -> Array:
-    return lax.cumsum(_shifted(x, 1), x.ndim - 2)
-
-
-def _shifted(x: Array, by: int) -> Array:
-    """x one step later or, by -1, earlier; 0 comes in."""
-    return lax.pad(
-        x, jnp.zeros((), x.dtype), [(by, -by, 0) if axis == x.ndim - 2 else (0, 0, 0) for axis in range(x.ndim)]
-    )
 
 
 @called_as(gated_linear_attention)

@@ -1,0 +1,251 @@
+"""kimi_delta_attention: the delta rule on a state that fades, by a factor for each feature of the key and each step.
+
+Forward, for each head, with q, k and the logarithms g of what remains of shape (T, D), v (T, E) and beta (T,):
+
+    S'_t = diag(exp(g_t)) S_{t-1}                                         (D, E)
+    c_t  = v_t - S'_t^T k_t                 what the state lacks          (T, E)
+    S_t  = S'_t + k_t u_t^T,    u_t = beta_t c_t                          (D, E)
+    y_t  = S_t^T q_t                                                      (T, E)
+
+so that S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T. A g that is the same for all features of
+a head is `delta_rule`. S_0 is 0 unless it is given, and S_T is given out if it is asked for: what one piece of a
+sequence hands on to the next. Where one of several packed sequences begins, g_t is -inf, whatever is given.
+
+Given u it is `gated_linear_attention` with the values u, and c follows from v by a triangular system. In a chunk of L
+steps, S the state before it, Lambda_tsi = exp(sum of g_ui over s < u <= t), and f, e and w what is left of each feature
+from the start, to the end, and of the whole,
+
+    P_ts = sum_i q_ti Lambda_tsi k_si       s <= t, else 0
+    N_ts = sum_i k_ti Lambda_tsi k_si       s < t, else 0
+    c    = (I + N diag(beta))^-1 (v - (f k) S)                            (L, E)
+    y    = P u + (f q) S                                                  (L, E)
+    S after = diag(w) S + (e k)^T u                                       (D, E)
+
+Differential, with dS the cotangent of S after, and u_hat what an error turned into, in time's other direction:
+
+    du    = P^T dy + (e k) dS                                             what y and S after give to u
+    delta c + N delta (beta c) + (delta N) u = delta v - delta ((f k) S)
+    u_hat = (I + N^T diag(beta))^-1 du      from  u_hat = du - N^T (beta u_hat)
+    dc    = beta u_hat                      the cotangent of v - (f k) S  (L, E)
+
+The cotangent of P is dy u^T, that of N is -dc u^T; what they give to q, k and g is made by halves of the chunk, see
+`bpref/formulas/feature_decays.py`, and called here by P and N. The factor of each perturbation:
+
+    dv = dc                 dbeta_t = c_t . u_hat_t                       (L, E), (L,)
+    dq = f * dy S^T                                  + P's                (L, D)
+    dk = e * u dS^T - f * dc S^T                     + P's + N's          (L, D)
+    dS before = diag(w) dS + (f q)^T dy - (f k)^T dc                      (D, E)
+
+and dg_u has sum_{t>=u} of q * (f * dy S^T) - k * (f * dc S^T), sum_{s<u} of k * (e * u dS^T), and w times the row sums
+of S * dS, beside what P and N give. dS after the last chunk is the cotangent of the S_T that is given out, or 0; dS
+before the first is dS_0.
+
+Cached: x as it came. States and errors are made again, chunk by chunk.
+
+Numerical care: no exponential of a positive sum where gates are at most 1: the usual form, with exp(b_t) and exp(-b_s)
+of the sums b from the chunk's start, overflows where they are small. dg counts every pair where it crosses u, once.
+A gate of 0 (g = -inf) is exact, and dg is 0 there. The triangular matrix is inverted by products of blocks, nothing is
+divided by beta. All is at least float32. Keys are to be of length 1 (`l2_normalize`), for beta from 0 to 2, as in
+`delta_rule`.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PyTree
+
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.chunks import dot, from_chunks, halving, into_chunks, no_state_of, sees, transpose
+from bpref.formulas.decays import per_row, per_step
+from bpref.formulas.decoder import decoder
+from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
+from bpref.formulas.heads import Heads
+from bpref.formulas.long_sums import times
+from bpref.formulas.plain_heads import DeltaHeads, require_delta
+from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.steps import Passed
+from bpref.formulas.unit_triangular import inverse_of_unit
+from bpref.layer import Layer, no_params
+from bpref.loops import scan
+from bpref.naive.states import naive_states
+from bpref.rule import Case, Integer, Real, Rule, called_as, specs
+
+
+class Chunks(NamedTuple):
+    """What the sweeps go through: the arrays of x by chunks."""
+
+    q: Float[Array, "C G rows D"]
+    k: Float[Array, "C G L D"]
+    v: Float[Array, "C G L E"]
+    beta: Float[Array, "C G L 1"]
+    g: Float[Array, "C G L D"]
+
+
+def kimi_delta_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHeads, PyTree, DeltaHeads]:
+    """y_t = S_t^T q_t, with S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T.
+
+    Args:
+      chunk: L, a power of 2, the number of steps that are solved for together; it changes the cost, not the function.
+      final: whether the state after all steps is given out beside y.
+
+    Returns:
+      A layer with params `()`, x `DeltaHeads(Heads(q: (*b, T, N, D), k: (*b, T, K, D), v: (*b, T, K, E), q_segments:
+      (*b, T) or None), beta: (*b, T, K), log_gate: (*b, T, K, D), state: (*b, K, D, E) or None)`, N a multiple of K,
+      and y `(*b, T, N, E)`, or if `final` `Passed(y, state: (*b, K, D, E))`. Queries are not scaled, keys are not
+      normalized. The cache is x.
+
+      A step whose segment is another than that of the step before it begins with a state of 0.
+
+    Raises:
+      ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, kv_segments or key, or no gates.
+      TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
+    """
+    who = "kimi_delta_attention"
+    chunk = require_size(who, "chunk", chunk)
+    require_flags(who, final=final)
+    if chunk & (chunk - 1):
+        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
+
+    def chunked(z, K):
+        return into_chunks(z, K, halving(chunk, z.shape[-3]))
+
+    def chunks_of(x):
+        (q, k, v, *_), beta, g, _ = x
+        g = forgetting(g, x.heads.q_segments)
+        return Chunks(*(chunked(z, k.shape[-2]) for z in (q, k, v, beta[..., None], g)))
+
+    def forward(params, x: DeltaHeads):
+        require_delta(who, x, per_feature=True)
+        S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), chunks_of(x))
+        return given_out(final, y, S, x.heads), x
+
+    def backward(params, cache, dy):
+        (q, k, v, *_), beta, g, state = cache
+        K = k.shape[-2]
+        chunks = chunks_of(cache)
+        dy, dS = arrived(final, dy, cache.heads)
+        _, (_, S, c) = _forward_sweep(into_state(state, cache.heads), chunks)
+        dS, (dq, dk, dv, dbeta, dg) = _backward_sweep(dS, chunks, S, c, chunked(dy, K))
+        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
+        dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
+        dstate = None if state is None else from_state(dS, cache.heads)
+        return (), DeltaHeads(heads, dbeta, from_chunks(dg, K, g), dstate)
+
+    def decoding(leaf, length):
+        def step(params, x, S):
+            require_alone(who, x.state, x.heads.q_segments)
+            require_delta(who, x, per_feature=True)
+            S, (y, _, _) = _forward_sweep(S, chunks_of(x))
+            return given_out(final, y, S, x.heads), S
+
+        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+
+    return Layer(no_params, forward, backward, who, decoding=decoding)
+
+
+def _read(q: Array, k: Array) -> Array:
+    """What reads the state at each step: its queries, then its key, (G, rows + L, D)."""
+    G, L, D = k.shape
+    rows = q.shape[1]
+    return jnp.reshape(jnp.concatenate((jnp.reshape(q, (G, L, rows // L, D)), k[:, :, None]), 2), (G, rows + L, D))
+
+
+def _unread(x: Array, L: int) -> tuple[Array, Array]:
+    """The way back, rows apart: those of queries and those of keys."""
+    G, rows, D = x.shape
+    x = jnp.reshape(x, (G, L, rows // L, D))
+    return jnp.reshape(x[:, :, :-1], (G, rows - L, D)), x[:, :, -1]
+
+
+def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The state after all chunks, S that before them; and y of every one, the state before it, and the errors c."""
+
+    def step(S, chunk):
+        q, k, v, beta, g = chunk
+        L = k.shape[1]
+        f = from_start(g)
+        P, N = _unread(overlaps(_read(q, k), k, g), L)
+        c = times(inverse_of_unit(_earlier(N) * transpose(beta)), v - times(f * k, S))
+        u = beta * c
+        y = times(P, u) + times(per_row(f, q.shape[1]) * q, S)
+        return kept(f, S) + times(transpose(to_end(g) * k), u), (y, S, c)
+
+    return scan(step, S, chunks)
+
+
+def _backward_sweep(dS: Array, chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, tuple[Array, ...]]:
+    """dS_0, and dq, dk, dv, dbeta and dg."""
+
+    def step(dS, now):
+        (q, k, _, beta, g), S, c, dy = now
+        L = k.shape[1]
+        f, e = from_start(g), to_end(g)
+        f_row = per_row(f, q.shape[1])
+        read = _read(q, k)
+        P, N = _unread(overlaps(read, k, g), L)
+        u = beta * c
+        du = times(transpose(P), dy) + times(e * k, dS)
+        u_hat = times(transpose(inverse_of_unit(beta * _earlier(N))), du)
+        dc = beta * u_hat
+        dP, dN = times(dy, transpose(u)), _earlier(-times(dc, transpose(u)))
+        dread, dk, dg = pull_overlaps(_read(dP, dN), read, k, g)
+        dq, dk_read = _unread(dread, L)
+        dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
+        dk_after = e * times(u, transpose(dS))
+        before = per_step(q * dq_before, L) + k * dk_before
+        dg = dg + sum_from(before) + sum_before(k * dk_after) + f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
+        dk = dk + dk_read + dk_before + dk_after
+        dS = kept(f, dS) + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
+        return dS, (dq + dq_before, dk, dc, dot(c, u_hat), dg)
+
+    return scan(step, dS, (chunks, S, c, dy), reverse=True)
+
+
+def _earlier(N: Array) -> Array:
+    """N where s < t, else 0."""
+    L = N.shape[-1]
+    return jnp.where(sees(L, L, strictly=True), N, 0)
+
+
+@called_as(kimi_delta_attention)
+def reference(params: tuple[()], x: DeltaHeads, final, **_) -> Array | Passed:
+    def step(S, q_t, k_t, v_t, beta_t, g_t):
+        S = jnp.exp(g_t)[..., None] * S
+        u = beta_t * (v_t - jnp.einsum("...d,...de->...e", k_t, S))
+        S = S + k_t[..., :, None] * u[..., None, :]
+        return S, jnp.einsum("...d,...de->...e", q_t, S)
+
+    assert x.log_gate is not None
+    return naive_states(step, x.heads, (x.beta[..., None], x.log_gate), x.state, final)
+
+
+_HEADS = specs(Heads, Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
+_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
+_BETA = Real("B T K", 0.0, 1.0, points=(1.0, 0.0))
+_GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
+
+RULE = Rule(
+    "kimi_delta_attention",
+    kimi_delta_attention,
+    reference,
+    cases=(
+        Case("grouped", specs(DeltaHeads, _HEADS, _BETA, _GATE), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case(
+            "longer chunks",
+            specs(DeltaHeads, _HEADS, _BETA, _GATE),
+            {"chunk": 16},
+            fixed={"B": 2, "N": 2, "K": 2},
+            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+        ),
+        Case(
+            "from state to state, packed",
+            specs(DeltaHeads, _PACKED, _BETA, Real("B T K D", -2.0, 0.0), Real("B K D E", -1.0, 1.0)),
+            {"chunk": 2, "final": True},
+            fixed={"B": 2, "N": 4, "K": 2},
+        ),
+    ),
+    cite="Kimi Team, 'Kimi Linear: an expressive, efficient attention architecture' (2025), arXiv:2510.26692, "
+    "section 3 (equation number not checked)",
+    covers=("kda", "channel-wise gated delta rule"),
+)
