@@ -60,13 +60,13 @@ def l2_normalize(params: Any, x: Array) -> Array:
 
 
 def absolute(params: Any, x: tuple[Array, Array]) -> Array:
-    return jnp.sum(jnp.abs(x[0] - x[1])) / len(x[0])
+    return jnp.mean(jnp.abs(x[0] - x[1]))
 
 
 def huber(params: Any, x: tuple[Array, Array], delta: float = 2.5) -> Array:
     e = x[0] - x[1]
     size = jnp.abs(e)
-    return jnp.sum(jnp.where(size <= delta, 0.5 * e**2, delta * (size - 0.5 * delta))) / len(e)
+    return jnp.mean(jnp.where(size <= delta, 0.5 * e**2, delta * (size - 0.5 * delta)))
 
 
 def multiclass_hinge(params: Any, x: tuple[Array, Array]) -> Array:

@@ -114,7 +114,7 @@ CALLS = {
     ),
     "RULES": (
         lambda: bpref.RULES["sofmax"],
-        "\"there is no rule 'sofmax'; the nearest: softmax, log_softmax, gumbel_softmax\"",
+        "\"there is no rule 'sofmax'; the nearest: softmax, log_softmax, softmin\"",
     ),
     "verify_rule": (
         lambda: bpref.verify_rule("gelu"),  # type: ignore[arg-type]

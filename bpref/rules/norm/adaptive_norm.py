@@ -14,9 +14,11 @@ Differential: that of xhat as in `layer_norm` and `rms_norm`, and
 
 s and c act at all positions of their sequence, so that their cotangents are sums over them. With g = (1 + s) dy:
 
-    dx_btk = r_bt (g_btk - mean_j g_btj - xhat_btk mean_j g_btj xhat_btj) (*b, T, d)      no mean of g for the RMS norm
+    dx_btk = r_bt (g_btk - mean_j g_btj - xhat_btk mean_j g_btj xhat_btj)   (*b, T, d)
     ds_bk  = sum_t dy_btk xhat_btk                                        (*b, d)
     dc_bk  = sum_t dy_btk                                                 (*b, d)
+
+The RMS norm's dx has no mean of g, since nothing was taken off x.
 
 Cached: x, two numbers for each position (one for the RMS norm), and s. Neither c nor xhat.
 

@@ -13,10 +13,9 @@ It is built of `fused_linear_log_probability`, of `answer_log_probability`, whos
 whose sum all others are, and of L, whose other inputs stand where they stand there.
 
 Differential: delta J = <L's dg, delta g>, or <L's da, delta a> with delta a = sum_t m_t delta g_t over the same number,
-and delta g is the head's. So the sweep is theirs in reverse: it starts with dJ, a scalar, and
-
-    dg = what L's backward gives; from da, by answer_log_probability's   (..., T)
-    dh, dW, db: fused_linear_log_probability's, of dg alone
+and delta g is the head's. So the sweep is theirs in reverse. It starts with dJ, a scalar; dg, (..., T), is what L's
+backward gives, or of its da what `answer_log_probability`'s gives; dh, dW and db are the backward of
+`fused_linear_log_probability`, of dg alone.
 
 The entropy and the log-sum-exp have no cotangent, and their sums are not made. What L's other inputs have, None or not,
 they have here. Labels have the cotangent None.
