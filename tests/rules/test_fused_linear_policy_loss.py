@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref import FusedLinearPolicyLossParams
-from bpref.rules.preference_loss.fused_linear_policy_loss import LOSSES
+from bpref.rules.preference_loss.fused_linear_policy_loss import LOSSES, OF_MEANS, OF_TOKENS
 from tests.rules.sweeping import as_users_compile, backpropagate, shapes_within
 
 pytestmark = pytest.mark.quick
@@ -49,11 +49,11 @@ def test_it_is_the_loss_of_the_log_probabilities_of_the_heads_logits(loss):
         z, of_linear = bpref.linear(V, bias=False).forward(params, h)
         head, judge = bpref.token_log_probability(), LOSSES[loss].make()
         g, of_head = head.forward((), (z, jnp.where(mask, label, 0)))
-        if LOSSES[loss].mean is None:
+        if loss in OF_TOKENS:
             expected, _, (dg, *dothers) = backpropagate(judge, (), (g, *x[2:], mask))
             dothers.pop()
         else:
-            answer = bpref.answer_log_probability(LOSSES[loss].mean)
+            answer = bpref.answer_log_probability(loss in OF_MEANS)
             a, of_answer = answer.forward((), (g, mask))
             given = (*(a if x[0].ndim == 4 else (a,)), *x[2:])
             expected, _, d = backpropagate(judge, (), given)

@@ -29,12 +29,22 @@ as log-probabilities of a reference are, and are brought to g's. Kinks: L's.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact, Int, PyTree
 
-from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_size
-from bpref.dtypes import cast, widen_integers
+from bpref.checks.hyperparameters import (
+    is_integer,
+    plain,
+    require_choice,
+    require_flags,
+    require_positive,
+    require_positive_or_none,
+    require_size,
+)
+from bpref.dtypes import cast, require_floating, widen_integers
+from bpref.formulas.losses_by_name import made
 from bpref.formulas.pairs import of_no_size
 from bpref.layer import Layer, Reals
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as
@@ -79,9 +89,6 @@ class FeaturesOfJudgedPairs(NamedTuple):
     reference_rejected: Inexact[Array, "*n"]
 
 
-OF_PAIRS = FeaturesOfPairs, FeaturesOfJudgedPairs
-
-
 class FeaturesOfAnswers(NamedTuple):
     h: Float[Array, "some=*n T d>0"]
     labels: Int[Array, "*n T"]
@@ -107,24 +114,24 @@ class FeaturesOfTokens(NamedTuple):
 
 
 class Of(NamedTuple):
-    """What a loss is made by, judged by and given: beside x, whether answers are summed up to means, to sums or not."""
+    """What makes a loss, and what its form on top of a head is given."""
 
     make: Callable[..., Layer]
-    reference: Callable[..., Array]
     x: type
-    mean: bool | None = None
 
 
 LOSSES = {
-    "cpo": Of(cpo, cpo_reference, FeaturesOfPairs, False),
-    "dpo": Of(dpo, dpo_reference, FeaturesOfJudgedPairs, False),
-    "grpo": Of(grpo, grpo_reference, FeaturesOfGroups),
-    "gspo": Of(gspo, gspo_reference, FeaturesOfGroups),
-    "kto": Of(kto, kto_reference, FeaturesOfAnswers, False),
-    "orpo": Of(orpo, orpo_reference, FeaturesOfPairs, True),
-    "ppo": Of(ppo, ppo_reference, FeaturesOfTokens),
-    "simpo": Of(simpo, simpo_reference, FeaturesOfPairs, True),
+    "cpo": Of(cpo, FeaturesOfPairs),
+    "dpo": Of(dpo, FeaturesOfJudgedPairs),
+    "grpo": Of(grpo, FeaturesOfGroups),
+    "gspo": Of(gspo, FeaturesOfGroups),
+    "kto": Of(kto, FeaturesOfAnswers),
+    "orpo": Of(orpo, FeaturesOfPairs),
+    "ppo": Of(ppo, FeaturesOfTokens),
+    "simpo": Of(simpo, FeaturesOfPairs),
 }
+OF_TOKENS, OF_PAIRS, OF_MEANS = ("grpo", "gspo", "ppo"), ("cpo", "dpo", "orpo", "simpo"), ("orpo", "simpo")
+"""Those of tokens, all others being of answers; those of pairs of answers; those of means over an answer's tokens."""
 
 
 class FusedLinearPolicyLossCache(NamedTuple):
@@ -160,8 +167,8 @@ def fused_linear_policy_loss(
       made of the labels. As the second layer of `objective` h comes from the first, and y is a tuple of the others.
 
     Raises:
-      ValueError: there is no such loss; a hyperparameter is out of its range; shapes do not fit.
-      TypeError: x is no such tuple; dtypes do not fit; `hyper` has what the loss does not take.
+      ValueError: there is no such loss; a hyperparameter is out of its range, or none of the loss's; shapes do not fit.
+      TypeError: x is no such tuple; dtypes do not fit.
 
     Example:
       >>> head = fused_linear_policy_loss(32_000, "dpo", {"beta": 0.3})
@@ -171,36 +178,44 @@ def fused_linear_policy_loss(
     who = "fused_linear_policy_loss"
     vocabulary = require_size(who, "vocabulary", vocabulary)
     of = LOSSES[require_choice(who, "loss", loss, LOSSES)]
-    judge = of.make(**(hyper or {}))
+    judge = made(who, of.make, hyper)
+    require_flags(who, bias=bias)
+    temperature = require_positive(who, "temperature", temperature)
+    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
+    block = require_size(who, "block", block)
     if not is_integer(ignored):
         raise ValueError(f"{who}: ignored is {ignored!r}, expected an integer")
     ignored = plain(ignored)
     head = fused_linear_log_probability(vocabulary, bias, temperature, ignored, soft_cap, block)
-    answer = answer_log_probability(bool(of.mean))
-    is_of_pairs = of.x in OF_PAIRS
+    answer = answer_log_probability(loss in OF_MEANS)
 
     def init(key, x):
         return head.init(key, x[:2])
 
     def forward(params, x):
-        (g, *_), head_cache = head.forward(params, x[:2])
-        beside = tuple(_beside(v, g) for v in x[2:])
+        # as x's are already: NumPy's in the dtype that JAX has for them
+        (g, *_), head_cache = head.forward(jax.tree.map(jnp.asarray, params), x[:2])
+        beside = tuple(_beside(who, name, v, g) for name, v in zip(of.x._fields[2:], x[2:], strict=True))
         mask = _mask(x[1])
-        if of.mean is None:
-            J, cache = judge.forward((), (g, *beside, mask))
+        if loss in OF_TOKENS:
+            given = (g, *beside, mask)
         else:
             a = answer.forward((), (g, mask))[0]
-            J, cache = judge.forward((), (*((a[0], a[1]) if is_of_pairs else (a,)), *beside))
+            given = (*((a[0], a[1]) if loss in OF_PAIRS else (a,)), *beside)
+        try:
+            J, cache = judge.forward((), given)
+        except TypeError as error:  # a reference that has a weight and is missing: the loss alone knows it
+            raise TypeError(f"{who}: {error}") from error
         return J, FusedLinearPolicyLossCache(head_cache, (cache, tuple(_like(v) for v in x[2:])))
 
     def backward(params, cache, dJ):
         loss_cache, like = cache.loss
         d = judge.backward((), loss_cache, dJ)[1]
         mask = _mask(cache.head.label)
-        if of.mean is None:
+        if loss in OF_TOKENS:
             dg, *others = d[:-1]
         else:
-            da, *others = (jnp.stack(d[:2]), *d[2:]) if is_of_pairs else d
+            da, *others = (jnp.stack(d[:2]), *d[2:]) if loss in OF_PAIRS else d
             dg = answer.backward((), AnswerLogProbabilityCache(mask, of_no_size(da)), da)[1][0]
         dparams, (dh, _) = head.backward(params, cache.head, (dg, None, None))
         back = (None if v is None or w is None else cast(v, w.dtype) for v, w in zip(others, like, strict=True))
@@ -213,8 +228,11 @@ def fused_linear_policy_loss(
     return Layer(init, forward, backward, who, couples=judge.couples)
 
 
-def _beside(v: Array | None, g: Array) -> Array | None:
-    return cast(v, g.dtype) if v is not None and jnp.issubdtype(v.dtype, jnp.floating) else v
+def _beside(who: str, name: str, v: Array | None, g: Array) -> Array | None:
+    if v is None or v.dtype == bool:
+        return v
+    require_floating(who, name, v)
+    return cast(v, g.dtype)
 
 
 def _like(v: Array | None) -> Array | None:
@@ -225,20 +243,33 @@ def _like(v: Array | None) -> Array | None:
 def reference(
     params: LinearParams, x: tuple[Array, ...], loss, hyper, vocabulary, temperature, ignored, soft_cap, **_
 ) -> Array:
-    of, hyper = LOSSES[loss], hyper or {}
+    of_loss = _reference_of(loss)
     g = head_reference(params, x[:2], vocabulary, temperature=temperature, ignored=ignored, soft_cap=soft_cap)[0]
     mask = x[1] != ignored
-    if of.mean is None:
-        return of.reference((), (g, *x[2:], mask), **hyper)
-    a = answer_reference((), (g, mask), of.mean)
-    of_answers = a if of.x in OF_PAIRS else (a,)
-    return of.reference((), (*of_answers, *x[2:]), **hyper)
+    beside = [v if v is None or v.dtype == bool else v.astype(g.dtype) for v in x[2:]]
+    if loss in OF_TOKENS:
+        return of_loss((), (g, *beside, mask), **(hyper or {}))
+    a = answer_reference((), (g, mask), loss in OF_MEANS)
+    return of_loss((), (*(a if loss in OF_PAIRS else (a,)), *beside), **(hyper or {}))
+
+
+def _reference_of(loss: str) -> Callable[..., Array]:
+    return {
+        "cpo": cpo_reference,
+        "dpo": dpo_reference,
+        "grpo": grpo_reference,
+        "gspo": gspo_reference,
+        "kto": kto_reference,
+        "orpo": orpo_reference,
+        "ppo": ppo_reference,
+        "simpo": simpo_reference,
+    }[loss]
 
 
 def _case(loss: str, beside: tuple = (), hyper: Mapping | None = None, axes: str = "N T", **more) -> Case:
     x = Real(f"{axes} d", -1.0, 1.0), Integer(axes, 0, "V", points=(-1,)), *beside
     of_head = {"vocabulary": Size("V"), "loss": loss, "hyper": hyper, "ignored": -1, "block": 3}
-    of_answers = () if LOSSES[loss].mean is not None else ("T", "G") if "G" in axes else ("T",)
+    of_answers = () if loss not in OF_TOKENS else ("T", "G") if "G" in axes else ("T",)
     return Case(loss, x, of_head | more.pop("also", {}), ("N", "d", "V", *of_answers), **more)
 
 
