@@ -305,6 +305,10 @@ from .rules.sequence_loss.fused_linear_cross_entropy import (
     FusedLinearCrossEntropyParams as FusedLinearCrossEntropyParams,
 )
 from .rules.sequence_loss.fused_linear_cross_entropy import fused_linear_cross_entropy as fused_linear_cross_entropy
+from .rules.sequence_loss.fused_linear_distillation import (
+    FusedLinearDistillationParams as FusedLinearDistillationParams,
+)
+from .rules.sequence_loss.fused_linear_distillation import fused_linear_distillation as fused_linear_distillation
 from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
 from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence

@@ -200,6 +200,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "ctc",
         "distillation",
         "fused_linear_cross_entropy",
+        "fused_linear_distillation",
         "sequence_cross_entropy",
         "transducer",
     ),

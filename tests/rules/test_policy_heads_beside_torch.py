@@ -144,3 +144,27 @@ def test_total_variation(seed):
         return 0.5 * torch.nn.functional.l1_loss(q, p, reduction="sum") / N
 
     assert_same(bpref.total_variation(1.5), twin, (), (rng.normal(size=(N, C)), rng.normal(size=(N, C))))
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("loss", ["distillation", "total_variation"])
+def test_fused_linear_distillation(seed, loss):
+    rng = np.random.default_rng(seed)
+    N, d, e, V = (int(n) for n in rng.integers(2, 9, 4))
+    params = bpref.FusedLinearDistillationParams(rng.normal(size=(V, d)), rng.normal(size=V))
+    y = np.where(np.arange(N) == 0, -100, rng.integers(0, V, N))
+    x = rng.normal(size=(N, d)), rng.normal(size=(N, e)), rng.normal(size=(V, e)), rng.normal(size=V), y
+
+    def twin(p, x):
+        h, teacher_h, teacher_W, teacher_b, y = x
+        a = torch.nn.functional.linear(h, p.W, p.b)[1:]
+        b = torch.nn.functional.linear(teacher_h, teacher_W, teacher_b).detach()[1:]
+        q, p_ = (torch.softmax(v / 3, -1) for v in (a, b))
+        if loss == "total_variation":
+            return (q - p_).abs().sum(-1).mean() / 2
+        soft = (p_ * (p_.log() - q.log())).sum(-1).mean()
+        return 0.7 * 9 * soft + 0.3 * torch.nn.functional.cross_entropy(a, y[1:])
+
+    hyper = {"temperature": 3.0} | ({"soft_weight": 0.7} if loss == "distillation" else {})
+    layer = bpref.fused_linear_distillation(V, loss, hyper, bias=True, ignored=-100, rows=3)
+    assert_same(layer, twin, params, x)
