@@ -17,8 +17,9 @@ from bpref.checks.hyperparameters import is_integer, plain
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
-Padding = str | Pairs
-"""What a layer is asked for: "same", "valid", or for every spatial axis the elements in front and behind."""
+Padding = str | int | Ints | Pairs
+"""What a layer is asked for: "same", "valid", or for every spatial axis the elements in front and behind; of one number
+as many on both sides, and of one number alone along every axis."""
 
 
 class Windows(NamedTuple):
@@ -27,7 +28,7 @@ class Windows(NamedTuple):
     size: Ints
     stride: Ints
     dilation: Ints
-    padding: Padding
+    padding: str | Pairs
 
     @property
     def rank(self) -> int:
@@ -56,7 +57,7 @@ def per_axis(who: str, argument: str, value: int | Ints, rank: int, least: int =
     return tuple(map(plain, values))
 
 
-def as_pads(padding: Padding, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:
+def as_pads(padding: str | Pairs, sizes: Ints, reach: Ints, stride: Ints) -> Pairs:
     """The pairs (lo, hi) that `padding` means for an x of these sizes."""
     if padding == "valid":
         return ((0, 0),) * len(sizes)
@@ -121,12 +122,14 @@ def place_pool(who: str, windows: Windows, x: Array) -> list[Along]:
     return placed
 
 
-def _as_padding(who: str, padding: Padding, rank: int) -> Padding:
+def _as_padding(who: str, padding: Padding, rank: int) -> str | Pairs:
     if isinstance(padding, str) and padding in ("same", "valid"):
         return padding
-    if isinstance(padding, (tuple, list)) and len(padding) == rank and all(map(_is_pair, padding)):
-        return tuple((lo, hi) for lo, hi in padding)
-    expected = f"'same', 'valid' or {rank} pair{'s' if rank > 1 else ''} of non-negative integers"
+    of_axes = list(padding) if isinstance(padding, (tuple, list)) else [padding] * rank
+    pairs = [(p, p) if is_integer(p) else p for p in of_axes]
+    if len(pairs) == rank and all(map(_is_pair, pairs)):
+        return tuple((plain(pair[0]), plain(pair[1])) for pair in pairs if isinstance(pair, (tuple, list)))
+    expected = f"'same', 'valid', a non-negative integer, or {rank} of them or of pairs"
     raise ValueError(f"{who}: padding is {padding!r}, expected {expected}")
 
 

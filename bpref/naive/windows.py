@@ -1,6 +1,7 @@
 """Pooling as the library has it: what the references of the pools are made of."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -15,22 +16,33 @@ def reduce_windows(
 ) -> Array:
     """Every window of the spatial axes of x `(N, *sizes, C)`, reduced from `start` on."""
     steps = window if stride is None else (stride,) * len(window) if isinstance(stride, int) else stride
-    pads = padding.upper() if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
+    pads = padding.upper() if isinstance(padding, str) else ((0, 0), *in_pairs(padding, len(window)), (0, 0))
     return lax.reduce_window(x, start, operation, (1, *window, 1), (1, *steps, 1), pads)
 
 
-def first_largest(x: Array, window: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> Array:
-    """The first of the largest elements of every window, whose elements are collected one by one.
+def in_pairs(padding: int | Ints | Pairs, rank: int) -> Pairs:
+    """Padding in numbers as pairs, in front and behind along each axis; one number stands for both."""
+    of_axes = (padding,) * rank if isinstance(padding, int) else padding
+    return tuple((p, p) if isinstance(p, int) else p for p in of_axes)
 
-    `jax.lax.reduce_window` has no derivative where windows are dilated.
+
+def first_largest(x: Array, window: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> tuple[Array, Array]:
+    """The first of the largest elements of every window, whose elements are collected one by one, and their places.
+
+    `jax.lax.reduce_window` has no derivative where windows are dilated. A place is counted through the spatial axes.
     """
+    sizes = x.shape[1:-1]
+    places = jnp.pad(jnp.arange(math.prod(sizes)).reshape(1, *sizes, 1), ((0, 0), *padding, (0, 0)))
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
     reach = np.multiply(dilation, np.subtract(window, 1)) + 1
     counts = [(n - r) // s + 1 for n, r, s in zip(padded.shape[1:-1], reach, stride, strict=True)]
-    views = []
+    views, of_places = [], []
     for offset in itertools.product(*map(range, window)):
         start = np.multiply(offset, dilation)
         at = (slice(a, a + s * (m - 1) + 1, s) for a, s, m in zip(start, stride, counts, strict=True))
-        views.append(padded[(slice(None), *at)])
+        window_at = (slice(None), *at)
+        views.append(padded[window_at])
+        of_places.append(jnp.broadcast_to(places[window_at], views[-1].shape))
     seen = jnp.stack(views)
-    return jnp.take_along_axis(seen, jnp.argmax(seen, 0)[None], 0)[0]
+    first = jnp.argmax(seen, 0)[None]
+    return jnp.take_along_axis(seen, first, 0)[0], jnp.take_along_axis(jnp.stack(of_places), first, 0)[0]

@@ -50,13 +50,13 @@ BAD_CALLS = {
     "negative padding": (
         lambda: bpref.convolution(8, padding=((1, 1), (-1, 0)), name="stem"),
         ValueError,
-        "convolution 'stem': padding is ((1, 1), (-1, 0)), expected 'same', 'valid' or 2 pairs of non-negative "
-        "integers",
+        "convolution 'stem': padding is ((1, 1), (-1, 0)), expected 'same', 'valid', a non-negative "
+        "integer, or 2 of them or of pairs",
     ),
     "another padding": (
         lambda: bpref.convolution(8, (3,), padding="full"),  # pyright: ignore[reportArgumentType]
         ValueError,
-        "convolution: padding is 'full', expected 'same', 'valid' or 1 pair of non-negative integers",
+        "convolution: padding is 'full', expected 'same', 'valid', a non-negative integer, or 1 of them or of pairs",
     ),
     "no groups": (
         lambda: bpref.convolution(8, groups=0),

@@ -1,5 +1,6 @@
 """Convolutions beside PyTorch's, on random shapes; its channels come second."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -71,3 +72,30 @@ def test_causal_convolution(seed):
         return F.conv1d(past, p.W.movedim(-1, 1), p.b, s, 0, d, 2).movedim(1, -1)
 
     assert_same(layer, twin, params, rng.normal(size=(3, T, 4)))
+
+
+@pytest.mark.parametrize(("mode", "theirs"), [("circular", "circular"), ("reflect", "reflect"), ("edge", "replicate")])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_convolution_with_other_borders(seed, mode, theirs):
+    """PyTorch's padding_mode is a layer of its own here."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(seed)
+    params = (), ConvolutionParams(rng.normal(size=(2, 3, 3, 4)), rng.normal(size=2))
+    borders = bpref.pad(((0, 0), (1, 1), (2, 2), (0, 0)), mode)
+    layer = bpref.serial(borders, bpref.convolution(2, (3, 3), padding="valid"))
+
+    def twin(p, x):
+        module = torch.nn.Conv2d(4, 2, 3, padding=(1, 2), padding_mode=theirs)
+        own = {"weight": p[1].W.movedim(-1, 1), "bias": p[1].b}
+        return torch.func.functional_call(module, own, x.movedim(-1, 1)).movedim(1, -1)
+
+    assert_same(layer, twin, params, rng.normal(size=(2, 5, 6, 4)))
+
+
+@pytest.mark.parametrize("make", [bpref.convolution, bpref.transposed_convolution])
+def test_a_number_for_the_padding_is_that_of_both_sides(make):
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32)
+    layer = make(4, (3, 2), padding=(1, 0))
+    params = layer.init(jax.random.key(0), x)
+    y = [make(4, (3, 2), padding=p).forward(params, x)[0] for p in ((1, 0), ((1, 1), (0, 0)))]
+    np.testing.assert_array_equal(*y)

@@ -48,12 +48,13 @@ BAD_CALLS = {
     "negative padding": (
         lambda: bpref.max_pool(padding=((1, 1), (-1, 0))),
         ValueError,
-        "max_pool: padding is ((1, 1), (-1, 0)), expected 'same', 'valid' or 2 pairs of non-negative integers",
+        "max_pool: padding is ((1, 1), (-1, 0)), expected 'same', 'valid', a non-negative integer, or 2 of them or of "
+        "pairs",
     ),
     "another padding": (
         lambda: bpref.average_pool((3,), padding="full"),
         ValueError,
-        "average_pool: padding is 'full', expected 'same', 'valid' or 1 pair of non-negative integers",
+        "average_pool: padding is 'full', expected 'same', 'valid', a non-negative integer, or 1 of them or of pairs",
     ),
     "nothing but padding": (
         lambda: bpref.max_pool(padding=((1, 1), (0, 2))).forward((), IMAGE),

@@ -163,3 +163,23 @@ def test_global_pool(seed, rank, kind):
         return x.mean(axes) if kind == "average" else x.amax(axes)
 
     assert_same(bpref.global_pool(kind), twin, (), values(rng, sizes, False))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_max_pool_with_indices(seed, rank):
+    _, F = torch_and_functional()
+    rng = np.random.default_rng(seed)
+    size, stride, pad, sizes = windows(rng, rank)
+    layer = bpref.max_pool(size, stride, pad, with_indices=True)
+
+    def twin(p, x):
+        y = getattr(F, f"max_pool{rank}d")(x.movedim(-1, 1), size, stride, pad, return_indices=True)
+        return tuple(v.movedim(1, -1) for v in y)
+
+    assert_same(layer, twin, (), values(rng, sizes, tied=True))
+
+
+def test_the_place_of_what_only_padding_won_is_none():
+    y, _ = bpref.max_pool((2,), padding=1, with_indices=True).forward((), np.full((1, 2, 1), -np.inf, np.float32))
+    assert y[1].ravel().tolist() == [-1, 1]

@@ -53,6 +53,7 @@ from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_d
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer, Reals
+from bpref.naive.windows import in_pairs
 from bpref.rule import Case, Real, Rule, Size, called_as
 
 
@@ -83,7 +84,9 @@ def convolution(
       stride, dilation: the step from window to window, and from element to element in one; a number, or one for
         each axis.
       padding: "valid" for none, "same" for ceil(n / stride) windows along each axis with zeros as equally as may be
-        on both sides (one more behind), or for each axis the pair of zeros in front and behind.
+        on both sides (one more behind), or for each axis the pair of zeros in front and behind; a number for as many on
+        both sides. Other borders are those of `pad` before it, as in
+        `serial(pad(((0, 0), (1, 1), (1, 1), (0, 0)), "circular"), convolution(64, padding="valid"))`.
       groups: g, in which channels and outputs are shared out; C of them make a depthwise convolution.
       bias: whether there is a b.
       name: shown in error messages, as in `convolution 'stem'`.
@@ -148,7 +151,7 @@ def reference(params: ConvolutionParams, x: Array, window, stride, dilation, pad
     steps = [(v,) * len(window) if isinstance(v, int) else v for v in (stride, dilation)]
     letters = "DHW"[-len(window) :]
     layouts = (f"N{letters}C", f"O{letters}I", f"N{letters}C")
-    pads = padding.upper() if isinstance(padding, str) else padding
+    pads = padding.upper() if isinstance(padding, str) else in_pairs(padding, len(window))
     y = lax.conv_general_dilated(x, params.W, steps[0], pads, None, steps[1], layouts, groups)
     return y if params.b is None else y + jnp.broadcast_to(params.b, y.shape)
 
@@ -187,6 +190,12 @@ RULE = Rule(
             {"features": Size("F"), "window": (1, 2, 2), "padding": ((0, 0), (1, 0), (2, 1)), "bias": False},
             never_empty=("D", "C", "F"),
             least={"H": 1},
+        ),
+        Case(
+            "2-D, padded by a number",
+            Real("N H W C"),
+            {"features": Size("F"), "window": (3, 4), "padding": 2},
+            never_empty=("C", "F"),
         ),
     ),
     cite="LeCun et al., 'Gradient-based learning applied to document recognition' (1998), section II; strides and "

@@ -49,6 +49,7 @@ from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_d
 from bpref.formulas.kernels import channels_in_groups, require_groups
 from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
 from bpref.layer import Layer, Reals
+from bpref.naive.windows import in_pairs
 from bpref.rule import Case, Real, Rule, Size, called_as
 
 
@@ -80,7 +81,7 @@ def transposed_convolution(
       stride: how far apart the elements of x lie in y; a number, or one for each axis.
       dilation: how far apart the elements of a window lie in y, likewise.
       padding: that of the convolution this is the transpose of: "same" for n = s m; "valid"; or for each axis the
-        pair of elements that y lacks in front and behind.
+        pair of elements that y lacks in front and behind; a number for as many on both sides.
       output_padding: with pairs, so many more elements behind, less than the stride.
       groups: g, in which channels and outputs are shared out.
       bias: whether there is a b.
@@ -152,7 +153,7 @@ def reference(
     if isinstance(padding, str):
         pads = padding.upper()
     else:
-        ends = zip(window, gaps, padding, more, strict=True)
+        ends = zip(window, gaps, in_pairs(padding, len(window)), more, strict=True)
         pads = [(d * (k - 1) - lo, d * (k - 1) - hi + p) for k, d, (lo, hi), p in ends]
     letters = "DHW"[-len(window) :]
     layouts = (f"N{letters}C", f"O{letters}I", f"N{letters}C")
@@ -189,6 +190,12 @@ RULE = Rule(
             },
             never_empty=("T",),
             fixed={"C": 12},
+        ),
+        Case(
+            "2-D, padded by a number",
+            Real("N H W C"),
+            {"features": Size("F"), "stride": (2, 1), "padding": 1},
+            never_empty=("H", "W", "C", "F"),
         ),
         Case(
             "3-D, valid",

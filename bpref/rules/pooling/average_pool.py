@@ -53,7 +53,7 @@ def average_pool(
       window: the window's size along each of 1 to 3 spatial axes.
       stride: the step from window to window; a number, or one for each axis; None for the window's size.
       padding: "valid" for none, "same" for ceil(n / stride) windows along each axis, or for each axis the pair of
-        zeros in front and behind, each fewer than the window's.
+        zeros in front and behind, each fewer than the window's; a number for as many on both sides.
       count_padding: whether these zeros count as elements; else the mean is that of the elements of x.
 
     Returns:
@@ -115,6 +115,12 @@ RULE = Rule(
             "2-D, overlapping, padding not counted",
             Real("N H W C"),
             {"window": (3, 3), "stride": 2, "padding": ((1, 1), (0, 1)), "count_padding": False},
+            least={"H": 1, "W": 2},
+        ),
+        Case(
+            "2-D, padded by a number",
+            Real("N H W C"),
+            {"window": (3, 2), "stride": 2, "padding": (1, 0)},
             least={"H": 1, "W": 2},
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),

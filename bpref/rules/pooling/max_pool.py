@@ -20,6 +20,9 @@ derivative of `jax.lax.reduce_window`. Within a row the first offset wins, then 
 axes. An element of -inf is tied with the padding in front of it, and then nothing gets dy. A NaN is larger than
 everything: y is NaN, and the first NaN of the window gets dy.
 
+With indices the place of the element that won is given too, j counted through all spatial axes of x: what travels with
+y along every axis is chosen by the same w. Integers, they have no cotangent; where nothing but padding won, -1.
+
 Cached: w for each axis, a byte for an element of the result along that axis. Neither x nor y is needed; jax.vjp keeps
 x, 5 times as many bytes for windows of 2 by 2 in float32. Where k is 1, w is 0 and not kept. An array without examples
 carries x's sizes and dtype to the backward, in 0 bytes.
@@ -29,6 +32,7 @@ Two axes of k offsets take 2 k comparisons, not k^2, and what XLA computes again
 which on a CPU is w, stays as small.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -36,11 +40,12 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, UInt
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
 from bpref.formulas.windows import Along, Padding, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
-from bpref.naive.windows import first_largest, reduce_windows
+from bpref.naive.windows import first_largest, in_pairs, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as
 
 
@@ -54,18 +59,22 @@ def max_pool(
     stride: int | tuple[int, ...] | None = None,
     padding: Padding = "valid",
     dilation: int | tuple[int, ...] = 1,
-) -> Layer[tuple[()], Array, Reals, MaxPoolCache]:
+    with_indices: bool = False,
+) -> Layer[tuple[()], Array, Reals | tuple[Reals, Array], MaxPoolCache]:
     """y = the maximum over each window, of as many spatial axes as the window has entries.
 
     Args:
       window: the window's size along each of 1 to 3 spatial axes.
       stride: the step from window to window; a number, or one for each axis; None for the window's size.
       padding: "valid" for none, "same" for ceil(n / stride) windows along each axis, or for each axis the pair of
-        elements -inf in front and behind, each fewer than the window reaches over.
+        elements -inf in front and behind, each fewer than the window reaches over; a number for as many on both sides.
       dilation: the step from element to element in a window; a number, or one for each axis.
+      with_indices: whether the places of the largest elements are given too.
 
     Returns:
-      A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
+      A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`. With
+      indices y is a pair `(values, indices)`, the indices int32, each the place of its element in x's spatial axes as
+      one long vector; of dy, a pair too, only the values' is read.
 
     Raises:
       ValueError: an argument is out of its range; x has other axes than N, the window's and C, or an empty one among
@@ -73,16 +82,20 @@ def max_pool(
       TypeError: x is not floating-point.
     """
     who = "max_pool"
+    require_flags(who, with_indices=with_indices)
     windows = as_windows(who, window, window if stride is None else stride, dilation, padding)
 
     def forward(params, x: Float[Array, "N some=*sizes C"]):
-        y, winners = x, []
+        y, winners, places = x, [], _places(x) if with_indices else None
         for along in reversed(place_pool(who, windows, x)):
-            y, w = _largest_along(y, along)
+            y, w, places = _largest_along(y, along, places)
             winners.insert(0, w)
-        return y, MaxPoolCache(tuple(winners), x[:0])
+        return y if places is None else (y, places), MaxPoolCache(tuple(winners), x[:0])
 
     def backward(params, cache, dy):
+        dy = dy[0] if with_indices else dy
+        if dy is None:
+            return (), None
         x = cache.no_examples
         dx = widen(dy)
         for (axis, _, k, s, d, (lo, _)), w in zip(place_pool(who, windows, x), cache.winners, strict=True):
@@ -93,26 +106,42 @@ def max_pool(
     return Layer(no_params, forward, backward, who)
 
 
-def _largest_along(x: Array, along: Along) -> tuple[Array, Array | None]:
-    """y and w along one axis; None for a w of nothing but zeros."""
+def _places(x: Array) -> Array:
+    """For every element of x its number among those of its example and channel."""
+    sizes = x.shape[1:-1]
+    return jnp.broadcast_to(lax.iota(jnp.int32, math.prod(sizes)).reshape(*sizes, 1), x.shape)
+
+
+def _largest_along(x: Array, along: Along, places: Array | None) -> tuple[Array, Array | None, Array | None]:
+    """y and w along one axis, None for a w of nothing but zeros, and what the places become."""
     axis, count, size, stride, dilation, pads = along
     padded = pad_axis(x, axis, pads, -jnp.inf)
     y = seen(padded, axis, 0, stride, count)
+    if places is not None:
+        places = pad_axis(places, axis, pads, -1)
+    of_y = None if places is None else seen(places, axis, 0, stride, count)
     if size == 1:
-        return y, None
+        return y, None, of_y
     w = jnp.zeros(y.shape, np.min_scalar_type(size - 1))
     for o in range(1, size):
         v = seen(padded, axis, dilation * o, stride, count)
         wins = ~(v <= y) & (y == y)
         y, w = jnp.where(wins, v, y), jnp.where(wins, jnp.asarray(o, w.dtype), w)
-    return y, w
+        if places is not None and of_y is not None:
+            of_y = jnp.where(wins, seen(places, axis, dilation * o, stride, count), of_y)
+    return y, w, of_y
 
 
 @called_as(max_pool)
-def reference(params: tuple[()], x: Array, window, stride, padding, dilation) -> Array:
+def reference(
+    params: tuple[()], x: Array, window, stride, padding, dilation, with_indices
+) -> Array | tuple[Array, Array]:
+    if with_indices:
+        y, places = first_largest(x, window, stride or window, in_pairs(padding, len(window)), dilation)
+        return y, places.astype(jnp.int32)
     if dilation == 1:
         return reduce_windows(x, -jnp.inf, lax.max, window, stride, padding)
-    return first_largest(x, window, stride, padding, dilation)
+    return first_largest(x, window, stride, padding, dilation)[0]
 
 
 RULE = Rule(
@@ -131,6 +160,12 @@ RULE = Rule(
             Real("N H W C"),
             {"window": (3, 2), "stride": (2, 1), "padding": ((3, 2), (0, 1)), "dilation": (2, 3)},
             least={"H": 2, "W": 3},
+        ),
+        Case(
+            "2-D, with indices, padded by a number",
+            Real("N H W C", points=(1.0,) * 24),
+            {"window": (3, 2), "stride": (2, 1), "padding": 1, "dilation": (1, 1), "with_indices": True},
+            least={"H": 1, "W": 1},
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),
         Case(
