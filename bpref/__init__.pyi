@@ -153,7 +153,9 @@ from .rules.geometry.pixel_shuffle import pixel_shuffle as pixel_shuffle
 from .rules.geometry.resize import resize as resize
 from .rules.indexing.gather import gather as gather
 from .rules.indexing.scatter_add import scatter_add as scatter_add
+from .rules.indexing.scatter_along_axis import scatter_along_axis as scatter_along_axis
 from .rules.indexing.segment_max import segment_max as segment_max
+from .rules.indexing.segment_prod import segment_prod as segment_prod
 from .rules.indexing.segment_sum import segment_sum as segment_sum
 from .rules.indexing.sort import sort as sort
 from .rules.indexing.take_along_axis import take_along_axis as take_along_axis
@@ -179,11 +181,15 @@ from .rules.linear.tied_embedding import tied_embedding as tied_embedding
 from .rules.linear.weight_norm_linear import WeightNormLinearParams as WeightNormLinearParams
 from .rules.linear.weight_norm_linear import weight_norm_linear as weight_norm_linear
 from .rules.linear_algebra.cholesky import cholesky as cholesky
+from .rules.linear_algebra.determinant import determinant as determinant
 from .rules.linear_algebra.eigh import eigh as eigh
 from .rules.linear_algebra.fft import fft as fft
 from .rules.linear_algebra.inverse import inverse as inverse
+from .rules.linear_algebra.least_squares import least_squares as least_squares
 from .rules.linear_algebra.log_determinant import log_determinant as log_determinant
 from .rules.linear_algebra.matrix_exponential import matrix_exponential as matrix_exponential
+from .rules.linear_algebra.matrix_norm import matrix_norm as matrix_norm
+from .rules.linear_algebra.pseudo_inverse import pseudo_inverse as pseudo_inverse
 from .rules.linear_algebra.qr import qr as qr
 from .rules.linear_algebra.real_fft import real_fft as real_fft
 from .rules.linear_algebra.solve import solve as solve

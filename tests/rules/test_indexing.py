@@ -50,10 +50,40 @@ BAD_CALLS = {
         ValueError,
         "segment_max: num_segments is 2.5, expected a positive integer",
     ),
+    "scatter_along_axis by no reduction": (
+        lambda: bpref.scatter_along_axis(reduce="amax"),
+        ValueError,
+        "scatter_along_axis: reduce is 'amax', expected one of sum, mean, prod, max, min",
+    ),
+    "scatter_along_axis of other lines": (
+        lambda: bpref.scatter_along_axis().forward((), (X, jnp.zeros((2, 9), jnp.int32), jnp.zeros((2, 9)))),
+        ValueError,
+        "scatter_along_axis: indices has shape (2, 9), expected (3, M), data's but for axis 1",
+    ),
+    "segment_prod along a third axis": (
+        lambda: bpref.segment_prod(2, axis=2).forward((), (X, IDS)),
+        ValueError,
+        "segment_prod: data has shape (3, 4), which has no axis 2",
+    ),
+    "segment_sum along an axis of another size": (
+        lambda: bpref.segment_sum(2, axis=1).forward((), (X, IDS)),
+        ValueError,
+        "segment_sum: ids has shape (3,), expected (N,) = (4,) by data (4, 3)",
+    ),
     "sort along a scalar's second axis": (
         lambda: bpref.sort(1).forward((), jnp.ones(())),
         ValueError,
         "sort: x has shape (), which has no axis 1",
+    ),
+    "sort whose order is a word": (
+        lambda: bpref.sort(descending="yes"),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "sort: descending is 'yes', expected True or False",
+    ),
+    "top_k of the smallest by a number": (
+        lambda: bpref.top_k(1, smallest=1),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "top_k: smallest is 1, expected True or False",
     ),
     "top_k of fewer than none": (
         lambda: bpref.top_k(-1),
@@ -171,3 +201,43 @@ def test_a_row_taken_a_thousand_times_is_summed_in_float32():
     _, (dx, _), _ = sweep(bpref.gather(), x, jnp.ones(1024, jnp.bfloat16))
     assert dx.dtype == jnp.bfloat16
     assert dx.tolist() == [1024]
+
+
+def test_descending_keeps_the_order_of_equals_and_has_nan_first():
+    x = jnp.array([1.0, 2.0, NAN, 2.0, -jnp.inf])
+    (y, indices), dx, _ = sweep(bpref.sort(descending=True, with_indices=True), x, (10.0 ** jnp.arange(5.0), None))
+    np.testing.assert_array_equal(y, [NAN, 2, 2, 1, -np.inf])
+    assert indices.tolist() == [2, 1, 3, 0, 4]
+    assert dx.tolist() == [1e3, 10, 1, 100, 1e4]
+
+
+def test_the_smallest_come_first_and_a_nan_only_where_nothing_else_is_left():
+    (y, indices), dx, _ = sweep(bpref.top_k(3, smallest=True), jnp.array([NAN, 2.0, 1.0, 2.0]), (jnp.ones(3), None))
+    assert y.tolist() == [1, 2, 2]
+    assert indices.tolist() == [2, 1, 3]
+    assert dx.tolist() == [0, 1, 1, 1]
+    assert np.isnan(sweep(bpref.top_k(4, smallest=True), jnp.array([NAN, 2.0, 1.0, 2.0]), (jnp.ones(4), None))[0][0][3])
+
+
+def test_a_product_of_others_has_no_quotient():
+    """Factors 0, 2, 3 of segment 1 and one of segment 0: the cotangent of the zero is 6 times dy, of the others 0."""
+    data, ids = jnp.array([0.0, 2.0, 5.0, 3.0, 7.0]), jnp.array([1, 1, 0, 1, -1])
+    y, (dx, _), _ = sweep(bpref.segment_prod(3), (data, ids), jnp.array([10.0, 100.0, 1000.0]))
+    assert y.tolist() == [5, 0, 1]
+    assert dx.tolist() == [600, 0, 10, 0, 0]
+
+
+def test_data_that_are_left_out_stay_where_nothing_comes():
+    x = jnp.array([4.0, 5.0, 6.0]), jnp.array([0, -1, 0, 9]), jnp.array([2.0, 3.0, 7.0, 8.0])
+    dy = jnp.array([10.0, 100.0, 1000.0])
+    for reduce, values, dx, du in (
+        ("sum", [9, 5, 3], [0, 100, 0], [10, 1000, 10, 0]),
+        ("mean", [4.5, 5, 3], [0, 100, 0], [5, 1000, 5, 0]),
+        ("prod", [14, 5, 3], [0, 100, 0], [70, 1000, 20, 0]),
+        ("max", [7, 5, 3], [0, 100, 0], [0, 1000, 10, 0]),
+        ("min", [2, 5, 3], [0, 100, 0], [10, 1000, 0, 0]),
+    ):
+        y, (ddata, _, dupdates), _ = sweep(bpref.scatter_along_axis(0, reduce, False), x, dy)
+        assert y.tolist() == values, reduce
+        assert ddata.tolist() == dx, reduce
+        assert dupdates.tolist() == du, reduce

@@ -67,8 +67,68 @@ def test_sort(rng):
     assert_same(bpref.sort(axis), lambda _, x: torch.sort(x, stable=True, dim=axis).values, (), x)
 
 
+def test_sort_descending_with_indices(rng):
+    x = np.round(rng.normal(size=rng.integers(1, 9, 3)))
+    axis = int(rng.integers(-3, 3))
+    twin = lambda _, x: tuple(torch.sort(x, stable=True, dim=axis, descending=True))  # noqa: E731
+    assert_same(bpref.sort(axis, descending=True, with_indices=True), twin, (), x)
+
+
+def test_the_smallest(rng):
+    x = rng.normal(size=rng.integers(1, 9, 3))
+    axis = int(rng.integers(-3, 3))
+    k = int(rng.integers(1, x.shape[axis] + 1))
+    assert_same(bpref.top_k(k, axis, smallest=True), lambda _, x: tuple(torch.topk(x, k, axis, False)), (), x)
+
+
 def test_top_k(rng):
     x = rng.normal(size=rng.integers(1, 9, 3))
     axis = int(rng.integers(-3, 3))
     k = int(rng.integers(1, x.shape[axis] + 1))
     assert_same(bpref.top_k(k, axis), lambda _, x: tuple(torch.topk(x, k, axis)), (), x)
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "max", "min"])
+def test_scatter_along_axis(rng, reduce, include):
+    """Zeros among the factors; ties are another test's, where PyTorch counts data that it has left out."""
+    data = rng.normal(size=rng.integers(1, 6, 3))
+    axis = int(rng.integers(3))
+    updates = rng.normal(size=[7 if k == axis else n for k, n in enumerate(data.shape)])
+    if reduce == "prod":
+        updates[rng.random(updates.shape) < 0.2] = 0
+    x = data, rng.integers(0, data.shape[axis], updates.shape), updates
+    theirs = {"max": "amax", "min": "amin"}.get(reduce, reduce)
+
+    def twin(_, x):
+        return torch.scatter_reduce(x[0], axis, x[1], x[2], theirs, include_self=include)
+
+    assert_same(bpref.scatter_along_axis(axis, reduce, include), twin, (), x)
+
+
+def test_those_who_tie_share_as_in_pytorch(rng):
+    x = np.sign(rng.normal(size=(4, 5))), rng.integers(0, 5, (4, 9)), np.sign(rng.normal(size=(4, 9)))
+    layer = bpref.scatter_along_axis(reduce="max")
+    assert_same(layer, lambda _, x: torch.scatter_reduce(x[0], -1, x[1], x[2], "amax"), (), x)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "max", "min"])
+def test_segments_along_an_axis(rng, reduce, axis):
+    """No segment is empty: what it is then differs."""
+    data = rng.normal(size=rng.integers(1, 5, 3))
+    lengths = rng.multinomial(data.shape[axis], np.ones(3) / 3)
+    lengths = lengths[lengths > 0]
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    make = {
+        "sum": lambda S: bpref.segment_sum(S, axis=axis),
+        "mean": lambda S: bpref.segment_sum(S, mean=True, axis=axis),
+        "prod": lambda S: bpref.segment_prod(S, axis),
+        "max": lambda S: bpref.segment_max(S, axis=axis),
+        "min": lambda S: bpref.segment_max(S, minimum=True, axis=axis),
+    }[reduce]
+
+    def twin(_, x):
+        return torch.segment_reduce(x[0].movedim(axis, 0), reduce, lengths=torch.tensor(lengths)).movedim(0, axis)
+
+    assert_same(make(len(lengths)), twin, (), (data, ids))

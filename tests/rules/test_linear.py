@@ -116,6 +116,26 @@ BAD_CALLS_OF_THE_OTHERS = {
         ValueError,
         "embedding_bag: features is 0, expected a positive integer",
     ),
+    "embedding_bag of a mean and a maximum": (
+        lambda: bpref.embedding_bag(3, 4, mean=True, maximum=True),
+        ValueError,
+        "embedding_bag: mean and maximum are True, expected one of them at most",
+    ),
+    "embedding_bag of a mean with weights": (
+        lambda: called(bpref.embedding_bag(3, 4, mean=True), IDS, (IDS, jnp.ones(IDS.shape))),
+        ValueError,
+        "embedding_bag: x has weights, which are those of a sum, not of a mean or a maximum",
+    ),
+    "embedding_bag with too few weights": (
+        lambda: called(bpref.embedding_bag(3, 4), IDS, (IDS, jnp.ones(1))),
+        ValueError,
+        f"embedding_bag: weights has shape (1,), expected {IDS.shape}, that of the ids",
+    ),
+    "embedding_bag with weights of another dtype": (
+        lambda: called(bpref.embedding_bag(3, 4), IDS, (IDS, jnp.ones(IDS.shape, jnp.bfloat16))),
+        TypeError,
+        "embedding_bag: weights has dtype bfloat16, W has float32; cast one to the other's",
+    ),
     "an inner layer of other features": (
         lambda: called(bpref.tied_embedding(3, 4, bpref.linear(5)), IDS, IDS),
         ValueError,

@@ -16,6 +16,31 @@ BAD_CALLS = {
         ValueError,
         "matrix_exponential: max_squarings is 0, expected a positive integer",
     ),
+    "matrix_norm of another order": (
+        lambda: bpref.matrix_norm(3),
+        ValueError,
+        "matrix_norm: p is 3, expected one of fro, nuc, 1, -1, 2, -2, inf, -inf",
+    ),
+    "matrix_norm of no rows": (
+        lambda: bpref.matrix_norm().forward((), WIDE[:0]),
+        ValueError,
+        "matrix_norm: x has shape (0, 4), expected (..., m, n) with m > 0 and n > 0",
+    ),
+    "pseudo_inverse with a threshold beyond all": (
+        lambda: bpref.pseudo_inverse(2.0),
+        ValueError,
+        "pseudo_inverse: rtol is 2.0, expected a number from 0 to 1",
+    ),
+    "determinant of what is not square": (
+        lambda: bpref.determinant().forward((), WIDE),
+        ValueError,
+        "determinant: x has shape (3, 4), expected (..., n, n)",
+    ),
+    "least_squares of other rows": (
+        lambda: bpref.least_squares().forward((), (WIDE, WIDE[:2])),
+        ValueError,
+        "least_squares: B has shape (2, 4), expected (*b, m, k) = (3, k) by A (3, 4)",
+    ),
     "fft of another norm": (
         lambda: bpref.fft(norm="unit"),  # type: ignore[arg-type]
         ValueError,
@@ -262,3 +287,34 @@ def test_fft_is_the_sum_as_written():
     y, dx = sweep(bpref.fft(norm="ortho"), jnp.asarray(x))
     np.testing.assert_allclose(y, W @ x / np.sqrt(n), atol=1e-6)
     np.testing.assert_allclose(dx, W.T @ np.ones(n) / np.sqrt(n), atol=1e-6)
+
+
+def test_the_determinant_of_a_singular_matrix_has_its_cofactors():
+    d, dA = sweep(bpref.determinant(), jnp.array([[1.0, 2.0], [2.0, 4.0]]))
+    assert d == 0
+    np.testing.assert_allclose(dA, [[4, -2], [-2, 1]], rtol=1e-6)
+    d, dA = sweep(bpref.determinant(), jnp.ones((0, 0)))
+    assert (float(d), dA.shape) == (1, (0, 0))
+
+
+def test_norms_of_matrices_by_hand():
+    """A of singular values 3 and 1 and tied rows: those who attain the extreme share."""
+    A = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    for p, value, slope in (
+        ("nuc", 4, [[1, 0], [0, 1]]),
+        (2, 3, [[0.5, 0.5], [0.5, 0.5]]),
+        (-2, 1, [[0.5, -0.5], [-0.5, 0.5]]),
+        (float("inf"), 3, [[0.5, 0.5], [0.5, 0.5]]),
+    ):
+        y, dA = sweep(bpref.matrix_norm(p), A)
+        np.testing.assert_allclose(y, value, rtol=1e-6)
+        np.testing.assert_allclose(dA, slope, atol=1e-6)
+    y, dA = sweep(bpref.matrix_norm(), jnp.zeros((2, 3)))
+    assert y == 0
+    np.testing.assert_array_equal(dA, np.zeros((2, 3)))
+
+
+def test_a_pseudo_inverse_leaves_out_what_is_below_its_threshold():
+    Y, dA = sweep(bpref.pseudo_inverse(), jnp.diag(jnp.array([2.0, 0.0])))
+    np.testing.assert_allclose(Y, [[0.5, 0], [0, 0]], atol=1e-6)
+    assert np.isfinite(dA).all()

@@ -152,3 +152,48 @@ def test_inverse_real_fft(seed, odd, axes):
     n = 2 * (x.shape[axes[-1]] - 1) + odd
     sizes = [*(x.shape[axis] for axis in axes[:-1]), n]
     assert_transforms_alike(bpref.real_fft(True, n, axes=axes), lambda x: torch.fft.irfftn(x, sizes, axes), x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_determinant(seed):
+    assert_same(bpref.determinant(), lambda _, A: torch.linalg.det(A), (), square(seed, spread_singular_values))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_complex_determinant_has_the_conjugate_of_the_cotangent_of_pytorch(seed):
+    A = square(seed, spread_singular_values) + 0.5j * square(seed, np.asarray)
+    dy = A[:, 0, 0]
+    with jax.enable_x64(True):
+        layer = bpref.determinant()
+        y, cache = layer.forward((), A)
+        dA = np.asarray(layer.backward((), cache, jax.numpy.asarray(dy))[1])
+    theirs = torch.tensor(A, requires_grad=True)
+    y_theirs = torch.linalg.det(theirs)
+    y_theirs.backward(torch.tensor(dy.conj()))
+    assert theirs.grad is not None
+    np.testing.assert_allclose(y, y_theirs.detach().numpy(), rtol=1e-10)
+    np.testing.assert_allclose(dA, theirs.grad.numpy().conj(), atol=1e-10 * np.abs(dA).max())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("p", ["fro", "nuc", 1, -1, 2, -2, float("inf"), float("-inf")])
+def test_matrix_norm(seed, p):
+    A = drawn(seed, spread_singular_values)
+    assert_same(bpref.matrix_norm(p), lambda _, A: torch.linalg.matrix_norm(A, p), (), A)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("rtol", [None, 0.5])
+def test_pseudo_inverse(seed, rtol):
+    """Of a smaller rank, too: of singular values from 1 to 3 those from 1.5 on are kept."""
+    own = {} if rtol is None else {"rtol": rtol}
+    A = drawn(seed, spread_singular_values)
+    assert_same(bpref.pseudo_inverse(rtol), lambda _, A: torch.linalg.pinv(A, **own), (), A)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("wide", [False, True])
+def test_least_squares(seed, wide):
+    shape = sorted(SIZES[seed][1:], reverse=not wide)
+    x = drawn(seed, spread_singular_values, *shape), drawn(seed, np.asarray, shape[0], 3)
+    assert_same(bpref.least_squares(), lambda _, x: torch.linalg.lstsq(*x).solution, (), x)

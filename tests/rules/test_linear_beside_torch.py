@@ -125,7 +125,20 @@ def test_embedding(seed, padding):
 
 @EVERY_SEED
 @pytest.mark.parametrize("padding", [None, 0])
-@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_embedding_bag_with_weights(seed, padding):
+    draw = Draw(seed)
+    N, T, V, d = draw.sizes(4)
+
+    def twin(p, x):
+        return torch.nn.functional.embedding_bag(x[0], p.W, mode="sum", padding_idx=padding, per_sample_weights=x[1])
+
+    x = draw.ids(V, N, T), draw.normal(N, T)
+    assert_same(bpref.embedding_bag(V, d, padding=padding), twin, EmbeddingBagParams(draw.normal(V, d)), x)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_embedding_bag(seed, padding, mode):
     draw = Draw(seed)
     N, T, V, d = draw.sizes(4)
@@ -133,7 +146,7 @@ def test_embedding_bag(seed, padding, mode):
     def twin(p, x):
         return torch.nn.functional.embedding_bag(x, p.W, mode=mode, padding_idx=padding)
 
-    layer = bpref.embedding_bag(V, d, mean=mode == "mean", padding=padding)
+    layer = bpref.embedding_bag(V, d, mode == "mean", padding, mode == "max")
     assert_same(layer, twin, EmbeddingBagParams(draw.normal(V, d)), draw.ids(V, N, T))
 
 

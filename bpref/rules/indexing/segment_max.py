@@ -1,11 +1,11 @@
-"""segment_max: y_s = the largest, element by element, of the rows whose id is s.
+"""segment_max: y_s = the largest, element by element, of the rows whose id is s, or the smallest.
 
 Forward, with data x of shape (N, ...), integer ids i of shape (N,), elements k of a row apart:
 
     y_sk = max over n with i_n = s of x_nk                                y: (S, ...)
 
-An empty segment has y_s = -inf. Ids need not be sorted; one outside [0, S) belongs to no segment, a negative one too,
-as in `jax.ops.segment_max`.
+or the minimum, which is -max of -x. An empty segment has y_s = -inf, as a minimum inf. Ids need not be sorted; one
+outside [0, S) belongs to no segment, a negative one too, as in `jax.ops.segment_max`.
 
 Differential: where one row is the largest, delta y_sk = delta x_nk of that row. With a_nk = [x_nk = y_{i_n k}], the
 rows that attain the maximum, and c_sk = sum_n [i_n = s] a_nk their number,
@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, UInt
 
-from bpref.checks.hyperparameters import require_size
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.indices import DataAndIds, of_segments, placed
 from bpref.formulas.reduced import shared_out
+from bpref.formulas.segments_along import along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -43,11 +44,15 @@ class SegmentMaxCache(NamedTuple):
     segments: UInt[Array, " N"]
 
 
-def segment_max(num_segments: int) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentMaxCache]:
-    """y_s = the elementwise maximum of the rows with id s.
+def segment_max(
+    num_segments: int, minimum: bool = False, axis: int = 0
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentMaxCache]:
+    """y_s = the elementwise maximum, or minimum, of the rows with id s.
 
     Args:
       num_segments: S, the number of segments.
+      minimum: whether y is the smallest instead.
+      axis: the axis of data that the ids are along, in whose place y has the segments.
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`, -inf where a
@@ -56,15 +61,17 @@ def segment_max(num_segments: int) -> Layer[tuple[()], tuple[Array, Array], Real
       segment, and its cotangent is 0. dx is `(ddata, None)`.
 
     Raises:
-      ValueError: num_segments is not a positive integer; data has no rows' axis; there is not one id for each row.
+      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row.
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_max"
     num_segments = require_size(who, "num_segments", num_segments)
+    require_flags(who, minimum=minimum)
+    extreme = jax.ops.segment_min if minimum else jax.ops.segment_max
 
     def forward(params, x: DataAndIds):
         data, ids = x.data, widen_integers(x.ids)
-        y = jax.ops.segment_max(data, ids, num_segments)
+        y = extreme(data, ids, num_segments)
         segments = placed(ids, num_segments, wrap=False)
         return y, SegmentMaxCache(data == of_segments(y, segments, of_none=jnp.nan), segments)
 
@@ -74,11 +81,14 @@ def segment_max(num_segments: int) -> Layer[tuple[()], tuple[Array, Array], Real
         of_rows = of_segments(widen(dy), segments), of_segments(counts, segments, of_none=1)
         return (), (cast(shared_out(attained, *of_rows), dy.dtype), None)
 
-    return Layer(no_params, forward, backward, who)
+    return along(Layer(no_params, forward, backward, who), axis)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int) -> Array:
-    return jax.ops.segment_max(*x, num_segments)
+def reference(
+    params: tuple[()], x: tuple[Array, Array], num_segments: int, minimum: bool = False, axis: int = 0
+) -> Array:
+    rows = jnp.moveaxis(x[0], axis, 0)
+    return jnp.moveaxis((jax.ops.segment_min if minimum else jax.ops.segment_max)(rows, x[1], num_segments), 0, axis)
 
 
 RULE = Rule(
@@ -94,6 +104,12 @@ RULE = Rule(
             timed={"N": 16384, "d": 64, "S": 2048},
         ),
         Case(
+            "smallest along another axis",
+            (Real("B d N", points=(-4.0, -4.0, -4.0)), Integer("N", 0, "S")),
+            {"num_segments": Size("S"), "minimum": True, "axis": -1},
+            never_empty=("S",),
+        ),
+        Case(
             "scalars, with ties",
             (Real("N", points=(4.0, 4.0, 4.0, 4.0)), Integer("N", 0, "S", points=(0, 0, 0, 0))),
             {"num_segments": Size("S")},
@@ -101,5 +117,5 @@ RULE = Rule(
         ),
     ),
     cite="Qi et al., 'PointNet', arXiv:1612.00593, section 4.2; ties as in jax.ops.segment_max",
-    covers=("scatter_max",),
+    covers=("scatter_max", "segment_min"),
 )

@@ -31,6 +31,7 @@ from jaxtyping import Float, UInt
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.indices import DataAndIds, of_segments, placed
+from bpref.formulas.segments_along import along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 
@@ -40,19 +41,22 @@ class SegmentSumCache(NamedTuple):
     counts: Float[Array, " S"] | None
 
 
-def segment_sum(num_segments: int, mean: bool = False) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentSumCache]:
+def segment_sum(
+    num_segments: int, mean: bool = False, axis: int = 0
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SegmentSumCache]:
     """y_s = the sum of the rows with id s, or their mean.
 
     Args:
       num_segments: S, the number of segments.
       mean: whether each sum is divided by its number of rows (at least 1).
+      axis: the axis of data that the ids are along, in whose place y has the segments.
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`. A row whose id
       is outside `[0, S)` is in no segment, and its cotangent is 0. dx is `(ddata, None)`.
 
     Raises:
-      ValueError: num_segments is not a positive integer; data has no rows' axis; there is not one id for each row.
+      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row.
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_sum"
@@ -73,14 +77,16 @@ def segment_sum(num_segments: int, mean: bool = False) -> Layer[tuple[()], tuple
         share = dy if counts is None else cast(_divided(widen(dy), counts), dy.dtype)
         return (), (of_segments(share, segments), None)
 
-    return Layer(no_params, forward, backward, who)
+    return along(Layer(no_params, forward, backward, who), axis)
 
 
 def _divided(rows: Array, counts: Array) -> Array:
     return rows / jnp.maximum(counts, 1).reshape(-1, *[1] * (rows.ndim - 1))
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int, mean: bool = False) -> Array:
+def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int, mean: bool = False, axis: int = 0) -> Array:
+    if axis != 0:
+        return jnp.moveaxis(reference(params, (jnp.moveaxis(x[0], axis, 0), x[1]), num_segments, mean), 0, axis)
     data, ids = x
     total = jax.ops.segment_sum(data, ids, num_segments)
     if not mean:
@@ -103,6 +109,12 @@ RULE = Rule(
             {"num_segments": Size("S"), "mean": True},
             never_empty=("S",),
             timed={"N": 16384, "d": 64, "S": 2048},
+        ),
+        Case(
+            "mean along another axis",
+            (Real("B N d"), Integer("N", 0, "S")),
+            {"num_segments": Size("S"), "mean": True, "axis": -2},
+            never_empty=("S",),
         ),
         Case("sum of scalars", (Real("N"), Integer("N", 0, "S")), {"num_segments": Size("S")}, never_empty=("S",)),
     ),
