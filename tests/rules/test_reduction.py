@@ -42,10 +42,15 @@ BAD_CALLS = {
         ValueError,
         "variance: ddof is -1, expected an integer of at least 0",
     ),
-    "a p below 1": (
-        lambda: bpref.vector_norm(0.5),
+    "the index of the largest over several axes": (
+        lambda: bpref.reduce_max((0, 1), with_indices=True),
         ValueError,
-        "vector_norm: p is 0.5, expected a number of at least 1, or math.inf",
+        "reduce_max: axis is (0, 1), expected one axis, or None for all, where indices are asked for",
+    ),
+    "a p that is no number": (
+        lambda: bpref.vector_norm(math.nan),
+        ValueError,
+        "vector_norm: p is nan, expected a number, math.inf or -math.inf",
     ),
     "a way of combining that is none": (
         lambda: bpref.fan_in("mean"),
@@ -235,3 +240,32 @@ def test_logsumexp_of_infinity_is_infinity():
     assert y == np.inf
     assert np.isnan(dx[0])
     assert dx[1] == 0
+
+
+def test_the_value_at_the_index_has_all_of_the_gradient():
+    x = jnp.array([[1.0, 3.0, 3.0], [math.nan, 0.0, math.nan]])
+    layer = bpref.reduce_max(1, with_indices=True)
+    (y, k), cache = layer.forward((), x)
+    np.testing.assert_array_equal(y, [3, math.nan])
+    assert k.tolist() == [1, 0]
+    assert layer.backward((), cache, (jnp.array([5.0, 7.0]), None))[1].tolist() == [[0, 5, 0], [7, 0, 0]]
+    (y, k), cache = bpref.reduce_max(minimum=True, with_indices=True).forward((), x[:1].T)
+    assert (float(y), int(k)) == (1, 0)
+
+
+def test_norms_below_1_at_zeros():
+    """p = 1/2 of (4, 0, 1): (2 + 1)^2 = 9, slopes (|x| / y)^(-1/2) = 3/2, 3; of p < 0 a zero makes all of it 0."""
+    x = jnp.array([4.0, 0.0, -1.0])
+    for p, value, slope in (
+        (0.5, 9, [1.5, 0, -3]),
+        (0, 2, [0, 0, 0]),
+        (-1, 0, [0, 0, 0]),
+        (-math.inf, 0, [0, 0, 0]),
+    ):
+        layer = bpref.vector_norm(p)
+        y, cache = layer.forward((), x)
+        np.testing.assert_allclose(y, value, rtol=1e-6)
+        np.testing.assert_allclose(layer.backward((), cache, jnp.float32(1))[1], slope, rtol=1e-6)
+    y, cache = bpref.vector_norm(-1).forward((), jnp.array([2.0, -2.0]))
+    assert float(y) == 1
+    np.testing.assert_allclose(bpref.vector_norm(-1).backward((), cache, jnp.float32(1))[1], [0.25, -0.25])

@@ -34,6 +34,14 @@ def test_reduce_max(seed):
 
 
 @EVERY_SEED
+def test_reduce_max_with_indices(seed):
+    x = drawn(seed)
+    assert_same(bpref.reduce_max(1, with_indices=True), lambda p, x: tuple(x.max(1)), (), x)
+    layer = bpref.reduce_max(-1, keepdims=True, minimum=True, with_indices=True)
+    assert_same(layer, lambda p, x: tuple(x.min(-1, keepdim=True)), (), x)
+
+
+@EVERY_SEED
 def test_reduce_prod(seed):
     x = drawn(seed)
     x[0, 0, 0] = x[1, 0, :2] = 0
@@ -48,7 +56,7 @@ def test_variance(seed):
 
 
 @EVERY_SEED
-@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+@pytest.mark.parametrize("p", [-math.inf, -2, -0.5, 0, 0.3, 1, 1.5, 2, 3, math.inf])
 def test_vector_norm(seed, p):
     x = drawn(seed)
     x[0, 0] = 0

@@ -39,7 +39,7 @@ Numerical care: rows of half precision are added up in float32, and so are the c
 id outside [0, V), negative ones too, is never silent: its bag is NaN; no row of dW gets anything for it.
 """
 
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -135,7 +135,7 @@ def embedding_bag(
     return Layer(init, forward, backward, who)
 
 
-def _taken_apart(who: str, x: Any, W: Array) -> tuple[Array, Array | None]:
+def _taken_apart(who: str, x: Array | tuple[Array, ...], W: Array) -> tuple[Array, Array | None]:
     """Ids, and the weights that x may have beside them."""
     if not isinstance(x, tuple):
         return as_ids(who, x), None
