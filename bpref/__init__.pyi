@@ -29,6 +29,7 @@ from .formulas.pre_norm import NormParams as NormParams
 from .formulas.rotations import Stretch as Stretch
 from .formulas.sequences import Sequences as Sequences
 from .formulas.softmax_attention import AttentionParams as AttentionParams
+from .formulas.softmax_attention import Weighted as Weighted
 from .formulas.steps import Passed as Passed
 from .formulas.steps import Steps as Steps
 from .layer import Held as Held

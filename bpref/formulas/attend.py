@@ -14,7 +14,8 @@ as derived in `dot_product_attention`, with D_t = sum_s r_ts p_ts dy_t . v_s:
     dbias_ts = dx_ts          du_d = sum_t dx_t,t+d          dsink = - sum_t exp(sink - m_t) / Z_t D_t
 
 and where log(Z_t) + m_t has a cotangent dL_t, dx_ts has p_ts dL_t more (`attention_with_log_sum_exp`): added last,
-since both dy_t . v_s and D_t may be far larger, and where a query sees one key to the last digit they are equal.
+since both dy_t . v_s and D_t may be far larger, and where a query sees one key to the last digit they are equal. Where
+the weights w_ts = r_ts p_ts are an output too, what arrives of them stands beside dy_t . v_s wherever that is.
 
 Each way is one loop over the pairs of blocks in which any key is seen; the list of them is made when it is traced.
 
@@ -103,11 +104,36 @@ def sums_over(grid: Grid, before: Sums | None = None) -> Sums:
     return scan(body, start, grid.pairs())[0]
 
 
+def attend_with_weights(pattern: Pattern, x: Heads, extras: Extras) -> tuple[Array, Array]:
+    """y, and the weights w (*b, N, T, S) in at least float32, 0 where a query sees nothing; in one block."""
+    grid = Grid(pattern._replace(query_block=None, key_block=None), x, extras)
+    y, m, Z = kept_of(grid, sums_over(grid))
+    start = jnp.zeros((), jnp.int32)
+    logits, Z = grid.logits(start, start), grid.like_rows(jnp.where(Z > 0, Z, 1))[..., None]
+    w = jnp.where(logits.seen, jnp.exp(logits.x - grid.like_rows(m)[..., None]), 0) / Z
+    w = w if grid.r is None else w * grid.r(start, start)
+    return y, w.reshape(*w.shape[:-4], w.shape[-4] * w.shape[-3], *w.shape[-2:])
+
+
 def pull_attend(
-    pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None, dL: Array | None = None
+    pattern: Pattern,
+    x: Heads,
+    extras: Extras,
+    dy: Array,
+    kept: Kept | None = None,
+    dL: Array | None = None,
+    dw: Array | None = None,
 ) -> Cotangents:
-    """The backward of `attend`; of `kept`, what it gave, and of dL (*b, T, N), the cotangent of log Z + m."""
-    d = pull_wide(pattern, x, extras, dy, kept, dL)
+    """The backward of `attend`.
+
+    Args:
+      pattern, x, extras: as there.
+      dy: the cotangent of y.
+      kept: what `attend` gave.
+      dL: the cotangent of log Z + m, (*b, T, N).
+      dw: that of the weights, (*b, N, T, S), with an axis of size 1 where it is the same for all heads.
+    """
+    d = pull_wide(pattern, x, extras, dy, kept, dL, dw)
     dsinks = None if extras.sinks is None or d.extras.sinks is None else cast(d.extras.sinks, extras.sinks.dtype)
     dbias = None if x.bias is None or d.dbias is None else cast(d.dbias, x.bias.dtype)
     dq, dk, dv = (cast(v, x.q.dtype) for v in (d.dq, d.dk, d.dv))
@@ -115,13 +141,20 @@ def pull_attend(
 
 
 def pull_wide(
-    pattern: Pattern, x: Heads, extras: Extras, dy: Array, kept: Kept | None = None, dL: Array | None = None
+    pattern: Pattern,
+    x: Heads,
+    extras: Extras,
+    dy: Array,
+    kept: Kept | None = None,
+    dL: Array | None = None,
+    dw: Array | None = None,
 ) -> Cotangents:
     """`pull_attend` before it is rounded, in at least float32."""
     grid = Grid(pattern, x, extras)
     wide = grid.wide
     dO = grid.grouped(dy)
     of_L = None if dL is None else grid.like_rows(widen(dL))
+    of_w = None if dw is None else grid.by_pairs(widen(dw), 0)
     dbias, du = (None if a is None else jnp.zeros(a.shape, wide) for a in (grid.bias, grid.u))
     is_asked_for = grid.bias is not None or grid.u is not None
 
@@ -135,6 +168,8 @@ def pull_wide(
         k, v = (grid.readable(grid.keys(a, j)) for a in (grid.k, grid.v))
         logits = grid.logits(i, j)
         dp, r = over_last(do, v, wide), None
+        if of_w is not None:
+            dp = dp + grid.pair_of(of_w, i, j)
         if grid.r is not None:
             r = grid.r(i, j)
             dp = r * dp

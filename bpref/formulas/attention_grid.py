@@ -89,8 +89,8 @@ class Grid:
         self.hides = pattern.causal or any(a is not None for a in (pattern.window, x.mask, x.bias, x.q_segments))
         self.q = self.grouped(x.q)
         self.k, self.v = (_padded(by_groups(a, K)[..., 0, :, :], -2, self.keys_padded) for a in (x.k, x.v))
-        self.bias = self._by_pairs(x.bias, 0)
-        self.mask = self._by_pairs(x.mask, False)
+        self.bias = self.by_pairs(x.bias, 0)
+        self.mask = self.by_pairs(x.mask, False)
         self.sinks = extras.sinks
         self.u = None if extras.u is None else self._distanced(extras.u)
         segments = segments_of(x)
@@ -134,7 +134,7 @@ class Grid:
             bent = jnp.tanh(z / cap)
             z, slope = cap * bent, (1 - bent) * (1 + bent)  # 1 - bent^2 loses what is left near the cap
         if self.bias is not None:
-            z = z + widen(self._pair_of(self.bias, i, j))
+            z = z + widen(self.pair_of(self.bias, i, j))
         if self.u is not None:
             z = z + skew(lax.dynamic_slice_in_dim(self.u, self._first_distance(i, j), self._distances, -1), self.bq)
         seen = self._seen(i, j)
@@ -154,9 +154,9 @@ class Grid:
             near &= (s >= t - left) & (s <= t + right)
         seen = lax.broadcast_in_dim(near, shape, (len(shape) - 2, len(shape) - 1))
         if self.mask is not None:
-            seen &= self._pair_of(self.mask, i, j)
+            seen &= self.pair_of(self.mask, i, j)
         if self.bias is not None:
-            seen &= ~(widen(self._pair_of(self.bias, i, j)) < LOWEST)
+            seen &= ~(widen(self.pair_of(self.bias, i, j)) < LOWEST)
         if self.segments is not None:
             of_q, of_k = self.segments
             of_q = lax.dynamic_slice_in_dim(of_q, i * self.bq, self.bq, -2)
@@ -218,7 +218,7 @@ class Grid:
         return lax.dynamic_update_slice_in_dim(a, self.keys(a, j) + v, j * self.bk, -2)
 
     def add_bias(self, dbias: Array, dx: Array, i: Array, j: Array) -> Array:
-        part = self._pair_of(dbias, i, j)
+        part = self.pair_of(dbias, i, j)
         summed = tuple(axis for axis, (n, m) in enumerate(zip(part.shape, dx.shape, strict=True)) if n < m)
         return lax.dynamic_update_slice(dbias, part + dx.sum(summed, keepdims=True), self._start(dbias, i, j))
 
@@ -254,7 +254,7 @@ class Grid:
         )
         return u.reshape((1,) * len(self.b) + (self.K, self.G, -1))
 
-    def _by_pairs(self, a: Array | None, value: ArrayLike) -> Array | None:
+    def by_pairs(self, a: Array | None, value: ArrayLike) -> Array | None:
         """(*#b, #N, #T, #S) as (*#b, #K, #G, #T, #S), padded where it is not 1."""
         if a is None:
             return None
@@ -269,7 +269,7 @@ class Grid:
         row, column = i * self.bq if a.shape[-2] > 1 else nowhere, j * self.bk if a.shape[-1] > 1 else nowhere
         return [*[nowhere] * (a.ndim - 2), row, column]
 
-    def _pair_of(self, a: Array, i: Array, j: Array) -> Array:
+    def pair_of(self, a: Array, i: Array, j: Array) -> Array:
         sizes = (*a.shape[:-2], min(self.bq, a.shape[-2]), min(self.bk, a.shape[-1]))
         return lax.dynamic_slice(a, self._start(a, i, j), sizes)
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from bpref.checks.hyperparameters import require_sizes
+
 
 class Heads(NamedTuple):
     """The input x of every attention layer; what is `None` is not used.
@@ -41,6 +43,22 @@ def require_groups(who: str, x: Heads) -> None:
     N, K = x.q.shape[-2], x.k.shape[-2]
     if N % K:
         raise ValueError(f"{who}: q has {N} heads, expected a multiple of k's {K}")
+
+
+def require_kv_heads(who: str, heads: int, kv_heads: int | None) -> tuple[int, int]:
+    """N and K, as many where the latter is left out; raise `ValueError` unless K divides N."""
+    N, K = require_sizes(who, heads=heads, kv_heads=heads if kv_heads is None else kv_heads)
+    if N % K:
+        raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {N}")
+    return N, K
+
+
+def features_of_head(who: str, x: Array, heads: int, head_dim: int | None) -> int:
+    """D, its share of x's features where it is left out; raise `ValueError` where these cannot be shared out."""
+    d = x.shape[-1]
+    if head_dim is None and d % heads:
+        raise ValueError(f"{who}: x has {d} features in its last axis, not a multiple of {heads} heads")
+    return d // heads if head_dim is None else head_dim
 
 
 def require_heads(who: str, x: Heads) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_finite, require_flags, require_positive_or_none
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.attend import Cotangents, attend, pull_attend
+from bpref.formulas.attend import Cotangents, attend, attend_with_weights, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, require_window
 from bpref.formulas.decoder import decoder
 from bpref.formulas.distances import buckets, slopes
@@ -29,6 +29,13 @@ class AttentionParams(NamedTuple):
 
 class AttentionCache(NamedTuple):
     x: Heads
+
+
+class Weighted(NamedTuple):
+    """What attention puts out, and its weights: those of each head, or their mean over the heads."""
+
+    y: Array
+    weights: Float[Array, "*b N T S"] | Float[Array, "*b T S"]
 
 
 class Forms(NamedTuple):
@@ -64,8 +71,12 @@ def softmax_attention(
     furthest: int,
     sinks: bool,
     forms: Callable[[Heads], Forms] = lambda x: XLA,
+    weights: str | None = None,
 ) -> Layer:
-    """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale."""
+    """The layer called `who`; with `is_scaled` the logits are divided by sqrt(D), else multiplied by pattern.scale.
+
+    With `weights` its y is `Weighted`: those of each head, or their mean over the heads.
+    """
     require_flags(who, alibi=alibi, sinks=sinks)
     pattern = require_pattern(who, pattern)
     least = 2 if pattern.causal else 4
@@ -108,18 +119,33 @@ def softmax_attention(
                 raise ValueError(f"{who}: dropout is {pattern.dropout!r}, and x.key is None; expected a PRNG key")
             require_key(who, x.key)
         pattern_of_x, extras, _ = of(params, x)
-        return forms(x).attend(pattern_of_x, x, extras), AttentionCache(x)
+        if weights is None:
+            return forms(x).attend(pattern_of_x, x, extras), AttentionCache(x)
+        y, w = attend_with_weights(pattern_of_x, x, extras)
+        return Weighted(y, cast(jnp.mean(w, -3) if weights == "mean" else w, x.q.dtype)), AttentionCache(x)
 
     def backward(params, cache, dy):
         (x,) = cache
         pattern_of_x, extras, bucket = of(params, x)
-        d = forms(x).pull_attend(pattern_of_x, x, extras, dy)
+        if weights is None:
+            d = forms(x).pull_attend(pattern_of_x, x, extras, dy)
+        else:
+            d = pull_attend(pattern_of_x, x, extras, *of_weighted(x, dy))
         dtable = None
         if params.relative_bias is not None and d.extras.u is not None:
             zeros = jnp.zeros(params.relative_bias.shape, d.extras.u.dtype)
             dtable = cast(zeros.at[jnp.asarray(bucket)].add(d.extras.u.T), params.relative_bias.dtype)
         dx = Heads(d.dq, d.dk, d.dv, bias=d.dbias)
         return AttentionParams(d.extras.sinks, dtable), dx
+
+    def of_weighted(x, dy):
+        """dy, nothing kept and no dL, and dw."""
+        of_y, dw = dy
+        if of_y is None:
+            of_y = jnp.zeros((*x.q.shape[:-1], x.v.shape[-1]), x.q.dtype)
+        if dw is not None and weights == "mean":
+            dw = jnp.expand_dims(widen(dw) / x.q.shape[-2], -3)
+        return of_y, None, None, dw
 
     def decoding(leaf, length):
         W = reach(who, pattern.causal, pattern.window, length)
@@ -134,8 +160,9 @@ def softmax_attention(
 
         return decoder(leaf, lambda params, x: no_memory(W, x.k, x.v), step)
 
-    layer = Layer(init, forward, backward, who, decoding=decoding)
+    layer = Layer(init, forward, backward, who, decoding=decoding if weights is None else None)
     if not pattern.dropout:
         return layer
-    without = softmax_attention(who, pattern._replace(dropout=0.0), is_scaled, alibi, buckets_number, furthest, sinks)
+    own = is_scaled, alibi, buckets_number, furthest, sinks, forms, weights
+    without = softmax_attention(who, pattern._replace(dropout=0.0), *own)
     return with_key_in_x(layer, without, lambda x, held: x if x.key is not None else x._replace(**held))

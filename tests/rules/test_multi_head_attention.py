@@ -62,6 +62,21 @@ BAD_CALLS = {
         ValueError,
         "multi_head_attention: segments are given, and the memory (2, 2, 4) needs memory_segments too",
     ),
+    "values of another length than the keys": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, values=X[:, :2])),
+        ValueError,
+        "multi_head_attention: values has shape (2, 2, 4), expected (2, 3, g) as the keys",
+    ),
+    "weights of nobody": (
+        lambda: bpref.multi_head_attention(2, weights="all"),
+        ValueError,
+        "multi_head_attention: weights is 'all', expected one of heads, mean",
+    ),
+    "a key without a place among distances": (
+        lambda: bpref.multi_head_attention(2, alibi=True, add_zero_attn=True),
+        ValueError,
+        "multi_head_attention: a key without a place is added, expected neither alibi nor relative_buckets",
+    ),
     "dropout without a key": (
         lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),
         ValueError,
@@ -188,3 +203,26 @@ def test_it_is_the_composition_of_the_single_layers(blockwise):
     assert jax.tree.structure(came) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("hides", [{"causal": True}, {"window": (1, 0)}, {}], ids=str)
+def test_keys_more_are_seen_whatever_hides_the_others(hides):
+    """The weights of what is seen add up to 1 with them, and a query that sees nothing else has all of it there."""
+    layer = bpref.multi_head_attention(2, weights="heads", add_bias_kv=True, add_zero_attn=True, **hides)
+    x = Sequences(drawn(1, 3, 4), mask=jnp.ones((1, 1, 3, 1), bool).at[0, 0, 1].set(False))
+    _, w = layer.forward(layer.init(KEY, x), x)[0]
+    assert w.shape == (1, 2, 3, 5)
+    np.testing.assert_allclose(w.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(w[:, :, 1, :3], 0)
+    assert (w[..., 3:] > 0).all()
+
+
+@pytest.mark.parametrize("weights", ["mean", "heads"])
+def test_an_output_that_is_not_used_costs_nothing_and_changes_nothing(weights):
+    """The cotangent None of the weights is that of zeros, and of y too."""
+    layer, x = bpref.multi_head_attention(2, weights=weights), drawn(2, 3, 4)
+    (y, w), cache = layer.forward(PARAMS, x)
+    np.testing.assert_allclose(y, LAYER.forward(PARAMS, x)[0], rtol=1e-6)
+    for dy, zeros in (((y, None), (y, jnp.zeros_like(w))), ((None, w), (jnp.zeros_like(y), w))):
+        ours, theirs = (layer.backward(PARAMS, cache, d) for d in (dy, zeros))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours, theirs)

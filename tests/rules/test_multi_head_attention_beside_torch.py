@@ -47,3 +47,37 @@ def test_cross_attention(seed):
     B, T, S, D, heads = (int(n) for n in rng.integers(2, 6, 5))
     x = Sequences(rng.normal(size=(B, T, D * heads)), rng.normal(size=(B, S, D * heads)))
     assert_same(bpref.multi_head_attention(heads), lambda p, x: theirs(p, *x[:2], heads), drawn(rng, D * heads), x)
+
+
+@EVERY_SEED
+@pytest.mark.parametrize("more", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}], ids=str)
+@pytest.mark.parametrize("weights", [None, "mean", "heads"])
+def test_values_of_their_own_a_real_mask_keys_more_and_weights(seed, more, weights):
+    """As `torch.nn.MultiheadAttention(kdim=, vdim=)`, whose masks may be of real numbers, with all that it puts out."""
+    rng = np.random.default_rng(seed)
+    B, T, S, D, heads, f, g = (int(n) for n in rng.integers(2, 6, 7))
+    d = D * heads
+    W = [rng.normal(size=(d, n)) for n in (d, f, g, d)]
+    b = [rng.normal(size=d) if more or i != 1 else None for i in range(4)]
+    learned = {name: rng.normal(size=d) for name in ("bias_k", "bias_v") if "add_bias_kv" in more}
+    params = MultiHeadAttentionParams(*W, *b, **learned)
+    x = Sequences(
+        rng.normal(size=(B, T, d)),
+        rng.normal(size=(B, S, f)),
+        values=rng.normal(size=(B, S, g)),
+        bias=rng.normal(size=(B, heads, T, S)),
+    )
+
+    def twin(p, x):
+        b_k = torch.zeros_like(p.b_q) if p.b_k is None else p.b_k
+        first = (None, None) if p.bias_k is None else (p.bias_k[None, None], p.bias_v[None, None])
+        y, w = torch.nn.functional.multi_head_attention_forward(
+            x.x.transpose(0, 1), x.memory.transpose(0, 1), x.values.transpose(0, 1), d, heads, None,
+            torch.cat([p.b_q, b_k, p.b_v]), *first, "add_zero_attn" in more, 0.0, p.W_o, p.b_o,
+            need_weights=weights is not None, attn_mask=x.bias.flatten(0, 1), use_separate_proj_weight=True,
+            q_proj_weight=p.W_q, k_proj_weight=p.W_k, v_proj_weight=p.W_v, average_attn_weights=weights == "mean",
+        )  # fmt: skip
+        return y.transpose(0, 1) if weights is None else (y.transpose(0, 1), w)
+
+    layer = bpref.multi_head_attention(heads, weights=weights, query_block=2, key_block=3, **more)
+    assert_same(layer, twin, params, x)

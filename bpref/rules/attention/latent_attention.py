@@ -116,8 +116,8 @@ def latent_attention(
     Returns:
       A layer with params `LatentAttentionParams(W_dq: (r', d) or None, W_uq: (N (D + R), r'), W_dkv: (r, d), W_kr:
       (R, d), W_uk: (N D, r), W_uv: (N E, r), W_o: (d, N E), q_scale: (r',), kv_scale: (r,))`, x `(*b, T, d)` or
-      `Sequences(x, mask=..., segments=...)`, and y `(*b, T, d)`. Each W is drawn uniformly with variance 1 over the
-      number of its inputs, scales are ones. A query that sees nothing has y = 0.
+      `Sequences(x, mask=..., segments=..., bias=...)`, and y `(*b, T, d)`. Each W is drawn uniformly with variance 1
+      over the number of its inputs, scales are ones. A query that sees nothing has y = 0.
 
     Raises:
       ValueError: an argument is out of its range; shapes do not fit; there is a memory.
@@ -154,7 +154,7 @@ def latent_attention(
 
     def given(x):
         x = as_sequences(who, x)
-        if x.memory is not None:
+        if x.memory is not None or x.values is not None:
             raise ValueError(f"{who}: there is a memory, expected None: keys and values are made of x")
         return x
 
@@ -186,7 +186,7 @@ def latent_attention(
         k = by_head(of_kv, params.W_uk, heads)
         shared = rotary.forward((), by_head(x.x, params.W_kr, 1))[0]
         k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:-1], rope_dim))], -1)
-        return Heads(q, k, by_head(of_kv, params.W_uv, heads), x.mask, None, x.segments)
+        return Heads(q, k, by_head(of_kv, params.W_uv, heads), x.mask, x.bias, x.segments)
 
     def forward(params, x: Float[Array, "*b T>0 d>0"] | Sequences):
         seqs = given(x)
@@ -220,7 +220,7 @@ def latent_attention(
             dW_dq = None
         dparams = LatentAttentionParams(dW_dq, *dW, q_scale=dq_scale, kv_scale=dkv_scale)
         dx = cast(dx, dtype)
-        return dparams, Sequences(dx) if isinstance(x, Sequences) else dx
+        return dparams, Sequences(dx, bias=d.bias) if isinstance(x, Sequences) else dx
 
     def decoding(leaf, length):
         W, turning = reach(who, causal, pattern.window, length), decoder_of(rotary, length)
@@ -278,7 +278,7 @@ def reference(
     q = jnp.concatenate([q[..., :head_dim], turned(q[..., head_dim:])], -1)
     shared = jnp.repeat(turned(up(params.W_kr, given.x, 1)), heads, -2)
     k = jnp.concatenate([up(params.W_uk, c, heads), shared], -1)
-    at = Heads(q, k, up(params.W_uv, c, heads), given.mask, None, given.segments)
+    at = Heads(q, k, up(params.W_uv, c, heads), given.mask, given.bias, given.segments)
     o = naive_attention(AttentionParams(), at, **of_logits)
     return jnp.einsum("...nf,dnf->...d", o, params.W_o.reshape(params.W_o.shape[0], heads, o.shape[-1]))
 

@@ -123,6 +123,7 @@ def gated_rms_norm(
         else:
             dx, ds = du * s, du * widen(v)
         dz = g.backward((), of_gate, ds)[1]
+        assert dgamma is not None
         return GatedRmsNormParams(dgamma), (cast(dx, v.dtype), cast(dz, v.dtype))
 
     return Layer(init, forward, backward, who, decoding=each_position)

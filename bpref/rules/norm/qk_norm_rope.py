@@ -147,6 +147,7 @@ def qk_norm_rope(
         wide = widen(v)
         rms = _rms(wide)
         f, dscale, _ = pull_scale_and_shift(u, wide / rms, scale, None, zero_centred)
+        assert dscale is not None
         return dscale, cast(pull_divided_by_rms(f, wide, rms, (v.ndim - 1,)), v.dtype)
 
     def decoding(leaf, length):
