@@ -166,8 +166,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "state_space_dual",
     ),
     "mixture": (
+        "expert_permute",
+        "expert_unpermute",
         "grouped_matmul",
         "mixture_of_experts",
+        "sigmoid_router",
         "top_k_router",
     ),
     "loss": (

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.rules.mixture.expert_permute import Permuted
 from bpref.rules.mixture.grouped_matmul import GroupedMatmulParams
 from bpref.rules.mixture.mixture_of_experts import Mixed, MixtureOfExpertsParams
+from bpref.rules.mixture.sigmoid_router import SigmoidRouterParams, SigmoidRouting
 from bpref.rules.mixture.top_k_router import Routing, TopKRouterParams
 from tests.rules.sweeping import backpropagate, forward
 
@@ -17,6 +19,22 @@ W = GroupedMatmulParams(jnp.ones((2, 5, 2)))
 TOKENS = jnp.ones((6, 2))
 
 BAD_CALLS = {
+    "groups that do not divide the experts": (
+        lambda: bpref.sigmoid_router(8, 2, groups=3),
+        ValueError,
+        "sigmoid_router: groups is 3, expected a divisor of the number of experts E = 8",
+    ),
+    "more experts than the groups that are kept have": (
+        lambda: bpref.sigmoid_router(8, 3, groups=4),
+        ValueError,
+        "sigmoid_router: k is 3 and groups_kept 1, expected at most 4 groups, with at least k experts in those kept, "
+        "2 in each",
+    ),
+    "rows of another number": (
+        lambda: bpref.expert_unpermute(2).forward((), (jnp.ones((3, 1)), jnp.ones((2, 1), int), jnp.ones((2, 1)))),
+        ValueError,
+        "expert_unpermute: rows has shape (3, 1), expected (R, d) with R = 2, as expert_permute gives",
+    ),
     "a router of more choices than experts": (
         lambda: bpref.top_k_router(2, k=3),
         ValueError,
@@ -188,3 +206,74 @@ def test_a_tie_of_zeros_of_both_signs_goes_to_the_lower_experts():
     router = bpref.top_k_router(4)
     params = TopKRouterParams(jnp.asarray([[1.0], [-1.0], [1.0], [1.0]]))
     assert forward(router, params, jnp.zeros((1, 1))).experts.tolist() == [[0, 1]]
+
+
+def test_a_bias_chooses_and_does_not_weigh():
+    """Scores 1, 0, -1 with a bias of 1 for the last: it comes first, with the weight of its own sigmoid."""
+    params = SigmoidRouterParams(jnp.array([[1.0], [0.0], [-1.0]]), jnp.array([0.0, 0.0, 1.0]))
+    layer = bpref.sigmoid_router(3, 2, renormalize=False, scale=2.0)
+    y, dparams, _ = backpropagate(layer, params, jnp.ones((1, 1)), SigmoidRouting(None, jnp.ones((1, 2)), None))
+    assert y.experts.tolist() == [[2, 0]]
+    np.testing.assert_allclose(y.weights, 2 / (1 + np.exp([[1.0, -1.0]])), rtol=1e-6)
+    assert dparams.bias is None
+    assert bpref.trainable(layer, params, jnp.ones((1, 1))) == SigmoidRouterParams(True, False)
+
+
+def test_groups_hide_the_best_expert_of_a_group_that_is_left_out():
+    """Group (3, -9) has the best expert and the lesser sum of two, with (1, 1) beside it."""
+    params = SigmoidRouterParams(jnp.array([[3.0], [-9.0], [1.0], [1.0]]), jnp.zeros(4))
+    for kept, experts in ((1, [[2, 3]]), (2, [[0, 2]])):
+        assert bpref.sigmoid_router(4, 2, 2, kept).forward(params, jnp.ones((1, 1)))[0].experts.tolist() == experts
+
+
+def test_tokens_that_no_expert_is_for_have_weights_that_add_up():
+    params = SigmoidRouterParams(jnp.array([[-1000.0], [-1001.0]]), jnp.zeros(2))
+    y, dparams, dx = backpropagate(
+        bpref.sigmoid_router(2, 2), params, jnp.ones((1, 1)), SigmoidRouting(None, jnp.array([[1.0, 0.0]]), None)
+    )
+    e = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(y.weights, [[e, 1 - e]], rtol=1e-6)
+    np.testing.assert_allclose(dparams.W[:, 0], [e * (1 - e), -e * (1 - e)], rtol=1e-5)
+    assert np.isfinite(dx).all()
+
+
+def test_the_bias_goes_up_for_experts_with_less_than_the_mean_load():
+    """Of 3 tokens with 2 choices each the mean load of 3 experts is 2; they have 3, 2 and 1."""
+    layer = bpref.sigmoid_router(3, 2, rate=0.5)
+    params = SigmoidRouterParams(jnp.array([[2.0, 2.0], [1.0, -3.0], [-1.0, 1.0]]), jnp.zeros(3))
+    x = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    y, cache = layer.forward(params, x)
+    assert y.experts.tolist() == [[0, 1], [0, 1], [0, 2]]
+    moved = bpref.update_selection_bias(params, cache, 0.5)
+    assert moved.bias.tolist() == [-0.5, 0.0, 0.5]
+    assert moved.W is params.W
+    stateful = bpref.stateful(layer)
+    drawn, state = bpref.begin(stateful, jax.random.key(0), x)
+    (_, state), _ = stateful.forward(params._replace(bias=drawn.bias), bpref.With(x, state))
+    assert jax.tree.leaves(state)[0].tolist() == [-0.5, 0.0, 0.5]
+
+
+def test_experts_of_sorted_rows_are_the_mixture():
+    """expert_permute, two grouped products with a relu between them, expert_unpermute: with a capacity and without."""
+    tokens, E, N, d, H = jax.random.normal(jax.random.key(0), (7, 5)), 3, 7, 5, 4
+    for factor, capacity in ((None, None), (0.75, 4)):
+        whole = bpref.mixture_of_experts(E, H, 2, "relu", capacity_factor=factor)
+        params = whole.init(jax.random.key(1), tokens)
+        route, _ = bpref.top_k_router(E, 2).forward(params.router, tokens)
+        (rows, sizes), _ = bpref.expert_permute(E, capacity).forward((), (tokens, route.experts))
+        u, _ = bpref.grouped_matmul(H).forward(GroupedMatmulParams(params.U), (rows, sizes))
+        o, _ = bpref.grouped_matmul(d).forward(GroupedMatmulParams(params.V), (jax.nn.relu(u), sizes))
+        y, _ = bpref.expert_unpermute(E, capacity).forward((), (o, route.experts, route.weights))
+        assert rows.shape == (2 * N if capacity is None else E * capacity, d)
+        np.testing.assert_allclose(y, whole.forward(params, tokens)[0].y, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_dropped_gives_no_gradient():
+    """Three tokens for expert 1, which takes two: the third has no row, and its token and weight no cotangent."""
+    x, chosen = jnp.arange(1.0, 4).reshape(3, 1), jnp.ones((3, 1), jnp.int32)
+    y, _, (dx, _) = backpropagate(bpref.expert_permute(2, 2), (), (x, chosen), Permuted(jnp.ones((3, 1)), None))
+    assert (y.rows[:, 0].tolist(), y.sizes.tolist(), dx[:, 0].tolist()) == ([1, 2, 0], [0, 2], [1, 1, 0])
+    back, _, (do, _, dw) = backpropagate(
+        bpref.expert_unpermute(2, 2), (), (y.rows, chosen, 2 * jnp.ones((3, 1))), jnp.ones((3, 1))
+    )
+    assert (back[:, 0].tolist(), do[:, 0].tolist(), dw[:, 0].tolist()) == ([2, 4, 0], [2, 2, 0], [1, 2, 0])

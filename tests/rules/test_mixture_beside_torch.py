@@ -7,8 +7,9 @@ import pytest
 
 import bpref
 from bpref.rules.mixture.mixture_of_experts import ACTIVATIONS, Mixed, MixtureOfExpertsParams
+from bpref.rules.mixture.sigmoid_router import SigmoidRouterParams, SigmoidRouting
 from bpref.rules.mixture.top_k_router import TopKRouterParams
-from tests.rules.beside_torch import assert_same
+from tests.rules.beside_torch import SEEDS, assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -57,3 +58,27 @@ def test_mixture_of_experts(activation, capacity_factor):
 
     layer = bpref.mixture_of_experts(E, H, K, activation, shared=1, capacity_factor=capacity_factor, block=2)
     assert_same(layer, twin, params, rng.normal(size=(N, D)))
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sigmoid_router(seed, renormalize):
+    """As `transformers` has DeepSeek-V3's, and the balance of each sequence as the report writes it."""
+    rng = np.random.default_rng(seed)
+    S, T, G, M, each, k, scale = 2, 5, 4, 2, 3, 4, 2.5
+    params = SigmoidRouterParams(rng.normal(size=(G * each, D)), 0.3 * rng.normal(size=G * each))
+
+    def twin(p, x):
+        s = (x @ p.W.T).sigmoid()
+        a = s + p.bias.detach()
+        by_group = a.unflatten(-1, (G, each))
+        kept = torch.zeros(S, T, G).scatter(-1, by_group.topk(2)[0].sum(-1).topk(M)[1], 1).bool()
+        chosen = by_group.masked_fill(~kept[..., None], -math.inf).flatten(-2).topk(k)[1]
+        w = s.gather(-1, chosen)
+        w = w / w.sum(-1, keepdim=True) if renormalize else w
+        f = torch.nn.functional.one_hot(chosen, G * each).sum((1, 2)).double() * (G * each) / (k * T)
+        P = (s / s.sum(-1, keepdim=True)).mean(1)
+        return SigmoidRouting(chosen, scale * w, (f * P).sum(-1).mean())
+
+    layer = bpref.sigmoid_router(G * each, k, G, M, renormalize, scale)
+    assert_same(layer, twin, params, rng.normal(size=(S, T, D)))

@@ -334,7 +334,7 @@ RULE = Rule(
             specs(Sequences, *_CROSS[:2], values=Real("B S g", -2.0, 2.0), bias=Real("B u T S", -2.0, 2.0)),
             {"heads": 2, "causal": True, "weights": "mean", "add_bias_kv": True, "add_zero_attn": True},
             never_empty=("T", "S", "d", "f", "g"),
-            fixed={"B": 2, "d": 4, "u": 1},
+            fixed={"B": 2, "d": 16, "u": 1},
         ),
         Case(
             "dropout, the weights of each head",

@@ -49,6 +49,7 @@ from jaxtyping import Float, Int, UInt
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.choices import at, at_the_chosen, first_k, one_hot, through_softmax
 from bpref.formulas.indices import smallest_integer
 from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule
@@ -110,8 +111,7 @@ def top_k_router(
 
     def forward(params, x: Float[Array, "... d>0"]):
         z = times_transposed(x, params.W)
-        # Of -0 and 0, which are a tie, `top_k` takes the second for the larger.
-        chosen = lax.top_k(jnp.where(z == 0, 0, z), k)[1]
+        chosen = first_k(z, k)
         p, l = _softmax(z)
         N = max(l.size, 1)
         f = _shares(chosen, z)
@@ -130,13 +130,13 @@ def top_k_router(
         if dB is not None:
             of_p.append(jnp.broadcast_to(dB * (experts / N) * f, z.shape))
         if dw is not None and renormalize:
-            dchosen = _through_softmax(_weights(z, p, chosen), dw - dw[..., :1])
-            of_z.append(_at_the_chosen(dchosen, chosen, z))
+            dchosen = through_softmax(_weights(z, p, chosen), dw - dw[..., :1])
+            of_z.append(at_the_chosen(dchosen, chosen, z))
         elif dw is not None:
-            of_p.append(_at_the_chosen(dw, chosen, z))
+            of_p.append(at_the_chosen(dw, chosen, z))
         if of_p:
             G = reduce(jnp.add, of_p)
-            of_z.append(_through_softmax(p, G - _at(G, chosen[..., :1])))
+            of_z.append(through_softmax(p, G - at(G, chosen[..., :1])))
         if dZ is not None:
             of_z.append(dZ * (2 / N) * l * p)
         dz = cast(reduce(jnp.add, of_z), x.dtype)
@@ -144,7 +144,7 @@ def top_k_router(
         return TopKRouterParams(dW), cast(times(dz, params.W), x.dtype)
 
     def _weights(z, p, chosen):
-        return jax.nn.softmax(_at(z, chosen), -1) if renormalize else _at(p, chosen)
+        return jax.nn.softmax(at(z, chosen), -1) if renormalize else at(p, chosen)
 
     return Layer(init, forward, backward, who, couples="the load of the experts", decoding=each_position)
 
@@ -157,33 +157,13 @@ def _softmax(z: Array) -> tuple[Array, Array]:
     return e / S, m + jnp.log(S)
 
 
-def _one_hot(chosen: Array, z: Array) -> Array:
-    """[i_nj = e], of shape (..., k, E)."""
-    shape = *chosen.shape, z.shape[-1]
-    expert = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    return cast(jnp.broadcast_to(chosen[..., None].astype(jnp.int32), shape) == expert, z.dtype)
-
-
 def _shares(chosen: Array, z: Array) -> Array:
     """f_e."""
-    return jnp.sum(_one_hot(chosen, z), range(chosen.ndim)) / max(chosen.size, 1)
-
-
-def _at_the_chosen(d: Array, chosen: Array, z: Array) -> Array:
-    """sum_j d_nj [i_nj = e], of shape (..., E)."""
-    return jnp.sum(_one_hot(chosen, z) * d[..., None], -2)
-
-
-def _through_softmax(p: Array, dp: Array) -> Array:
-    return p * (dp - jnp.sum(p * dp, -1, keepdims=True))
+    return jnp.sum(one_hot(chosen, z), range(chosen.ndim)) / max(chosen.size, 1)
 
 
 def _mean_per_expert(p: Array, N: int) -> Array:
     return jnp.sum(p, range(p.ndim - 1)) / N
-
-
-def _at(v: Array, chosen: Array) -> Array:
-    return jnp.take_along_axis(v, chosen.astype(jnp.int32), -1, mode="promise_in_bounds")
 
 
 def reference(params: TopKRouterParams, x: Array, experts: int, k: int = 2, renormalize: bool = True) -> Routing:
