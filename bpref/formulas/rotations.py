@@ -143,13 +143,27 @@ def rotate(
     Without positions `(*b, T)` the angles are computed in float64: in float32, that of position 1e4 is off by 1e-3.
     These positions are 0, 1, ..., or those `after` others.
     """
-    rotated = 2 * len(frequency)
-    cos, sin = _of_angles(x, positions, frequency, size, after)
+    return turned(x, *_of_angles(x, positions, frequency, size, after), way, interleaved)
+
+
+def rotate_by_axis(
+    x: Array, frequency: np.ndarray, axis_of: np.ndarray, way: int, interleaved: bool, positions: Array
+) -> Array:
+    """`rotate` where the position of a pair is one of several, positions (*b, T, A), by the axis of each pair."""
+    dtype = wide_dtype(x.dtype)
+    frequencies = jnp.asarray(frequency, dtype).reshape((1,) * positions.ndim + (-1,))
+    angle = cast(positions, dtype)[..., axis_of][..., None, :] * frequencies
+    return turned(x, jnp.cos(angle), jnp.sin(angle), way, interleaved)
+
+
+def turned(x: Array, cos: Array, sin: Array, way: int, interleaved: bool) -> Array:
+    """The first features of x turned by angles of these cosines and sines (*b, T, 1, pairs), or back."""
+    rotated = 2 * cos.shape[-1]
     sin = sin * way
     first, second = _pairs(widen(x[..., :rotated]), interleaved)
-    turned = first * cos - second * sin, second * cos + first * sin
-    turned = cast(_unpaired(*turned, interleaved), x.dtype)
-    return jnp.concatenate([turned, x[..., rotated:]], -1) if rotated < x.shape[-1] else turned
+    pairs = first * cos - second * sin, second * cos + first * sin
+    y = cast(_unpaired(*pairs, interleaved), x.dtype)
+    return jnp.concatenate([y, x[..., rotated:]], -1) if rotated < x.shape[-1] else y
 
 
 def _of_angles(

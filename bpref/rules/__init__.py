@@ -142,6 +142,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "attention": (
         "attention_with_log_sum_exp",
+        "axial_rotary_embedding",
         "blockwise_attention",
         "delta_rule",
         "dot_product_attention",

@@ -321,3 +321,43 @@ def test_a_stretch_of_no_rotation_is_refused(name):
     with pytest.raises(ValueError) as seen:
         getattr(bpref, name)(2, **rest, rope=None, stretch=bpref.Stretch("ntk", 2.0))
     assert str(seen.value) == f"{name}: there is a stretch but rope is None, expected a base: nothing is rotated"
+
+
+def test_tokens_with_one_position_along_all_axes_have_plain_rotations():
+    """As the text of a model that also sees: M-RoPE is RoPE there, whatever the sections."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+    positions = jnp.asarray([[0, 1, 2, 3, 4], [7, 8, 9, 20, 31]])
+    plain = bpref.rotary_embedding(base=50.0).forward((), (x, positions))[0]
+    places = jnp.stack([positions] * 3, -1)
+    axial = bpref.axial_rotary_embedding((1, 2, 1), base=50.0).forward((), (x, places))[0]
+    np.testing.assert_allclose(axial, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_and_columns_of_an_image_turn_their_own_halves():
+    """A place at row 0 leaves the pairs of rows, one at column 0 those of columns; both have the same frequencies."""
+    layer = bpref.axial_rotary_embedding((2, 2), own_frequencies=True, interleaved=True, base=50.0)
+    x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 1, 4)), (2, 1, 2))
+    in_row, in_column = layer.forward((), (x, jnp.asarray([[0, 3], [3, 0]])))[0][:, 0]
+    np.testing.assert_array_equal(in_row[:4], x[0, 0, :4])
+    np.testing.assert_array_equal(in_column[4:], x[0, 0, 4:])
+    np.testing.assert_array_equal(in_row[4:], in_column[:4])
+
+
+@pytest.mark.parametrize(
+    ("make", "places", "error", "message"),
+    [
+        ({"sections": (3, 2)}, 2, ValueError, "x has 8 features, expected at least 10, 2 for each pair"),
+        (
+            {"sections": (2, 2)},
+            3,
+            ValueError,
+            "positions has shape (4, 3), expected (*b, T, A) with A = 2, one for each section",
+        ),
+        ({"sections": (2, 0)}, 2, ValueError, "sections[1] is 0, expected a positive integer"),
+        ({"sections": 4}, 2, TypeError, "sections is 4, expected a tuple of a number of pairs for each axis"),
+    ],
+)
+def test_axial_rotations_refuse(make, places, error, message):
+    with pytest.raises(error) as seen:
+        bpref.axial_rotary_embedding(**make).forward((), (jnp.ones((4, 1, 8)), jnp.ones((4, places), int)))
+    assert str(seen.value) == f"axial_rotary_embedding: {message}"

@@ -45,3 +45,20 @@ def test_bias(seed):
     rng, x = drawn(seed)
     x = x._replace(bias=rng.normal(size=(1, 1, x.q.shape[1], x.k.shape[1])))
     assert_same(bpref.dot_product_attention(), lambda _, x: attention(x, attn_mask=x.bias), AttentionParams(), x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_axial_rotary_embedding(seed):
+    """As `transformers` has Qwen2-VL's of text and pictures: sections of the doubled angles of all three axes."""
+    rng, sections = np.random.default_rng(seed), (2, 3, 3)
+    B, T, N = (int(n) for n in rng.integers(1, 6, 3))
+    x = rng.normal(size=(B, T, N, 16)), rng.integers(0, 40, (B, T, 3))
+
+    def twin(p, x):
+        v, positions = x
+        angle = positions[..., None] * 100.0 ** -(torch.arange(8, dtype=torch.float64) / 8)
+        by_section = [part[:, :, axis] for axis, part in enumerate(angle.split(sections, -1))]
+        cos, sin = (torch.cat([f(torch.cat(by_section, -1))] * 2, -1)[:, :, None] for f in (torch.cos, torch.sin))
+        return v * cos + torch.cat([-v[..., 8:], v[..., :8]], -1) * sin
+
+    assert_same(bpref.axial_rotary_embedding(sections, base=100.0), twin, (), x)
