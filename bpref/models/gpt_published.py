@@ -15,8 +15,9 @@ from bpref.formulas.rotations import Stretch, fast_of
 from bpref.models.gpt import GptConfig
 from bpref.nearest import require_known
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "swish": "silu", "relu": "relu"}
-"""Published names of activations; "gelu" is the erf form there, which no block has."""
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
+ACTIVATIONS |= {"silu": "silu", "swish": "silu", "relu": "relu"}
+"""Published names of activations; "gelu" is the erf form there."""
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",

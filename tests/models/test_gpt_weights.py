@@ -249,7 +249,10 @@ def test_nothing_on_disk_is_lost_and_nothing_absent_is_read(tmp_path):
 
 WRONG = {
     "another model": ({"model_type": "gpt3"}, "unknown model_type 'gpt3'; the nearest is gpt2"),
-    "the erf form": ({"hidden_act": "gelu"}, 'hidden_act is "gelu", expected "gelu_new" or "gelu_pytorch_tanh" or'),
+    "another form": (
+        {"hidden_act": "gelu_fast"},
+        'hidden_act is "gelu_fast", expected "gelu_new" or "gelu_pytorch_tanh" or',
+    ),
     "other heads": ({"head_dim": 16}, "head_dim is 16, expected null or 4"),
     "some biases": ({"attention_bias": True}, "mlp_bias is false, expected true or null"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic", expected "linear" or'),

@@ -52,6 +52,7 @@ GATES = {
     "identity": lambda b: b,
     "relu": torch.relu,
     "gelu": lambda b: torch.nn.functional.gelu(b, approximate="tanh"),
+    "gelu_erf": lambda b: torch.nn.functional.gelu(b),
     "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,
 }

@@ -8,7 +8,7 @@ Forward, with x = (a, b) the two halves of the last axis, as one linear layer of
     sigmoid     1 / (1 + exp(-b))    glu
     identity    b                    bilinear
     relu        max(b, 0)            reglu
-    gelu        b P(b)               geglu
+    gelu        b P(b)               geglu; the tanh form, and gelu_erf the erf form
     silu        b / (1 + exp(-b))    swiglu
     tanh        tanh(b)
 
@@ -28,9 +28,9 @@ tails and kinks holds here, as does what `jax.nn.gelu` loses there: of a negativ
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -39,6 +39,7 @@ from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, widen
 from bpref.formulas.joined import joined
 from bpref.layer import Layer, Reals, each_position, no_params
+from bpref.naive.activation import activation
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.gelu import gelu
 from bpref.rules.activation.identity import identity
@@ -48,6 +49,7 @@ from bpref.rules.activation.silu import silu
 from bpref.rules.activation.tanh import tanh
 
 GATES: dict[str, Callable[[], Layer]] = {f.__name__: f for f in (gelu, identity, relu, sigmoid, silu, tanh)}
+GATES["gelu_erf"] = partial(gelu, approximate=False)
 
 
 class GluCache(NamedTuple):
@@ -58,7 +60,7 @@ def glu(gate: str = "sigmoid") -> Layer[tuple[()], Array, Reals, GluCache]:
     """y = a g(b) for the halves a, b of the last axis.
 
     Args:
-      gate: g: "sigmoid", "identity", "relu", "gelu" (tanh form), "silu" or "tanh".
+      gate: g: "sigmoid", "identity", "relu", "gelu" (tanh form), "gelu_erf", "silu" or "tanh".
 
     Returns:
       A layer with params `()`, x `(..., 2 m)` and y `(..., m)`.
@@ -103,7 +105,7 @@ def _halves(x: Array) -> tuple[Array, Array]:
 
 def reference(params: tuple[()], x: Array, gate: str = "sigmoid") -> Array:
     a, b = jnp.split(x, 2, -1)
-    return a * getattr(jax.nn, gate)(b)
+    return a * activation(gate)(b)
 
 
 _X = Real("N d", points=(0.0, 20.0, -20.0))
@@ -117,6 +119,7 @@ RULE = Rule(
         Case("sigmoid", _X, fixed=_EVEN),
         Case("swiglu", _X, {"gate": "silu"}, fixed=_EVEN, timed={"N": 512, "d": 2048}),
         Case("geglu", Real("B T d"), {"gate": "gelu"}, fixed=_EVEN),
+        Case("geglu, erf form", _X, {"gate": "gelu_erf"}, fixed=_EVEN),
         Case("reglu", _X, {"gate": "relu"}, fixed=_EVEN),
     ),
     cite="arXiv:1612.08083, equation 1; arXiv:2002.05202, section 2",

@@ -50,7 +50,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_sizes
+from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import (
     closed,
@@ -64,7 +64,7 @@ from bpref.formulas.affine import (
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
 from bpref.formulas.decoder import decoder
-from bpref.formulas.heads import Heads, by_position
+from bpref.formulas.heads import Heads, by_position, features_of_head, require_kv_heads
 from bpref.formulas.memory import attend_on, no_memory, reach
 from bpref.formulas.pre_norm import (
     NormParams,
@@ -118,6 +118,7 @@ def attention_block(
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
     dropout: float = 0.0,
+    head_dim: int | None = None,
 ) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -135,6 +136,7 @@ def attention_block(
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
       soft_cap: t, the size that no logit of the attention reaches (Gemma 2: 50).
       dropout: the share of the softmax's weights that are dropped, those that stay being divided by 1 - dropout.
+      head_dim: the features D of a head; d / N where left out.
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
@@ -148,7 +150,7 @@ def attention_block(
     """
     require_flags("attention_block", causal=causal)
     own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap, dropout
-    return attention_layer("attention_block", *own)
+    return attention_layer("attention_block", *own, head_dim=head_dim)
 
 
 def attention_layer(
@@ -166,11 +168,12 @@ def attention_layer(
     soft_cap: float | None = None,
     dropout: float = 0.0,
     keyed: bool = False,
+    head_dim: int | None = None,
 ) -> Layer:
     """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped."""
-    heads, K, block = require_sizes(who, heads=heads, kv_heads=heads if kv_heads is None else kv_heads, block=block)
-    if heads % K:
-        raise ValueError(f"{who}: kv_heads is {K}, expected a divisor of heads {heads}")
+    heads, K = require_kv_heads(who, heads, kv_heads)
+    block = require_size(who, "block", block)
+    head_dim = None if head_dim is None else require_size(who, "head_dim", head_dim)
     require_norm(who, norm)
     if not (isinstance(bias, str) and bias == "qkv") and not isinstance(bias, bool | np.bool_):
         raise ValueError(f"{who}: bias is {bias!r}, expected True, False or 'qkv'")
@@ -183,13 +186,12 @@ def attention_layer(
     def pattern(q):
         return Pattern(q.shape[-1] ** -0.5, causal, window, soft_cap, dropout, block, block)
 
-    def require_sequence(x):
-        d = x.shape[-1]
-        if d % heads:
-            raise ValueError(f"{who}: x has {d} features in its last axis, not a multiple of {heads} heads")
-        if rope is not None and d // heads % 2:
-            raise ValueError(f"{who}: x has {d} features, {d // heads} for each of {heads} heads; RoPE turns pairs")
-        return d
+    def features(x):
+        """D, of a head."""
+        D = features_of_head(who, x, heads, head_dim)
+        if rope is not None and D % 2:
+            raise ValueError(f"{who}: x has {x.shape[-1]} features, {D} for each of {heads} heads; RoPE turns pairs")
+        return D
 
     def split(z):
         """q, k and v by heads, of what W_qkv makes."""
@@ -213,14 +215,14 @@ def attention_layer(
         return cast(plus(times_transposed(by_position(o), params.W_o), params.b_o), o.dtype)
 
     def init(key, x):
-        d = require_sequence(x)
+        d, D = x.shape[-1], features(x)
         of_qkv, of_o = jax.random.split(key)
-        rows = (heads + 2 * K) * (d // heads)
+        rows = (heads + 2 * K) * D
         return AttentionBlockParams(
             init_norm(norm, d, x.dtype),
             lecun_uniform(of_qkv, (rows, d), d, x.dtype),
             jnp.zeros(rows, x.dtype) if bias else None,
-            lecun_uniform(of_o, (d, d), d, x.dtype),
+            lecun_uniform(of_o, (d, heads * D), heads * D, x.dtype),
             jnp.zeros(d, x.dtype) if bias and bias != "qkv" else None,
             jax.random.split(key, 3)[2] if dropout or keyed else None,
         )
@@ -248,7 +250,7 @@ def attention_layer(
         W = reach(who, causal, window, length)
 
         def start(params, x):
-            kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, x.shape[-1] // heads), x.dtype)
+            kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, features(x)), x.dtype)
             return no_memory(W, kv, kv)
 
         def step(params, x, memory):
@@ -260,17 +262,18 @@ def attention_layer(
 
     if dropout:
         own = heads, K, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
-        without = attention_layer(who, *own, keyed=True)
+        without = attention_layer(who, *own, keyed=True, head_dim=head_dim)
         return Layer(init, forward, closed(opened), who, held=KEY, evaluating=without, opened=opened)
     held = Held(("key",)) if keyed else None
     return Layer(init, forward, closed(opened), who, held=held, decoding=decoding, opened=opened)
 
 
 @called_as(attention_block)
-def reference(params: AttentionBlockParams, x: Array, heads, kv_heads, norm, rope, eps, stretch, **of_logits) -> Array:
+def reference(
+    params: AttentionBlockParams, x: Array, heads, kv_heads, norm, rope, eps, stretch, head_dim, **of_logits
+) -> Array:
     K = heads if kv_heads is None else kv_heads
-    d = x.shape[-1]
-    D = d // heads
+    D = x.shape[-1] // heads if head_dim is None else head_dim
 
     def affine(W, b, A):
         Z = jnp.einsum("...j,kj->...k", A, W)
@@ -285,7 +288,7 @@ def reference(params: AttentionBlockParams, x: Array, heads, kv_heads, norm, rop
     if rope is not None:
         q, k = (naive_rotation(u, rope, False, 1.0, stretch) for u in (q, k))
     o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), **of_logits)
-    return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], d))
+    return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], heads * D))
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
@@ -315,7 +318,16 @@ RULE = Rule(
         Case(
             "layer norm, seen from both sides, a soft cap",
             Real("B T d"),
-            {"heads": 2, "norm": "layer", "rope": None, "causal": False, "bias": "qkv", "eps": _EPS, "block": 16}
+            {
+                "heads": 2,
+                "head_dim": 3,
+                "norm": "layer",
+                "rope": None,
+                "causal": False,
+                "bias": "qkv",
+                "eps": _EPS,
+                "block": 16,
+            }
             | {"soft_cap": Interval(1.0, 8.0, 2.0)},
             never_empty=("T",),
             fixed={"d": 8},

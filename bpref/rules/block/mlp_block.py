@@ -59,6 +59,7 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.activation import activation as naive_activation
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.activation.glu import GATES, glu_layer
 
@@ -89,7 +90,7 @@ def mlp_block(
 
     Args:
       hidden: the number F of hidden features.
-      activation: g: "silu", "gelu" (tanh form), "relu", "sigmoid", "tanh" or "identity".
+      activation: g: "silu", "gelu" (tanh form), "gelu_erf", "relu", "sigmoid", "tanh" or "identity".
       gated: whether a = u g(t) of the halves of z, as in SwiGLU, and not g(z).
       norm: "rms" or "layer".
       bias: whether there are a b_in and a b_out.
@@ -159,7 +160,7 @@ def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, **
     if params.norm.shift is not None:
         n = n + jnp.broadcast_to(params.norm.shift, x.shape)
     z = affine(params.W_in, params.b_in, n)
-    g = getattr(jax.nn, activation)
+    g = naive_activation(activation)
     if gated:
         u, t = jnp.split(z, 2, -1)
         return affine(params.W_out, params.b_out, u * g(t))
@@ -184,7 +185,7 @@ RULE = Rule(
         Case(
             "gelu, layer norm, biases",
             Real("N d"),
-            {"hidden": Size("F"), "activation": "gelu", "gated": False, "norm": "layer", "bias": True, "eps": _EPS},
+            {"hidden": Size("F"), "activation": "gelu_erf", "gated": False, "norm": "layer", "bias": True, "eps": _EPS},
             _NOT_EMPTY,
         ),
     ),

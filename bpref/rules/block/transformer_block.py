@@ -1,7 +1,7 @@
 """transformer_block: h = x + W_o attention(RoPE(norm(x) W_qkv)), y = h + W_out act(norm(h) W_in), pre-norm.
 
 Forward, with f the attention half (see `attention_block`) and m the half that mixes no positions (see `mlp_block`),
-x of shape (*b, T, d), N heads of queries and K of keys and values with D = d / N features each, F hidden features:
+x of shape (*b, T, d), N heads of queries and K of keys and values with D features each, F hidden features:
 
     n = norm(x)        q, k, v = RoPE(n W_qkv)      o = softmax(q k^T / sqrt(D)) v       n, o: (*b, T, d)
     h = x + o W_o                                                         (*b, T, d)
@@ -31,8 +31,9 @@ made of without a product:
     n' W_in            n'         h and its rows' statistics      h, r' (and mu')
     a W_out            a          z                               z
 
-Features kept for each position: x, o and h are 3 d, q, k and v (1 + 2 K / N) d, z 2 F or F. y is no part of it: in a
-stack of blocks it is the next one's x. The halves alone would keep exactly this as well, h as the second one's x.
+Features kept for each position where D = d / N: x, o and h are 3 d, q, k and v (1 + 2 K / N) d, z 2 F or F. y is no
+part of it: in a stack of blocks it is the next one's x. The halves alone would keep exactly this as well, h as the
+second one's x.
 
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
@@ -94,6 +95,7 @@ def transformer_block(
     stretch: Stretch | None = None,
     soft_cap: float | None = None,
     dropout: float = 0.0,
+    head_dim: int | None = None,
 ) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache]:
     """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -101,7 +103,7 @@ def transformer_block(
       heads: the number N of heads of queries, which divides the number of features d.
       hidden: the number F of hidden features of the MLP.
       kv_heads: the number K of heads of keys and values, which divides N; N where left out (1: multi-query attention).
-      activation: the MLP's: "silu", "gelu" (tanh form), "relu", "sigmoid", "tanh" or "identity".
+      activation: the MLP's: "silu", "gelu" (tanh form), "gelu_erf", "relu", "sigmoid", "tanh" or "identity".
       gated: whether the activation gates the other half of 2 F features, as in SwiGLU.
       norm: "rms" or "layer".
       rope: the base of the rotations' wavelengths, in positions; None for no rotation, where x knows its positions.
@@ -114,6 +116,7 @@ def transformer_block(
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
       soft_cap: the size that no logit of the attention reaches, as in `attention_block`.
       dropout: the share of the attention's weights that are dropped, as there.
+      head_dim: the features D of a head, as there.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
@@ -128,12 +131,17 @@ def transformer_block(
     who = "transformer_block"
     require_flags(who, gated=gated, causal=causal)
     own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
-    attention = attention_layer(who, *own, dropout)
+    attention = attention_layer(who, *own, dropout, head_dim=head_dim)
     mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
     layer = _block(who, attention, mlp, attention)
     if not dropout:
         return layer
-    without = _block(who, attention_layer(who, *own, keyed=True), mlp, attention_layer(who, *own))
+    without = _block(
+        who,
+        attention_layer(who, *own, keyed=True, head_dim=head_dim),
+        mlp,
+        attention_layer(who, *own, head_dim=head_dim),
+    )
     return layer._replace(held=KEY, evaluating=without._replace(held=Held(("key",))), decoding=None)
 
 
@@ -215,6 +223,7 @@ RULE = Rule(
                 "heads": 2,
                 "hidden": 12,
                 "activation": "gelu",
+                "head_dim": 3,
                 "gated": False,
                 "norm": "layer",
                 "rope": None,

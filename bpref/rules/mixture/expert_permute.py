@@ -107,7 +107,12 @@ RULE = Rule(
     reference,
     cases=(
         Case(
-            "all", _X, {"experts": Size("E")}, ("d", "k"), fixed={"k": 2}, timed={"N": 2048, "d": 512, "k": 2, "E": 8}
+            "all",
+            _X,
+            {"experts": Size("E")},
+            ("d", "k", "E"),
+            fixed={"k": 2},
+            timed={"N": 2048, "d": 512, "k": 2, "E": 8},
         ),
         Case("some dropped", _X, {"experts": Size("E"), "capacity": 2}, ("d", "k"), fixed={"k": 2, "E": 3}),
     ),

@@ -38,7 +38,6 @@ finite gradients. About the tails of g, see `silu`.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -47,6 +46,7 @@ from bpref.checks.hyperparameters import require_choice, require_flags, require_
 from bpref.dtypes import cast, widen
 from bpref.formulas.standardize import pull_divided_by_rms, pull_scale_and_shift, root_mean_square, scale_and_shift
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.activation import activation
 from bpref.rule import Case, Interval, Real, Rule, called_as
 from bpref.rules.activation.glu import GATES
 
@@ -74,7 +74,7 @@ def gated_rms_norm(
     Args:
       eps: what is added to the mean square, in units of x squared.
       norm_before_gate: whether what is normed is x, as in Gated DeltaNet, or x g(z), as in Mamba-2.
-      gate: g: "silu", "sigmoid" (Kimi Linear), "gelu" (tanh form), "relu", "tanh" or "identity".
+      gate: g: "silu", "sigmoid" (Kimi Linear), "gelu" (tanh form), "gelu_erf", "relu", "tanh" or "identity".
       groups: the number G of groups of features that are normed each by itself.
 
     Returns:
@@ -131,7 +131,7 @@ def gated_rms_norm(
 
 @called_as(gated_rms_norm)
 def reference(params: GatedRmsNormParams, x: tuple[Array, Array], eps, norm_before_gate, gate, groups) -> Array:
-    v, s = x[0], getattr(jax.nn, gate)(x[1])
+    v, s = x[0], activation(gate)(x[1])
     of_groups = jnp.split(v if norm_before_gate else v * s, groups, -1)
     hats = [u / jnp.sqrt(jnp.mean(u**2, -1, keepdims=True) + eps) for u in of_groups]
     y = jnp.concatenate(hats, -1) * jnp.broadcast_to(params.scale, v.shape)
