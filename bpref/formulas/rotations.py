@@ -146,13 +146,17 @@ def rotate(
     return turned(x, *_of_angles(x, positions, frequency, size, after), way, interleaved)
 
 
-def rotate_by_axis(
-    x: Array, frequency: np.ndarray, axis_of: np.ndarray, way: int, interleaved: bool, positions: Array
-) -> Array:
-    """`rotate` where the position of a pair is one of several, positions (*b, T, A), by the axis of each pair."""
-    dtype = wide_dtype(x.dtype)
-    frequencies = jnp.asarray(frequency, dtype).reshape((1,) * positions.ndim + (-1,))
-    angle = cast(positions, dtype)[..., axis_of][..., None, :] * frequencies
+def rotate_by_axis(x: Array, frequencies: list[np.ndarray], way: int, interleaved: bool, positions: Array) -> Array:
+    """`rotate` where each axis of positions (*b, T, A) turns pairs of its own, with frequencies of its own."""
+    dtype, rank = wide_dtype(x.dtype), positions.ndim
+    angle = jnp.concatenate(
+        [
+            cast(lax.slice_in_dim(positions, axis, axis + 1, axis=-1), dtype)[..., None]
+            * jnp.asarray(frequency, dtype).reshape((1,) * rank + (-1,))
+            for axis, frequency in enumerate(frequencies)
+        ],
+        -1,
+    )
     return turned(x, jnp.cos(angle), jnp.sin(angle), way, interleaved)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import SEED
 pytestmark = pytest.mark.quick
 
 OF_THEIR_OWN_DTYPE = {
-    # A table alone says what dtype there is, and running statistics, and a bias that is state, may be kept wider than x.
+    # A table alone says what dtype there is; running statistics, or a bias that is state, may be kept wider than x.
     ("embedding", ".W"),
     ("embedding_bag", ".W"),
     ("tied_embedding", ".W"),

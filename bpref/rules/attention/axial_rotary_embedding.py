@@ -77,9 +77,9 @@ def axial_rotary_embedding(
     sections = require_sizes(who, **{f"sections[{a}]": n for a, n in enumerate(sections)})
     base, _ = require_rotation(who, base, None)
     pairs = sum(sections)
-    axis_of = np.repeat(np.arange(len(sections)), sections)
-    share = np.concatenate([np.arange(n) / n for n in sections]) if own_frequencies else np.arange(pairs) / pairs
-    frequency = base**-share
+    own = [np.arange(n) / n for n in sections]
+    share = own if own_frequencies else np.split(np.arange(pairs) / pairs, np.cumsum(sections)[:-1])
+    frequencies = [base**-v for v in share]
 
     def require_room(x, positions):
         if 2 * pairs > x.shape[-1]:
@@ -90,10 +90,10 @@ def axial_rotary_embedding(
 
     def forward(params, x: AtPlaces):
         require_room(*x)
-        return rotate_by_axis(x[0], frequency, axis_of, 1, interleaved, x[1]), x[1]
+        return rotate_by_axis(x[0], frequencies, 1, interleaved, x[1]), x[1]
 
     def backward(params, positions, dy):
-        return (), (rotate_by_axis(dy, frequency, axis_of, -1, interleaved, positions), None)
+        return (), (rotate_by_axis(dy, frequencies, -1, interleaved, positions), None)
 
     return Layer(no_params, forward, backward, who)
 
