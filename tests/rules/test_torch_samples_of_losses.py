@@ -3,6 +3,7 @@
 import pytest
 
 import bpref
+from bpref.rules.linear.linear import LinearParams
 from tests.rules.torch_samples import Ours, Outcome, Row, Table, assert_as_expected, made
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -143,16 +144,72 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
     return Ours(layer, (_classes_last(input), target if is_label else _classes_last(target)))
 
 
+def ctc(log_probabilities, labels, frames, lengths, blank=0, reduction="mean", zero_infinity=False):
+    """Ours takes logits, of which these are their own; PyTorch's mean is that of each loss by its number of labels."""
+    frames, lengths = (torch.as_tensor(v) for v in (frames, lengths))
+    layer = made(bpref.ctc, blank, "none" if reduction == "mean" else reduction)
+    back = (lambda J: (J / lengths).mean()) if reduction == "mean" else lambda J: J
+    return Ours(layer, (log_probabilities.movedim(0, 1), labels, frames, lengths), back=back)
+
+
+def linear_cross_entropy(
+    h, W, target, linear_bias=None, weight=None, reduction="mean", ignore_index=-100, label_smoothing=0.0, **options
+):
+    if W.ndim > 2:
+        return "an axis of the weight that is neither classes nor features"
+    if target.is_floating_point():
+        return "distributions in the place of labels"
+    if weight is not None:
+        return "a weight for each class"
+    bias = linear_bias is not None
+    layer = made(bpref.fused_linear_cross_entropy, len(W), bias, reduction, ignore_index, smoothing=label_smoothing)
+    return Ours(layer, (h, target), LinearParams(W, linear_bias))
+
+
 TABLE: Table = {
     "nn.functional.binary_cross_entropy": Row(bce, Outcome(11)),
     "nn.functional.binary_cross_entropy_with_logits": Row(bce_with_logits, Outcome(26)),
     "nn.functional.cosine_embedding_loss": Row(cosine_embedding, Outcome(6)),
     "nn.functional.cross_entropy": Row(cross_entropy, Outcome(15, {"a negative weight": 6})),
+    "nn.functional.ctc_loss": Row(ctc, Outcome(12)),
     "nn.functional.gaussian_nll_loss": Row(gaussian, Outcome(324)),
     "nn.functional.hinge_embedding_loss": Row(hinge_embedding, Outcome(9, {"a label that is no sign": 1})),
     "nn.functional.huber_loss": Row(of_pair(bpref.huber), Outcome(9)),
     "nn.functional.kl_div": Row(kl_div, Outcome(16)),
     "nn.functional.l1_loss": Row(of_pair(bpref.absolute), Outcome(6)),
+    "nn.functional.linear_cross_entropy": Row(
+        linear_cross_entropy,
+        Outcome(
+            20,
+            {
+                "an axis of the weight that is neither classes nor features": 51,
+                "distributions in the place of labels": 32,
+                "a weight for each class": 16,
+            },
+        ),
+    ),
+    "nn.functional.linear_cross_entropy.chunked": Row(
+        linear_cross_entropy,
+        Outcome(
+            28,
+            {
+                "an axis of the weight that is neither classes nor features": 57,
+                "distributions in the place of labels": 32,
+                "a weight for each class": 16,
+            },
+        ),
+    ),
+    "nn.functional.linear_cross_entropy.chunked_none": Row(
+        linear_cross_entropy,
+        Outcome(
+            16,
+            {
+                "an axis of the weight that is neither classes nor features": 33,
+                "distributions in the place of labels": 20,
+                "a weight for each class": 8,
+            },
+        ),
+    ),
     "nn.functional.margin_ranking_loss": Row(margin_ranking, Outcome(24)),
     "nn.functional.mse_loss": Row(of_pair(bpref.square, 2.0), Outcome(6)),
     "nn.functional.multi_margin_loss": Row(
