@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from bpref.layer import Layer
 
 
-def made(who: str, make: Callable[..., Layer], hyper: object) -> Layer:
-    """`make(**hyper)`; raises `ValueError` unless `hyper` is None or a mapping of what it is made with."""
-    known = list(inspect.signature(make).parameters)
+def made(who: str, make: Callable[..., Layer], hyper: object, without: str = "") -> Layer:
+    """`make(**hyper)`; raises `ValueError` unless `hyper` is None or a mapping of what it is made with.
+
+    `without` is a hyperparameter that has no meaning here.
+    """
+    known = [name for name in inspect.signature(make).parameters if name != without]
     if hyper is None:
         return make()
     if not isinstance(hyper, Mapping) or not set(hyper) <= set(known):

@@ -87,6 +87,10 @@ BAD_CALLS = {
         lambda: fused(V, "total_variation", {"beta": 1}),
         "fused_linear_distillation: hyper is {'beta': 1}, expected None or a dict of some of temperature",
     ),
+    "another reduction": (
+        lambda: fused(V, "total_variation", {"reduction": "sum"}),
+        "fused_linear_distillation: hyper is {'reduction': 'sum'}, expected None or a dict of some of temperature",
+    ),
     "a teacher of other classes": (
         lambda: fused(V).forward(PARAMS, (*X[:2], TEACHER_W[:9], None, X[-1])),
         "fused_linear_distillation: teacher_W has 9 classes, expected the vocabulary's 50",

@@ -72,6 +72,14 @@ def test_it_is_the_loss_of_the_log_probabilities_of_the_heads_logits(loss):
         np.testing.assert_allclose(came, v, rtol=1e-11, atol=1e-13)
 
 
+def test_the_terms_of_each_pair_have_a_cotangent_each():
+    x, params = example("dpo", np.float32), params_of(np.float32)
+    terms, dparams, _ = backpropagate(fused(V, "dpo", {"reduction": "none"}), params, x)
+    J, dmean, _ = backpropagate(fused(V, "dpo"), params, x)
+    np.testing.assert_allclose(jnp.mean(terms), J, rtol=1e-6)
+    np.testing.assert_allclose(dparams.W / N, dmean.W, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_array_of_all_logits_is_ever_made(loss):
     params, x = params_of(np.float32), example(loss, np.float32)

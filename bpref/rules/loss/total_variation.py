@@ -26,9 +26,9 @@ Cached: what g multiplies in da and in db.
 
 Numerical care: the largest logit, held constant, is subtracted before the division by t. s is the sign of
 t (log q - log p), a difference of logits and of logarithms that is exactly 0 where both sides are alike: of the
-quotients, compiled in two ways, q - p is not. Of a class that is all but
-certain s - sum q s cancels; its slope is minus the sum of all others', as they sum to 0. A logit of -inf is a class of
-probability 0. Half precision is computed and summed in float32, and each slope rounded once.
+quotients, compiled in two ways, q - p is not. Of a class that is all but certain s - sum q s cancels; its slope is
+minus the sum of all others', as they sum to 0. A logit of -inf is a class of probability 0. Half precision is computed
+and summed in float32, and each slope rounded once.
 
 Kink: where q_c = p_c, s is 0.
 """
@@ -87,9 +87,10 @@ def total_variation(
     def forward(params, x: StudentAndTarget):
         a, b = x
         (q, d_a, log_a), (p, d_b, log_b) = _softmax(widen(a)), _softmax(widen(b))
-        s = 0.5 * jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
-        J = J_of.of(jnp.sum(s * (q - p), -1))
-        slopes = centred(q, s) / temperature, centred(p, -s) / temperature
+        s = jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
+        # halved between two sums, which XLA would make one long one of
+        J = J_of.of(0.5 * jnp.sum(s * (q - p), -1))
+        slopes = (centred(v, of_v) * (0.5 / temperature) for v, of_v in ((q, s), (p, -s)))
         return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
 
     def backward(params, cache, dJ):

@@ -159,9 +159,10 @@ def fused_linear_policy_loss(
       ignored: the label of tokens that belong to no answer: prompts and padding.
 
     Returns:
-      A layer with params `FusedLinearPolicyLossParams(W: (V, d), b: (V,) or None)` and y the scalar J in at least
-      float32. x is `(h, labels, ...)`, h `(..., T, d)` and labels `(..., T)`, and what the loss is given beside the
-      policy's log-probabilities: for "dpo" `reference_chosen` and `reference_rejected`, for "kto" `reference`,
+      A layer with params `FusedLinearPolicyLossParams(W: (V, d), b: (V,) or None)` and y the scalar J, or what the
+      loss's `reduction` makes of its terms, in at least float32. x is `(h, labels, ...)`, h `(..., T, d)` and labels
+      `(..., T)`, and what the loss is given beside the policy's log-probabilities: for "dpo" `reference_chosen` and
+      `reference_rejected`, for "kto" `reference`,
       `mismatched` and `desirable`, for "grpo" and "gspo" `old`, `reference` and `rewards`, for "ppo" `old`, `reference`
       and `advantages`. Of pairs h and labels begin with an axis of two, the chosen and the rejected answers. A mask is
       made of the labels. As the second layer of `objective` h comes from the first, and y is a tuple of the others.

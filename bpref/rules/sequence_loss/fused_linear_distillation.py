@@ -85,7 +85,8 @@ def fused_linear_distillation(
     Args:
       vocabulary: the number of classes V.
       loss: "distillation", "jensen_shannon" or "total_variation", the rule of that name.
-      hyper: what that rule is made with, such as `{"temperature": 1.0, "reverse": True}`.
+      hyper: what that rule is made with, such as `{"temperature": 1.0, "reverse": True}`; J is the mean, without
+        another `reduction`.
       bias: whether the student's head has a b; the teacher's has one where one is given.
       ignored: a label, such as -100, whose rows give no loss and no gradient, and do not count in the mean.
       rows: how many rows r are taken at once; memory is a few times `vocabulary` times this.
@@ -105,7 +106,7 @@ def fused_linear_distillation(
     vocabulary = require_size(who, "vocabulary", vocabulary)
     rows = require_size(who, "rows", rows)
     ignored = require_integer_or_none(who, "ignored", ignored)
-    of_one = made(who, LOSSES[require_choice(who, "loss", loss, LOSSES)], hyper)
+    of_one = made(who, LOSSES[require_choice(who, "loss", loss, LOSSES)], hyper, without="reduction")
     require_flags(who, bias=bias)
     head = linear(vocabulary, bias)
 
@@ -182,7 +183,6 @@ RULE = Rule(
             _ROWS,
             {"vocabulary": Size("V"), "rows": 3},
             ("N", *_NEVER_EMPTY),
-            timed={"N": 1024, "d": 128, "e": 128, "V": 8192},
         ),
         Case(
             "mixture, some ignored",
@@ -201,6 +201,7 @@ RULE = Rule(
             _x("B T", None, Integer("B T", 0, "V")),
             {"vocabulary": Size("V"), "hyper": {"reverse": True}},
             ("B", "T", *_NEVER_EMPTY),
+            timed={"B": 4, "T": 256, "d": 128, "e": 128, "V": 8192},
         ),
         Case(
             "total variation",
