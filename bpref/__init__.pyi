@@ -23,8 +23,10 @@ from .devices.compiling import compile_for as compile_for
 from .devices.compiling import devices_of as devices_of
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
+from .formulas.plain_heads import ForgettingHeads as ForgettingHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.plain_heads import HeadsAndState as HeadsAndState
+from .formulas.plain_heads import SelfReadingHeads as SelfReadingHeads
 from .formulas.pre_norm import NormParams as NormParams
 from .formulas.rotations import Stretch as Stretch
 from .formulas.sequences import Sequences as Sequences
@@ -105,7 +107,9 @@ from .rules.attention.axial_rotary_embedding import axial_rotary_embedding as ax
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
+from .rules.attention.forgetting_attention import forgetting_attention as forgetting_attention
 from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
+from .rules.attention.generalized_delta_rule import generalized_delta_rule as generalized_delta_rule
 from .rules.attention.kimi_delta_attention import kimi_delta_attention as kimi_delta_attention
 from .rules.attention.latent_attention import LatentAttentionParams as LatentAttentionParams
 from .rules.attention.latent_attention import latent_attention as latent_attention

@@ -37,12 +37,12 @@ class Decays(NamedTuple):
 def decays(g: Array) -> Decays:
     """The factors of logarithms (G, L, 1)."""
     L = g.shape[-2]
-    between = jnp.where(sees(L, L), jnp.exp(_sums_between(g)), 0)
+    between = jnp.where(sees(L, L), jnp.exp(sums_between(g)), 0)
     from_start = jnp.exp(jnp.cumsum(g, -2))
     return Decays(between, from_start, between[:, -1, :, None], from_start[:, -1:])
 
 
-def _sums_between(g: Array) -> Array:
+def sums_between(g: Array) -> Array:
     """The sum of g_u over s < u <= t, (G, t, s): by blocks, but for a TPU, which adds up windows at once."""
     return lax.platform_dependent(g, tpu=lambda g: _inside(g[..., 0]), default=_by_blocks)
 
@@ -67,6 +67,13 @@ def _inside(v: Array) -> Array:
     n = v.shape[-1]
     later = sees(n, n, strictly=True).reshape(*[1] * (v.ndim - 1), n, n)
     return jnp.cumsum(jnp.where(later, v[..., None], 0), -2)
+
+
+def pull_sums_between(F: Array) -> Array:
+    """dg (G, L, 1), given the cotangent (G, t, s) of `sums_between`; what it is where s >= t is not read."""
+    L = F.shape[-1]
+    crossing = shifted(jnp.cumsum(F, -1), 2, reverse=False, first=0.0)
+    return jnp.sum(jnp.where(sees(L, L), crossing, 0), -2)[..., None]
 
 
 def decays_to_end(g: Array) -> tuple[Array, Array]:

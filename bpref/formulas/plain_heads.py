@@ -47,6 +47,41 @@ class DeltaHeads(NamedTuple):
     by_name = True
 
 
+class SelfReadingHeads(NamedTuple):
+    """The input of attention whose state reads itself: `Heads`, what remains, and by what is read and written back.
+
+    Attributes:
+      heads: q, k and v.
+      log_gate: as in `GatedHeads`, for each feature.
+      a: what the state before the step is read by.
+      b: what is read is written back by.
+      state: as in `GatedHeads`.
+    """
+
+    heads: Heads
+    log_gate: Float[Array, "*b T K D"]
+    a: Float[Array, "*b T K D"]
+    b: Float[Array, "*b T K D"]
+    state: Float[Array, "*b K D E"] | None = None
+
+    by_name = True
+
+
+class ForgettingHeads(NamedTuple):
+    """The input of softmax attention that forgets: `Heads`, and the logarithm of what remains.
+
+    Attributes:
+      heads: q, k and v, a mask, and ids of segments.
+      log_gate: at every step, of each head of queries, the logarithm of what is left there of the weights of all
+        earlier keys: 0 leaves all, -inf nothing.
+    """
+
+    heads: Heads
+    log_gate: Float[Array, "*b T N"]
+
+    by_name = True
+
+
 class HeadsAndState(NamedTuple):
     """The input of attention whose state only grows, where it does not begin with zeros.
 

@@ -21,6 +21,7 @@ from bpref import (
     Passed,
     Selective,
     SelectiveHeads,
+    SelfReadingHeads,
 )
 from bpref.layer import Layer
 from bpref.naive.states import naive_affine_chunks, naive_chunks
@@ -77,6 +78,26 @@ def dual_by_chunks(params: Any, x: SelectiveHeads) -> Passed:
     return Passed(y + params.D[None, None, :, None] * x.u, last)
 
 
+def self_reading_by_chunks(params: Any, x: SelfReadingHeads) -> Passed:
+    """All steps as one chunk: each state is what was written before, times the matrices of the steps between."""
+    q, k, v = (jnp.moveaxis(jnp.repeat(z, N // z.shape[2], 2), 2, 1) for z in x.heads[:3])
+    g, a, b = (jnp.moveaxis(jnp.repeat(z, N // K, 2), 2, 1) for z in (x.log_gate, x.a, x.b))
+    M = jnp.exp(g)[..., None] * jnp.eye(D)[None, None, None] + b[..., None] * a[..., None, :]
+    if x.heads.q_segments is not None:
+        ids = x.heads.q_segments
+        is_new = jnp.concatenate((jnp.zeros((B, 1), bool), ids[:, 1:] != ids[:, :-1]), 1)
+        M = jnp.where(is_new[:, None, :, None, None], 0, M)
+    states, before = [], jnp.repeat(x.state, N // K, 1)
+    for t in range(M.shape[2]):
+        left, S = jnp.broadcast_to(jnp.eye(D), (B, N, D, D)), jnp.zeros_like(before)
+        for s in range(t, -1, -1):
+            S = S + left @ (k[:, :, s, :, None] * v[:, :, s, None])
+            left = left @ M[:, :, s]
+        states.append(S + left @ before)
+    y = jnp.stack([jnp.einsum("bnd,bnde->bne", q[:, :, t], S) for t, S in enumerate(states)], 1)
+    return Passed(y, states[-1][:, :: N // K])
+
+
 FORMS = {
     "linear_attention": Form({}, lambda T: HeadsAndState(heads(T), real(B, K, D, E + 1, low=0.1)), linear_by_chunks),
     "retention": Form(
@@ -98,6 +119,13 @@ FORMS = {
         {},
         lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K, D), real(B, K, D, E)),
         lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate), x.beta[..., None], x.state),
+    ),
+    "generalized_delta_rule": Form(
+        {},
+        lambda T: SelfReadingHeads(
+            heads(T), gates(B, T, K, D), real(B, T, K, D), real(B, T, K, D), real(B, K, D, E, low=0.1)
+        ),
+        self_reading_by_chunks,
     ),
     "selective_scan": Form(
         {"states": 4},
@@ -217,6 +245,8 @@ def test_packed_sequences_are_each_as_if_alone(name: str):
     assert_same(y, Passed(np.concatenate([p[0].y for p in pieces], 1), pieces[-1][0].state))
     of_steps = jax.tree.map(lambda *d: np.concatenate(d, 1), *(p[2]._replace(state=None) for p in pieces))
     expected = of_steps._replace(state=pieces[0][2].state)
+    if isinstance(expected, SelfReadingHeads):  # nor is the state before
+        expected.a[:, list(ends[1:-1])] = 0
     if hasattr(expected, "log_gate"):  # where a segment begins no gate is read
         expected.log_gate[:, list(ends[1:-1])] = 0
     assert_same(dx, expected, 1e-11)

@@ -35,6 +35,10 @@ def gated(*features):
     return bpref.GatedHeads(heads(), -jnp.abs(normal(2, T, 2, *features)) / 3)
 
 
+def self_reading():
+    return bpref.SelfReadingHeads(*gated(D)[:2], normal(2, T, 2, D) / 3, normal(2, T, 2, D) / 3)
+
+
 def dual():
     B, C = normal(2, T, 1, 3), normal(2, T, 1, 3)
     return bpref.SelectiveHeads(normal(2, T, 2, D), normal(2, T, 2), B, C)
@@ -100,6 +104,7 @@ DECODERS = {
         (lambda: bpref.delta_rule(3), lambda: delta(gated().log_gate)),
         (lambda: bpref.delta_rule(4), lambda: delta(None)),
     ],
+    "generalized_delta_rule": [(lambda: bpref.generalized_delta_rule(4), self_reading)],
     "kimi_delta_attention": [(lambda: bpref.kimi_delta_attention(4), lambda: delta(gated(D).log_gate))],
     "linear_recurrence": [
         (lambda: bpref.linear_recurrence(), factors),
