@@ -26,9 +26,9 @@ Cached: what g multiplies in da and in db.
 
 Numerical care: the largest logit, held constant, is subtracted before the division by t. s is the sign of
 t (log q - log p), a difference of logits and of logarithms that is exactly 0 where both sides are alike: of the
-quotients, compiled in two ways, q - p is not. Of a class that is all but certain s - sum q s cancels; its slope is
-minus the sum of all others', as they sum to 0. A logit of -inf is a class of probability 0. Half precision is computed
-and summed in float32, and each slope rounded once.
+quotients, compiled in two ways, q - p is not. A logit of -inf is a class of probability 0. Half precision is computed
+and summed in float32, and each slope rounded once. Of a class that is all but certain s - sum q s cancels, as it does
+for autodiff: minus the sum of all others' slopes would not, and takes a quarter of the time more.
 
 Kink: where q_c = p_c, s is 0.
 """
@@ -42,7 +42,6 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.log_space import centred
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
@@ -90,12 +89,16 @@ def total_variation(
         s = jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
         # halved between two sums, which XLA would make one long one of
         J = J_of.of(0.5 * jnp.sum(s * (q - p), -1))
-        slopes = (centred(v, of_v) * (0.5 / temperature) for v, of_v in ((q, s), (p, -s)))
+        slopes = _to_logits(q, s), _to_logits(p, -s)
         return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
 
     def backward(params, cache, dJ):
         g = J_of.at_terms(dJ, cache.slope.shape[:-1], below=1)
         return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
+
+    def _to_logits(q, s):
+        """The adjoint of softmax: from what multiplies delta q to what multiplies delta a."""
+        return q * (s - jnp.sum(q * s, -1, keepdims=True)) * (0.5 / temperature)
 
     def _softmax(a):
         """The softmax of a / t, a less its largest, and the logarithm of the sum of exponentials."""
