@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt
 
 from bpref.checks.hyperparameters import require_choice, require_flags
-from bpref.dtypes import cast, wide_dtype, widen, widen_integers
+from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.indices import add_along, indexed_axis, placed, smallest_integer
 from bpref.formulas.reduced import shared_out
 from bpref.formulas.segmented_products import product_of_others, running_product, stretches
@@ -112,21 +112,21 @@ def scatter_along_axis(
         s = _stays(places, data.shape, along)
         factors = attained = None
         if reduce in ("sum", "mean"):
-            y = add_along(jnp.where(s, wide, 0), places, u, along)
-            y = y / _count(s, places, along, y.dtype) if reduce == "mean" else y
+            y = add_along(_where(s, wide), places, u, along)
+            y = y / _count(s, places, y, along) if reduce == "mean" else y
         elif reduce == "prod":
             q = jnp.argsort(places, along)
             sorted_u, starts, ends, of_u = _in_order(u, places, q, along)
             last = jnp.where(ends, of_u, data.shape[along])
             ones = jnp.where(_any(places, data.shape, along), 0, jnp.ones_like(wide))
             Q = add_along(ones, last, running_product(sorted_u, starts, along), along)
-            y = jnp.where(s, wide, 1) * Q
+            y = _where(s, wide, 1) * Q
             narrow = q.astype(smallest_integer(u.shape[along]))
             factors = Factors(data if include_data else None, cast(Q, wide.dtype), updates, narrow)
         else:
             y = _extreme_along(wide, s, places, u, along, reduce)
             b = u == _of_updates(y, places, along)
-            attained = Attained(s & (wide == y), b & (places < data.shape[along]))
+            attained = Attained((wide == y) if s is None else s & (wide == y), b & (places < data.shape[along]))
         return cast(y, data.dtype), ScatterAlongAxisCache(places, shape_keeper(data), factors, attained)
 
     def backward(params, cache, dy):
@@ -135,7 +135,7 @@ def scatter_along_axis(
         s = _stays(places, shape.shape[1:], along)
         if factors is not None:
             of_data, Q, updates, q = factors
-            dx = jnp.where(s, v * Q, 0)
+            dx = _where(s, v * Q)
             sorted_u, starts, ends, _ = _in_order(widen(updates), places, widen_integers(q), along)
             others = product_of_others(sorted_u, starts, ends, along)
             others = add_along(jnp.zeros_like(others), q, others, along, unique=True)
@@ -145,15 +145,15 @@ def scatter_along_axis(
             a, b = attained
             c = add_along(a.astype(v.dtype), places, b.astype(v.dtype), along)
             is_in = places < dy.shape[along]
-            dx = jnp.where(s, shared_out(a, v, c), 0)
+            dx = _where(s, shared_out(a, v, c))
             du = jnp.where(is_in, shared_out(b, _of_updates(v, places, along), _of_updates(c, places, along)), 0)
         else:
-            v = v / _count(s, places, along, v.dtype) if reduce == "mean" else v
-            dx, du = jnp.where(s, v, 0), _of_updates(v, places, along)
+            v = v / _count(s, places, v, along) if reduce == "mean" else v
+            dx, du = _where(s, v), _of_updates(v, places, along)
         return (), (cast(dx, dy.dtype), None, cast(du, dy.dtype))
 
     def _stays(places, shape, along):
-        return jnp.ones(shape, bool) if include_data else ~_any(places, shape, along)
+        return None if include_data else ~_any(places, shape, along)
 
     return Layer(no_params, forward, backward, who)
 
@@ -173,9 +173,14 @@ def _any(places: Array, shape: tuple[int, ...], axis: int) -> Array:
     return counts > 0
 
 
-def _count(s: Array, places: Array, axis: int, dtype: jnp.dtype) -> Array:
-    """c of the mean."""
-    return add_along(s.astype(wide_dtype(dtype)), places, jnp.ones(places.shape, wide_dtype(dtype)), axis)
+def _where(s: Array | None, v: Array, otherwise: float = 0) -> Array:
+    """v where s is 1, as it is everywhere where there is none."""
+    return v if s is None else jnp.where(s, v, otherwise)
+
+
+def _count(s: Array | None, places: Array, like: Array, axis: int) -> Array:
+    """c of the mean, of the shape and dtype of `like`."""
+    return add_along(_where(s, jnp.ones_like(like)), places, jnp.ones(places.shape, like.dtype), axis)
 
 
 def _of_updates(v: Array, places: Array, axis: int) -> Array:
@@ -189,11 +194,11 @@ def _in_order(u: Array, places: Array, q: Array, axis: int) -> tuple[Array, Arra
     return jnp.take_along_axis(u, q, axis), *stretches(of_u, axis), of_u
 
 
-def _extreme_along(x: Array, s: Array, places: Array, u: Array, axis: int, reduce: str) -> Array:
+def _extreme_along(x: Array, s: Array | None, places: Array, u: Array, axis: int, reduce: str) -> Array:
     others = tuple(k for k in range(x.ndim) if k != axis)
     numbers = lax.ScatterDimensionNumbers((), (axis,), (axis,), others, others)
     scatter, lowest = (lax.scatter_max, -jnp.inf) if reduce == "max" else (lax.scatter_min, jnp.inf)
-    return scatter(jnp.where(s, x, lowest), widen_integers(places)[..., None], u, numbers, mode="drop")
+    return scatter(_where(s, x, lowest), widen_integers(places)[..., None], u, numbers, mode="drop")
 
 
 def reference(

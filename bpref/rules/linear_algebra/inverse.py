@@ -12,6 +12,9 @@ The adjoint sum_ij dY_ij delta Y_ij, the factor of each delta A_kl:
 
     dA_kl = -sum_ij Y_ik dY_ij Y_lj        dA = -Y^T dY Y^T               (..., n, n)
 
+Complex matrices need nothing else: Y is holomorphic in A, and JAX does not conjugate cotangents (those of PyTorch are
+the conjugates of these).
+
 Cached: Y alone, in at least float32. Neither A nor its factors are needed: the backward is two products, where
 autodiff keeps LU factors beside Y and solves with them once more.
 
@@ -24,7 +27,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
@@ -33,23 +36,23 @@ from bpref.rule import Case, Real, Rule
 
 
 class InverseCache(NamedTuple):
-    Y: Float[Array, "... n n"]
+    Y: Inexact[Array, "... n n"]
 
 
 def inverse() -> Layer[tuple[()], Array, Reals, InverseCache]:
     """Y = A^-1, for each matrix of a batch.
 
     Returns:
-      A layer with params `()`, x `A` of shape `(..., n, n)` and y of the same shape. Where A is singular, y and dA
-      hold inf or NaN.
+      A layer with params `()`, x `A` of shape `(..., n, n)`, real or complex, and y of the same shape. Where A is
+      singular, y and dA hold inf or NaN.
 
     Raises:
       ValueError: A is not square.
-      TypeError: A is not floating-point.
+      TypeError: A is neither floating-point nor complex.
     """
     who = "inverse"
 
-    def forward(params, A: Float[Array, "... n n"]):
+    def forward(params, A: Float[Array, "... n n"] | Complex[Array, "... n n"]):
         Y = jnp.linalg.inv(widen(A))
         return cast(Y, A.dtype), InverseCache(Y)
 
@@ -79,6 +82,11 @@ RULE = Rule(
             "two batch axes",
             Real("B T n n", domain=spread_singular_values),
             fixed=SMALL_BATCH | {"T": 3},
+        ),
+        Case(
+            "complex",
+            Real("B n n", domain=spread_singular_values, is_complex=True),
+            fixed=SMALL_BATCH | {"n": 3},
         ),
     ),
     cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
