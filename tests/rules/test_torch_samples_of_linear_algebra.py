@@ -1,0 +1,72 @@
+"""Norms of matrices, determinants, pseudo-inverses, least squares and resizing on PyTorch's own samples."""
+
+import math
+
+import pytest
+
+import bpref
+from tests.rules.torch_samples import Ours, Outcome, Row, Table, assert_as_expected, made
+
+
+def matrix_norm(x, ord="fro", dim=(-2, -1), keepdim=False, dtype=None):
+    if dtype is not None:
+        return "another dtype"
+    ord = {"inf": math.inf, "-inf": -math.inf}.get(ord, ord) if isinstance(ord, str) else ord
+
+    def back(y):
+        return y.movedim((-2, -1), tuple(dim)) if keepdim else y
+
+    return Ours(made(bpref.matrix_norm, ord, keepdim), x.movedim(tuple(dim), (-2, -1)), back=back)
+
+
+def determinant(x):
+    return Ours(made(bpref.determinant), x)
+
+
+def pseudo_inverse(x, rcond=None, *, atol=None, rtol=None, hermitian=False):
+    if hermitian or rcond is not None or atol is not None or rtol is not None:
+        return "another threshold, or a symmetric matrix's"
+    return Ours(made(bpref.pseudo_inverse), x)
+
+
+def least_squares(A, B, rcond=None, driver=None):
+    is_vector = B.ndim == A.ndim - 1
+    x = A, B[..., None] if is_vector else B
+    return Ours(made(bpref.least_squares), x, back=lambda y: y[..., 0] if is_vector else y, select=lambda y: y[0])
+
+
+def interpolate(
+    x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
+):
+    if x.ndim != 4:
+        return "lines, or volumes"
+    method = {"nearest": "floor", "nearest-exact": "nearest"}.get(mode, mode)
+    how = {"align_corners": bool(align_corners), "antialias": antialias}
+    images = x.movedim(1, -1)
+    if recompute_scale_factor:
+        scale = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
+        size = [math.floor(n * f) for n, f in zip(x.shape[2:], scale, strict=True)]
+    if size is not None:
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        layer = made(bpref.resize, height, width, method, **how)
+    else:
+        scale = tuple(map(float, scale_factor)) if isinstance(scale_factor, (tuple, list)) else float(scale_factor)
+        layer = made(bpref.resize, method=method, scale=scale, **how)
+    return Ours(layer, images, back=lambda y: y.movedim(-1, 1))
+
+
+TABLE: Table = {
+    "linalg.matrix_norm": Row(matrix_norm, Outcome(64)),
+    "linalg.det": Row(determinant, Outcome(9)),
+    "linalg.pinv": Row(pseudo_inverse, Outcome(8, {"another threshold, or a symmetric matrix's": 16})),
+    "linalg.lstsq.grad_oriented": Row(least_squares, Outcome(36)),
+    "nn.functional.interpolate.nearest": Row(interpolate, Outcome(8, {"lines, or volumes": 15})),
+    "nn.functional.interpolate.nearest-exact": Row(interpolate, Outcome(8, {"lines, or volumes": 15})),
+    "nn.functional.interpolate.bilinear": Row(interpolate, Outcome(24)),
+    "nn.functional.interpolate.bicubic": Row(interpolate, Outcome(24)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_samples_agree(name):
+    assert_as_expected(name, TABLE)
