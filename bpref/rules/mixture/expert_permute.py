@@ -21,6 +21,7 @@ How: one stable sort of N k integers; tokens are gathered into rows and rows out
 Numerical care: nothing is computed but the sum over a token's choices, in at least float32, rounded once.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
-from bpref.dtypes import cast, widen
-from bpref.formulas.expert_order import order_of
+from bpref.dtypes import cast
+from bpref.formulas.expert_order import each_choice, order_of
 from bpref.formulas.grouped_rows import rows_in_blocks, token_of
 from bpref.layer import Layer, no_params
 from bpref.naive.experts import rows as naive_rows
@@ -87,8 +88,8 @@ def expert_permute(
         return Permuted(rows, order.sizes), ExpertPermuteCache(chosen)
 
     def backward(params, cache, dy):
-        back = rows_in_blocks(dy[0], order_of(cache.experts, E, C).row)
-        return (), (cast(jnp.sum(widen(back), 0), dy[0].dtype), None)
+        dx = reduce(jnp.add, each_choice(dy[0], order_of(cache.experts, E, C)))
+        return (), (cast(dx, dy[0].dtype), None)
 
     return Layer(no_params, forward, backward, who, couples="the order by experts")
 
