@@ -24,11 +24,14 @@ Where q is 0 and p is not, da is 0: the student hears nothing of what it never t
 
 Cached: what g multiplies in da and in db.
 
-Numerical care: the largest logit, held constant, is subtracted before the division by t. s is the sign of
-t (log q - log p), a difference of logits and of logarithms that is exactly 0 where both sides are alike: of the
-quotients, compiled in two ways, q - p is not. A logit of -inf is a class of probability 0. Half precision is computed
-and summed in float32, and each slope rounded once. Of a class that is all but certain s - sum q s cancels, as it does
-for autodiff: minus the sum of all others' slopes would not, and takes a quarter of the time more.
+Numerical care: the largest logit, held constant, is subtracted before the division by t. With D the difference of the
+logits and S the sums of exponentials e, r = log q - log p = D / t - log(S_a / S_b) is exactly 0 where both sides are
+alike, as q - p, of quotients compiled in two ways, is not: s is its sign, and q - p = (q + p) tanh(r / 2), in which
+nothing cancels. Nor does anything in e_a - e_b, by the same formula, and near each other S_a / S_b is 1 and the sum of
+these by S_b: precise however small D is, as the difference of two logarithms near log C is not. A logit of -inf is a
+class of probability 0. Half precision is computed and summed in float32, and each slope rounded once. Of a class that
+is all but certain s - sum q s cancels, as it does for autodiff: minus the sum of all others' slopes would not, and
+takes a quarter of the time more.
 
 Kink: where q_c = p_c, s is 0.
 """
@@ -85,10 +88,15 @@ def total_variation(
 
     def forward(params, x: StudentAndTarget):
         a, b = x
-        (q, d_a, log_a), (p, d_b, log_b) = _softmax(widen(a)), _softmax(widen(b))
-        s = jnp.sign((d_a - d_b) - temperature * (log_a - log_b))
+        (d_a, e_a, S_a), (d_b, e_b, S_b) = _exponentials(widen(a)), _exponentials(widen(b))
+        q, p, D = e_a / S_a, e_b / S_b, (d_a - d_b) / temperature
+        apart = jnp.sum(_difference(e_a, e_b, D), -1, keepdims=True)
+        is_near = jnp.abs(apart) < 0.5 * S_b
+        of_sums = jnp.where(is_near, jnp.log1p(jnp.where(is_near, apart / S_b, 0)), jnp.log(S_a) - jnp.log(S_b))
+        r = D - of_sums
+        s = jnp.sign(r)
         # halved between two sums, which XLA would make one long one of
-        J = J_of.of(0.5 * jnp.sum(s * (q - p), -1))
+        J = J_of.of(0.5 * jnp.sum(s * _difference(q, p, r), -1))
         slopes = _to_logits(q, s), _to_logits(p, -s)
         return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
 
@@ -100,14 +108,18 @@ def total_variation(
         """The adjoint of softmax: from what multiplies delta q to what multiplies delta a."""
         return q * (s - jnp.sum(q * s, -1, keepdims=True)) * (0.5 / temperature)
 
-    def _softmax(a):
-        """The softmax of a / t, a less its largest, and the logarithm of the sum of exponentials."""
+    def _exponentials(a):
+        """a less its largest, the exponentials of that divided by t, and their sum."""
         d = jnp.maximum(a - lax.stop_gradient(jnp.max(a, -1, keepdims=True)), LOWEST * temperature)
         e = jnp.exp(d / temperature)
-        S = jnp.sum(e, -1, keepdims=True)
-        return e / S, d, jnp.log(S)
+        return d, e, jnp.sum(e, -1, keepdims=True)
 
     return Layer(no_params, forward, backward, who)
+
+
+def _difference(u: Array, v: Array, r: Array) -> Array:
+    """u - v, given r = log u - log v."""
+    return (u + v) * jnp.tanh(0.5 * r)
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], temperature: float = 1.0, reduction: str = "mean") -> Array:
