@@ -1,6 +1,7 @@
 """wasserstein_critic: a critic tells real from generated data, and pays where its slope is not 1 (WGAN-GP).
 
-The mean is that of all terms, one for each pair of one real and one fake: what `reduction="none"` gives.
+The mean is that of all terms, one for each pair of one real and one fake; they are not given apart, since one key draws
+for all.
 
 The critic is a network whose weights are this layer's params, with `widths` hidden units and activation f:
 
@@ -113,14 +114,13 @@ def wasserstein_critic(
       widths: the numbers of its hidden units, at least one.
       activation: "leaky_relu" (0.2 below 0), "softplus" or "tanh".
       penalty: the weight C of the slopes' distance from 1.
-      reduction: "mean" of all terms, their "sum", "none" for the terms themselves, or "batch_mean", their sum divided
-        by the size of the first axis, N.
+      reduction: "mean" of all terms, their "sum", or "batch_mean", which is the mean. There is no "none": taken apart
+        by example, the key would draw the first one's mixture for each.
 
     Returns:
       A layer with params `WassersteinCriticParams(key, hidden, w)`: a PRNG key whose cotangent is None and which
       is to be replaced before every step; `LinearParams(W: (n_l, n_(l-1)), b: (n_l,))` for each hidden layer; and the
-      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J, or the terms `(N,)`, in at least
-      float32.
+      output's weights `(n,)`. x is `(real, fake)`, both `(N, d)`, and y the scalar J in at least float32.
 
     Raises:
       ValueError: widths is no tuple of positive integers; the activation or the reduction is none of these; penalty is
@@ -134,6 +134,10 @@ def wasserstein_critic(
     require_choice(who, "activation", activation, _ACTIVATIONS)
     penalty = require_non_negative(who, "penalty", penalty)
     J_of = require_reduction(who, reduction)
+    if not J_of.is_scalar:
+        raise ValueError(
+            f"{who}: reduction is 'none', expected mean, sum or batch_mean: one key draws for all examples"
+        )
     f, slope, curvature = _ACTIVATIONS[activation]
 
     def init(key, x):
@@ -260,7 +264,7 @@ RULE = Rule(
     reference,
     cases=(
         _case("leaky_relu", 64, 48, 0.5, timed={"N": 512, "d": 128, "h": 64, "k": 48}),
-        _case("softplus", 24, 20, 0.5, "none"),
+        _case("softplus", 24, 20, 0.5, "sum"),
         _case("tanh", 24, 20, 0.3),
     ),
     cite="WGAN-GP, arXiv:1704.00028, equation 3 and algorithm 1",
