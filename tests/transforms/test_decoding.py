@@ -31,6 +31,10 @@ def heads():
     return bpref.Heads(normal(2, T, 4, D), normal(2, T, 2, D), 2 * normal(2, T, 2, D))
 
 
+def in_order():
+    return bpref.HeadsInOrder(*heads()[:2])
+
+
 def gated(*features):
     return bpref.GatedHeads(heads(), -jnp.abs(normal(2, T, 2, *features)) / 3)
 
@@ -123,6 +127,7 @@ DECODERS = {
     ],
     "position_embedding": [(lambda: bpref.position_embedding(3 * T), sequence)],
     "rotary_embedding": [(lambda: bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
+    "qk_norm_rope": [(lambda: bpref.qk_norm_rope(per_head=True, fraction=0.5), in_order)],
     "rnn": [(lambda: bpref.rnn(5), sequence)],
     "gru": [(lambda: bpref.gru(5), sequence), (lambda: bpref.gru(5, reset_after=False, truncate=2), sequence)],
     "lstm": [
@@ -154,9 +159,14 @@ def drawn(layer, x):
     return jax.tree.map(moved, layer.init(jax.random.key(SEED), x))
 
 
+def of_positions(y):
+    """The output without a state that comes with it; of queries and keys one array."""
+    y = getattr(y, "y", y)
+    return jnp.concatenate(y, -2) if isinstance(y, tuple) else y
+
+
 def whole(layer, params, x):
-    y = bpref.evaluation(layer).forward(params, x)[0]
-    return getattr(y, "y", y)
+    return of_positions(bpref.evaluation(layer).forward(params, x)[0])
 
 
 def drawn_with_whole(layer, x, dtype):
@@ -176,7 +186,7 @@ def in_chunks(layer, params, x, sizes, length=T):
     for t in sizes:
         chunk = jax.tree.map(lambda v, n=n, t=t: v[:, n : n + t], x)
         y, state = forward(params, bpref.With(chunk, state))
-        ys.append(getattr(y, "y", y))
+        ys.append(of_positions(y))
         n += t
     return jnp.concatenate(ys, 1)
 
