@@ -7,10 +7,11 @@ axes in sections, one after the other, a(i) the axis of pair i, and the angle th
     y_2 = x_2 cos theta + x_1 sin theta
 
 A pair is features i and i + R / 2 of the R that are rotated (halves), or 2 i and 2 i + 1 (interleaved). The frequencies
-either run through all pairs, or through those of each section anew, m of them, j the number of i in its section:
+either run through all pairs, or through those of each section anew, m of them, j the number of i in its section; B is
+`base`:
 
-    w_i = base^(-2 i / R)                      M-RoPE: a token with one position along all axes has plain RoPE
-    w_i = base^(-j / m)                        2-D RoPE of images: rows and columns alike
+    w_i = B^(-2 i / R)                         M-RoPE: a token with one position along all axes has plain RoPE
+    w_i = B^(-j / m)                           2-D RoPE of images: rows and columns alike
 
 q . k of two such heads depends on the differences of their positions alone.
 

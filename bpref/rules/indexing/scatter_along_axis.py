@@ -4,22 +4,23 @@ Forward, with r the coordinates on all axes but one, which has n elements in dat
 S_rk = {m: i_rm = k} what comes to an element, and s_rk = 1 if the data are included or S_rk is empty, else 0:
 
     sum:   y_rk = s_rk x_rk + sum over S_rk of u_rm                       x, y: (R..., n), i, u: (R..., M)
-    mean:  y_rk = that sum / c_rk,    c_rk = s_rk + the number of S_rk
-    prod:  y_rk = x_rk^s_rk Q_rk,     Q_rk = product over S_rk of u_rm
+    mean:  y_rk = (s_rk x_rk + sum over S_rk of u_rm) / c_rk
+    prod:  y_rk = x_rk^(s_rk) Q_rk
     max:   y_rk = max of u_rm over S_rk and, where s_rk = 1, of x_rk;     min: likewise
 
-An index below 0 counts from the end; one outside [-n, n) comes to nothing.
+c_rk is s_rk and the number of those in S_rk, Q_rk the product of their u_rm. An index below 0 counts from the end; one
+outside [-n, n) comes to nothing.
 
 Differential, each update being in one element at most, k = i_rm:
 
     sum:   dx_rk = s_rk dy_rk                     du_rm = dy_rk
     mean:  dx_rk = s_rk dy_rk / c_rk              du_rm = dy_rk / c_rk
-    prod:  dx_rk = s_rk dy_rk Q_rk                du_rm = dy_rk x_rk^s_rk product over S_rk but m of u
+    prod:  dx_rk = s_rk dy_rk Q_rk                du_rm = dy_rk x_rk^(s_rk) Q_rm
     max:   dx_rk = a_rk dy_rk / c_rk              du_rm = b_rm dy_rk / c_rk
 
-du is 0 where i is outside. For max a_rk = 1 where s_rk = 1 and x_rk = y_rk, b_rm = 1 where u_rm = y_rk, else 0, and
-c_rk = a_rk + sum over S_rk of b_rm is the number of those that are largest: kinks, where those who tie share dy
-equally, as in `segment_max` and in PyTorch. The indices are integers: None.
+du is 0 where i is outside. Q_rm is the product of all others in S_rk. For max a_rk = 1 where s_rk = 1 and x_rk = y_rk,
+b_rm = 1 where u_rm = y_rk, else 0, and c_rk = a_rk + sum over S_rk of b_rm is the number of those that are largest:
+kinks, where those who tie share dy equally, as in `segment_max` and in PyTorch. The indices are integers: None.
 
 The product of the others is no quotient, which would be 0 / 0 at a zero: along the axis updates are brought into the
 order of their indices, q being the permutation, and multiplied from either end, see `formulas/segmented_products.py`.
