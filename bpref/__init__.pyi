@@ -260,6 +260,8 @@ from .rules.norm.group_norm import group_norm as group_norm
 from .rules.norm.l2_normalize import l2_normalize as l2_normalize
 from .rules.norm.layer_norm import LayerNormParams as LayerNormParams
 from .rules.norm.layer_norm import layer_norm as layer_norm
+from .rules.norm.layer_scale import LayerScaleParams as LayerScaleParams
+from .rules.norm.layer_scale import layer_scale as layer_scale
 from .rules.norm.qk_norm import QkNormParams as QkNormParams
 from .rules.norm.qk_norm import qk_norm as qk_norm
 from .rules.norm.qk_norm_rope import HeadsInOrder as HeadsInOrder

@@ -51,6 +51,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "F.layer_norm(x, x.shape[-1:], p.scale, p.shift)",
         "jax.nn.standardize(x, epsilon=1e-5) * p.scale + p.shift",
     ),
+    "layer_scale": ("x * p.scale",),
     "gated_rms_norm": ("F.rms_norm(x[0], x[0].shape[-1:], p.scale, eps=1e-6) * F.silu(x[1])",),
     "add_norm": ("(F.rms_norm(x[0] + x[1], x[0].shape[-1:], p.scale, eps=1e-6), x[0] + x[1])",),
     "adaptive_norm": (

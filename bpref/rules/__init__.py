@@ -63,6 +63,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "group_norm",
         "l2_normalize",
         "layer_norm",
+        "layer_scale",
         "qk_norm",
         "qk_norm_rope",
         "rms_norm",
