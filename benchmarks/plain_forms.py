@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from benchmarks import plain_sequences
+from benchmarks import plain_moves, plain_sequences
 
 
 def sparsemax(params: Any, z: Array) -> Array:
@@ -132,5 +132,5 @@ PLAIN: dict[str, Callable[..., Any]] = {
         multiclass_hinge, sigmoid_cross_entropy, focal, vae, sequence_cross_entropy, token_log_probability,
         fused_linear_cross_entropy, grouped_matmul, rotary_embedding,
     )
-} | plain_sequences.PLAIN  # fmt: skip
+} | plain_sequences.PLAIN | plain_moves.PLAIN  # fmt: skip
 """By rule."""
