@@ -142,7 +142,7 @@ def test_a_gradient_is_taken_over_the_devices_that_there_are(tmp_path):
 def test_a_language_model_is_trained_and_writes(tmp_path, monkeypatch):
     """The programs of its section, one after the other; the weights that the last one reads are saved for it."""
     monkeypatch.chdir(tmp_path)
-    trained, published = blocks(section_of(README.read_text(), "A language model"))
+    trained, published, of_policy = blocks(section_of(README.read_text(), "A language model"))
     names = {"jax": jax, "bpref": bpref, "optax": optax}
     with jax.numpy_rank_promotion("allow"):
         written = printed(trained, tmp_path, names)
@@ -152,6 +152,10 @@ def test_a_language_model_is_trained_and_writes(tmp_path, monkeypatch):
         params = bpref.gpt(small).init(jax.random.key(0), ids)
         bpref.save_weights(small, params, "path/to/model")
         printed(published, tmp_path, names)
+        pairs = np.random.default_rng(0).integers(0, 50, (2, 3, 9)).astype(np.int32)
+        names |= {"pairs": pairs, "of_reference": np.full((2, 3), -20, np.float32), "J": None}
+        printed(of_policy, tmp_path, names)
+        assert np.isfinite(float(names["J"]))
     assert names["shape"] == small
     assert (
         bpref.gpt(small).forward(names["params"], ids)[0].tolist() == bpref.gpt(small).forward(params, ids)[0].tolist()

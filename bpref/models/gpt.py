@@ -131,16 +131,23 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
 
 
 def gpt_objective(
-    config: GptConfig | str, remat: bool = False, ignored: int | None = None, rows: int | None = None
+    config: GptConfig | str,
+    remat: bool = False,
+    ignored: int | None = None,
+    rows: int | None = None,
+    head: Layer | None = None,
 ) -> Layer:
     """What is trained: ids and labels, the next tokens, both `(B, T)`, to the mean cross-entropy J.
 
-    Params are those of `gpt(config)`: what is trained here generates there. The logits are never made whole.
+    Params are those of `gpt(config)`: what is trained here generates there. The logits are never made whole. With a
+    `head` it is what that makes of features and labels: the loss of a policy.
 
     Args:
       config, remat: as of `gpt`.
       ignored: a label, such as -100, whose positions do not count.
       rows: how many positions the loss takes at once, see `fused_linear_cross_entropy`.
+      head: a layer of `(features, what goes with ids)` whose params are W (V, d) and no b, in the place of the
+        cross-entropy, such as `fused_linear_policy_loss(V, "dpo")`; it has `ignored`, `rows` and a soft cap of its own.
 
     Returns:
       A layer of x = `(ids, labels)`; with dropout a stateful one, whose x is `With((ids, labels), state)`.
@@ -160,8 +167,11 @@ def gpt_objective(
       ((), (1, 32, 256))
     """
     config = as_config(config)
-    cap = config.logit_soft_cap
-    head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, soft_cap=cap, rows=rows)
+    if head is None:
+        cap = config.logit_soft_cap
+        head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, soft_cap=cap, rows=rows)
+    elif (ignored, rows) != (None, None):
+        raise ValueError("gpt_objective: ignored and rows are of the cross-entropy; a head has its own")
     return _finished(config, objective(body=_body(config, remat), head=head))
 
 

@@ -99,6 +99,38 @@ PUBLISHED = {
 """The sizes of the weights at huggingface.co, each array counted once, and masks left out (GPT-2's file has them)."""
 
 
+def test_a_policy_is_trained_by_a_loss_in_the_place_of_the_heads(standard_promotion):
+    """DPO of pairs of answers, the first three tokens being their prompt, beside the plain form."""
+    config, V = replace(LLAMA, tied=True, logit_soft_cap=2.0), LLAMA.vocabulary
+    head = bpref.fused_linear_policy_loss(V, "dpo", {"beta": 0.3}, soft_cap=2.0, ignored=-1)
+    J = bpref.gpt_objective(config, remat=True, head=head)
+    ids = np.random.default_rng(SEED).integers(0, V, (2, 2, 10)).astype(np.int32)
+    ids, labels = ids[..., :-1], np.where(np.arange(9) < 3, -1, ids[..., 1:])
+    of_reference = np.array([[-20.0, -21.0], [-19.0, -23.0]])
+
+    def by_definition(params, x):
+        logp = jax.nn.log_softmax(jnp.stack([plain(config, params, one) for one in ids]))
+        of_tokens = jnp.take_along_axis(logp, np.maximum(labels, 0)[..., None], -1)[..., 0]
+        chosen, rejected = jnp.sum(jnp.where(labels < 0, 0, of_tokens), -1) - of_reference
+        return -jnp.mean(jax.nn.log_sigmoid(0.3 * (chosen - rejected)))
+
+    with jax.enable_x64(True):
+        x = ids, (labels, *of_reference)
+        params = jax.tree.map(lambda v: v.astype(jnp.float64), J.init(jax.random.key(SEED), x))
+        value, dparams, _ = compiled(lambda params: bpref.backpropagate(J, params, x))(params)
+        expected, (expected_dparams, _) = by_oracle(by_definition, params, x)
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    for ours, theirs in zip(jax.tree.leaves(dparams), jax.tree.leaves(expected_dparams), strict=True):
+        assert relative_error(np.asarray(ours), np.asarray(theirs)) <= 1e-9
+
+
+def test_what_is_the_cross_entropys_does_not_go_with_another_head():
+    head = bpref.fused_linear_policy_loss(LLAMA.vocabulary, "dpo")
+    with pytest.raises(ValueError) as error:
+        bpref.gpt_objective(LLAMA, ignored=-1, head=head)
+    assert str(error.value) == "gpt_objective: ignored and rows are of the cross-entropy; a head has its own"
+
+
 def test_a_preset_has_as_many_parameters_as_were_published():
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     for name in bpref.GPT_PRESETS:
