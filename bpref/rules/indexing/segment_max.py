@@ -13,7 +13,7 @@ rows that attain the maximum, and c_sk = sum_n [i_n = s] a_nk their number,
     dx_nk = a_nk dy_{i_n k} / c_{i_n k}                                   (N, ...)
 
 Kinks: a tie is where the maximum has no derivative; those who tie share dy equally, as in `jax.ops.segment_max` and
-unlike PyTorch's `scatter_reduce`, which gives it to one of them. The ids are integers: None.
+in PyTorch's `scatter_reduce`. The ids are integers: None.
 
 Cached: the mask a, one byte for each element, and the ids, as segments from 0 to S - 1 with S for none, in the smallest
 integers that hold them. The counts are summed up from them in the backward.
