@@ -84,7 +84,7 @@ def test_a_rule_is_found_however_its_name_is_written(name, rule, capsys):
 
 def test_a_kind_is_found_however_its_name_is_written(capsys):
     assert run(["rules", "--kind", "Sequence Loss"]) == 0
-    assert "6 rules" in capsys.readouterr().out
+    assert "7 rules" in capsys.readouterr().out
 
 
 def test_other_names_are_among_the_nearest(capsys):

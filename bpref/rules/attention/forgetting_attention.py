@@ -33,6 +33,7 @@ from math import prod
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
 from bpref.formulas.decays import pull_sums_between, sums_between
 from bpref.formulas.heads import Heads, require_heads
@@ -60,6 +61,7 @@ def forgetting_attention(scale: float | None = None) -> Layer[tuple[()], Forgett
       TypeError: x is no `ForgettingHeads`; its arrays are not floating-point numbers of one dtype.
     """
     who = "forgetting_attention"
+    scale = None if scale is None else require_finite(who, "scale", scale)
     attention = dot_product_attention(causal=True, scale=scale)
 
     def biased(x):

@@ -123,12 +123,13 @@ def _required(
     """The sizes, if given, and the factors of both axes, `None` where the sizes say them."""
     if scale is None:
         return require_sizes(who, height=height, width=width), (None, None)
-    if height is not None or width is not None:
-        raise ValueError(f"{who}: height or width is given beside scale, expected one or the other")
     factors = scale if isinstance(scale, tuple) else (scale, scale)
     if len(factors) != 2:
         raise ValueError(f"{who}: scale is {scale!r}, expected one positive number, or two")
-    return None, tuple(require_positive(who, "scale", f) for f in factors)
+    factors = tuple(require_positive(who, "scale", f) for f in factors)
+    if height is not None or width is not None:
+        raise ValueError(f"{who}: height or width is given beside scale, expected one or the other")
+    return None, factors
 
 
 def _applied(x: Array, matrices: list[np.ndarray]) -> Array:
