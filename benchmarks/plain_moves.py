@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from bpref.rules.mixture.expert_permute import Permuted
+
 EXPERTS = 8
 
 
@@ -17,11 +19,11 @@ def scatter_along_axis(params: Any, x: tuple[Array, Array, Array]) -> Array:
     return data.at[jnp.arange(len(data))[:, None], indices].add(updates)
 
 
-def expert_permute(params: Any, x: tuple[Array, Array]) -> tuple[Array, Array]:
+def expert_permute(params: Any, x: tuple[Array, Array]) -> Permuted:
     tokens, chosen = x
     order, sizes = _sorted(chosen)
     rows = tokens[order % len(tokens)]
-    return jnp.where((jnp.arange(len(rows)) < jnp.sum(sizes))[:, None], rows, 0), sizes
+    return Permuted(jnp.where((jnp.arange(len(rows)) < jnp.sum(sizes))[:, None], rows, 0), sizes)
 
 
 def expert_unpermute(params: Any, x: tuple[Array, Array, Array]) -> Array:

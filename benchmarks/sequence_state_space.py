@@ -76,7 +76,7 @@ def parallel_scan(params: SelectiveScanParams, x: Selective) -> Array:
     """`selective_scan` with the states of all T steps at once."""
     assert params.bias is not None
     assert params.D is not None
-    u, delta, B, C, _ = x
+    u, delta, B, C = x[:4]
     s = jax.nn.softplus(delta + params.bias[None, None])
     a = jnp.exp(jnp.einsum("btd,dn->btdn", s, -jnp.exp(params.log_A)))
     b = jnp.einsum("btd,btn->btdn", s * u, B)

@@ -137,6 +137,8 @@ def both_forms(work: Work, target: str) -> Beside:
             return compile_for(target, f, *given)
         except MemoryError as error:
             return str(error)
+        except jax.errors.JaxRuntimeError as error:  # of the compiler itself: it must not cost all that comes after
+            return f"the compiler fails: {str(error).splitlines()[0][:200]}"
 
     return Beside(work.kind, work.size, compiled(work.by_hand), compiled(work.by_autodiff))
 

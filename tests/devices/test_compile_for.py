@@ -166,3 +166,13 @@ def test_without_its_compiler_the_extra_is_named(monkeypatch):
         with pytest.raises(ImportError) as error:
             target.__wrapped__(name)
         assert str(error.value) == message
+
+
+def test_a_compiler_that_fails_costs_only_the_form_that_it_fails_at(monkeypatch):
+    def fails(target, f, *given):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no tile sizes satisfy dot.12\nthe rest of it")
+
+    monkeypatch.setattr("bpref.devices.works.compile_for", fails)
+    monkeypatch.setattr("bpref.devices.works.devices_of", lambda target: jax.devices()[:1])
+    row = beside("tanh", "h100")
+    assert row.hand == row.autodiff == "the compiler fails: INTERNAL: no tile sizes satisfy dot.12"

@@ -95,7 +95,7 @@ BAD_CALLS = {
     "glu with a gate that is none": (
         lambda: bpref.glu("swiglu"),
         ValueError,
-        "glu: gate is 'swiglu', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+        "glu: gate is 'swiglu', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh",
     ),
     "hard_tanh with bounds the wrong way round": (
         lambda: bpref.hard_tanh(1.0, -1.0),
