@@ -35,7 +35,9 @@ def assert_the_same_in(rule: Rule, case: Case, sizes: dict[str, int], dtypes: tu
 
     def sweep(params, x):
         y, cache = example.layer.forward(params, x)
-        dy = jax.tree.map(lambda d, v: None if d is None else d[0].astype(v.dtype), example.dys, y)
+        outputs, tree = jax.tree.flatten(y)
+        dys = zip(tree.flatten_up_to(example.dys), outputs, strict=True)
+        dy = tree.unflatten([None if d is None else d[0].astype(v.dtype) for d, v in dys])
         return y, example.layer.backward(params, cache, dy)
 
     run, given = in_one_program(sweep), (example.params, example.x)
