@@ -118,15 +118,17 @@ def sigmoid_cross_entropy(
         x = widen(x)
         t = t.astype(x.dtype)
         s, s_minus = logistic_pair(x)
+        above, below, L = jnp.where(x >= 0, x, 0), jnp.where(x >= 0, 0, -x), jnp.log1p(falling(x))
         if is_weighted:
             w = jnp.broadcast_to(weights.astype(x.dtype), x.shape)
             wt = w * t
-            above, below, L = jnp.where(x >= 0, x, 0), jnp.where(x >= 0, 0, -x), jnp.log1p(falling(x))
             terms = wt * below + (1 - t) * above + (wt + 1 - t) * L
             target_slope = w * (below + L) - (above + L)
         else:
             wt = t
-            terms = binary_cross_entropy(x, t)
+            # a weight's cotangent is its term, which must be precise by itself
+            is_term_kept = isinstance(given, WeightedLogits)
+            terms = t * below + (1 - t) * above + L if is_term_kept else binary_cross_entropy(x, t)
             target_slope = -x
         slope = (1 - t) * s - wt * s_minus
         of_weights = None
