@@ -8,10 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `dev`")
-selenium = pytest.importorskip("axe_core_python.selenium", reason="needs the extra `dev`")
-from selenium.webdriver.common.by import By  # noqa: E402, after it is known to be there
-from selenium.webdriver.support.select import Select  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+axe = pytest.importorskip("axe_core_python.selenium", reason="needs the extra `dev`")
+By = pytest.importorskip("selenium.webdriver.common.by").By
+Select = pytest.importorskip("selenium.webdriver.support.select").Select
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs Debian's chromium and chromium-driver")
@@ -73,7 +73,7 @@ def test_nothing_serious_keeps_a_reader_from_a_page(name, scheme, served, browse
     wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
     browser.get(f"{served}/{name}.html")
-    found = selenium.Axe().run(browser)["violations"]
+    found = axe.Axe().run(browser)["violations"]
     serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
     assert serious == []
 

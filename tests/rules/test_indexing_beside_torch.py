@@ -70,7 +70,10 @@ def test_sort(rng):
 def test_sort_descending_with_indices(rng):
     x = np.round(rng.normal(size=rng.integers(1, 9, 3)))
     axis = int(rng.integers(-3, 3))
-    twin = lambda _, x: tuple(torch.sort(x, stable=True, dim=axis, descending=True))  # noqa: E731
+
+    def twin(_, x):
+        return tuple(torch.sort(x, stable=True, dim=axis, descending=True))
+
     assert_same(bpref.sort(axis, descending=True, with_indices=True), twin, (), x)
 
 

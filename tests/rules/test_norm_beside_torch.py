@@ -142,7 +142,10 @@ def test_a_scale_of_each_head_that_is_zero_centred(seed):
     of_rms, of_layer = RmsNormParams(rng.normal(size=(N, d))), LayerNormParams(*rng.normal(size=(2, N, d)))
     given = {"zero_centred": True, "per_head": True}
     assert_same(bpref.rms_norm(**given), lambda p, x: F.rms_norm(x, (d,), None, 1e-6) * (1 + p.scale), of_rms, x)
-    twin = lambda p, x: F.layer_norm(x, (d,)) * (1 + p.scale) + p.shift  # noqa: E731
+
+    def twin(p, x):
+        return F.layer_norm(x, (d,)) * (1 + p.scale) + p.shift
+
     assert_same(bpref.layer_norm(**given), twin, of_layer, x)
 
 

@@ -22,24 +22,17 @@ are inf there is no distribution, and y is NaN.
 There is no kink.
 """
 
-from typing import NamedTuple
-
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
-from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
+from bpref.rules.activation.softmax import SoftmaxCache, softmax
 
 
-class SoftminCache(NamedTuple):
-    y: Float[Array, "..."]
-
-
-def softmin(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftminCache]:
+def softmin(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftmaxCache]:
     """y = exp(-x) / sum exp(-x) along an axis.
 
     Args:
@@ -55,17 +48,14 @@ def softmin(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftminCache]:
     """
     who = "softmin"
 
+    mirrored = softmax(axis)
+
     def forward(params, x: Float[Array, "..."]):
-        along = require_axis(who, x, axis)
-        z = widen(x)
-        e = jnp.exp(lax.stop_gradient(jnp.min(z, along, keepdims=True)) - z)
-        y = cast(e / jnp.sum(e, along, keepdims=True), x.dtype)
-        return y, SoftminCache(y)
+        require_axis(who, x, axis)
+        return mirrored.forward((), -x)
 
     def backward(params, cache, dy):
-        y, v = widen(cache.y), widen(dy)
-        s = jnp.sum(y * v, axis, keepdims=True)
-        return (), cast(y * (s - v), dy.dtype)
+        return (), -mirrored.backward((), cache, dy)[1]
 
     return scalar_as_line(Layer(no_params, forward, backward, who), axis)
 

@@ -172,6 +172,7 @@ def sigmoid_router(
             terms.append(at_the_chosen(of_w, chosen, z))
         dz = cast(reduce(jnp.add, terms) * logistic(-z), x.dtype)
         dW = cast(transposed_times(dz, x), params.W.dtype)
+        # the bias, an array in params, has the cotangent None
         return SigmoidRouterParams(dW, None), cast(times(dz, params.W), x.dtype)  # type: ignore[arg-type]
 
     def after(held, params, cache):
