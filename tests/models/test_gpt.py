@@ -244,7 +244,7 @@ WRONG = {
     ),
     "activation": (
         {"activation": "gelo"},
-        "gpt: activation is 'gelo', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+        "gpt: activation is 'gelo', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh",
     ),
 }
 

@@ -92,7 +92,7 @@ def test_the_same_network_as_a_composition_gives_the_same_numbers(n, name):
     make, L = bpref.RULES[name].make, len(n) - 1
     g = [make()] * (L - 1) + [bpref.identity()]
     layers = [layer for width in n[1:-1] for layer in (bpref.linear(width), make())] + [bpref.linear(n[-1])]
-    objective = bpref.objective(bpref.serial(*layers), bpref.square())
+    objective = bpref.objective(bpref.serial(*layers), bpref.square("batch_mean"))
     with jax.enable_x64(True):
         params, X, y = random_problem(n, np.random.default_rng(SEED), 6)
         y_hat, kept = jax.jit(lambda p, X: mlp.forward(p, X, g))(params, X)

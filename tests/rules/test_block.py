@@ -102,7 +102,7 @@ BAD_CALLS = {
     "an activation that is none": (
         lambda: bpref.transformer_block(2, 4, activation="swish"),
         ValueError,
-        "transformer_block: activation is 'swish', expected one of gelu, identity, relu, sigmoid, silu, tanh",
+        "transformer_block: activation is 'swish', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh",
     ),
     "no hidden features": (
         lambda: bpref.mlp_block(0),

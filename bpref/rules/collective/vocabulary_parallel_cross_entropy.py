@@ -41,6 +41,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_integer_or_none, require_non_negative
 from bpref.dtypes import widen, widen_integers
 from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
+from bpref.formulas.terms import require_terms
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.blocks import whole
 from bpref.over_devices import ALIKE, SPLIT, axis_name, laid_out, require_alike
@@ -90,6 +91,7 @@ def vocabulary_parallel_cross_entropy(
 
     def forward(params, x: Classification):
         logits, target = x
+        require_terms(who, target.size)
         require_alike(who, name, target=target)
         y = _own_label(logits, target)
         m = lax.stop_gradient(lax.pmax(lax.stop_gradient(jnp.max(widen(logits), -1, keepdims=True)), name))

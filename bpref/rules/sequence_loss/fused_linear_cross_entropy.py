@@ -172,7 +172,7 @@ def fused_linear_cross_entropy(
         h, label = x
         A, y = flat(h, label)
         v = _weights(y, widen(A))
-        M = J_of.divisor(label.shape, jnp.maximum(jnp.sum(v != 0, dtype=v.dtype), 1))
+        M = J_of.divisor(label.shape, None if ignored is None else jnp.maximum(jnp.sum(v != 0, dtype=v.dtype), 1))
         if rows is None:
             of_all = blocks, Classes(*params), A, y
             sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all)[0]
