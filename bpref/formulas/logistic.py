@@ -38,5 +38,8 @@ def logistic_pair(x: Array) -> tuple[Array, Array]:
 
 
 def binary_cross_entropy(x: Array, t: Array) -> Array:
-    """-t log s(x) - (1 - t) log s(-x), in an order that keeps what little a sure right answer costs."""
-    return jnp.where(x >= 0, x, 0) - x * t + jnp.log1p(falling(x))
+    """-t log s(x) - (1 - t) log s(-x), of terms that are positive for t in [0, 1], so that nothing cancels.
+
+    The plain max(x, 0) - x t does where x is large and t near 1.
+    """
+    return x * jnp.where(x >= 0, 1 - t, -t) + jnp.log1p(falling(x))

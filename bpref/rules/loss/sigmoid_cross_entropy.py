@@ -13,7 +13,7 @@ With L(x) = log(1 + exp(-|x|)), -log s(x) = max(-x, 0) + L(x), and each term is
 
     w t_i max(-x_i, 0) + (1 - t_i) max(x_i, 0) + (w t_i + 1 - t_i) L(x_i)
 
-which for w = 1 is max(x_i, 0) - x_i t_i + L(x_i).
+which for w = 1 has 1 before L.
 
 Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
 
@@ -27,9 +27,8 @@ The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or
 
 which for w = 1 are g_i (s(x_i) - t_i) and -g_i x_i. Both are multiplied by v_i where there is one, and dv_i = g_i l_i.
 
-Cached: what g multiplies in dx and, unless the targets are labels, in dt: one array for each cotangent. x and t
-are not needed beside them, and no exponential is made twice. With weights v
-these and the terms as well, which dv needs.
+Cached: what g multiplies in dx, unless the targets are labels in dt, and with weights in dv: one array for each
+cotangent, v in the first two already. x, t and v are not needed beside them, and no exponential is made twice.
 
 Numerical care: exp is only taken of -|x|, and log(1 + .) is log1p, so that no logit overflows and a confident right
 answer keeps its small loss. dx is computed in its first form: s(x) - 1 would cancel for a large x with t = 1, where
@@ -64,15 +63,10 @@ class WeightedLogits(NamedTuple):
     weight: Float[Array, "*n"]
 
 
-class OfWeights(NamedTuple):
-    weight: Float[Array, "..."]
-    terms: Float[Array, "..."]
-
-
 class SigmoidCrossEntropyCache(NamedTuple):
     slope: Float[Array, "..."]
     target_slope: Float[Array, "..."] | None
-    of_weights: OfWeights | None
+    weight_slope: Float[Array, "..."] | None
 
 
 def sigmoid_cross_entropy(
@@ -125,26 +119,18 @@ def sigmoid_cross_entropy(
             terms = wt * below + (1 - t) * above + (wt + 1 - t) * L
             target_slope = w * (below + L) - (above + L)
         else:
-            wt = t
-            # a weight's cotangent is its term, which must be precise by itself
-            is_term_kept = isinstance(given, WeightedLogits)
-            terms = t * below + (1 - t) * above + L if is_term_kept else binary_cross_entropy(x, t)
-            target_slope = -x
+            wt, terms, target_slope = t, binary_cross_entropy(x, t), -x
         slope = (1 - t) * s - wt * s_minus
-        of_weights = None
+        weight_slope = None
         if isinstance(given, WeightedLogits):
-            of_weights = OfWeights(given.weight, cast(terms, dtype))
-            terms = widen(given.weight) * terms
+            v, weight_slope = widen(given.weight), cast(terms, dtype)
+            terms, slope, target_slope = v * terms, v * slope, v * target_slope
         kept = cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None
-        return J_of.of(terms), SigmoidCrossEntropyCache(*kept, of_weights)
+        return J_of.of(terms), SigmoidCrossEntropyCache(*kept, weight_slope)
 
     def backward(params, cache, dJ):
-        if cache.of_weights is None:
-            return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache[:2])
-        v, terms = cache.of_weights
-        gv = J_of.at_terms(dJ, v.shape) * widen(v)
-        dx, dt = (None if slope is None else cast(gv * widen(slope), slope.dtype) for slope in cache[:2])
-        return (), (dx, dt, J_of.scaled(dJ, terms))
+        slopes = cache[:2] if cache.weight_slope is None else cache
+        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in slopes)
 
     return Layer(no_params, forward, backward, who)
 
