@@ -187,6 +187,7 @@ from .rules.linear.tied_embedding import tied_embedding as tied_embedding
 from .rules.linear.weight_norm_linear import WeightNormLinearParams as WeightNormLinearParams
 from .rules.linear.weight_norm_linear import weight_norm_linear as weight_norm_linear
 from .rules.linear_algebra.cholesky import cholesky as cholesky
+from .rules.linear_algebra.conjugate_gradient import conjugate_gradient as conjugate_gradient
 from .rules.linear_algebra.determinant import determinant as determinant
 from .rules.linear_algebra.eigh import eigh as eigh
 from .rules.linear_algebra.fft import fft as fft

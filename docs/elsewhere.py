@@ -96,6 +96,10 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "tanh_shrink": ("F.tanhshrink(x)", "x - jnp.tanh(x)"),
     "threshold": ("F.threshold(x, 0.5, -2.0)",),
     "cholesky": ("torch.linalg.cholesky(x)", "jnp.linalg.cholesky(x)"),
+    "conjugate_gradient": (
+        "torch.linalg.solve((x[0] + x[0].mT) / 2, x[1])",
+        "jax.scipy.sparse.linalg.cg(lambda v: (x[0] + x[0].mT) @ v / 2, x[1], tol=1e-7)[0]",
+    ),
     "determinant": ("torch.linalg.det(x)", "jnp.linalg.det(x)"),
     "fft": ("torch.fft.fft(x)", "jnp.fft.fft(x)"),
     "inverse": ("torch.linalg.inv(x)", "jnp.linalg.inv(x)"),

@@ -126,6 +126,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "linear_algebra": (
         "cholesky",
+        "conjugate_gradient",
         "determinant",
         "eigh",
         "fft",
