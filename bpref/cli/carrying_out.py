@@ -32,6 +32,7 @@ from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.recipes import Recipe
 from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, RecordOfTheFirst, Unwritable, held
+from bpref.train.rows import Changed
 from bpref.train.start import Start, as_arrays, precision
 from bpref.train.table import count
 from bpref.train.updates import require_named
@@ -100,8 +101,8 @@ def carried_out(training: Training, recipe: Recipe, how: How) -> int:
             if skipped := sum(epoch.skipped for epoch in fitted.history):
                 print(f"{count(skipped, 'step')} skipped, since a loss or a gradient was not finite")
             training.report(fitted, record)
-        except Unwritable as unwritable:
-            raise UsageError(f"{unwritable}{so_far(kept)}") from unwritable
+        except (Unwritable, Changed) as fault:
+            raise UsageError(f"{fault}{so_far(kept)}") from fault
         if kept is not None:
             kept.checkpoints.remove()
             if how.report is not None and is_first():

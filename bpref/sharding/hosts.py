@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 T = TypeVar("T")
 
@@ -157,13 +158,13 @@ def by_first(act: Callable[[], T]) -> T | None:
     return done
 
 
-def laid(v: ArrayLike, sharding: NamedSharding, rows: np.ndarray | None = None) -> Array:
+def laid(v: PyTree, sharding: NamedSharding, rows: np.ndarray | None = None) -> Array:
     """An array that every process holds, on the devices of all: each process gives its own the parts that they take.
 
-    With `rows`, it is `v[rows]`, of which each process makes its own parts alone.
+    With `rows`, it is `v[rows]`, of which each process makes its own parts alone; v may stand for rows of a file.
     """
-    v = np.asarray(v)
     if rows is None:
+        v = np.asarray(v)
         return jax.make_array_from_callback(v.shape, sharding, lambda part: v[part])
 
     def taken(part: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from bpref.train.rows import Rows, examples
 from bpref.whole_file import whole_file
 
 Json = dict[str, Any]
@@ -18,13 +20,26 @@ BEGUN = "run.json"
 """The file's name."""
 
 
+MOST_HASHED, HASHED_AT_ONCE = 2**30, 2**22
+"""Bytes of a file: of a larger one, parts are looked at that lie evenly in it."""
+
+
 def digest(*data: PyTree) -> str:
-    """SHA-256 of arrays: their dtypes, shapes and contents."""
+    """SHA-256 of arrays: their dtypes, shapes and contents; of a file that is larger than `MOST_HASHED`, of parts."""
     seen = hashlib.sha256()
-    for v in map(np.asarray, jax.tree.leaves(data)):
+    for v in map(examples, jax.tree.leaves(data)):
         seen.update(f"{v.dtype}{v.shape}".encode())
-        seen.update(np.ascontiguousarray(v).reshape(-1).view(np.uint8).data)
+        for part in _parts(v) if isinstance(v, Rows) else (v,):
+            seen.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return seen.hexdigest()
+
+
+def _parts(v: Rows) -> Iterator[np.ndarray]:
+    """All rows of a file, some at a time, or as many as `MOST_HASHED` bytes are, from its first to its last."""
+    rows = max(1, HASHED_AT_ONCE // max(1, v.nbytes // len(v)))
+    whole = -(-len(v) // rows)
+    for part in np.unique(np.linspace(0, whole - 1, min(whole, max(2, MOST_HASHED // HASHED_AT_ONCE))).astype(int)):
+        yield v[part * rows : (part + 1) * rows]
 
 
 def write_begun(directory: Path, settings: Json) -> None:

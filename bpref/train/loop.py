@@ -18,6 +18,7 @@ from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.locate import first_non_finite
 from bpref.train.start import Start, count_examples, objective_in, precision, require_epochs, start
 from bpref.train.step import of_network
+from bpref.train.windows import Windows
 
 SECONDS = 0.25
 """About how long steps run until whoever visits them at any step is called."""
@@ -77,7 +78,8 @@ def fit(
       network: any composition of layers; its output and y are what `loss` takes.
       loss: `(prediction, target) -> J`, a mean over the batch.
       optimizer: any optax transformation.
-      train: X (N, ...) and y (N, ...), both cast to `dtype`; ids and labels are integers still.
+      train: X (N, ...) and y (N, ...), both cast to `dtype`; ids and labels are integers still. What is memory-mapped,
+        as by `numpy.load(file, mmap_mode="r")`, may be larger than memory: batches are read as they are needed.
       test: the same for data that is only looked at.
       batch_size: left out, all N examples at once.
       seed: of the parameters and of the orders.
@@ -127,25 +129,23 @@ def run(
     require_epochs(epochs)
     if test is not None:
         count_examples("the test data", test)
-    with precision(begin.dtype):
-        stepper, given = begin.stepper, begin.epoch(1)
-        steps_of_epoch, batch_size = begin.order(1).shape
+    stepper, (steps_of_epoch, batch_size) = begin.stepper, begin.order(1).shape
+    with precision(begin.dtype), Windows(begin, epochs * steps_of_epoch) as windows:
         evaluate = scoring(begin, test, metric)
         look = watching(begin) if watch else lambda going, number: (None, None)
         step, carry, history, seconds = since or begun(begin)
         compile_start = time.perf_counter()
         shardings = None if begin.layout is None else jax.tree.map(lambda v: v.sharding, carry)
         program = jax.jit(advance(stepper, most_skipped), donate_argnums=0, out_shardings=shardings)
-        run_steps = program.lower(carry, *given, np.int32(0), np.int32(0)).compile()
+        run_steps = program.lower(carry, *windows.at(step)[0], np.int32(0), np.int32(0)).compile()
         compile_seconds = time.perf_counter() - compile_start
         is_visited = largest(bool(visits)) != (0,)
-        longest, epoch_given = 1 if is_visited else steps_of_epoch, 1
+        longest = 1 if is_visited else steps_of_epoch
         while step < epochs * steps_of_epoch:
             epoch, first = divmod(step, steps_of_epoch)
-            if epoch + 1 != epoch_given:
-                epoch_given, given = epoch + 1, begin.epoch(epoch + 1)
+            given, end = windows.at(step)
             ends = [(step // visit.every + 1) * visit.every - step for visit in visits if visit.every]
-            last = min([steps_of_epoch, *(first + n for n in (longest, *ends))])
+            last = first + min([end - step, longest, *ends])
             steps_start = time.perf_counter()
             carry = run_steps(carry, *given, np.int32(first), np.int32(last))
             in_a_row = int(carry.in_a_row)
@@ -175,7 +175,7 @@ def run(
 
 def begun(begin: Start) -> Reached:
     """Before the first step."""
-    carry = first_carry(begin.stepper, begin.state, *begin.epoch(1))
+    carry = first_carry(begin.stepper, begin.state, *begin.read(1))
     return Reached(0, Carry(carry.going, *begin.everywhere(tuple(carry[1:]))), [], 0.0)
 
 

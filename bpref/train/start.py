@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -18,11 +18,15 @@ from bpref.nearest import require_known
 from bpref.sharding.hosts import laid
 from bpref.sharding.layout import Layout
 from bpref.train.divided import Division, on_mesh, shardings_of
+from bpref.train.rows import Examples, Rows, examples
 from bpref.train.step import Going, Stepper, beside, is_key, layer_by_layer, training_objective, whole_gradient
 from bpref.train.table import count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
 """What can be computed in, by name. With half a precision the parameters and the loss stay in float32."""
+
+WINDOW = 2**26
+"""Bytes of batches that are read from a file at once: a few times that are held, whatever the size of the file."""
 
 
 class Start(NamedTuple):
@@ -31,9 +35,11 @@ class Start(NamedTuple):
     Attributes:
       stepper: what a step does.
       state: the stepper's state before the first step.
-      data: X and y in the dtype that is computed in: on the device, or NumPy arrays where there is a mesh.
+      data: X and y in the dtype that is computed in: on the device; NumPy arrays where there is a mesh, or where
+        one of them is `Rows` of a file.
       order: `(epoch) -> rows`, the rows of each of its batches, (steps, batch_size); epochs count from 1.
       dtype: its name.
+      window: of so many steps the batches are read at once: of all in an epoch, but where data are on disk.
       layout: on a mesh, how the parameters lie there.
     """
 
@@ -42,6 +48,7 @@ class Start(NamedTuple):
     data: tuple[PyTree, PyTree]
     order: Callable[[int], Array]
     dtype: str
+    window: int
     layout: Layout | None = None
 
     @property
@@ -49,21 +56,31 @@ class Start(NamedTuple):
         """The parameters of the objective: the network's, and the loss's."""
         return self.stepper.params(self.state)
 
-    def epoch(self, epoch: int) -> tuple[PyTree, PyTree]:
-        """`(data, order)`: step i of an epoch takes `data[order[i]]`, the rows of its batch.
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether data stay in a file until a step takes them."""
+        return any(isinstance(v, Rows) for v in self.data)
 
-        On a mesh data are the batches themselves, and each process lays down the parts of them that its devices take.
+    def read(self, epoch: int, first: int = 0) -> tuple[PyTree, PyTree]:
+        """`(data, order)` of the window that begins at step `first`: step i of the epoch takes `data[order[i]]`.
+
+        Of data on the device order has the rows of its batch. On a mesh and on disk data are the window's batches: on a
+        mesh each process lays down the parts of them that its devices take, and of a file they are in memory.
         """
-        rows = self.order(epoch)
-        if self.layout is None:
-            return self.data, rows
-        rows, layout = np.asarray(rows), self.layout
+        with precision(self.dtype):
+            rows, layout = self.order(epoch), self.layout
+            if layout is None and not self.is_on_disk:
+                return self.data, rows
+            steps = np.arange(len(rows), dtype=np.int32)
+            rows = np.asarray(rows)[np.minimum(first + steps[: self.window], len(steps) - 1)]
+            if layout is None:
+                return jax.tree.map(lambda v: v[rows], self.data), steps - first
 
-        def batches(v):
-            of_batch = layout.of_batch(jax.ShapeDtypeStruct((rows.shape[1], *v.shape[1:]), v.dtype))
-            return laid(v, layout.sharding(PartitionSpec(None, *of_batch.spec)), rows)
+            def batches(v):
+                of_batch = layout.of_batch(jax.ShapeDtypeStruct((rows.shape[1], *v.shape[1:]), v.dtype))
+                return laid(v, layout.sharding(PartitionSpec(None, *of_batch.spec)), rows)
 
-        return jax.tree.map(batches, self.data), self.everywhere(np.arange(len(rows), dtype=np.int32))
+            return jax.tree.map(batches, self.data), self.everywhere(steps - first)
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """The arrays, which each process holds, whole on every device: of the mesh, or the one there is without."""
@@ -87,7 +104,7 @@ class Start(NamedTuple):
     def batch(self, epoch: int, step: int) -> tuple[Array, Array]:
         """X and y of a step; epochs count from 1, the steps of an epoch from 0."""
         rows = np.asarray(self.order(epoch)[step])
-        return jax.tree.map(lambda v: jnp.asarray(np.asarray(v)[rows]), self.data)
+        return jax.tree.map(lambda v: jnp.asarray(examples(v)[rows]), self.data)
 
     def at(self, going: Going, step: int) -> tuple[PyTree, PyTree]:
         """The parameters and what the objective is given in the step after so many of all, NumPy arrays."""
@@ -130,9 +147,10 @@ def start(
         params, state = jax.eval_shape(lambda key: begin(J, key, batch), jax.random.key(0))
         jax.eval_shape(J.forward, params, beside(J, batch, state))
         layout = None
-        if division is None:
+        on_disk = any(isinstance(v, Rows) for v in data)
+        if division is None and not on_disk:
             data = jax.tree.map(jnp.asarray, data)
-        else:
+        elif division is not None:
             J, layout = division.of(J, batch)
         whole = partial(whole_gradient, scaled=scaled, rounded=stochastic_rounding)
         stepper = (layer_by_layer if update_in_backward else whole)(J, optimizer)
@@ -141,9 +159,14 @@ def start(
             return stepper.init(jax.random.split(jax.random.key(seed))[0], batch)
 
         @jax.jit
-        def order(key, epoch):
+        def permuted(key, epoch):
             rows = jax.random.permutation(jax.random.fold_in(key, epoch), N)
             return rows[: steps * batch_size].reshape(steps, batch_size)
+
+        @lru_cache(2)
+        def order(epoch):
+            with precision(dtype):
+                return permuted(order_key, epoch)
 
         given = np.uint32(seed), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), batch)
         shardings = None
@@ -152,7 +175,15 @@ def start(
             stepper = on_mesh(stepper, layout, shardings)
         state = jax.jit(init, out_shardings=shardings)(*given)
         order_key = jax.random.split(jax.random.key(np.uint32(seed)))[1]
-        return Start(stepper, state, data, lambda epoch: order(order_key, epoch), dtype, layout)
+        window = steps_of_window(steps, batch) if on_disk else steps
+        return Start(stepper, state, data, order, dtype, window, layout)
+
+
+def steps_of_window(steps: int, batch: PyTree) -> int:
+    """How many batches are read at once: as many as `WINDOW` holds, and all windows of an epoch about as long."""
+    size = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(batch))
+    windows = -(-steps // max(1, WINDOW // size))
+    return -(-steps // windows)
 
 
 def objective_in(dtype: str, network: Layer, loss: Layer) -> Layer:
@@ -177,7 +208,7 @@ def steps_per_epoch(N: int, batch_size: int) -> int:
 
 def count_examples(what: str, data: tuple[PyTree, PyTree]) -> int:
     """N; raises unless X holds real numbers or ids, (N, ...) with N > 0, and y has as many rows."""
-    X, y = (np.asarray(v) for v in data)
+    X, y = map(examples, data)
     if not (jnp.issubdtype(X.dtype, jnp.floating) or jnp.issubdtype(X.dtype, jnp.integer)):
         raise TypeError(f"{what}: X has dtype {X.dtype}, expected real numbers such as float32, or ids")
     if X.ndim == 0 or len(X) == 0:
@@ -187,9 +218,9 @@ def count_examples(what: str, data: tuple[PyTree, PyTree]) -> int:
     return len(X)
 
 
-def as_arrays(data: tuple[PyTree, PyTree], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """X in `dtype`; y too, but in at least float32. Ids and labels are integers still."""
-    X, y = (np.asarray(v) for v in data)
+def as_arrays(data: tuple[PyTree, PyTree], dtype: str) -> tuple[Examples, Examples]:
+    """X in `dtype`; y too, but in at least float32. Ids and labels are integers still; what is on disk stays there."""
+    X, y = map(examples, data)
     wide = "float32" if dtype in ("bfloat16", "float16") else dtype
 
     def cast(v, real):

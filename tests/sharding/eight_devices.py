@@ -102,17 +102,17 @@ def beside_one_device(case):
 MESHES = {"8": "data=8", "4": "data=4"}
 
 
-def begun_on(devices, **options):
+def begun_on(devices, data=TABLE, **options):
     mesh = devices and mesh_of(MESHES[devices], jax.devices()[: 4 if devices == "4" else 8])
     division = Division(mesh, "fully-sharded") if devices else None
     network = fully_connected((16, 8), "tanh", 8)
     J = objective(body=network, head=bpref.softmax_cross_entropy())
-    return start(J, optax.adam(0.01), TABLE, batch_size=8, division=division, **options)
+    return start(J, optax.adam(0.01), data, batch_size=8, division=division, **options)
 
 
-def trained(begin, since=None, visits=()):
+def trained(begin, since=None, visits=(), test=TABLE):
     """The parameters, and J of the data as it is looked at, batch by batch."""
-    fitted = loop.run(begin, TABLE, epochs=2, since=since, visits=visits)
+    fitted = loop.run(begin, test, epochs=2, since=since, visits=visits)
     return fitted.params, np.float32(fitted.history[-1].test_loss)
 
 
@@ -127,8 +127,16 @@ def training(directory):
         begin = begun_on(devices)
         return apart(trained(begin, Checkpoints(Path(directory)).last(begun(begin), print)), whole)
 
+    def on_disk():
+        """Of a file, in windows of two steps."""
+        np.save(Path(directory) / "X.npy", TABLE[0])
+        mapped = np.load(Path(directory) / "X.npy", mmap_mode="r"), TABLE[1]
+        begin = begun_on("8", mapped)._replace(window=2)
+        return apart(trained(begin, test=mapped), whole)
+
     arrays = jax.tree.leaves(begin.state.updated)
     return {
+        "on disk": on_disk(),
         "one device": apart(trained(begun_on(None)), whole),
         "update in backward": apart(trained(begun_on("8", update_in_backward=True)), whole),
         "resumed": {devices: resumed(devices) for devices in MESHES},

@@ -50,6 +50,10 @@ def test_training_on_eight_devices_is_training_on_one(seen):
     assert seen["training"]["update in backward"] < 1e-5
 
 
+def test_of_a_file_each_device_is_given_its_part_of_the_same_batches(seen):
+    assert seen["training"]["on disk"] < 1e-5
+
+
 def test_a_run_goes_on_over_as_many_devices_bit_for_bit_and_over_others_within_rounding(seen):
     assert seen["training"]["parts of W"] == 8
     resumed = seen["training"]["resumed"]
