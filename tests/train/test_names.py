@@ -28,7 +28,10 @@ def test_rules_are_found_by_their_folder():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fully_connected((4,), "tanhh", 1), "unknown activation 'tanhh'; the nearest are tanh, tanh_shrink, hard_tanh"),
+        (
+            lambda: fully_connected((4,), "tanhh", 1),
+            "unknown activation 'tanhh'; the nearest are tanh, tanh_shrink, hard_tanh",
+        ),
         (
             lambda: fully_connected((), "tanh", 1),
             "layers is '', expected the width of each hidden layer, at least 1, such as 64,64",
