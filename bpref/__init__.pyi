@@ -114,6 +114,7 @@ from .rules.attention.kimi_delta_attention import kimi_delta_attention as kimi_d
 from .rules.attention.latent_attention import LatentAttentionParams as LatentAttentionParams
 from .rules.attention.latent_attention import latent_attention as latent_attention
 from .rules.attention.linear_attention import linear_attention as linear_attention
+from .rules.attention.merge_attention import merge_attention as merge_attention
 from .rules.attention.multi_head_attention import MultiHeadAttentionParams as MultiHeadAttentionParams
 from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
 from .rules.attention.retention import retention as retention

@@ -120,6 +120,10 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         ".transpose(1, 2)",
         "jax.nn.dot_product_attention(x.q, x.k, x.v, is_causal=True)",
     ),
+    "merge_attention": (
+        "(torch.sigmoid(x[0][1] - x[1][1])[..., None] * (x[0][0] - x[1][0]) + x[1][0],"
+        " torch.logaddexp(x[0][1], x[1][1]))",
+    ),
     "absolute": ("F.l1_loss(*x)", "jnp.mean(jnp.abs(x[0] - x[1]))"),
     "binary_cross_entropy": ("F.binary_cross_entropy(x[0], x[1].float())",),
     "cosine_embedding": (

@@ -154,6 +154,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "kimi_delta_attention",
         "latent_attention",
         "linear_attention",
+        "merge_attention",
         "multi_head_attention",
         "retention",
         "rotary_embedding",

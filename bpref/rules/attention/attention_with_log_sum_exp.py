@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from bpref.formulas.attend import attend, log_sum_exp_of, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window
@@ -51,7 +51,7 @@ class Attended(NamedTuple):
     """What queries have seen of some keys, and how much there was to be seen: `log_sum_exp` in at least float32."""
 
     y: Float[Array, "*b T N E"]
-    log_sum_exp: Float[Array, "*b T N"]
+    log_sum_exp: Inexact[Array, "*b T N"]
 
 
 def attention_with_log_sum_exp(
