@@ -104,6 +104,7 @@ from .rules.activation.threshold import threshold as threshold
 from .rules.attention.attention_with_log_sum_exp import Attended as Attended
 from .rules.attention.attention_with_log_sum_exp import attention_with_log_sum_exp as attention_with_log_sum_exp
 from .rules.attention.axial_rotary_embedding import axial_rotary_embedding as axial_rotary_embedding
+from .rules.attention.block_sparse_attention import block_sparse_attention as block_sparse_attention
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention

@@ -32,7 +32,10 @@ Window = int | tuple[int, int]
 
 
 class Pattern(NamedTuple):
-    """What is fixed about an attention when it is traced; see the arguments of `dot_product_attention`."""
+    """What is fixed about an attention when it is traced; see the arguments of `dot_product_attention`.
+
+    `meet` says which pairs of blocks meet at all, those of queries first; `None` that any may.
+    """
 
     scale: float
     causal: bool = False
@@ -41,6 +44,7 @@ class Pattern(NamedTuple):
     dropout: float = 0.0
     query_block: int | None = None
     key_block: int | None = None
+    meet: Bool[np.ndarray, "blocks_of_q blocks_of_k"] | None = None
 
 
 def sides(window: Window) -> tuple[int, int]:
@@ -119,6 +123,8 @@ class Grid:
         if self.pattern.window is not None:
             left, right = sides(self.pattern.window)
             meets &= (nearest <= right) & (furthest >= -left)
+        if self.pattern.meet is not None:
+            meets &= self.pattern.meet[i, j]
         return i[meets], j[meets]
 
     def logits(self, i: Array, j: Array) -> Logits:

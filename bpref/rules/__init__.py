@@ -145,6 +145,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "attention": (
         "attention_with_log_sum_exp",
         "axial_rotary_embedding",
+        "block_sparse_attention",
         "blockwise_attention",
         "delta_rule",
         "dot_product_attention",
