@@ -5,6 +5,7 @@ from .compose import MemoryPlan as MemoryPlan
 from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import fit_memory as fit_memory
+from .compose import fixed_point as fixed_point
 from .compose import objective as objective
 from .compose import offload as offload
 from .compose import parallel as parallel
@@ -13,6 +14,7 @@ from .compose import reading as reading
 from .compose import remat as remat
 from .compose import residual as residual
 from .compose import reversible as reversible
+from .compose import root as root
 from .compose import scan as scan
 from .compose import serial as serial
 from .compose import shared as shared

@@ -3,6 +3,7 @@
 from bpref.compose.direct_feedback import direct_feedback
 from bpref.compose.fan_out import fan_out
 from bpref.compose.fit_memory import MemoryPlan, fit_memory
+from bpref.compose.fixed_point import fixed_point
 from bpref.compose.objective import objective
 from bpref.compose.offload import offload
 from bpref.compose.parallel import parallel
@@ -11,6 +12,7 @@ from bpref.compose.reading import reading
 from bpref.compose.remat import remat
 from bpref.compose.residual import residual
 from bpref.compose.reversible import reversible
+from bpref.compose.root import root
 from bpref.compose.scan import scan
 from bpref.compose.serial import serial
 from bpref.compose.shared import shared
@@ -21,6 +23,7 @@ __all__ = [
     "direct_feedback",
     "fan_out",
     "fit_memory",
+    "fixed_point",
     "objective",
     "offload",
     "parallel",
@@ -29,6 +32,7 @@ __all__ = [
     "remat",
     "residual",
     "reversible",
+    "root",
     "scan",
     "serial",
     "shared",

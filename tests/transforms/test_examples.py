@@ -31,6 +31,8 @@ SHOWN = (
     bpref.sign_symmetry,
     bpref.direct_feedback,
     bpref.target_propagation,
+    bpref.fixed_point,
+    bpref.root,
     bpref.offload,
     bpref.fit_memory,
     bpref.watch,
