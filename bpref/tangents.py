@@ -27,10 +27,29 @@ def with_tangents_of(plain: Callable[P, R], f: Callable[P, R]) -> Callable[P, R]
 
     Only whoever differentiates a backward once more asks for them: nothing of `plain` is traced until then.
     """
-    of_f = jax.custom_jvp(wraps(plain)(f))
+    return _with_tangents_of(plain, jax.custom_jvp(wraps(plain)(f)))
 
-    @of_f.defjvp
+
+def by_decision(f: Callable[P, R], surrogate: Callable[P, R]) -> Callable[P, R]:
+    """`f`, with the tangents of another function, as estimators have it: what rounds is passed as if it did not.
+
+    To the checker too its derivative is then the surrogate's. Nothing of that is computed until somebody asks.
+    """
+
+    @jax.custom_jvp
+    def decided(*args):
+        return f(*args)
+
+    return _with_tangents_of(surrogate, decided)
+
+
+BY_DECISION = f"decided at {__file__}:"
+"""What JAX's programs say of the source of such a function, before the line."""
+
+
+def _with_tangents_of(plain: Callable, f: jax.custom_jvp) -> Callable:
+    @f.defjvp
     def push(primals, tangents):
-        return of_f(*primals), pushed_forward(plain, primals, tangents)[1]
+        return f(*primals), pushed_forward(plain, primals, tangents)[1]
 
-    return of_f
+    return f

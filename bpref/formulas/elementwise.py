@@ -60,9 +60,3 @@ def above_infinity(x: Array) -> Array:
 def finite(x: Array) -> Array:
     """x, and the finite number that is farthest from 0 for either infinity."""
     return lax.clamp(jnp.finfo(x.dtype).min, x, jnp.finfo(x.dtype).max)
-
-
-def slope_alone(s: Array) -> Array:
-    """0, with the derivative of `s` for whoever differentiates the forward itself; where s is infinite, with none."""
-    s = jnp.where(jnp.isinf(s), 0, s)
-    return s - lax.stop_gradient(s)

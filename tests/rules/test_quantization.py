@@ -129,6 +129,19 @@ AT_INFINITY = {
 
 @pytest.mark.parametrize(("layer", "expected", "slopes"), AT_INFINITY.values(), ids=AT_INFINITY)
 def test_infinity_is_a_value_like_any_other(layer, expected, slopes):
-    y, _, dx = sweep(layer, (), jnp.asarray([np.inf, -np.inf, 2.0]), jnp.ones(3))
+    """To the forward's own autodiff too."""
+    x = jnp.asarray([np.inf, -np.inf, 2.0])
+    y, _, dx = sweep(layer, (), x, jnp.ones(3))
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(dx, slopes)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(layer.forward((), x)[0]))(x), slopes)
+
+
+def test_a_network_with_a_reversal_in_it_is_differentiable_twice():
+    """Of y = tanh(x) with slope -l (1 - y^2): once more, its own slope is l^2 times tanh's second derivative."""
+    network = bpref.as_function(bpref.serial(bpref.gradient_reversal(0.5), bpref.tanh()))
+    x = jnp.float32(0.3)
+    y = np.tanh(0.3)
+    assert jax.grad(lambda x: network(((), ()), x))(x) == pytest.approx(-0.5 * (1 - y**2), rel=1e-6)
+    twice = jax.grad(jax.grad(lambda x: network(((), ()), x)))(x)
+    assert twice == pytest.approx(0.25 * -2 * y * (1 - y**2), rel=1e-6)

@@ -24,12 +24,13 @@ Cached: p alone, for `hard` too. The derivative is a function of it; the draw is
 Numerical care: exponentials are of (z - m) / t, m the largest z, and never overflow; m is a shift that cancels, and is
 held constant. It is subtracted before the division: a quotient may be rounded in two ways where it is made twice.
 g is drawn in float32, whatever x's dtype is, so that every dtype sees the same draw; half precision is computed and
-summed in float32. Where several p are equal, `hard` takes the first. The one-hot y has p - p added to it, which is 0,
-and tells whoever differentiates the forward itself what the backward does.
+summed in float32. Where several p are equal, `hard` takes the first. Whoever differentiates the forward itself is given
+the slope of p.
 
 There is no kink in p.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule
+from bpref.tangents import by_decision
 
 
 class GumbelSoftmaxParams(NamedTuple):
@@ -86,7 +88,8 @@ def gumbel_softmax(
         z = v + cast(g, v.dtype)
         e = jnp.exp((z - lax.stop_gradient(jnp.max(z, along, keepdims=True))) / temperature)
         p = cast(e / jnp.sum(e, along, keepdims=True), x.dtype)
-        return _one_hot(p, along) + (p - lax.stop_gradient(p)) if hard else p, GumbelSoftmaxCache(p)
+        y = by_decision(partial(_one_hot, axis=along), lambda p: p)(p) if hard else p
+        return y, GumbelSoftmaxCache(p)
 
     def backward(params, cache, dy):
         p, v = widen(cache.p), widen(dy)

@@ -82,7 +82,7 @@ def global_pool(kind: Literal["average", "max"] = "average") -> Layer[tuple[()],
 def _first_largest(x: Array) -> Array:
     """The first place along the middle axis of x `(N, S, C)` where the maximum is, or a NaN."""
     S = x.shape[1]
-    largest = lax.reduce_max(lax.stop_gradient(x), (1,))
+    largest = lax.reduce_max(x, (1,))
     place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     return lax.reduce_min(jnp.where((x == largest[:, None]) | jnp.isnan(x), place, S - 1), (1,))
 

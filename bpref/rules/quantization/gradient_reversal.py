@@ -13,9 +13,8 @@ No function has y for its value and this for its derivative; "-l x, plus the con
 
 Cached: nothing; the derivative is one number.
 
-Numerical care: dx rounds once, in float32 for half precision. The forward is x exactly, infinite ones too: it is
-written x - l (x - x) with all but the middle x held constant, which tells whoever differentiates the forward itself
-what the backward does. Where x is infinite x - x is left out, and the forward itself has no slope; the backward has.
+Numerical care: dx rounds once, in float32 for half precision. The forward is x exactly, infinite ones too, and tells
+whoever differentiates the forward itself what the backward does.
 """
 
 from typing import NamedTuple
@@ -25,9 +24,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
-from bpref.formulas.elementwise import slope_alone
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Interval, Real, Rule
+from bpref.tangents import by_decision
 
 
 class GradientReversalCache(NamedTuple):
@@ -51,10 +50,13 @@ def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, G
     strength = require_finite(who, "strength", strength)
 
     def forward(params, x: Float[Array, "..."]):
-        return lax.stop_gradient(x) - strength * slope_alone(x), GradientReversalCache()
+        return by_decision(lambda x: x, reversed_)(x), GradientReversalCache()
 
     def backward(params, cache, dy):
-        return (), cast(-strength * widen(dy), dy.dtype)
+        return (), reversed_(dy)
+
+    def reversed_(v):
+        return cast(-strength * widen(v), v.dtype)
 
     return Layer(no_params, forward, backward, who, decoding=each_position)
 

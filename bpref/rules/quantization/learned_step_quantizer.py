@@ -39,6 +39,7 @@ from bpref.checks.hyperparameters import is_integer, plain, require_count, requi
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
+from bpref.tangents import by_decision
 
 
 class LearnedStepQuantizerParams(NamedTuple):
@@ -85,12 +86,8 @@ def learned_step_quantizer(
     def forward(params, x: Float[Array, "..."]):
         if x.ndim < example_axes:
             raise ValueError(f"{who}: x has shape {x.shape}, expected at least {example_axes} axes, of examples")
-        s, z = widen(params.s), widen(x)
-        fixed = lax.stop_gradient(s)
-        slow = fixed + scale(x) * (s - fixed)
-        u = jnp.clip(z / _spread(slow, z), low, high)
-        q = jnp.round(lax.stop_gradient(u)) + (u - lax.stop_gradient(u))
-        return cast(_spread(slow, z) * q, x.dtype), LearnedStepQuantizerCache(x)
+        y = by_decision(quantized, estimated)(widen(params.s), widen(x))
+        return cast(y, x.dtype), LearnedStepQuantizerCache(x)
 
     def backward(params, cache, dy):
         s, z, v = widen(params.s), widen(cache.x), widen(dy)
@@ -100,6 +97,17 @@ def learned_step_quantizer(
         c = lax.stop_gradient(jnp.where(inside, q - u, q))
         ds = scale(z) * jnp.sum(v * c)
         return LearnedStepQuantizerParams(cast(ds, params.s.dtype)), jnp.where(inside, dy, 0)
+
+    def quantized(s, z):
+        s = _spread(s, z)
+        return s * jnp.round(jnp.clip(z / s, low, high))
+
+    def estimated(s, z):
+        """The same number, with q's steps constant, and s as slow as g has it."""
+        fixed = lax.stop_gradient(s)
+        s = _spread(fixed + scale(z) * (s - fixed), z)
+        u = jnp.clip(z / s, low, high)
+        return s * (u + lax.stop_gradient(jnp.round(u) - u))
 
     def scale(x):
         return 1 / math.sqrt(max(math.prod(x.shape[example_axes:]), 1) * high)

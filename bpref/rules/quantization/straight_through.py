@@ -21,8 +21,7 @@ The second passes nothing on where x is beyond the outermost level and a step wo
 Cached: nothing, or if clipped whether x is inside, one byte an element.
 
 Numerical care: half precision is rounded in float32, so that every dtype takes the same step, and a level rounds once.
-The forward adds s - s = 0 to y, which tells whoever differentiates the forward itself what the backward does. Where x
-is infinite and not clipped s - s is left out, and the forward itself has no slope; the backward has.
+Whoever differentiates the forward itself is given the slope of s.
 """
 
 from typing import NamedTuple
@@ -33,9 +32,9 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.elementwise import slope_alone
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
+from bpref.tangents import by_decision
 
 
 class StraightThroughCache(NamedTuple):
@@ -70,10 +69,8 @@ def straight_through(
 
     def forward(params, x: Float[Array, "..."]):
         z = widen(x)
-        inside = abs(z) <= limit
-        surrogate = jnp.where(inside, z, limit * jnp.sign(z)) if clipped else z
-        y = lax.stop_gradient(nearest(z)) + slope_alone(surrogate)
-        return cast(y, x.dtype), StraightThroughCache(inside if clipped else None)
+        y = by_decision(nearest, surrogate)(z)
+        return cast(y, x.dtype), StraightThroughCache(abs(z) <= limit if clipped else None)
 
     def backward(params, cache, dy):
         return (), dy if cache.inside is None else jnp.where(cache.inside, dy, 0)
@@ -83,6 +80,9 @@ def straight_through(
             return jnp.round(z)
         step = jnp.floor((z + limit) * ((levels - 1) / (2 * limit)) + 0.5)
         return jnp.clip(step, 0, levels - 1) * (2 * limit / (levels - 1)) - limit
+
+    def surrogate(z):
+        return jnp.where(abs(z) <= limit, z, limit * jnp.sign(z)) if clipped else z
 
     return Layer(no_params, forward, backward, who, decoding=each_position)
 

@@ -15,6 +15,7 @@ from jax.interpreters import ad
 from jax.typing import ArrayLike
 
 from bpref.programs import all_equations, closed, types_of
+from bpref.tangents import BY_DECISION
 from bpref.verify.options import require_callable
 from bpref.verify.programs.rewrite import CALLS, Recurse, evaluate, traced
 
@@ -22,6 +23,9 @@ F = TypeVar("F", bound=Callable)
 
 RULES_OF_JAX = ("custom_jvp_call", "custom_vjp_call")
 """The primitives that carry a custom derivative rule."""
+
+EXEMPT = "_custom_root at ", BY_DECISION
+"""Sources of rules that say what the derivative is: JAX's of `lax.custom_root`, and an estimator's by decision."""
 
 OPAQUE = frozenset({"pallas_call", "pure_callback", "io_callback", "ffi_call", "triton_kernel_call", "tpu_custom_call"})
 """What JAX cannot differentiate: a rule over one of these is all the derivative that there is."""
@@ -63,7 +67,8 @@ def without_rule(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Recur
 def has_custom_rules(program: ClosedJaxpr) -> bool:
     """Whether a custom derivative rule is anywhere in a program, or in the programs in it.
 
-    `lax.custom_root` counts as none, since its rule is JAX's own; rules in the function whose root is taken do.
+    `lax.custom_root` counts as none, since its rule is JAX's own; rules in the function whose root is taken do. Nor
+    does what has another derivative by decision (`bpref.tangents.by_decision`).
     """
     return any(map(is_rule, all_equations(program)))
 
@@ -76,10 +81,10 @@ def called(equation: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def is_rule(equation: JaxprEqn) -> bool:
-    """Whether an equation carries a custom derivative rule, other than that of `lax.custom_root`."""
+    """Whether an equation carries a custom derivative rule that is judged: another than those of `EXEMPT`."""
     if equation.primitive.name not in RULES_OF_JAX:
         return False
-    return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith("_custom_root at ")
+    return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith(EXEMPT)
 
 
 def owner_of_rule(primitive: Primitive) -> str:

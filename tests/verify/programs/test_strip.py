@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax import lax
 
+from bpref.tangents import by_decision
 from bpref.verify.programs.strip import has_custom_rules, strip_custom_rules
 
 
@@ -146,6 +147,17 @@ def test_library_functions_keep_their_values_and_derivatives(name):
     np.testing.assert_allclose(stripped(MATRIX), f(MATRIX), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cotangent(stripped, MATRIX)[0], cotangent(f, MATRIX)[0], rtol=1e-5, atol=2e-6)
     assert not has_custom_rules(jax.make_jaxpr(stripped)(MATRIX))
+
+
+def test_what_has_another_derivative_by_decision_keeps_it_and_nothing_that_looks_alike():
+    @jax.custom_jvp
+    def decided(x):
+        return jnp.round(x)
+
+    decided.defjvp(lambda primals, tangents: (decided(*primals), tangents[0]))
+    ours = by_decision(jnp.round, lambda x: 3 * x)
+    assert [cotangent(strip_custom_rules(f), X)[0].tolist() for f in (ours, decided)] == [[3.0] * 3, [0.0] * 3]
+    assert not has_custom_rules(jax.make_jaxpr(ours)(X))
 
 
 def test_a_rule_over_a_callback_stays():
