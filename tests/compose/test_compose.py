@@ -13,6 +13,7 @@ from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.oracle import bytes_kept
 from tests.conftest import SEED, SLOW_TO_COMPILE
+from tests.refusing import refusals
 
 WIDTH = 3
 
@@ -315,11 +316,7 @@ def test_what_is_no_layer_is_refused():
         bpref.reversible(bpref.tanh(), bpref.tanh()).forward(((), ()), jnp.ones(2))
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_wrong_calls_are_refused(call, message):
-    with pytest.raises(ValueError) as refused:
-        call()
-    assert str(refused.value) == message
+test_wrong_calls_are_refused = refusals(BAD_CALLS)
 
 
 def test_a_layer_that_stands_several_times_is_traced_once():

@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.linear.linear import LinearParams
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
@@ -24,11 +25,7 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_wrong_calls_are_refused(call, kind, message):
-    with pytest.raises(kind) as refused:
-        call()
-    assert str(refused.value) == message
+test_wrong_calls_are_refused = refusals(BAD_CALLS)
 
 
 @pytest.mark.parametrize(
@@ -204,11 +201,7 @@ BAD_CALLS_OF_THE_OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS_OF_THE_OTHERS.values(), ids=BAD_CALLS_OF_THE_OTHERS)
-def test_wrong_calls_of_the_others_are_refused(call, kind, message):
-    with pytest.raises(kind) as refused:
-        call()
-    assert str(refused.value) == message
+test_wrong_calls_of_the_others_are_refused = refusals(BAD_CALLS_OF_THE_OTHERS)
 
 
 def normal(*shape):

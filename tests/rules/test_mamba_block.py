@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.verify.numbers.measure import relative_error
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
 
@@ -38,11 +39,7 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_refused(call, kind, message):
-    with pytest.raises(kind) as refused:
-        call()
-    assert str(refused.value) == message
+test_bad_calls_are_refused = refusals(BAD_CALLS)
 
 
 @pytest.fixture

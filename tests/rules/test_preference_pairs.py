@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import bpref
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 from tests.rules.test_preference_loss import GRPO, MASK, TOKENS, ratios, sweep
 
@@ -43,11 +44,7 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_what_does_not_fit_is_refused_by_name(call, message):
-    with pytest.raises(ValueError) as raised:
-        call()
-    assert str(raised.value) == message
+test_what_does_not_fit_is_refused_by_name = refusals(BAD_CALLS)
 
 
 def test_cpo_is_dpo_from_an_even_reference_and_a_likelihood():

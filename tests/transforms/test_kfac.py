@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import bpref
 from bpref.train.embedded import digits_as_images
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import close
 
@@ -168,8 +168,4 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_refused(call, message):
-    with pytest.raises(ValueError) as refused:
-        call()
-    assert str(refused.value) == message
+test_bad_calls_are_refused = refusals(BAD_CALLS)

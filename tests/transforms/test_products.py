@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import bpref
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import EVERY_COMPOSITION, close, gradients_of
 
@@ -58,8 +58,4 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_refused(call, message):
-    with pytest.raises(ValueError) as refused:
-        call()
-    assert str(refused.value) == message
+test_bad_calls_are_refused = refusals(BAD_CALLS)
