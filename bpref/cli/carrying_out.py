@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax import Array
 
 from bpref.cli import watching
@@ -32,7 +31,7 @@ from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.recipes import Recipe
 from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, RecordOfTheFirst, Unwritable, held
-from bpref.train.rows import Changed
+from bpref.train.rows import Changed, Examples
 from bpref.train.start import Start, as_arrays, precision
 from bpref.train.table import count
 from bpref.train.updates import require_named
@@ -55,9 +54,9 @@ class Training(NamedTuple):
     kind: str
     what: str
     objective: Layer
-    train: tuple[np.ndarray, np.ndarray]
+    train: tuple[Examples, Examples]
     start: Callable[[], Start]
-    test: tuple[np.ndarray, np.ndarray]
+    test: tuple[Examples, Examples]
     score: str
     metric: Callable[..., Array]
     describe: Callable[[Start], str] | None

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
-import numpy as np
 from optax import GradientTransformation
 
 from bpref.cli.html_page import require_page
@@ -18,6 +17,7 @@ from bpref.train.divided import Division
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import Recipe
 from bpref.train.record import is_begun, require_new
+from bpref.train.rows import Examples
 from bpref.train.start import Start, start
 from bpref.train.updates import Updates
 
@@ -101,7 +101,7 @@ class How(NamedTuple):
             require_new(self.out)
 
     def start(
-        self, J: Layer, optimizer: GradientTransformation, train: tuple[np.ndarray, np.ndarray], recipe: Recipe
+        self, J: Layer, optimizer: GradientTransformation, train: tuple[Examples, Examples], recipe: Recipe
     ) -> Callable[[], Start]:
         """What begins the training of an objective, as these options say."""
         return lambda: start(

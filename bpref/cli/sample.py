@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bpref.cli.choosing import require_none
 from bpref.cli.errors import UsageError, blaming_the_input
-from bpref.cli.train import require_none
 
 if TYPE_CHECKING:
     from bpref.train.load import Loaded

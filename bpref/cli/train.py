@@ -1,30 +1,18 @@
 """`bpref train`: the seed's network, or any like it, on real data; its gradient is verified before the first step."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import Annotated
 
 import typer
 
-from bpref.cli.errors import UsageError, blaming_the_input
+from bpref.cli.choosing import DEFAULT, choose_table, hosts_of, patterns, require_none, widths, with_given
+from bpref.cli.errors import blaming_the_input
 from bpref.cli.html_page import Open
-
-if TYPE_CHECKING:
-    from bpref.sharding.hosts import Hosts
-    from bpref.train.recipes import Recipe, TableRecipe
-    from bpref.train.table import Table, Task
-
-R = TypeVar("R", bound="Recipe")
 
 EXAMPLE = (
     "Examples: bpref train | bpref train digits --epochs 20 --out run | bpref train gpt --out run | "
     "bpref train --data table.csv --target price --layers 128,64 --optimizer adam --learning-rate 0.001"
 )
-
-
-DEFAULT = "diabetes"
-"""What is trained on where nothing is named: the seed's own setting."""
 
 
 def train(
@@ -48,10 +36,16 @@ def train(
         str | None, typer.Option(help="Of a value missing in --data: refuse, drop, impute. [default: refuse]")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 file for a model of text. [default: Python's own documentation]")
+        Path | None,
+        typer.Option(help="For a model of text, UTF-8 or a file of ids. [default: Python's own documentation]"),
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Of text: bytes, or bpe. [default: bytes]")] = None,
-    vocabulary: Annotated[int | None, typer.Option(help="How many tokens bpe learns. [default: 1024]")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Of text: bytes, bpe; of ids made elsewhere: uint16, uint32, npy. [default: bytes]"),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="How many tokens there are but for bytes. [default: 1024]")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in an example of text. [default: 64]")] = None,
     width: Annotated[
         int | None,
@@ -65,6 +59,10 @@ def train(
             help="Blocks of a model, of a stage of resnet; layers of vae, halvings of unet. [default: 2; of these 1]"
         ),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="For a model of images, IDX, .gz too, or .npy. [default: scikit-learn's digits]")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Of --images, for resnet and vit: the same, 0 ... C-1.")] = None,
     latent: Annotated[int | None, typer.Option(help="Numbers that code an image of vae. [default: 8]")] = None,
     noise_steps: Annotated[int | None, typer.Option(help="From noise to an image, of unet. [default: 100]")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads of attention. [default: 4]")] = None,
@@ -184,6 +182,7 @@ def train(
     of_text = {"text": text} | of_tokens
     of_models = {"width": width, "depth": depth}
     of_makers = {"latent": latent, "noise_steps": noise_steps}
+    of_files = {"images": images, "labels": labels}
     with blaming_the_input():
         hosts = hosts_of(coordinator, processes, process, connect_timeout)
 
@@ -213,6 +212,7 @@ def train(
             with blaming_the_input():
                 require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
                 require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
+                require_none(of_files, f"goes with a model of images; {what} is a model of text")
                 text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
             from bpref.cli.training_text import run as run_text
 
@@ -226,107 +226,16 @@ def train(
                 image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
             from bpref.cli.training_images import run as run_images
 
-            return run_images(what, image_recipe, how)
+            return run_images(what, images, labels, image_recipe, how)
         from bpref.cli.training import run
 
         with blaming_the_input():
             require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")
             require_none(of_models | of_makers, f"goes with a model: {', '.join([*OF_TEXT, *OF_IMAGES])}")
+            require_none(of_files, f"goes with a model of images: {', '.join(OF_IMAGES)}")
             table, recipe = choose_table(what, data, target, task, missing, seed)
             given = of_networks | of_both | {"layers": None if layers is None else widths(layers)}
             recipe = with_given(recipe, given)
         return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
 
     return together(hosts, command)
-
-
-def hosts_of(
-    coordinator: str | None, processes: int | None, process: int | None, connect_timeout: int | None
-) -> "Hosts | None":
-    """Where the processes meet; None where there is one."""
-    from bpref.sharding.hosts import CONNECT_SECONDS, Hosts
-
-    if coordinator is None:
-        given = {"processes": processes, "process": process, "connect_timeout": connect_timeout}
-        require_none(given, "goes with --coordinator, where the processes of a run meet")
-        return None
-    hosts = Hosts(coordinator, processes, process, CONNECT_SECONDS if connect_timeout is None else connect_timeout)
-    hosts.require_consistent()
-    return hosts
-
-
-def require_none(options: Mapping[str, object], why: str) -> None:
-    """Raise for the first option that was given, of those that mean nothing here."""
-    for option, value in options.items():
-        if value is not None:
-            raise UsageError(f"--{option.replace('_', '-')} {why}")
-
-
-def choose_table(
-    dataset: str | None, data: Path | None, target: str | None, task: str | None, missing: str | None, seed: int
-) -> tuple["Table", "TableRecipe"]:
-    """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
-    from bpref.nearest import require_known
-    from bpref.train.embedded import EMBEDDED
-    from bpref.train.recipes import OF_IMAGES, OF_TEXT, OWN_DATA, RECIPES
-
-    if data is None:
-        for option, value in (("--target", target), ("--task", task), ("--missing", missing)):
-            if value is not None:
-                raise UsageError(f"{option} goes with --data, a table of your own")
-        dataset = dataset or DEFAULT
-        require_known("data set or model", dataset, [*EMBEDDED, *OF_TEXT, *OF_IMAGES])
-        return EMBEDDED[dataset](), RECIPES[dataset]
-    if dataset is not None:
-        raise UsageError(f"both {dataset!r} and --data are given; train on one of them")
-    if task is not None:
-        require_known("task", task, OWN_DATA)
-    table = read(data, target, cast("Task | None", task), missing, seed)
-    return table, OWN_DATA[table.task]
-
-
-def read(data: Path, target: str | None, task: "Task | None", missing: str | None, seed: int) -> "Table":
-    """The user's own table, by the file's suffix."""
-    from bpref.train.read_csv import read_csv
-    from bpref.train.read_npz import read_npz
-
-    try:
-        match data.suffix.lower():
-            case ".npz":
-                require_none({"missing": missing}, "goes with a .csv")
-                return read_npz(data, target or "y", task)
-            case ".csv" | ".tsv":
-                if target is None:
-                    raise UsageError(f"--data with a {data.suffix} needs --target, the name of the column to predict")
-                return read_csv(data, target, task, missing or "refuse", seed)
-    except OSError as error:
-        raise UsageError(f"{data}: {error.strerror}") from error
-    raise UsageError(f"{data}: expected a file that ends in .csv, .tsv or .npz")
-
-
-def patterns(names: str | None) -> tuple[str, ...] | None:
-    """`0.*,*.b` as names."""
-    return None if names is None else tuple(name for name in names.split(",") if name)
-
-
-def widths(layers: str) -> tuple[int, ...]:
-    """`64,64` as numbers."""
-    try:
-        return tuple(int(width) for width in layers.split(",") if layers)
-    except ValueError:
-        raise UsageError(
-            f"layers is {layers!r}, expected the width of each hidden layer, at least 1, such as 64,64"
-        ) from None
-
-
-def with_given(recipe: R, given: Mapping[str, object]) -> R:
-    """The recipe with what was given in place of its own; another optimizer comes with its own learning rate."""
-    from bpref.nearest import require_known
-    from bpref.train.optimizers import OPTIMIZERS
-
-    given = {option: value for option, value in given.items() if value is not None}
-    optimizer = str(given.get("optimizer", recipe.optimizer))
-    require_known("optimizer", optimizer, OPTIMIZERS)
-    if optimizer != recipe.optimizer:
-        given.setdefault("learning_rate", OPTIMIZERS[optimizer].learning_rate)
-    return replace(recipe, **given)

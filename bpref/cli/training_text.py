@@ -18,8 +18,6 @@ from bpref.train.step import in_dtype
 from bpref.train.table import count
 from bpref.train.text import Text, bits_per_byte, read_text
 
-SCORE = "bits a byte"
-
 
 def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
     """Train and report; the exit code is 0 or 1 (a wrong gradient, a loss that is not finite)."""
@@ -37,9 +35,9 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
         print(summary(fitted, text, recipe))
         if record is not None:
             made_of = settings(name, text, recipe, how.seed, how.dtype)
-            record.finish(fitted.params, fitted.history, f"test {SCORE}", made_of)
+            record.finish(fitted.params, fitted.history, f"test {text.score}", made_of)
             print(written(record))
-            print(f'go on with: bpref sample {how.out} --prompt "The"')
+            print(f'go on with: bpref sample {how.out} --prompt "{text.prompt}"')
 
     with jax.default_device(placed):
         training = Training(
@@ -49,7 +47,7 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
             text.train,
             how.start(in_dtype(model.objective, DTYPES[how.dtype]), optimizer, text.train, recipe),
             text.test,
-            SCORE,
+            text.score,
             lambda J: bits_per_byte(J, text.bytes_per_token),
             lambda begin: describe(name, text, recipe, begin, placed.platform),
             report,
@@ -60,7 +58,8 @@ def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:
 def describe(name: str, text: Text, recipe: TextRecipe, begin: Start, platform: str) -> str:
     """What is about to be trained, in two lines."""
     X, X_test = text.train[0], text.test[0]
-    tokens = "bytes" if recipe.tokens == "bytes" else f"tokens of {text.bytes_per_token:.2f} bytes"
+    length = "" if text.bytes_per_token is None else f" of {text.bytes_per_token:.2f} bytes"
+    tokens = "bytes" if recipe.tokens == "bytes" else f"tokens{length}"
     size = sum(p.size for p in jax.tree.leaves(begin.params))
     return (
         f"{text.name}: {count(len(X), 'context')} of {X.shape[1]} {tokens} to train on, "
@@ -75,7 +74,7 @@ def summary(fitted: Fitted, text: Text, recipe: TextRecipe) -> str:
     last = fitted.history[-1]
     steps = sum(len(epoch.losses) for epoch in fitted.history)
     return (
-        f"test {last.test_score:.3f} {SCORE} after {steps:,} steps (the frequencies of the tokens alone: "
+        f"test {last.test_score:.3f} {text.score} after {steps:,} steps (the frequencies of the tokens alone: "
         f"{text.unigram:.3f}), {losses_of(last)}\n"
         f"{fitted.examples_per_second * recipe.context:,.0f} tokens/s, {after_compilation(fitted)}"
     )

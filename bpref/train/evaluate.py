@@ -114,8 +114,9 @@ def _window_by_window(
 
     def scores(going):
         if is_one:
-            y_hat = [np.asarray(predicted(going, begin.everywhere(X[part]))) for part in windows]
-            value, score = judged(going, *begin.everywhere((np.concatenate(y_hat), y[:])))
+            each = [jax.tree.map(np.asarray, predicted(going, begin.everywhere(X[part]))) for part in windows]
+            y_hat = jax.tree.map(lambda *v: np.concatenate(v), *each)
+            value, score = judged(going, *begin.everywhere((y_hat, y[:])))
         else:
             each = [batch_by_batch(going, *begin.everywhere((X[part], y[part])))[0] for part in windows]
             value = jnp.average(jnp.stack(each), weights=jnp.asarray([part.stop - part.start for part in windows]))

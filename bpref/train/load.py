@@ -85,8 +85,9 @@ def _network_of(settings: Json) -> tuple[Layer, jax.ShapeDtypeStruct, Tokenizer 
         x = jax.ShapeDtypeStruct((1, settings["context"]), jnp.int32)
         return model.network, x, tokenizer_of(settings["tokenizer"])
     if settings.get("model") in IMAGE_MODELS:
-        network = IMAGE_MODELS[settings["model"]](settings["depth"], settings["width"], len(settings["classes"]))
-        return network, jax.ShapeDtypeStruct((1, *settings["image"]), jnp.float32), None
+        image, classes = settings["image"], len(settings["classes"])
+        network = IMAGE_MODELS[settings["model"]](image, settings["depth"], settings["width"], classes)
+        return network, jax.ShapeDtypeStruct((1, *image), jnp.float32), None
     if settings.get("model") in GENERATIVE:
         image = settings["image"]
         network = generative(settings["model"], image, settings).network

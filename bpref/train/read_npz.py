@@ -35,7 +35,7 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
         raise ValueError(f"{target} has shape {y.shape}, expected ({len(X)},), one for each row of X")
     if task == "regression" or (task is None and np.issubdtype(y.dtype, np.floating)):
         return Table(X, y.astype(X.dtype) if np.issubdtype(y.dtype, np.integer) else y, names, target)
-    labels, classes = _labels(y, target)
+    labels, classes = labels_of(y, target)
     require_classes(target, len(labels), classes)
     return Table(X, labels, names, target, classes)
 
@@ -49,7 +49,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a .npz archive of plain arrays, as numpy.savez writes it ({error})") from error
 
 
-def _labels(y: np.ndarray, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_of(y: np.ndarray, target: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels 0 ... C-1, and the names of the C classes."""
     if y.dtype.kind in "US":
         classes, labels = np.unique(y, return_inverse=True)

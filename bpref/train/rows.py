@@ -7,13 +7,16 @@ are. Here each process takes its part of the same batches.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Union
 
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import PyTree
+
+LOOKED_AT = 2**26
+"""Bytes of a file that are looked at together."""
 
 Change = Callable[[np.ndarray], np.ndarray]
 """`(..., *of a row) -> (..., *of another)`, row by row, whatever axes stand in front."""
@@ -103,6 +106,18 @@ def examples(v: PyTree) -> Examples:
     if isinstance(v, Rows):
         return v
     return Rows(v) if isinstance(v, np.memmap) and v.filename is not None else np.asarray(v)
+
+
+def of_rows(v: Examples, rows: np.ndarray) -> Examples:
+    """Some of the examples; of a file, without reading them."""
+    return v.of(rows) if isinstance(v, Rows) else v[rows]
+
+
+def in_parts(v: Examples) -> Iterator[tuple[int, np.ndarray]]:
+    """`(first, rows)` one after the other: of a file some at a time, what is in memory at once."""
+    each = max(1, LOOKED_AT // max(1, v.nbytes // len(v))) if isinstance(v, Rows) else len(v)
+    for first in range(0, len(v), each):
+        yield first, v[first : first + each]
 
 
 def _stamp(file: str) -> tuple[int, int] | None:

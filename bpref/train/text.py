@@ -1,7 +1,8 @@
 """Text as tokens: a file, or the Python standard library's own documentation, cut into contexts to train on."""
 
+import codecs
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bpref.nearest import require_known
+from bpref.train import mapped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Learned
@@ -74,10 +76,27 @@ def _of_learned(learned: "Learned") -> Tokenizer:
     )
 
 
+def of_ids(vocabulary: int) -> Tokenizer:
+    """Of tokens whose text is not known: the ids themselves, written out, such as "12 7 99"."""
+    if vocabulary < 1:
+        raise ValueError(f"vocabulary is {vocabulary}, expected at least 1")
+
+    def encode(text):
+        ids = text.split()
+        for word in ids:
+            if not (word.isascii() and word.isdecimal() and int(word) < vocabulary):
+                raise ValueError(f"{word!r} is no id, expected 0 ... {vocabulary - 1}, parted by spaces")
+        return np.array(ids, np.int32)
+
+    return Tokenizer(vocabulary, encode, lambda ids: "".join(f" {int(i)}" for i in ids), f"ids {vocabulary}")
+
+
 def tokenizer_of(saved: str) -> Tokenizer:
-    """The tokenizer that was saved as this: "bytes", or the JSON of the library `tokenizers`."""
+    """The tokenizer that was saved as this: "bytes", "ids" and how many, or the JSON of the library `tokenizers`."""
     if saved == "bytes":
         return in_bytes()
+    if saved.startswith("ids "):
+        return of_ids(int(saved.removeprefix("ids ")))
     from tokenizers import Tokenizer as Learned
 
     return _of_learned(Learned.from_str(saved))
@@ -90,58 +109,141 @@ class Text(NamedTuple):
       name: what messages call it.
       tokenizer: learned from the part that is trained on alone.
       train, test: `(X, y)`, contexts of ids (N, T) and the ids that follow, each position's own.
-      bytes_per_token: of the part that is held out.
-      unigram: bits a byte that the frequencies of the training part's tokens alone would need for the other.
+      bytes_per_token: of the part that is held out; None where the tokens' text is not known.
+      unigram: bits a byte, or a token, that the frequencies of the training part's tokens alone would need for the
+        other.
     """
 
     name: str
     tokenizer: Tokenizer
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
-    bytes_per_token: float
+    bytes_per_token: float | None
     unigram: float
 
+    @property
+    def score(self) -> str:
+        """What a cross-entropy is measured in."""
+        return "bits a token" if self.bytes_per_token is None else "bits a byte"
 
-TOKENS = ("bytes", "bpe")
+    @property
+    def prompt(self) -> str:
+        """What it may be asked to go on from."""
+        return "The" if self.bytes_per_token is not None else self.tokenizer.decode(self.train[0][0, :3]).strip()
+
+
+OF_NUMBERS = ("uint16", "uint32", "npy")
+"""Ids that were made elsewhere: bare numbers, as `numpy.ndarray.tofile` writes them, or an .npy of one axis."""
+
+TOKENS = ("bytes", "bpe", *OF_NUMBERS)
+
+AT_ONCE = 2**24
+"""Tokens that are looked at together, of a file."""
 
 
 def read_text(path: Path | None, context: int, tokens: str = "bytes", vocabulary: int = 1024) -> Text:
-    """A UTF-8 file's text, or where there is none, what Python's `help` knows of the language.
+    """A UTF-8 file's text, or where there is none, what Python's `help` knows of the language; or a file of ids.
+
+    In bytes, and of ids, a file may be larger than memory: contexts are read of it as they are needed.
 
     Args:
       path: the file; None for `pydoc_data.topics`, which comes with every Python.
       context: the number T of positions of an example.
-      tokens: "bytes", or "bpe" for byte pairs.
-      vocabulary: of byte pairs, how many ids.
+      tokens: "bytes", or "bpe" for byte pairs; of ids "uint16" or "uint32", little-endian, or "npy".
+      vocabulary: of byte pairs and of ids, how many there are.
+
+    Example:
+      >>> np.asarray([3, 1, 2] * 100, np.uint16).tofile("corpus.bin")
+      >>> read_text(Path("corpus.bin"), 8, "uint16", vocabulary=4).train[0].shape
+      (33, 8)
 
     Raises:
-      ValueError: the text is no UTF-8, or too short for one context to train on and one to test on.
+      ValueError: the text is no UTF-8, an id is out of range, or it is too short for one context to train on and one to
+        test on.
       OSError: the file cannot be read.
     """
     require_known("tokens", tokens, TOKENS)
     if context < 1:
         raise ValueError(f"context is {context}, expected at least 1")
-    name, text = ("Python's own documentation", documentation()) if path is None else (str(path), decoded(path))
-    at = len(text) - int(len(text) * TEST_SHARE)
-    before, after = text[:at], text[at:]
-    tokenizer = in_bytes() if tokens == "bytes" else byte_pairs(before, vocabulary)
-    learned_from, held_out = tokenizer.encode(before), tokenizer.encode(after)
+    name = "Python's own documentation" if path is None else str(path)
+    if tokens in OF_NUMBERS:
+        if path is None:
+            raise ValueError(f"tokens {tokens} are those of a file of ids; name it")
+        tokenizer, (learned_from, held_out), of_bytes = of_ids(vocabulary), _ids_of(path, tokens), None
+    elif path is not None and tokens == "bytes" and path.stat().st_size > mapped.IN_MEMORY:
+        tokenizer, (learned_from, held_out) = in_bytes(), _bytes_of(path)
+        of_bytes = len(held_out)
+    else:
+        text = documentation() if path is None else decoded(path)
+        at = len(text) - int(len(text) * TEST_SHARE)
+        before, after = text[:at], text[at:]
+        tokenizer = in_bytes() if tokens == "bytes" else byte_pairs(before, vocabulary)
+        learned_from, held_out = tokenizer.encode(before), tokenizer.encode(after)
+        of_bytes = len(after.encode())
     for part, ids in (("trained on", learned_from), ("held out", held_out)):
         if len(ids) <= context:
             raise ValueError(
                 f"{name}: {len(ids)} tokens are {part}, too few for one context of {context} and the token after it"
             )
-    frequencies = np.bincount(learned_from, minlength=tokenizer.vocabulary) + 1.0
-    bits = -np.log2(frequencies / frequencies.sum())[held_out].sum()
-    of_bytes = len(after.encode())
+    counts = counted(name, learned_from, tokenizer.vocabulary) + 1.0
+    bits = float(counted(name, held_out, tokenizer.vocabulary, len(learned_from)) @ -np.log2(counts / counts.sum()))
     return Text(
         name,
         tokenizer,
         contexts(learned_from, context),
         contexts(held_out, context),
-        of_bytes / len(held_out),
-        float(bits / of_bytes),
+        None if of_bytes is None else of_bytes / len(held_out),
+        bits / (of_bytes or len(held_out)),
     )
+
+
+def counted(name: str, ids: np.ndarray, vocabulary: int, before: int = 0) -> np.ndarray:
+    """How often each id stands there; `ValueError` for the first that is out of range, so many tokens `before` it."""
+    counts = np.zeros(vocabulary, np.int64)
+    for first, part in _in_parts(ids):
+        outside = (part < 0) | (part >= vocabulary)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ValueError(
+                f"{name}: token {before + first + i + 1:,} is {part[i]}, expected 0 ... {vocabulary - 1} (--vocabulary)"
+            )
+        counts += np.bincount(part.astype(np.int64), minlength=vocabulary)
+    return counts
+
+
+def _in_parts(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for first in range(0, len(ids), AT_ONCE):
+        yield first, np.asarray(ids[first : first + AT_ONCE])
+
+
+def _ids_of(path: Path, tokens: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ids to learn from, and those held out, as they lie in a file."""
+    ids = mapped.read_npy(path) if tokens == "npy" else mapped.read_numbers(path, tokens)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{path}: {ids.dtype.name}{list(ids.shape)} are no tokens, expected integers of one axis")
+    at = len(ids) - int(len(ids) * TEST_SHARE)
+    return ids[:at], ids[at:]
+
+
+def _bytes_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a text in bytes, which is held out from where the last tenth of its characters begins."""
+    ids = mapped.read_numbers(path, np.uint8)
+    decoder, characters = codecs.getincrementaldecoder("utf-8")(), 0
+    for first, part in _in_parts(ids):
+        pending = len(decoder.getstate()[0])
+        try:
+            characters += len(decoder.decode(part.tobytes(), first + len(part) == len(ids)))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: byte {first - pending + error.start} is no UTF-8; is it a text?") from None
+    left, end = int(characters * TEST_SHARE), len(ids)
+    while left:
+        first = max(0, end - AT_ONCE)
+        begins = first + np.flatnonzero((ids[first:end] & 0xC0) != 0x80)
+        if len(begins) >= left:
+            end, left = int(begins[-left]), 0
+        else:
+            end, left = first, left - len(begins)
+    return ids[:end], ids[end:]
 
 
 def contexts(ids: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,9 +252,12 @@ def contexts(ids: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
     return ids[: N * T].reshape(N, T), ids[1 : N * T + 1].reshape(N, T)
 
 
-def bits_per_byte(J: Array, bytes_per_token: float) -> Array:
-    """A mean cross-entropy of tokens, in nats, as bits for each byte of text: the same for any tokens."""
-    return J / (math.log(2) * bytes_per_token)
+def bits_per_byte(J: Array, bytes_per_token: float | None) -> Array:
+    """A mean cross-entropy of tokens, in nats, as bits for each byte of text: the same for any tokens.
+
+    Where their text is not known, `None`, it is bits for each token.
+    """
+    return J / (math.log(2) * (bytes_per_token or 1.0))
 
 
 def documentation() -> str:

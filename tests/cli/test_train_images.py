@@ -1,5 +1,6 @@
 """`bpref train vae` and `unet`, and `bpref sample` of them: the stated scores, a picture, and what is refused."""
 
+import gzip
 import json
 import re
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.cli import carrying_out
 from bpref.cli.app import run
 from bpref.naming import flat_names
+from bpref.train import mapped
+from tests.train.test_mapped import idx
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -92,3 +96,50 @@ def test_what_tells_images_apart_makes_none(tmp_path, capsys):
     assert run(["predict", str(out), "--data", "a.csv"]) == 2
     message = f"{out}: it is of vit, no table; bpref predict is for tables, bpref sample for models of text or images"
     assert capsys.readouterr().err == f"bpref: {message}\n"
+
+
+@pytest.fixture
+def verified(monkeypatch):
+    """That the gradient is right is shown elsewhere."""
+    monkeypatch.setattr(carrying_out, "require_right", lambda *given: None)
+
+
+@pytest.mark.usefixtures("verified")
+def test_own_images_in_idx_files(tmp_path, monkeypatch, capsys):
+    """Bright on the left or on the right, 9 x 12 pixels; larger than memory, and compressed."""
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    y = (np.arange(80) % 2).astype(np.uint8)
+    X = np.zeros((80, 9, 12), np.uint8)
+    X[y == 0, :, :6], X[y == 1, :, 6:] = 255, 200
+    images, labels, out = tmp_path / "images-idx3", tmp_path / "labels-idx1.gz", tmp_path / "run"
+    images.write_bytes(idx(X))
+    labels.write_bytes(gzip.compress(idx(y)))
+    small = ["--width", "8", "--depth", "1", "--batch-size", "8", "--epochs", "3", "--learning-rate", "0.01"]
+    files = ["--images", str(images), "--labels", str(labels)]
+    assert run(["train", "vit", *small, *files, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{images}: 80 images of 9 x 12 pixels, 2 classes; 64 to train on, 16 held out by seed 0"
+    assert re.match(r"test accuracy 1.0000, ", lines[2])
+    loaded = bpref.load(out)
+    logits, _ = loaded.network.forward(loaded.params, X[..., None].astype(np.float32) / 255)
+    assert (np.argmax(logits, -1) == y).all()
+
+
+@pytest.mark.usefixtures("verified")
+def test_own_images_to_make_more_of_and_what_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).integers(0, 256, (40, 4, 4), np.uint8))
+    images = ["--images", str(tmp_path / "v.npy")]
+    small = ["--width", "8", "--latent", "2", "--epochs", "1", "--batch-size", "8"]
+    assert run(["train", "vae", *small, *images, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'v.npy'}: 40 images of 4 x 4 pixels; 32 to train on")
+    for arguments, message in (
+        (["vit", *images], "--images goes with --labels for vit, which tells images apart"),
+        (["vae", *images, "--labels", "x"], "--labels means nothing to vae, which makes images"),
+        (["vit", "--labels", "x"], "--labels goes with --images, a file of your own"),
+        (["gpt", *images], "--images goes with a model of images; gpt is a model of text"),
+        (["digits", *images], "--images goes with a model of images: resnet, vit, vae, unet"),
+        (["vae", "--images", "/nowhere"], "/nowhere: No such file or directory"),
+    ):
+        assert run(["train", *arguments]) == 2
+        assert capsys.readouterr().err == f"bpref: {message}\n"

@@ -11,6 +11,7 @@ import pytest
 import bpref
 from bpref.cli.app import run
 from bpref.models.text import TEXT_MODELS, text_model
+from bpref.train import mapped
 from bpref.train.text import bits_per_byte
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -56,6 +57,23 @@ def test_from_a_text_to_a_generated_one(model, file, tmp_path, capsys):
     for t in range(len(prompt), len(ids)):
         ids[t] = jnp.argmax(forward(loaded.params, ids[None])[0][0, t - 1])
     assert text == loaded.tokenizer.decode(ids)
+
+
+def test_of_ids_made_elsewhere_larger_than_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    file, out = tmp_path / "ids.bin", tmp_path / "run"
+    np.tile(np.arange(7, dtype=np.uint16), 400).tofile(file)
+    options = ["--text", str(file), "--tokens", "uint16", "--vocabulary", "8", *SMALL, "--out", str(out)]
+    assert run(["train", "lstm", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{file}: 157 contexts of 16 tokens to train on, 17 held out, its end"
+    score, alone = map(float, re.match(r"test (\S+) bits a token after .* alone: (\S+)\)", lines[3]).groups())
+    assert score < 0.5 < np.log2(7) < alone
+    assert lines[-1] == f'go on with: bpref sample {out} --prompt "0 1 2"'
+    assert run(["sample", str(out), "--prompt", "0 1 2", "--tokens", "6", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "0 1 2 3 4 5 6 0 1\n"
+    assert run(["sample", str(out)]) == 2
+    assert capsys.readouterr().err == "bpref: 'The' is no id, expected 0 ... 7, parted by spaces\n"
 
 
 def test_what_a_model_of_text_is_trained_by_has_the_params_of_its_network():

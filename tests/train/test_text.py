@@ -9,7 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bpref
+from bpref.train import mapped, text
 from bpref.train.load import load
+from bpref.train.rows import Rows, examples
 from bpref.train.text import TEST_SHARE, bits_per_byte, byte_pairs, contexts, read_text, tokenizer_of
 
 TEXT = "the cat sat on the mat; ünïcode — too. " * 20
@@ -68,7 +70,7 @@ def test_frequencies_alone_need_the_entropy(tmp_path):
         (b"abc", {}, "{}: 3 tokens are trained on, too few for one context of 8 and the token after it"),
         (b"ab" * 30, {}, "{}: 6 tokens are held out, too few for one context of 8 and the token after it"),
         (b"", {"context": 0}, "context is 0, expected at least 1"),
-        (b"", {"tokens": "words"}, "unknown tokens 'words'; there is bytes, bpe"),
+        (b"", {"tokens": "words"}, "unknown tokens 'words'; there is bytes, bpe, uint16, uint32, npy"),
         (b"", {"tokens": "bpe", "vocabulary": 9}, "vocabulary is 9, expected at least 256, one for each byte"),
     ],
 )
@@ -78,6 +80,73 @@ def test_refused(tmp_path, content, given, message):
     with pytest.raises(ValueError) as error:
         read_text(path, **{"context": 8, **given})
     assert str(error.value) == message.format(path)
+
+
+IDS = np.random.default_rng(0).integers(0, 300, 500)
+
+
+@pytest.mark.parametrize("tokens", ["uint16", "uint32", "npy"])
+@pytest.mark.parametrize("is_small", [True, False])
+def test_ids_that_were_made_elsewhere(tokens, is_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "IN_MEMORY", mapped.IN_MEMORY * is_small)
+    monkeypatch.setattr(text, "AT_ONCE", 7)
+    path = tmp_path / "ids"
+    if tokens == "npy":
+        np.save(path.with_suffix(".npy"), IDS)
+        path = path.with_suffix(".npy")
+    else:
+        IDS.astype(tokens).tofile(path)
+    read = read_text(path, 8, tokens, 300)
+    assert isinstance(examples(read.train[0]), Rows) != is_small
+    np.testing.assert_array_equal(examples(read.train[0])[:].ravel(), IDS[: 56 * 8])
+    np.testing.assert_array_equal(examples(read.test[1])[:].ravel(), IDS[451 : 451 + 48])
+    p = (np.bincount(IDS[:450], minlength=300) + 1) / 750
+    assert (read.score, read.unigram) == ("bits a token", pytest.approx(-np.log2(p[IDS[450:]]).mean()))
+    again = tokenizer_of(read.tokenizer.saved)
+    np.testing.assert_array_equal(again.encode(read.prompt), IDS[:3])
+    assert again.decode([1, 2]) == " 1 2"
+
+
+def test_a_text_larger_than_memory_is_held_out_from_the_same_character(file, monkeypatch):
+    whole = read_text(file, 8)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    for at_once in (1, 7, 64, 10_000):
+        monkeypatch.setattr(text, "AT_ONCE", at_once)
+        read = read_text(file, 8)
+        assert isinstance(examples(read.train[0]), Rows)
+        jax.tree.map(np.testing.assert_array_equal, (read.train, read.test), (whole.train, whole.test))
+        assert read.unigram == pytest.approx(whole.unigram)
+    file.write_bytes(TEXT.encode() + b"\xc3")
+    monkeypatch.setattr(text, "AT_ONCE", 5)
+    with pytest.raises(ValueError) as error:
+        read_text(file, 8)
+    assert str(error.value) == f"{file}: byte {len(TEXT.encode())} is no UTF-8; is it a text?"
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        (b"\1\0\2", {}, "{}: 3 bytes are no whole number of uint16"),
+        (b"\1\0" * 20 + b"\3\0" * 20, {}, "{}: token 21 is 3, expected 0 ... 2 (--vocabulary)"),
+        (b"\1\0" * 79 + b"\5\0", {}, "{}: token 80 is 5, expected 0 ... 2 (--vocabulary)"),
+        (b"\1\0" * 3, {"vocabulary": 0}, "vocabulary is 0, expected at least 1"),
+        (b"", {}, "{}: shape (0,): the data is empty"),
+        (b"\1\0\2\0", {"tokens": "npy"}, "{}: not an array of numbers as numpy.save writes it ("),
+    ],
+)
+def test_no_ids(tmp_path, content, given, message):
+    path = tmp_path / "t.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_text(path, 1, **{"tokens": "uint16", "vocabulary": 3, **given})
+    assert str(error.value).startswith(message.format(path))
+    with pytest.raises(ValueError, match="tokens uint16 are those of a file of ids; name it"):
+        read_text(None, 8, "uint16")
+
+
+def test_what_is_no_id_is_no_prompt():
+    with pytest.raises(ValueError, match=r"^'The' is no id, expected 0 \.\.\. 299, parted by spaces$"):
+        text.of_ids(300).encode("12 The")
 
 
 @pytest.fixture
