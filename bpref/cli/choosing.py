@@ -66,20 +66,25 @@ def choose_table(
 def read(data: Path, target: str | None, task: "Task | None", missing: str | None, seed: int) -> "Table":
     """The user's own table, by the file's suffix."""
     from bpref.train.read_csv import read_csv
-    from bpref.train.read_npz import read_npz
+    from bpref.train.read_npz import read_npy_table, read_npz
 
     try:
         match data.suffix.lower():
             case ".npz":
                 require_none({"missing": missing}, "goes with a .csv")
                 return read_npz(data, target or "y", task)
+            case ".npy":
+                require_none({"missing": missing}, "goes with a .csv")
+                if target is None:
+                    raise UsageError("--data with a .npy needs --target, another .npy with what is to be predicted")
+                return read_npy_table(data, Path(target), task)
             case ".csv" | ".tsv":
                 if target is None:
                     raise UsageError(f"--data with a {data.suffix} needs --target, the name of the column to predict")
                 return read_csv(data, target, task, missing or "refuse", seed)
     except OSError as error:
-        raise UsageError(f"{data}: {error.strerror}") from error
-    raise UsageError(f"{data}: expected a file that ends in .csv, .tsv or .npz")
+        raise UsageError(f"{error.filename or data}: {error.strerror}") from error
+    raise UsageError(f"{data}: expected a file that ends in .csv, .tsv, .npz or .npy")
 
 
 def patterns(names: str | None) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ EXAMPLE = (
 def predict(
     run: Annotated[Path, typer.Argument(help="What bpref train --out has left, of a table.")],
     data: Annotated[
-        Path, typer.Option(help="The rows: a .csv or .tsv with the columns that were trained on, or a .npz.")
+        Path, typer.Option(help="The rows: a .csv or .tsv with the columns that were trained on, a .npz or a .npy.")
     ],
     output: Annotated[Path | None, typer.Option(help="A .csv to write. [default: standard output]")] = None,
 ) -> int:
@@ -40,8 +40,8 @@ def predict(
                 f"{run}: it is of {kind}, no table; bpref predict is for tables, bpref sample for models of "
                 "text or images"
             )
-        if data.suffix.lower() not in (".csv", ".tsv", ".npz"):
-            raise UsageError(f"{data}: expected a file that ends in .csv, .tsv or .npz")
+        if data.suffix.lower() not in (".csv", ".tsv", ".npz", ".npy"):
+            raise UsageError(f"{data}: expected a file that ends in .csv, .tsv, .npz or .npy")
         X, notes = rows_of(loaded.settings["units"], data)
     for note in notes:
         say(note)

@@ -24,10 +24,11 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Your own table instead: a .csv or .tsv with a header, or a .npz.")
+        Path | None, typer.Option(help="Your own table instead: a .csv or .tsv with a header, a .npz, a .npy.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="The column of --data to predict; in a .npz, its array [default: y].")
+        str | None,
+        typer.Option(help="The column of --data to predict; an .npz's array [default: y], for an .npy a file."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="regression or classification. [default: as the target looks]")

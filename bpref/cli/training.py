@@ -14,6 +14,7 @@ from bpref.train.fitted import Fitted
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.recipes import TableRecipe
 from bpref.train.record import Record
+from bpref.train.rows import Rows
 from bpref.train.split import Split, least_squares_r2, split
 from bpref.train.start import DTYPES, objective_in, require_epochs, steps_per_epoch
 from bpref.train.table import Table, count
@@ -96,7 +97,8 @@ def describe(name: str, table: Table, parts: Split, recipe: TableRecipe, dtype: 
 def summary(fitted: Fitted, score: str, parts: Split, table: Table) -> str:
     """The last epoch's figures, the linear baseline of the same split, and the speed."""
     last = fitted.history[-1]
-    baseline = "" if table.classes else f" (least squares on the same split: {least_squares_r2(parts):.4f})"
+    is_one = not (table.classes or isinstance(table.X, Rows))
+    baseline = f" (least squares on the same split: {least_squares_r2(parts):.4f})" if is_one else ""
     return (
         f"test {score} {last.test_score:.4f}{baseline}, {losses_of(last)}\n"
         f"{fitted.examples_per_second:,.0f} examples/s, {after_compilation(fitted)}"

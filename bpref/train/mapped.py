@@ -7,7 +7,6 @@ Python objects, which only pickle reads, is refused.
 import gzip
 import math
 import struct
-import sys
 import tokenize
 import warnings
 import zipfile
@@ -20,6 +19,9 @@ from jax.typing import DTypeLike
 
 IN_MEMORY = 2**27
 """Bytes: a smaller array is read at once, and lies on the device while it is trained on."""
+
+IN_PARTS = 2**20
+"""Bytes that are unzipped together."""
 
 OF_NO_ARRAY = (
     *(ValueError, TypeError, EOFError, KeyError, OverflowError, IndexError, SyntaxError, RecursionError, MemoryError),
@@ -91,7 +93,9 @@ def _unzipped_idx(path: Path) -> np.ndarray:
         with gzip.open(path) as file:
             dtype, shape = _header_of_idx(path, file)
             expected = math.prod(shape) * dtype.itemsize
-            values = file.read(min(expected + 1, sys.maxsize))
+            values = bytearray()  # and not as many bytes as the header says, which may be none of an array
+            while len(values) <= expected and (part := file.read(IN_PARTS)):
+                values += part
     except OF_NO_ARRAY as error:
         if str(error).startswith(str(path)):
             raise

@@ -13,6 +13,7 @@ from bpref.train.begun import Json
 from bpref.train.cells import Cells, read_cells
 from bpref.train.columns import from_settings
 from bpref.train.load import Loaded
+from bpref.train.mapped import read_npy
 from bpref.train.read_npz import read_arrays
 from bpref.train.table import require_finite, require_floating_matrix
 
@@ -24,7 +25,7 @@ OF_CLASSES = {
 
 
 def rows_of(units: Json, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The features of a file, (N, d) in its own units, and notes; of a .csv or .tsv, or the X of a .npz.
+    """The features of a file, (N, d) in its own units, and notes; of a .csv or .tsv, a .npy, or the X of a .npz.
 
     Columns are found by their names, in any order; others are left out.
 
@@ -32,10 +33,10 @@ def rows_of(units: Json, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
       OSError: the file cannot be read.
       ValueError: it is no such file; a column that was trained on is not there, or a value missing or unknown in it.
     """
-    if path.suffix.lower() == ".npz":
-        arrays = read_arrays(path)
+    if path.suffix.lower() in (".npz", ".npy"):
+        arrays = read_arrays(path) if path.suffix.lower() == ".npz" else {"X": read_npy(path)}
         require_known("array", "X", arrays)
-        X, names = arrays["X"], tuple(units["features"])
+        X, names = np.asarray(arrays["X"]), tuple(units["features"])
         require_floating_matrix(X)
         if X.shape[1] != len(names):
             raise ValueError(f"{path}: X has {X.shape[1]} columns, expected the {len(names)} that were trained on")

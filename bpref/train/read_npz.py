@@ -1,4 +1,4 @@
-"""read_npz: a user's own NumPy archive as a `Table`."""
+"""read_npz: a user's own NumPy archive as a `Table`, or X and the target in a file of its own each."""
 
 import zipfile
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bpref.nearest import require_known
+from bpref.train import mapped
 from bpref.train.table import Table, Task, require_classes, require_floating_matrix
 
 
@@ -26,11 +27,23 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
     arrays = read_arrays(path)
     require_known("array", "X", arrays)
     require_known("array", target, arrays)
-    X, y = arrays["X"], arrays[target]
+    names = tuple(str(name) for name in arrays.get("feature_names", ()))
+    return _table(arrays["X"], arrays[target], names, target, task)
+
+
+def read_npy_table(path: Path, target: Path, task: Task | None = None) -> Table:
+    """The table of X in one `.npy` file, which may be larger than memory, and of the target in another.
+
+    Raises:
+      OSError, TypeError, ValueError: as of `read_npz`.
+    """
+    return _table(mapped.read_npy(path), np.asarray(mapped.read_npy(target)), (), str(target), task)
+
+
+def _table(X: np.ndarray, y: np.ndarray, names: tuple[str, ...], target: str, task: Task | None) -> Table:
     require_floating_matrix(X)
     if y.shape == (len(X), 1):
         y = y[:, 0]
-    names = tuple(str(name) for name in arrays.get("feature_names", ()))
     if y.ndim != 1:
         raise ValueError(f"{target} has shape {y.shape}, expected ({len(X)},), one for each row of X")
     if task == "regression" or (task is None and np.issubdtype(y.dtype, np.floating)):
@@ -41,7 +54,9 @@ def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an archive by name; `ValueError` where it is none of plain arrays."""
+    """The arrays of an archive by name, mapped where it is large; `ValueError` where it is none of plain arrays."""
+    if path.stat().st_size > mapped.IN_MEMORY:
+        return mapped.map_npz(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)

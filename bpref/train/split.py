@@ -4,22 +4,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpref.train.table import Table, count
+from bpref.train.rows import Examples, Rows, in_parts, of_rows
+from bpref.train.table import Table, are_alike, count
 
 
 class Split(NamedTuple):
     """A table in two parts, standardised by the mean and the deviation of the training part alone.
 
     Attributes:
-      X, y: the training part: (n, d) and (n,).
+      X, y: the training part: (n, d) and (n,); X of a file `Rows`.
       X_test, y_test: the part held out: (m, d) and (m,).
       X_mean, X_scale: (d,); an example in its own units is `X * X_scale + X_mean`.
       y_mean, y_scale: likewise a regression target; 0 and 1 for classes.
     """
 
-    X: np.ndarray
+    X: Examples
     y: np.ndarray
-    X_test: np.ndarray
+    X_test: Examples
     y_test: np.ndarray
     X_mean: np.ndarray
     X_scale: np.ndarray
@@ -40,8 +41,9 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
     """
     train, test = rows_of_split(len(table.X), seed, test_fraction)
     X, X_mean, X_scale = _standardise(table.X, train, table.feature_names)
+    X, X_test = of_rows(X, train), of_rows(X, test)
     if table.task == "classification":
-        return Split(X[train], table.y[train], X[test], table.y[test], X_mean, X_scale, 0.0, 1.0)
+        return Split(X, table.y[train], X_test, table.y[test], X_mean, X_scale, 0.0, 1.0)
     y, y_mean, y_scale = _standardise(table.y[:, None], train, (table.target_name,))
     y = y[:, 0]
     if (y[test] == y[test][0]).all():
@@ -49,7 +51,7 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
             f"{table.target_name} has one value in the {count(len(test), 'example')} held out by seed {seed}, "
             "which R^2 cannot be computed from: more data or another seed is needed"
         )
-    return Split(X[train], y[train], X[test], y[test], X_mean, X_scale, float(y_mean[0]), float(y_scale[0]))
+    return Split(X, y[train], X_test, y[test], X_mean, X_scale, float(y_mean[0]), float(y_scale[0]))
 
 
 def rows_of_split(N: int, seed: int, test_fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
@@ -63,23 +65,38 @@ def rows_of_split(N: int, seed: int, test_fraction: float = 0.2) -> tuple[np.nda
     return order[held_out:], order[:held_out]
 
 
-def _standardise(v: np.ndarray, train: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _standardise(v: Examples, train: np.ndarray, names: tuple[str, ...]) -> tuple[Examples, np.ndarray, np.ndarray]:
     """All rows of v by the mean and the deviation of the rows `train`, and these two."""
     v = v.astype(np.float64)
-    constant = (v[train] == v[train[0]]).all(axis=0)
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def standardised(rows):
+        return (rows - mean) / scale
+
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        mean, scale = v[train].mean(axis=0), np.where(constant, 1.0, v[train].std(axis=0))
-        standard = (v - mean) / scale
-    for column, name in enumerate(names):
-        if not (np.isfinite(standard[:, column]).all() and np.isfinite(scale[column])):
-            size = "large" if np.abs(v[:, column]).max() > 1 else "small"
-            raise ValueError(f"{name}: its values are too {size} to standardise (up to {np.abs(v[:, column]).max():g})")
-    return standard, mean, scale
+        mean, deviation = _moments(of_rows(v, train))
+        scale = np.where(are_alike(of_rows(v, train)), 1.0, deviation)
+    for _, part in in_parts(v):
+        finite = np.isfinite(standardised(part)).all(axis=0) & np.isfinite(scale)
+        for column in np.flatnonzero(~finite):
+            largest = np.abs(part[:, column]).max()
+            size = "large" if largest > 1 else "small"
+            raise ValueError(f"{names[column]}: its values are too {size} to standardise (up to {largest:g})")
+    return (v.through(standardised) if isinstance(v, Rows) else standardised(v)), mean, scale
+
+
+def _moments(v: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of the columns."""
+    if not isinstance(v, Rows):
+        return v.mean(axis=0), v.std(axis=0)
+    mean = sum(part.sum(axis=0) for _, part in in_parts(v)) / np.float64(len(v))
+    squares = sum(((part - mean) ** 2).sum(axis=0) for _, part in in_parts(v)) / np.float64(len(v))
+    return mean, np.sqrt(squares)
 
 
 def least_squares_r2(parts: Split) -> float:
     """The test R^2 of the best linear fit to the training part: what a network should not fall behind."""
     ones = np.ones((len(parts.X), 1))
-    weights = np.linalg.lstsq(np.hstack([ones, parts.X]), parts.y, rcond=None)[0]
-    residual = parts.y_test - weights[0] - parts.X_test @ weights[1:]
+    weights = np.linalg.lstsq(np.hstack([ones, parts.X[:]]), parts.y, rcond=None)[0]
+    residual = parts.y_test - weights[0] - parts.X_test[:] @ weights[1:]
     return float(1 - np.sum(residual**2) / np.sum((parts.y_test - parts.y_test.mean()) ** 2))

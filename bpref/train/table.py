@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from bpref.train.rows import Examples, examples, in_parts
+
 if TYPE_CHECKING:
     from bpref.train.columns import Column
 
@@ -24,7 +26,7 @@ class Table:
     """N examples of d features, and what is to be predicted from them.
 
     Attributes:
-      X: (N, d), floating-point and finite; no column is constant.
+      X: (N, d), floating-point and finite; no column is constant. What is memory-mapped becomes `Rows`.
       y: (N,), floating-point and finite for regression; class labels 0 ... C-1, integers, for classification.
       feature_names: d names, for messages.
       target_name: what y is called in messages.
@@ -39,7 +41,7 @@ class Table:
         and the column.
     """
 
-    X: np.ndarray
+    X: Examples
     y: np.ndarray
     feature_names: tuple[str, ...] = ()
     target_name: str = "y"
@@ -48,7 +50,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        X, y = np.asarray(self.X), np.asarray(self.y)
+        X, y = examples(self.X), np.asarray(self.y)
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", y)
         require_floating_matrix(X)
@@ -128,7 +130,7 @@ def _are_quantities(classes: Sequence[str]) -> bool:
     return None not in numbers and numbers not in counted
 
 
-def require_floating_matrix(X: np.ndarray) -> None:
+def require_floating_matrix(X: Examples) -> None:
     """Raise unless X is (N, d) and floating-point, with at least one row and one column."""
     if not np.issubdtype(X.dtype, np.floating):
         raise TypeError(f"X has dtype {X.dtype}, expected a floating-point dtype; cast it: X.astype('float32')")
@@ -140,22 +142,28 @@ def require_floating_matrix(X: np.ndarray) -> None:
         raise ValueError(f"X has shape {X.shape}: the data is empty")
 
 
-def require_finite(X: np.ndarray, names: Sequence[str]) -> None:
+def require_finite(X: Examples, names: Sequence[str]) -> None:
     """Raise `ValueError` that names the first row and column where X is NaN or infinite."""
-    bad = np.argwhere(~np.isfinite(X))
-    if bad.size:
-        row, column = bad[0]
-        raise ValueError(f"row {row + 1}, {names[column]}: {X[row, column]} is not a finite number")
+    for first, part in in_parts(X):
+        bad = np.argwhere(~np.isfinite(part))
+        if bad.size:
+            row, column = bad[0]
+            raise ValueError(f"row {first + row + 1}, {names[column]}: {part[row, column]} is not a finite number")
 
 
-def require_varying(X: np.ndarray, names: Sequence[str]) -> None:
+def require_varying(X: Examples, names: Sequence[str]) -> None:
     """Raise `ValueError` that names the first column of X whose values are all the same."""
-    constant = np.flatnonzero((X[0] == X).all(axis=0))
+    constant = np.flatnonzero(are_alike(X))
     if constant.size:
         column = constant[0]
         raise ValueError(
-            f"{names[column]} is constant ({X[0, column]:g} in all {len(X)} rows) and tells nothing; leave it out"
+            f"{names[column]} is constant ({X[:1][0, column]:g} in all {len(X)} rows) and tells nothing; leave it out"
         )
+
+
+def are_alike(X: Examples) -> np.ndarray:
+    """(d,), whether the values of a column are all the same."""
+    return np.all([(X[:1] == part).all(axis=0) for _, part in in_parts(X)], axis=0)
 
 
 def count(n: int, noun: str) -> str:

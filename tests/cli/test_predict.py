@@ -133,7 +133,7 @@ def test_wrong_uses(folder, capsys):
     run_of_table = str(folder / "kind")
     for arguments, message in (
         ([run_of_table, "--data", "none.csv"], "none.csv: No such file or directory"),
-        ([run_of_table, "--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv or .npz"),
+        ([run_of_table, "--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv, .npz or .npy"),
         ([run_of_table], "Missing option '--data'."),
         (
             ["nowhere", "--data", "a.csv"],

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from bpref.cli.app import run
 from bpref.layer import Layer
 from bpref.rules import RULES
-from bpref.train import network
+from bpref.train import mapped, network
 
 QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 
@@ -129,7 +130,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
             "unknown task 'regresion'; the nearest is regression",
         ),
         (["--data", "none.csv", "--target", "y"], "none.csv: No such file or directory"),
-        (["--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv or .npz"),
+        (["--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv, .npz or .npy"),
         (
             ["--layers", "64,0"],
             "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64",
@@ -266,3 +267,26 @@ def test_every_option_has_a_help_text_and_there_are_examples(capsys):
     for option in (*options, *more, "--device", "--out"):
         assert any(line[:1] == [option] and len(line) > 3 for line in lines), option
     assert "bpref train digits --epochs 20 --out run" in " ".join(text.split())
+
+
+def test_a_table_in_npy_files_larger_than_memory_is_trained_on_and_predicted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "y.npy", 10 * X[:, 0] + 100)
+    data = ["--data", str(tmp_path / "X.npy")]
+    target = ["--target", str(tmp_path / "y.npy")]
+    out = tmp_path / "run"
+    small = ["--layers", "8", "--epochs", "60", "--learning-rate", "0.02", "--out", str(out)]
+    assert run(["train", *data, *target, *small]) == 0
+    printed = capsys.readouterr().out
+    assert float(re.search(r"^test R\^2 (\S+), test loss", printed, re.M)[1]) > 0.95
+    assert run(["predict", str(out), *data]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "y.npy")
+    np.testing.assert_allclose([float(line) for line in lines[1:]], 10 * X[:, 0] + 100, atol=5)
+    assert run(["train", *data]) == 2
+    message = "--data with a .npy needs --target, another .npy with what is to be predicted"
+    assert capsys.readouterr().err == f"bpref: {message}\n"
+    assert run(["train", *data, "--target", "/nowhere.npy"]) == 2
+    assert capsys.readouterr().err == "bpref: /nowhere.npy: No such file or directory\n"

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from bpref.train import mapped, rows
 from bpref.train.read_csv import read_csv
-from bpref.train.read_npz import read_npz
+from bpref.train.read_npz import read_npy_table, read_npz
+from bpref.train.split import split
 
 
 @pytest.fixture
@@ -171,3 +173,35 @@ def test_npz_that_is_none(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"not a \.npz archive of plain arrays, as numpy.savez writes it"):
         read_npz(path)
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_table_larger_than_memory_is_split_as_one_in_memory(task, npz_file, tmp_path, monkeypatch):
+    """Of an .npz, and of two .npy; looked at two rows at a time."""
+    draw = np.random.default_rng(0)
+    X = draw.normal(3, 2, size=(40, 3)).astype(np.float32)
+    y = X.sum(1) if task == "regression" else (X.sum(1) > 9).astype(int)
+    path = npz_file(X=X, y=y)
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "y.npy", y)
+    expected = split(read_npz(path), seed=0)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    monkeypatch.setattr(rows, "LOOKED_AT", 32)
+    for table in (read_npz(path), read_npy_table(tmp_path / "X.npy", tmp_path / "y.npy")):
+        came = split(table, seed=0)
+        assert (type(came.X), came.X.shape, table.task) == (rows.Rows, (32, 3), task)
+        for ours, theirs in zip(came, expected, strict=True):
+            v = ours[:] if isinstance(ours, rows.Rows) else ours
+            np.testing.assert_allclose(v, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bad_table_larger_than_memory_names_the_row_and_the_column(npz_file, monkeypatch):
+    monkeypatch.setattr(mapped, "IN_MEMORY", 0)
+    monkeypatch.setattr(rows, "LOOKED_AT", 32)
+    X = np.arange(20.0).reshape(10, 2)
+    X[7, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^row 8, column 2: nan is not a finite number$"):
+        read_npz(npz_file(X=X, y=np.arange(10.0)))
+    X[:, 1] = 5
+    with pytest.raises(ValueError, match=r"^column 2 is constant \(5 in all 10 rows\) and tells"):
+        read_npz(npz_file(X=X, y=np.arange(10.0)))
