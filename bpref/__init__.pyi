@@ -161,6 +161,7 @@ from .rules.geometry.grid_sample import grid_sample as grid_sample
 from .rules.geometry.pad import pad as pad
 from .rules.geometry.pixel_shuffle import pixel_shuffle as pixel_shuffle
 from .rules.geometry.resize import resize as resize
+from .rules.geometry.roi_align import roi_align as roi_align
 from .rules.indexing.gather import gather as gather
 from .rules.indexing.scatter_add import scatter_add as scatter_add
 from .rules.indexing.scatter_along_axis import scatter_along_axis as scatter_along_axis
@@ -208,6 +209,7 @@ from .rules.linear_algebra.svd import svd as svd
 from .rules.linear_algebra.triangular_solve import triangular_solve as triangular_solve
 from .rules.loss.absolute import absolute as absolute
 from .rules.loss.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
+from .rules.loss.chamfer import chamfer as chamfer
 from .rules.loss.cosine_embedding import cosine_embedding as cosine_embedding
 from .rules.loss.dice import dice as dice
 from .rules.loss.focal import focal as focal
@@ -231,6 +233,7 @@ from .rules.loss.sigmoid_cross_entropy import sigmoid_cross_entropy as sigmoid_c
 from .rules.loss.soft_margin import soft_margin as soft_margin
 from .rules.loss.softmax_cross_entropy import softmax_cross_entropy as softmax_cross_entropy
 from .rules.loss.square import square as square
+from .rules.loss.ssim import ssim as ssim
 from .rules.loss.total_variation import total_variation as total_variation
 from .rules.loss.triplet import triplet as triplet
 from .rules.loss.vae import vae as vae
@@ -322,6 +325,9 @@ from .rules.reduction.reduce_prod import reduce_prod as reduce_prod
 from .rules.reduction.reduce_sum import reduce_sum as reduce_sum
 from .rules.reduction.variance import variance as variance
 from .rules.reduction.vector_norm import vector_norm as vector_norm
+from .rules.rendering.alpha_compositing import Composite as Composite
+from .rules.rendering.alpha_compositing import alpha_compositing as alpha_compositing
+from .rules.rendering.spherical_harmonics import spherical_harmonics as spherical_harmonics
 from .rules.sequence_loss.crf import CRFParams as CRFParams
 from .rules.sequence_loss.crf import crf as crf
 from .rules.sequence_loss.crf import crf_marginals as crf_marginals

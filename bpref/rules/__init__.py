@@ -37,6 +37,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "pad",
         "pixel_shuffle",
         "resize",
+        "roi_align",
+    ),
+    "rendering": (
+        "alpha_compositing",
+        "spherical_harmonics",
     ),
     "indexing": (
         "gather",
@@ -183,6 +188,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "loss": (
         "absolute",
         "binary_cross_entropy",
+        "chamfer",
         "cosine_embedding",
         "dice",
         "focal",
@@ -206,6 +212,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "soft_margin",
         "softmax_cross_entropy",
         "square",
+        "ssim",
         "total_variation",
         "triplet",
         "vae",

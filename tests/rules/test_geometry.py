@@ -63,6 +63,21 @@ BAD_CALLS = {
         ValueError,
         "grid_sample: padding is 'reflection', expected one of zeros, border",
     ),
+    "roi_align to nothing": (
+        lambda: bpref.roi_align(2, 0),
+        ValueError,
+        "roi_align: width is 0, expected a positive integer",
+    ),
+    "roi_align of boxes that are no boxes": (
+        lambda: bpref.roi_align(2, 2).forward((), (IMAGES, jnp.ones((3, 5)), jnp.zeros(3, jnp.int32))),
+        ValueError,
+        "roi_align: boxes has shape (3, 5), expected (R, 4)",
+    ),
+    "roi_align of no pixels": (
+        lambda: bpref.roi_align(2, 2).forward((), (IMAGES[:, :0], jnp.ones((3, 4)), jnp.zeros(3, jnp.int32))),
+        ValueError,
+        "roi_align: features has shape (2, 0, 4, 8), expected (N, H, W, C) with N > 0 and H > 0 and W > 0",
+    ),
     "flatten from no axis": (lambda: bpref.flatten(None), ValueError, "flatten: start is None, expected an integer"),
     "flatten to an axis that is not there": (
         lambda: bpref.flatten(1, 4).forward((), IMAGES),
@@ -233,3 +248,57 @@ def test_a_pixel_that_is_outside_is_left_out_though_it_is_nan():
     """The point reads pixel 0 and one before the image, which is not the NaN of pixel 1."""
     images = jnp.array([2.0, np.nan], jnp.float32).reshape(1, 1, 2, 1)
     assert bpref.grid_sample().forward((), (images, at(-0.75)))[0].item() == 1.5
+
+
+def regions(layer, features, boxes, images, dy=1.0):
+    """y of features (H, W), and the cotangents of features and boxes for one dy everywhere."""
+    x = features[None, ..., None], jnp.asarray(boxes, jnp.float32), jnp.asarray(images)
+    y, _, (dx, dboxes, none) = backpropagate(layer, (), x, jnp.full((len(boxes), *SIDES, 1), dy, jnp.float32))
+    assert none is None
+    return y[..., 0], dx[0, ..., 0], dboxes
+
+
+SIDES = 1, 2
+SLOPE = jnp.arange(6.0)[None] + 10 * jnp.arange(5.0)[:, None]
+"""10 v + u at the pixel (u, v): a bilinear mixture of it is 10 v + u wherever its point is."""
+
+
+@pytest.mark.parametrize("sampling", [1, 2, 3])
+def test_a_region_of_a_plane_has_its_values_at_the_centres_of_the_cells(sampling):
+    """The box (1, 1) to (4, 3) has cells of 3/2 by 2, centres at u = 7/4 and 13/4, v = 2, half a pixel less if aligned.
+
+    The mean of the plane moves with the box: u by 1 - f and f of its ends, f = 1/4 and 3/4; v by a half of each.
+    """
+    for aligned, half in ((False, 0), (True, 0.5)):
+        layer = bpref.roi_align(*SIDES, sampling=sampling, aligned=aligned)
+        y, dx, dboxes = regions(layer, SLOPE, [[1, 1, 4, 3]], [0])
+        np.testing.assert_allclose(y[0, 0], 10 * (2 - half) + np.array([1.75, 3.25]) - half, rtol=1e-6)
+        np.testing.assert_allclose(dboxes, [[3 / 4 + 1 / 4, 2 * 5, 1 / 4 + 3 / 4, 2 * 5]], rtol=1e-5)
+        assert dx.sum() == pytest.approx(2)
+
+
+def test_a_region_smaller_than_a_pixel_is_one_where_it_is_not_aligned():
+    """Its other ends do nothing then: the cells' centres are 1/4 and 3/4 right of the first corner, 1/2 below it."""
+    small = [[1.25, 1.25, 1.5, 1.5]]
+    y, _, dboxes = regions(bpref.roi_align(*SIDES, sampling=1, aligned=False), SLOPE, small, [0])
+    assert y.tolist() == [[[17.5 + 1.5, 17.5 + 2.0]]]
+    assert dboxes.tolist() == [[2, 20, 0, 0]]
+    y, _, dboxes = regions(bpref.roi_align(*SIDES, sampling=1), SLOPE, small, [0])
+    assert y.tolist() == [[[8.75 + 0.8125, 8.75 + 0.9375]]]
+    assert dboxes.tolist() == [[1, 10, 1, 10]]
+
+
+def test_regions_of_no_image_or_far_outside_have_zeros():
+    layer = bpref.roi_align(*SIDES, sampling=1)
+    box = [0.0, 0.0, 4.0, 4.0]
+    y, dx, dboxes = regions(layer, SLOPE * jnp.nan, [box, box, [8.0, 0.0, 9.0, 4.0]], [-1, 1, 0])
+    assert not any(np.any(v) for v in (y, dx, dboxes))
+
+
+def test_a_region_within_a_pixel_outside_has_the_edge_and_there_no_slope_across():
+    """Not aligned, points at u = -3/4 and -1/4, v = 2: both have the first column's value."""
+    layer = bpref.roi_align(*SIDES, sampling=1, aligned=False)
+    y, dx, dboxes = regions(layer, SLOPE, [[-1.0, 1.0, 0.0, 3.0]], [0])
+    assert y.tolist() == [[[20, 20]]]
+    assert dx[2, 0] == dx.sum() == 2
+    assert dboxes.tolist() == [[0, 10, 0, 10]]

@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.indices import add_rows
+from bpref.formulas.bilinear import locate, mixed, pull_images, pull_points, read
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -60,14 +60,6 @@ class ImagesAndGrid(NamedTuple):
 class GridSampleCache(NamedTuple):
     x: Float[Array, "N H W C"]
     grid: Float[Array, "N P Q 2"]
-
-
-class Pixels(NamedTuple):
-    """Where each point is read, for its four pixels: their row in the list of all pixels, and the two fractions."""
-
-    rows: tuple[Array, ...]
-    a: Float[Array, "N P Q 1"]
-    b: Float[Array, "N P Q 1"]
 
 
 def grid_sample(
@@ -93,62 +85,29 @@ def grid_sample(
 
     def forward(params, x: ImagesAndGrid):
         images, grid = x
-        pixels = locate(grid, images.shape)
-        before_before, before_after, after_before, after_after = _read(images, pixels)
-        above = _between(before_before, before_after, pixels.a)
-        below = _between(after_before, after_after, pixels.a)
-        return cast(_between(above, below, pixels.b), images.dtype), GridSampleCache(images, grid)
+        pixels = of_points(grid, images.shape)
+        return cast(mixed(read(images, pixels), pixels), images.dtype), GridSampleCache(images, grid)
 
     def backward(params, cache, dy):
         images, grid = cache
-        N, H, W, C = images.shape
-        pixels = locate(grid, images.shape)
-        a, b = (jnp.broadcast_to(v, dy.shape) for v in (pixels.a, pixels.b))
+        _, H, W, _ = images.shape
+        pixels = of_points(grid, images.shape)
         wide = widen(dy)
-        above, below = (1 - b) * wide, b * wide
-        shares = [(1 - a) * above, a * above, (1 - a) * below, a * below]
-        nothing = jnp.zeros((N * H * W, C), wide.dtype)
-        dimages = add_rows(nothing, jnp.stack(pixels.rows), jnp.stack(shares), 0).reshape(images.shape)
-        before_before, before_after, after_before, after_after = _read(images, pixels)
-        du = wide * _between(before_after - before_before, after_after - after_before, b)
-        dv = wide * _between(after_before - before_before, after_after - before_after, a)
+        dimages = pull_images(wide, pixels, images.shape)
+        dpoint = pull_points(wide, read(images, pixels), pixels)
         per_unit = [(n - align_corners) / 2 for n in (W, H)]
-        dgrid = jnp.stack([jnp.sum(d, -1) * scale for d, scale in zip((du, dv), per_unit, strict=True)], -1)
+        dgrid = jnp.stack([d * scale for d, scale in zip(dpoint, per_unit, strict=True)], -1)
         return (), (cast(dimages, images.dtype), cast(dgrid, grid.dtype))
 
-    def locate(grid, shape):
+    def of_points(grid, shape):
         N, H, W, _ = shape
-        images = jnp.arange(N, dtype=jnp.int32).reshape(N, 1, 1)
-        (i, a), (j, b) = (_cell(widen(grid[..., k]), n, align_corners) for k, n in enumerate((W, H)))
-        rows = []
-        for k in (j, j + 1):
-            for l in (i, i + 1):
-                inside = (k >= 0) & (k < H) & (l >= 0) & (l < W)
-                row = (images * H + jnp.clip(k, 0, H - 1)) * W + jnp.clip(l, 0, W - 1)
-                rows.append(jnp.where(inside, row, N * H * W) if padding == "zeros" else row)
-        return Pixels(tuple(rows), a[..., None], b[..., None])
+        u, v = (in_pixels(widen(grid[..., k]), n) for k, n in enumerate((W, H)))
+        return locate(u, v, jnp.arange(N, dtype=jnp.int32).reshape(N, 1, 1), shape, padding)
+
+    def in_pixels(g, n):
+        return (g + 1) * (n - 1) / 2 if align_corners else ((g + 1) * n - 1) / 2
 
     return Layer(no_params, forward, backward, who)
-
-
-def _cell(g: Array, n: int, align_corners: bool) -> tuple[Array, Array]:
-    """The pixel before each point along an axis of n, and how far behind it the point is."""
-    u = (g + 1) * (n - 1) / 2 if align_corners else ((g + 1) * n - 1) / 2
-    before = jnp.floor(u)
-    return jnp.clip(before, -2, n).astype(jnp.int32), u - before
-
-
-def _read(images: Array, pixels: Pixels) -> list[Array]:
-    """The four pixels of each point, those outside as zeros: (N, P, Q, C) each, in at least float32."""
-    N, H, W, C = images.shape
-    listed = images.reshape(N * H * W, C)
-    read = (jnp.take(listed, row, axis=0, mode="fill", fill_value=0) for row in pixels.rows)
-    return [widen(v).reshape(*pixels.a.shape[:-1], C) for v in read]
-
-
-def _between(before: Array, after: Array, fraction: Array) -> Array:
-    fraction = jnp.broadcast_to(fraction, before.shape)
-    return (1 - fraction) * before + fraction * after
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], align_corners: bool = False, padding: str = "zeros") -> Array:
