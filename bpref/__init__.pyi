@@ -362,6 +362,9 @@ from .rules.stochastic.reparameterization import ReparameterizationParams as Rep
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
 from .rules.stochastic.rrelu import RreluParams as RreluParams
 from .rules.stochastic.rrelu import rrelu as rrelu
+from .rules.transport.sinkhorn import Transport as Transport
+from .rules.transport.sinkhorn import sinkhorn as sinkhorn
+from .rules.transport.transport_cost import transport_cost as transport_cost
 from .sharding.laid_out import laid_out as laid_out
 from .sharding.layout import Layout as Layout
 from .sharding.layout import layout_of as layout_of

@@ -3,7 +3,8 @@
 Under `jax.shard_map` a value's type says along which axes of the mesh devices hold different ones of it. What a loop
 carries has one type for all its turns; zeros are alike everywhere, what is added to them is not. So the start is made
 to vary along what the carry varies along after a turn, and either branch's result along what the other's does.
-Elsewhere these are JAX's as they are.
+Elsewhere these are JAX's as they are. And what is repeated until nothing changes: a loop of as many turns as there may
+be, of which those that are left are skipped, so that it can be differentiated.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import PyTree
+
+from bpref.dtypes import widen
 
 
 def scan(
@@ -75,6 +78,28 @@ def _to_vary_along(axes: list[frozenset[str]], branch: Callable[..., PyTree]) ->
         return jax.tree.unflatten(tree, map(made_to_vary, leaves, axes))
 
     return varied
+
+
+def settled(step: Callable[[PyTree], PyTree], start: PyTree, steps: int, tolerance: float | None) -> PyTree:
+    """The first of step(start), step(step(start)), ... that its step does not change, or the last of `steps`."""
+
+    def move(carry):
+        after = step(carry[0])
+        changes = [_changes(*pair, tolerance) for pair in zip(*map(jax.tree.leaves, (after, carry[0])), strict=True)]
+        return after, jnp.any(jnp.stack(changes)) if changes else jnp.zeros((), bool)
+
+    def turn(carry, _):
+        return cond(carry[1], move, lambda carry: carry, carry), None
+
+    return scan(turn, (start, jnp.ones((), bool)), length=steps)[0][0]
+
+
+def _changes(after: Array, before: Array, tolerance: float | None) -> Array:
+    """Whether an element has changed by more than `tolerance` times the largest; never where one is NaN."""
+    allowed = 4 * float(jnp.finfo(after.dtype).eps) if tolerance is None else tolerance
+    after, before = widen(after), widen(before)
+    largest = jnp.max(jnp.abs(after), initial=0)
+    return jnp.max(jnp.abs(after - before), initial=0) > allowed * largest
 
 
 def varies_along(v: Array) -> frozenset[str]:

@@ -29,16 +29,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_positive_or_none, require_size
 from bpref.compose.parts import added
 from bpref.compose.residual import require_same_shapes
 from bpref.cotangents import with_zeros
-from bpref.dtypes import described, widen
+from bpref.dtypes import described
 from bpref.layer import C, Layer, P, require_layer, require_no_state
-from bpref.loops import cond, scan
+from bpref.loops import settled
 
 
 def fixed_point(
@@ -103,28 +102,6 @@ def required_start(who: str, start: Callable[[PyTree], PyTree] | None) -> Callab
     if start is not None and not callable(start):
         raise TypeError(f"{who}: start is {described(start)}, expected a function of x or None")
     return start or (lambda x: jax.tree.map(jnp.zeros_like, x))
-
-
-def settled(step: Callable[[PyTree], PyTree], start: PyTree, steps: int, tolerance: float | None) -> PyTree:
-    """The first of step(start), step(step(start)), ... that its step does not change, or the last of `steps`."""
-
-    def move(carry):
-        after = step(carry[0])
-        changes = [_changes(*pair, tolerance) for pair in zip(*map(jax.tree.leaves, (after, carry[0])), strict=True)]
-        return after, jnp.any(jnp.stack(changes)) if changes else jnp.zeros((), bool)
-
-    def turn(carry, _):
-        return cond(carry[1], move, lambda carry: carry, carry), None
-
-    return scan(turn, (start, jnp.ones((), bool)), length=steps)[0][0]
-
-
-def _changes(after: Array, before: Array, tolerance: float | None) -> Array:
-    """Whether an element has changed by more than `tolerance` times the largest; never where one is NaN."""
-    allowed = 4 * float(jnp.finfo(after.dtype).eps) if tolerance is None else tolerance
-    after, before = widen(after), widen(before)
-    largest = jnp.max(jnp.abs(after), initial=0)
-    return jnp.max(jnp.abs(after - before), initial=0) > allowed * largest
 
 
 def with_all_reached(turn: Callable[[PyTree], PyTree], u: PyTree) -> PyTree:

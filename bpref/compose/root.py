@@ -35,11 +35,12 @@ from jax import Array, lax
 from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_positive_or_none, require_size
-from bpref.compose.fixed_point import of_pair, required_start, settled
+from bpref.compose.fixed_point import of_pair, required_start
 from bpref.compose.residual import require_same_shapes
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, require_array, require_floating, widen
 from bpref.layer import C, Layer, P, Reals, require_layer, require_no_state
+from bpref.loops import settled
 
 
 def root(

@@ -260,6 +260,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         "reversible_block",
         "transformer_block",
     ),
+    "transport": (
+        "sinkhorn",
+        "transport_cost",
+    ),
 }
 """The names of the rules by kind: the rule NAME of a KIND is the file `KIND/NAME.py`."""
 

@@ -1,0 +1,1 @@
+"""Optimal transport with entropy: plans and what they cost."""
