@@ -122,6 +122,7 @@ from .rules.attention.multi_head_attention import MultiHeadAttentionParams as Mu
 from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
+from .rules.attention.top_k_block_attention import top_k_block_attention as top_k_block_attention
 from .rules.block.attention_block import AttentionBlockParams as AttentionBlockParams
 from .rules.block.attention_block import attention_block as attention_block
 from .rules.block.lstm_block import LstmBlockParams as LstmBlockParams

@@ -164,6 +164,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "multi_head_attention",
         "retention",
         "rotary_embedding",
+        "top_k_block_attention",
     ),
     "recurrence": (
         "bidirectional",
