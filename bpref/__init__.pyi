@@ -342,6 +342,8 @@ from .rules.sequence_loss.fused_linear_distillation import (
     FusedLinearDistillationParams as FusedLinearDistillationParams,
 )
 from .rules.sequence_loss.fused_linear_distillation import fused_linear_distillation as fused_linear_distillation
+from .rules.sequence_loss.indexer_loss import Looked as Looked
+from .rules.sequence_loss.indexer_loss import indexer_loss as indexer_loss
 from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
 from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence

@@ -225,6 +225,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "distillation",
         "fused_linear_cross_entropy",
         "fused_linear_distillation",
+        "indexer_loss",
         "sequence_cross_entropy",
         "transducer",
     ),

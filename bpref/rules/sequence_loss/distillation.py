@@ -57,12 +57,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, widen
-from bpref.formulas.log_space import balanced, centred
+from bpref.formulas.divergence import difference, relative_entropy, softmax_and_logarithm, where_any
+from bpref.formulas.log_space import centred
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
@@ -146,41 +147,20 @@ def distillation(
 
     def divergence(a, b):
         """D, and of either's logits the factor of delta a / t and of delta b / t in delta D."""
-        (q, log_q), (p, log_p) = _softmax(a, temperature), _softmax(b, temperature)
+        (q, log_q), (p, log_p) = softmax_and_logarithm(a, temperature), softmax_and_logarithm(b, temperature)
         if mixture is not None:
-            U, V = _from_mixture(_where_any(p + q, log_p - log_q), mixture)
-            U, V = _where_any(p, U), _where_any(q, V)
+            U, V = _from_mixture(where_any(p + q, log_p - log_q), mixture)
+            U, V = where_any(p, U), where_any(q, V)
             m = mixture * p + (1 - mixture) * q
-            D = mixture * _relative_entropy(p, m, U) + (1 - mixture) * _relative_entropy(q, m, V)
+            D = mixture * relative_entropy(p, m, U) + (1 - mixture) * relative_entropy(q, m, V)
             return D, (1 - mixture) * centred(q, V), mixture * centred(p, U)
         if reverse:
-            L = _where_any(q, log_q - log_p)
-            return _relative_entropy(q, p, L), centred(q, L), _difference(p, q)
-        L = _where_any(p, log_p - log_q)
-        return _relative_entropy(p, q, L), _difference(q, p), centred(p, L)
+            L = where_any(q, log_q - log_p)
+            return relative_entropy(q, p, L), centred(q, L), difference(p, q)
+        L = where_any(p, log_p - log_q)
+        return relative_entropy(p, q, L), difference(q, p), centred(p, L)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _softmax(a: Array, temperature: float) -> tuple[Array, Array]:
-    """The softmax and its logarithm."""
-    d = (a - lax.stop_gradient(jnp.max(a, -1, keepdims=True))) / temperature
-    e = jnp.exp(d)
-    S = jnp.sum(e, -1, keepdims=True)
-    return e / S, d - jnp.log(S)
-
-
-def _where_any(p: Array, L: Array) -> Array:
-    """L where it weighs anything, else 0."""
-    return jnp.where(p == 0, 0, L)
-
-
-def _relative_entropy(p: Array, q: Array, x: Array) -> Array:
-    """The sum of p x - p + q, x = log p - log q."""
-    size = jnp.abs(x)
-    u = jnp.expm1(-size)
-    terms = jnp.where(x < 0, -q * (size * (1 + u) + u), p * (size + u))
-    return jnp.maximum(jnp.sum(jnp.where(p == 0, q, terms), -1), 0)
 
 
 def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
@@ -188,11 +168,6 @@ def _from_mixture(x: Array, share: float) -> tuple[Array, Array]:
     smaller = jnp.where(x < 0, share, 1 - share)
     T = -jnp.log1p(smaller * jnp.expm1(-jnp.abs(x)))
     return T + jnp.minimum(x, 0), T - jnp.maximum(x, 0)
-
-
-def _difference(p: Array, q: Array) -> Array:
-    """p - q of two distributions, also of a class that both are all but certain of."""
-    return balanced(p - q, (p > 0.5) & (q > 0.5))
 
 
 @called_as(distillation)
