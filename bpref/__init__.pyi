@@ -23,6 +23,7 @@ from .corpus.grade import grade as grade
 from .devices.compiling import Compiled as Compiled
 from .devices.compiling import compile_for as compile_for
 from .devices.compiling import devices_of as devices_of
+from .formulas.changed_scores import Scores as Scores
 from .formulas.heads import Heads as Heads
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import ForgettingHeads as ForgettingHeads
@@ -110,6 +111,7 @@ from .rules.attention.block_sparse_attention import block_sparse_attention as bl
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
+from .rules.attention.flex_attention import flex_attention as flex_attention
 from .rules.attention.forgetting_attention import forgetting_attention as forgetting_attention
 from .rules.attention.gated_linear_attention import gated_linear_attention as gated_linear_attention
 from .rules.attention.generalized_delta_rule import generalized_delta_rule as generalized_delta_rule

@@ -29,11 +29,13 @@ y its next product needs anyway, spares the first time by that, and two of seven
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.attention_grid import Extras, Grid, Logits, Pattern, over_keys, over_last, over_rows
 from bpref.formulas.heads import Heads, from_groups
@@ -157,13 +159,14 @@ def pull_wide(
     of_w = None if dw is None else grid.by_pairs(widen(dw), 0)
     dbias, du = (None if a is None else jnp.zeros(a.shape, wide) for a in (grid.bias, grid.u))
     is_asked_for = grid.bias is not None or grid.u is not None
+    dscore = None if extras.score is None else with_zeros(None, extras.score.params)
 
     i, j = grid.pairs()
     is_single = len(np.unique(i)) == len(i)
 
     def body(sums, pair):
         i, j, *is_known = pair
-        rows, dQ, dK, dV, dbias, du = sums
+        rows, dQ, dK, dV, dbias, du, dscore = sums
         q, do = grid.readable(grid.rows(grid.q, i)), grid.rows(dO, i)
         k, v = (grid.readable(grid.keys(a, j)) for a in (grid.k, grid.v))
         logits = grid.logits(i, j)
@@ -187,17 +190,19 @@ def pull_wide(
             apart = dp - mean[..., None]
             apart = apart if of_L is None else apart + grid.rows(of_L, i)[..., None]
             dx = grid.of_seen(logits, p * apart)
-            dz = cast((dx if logits.slope is None else dx * logits.slope) * pattern.scale, x.q.dtype)
+            of_score, dz = (None, dx) if logits.pull is None else logits.pull(dx)
+            dz = cast((dz if logits.slope is None else dz * logits.slope) * pattern.scale, x.q.dtype)
             return (
                 over_keys(dz, k, wide),
                 over_rows(dz, q, wide),
                 over_rows(cast(p if r is None else r * p, x.q.dtype), do, wide),
                 dx if is_asked_for else None,
+                None if extras.score is None else with_zeros(of_score, extras.score.params),
             )
 
         def first_time(m, Z, D):
-            nothing = *(jnp.zeros_like(a, wide) for a in (q, k, v)), jnp.zeros_like(dp) if is_asked_for else None
-            return summed_up(m, Z, D)[0], nothing
+            of_dx = jnp.zeros_like(dp) if is_asked_for else None, jax.tree.map(jnp.zeros_like, dscore)
+            return summed_up(m, Z, D)[0], (*(jnp.zeros_like(a, wide) for a in (q, k, v)), *of_dx)
 
         def second_time(m, Z, D):
             return (m, Z, D), gradients(relative_to(m), Z, D)
@@ -210,14 +215,14 @@ def pull_wide(
             of_pair = gradients(e, *of_rows[1:])
         else:
             of_rows, of_pair = cond(is_known[0], second_time, first_time, *of_rows)
-        dq, dk, dv, dx = of_pair
+        dq, dk, dv, dx, of_score = of_pair
         if kept is None:
             rows = tuple(grid.put_rows(a, v, i) for a, v in zip(rows, of_rows, strict=True))
         dQ, dK, dV = grid.put_rows(dQ, grid.rows(dQ, i) + dq, i), grid.add_keys(dK, dk, j), grid.add_keys(dV, dv, j)
         if dx is not None:
             dbias = None if dbias is None else grid.add_bias(dbias, dx, i, j)
             du = None if du is None else grid.add_distances(du, dx, i, j)
-        return (rows, dQ, dK, dV, dbias, du), None
+        return (rows, dQ, dK, dV, dbias, du, jax.tree.map(jnp.add, dscore, of_score)), None
 
     if kept is None:
         m, Z = grid.before()
@@ -226,9 +231,9 @@ def pull_wide(
         y = widen(kept.y)
         D = jnp.where(jnp.all(y == 0, -1), 0, jnp.sum(widen(dy) * y, -1) * kept.Z)
         rows = tuple(grid.like_rows(a) for a in (kept.m, kept.Z, D))
-    start = (rows, *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du)
-    (rows, dQ, dK, dV, dbias, du), _ = scan(body, start, _twice(i, j) if kept is None and not is_single else (i, j))
-    m, Z, D = rows
+    start = (rows, *(jnp.zeros(a.shape, wide) for a in (grid.q, grid.k, grid.v)), dbias, du, dscore)
+    pairs = _twice(i, j) if kept is None and not is_single else (i, j)
+    ((m, Z, D), dQ, dK, dV, dbias, du, dscore), _ = scan(body, start, pairs)
     dsinks = None
     if extras.sinks is not None:
         share = jnp.exp(jnp.broadcast_to(grid.of_heads(extras.sinks), m.shape) - m) / Z
@@ -239,7 +244,7 @@ def pull_wide(
         from_groups(dK[..., None, : grid.S, :]),
         from_groups(dV[..., None, : grid.S, :]),
         None if x.bias is None or dbias is None else grid.unlike_bias(dbias, x.bias.shape),
-        Extras(dsinks, None if extras.u is None or du is None else grid.undistanced(du, extras.u)),
+        Extras(dsinks, None if extras.u is None or du is None else grid.undistanced(du, extras.u), dscore),
     )
 
 

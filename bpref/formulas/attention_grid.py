@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.changed_scores import Changed, Pull, changed
 from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
 from bpref.formulas.random_draws import threshold, words
@@ -66,18 +67,23 @@ def require_window(who: str, window: Window | None) -> Window | None:
 
 
 class Extras(NamedTuple):
-    """Of each head, where they are used: the logit of its sink `(N,)`, and u `(N, T + S - 1)`, from d = 1 - T on."""
+    """Of each head, where they are used: the logit of its sink `(N,)`, and u `(N, T + S - 1)`, from d = 1 - T on.
+
+    `score` is what changes z before anything is added to it; as a cotangent, that of its params.
+    """
 
     sinks: Float[Array, " N"] | None = None
     u: Float[Array, "N distances"] | None = None
+    score: Changed | PyTree = None
 
 
 class Logits(NamedTuple):
-    """x, and LOWEST where a key is not seen; da / dz of the soft cap."""
+    """x, and LOWEST where a key is not seen; da / dz of the soft cap; the backward of a layer that changed z."""
 
     x: Array
     seen: Bool[Array, "..."]
-    slope: Array | None
+    slope: Array | None = None
+    pull: Pull | None = None
 
 
 class Grid:
@@ -95,7 +101,7 @@ class Grid:
         self.k, self.v = (_padded(by_groups(a, K)[..., 0, :, :], -2, self.keys_padded) for a in (x.k, x.v))
         self.bias = self.by_pairs(x.bias, 0)
         self.mask = self.by_pairs(x.mask, False)
-        self.sinks = extras.sinks
+        self.sinks, self.score = extras.sinks, extras.score
         self.u = None if extras.u is None else self._distanced(extras.u)
         segments = segments_of(x)
         if segments is not None:
@@ -139,12 +145,15 @@ class Grid:
         if cap is not None:
             bent = jnp.tanh(z / cap)
             z, slope = cap * bent, (1 - bent) * (1 + bent)  # 1 - bent^2 loses what is left near the cap
+        pull = None
+        if self.score is not None:
+            z, pull = changed(self.score, z, (i * self.bq, self.T), (j * self.bk, self.S))
         if self.bias is not None:
             z = z + widen(self.pair_of(self.bias, i, j))
         if self.u is not None:
             z = z + skew(lax.dynamic_slice_in_dim(self.u, self._first_distance(i, j), self._distances, -1), self.bq)
         seen = self._seen(i, j)
-        return Logits(jnp.where(seen, z, LOWEST), seen, slope)
+        return Logits(jnp.where(seen, z, LOWEST), seen, slope, pull)
 
     def _seen(self, i: Array, j: Array) -> Array:
         shape = (*self.b, self.K, self.G, self.bq, self.bk)

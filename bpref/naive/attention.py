@@ -3,6 +3,8 @@
 Hyperparameters are those of `dot_product_attention`, by name; what else a layer is called with is passed over.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,7 @@ def _logits(
     scale: float | None = None,
     alibi: bool = False,
     max_distance: int = 128,
+    score: Callable[[Array], Array] | None = None,
     **_,
 ) -> tuple[Array, Array]:
     """(*b, N, T, S), and which of them are seen; -1e30 where they are not."""
@@ -52,6 +55,8 @@ def _logits(
     z = jnp.einsum("...tnd,...snd->...nts", x.q, k) * (D**-0.5 if scale is None else scale)
     if soft_cap is not None:
         z = soft_cap * jnp.tanh(z / soft_cap)
+    if score is not None:
+        z = score(z)
     if x.bias is not None:
         z = z + x.bias
     distance = np.arange(S)[None, :] - np.arange(T)[:, None]

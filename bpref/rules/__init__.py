@@ -154,6 +154,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "blockwise_attention",
         "delta_rule",
         "dot_product_attention",
+        "flex_attention",
         "forgetting_attention",
         "gated_linear_attention",
         "generalized_delta_rule",

@@ -170,7 +170,7 @@ def backward(args, dy):
 def test_rules_that_are_no_task_are_said_at_the_command(tmp_path, capsys):
     assert run(["tasks", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "left out, since they are made of other layers: tied_embedding, bidirectional"
+        "left out, since they are made of other layers: tied_embedding, flex_attention, bidirectional"
     )
 
 
@@ -217,7 +217,7 @@ def test_its_memory_is_limited(solution):
         process.backward((np.ones(3, np.float32),), np.ones(3, np.float32))
 
 
-MADE_OF_LAYERS = ("tied_embedding", "bidirectional")
+MADE_OF_LAYERS = ("tied_embedding", "flex_attention", "bidirectional")
 
 
 @pytest.mark.parametrize("name", MADE_OF_LAYERS)
