@@ -1,19 +1,25 @@
-"""BibTeX of a rule: an entry for each source that its `cite` names, and bpref's own, of CITATION.cff."""
+"""BibTeX of a rule: an entry for each source that its `cite` names, and bpref's own, of CITATION.cff.
 
+A preprint is named by its number alone wherever it is cited; papers.tsv has its title and who wrote it.
+"""
+
+import csv
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 import bpref
+import bpref.cli
 from bpref.rule import Rule
 
 
 def entries(rule: Rule) -> list[str]:
     """The entries of the rule's sources, where they are publications, and last bpref's."""
-    found = [entry for source in re.split(r";\s+", rule.cite) for entry in _of_source(source)]
+    found = [entry for source in re.split(r";\s+(?![^(]*\))", rule.cite) for entry in _of_source(source)]
     return [*dict.fromkeys(found), of_bpref(rule.name)]
 
 
@@ -37,6 +43,20 @@ def _citation() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+class Paper(NamedTuple):
+    """A preprint of the arXiv."""
+
+    title: str
+    author: str
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """Those of papers.tsv by their numbers."""
+    with (files(bpref.cli) / "papers.tsv").open(encoding="utf-8") as table:
+        return {number: Paper(*paper) for number, *paper in csv.reader(table, "excel-tab", quoting=csv.QUOTE_NONE)}
+
+
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _TITLE = re.compile(r"'((?:[^']|'(?=\w))+)'")
 _YEAR = re.compile(r"\((?:[A-Za-z]+ )?(\d{4})\)")
@@ -58,10 +78,11 @@ def _of_source(source: str) -> list[str]:
         "year": year.group(1) if year else "",
     }
     note = _note(written[first:], what.group().rstrip(": ") if what else "")
-    if len(numbers) < 2:
-        number = numbers[0] if numbers else ""
-        key = f"arXiv{number}" if number else re.split(r"\W", author)[0] + fields["year"]
-        return [_entry("misc", key, fields | _preprint(number) | {"note": note})]
+    if not numbers:
+        return [_entry("misc", re.split(r"\W", author)[0] + fields["year"], fields | {"note": note})]
+    if len(numbers) == 1:
+        given = {name: value for name, value in fields.items() if value and (name != "title" or title)}
+        return [_entry("misc", f"arXiv{numbers[0]}", _preprint(numbers[0]) | given | {"note": note})]
     return [_entry("misc", f"arXiv{number}", _preprint(number)) for number in numbers]
 
 
@@ -85,9 +106,16 @@ def _authors(written: str) -> str:
 
 
 def _preprint(number: str) -> dict[str, str]:
-    if not number:
-        return {}
-    return {"eprint": number, "archiveprefix": "arXiv", "url": f"https://arxiv.org/abs/{number}"}
+    """The fields of a preprint; it came in the year that its number begins with."""
+    paper = papers().get(number, Paper("", ""))
+    return {
+        "title": paper.title,
+        "author": _authors(paper.author),
+        "year": f"20{number[:2]}",
+        "eprint": number,
+        "archiveprefix": "arXiv",
+        "url": f"https://arxiv.org/abs/{number}",
+    }
 
 
 def _entry(kind: str, key: str, fields: dict[str, str]) -> str:

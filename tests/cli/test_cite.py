@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bpref.cli.app import run
-from bpref.cli.bibtex import entries
+from bpref.cli.bibtex import entries, papers
 from bpref.rules import RULES
 
 
@@ -24,6 +24,10 @@ def test_a_rule_of_several_sources(capsys):
         "  note   = {peepholes},\n"
         "}\n\n"
         "@misc{arXiv1402.1128,\n"
+        "  title         = {Long short-term memory based recurrent neural network architectures for large vocabulary "
+        "speech recognition},\n"
+        "  author        = {Sak and Senior and Beaufays},\n"
+        "  year          = {2014},\n"
         "  eprint        = {1402.1128},\n"
         "  archiveprefix = {arXiv},\n"
         "  url           = {https://arxiv.org/abs/1402.1128},\n"
@@ -46,8 +50,14 @@ def test_a_rule_without_a_publication_cites_bpref_alone():
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("softmax_cross_entropy", ["title         = {PaLM},", "note          = {z-loss, section 5},"]),
-        ("cosine_embedding", ["title         = {BYOL},", "author        = {Grill and others},"]),
+        (
+            "softmax_cross_entropy",
+            [
+                "title         = {PaLM: scaling language modeling with pathways},",
+                "note          = {z-loss, section 5},",
+            ],
+        ),
+        ("cosine_embedding", ["year          = {2020},", "author        = {Grill and others},"]),
         ("qr", ["title         = {Differentiable programming tensor networks},", "author        = {Liao and others},"]),
         ("focal", ["author        = {Lin and others},"]),
     ],
@@ -74,3 +84,10 @@ def test_every_arxiv_number_and_title_of_a_source_is_cited_once(name):
         assert f"{{{title}}}" in "\n".join(found)
     for entry in found:
         assert entry.count("{") == entry.count("}")
+        assert re.search(r"title +=", entry)
+
+
+def test_the_table_has_every_preprint_that_is_cited_and_no_other():
+    """A new one needs its line there, in order."""
+    cited = {number for rule in RULES.values() for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", rule.cite)}
+    assert list(papers()) == sorted(cited)

@@ -62,6 +62,7 @@ RULE = Rule(
     tanh_shrink,
     reference,
     cases=(Case("", Real("N d", points=(0.0, 1.0, -20.0, 1e4, -1e4)), timed={"N": 512, "d": 2048}),),
-    cite="torch.nn.Tanhshrink; the continued fraction: Lambert (1768)",
+    cite="torch.nn.Tanhshrink; the continued fraction: Lambert, 'Mémoire sur quelques propriétés remarquables des "
+    "quantités transcendentes' (1768)",
     covers=("tanhshrink",),
 )

@@ -180,6 +180,7 @@ RULE = Rule(
         ),
         Case("reversed", Real("B T d"), {"features": Size("H"), "eps": _EPS, "reverse": True}, ("d", "H")),
     ),
-    cite="Hochreiter and Schmidhuber (1997); the norm: arXiv:1607.06450; norm first, then a residual: arXiv:2002.04745",
+    cite="Hochreiter and Schmidhuber, 'Long short-term memory' (1997); the norm: arXiv:1607.06450; norm first, then a "
+    "residual: arXiv:2002.04745",
     covers=("residual_lstm", "pre_norm_lstm"),
 )

@@ -161,6 +161,7 @@ RULE = Rule(
         Case("two batch axes", Real("B T n n"), fixed=SMALL_BATCH | {"T": 3, "n": 5}),
     ),
     cite="Al-Mohy and Higham, 'Computing the Frechet derivative of the matrix exponential' (2009), SIAM J. Matrix "
-    "Anal. Appl. 30; Higham (2005), ibid. 26, for the approximants",
+    "Anal. Appl. 30; approximants: Higham, 'The scaling and squaring method for the matrix exponential revisited' "
+    "(2005), SIAM J. Matrix Anal. Appl. 26",
     covers=("expm", "matrix_exp"),
 )

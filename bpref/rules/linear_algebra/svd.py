@@ -130,6 +130,7 @@ RULE = Rule(
         Case("wide", Real("B m n", domain=spread_singular_values), fixed=SMALL_BATCH | {"m": 3}),
         Case("square", Real("B n n", domain=spread_singular_values), fixed=SMALL_BATCH),
     ),
-    cite="Townsend, 'Differentiating the singular value decomposition' (2016); Giles (2008), section 3.2",
+    cite="Townsend, 'Differentiating the singular value decomposition' (2016); Giles, 'Collected "
+    "matrix derivative results for forward and reverse mode algorithmic differentiation' (2008), section 3.2",
     covers=("singular value decomposition",),
 )

@@ -107,6 +107,6 @@ RULE = Rule(
         ),
         Case("each of one output", (Real("N"), Boolean("N")), {"reduction": "none"}),
     ),
-    cite="PyTorch, HingeEmbeddingLoss; of squared distances: Hadsell, Chopra and LeCun (2006), CVPR, equation 4 "
-    "(number not checked)",
+    cite="PyTorch, HingeEmbeddingLoss; of squared distances: Hadsell, Chopra and LeCun, 'Dimensionality reduction by "
+    "learning an invariant mapping' (CVPR 2006), equation 4 (number not checked)",
 )

@@ -179,6 +179,7 @@ RULE = Rule(
             ("N",),
         ),
     ),
-    cite="Kingma and Welling, arXiv:1312.6114, equation 10 and appendix B; beta: Higgins et al. (2017)",
+    cite="Kingma and Welling, arXiv:1312.6114, equation 10 and appendix B; beta: Higgins et al., 'beta-VAE: learning "
+    "basic visual concepts with a constrained variational framework' (2017)",
     covers=("elbo", "beta_vae", "gaussian_kl_to_standard_normal"),
 )

@@ -147,6 +147,7 @@ RULE = Rule(
             {"combined": "concatenation", "axis": 1},
         ),
     ),
-    cite="Rumelhart, Hinton and Williams (1986): the sum rule of the chain; product as in reduce_prod",
+    cite="Rumelhart, Hinton and Williams, 'Learning representations by back-propagating errors' (1986): the sum rule "
+    "of the chain; product as in reduce_prod",
     covers=("add", "multiply", "concatenate", "merge"),
 )
