@@ -1,6 +1,5 @@
 """`bpref tasks` and `bpref judge`: rules as problems for somebody else to solve, and the verdict on a solution."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from bpref.tasks.judge import NO_DERIVATION
 from bpref.tasks.judge import judge as judge_solution
 from bpref.tasks.source import NotAlone
 from bpref.tasks.writing import ABOUT, write_task
+from bpref.train.begun import json_object
 from bpref.verify.options import seed_of
 
 TASKS_EXAMPLE = "Example: bpref tasks --out problems linear rms_norm"
@@ -90,10 +90,10 @@ def _asked(task: str) -> tuple[Rule, str]:
                 raise UsageError(f"{task} is a file, expected a folder that `bpref tasks` made, or a rule's name")
             return RULES[meant("rule", task, RULES, other_names())], "jax"
         try:
-            written = json.loads(about.read_text())
+            written = json_object(about.read_bytes())
         except ValueError as error:
             raise UsageError(f"{about} is no JSON: {error}") from error
-        if not isinstance(written, dict) or not isinstance(written.get("rule"), str):
+        if not isinstance(written.get("rule"), str):
             raise UsageError(f"{about} names no rule")
         framework = str(written.get("framework", "jax"))
         require_known("framework", framework, FRAMEWORKS)

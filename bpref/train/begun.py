@@ -42,6 +42,17 @@ def _parts(v: Rows) -> Iterator[np.ndarray]:
         yield v[part * rows : (part + 1) * rows]
 
 
+def json_object(text: str | bytes) -> Json:
+    """An object of JSON; raises `ValueError` where the text is none."""
+    try:
+        read = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"it is {type(read).__name__}, and no object")
+    return read
+
+
 def write_begun(directory: Path, settings: Json) -> None:
     """Write `run.json`, whole or not at all."""
     with whole_file(directory / BEGUN) as beside:
@@ -56,8 +67,8 @@ def score_of(directory: Path) -> str:
 def begun_with(directory: Path) -> Json:
     """What a run was begun with; nothing where that cannot be read."""
     try:
-        return dict(json.loads((directory / BEGUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return json_object((directory / BEGUN).read_bytes())
+    except (OSError, ValueError):
         return {}
 
 
@@ -68,9 +79,9 @@ def require_the_same(directory: Path, settings: Json) -> None:
       OSError: there is no `run.json`, or it cannot be read.
     """
     try:
-        before = json.loads((directory / BEGUN).read_text(encoding="utf-8"))
+        before = json_object((directory / BEGUN).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{directory / BEGUN} is damaged: it is no JSON") from error
+        raise ValueError(f"{directory / BEGUN} is damaged: it is no object of JSON") from error
     now = json.loads(json.dumps(settings))
     others = [name for name in before | now if before.get(name) != now.get(name)]
     if others:

@@ -42,11 +42,12 @@ def is_missing(cell: str) -> bool:
 
 
 def is_number(cell: str) -> bool:
+    """Whether it is a number as files have them; Python reads 1_000 and other scripts' digits too."""
     try:
         float(cell)
     except ValueError:
         return False
-    return True
+    return cell.isascii() and "_" not in cell
 
 
 def read_cells(path: Path) -> Cells:

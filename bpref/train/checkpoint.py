@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from bpref.naming import flat_names
 from bpref.sharding.hosts import are_many, is_first, laid, told
-from bpref.train.begun import Json
+from bpref.train.begun import Json, json_object
 from bpref.train.fitted import Epoch
 from bpref.train.loop import Reached
 from bpref.train.record import Unwritable
@@ -156,8 +156,8 @@ class Checkpoints:
         """What is wrong with a checkpoint."""
         folder = self.directory / str(step)
         try:
-            sealed = dict(json.loads(folder.with_suffix(SEAL).read_text()))
-        except (ValueError, TypeError):
+            sealed = json_object(folder.with_suffix(SEAL).read_bytes())
+        except ValueError:
             sealed = {}
         if sealed.pop("sha256", None) != _sha256(sealed):
             return f"{folder.name}{SEAL} is not as it was written"

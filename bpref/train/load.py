@@ -1,6 +1,5 @@
 """load: a trained network and its params again, of what a run left on disk."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from bpref.layer import Layer, begin
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.models.text import TEXT_MODELS, text_model
 from bpref.naming import flat_names
-from bpref.train.begun import Json
+from bpref.train.begun import Json, json_object
 from bpref.train.network import fully_connected
 from bpref.train.record import PARAMS, STATE
 from bpref.train.step import is_key
@@ -55,10 +54,11 @@ def load(run: str | Path) -> Loaded:
         raise FileNotFoundError(f"{run}: there is no {PARAMS}, as `bpref train --out {run}` leaves it")
     arrays, settings = _read(file)
     try:
+        _require_sizes(settings)
         network, x, tokenizer = _network_of(settings)
-    except (KeyError, TypeError, ValueError) as error:
+        like = jax.eval_shape(lambda key: begin(network, key, x), jax.random.key(0))
+    except Exception as error:  # whatever the settings are: those of a stranger, or of another version
         raise ValueError(f"{file}: its settings make no network: {error!r}") from error
-    like = jax.eval_shape(lambda key: begin(network, key, x), jax.random.key(0))
     params, state = _fitted(file, like, arrays)
     return Loaded(network, params, state, settings, tokenizer)
 
@@ -69,12 +69,25 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], Json]:
 
     try:
         with safe_open(file, framework="numpy") as opened:
-            settings = json.loads((opened.metadata() or {})["settings"])
+            settings = json_object((opened.metadata() or {})["settings"])
             return {name: opened.get_tensor(name) for name in opened.keys()}, settings  # noqa: SIM118, it is no dict
     except SafetensorError as error:
         raise ValueError(f"{file}: it is no whole safetensors file ({error})") from error
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{file}: it has no settings, so it is not of `bpref train`") from error
+
+
+SIZES = {"layers": 2**24, "width": 2**24, "context": 2**24, "ids": 2**24, "image": 2**24, "latent": 2**24}
+SIZES |= dict.fromkeys(("depth", "heads", "experts", "noise_steps"), 2**14)
+"""The largest that a setting may be: a network of more is not even described in reasonable time."""
+
+
+def _require_sizes(settings: Json) -> None:
+    for name, largest in SIZES.items():
+        v = settings.get(name)
+        for n in v if isinstance(v, list) else [0 if v is None else v]:
+            if not isinstance(n, int) or n > largest:
+                raise ValueError(f"{name} is {n!r}, expected an integer up to {largest}")
 
 
 def _network_of(settings: Json) -> tuple[Layer, jax.ShapeDtypeStruct, Tokenizer | None]:
@@ -106,6 +119,11 @@ def _fitted(file: Path, like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
         f"{name} has shape {arrays[name].shape}, expected {v.shape}"
         for name, v in expected.items()
         if name in arrays and arrays[name].shape != v.shape
+    ]
+    wrong += [
+        f"{name} has dtype {arrays[name].dtype}, expected {v.dtype}"
+        for name, v in expected.items()
+        if name in arrays and jnp.issubdtype(arrays[name].dtype, jnp.floating) != jnp.issubdtype(v.dtype, jnp.floating)
     ]
     faults = [f"{what} {', '.join(names)}" for what, names in (("no", missing), ("unknown", extra)) if names] + wrong
     if faults:

@@ -67,7 +67,7 @@ def _target(file: Cells, name: str, task: Task | None) -> tuple[np.ndarray, tupl
         classes = sorted(set(cells))
     else:
         _require_whole(file, name)
-        cells = tuple(f"{float(cell):.0f}" for cell in cells)
+        cells = tuple(f"{float(cell) + 0.0:.0f}" for cell in cells)
         classes = sorted(set(cells), key=float)
     require_classes(f"{file.path}, column {name!r}", len(cells), classes)
     index = {label: number for number, label in enumerate(classes)}

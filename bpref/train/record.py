@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bpref.naming import flat_names
-from bpref.train.begun import BEGUN, Json, require_the_same, write_begun
+from bpref.train.begun import BEGUN, Json, json_object, require_the_same, write_begun
 from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
 from bpref.train.step import is_key
@@ -198,8 +198,8 @@ def _finite(v: object) -> object:
     return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
-OF_A_ROW = ("epoch", "train_loss", "gradient_norm")
-"""What every line of `metrics.jsonl` has."""
+OF_A_ROW, IN_A_ROW = ("epoch", "train_loss", "gradient_norm"), ("steps", "test_loss", "test_score", "seconds")
+"""What every line of `metrics.jsonl` has, and what it may have besides."""
 
 
 def rows_of(directory: Path) -> list[Json]:
@@ -209,18 +209,28 @@ def rows_of(directory: Path) -> list[Json]:
       OSError: there is no such file.
       ValueError: a line is none of an epoch, and which; there is none.
     """
-    lines = (directory / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (directory / METRICS).read_bytes().splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = dict(json.loads(line))
-            rows.append({name: row[name] for name in OF_A_ROW} | row)
-        except (ValueError, TypeError, KeyError) as error:
-            if number < len(lines) or line.endswith("\n"):
+            rows.append(_row(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines) or line.endswith(b"\n"):
                 raise ValueError(f"{directory / METRICS}, line {number}: it is no epoch of a run") from error
     if not rows:
         raise ValueError(f"{directory / METRICS} is empty: no epoch is done yet")
     return rows
+
+
+def _row(line: bytes) -> Json:
+    row = json_object(line)
+    figures = {name: row[name] for name in OF_A_ROW} | {name: row.get(name) for name in IN_A_ROW}
+    for v in [*figures.pop("gradient_norm").values(), *figures.values()]:
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int | float)):
+            raise TypeError(f"{v!r} is no number")
+    if not isinstance(row["epoch"], int):
+        raise TypeError(f"{row['epoch']!r} is no epoch")
+    return row
 
 
 def _numbers(watched: Watched) -> Json:

@@ -282,7 +282,7 @@ def test_what_has_been_cut_off_is_named(train, csv_file, tmp_path, capsys):
     csv_file.write_text(data)
     begun.write_text(begun.read_text()[:40])
     assert train("--resume") == 2
-    assert capsys.readouterr().err == f"bpref: {begun} is damaged: it is no JSON\n"
+    assert capsys.readouterr().err == f"bpref: {begun} is damaged: it is no object of JSON\n"
 
 
 def test_the_gradient_is_looked_at_on_the_way_and_steps_are_traced(train, tmp_path, capsys):

