@@ -127,6 +127,10 @@ from .rules.attention.rotary_embedding import rotary_embedding as rotary_embeddi
 from .rules.attention.top_k_block_attention import top_k_block_attention as top_k_block_attention
 from .rules.block.attention_block import AttentionBlockParams as AttentionBlockParams
 from .rules.block.attention_block import attention_block as attention_block
+from .rules.block.hyper_connection import HyperConnectionParams as HyperConnectionParams
+from .rules.block.hyper_connection import hyper_connection as hyper_connection
+from .rules.block.hyper_merge import Merged as Merged
+from .rules.block.hyper_merge import hyper_merge as hyper_merge
 from .rules.block.lstm_block import LstmBlockParams as LstmBlockParams
 from .rules.block.lstm_block import lstm_block as lstm_block
 from .rules.block.mamba_block import MambaBlockParams as MambaBlockParams

@@ -85,7 +85,8 @@ def settled(step: Callable[[PyTree], PyTree], start: PyTree, steps: int, toleran
 
     def move(carry):
         after = step(carry[0])
-        changes = [_changes(*pair, tolerance) for pair in zip(*map(jax.tree.leaves, (after, carry[0])), strict=True)]
+        pairs = zip(jax.tree.leaves(after), jax.tree.leaves(carry[0]), strict=True)
+        changes = [_changes(new, old, tolerance) for new, old in pairs]
         return after, jnp.any(jnp.stack(changes)) if changes else jnp.zeros((), bool)
 
     def turn(carry, _):

@@ -256,6 +256,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "block": (
         "attention_block",
+        "hyper_connection",
+        "hyper_merge",
         "lstm_block",
         "mamba_block",
         "mlp_block",

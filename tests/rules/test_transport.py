@@ -27,7 +27,7 @@ def test_two_places_by_hand(epsilon):
     """
     with jax.enable_x64(True):
         p, q = expit(1 / epsilon) / 2, expit(-1 / epsilon) / 2
-        x = bpref.Transport(ACROSS, EVEN, EVEN)
+        x = ACROSS, EVEN, EVEN
         P, _, (dC, _, _) = backpropagate(bpref.sinkhorn(epsilon), (), x, np.eye(2))
         np.testing.assert_allclose(P, [[p, q], [q, p]], rtol=1e-10)
         slope = 2 * p * q / epsilon
