@@ -18,6 +18,7 @@ from bpref.cli.html_runs import page_of
 from bpref.cli.profiling import profiling
 from bpref.cli.progress import progress
 from bpref.cli.stopping import SIGNALS, asked_to_stop
+from bpref.cli.tensorboard import tensorboard
 from bpref.cli.together import require_one_run, require_seen_by_all
 from bpref.cli.verifying import require_right, verifying
 from bpref.layer import Layer
@@ -30,7 +31,17 @@ from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.keep import Stopped, keeping
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.recipes import Recipe
-from bpref.train.record import CHECKPOINTS, PARAMS, PLOT, PROFILE, Record, RecordOfTheFirst, Unwritable, held
+from bpref.train.record import (
+    CHECKPOINTS,
+    PARAMS,
+    PLOT,
+    PROFILE,
+    TENSORBOARD,
+    Record,
+    RecordOfTheFirst,
+    Unwritable,
+    held,
+)
 from bpref.train.rows import Changed, Examples
 from bpref.train.start import Start, as_arrays, precision
 from bpref.train.table import count
@@ -153,6 +164,10 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
             visits.append(verifying(training.objective, begin, how.verify_every))
         if how.profile and kept is not None and is_first():
             visits.append(stack.enter_context(profiling(kept.record.directory / PROFILE)))
+        events = None
+        if how.tensorboard and kept is not None and is_first():
+            first = since.step + 1 if since else None
+            events = stack.enter_context(tensorboard(kept.record.directory / TENSORBOARD, first))
         stack.enter_context(leaving(lambda: f" after {count(len(done), 'epoch')}{so_far(kept)}"))
         if is_first():
             show = stack.enter_context(progress(recipe.epochs, begin.order(1).size, training.score))
@@ -161,6 +176,8 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
         def on_epoch(epoch: Epoch) -> None:
             if kept is not None:
                 kept.record.add(epoch)
+            if events is not None:
+                events(epoch)
             done.append(epoch)
             watching.show(epoch, epoch.number == recipe.epochs)
 

@@ -8,6 +8,7 @@ import jax
 from optax import GradientTransformation
 
 from bpref.cli.html_page import require_page
+from bpref.cli.tensorboard import require_tensorboard
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.sharding.hosts import are_many
@@ -45,6 +46,7 @@ class How(NamedTuple):
       updates: what the optimiser's updates are put through.
       verify_every: steps between looks at the gradient.
       profile: whether some steps are traced.
+      tensorboard: whether figures are written for TensorBoard too.
       stochastic_rounding: whether parameters are kept in bfloat16 and rounded by chance.
       mesh: of which devices, as `data=4,model=2`; None for one, or for the examples among those of all processes.
       layout: how parameters lie on them.
@@ -63,6 +65,7 @@ class How(NamedTuple):
     updates: Updates = Updates()
     verify_every: int | None = None
     profile: bool = False
+    tensorboard: bool = False
     stochastic_rounding: bool = False
     mesh: str | None = None
     layout: str | None = None
@@ -75,6 +78,7 @@ class How(NamedTuple):
         of_a_record = {
             "--resume": self.resume,
             "--profile": self.profile,
+            "--tensorboard": self.tensorboard,
             "--checkpoint-every": self.checkpoint_every,
             "--report": self.report,
         }
@@ -96,6 +100,8 @@ class How(NamedTuple):
             raise ValueError("--layout goes with --mesh, the devices among which parameters are divided")
         if self.report is None or self.report.parent != self.out:
             require_page("--report", self.report, self.shown)
+        if self.tensorboard:
+            require_tensorboard()
         self.division()
         if self.out is not None and not (self.resume and is_begun(self.out)):
             require_new(self.out)

@@ -147,6 +147,9 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Trace some steps by JAX's profiler, into profile/ in --out.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, into tensorboard/ in --out.")
+    ] = False,
     clip: Annotated[
         str | None, typer.Option(help="The gradient's largest norm, 1.0; of each array, leaf:1.0; or value:0.5.")
     ] = None,
@@ -200,6 +203,7 @@ def train(
             most_skipped=most_skipped,
             verify_every=verify_every,
             profile=profile,
+            tensorboard=tensorboard,
             stochastic_rounding=stochastic_rounding,
             mesh=mesh,
             layout=layout,

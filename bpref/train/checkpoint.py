@@ -24,7 +24,7 @@ from bpref.sharding.hosts import are_many, is_first, laid, told
 from bpref.train.begun import Json, json_object
 from bpref.train.fitted import Epoch
 from bpref.train.loop import Reached
-from bpref.train.record import Unwritable
+from bpref.train.record import Unwritable, numbers_of, watched_of
 from bpref.train.step import is_key
 from bpref.whole_file import whole_file
 
@@ -250,10 +250,16 @@ def _about(reached: Reached, arrays: Arrays) -> Json:
     return {
         "step": reached.step,
         "seconds": reached.seconds,
-        "history": [[e.number, e.test_loss, e.test_score, e.seconds, e.death, e.skipped] for e in reached.history],
+        "history": [
+            [e.number, e.test_loss, e.test_score, e.seconds, e.death, e.skipped, _watched(e)] for e in reached.history
+        ],
         "layout": _layout(arrays),
         "divided": [name for name, v in arrays.items() if _is_divided(v)],
     }
+
+
+def _watched(epoch: Epoch) -> Json | None:
+    return None if epoch.watched is None else {leaf: numbers_of(w) for leaf, w in epoch.watched.items()}
 
 
 def _layout(arrays: Arrays) -> Layouts:
@@ -278,7 +284,7 @@ def _unpacked(packed: dict[str, np.ndarray], layout: Layouts) -> dict[str, np.nd
 
 
 def _reached(arrays: Arrays, about: Json, like: Reached) -> Reached:
-    """What was reached, its carry with the tree of `like`'s; what was watched then is left out."""
+    """What was reached, its carry with the tree of `like`'s."""
     names = list(flat_names({"carry": like.carry}))
 
     def again(name, v):
@@ -301,10 +307,10 @@ def _reached(arrays: Arrays, about: Json, like: Reached) -> Reached:
             test_loss,
             test_score,
             seconds,
-            None,
+            {leaf: watched_of(w) for leaf, w in watched[0].items()} if watched and watched[0] else None,
             death,
             skipped,
         )
-        for i, (number, test_loss, test_score, seconds, death, skipped) in enumerate(about["history"])
+        for i, (number, test_loss, test_score, seconds, death, skipped, *watched) in enumerate(about["history"])
     ]
     return Reached(about["step"], carry, history, about["seconds"])

@@ -15,17 +15,18 @@ from bpref.train.begun import BEGUN, Json, json_object, require_the_same, write_
 from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
 from bpref.train.step import is_key
-from bpref.transforms import Watched
+from bpref.transforms import Statistics, Watched
 from bpref.whole_file import whole_file
 
-METRICS, PARAMS, PLOT, CHECKPOINTS, PROFILE = (
+METRICS, PARAMS, PLOT, CHECKPOINTS, PROFILE, TENSORBOARD = (
     "metrics.jsonl",
     "params.safetensors",
     "loss.png",
     "checkpoints",
     "profile",
+    "tensorboard",
 )
-"""The files' names, and the directories' of what a run goes on from, and of where its time goes."""
+"""The files' names, and the directories' of what a run goes on from, of where its time goes, and for TensorBoard."""
 
 STATE = "state."
 """What the names of running statistics begin with."""
@@ -182,7 +183,7 @@ def as_json(epoch: Epoch) -> Json:
         "gradient_norm": {layer: float(norms.mean()) for layer, norms in epoch.gradient_norms.items()},
         "seconds": round(epoch.seconds, 6),
         **({"skipped": epoch.skipped} if epoch.skipped else {}),
-    } | ({} if epoch.watched is None else {"watched": {leaf: _numbers(w) for leaf, w in epoch.watched.items()}})
+    } | ({} if epoch.watched is None else {"watched": {leaf: numbers_of(w) for leaf, w in epoch.watched.items()}})
 
 
 def line_of(epoch: Epoch) -> str:
@@ -233,10 +234,19 @@ def _row(line: bytes) -> Json:
     return row
 
 
-def _numbers(watched: Watched) -> Json:
+def numbers_of(watched: Watched) -> Json:
     """What was watched at a leaf; inside of `scan` a list for the turns of each number."""
     both = {"output": watched.output, "cotangent": watched.cotangent}
     return {
         what: None if seen is None else {name: np.asarray(v).tolist() for name, v in seen._asdict().items()}
         for what, seen in both.items()
     }
+
+
+def watched_of(numbers: Json) -> Watched:
+    """What was watched again, of `numbers_of` it."""
+
+    def statistics(seen):
+        return None if seen is None else Statistics(**{name: np.asarray(v) for name, v in seen.items()})
+
+    return Watched(None, statistics(numbers["output"]), statistics(numbers["cotangent"]))

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -295,9 +296,63 @@ def test_the_gradient_is_looked_at_on_the_way_and_steps_are_traced(train, tmp_pa
     assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
 
 
+def test_what_was_watched_is_kept_over_a_stop_where_its_line_is_lost_too(train, stopped, tmp_path):
+    out = tmp_path / "run"
+    assert train("--watch") == 0
+    whole = left_by(out)
+    assert set(whole[1][0]["watched"]) == {"0.0 linear", "0.1 relu", "0.2 linear", "1 square"}
+    shutil.rmtree(out)
+    stopped(signal.SIGTERM)
+    assert train("--watch") == 143
+    stopped(signal.SIGTERM, times=0)
+    (out / "metrics.jsonl").write_text("")
+    assert train("--watch", "--resume") == 0
+    assert left_by(out) == whole
+
+
+def events_of(directory):
+    """`{tag: {step: value}}` of all files there, the last that was written; a step is void where a session starts."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.HasField("session_log"):
+                found = {tag: {s: v for s, v in of.items() if s < event.step} for tag, of in found.items()}
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_figures_are_written_for_tensorboard_too_also_where_a_run_goes_on(train, stopped, tmp_path):
+    pytest.importorskip("tensorboardX", reason='tensorboardX is not installed: pip install "bpref[tensorboard]"')
+    stopped(signal.SIGTERM)
+    assert train("--tensorboard") == 143
+    stopped(signal.SIGTERM, times=0)
+    assert train("--tensorboard", "--resume") == 0
+    rows, found = left_by(tmp_path / "run")[1], events_of(tmp_path / "run" / "tensorboard")
+    tags = {"loss/train", "loss/test", "score/test", "seconds", "gradient_norm/0", "gradient_norm/2"}
+    assert {tag: sorted(of) for tag, of in found.items()} == {tag: [4, 8, 12, 16] for tag in tags}
+    for name, tag in (("train_loss", "loss/train"), ("test_score", "score/test")):
+        assert list(found[tag].values()) == pytest.approx([row[name] for row in rows])
+
+
+def test_without_the_library_there_is_no_tensorboard(train, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert train("--tensorboard") == 2
+    why = 'which is not installed: pip install "bpref[tensorboard]"'
+    assert capsys.readouterr().err == f"bpref: --tensorboard needs tensorboardX, {why}\n"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--tensorboard"], "--tensorboard goes with --out, the directory of the run"),
         (["--stochastic-rounding"], "--stochastic-rounding goes with --dtype bfloat16, not float32"),
         (["--profile"], "--profile goes with --out, the directory of the run"),
         (["--report", "page.html"], "--report goes with --out, the directory of the run"),
