@@ -10,7 +10,20 @@ from bpref.cli.explain import call, shapes
 from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
 from bpref.verify.rules.draw import axes_of, draw, sized
-from docs import cases, derivation, docstring, elsewhere, error_plot, errors, figures, flow, mistakes, snippets, sources
+from docs import (
+    arguments,
+    cases,
+    derivation,
+    docstring,
+    elsewhere,
+    error_plot,
+    errors,
+    figures,
+    flow,
+    mistakes,
+    snippets,
+    sources,
+)
 from docs.prose import to_html
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
@@ -89,7 +102,7 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "How it goes wrong", wrong and f"{WRONG}\n\n{raw(wrong)}"
     yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
-    others = elsewhere.to_page(rule.name)
+    others = elsewhere.to_page(rule.name) + arguments.to_page(rule.name)
     yield "Equal elsewhere", others and raw(others)
     yield "Check yours", f"{YOURS.replace('NAME', rule.name)}\n\n```python\n{snippets.check(rule)}\n```"
     yield "Tried on", f"{LAWS}\n\n{raw(cases.to_page(rule))}"

@@ -8,16 +8,23 @@ import optax
 import pytest
 
 from bpref.rules import RULES
-from docs import elsewhere, snippets
+from docs import arguments, elsewhere, snippets
 
-CALLS = [(name, call) for name, calls in elsewhere.ELSEWHERE.items() for call in calls]
+CALLS = [(name, None, call) for name, calls in elsewhere.ELSEWHERE.items() for call in calls]
+CALLS += [(name, ours, call) for name, calls in arguments.ARGUMENTS.items() for ours, call in calls.items()]
+NAMES = [f"{name if ours is None else f'{name}({ours})'}, {elsewhere.library(call)}" for name, ours, call in CALLS]
 
 
-@pytest.mark.parametrize(("name", "call"), CALLS, ids=[f"{name}, {elsewhere.library(call)}" for name, call in CALLS])
-def test_a_call_computes_what_the_rule_does(name, call):
+@pytest.mark.parametrize(("name", "ours", "call"), CALLS, ids=NAMES)
+def test_a_call_computes_what_the_rule_does(name, ours, call):
     given = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         exec(snippets.use(RULES[name]), given)
+        if ours is not None:
+            exec(
+                f"params = (layer := bpref.{name}({ours})).init(jax.random.key(0), x)\ny = layer.forward(params, x)[0]",
+                given,
+            )
         x, p = (jax.tree.map(np.asarray, given[of]) for of in ("x", "params"))
         if elsewhere.library(call) == "PyTorch":
             torch = pytest.importorskip("torch")
