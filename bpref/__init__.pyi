@@ -351,6 +351,7 @@ from .rules.sequence_loss.fused_linear_distillation import fused_linear_distilla
 from .rules.sequence_loss.indexer_loss import Looked as Looked
 from .rules.sequence_loss.indexer_loss import indexer_loss as indexer_loss
 from .rules.sequence_loss.sequence_cross_entropy import sequence_cross_entropy as sequence_cross_entropy
+from .rules.sequence_loss.soft_dtw import soft_dtw as soft_dtw
 from .rules.sequence_loss.transducer import transducer as transducer
 from .rules.state_space.linear_recurrence import linear_recurrence as linear_recurrence
 from .rules.state_space.rg_lru import RgLruParams as RgLruParams

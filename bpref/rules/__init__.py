@@ -228,6 +228,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "fused_linear_distillation",
         "indexer_loss",
         "sequence_cross_entropy",
+        "soft_dtw",
         "transducer",
     ),
     "preference_loss": (
