@@ -174,3 +174,13 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         sys.path.insert(0, folder)
         README.write_text(readme.replace(section_of(readme), refreshed(section_of(readme), Path(folder))))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_is_trained_in_your_own_code_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (program,) = [block for block in blocks(section_of(README.read_text(), "Train it")) if block.language == "python"]
+    first = printed(program, tmp_path, {})
+    assert 0 < float(first) < 0.2
+    again = Block("python", program.text.replace('np.save("X.npy"', '("X.npy"'))
+    assert printed(again, tmp_path, {}) == first

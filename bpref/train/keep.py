@@ -19,13 +19,16 @@ class Stopped(Exception):
         self.step, self.why = step, why
 
 
-def keeping(checkpoints: Checkpoints, every: int | None, asked: Callable[[], int | None]) -> list[Visit]:
+def keeping(
+    checkpoints: Checkpoints, every: int | None, asked: Callable[[], int | None], last: int | None = None
+) -> list[Visit]:
     """Who visits a run, to keep it.
 
     Args:
       checkpoints: where they go.
       every: so many steps; None for once a minute.
       asked: why the run is to stop; None as long as it is not. One process of several is enough.
+      last: the step that is kept whatever came before.
 
     Raises:
       Stopped, Unwritable: by the visits.
@@ -40,7 +43,7 @@ def keeping(checkpoints: Checkpoints, every: int | None, asked: Callable[[], int
 
     def look(reached: Reached) -> None:
         why, since = largest(asked() or 0, time.monotonic() - saved_at)
-        if why or (every is None and since >= SECONDS):
+        if why or reached.step == last or (every is None and since >= SECONDS):
             save(reached)
         if why:
             checkpoints.wait()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,10 +14,11 @@ from jaxtyping import PyTree
 from bpref.layer import Layer
 from bpref.sharding.hosts import largest
 from bpref.train.advance import Carry, advance, first_carry
+from bpref.train.begun import digest
 from bpref.train.evaluate import scoring, watching
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.locate import first_non_finite
-from bpref.train.start import Start, count_examples, objective_in, precision, require_epochs, start
+from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
 from bpref.train.step import of_network
 from bpref.train.windows import Windows
 
@@ -68,6 +70,9 @@ def fit(
     on_epoch: Callable[[Epoch], None] | None = None,
     watch: bool = False,
     most_skipped: int = 0,
+    checkpoints: str | Path | None = None,
+    every: int | None = None,
+    resume: bool = False,
 ) -> Fitted:
     """Train a network by its hand-derived backward.
 
@@ -89,10 +94,24 @@ def fit(
       on_epoch: called after every epoch.
       watch: look after every epoch at all that goes forward and back through every leaf, and stop where it is dead.
       most_skipped: how many steps in a row may be skipped, since their loss or gradient is not finite.
+      checkpoints: a new directory for all that a run goes on from, written by orbax while the steps go on, and at the
+        last one; the last three are kept.
+      every: so many steps between them; once a minute where it is left out.
+      resume: go on, bit for bit, with the run in `checkpoints`, also to more epochs; begin it where there is none yet.
+        Epochs that were done before are in the history, and not given to `on_epoch` again.
+
+    Example:
+      >>> optimizer, data = optax.adam(0.01), (X, y)
+      >>> kept = {"checkpoints": "run", "every": 50, "resume": True}
+      >>> half = fit(network, square(), optimizer, data, epochs=2, batch_size=8, **kept)
+      >>> whole = fit(network, square(), optimizer, data, epochs=4, batch_size=8, **kept)
+      >>> len(whole.history)
+      4
 
     Raises:
       TypeError: X holds no numbers, or not those that the network takes.
-      ValueError: anything else that cannot be trained on, before the first step.
+      ValueError: anything else that cannot be trained on, before the first step; to go on, the run was begun otherwise.
+      ImportError, OSError, Unwritable: there can be no checkpoints, and why.
       Diverged: more losses or gradients in a row are NaN or infinite; the epochs before were given to `on_epoch`.
       Died: a layer that is watched is dead; this epoch too was given to `on_epoch`.
     """
@@ -106,7 +125,38 @@ def fit(
         dtype=dtype,
         update_in_backward=update_in_backward,
     )
-    return run(begin, test, epochs=epochs, metric=metric, on_epoch=on_epoch, watch=watch, most_skipped=most_skipped)
+
+    def steps(since: Reached | None = None, visits: Sequence[Visit] = ()) -> Fitted:
+        return run(
+            begin,
+            test,
+            epochs=epochs,
+            metric=metric,
+            on_epoch=on_epoch,
+            watch=watch,
+            most_skipped=most_skipped,
+            since=since,
+            visits=visits,
+        )
+
+    if checkpoints is None:
+        if every is not None or resume:
+            raise ValueError(f"{'resume' if resume else 'every'} goes with checkpoints, the directory of the run")
+        return steps()
+    if every is not None and every < 1:
+        raise ValueError(f"every is {every}, expected at least 1 step")
+    from bpref.train.kept import kept  # which reads this file
+
+    settings = {
+        "seed": seed,
+        "dtype": dtype,
+        "batch_size": len(begin.order(1)[0]),
+        "update_in_backward": update_in_backward,
+        "most_skipped": most_skipped,
+        "data": f"sha256 {digest(as_arrays(train, dtype), test)[:16]}",
+    }
+    with kept(Path(checkpoints), settings, begin, epochs, every, resume) as (since, visits):
+        return steps(since, visits)
 
 
 def run(

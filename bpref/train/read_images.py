@@ -31,8 +31,8 @@ def read_images(path: Path) -> Examples:
     for first, part in in_parts(images):
         outside = np.argwhere(~((part >= 0) & (part <= 1)))
         if outside.size:
-            image, *pixel = outside[0]
-            value = part[(image, *pixel)]
+            image = int(outside[0, 0])
+            value = part[tuple(outside[0])]
             raise ValueError(f"{path}: image {first + image + 1} has a pixel of {value:g}, expected 0 ... 1")
     return _made(images, lambda v: v.astype(np.float32))
 
@@ -50,7 +50,7 @@ def read_labels(path: Path, N: int) -> tuple[np.ndarray, list[str]]:
     labels, classes = labels_of(read, str(path))
     require_classes(str(path), N, classes)
     if len(classes) < 2:
-        raise ValueError(f"{path}: all labels are {classes[0]}: there is nothing to tell apart")
+        raise ValueError(f"{path}: all labels are {read[0]}: there is nothing to tell apart")
     return labels.astype(np.int32), list(classes)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -199,8 +200,8 @@ def _finite(v: object) -> object:
     return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
-OF_A_ROW, IN_A_ROW = ("epoch", "train_loss", "gradient_norm"), ("steps", "test_loss", "test_score", "seconds")
-"""What every line of `metrics.jsonl` has, and what it may have besides."""
+IN_A_ROW = ("steps", "test_loss", "test_score", "seconds")
+"""Figures that a line of `metrics.jsonl` may have, besides those that each has."""
 
 
 def rows_of(directory: Path) -> list[Json]:
@@ -225,8 +226,8 @@ def rows_of(directory: Path) -> list[Json]:
 
 def _row(line: bytes) -> Json:
     row = json_object(line)
-    figures = {name: row[name] for name in OF_A_ROW} | {name: row.get(name) for name in IN_A_ROW}
-    for v in [*figures.pop("gradient_norm").values(), *figures.values()]:
+    figures = [row["epoch"], row["train_loss"], *(row.get(name) for name in IN_A_ROW)]
+    for v in [*row["gradient_norm"].values(), *figures]:
         if v is not None and (isinstance(v, bool) or not isinstance(v, int | float)):
             raise TypeError(f"{v!r} is no number")
     if not isinstance(row["epoch"], int):
@@ -247,6 +248,6 @@ def watched_of(numbers: Json) -> Watched:
     """What was watched again, of `numbers_of` it."""
 
     def statistics(seen):
-        return None if seen is None else Statistics(**{name: np.asarray(v) for name, v in seen.items()})
+        return None if seen is None else Statistics(**{name: jnp.asarray(v) for name, v in seen.items()})
 
     return Watched(None, statistics(numbers["output"]), statistics(numbers["cotangent"]))

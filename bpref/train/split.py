@@ -45,7 +45,7 @@ def split(table: Table, seed: int, test_fraction: float = 0.2) -> Split:
     if table.task == "classification":
         return Split(X, table.y[train], X_test, table.y[test], X_mean, X_scale, 0.0, 1.0)
     y, y_mean, y_scale = _standardise(table.y[:, None], train, (table.target_name,))
-    y = y[:, 0]
+    y = np.asarray(y)[:, 0]
     if (y[test] == y[test][0]).all():
         raise ValueError(
             f"{table.target_name} has one value in the {count(len(test), 'example')} held out by seed {seed}, "
@@ -89,8 +89,8 @@ def _moments(v: Examples) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the deviation of the columns."""
     if not isinstance(v, Rows):
         return v.mean(axis=0), v.std(axis=0)
-    mean = sum(part.sum(axis=0) for _, part in in_parts(v)) / np.float64(len(v))
-    squares = sum(((part - mean) ** 2).sum(axis=0) for _, part in in_parts(v)) / np.float64(len(v))
+    mean = np.sum([part.sum(axis=0) for _, part in in_parts(v)], axis=0) / len(v)
+    squares = np.sum([((part - mean) ** 2).sum(axis=0) for _, part in in_parts(v)], axis=0) / len(v)
     return mean, np.sqrt(squares)
 
 

@@ -1,0 +1,55 @@
+"""kept: what `fit` leaves in a directory to go on from, and finds there: the machinery of `bpref train --out`."""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpref.layer import leaf_paths
+from bpref.train.begun import BEGUN, Json, require_the_same, write_begun
+from bpref.train.checkpoint import Checkpoints
+from bpref.train.keep import keeping
+from bpref.train.loop import Reached, Visit, begun
+from bpref.train.record import CHECKPOINTS, held, is_begun, require_new
+from bpref.train.start import Start, precision
+
+
+@contextmanager
+def kept(
+    directory: Path, settings: Json, begin: Start, epochs: int, every: int | None, resume: bool
+) -> Iterator[tuple[Reached | None, list[Visit]]]:
+    """Within, what a run goes on from, None where it has just begun, and who visits it to keep it.
+
+    Args:
+      directory: a new one, or that of a run that is gone on with; no other run writes into it meanwhile.
+      settings: what must be the same to go on, besides the layers and the arrays.
+      begin: the run's.
+      epochs: how many there are to be in all.
+      every: steps between checkpoints; None for once a minute. The last step leaves one too.
+      resume: whether to go on where there is a run.
+
+    Raises:
+      ImportError: orbax, which writes checkpoints, is not there.
+      OSError: the directory exists, cannot be made, or another run writes into it.
+      ValueError: the run in it was begun otherwise; how.
+      Unwritable: a checkpoint cannot be written.
+    """
+    if importlib.util.find_spec("orbax") is None:
+        raise ImportError('checkpoints are written by orbax, which is not installed: pip install "bpref[cli]"')
+    settings = settings | {"layers": list(leaf_paths(begin.stepper.objective))}
+    if resume and is_begun(directory) and (directory / BEGUN).exists():
+        require_the_same(directory, settings)
+    else:
+        if not (resume and is_begun(directory)):
+            require_new(directory)
+            directory.mkdir(parents=True)
+        write_begun(directory, settings)
+    checkpoints, steps = Checkpoints(directory / CHECKPOINTS), epochs * len(begin.order(1))
+    with held(directory):
+        with precision(begin.dtype):
+            since = checkpoints.last(begun(begin), lambda message: warnings.warn(message, stacklevel=6))
+        if since is not None and since.step > steps:
+            raise ValueError(f"{directory}: {since.step} steps are done, more than the {steps} of epochs={epochs}")
+        yield since, keeping(checkpoints, every, lambda: None, last=steps)
+        checkpoints.wait()
