@@ -91,30 +91,34 @@ def kept_of(grid: Grid, sums: Sums) -> Kept:
 
 def sums_over(grid: Grid, before: Sums | None = None) -> Sums:
     """The sums over the grid's keys, and over those met before it."""
-    wide, rows = grid.wide, grid.q.shape[:-1]
 
     def body(sums, pair):
         i, j = pair
-        m, total, o = (grid.rows(a, i) for a in sums)
-        m_new, shrink, e = _continued(m, grid.logits(i, j))
-        total = total * shrink + e.sum(-1)
-        kept = e if grid.r is None else e * grid.r(i, j)
-        o = o * shrink[..., None] + over_keys(cast(kept, grid.q.dtype), grid.readable(grid.keys(grid.v, j)), wide)
-        return Sums(*(grid.put_rows(a, v, i) for a, v in zip(sums, (m_new, total, o), strict=True))), None
+        of_rows, _ = _with_keys(grid, Sums(*(grid.rows(a, i) for a in sums)), i, j)
+        return Sums(*(grid.put_rows(a, v, i) for a, v in zip(sums, of_rows, strict=True))), None
 
-    start = Sums(*grid.before(), jnp.zeros((*rows, grid.v.shape[-1]), wide)) if before is None else before
-    return scan(body, start, grid.pairs())[0]
+    return scan(body, _of_no_keys(grid) if before is None else before, grid.pairs())[0]
+
+
+def _of_no_keys(grid: Grid) -> Sums:
+    return Sums(*grid.before(), jnp.zeros((*grid.q.shape[:-1], grid.v.shape[-1]), grid.wide))
+
+
+def _with_keys(grid: Grid, sums: Sums, i: Array, j: Array) -> tuple[Sums, Array]:
+    """The sums of the queries of block i, after the keys of block j too, and r e^x of these relative to the new m."""
+    m, shrink, e = _continued(sums.m, grid.logits(i, j))
+    kept = e if grid.r is None else e * grid.r(i, j)
+    o = over_keys(cast(kept, grid.q.dtype), grid.readable(grid.keys(grid.v, j)), grid.wide)
+    return Sums(m, sums.Z * shrink + e.sum(-1), sums.o * shrink[..., None] + o), kept
 
 
 def attend_with_weights(pattern: Pattern, x: Heads, extras: Extras) -> tuple[Array, Array]:
     """y, and the weights w (*b, N, T, S) in at least float32, 0 where a query sees nothing; in one block."""
     grid = Grid(pattern._replace(query_block=None, key_block=None), x, extras)
-    y, m, Z = kept_of(grid, sums_over(grid))
-    start = jnp.zeros((), jnp.int32)
-    logits, Z = grid.logits(start, start), grid.like_rows(jnp.where(Z > 0, Z, 1))[..., None]
-    w = jnp.where(logits.seen, jnp.exp(logits.x - grid.like_rows(m)[..., None]), 0) / Z
-    w = w if grid.r is None else w * grid.r(start, start)
-    return y, w.reshape(*w.shape[:-4], w.shape[-4] * w.shape[-3], *w.shape[-2:])
+    only = jnp.zeros((), jnp.int32)
+    sums, kept = _with_keys(grid, _of_no_keys(grid), only, only)
+    w = kept / jnp.where(sums.Z > 0, sums.Z, 1)[..., None]
+    return kept_of(grid, sums).y, w.reshape(*w.shape[:-4], w.shape[-4] * w.shape[-3], *w.shape[-2:])
 
 
 def pull_attend(

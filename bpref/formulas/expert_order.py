@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
-from bpref.dtypes import widen, widen_integers
-from bpref.formulas.grouped_rows import rows_in_blocks
+from bpref.dtypes import widen
+from bpref.formulas.grouped_rows import by_expert, rows_in_blocks
 
 
 class Order(NamedTuple):
@@ -46,13 +46,10 @@ def order_of(chosen: Int[Array, "N k"], experts: int, capacity: int | None) -> O
     """The order by experts; what is no number of an expert has no row."""
     N, k = chosen.shape
     R, M = rows_of(N, k, experts, capacity), N * k
-    expert = widen_integers(chosen.T.reshape(-1))
-    expert = jnp.where((expert >= 0) & (expert < experts), expert, experts).astype(jnp.int32)
-    counts = jnp.sum(expert[:, None] == jnp.arange(experts, dtype=jnp.int32)[None], 0, dtype=jnp.int32)
+    expert, order, counts = by_expert(chosen, experts)
     sizes = counts if capacity is None else jnp.minimum(counts, capacity)
     if not M:  # XLA does not gather from nothing
         return Order(jnp.zeros(R, jnp.int32), jnp.zeros((k, N), jnp.int32), sizes)
-    order = jnp.argsort(expert, stable=True).astype(jnp.int32)
     its_expert = jnp.minimum(expert[order], experts - 1)
     rank = jnp.arange(M, dtype=jnp.int32) - (jnp.cumsum(counts) - counts).astype(jnp.int32)[its_expert]
     has_row = (expert[order] < experts) & (rank < sizes[its_expert])

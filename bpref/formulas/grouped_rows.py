@@ -62,15 +62,20 @@ def placed(chosen: Int[Array, "N k"], experts: int, blocks_of: Callable[[Array, 
       experts: their number.
       blocks_of: the layout, of how many rows each has, and of all rows.
     """
-    chosen = widen_integers(chosen.T.reshape(-1))
-    chosen = jnp.where((chosen >= 0) & (chosen < experts), chosen, experts)
-    order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
-    sizes = jnp.sum(chosen[:, None] == jnp.arange(experts, dtype=chosen.dtype)[None], 0, dtype=jnp.int32)
+    _, order, sizes = by_expert(chosen, experts)
     blocks = blocks_of(sizes, chosen.size)
     if not chosen.size:  # XLA does not gather from nothing
         return blocks
     row = order.at[blocks.row].get(mode="fill", fill_value=chosen.size)
     return Blocks(blocks.group, row, jnp.zeros_like(order).at[order].set(blocks.slot, unique_indices=True))
+
+
+def by_expert(chosen: Int[Array, "N k"], experts: int) -> tuple[Int[Array, " M"], Int[Array, " M"], Int[Array, " E"]]:
+    """Of choices numbered j N + n the expert, `experts` for none; their order by expert; and how many each has."""
+    expert = widen_integers(chosen.T.reshape(-1))
+    expert = jnp.where((expert >= 0) & (expert < experts), expert, experts).astype(jnp.int32)
+    counts = jnp.sum(expert[:, None] == jnp.arange(experts, dtype=jnp.int32)[None], 0, dtype=jnp.int32)
+    return expert, jnp.argsort(expert, stable=True).astype(jnp.int32), counts
 
 
 def token_of(choice: Array, N: int, k: int) -> Array:
