@@ -93,6 +93,24 @@ def require_flags(who: str, **flags: object) -> None:
             raise ValueError(f"{who}: {name} is {v!r}, expected True or False")
 
 
+def require_head(
+    who: str,
+    vocabulary: int,
+    bias: bool,
+    temperature: float = 1.0,
+    ignored: int | None = None,
+    soft_cap: float | None = None,
+    block: int = 1,
+) -> tuple[int, bool, float, int | None, float | None, int]:
+    """Those of a linear layer whose logits a loss makes by itself, as Python has them."""
+    require_flags(who, bias=bias)
+    vocabulary, block = require_sizes(who, vocabulary=vocabulary, block=block)
+    temperature = require_positive(who, "temperature", temperature)
+    ignored = require_integer_or_none(who, "ignored", ignored)
+    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
+    return vocabulary, bias, temperature, ignored, soft_cap, block
+
+
 V = TypeVar("V")
 
 

@@ -4,11 +4,36 @@ std is the deviation of the population, the root of 1/G sum_i (R_i - mean R)^2, 
 (`ddof`). It is of R minus its mean, in two passes; a group whose rewards are equal has A = 0.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_integer, plain
+from bpref.dtypes import widen
+from bpref.formulas.clipped_ratio import require_reference
 from bpref.formulas.reduced import mean_of
+
+
+class AnswerGroups(NamedTuple):
+    policy: Float[Array, "some=*n G>0 T>0"]
+    old: Float[Array, "*n G T"]
+    reference: Float[Array, "*n G T"] | None
+    rewards: Float[Array, "*n G"]
+    mask: Bool[Array, "*n G T"]
+
+
+def beside_held(
+    who: str, x: AnswerGroups, kl_weight: float, scaled: bool, eps: float, ddof: int
+) -> tuple[Array, Array, Array]:
+    """pi - pi_old and rho - pi of each token, 0 outside the mask, and A; all but pi are held."""
+    policy, old, rho, R, mask = x
+    rho = require_reference(who, rho, kl_weight, policy)
+    A = group_advantages(widen(R), scaled, eps, ddof)
+    old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), A))
+    pi = widen(policy)
+    return jnp.where(mask, pi - old, 0), jnp.where(mask, rho - pi, 0), A
 
 
 def group_advantages(R: Array, scaled: bool, eps: float, ddof: int) -> Array:

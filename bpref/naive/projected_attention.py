@@ -10,6 +10,7 @@ from bpref.formulas.rotations import Stretch
 from bpref.formulas.sequences import Sequences
 from bpref.formulas.softmax_attention import Weighted
 from bpref.naive.attention import naive_attention
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.rotation import naive_rotation
 
 
@@ -30,11 +31,11 @@ def naive_projected_attention(
     """y, or `Weighted` with the weights of each head, or of their mean."""
     memory = given.x if given.memory is None else given.memory
     K = heads if kv_heads is None else kv_heads
-    q = by_head(affine(params.W_q, params.b_q, given.x), heads)
-    k = by_head(affine(params.W_k, params.b_k, memory), K)
-    v = by_head(affine(params.W_v, params.b_v, memory if given.values is None else given.values), K)
+    q = by_head(naive_affine(params.W_q, params.b_q, given.x), heads)
+    k = by_head(naive_affine(params.W_k, params.b_k, memory), K)
+    v = by_head(naive_affine(params.W_v, params.b_v, memory if given.values is None else given.values), K)
     if params.norm is not None:
-        q, k = normalized(q, params.norm.q_scale, eps), normalized(k, params.norm.k_scale, eps)
+        q, k = (naive_norm(z, scale, None, eps) for z, scale in zip((q, k), params.norm, strict=True))
     if rope is not None:
         q, k = (naive_rotation(a, rope, interleaved, fraction, stretch) for a in (q, k))
     at = Heads(q, k, v, given.mask, given.bias, given.segments, given.memory_segments, given.key)
@@ -42,27 +43,16 @@ def naive_projected_attention(
         learned = [] if params.bias_k is None else [(params.bias_k, params.bias_v)]
         at, of_logits = with_more_keys(at, learned, add_zero_attn, **of_logits)
     o = naive_attention(params.attention, at, **of_logits)
-    y = affine(params.W_o, params.b_o, o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]))
+    y = naive_affine(params.W_o, params.b_o, o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1]))
     if weights is None:
         return y
     p = weights_of(params, at, **of_logits)
     return Weighted(y, p if weights == "heads" else jnp.mean(p, -3))
 
 
-def affine(W: Array, b: Array | None, A: Array) -> Array:
-    """W a + b for each row a."""
-    Z = jnp.einsum("...j,kj->...k", A, W)
-    return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
-
-
 def by_head(a: Array, n: int) -> Array:
     """(*b, T, n D) as (*b, T, n, D)"""
     return a.reshape(*a.shape[:-1], n, a.shape[-1] // n)
-
-
-def normalized(v: Array, scale: Array, eps: float) -> Array:
-    """The RMS norm of each head."""
-    return v / jnp.sqrt(jnp.mean(v**2, -1, keepdims=True) + eps) * jnp.broadcast_to(scale, v.shape)
 
 
 def weights_of(params: PyTree, at: Heads, **of_logits) -> Array:

@@ -16,3 +16,13 @@ def naive_reduction(terms: Array, reduction: str, weights: Array | None = None) 
         return jnp.mean(terms)
     total = jnp.sum(weights)
     return jnp.sum(terms) / jnp.where(total == 0, 1, total)
+
+
+def naive_token_mean(s: Array, mask: Array, normalization: str) -> Array:
+    """Of the masked tokens: the mean of all, their sum by the size of the mask, or the mean of the sequences' means."""
+    s, counts = jnp.where(mask, s, 0), mask.astype(s.dtype)
+    if normalization == "token":
+        return jnp.sum(s) / jnp.maximum(jnp.sum(counts), 1)
+    if normalization == "constant":
+        return jnp.mean(s)
+    return jnp.mean(jnp.sum(s, -1) / jnp.maximum(jnp.sum(counts, -1), 1))

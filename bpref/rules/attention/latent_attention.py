@@ -55,6 +55,7 @@ from bpref.formulas.sequences import Sequences, as_sequences
 from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as, specs
 from bpref.rules.attention.rotary_embedding import rotary_embedding
@@ -262,10 +263,8 @@ def reference(
     given = x if isinstance(x, Sequences) else Sequences(x)
 
     def down(W, scale):
-        z = given.x if W is None else jnp.einsum("...d,rd->...r", given.x, W)
-        if scale is None:
-            return z
-        return z / jnp.sqrt(jnp.mean(z**2, -1, keepdims=True) + eps) * jnp.broadcast_to(scale, z.shape)
+        z = given.x if W is None else naive_affine(W, None, given.x)
+        return z if scale is None else naive_norm(z, scale, None, eps)
 
     def up(W, z, n):
         return jnp.einsum("...r,nfr->...nf", z, W.reshape(n, W.shape[0] // n, W.shape[1]))

@@ -52,15 +52,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast
-from bpref.formulas.affine import (
-    closed,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    total,
-    unmade,
-)
+from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
 from bpref.formulas.attend import Kept, attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
 from bpref.formulas.decoder import decoder
@@ -80,6 +72,7 @@ from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, req
 from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Held, Layer, Reals
 from bpref.naive.attention import naive_attention
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.rotation import naive_rotation
 from bpref.rule import Case, Interval, Key, Real, Rule, Size, called_as, specs
 
@@ -275,20 +268,13 @@ def reference(
     K = heads if kv_heads is None else kv_heads
     D = x.shape[-1] // heads if head_dim is None else head_dim
 
-    def affine(W, b, A):
-        Z = jnp.einsum("...j,kj->...k", A, W)
-        return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
-
-    centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
-    n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps) * jnp.broadcast_to(params.norm.scale, x.shape)
-    if params.norm.shift is not None:
-        n = n + jnp.broadcast_to(params.norm.shift, x.shape)
-    z = affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
+    n = naive_norm(x, *params.norm, eps, norm)
+    z = naive_affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
         q, k = (naive_rotation(u, rope, False, 1.0, stretch) for u in (q, k))
     o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), **of_logits)
-    return affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], heads * D))
+    return naive_affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], heads * D))
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)

@@ -53,6 +53,7 @@ from bpref.formulas.states import begins, require_alone
 from bpref.formulas.steps import Passed
 from bpref.formulas.taps import pull_taps, taps
 from bpref.layer import Layer
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 from bpref.rules.activation.silu import SiluCache, silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
@@ -278,8 +279,7 @@ def reference(params: MambaBlockParams, x: Array | MambaSteps, states, expand, r
         state = MambaState(*(jnp.zeros((N, *of), x.dtype) for of in ((window - 1, expand * d), (expand * d, states))))
     number = jnp.cumsum(ids != jnp.concatenate((ids[:, :1], ids[:, :-1]), 1), 1)
     number = jnp.concatenate((jnp.zeros((N, window - 1), number.dtype), number), 1)
-    xhat = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps) * jnp.broadcast_to(norm.scale, x.shape)
-    v, z = jnp.split(xhat @ W_in.T, 2, -1)
+    v, z = jnp.split(naive_norm(x, norm.scale, None, eps) @ W_in.T, 2, -1)
     past = jnp.concatenate((state.v, v), 1)
     reach = (jnp.arange(window - 1 + T)[None] - jnp.arange(T)[:, None])[None, ..., None]
     same = (number[:, None] == number[:, window - 1 :, None])[..., None]

@@ -39,15 +39,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size
 from bpref.dtypes import cast
-from bpref.formulas.affine import (
-    closed,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    total,
-    unmade,
-)
+from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
 from bpref.formulas.joined import concatenated
 from bpref.formulas.pre_norm import (
     NormParams,
@@ -60,6 +52,7 @@ from bpref.formulas.pre_norm import (
 )
 from bpref.layer import Layer, Reals, each_position
 from bpref.naive.activation import activation as naive_activation
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.activation.glu import GATES, glu_layer
 
@@ -151,20 +144,12 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
 
 @called_as(mlp_block)
 def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, **_) -> Array:
-    def affine(W, b, A):
-        Z = jnp.einsum("...j,kj->...k", A, W)
-        return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
-
-    centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
-    n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps) * jnp.broadcast_to(params.norm.scale, x.shape)
-    if params.norm.shift is not None:
-        n = n + jnp.broadcast_to(params.norm.shift, x.shape)
-    z = affine(params.W_in, params.b_in, n)
+    z = naive_affine(params.W_in, params.b_in, naive_norm(x, *params.norm, eps, norm))
     g = naive_activation(activation)
     if gated:
         u, t = jnp.split(z, 2, -1)
-        return affine(params.W_out, params.b_out, u * g(t))
-    return affine(params.W_out, params.b_out, g(z))
+        return naive_affine(params.W_out, params.b_out, u * g(t))
+    return naive_affine(params.W_out, params.b_out, g(z))
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)

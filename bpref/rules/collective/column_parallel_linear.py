@@ -35,16 +35,8 @@ from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Layer, Reals
 from bpref.naive.blocks import apart, whole
-from bpref.over_devices import (
-    ALIKE,
-    SPLIT,
-    axis_name,
-    joined,
-    laid_out,
-    own_key,
-    require_alike,
-    summed_and_split,
-)
+from bpref.naive.dense import naive_affine
+from bpref.over_devices import ALIKE, SPLIT, axis_name, joined, laid_out, own_key, require_alike, summed_and_split
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.linear.linear import LinearCache, LinearParams
 
@@ -111,9 +103,7 @@ def reference(
     params: LinearParams, x: Array, features: int, axis: str | int, bias: bool = True, sequence_parallel: bool = False
 ) -> Array:
     A = whole(x, -2) if sequence_parallel else x
-    Z = jnp.einsum("...j,kj->...k", A, whole(params.W, 0))
-    if params.b is not None:
-        Z += jnp.broadcast_to(whole(params.b, 0), Z.shape)
+    Z = naive_affine(whole(params.W, 0), None if params.b is None else whole(params.b, 0), A)
     return apart(Z, len(params.W), -1)
 
 

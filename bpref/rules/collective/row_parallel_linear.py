@@ -38,16 +38,8 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Layer, Reals
 from bpref.naive.blocks import apart, whole
-from bpref.over_devices import (
-    ALIKE,
-    SPLIT,
-    axis_name,
-    joined,
-    laid_out,
-    own_key,
-    require_alike,
-    summed_and_split,
-)
+from bpref.naive.dense import naive_affine
+from bpref.over_devices import ALIKE, SPLIT, axis_name, joined, laid_out, own_key, require_alike, summed_and_split
 from bpref.rule import Case, Real, Rule, Size
 from bpref.rules.linear.linear import LinearCache, LinearParams
 
@@ -120,9 +112,7 @@ def row_parallel_linear(
 def reference(
     params: LinearParams, x: Array, features: int, axis: str | int, bias: bool = True, sequence_parallel: bool = False
 ) -> Array:
-    Z = jnp.einsum("...j,kj->...k", whole(x, -1), whole(params.W, -1))
-    if params.b is not None:
-        Z += jnp.broadcast_to(params.b, Z.shape)
+    Z = naive_affine(whole(params.W, -1), params.b, whole(x, -1))
     return apart(Z, len(x), -2) if sequence_parallel else Z
 
 

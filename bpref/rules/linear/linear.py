@@ -30,15 +30,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -93,8 +87,7 @@ def linear(features: int, bias: bool = True, name: str = "") -> Layer[LinearPara
 
 
 def reference(params: LinearParams, x: Array, features: int, bias: bool = True) -> Array:
-    Z = jnp.einsum("...j,kj->...k", x, params.W)
-    return Z if params.b is None else Z + jnp.broadcast_to(params.b, Z.shape)
+    return naive_affine(*params, x)
 
 
 _NOT_EMPTY = ("d", "m")

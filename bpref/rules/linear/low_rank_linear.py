@@ -42,14 +42,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Held, Layer, Reals, each_position
+from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Interval, Real, Rule, Size
 
 
@@ -129,9 +124,8 @@ def reference(
     params: LowRankLinearParams, x: Array, features: int, rank: int = 8, alpha: float = 8.0, bias: bool = True
 ) -> Array:
     W, b = lax.stop_gradient((params.W, params.b))
-    H = jnp.einsum("...j,pj->...p", x, params.V)
-    Z = jnp.einsum("...j,kj->...k", x, W) + (alpha / rank) * jnp.einsum("...p,kp->...k", H, params.U)
-    return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+    H = naive_affine(params.V, None, x)
+    return naive_affine(W, b, x) + (alpha / rank) * naive_affine(params.U, None, H)
 
 
 _NOT_EMPTY = ("d", "m", "r")

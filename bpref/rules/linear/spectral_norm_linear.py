@@ -38,16 +38,10 @@ from jaxtyping import Float, Inexact
 
 from bpref.checks.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.dtypes import cast, require_type, wide_dtype, widen
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Held, Layer, Reals
 from bpref.loops import fori_loop
+from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Real, Rule, Size
 
 STEPS_AT_START = 15
@@ -162,8 +156,7 @@ def _normalised(params: SpectralNormLinearParams) -> Array:
 def reference(params: SpectralNormLinearParams, x: Array, features: int, bias: bool = True) -> Array:
     u, v = lax.stop_gradient((params.u, params.v))
     W = params.W / jnp.einsum("k,kj,j->", u, params.W, v)
-    Z = jnp.einsum("...j,kj->...k", x, W)
-    return Z if params.b is None else Z + jnp.broadcast_to(params.b, Z.shape)
+    return naive_affine(W, params.b, x)
 
 
 _NOT_EMPTY = ("d", "m")

@@ -38,15 +38,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Real, Rule, Size
 
 
@@ -121,8 +115,7 @@ def _weight(g: Array, v: Array) -> Array:
 def reference(params: WeightNormLinearParams, x: Array, features: int, bias: bool = True) -> Array:
     g, v, b = params
     W = g[:, None] * v / jnp.linalg.norm(v, axis=1, keepdims=True)
-    Z = jnp.einsum("...j,kj->...k", x, W)
-    return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+    return naive_affine(W, b, x)
 
 
 _NOT_EMPTY = ("d", "m")

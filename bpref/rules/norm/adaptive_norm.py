@@ -36,6 +36,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
 from bpref.formulas.pre_norm import Statistics, pull_row, require_norm, standardized, statistics
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
@@ -95,9 +96,7 @@ def _everywhere(v: Array) -> Array:
 @called_as(adaptive_norm)
 def reference(params: tuple[()], x: tuple[Array, Array, Array], norm, eps) -> Array:
     v, scale, shift = x
-    centred = v - jnp.mean(v, -1, keepdims=True) if norm == "layer" else v
-    xhat = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
-    y = xhat * (1 + jnp.broadcast_to(scale[..., None, :], v.shape))
+    y = naive_norm(v, None, None, eps, norm) * (1 + jnp.broadcast_to(scale[..., None, :], v.shape))
     return y + jnp.broadcast_to(shift[..., None, :], v.shape)
 
 

@@ -40,6 +40,7 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
@@ -97,10 +98,7 @@ def add_norm(
 @called_as(add_norm)
 def reference(params: NormParams, x: tuple[Array, Array], norm, eps, zero_centred) -> tuple[Array, Array]:
     h = jnp.add(*x)
-    centred = h - jnp.mean(h, -1, keepdims=True) if norm == "layer" else h
-    xhat = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
-    y = xhat * jnp.broadcast_to(1 + params.scale if zero_centred else params.scale, h.shape)
-    return (y if params.shift is None else y + jnp.broadcast_to(params.shift, h.shape)), h
+    return naive_norm(h, *params, eps, norm, zero_centred), h
 
 
 _X = (Real("B T d"), Real("B T d"))

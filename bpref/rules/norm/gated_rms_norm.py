@@ -47,6 +47,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.standardize import pull_divided_by_rms, pull_scale_and_shift, root_mean_square, scale_and_shift
 from bpref.layer import Layer, Reals, each_position
 from bpref.naive.activation import activation
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 from bpref.rules.activation.glu import GATES
 
@@ -133,7 +134,7 @@ def gated_rms_norm(
 def reference(params: GatedRmsNormParams, x: tuple[Array, Array], eps, norm_before_gate, gate, groups) -> Array:
     v, s = x[0], activation(gate)(x[1])
     of_groups = jnp.split(v if norm_before_gate else v * s, groups, -1)
-    hats = [u / jnp.sqrt(jnp.mean(u**2, -1, keepdims=True) + eps) for u in of_groups]
+    hats = [naive_norm(u, None, None, eps) for u in of_groups]
     y = jnp.concatenate(hats, -1) * jnp.broadcast_to(params.scale, v.shape)
     return y * s if norm_before_gate else y
 

@@ -36,6 +36,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 from bpref.rules.norm.l2_normalize import L2NormalizeCache, l2_normalize
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
@@ -128,11 +129,8 @@ def reference(params: QkNormParams, x: tuple[Array, Array], l2, eps, zero_centre
         q, k = (v / optax.safe_norm(v, eps, axis=-1, keepdims=True) for v in x)
         return params.q_scale * q, k
 
-    def normalized(v, scale):
-        y = v / jnp.sqrt(jnp.mean(v**2, -1, keepdims=True) + eps)
-        return y * jnp.broadcast_to(1 + scale if zero_centred else scale, y.shape)
-
-    return normalized(x[0], params.q_scale), normalized(x[1], params.k_scale)
+    q, k = (naive_norm(v, g, None, eps, zero_centred=zero_centred) for v, g in zip(x, params, strict=True))
+    return q, k
 
 
 _X = (Real("B T H D", -2.0, 2.0), Real("B S K D", -2.0, 2.0))

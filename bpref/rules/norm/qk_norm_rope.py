@@ -35,15 +35,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive, requir
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.decoder import decoder
-from bpref.formulas.rotations import (
-    After,
-    Stretch,
-    frequencies,
-    magnitude,
-    require_rotation,
-    require_turned,
-    rotate,
-)
+from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rotation, require_turned, rotate
 from bpref.formulas.standardize import (
     init_scale,
     pull_divided_by_rms,
@@ -53,6 +45,7 @@ from bpref.formulas.standardize import (
 )
 from bpref.layer import Layer, Reals
 from bpref.naive import rotation
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as, specs
 from bpref.rules.norm.qk_norm import QkNormParams
 
@@ -163,12 +156,9 @@ def qk_norm_rope(
 def reference(
     params: QkNormParams, x: HeadsInOrder, eps, zero_centred, interleaved, fraction, base, stretch, **_
 ) -> tuple[Array, Array]:
-    def normed(v, scale):
-        hat = v / jnp.sqrt(jnp.mean(v**2, -1, keepdims=True) + eps)
-        return hat * jnp.broadcast_to(1 + scale if zero_centred else scale, v.shape)
-
     at = x.positions, interleaved, fraction, base, stretch
-    q, k = (rotation.turned_at(normed(v, scale), *at) for v, scale in zip((x.q, x.k), params, strict=True))
+    of_each = zip((x.q, x.k), params, strict=True)
+    q, k = (rotation.turned_at(naive_norm(v, g, None, eps, zero_centred=zero_centred), *at) for v, g in of_each)
     return q, k
 
 

@@ -33,7 +33,6 @@ it is g / sqrt(eps), as it should be. 1 + w is added in float32 at least, where 
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
@@ -47,6 +46,7 @@ from bpref.formulas.standardize import (
     scale_and_shift,
 )
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
@@ -103,10 +103,7 @@ def rms_norm(
 
 @called_as(rms_norm)
 def reference(params: RmsNormParams, x: Array, eps, zero_centred, **_) -> Array:
-    y = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps)
-    if params.scale is None:
-        return y
-    return y * jnp.broadcast_to(1 + params.scale if zero_centred else params.scale, y.shape)
+    return naive_norm(x, params.scale, None, eps, zero_centred=zero_centred)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)

@@ -41,6 +41,7 @@ from bpref.checks.hyperparameters import require_flags, require_positive, requir
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
 from bpref.layer import Layer, Reals
+from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 
 INPUTS = (1,)
@@ -131,8 +132,7 @@ def reference(params: WeightStandardizationParams, x: Array, eps, **_) -> Array:
     V = jax.nn.standardize(W, axis=1, epsilon=eps)
     if gamma is not None:
         V = jnp.diag(gamma) @ V
-    Z = jnp.einsum("...j,kj->...k", x, V)
-    return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+    return naive_affine(V, b, x)
 
 
 _HYPER = {"features": Size("m"), "eps": Interval(1e-6, 0.1, 1e-6)}

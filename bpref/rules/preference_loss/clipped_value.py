@@ -45,6 +45,7 @@ from bpref.checks.hyperparameters import require_positive_or_none
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_normalization, token_weights, weighted_sum
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Interval, Real, Rule
 
 
@@ -107,13 +108,7 @@ def reference(params: tuple[()], x: tuple[Array, ...], clip: float | None = 0.2,
     terms = 0.5 * (V - R) ** 2
     if clip is not None:
         terms = jnp.maximum(terms, 0.5 * (old + jnp.clip(V - old, -clip, clip) - R) ** 2)
-    terms = jnp.where(mask, terms, 0)
-    counts = mask.astype(terms.dtype)
-    if normalization == "token":
-        return jnp.sum(terms) / jnp.maximum(jnp.sum(counts), 1)
-    if normalization == "constant":
-        return jnp.mean(terms)
-    return jnp.mean(jnp.sum(terms, -1) / jnp.maximum(jnp.sum(counts, -1), 1))
+    return naive_token_mean(terms, mask, normalization)
 
 
 _TOKENS = (Real("N T", -2.0, 2.0), Real("N T", -2.0, 2.0), Real("N T", -2.0, 2.0), Boolean("N T"))

@@ -55,17 +55,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import (
-    require_flags,
-    require_integer_or_none,
-    require_positive,
-    require_positive_or_none,
-    require_size,
-)
+from bpref.checks.hyperparameters import require_head
 from bpref.dtypes import cast
 from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, flat, peaks_over, pull_logits, shifted
 from bpref.formulas.labels import nats
 from bpref.layer import Layer
+from bpref.naive.dense import naive_logits
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams, linear
 
@@ -123,16 +118,12 @@ def fused_linear_log_probability(
       TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
     """
     who = "fused_linear_log_probability"
-    require_flags(who, bias=bias)
-    vocabulary = require_size(who, "vocabulary", vocabulary)
-    temperature = require_positive(who, "temperature", temperature)
-    ignored = require_integer_or_none(who, "ignored", ignored)
-    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
-    blocks = Blocks(soft_cap, require_size(who, "block", block), has_total=False)
-    head = linear(vocabulary, bias)
+    of_head = require_head(who, vocabulary, bias, temperature, ignored, soft_cap, block)
+    vocabulary, bias, temperature, ignored, soft_cap, block = of_head
+    blocks = Blocks(soft_cap, block, has_total=False)
 
     def init(key, x):
-        return head.init(key, x[0])
+        return linear(vocabulary, bias).init(key, x[0])
 
     def forward(params, x: FeaturesAndLabels):
         h, label = x
@@ -182,12 +173,7 @@ def fused_linear_log_probability(
 @called_as(fused_linear_log_probability)
 def reference(params: LinearParams, x: tuple[Array, Array], temperature, ignored, soft_cap, **_) -> OfTokens:
     h, label = x
-    z = jnp.einsum("...j,cj->...c", h, params.W)
-    if params.b is not None:
-        z += jnp.broadcast_to(params.b, z.shape)
-    if soft_cap is not None:
-        z = soft_cap * jnp.tanh(z / soft_cap)
-    z /= temperature
+    z = naive_logits(params.W, params.b, h, soft_cap) / temperature
     log_p = jax.nn.log_softmax(z)
     counts = jnp.ones(label.shape, bool) if ignored is None else label != ignored
     own = jnp.take_along_axis(log_p, jnp.where(counts, label, 0)[..., None], -1)[..., 0]

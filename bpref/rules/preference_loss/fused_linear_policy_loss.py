@@ -34,15 +34,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact, Int, PyTree
 
-from bpref.checks.hyperparameters import (
-    is_integer,
-    plain,
-    require_choice,
-    require_flags,
-    require_positive,
-    require_positive_or_none,
-    require_size,
-)
+from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_head
 from bpref.dtypes import cast, require_floating, widen_integers
 from bpref.formulas.losses_by_name import made
 from bpref.formulas.pairs import of_no_size
@@ -177,17 +169,13 @@ def fused_linear_policy_loss(
       >>> x = ids, (labels, reference_chosen, reference_rejected)   # ids and labels (2, N, T)
     """
     who = "fused_linear_policy_loss"
-    vocabulary = require_size(who, "vocabulary", vocabulary)
     of = LOSSES[require_choice(who, "loss", loss, LOSSES)]
     judge = made(who, of.make, hyper)
-    require_flags(who, bias=bias)
-    temperature = require_positive(who, "temperature", temperature)
-    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
-    block = require_size(who, "block", block)
     if not is_integer(ignored):
         raise ValueError(f"{who}: ignored is {ignored!r}, expected an integer")
     ignored = plain(ignored)
-    head = fused_linear_log_probability(vocabulary, bias, temperature, ignored, soft_cap, block)
+    of_head = require_head(who, vocabulary, bias, temperature, ignored, soft_cap, block)
+    head = fused_linear_log_probability(*of_head)
     answer = answer_log_probability(loss in OF_MEANS)
 
     def init(key, x):

@@ -39,22 +39,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
-from bpref.formulas.group_advantage import group_advantages, require_ddof
+from bpref.formulas.clipped_ratio import require_clips, surrogate, token_weights, weighted_sum
+from bpref.formulas.group_advantage import AnswerGroups, beside_held, require_ddof
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
-
-
-class Groups(NamedTuple):
-    policy: Float[Array, "some=*n G>0 T>0"]
-    old: Float[Array, "*n G T"]
-    reference: Float[Array, "*n G T"] | None
-    rewards: Float[Array, "*n G"]
-    mask: Bool[Array, "*n G T"]
 
 
 class GrpoCache(NamedTuple):
@@ -101,22 +94,15 @@ def grpo(
     eps = require_positive(who, "eps", eps)
     ddof = require_ddof(who, ddof)
 
-    def forward(params, x: Groups):
-        policy, old, rho, R, mask = x
-        rho = require_reference(who, rho, kl_weight, policy)
-        pi = widen(policy)
-        A = group_advantages(widen(R), scaled, eps, ddof)
-        old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), A))
-        w = token_weights(mask, normalization, pi.dtype)
-        log_ratio = jnp.where(mask, pi - old, 0)
-        s, slope = surrogate(log_ratio, jnp.broadcast_to(A[..., None], pi.shape), clip, high)
+    def forward(params, x: AnswerGroups):
+        log_ratio, behind, A = beside_held(who, x, kl_weight, scaled, eps, ddof)
+        w = token_weights(x.mask, normalization, A.dtype)
+        s, slope = surrogate(log_ratio, jnp.broadcast_to(A[..., None], log_ratio.shape), clip, high)
         if kl_weight:
-            behind = jnp.where(mask, rho - pi, 0)
             grown = jnp.expm1(behind)
             s -= kl_weight * (grown - behind)
             slope += kl_weight * grown
-        J = -weighted_sum(w, s, mask)
-        return J, GrpoCache(cast(-w * slope, policy.dtype))
+        return -weighted_sum(w, s, x.mask), GrpoCache(cast(-w * slope, x.policy.dtype))
 
     def backward(params, cache, dJ):
         dpi = cast(widen(dJ) * widen(cache.slope), cache.slope.dtype)
@@ -139,13 +125,7 @@ def reference(
     s = jnp.minimum(ratio * A, jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high)) * A)
     if kl_weight:
         s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
-    s = jnp.where(mask, s, 0)
-    counts = mask.astype(s.dtype)
-    if normalization == "token":
-        return -jnp.sum(s) / jnp.maximum(jnp.sum(counts), 1)
-    if normalization == "constant":
-        return -jnp.mean(s)
-    return -jnp.mean(jnp.sum(s, -1) / jnp.maximum(jnp.sum(counts, -1), 1))
+    return -naive_token_mean(s, mask, normalization)
 
 
 _GROUPS = (

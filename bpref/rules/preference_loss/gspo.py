@@ -42,19 +42,11 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate
-from bpref.formulas.group_advantage import group_advantages, require_ddof
+from bpref.formulas.clipped_ratio import require_clips, surrogate
+from bpref.formulas.group_advantage import AnswerGroups, beside_held, require_ddof
 from bpref.formulas.pairs import of_no_size
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
-
-
-class AnswerGroups(NamedTuple):
-    policy: Float[Array, "some=*n G>0 T>0"]
-    old: Float[Array, "*n G T"]
-    reference: Float[Array, "*n G T"] | None
-    rewards: Float[Array, "*n G"]
-    mask: Bool[Array, "*n G T"]
 
 
 class GspoCache(NamedTuple):
@@ -100,22 +92,17 @@ def gspo(
     ddof = require_ddof(who, ddof)
 
     def forward(params, x: AnswerGroups):
-        policy, old, rho, R, mask = x
-        rho = require_reference(who, rho, kl_weight, policy)
-        pi = widen(policy)
-        A = group_advantages(widen(R), scaled, eps, ddof)
-        old, rho, A = map(lax.stop_gradient, (widen(old), widen(rho), A))
-        L = jnp.maximum(jnp.sum(mask, -1, dtype=pi.dtype), 1)
+        log_ratio, behind, A = beside_held(who, x, kl_weight, scaled, eps, ddof)
+        L = jnp.maximum(jnp.sum(x.mask, -1, dtype=A.dtype), 1)
         share = 1 / (L * A.size)
-        s, slope = surrogate(jnp.sum(jnp.where(mask, pi - old, 0), -1) / L, A, clip, high)
-        is_any = jnp.any(mask, -1)
+        s, slope = surrogate(jnp.sum(log_ratio, -1) / L, A, clip, high)
+        is_any = jnp.any(x.mask, -1)
         J, of_token = -jnp.sum(jnp.where(is_any, s, 0)) / A.size, None
         if kl_weight:
-            behind = jnp.where(mask, rho - pi, 0)
             grown = jnp.expm1(behind)
             J += kl_weight * jnp.sum(share * jnp.sum(grown - behind, -1))
-            of_token = cast((kl_weight * share)[..., None] * grown, policy.dtype)
-        return J, GspoCache(mask, share * slope, of_token, of_no_size(policy))
+            of_token = cast((kl_weight * share)[..., None] * grown, x.policy.dtype)
+        return J, GspoCache(x.mask, share * slope, of_token, of_no_size(x.policy))
 
     def backward(params, cache, dJ):
         mask, of_answer, of_token, like = cache

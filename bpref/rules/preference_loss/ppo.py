@@ -44,6 +44,7 @@ from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
@@ -123,13 +124,7 @@ def reference(params: tuple[()], x: tuple[Array, ...], clip, clip_high, dual_cli
         s = jnp.where(A < 0, jnp.maximum(s, dual_clip * A), s)
     if kl_weight:
         s -= kl_weight * (jnp.exp(rho - pi) - (rho - pi) - 1)
-    s = jnp.where(mask, s, 0)
-    counts = mask.astype(s.dtype)
-    if normalization == "token":
-        return -jnp.sum(s) / jnp.maximum(jnp.sum(counts), 1)
-    if normalization == "constant":
-        return -jnp.mean(s)
-    return -jnp.mean(jnp.sum(s, -1) / jnp.maximum(jnp.sum(counts, -1), 1))
+    return -naive_token_mean(s, mask, normalization)
 
 
 _TOKENS = (Real("N T", -2.0, 0.0), Real("N T", -2.0, 0.0), Real("N T", -2.0, 0.0), Real("N T"), Boolean("N T"))

@@ -56,17 +56,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import (
-    require_choice,
-    require_flags,
-    require_integer_or_none,
-    require_non_negative,
-    require_positive_or_none,
-    require_share,
-    require_size,
-)
+from bpref.checks.hyperparameters import require_choice, require_head, require_non_negative, require_share, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, Slopes, Sums, flat, pull_sums, sums_over
 from bpref.formulas.labels import nats
 from bpref.formulas.terms import require_reduction
@@ -74,9 +65,10 @@ from bpref.kernels.launch import IMPLEMENTATIONS
 from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of, for_blocks
+from bpref.naive.dense import naive_logits
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
-from bpref.rules.linear.linear import LinearParams
+from bpref.rules.linear.linear import LinearParams, linear
 
 FusedLinearCrossEntropyParams = LinearParams
 """W of shape (V, d) and b of shape (V,) or None: those of the layer whose logits these are."""
@@ -144,16 +136,13 @@ def fused_linear_cross_entropy(
       TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
     """
     who = "fused_linear_cross_entropy"
-    require_flags(who, bias=bias)
     J_of = require_reduction(who, reduction)
-    vocabulary = require_size(who, "vocabulary", vocabulary)
-    block = require_size(who, "block", block)
+    of_head = require_head(who, vocabulary, bias, 1.0, ignored, soft_cap, block)
+    vocabulary, bias, _, ignored, soft_cap, block = of_head
     if rows is not None:
         rows = require_size(who, "rows", rows)
     smoothing = require_share(who, "smoothing", smoothing)
     z_loss = require_non_negative(who, "z_loss", z_loss)
-    soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
-    ignored = require_integer_or_none(who, "ignored", ignored)
     require_choice(who, "implementation", implementation, IMPLEMENTATIONS)
     if rows is not None and not J_of.is_scalar:
         raise ValueError(f'{who}: rows is {rows}; reduction "none" has none, since each row has a dJ of its own')
@@ -164,9 +153,7 @@ def fused_linear_cross_entropy(
     blocks = Blocks(soft_cap, block, smoothing > 0)
 
     def init(key, x):
-        h, d = x[0], x[0].shape[-1]
-        W = lecun_uniform(key, (vocabulary, d), d, h.dtype)
-        return FusedLinearCrossEntropyParams(W, jnp.zeros((vocabulary,), h.dtype) if bias else None)
+        return linear(vocabulary, bias).init(key, x[0])
 
     def forward(params, x: FeaturesAndLabels):
         h, label = x
@@ -252,11 +239,7 @@ def reference(
     params: LinearParams, x: tuple[Array, Array], vocabulary, reduction, ignored, soft_cap, smoothing, z_loss, **_
 ) -> Array:
     h, label = x
-    z = jnp.einsum("...j,cj->...c", h, params.W)
-    if params.b is not None:
-        z += jnp.broadcast_to(params.b, z.shape)
-    if soft_cap is not None:
-        z = soft_cap * jnp.tanh(z / soft_cap)
+    z = naive_logits(params.W, params.b, h, soft_cap)
     counts = jnp.ones(label.shape, bool) if ignored is None else label != ignored
     own = jax.nn.one_hot(jnp.where(counts, label, 0), vocabulary, dtype=z.dtype)
     q = (1 - smoothing) * own + smoothing / vocabulary

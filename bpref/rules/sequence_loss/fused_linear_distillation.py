@@ -40,14 +40,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import require_choice, require_flags, require_integer_or_none, require_size
+from bpref.checks.hyperparameters import require_choice, require_head, require_size
 from bpref.dtypes import widen
 from bpref.formulas.class_blocks import Classes, flat
 from bpref.formulas.losses_by_name import made
-from bpref.formulas.pairs import require_batch
 from bpref.formulas.row_blocks import HeadGradient, by_rows, logits, scaled_gradient
+from bpref.formulas.terms import require_terms
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of
+from bpref.naive.dense import naive_logits
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams, linear
 from bpref.rules.loss.jensen_shannon import jensen_shannon
@@ -103,21 +104,18 @@ def fused_linear_distillation(
       TypeError: x is no tuple of five; dtypes do not fit.
     """
     who = "fused_linear_distillation"
-    vocabulary = require_size(who, "vocabulary", vocabulary)
+    vocabulary, bias, _, ignored, *_ = require_head(who, vocabulary, bias, ignored=ignored)
     rows = require_size(who, "rows", rows)
-    ignored = require_integer_or_none(who, "ignored", ignored)
     of_one = made(who, LOSSES[require_choice(who, "loss", loss, LOSSES)], hyper, without="reduction")
-    require_flags(who, bias=bias)
-    head = linear(vocabulary, bias)
 
     def init(key, x):
-        return head.init(key, x[0])
+        return linear(vocabulary, bias).init(key, x[0])
 
     def forward(params, x: TwoHeads):
         h, teacher_h, teacher_W, teacher_b, label = x
         if len(teacher_W) != vocabulary:
             raise ValueError(f"{who}: teacher_W has {len(teacher_W)} classes, expected the vocabulary's {vocabulary}")
-        require_batch(who, label.size)
+        require_terms(who, label.size)
         A, y = flat(h, label)
         held = lax.stop_gradient((flat(teacher_h, label)[0], Classes(teacher_W, teacher_b)))
         counts = jnp.ones(y.shape, bool) if ignored is None else y != ignored
@@ -148,9 +146,7 @@ def fused_linear_distillation(
 def reference(params: LinearParams, x: tuple[Array, ...], loss, hyper, ignored, **_) -> Array:
     h, label = x[0], x[-1]
     teacher_h, teacher_W, teacher_b = map(lax.stop_gradient, x[1:4])
-    a, b = jnp.einsum("...j,cj->...c", h, params.W), jnp.einsum("...j,cj->...c", teacher_h, teacher_W)
-    a = a if params.b is None else a + jnp.broadcast_to(params.b, a.shape)
-    b = b if teacher_b is None else b + jnp.broadcast_to(teacher_b, b.shape)
+    a, b = naive_logits(params.W, params.b, h), naive_logits(teacher_W, teacher_b, teacher_h)
     counts = jnp.ones(label.shape, bool) if ignored is None else label != ignored
     given = (a, b, jnp.where(counts, label, 0))[: 3 if loss == "distillation" else 2]
     rows = [v.reshape(label.size, *v.shape[label.ndim :]) for v in given]

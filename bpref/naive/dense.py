@@ -1,0 +1,27 @@
+"""Products with a matrix, and norms, of the rows of an array."""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def naive_affine(W: Array, b: Array | None, x: Array) -> Array:
+    """W x + b for each row x."""
+    Z = jnp.einsum("...j,kj->...k", x, W)
+    return Z if b is None else Z + jnp.broadcast_to(b, Z.shape)
+
+
+def naive_logits(W: Array, b: Array | None, x: Array, soft_cap: float | None = None) -> Array:
+    """The same, held below the soft cap where there is one."""
+    z = naive_affine(W, b, x)
+    return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
+
+
+def naive_norm(
+    x: Array, scale: Array | None, shift: Array | None, eps: float, norm: str = "rms", zero_centred: bool = False
+) -> Array:
+    """The RMS or layer norm of each row, times the scale, or 1 + it, plus the shift, where there are these."""
+    centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
+    y = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+    if scale is not None:
+        y = y * jnp.broadcast_to(1 + scale if zero_centred else scale, y.shape)
+    return y if shift is None else y + jnp.broadcast_to(shift, y.shape)
