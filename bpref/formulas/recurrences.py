@@ -32,12 +32,14 @@ def run_recurrence(a: Array, b: Array, start: Array | None, method: Method, reve
         scale, h = join_affine(a, b, b.ndim + TIME, reverse)
         return h if start is None else h + scale * jnp.expand_dims(start, TIME)
 
-    def step(h, at):
-        a_t, b_t = at
-        h = a_t * h + b_t
-        return h, h
+    return _scan(advance, a, b, start, reverse)
 
-    return _scan(step, a, b, start, reverse)
+
+def advance(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+    """h_t twice, of h_{t-1}, a_t and b_t."""
+    a, b = at
+    h = a * h + b
+    return h, h
 
 
 def run_back(a: Array, dh: Array, method: Method, reverse: bool = False) -> Array:
@@ -48,12 +50,14 @@ def run_back(a: Array, dh: Array, method: Method, reverse: bool = False) -> Arra
         a_next = shifted(a, a.ndim + TIME, not reverse, 0.0)
         return run_recurrence(a_next, dh, None, method, not reverse)
 
-    def step(from_later, at):
-        a_t, dh_t = at
-        G = dh_t + from_later
-        return a_t * G, G
+    return _scan(retreat, a, dh, None, not reverse)
 
-    return _scan(step, a, dh, None, not reverse)
+
+def retreat(from_later: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+    """a_t G_t and G_t, of a_{t+1} G_{t+1}, a_t and dh_t."""
+    a, dh = at
+    G = dh + from_later
+    return a * G, G
 
 
 def before(h: Array, start: Array | None, reverse: bool = False) -> Array:

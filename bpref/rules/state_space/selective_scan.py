@@ -59,6 +59,7 @@ from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.decoder import decoder
 from bpref.formulas.held_steps import hold_of, shifted_by, step_sizes
 from bpref.formulas.logistic import logistic
+from bpref.formulas.recurrences import advance, retreat
 from bpref.formulas.states import begins, require_alone
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
@@ -239,18 +240,6 @@ def selective_scan(
         return decoder(leaf, start, lambda params, x, before: sweep(params, x, before)[0])
 
     return Layer(init, forward, backward, who, decoding=decoding)
-
-
-def advance(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-    a, b = at
-    h = a * h + b
-    return h, h
-
-
-def retreat(g: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-    a, e = at
-    G = e + g
-    return a * G, G
 
 
 def over_n(v: Array) -> Array:
