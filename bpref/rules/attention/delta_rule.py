@@ -48,36 +48,21 @@ multiplies what the state holds along k by 1 - beta |k|^2: keys are to be of len
 to 2; beyond, the state grows without bound, in this form and in any.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state_of, sees, transpose
+from bpref.formulas.chunks import dot, sees, transpose
 from bpref.formulas.decays import decays, per_row, per_step, pull_decays
-from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_delta
-from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.formulas.unit_triangular import inverse_of_unit
-from bpref.layer import Layer, no_params
-from bpref.loops import scan
+from bpref.layer import Layer
 from bpref.naive.states import naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
-
-
-class Chunks(NamedTuple):
-    """What the sweeps go through: the arrays of x by chunks, gates of 0 where there are none."""
-
-    q: Float[Array, "C G rows D"]
-    k: Float[Array, "C G L D"]
-    v: Float[Array, "C G L E"]
-    beta: Float[Array, "C G L 1"]
-    g: Float[Array, "C G L 1"]
 
 
 def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHeads, PyTree, DeltaHeads]:
@@ -99,45 +84,12 @@ def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHe
       ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
     """
-    who = "delta_rule"
-    chunk = require_size(who, "chunk", chunk)
-    require_flags(who, final=final)
 
-    def forward(params, x: DeltaHeads):
-        require_delta(who, x)
-        S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), _chunks_of(x, chunk))
-        return given_out(final, y, S, x.heads), x
+    def used(x):
+        return gates_forgetting(x if x.log_gate is not None else x._replace(log_gate=jnp.zeros_like(x.beta)))
 
-    def backward(params, cache, dy):
-        (q, k, v, *_), beta, g, state = cache
-        K = k.shape[-2]
-        chunks = _chunks_of(cache, chunk)
-        dy, dS = arrived(final, dy, cache.heads)
-        _, (_, S, c) = _forward_sweep(into_state(state, cache.heads), chunks)
-        dy = into_chunks(dy, K, fitting(chunk, q.shape[-3]))
-        dS, (dq, dk, dv, dbeta, dg) = _backward_sweep(dS, chunks, S, c, dy)
-        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
-        dg = None if g is None else from_chunks(dg, K, g[..., None])[..., 0]
-        return (), DeltaHeads(heads, dbeta, dg, None if state is None else from_state(dS, cache.heads))
-
-    def decoding(leaf, length):
-        def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
-            require_delta(who, x)
-            S, (y, _, _) = _forward_sweep(S, _chunks_of(x, chunk))
-            return given_out(final, y, S, x.heads), S
-
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
-
-    return Layer(no_params, forward, backward, who, decoding=decoding)
-
-
-def _chunks_of(x: DeltaHeads, chunk: int) -> Chunks:
-    (q, k, v, *_), beta, g, _ = x
-    T, K, _ = k.shape[-3:]
-    g = forgetting(jnp.zeros_like(beta) if g is None else g, x.heads.q_segments)
-    return Chunks(*(into_chunks(z, K, fitting(chunk, T)) for z in (q, k, v, beta[..., None], g[..., None])))
+    one = OneChunk(_forward, _backward)
+    return state_by_chunks("delta_rule", DeltaHeads, chunk, final, require_delta, one, used)
 
 
 def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
@@ -147,49 +99,40 @@ def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
     return earlier, earlier * times(k, transpose(k))
 
 
-def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The state after all chunks, S that before them; and y of every one, the state before it, and the errors c."""
-
-    def step(S, chunk):
-        q, k, v, beta, g = chunk
-        between, f, e, w = decays(g)
-        _, N = _overlaps(k, between)
-        c = times(inverse_of_unit(N * transpose(beta)), v - f * times(k, S))
-        u, rows = beta * c, q.shape[1]
-        y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
-        return w * S + times(transpose(e * k), u), (y, S, c)
-
-    return scan(step, S, chunks)
+def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, Array]:
+    """Kept are the errors c."""
+    q, k, v, beta, g = chunk
+    between, f, e, w = decays(g)
+    _, N = _overlaps(k, between)
+    c = times(inverse_of_unit(N * transpose(beta)), v - f * times(k, S))
+    u, rows = beta * c, q.shape[1]
+    y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
+    return w * S + times(transpose(e * k), u), y, c
 
 
-def _backward_sweep(dS: Array, chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, tuple[Array, ...]]:
-    """dS_0, and dq, dk, dv, dbeta and dg."""
-
-    def step(dS, now):
-        (q, k, _, beta, g), S, c, dy = now
-        rows, L = q.shape[1], k.shape[1]
-        between, f, e, w = decays(g)
-        earlier, N = _overlaps(k, between)
-        between, f_row = per_row(between, rows), per_row(f, rows)
-        u = beta * c
-        A, R = times(q, transpose(k)), between * times(dy, transpose(u))
-        du = times(transpose(between * A), dy) + e * times(k, dS)
-        u_hat = times(transpose(inverse_of_unit(beta * N)), du)
-        dc = beta * u_hat
-        Q = -earlier * times(dc, transpose(u))
-        dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
-        dk_after = e * times(u, transpose(dS))
-        dk = times(transpose(R), q) + times(Q + transpose(Q), k) + dk_before + dk_after
-        dg = pull_decays(
-            per_step(R * A, L) - N * times(dc, transpose(u)),
-            per_step(dot(q, dq_before), L) + dot(k, dk_before),
-            dot(k, dk_after),
-            w * jnp.sum(S * dS, (1, 2), keepdims=True),
-        )
-        dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
-        return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
-
-    return scan(step, dS, (chunks, S, c, dy), reverse=True)
+def _backward(dS: Array, chunk: Chunk, S: Array, c: Array, dy: Array) -> tuple[Array, Chunk]:
+    q, k, _, beta, g = chunk
+    rows, L = q.shape[1], k.shape[1]
+    between, f, e, w = decays(g)
+    earlier, N = _overlaps(k, between)
+    between, f_row = per_row(between, rows), per_row(f, rows)
+    u = beta * c
+    A, R = times(q, transpose(k)), between * times(dy, transpose(u))
+    du = times(transpose(between * A), dy) + e * times(k, dS)
+    u_hat = times(transpose(inverse_of_unit(beta * N)), du)
+    dc = beta * u_hat
+    Q = -earlier * times(dc, transpose(u))
+    dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
+    dk_after = e * times(u, transpose(dS))
+    dk = times(transpose(R), q) + times(Q + transpose(Q), k) + dk_before + dk_after
+    dg = pull_decays(
+        per_step(R * A, L) - N * times(dc, transpose(u)),
+        per_step(dot(q, dq_before), L) + dot(k, dk_before),
+        dot(k, dk_after),
+        w * jnp.sum(S * dS, (1, 2), keepdims=True),
+    )
+    dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
+    return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
 
 
 @called_as(delta_rule)

@@ -49,22 +49,21 @@ as the sum over t >= u of q_t dq_t - k_t dk_t counts pairs twice and takes them 
 counts where it crosses u, once. A gate of 0 (g = -inf) is exact, and dg is 0 there. All is at least float32.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import dot, from_chunks, halving, into_chunks, no_state_of, transpose
+from bpref.formulas.chunks import dot, transpose
 from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.decoder import decoder
 from bpref.formulas.feature_decays import from_start, halvings, joined, kept, sum_before, sum_from, to_end
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
 from bpref.formulas.steps import Passed
-from bpref.layer import Layer, no_params
-from bpref.loops import scan
+from bpref.layer import Layer
 from bpref.naive.states import naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
@@ -87,84 +86,32 @@ def gated_linear_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[
       ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
-    who = "gated_linear_attention"
-    chunk = require_size(who, "chunk", chunk)
-    require_flags(who, final=final)
-    if chunk & (chunk - 1):
-        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
-
-    def chunked(z, K):
-        return into_chunks(z, K, halving(chunk, z.shape[-3]))
-
-    def chunks_of(x):
-        K = x.heads.k.shape[-2]
-        return tuple(chunked(z, K) for z in (*x.heads[:3], forgetting(x.log_gate, x.heads.q_segments)))
-
-    def forward(params, x: GatedHeads):
-        require_gated(who, x, per_feature=True)
-        S, y = _forward_sweep(into_state(x.state, x.heads), *chunks_of(x))
-        return given_out(final, y, S, x.heads), x
-
-    def backward(params, cache, dy):
-        (q, k, v, *_), g, state = cache
-        K = k.shape[-2]
-        chunks = chunks_of(cache)
-        dy, dS = arrived(final, dy, cache.heads)
-        S = _states(into_state(state, cache.heads), *chunks[1:])
-        dS, (dq, dk, dv, dg) = _backward_sweep(dS, *chunks, S, chunked(dy, K))
-        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        dstate = None if state is None else from_state(dS, cache.heads)
-        return (), GatedHeads(heads, from_chunks(dg, K, g), dstate)
-
-    def decoding(leaf, length):
-        def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
-            require_gated(who, x, per_feature=True)
-            S, y = _forward_sweep(S, *chunks_of(x))
-            return given_out(final, y, S, x.heads), S
-
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
-
-    return Layer(no_params, forward, backward, who, decoding=decoding)
+    require, one = partial(require_gated, per_feature=True), OneChunk(_forward, _backward, _kept)
+    return state_by_chunks("gated_linear_attention", GatedHeads, chunk, final, require, one, is_halved=True)
 
 
-def _forward_sweep(S: Array, *chunks: Array) -> tuple[Array, Array]:
-    """The state after all chunks, S that before the first, and y of every one, given q, k, v and g."""
-
-    def step(S, chunk):
-        q, k, v, g = chunk
-        f, e = from_start(g), to_end(g)
-        y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
-        return kept(f, S) + times(transpose(e * k), v), y
-
-    return scan(step, S, chunks)
+def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, None]:
+    q, k, v, g = chunk
+    f, e = from_start(g), to_end(g)
+    y = times(per_row(f, q.shape[1]) * q, S) + _inside(q, k, v, g)
+    return kept(f, S) + times(transpose(e * k), v), y, None
 
 
-def _states(S: Array, *chunks: Array) -> Array:
-    """The state before every chunk, given that before the first, k, v and g."""
-
-    def step(S, chunk):
-        k, v, g = chunk
-        return kept(from_start(g), S) + times(transpose(to_end(g) * k), v), S
-
-    return scan(step, S, chunks)[1]
+def _kept(S: Array, chunk: Chunk) -> tuple[Array, None]:
+    _, k, v, g = chunk
+    return kept(from_start(g), S) + times(transpose(to_end(g) * k), v), None
 
 
-def _backward_sweep(dS: Array, *chunks: Array) -> tuple[Array, tuple[Array, ...]]:
-    """dS_0, and dq, dk, dv and dg, given dS_T, q, k, v, g, the states and dy."""
-
-    def step(dS, chunk):
-        q, k, v, g, S, dy = chunk
-        f, e = from_start(g), to_end(g)
-        f_row = per_row(f, q.shape[1])
-        dq, dk, dv = f_row * times(dy, transpose(S)), e * times(v, transpose(dS)), times(e * k, dS)
-        through = f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
-        dg = sum_from(per_step(q * dq, k.shape[1])) + sum_before(k * dk) + through
-        inside = _pull_inside(q, k, v, g, dy)
-        dS = kept(f, dS) + times(transpose(f_row * q), dy)
-        return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
-
-    return scan(step, dS, chunks, reverse=True)
+def _backward(dS: Array, chunk: Chunk, S: Array, _: None, dy: Array) -> tuple[Array, Chunk]:
+    q, k, v, g = chunk
+    f, e = from_start(g), to_end(g)
+    f_row = per_row(f, q.shape[1])
+    dq, dk, dv = f_row * times(dy, transpose(S)), e * times(v, transpose(dS)), times(e * k, dS)
+    through = f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
+    dg = sum_from(per_step(q * dq, k.shape[1])) + sum_before(k * dk) + through
+    inside = _pull_inside(q, k, v, g, dy)
+    dS = kept(f, dS) + times(transpose(f_row * q), dy)
+    return dS, tuple(a + b for a, b in zip((dq, dk, dv, dg), inside, strict=True))
 
 
 def _inside(q: Array, k: Array, v: Array, g: Array) -> Array:

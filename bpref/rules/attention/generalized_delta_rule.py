@@ -46,38 +46,23 @@ before the gate is a sum that ends one step earlier. dg counts every pair where 
 float32. The state grows without bound where diag(exp(g)) + b a^T does, in this form and in any.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import from_chunks, halving, into_chunks, no_state_of, transpose
+from bpref.formulas.chunks import transpose
 from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.decoder import decoder
 from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import SelfReadingHeads, require_plain
-from bpref.formulas.states import arrived, begins, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
+from bpref.formulas.states import begins
 from bpref.formulas.steps import Passed
 from bpref.formulas.unit_triangular import inverse_of_unit
-from bpref.layer import Layer, no_params
-from bpref.loops import scan
+from bpref.layer import Layer
 from bpref.naive.states import naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
-
-
-class Chunks(NamedTuple):
-    """What the sweeps go through: the arrays of x by chunks."""
-
-    q: Float[Array, "C G rows D"]
-    k: Float[Array, "C G L D"]
-    v: Float[Array, "C G L E"]
-    g: Float[Array, "C G L D"]
-    a: Float[Array, "C G L D"]
-    b: Float[Array, "C G L D"]
 
 
 def generalized_delta_rule(
@@ -101,49 +86,23 @@ def generalized_delta_rule(
       ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `SelfReadingHeads`; its arrays are not floating-point numbers of one dtype.
     """
-    who = "generalized_delta_rule"
-    chunk = require_size(who, "chunk", chunk)
-    require_flags(who, final=final)
-    if chunk & (chunk - 1):
-        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 
-    def chunked(z, K):
-        return into_chunks(z, K, halving(chunk, z.shape[-3]))
-
-    def reading(a, ids):
+    def reading(a, x):
         """a, or its cotangent, 0 where a segment begins."""
+        ids = x.heads.q_segments
         return a if ids is None else jnp.where(begins(ids)[..., None, None], 0, a)
 
-    def chunks_of(x):
-        (q, k, v, *_), g, a, b, _ = x
-        ids = x.heads.q_segments
-        return Chunks(*(chunked(z, k.shape[-2]) for z in (q, k, v, forgetting(g, ids), reading(a, ids), b)))
-
-    def forward(params, x: SelfReadingHeads):
-        require_plain(who, x.heads)
-        S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), chunks_of(x))
-        return given_out(final, y, S, x.heads), x
-
-    def backward(params, cache, dy):
-        (q, k, v, *_), g, a, b, state = cache
-        K, chunks = k.shape[-2], chunks_of(cache)
-        dy, dS = arrived(final, dy, cache.heads)
-        _, (_, S, r) = _forward_sweep(into_state(state, cache.heads), chunks)
-        dS, d = _backward_sweep(dS, chunks, S, r, chunked(dy, K))
-        dq, dk, dv, dg, da, db = (from_chunks(z, K, like) for z, like in zip(d, (q, k, v, g, a, b), strict=True))
-        dstate = None if state is None else from_state(dS, cache.heads)
-        return (), SelfReadingHeads(Heads(dq, dk, dv), dg, reading(da, cache.heads.q_segments), db, dstate)
-
-    def decoding(leaf, length):
-        def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
-            require_plain(who, x.heads)
-            S, (y, _, _) = _forward_sweep(S, chunks_of(x))
-            return given_out(final, y, S, x.heads), S
-
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
-
-    return Layer(no_params, forward, backward, who, decoding=decoding)
+    return state_by_chunks(
+        "generalized_delta_rule",
+        SelfReadingHeads,
+        chunk,
+        final,
+        lambda who, x: require_plain(who, x.heads),
+        OneChunk(_forward, _backward),
+        lambda x: gates_forgetting(x)._replace(a=reading(x.a, x)),
+        lambda x, d: d._replace(a=reading(d.a, x)),
+        is_halved=True,
+    )
 
 
 def _paired(b: Array, k: Array, axis: int) -> Array:
@@ -159,48 +118,39 @@ def _unpaired(z: Array, axis: int) -> tuple[Array, Array]:
     return jnp.squeeze(b, axis + 1), jnp.squeeze(k, axis + 1)
 
 
-def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The state after all chunks, S that before them; and y of every one, the state before it, and r."""
-
-    def step(S, chunk):
-        q, k, v, g, a, b = chunk
-        written = _paired(b, k, 1)
-        of_q = overlaps(q, written, g)
-        A, A_v = _unpaired(overlaps(a, written, g, early=True), 2)
-        r = times(inverse_of_unit(-A), times(from_start(g, early=True) * a, S) + times(A_v, v))
-        rv = _paired(r, v, 1)
-        f, e = from_start(g), to_end(g)
-        y = times(of_q, rv) + times(per_row(f, q.shape[1]) * q, S)
-        return kept(f, S) + times(transpose(per_row(e, rv.shape[1]) * written), rv), (y, S, r)
-
-    return scan(step, S, chunks)
+def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, Array]:
+    """Kept is r."""
+    q, k, v, g, a, b = chunk
+    written = _paired(b, k, 1)
+    of_q = overlaps(q, written, g)
+    A, A_v = _unpaired(overlaps(a, written, g, early=True), 2)
+    r = times(inverse_of_unit(-A), times(from_start(g, early=True) * a, S) + times(A_v, v))
+    rv = _paired(r, v, 1)
+    f, e = from_start(g), to_end(g)
+    y = times(of_q, rv) + times(per_row(f, q.shape[1]) * q, S)
+    return kept(f, S) + times(transpose(per_row(e, rv.shape[1]) * written), rv), y, r
 
 
-def _backward_sweep(dS: Array, chunks: Chunks, S: Array, r: Array, dy: Array) -> tuple[Array, tuple[Array, ...]]:
-    """dS_0, and dq, dk, dv, dg, da and db."""
-
-    def step(dS, now):
-        (q, k, v, g, a, b), S, r, dy = now
-        L = k.shape[1]
-        f, f_early, e = from_start(g), from_start(g, early=True), to_end(g)
-        f_row, e_row = per_row(f, q.shape[1]), per_row(e, 2 * L)
-        written, rv = _paired(b, k, 1), _paired(r, v, 1)
-        of_q, of_a = overlaps(q, written, g), overlaps(a, written, g, early=True)
-        A, A_v = _unpaired(of_a, 2)
-        dr, dv = _unpaired(times(transpose(of_q), dy) + times(e_row * written, dS), 1)
-        r_hat = times(transpose(inverse_of_unit(-A)), dr)
-        dv = dv + times(transpose(A_v), r_hat)
-        dq, dwritten_q, dg_q = pull_overlaps(times(dy, transpose(rv)), q, written, g)
-        da, dwritten_a, dg_a = pull_overlaps(times(r_hat, transpose(rv)), a, written, g, early=True)
-        dq_before, da_before = f_row * times(dy, transpose(S)), f_early * times(r_hat, transpose(S))
-        dwritten = e_row * times(rv, transpose(dS))
-        dg = dg_q + dg_a + sum_from(per_step(q * dq_before, L)) + sum_from(a * da_before, early=True)
-        dg = dg + sum_before(per_step(written * dwritten, L)) + f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
-        db, dk = _unpaired(dwritten + dwritten_q + dwritten_a, 1)
-        dS = kept(f, dS) + times(transpose(f_row * q), dy) + times(transpose(f_early * a), r_hat)
-        return dS, (dq + dq_before, dk, dv, dg, da + da_before, db)
-
-    return scan(step, dS, (chunks, S, r, dy), reverse=True)
+def _backward(dS: Array, chunk: Chunk, S: Array, r: Array, dy: Array) -> tuple[Array, Chunk]:
+    q, k, v, g, a, b = chunk
+    L = k.shape[1]
+    f, f_early, e = from_start(g), from_start(g, early=True), to_end(g)
+    f_row, e_row = per_row(f, q.shape[1]), per_row(e, 2 * L)
+    written, rv = _paired(b, k, 1), _paired(r, v, 1)
+    of_q, of_a = overlaps(q, written, g), overlaps(a, written, g, early=True)
+    A, A_v = _unpaired(of_a, 2)
+    dr, dv = _unpaired(times(transpose(of_q), dy) + times(e_row * written, dS), 1)
+    r_hat = times(transpose(inverse_of_unit(-A)), dr)
+    dv = dv + times(transpose(A_v), r_hat)
+    dq, dwritten_q, dg_q = pull_overlaps(times(dy, transpose(rv)), q, written, g)
+    da, dwritten_a, dg_a = pull_overlaps(times(r_hat, transpose(rv)), a, written, g, early=True)
+    dq_before, da_before = f_row * times(dy, transpose(S)), f_early * times(r_hat, transpose(S))
+    dwritten = e_row * times(rv, transpose(dS))
+    dg = dg_q + dg_a + sum_from(per_step(q * dq_before, L)) + sum_from(a * da_before, early=True)
+    dg = dg + sum_before(per_step(written * dwritten, L)) + f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
+    db, dk = _unpaired(dwritten + dwritten_q + dwritten_a, 1)
+    dS = kept(f, dS) + times(transpose(f_row * q), dy) + times(transpose(f_early * a), r_hat)
+    return dS, (dq + dq_before, dk, dv, dg, da + da_before, db)
 
 
 @called_as(generalized_delta_rule)

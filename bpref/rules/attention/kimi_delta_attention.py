@@ -49,37 +49,24 @@ divided by beta. All is at least float32. Keys are to be of length 1 (`l2_normal
 `delta_rule`.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import dot, from_chunks, halving, into_chunks, no_state_of, sees, transpose
+from bpref.formulas.chunks import dot, sees, transpose
 from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.decoder import decoder
 from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_delta
-from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.formulas.unit_triangular import inverse_of_unit
-from bpref.layer import Layer, no_params
-from bpref.loops import scan
+from bpref.layer import Layer
 from bpref.naive.states import naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
-
-
-class Chunks(NamedTuple):
-    """What the sweeps go through: the arrays of x by chunks."""
-
-    q: Float[Array, "C G rows D"]
-    k: Float[Array, "C G L D"]
-    v: Float[Array, "C G L E"]
-    beta: Float[Array, "C G L 1"]
-    g: Float[Array, "C G L D"]
 
 
 def kimi_delta_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHeads, PyTree, DeltaHeads]:
@@ -101,47 +88,8 @@ def kimi_delta_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[()
       ValueError: `chunk` is not a power of 2; shapes do not fit; x has a mask, bias, kv_segments or key, or no gates.
       TypeError: x is no `DeltaHeads`; its arrays are not floating-point numbers of one dtype.
     """
-    who = "kimi_delta_attention"
-    chunk = require_size(who, "chunk", chunk)
-    require_flags(who, final=final)
-    if chunk & (chunk - 1):
-        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
-
-    def chunked(z, K):
-        return into_chunks(z, K, halving(chunk, z.shape[-3]))
-
-    def chunks_of(x):
-        (q, k, v, *_), beta, g, _ = x
-        g = forgetting(g, x.heads.q_segments)
-        return Chunks(*(chunked(z, k.shape[-2]) for z in (q, k, v, beta[..., None], g)))
-
-    def forward(params, x: DeltaHeads):
-        require_delta(who, x, per_feature=True)
-        S, (y, _, _) = _forward_sweep(into_state(x.state, x.heads), chunks_of(x))
-        return given_out(final, y, S, x.heads), x
-
-    def backward(params, cache, dy):
-        (q, k, v, *_), beta, g, state = cache
-        K = k.shape[-2]
-        chunks = chunks_of(cache)
-        dy, dS = arrived(final, dy, cache.heads)
-        _, (_, S, c) = _forward_sweep(into_state(state, cache.heads), chunks)
-        dS, (dq, dk, dv, dbeta, dg) = _backward_sweep(dS, chunks, S, c, chunked(dy, K))
-        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        dbeta = from_chunks(dbeta, K, beta[..., None])[..., 0]
-        dstate = None if state is None else from_state(dS, cache.heads)
-        return (), DeltaHeads(heads, dbeta, from_chunks(dg, K, g), dstate)
-
-    def decoding(leaf, length):
-        def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
-            require_delta(who, x, per_feature=True)
-            S, (y, _, _) = _forward_sweep(S, chunks_of(x))
-            return given_out(final, y, S, x.heads), S
-
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
-
-    return Layer(no_params, forward, backward, who, decoding=decoding)
+    require, one = partial(require_delta, per_feature=True), OneChunk(_forward, _backward)
+    return state_by_chunks("kimi_delta_attention", DeltaHeads, chunk, final, require, one, is_halved=True)
 
 
 def _read(q: Array, k: Array) -> Array:
@@ -158,48 +106,39 @@ def _unread(x: Array, L: int) -> tuple[Array, Array]:
     return jnp.reshape(x[:, :, :-1], (G, rows - L, D)), x[:, :, -1]
 
 
-def _forward_sweep(S: Array, chunks: Chunks) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The state after all chunks, S that before them; and y of every one, the state before it, and the errors c."""
-
-    def step(S, chunk):
-        q, k, v, beta, g = chunk
-        L = k.shape[1]
-        f = from_start(g)
-        P, N = _unread(overlaps(_read(q, k), k, g), L)
-        c = times(inverse_of_unit(_earlier(N) * transpose(beta)), v - times(f * k, S))
-        u = beta * c
-        y = times(P, u) + times(per_row(f, q.shape[1]) * q, S)
-        return kept(f, S) + times(transpose(to_end(g) * k), u), (y, S, c)
-
-    return scan(step, S, chunks)
+def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, Array]:
+    """Kept are the errors c."""
+    q, k, v, beta, g = chunk
+    L = k.shape[1]
+    f = from_start(g)
+    P, N = _unread(overlaps(_read(q, k), k, g), L)
+    c = times(inverse_of_unit(_earlier(N) * transpose(beta)), v - times(f * k, S))
+    u = beta * c
+    y = times(P, u) + times(per_row(f, q.shape[1]) * q, S)
+    return kept(f, S) + times(transpose(to_end(g) * k), u), y, c
 
 
-def _backward_sweep(dS: Array, chunks: Chunks, S: Array, c: Array, dy: Array) -> tuple[Array, tuple[Array, ...]]:
-    """dS_0, and dq, dk, dv, dbeta and dg."""
-
-    def step(dS, now):
-        (q, k, _, beta, g), S, c, dy = now
-        L = k.shape[1]
-        f, e = from_start(g), to_end(g)
-        f_row = per_row(f, q.shape[1])
-        read = _read(q, k)
-        P, N = _unread(overlaps(read, k, g), L)
-        u = beta * c
-        du = times(transpose(P), dy) + times(e * k, dS)
-        u_hat = times(transpose(inverse_of_unit(beta * _earlier(N))), du)
-        dc = beta * u_hat
-        dP, dN = times(dy, transpose(u)), _earlier(-times(dc, transpose(u)))
-        dread, dk, dg = pull_overlaps(_read(dP, dN), read, k, g)
-        dq, dk_read = _unread(dread, L)
-        dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
-        dk_after = e * times(u, transpose(dS))
-        before = per_step(q * dq_before, L) + k * dk_before
-        dg = dg + sum_from(before) + sum_before(k * dk_after) + f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
-        dk = dk + dk_read + dk_before + dk_after
-        dS = kept(f, dS) + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
-        return dS, (dq + dq_before, dk, dc, dot(c, u_hat), dg)
-
-    return scan(step, dS, (chunks, S, c, dy), reverse=True)
+def _backward(dS: Array, chunk: Chunk, S: Array, c: Array, dy: Array) -> tuple[Array, Chunk]:
+    q, k, _, beta, g = chunk
+    L = k.shape[1]
+    f, e = from_start(g), to_end(g)
+    f_row = per_row(f, q.shape[1])
+    read = _read(q, k)
+    P, N = _unread(overlaps(read, k, g), L)
+    u = beta * c
+    du = times(transpose(P), dy) + times(e * k, dS)
+    u_hat = times(transpose(inverse_of_unit(beta * _earlier(N))), du)
+    dc = beta * u_hat
+    dP, dN = times(dy, transpose(u)), _earlier(-times(dc, transpose(u)))
+    dread, dk, dg = pull_overlaps(_read(dP, dN), read, k, g)
+    dq, dk_read = _unread(dread, L)
+    dq_before, dk_before = f_row * times(dy, transpose(S)), -f * times(dc, transpose(S))
+    dk_after = e * times(u, transpose(dS))
+    before = per_step(q * dq_before, L) + k * dk_before
+    dg = dg + sum_from(before) + sum_before(k * dk_after) + f[:, -1:] * jnp.sum(S * dS, -1)[:, None]
+    dk = dk + dk_read + dk_before + dk_after
+    dS = kept(f, dS) + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
+    return dS, (dq + dq_before, dk, dc, dot(c, u_hat), dg)
 
 
 def _earlier(N: Array) -> Array:

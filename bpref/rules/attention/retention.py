@@ -48,17 +48,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_size
-from bpref.formulas.chunks import dot, fitting, from_chunks, into_chunks, no_state_of, transpose
+from bpref.formulas.chunks import dot, transpose
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
-from bpref.formulas.decoder import decoder
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
 from bpref.formulas.steps import Passed
-from bpref.layer import Layer, no_params
-from bpref.loops import scan
+from bpref.layer import Layer
 from bpref.naive.states import naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
@@ -81,90 +78,42 @@ def retention(chunk: int = 64, final: bool = False) -> Layer[tuple[()], GatedHea
       ValueError: `chunk` is not a positive integer; shapes do not fit; x has a mask, bias, kv_segments or key.
       TypeError: x is no `GatedHeads`; its arrays are not floating-point numbers of one dtype.
     """
-    who = "retention"
-    chunk = require_size(who, "chunk", chunk)
-    require_flags(who, final=final)
-
-    def forward(params, x: GatedHeads):
-        require_gated(who, x)
-        S, y = _forward_sweep(into_state(x.state, x.heads), *_chunks_of(x, chunk))
-        return given_out(final, y, S, x.heads), x
-
-    def backward(params, cache, dy):
-        (q, k, v, *_), g, state = cache
-        K = k.shape[-2]
-        chunks = _chunks_of(cache, chunk)
-        dy, dS = arrived(final, dy, cache.heads)
-        S = _states(into_state(state, cache.heads), *chunks[1:])
-        dS, (dq, dk, dv, dg) = _backward_sweep(dS, *chunks, S, into_chunks(dy, K, fitting(chunk, q.shape[-3])))
-        heads = Heads(from_chunks(dq, K, q), from_chunks(dk, K, k), from_chunks(dv, K, v))
-        dstate = None if state is None else from_state(dS, cache.heads)
-        return (), GatedHeads(heads, from_chunks(dg, K, g[..., None])[..., 0], dstate)
-
-    def decoding(leaf, length):
-        def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
-            require_gated(who, x)
-            S, y = _forward_sweep(S, *_chunks_of(x, chunk))
-            return given_out(final, y, S, x.heads), S
-
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
-
-    return Layer(no_params, forward, backward, who, decoding=decoding)
+    one = OneChunk(_forward, _backward, _kept)
+    return state_by_chunks("retention", GatedHeads, chunk, final, require_gated, one)
 
 
-def _chunks_of(x: GatedHeads, chunk: int) -> tuple[Array, ...]:
-    T, K, _ = x.heads.k.shape[-3:]
-    g = forgetting(x.log_gate, x.heads.q_segments)[..., None]
-    return tuple(into_chunks(z, K, fitting(chunk, T)) for z in (*x.heads[:3], g))
+def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, None]:
+    q, k, v, g = chunk
+    rows = q.shape[1]
+    between, f, e, w = decays(g)
+    y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
+    return w * S + times(transpose(e * k), v), y, None
 
 
-def _forward_sweep(S: Array, q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array]:
-    """The state after all chunks, S that before the first, and y of every one."""
-
-    def step(S, chunk):
-        q, k, v, g = chunk
-        rows = q.shape[1]
-        between, f, e, w = decays(g)
-        y = times(per_row(between, rows) * times(q, transpose(k)), v) + per_row(f, rows) * times(q, S)
-        return w * S + times(transpose(e * k), v), y
-
-    return scan(step, S, (q, k, v, g))
+def _kept(S: Array, chunk: Chunk) -> tuple[Array, None]:
+    """The next state, which takes no factors between the steps."""
+    _, k, v, g = chunk
+    e, w = decays_to_end(g)
+    return w * S + times(transpose(e * k), v), None
 
 
-def _states(S: Array, k: Array, v: Array, g: Array) -> Array:
-    """The state before every chunk, which takes no factors between its steps; S that before the first."""
-
-    def step(S, chunk):
-        k, v, g = chunk
-        e, w = decays_to_end(g)
-        return w * S + times(transpose(e * k), v), S
-
-    return scan(step, S, (k, v, g))[1]
-
-
-def _backward_sweep(dS: Array, *chunks: Array) -> tuple[Array, tuple[Array, ...]]:
-    """dS_0, and dq, dk, dv and dg, given dS_T, q, k, v, g, the states and dy."""
-
-    def step(dS, chunk):
-        q, k, v, g, S, dy = chunk
-        rows, L = q.shape[1], k.shape[1]
-        between, f, e, w = decays(g)
-        between, f_row = per_row(between, rows), per_row(f, rows)
-        A, R = times(q, transpose(k)), between * times(dy, transpose(v))
-        dq_before = f_row * times(dy, transpose(S))
-        dk_after = e * times(v, transpose(dS))
-        dv = times(transpose(between * A), dy) + e * times(k, dS)
-        dg = pull_decays(
-            per_step(R * A, L),
-            per_step(dot(q, dq_before), L),
-            dot(k, dk_after),
-            w * jnp.sum(S * dS, (1, 2), keepdims=True),
-        )
-        dq, dk = times(R, k) + dq_before, times(transpose(R), q) + dk_after
-        return w * dS + times(transpose(f_row * q), dy), (dq, dk, dv, dg)
-
-    return scan(step, dS, chunks, reverse=True)
+def _backward(dS: Array, chunk: Chunk, S: Array, kept: None, dy: Array) -> tuple[Array, Chunk]:
+    q, k, v, g = chunk
+    rows, L = q.shape[1], k.shape[1]
+    between, f, e, w = decays(g)
+    between, f_row = per_row(between, rows), per_row(f, rows)
+    A, R = times(q, transpose(k)), between * times(dy, transpose(v))
+    dq_before = f_row * times(dy, transpose(S))
+    dk_after = e * times(v, transpose(dS))
+    dv = times(transpose(between * A), dy) + e * times(k, dS)
+    dg = pull_decays(
+        per_step(R * A, L),
+        per_step(dot(q, dq_before), L),
+        dot(k, dk_after),
+        w * jnp.sum(S * dS, (1, 2), keepdims=True),
+    )
+    dq, dk = times(R, k) + dq_before, times(transpose(R), q) + dk_after
+    return w * dS + times(transpose(f_row * q), dy), (dq, dk, dv, dg)
 
 
 @called_as(retention)

@@ -1,0 +1,125 @@
+"""The layer of attention with a state that decays: a rule says what one chunk of steps does, forward and backward.
+
+Chunks come one after the other from S_0 on, or back from dS_T, where the backward starts. Cached is x as it came, and
+what the backward wants of a chunk is made again.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+from jaxtyping import PyTree
+
+from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.chunks import fitting, from_chunks, halving, into_chunks, no_state_of
+from bpref.formulas.decoder import decoder
+from bpref.formulas.heads import Heads
+from bpref.formulas.states import arrived, forgetting, from_state, given_out, into_state, require_alone
+from bpref.layer import Layer, no_params
+from bpref.loops import scan
+
+Chunk = tuple[Array, ...]
+"""q (G, rows, D), k (G, L, D), v (G, L, E), and the arrays between x's heads and its state, (G, L, D) or (G, L, 1)."""
+
+
+class OneChunk(NamedTuple):
+    """What one chunk does.
+
+    Attributes:
+      forward: `(S, chunk) -> (S after, y, kept)`, kept for the backward.
+      backward: `(dS, chunk, S, kept, dy) -> (dS before, dchunk)`.
+      kept: `(S, chunk) -> (S after, kept)`, where that is less work than `forward` without its y.
+    """
+
+    forward: Callable[[Array, Chunk], tuple[Array, Array, PyTree]]
+    backward: Callable[[Array, Chunk, Array, PyTree, Array], tuple[Array, Chunk]]
+    kept: Callable[[Array, Chunk], tuple[Array, PyTree]] | None = None
+
+
+def gates_forgetting(x: PyTree) -> PyTree:
+    """x with gates of 0 where a segment begins."""
+    return x._replace(log_gate=forgetting(x.log_gate, x.heads.q_segments))
+
+
+def state_by_chunks(
+    who: str,
+    kind: type,
+    chunk: int,
+    final: bool,
+    require: Callable[[str, PyTree], None],
+    one: OneChunk,
+    used: Callable[[PyTree], PyTree] = gates_forgetting,
+    pulled: Callable[[PyTree, PyTree], PyTree] = lambda x, d: d,
+    is_halved: bool = False,
+) -> Layer:
+    """The layer called `who`, whose x is of this `kind`: heads, more arrays for each step, and a state.
+
+    Args:
+      chunk, final: the rule's hyperparameters; a chunk that `is_halved` is a power of 2.
+      require: raises for an x that does not fit.
+      one: what one chunk does.
+      used: `x -> x`, what is computed with.
+      pulled: `(x, dx) -> dx`, of its cotangent that of x; a gate's is 0 already where a segment begins.
+    """
+    chunk = require_size(who, "chunk", chunk)
+    require_flags(who, final=final)
+    if is_halved and chunk & (chunk - 1):
+        raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
+
+    def chunked(z, k):
+        z = z[..., None] if z.ndim < k.ndim else z
+        return into_chunks(z, k.shape[-2], (halving if is_halved else fitting)(chunk, k.shape[-3]))
+
+    def unchunked(z, like, k):
+        if like is None or like.ndim == k.ndim:
+            return None if like is None else from_chunks(z, k.shape[-2], like)
+        return from_chunks(z, k.shape[-2], like[..., None])[..., 0]
+
+    def chunks_of(x):
+        heads, *others, _ = used(x)
+        return tuple(chunked(z, heads.k) for z in (*heads[:3], *others))
+
+    def y_of(S, x):
+        def step(S, chunk):
+            S, y, _ = one.forward(S, chunk)
+            return S, y
+
+        S, y = scan(step, S, chunks_of(x))
+        return given_out(final, y, S, x.heads), S
+
+    def forward(params, x):
+        require(who, x)
+        return y_of(into_state(x.state, x.heads), x)[0], x
+
+    def backward(params, cache, dy):
+        x, chunks = cache, chunks_of(cache)
+
+        def again(S, chunk):
+            if one.kept is None:
+                after, _, kept = one.forward(S, chunk)
+            else:
+                after, kept = one.kept(S, chunk)
+            return after, (S, kept)
+
+        def step(dS, now):
+            chunk, (S, kept), dy = now
+            return one.backward(dS, chunk, S, kept, dy)
+
+        dy, dS = arrived(final, dy, x.heads)
+        _, kept = scan(again, into_state(x.state, x.heads), chunks)
+        dS, d = scan(step, dS, (chunks, kept, chunked(dy, x.heads.k)), reverse=True)
+        likes = *x.heads[:3], *x[1:-1]
+        dq, dk, dv, *others = (unchunked(z, like, x.heads.k) for z, like in zip(d, likes, strict=True))
+        dstate = None if x.state is None else from_state(dS, x.heads)
+        return (), pulled(x, kind(Heads(dq, dk, dv), *others, dstate))
+
+    def decoding(leaf, length):
+        def step(params, x, S):
+            require_alone(who, x.state, x.heads.q_segments)
+            require(who, x)
+            return y_of(S, x)
+
+        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+
+    forward.__annotations__["x"] = kind
+    return Layer(no_params, forward, backward, who, decoding=decoding)
