@@ -19,6 +19,12 @@ The numbers are what transformers 5.24.0 prints, in float32:
     rope("linear", 16, 1e4)
     build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)[:, 0, 1]
     T5Attention._relative_position_bucket(torch.tensor(DISTANCES), bidirectional, num_buckets=32, max_distance=128)
+
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, apply_rotary_pos_emb
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 3]}
+    config = SimpleNamespace(max_position_embeddings=64, head_dim=12, rope_parameters=parameters)
+    x = torch.arange(1.0, 13)[None, None, None].expand(1, 1, 3, 12) / 10
+    apply_rotary_pos_emb(x, x, *Qwen2VLRotaryEmbedding(config)(x, torch.tensor(PLACES).T[:, None]))[0][0, 0]
 """
 
 import numpy as np
@@ -104,3 +110,20 @@ def test_buckets(both_ways):
 def test_slopes(heads):
     np.testing.assert_allclose(distances.slopes(heads), SLOPES[heads], rtol=1e-6)
     np.testing.assert_allclose([naive_distances.slope(n, heads) for n in range(heads)], SLOPES[heads], rtol=1e-6)
+
+
+PLACES = [[0, 0, 0], [5, 6, 9], [5, 8, 7]]
+"""Of a token of text and two of an image: time, row, column."""
+QWEN2_VL = [
+    [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2],
+    [0.69961, -0.71434, 0.04102, 0.30850, 0.47858, 0.59498, 0.10267, 0.41197, 0.94780, 1.03190, 1.10949, 1.20250],
+    [0.69961, -0.82112, -0.04701, 0.32908, 0.48335, 0.59610, 0.10267, 0.07594, 0.94752, 1.02553, 1.10742, 1.20194],
+]  # fmt: skip
+
+
+def test_three_sections_turn_features_as_qwen2_vl_does_and_the_backward_turns_them_back():
+    x = np.tile(np.arange(1, 13, dtype=np.float32) / 10, (3, 1, 1))
+    layer = bpref.axial_rotary_embedding((1, 2, 3))
+    y, cache = layer.forward((), (x, np.array(PLACES)))
+    np.testing.assert_allclose(y[:, 0], QWEN2_VL, atol=1e-5)
+    np.testing.assert_allclose(layer.backward((), cache, np.array(QWEN2_VL, np.float32)[:, None])[1][0], x, atol=1e-5)

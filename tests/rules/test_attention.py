@@ -323,6 +323,18 @@ def test_a_stretch_of_no_rotation_is_refused(name):
     assert str(seen.value) == f"{name}: there is a stretch but rope is None, expected a base: nothing is rotated"
 
 
+def test_heads_that_are_not_rotated_know_no_positions():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+    some, every = bpref.rotary_embedding(heads=2), bpref.rotary_embedding()
+    y, cache = some.forward((), x)
+    np.testing.assert_array_equal(y[..., :2, :], every.forward((), x)[0][..., :2, :])
+    np.testing.assert_array_equal(y[..., 2:, :], x[..., 2:, :])
+    np.testing.assert_allclose(some.backward((), cache, y)[1], x, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError) as seen:
+        bpref.rotary_embedding(heads=4).forward((), x)
+    assert str(seen.value) == "rotary_embedding: x has 3 heads, expected at least 4, which are rotated"
+
+
 def test_tokens_with_one_position_along_all_axes_have_plain_rotations():
     """As the text of a model that also sees: M-RoPE is RoPE there, whatever the sections."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))

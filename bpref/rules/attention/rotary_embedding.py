@@ -6,7 +6,8 @@ magnitude c (1 but for YaRN):
     y_1 = c (x_1 cos a - x_2 sin a)        x, y: (*b, T, N, D)
     y_2 = c (x_2 cos a + x_1 sin a)
 
-A pair is features i and i + rotated / 2 (halves), or 2 i and 2 i + 1 (interleaved). What is not rotated stays as it is.
+A pair is features i and i + rotated / 2 (halves), or 2 i and 2 i + 1 (interleaved). What is not rotated stays as it is,
+and with it whole heads, where only the first `heads` of them are rotated: the others know no positions (NoPE).
 q_t . k_s of two such heads depends on x and on t - s alone.
 
 Differential: linear in x, delta y = c R(a) delta x; positions are integers and have none. The adjoint of a rotation is
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from bpref.checks.hyperparameters import require_flags, require_share
+from bpref.checks.hyperparameters import require_flags, require_share, require_size
 from bpref.formulas.decoder import decoder
 from bpref.formulas.rotations import (
     After,
@@ -48,7 +49,11 @@ class Positioned(NamedTuple):
 
 
 def rotary_embedding(
-    interleaved: bool = False, fraction: float = 1.0, base: float = 10000.0, stretch: Stretch | None = None
+    interleaved: bool = False,
+    fraction: float = 1.0,
+    base: float = 10000.0,
+    stretch: Stretch | None = None,
+    heads: int | None = None,
 ) -> Layer[tuple[()], Array | tuple[Array, Array], Reals, Array | None]:
     """Queries or keys whose dot products know how far they are apart.
 
@@ -57,6 +62,7 @@ def rotary_embedding(
       fraction: the share of the features that is rotated, the first ones.
       base: the slowest pair turns once in nearly 2 pi base positions.
       stretch: `Stretch(way, factor, ...)`, for positions beyond those trained for.
+      heads: how many heads are rotated, the first ones; all if it is not given.
 
     Returns:
       A layer with params `()`, x `(*b, T, N, D)`, or a pair of it and integer positions `(*b, T)`, 0, 1, ... if they
@@ -64,17 +70,21 @@ def rotary_embedding(
 
     Raises:
       ValueError: an argument is out of its range; the rotated features are not an even number of at least 2
-        and at most D; positions of another shape.
+        and at most D; x has fewer heads than are rotated; positions of another shape.
       TypeError: stretch is none; x is not floating-point, or positions are no integers.
     """
     who = "rotary_embedding"
     require_flags(who, interleaved=interleaved)
     fraction = require_share(who, "fraction", fraction)
     base, stretch = require_rotation(who, base, stretch)
+    heads = None if heads is None else require_size(who, "heads", heads)
 
     def turn(u, positions, way, after=None):
         frequency = frequencies(require_turned(who, u.shape[-1], fraction), base, stretch)
-        return rotate(u, frequency, way, magnitude(stretch), interleaved, positions, after)
+        if heads is not None and heads > u.shape[-2]:
+            raise ValueError(f"{who}: x has {u.shape[-2]} heads, expected at least {heads}, which are rotated")
+        y = rotate(u[..., :heads, :], frequency, way, magnitude(stretch), interleaved, positions, after)
+        return y if y.shape == u.shape else jnp.concatenate([y, u[..., heads:, :]], -2)
 
     def forward(params, x: Float[Array, "*b T N D"] | Positioned):
         u, positions = x if isinstance(x, tuple) else (x, None)
@@ -95,9 +105,10 @@ def rotary_embedding(
 
 
 @called_as(rotary_embedding)
-def reference(params: tuple[()], x: Array | Positioned, interleaved, fraction, base, stretch) -> Array:
+def reference(params: tuple[()], x: Array | Positioned, interleaved, fraction, base, stretch, heads) -> Array:
     u, positions = x if isinstance(x, tuple) else (x, None)
-    return rotation.turned_at(u, positions, interleaved, fraction, base, stretch)
+    y = rotation.turned_at(u, positions, interleaved, fraction, base, stretch)
+    return y if heads is None else jnp.where(jnp.arange(u.shape[-2]).reshape(*[1] * (u.ndim - 2), -1, 1) < heads, y, u)
 
 
 _EVEN = {"D": 8}
@@ -114,8 +125,13 @@ RULE = Rule(
             {"interleaved": True, "fraction": 0.5, "base": Interval(10.0, 1e4, 100.0)},
             fixed=_EVEN,
         ),
-        Case("stretched", Real("B T N D"), {"stretch": Stretch("yarn", 4.0, 16)}, fixed=_EVEN),
+        Case(
+            "stretched, two of three heads",
+            Real("B T N D"),
+            {"stretch": Stretch("yarn", 4.0, 16), "heads": 2},
+            fixed=_EVEN | {"N": 3},
+        ),
     ),
     cite="arXiv:2104.09864, equation 34",
-    covers=("RoPE", "rope", "rotary position embedding"),
+    covers=("RoPE", "rope", "rotary position embedding", "nope"),
 )
