@@ -29,6 +29,7 @@ from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import ForgettingHeads as ForgettingHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.plain_heads import HeadsAndState as HeadsAndState
+from .formulas.plain_heads import PathHeads as PathHeads
 from .formulas.plain_heads import SelfReadingHeads as SelfReadingHeads
 from .formulas.pre_norm import NormParams as NormParams
 from .formulas.rotations import Stretch as Stretch
@@ -122,6 +123,7 @@ from .rules.attention.linear_attention import linear_attention as linear_attenti
 from .rules.attention.merge_attention import merge_attention as merge_attention
 from .rules.attention.multi_head_attention import MultiHeadAttentionParams as MultiHeadAttentionParams
 from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
+from .rules.attention.path_attention import path_attention as path_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding
 from .rules.attention.top_k_block_attention import top_k_block_attention as top_k_block_attention

@@ -82,6 +82,22 @@ class ForgettingHeads(NamedTuple):
     by_name = True
 
 
+class PathHeads(NamedTuple):
+    """The input of softmax attention whose positions are reflections that the data choose: `Heads`, and these.
+
+    Attributes:
+      heads: q, k and v, a mask, and ids of segments.
+      w: at every step, of each head of keys, the direction that is reflected.
+      beta: how much of it is taken away, 0 for nothing; from 0 to 2 for a w of length 1, where nothing grows.
+    """
+
+    heads: Heads
+    w: Float[Array, "*b T K D"]
+    beta: Float[Array, "*b T K"]
+
+    by_name = True
+
+
 class HeadsAndState(NamedTuple):
     """The input of attention whose state only grows, where it does not begin with zeros.
 

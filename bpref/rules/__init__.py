@@ -163,6 +163,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "linear_attention",
         "merge_attention",
         "multi_head_attention",
+        "path_attention",
         "retention",
         "rotary_embedding",
         "top_k_block_attention",
