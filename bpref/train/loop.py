@@ -193,10 +193,10 @@ def run(
         longest = 1 if is_visited else steps_of_epoch
         while step < epochs * steps_of_epoch:
             epoch, first = divmod(step, steps_of_epoch)
+            steps_start = time.perf_counter()  # what is waited for, to be read of a file, counts
             given, end = windows.at(step)
             ends = [(step // visit.every + 1) * visit.every - step for visit in visits if visit.every]
             last = first + min([end - step, longest, *ends])
-            steps_start = time.perf_counter()
             carry = run_steps(carry, *given, np.int32(first), np.int32(last))
             in_a_row = int(carry.in_a_row)
             (took,) = largest(time.perf_counter() - steps_start)
