@@ -6,6 +6,7 @@ from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import fit_memory as fit_memory
 from .compose import fixed_point as fixed_point
+from .compose import neural_ode as neural_ode
 from .compose import objective as objective
 from .compose import offload as offload
 from .compose import parallel as parallel

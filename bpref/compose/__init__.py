@@ -4,6 +4,7 @@ from bpref.compose.direct_feedback import direct_feedback
 from bpref.compose.fan_out import fan_out
 from bpref.compose.fit_memory import MemoryPlan, fit_memory
 from bpref.compose.fixed_point import fixed_point
+from bpref.compose.neural_ode import neural_ode
 from bpref.compose.objective import objective
 from bpref.compose.offload import offload
 from bpref.compose.parallel import parallel
@@ -24,6 +25,7 @@ __all__ = [
     "fan_out",
     "fit_memory",
     "fixed_point",
+    "neural_ode",
     "objective",
     "offload",
     "parallel",

@@ -33,6 +33,7 @@ SHOWN = (
     bpref.target_propagation,
     bpref.fixed_point,
     bpref.root,
+    bpref.neural_ode,
     bpref.offload,
     bpref.fit_memory,
     bpref.watch,
