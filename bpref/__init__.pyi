@@ -26,6 +26,7 @@ from .devices.compiling import compile_for as compile_for
 from .devices.compiling import devices_of as devices_of
 from .formulas.changed_scores import Scores as Scores
 from .formulas.heads import Heads as Heads
+from .formulas.pairs_of_nodes import PairsOfNodes as PairsOfNodes
 from .formulas.plain_heads import DeltaHeads as DeltaHeads
 from .formulas.plain_heads import ForgettingHeads as ForgettingHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
@@ -161,6 +162,10 @@ from .rules.collective.vocabulary_parallel_cross_entropy import (
 from .rules.convolution.causal_convolution import causal_convolution as causal_convolution
 from .rules.convolution.convolution import ConvolutionParams as ConvolutionParams
 from .rules.convolution.convolution import convolution as convolution
+from .rules.convolution.correlation import correlation as correlation
+from .rules.convolution.deformable_convolution import DeformableConvolutionParams as DeformableConvolutionParams
+from .rules.convolution.deformable_convolution import ImagesAndOffsets as ImagesAndOffsets
+from .rules.convolution.deformable_convolution import deformable_convolution as deformable_convolution
 from .rules.convolution.transposed_convolution import TransposedConvolutionParams as TransposedConvolutionParams
 from .rules.convolution.transposed_convolution import transposed_convolution as transposed_convolution
 from .rules.cumulative.cumulative_logsumexp import cumulative_logsumexp as cumulative_logsumexp
@@ -206,6 +211,7 @@ from .rules.linear_algebra.conjugate_gradient import conjugate_gradient as conju
 from .rules.linear_algebra.determinant import determinant as determinant
 from .rules.linear_algebra.eigh import eigh as eigh
 from .rules.linear_algebra.fft import fft as fft
+from .rules.linear_algebra.hadamard import hadamard as hadamard
 from .rules.linear_algebra.inverse import inverse as inverse
 from .rules.linear_algebra.least_squares import least_squares as least_squares
 from .rules.linear_algebra.log_determinant import log_determinant as log_determinant
@@ -375,6 +381,12 @@ from .rules.stochastic.reparameterization import ReparameterizationParams as Rep
 from .rules.stochastic.reparameterization import reparameterization as reparameterization
 from .rules.stochastic.rrelu import RreluParams as RreluParams
 from .rules.stochastic.rrelu import rrelu as rrelu
+from .rules.stochastic.stochastic_rounding import StochasticRoundingParams as StochasticRoundingParams
+from .rules.stochastic.stochastic_rounding import stochastic_rounding as stochastic_rounding
+from .rules.structure.triangle_attention import TriangleAttentionParams as TriangleAttentionParams
+from .rules.structure.triangle_attention import triangle_attention as triangle_attention
+from .rules.structure.triangle_multiplication import TriangleMultiplicationParams as TriangleMultiplicationParams
+from .rules.structure.triangle_multiplication import triangle_multiplication as triangle_multiplication
 from .rules.transport.sinkhorn import Transport as Transport
 from .rules.transport.sinkhorn import sinkhorn as sinkhorn
 from .rules.transport.transport_cost import transport_cost as transport_cost

@@ -23,6 +23,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "convolution": (
         "causal_convolution",
         "convolution",
+        "correlation",
+        "deformable_convolution",
         "transposed_convolution",
     ),
     "pooling": (
@@ -123,6 +125,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "gaussian_noise",
         "reparameterization",
         "rrelu",
+        "stochastic_rounding",
     ),
     "quantization": (
         "gradient_reversal",
@@ -135,6 +138,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "determinant",
         "eigh",
         "fft",
+        "hadamard",
         "inverse",
         "least_squares",
         "log_determinant",
@@ -255,6 +259,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         "ring_attention",
         "row_parallel_linear",
         "vocabulary_parallel_cross_entropy",
+    ),
+    "structure": (
+        "triangle_attention",
+        "triangle_multiplication",
     ),
     "block": (
         "attention_block",

@@ -28,6 +28,25 @@ def changed(layer, x, **params):
 
 
 BAD_CALLS = {
+    "correlation by steps that do not reach": (
+        lambda: bpref.correlation(3, 2),
+        ValueError,
+        "correlation: reach is 3, expected a multiple of step 2",
+    ),
+    "deformable_convolution along one axis": (
+        lambda: bpref.deformable_convolution(3, (3,)),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        "deformable_convolution: window is (3,), expected its height and width",
+    ),
+    "deformable_convolution of offsets for other windows": (
+        lambda: forward(
+            bpref.deformable_convolution(3, (2, 2), padding="valid"),
+            bpref.ImagesAndOffsets(IMAGE, jnp.zeros((2, 5, 6, 4, 2))),
+        ),
+        ValueError,
+        "deformable_convolution: offsets has shape (2, 5, 6, 4, 2), expected (2, 4, 5, 4, 2), for windows (2, 2) of "
+        "images (2, 5, 6, 4)",
+    ),
     "no window": (
         lambda: bpref.convolution(8, ()),
         ValueError,
@@ -203,3 +222,42 @@ def test_dW_in_groups_is_as_precise_as_autodiffs(name, groups):
         return np.linalg.norm(np.asarray(v, np.float64) - truth) / np.linalg.norm(truth)
 
     assert off(own) < 1.1 * off(autodiff)
+
+
+def test_offsets_of_zero_and_a_mask_of_one_make_a_convolution():
+    x = jax.random.normal(KEY, (2, 5, 6, 4))
+    hyper = {"features": 3, "stride": (2, 1), "dilation": (1, 2), "padding": ((1, 2), (0, 3))}
+    plain, deformed = bpref.convolution(**hyper), bpref.deformable_convolution(**hyper)
+    params = plain.init(KEY, x)
+    y, dparams, dx = backpropagate(plain, params, x, jnp.ones(plain.forward(params, x)[0].shape))
+    given = bpref.ImagesAndOffsets(x, jnp.zeros((*y.shape[:3], 9, 2)), jnp.ones((*y.shape[:3], 9)))
+    of_deformed = bpref.DeformableConvolutionParams(*params)
+    z, dparams_z, dx_z = backpropagate(deformed, of_deformed, given, jnp.ones(y.shape))
+    for came, expected in ((z, y), (dparams_z.W, dparams.W), (dparams_z.b, dparams.b), (dx_z.images, dx)):
+        np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_offset_moves_the_point_down_and_across():
+    """Of the plane 10 v + u, read at (v, u) = (1, 2) moved by (1/2, -1/4), and half of it counts."""
+    plane = (10 * jnp.arange(4.0)[:, None] + jnp.arange(5.0)[None])[None, ..., None]
+    offsets = jnp.zeros((1, 4, 5, 1, 2)).at[0, 1, 2, 0].set(jnp.array([0.5, -0.25]))
+    x = bpref.ImagesAndOffsets(plane, offsets, jnp.full((1, 4, 5, 1), 0.5))
+    params = bpref.DeformableConvolutionParams(jnp.full((1, 1, 1, 1), 3.0), None)
+    dy = jnp.zeros((1, 4, 5, 1)).at[0, 1, 2, 0].set(1)
+    y, _, dx = backpropagate(bpref.deformable_convolution(1, (1, 1), bias=False), params, x, dy)
+    assert y[0, 1, 2, 0] == 3 * 0.5 * (15 + 1.75)
+    assert dx.offsets[0, 1, 2, 0].tolist() == [3 * 0.5 * 10, 3 * 0.5 * 1]
+    assert dx.mask[0, 1, 2, 0] == 3 * (15 + 1.75)
+    assert dx.images.sum() == 3 * 0.5
+    assert dx.images[0, 1, 1:3, 0].tolist() == [1.5 * 0.5 * 0.25, 1.5 * 0.5 * 0.75]
+
+
+def test_neighbours_of_two_pixels():
+    """Beside 1 and 2 there is nothing above, below and further out."""
+    layer = bpref.correlation(1)
+    f, g = (jnp.array(v, jnp.float32).reshape(1, 1, 2, 1) for v in ([1, 10], [1, 2]))
+    dy = jnp.zeros((1, 1, 2, 9)).at[0, 0, 0, 5].set(1)
+    y, _, (df, dg) = backpropagate(layer, (), (f, g), dy)
+    assert y.reshape(2, 3, 3).tolist() == [[[0] * 3, [0, 1, 2], [0] * 3], [[0] * 3, [10, 20, 0], [0] * 3]]
+    assert df.ravel().tolist() == [2, 0]
+    assert dg.ravel().tolist() == [0, 1]

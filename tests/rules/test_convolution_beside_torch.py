@@ -99,3 +99,57 @@ def test_a_number_for_the_padding_is_that_of_both_sides(make):
     params = layer.init(jax.random.key(0), x)
     y = [make(4, (3, 2), padding=p).forward(params, x)[0] for p in ((1, 0), ((1, 1), (0, 0)))]
     np.testing.assert_array_equal(*y)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_deformable_convolution(seed, masked):
+    """Each element of the window in turn, read by PyTorch's grid_sample."""
+    F = functional()
+    rng = np.random.default_rng(seed)
+    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, 2))) for _ in range(3))
+    lo = tuple(map(int, rng.integers(0, 3, 2)))
+    sizes = tuple(int(d * (k - 1) + rng.integers(2, 6)) for k, d in zip(window, dilation, strict=True))
+    layer = bpref.deformable_convolution(3, window, stride, dilation, tuple((p, p) for p in lo))
+    x = rng.normal(size=(2, *sizes, 4))
+    axes = zip(sizes, window, stride, dilation, lo, strict=True)
+    counts = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in axes)
+    K = window[0] * window[1]
+    mask = rng.uniform(size=(2, *counts, K)) if masked else None
+    given = bpref.ImagesAndOffsets(x, rng.normal(size=(2, *counts, K, 2)), mask)
+    params = bpref.DeformableConvolutionParams(rng.normal(size=(3, *window, 4)), rng.normal(size=3))
+
+    def twin(p, x):
+        y = p.b
+        for k, at in enumerate(np.ndindex(window)):
+            grid = []
+            for axis in (1, 0):
+                place = np.arange(counts[axis]) * stride[axis] + at[axis] * dilation[axis] - lo[axis]
+                place = x.offsets[..., k, axis] + x.offsets.new_tensor(place).reshape((1, -1, 1) if axis == 0 else -1)
+                grid.append((2 * place + 1) / sizes[axis] - 1)
+            seen = F.grid_sample(x.images.movedim(-1, 1), _stacked(grid), align_corners=False)
+            seen = seen.movedim(1, -1)
+            y = y + (seen if x.mask is None else seen * x.mask[..., k, None]) @ p.W[:, at[0], at[1]].T
+        return y
+
+    assert_same(layer, twin, params, given)
+
+
+def _stacked(parts):
+    return pytest.importorskip("torch").stack(parts, -1)
+
+
+@pytest.mark.parametrize(("reach", "step"), [(0, 1), (2, 1), (4, 2)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_correlation(seed, reach, step):
+    F = functional()
+    rng = np.random.default_rng(seed)
+    N, H, W, C = (int(n) for n in rng.integers(1, 6, 4))
+    count = 2 * reach // step + 1
+
+    def twin(_, x):
+        f, g = (v.movedim(-1, 1) for v in x)
+        seen = F.unfold(g, count, dilation=step, padding=reach).reshape(N, C, count**2, H, W)
+        return (f[:, :, None] * seen).mean(1).movedim(1, -1)
+
+    assert_same(bpref.correlation(reach, step), twin, (), tuple(rng.normal(size=(2, N, H, W, C))))

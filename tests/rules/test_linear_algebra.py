@@ -12,6 +12,11 @@ WIDE = jnp.ones((3, 4))
 COMPLEX = jnp.ones((2, 4), jnp.complex64)
 
 BAD_CALLS = {
+    "hadamard of three": (
+        lambda: bpref.hadamard().forward((), jnp.ones((4, 3))),
+        ValueError,
+        "hadamard: x has 3 elements in its last axis, expected a power of 2",
+    ),
     "matrix_exponential without squarings": (
         lambda: bpref.matrix_exponential(0),
         ValueError,
@@ -315,3 +320,22 @@ def test_a_pseudo_inverse_leaves_out_what_is_below_its_threshold():
     Y, dA = sweep(bpref.pseudo_inverse(), jnp.diag(jnp.array([2.0, 0.0])))
     np.testing.assert_allclose(Y, [[0.5, 0], [0, 0]], atol=1e-6)
     assert np.isfinite(dA).all()
+
+
+def test_a_transform_of_four_signs():
+    """Orthonormal, it is its own inverse; without, four times that."""
+    x = jnp.array([1.0, 2.0, 3.0, 4.0])
+    y, dx = bpref.hadamard(orthonormal=False).forward((), x)[0], sweep_of(bpref.hadamard(False), x, lambda y: y)
+    assert y.tolist() == [10, -2, -4, 0]
+    assert dx.tolist() == [4, 8, 12, 16]
+    half = bpref.hadamard().forward((), x)[0]
+    assert half.tolist() == [5, -1, -2, 0]
+    assert bpref.hadamard().forward((), half)[0].tolist() == x.tolist()
+
+
+def test_a_transform_is_scipys():
+    linalg = pytest.importorskip("scipy.linalg")
+    x = np.random.default_rng(0).normal(size=(3, 16))
+    with jax.enable_x64(True):
+        y = bpref.hadamard(orthonormal=False).forward((), x)[0]
+    np.testing.assert_allclose(y, x @ linalg.hadamard(16), rtol=1e-12)

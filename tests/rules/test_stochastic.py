@@ -172,3 +172,23 @@ def test_the_backward_of_rrelu_has_the_slopes_of_its_forward():
     y, _, dx = backpropagate(bpref.rrelu(), RreluParams(KEY), x, jnp.ones((8, 6)))
     np.testing.assert_allclose(dx, y / x, rtol=1e-6)
     assert len(np.unique(dx)) == 33  # 32 slopes, and 1
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 2**-7), (jnp.float16, 2**-10), ("float8_e4m3fn", 2**-3)])
+def test_rounding_goes_to_both_neighbours_and_is_right_on_the_mean(dtype, step):
+    """A quarter of the way from 1 to the next number, which a quarter of the draws reach."""
+    layer, x = bpref.stochastic_rounding(dtype), jnp.full((4096,), 1 + step / 4)
+    y = layer.forward(bpref.StochasticRoundingParams(KEY), x)[0]
+    assert set(y.tolist()) == {1.0, 1 + step}
+    assert np.mean(y > 1) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4096) ** 0.5)
+    assert layer.evaluating.forward(bpref.StochasticRoundingParams(KEY), x)[0].tolist() == [1.0] * 4096
+
+
+def test_rounding_keeps_what_the_format_has_and_stops_at_its_largest():
+    """In e4m3 448 is the largest, and below 2^-6 numbers are multiples of 2^-9."""
+    layer = bpref.stochastic_rounding("float8_e4m3fn")
+    x = jnp.array([0.0, -0.0, 3 * 2.0**-9, 1.125, -448.0, 470.0, -1e9, np.inf, np.nan])
+    y, dparams, dx = backpropagate(layer, bpref.StochasticRoundingParams(KEY), x, jnp.arange(9.0))
+    np.testing.assert_array_equal(y, [0, 0, 3 * 2.0**-9, 1.125, -448, 448, -448, np.inf, np.nan])
+    assert dparams.key is None
+    assert dx.tolist() == list(range(9))
