@@ -124,7 +124,7 @@ def _spec(x: Heads, dtype: np.dtype) -> Scores:
     *b, T, N, _ = x.q.shape
     S = x.k.shape[-3]
     t, s = (ShapeDtypeStruct((n,), jnp.int32) for n in (T, S))
-    return Scores(ShapeDtypeStruct((*b, N, T, S), dtype), t, s)
+    return Scores._make((ShapeDtypeStruct((*b, N, T, S), dtype), t, s))
 
 
 @called_as(flex_attention)
@@ -141,7 +141,7 @@ def _bent() -> Layer:
         return 2 * bent, bent
 
     def backward(params, bent, dx):
-        return (), Scores((1 - bent) * (1 + bent) * dx, None, None)
+        return (), Scores._make(((1 - bent) * (1 + bent) * dx, None, None))
 
     return Layer(no_params, forward, backward, "bent")
 
@@ -157,7 +157,7 @@ def _tilted() -> Layer:
 
     def backward(w, x, dx):
         dw = jnp.sum(dx * x.z * _ahead(x), (*range(dx.ndim - 3), -2, -1))
-        return dw, Scores(dx * _factor(w, x), None, None)
+        return dw, Scores._make((dx * _factor(w, x), None, None))
 
     def _ahead(x):
         return jnp.broadcast_to((x.s[None] - x.t[:, None]).astype(x.z.dtype), x.z.shape)

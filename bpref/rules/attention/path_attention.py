@@ -39,8 +39,8 @@ Cached: x, E and the bias, two (T, T) a head: to make them again would take the 
 All is done in one block; the paper's kernels take chunks, with T^2 D.
 
 Numerical care: the triangular system is solved by halves, and inverses are made of at most 64 steps. All is at least
-float32. Z is a difference: where reflections have taken away most of q_t . k_s, what is left has the rounding of both. A
-w that is longer than sqrt(2 / beta) makes H_u grow, and what is between two far steps overflow.
+float32. Z is a difference: where reflections have taken away most of q_t . k_s, what is left has the rounding of both.
+A w that is longer than sqrt(2 / beta) makes H_u grow, and what is between two far steps overflow.
 """
 
 from math import prod

@@ -97,12 +97,12 @@ def top_k_block_attention(
             raise ValueError(f"{who}: q_segments is given, expected None: blocks are of one sequence")
         q, keys, v = grouped(x)
         chosen = _choice(q, keys, x.q.shape[-3], k)
-        y = jax.vmap(lambda *of: _attend(_Tiles(*of, x.q.shape[-3], a_of(x))))(q, keys, v, chosen)
+        y = jax.vmap(lambda *of: _attend(_Tiles(x.q.shape[-3], a_of(x), *of)))(q, keys, v, chosen)
         return cast(_from_rows(y, x.q, x.k), x.q.dtype), TopKBlockAttentionCache(x, chosen)
 
     def backward(params, cache, dy):
         x, chosen = cache
-        pull = jax.vmap(lambda dy, *of: _pull_attend(_Tiles(*of, x.q.shape[-3], a_of(x)), dy))
+        pull = jax.vmap(lambda dy, *of: _pull_attend(_Tiles(x.q.shape[-3], a_of(x), *of), dy))
         dq, *of_keys = pull(_in_rows(dy, x.k), *grouped(x), chosen)
         dk, dv = (d.reshape(d.shape[0], d.shape[1] * b, d.shape[3])[:, : x.k.shape[-3]] for d in of_keys)
         dx = (_from_rows(d, like, x.k) for d, like in ((dq, x.q), (dk, x.k), (dv, x.k)))
@@ -150,7 +150,7 @@ def _choice(q: Array, keys: Array, T: int, k: int) -> Array:
 class _Tiles:
     """The rows of one head of keys, sorted by the blocks that they chose, b at a time."""
 
-    def __init__(self, q: Array, keys: Array, v: Array, chosen: Array, T: int, a: float) -> None:
+    def __init__(self, T: int, a: float, q: Array, keys: Array, v: Array, chosen: Array) -> None:
         self.keys, self.v, self.a, self.wide = keys, v, a, wide_dtype(q.dtype)
         (self.R, self.k), (number, self.b, _) = chosen.shape, keys.shape
         self.places = placed(chosen, number, partial(ragged_blocks, block=self.b))
@@ -184,19 +184,20 @@ class _Tiles:
 
     def merged(self, m: Array, Z: Array, *sums: Array) -> tuple[Array, ...]:
         """m and Z over all choices of each row, and sums (places, n) divided by Z; (R, 1) and (R, n)."""
-        m, Z, *sums = (self.of_choices(v) for v in (m[..., None], Z[..., None], *sums))
+        m, Z, *others = (self.of_choices(v) for v in (m[..., None], Z[..., None], *sums))
         m = jnp.where(Z > 0, m, LOWEST)
         largest = jnp.max(m, 0, keepdims=True)
         shrink = jnp.exp(m - largest)
         Z = jnp.sum(shrink * Z, 0)
-        return largest[0], Z, *(jnp.sum(shrink * v, 0) / Z for v in sums)
+        return largest[0], Z, *(jnp.sum(shrink * v, 0) / Z for v in others)
 
 
 def _attend(tiles: _Tiles) -> Array:
     """y, (R, E)."""
 
     def step(e, tile):
-        m, w = tiles.met(*tile, e)
+        q, t = tile
+        m, w = tiles.met(q, t, e)
         return (), (m, jnp.sum(w, -1), times(cast(w, tiles.v.dtype), tiles.v[e]))
 
     return tiles.merged(*tiles.over(step, ())[1])[2]

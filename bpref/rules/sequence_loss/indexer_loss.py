@@ -97,7 +97,7 @@ def indexer_loss(causal: bool = False, reduction: str = "mean") -> Layer[tuple[(
     def backward(params, cache, dJ):
         (slope,) = cache
         g = J_of.at_terms(dJ, slope.shape[:-1], below=1)
-        return (), Looked(cast(g * widen(slope), slope.dtype), None)
+        return (), Looked._make((cast(g * widen(slope), slope.dtype), None, None))
 
     return Layer(no_params, forward, backward, who)
 
