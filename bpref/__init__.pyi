@@ -321,6 +321,8 @@ from .rules.preference_loss.ppo import ppo as ppo
 from .rules.preference_loss.simpo import simpo as simpo
 from .rules.preference_loss.token_entropy import token_entropy as token_entropy
 from .rules.preference_loss.token_log_probability import token_log_probability as token_log_probability
+from .rules.quantization.fp8_linear import Fp8LinearParams as Fp8LinearParams
+from .rules.quantization.fp8_linear import fp8_linear as fp8_linear
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams as LearnedStepQuantizerParams
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer

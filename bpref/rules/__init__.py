@@ -128,6 +128,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "stochastic_rounding",
     ),
     "quantization": (
+        "fp8_linear",
         "gradient_reversal",
         "learned_step_quantizer",
         "straight_through",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.formulas.formats import to_nearest
 from bpref.rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
@@ -142,3 +143,40 @@ def test_a_network_with_a_reversal_in_it_is_differentiable_twice():
     assert jax.grad(lambda x: network(((), ()), x))(x) == pytest.approx(-0.5 * (1 - y**2), rel=1e-6)
     twice = jax.grad(jax.grad(lambda x: network(((), ()), x)))(x)
     assert twice == pytest.approx(0.25 * -2 * y * (1 - y**2), rel=1e-6)
+
+
+def test_an_affine_map_of_8_bits_by_hand():
+    """e4m3 has 1, 1.125, ... up to 448: 449 has s = 2 and is 448; 20 and 36 are multiples of 2 and 4, 0.3 is none."""
+    params = bpref.Fp8LinearParams(jnp.array([[1.0, 1.1, 0.0, 0.0]]), jnp.array([3.0]))
+    x = jnp.array([[449.0, 20.0, -36.0, 0.3]])
+    Z, dparams, dx = backpropagate(bpref.fp8_linear(1), params, x, jnp.array([[1.1]]))
+    near = 2 * float(jnp.float32(0.15).astype(jnp.float8_e4m3fn))
+    assert Z.item() == 448 + 1.125 * 20 + 3
+    np.testing.assert_allclose(dparams.W, 1.1 * np.array([[448, 20, -36, near]]), rtol=1e-6)
+    np.testing.assert_allclose(dx, 1.1 * np.array([[1, 1.125, 0, 0]]), rtol=1e-6)
+    np.testing.assert_allclose(dparams.b, 1.1, rtol=1e-6)
+
+
+def test_cotangents_of_8_bits_have_two_behind_the_point():
+    """1.1 and 1.2 are 1 and 1.25 of e5m2; the sum that b has is not rounded."""
+    params = bpref.Fp8LinearParams(jnp.eye(2), jnp.zeros(2))
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    _, dparams, dx = backpropagate(bpref.fp8_linear(2, cotangent=True), params, x, jnp.array([[1.1, 1.2], [0.0, 0.0]]))
+    assert dx.tolist() == [[1.0, 1.25], [0, 0]]
+    assert dparams.W.tolist() == [[1.0, 0], [1.25, 0]]
+    np.testing.assert_allclose(dparams.b, [1.1, 1.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float16, jnp.bfloat16])
+def test_the_nearest_number_of_a_format_is_what_a_cast_gives(dtype):
+    """Ties among them, the format's subnormal numbers, and its largest."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=500) * 4.0 ** rng.integers(-12, 7, 500), np.arange(-32, 32) / 16, [0.0]])
+    x = jnp.clip(x.astype(np.float32), -float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).max))
+    np.testing.assert_array_equal(to_nearest(x, dtype), x.astype(dtype).astype(jnp.float32))
+
+
+def test_numbers_far_apart_in_scale_have_a_power_of_2_each():
+    params = bpref.Fp8LinearParams(jnp.full((1, 2), 2.0**-40), None)
+    Z = bpref.fp8_linear(1, bias=False).forward(params, jnp.array([[2.0**60, 2.0**58], [0.0, 0.0]]))[0]
+    assert Z.tolist() == [[2.0**20 + 2.0**18], [0]]
