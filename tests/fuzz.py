@@ -59,8 +59,8 @@ from tests.fuzzed_files import (
     tokens,
 )
 
-SECONDS = 5.0
-"""What no input may take, on a machine that does other things too."""
+SECONDS = 10.0
+"""What no input may take of a processor; the machine may do other things meanwhile."""
 
 REFUSED = (ValueError, TypeError, OSError, UsageError)
 
@@ -162,7 +162,12 @@ def reads_begun(path: Path, content: bytes) -> None:
     assert isinstance(begun_with(path.parent), dict)
     assert isinstance(score_of(path.parent), str)
     require_the_same(path.parent, EPOCH)
-    assert json.loads(content) == EPOCH
+    assert told(json.loads(content)) == told(EPOCH)
+
+
+def told(settings: dict) -> dict:
+    """What is not there is None: a run may be older than an option."""
+    return {name: v for name, v in settings.items() if v is not None}
 
 
 def is_number(v: object) -> bool:
@@ -244,7 +249,7 @@ def tried(name: str, inputs: int, directory: Path, derandomize: bool = False) ->
     @given(reader.contents)
     def look(content: bytes) -> None:
         path.write_bytes(content)
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             with nothing_unpickled():
                 reader.reads(path, content)
@@ -256,7 +261,7 @@ def tried(name: str, inputs: int, directory: Path, derandomize: bool = False) ->
             said = "accepted"
         assert said
         assert "\n" not in said, said
-        assert time.monotonic() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
 
     look()
     return seen
