@@ -17,7 +17,9 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "linear": {"4, bias=False": "F.linear(x, p.W)"},
     "convolution": {
-        "4, stride=2, padding=1": "F.conv2d(x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride=2, padding=1).movedim(1, -1)",
+        "4, stride=2, padding=1": (
+            "F.conv2d(x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride=2, padding=1).movedim(1, -1)"
+        ),
         '4, dilation=2, padding="same"': (
             'F.conv2d(x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, dilation=2, padding="same").movedim(1, -1)'
         ),
@@ -42,7 +44,9 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         ),
     },
     "pad": {
-        '((0, 0), (1, 2), (0, 0), (0, 0)), mode="reflect"': 'jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), mode="reflect")',
+        '((0, 0), (1, 2), (0, 0), (0, 0)), mode="reflect"': (
+            'jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), mode="reflect")'
+        ),
         '((0, 0), (1, 2), (0, 0), (0, 0)), mode="edge"': 'jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0)), mode="edge")',
     },
     "resize": {
