@@ -123,8 +123,8 @@ def _less(d: Array, indices: Array, e: Array) -> Array:
     return add_rows(d.reshape(N * n, D), _in_all(indices, n), -e, 0).reshape(d.shape)
 
 
-def reference(params: tuple[()], x: tuple[Array, Array], squared: bool = True, reduction: str = "mean") -> Array:
-    x, y = x
+def reference(params: tuple[()], sets: tuple[Array, Array], squared: bool = True, reduction: str = "mean") -> Array:
+    x, y = sets
 
     def distances(x, y):
         """From each point of x to the first of the nearest of y."""

@@ -151,9 +151,9 @@ def ssim(
 
 @called_as(ssim)
 def reference(
-    params: tuple[()], x: tuple[Array, Array], window, sigma, data_range, k1, k2, padding, reduction
+    params: tuple[()], pair: tuple[Array, Array], window, sigma, data_range, k1, k2, padding, reduction
 ) -> Array:
-    x, y = x
+    x, y = pair
     if padding == "same":
         around = ((0, 0), ((window - 1) // 2, window // 2), ((window - 1) // 2, window // 2), (0, 0))
         x, y = jnp.pad(x, around), jnp.pad(y, around)

@@ -73,11 +73,11 @@ def stochastic_rounding(
     def forward(params, x: Float[Array, "..."]):
         require_key(who, params.key)
         bits = jax.random.bits(params.key, x.shape, jnp.uint32)
-        y = by_decision(at_random, _first)(widen(x), bits)
+        y = by_decision(at_random, lambda x, bits: x)(widen(x), bits)
         return cast(y, x.dtype), StochasticRoundingCache()
 
     def of_nearest(params, x: Float[Array, "..."]):
-        y = by_decision(lambda x: to_nearest(x, to), _first)(widen(x))
+        y = by_decision(lambda x: to_nearest(x, to), lambda x: x)(widen(x))
         return cast(y, x.dtype), StochasticRoundingCache()
 
     def backward(params, cache, dy):
@@ -91,10 +91,6 @@ def stochastic_rounding(
 
     evaluating = Layer(init, of_nearest, backward, who, decoding=each_position)
     return Layer(init, forward, backward, who, held=KEY, evaluating=evaluating)
-
-
-def _first(x: Array, *others: Array) -> Array:
-    return x
 
 
 def reference(params: StochasticRoundingParams, x: Array, dtype: DTypeLike = "bfloat16") -> Array:

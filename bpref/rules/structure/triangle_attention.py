@@ -139,6 +139,7 @@ def triangle_attention(
         do = by_head(cast(gate * dg, z.dtype), H)
         df = cast(widen(by_position(o)) * sigmoid_slope(gate) * dg, z.dtype)
         d = pull_attend(pattern(q), edges_of(x, q, k, v, e), Extras(), do, Kept(o, m, S))
+        assert d.dbias is not None
         de = jnp.moveaxis(jnp.squeeze(d.dbias, -4), -3, -1)
         dqkv = jnp.concatenate([by_position(u) for u in (d.dq, d.dk, d.dv)], -1)
         dn = times(dqkv, params.W_qkv) + times(de, params.W_bias) + times(df, params.W_gate)
@@ -172,6 +173,7 @@ def triangle_attention(
 def reference(params: TriangleAttentionParams, x: Array | PairsOfNodes, heads, node, eps, **_) -> Array:
     z, mask = x if isinstance(x, tuple) else (x, None)
     mask = jnp.ones(z.shape[:-1], bool) if mask is None else mask
+    assert params.norm.shift is not None
     centred = z - jnp.mean(z, -1, keepdims=True)
     n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
     n = n * jnp.broadcast_to(params.norm.scale, z.shape) + jnp.broadcast_to(params.norm.shift, z.shape)
