@@ -33,6 +33,11 @@ def as_function(
         works with automatic axes. Where it is left out, JAX must be able to tell how all is laid out that is computed
         on the way to y.
 
+    Example:
+      >>> f = bpref.as_function(bpref.tanh())
+      >>> jax.grad(lambda x: f((), x).sum())(jnp.zeros(2))
+      Array([1., 1.], dtype=float32)
+
     Raises:
       TypeError: `layer` is no Layer; and JAX's own where forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) meets
         the function: a layer has a backward, and no rule for tangents.

@@ -218,7 +218,13 @@ def no_params(key: Array, x: PyTree) -> tuple[()]:
 
 
 def each_position(leaf: Layer, length: int) -> Layer:
-    """The `decoding` of a leaf that takes each position, T of x `(B, T, d)`, for itself: the leaf as it is."""
+    """The `decoding` of a leaf that takes each position, T of x `(B, T, d)`, for itself: the leaf as it is.
+
+    Example:
+      >>> leaf = bpref.tanh()
+      >>> bpref.each_position(leaf, 16) is leaf
+      True
+    """
     return leaf
 
 
@@ -226,6 +232,11 @@ def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
     """Rebuild `layer` with every leaf replaced by `f(leaf)`, the combinators as they were.
 
     `f` is called in the order of `leaf_paths`.
+
+    Example:
+      >>> network = bpref.serial(bpref.linear(3), bpref.tanh())
+      >>> bpref.leaf_paths(bpref.map_leaves(bpref.remat, network))
+      ['0 linear', '1 tanh']
 
     Raises:
       TypeError: `layer` is no Layer, `f` no function, or what it returns for a leaf no Layer.
@@ -245,6 +256,10 @@ def leaf_paths(layer: Layer) -> list[str]:
     """Where each leaf's parameters stand in those of the whole, and its name, in the order that they have in the tree.
 
     `1.0 linear` by numbers; `blocks.attention linear` where `serial` and its like were given names.
+
+    Example:
+      >>> bpref.leaf_paths(bpref.serial(hidden=bpref.linear(3), act=bpref.tanh()))
+      ['act tanh', 'hidden linear']
     """
     require_layer("leaf_paths", "layer", layer)
     return [" ".join(filter(None, (".".join(path), leaf.name))) for path, leaf in leaves(layer)]
@@ -276,6 +291,11 @@ def backpropagate(layer: Layer, params: PyTree, x: PyTree, dy: PyTree = None) ->
       x: its input; of a stateful layer `With(x, state)`, and what it gives is the pair `(y, the next state)`.
       dy: the cotangent of `y`, of y alone where there is a state; left out, y must be a scalar and `dy` is 1. Of
         several outputs, those that are not used may have `None`, and no work is done for them.
+
+    Example:
+      >>> y, _, dx = bpref.backpropagate(bpref.tanh(), (), jnp.zeros(2), jnp.ones(2))
+      >>> dx
+      Array([1., 1.], dtype=float32)
 
     Raises:
       ValueError: `dy` is left out and the output is not one scalar; `dy` has another tree or other shapes than `y`.
@@ -309,6 +329,12 @@ def begin(layer: Layer, key: Array, x: PyTree) -> tuple[PyTree, PyTree]:
       key: a PRNG key.
       x: the input, arrays or their specifications; `With` the data beside it where a layer reads some.
 
+    Example:
+      >>> network = bpref.serial(bpref.linear(3), bpref.stateful(bpref.dropout(0.5)))
+      >>> params, state = bpref.begin(network, jax.random.key(0), X)
+      >>> params[0].W.shape
+      (3, 2)
+
     Raises:
       TypeError: `layer` is no Layer.
     """
@@ -321,6 +347,11 @@ def trainable(layer: Layer, params: PyTree, x: PyTree) -> PyTree:
 
     A leaf is trained unless the backward's cotangent for it is `None`, as for a PRNG key or a running
     statistic. Nothing is computed: the sweep is traced by shape alone.
+
+    Example:
+      >>> p = bpref.dropout(0.5).init(jax.random.key(0), X)
+      >>> jax.tree.leaves(bpref.trainable(bpref.dropout(0.5), p, X))
+      [False]
     """
     require_layer("trainable", "layer", layer)
     require_arrays("trainable", params=params, x=x)

@@ -75,8 +75,10 @@ def over_devices(layer: Layer, axis: str, devices: int, params: PyTree, x: PyTre
     Example:
       A share of a product, and what a forgotten sum over the devices of dx looks like:
 
-      >>> layer = bpref.over_devices(mine, "model", 2, params=0, x=None, cache=None, y=0)
-      >>> print(bpref.check(layer, layer.init(jax.random.key(0), X), X))
+      >>> layer = bpref.over_devices(bpref.linear(3), "model", 2, params=0, x=0, cache=0, y=0)
+      >>> blocks = jnp.ones((2, 4, 2))
+      >>> bpref.check(layer, layer.init(jax.random.key(0), blocks), blocks).ok
+      True
 
     Raises:
       TypeError: `layer` is no Layer; and the layer, when it is called inside of `jax.shard_map`.

@@ -25,6 +25,11 @@ def fan_out(*layers: Layer, **named: Layer) -> Layer:
     Params, cache and y have one entry per layer: they are tuples, or dicts where the layers have names. The cotangent
     of x is the sum of the layers'; what all of them hold constant has `None`.
 
+    Example:
+      >>> layer = bpref.fan_out(bpref.tanh(), bpref.identity())
+      >>> bpref.backpropagate(layer, ((), ()), jnp.zeros(2), (jnp.ones(2), jnp.ones(2)))[2]
+      Array([2., 2.], dtype=float32)
+
     Raises:
       ValueError: there is no layer; or, at the call, params or dy do not have one entry per layer.
       TypeError: something is no layer; only some have names.

@@ -47,6 +47,13 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
     Where y is a tuple of several, as labels and their weights, the loss takes all of them beside the prediction. The
     cotangent of its input is `(dX, dy)`, in which integer labels have `None`.
 
+    Example:
+      >>> J = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy())
+      >>> params = J.init(jax.random.key(0), (X, y))
+      >>> value, dparams, _ = bpref.backpropagate(J, params, (X, y))
+      >>> dparams[0].W.shape
+      (3, 2)
+
     Raises:
       TypeError: it is not one network and one loss, or one of them no layer.
       ValueError: at the call, params are not those of both.

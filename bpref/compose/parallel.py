@@ -23,6 +23,11 @@ def parallel(*layers: Layer, **named: Layer) -> Layer:
 
     Params, cache, x and y have one entry per layer: they are tuples, or dicts where the layers have names.
 
+    Example:
+      >>> layer = bpref.parallel(bpref.tanh(), bpref.relu())
+      >>> layer.forward(((), ()), (jnp.zeros(2), jnp.array([-1.0, 1.0])))[0]
+      (Array([0., 0.], dtype=float32), Array([0., 1.], dtype=float32))
+
     Raises:
       ValueError: there is no layer; or, at the call, x, params or dy do not have one entry per layer.
       TypeError: something is no layer; only some have names.

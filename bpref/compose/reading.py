@@ -25,6 +25,12 @@ def reading(layer: Layer, make: Callable[..., tuple[PyTree, ...]], *names: str) 
       make: the class of the tuple, or a function that makes one.
       names: what is read of the data.
 
+    Example:
+      >>> weighted = bpref.reading(bpref.fan_in("product"), lambda x, scale: (x, scale), "scale")
+      >>> (value, _), _ = weighted.forward((), bpref.With(jnp.ones(2), (), {"scale": jnp.array([2.0, 3.0])}))
+      >>> value
+      Array([2., 3.], dtype=float32)
+
     Raises:
       TypeError: `layer` is no Layer, `make` no function; at the call, x is no `With`.
       ValueError: no name is given; at the call, the data have none of that name.

@@ -37,6 +37,12 @@ def residual(*layers: Layer, **named: Layer) -> Layer:
     Several layers, or layers with names, are taken one after the other: `residual(norm=rms_norm(), up=linear(64))` is
     `residual(serial(norm=rms_norm(), up=linear(64)))`.
 
+    Example:
+      >>> bpref.residual(bpref.tanh()).forward((), jnp.zeros(2))[0]
+      Array([0., 0.], dtype=float32)
+      >>> bpref.backpropagate(bpref.residual(bpref.tanh()), (), jnp.zeros(2), jnp.ones(2))[2]
+      Array([2., 2.], dtype=float32)
+
     Raises:
       ValueError: there is no layer; the output does not have x's tree and shapes.
       TypeError: something is no layer.

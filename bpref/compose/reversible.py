@@ -70,6 +70,12 @@ def reversible(
     Returns:
       A layer with params `(f's, g's)`, stacked along a new first axis of L, x the pair `(x1, x2)` and y of the same.
 
+    Example:
+      >>> layer = bpref.reversible(bpref.linear(2), bpref.linear(2), length=3)
+      >>> p = layer.init(jax.random.key(0), (X, X))
+      >>> p[0].W.shape
+      (3, 2, 2)
+
     Raises:
       TypeError: f or g is no layer; x is no pair.
       ValueError: `length` is not a positive integer; f or g changes its input's shapes.

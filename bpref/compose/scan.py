@@ -21,6 +21,10 @@ def scan(layer: Layer[P, X, Y, C], length: int) -> Layer[P, X, Y, C]:
       layer: its output must have its input's shapes.
       length: the number of layers L. Stacked params, caches and dparams have it as their first axis.
 
+    Example:
+      >>> bpref.scan(bpref.linear(2), 3).init(jax.random.key(0), X).W.shape
+      (3, 2, 2)
+
     Raises:
       TypeError: `layer` is no Layer.
       ValueError: `length` is not a positive integer; the layer changes its input's shapes.

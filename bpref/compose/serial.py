@@ -64,6 +64,11 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
     Its params and its cache have one entry per layer: they are tuples; or, of `serial(hidden=linear(64), act=tanh())`,
     dicts by these names.
 
+    Example:
+      >>> network = bpref.serial(hidden=bpref.linear(3), act=bpref.tanh())
+      >>> network.init(jax.random.key(0), X)["hidden"].W.shape
+      (3, 2)
+
     Raises:
       ValueError: there is no layer; or, at the call, params do not have one entry per layer.
       TypeError: something is no layer; only some have names.

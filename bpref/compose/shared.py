@@ -39,6 +39,11 @@ def shared(network: Layer[PyTree, X, Y, C], *places: str | Sequence[str]) -> Lay
         are as in `leaf_paths`, with the array's own path after it; one of a leaf or a composition means all in it
         that is trained. Where none is given, all of the network.
 
+    Example:
+      >>> network = bpref.shared(bpref.serial(blocks=bpref.scan(bpref.linear(2), 8)), "blocks")
+      >>> network.init(jax.random.key(0), X)["shared"]["blocks.W"].shape
+      (2, 2)
+
     Raises:
       TypeError: `network` is no Layer, or places are no paths; a leaf of it is transformed already.
       ValueError: a path is unknown, or shared twice; the shapes or dtypes at the paths do not agree.

@@ -86,6 +86,11 @@ def grade(
       sizes: of the cotangents of y, their standard deviation.
       names: the functions of `bpref.corpus.DERIVATIONS` that are tried.
 
+    Example:
+      >>> row = bpref.grade("allclose", seeds=1, sizes=(1.0,), names=("softmax",)).rows[0]
+      >>> row.let_through, row.wrong
+      (0, 5)
+
     Raises:
       ValueError: a criterion that does not exist, or not one seed.
       TypeError: a criterion that is neither a name nor a function, or returns something else than true or false.

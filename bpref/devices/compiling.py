@@ -47,6 +47,10 @@ def devices_of(name: str) -> tuple[object, ...]:
       name: such as "tpu-v5e" or "h100", one chip; or with a topology, "tpu-v5p:4x4x4", "h100:8" (cards) or "h100:2x8"
         (hosts by cards).
 
+    Example:
+      >>> len(bpref.devices_of("tpu-v5e:4x4"))
+      16
+
     Raises:
       ValueError: there is no such device or topology; the message says what there is.
       ImportError: its compiler is not installed: `pip install "bpref[aot-tpu]"` or `"bpref[aot-cuda]"`.
@@ -70,7 +74,7 @@ def compile_for(name: str, f: Callable[..., PyTree], *args: PyTree) -> Compiled:
 
     Example:
       >>> x = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
-      >>> bpref.compile_for("tpu-v5e", lambda x: x @ x, x).accessed
+      >>> bpref.compile_for("tpu-v5e", lambda x, y: x @ y, x, x).accessed
       6291456
     """
     who = "compile_for"

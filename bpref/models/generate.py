@@ -53,8 +53,11 @@ def generate(
     Compiled once for each network, shape of the prompt, `steps` and `top_k`. Nothing is dropped, as in `evaluation`.
 
     Example:
-      >>> gpt = serial(embed=embedding(256, 64), blocks=scan(transformer_block(4, 256), 2), head=linear(256))
-      >>> tokens = generate(gpt, params, jnp.array([list(b"def ")]), steps=20, key=jax.random.key(0), top_p=0.9)
+      >>> gpt = bpref.serial(bpref.embedding(256, 8), bpref.scan(bpref.transformer_block(2, 16), 2), bpref.linear(256))
+      >>> prompt = jnp.array([list(b"def ")])
+      >>> params = gpt.init(jax.random.key(0), prompt)
+      >>> bpref.generate(gpt, params, prompt, steps=20, key=jax.random.key(0), top_p=0.9).shape
+      (1, 20)
 
     Args:
       network: ids `(B, T)` to logits `(B, T, V)`, each position's of those up to it; as `serial` makes one.

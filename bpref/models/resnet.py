@@ -64,8 +64,10 @@ def resnet(
 
     Example:
       >>> network = bpref.resnet("resnet18", classes=1000)
-      >>> params, state = bpref.begin(network, key, jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32))
-      >>> (logits, state), _ = network.forward(params, bpref.With(images, state))
+      >>> images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+      >>> params, state = jax.eval_shape(lambda key: bpref.begin(network, key, images), jax.random.key(0))
+      >>> sum(v.size for v in jax.tree.leaves(params))
+      11689512
     """
     who = "resnet"
     if isinstance(blocks, str):

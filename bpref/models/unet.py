@@ -57,6 +57,12 @@ def unet(width: int, depth: int, channels: int) -> Layer:
       depth: how often height and width are halved; both are a multiple of 2^depth.
       channels: C.
 
+    Example:
+      >>> f = bpref.unet(width=8, depth=1, channels=1)
+      >>> x = {"x": jnp.ones((2, 4, 4, 1)), "time": jnp.ones((2, 8))}
+      >>> f.forward(f.init(jax.random.key(0), x), x)[0].shape
+      (2, 4, 4, 1)
+
     Raises:
       ValueError: a number is not a positive integer; images cannot be halved so often.
     """
@@ -196,11 +202,11 @@ def diffusion(image: Sequence[int], width: int = 16, depth: int = 1, steps: int 
       ValueError: as of `unet`; steps is not a positive integer.
 
     Example:
-      >>> model = diffusion((8, 8, 1))
-      >>> J = objective(model.network, model.loss)
-      >>> params, state = begin(J, key, (images, images))
-      >>> (value, state), dparams, _ = backpropagate(J, params, With((images, images), state))
-      >>> made = model.draw(params[0], key, 10)
+      >>> model, images = bpref.diffusion((8, 8, 1)), jnp.ones((2, 8, 8, 1))
+      >>> J = bpref.objective(model.network, model.loss)
+      >>> params, state = bpref.begin(J, jax.random.key(0), (images, images))
+      >>> (value, state), dparams, _ = bpref.backpropagate(J, params, bpref.With((images, images), state))
+      >>> made = model.draw(params[0], jax.random.key(1), 10)
     """
     who = "diffusion"
     require_sizes(who, height=image[0], width=image[1], channels=image[2])

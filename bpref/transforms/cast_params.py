@@ -23,6 +23,13 @@ def cast_params(dtype: DTypeLike, stored: DTypeLike = jnp.float32) -> Callable[[
       dtype: what the layer computes in, such as bfloat16; its input must come in this dtype.
       stored: what floating-point parameters and their cotangents are held in.
 
+    Example:
+      >>> network = bpref.map_leaves(bpref.cast_params(jnp.bfloat16), bpref.linear(3))
+      >>> params = network.init(jax.random.key(0), X.astype(jnp.bfloat16))
+      >>> y, dparams, _ = bpref.backpropagate(network, params, X.astype(jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16))
+      >>> y.dtype, dparams.W.dtype
+      (dtype(bfloat16), dtype('float32'))
+
     Raises:
       TypeError: either is no dtype of real floating-point numbers.
     """

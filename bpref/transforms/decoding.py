@@ -21,10 +21,14 @@ def decoding(layer: Layer, length: int) -> Layer:
     positions gives NaN.
 
     Example:
-      >>> decoder = decoding(gpt, 1024)
-      >>> _, state = begin(decoder, key, prompt)
-      >>> (logits, state), _ = decoder.forward(params, With(prompt, state))
-      >>> (logits, state), _ = decoder.forward(params, With(next_ids, state))
+      >>> network = bpref.serial(bpref.embedding(16, 8), bpref.transformer_block(2, 16), bpref.linear(16))
+      >>> decoder = bpref.decoding(network, 32)
+      >>> prompt = jnp.array([[1, 2, 3]])
+      >>> params, state = bpref.begin(decoder, jax.random.key(0), prompt)
+      >>> (logits, state), _ = decoder.forward(params, bpref.With(prompt, state))
+      >>> (logits, state), _ = decoder.forward(params, bpref.With(jnp.array([[4]]), state))
+      >>> logits.shape
+      (1, 1, 16)
 
     Args:
       layer: any layer or composition whose positions do not look ahead.

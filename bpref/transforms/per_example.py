@@ -113,6 +113,11 @@ def squared_norms(norms: PyTree) -> Array:
     Args:
       norms: the dparams of a network whose leaves are `per_example_norms`.
 
+    Example:
+      >>> _, norms, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_norms, J), params, (X, y))
+      >>> bpref.squared_norms(norms).shape
+      (4,)
+
     Raises:
       ValueError: there are none, or of different numbers of examples.
     """

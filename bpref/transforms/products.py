@@ -64,6 +64,11 @@ def gradient_products(products: PyTree) -> Array:
     Args:
       products: the dparams of a network whose leaves are `per_example_products`.
 
+    Example:
+      >>> _, products, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_products, J), params, (X, y))
+      >>> bpref.gradient_products(products).shape
+      (4, 4)
+
     Raises:
       ValueError: there are none, or of different numbers of examples.
     """

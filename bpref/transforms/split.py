@@ -85,6 +85,13 @@ def backward_params(params: PyTree, later: PyTree) -> PyTree:
       params: those of the forward.
       later: in the place of dparams, by the backward of a network whose leaves are `split_backward`.
 
+    Example:
+      >>> split = bpref.map_leaves(bpref.split_backward, bpref.linear(3))
+      >>> p = split.init(jax.random.key(0), X)
+      >>> _, later, dX = bpref.backpropagate(split, p, X, dy)
+      >>> bpref.backward_params(p, later).W.shape
+      (3, 2)
+
     Raises:
       TypeError: `later` has another tree than that backward gives for params.
       ValueError: two compositions share arrays by the same name, or one inside of `scan` does.

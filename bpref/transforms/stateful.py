@@ -29,10 +29,10 @@ def stateful(layer: Layer) -> Layer:
     returned as it is.
 
     Example:
-      >>> network = stateful(serial(linear(64), batch_norm(), dropout(0.1), linear(10)))
-      >>> J = objective(network, softmax_cross_entropy())
-      >>> params, state = begin(J, key, (X, y))
-      >>> (value, state), dparams, _ = backpropagate(J, params, With((X, y), state))
+      >>> layers = bpref.serial(bpref.linear(8), bpref.batch_norm(), bpref.dropout(0.1), bpref.linear(3))
+      >>> J = bpref.objective(bpref.stateful(layers), bpref.softmax_cross_entropy())
+      >>> params, state = bpref.begin(J, jax.random.key(0), (X, y))
+      >>> (value, state), dparams, _ = bpref.backpropagate(J, params, bpref.With((X, y), state))
 
     Raises:
       TypeError: `layer` is no Layer; a leaf is transformed already, or has another in it that holds something.
@@ -44,6 +44,13 @@ def stateful(layer: Layer) -> Layer:
 
 def evaluation(layer: Layer[P, X, Y, PyTree]) -> Layer[P, X, Y, PyTree]:
     """The layer as it is in evaluation, with the same params and state: nothing dropped, the running statistics read.
+
+    Example:
+      >>> network = bpref.stateful(bpref.dropout(0.5))
+      >>> p, state = bpref.begin(network, jax.random.key(0), X)
+      >>> (value, _), _ = bpref.evaluation(network).forward(p, bpref.With(X, state))
+      >>> bool(jnp.all(value == X))
+      True
 
     Raises:
       TypeError: `layer` is no Layer.

@@ -49,6 +49,13 @@ def update_in_backward(optimizer: optax.GradientTransformation) -> Callable[[Lay
         `scan` an array is one layer's slice: an optimiser that takes a norm of each array (lamb, adafactor) takes
         it layer by layer there, where an update of the stacked parameters would take it of the whole stack.
 
+    Example:
+      >>> updating = bpref.map_leaves(bpref.update_in_backward(optax.sgd(0.1)), J)
+      >>> p = updating.init(jax.random.key(0), (X, y))
+      >>> value, p, _ = bpref.backpropagate(updating, p, (X, y))
+      >>> bpref.params_of(p)[0].W.shape
+      (3, 2)
+
     Raises:
       ValueError: the optimiser's update of one array depends on another's, or on random numbers.
       TypeError: it is no optax transformation.
@@ -96,7 +103,13 @@ def apply_update(optimizer: optax.GradientTransformation, updated: Updated, dpar
 
 
 def params_of(tree: PyTree) -> PyTree:
-    """The plain parameters of a network whose leaves update in the backward, or have feedback weights."""
+    """The plain parameters of a network whose leaves update in the backward, or have feedback weights.
+
+    Example:
+      >>> updating = bpref.map_leaves(bpref.update_in_backward(optax.sgd(0.1)), J)
+      >>> jax.tree.structure(bpref.params_of(updating.init(jax.random.key(0), (X, y)))) == jax.tree.structure(params)
+      True
+    """
 
     def has_params(node):
         return isinstance(node, Updated | Feedback)

@@ -120,7 +120,13 @@ def statistics(tree: PyTree) -> Statistics | None:
 
 
 def unwatched(watched: PyTree) -> PyTree:
-    """dparams, without the statistics beside them."""
+    """dparams, without the statistics beside them.
+
+    Example:
+      >>> _, watched, _ = bpref.backpropagate(bpref.map_leaves(bpref.watch, J), params, (X, y))
+      >>> jax.tree.structure(bpref.unwatched(watched)) == jax.tree.structure(params)
+      True
+    """
     return jax.tree.map(lambda v: v.dparams if _is_watched(v) else v, watched, is_leaf=_is_watched)
 
 
@@ -130,6 +136,12 @@ def statistics_by_path(layer: Layer, watched: PyTree) -> dict[str, Watched]:
     Args:
       layer: the network, watched or not.
       watched: the dparams of the backward.
+
+    Example:
+      >>> watched = bpref.map_leaves(bpref.watch, J)
+      >>> _, statistics, _ = bpref.backpropagate(watched, params, (X, y))
+      >>> list(bpref.statistics_by_path(J, statistics))
+      ['0 linear', '1 softmax_cross_entropy']
 
     Raises:
       TypeError, ValueError: `layer` is no Layer, or `watched` not what its leaves, each `watch`, give.
@@ -150,8 +162,11 @@ def where_it_dies(layer: Layer, watched: PyTree) -> str | None:
       layer, watched: as of `statistics_by_path`.
 
     Example:
+      >>> J = bpref.objective(bpref.serial(bpref.linear(3), bpref.relu()), bpref.softmax_cross_entropy())
+      >>> params = jax.tree.map(lambda v: v - 100, J.init(jax.random.key(0), (abs(X), y)))
+      >>> _, watched, _ = bpref.backpropagate(bpref.map_leaves(bpref.watch, J), params, (abs(X), y))
       >>> bpref.where_it_dies(J, watched)
-      'the output of 1 relu is all zeros'
+      'the output of 0.1 relu is all zeros'
 
     Raises:
       TypeError, ValueError: as of `statistics_by_path`.

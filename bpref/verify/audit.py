@@ -137,6 +137,11 @@ def audit(
       One entry for each rule and place. A rule in a branch that was not taken is listed as one that did not run, and
       then the whole is not ok.
 
+    Example:
+      >>> report = bpref.audit(lambda x: jax.nn.relu(x).sum(), jnp.array([-1.0, 2.0]))
+      >>> report.ok
+      True
+
     Raises:
       TypeError: `fun` is no function, or an argument no array where `fun` takes it for one; or whatever it raises for
         these arguments.

@@ -66,6 +66,13 @@ def check(
     Returns:
       A `Report`: printed, a table; `.ok` where everything is right.
 
+    Example:
+      >>> bpref.check(jnp.sin, jnp.ones(3), backward=lambda args, dy: (dy * jnp.cos(args[0]),)).ok
+      True
+      >>> wrong = bpref.check(jnp.sin, jnp.ones(3), backward=lambda args, dy: (-dy * jnp.cos(args[0]),))
+      >>> wrong.ok, wrong.findings[0].kind
+      (False, 'sign')
+
     Raises:
       TypeError, ValueError: a call that cannot be checked; the message says whether `fun` or the call is at fault.
     """
@@ -90,7 +97,11 @@ def check(
 
 
 def assert_gradient(fun: Callable | Layer, *args: PyTree, **options: Any) -> None:
-    """`check`, for a test: raises `AssertionError` with the report unless everything is right."""
+    """`check`, for a test: raises `AssertionError` with the report unless everything is right.
+
+    Example:
+      >>> bpref.assert_gradient(jnp.sin, jnp.ones(3), backward=lambda args, dy: (dy * jnp.cos(args[0]),))
+    """
     report = check(fun, *args, **options)
     if not report.ok:
         raise AssertionError(f"\n{report}")

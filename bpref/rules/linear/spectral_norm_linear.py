@@ -117,6 +117,11 @@ def power_iteration(params: SpectralNormLinearParams, steps: int = 1) -> Spectra
     Each step is v = W^T u / ||W^T u||, then u = W v / ||W v||; after one, sigma is positive. It is no part of the
     function that is differentiated: call it once a training step, before the forward.
 
+    Example:
+      >>> p = bpref.spectral_norm_linear(3).init(jax.random.key(0), X)
+      >>> bpref.power_iteration(p, steps=3).u.shape
+      (3,)
+
     Raises:
       TypeError: params are not those of `spectral_norm_linear`.
       ValueError: `steps` is no integer of at least 0.

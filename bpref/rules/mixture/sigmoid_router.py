@@ -195,6 +195,12 @@ def update_selection_bias(
       cache: what its forward has kept.
       rate: how far the bias goes, at least 0.
 
+    Example:
+      >>> layer = bpref.sigmoid_router(4, 2)
+      >>> p = layer.init(jax.random.key(0), X)
+      >>> bpref.update_selection_bias(p, layer.forward(p, X)[1]).bias.shape
+      (4,)
+
     Raises:
       TypeError: params or the cache are not those of `sigmoid_router`.
       ValueError: the rate is out of its range.

@@ -142,6 +142,12 @@ def update_running_statistics(params: BatchNormParams, cache: BatchNormCache, mo
       cache: what its forward in training has kept.
       momentum: the share of the running statistics that remains, from 0 to 1.
 
+    Example:
+      >>> layer = bpref.batch_norm()
+      >>> p = layer.init(jax.random.key(0), X)
+      >>> bpref.update_running_statistics(p, layer.forward(p, X)[1]).mean.shape
+      (2,)
+
     Raises:
       TypeError: params or the cache are not those of `batch_norm`.
       ValueError: momentum is out of its range; the cache is that of a forward in inference.

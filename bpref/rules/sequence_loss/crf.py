@@ -157,6 +157,12 @@ def crf_marginals(params: CRFParams, emissions: Array, lengths: Array) -> Margin
     Returns:
       `Marginals(tags: (B, T, K), pairs: (K, K))`, in at least float32.
 
+    Example:
+      >>> p = bpref.CRFParams(jnp.zeros((3, 3)), jnp.zeros(3), jnp.zeros(3))
+      >>> tags, _ = bpref.crf_marginals(p, jnp.zeros((1, 4, 3)), jnp.array([4]))
+      >>> tags[0, 0]
+      Array([0.33333334, 0.33333334, 0.33333334], dtype=float32)
+
     Raises:
       ValueError, TypeError: as `crf`.
     """

@@ -60,6 +60,12 @@ def mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tup
       args: arrays or `jax.ShapeDtypeStruct`s, or pytrees of them; other leaves are static.
       points: tuples like `args`, at which mutants are compared with the original; random ones near `args` if None.
 
+    Example:
+      >>> def backward(x, dy):
+      ...     return dy * jnp.cos(x)
+      >>> next(bpref.mutants(backward, jnp.ones(3), jnp.ones(3))).name.split(" (")[0]
+      'sin for cos[0]'
+
     Raises:
       TypeError, ValueError: `backward` is no function; `points` are no tuples like `args`, or none; at no point are all
         results finite. And whatever `backward` raises.
@@ -69,7 +75,14 @@ def mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tup
 
 
 def equivalents(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> list[Mutant]:
-    """The changes that `mutants` leaves out, each with the reason."""
+    """The changes that `mutants` leaves out, each with the reason.
+
+    Example:
+      >>> def backward(x, dy):
+      ...     return dy * jnp.cos(x) * 1.0
+      >>> len(bpref.equivalents(backward, jnp.ones(3), jnp.ones(3))) >= 1
+      True
+    """
     _require("equivalents", backward, args, points)
     return [m for m in all_mutants(backward, *args, points=points) if m.equivalent]
 

@@ -77,6 +77,10 @@ class RuleReport(NamedTuple):
 def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
     """Try every case of a rule: the laws of the derivation, of precision, and of the cache's size.
 
+    Example:
+      >>> bpref.verify_rule(bpref.RULES["tanh"]).ok
+      True
+
     Raises:
       TypeError: `rule` is no Rule, as `RULES` has them by name; `seed` is no whole number of 0 or more.
     """

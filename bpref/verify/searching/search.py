@@ -119,6 +119,12 @@ def search(
       examples: how many cases to try at most.
       cross_check: whether to hold the oracle itself against finite differences in each.
 
+    Example:
+      >>> def backward(args, dy):
+      ...     return (dy * jnp.cos(args[0]),)
+      >>> bpref.search(jnp.sin, (jax.ShapeDtypeStruct((3,), jnp.float32),), backward=backward, seconds=1.0).ok
+      True
+
     Raises:
       ImportError: Hypothesis is not installed.
       TypeError, ValueError: the specifications cannot be read.

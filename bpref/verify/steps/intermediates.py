@@ -114,6 +114,16 @@ def check_intermediates(
       key: the seed of every random draw, a whole number or a `jax.random.key`; left out, a new one, which the report
         names.
 
+    Example:
+      >>> from jax.ad_checkpoint import checkpoint_name
+      >>> def forward(W, x):
+      ...     return jnp.sum(checkpoint_name(jnp.tanh(checkpoint_name(W @ x, "Z")), "A") ** 2)
+      >>> def cotangents(args, dy):
+      ...     A = jnp.tanh(args[0] @ args[1])
+      ...     return {"A": 2 * A * dy, "Z": 2 * A * dy * (1 - A**2)}
+      >>> bpref.check_intermediates(forward, (jnp.ones((2, 3)), jnp.full(3, 0.1)), cotangents).ok
+      True
+
     Raises:
       TypeError, ValueError: a call that cannot be checked: a name that the forward does not give, or gives twice, or
         gives inside a loop; no scalar output and no `dy`.
