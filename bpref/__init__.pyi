@@ -48,7 +48,6 @@ from .layer import begin as begin
 from .layer import each_position as each_position
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves
-from .layer import trainable as trainable
 from .models.generate import generate as generate
 from .models.gpt import GPT_PRESETS as GPT_PRESETS
 from .models.gpt import GptConfig as GptConfig
@@ -397,6 +396,7 @@ from .sharding.layout import Layout as Layout
 from .sharding.layout import layout_of as layout_of
 from .sharding.mesh import mesh_of as mesh_of
 from .train.load import load as load
+from .trained import trainable as trainable
 from .transforms import Clipped as Clipped
 from .transforms import Diagonal as Diagonal
 from .transforms import Feedback as Feedback

@@ -22,8 +22,8 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bpref.checks.given import guarded
-from bpref.cotangents import Root, has_cotangent, require_cotangent, with_zeros
-from bpref.dtypes import described, require_arrays
+from bpref.cotangents import Root, require_cotangent, with_zeros
+from bpref.dtypes import described
 
 if TYPE_CHECKING:
 
@@ -340,29 +340,3 @@ def begin(layer: Layer, key: Array, x: PyTree) -> tuple[PyTree, PyTree]:
     """
     require_layer("begin", "layer", layer)
     return (layer.init(key, x), ()) if layer.begin is None else layer.begin(key, x)
-
-
-def trainable(layer: Layer, params: PyTree, x: PyTree) -> PyTree:
-    """Which leaves of `params` are trained: a tree of `params`' structure that holds True and False.
-
-    A leaf is trained unless the backward's cotangent for it is `None`, as for a PRNG key or a running
-    statistic. Nothing is computed: the sweep is traced by shape alone.
-
-    Example:
-      >>> p = bpref.dropout(0.5).init(jax.random.key(0), X)
-      >>> jax.tree.leaves(bpref.trainable(bpref.dropout(0.5), p, X))
-      [False]
-    """
-    require_layer("trainable", "layer", layer)
-    require_arrays("trainable", params=params, x=x)
-
-    def sweep(params, x):
-        y, cache = layer.forward(params, x)
-        return layer.backward(params, cache, y if layer.begin is None else (y[0], x.data))[0]
-
-    return has_cotangent(params, jax.eval_shape(sweep, params, x))
-
-
-def select(mask: PyTree, params: PyTree) -> PyTree:
-    """`params` with `None` in place of every leaf where `mask` is False: what an optimiser is given."""
-    return jax.tree.map(lambda keep, p: p if keep else None, mask, params)

@@ -14,7 +14,7 @@ OF_FILES = {"fit", "gpt", "gpt_objective", "load", "load_weights", "mixture", "m
 OF_FILES |= {"variational_autoencoder"}
 """Tested beside what they are of: their examples write files, or use bpref's names as they are."""
 
-BY_ANOTHER = {"config_of": "load_weights", "save_weights": "load_weights"}
+BY_ANOTHER = {"config_of": "load_weights", "save_weights": "load_weights", "squared_norms": "per_example_norms"}
 """Whose example shows a function that has none."""
 
 FUNCTIONS = [

@@ -16,10 +16,11 @@ from jaxtyping import PyTree
 
 from bpref.compose import objective
 from bpref.dtypes import widen
-from bpref.layer import Layer, With, backpropagate, begin, map_leaves, select, trainable
+from bpref.layer import Layer, With, backpropagate, begin, map_leaves
 from bpref.naming import flat_names, name_of
 from bpref.train.averaging import averaged
 from bpref.train.rounding import rounded_like
+from bpref.trained import select, trainable
 from bpref.transforms import Updated, apply_update, cast_params, params_of, update_in_backward
 
 

@@ -75,8 +75,7 @@ def per_example_gradients(leaf: Layer) -> Layer:
     Inside `scan` that is the axis after the turns'. Their sum over the examples is the gradient.
 
     Example:
-      >>> J = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy())
-      >>> X, y = jnp.ones((4, 2)), jnp.arange(4) % 3
+      >>> J, X, y = bpref.objective(bpref.linear(3), bpref.softmax_cross_entropy()), jnp.ones((4, 2)), jnp.arange(4) % 3
       >>> params = J.init(jax.random.key(0), (X, y))
       >>> _, dparams, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_gradients, J), params, (X, y))
       >>> dparams[0].W.shape
@@ -108,15 +107,10 @@ def per_example_norms(leaf: Layer) -> Layer:
 
 
 def squared_norms(norms: PyTree) -> Array:
-    """The squared norm of every example's gradient of the whole network, `(N,)`.
+    """The squared norm of every example's gradient of the whole, `(N,)`. The example is that of `per_example_norms`.
 
     Args:
       norms: the dparams of a network whose leaves are `per_example_norms`.
-
-    Example:
-      >>> _, norms, _ = bpref.backpropagate(bpref.map_leaves(bpref.per_example_norms, J), params, (X, y))
-      >>> bpref.squared_norms(norms).shape
-      (4,)
 
     Raises:
       ValueError: there are none, or of different numbers of examples.

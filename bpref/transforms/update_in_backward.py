@@ -23,7 +23,8 @@ from jaxtyping import PyTree
 from bpref.apart import sealed
 from bpref.cotangents import has_cotangent
 from bpref.dtypes import described
-from bpref.layer import Layer, With, begin, require_layer, select, trainable
+from bpref.layer import Layer, With, begin, require_layer
+from bpref.trained import select, trainable
 from bpref.transforms.feedback import Feedback
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from jaxtyping import PyTree
 from bpref import loops
 from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import has_cotangent, is_differentiable
-from bpref.layer import Layer, backpropagate, map_leaves, require_layer, select
+from bpref.layer import Layer, backpropagate, map_leaves, require_layer
 from bpref.programs import all_equations
 from bpref.tangents import pushed_forward
+from bpref.trained import select
 from bpref.transforms.curvature.direction import require_direction
 
 REFUSALS = (TypeError, ValueError, NotImplementedError)
