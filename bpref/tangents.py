@@ -30,7 +30,7 @@ def with_tangents_of(plain: Callable[P, R], f: Callable[P, R]) -> Callable[P, R]
     return _with_tangents_of(plain, jax.custom_jvp(wraps(plain)(f)))
 
 
-def by_decision(f: Callable[P, R], surrogate: Callable[P, R]) -> Callable[P, R]:
+def by_decision(f: Callable[..., R], surrogate: Callable[..., R]) -> Callable[..., R]:
     """`f`, with the tangents of another function, as estimators have it: what rounds is passed as if it did not.
 
     To the checker too its derivative is then the surrogate's. Nothing of that is computed until somebody asks.

@@ -71,8 +71,8 @@ def state_by_chunks(
         return into_chunks(z, k.shape[-2], (halving if is_halved else fitting)(chunk, k.shape[-3]))
 
     def unchunked(z, like, k):
-        if like is None or like.ndim == k.ndim:
-            return None if like is None else from_chunks(z, k.shape[-2], like)
+        if like.ndim == k.ndim:
+            return from_chunks(z, k.shape[-2], like)
         return from_chunks(z, k.shape[-2], like[..., None])[..., 0]
 
     def chunks_of(x):
@@ -108,8 +108,10 @@ def state_by_chunks(
         dy, dS = arrived(final, dy, x.heads)
         _, kept = scan(again, into_state(x.state, x.heads), chunks)
         dS, d = scan(step, dS, (chunks, kept, chunked(dy, x.heads.k)), reverse=True)
-        likes = *x.heads[:3], *x[1:-1]
-        dq, dk, dv, *others = (unchunked(z, like, x.heads.k) for z, like in zip(d, likes, strict=True))
+        dq, dk, dv = (unchunked(z, like, x.heads.k) for z, like in zip(d[:3], x.heads[:3], strict=True))
+        others = [
+            None if like is None else unchunked(z, like, x.heads.k) for z, like in zip(d[3:], x[1:-1], strict=True)
+        ]
         dstate = None if x.state is None else from_state(dS, x.heads)
         return (), pulled(x, kind(Heads(dq, dk, dv), *others, dstate))
 
