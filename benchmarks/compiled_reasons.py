@@ -8,6 +8,7 @@ _ON_CHIP = (
     "The logits are made again, twice the flops, so that they need no memory. At this length they would have stayed on "
     "the chip: 128 MB of it"
 )
+_ONE_MORE = "One more array of the input's size, or smaller, is alive, at fewer bytes accessed"
 _NOT_READ = "Not looked into yet: the figures are known, the program has not been read"
 
 REASONS: dict[str, str] = {
@@ -20,13 +21,22 @@ REASONS: dict[str, str] = {
     "weight_norm_linear": "The parts of a product that was split are added up twice, by two operations, where "
     "autodiff's second one reads the first one's sum",
     "qr": "Q enters two products, which XLA makes one of twice the width, and takes apart again",
-    "eigh": "One more array of the size of the matrices is alive, at fewer bytes accessed",
+    "eigh": _ONE_MORE,
     "dot_product_attention": "On the H100 dy V^T is scheduled before the forward is done, since both are one program "
     "here: one more array of the logits' size is alive, at fewer bytes accessed",
     "multi_head_attention": "It has the attention of `dot_product_attention`",
     "attention_with_log_sum_exp": _ON_CHIP,
     "blockwise_attention": _ON_CHIP,
     "latent_attention": _ON_CHIP,
+    "block_sparse_attention": _ON_CHIP,
+    "flex_attention": _ON_CHIP,
+    "path_attention": _NOT_READ,
+    "correlation": _NOT_READ,
+    "roi_align": _ONE_MORE,
+    "spherical_harmonics": _ONE_MORE,
+    "merge_attention": _NOT_READ,
+    "hadamard": _NOT_READ,
+    "alpha_compositing": _NOT_READ,
     "cholesky": "L leaves the factorisation by columns, and its copy by rows is a kernel of its own; autodiff's mask "
     "is made beside it. Two thirds of the temp memory",
     "crf": "One array of log-probabilities is moved out of the chip and back between both loops, though there is "
