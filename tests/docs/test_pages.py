@@ -150,6 +150,7 @@ def test_errors_at_growing_inputs_are_those_that_are_measured(site):
 NOT_AS_PRECISE = {
     "reversible_block": (1e-6, 1e-4),  # x comes back as a difference of what is far larger than it
     "linear_attention": (1e2,),  # neither has a digit left
+    "triangle_attention": (1e-6,),  # nor here: all keys are alike, and what differs from their mean cancels
 }
 """Where the error by hand is more than four times autodiff's, and why."""
 
