@@ -70,10 +70,7 @@ def fixed_point(
       TypeError: f is no layer, or has state.
     """
     who = "fixed_point"
-    require_layer(who, "f", f)
-    require_no_state(who, f)
-    steps, tolerance = require_size(who, "steps", steps), require_positive_or_none(who, "tolerance", tolerance)
-    begin = required_start(who, start)
+    steps, tolerance, begin = require_iteration(who, f, steps, tolerance, start)
 
     def init(key, x):
         return f.init(key, (jax.eval_shape(begin, x), x))
@@ -97,11 +94,19 @@ def fixed_point(
     return Layer(init, forward, backward, who, (f,), lambda f: fixed_point(f, steps, tolerance, start), ("",))
 
 
-def required_start(who: str, start: Callable[[PyTree], PyTree] | None) -> Callable[[PyTree], PyTree]:
-    """`start`, or what gives zeros like x; raise `TypeError` unless it is a function or `None`."""
+def require_iteration(
+    who: str, f: Layer, steps: int, tolerance: float | None, start: Callable[[PyTree], PyTree] | None
+) -> tuple[int, float | None, Callable[[PyTree], PyTree]]:
+    """How often, how far and from where a layer f is iterated; raises `TypeError` or `ValueError` where it cannot be.
+
+    Without a start it is from zeros like x.
+    """
+    require_layer(who, "f", f)
+    require_no_state(who, f)
+    steps, tolerance = require_size(who, "steps", steps), require_positive_or_none(who, "tolerance", tolerance)
     if start is not None and not callable(start):
         raise TypeError(f"{who}: start is {described(start)}, expected a function of x or None")
-    return start or (lambda x: jax.tree.map(jnp.zeros_like, x))
+    return steps, tolerance, start or (lambda x: jax.tree.map(jnp.zeros_like, x))
 
 
 def with_all_reached(turn: Callable[[PyTree], PyTree], u: PyTree) -> PyTree:

@@ -34,12 +34,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import PyTree
 
-from bpref.checks.hyperparameters import require_positive_or_none, require_size
-from bpref.compose.fixed_point import of_pair, required_start
+from bpref.compose.fixed_point import of_pair, require_iteration
 from bpref.compose.residual import require_same_shapes
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, require_array, require_floating, widen
-from bpref.layer import C, Layer, P, Reals, require_layer, require_no_state
+from bpref.layer import C, Layer, P, Reals
 from bpref.loops import settled
 
 
@@ -74,10 +73,7 @@ def root(
       TypeError: f is no layer, or has state; z is no floating-point array.
     """
     who = "root"
-    require_layer(who, "f", f)
-    require_no_state(who, f)
-    steps, tolerance = require_size(who, "steps", steps), require_positive_or_none(who, "tolerance", tolerance)
-    begin = required_start(who, start)
+    steps, tolerance, begin = require_iteration(who, f, steps, tolerance, start)
 
     def init(key, x):
         return f.init(key, (jax.eval_shape(begin, x), x))
@@ -97,10 +93,7 @@ def root(
         return z, f.forward(params, (z, x))[1]
 
     def backward(params, cache, dz):
-        if dz is None:
-            dparams, d = f.backward(params, cache, None)
-            return dparams, of_pair(d)[1]
-        u = -_solved(jnp.swapaxes(jacobian(params, cache, dz), -1, -2), dz)
+        u = None if dz is None else -_solved(jnp.swapaxes(jacobian(params, cache, dz), -1, -2), dz)
         dparams, d = f.backward(params, cache, u)
         return dparams, of_pair(d)[1]
 
