@@ -9,7 +9,6 @@ are. Here each process takes its part of the same batches.
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Union
 
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
@@ -97,7 +96,7 @@ class Rows:
             raise Changed(f"{self.file} {what}; its examples are read while a run goes on")
 
 
-Examples = Union[np.ndarray, Rows]  # noqa: UP007, NumPy's own types have no |
+Examples = np.ndarray | Rows
 """In memory, or not."""
 
 
