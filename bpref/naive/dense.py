@@ -1,4 +1,4 @@
-"""Products with a matrix, and norms, of the rows of an array."""
+"""Products with a matrix, and norms, of the rows of an array; systems of equations."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -25,3 +25,8 @@ def naive_norm(
     if scale is not None:
         y = y * jnp.broadcast_to(1 + scale if zero_centred else scale, y.shape)
     return y if shift is None else y + jnp.broadcast_to(shift, y.shape)
+
+
+def naive_solve(A: Array, B: Array) -> Array:
+    """The X with A X = B, of B (*b, n, k) or (*b, n)."""
+    return jnp.linalg.solve(A, B[..., None])[..., 0] if B.ndim < A.ndim else jnp.linalg.solve(A, B)

@@ -46,6 +46,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, positive_definite, product, transpose
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
+from bpref.naive.dense import naive_solve
 from bpref.rule import Case, Real, Rule, called_as
 
 
@@ -137,10 +138,7 @@ def _rows_summed(U: Array, V: Array) -> Array:
 @called_as(conjugate_gradient)
 def reference(params: tuple[()], x: tuple[Array, Array], **how) -> Array:
     A, B = (widen(v) for v in x)
-    S = (A + jnp.swapaxes(A, -1, -2)) / 2
-    if B.ndim < A.ndim:
-        return jnp.linalg.solve(S, B[..., None])[..., 0].astype(x[1].dtype)
-    return jnp.linalg.solve(S, B).astype(x[1].dtype)
+    return naive_solve((A + jnp.swapaxes(A, -1, -2)) / 2, B).astype(x[1].dtype)
 
 
 _A = Real("B n n", domain=positive_definite)
