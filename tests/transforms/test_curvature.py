@@ -8,8 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 import bpref
 from bpref.cotangents import is_differentiable
-from bpref.layer import no_params, select
+from bpref.layer import no_params
 from bpref.rules import RULES
+from bpref.trained import select
 from bpref.verify.rules.draw import draw
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program

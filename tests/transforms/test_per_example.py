@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.layer import no_params, select
+from bpref.layer import no_params
 from bpref.models.gpt import GptConfig, gpt_objective
 from bpref.rule import Key
 from bpref.rules import RULES
+from bpref.trained import select
 from bpref.transforms.curvature.squares import squares as squares_of
 from bpref.verify import oracle
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
