@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -65,10 +66,13 @@ def _has_params(rule: Rule) -> bool:
 def _made(rule: Rule) -> list[str]:
     case = rule.cases[0]
     x = _written(case.x, sized(case, dict.fromkeys(axes_of(case), SIZE)))
-    lines = ["import jax", "import jax.numpy as jnp", "import numpy as np", "", "import bpref", ""]
-    lines[5:5] = sorted(set(_imports(case.x)))
+    own = [maker for value in _chosen(case).values() if (maker := _maker(value))]
+    imports = sorted({*_imports(case.x), *(line for maker in own for line in _names_of(maker))})
     return [
-        *lines,
+        *("import jax", "import jax.numpy as jnp", "import numpy as np", "", "import bpref"),
+        *imports,
+        *(line for maker in own for line in ("", "", *inspect.getsource(maker).splitlines(), "")),
+        "",
         "rng = np.random.default_rng(0)",
         f"layer = bpref.{rule.make.__name__}({_arguments(case)})",
         f"x = {x}",
@@ -77,12 +81,36 @@ def _made(rule: Rule) -> list[str]:
 
 
 def _arguments(case: Case) -> str:
-    chosen = hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), SIZE)))
-    return ", ".join(f"{name}={written_value(value)}" for name, value in chosen.items())
+    return ", ".join(f"{name}={written_value(value)}" for name, value in _chosen(case).items())
+
+
+def _chosen(case: Case) -> dict[str, Any]:
+    return hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), SIZE)))
+
+
+def _maker(value: Any) -> FunctionType | None:
+    """The function that makes a layer which is no rule: a program writes it out."""
+    if not isinstance(value, Layer) or value.name in bpref.RULES:
+        return None
+    forward = inspect.unwrap(value.forward)
+    return forward.__globals__[forward.__qualname__.partition(".")[0]]
+
+
+def _names_of(maker: FunctionType) -> Iterator[str]:
+    """The imports that a function's text needs beyond those of every program."""
+    codes = [maker.__code__]
+    for code in codes:
+        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+    for name in sorted({name for code in codes for name in code.co_names}):
+        module = getattr(maker.__globals__.get(name), "__module__", "") or ""
+        if module.startswith("bpref."):
+            yield f"from {'bpref' if hasattr(bpref, name) else module} import {name}"
 
 
 def written_value(value: Any) -> str:
     """A hyperparameter as a program has it; a layer as the call that makes one like it."""
+    if maker := _maker(value):
+        return f"{maker.__name__}()"
     if isinstance(value, Layer):
         known = inspect.signature(bpref.RULES[value.name].make).parameters
         chosen = {name: v for name, v in _closed_over(value).items() if name in known and v != known[name].default}

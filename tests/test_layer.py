@@ -59,6 +59,12 @@ def test_a_cotangent_of_none_is_zero_through_the_bridge():
     assert bpref.trainable(layer, params, X) == {"scale": True, "mean": False, "count": False}
 
 
+def test_a_layer_may_be_written_where_functions_know_no_module():
+    names = {"bpref": bpref}
+    exec("double = bpref.Layer(bpref.tanh().init, lambda p, x: (2 * x, ()), lambda p, c, dy: ((), 2 * dy))", names)
+    np.testing.assert_array_equal(bpref.backpropagate(names["double"], (), X, X)[2], 2 * X)
+
+
 def test_a_subtree_without_cotangent_is_not_trained():
     layer = bpref.Layer(
         bpref.tanh().init,

@@ -45,7 +45,7 @@ def guarded(
       name: what messages call the layer.
       init, forward, backward: the three; the annotation of forward's x is what x is held to.
     """
-    if not getattr(forward, "__module__", "").startswith(RULES):
+    if not (getattr(forward, "__module__", None) or "").startswith(RULES):
         return Guarded(init, forward, backward)
     declared = declared_of(forward)
     seen: set[Hashable] = set()

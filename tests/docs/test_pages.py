@@ -239,7 +239,13 @@ def test_the_picture_names_what_goes_in_and_out_by_its_axes():
     assert flow.of_rule(RULES["embedding"]).returned == ["dW (V, d)"]
 
 
-@pytest.mark.parametrize("name", ["glu", "linear", "embedding"])
+def test_every_rule_has_a_page():
+    assert [
+        name for name in RULES if not rule_page.page(RULES[name]).startswith("---\nhide-toc: true\n---\n\n# " + name)
+    ] == []
+
+
+@pytest.mark.parametrize("name", ["glu", "linear", "embedding", "flex_attention"])
 def test_a_program_of_a_page_runs(name, capsys):
     exec(snippets.use(RULES[name]), {})
 
