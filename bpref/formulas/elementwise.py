@@ -19,7 +19,7 @@ from bpref.layer import Layer, each_position, no_params
 def elementwise(
     name: str,
     g: Callable[[Array], tuple[Array, PyTree]],
-    slope: Callable[[PyTree], Array],
+    slope: Callable[[PyTree], Array] | None = None,
     flat: Callable[[PyTree], Array] | None = None,
 ) -> Layer:
     """The layer of `y = g(x)`, element by element, for `x` of any shape and floating dtype.
@@ -27,8 +27,8 @@ def elementwise(
     Args:
       name: what error messages call the layer.
       g: `x -> (y, cache)`; the cache is a NamedTuple of arrays of x's shape, kept in x's dtype or as booleans.
-      slope: `cache -> g'(x)`, of x's shape; booleans where g' is 0 or 1. Of a cache of booleans it may choose between
-        Python numbers.
+      slope: `cache -> g'(x)`, of x's shape; left out where g' is 0 or 1, which a `PassingCache` tells. Of a cache of
+        booleans it may choose between Python numbers.
       flat: `cache -> ` where g is constant, whatever `slope` says there: no cotangent passes, and a NaN neither.
     """
 
@@ -37,10 +37,10 @@ def elementwise(
         return cast(y, x.dtype), _in_dtype(cache, x.dtype)
 
     def backward(params, cache, dy):
+        if slope is None:
+            return (), jnp.where(cache.passes, dy, 0)
         wide = wide_dtype(dy.dtype)
         derivative = slope(_in_dtype(cache, wide))
-        if derivative.dtype == bool:
-            return (), jnp.where(derivative, dy, 0)
         dx = cast(lax.mul(cast(dy, wide), cast(derivative, wide)), dy.dtype)
         return (), dx if flat is None else jnp.where(flat(cache), 0, dx)
 

@@ -86,7 +86,7 @@ def test_a_cache_of_another_layer():
     gelu.forward((), X)
     calls = {
         "linear: cache is a str, expected LinearCache, as forward gives": lambda: LINEAR.backward(PARAMS, "text", X),
-        "gelu: cache is a LinearCache, expected GeluCache, as forward gives": lambda: gelu.backward((), cache, X),
+        "gelu: cache is a LinearCache, expected InputCache, as forward gives": lambda: gelu.backward((), cache, X),
     }
     for message, call in calls.items():
         with pytest.raises(TypeError) as error:

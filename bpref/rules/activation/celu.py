@@ -12,24 +12,18 @@ Cached: x alone. The output would do, since exp(x / alpha) = y / alpha + 1, but 
 Numerical care: exp(...) - 1 is expm1; min(x, 0) keeps the exponential from overflowing.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class CeluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def celu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, CeluCache]:
+def celu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = max(x, 0) + alpha (exp(min(x, 0) / alpha) - 1) for x of any shape.
 
     Raises:
@@ -39,7 +33,7 @@ def celu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, CeluCache]:
     alpha = require_positive("celu", "alpha", alpha)
 
     def g(x):
-        return jnp.maximum(x, 0) + alpha * jnp.expm1(jnp.minimum(x, 0) / alpha), CeluCache(x)
+        return jnp.maximum(x, 0) + alpha * jnp.expm1(jnp.minimum(x, 0) / alpha), InputCache(x)
 
     def slope(cache):
         return jnp.exp(jnp.minimum(cache.x, 0) / alpha)

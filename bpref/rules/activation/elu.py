@@ -12,24 +12,18 @@ Numerical care: exp(x) - 1 is expm1(x). Both branches are computed for every x, 
 min(x, 0), which cannot overflow; for x > 0 the forward's expm1(0) = 0 then adds nothing to max(x, 0).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class EluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def elu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, EluCache]:
+def elu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x where x > 0, alpha (exp(x) - 1) where x <= 0, for x of any shape.
 
     Raises:
@@ -39,7 +33,7 @@ def elu(alpha: float = 1.0) -> Layer[tuple[()], Array, Reals, EluCache]:
     alpha = require_positive("elu", "alpha", alpha)
 
     def g(x):
-        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x))), EluCache(x)
+        return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x))), InputCache(x)
 
     def slope(cache):
         return jnp.where(cache.x > 0, 1, alpha * jnp.exp(jnp.minimum(cache.x, 0)))

@@ -22,24 +22,19 @@ An infinity is multiplied as the farthest finite number: y is -0 at -inf, and th
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import above_infinity, elementwise, finite
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 K = math.sqrt(8 / math.pi)
 C = 0.044715
-
-
-class GeluCache(NamedTuple):
-    x: Float[Array, "..."]
 
 
 def P(x: Array) -> Array:
@@ -50,7 +45,7 @@ def v(x: Array) -> Array:
     return K * x * (1 + C * (x * x))
 
 
-def gelu(approximate: bool = True) -> Layer[tuple[()], Array, Reals, GeluCache]:
+def gelu(approximate: bool = True) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x P(x) for x of any shape, in the tanh form or, with `approximate=False`, the erf form.
 
     Raises `ValueError` when `approximate` is no boolean, and `TypeError` when x is not floating-point.
@@ -59,7 +54,7 @@ def gelu(approximate: bool = True) -> Layer[tuple[()], Array, Reals, GeluCache]:
     s = jax.lax.logistic
 
     def g_tanh(x):
-        return above_infinity(x) * s(v(x)), GeluCache(x)
+        return above_infinity(x) * s(v(x)), InputCache(x)
 
     def slope_tanh(cache):
         s_v = s(v(cache.x))
@@ -69,7 +64,7 @@ def gelu(approximate: bool = True) -> Layer[tuple[()], Array, Reals, GeluCache]:
         return s_v + (K * falling + (3 * C * K) * (falling * x * x))
 
     def g_erf(x):
-        return above_infinity(x) * P(x), GeluCache(x)
+        return above_infinity(x) * P(x), InputCache(x)
 
     def slope_erf(cache):
         x = finite(cache.x)

@@ -11,23 +11,17 @@ Cached: whether |x| > l, one byte an element. The output tells it too, except wh
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
 from bpref.checks.hyperparameters import require_non_negative
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class HardShrinkCache(NamedTuple):
-    outside: Bool[Array, "..."]
-
-
-def hard_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, HardShrinkCache]:
+def hard_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = x where |x| > `size`, 0 elsewhere, for x of any shape.
 
     Raises:
@@ -37,12 +31,9 @@ def hard_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, HardShrinkC
     size = require_non_negative("hard_shrink", "size", size)
 
     def g(x):
-        return jnp.where(abs(x) <= size, 0, x), HardShrinkCache(abs(x) > size)
+        return jnp.where(abs(x) <= size, 0, x), PassingCache(abs(x) > size)
 
-    def slope(cache):
-        return cache.outside
-
-    return elementwise("hard_shrink", g, slope)
+    return elementwise("hard_shrink", g)
 
 
 def reference(params: tuple[()], x: Array, size: float = 0.5) -> Array:

@@ -11,34 +11,28 @@ Cached: whether x is inside, one byte an element. The slope takes two values, an
 Numerical care: the kinks are looked for in x and not in x + 3, whose rounding moves them.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class HardSigmoidCache(NamedTuple):
-    inside: Bool[Array, "..."]
-
-
-def hard_sigmoid() -> Layer[tuple[()], Array, Reals, HardSigmoidCache]:
+def hard_sigmoid() -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         y = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
-        return y, HardSigmoidCache(abs(x) < 3)
+        return y, PassingCache(abs(x) < 3)
 
     def slope(cache):
-        return jnp.full(cache.inside.shape, 1 / 6)
+        return jnp.full(cache.passes.shape, 1 / 6)
 
     def flat(cache):
-        return ~cache.inside
+        return ~cache.passes
 
     return elementwise("hard_sigmoid", g, slope, flat)
 

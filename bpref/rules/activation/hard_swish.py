@@ -14,28 +14,22 @@ h + x / 6 rounds four times and cancels near x = -3/2.
 max(x, -3) h is x h, and -0 at -inf, where 0 times infinity is NaN.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class HardSwishCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def hard_swish() -> Layer[tuple[()], Array, Reals, HardSwishCache]:
+def hard_swish() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x min(max(x + 3, 0), 6) / 6 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         h = jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (x + 3) / 6))
-        return jnp.maximum(x, -3) * h, HardSwishCache(x)
+        return jnp.maximum(x, -3) * h, InputCache(x)
 
     def slope(cache):
         x = cache.x

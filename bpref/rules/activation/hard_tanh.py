@@ -11,23 +11,17 @@ Cached: whether x is inside, one byte an element. Neither x nor y is needed.
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
 from bpref.checks.hyperparameters import require_finite
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class HardTanhCache(NamedTuple):
-    inside: Bool[Array, "..."]
-
-
-def hard_tanh(low: float = -1.0, high: float = 1.0) -> Layer[tuple[()], Array, Reals, HardTanhCache]:
+def hard_tanh(low: float = -1.0, high: float = 1.0) -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = min(max(x, low), high) for x of any shape.
 
     Raises:
@@ -40,12 +34,9 @@ def hard_tanh(low: float = -1.0, high: float = 1.0) -> Layer[tuple[()], Array, R
 
     def g(x):
         y = jnp.where(x < low, low, jnp.where(x > high, high, x))
-        return y, HardTanhCache((low <= x) & (x <= high))
+        return y, PassingCache((low <= x) & (x <= high))
 
-    def slope(cache):
-        return cache.inside
-
-    return elementwise("hard_tanh", g, slope)
+    return elementwise("hard_tanh", g)
 
 
 def reference(params: tuple[()], x: Array, low: float = -1.0, high: float = 1.0) -> Array:

@@ -11,24 +11,19 @@ Cached: nothing; the derivative is 1 everywhere.
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 from jax import Array
 from jaxtyping import Float
 
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class IdentityCache(NamedTuple):
-    pass
-
-
-def identity() -> Layer[tuple[()], Array, Reals, IdentityCache]:
+def identity() -> Layer[tuple[()], Array, Reals, NoCache]:
     """y = x for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def forward(params, x: Float[Array, "..."]):
-        return x, IdentityCache()
+        return x, NoCache()
 
     def backward(params, cache, dy):
         return (), dy

@@ -11,27 +11,21 @@ Numerical care: y is min(x, 0) - log1p(exp(-|x|)), where the exponential cannot 
 positive; s(-x) keeps full relative precision for large x, where it is exp(-x). See `formulas/logistic.py`.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class LogSigmoidCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def log_sigmoid() -> Layer[tuple[()], Array, Reals, LogSigmoidCache]:
+def log_sigmoid() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = -log(1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return -log1p_exp(-x), LogSigmoidCache(x)
+        return -log1p_exp(-x), InputCache(x)
 
     def slope(cache):
         return logistic(-cache.x)

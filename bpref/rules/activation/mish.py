@@ -16,13 +16,11 @@ below 1e-32: taking min(x, 40) there changes no bit and keeps E^2 from overflowi
 -inf is multiplied as the lowest finite number: y is -0 and its slope 0 there.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import above_infinity, elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
@@ -30,18 +28,14 @@ from bpref.rule import Case, Real, Rule
 LARGE = 40.0
 
 
-class MishCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def mish() -> Layer[tuple[()], Array, Reals, MishCache]:
+def mish() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x tanh(log(1 + exp(x))) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         v = above_infinity(x)
         E = jnp.exp(jnp.minimum(v, LARGE))
         N = E * (E + 2)
-        return v * (N / (N + 2)), MishCache(x)
+        return v * (N / (N + 2)), InputCache(x)
 
     def slope(cache):
         x = jnp.minimum(above_infinity(cache.x), LARGE)

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import InputCache
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
 
@@ -34,11 +35,7 @@ class PreluParams(NamedTuple):
     a: Float[Array, " d"] | Float[Array, ""]
 
 
-class PreluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer[PreluParams, Array, Reals, PreluCache]:
+def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer[PreluParams, Array, Reals, InputCache]:
     """y = x where x >= 0, a x where x < 0, a learned.
 
     Args:
@@ -64,7 +61,7 @@ def prelu(per_feature: bool = False, initial: float = 0.25) -> Layer[PreluParams
     def forward(params, x: Float[Array, "..."]):
         a = params.a
         z = widen(x)
-        return cast(jnp.where(z >= 0, z, _spread(a, x) * z), x.dtype), PreluCache(x)
+        return cast(jnp.where(z >= 0, z, _spread(a, x) * z), x.dtype), InputCache(x)
 
     def backward(params, cache, dy):
         a, x = params.a, widen(cache.x)

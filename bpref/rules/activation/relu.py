@@ -11,32 +11,23 @@ Cached: the sign of x, one byte an element. Neither x nor y is needed.
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class ReluCache(NamedTuple):
-    positive: Bool[Array, "..."]
-
-
-def relu() -> Layer[tuple[()], Array, Reals, ReluCache]:
+def relu() -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = max(x, 0) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.where(x <= 0, 0, x), ReluCache(x > 0)
+        return jnp.where(x <= 0, 0, x), PassingCache(x > 0)
 
-    def slope(cache):
-        return cache.positive
-
-    return elementwise("relu", g, slope)
+    return elementwise("relu", g)
 
 
 def reference(params: tuple[()], x: Array) -> Array:

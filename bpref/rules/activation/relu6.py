@@ -11,32 +11,23 @@ Cached: whether x is inside, one byte an element. Neither x nor y is needed.
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class Relu6Cache(NamedTuple):
-    inside: Bool[Array, "..."]
-
-
-def relu6() -> Layer[tuple[()], Array, Reals, Relu6Cache]:
+def relu6() -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = min(max(x, 0), 6) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
-        return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x)), Relu6Cache((x > 0) & (x < 6))
+        return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x)), PassingCache((x > 0) & (x < 6))
 
-    def slope(cache):
-        return cache.inside
-
-    return elementwise("relu6", g, slope)
+    return elementwise("relu6", g)
 
 
 def reference(params: tuple[()], x: Array) -> Array:

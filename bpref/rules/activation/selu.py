@@ -17,13 +17,11 @@ Numerical care: exp(x) - 1 is expm1(x). Both branches are computed for every x, 
 min(x, 0), which cannot overflow; for x > 0 the forward's expm1(0) = 0 then adds nothing to max(x, 0).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
@@ -32,16 +30,12 @@ ALPHA = 1.6732632423543772848170429916717
 SCALE = 1.0507009873554804934193349852946
 
 
-class SeluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def selu() -> Layer[tuple[()], Array, Reals, SeluCache]:
+def selu() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = scale elu(x, alpha) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         y = jnp.where(x > 0, x, ALPHA * jnp.expm1(jnp.where(x > 0, 0, x)))
-        return SCALE * y, SeluCache(x)
+        return SCALE * y, InputCache(x)
 
     def slope(cache):
         return jnp.where(cache.x > 0, SCALE, SCALE * ALPHA * jnp.exp(jnp.minimum(cache.x, 0)))

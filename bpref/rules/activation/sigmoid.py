@@ -11,27 +11,21 @@ derivative is as good as the y that was kept: accurate to a few units in the las
 a fraction of a unit in the last place of 1 on the right, where y rounds to 1.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import OutputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class SigmoidCache(NamedTuple):
-    y: Float[Array, "..."]
-
-
-def sigmoid() -> Layer[tuple[()], Array, Reals, SigmoidCache]:
+def sigmoid() -> Layer[tuple[()], Array, Reals, OutputCache]:
     """y = 1 / (1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         y = jax.lax.logistic(x)
-        return y, SigmoidCache(y)
+        return y, OutputCache(y)
 
     def slope(cache):
         return cache.y * (1 - cache.y)

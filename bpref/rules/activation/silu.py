@@ -13,27 +13,21 @@ few units in the last place of the derivative. s(-x) would be exact, for a secon
 An infinity is multiplied as the farthest finite number: y is -0 at -inf, and the slope 0 there and 1 at +inf.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import above_infinity, elementwise, finite
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class SiluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def silu() -> Layer[tuple[()], Array, Reals, SiluCache]:
+def silu() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x / (1 + exp(-x)) for x of any shape; raises `TypeError` when x is not floating-point."""
     s = jax.lax.logistic
 
     def g(x):
-        return above_infinity(x) * s(x), SiluCache(x)
+        return above_infinity(x) * s(x), InputCache(x)
 
     def slope(cache):
         x = cache.x

@@ -12,23 +12,17 @@ Numerical care: 4 q / (1 + q)^2 has the relative precision of the exponential on
 is written min(u, -u): JAX differentiates it to 0 at u = 0 and |u| to 1, so only the former gives y''(0) = 0 there.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class SoftCapCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def soft_cap(cap: float = 30.0) -> Layer[tuple[()], Array, Reals, SoftCapCache]:
+def soft_cap(cap: float = 30.0) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = cap tanh(x / cap) for x of any shape.
 
     Raises:
@@ -38,7 +32,7 @@ def soft_cap(cap: float = 30.0) -> Layer[tuple[()], Array, Reals, SoftCapCache]:
     cap = require_positive("soft_cap", "cap", cap)
 
     def g(x):
-        return cap * jnp.tanh(x / cap), SoftCapCache(x)
+        return cap * jnp.tanh(x / cap), InputCache(x)
 
     def slope(cache):
         x = cache.x

@@ -13,23 +13,17 @@ Cached: whether |x| > l, one byte an element. Neither x nor y is needed.
 Numerical care: none; y is one difference, rounded once, and the backward is exact.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
 from bpref.checks.hyperparameters import require_non_negative
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class SoftShrinkCache(NamedTuple):
-    outside: Bool[Array, "..."]
-
-
-def soft_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, SoftShrinkCache]:
+def soft_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, PassingCache]:
     """x brought nearer to 0 by `size`, and 0 where it is no farther off, for x of any shape.
 
     Raises:
@@ -40,12 +34,9 @@ def soft_shrink(size: float = 0.5) -> Layer[tuple[()], Array, Reals, SoftShrinkC
 
     def g(x):
         y = jnp.where(x > size, x - size, jnp.where(x < -size, x + size, jnp.where(jnp.isnan(x), x, 0)))
-        return y, SoftShrinkCache(abs(x) > size)
+        return y, PassingCache(abs(x) > size)
 
-    def slope(cache):
-        return cache.outside
-
-    return elementwise("soft_shrink", g, slope)
+    return elementwise("soft_shrink", g)
 
 
 def reference(params: tuple[()], x: Array, size: float = 0.5) -> Array:

@@ -25,8 +25,6 @@ gradient of 0; where all are -inf there is no distribution, and y is NaN. dx has
 There is no kink.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -34,15 +32,12 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import require_axis, scalar_as_line
+from bpref.formulas.caches import OutputCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class SoftmaxCache(NamedTuple):
-    y: Float[Array, "..."]
-
-
-def softmax(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftmaxCache]:
+def softmax(axis: int = -1) -> Layer[tuple[()], Array, Reals, OutputCache]:
     """y = exp(x) / sum exp(x) along an axis.
 
     Args:
@@ -63,7 +58,7 @@ def softmax(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftmaxCache]:
         z = widen(x)
         e = jnp.exp(z - lax.stop_gradient(jnp.max(z, along, keepdims=True)))
         y = cast(e / jnp.sum(e, along, keepdims=True), x.dtype)
-        return y, SoftmaxCache(y)
+        return y, OutputCache(y)
 
     def backward(params, cache, dy):
         y, v = widen(cache.y), widen(dy)

@@ -27,12 +27,13 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.formulas.along_axis import require_axis, scalar_as_line
+from bpref.formulas.caches import OutputCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
-from bpref.rules.activation.softmax import SoftmaxCache, softmax
+from bpref.rules.activation.softmax import softmax
 
 
-def softmin(axis: int = -1) -> Layer[tuple[()], Array, Reals, SoftmaxCache]:
+def softmin(axis: int = -1) -> Layer[tuple[()], Array, Reals, OutputCache]:
     """y = exp(-x) / sum exp(-x) along an axis.
 
     Args:

@@ -15,25 +15,19 @@ positive; s(b x) keeps full relative precision for very negative x, where it is 
 exponential: see `formulas/logistic.py`.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive, require_positive_or_none
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.formulas.logistic import falling, logistic
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class SoftplusCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def softplus(beta: float = 1.0, threshold: float | None = None) -> Layer[tuple[()], Array, Reals, SoftplusCache]:
+def softplus(beta: float = 1.0, threshold: float | None = None) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = log(1 + exp(beta x)) / beta for x of any shape; x itself where beta x is above a threshold.
 
     Raises:
@@ -45,7 +39,7 @@ def softplus(beta: float = 1.0, threshold: float | None = None) -> Layer[tuple[(
 
     def g(x):
         y = jnp.where(x >= 0, x, 0) + jnp.log1p(falling(beta * x)) / beta
-        return y if threshold is None else jnp.where(beta * x > threshold, x, y), SoftplusCache(x)
+        return y if threshold is None else jnp.where(beta * x > threshold, x, y), InputCache(x)
 
     def slope(cache):
         s = logistic(beta * cache.x)

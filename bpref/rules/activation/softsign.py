@@ -13,27 +13,21 @@ Numerical care: the reciprocal is taken first and squared after, so that the squ
 An infinity is divided as the farthest finite number, and y is -1 or 1 there.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise, finite
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class SoftsignCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def softsign() -> Layer[tuple[()], Array, Reals, SoftsignCache]:
+def softsign() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = x / (1 + |x|) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         v = finite(x)
-        return v / (1 + abs(v)), SoftsignCache(x)
+        return v / (1 + abs(v)), InputCache(x)
 
     def slope(cache):
         r = 1 / (1 + abs(cache.x))

@@ -11,28 +11,22 @@ Cached: x alone. sqrt(y) would tell max(x, 0) as well, but not where y underflow
 Numerical care: each of y and dx rounds once or twice; y overflows where x exceeds the root of the largest number.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import InputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class SquaredReluCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def squared_relu() -> Layer[tuple[()], Array, Reals, SquaredReluCache]:
+def squared_relu() -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = max(x, 0)^2 for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         r = jnp.where(x <= 0, 0, x)
-        return r * r, SquaredReluCache(x)
+        return r * r, InputCache(x)
 
     def slope(cache):
         return 2 * cache.x

@@ -10,28 +10,22 @@ Numerical care: 1 - y^2 is computed as (1 - y)(1 + y), whose factors are exact o
 squaring first would cancel near |y| = 1.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
+from bpref.formulas.caches import OutputCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 
 
-class TanhCache(NamedTuple):
-    y: Float[Array, "..."]
-
-
-def tanh() -> Layer[tuple[()], Array, Reals, TanhCache]:
+def tanh() -> Layer[tuple[()], Array, Reals, OutputCache]:
     """y = tanh(x) for x of any shape; raises `TypeError` when x is not floating-point."""
 
     def g(x):
         y = jnp.tanh(x)
-        return y, TanhCache(y)
+        return y, OutputCache(y)
 
     def slope(cache):
         return (1 - cache.y) * (1 + cache.y)

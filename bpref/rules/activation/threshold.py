@@ -11,23 +11,17 @@ Cached: whether x > t, one byte an element. The output does not tell it where v 
 Numerical care: none; the forward and the backward are exact.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
 
 from bpref.checks.hyperparameters import require_finite
+from bpref.formulas.caches import PassingCache
 from bpref.formulas.elementwise import elementwise
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class ThresholdCache(NamedTuple):
-    above: Bool[Array, "..."]
-
-
-def threshold(bound: float = 0.0, value: float = 0.0) -> Layer[tuple[()], Array, Reals, ThresholdCache]:
+def threshold(bound: float = 0.0, value: float = 0.0) -> Layer[tuple[()], Array, Reals, PassingCache]:
     """y = x where x is above `bound`, `value` elsewhere, for x of any shape.
 
     Raises:
@@ -38,12 +32,9 @@ def threshold(bound: float = 0.0, value: float = 0.0) -> Layer[tuple[()], Array,
     value = require_finite("threshold", "value", value)
 
     def g(x):
-        return jnp.where(x <= bound, value, x), ThresholdCache(x > bound)
+        return jnp.where(x <= bound, value, x), PassingCache(x > bound)
 
-    def slope(cache):
-        return cache.above
-
-    return elementwise("threshold", g, slope)
+    return elementwise("threshold", g)
 
 
 def reference(params: tuple[()], x: Array, bound: float = 0.0, value: float = 0.0) -> Array:

@@ -48,6 +48,7 @@ from bpref.checks.shapes import require_shape
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
+from bpref.formulas.caches import InputCache
 from bpref.formulas.decoder import decoder
 from bpref.formulas.states import begins, require_alone
 from bpref.formulas.steps import Passed
@@ -55,7 +56,7 @@ from bpref.formulas.taps import pull_taps, taps
 from bpref.layer import Layer
 from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
-from bpref.rules.activation.silu import SiluCache, silu
+from bpref.rules.activation.silu import silu
 from bpref.rules.convolution.causal_convolution import causal_convolution
 from bpref.rules.convolution.convolution import ConvolutionParams
 from bpref.rules.norm.rms_norm import RmsNormCache, RmsNormParams, rms_norm
@@ -229,7 +230,7 @@ def mamba_block(
 
         do = cast(times(dout, params.W_out), dtype)
         dW_out = cast(transposed_times(dout, y * gate), dtype)
-        dz = act.backward((), SiluCache(z), do * y)[1]
+        dz = act.backward((), InputCache(z), do * y)[1]
 
         of_scan = SelectiveScanCache(scanned(u, delta, RBC, given, before), starts)
         dscan, (du, ddelta, dB, dC, dh, _) = scan.backward(params.scan, of_scan, Passed(do * gate, dafter and dafter.h))
@@ -238,7 +239,7 @@ def mamba_block(
         dW_x = cast(transposed_times(dRBC, u), dtype)
         du = du + cast(times(dRBC, params.W_x), dtype)
 
-        dW, db, dv = pull_taps(W, b, v, n, act.backward((), SiluCache(c), du)[1])
+        dW, db, dv = pull_taps(W, b, v, n, act.backward((), InputCache(c), du)[1])
         if dafter is not None:
             dv = dv.at[:, v.shape[1] - past :].add(rest(dafter.v, n))
         dvz = jnp.concatenate((dv[:, past:], dz), -1)

@@ -23,8 +23,6 @@ that y has one rounding's error at any T. A tree of partial sums, as `jnp.cumsum
 memory log T times. It is taken elsewhere, where T steps one after the other would be slow.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -32,17 +30,14 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class CumulativeSumCache(NamedTuple):
-    pass
-
-
 def cumulative_sum(
     axis: int = -1, reverse: bool = False, exclusive: bool = False
-) -> Layer[tuple[()], Array, Reals, CumulativeSumCache]:
+) -> Layer[tuple[()], Array, Reals, NoCache]:
     """y_t = the sum of x_k over k up to t.
 
     Args:
@@ -75,7 +70,7 @@ def cumulative_sum(
 
     def forward(params, x: Float[Array, "..."]):
         axis_of(who, "x", x, axis)
-        return total(x, reverse), CumulativeSumCache()
+        return total(x, reverse), NoCache()
 
     def backward(params, cache, dy):
         return (), total(dy, not reverse)

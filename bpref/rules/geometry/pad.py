@@ -24,7 +24,6 @@ Numerical care: half precision is summed in float32, all axes before the one rou
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, is_number, plain, require_choice
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -42,13 +42,9 @@ MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "circular
 SEVERAL = (tuple, list, np.ndarray)
 
 
-class PadCache(NamedTuple):
-    pass
-
-
 def pad(
     widths: Sequence[tuple[int, int]], mode: str = "constant", value: float = 0.0
-) -> Layer[tuple[()], Array, Reals, PadCache]:
+) -> Layer[tuple[()], Array, Reals, NoCache]:
     """x with borders.
 
     Args:
@@ -85,7 +81,7 @@ def pad(
                     f"for a border of {max(width)}"
                 )
         filling = {"constant_values": jnp.asarray(value, x.dtype)} if mode == "constant" else {}
-        return jnp.pad(x, tuple(widths), MODES[mode], **filling), PadCache()
+        return jnp.pad(x, tuple(widths), MODES[mode], **filling), NoCache()
 
     def backward(params, cache, dy):
         dx = widen(dy)

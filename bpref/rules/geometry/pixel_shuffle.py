@@ -17,22 +17,17 @@ Cached: nothing. The shape of dy tells that of x.
 Numerical care: none is needed, numbers are only moved.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class PixelShuffleCache(NamedTuple):
-    pass
-
-
-def pixel_shuffle(factor: int, inverse: bool = False) -> Layer[tuple[()], Array, Reals, PixelShuffleCache]:
+def pixel_shuffle(factor: int, inverse: bool = False) -> Layer[tuple[()], Array, Reals, NoCache]:
     """Images r times as high and wide, of r^2 times fewer channels; with `inverse` the other way round.
 
     Args:
@@ -59,7 +54,7 @@ def pixel_shuffle(factor: int, inverse: bool = False) -> Layer[tuple[()], Array,
             raise ValueError(f"{who}: x has shape {x.shape}, expected H and W divisible by factor {r}")
         if not inverse and C % r**2:
             raise ValueError(f"{who}: x has {C} channels in its last axis, expected a multiple of factor^2 = {r**2}")
-        return (to_channels if inverse else to_space)(x), PixelShuffleCache()
+        return (to_channels if inverse else to_space)(x), NoCache()
 
     def backward(params, cache, dy):
         return (), (to_space if inverse else to_channels)(dy)

@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.formulas.decoder import decoder
 from bpref.formulas.table import normal_table
 from bpref.layer import Layer, Reals
@@ -35,11 +36,7 @@ class PositionEmbeddingParams(NamedTuple):
     W: Float[Array, "L d"]
 
 
-class PositionEmbeddingCache(NamedTuple):
-    pass
-
-
-def position_embedding(positions: int) -> Layer[PositionEmbeddingParams, Array, Reals, PositionEmbeddingCache]:
+def position_embedding(positions: int) -> Layer[PositionEmbeddingParams, Array, Reals, NoCache]:
     """y = x + W, row t of W added to position t: learned positions, as GPT-2 has them.
 
     Args:
@@ -64,7 +61,7 @@ def position_embedding(positions: int) -> Layer[PositionEmbeddingParams, Array, 
         if positions < T:
             raise ValueError(f"{who}: x has {T} positions, expected at most {positions}, the rows of W")
         rows = lax.slice_in_dim(params.W, 0, T)
-        return x + jnp.broadcast_to(rows, x.shape), PositionEmbeddingCache()
+        return x + jnp.broadcast_to(rows, x.shape), NoCache()
 
     def backward(params, cache, dy):
         W = params.W

@@ -21,7 +21,6 @@ Numerical care: half precision is summed in float32 and rounded once. n log2 n s
 """
 
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,15 +29,12 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class HadamardCache(NamedTuple):
-    pass
-
-
-def hadamard(orthonormal: bool = True) -> Layer[tuple[()], Array, Reals, HadamardCache]:
+def hadamard(orthonormal: bool = True) -> Layer[tuple[()], Array, Reals, NoCache]:
     """y = H x, the Walsh-Hadamard transform of each row.
 
     Args:
@@ -57,7 +53,7 @@ def hadamard(orthonormal: bool = True) -> Layer[tuple[()], Array, Reals, Hadamar
     def forward(params, x: Float[Array, "*b n>0"]):
         if (n := x.shape[-1]) & (n - 1):
             raise ValueError(f"{who}: x has {n} elements in its last axis, expected a power of 2")
-        return transform(x), HadamardCache()
+        return transform(x), NoCache()
 
     def backward(params, cache, dy):
         return (), transform(dy)

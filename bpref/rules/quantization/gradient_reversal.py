@@ -17,23 +17,18 @@ Numerical care: dx rounds once, in float32 for half precision. The forward is x 
 whoever differentiates the forward itself what the backward does.
 """
 
-from typing import NamedTuple
-
 from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.tangents import by_decision
 
 
-class GradientReversalCache(NamedTuple):
-    pass
-
-
-def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, GradientReversalCache]:
+def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, NoCache]:
     """y = x, with the backward dx = -strength dy.
 
     Args:
@@ -50,7 +45,7 @@ def gradient_reversal(strength: float = 1.0) -> Layer[tuple[()], Array, Reals, G
     strength = require_finite(who, "strength", strength)
 
     def forward(params, x: Float[Array, "..."]):
-        return by_decision(lambda x: x, reversed_)(x), GradientReversalCache()
+        return by_decision(lambda x: x, reversed_)(x), NoCache()
 
     def backward(params, cache, dy):
         return (), reversed_(dy)

@@ -37,6 +37,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_count, require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import InputCache
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule
 from bpref.tangents import by_decision
@@ -46,13 +47,9 @@ class LearnedStepQuantizerParams(NamedTuple):
     s: Float[Array, ""]
 
 
-class LearnedStepQuantizerCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
 def learned_step_quantizer(
     bits: int = 8, signed: bool = True, example_axes: int = 0
-) -> Layer[LearnedStepQuantizerParams, Array, Reals, LearnedStepQuantizerCache]:
+) -> Layer[LearnedStepQuantizerParams, Array, Reals, InputCache]:
     """y = s round(clip(x / s)), s learned (LSQ).
 
     Args:
@@ -87,7 +84,7 @@ def learned_step_quantizer(
         if x.ndim < example_axes:
             raise ValueError(f"{who}: x has shape {x.shape}, expected at least {example_axes} axes, of examples")
         y = by_decision(quantized, estimated)(widen(params.s), widen(x))
-        return cast(y, x.dtype), LearnedStepQuantizerCache(x)
+        return cast(y, x.dtype), InputCache(x)
 
     def backward(params, cache, dy):
         s, z, v = widen(params.s), widen(cache.x), widen(dy)

@@ -27,7 +27,6 @@ in float32. Overflow and underflow are met only where a product of some of the o
 """
 
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -35,17 +34,14 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import InputCache
 from bpref.formulas.joined import concatenated
 from bpref.formulas.reduced import Axis, numbered, require_axes, restored
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class ReduceProdCache(NamedTuple):
-    x: Float[Array, "..."]
-
-
-def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer[tuple[()], Array, Reals, ReduceProdCache]:
+def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer[tuple[()], Array, Reals, InputCache]:
     """y = the product of x over some axes.
 
     Args:
@@ -64,7 +60,7 @@ def reduce_prod(axis: Axis = None, keepdims: bool = False) -> Layer[tuple[()], A
 
     def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
-        return cast(jnp.prod(widen(x), axes, keepdims=keepdims), x.dtype), ReduceProdCache(x)
+        return cast(jnp.prod(widen(x), axes, keepdims=keepdims), x.dtype), InputCache(x)
 
     def backward(params, cache, dy):
         x = cache.x

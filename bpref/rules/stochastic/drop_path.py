@@ -29,6 +29,7 @@ from jax import Array, lax
 from jaxtyping import Float, PyTree
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
 from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -38,11 +39,7 @@ class DropPathParams(NamedTuple):
     key: PyTree
 
 
-class DropPathCache(NamedTuple):
-    pass
-
-
-def drop_path(rate: float = 0.1) -> Layer[DropPathParams, Array, Reals, DropPathCache]:
+def drop_path(rate: float = 0.1) -> Layer[DropPathParams, Array, Reals, NoCache]:
     """y = x / (1 - rate) for the examples that are kept, 0 for those that are dropped.
 
     Args:
@@ -63,7 +60,7 @@ def drop_path(rate: float = 0.1) -> Layer[DropPathParams, Array, Reals, DropPath
 
     def forward(params, x: Float[Array, "N ..."]):
         require_key(who, params.key)
-        return masked(params.key, x), DropPathCache()
+        return masked(params.key, x), NoCache()
 
     def backward(params, cache, dy):
         return DropPathParams(None), masked(params.key, dy)

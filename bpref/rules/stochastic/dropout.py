@@ -31,6 +31,7 @@ from jax import Array
 from jaxtyping import Bool, Float, PyTree
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.formulas.random_draws import KEY, kept, require_key, require_rate
 from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -40,11 +41,7 @@ class DropoutParams(NamedTuple):
     key: PyTree
 
 
-class DropoutCache(NamedTuple):
-    pass
-
-
-def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[DropoutParams, Array, Reals, DropoutCache]:
+def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[DropoutParams, Array, Reals, NoCache]:
     """y = x / (1 - rate) where it is kept, 0 where it is dropped.
 
     Args:
@@ -67,7 +64,7 @@ def dropout(rate: float = 0.5, shared_axes: tuple[int, ...] = ()) -> Layer[Dropo
     def forward(params, x: Float[Array, "..."]):
         require_key(who, params.key)
         _require_axes(who, x, shared_axes)
-        return masked(params.key, x), DropoutCache()
+        return masked(params.key, x), NoCache()
 
     def backward(params, cache, dy):
         return DropoutParams(None), masked(params.key, dy)

@@ -25,6 +25,7 @@ from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
+from bpref.formulas.caches import NoCache
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Held, Layer, Reals, each_position
 from bpref.rule import Case, Interval, Key, Real, Rule
@@ -34,11 +35,7 @@ class GaussianNoiseParams(NamedTuple):
     key: PyTree
 
 
-class GaussianNoiseCache(NamedTuple):
-    pass
-
-
-def gaussian_noise(std: float = 0.1) -> Layer[GaussianNoiseParams, Array, Reals, GaussianNoiseCache]:
+def gaussian_noise(std: float = 0.1) -> Layer[GaussianNoiseParams, Array, Reals, NoCache]:
     """y = x + std e, e drawn from the standard normal distribution.
 
     Args:
@@ -60,10 +57,10 @@ def gaussian_noise(std: float = 0.1) -> Layer[GaussianNoiseParams, Array, Reals,
     def forward(params, x: Float[Array, "..."]):
         require_key(who, params.key)
         if std == 0:
-            return x, GaussianNoiseCache()
+            return x, NoCache()
         z = widen(x)
         e = jax.random.normal(params.key, x.shape, jnp.float32)
-        return cast(z + std * cast(e, z.dtype), x.dtype), GaussianNoiseCache()
+        return cast(z + std * cast(e, z.dtype), x.dtype), NoCache()
 
     def backward(params, cache, dy):
         return GaussianNoiseParams(None), dy

@@ -32,6 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, PyTree
 
 from bpref.dtypes import cast, floating_dtype, wide_dtype, widen
+from bpref.formulas.caches import NoCache
 from bpref.formulas.formats import spacing, to_nearest
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Layer, Reals, each_position
@@ -43,13 +44,9 @@ class StochasticRoundingParams(NamedTuple):
     key: PyTree
 
 
-class StochasticRoundingCache(NamedTuple):
-    pass
-
-
 def stochastic_rounding(
     dtype: DTypeLike = "bfloat16",
-) -> Layer[StochasticRoundingParams, Array, Reals, StochasticRoundingCache]:
+) -> Layer[StochasticRoundingParams, Array, Reals, NoCache]:
     """y = x, rounded at random to numbers that a narrower format has, and right on the mean.
 
     Args:
@@ -74,11 +71,11 @@ def stochastic_rounding(
         require_key(who, params.key)
         bits = jax.random.bits(params.key, x.shape, jnp.uint32)
         y = by_decision(at_random, lambda x, bits: x)(widen(x), bits)
-        return cast(y, x.dtype), StochasticRoundingCache()
+        return cast(y, x.dtype), NoCache()
 
     def of_nearest(params, x: Float[Array, "..."]):
         y = by_decision(lambda x: to_nearest(x, to), lambda x: x)(widen(x))
-        return cast(y, x.dtype), StochasticRoundingCache()
+        return cast(y, x.dtype), NoCache()
 
     def backward(params, cache, dy):
         return StochasticRoundingParams(None), dy
