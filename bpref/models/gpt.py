@@ -1,4 +1,4 @@
-"""gpt: a decoder of transformer blocks, from token ids to logits, as GPT-2, Llama, Mistral and Qwen 2 have it.
+"""gpt: a decoder of transformer blocks, from token ids to logits, as GPT-2, Llama, Mistral, Qwen 2 and SmolLM have it.
 
 With ids s of shape (B, T), V tokens, d features and L blocks, E the table of tokens and P that of positions, if they
 are learned (RoPE has them in the attention):
@@ -10,15 +10,21 @@ are learned (RoPE has them in the attention):
     z    = t tanh(z / t)                                                  where there is a soft cap t of the logits
     J    = mean over all positions of -log softmax(z)_y                   y: the next tokens, (B, T)
 
+Blocks may be of several kinds, in a pattern of p of them that is repeated: some without rotations, some with a window.
+The loop is then over L / p groups, a group's blocks one after the other.
+
 Training never makes z whole: the fused loss takes W's place at the head, under its name, so that the network generates
 with the params that the objective was trained with.
 
 Sources: GPT-2: Radford et al., 'Language models are unsupervised multitask learners' (2019); Llama: arXiv:2302.13971,
 2: arXiv:2307.09288, 3: arXiv:2407.21783; Mistral: arXiv:2310.06825; Qwen 2: arXiv:2407.10671; SmolLM 2:
-arXiv:2502.02737; soft caps: Gemma 2, arXiv:2408.00118.
+arXiv:2502.02737; soft caps, and windows in every other block: Gemma 2, arXiv:2408.00118; blocks without rotations:
+arXiv:2305.19466, and among others with them arXiv:2501.18795.
 """
 
 from dataclasses import dataclass
+from math import lcm
+from typing import NamedTuple
 
 from bpref.checks.hyperparameters import require_flags, require_positive_or_none, require_sizes
 from bpref.compose import objective, residual, scan, serial, shared
@@ -41,6 +47,13 @@ from bpref.rules.stochastic.dropout import dropout
 from bpref.transforms.stateful import stateful
 
 
+class Sight(NamedTuple):
+    """What a block knows of positions: the base of its rotations, and how far back it sees; None: none, and all."""
+
+    rope: float | None
+    window: int | None
+
+
 @dataclass(frozen=True)
 class GptConfig:
     """The shape of a GPT; what has a default is Llama's.
@@ -55,12 +68,16 @@ class GptConfig:
       bias: whether the blocks' products have biases; "qkv": those of queries, keys and values alone.
       tied: whether the head is the table of tokens.
       window: how many positions back a position sees, itself among them; None: all.
+      rotated, windowed: which blocks, counted from the first, have the rotations and the window, again and again until
+        the last: `(True, True, True, False)` leaves every fourth as it is. SmolLM 3 and Llama 4 rotate so (the latter
+        with more besides), and Gemma 2 has `windowed=(True, False)`. The depth is a multiple of each length.
       soft_cap, logit_soft_cap: what no logit of the attention, and none of the tokens, reaches; None: no bound.
       dropout: the share that is dropped of the embeddings, and of what each half of a block adds.
       attention_dropout: the share that is dropped of the weights of the attention.
 
     Raises:
-      ValueError: a number is out of its range, or heads do not divide the width, or kv_heads the heads.
+      ValueError: a number is out of its range, or heads do not divide the width, or kv_heads the heads, or a pattern
+        does not divide the depth, or says which blocks have what none has.
     """
 
     vocabulary: int
@@ -83,6 +100,8 @@ class GptConfig:
     attention_dropout: float = 0.0
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
+    rotated: tuple[bool, ...] = (True,)
+    windowed: tuple[bool, ...] = (True,)
 
     def __post_init__(self) -> None:
         who = "gpt"
@@ -100,13 +119,42 @@ class GptConfig:
         of_attention = self.rope, True, self.window, self.bias, self.eps, 128, self.stretch, self.soft_cap
         attention_layer(who, self.heads, self.kv_heads, self.norm, *of_attention)
         mlp_layer(who, self.hidden, self.activation, self.gated, self.norm, False, self.eps)
+        self._require_patterns(who)
+
+    @property
+    def group(self) -> tuple[Sight, ...]:
+        """The blocks that are repeated: the first of all, and those after it."""
+        rotated, windowed = self.rotated, self.windowed
+        return tuple(
+            Sight(
+                self.rope if rotated[i % len(rotated)] else None,
+                self.window if windowed[i % len(windowed)] else None,
+            )
+            for i in range(lcm(len(rotated), len(windowed)))
+        )
+
+    def _require_patterns(self, who: str) -> None:
+        for name, of in (("rotated", "rope"), ("windowed", "window")):
+            pattern = getattr(self, name)
+            if not (isinstance(pattern, tuple) and pattern and all(isinstance(v, bool) for v in pattern)):
+                raise ValueError(
+                    f"{who}: {name} is {pattern!r}, expected a tuple of True and False, such as (True, False)"
+                )
+            if getattr(self, of) is None and pattern != (True,):
+                raise ValueError(f"{who}: {name} is {pattern}, but {of} is None: no block has any")
+        if self.depth % len(self.group):
+            raise ValueError(
+                f"{who}: depth is {self.depth}, expected a multiple of {len(self.group)}, after which rotated, "
+                f"{self.rotated}, and windowed, {self.windowed}, begin again together"
+            )
 
 
 def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
     """The network: token ids `(B, T)` to logits `(B, T, V)`.
 
     Params are `{"body": {"embed", "positions", "blocks", "norm"}, "head"}`, without positions for RoPE; the blocks' are
-    stacked along a first axis, of the depth. Where the head is tied they are `{"shared", "network"}`, see `shared`.
+    stacked along a first axis, of the depth; where `config.group` has several, they are a tuple of as many, each one
+    stacked along an axis of the groups. Where the head is tied params are `{"shared", "network"}`, see `shared`.
 
     Args:
       config: a `GptConfig`, or the name of one of `GPT_PRESETS`.
@@ -183,13 +231,16 @@ def as_config(config: GptConfig | str) -> GptConfig:
 def _body(config: GptConfig, remat: bool) -> Layer:
     """Ids to features, (B, T, d)."""
     require_flags("gpt", remat=remat)
-    block = _block(config)
+    kinds = {sight: _block(config, sight) for sight in config.group}
+    if remat:
+        kinds = {sight: remat_of(block) for sight, block in kinds.items()}
+    blocks = [kinds[sight] for sight in config.group]
     layers: dict[str, Layer] = {"embed": embedding(config.vocabulary, config.width)}
     if config.rope is None:
         layers["positions"] = position_embedding(config.context)
     if config.dropout:
         layers["drop"] = dropout(config.dropout)
-    layers["blocks"] = scan(remat_of(block) if remat else block, config.depth)
+    layers["blocks"] = scan(blocks[0] if len(blocks) == 1 else serial(*blocks), config.depth // len(blocks))
     layers["norm"] = layer_norm(config.eps) if config.norm == "layer" else rms_norm(config.eps)
     return serial(**layers)
 
@@ -212,9 +263,9 @@ def _head(vocabulary: int, cap: float | None) -> Layer:
     return product._replace(forward=forward, backward=backward, name="capped_linear")
 
 
-def _block(config: GptConfig) -> Layer:
-    c = config
-    own = {"rope": c.rope, "window": c.window, "bias": c.bias, "stretch": c.stretch, "soft_cap": c.soft_cap}
+def _block(config: GptConfig, sight: Sight) -> Layer:
+    c, stretch = config, None if sight.rope is None else config.stretch
+    own = sight._asdict() | {"bias": c.bias, "stretch": stretch, "soft_cap": c.soft_cap}
     own |= {"eps": c.eps, "dropout": c.attention_dropout}
     if not c.dropout:
         return transformer_block(c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, **own)
@@ -262,5 +313,8 @@ GPT_PRESETS: dict[str, GptConfig] = {
     "qwen2-1.5b": _qwen2(151936, 1536, 28, 12, 8960, 2, True),
     "qwen2-7b": _qwen2(152064, 3584, 28, 28, 18944, 4, False),
     "smollm2-135m": GptConfig(49152, 576, 30, 9, 1536, 8192, 3, rope=1e5, tied=True),
+    "smollm3-3b": GptConfig(
+        128256, 2048, 36, 16, 11008, 65536, 4, rope=5e6, eps=1e-6, tied=True, rotated=(True, True, True, False)
+    ),
 }
 """Published shapes by name, those alone that the layers have exactly."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bpref.checks.hyperparameters import require_size
 from bpref.formulas.rotations import Stretch, fast_of
 from bpref.models.gpt import GptConfig
 from bpref.nearest import require_known
@@ -24,6 +25,7 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 LLAMA_NAMES = {
     "vocabulary": "vocab_size",
@@ -80,15 +82,20 @@ def kind_of(config: GptConfig) -> str:
     alike = c.kv_heads in (None, c.heads)
     if c.soft_cap is not None or c.logit_soft_cap is not None:
         raise ValueError(f"no published layout that is known has soft caps, as {config} has")
+    if not all(c.windowed):
+        raise ValueError(f"no published layout that is known has windows in some blocks alone, as {config} has")
     if c.rope is None:
         if (c.norm, c.gated, bool(c.bias), c.bias, c.window, alike) == ("layer", False, True, True, None, True):
             return "gpt2"
+    elif not all(c.rotated):
+        if c.norm == "rms" and c.gated and isinstance(c.bias, bool) and c.window is None:
+            return "smollm3"
     elif c.norm == "rms" and c.gated:
         if c.bias == "qkv" and c.window is None:
             return "qwen2"
         if c.bias is False or (c.bias is True and c.window is None):
             return "llama" if c.window is None else "mistral"
-    raise ValueError(f"no published layout has {config}; expected that of GPT-2, Llama, Mistral or Qwen 2")
+    raise ValueError(f"no published layout has {config}; expected that of GPT-2, Llama, Mistral, Qwen 2 or SmolLM 3")
 
 
 Published = dict[str, Any]
@@ -118,7 +125,10 @@ def published_of(config: GptConfig, dtype: DTypeLike) -> Published:
     of |= {"rope_scaling": None if c.stretch is None else _scaling_of(c.stretch)}
     if kind == "mistral":
         of["sliding_window"] = c.window
-    if kind == "llama":
+    if kind == "smollm3":
+        of["pad_token_id"] = None  # theirs by default, which a small vocabulary does not have
+        of["no_rope_layers"] = [int(sight.rope is not None) for sight in c.group] * (c.depth // len(c.group))
+    if kind in ("llama", "smollm3"):
         of |= {"attention_bias": bool(c.bias), "mlp_bias": bool(c.bias)}
     return of
 
@@ -154,16 +164,31 @@ def _of_llama(of: Published) -> GptConfig:
         stretch=stretch,
         activation=_activation(of, "hidden_act", "silu"),
         bias="qkv" if kind == "qwen2" else biases[0],
-        tied=of.get("tie_word_embeddings", False),
+        tied=of.get("tie_word_embeddings", kind == "smollm3"),
         window=_window(of),
+        rotated=_rotated(of) if kind == "smollm3" else (True,),
     )
+
+
+def _rotated(of: Published) -> tuple[bool, ...]:
+    """The shortest pattern of which SmolLM 3's blocks with rotations are repetitions."""
+    L, told = require_size("gpt", "depth", of["num_hidden_layers"]), of.get("no_rope_layers")
+    if told is None:
+        every = require_size("gpt", "no_rope_layer_interval", of.get("no_rope_layer_interval", 4))
+        told = [int(i % every != 0) for i in range(1, L + 1)]
+    if not isinstance(told, list) or len(told) < L or any(v not in (0, 1) for v in told):
+        raise ValueError(
+            f"no_rope_layers is {json.dumps(told)}, expected a list of 0 and 1, one for each of {L} layers"
+        )
+    blocks = tuple(bool(v) for v in told[:L])
+    return next(blocks[:p] for p in range(1, L + 1) if L % p == 0 and blocks[:p] * (L // p) == blocks)
 
 
 def _window(of: Published) -> int | None:
     """Of Mistral every block's; Qwen 2 has it in its upper blocks, if at all."""
     if of["model_type"] == "mistral":
         return of.get("sliding_window", 4096)
-    if of["model_type"] == "qwen2":
+    if of["model_type"] in ("qwen2", "smollm3"):
         _require(of, "use_sliding_window", (False, None), False)
     return None
 
@@ -171,7 +196,8 @@ def _window(of: Published) -> int | None:
 def _rope(of: Published) -> tuple[float, Stretch | None]:
     """The base and the stretch, as older and newer files have them."""
     scaling = of.get("rope_parameters") or of.get("rope_scaling") or {}
-    base = float(scaling.get("rope_theta") or of.get("rope_theta") or 10000.0)
+    usual = 2e6 if of["model_type"] == "smollm3" else 10000.0
+    base = float(scaling.get("rope_theta") or of.get("rope_theta") or usual)
     way = scaling.get("rope_type", scaling.get("type", "default"))
     if way == "default":
         return base, None

@@ -1,6 +1,6 @@
 """gpt_weights: the weights of others by the names that they are published under, and back.
 
-Published are the tensors of GPT-2 and those of Llama, which Mistral, Qwen 2 and SmolLM 2 share. Each is some rows of
+Published are the tensors of GPT-2 and those of Llama, which Mistral, Qwen 2 and SmolLM share. Each is some rows of
 one array of our params, in one block; GPT-2 has its matrices the other way, inputs first. One table of places, read
 from left to right, loads, and from right to left, saves.
 """
@@ -179,10 +179,11 @@ def _drawn(config: GptConfig) -> PyTree:
 
 
 def _by_array(params: PyTree) -> Iterator[tuple[str, Array]]:
-    """The arrays by their paths, wherever sharing and dropout have them."""
+    """The arrays by their paths, wherever sharing and dropout have them; a group's blocks by their numbers in it."""
     for path, v in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = name_of(path).split(".")
-        yield ".".join(n for n in names if n not in ("shared", "network", "body") and not n.isdigit()), v
+        names = [n for n in name_of(path).split(".") if n not in ("shared", "network", "body")]
+        before = ["", *names]
+        yield ".".join(n for i, n in enumerate(names) if before[i] == "blocks" or not n.isdigit()), v
 
 
 def _names(config: GptConfig) -> dict[str, str]:
@@ -196,17 +197,18 @@ def places_of(config: GptConfig) -> dict[str, Place]:
     sizes = {"q_proj": config.width, "k_proj": K, "v_proj": K, "up_proj": config.hidden, "gate_proj": config.hidden}
     places = {}
     for array, v in _by_array(_drawn(config)):
-        names = _names(config)[array]
+        place = re.match(r"blocks\.(\d+)\.", array)
+        names = _names(config)[array if place is None else f"blocks.{array[place.end() :]}"]
         before, *several, after = re.split(r"(\w+(?:\|\w+)+)", names) if "|" in names else (names, "")
         stacked = array.startswith("blocks.")
         shape = v.shape[1:] if stacked else v.shape
         transposed = ".c_" in names and len(shape) == 2
-        for block in [(i,) for i in range(config.depth)] if stacked else [()]:
-            start = 0
+        for block in [(i,) for i in range(v.shape[0])] if stacked else [()]:
+            start, number = 0, [i * len(config.group) + int(place[1] if place else 0) for i in block]
             for part in several[0].split("|") if several else ("",):
                 rows = sizes.get(part, shape[0])
                 one = (rows, *shape[1:])
-                name = f"{before}{part}{after}".format(*block)
+                name = f"{before}{part}{after}".format(*number)
                 places[name] = Place(
                     array, block, slice(start, start + rows), transposed, one[::-1] if transposed else one
                 )

@@ -20,6 +20,9 @@ def gpt():
 
 NETWORKS = {
     "gpt": gpt,
+    "blocks of several kinds": lambda: bpref.gpt(
+        bpref.GptConfig(V, D, 8, 4, 12, 16, 2, window=3, rotated=(True, True, True, False), windowed=(True, False))
+    ),
     "tied": lambda: bpref.shared(gpt(), ("embed.W", "head.W")),
     "lstm": lambda: bpref.serial(bpref.embedding(V, D), bpref.lstm_block(8), bpref.rms_norm(), bpref.linear(V)),
 }

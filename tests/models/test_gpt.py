@@ -22,6 +22,7 @@ CONFIGS = {
     "llama": LLAMA,
     "llama, tied": replace(LLAMA, tied=True),
     "llama, soft caps": replace(LLAMA, tied=True, soft_cap=1.5, logit_soft_cap=2.0),
+    "blocks of four kinds": replace(LLAMA, depth=8, rotated=(True, True, True, False), windowed=(True, False)),
     "gpt2": GPT2,
     "gpt2, untied": replace(GPT2, tied=False),
 }
@@ -45,9 +46,13 @@ def plain(config, params, ids):
         x = x + jnp.broadcast_to(body["positions"].W[: ids.shape[1]], x.shape)
     block = RULES["transformer_block"].reference
     for l in range(c.depth):
-        p = jax.tree.map(lambda v, l=l: v[l], body["blocks"])
-        given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, c.rope)
-        x = block(p, x, *given, window=c.window, eps=c.eps, soft_cap=c.soft_cap)
+        p = max(len(c.rotated), len(c.windowed))  # one divides the other here
+        own = body["blocks"] if p == 1 else body["blocks"][l % p]
+        own = jax.tree.map(lambda v, i=l // p: v[i], own)
+        rope = c.rope if c.rotated[l % len(c.rotated)] else None
+        window = c.window if c.windowed[l % len(c.windowed)] else None
+        given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, rope)
+        x = block(own, x, *given, window=window, eps=c.eps, soft_cap=c.soft_cap)
     x = RULES["layer_norm" if c.norm == "layer" else "rms_norm"].reference(body["norm"], x, c.eps)
     z = x @ (table_of(params) if c.tied else net["head"].W).T
     return z if c.logit_soft_cap is None else c.logit_soft_cap * jnp.tanh(z / c.logit_soft_cap)
@@ -95,6 +100,7 @@ PUBLISHED = {
     "qwen2-1.5b": 1_543_714_304,
     "qwen2-7b": 7_615_616_512,
     "smollm2-135m": 134_515_008,
+    "smollm3-3b": 3_075_098_624,
 }
 """The sizes of the weights at huggingface.co, each array counted once, and masks left out (GPT-2's file has them)."""
 
@@ -241,6 +247,16 @@ WRONG = {
     "stretch": (
         {"rope": None, "stretch": bpref.Stretch("linear", 2.0)},
         "gpt: there is a stretch but rope is None, expected a base: nothing is rotated",
+    ),
+    "rotated": (
+        {"rotated": [True]},
+        "gpt: rotated is [True], expected a tuple of True and False, such as (True, False)",
+    ),
+    "windowed": ({"windowed": (True, False)}, "gpt: windowed is (True, False), but window is None: no block has any"),
+    "pattern": (
+        {"depth": 4, "window": 2, "rotated": (True, True, False), "windowed": (True, False)},
+        "gpt: depth is 4, expected a multiple of 6, after which rotated, (True, True, False), and windowed, "
+        "(True, False), begin again together",
     ),
     "activation": (
         {"activation": "gelo"},

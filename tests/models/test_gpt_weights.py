@@ -40,6 +40,7 @@ MODELS = {
     "llama, biases, yarn": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_scaling": YARN}),
     "mistral, a window": ("Mistral", LLAMA | {"sliding_window": 5}),
     "qwen2": ("Qwen2", LLAMA),
+    "smollm3": ("SmolLM3", LLAMA | {"num_hidden_layers": 6, "no_rope_layers": [1, 0, 1] * 2, "pad_token_id": None}),
 }
 ALL = pytest.mark.parametrize(("family", "given"), MODELS.values(), ids=MODELS)
 
@@ -256,6 +257,14 @@ WRONG = {
     "other heads": ({"head_dim": 16}, "head_dim is 16, expected null or 4"),
     "some biases": ({"attention_bias": True}, "mlp_bias is false, expected true or null"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic", expected "linear" or'),
+    "half a window": (
+        {"model_type": "smollm3", "use_sliding_window": True},
+        "use_sliding_window is true, expected false",
+    ),
+    "some rotations": (
+        {"model_type": "smollm3", "no_rope_layers": [1, 2]},
+        "no_rope_layers is [1, 2], expected a list of 0 and 1, one for each of 2 layers",
+    ),
     "no vocabulary": ({"vocab_size": None}, "gpt: vocabulary is None, expected a positive integer"),
 }
 
