@@ -61,7 +61,10 @@ def test_a_cotangent_of_none_is_zero_through_the_bridge():
 
 def test_a_layer_may_be_written_where_functions_know_no_module():
     names = {"bpref": bpref}
-    exec("double = bpref.Layer(bpref.tanh().init, lambda p, x: (2 * x, ()), lambda p, c, dy: ((), 2 * dy))", names)
+    exec(
+        "double = bpref.Layer(bpref.tanh().init, lambda p, x: (2 * x, ()), lambda p, c, dy: ((), 2 * dy), 'double')",
+        names,
+    )
     np.testing.assert_array_equal(bpref.backpropagate(names["double"], (), X, X)[2], 2 * X)
 
 
