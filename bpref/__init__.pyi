@@ -32,6 +32,7 @@ from .formulas.plain_heads import ForgettingHeads as ForgettingHeads
 from .formulas.plain_heads import GatedHeads as GatedHeads
 from .formulas.plain_heads import HeadsAndState as HeadsAndState
 from .formulas.plain_heads import PathHeads as PathHeads
+from .formulas.plain_heads import ProductHeads as ProductHeads
 from .formulas.plain_heads import SelfReadingHeads as SelfReadingHeads
 from .formulas.pre_norm import NormParams as NormParams
 from .formulas.rotations import Stretch as Stretch
@@ -111,6 +112,7 @@ from .rules.attention.attention_with_log_sum_exp import attention_with_log_sum_e
 from .rules.attention.axial_rotary_embedding import axial_rotary_embedding as axial_rotary_embedding
 from .rules.attention.block_sparse_attention import block_sparse_attention as block_sparse_attention
 from .rules.attention.blockwise_attention import blockwise_attention as blockwise_attention
+from .rules.attention.delta_product import delta_product as delta_product
 from .rules.attention.delta_rule import delta_rule as delta_rule
 from .rules.attention.dot_product_attention import dot_product_attention as dot_product_attention
 from .rules.attention.flex_attention import flex_attention as flex_attention

@@ -23,7 +23,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.formulas.along_axis import shifted
-from bpref.formulas.chunks import sees
+from bpref.formulas.chunks import sees, transpose
 from bpref.formulas.long_sums import times
 
 
@@ -100,3 +100,13 @@ def per_step(x: Array, L: int) -> Array:
     """(..., rows, n) -> (..., L, n): summed over the rows of each step, the adjoint of `per_row`."""
     *batch, rows, n = x.shape
     return x if rows == L else jnp.sum(jnp.reshape(x, (*batch, L, rows // L, n)), -2)
+
+
+def per_pair(x: Array, rows: int, columns: int) -> Array:
+    """(..., L, L) -> (..., rows, columns): what every two steps have, for each row of one and column of the other."""
+    return transpose(per_row(transpose(per_row(x, rows)), columns))
+
+
+def per_two_steps(x: Array, L: int) -> Array:
+    """(..., rows, columns) -> (..., L, L): summed over rows and columns, the adjoint of `per_pair`."""
+    return transpose(per_step(transpose(per_step(x, L)), L))

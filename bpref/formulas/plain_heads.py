@@ -6,7 +6,7 @@ Their state is a sum over the keys, for each head of keys one. There are no logi
 from typing import NamedTuple
 
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bpref.checks.shapes import require_shape
 from bpref.formulas.heads import Heads, require_groups
@@ -43,6 +43,29 @@ class DeltaHeads(NamedTuple):
     beta: Float[Array, "*b T K"]
     log_gate: Float[Array, "*b T K"] | Float[Array, "*b T K D"] | None = None
     state: Float[Array, "*b K D E"] | None = None
+
+    by_name = True
+
+
+class ProductHeads(NamedTuple):
+    """The input of attention that writes n times at each step what its state lacks, and is read once.
+
+    Attributes:
+      q: queries, as in `Heads`, N heads of them for K of keys.
+      k, v: n keys and values at every step, in the order in which they are written.
+      beta: of each of them, the share of the error that is written, from 0 to 1; at 2 a key of length 1 reflects.
+      log_gate: as in `GatedHeads`, once a step, before the first is written; nothing is forgotten where it is left out.
+      state: as in `GatedHeads`.
+      q_segments: ids of packed sequences, as in `Heads`.
+    """
+
+    q: Float[Array, "*b T N>0 D"]
+    k: Float[Array, "*b T n>0 K>0 D"]
+    v: Float[Array, "*b T n K E"]
+    beta: Float[Array, "*b T n K"]
+    log_gate: Float[Array, "*b T K"] | None = None
+    state: Float[Array, "*b K D E"] | None = None
+    q_segments: Int[Array, "*b T"] | None = None
 
     by_name = True
 

@@ -7,6 +7,7 @@ what the backward wants of a chunk is made again.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jax import Array
 from jaxtyping import PyTree
 
@@ -19,7 +20,8 @@ from bpref.layer import Layer, no_params
 from bpref.loops import scan
 
 Chunk = tuple[Array, ...]
-"""q (G, rows, D), k (G, L, D), v (G, L, E), and the arrays between x's heads and its state, (G, L, D) or (G, L, 1)."""
+"""q (G, rows, D), k (G, L, D), v (G, L, E), and the arrays between x's heads and its state, (G, L, D) or (G, L, 1);
+L n in the place of L for those that have n steps for each of q's."""
 
 
 class OneChunk(NamedTuple):
@@ -58,7 +60,8 @@ def state_by_chunks(
       chunk, final: the rule's hyperparameters; a chunk that `is_halved` is a power of 2.
       require: raises for an x that does not fit.
       one: what one chunk does.
-      used: `x -> x`, what is computed with.
+      used: `x -> x`, what is computed with, its heads first and its state last. Where x's steps are each made of n, its
+        arrays other than q have n times as many, or one for each step.
       pulled: `(x, dx) -> dx`, of its cotangent that of x; a gate's is 0 already where a segment begins.
     """
     chunk = require_size(who, "chunk", chunk)
@@ -66,9 +69,11 @@ def state_by_chunks(
     if is_halved and chunk & (chunk - 1):
         raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 
-    def chunked(z, k):
-        z = z[..., None] if z.ndim < k.ndim else z
-        return into_chunks(z, k.shape[-2], (halving if is_halved else fitting)(chunk, k.shape[-3]))
+    def chunked(z, heads):
+        z = z[..., None] if z.ndim < heads.k.ndim else z
+        T = heads.q.shape[-3]
+        L = (halving if is_halved else fitting)(chunk, T)
+        return into_chunks(z, heads.k.shape[-2], L * (z.shape[-3] // T if T else 1))
 
     def unchunked(z, like, k):
         if like.ndim == k.ndim:
@@ -76,8 +81,8 @@ def state_by_chunks(
         return from_chunks(z, k.shape[-2], like[..., None])[..., 0]
 
     def chunks_of(x):
-        heads, *others, _ = used(x)
-        return tuple(chunked(z, heads.k) for z in (*heads[:3], *others))
+        heads, *others, _ = x
+        return tuple(chunked(z, heads) for z in (*heads[:3], *others))
 
     def y_of(S, x):
         def step(S, chunk):
@@ -89,10 +94,12 @@ def state_by_chunks(
 
     def forward(params, x):
         require(who, x)
-        return y_of(into_state(x.state, x.heads), x)[0], x
+        with_gates = used(x)
+        return y_of(into_state(x.state, with_gates.heads), with_gates)[0], x
 
     def backward(params, cache, dy):
-        x, chunks = cache, chunks_of(cache)
+        x = used(cache)
+        chunks = chunks_of(x)
 
         def again(S, chunk):
             if one.kept is None:
@@ -107,21 +114,24 @@ def state_by_chunks(
 
         dy, dS = arrived(final, dy, x.heads)
         _, kept = scan(again, into_state(x.state, x.heads), chunks)
-        dS, d = scan(step, dS, (chunks, kept, chunked(dy, x.heads.k)), reverse=True)
+        dS, d = scan(step, dS, (chunks, kept, chunked(dy, x.heads)), reverse=True)
         dq, dk, dv = (unchunked(z, like, x.heads.k) for z, like in zip(d[:3], x.heads[:3], strict=True))
-        others = [
-            None if like is None else unchunked(z, like, x.heads.k) for z, like in zip(d[3:], x[1:-1], strict=True)
-        ]
+        others = (unchunked(z, like, x.heads.k) for z, like in zip(d[3:], x[1:-1], strict=True))
         dstate = None if x.state is None else from_state(dS, x.heads)
-        return (), pulled(x, kind(Heads(dq, dk, dv), *others, dstate))
+        return (), pulled(cache, type(x)(Heads(dq, dk, dv), *others, dstate))
 
     def decoding(leaf, length):
         def step(params, x, S):
-            require_alone(who, x.state, x.heads.q_segments)
             require(who, x)
+            x = used(x)
+            require_alone(who, x.state, x.heads.q_segments)
             return y_of(S, x)
 
-        return decoder(leaf, lambda params, x: no_state_of(x.heads.k, x.heads.v.shape[-1]), step)
+        def start(params, x):
+            heads = jax.eval_shape(used, x).heads
+            return no_state_of(heads.k, heads.v.shape[-1])
+
+        return decoder(leaf, start, step)
 
     forward.__annotations__["x"] = kind
     return Layer(no_params, forward, backward, who, decoding=decoding)

@@ -157,6 +157,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "axial_rotary_embedding",
         "block_sparse_attention",
         "blockwise_attention",
+        "delta_product",
         "delta_rule",
         "dot_product_attention",
         "flex_attention",

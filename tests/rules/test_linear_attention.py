@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref import DeltaHeads, GatedHeads
+from bpref import DeltaHeads, GatedHeads, ProductHeads
 from bpref.formulas.heads import Heads
 from bpref.layer import Layer
 from tests.refusing import refusals
@@ -40,6 +40,14 @@ BAD_CALLS = {
         lambda: bpref.delta_rule(chunk=2.0),  # pyright: ignore[reportArgumentType]
         ValueError,
         "delta_rule: chunk is 2.0, expected a positive integer",
+    ),
+    "more keys at a step than values": (
+        lambda: bpref.delta_product().forward(
+            (), ProductHeads(X.q, jnp.ones((2, 5, 3, 2, 3)), jnp.ones((2, 5, 2, 2, 6)), jnp.ones((2, 5, 3, 2)))
+        ),
+        ValueError,
+        "delta_product: v has shape (2, 5, 2, 2, 6), expected (*b, T, n, K, E) = (2, 5, 3, 2, E) by q (2, 5, 4, 3) and "
+        "k (2, 5, 3, 2, 3)",
     ),
     "a chunk that cannot be halved": (
         lambda: bpref.gated_linear_attention(chunk=48),
@@ -215,6 +223,37 @@ def test_the_delta_rule_of_beta_0_writes_nothing():
     np.testing.assert_array_equal(y, 0)
     np.testing.assert_array_equal(dx.heads.v, 0)
     assert np.abs(dx.beta).min() > 0
+
+
+def test_a_product_of_one_step_is_the_delta_rule():
+    x = of_each(21)["delta_rule"]
+    y, dx = swept(bpref.delta_rule(chunk=8), x)
+    k, v, beta = (z[:, :, None] for z in (x.heads.k, x.heads.v, x.beta))
+    y_of_one, dx_of_one = swept_product(ProductHeads(x.heads.q, k, v, beta, x.log_gate))
+    assert_close(y_of_one, y)
+    parts = dx_of_one.q, *(d[:, :, 0] for d in dx_of_one[1:4]), dx_of_one.log_gate
+    assert_close(parts, (*dx.heads[:3], dx.beta, dx.log_gate))
+
+
+def swept_product(x: ProductHeads) -> tuple[Any, Any]:
+    dy = np.random.default_rng(2).normal(size=(*x.q.shape[:-1], x.v.shape[-1]))
+    with jax.enable_x64(True):
+        y, _, dx = backpropagate(bpref.delta_product(chunk=8), (), x, dy)
+        return jax.tree.map(np.asarray, (y, dx))
+
+
+def test_a_product_of_two_reflections_permutes():
+    """Of beta 2, (e1 - e2) / sqrt 2 exchanges two rows of the state, and (e2 - e3) / sqrt 2 two more: a cycle of three,
+    which the delta rule, one reflection a step, cannot do. Its cotangent goes the other way round."""
+    T, rows = 4, np.array([[1.0], [2.0], [3.0]])
+    keys = np.array([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]) / np.sqrt(2)
+    q, k = np.broadcast_to(np.eye(3)[:1], (T, 1, 3)), np.broadcast_to(keys[:, None], (T, 2, 1, 3))
+    x = ProductHeads(q, k, np.zeros((T, 2, 1, 1)), np.full((T, 2, 1), 2.0), state=rows[None])
+    dy = np.array([0.0, 0.0, 0.0, 1.0])[:, None, None]
+    with jax.enable_x64(True):
+        y, _, dx = backpropagate(bpref.delta_product(chunk=3), (), x, dy)
+    np.testing.assert_allclose(y.reshape(-1), [2, 3, 1, 2], atol=1e-14)
+    np.testing.assert_allclose(dx.state.reshape(-1), [0, 1, 0], atol=1e-14)
 
 
 def test_steps_that_never_end_keep_their_size():

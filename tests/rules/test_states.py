@@ -19,6 +19,7 @@ from bpref import (
     MambaState,
     MambaSteps,
     Passed,
+    ProductHeads,
     Selective,
     SelectiveHeads,
     SelfReadingHeads,
@@ -79,6 +80,18 @@ def dual_by_chunks(params: Any, x: SelectiveHeads) -> Passed:
     return Passed(y + params.D[None, None, :, None] * x.u, last)
 
 
+def product_by_chunks(params: Any, x: ProductHeads) -> Passed:
+    """The delta rule on n times as many steps, whose outputs are read every n-th."""
+    n = x.k.shape[2]
+    k, v, beta = (z.reshape(B, -1, *z.shape[3:]) for z in x[1:4])
+    is_first = (jnp.arange(k.shape[1]) % n == 0)[None, :, None]
+    gate = jnp.where(is_first, jnp.repeat(jnp.exp(x.log_gate), n, 1), 1)
+    ids = None if x.q_segments is None else jnp.repeat(x.q_segments, n, 1)
+    heads = Heads(jnp.repeat(x.q, n, 1), k, v, q_segments=ids)
+    y, last = naive_chunks(heads, gate[..., None], beta[..., None], x.state)
+    return Passed(y[:, n - 1 :: n], last)
+
+
 def self_reading_by_chunks(params: Any, x: SelfReadingHeads) -> Passed:
     """All steps as one chunk: each state is what was written before, times the matrices of the steps between."""
     q, k, v = (jnp.moveaxis(jnp.repeat(z, N // z.shape[2], 2), 2, 1) for z in x.heads[:3])
@@ -115,6 +128,14 @@ FORMS = {
         {},
         lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K), real(B, K, D, E)),
         lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], x.beta[..., None], x.state),
+    ),
+    "delta_product": Form(
+        {},
+        lambda T: ProductHeads(
+            *(real(B, T, N, D), real(B, T, 3, K, D), real(B, T, 3, K, E), real(B, T, 3, K, low=0)),
+            *(gates(B, T, K), real(B, K, D, E)),
+        ),
+        product_by_chunks,
     ),
     "kimi_delta_attention": Form(
         {},
@@ -157,6 +178,8 @@ def made(name: str, chunk: int = 4) -> tuple[Layer, Any]:
 def packed(x: Any, ids: Any) -> Any:
     if isinstance(x, Selective | SelectiveHeads | MambaSteps):
         return x._replace(segments=ids)
+    if isinstance(x, ProductHeads):
+        return x._replace(q_segments=ids)
     return x._replace(heads=x.heads._replace(q_segments=ids))
 
 

@@ -54,6 +54,11 @@ def delta(log_gate):
     return bpref.DeltaHeads(bpref.Heads(q, k, v), jax.nn.sigmoid(normal(2, T, 2)), log_gate)
 
 
+def product(log_gate):
+    k, v = (jnp.stack((z, z[:, ::-1]), 2) for z in delta(None).heads[1:3])
+    return bpref.ProductHeads(heads().q, k, v, jax.nn.sigmoid(normal(2, T, 2, 2)), log_gate)
+
+
 def factors():
     return jnp.tanh(normal(2, T, D)), normal(2, T, D)[:, ::-1]
 
@@ -104,6 +109,10 @@ DECODERS = {
     ],
     "retention": [(lambda: bpref.retention(3), gated)],
     "gated_linear_attention": [(lambda: bpref.gated_linear_attention(4), lambda: gated(D))],
+    "delta_product": [
+        (lambda: bpref.delta_product(3), lambda: product(gated().log_gate)),
+        (lambda: bpref.delta_product(4), lambda: product(None)),
+    ],
     "delta_rule": [
         (lambda: bpref.delta_rule(3), lambda: delta(gated().log_gate)),
         (lambda: bpref.delta_rule(4), lambda: delta(None)),

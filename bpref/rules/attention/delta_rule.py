@@ -53,7 +53,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from bpref.formulas.chunks import dot, sees, transpose
-from bpref.formulas.decays import decays, per_row, per_step, pull_decays
+from bpref.formulas.decays import decays, per_pair, per_row, per_step, per_two_steps, pull_decays
 from bpref.formulas.heads import Heads
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_delta
@@ -88,34 +88,37 @@ def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHe
     def used(x):
         return gates_forgetting(x if x.log_gate is not None else x._replace(log_gate=jnp.zeros_like(x.beta)))
 
-    one = OneChunk(_forward, _backward)
-    return state_by_chunks("delta_rule", DeltaHeads, chunk, final, require_delta, one, used)
+    def pulled(x, d):
+        return d if x.log_gate is not None else d._replace(log_gate=None)
+
+    return state_by_chunks("delta_rule", DeltaHeads, chunk, final, require_delta, ERRORS_OF_CHUNK, used, pulled)
 
 
 def _overlaps(k: Array, between: Array) -> tuple[Array, Array]:
     """Lambda_ts for s < t alone, and N."""
-    L = k.shape[1]
-    earlier = jnp.where(sees(L, L, strictly=True), between, 0)
+    steps = k.shape[1]
+    earlier = jnp.where(sees(steps, steps, strictly=True), per_pair(between, steps, steps), 0)
     return earlier, earlier * times(k, transpose(k))
 
 
 def _forward(S: Array, chunk: Chunk) -> tuple[Array, Array, Array]:
     """Kept are the errors c."""
     q, k, v, beta, g = chunk
+    rows, steps = q.shape[1], k.shape[1]
     between, f, e, w = decays(g)
     _, N = _overlaps(k, between)
-    c = times(inverse_of_unit(N * transpose(beta)), v - f * times(k, S))
-    u, rows = beta * c, q.shape[1]
-    y = times(per_row(between, rows) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
-    return w * S + times(transpose(e * k), u), y, c
+    c = times(inverse_of_unit(N * transpose(beta)), v - per_row(f, steps) * times(k, S))
+    u = beta * c
+    y = times(per_pair(between, rows, steps) * times(q, transpose(k)), u) + per_row(f, rows) * times(q, S)
+    return w * S + times(transpose(per_row(e, steps) * k), u), y, c
 
 
 def _backward(dS: Array, chunk: Chunk, S: Array, c: Array, dy: Array) -> tuple[Array, Chunk]:
     q, k, _, beta, g = chunk
-    rows, L = q.shape[1], k.shape[1]
+    rows, steps, L = q.shape[1], k.shape[1], g.shape[1]
     between, f, e, w = decays(g)
     earlier, N = _overlaps(k, between)
-    between, f_row = per_row(between, rows), per_row(f, rows)
+    between, f_row, f, e = per_pair(between, rows, steps), per_row(f, rows), per_row(f, steps), per_row(e, steps)
     u = beta * c
     A, R = times(q, transpose(k)), between * times(dy, transpose(u))
     du = times(transpose(between * A), dy) + e * times(k, dS)
@@ -126,13 +129,17 @@ def _backward(dS: Array, chunk: Chunk, S: Array, c: Array, dy: Array) -> tuple[A
     dk_after = e * times(u, transpose(dS))
     dk = times(transpose(R), q) + times(Q + transpose(Q), k) + dk_before + dk_after
     dg = pull_decays(
-        per_step(R * A, L) - N * times(dc, transpose(u)),
-        per_step(dot(q, dq_before), L) + dot(k, dk_before),
-        dot(k, dk_after),
+        per_two_steps(R * A, L) - per_two_steps(N * times(dc, transpose(u)), L),
+        per_step(dot(q, dq_before), L) + per_step(dot(k, dk_before), L),
+        per_step(dot(k, dk_after), L),
         w * jnp.sum(S * dS, (1, 2), keepdims=True),
     )
     dS = w * dS + times(transpose(f_row * q), dy) - times(transpose(f * k), dc)
     return dS, (times(R, k) + dq_before, dk, dc, dot(c, u_hat), dg)
+
+
+ERRORS_OF_CHUNK = OneChunk(_forward, _backward)
+"""What one chunk does, of as many keys as gates, or n for each of them."""
 
 
 @called_as(delta_rule)
