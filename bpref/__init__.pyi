@@ -2,6 +2,7 @@
 
 from .bridge import as_function as as_function
 from .compose import MemoryPlan as MemoryPlan
+from .compose import Schedule as Schedule
 from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import fit_memory as fit_memory
@@ -11,6 +12,8 @@ from .compose import objective as objective
 from .compose import offload as offload
 from .compose import parallel as parallel
 from .compose import pipeline as pipeline
+from .compose import pipeline_objective as pipeline_objective
+from .compose import pipeline_schedule as pipeline_schedule
 from .compose import reading as reading
 from .compose import remat as remat
 from .compose import residual as residual

@@ -9,18 +9,21 @@ from bpref.compose.objective import objective
 from bpref.compose.offload import offload
 from bpref.compose.parallel import parallel
 from bpref.compose.pipeline import pipeline
+from bpref.compose.pipeline_objective import pipeline_objective
 from bpref.compose.reading import reading
 from bpref.compose.remat import remat
 from bpref.compose.residual import residual
 from bpref.compose.reversible import reversible
 from bpref.compose.root import root
 from bpref.compose.scan import scan
+from bpref.compose.schedules import Schedule, pipeline_schedule
 from bpref.compose.serial import serial
 from bpref.compose.shared import shared
 from bpref.compose.target_propagation import target_propagation
 
 __all__ = [
     "MemoryPlan",
+    "Schedule",
     "direct_feedback",
     "fan_out",
     "fit_memory",
@@ -30,6 +33,8 @@ __all__ = [
     "offload",
     "parallel",
     "pipeline",
+    "pipeline_objective",
+    "pipeline_schedule",
     "reading",
     "remat",
     "residual",

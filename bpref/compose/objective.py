@@ -67,9 +67,6 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
     parts = parts_of("objective", layers, named, names)
     network, loss = parts.layers
 
-    def beside(y_hat, y):
-        return (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y)
-
     def begin_both(key, x):
         (X, y), data = at_the_start(x)
         of_network, state = begun(network, key, X, data)
@@ -97,3 +94,8 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
 
     init, begin = parts.stateful(begin_both)
     return Layer(init, forward, backward, "objective", *parts.rebuilt_by(objective), begin)
+
+
+def beside(y_hat: PyTree, y: PyTree) -> tuple[PyTree, ...]:
+    """What a loss is given: a prediction, and beside it a target, or each of several."""
+    return (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y)

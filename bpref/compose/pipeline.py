@@ -31,11 +31,10 @@ from jaxtyping import PyTree
 
 from bpref import loops
 from bpref.checks.hyperparameters import require_sizes
-from bpref.compose.parts import is_like
-from bpref.compose.scan import scan
+from bpref.compose.stages import divided, entry, of_one, require_separable, sent, stage_of, sums, where
 from bpref.cotangents import with_zeros
-from bpref.dtypes import cast, wide_dtype, widen
-from bpref.layer import C, Layer, P, X, Y, leaves, require_layer, require_no_state
+from bpref.dtypes import cast, widen
+from bpref.layer import C, Layer, P, X, Y, require_layer, require_no_state
 from bpref.over_devices import ALIKE, SPLIT, axis_name, laid_out, own_key
 
 
@@ -67,91 +66,50 @@ def pipeline(layer: Layer[P, X, Y, C], length: int, axis: str | int, microbatche
     require_no_state("pipeline", layer)
     length, M = require_sizes("pipeline", length=length, microbatches=microbatches)
     name = axis_name("pipeline", axis)
-    for _, leaf in leaves(layer):
-        if leaf.couples:
-            raise ValueError(f"pipeline: {leaf.name} takes {leaf.couples} of all examples at once, not in parts")
+    require_separable("pipeline", layer)
 
     def stage():
-        devices = lax.axis_size(name)
-        if length % devices:
-            raise ValueError(f"pipeline: length is {length}, expected a multiple of {devices} devices along {name!r}")
-        return scan(layer, length // devices)
+        return stage_of("pipeline", layer, length, name)
 
     def init(key, x):
         return stage().init(own_key(key, name), x)
 
     def forward(params, x):
-        F, p, last, xs = stage(), lax.axis_index(name), lax.axis_size(name) - 1, _divided(M, x)
+        F, p, last, xs = stage(), lax.axis_index(name), lax.axis_size(name) - 1, divided("pipeline", M, x)
 
         def tick(came, t):
-            first = jax.tree.map(lambda v: v[jnp.clip(t, 0, M - 1)], xs)
-            y, cache = F.forward(params, _where(p == 0, first, came))
-            return _sent(name, 1, y), (y, cache)
+            y, cache = F.forward(params, where(p == 0, entry(xs, t), came))
+            return sent(name, 1, y), (y, cache)
 
         ticks = jnp.arange(M + last, dtype=jnp.int32)
         _, (ys, caches) = loops.scan(tick, jax.tree.map(lambda v: jnp.zeros_like(v[0]), xs), ticks)
-        return _of_one(name, p == last, jax.tree.map(lambda v: v[last:], ys)), caches
+        return of_one(name, p == last, jax.tree.map(lambda v: v[last:], ys)), caches
 
     def backward(params, caches, dy):
         F, p, last = stage(), lax.axis_index(name), lax.axis_size(name) - 1
         if not jax.tree.leaves(dy):
             return F.backward(params, jax.tree.map(lambda v: v[0], caches), dy)
-        dys = _divided(M, dy)
+        dys = divided("pipeline", M, dy)
 
         def tick(carry, of_tick):
             (came, total), (t, cache) = carry, of_tick
             m = t - p
             has_work = (m >= 0) & (m < M)
-            own = jax.tree.map(lambda v: v[jnp.clip(m, 0, M - 1)], dys)
-            dparams, dx = F.backward(params, cache, _where(p == last, own, came))
+            dparams, dx = F.backward(params, cache, where(p == last, entry(dys, m), came))
             dparams, dx = _or_zero(has_work, (dparams, with_zeros(dx, came)))
-            return (_sent(name, -1, dx), jax.tree.map(lambda a, d: a + widen(d), total, dparams)), dx
+            return (sent(name, -1, dx), jax.tree.map(lambda a, d: a + widen(d), total, dparams)), dx
 
         start = jax.tree.map(lambda v: jnp.zeros_like(v[0]), dys)
         like = jax.eval_shape(lambda c: F.backward(params, c, start)[0], jax.tree.map(lambda v: v[0], caches))
-        if layer.renews or not is_like(like, params):
-            raise ValueError(
-                "pipeline: leaves put in the place of dparams what is none; expected what adds up over parts"
-            )
-        total = jax.tree.map(lambda d: jnp.zeros(d.shape, wide_dtype(d.dtype)), like)
+        total = sums("pipeline", layer, like, params)
         ticks = jnp.arange(M + last, dtype=jnp.int32)
         (_, total), dxs = loops.scan(tick, (start, total), (ticks, caches), reverse=True)
         dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), total, like)
-        return dparams, _of_one(name, p == 0, jax.tree.map(lambda v: v[:M], dxs))
+        return dparams, of_one(name, p == 0, jax.tree.map(lambda v: v[:M], dxs))
 
     made = laid_out(Layer(init, forward, backward, "pipeline"), axis, SPLIT, x=ALIKE, cache=SPLIT, y=ALIKE)
     return made._replace(parts=(layer,), rebuild=lambda part: pipeline(part, length, axis, M), names=("",))
 
 
-def _divided(M: int, x: PyTree) -> PyTree:
-    """x in micro-batches, along a new first axis."""
-
-    def divided(v):
-        if not v.ndim or v.shape[0] % M:
-            raise ValueError(f"pipeline: x has shape {v.shape}, expected {M} micro-batches along its first axis")
-        return v.reshape(M, v.shape[0] // M, *v.shape[1:])
-
-    return jax.tree.map(divided, x)
-
-
-def _where(which: Array, a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(lambda u, v: jnp.where(which, u, v), a, b)
-
-
 def _or_zero(which: Array, a: PyTree) -> PyTree:
     return jax.tree.map(lambda v: jnp.where(which, v, 0), a)
-
-
-def _sent(axis: str, step: int, v: PyTree) -> PyTree:
-    """To the next device, or the one before, round the ring, where what comes to either end is not read."""
-    P = lax.axis_size(axis)
-    return lax.ppermute(v, axis, [(p, (p + step) % P) for p in range(P)])
-
-
-def _of_one(axis: str, is_it: Array, parts: PyTree) -> PyTree:
-    """The micro-batches that one device has made, joined, on all."""
-
-    def joined(v):
-        return lax.psum(jnp.where(is_it, v, 0), axis).reshape(-1, *v.shape[2:])
-
-    return jax.tree.map(joined, parts)
