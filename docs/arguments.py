@@ -89,7 +89,11 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "scale=False, shift=False": "F.layer_norm(x, x.shape[-1:])",
     },
     "rms_norm": {"eps=0.1": "F.rms_norm(x, x.shape[-1:], p.scale, eps=0.1)"},
-    "l2_normalize": {"axis=0": "F.normalize(x, dim=0)"},
+    "l2_normalize": {
+        "axis=0": "F.normalize(x, dim=0)",
+        "p=1": "F.normalize(x, 1, dim=-1)",
+        'p=float("inf")': 'F.normalize(x, float("inf"), dim=-1)',
+    },
     "logsumexp": {"axis=0, keepdims=True": "torch.logsumexp(x, 0, keepdim=True)"},
     "reduce_max": {
         "axis=0, keepdims=True": "torch.amax(x, 0, keepdim=True)",
@@ -176,6 +180,9 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "fused_linear_cross_entropy": {
         "4, smoothing=0.1": "F.cross_entropy(F.linear(x[0], p.W), x[1], label_smoothing=0.1)",
         "4, bias=True, ignored=1": "F.cross_entropy(F.linear(x[0], p.W, p.b), x[1], ignore_index=1)",
+        "4, class_weights=[1.0, 2.0, 0.5, 1.0]": (
+            "F.cross_entropy(F.linear(x[0], p.W), x[1], weight=torch.tensor([1.0, 2.0, 0.5, 1.0]))"
+        ),
     },
 }
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.affine import times, times_transposed, transposed_times
@@ -22,6 +22,11 @@ LOWEST = -1000.0
 class FeaturesAndLabels(NamedTuple):
     h: Float[Array, "*n d>0"]
     labels: Int[Array, "*n"]
+
+
+class FeaturesAndTarget(NamedTuple):
+    h: Float[Array, "*n d>0"]
+    target: Int[Array, "*n"] | Float[Array, "*n V"]
 
 
 class Classes(NamedTuple):
@@ -71,18 +76,23 @@ def flat(h: Array, label: Array) -> tuple[Array, Array]:
     return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
 
 
-def sums_over(blocks: Blocks, classes: Classes, A: Array, y: Array, keep: bool = False) -> tuple[Sums, Array | None]:
-    """Of rows A (N, d) with labels y the sums over all classes, and the logits (V, N) where they are to be kept."""
+def sums_over(
+    blocks: Blocks, classes: Classes, A: Array, y: Array, keep: bool = False, w: Array | None = None
+) -> tuple[Sums, Array | None]:
+    """Of rows A (N, d) with labels y the sums over all classes, and the logits (V, N) where they are to be kept.
+
+    The sum of all logits is that of w_c z_c where the classes have weights w (V,).
+    """
 
     def add(carry, start, size):
         (m, R, own, total), kept = carry
-        z = _logits(blocks, classes, A, start, size)
+        z = logits_of(blocks, classes, A, start, size)
         is_own = _is_own(y, start, size)
         higher = lax.stop_gradient(jnp.maximum(m, jnp.max(z, 0)))
         rest = jnp.sum(jnp.where(is_own, 0, jnp.exp(z - higher[None])), 0)
         R = R * jnp.exp(m - higher) + rest
         own += jnp.sum(jnp.where(is_own, z, 0), 0)
-        total = total + jnp.sum(z, 0) if blocks.has_total else total
+        total = total + jnp.sum(weighed(w, z, start), 0) if blocks.has_total else total
         return Sums(higher, R, own, total), lax.dynamic_update_slice_in_dim(kept, z, start, 0) if keep else kept
 
     zero = jnp.zeros(y.shape, widen(A).dtype)
@@ -98,7 +108,7 @@ def peaks_over(blocks: Blocks, classes: Classes, A: Array, y: Array, temperature
 
     def add(carry, start, size):
         m, Q, F, own = carry
-        z = _logits(blocks, classes, A, start, size)
+        z = logits_of(blocks, classes, A, start, size)
         higher = lax.stop_gradient(jnp.maximum(m, jnp.max(z, 0)))
         grows = higher > m
         is_top = (z == higher[None]) & grows[None]
@@ -129,49 +139,77 @@ def pull_sums(
     slopes: Slopes,
     dclasses: Classes | None = None,
     logits: Array | None = None,
+    w: Array | None = None,
 ) -> tuple[Array, Array | None, Array]:
-    """dW, db, and dh of these rows, the last in at least float32; with kept logits, dW and db are added to."""
+    """dW, db, and dh of these rows, the last in at least float32; with kept logits, dW and db are added to.
+
+    Where the classes have weights w (V,), `even` is multiplied by them.
+    """
     m, rate, at_own, even = slopes
 
-    def slope_of(z, is_own):
-        slope = jnp.where(is_own, at_own[None], rate[None] * jnp.exp(z - m[None]))
-        return slope - even[None] if blocks.has_total else slope
+    def slope_of(z, start, _):
+        slope = jnp.where(_is_own(y, start, len(z)), at_own[None], rate[None] * jnp.exp(z - m[None]))
+        if blocks.has_total:
+            slope -= weighed(w, jnp.broadcast_to(even[None], z.shape), start)
+        return slope, None
 
-    return pull_logits(blocks, classes, A, y, slope_of, dclasses, logits)
+    return pull_blocks(blocks, classes, A, slope_of, None, dclasses, logits)[:3]
 
 
 def pull_logits(
+    blocks: Blocks, classes: Classes, A: Array, y: Array, slope_of: Callable[[Array, Array], Array]
+) -> tuple[Array, Array | None, Array]:
+    """`pull_sums` of any slope dJ / dz that is made of a block's logits z and of [c = y], all (classes, N)."""
+
+    def with_own(z, start, _):
+        return slope_of(z, _is_own(y, start, len(z))), None
+
+    return pull_blocks(blocks, classes, A, with_own)[:3]
+
+
+def pull_blocks(
     blocks: Blocks,
     classes: Classes,
     A: Array,
-    y: Array,
-    slope_of: Callable[[Array, Array], Array],
+    slope_of: Callable[[Array, Array | int, PyTree], tuple[Array, PyTree]],
+    beside: PyTree = None,
     dclasses: Classes | None = None,
     logits: Array | None = None,
-) -> tuple[Array, Array | None, Array]:
-    """`pull_sums` of any slope dJ / dz that is made of a block's logits z and of [c = y], all (classes, N)."""
+) -> tuple[Array, Array | None, Array, PyTree]:
+    """dW, db and dh as `pull_sums` has them, and what `slope_of` has made of `beside`.
+
+    `slope_of(z, start, beside)` gives the slope dJ / dz of the block of classes that begins at `start`, (classes, N),
+    and what is carried on to the next block.
+    """
     if dclasses is None:
         dclasses = Classes(jnp.zeros_like(classes.W), None if classes.b is None else jnp.zeros_like(classes.b))
 
     def add(cotangents, start, size):
-        dW, db, dh = cotangents
-        z = _logits(blocks, classes, A, start, size) if logits is None else block_of(logits, start, size)
-        slope = slope_of(z, _is_own(y, start, size))
+        dW, db, dh, beside = cotangents
+        z = logits_of(blocks, classes, A, start, size) if logits is None else block_of(logits, start, size)
+        slope, beside = slope_of(z, start, beside)
         if blocks.soft_cap is not None:
             slope *= (1 - z / blocks.soft_cap) * (1 + z / blocks.soft_cap)
         dW = put(dW, times(slope, widen(A)), start)
         db = None if db is None else put(db, jnp.sum(slope, 1), start)
-        return dW, db, dh + transposed_times(slope, widen(block_of(classes.W, start, size)))
+        return dW, db, dh + transposed_times(slope, widen(block_of(classes.W, start, size))), beside
 
     def put(d, of_block, start):
         if logits is not None or among_devices():
             of_block += block_of(d, start, of_block.shape[0])
         return lax.dynamic_update_slice_in_dim(d, cast(of_block, d.dtype), start, 0)
 
-    return for_blocks(len(classes.W), blocks.size, add, (*dclasses, jnp.zeros_like(widen(A))))
+    return for_blocks(len(classes.W), blocks.size, add, (*dclasses, jnp.zeros_like(widen(A)), beside))
 
 
-def _logits(blocks: Blocks, classes: Classes, A: Array, start: Array | int, size: int) -> Array:
+def weighed(w: Array | None, values: Array, start: Array | int) -> Array:
+    """w_c times values (classes, N) of a block of classes."""
+    if w is None:
+        return values
+    return values * lax.broadcast_in_dim(block_of(w, start, len(values)), values.shape, (0,))
+
+
+def logits_of(blocks: Blocks, classes: Classes, A: Array, start: Array | int, size: int) -> Array:
     """z of a block of classes: (size, N)."""
     z = times_transposed(block_of(classes.W, start, size), A)
     if classes.b is not None:

@@ -13,6 +13,11 @@ from jax import Array, lax
 from bpref.dtypes import widen_integers
 
 
+def is_label(target: Array) -> bool:
+    """Whether a target is labels, and not distributions over the classes."""
+    return jnp.issubdtype(target.dtype, jnp.integer)
+
+
 def is_class(label: Array, scores: Array) -> Array:
     """Whether each label is a class: (...)."""
     y = widen_integers(label)

@@ -156,12 +156,12 @@ def test_an_ignored_label_that_no_label_equals(who, ignored):
 @pytest.mark.parametrize(
     "weights", [[1.0, math.inf], [1.0, math.nan], "xy", ["1", "2"], [[1.0], [1.0, 2.0]], 1.0, [0.0]]
 )
-def test_class_weights_that_are_none(weights):
+@pytest.mark.parametrize("who", ["softmax_cross_entropy", "fused_linear_cross_entropy"])
+def test_class_weights_that_are_none(who, weights):
+    hyper = {"vocabulary": 2} if who == "fused_linear_cross_entropy" else {}
     with pytest.raises(ValueError) as error:
-        bpref.softmax_cross_entropy(class_weights=weights)
-    assert str(error.value) == (
-        f"softmax_cross_entropy: class_weights is {weights!r}, expected C numbers of at least 0, not all 0"
-    )
+        getattr(bpref, who)(class_weights=weights, **hyper)
+    assert str(error.value) == (f"{who}: class_weights is {weights!r}, expected C numbers of at least 0, not all 0")
 
 
 def test_weights_that_are_traced_count_as_those_that_are_not():

@@ -17,6 +17,7 @@ H = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)), jnp.float32)
 W = jnp.asarray(np.random.default_rng(1).normal(size=(V, D)), jnp.float32)
 PARAMS = FusedLinearCrossEntropyParams(W, None)
 LABELS = jnp.arange(N)
+T = jax.nn.softmax(jnp.asarray(np.random.default_rng(2).normal(size=(N, V)), jnp.float32))
 fused = bpref.fused_linear_cross_entropy
 
 BAD_CALLS = {
@@ -49,6 +50,36 @@ BAD_CALLS = {
         lambda: fused(V).forward(PARAMS, (H[:0], LABELS[:0])),
         ValueError,
         "fused_linear_cross_entropy: the batch is empty, its mean is not defined",
+    ),
+    "weights of other classes": (
+        lambda: fused(V, class_weights=[1.0, 2.0]),
+        ValueError,
+        "fused_linear_cross_entropy: the head has 50 classes C, class_weights has 2",
+    ),
+    "smoothed weights by kernels": (
+        lambda: fused(V, smoothing=0.1, class_weights=[1.0] * V, implementation="pallas"),
+        ValueError,
+        'fused_linear_cross_entropy: class_weights are smoothed, for which implementation "pallas" has none, "xla" has',
+    ),
+    "distributions of other classes": (
+        lambda: fused(V).forward(PARAMS, (H, H)),
+        ValueError,
+        "fused_linear_cross_entropy: target has 4 classes, expected the vocabulary's 50",
+    ),
+    "distributions that are ignored": (
+        lambda: fused(V, ignored=-1).forward(PARAMS, (H, T)),
+        TypeError,
+        "fused_linear_cross_entropy: ignored is -1, which needs integer labels; target is float32",
+    ),
+    "distributions, some rows at once": (
+        lambda: fused(V, rows=2).forward(PARAMS, (H, T)),
+        ValueError,
+        "fused_linear_cross_entropy: rows is 2, which needs integer labels; target is float32",
+    ),
+    "distributions by kernels": (
+        lambda: fused(V, implementation="pallas").forward(PARAMS, (H, T)),
+        ValueError,
+        "fused_linear_cross_entropy: implementation is 'pallas', which needs integer labels; target is float32",
     ),
     "distillation at no temperature": (
         lambda: bpref.distillation(0.0),
@@ -86,6 +117,25 @@ def test_no_array_of_all_logits_is_ever_made():
     assert largest(fused(V, block=V, **everything)) == N * V
     assert largest(fused(V, block=8, rows=2, **everything)) == W.size
     assert largest(fused(V, block=8, rows=5, **everything)) == 5 * V < N * V
+
+
+def test_of_distributions_the_target_and_its_cotangent_alone_are_as_large_as_all_logits():
+    layer = fused(V, block=8, smoothing=0.1, z_loss=0.1)
+    jaxpr = jax.make_jaxpr(lambda p, x: bpref.backpropagate(layer, p, x))(PARAMS, (H, T)).jaxpr
+    assert {shape for shape in shapes_within(jaxpr) if np.prod(shape) >= N * V} == {(N, V)}
+    made = [e for e in jaxpr.eqns if any(v.aval.shape == (N, V) for v in e.outvars)]
+    assert {e.primitive.name for e in made} <= {"broadcast_in_dim", "reshape", "while", "scan", "dynamic_update_slice"}
+
+
+def test_one_hot_distributions_are_labels():
+    own = jax.nn.one_hot(LABELS, V)
+    for hyper in ({}, {"smoothing": 0.1, "z_loss": 0.1, "soft_cap": 5.0}):
+        layer = fused(V, block=8, **hyper)
+        J, dparams, (dh, _) = backpropagate(layer, PARAMS, (H, LABELS))
+        soft, dsoft, (dh_soft, _) = backpropagate(layer, PARAMS, (H, own))
+        np.testing.assert_allclose(soft, J, rtol=1e-6)
+        np.testing.assert_allclose(dsoft.W, dparams.W, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(dh_soft, dh, rtol=1e-4, atol=1e-7)
 
 
 def test_the_cache_does_not_grow_with_the_vocabulary():

@@ -34,6 +34,30 @@ def test_fused_linear_cross_entropy(seed, reduction):
 
 
 @EVERY_SEED
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("of_labels", [False, True], ids=["distributions", "labels"])
+def test_fused_linear_cross_entropy_of_weighted_classes(seed, reduction, of_labels):
+    rng = np.random.default_rng(seed)
+    N, T, d, V = (int(n) for n in rng.integers(2, 9, 4))
+    weights = rng.uniform(0, 2, V)
+    target = rng.integers(0, V, (N, T)) if of_labels else rng.dirichlet(np.ones(V), (N, T))
+    params = FusedLinearCrossEntropyParams(rng.normal(size=(V, d)), rng.normal(size=V))
+
+    def twin(p, x):
+        h, target = (v.flatten(0, 1) for v in x)
+        z = torch.nn.functional.linear(h, p.W, p.b)
+        how = {"weight": torch.tensor(weights), "label_smoothing": 0.2, "reduction": reduction}
+        J = torch.nn.functional.cross_entropy(z, target, **how)
+        return J.reshape(N, T) if reduction == "none" else J
+
+    hyper = {"bias": True, "reduction": reduction, "smoothing": 0.2, "class_weights": weights, "block": 3}
+    x = rng.normal(size=(N, T, d)), target
+    assert_same(bpref.fused_linear_cross_entropy(V, **hyper), twin, params, x)
+    if of_labels and reduction != "none":
+        assert_same(bpref.fused_linear_cross_entropy(V, **hyper, rows=4), twin, params, x)
+
+
+@EVERY_SEED
 @pytest.mark.parametrize("reverse", [False, True])
 def test_distillation(seed, reverse):
     rng = np.random.default_rng(seed)

@@ -61,7 +61,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_non_negative, require_share
 from bpref.dtypes import widen, widen_integers
 from bpref.formulas.counted_labels import require_counting
-from bpref.formulas.labels import is_own, nats, own_score, sum_of_others
+from bpref.formulas.labels import is_label, is_own, nats, own_score, sum_of_others
 from bpref.formulas.root import softmax_root
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -122,13 +122,13 @@ def softmax_cross_entropy(
     def forward(params, x: Classification):
         logits, target = x
         counting.require_classes("logits", logits)
-        if ignored is not None and not _is_label(target):
+        if ignored is not None and not is_label(target):
             raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
-        J = _of_labels(logits, target) if _is_label(target) else _of_distributions(logits, target)
+        J = _of_labels(logits, target) if is_label(target) else _of_distributions(logits, target)
         return J, SoftmaxCrossEntropyCache(logits, target)
 
     def backward(params, cache, dJ):
-        adjoint = _from_labels if _is_label(cache.target) else _from_distributions
+        adjoint = _from_labels if is_label(cache.target) else _from_distributions
         dlogits, dtarget = adjoint(cache.logits, cache.target, widen(dJ))
         return (), (dlogits.astype(cache.logits.dtype), dtarget)
 
@@ -196,7 +196,7 @@ def softmax_cross_entropy(
     def _counts(cache):
         """The logits, and Q / N."""
         logits, target = cache
-        if not _is_label(target):
+        if not is_label(target):
             Q = jnp.sum(_smooth(target), -1)
             return logits, Q / J_of.divisor(Q.shape)
         y = widen_integers(target)
@@ -206,10 +206,6 @@ def softmax_cross_entropy(
 
     root = softmax_root(_counts) if J_of.is_scalar and not z_loss else None
     return Layer(no_params, forward, backward, who, root=root)
-
-
-def _is_label(target: Array) -> bool:
-    return jnp.issubdtype(target.dtype, jnp.integer)
 
 
 def _shifted(logits: Array) -> tuple[Array, Array]:

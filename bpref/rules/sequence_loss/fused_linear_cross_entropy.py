@@ -1,32 +1,37 @@
 """fused_linear_cross_entropy: the cross-entropy of a linear layer's logits, which are never held all at once.
 
-Forward, with rows h of shape (N, d), labels y of shape (N,), W of shape (V, d), b of shape (V,), and t the soft cap:
+Forward, with rows h of shape (N, d), W of shape (V, d), b of shape (V,), t the soft cap, for each row a target
+distribution T of shape (N, V), which a label y_n stands for as T_nc = [c = y_n], and for each class a weight w_c (1 if
+nothing is said):
 
     u_nc = sum_j h_nj W_cj + b_c
     z_nc = t tanh(u_nc / t)                   z = u without a soft cap    (N, V), by blocks
     l_n  = log sum_c exp(z_nc)                                            (N,)
-    q_nc = (1 - s) [c = y_n] + s / V          s: `smoothing`
-    J    = 1/M sum_n v_n (sum_c q_nc (l_n - z_nc) + a l_n^2)              a: `z_loss`, J: ()
+    q_nc = w_c ((1 - s) T_nc + s / V)         s: `smoothing`              (N, V), by blocks
+    J    = 1/M sum_n (sum_c q_nc (l_n - z_nc) + v_n a l_n^2)              a: `z_loss`, J: ()
 
-v_n is 0 where the label is `ignored` and 1 elsewhere; M = sum_n v_n (1 if that is 0), or another `reduction`'s
-(`bpref.formulas.terms`). With "none" J is (N,), and so is dJ.
+With labels v_n = w_y and M = sum_n v_n (1 if that is 0), or another `reduction`'s (`bpref.formulas.terms`); a row whose
+label is `ignored` adds nothing to either. With distributions v_n = 1 and M = N. With "none" J is (N,), and so is dJ.
 
-Differential, with p_nc = exp(z_nc - l_n) and delta l_n = sum_c p_nc delta z_nc:
+Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc, and Q_n = sum_c q_nc:
 
-    delta J = sum_nc g_nc delta u_nc
-    g_nc    = v_n / M ((1 + 2 a l_n) p_nc - q_nc) (1 - (z_nc / t)^2)      (N, V), by blocks
+    delta J = sum_nc g_nc delta u_nc + 1/M sum_nc w_c (1 - s) (l_n - z_nc) delta T_nc
+    g_nc    = 1/M ((Q_n + 2 v_n a l_n) p_nc - q_nc) (1 - (z_nc / t)^2)    (N, V), by blocks
 
-The sweep starts with dJ, a scalar. The factor of each perturbation of u = h W^T + b:
+The sweep starts with dJ, a scalar. The factor of each perturbation of u = h W^T + b, and of T where it is given:
 
     dh_nj = dJ sum_c g_nc W_cj                                            (N, d)
     dW_cj = dJ sum_n g_nc h_nj                                            (V, d)
     db_c  = dJ sum_n g_nc                                                 (V,)
+    dT_nc = dJ / M w_c (1 - s) (l_n - z_nc)                               (N, V), by blocks
 
 Both sweeps take one block of B classes after the other. The forward adds up R_n = sum over c != y of exp(z_nc - m_n),
 m the largest logit so far, R rescaled whenever m grows. The backward makes the block's logits again, turns them into g,
 adds to dh, and writes the block's rows of dW, each once: four products. The largest array beside W and dW is (B, N).
 Cached: h, the labels, and of each row m, R, z_y, from which l = m + log(R + exp(z_y - m)); and M, so that a part of the
-rows and of these gives its part of dW. A dJ for each row, an array like the labels, weighs the rows.
+rows and of these gives its part of dW. A dJ for each row, an array like the labels, weighs the rows. Of distributions
+T is kept instead of the labels, and of each row m, S = sum_c exp(z_nc - m_n) and Q; sum_c q_nc (m_n - z_nc) is added up
+as R is. Neither q nor z is ever made as a whole, but T and dT are as large as all logits.
 
 With r `rows` at once the forward goes on, after all blocks of classes of r rows, to g / dJ of the same logits, and adds
 to dW: three products, and the backward multiplies by dJ. The largest array is then (V, r), and dW is read and written
@@ -49,6 +54,7 @@ inherits the rounding of l. Products, sums and logits are in at least float32; e
 no kink: m is a shift that cancels, and is held constant.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,8 +64,10 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_choice, require_head, require_non_negative, require_share, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, Slopes, Sums, flat, pull_sums, sums_over
-from bpref.formulas.labels import nats
+from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndTarget, Sums, flat, pull_sums, sums_over
+from bpref.formulas.class_targets import ClassTargets
+from bpref.formulas.counted_labels import require_counting
+from bpref.formulas.labels import is_label
 from bpref.formulas.terms import require_reduction
 from bpref.kernels.launch import IMPLEMENTATIONS
 from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
@@ -83,6 +91,16 @@ class FusedLinearCrossEntropyCache(NamedTuple):
     divisor: Float[Array, ""]
 
 
+class FusedLinearCrossEntropySoftCache(NamedTuple):
+    """What is cached of distributions."""
+
+    h: Float[Array, "... d"]
+    target: Float[Array, "... V"]
+    largest: Float[Array, "..."]
+    sum: Float[Array, "..."]
+    mass: Float[Array, "..."]
+
+
 class FusedLinearCrossEntropyGradient(NamedTuple):
     """What is cached with `rows`: the cotangents for dJ = 1, in at least float32."""
 
@@ -102,13 +120,14 @@ def fused_linear_cross_entropy(
     block: int = 1024,
     rows: int | None = None,
     implementation: str = "auto",
+    class_weights: Sequence[float] | None = None,
 ) -> Layer[
     FusedLinearCrossEntropyParams,
     tuple[Array, Array],
     Reals,
-    FusedLinearCrossEntropyCache | FusedLinearCrossEntropyGradient,
+    FusedLinearCrossEntropyCache | FusedLinearCrossEntropySoftCache | FusedLinearCrossEntropyGradient,
 ]:
-    """J = mean over the rows of -log softmax(h W^T + b)_y, without an array of all logits.
+    """J = mean over the rows of -sum_c q_c log softmax(h W^T + b)_c, without an array of all logits.
 
     Args:
       vocabulary: the number of classes V.
@@ -117,23 +136,27 @@ def fused_linear_cross_entropy(
         their sum divided by the size of the first axis.
       ignored: a label, such as -100, whose rows give no loss and no gradient, and do not count in the mean.
       soft_cap: t, the size that no logit reaches; the logits become t tanh(u / t) (Gemma 2: 30).
-      smoothing: s in [0, 1]; the target becomes (1 - s) [c = y] + s / V.
+      smoothing: s in [0, 1]; the target becomes (1 - s) T + s / V.
       z_loss: the weight of the squared log-sum-exp (PaLM: 1e-4).
       block: how many classes B are taken at once; memory is the number of rows times this.
       rows: how many rows r are taken at once, their gradient made in the forward; memory is `vocabulary` times this.
-        None takes all, and makes the logits again in the backward.
-      implementation: "xla", "pallas" or "auto", see above; with `rows` there is no "pallas".
+        None takes all, and makes the logits again in the backward. Distributions have none.
+      implementation: "xla", "pallas" or "auto", see above; with `rows`, of distributions, and of weighted classes that
+        are smoothed there is no "pallas".
+      class_weights: w, how much each class counts, V numbers; of labels the mean is weighted by them as well.
 
     Returns:
-      A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, labels)` of shapes
-      `(..., d)` and `(...)`, and y the scalar J, or the terms (...), in at least float32. Labels have the cotangent
-      None. W is drawn as in `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A
-      label outside `[0, V)` that is not `ignored` makes J, its row of dh, and dW and db NaN.
+      A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, target)` of shapes
+      `(..., d)` and `(...)`, integer labels, whose cotangent is None, or `(..., V)`, distributions of h's dtype: the
+      dtype tells which. y is the scalar J, or the terms (...), in at least float32. W is drawn as in `linear`. Where
+      every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)` that is not
+      `ignored` makes J, its row of dh, and dW and db NaN.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes do not fit; a mean is over no rows; `rows` are given for
-        terms of their own, whose dJ the forward cannot know.
-      TypeError: x is no pair; h is not floating-point, or not of W's dtype; the labels are no integers.
+        terms of their own, whose dJ the forward cannot know, or with distributions.
+      TypeError: x is no pair; h is not floating-point, or not of W's dtype; the target is neither integer nor of that
+        dtype; `ignored` is given with distributions.
     """
     who = "fused_linear_cross_entropy"
     J_of = require_reduction(who, reduction)
@@ -150,107 +173,126 @@ def fused_linear_cross_entropy(
         raise ValueError(f'{who}: rows is {rows}; implementation "pallas" has none, "xla" has')
     if implementation == "pallas" and jax.default_backend() == "gpu":
         raise ValueError(f'{who}: implementation "pallas" has no kernels for a GPU, "xla" is for all')
+    counting = require_counting(who, ignored, class_weights)
+    counting.require_classes("the head", jax.ShapeDtypeStruct((vocabulary,), jnp.float32))
+    targets = ClassTargets(vocabulary, smoothing, z_loss, counting)
+    is_uneven = smoothing > 0 and counting.w is not None
+    if is_uneven and implementation == "pallas":
+        raise ValueError(f'{who}: class_weights are smoothed, for which implementation "pallas" has none, "xla" has')
     blocks = Blocks(soft_cap, block, smoothing > 0)
 
     def init(key, x):
         return linear(vocabulary, bias).init(key, x[0])
 
-    def forward(params, x: FeaturesAndLabels):
-        h, label = x
-        A, y = flat(h, label)
-        v = _weights(y, widen(A))
-        M = J_of.divisor(label.shape, None if ignored is None else jnp.maximum(jnp.sum(v != 0, dtype=v.dtype), 1))
+    def forward(params, x: FeaturesAndTarget):
+        h, target = x
+        if not is_label(target):
+            return _of_distributions(params, h, target)
+        A, y = flat(h, target)
+        v, M = targets.counts(y, A)
+        M = J_of.divisor(target.shape, M)
         if rows is None:
             of_all = blocks, Classes(*params), A, y
-            sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all)[0]
-            kept = (s.reshape(label.shape) for s in sums[:3])
-            J = J_of.of(_terms(sums, v).reshape(label.shape), M)
-            return J, FusedLinearCrossEntropyCache(h, label, *kept, divisor=jnp.asarray(M, v.dtype))
+            sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all, w=targets.w(A))[0]
+            kept = (s.reshape(target.shape) for s in sums[:3])
+            J = J_of.of(targets.terms(sums, y, v).reshape(target.shape), M)
+            return J, FusedLinearCrossEntropyCache(h, target, *kept, divisor=jnp.asarray(M, v.dtype))
 
         def add(carry, start, size):
             J, dW, db, dh = carry
             A_, y_, v_ = (block_of(a, start, size) for a in (A, y, v))
-            sums, logits = sums_over(blocks, Classes(*params), A_, y_, keep=True)
-            dW, db, of_rows = _pull(params, A_, y_, sums, v_ / M, (Classes(dW, db), logits))
-            return J + jnp.sum(_terms(sums, v_)), dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
+            sums, logits = sums_over(blocks, Classes(*params), A_, y_, keep=True, w=targets.w(A))
+            slopes = targets.slopes(sums, y_, v_, jnp.full_like(v_, 1 / M))
+            dW, db, of_rows = _pull(params, A_, y_, slopes, (Classes(dW, db), logits))
+            J += jnp.sum(targets.terms(sums, y_, v_))
+            return J, dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
         J, dW, db, dh = for_blocks(y.size, rows, add, zeros)
         return J / M, FusedLinearCrossEntropyGradient(dW, db, dh.reshape(h.shape))
 
     def backward(params, cache, dJ):
+        if isinstance(cache, FusedLinearCrossEntropySoftCache):
+            return _from_distributions(params, cache, dJ)
         if rows is not None:
             dW, db, dh = jax.tree.map(lambda d: cast(jnp.where(d == 0, 0, widen(dJ) * d), params.W.dtype), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = flat(cache.h, cache.label)
         m, R, own = (s.reshape(y.shape) for s in cache[2:5])
-        v = _weights(y, m)
-        weight = jnp.where(v == 0, 0, widen(dJ).reshape(-1) / cache.divisor * v)
-        dW, db, dh = _pull(params, A, y, Sums(m, R, own, m), weight)
+        g = jnp.broadcast_to(widen(dJ).reshape(-1) / cache.divisor, y.shape)
+        slopes = targets.slopes(Sums(m, R, own, m), y, targets.counts(y, A)[0], g)
+        dW, db, dh = _pull(params, A, y, slopes)
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
 
     def _is_by_kernel(params, A):
         return implementation == "pallas" or (
-            implementation == "auto" and is_better_by_kernel(blocks, Classes(*params), A)
+            implementation == "auto" and not is_uneven and is_better_by_kernel(blocks, Classes(*params), A)
         )
 
-    def _terms(sums, v):
-        """Of these rows."""
-        m, R, own, total = sums
-        _, log_S, _ = _normalised(sums)
-        terms = (1 - smoothing) * nats(R, own - m)
-        if smoothing:
-            terms += smoothing * (m + log_S - total / vocabulary)
-        if z_loss:
-            terms += z_loss * (m + log_S) ** 2
-        return jnp.where(v == 0, 0, v * terms)
-
-    def _pull(params, A, y, sums, weight, kept=None):
-        """dW, db, and dh of these rows, whose terms weigh `weight`; added to the dW and db kept with their logits."""
-        m, R = sums.m, sums.R
-        E, log_S, S = _normalised(sums)
-        pull = 2 * z_loss * (m + log_S)
-        rate = weight * ((1 + pull) / S)
-        at_own = weight * (((pull + smoothing) * E - (1 - smoothing) * R) / S)
-        even = weight * (smoothing / vocabulary)
-        of_all = blocks, Classes(*params), A, y, Slopes(m, rate, at_own, even)
+    def _pull(params, A, y, slopes, kept=None):
+        """dW, db, and dh of these rows; added to the dW and db kept with their logits."""
+        of_all = blocks, Classes(*params), A, y, slopes
         if kept is None and _is_by_kernel(params, A):
             return pull_sums_by_kernel(*of_all)
-        return pull_sums(*of_all, *(kept or ()))
+        return pull_sums(*of_all, *(kept or ()), w=targets.w(A))
 
-    def _weights(y, like):
-        """v, NaN for a label that is no class."""
-        counts = jnp.ones(y.shape, bool) if ignored is None else y != ignored
-        v = jnp.where(counts, jnp.where((y >= 0) & (y < vocabulary), 1.0, jnp.nan), 0.0)
-        return cast(v, like.dtype)
+    def _of_distributions(params, h, target):
+        if target.shape[-1] != vocabulary:
+            raise ValueError(f"{who}: target has {target.shape[-1]} classes, expected the vocabulary's {vocabulary}")
+        if ignored is not None:
+            raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
+        for name, given in (("rows", rows), ("implementation", implementation)):
+            if given not in (None, "auto", "xla"):
+                raise ValueError(f"{who}: {name} is {given!r}, which needs integer labels; target is {target.dtype}")
+        A, T = (v.reshape(-1, v.shape[-1]) for v in (h, target))
+        terms, sums = targets.soft_terms(blocks, Classes(*params), A, T)
+        of_rows = h.shape[:-1]
+        kept = (s.reshape(of_rows) for s in sums[:3])
+        return J_of.of(terms.reshape(of_rows)), FusedLinearCrossEntropySoftCache(h, target, *kept)
+
+    def _from_distributions(params, cache, dJ):
+        h, target, *sums = cache
+        A, T = (v.reshape(-1, v.shape[-1]) for v in (h, target))
+        sums = tuple(s.reshape(-1) for s in sums)
+        g = jnp.broadcast_to(J_of.at_terms(dJ, target.shape[:-1]).reshape(-1), sums[0].shape)
+        dW, db, dh, dT = targets.pull_soft(blocks, Classes(*params), A, T, sums, g)
+        dx = cast(dh, h.dtype).reshape(h.shape), dT.reshape(target.shape)
+        return FusedLinearCrossEntropyParams(dW, db), dx
 
     return Layer(init, forward, backward, who)
 
 
-def _normalised(sums: Sums) -> tuple[Array, Array, Array]:
-    """E, log S and S."""
-    E = jnp.exp(sums.own - sums.m)
-    S = sums.R + E
-    return E, jnp.log(S), S
-
-
 @called_as(fused_linear_cross_entropy)
 def reference(
-    params: LinearParams, x: tuple[Array, Array], vocabulary, reduction, ignored, soft_cap, smoothing, z_loss, **_
+    params: LinearParams,
+    x: tuple[Array, Array],
+    vocabulary,
+    reduction,
+    ignored,
+    soft_cap,
+    smoothing,
+    z_loss,
+    class_weights,
+    **_,
 ) -> Array:
-    h, label = x
+    h, target = x
     z = naive_logits(params.W, params.b, h, soft_cap)
-    counts = jnp.ones(label.shape, bool) if ignored is None else label != ignored
-    own = jax.nn.one_hot(jnp.where(counts, label, 0), vocabulary, dtype=z.dtype)
-    q = (1 - smoothing) * own + smoothing / vocabulary
+    w = jnp.ones(vocabulary, z.dtype) if class_weights is None else jnp.asarray(class_weights, z.dtype)
+    counts, T, v = jnp.ones(h.shape[:-1], bool), target, jnp.ones(h.shape[:-1], z.dtype)
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        counts = counts if ignored is None else target != ignored
+        label = jnp.where(counts, target, 0)
+        T, v = jax.nn.one_hot(label, vocabulary, dtype=z.dtype), jnp.where(counts, w[label], 0)
+    q = jnp.broadcast_to(w, T.shape) * ((1 - smoothing) * T + smoothing / vocabulary)
     terms = -jnp.sum(q * jax.nn.log_softmax(z), -1)
     if z_loss:
-        terms += z_loss * jax.nn.logsumexp(z, axis=-1) ** 2
-    return naive_reduction(jnp.where(counts, terms, 0), reduction, counts.astype(terms.dtype))
+        terms += z_loss * v * jax.nn.logsumexp(z, axis=-1) ** 2
+    return naive_reduction(jnp.where(counts, terms, 0), reduction, v)
 
 
 _LABELED = (Real("N d"), Integer("N", 0, "V"))
 
+_WEIGHTS = (0.5, 1.0, 2.5)
 _SOME_IGNORED = Real("N d", -1.0, 1.0), Integer("N", 0, "V", points=(-1,))
 _EVERYTHING = {
     "vocabulary": Size("V"),
@@ -267,18 +309,21 @@ RULE = Rule(
     fused_linear_cross_entropy,
     reference,
     cases=(
+        Case("blocks", _LABELED, {"vocabulary": Size("V"), "block": 2}, ("N", "d", "V")),
         Case(
-            "blocks",
+            "each row, weighted classes",
             _LABELED,
-            {"vocabulary": Size("V"), "block": 2},
-            ("N", "d", "V"),
+            {"vocabulary": Size("V"), "block": 2, "smoothing": 0.1, "class_weights": _WEIGHTS, "reduction": "none"},
+            ("d",),
+            fixed={"V": len(_WEIGHTS)},
         ),
-        Case("each row", _LABELED, {"vocabulary": Size("V"), "block": 2, "reduction": "none"}, ("d", "V")),
+        Case("everything", _SOME_IGNORED, _EVERYTHING, ("N", "d", "V")),
         Case(
-            "everything",
-            _SOME_IGNORED,
-            _EVERYTHING,
-            ("N", "d", "V"),
+            "distributions, a sequence",
+            (Real("B T d", -1.0, 1.0), Real("B T V", 0.0, 1.0)),
+            {key: v for key, v in _EVERYTHING.items() if key != "ignored"} | {"class_weights": _WEIGHTS},
+            ("B", "T", "d"),
+            fixed={"V": len(_WEIGHTS)},
         ),
         Case(
             "sequence, a sum, some rows at once",
