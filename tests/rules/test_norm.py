@@ -57,6 +57,11 @@ BAD_CALLS = {
         ValueError,
         "update_running_statistics: the cache holds no statistics, expected that of training=True",
     ),
+    "a p that is no number": (
+        lambda: bpref.l2_normalize(p=float("nan")),
+        ValueError,
+        "l2_normalize: p is nan, expected a number, math.inf or -math.inf",
+    ),
     "an axis that is not there": (
         lambda: bpref.l2_normalize(2).forward((), X),
         ValueError,
@@ -168,6 +173,13 @@ def test_a_length_that_is_zero_or_short():
     y, _, dx = backpropagate(bpref.l2_normalize(eps=0.1), (), x, jnp.ones((3, 2)))
     np.testing.assert_allclose(y, [[0, 0], [0.3, 0.4], [0.6, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(dx, [[10, 10], [10, 10], [0.032, -0.024]], rtol=1e-5)
+
+
+def test_a_number_that_is_none_makes_its_whole_vector_none():
+    """And not a vector of length eps."""
+    y, _, dx = backpropagate(bpref.l2_normalize(), (), jnp.array([[jnp.nan, 1.0], [3.0, 4.0]]), jnp.ones((2, 2)))
+    np.testing.assert_array_equal(jnp.isnan(y), [[True, True], [False, False]])
+    np.testing.assert_array_equal(jnp.isnan(dx), [[True, True], [False, False]])
 
 
 def test_instance_norm_is_group_norm_with_a_channel_in_each_group():

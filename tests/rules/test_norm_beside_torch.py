@@ -91,11 +91,12 @@ def test_running_statistics():
 
 
 @EVERY_SEED
+@pytest.mark.parametrize("p", [2, 1, 3, 0.5, 0, -1.5, float("inf"), float("-inf")])
 @pytest.mark.parametrize("eps", [1e-12, 2.0])
-def test_l2_normalize(seed, eps):
+def test_l2_normalize(seed, eps, p):
     _, x = drawn(seed, 3)
     x[0, :, 0] = 0
-    assert_same(bpref.l2_normalize(1, eps), lambda p, x: F.normalize(x, dim=1, eps=eps), (), x)
+    assert_same(bpref.l2_normalize(1, eps, p), lambda _, x: F.normalize(x, p, dim=1, eps=eps), (), x)
 
 
 @EVERY_SEED

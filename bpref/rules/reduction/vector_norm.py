@@ -38,11 +38,12 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int8
 
-from bpref.checks.hyperparameters import is_number, plain, require_flags
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.p_norms import or_one, p_length, p_slope, require_p
 from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, without
 from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, Reals, no_params
@@ -76,16 +77,14 @@ def vector_norm(
     """
     who = "vector_norm"
     require_flags(who, keepdims=keepdims)
-    if not is_number(p) or math.isnan(p):
-        raise ValueError(f"{who}: p is {p!r}, expected a number, math.inf or -math.inf")
-    p = plain(p)
+    p = require_p(who, p)
 
     def forward(params, x: Float[Array, "..."]):
         axes = require_axes(who, axis, x)
         if p < 0:
             require_values(who, x, axes)
         wide = widen(x)
-        y = length(wide, axes)
+        y = p_length(wide, p, axes)
         if p in (0, 1):
             cache = VectorNormCache(None, None, as_byte(wide if p else 0 * jnp.sign(wide)))
         elif math.isinf(p):
@@ -95,23 +94,6 @@ def vector_norm(
             cache = VectorNormCache(x, y, None)
         return cast(without(y, axes, keepdims), x.dtype), cache
 
-    def length(x, axes):
-        if p == 1:
-            return jnp.sum(jnp.abs(x), axes, keepdims=True)
-        if p == 2:
-            squares = jnp.sum(jnp.square(x), axes, keepdims=True)
-            return jnp.where(squares == 0, 0, jnp.sqrt(_or_one(squares)))
-        if p == 0:
-            return jnp.sum(x != 0, axes, keepdims=True, dtype=x.dtype)
-        a = jnp.abs(x)
-        m = jnp.max(a, axes, keepdims=True, initial=0) if p > 0 else jnp.min(a, axes, keepdims=True)
-        if math.isinf(p):
-            return m
-        m = lax.stop_gradient(m)
-        shares = _power((a if p >= 1 else _or_one(a)) / _or_one(m), p)
-        powers = jnp.sum(shares if p >= 1 else jnp.where(x == 0, 0, shares), axes, keepdims=True)
-        return m * _power(_or_one(powers), 1 / p)
-
     def backward(params, cache, dy):
         wide = widen(dy)
         if cache.sign is not None:
@@ -119,29 +101,18 @@ def vector_norm(
             slope = restored(wide, axes, keepdims)
             sign = from_byte(cache.sign, 1, wide.dtype)
             if math.isinf(p):
-                slope = slope / _or_one(jnp.sum(jnp.abs(sign), axes, keepdims=True))
+                slope = slope / or_one(jnp.sum(jnp.abs(sign), axes, keepdims=True))
             return (), cast(jnp.where(sign == 0, 0, slope * sign), dy.dtype)
         x, y = widen(cache.x), cache.y
         slope = restored(wide, numbered(axis, x.ndim), keepdims)
         if p == 2:
-            dx = jnp.where(y == 0, 0, slope / _or_one(y)) * x
+            dx = jnp.where(y == 0, 0, slope / or_one(y)) * x
         else:
-            sizes = jnp.abs(x) if p >= 1 else _or_one(jnp.abs(x))
             slope = slope if p >= 1 else jnp.where(y == 0, 0, slope)
-            dx = slope * jnp.sign(x) * _power(sizes / _or_one(y), p - 1)
+            dx = slope * p_slope(x, y, p, ())
         return (), cast(dx, dy.dtype)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _or_one(v: Array) -> Array:
-    """1 in place of 0, to divide by."""
-    return jnp.where(v == 0, 1, v)
-
-
-def _power(v: Array, exponent: float) -> Array:
-    whole = float(exponent).is_integer()
-    return lax.integer_pow(v, int(exponent)) if whole else lax.pow(v, jnp.full_like(v, exponent))
 
 
 def reference(params: tuple[()], x: Array, p: float = 2, axis: Axis = None, keepdims: bool = False) -> Array:
