@@ -389,6 +389,8 @@ from .rules.stochastic.rrelu import RreluParams as RreluParams
 from .rules.stochastic.rrelu import rrelu as rrelu
 from .rules.stochastic.stochastic_rounding import StochasticRoundingParams as StochasticRoundingParams
 from .rules.stochastic.stochastic_rounding import stochastic_rounding as stochastic_rounding
+from .rules.structure.tensor_product import PairOfIrreps as PairOfIrreps
+from .rules.structure.tensor_product import tensor_product as tensor_product
 from .rules.structure.triangle_attention import TriangleAttentionParams as TriangleAttentionParams
 from .rules.structure.triangle_attention import triangle_attention as triangle_attention
 from .rules.structure.triangle_multiplication import TriangleMultiplicationParams as TriangleMultiplicationParams

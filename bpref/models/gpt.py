@@ -240,7 +240,8 @@ def _body(config: GptConfig, remat: bool) -> Layer:
         layers["positions"] = position_embedding(config.context)
     if config.dropout:
         layers["drop"] = dropout(config.dropout)
-    layers["blocks"] = scan(blocks[0] if len(blocks) == 1 else serial(*blocks), config.depth // len(blocks))
+    group: Layer = blocks[0] if len(blocks) == 1 else serial(*blocks)
+    layers["blocks"] = scan(group, config.depth // len(blocks))
     layers["norm"] = layer_norm(config.eps) if config.norm == "layer" else rms_norm(config.eps)
     return serial(**layers)
 

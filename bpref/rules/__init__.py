@@ -263,6 +263,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "vocabulary_parallel_cross_entropy",
     ),
     "structure": (
+        "tensor_product",
         "triangle_attention",
         "triangle_multiplication",
     ),
