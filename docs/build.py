@@ -1,11 +1,13 @@
 """Builds the site: python -m docs.build [RULE ...]
 
 Pages are written to docs/_pages and the site to docs/_site, which any static server, or a browser from the file itself,
-shows. With names of rules only theirs are written, and no rule else: the quick way to see a change.
+shows. With names of rules only theirs are written, and no rule else: the quick way to see a change. The programs of the
+pages are run meanwhile, in a process of their own; one that raises is named, and the exit code is 1.
 """
 
 import argparse
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,9 +52,11 @@ def main() -> int:
     parser.add_argument("--site", type=Path, default=SITE, help="where the site goes")
     options = parser.parse_args()
     katex.install()
-    code = build(pages.written(options.rules or None), PAGES, options.site)
+    rules = pages.chosen(options.rules)
+    with subprocess.Popen([sys.executable, "-m", "docs.snippets", *rules]) as running:
+        code = build(pages.written(options.rules or None), PAGES, options.site)
     print(f"{options.site / 'index.html'}")
-    return code
+    return code or running.returncode
 
 
 if __name__ == "__main__":

@@ -13,13 +13,19 @@ from docs.rule_page import path, raw, toctree
 
 def written(rules: Collection[str] | None = None) -> dict[str, str]:
     """Every page; of the rules' only those named, if any are."""
-    named = {meant("rule", name, RULES, other_names()) for name in rules} if rules else set(RULES)
+    named = chosen(rules)
     kinds = {kind: [name for name in names if name in named] for kind, names in KINDS.items()}
-    of_rules = {path(name): rule_page.page(RULES[name]) for name in RULES if name in named}
+    of_rules = {path(name): rule_page.page(RULES[name]) for name in named}
     home = HOME.format(count=len(RULES), tree=toctree(CHAPTERS))
     wrong = [f for f in DERIVATIONS if rules is None or any(f in mistakes.functions_of(name) for name in named)]
     of_others = seed.pages() | errata.pages(wrong) | guide.pages() | api.pages()
     return of_rules | catalogue(kinds) | of_others | {"index": home}
+
+
+def chosen(rules: Collection[str] | None) -> list[str]:
+    """The rules that are named, by any of their names; all, if none is."""
+    named = {meant("rule", name, RULES, other_names()) for name in rules} if rules else set(RULES)
+    return [name for name in RULES if name in named]
 
 
 def catalogue(kinds: Mapping[str, Sequence[str]]) -> dict[str, str]:

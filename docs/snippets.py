@@ -1,7 +1,11 @@
-"""Programs that a reader can run: a rule called once, and the check that holds a derivation of one's own against it."""
+"""Programs that a reader can run: a rule called once, and the check that holds a derivation of one's own against it.
+
+`python -m docs.snippets NAME ...` runs those that call a rule, as the build of the site does beside its other work.
+"""
 
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,6 +32,15 @@ BOTH_WAYS = (
 def use(rule: Rule) -> str:
     """The rule's first case, forward and backward: a program."""
     return wrapped([*_made(rule), *BOTH_WAYS])
+
+
+def failing(names: Iterable[str]) -> Iterator[str]:
+    """Runs the program of each rule; a line for each that raises."""
+    for name in names:
+        try:
+            exec(use(bpref.RULES[name]), {})
+        except Exception as error:
+            yield f"the program of {name} raises {error!r}"
 
 
 def check(rule: Rule) -> str:
@@ -178,3 +191,15 @@ def _one_a_line(line: str) -> str:
     margin = " " * (len(line) - len(line.lstrip()) + 4)
     arguments = "".join(f"{margin}{part.strip()},\n" for part in parts)
     return f"{line[:begin]}\n{arguments}{margin[4:]}{line[line.rindex(')') :]}"
+
+
+def main() -> int:
+    failed = 0
+    for line in failing(sys.argv[1:]):
+        print(line, file=sys.stderr)
+        failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

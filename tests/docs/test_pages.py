@@ -247,7 +247,12 @@ def test_every_rule_has_a_page():
 
 @pytest.mark.parametrize("name", ["glu", "linear", "embedding", "flex_attention"])
 def test_a_program_of_a_page_runs(name, capsys):
-    exec(snippets.use(RULES[name]), {})
+    assert list(snippets.failing([name])) == []
+
+
+def test_a_program_that_raises_is_named(monkeypatch):
+    monkeypatch.setattr(snippets, "use", lambda rule: "raise ValueError(1)")
+    assert list(snippets.failing(["glu"])) == ["the program of glu raises ValueError(1)"]
 
 
 def test_the_check_of_a_page_finds_the_rule_right(capsys):
