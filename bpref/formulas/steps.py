@@ -42,12 +42,25 @@ def as_steps(x: Array | Steps) -> Steps:
     return x if isinstance(x, Steps) else Steps(x)
 
 
-def require_state(who: str, argument: str, state: PyTree, x: Array, features: int) -> None:
-    """Raise unless the part of a state that is called `argument` is (B, features), of x's dtype."""
-    expected = (x.shape[0], features)
+def require_state(who: str, given: Steps, sizes: PyTree) -> None:
+    """Raise unless a state that is given is (B, n) and of x's dtype, n its size; part by part where there are parts."""
+    state, B = given.state, given.x.shape[0]
+    parts = getattr(sizes, "_fields", None)
+    if state is None:
+        return
+    if parts is None:
+        _require_part(who, "state", state, (B, sizes), given.x)
+    elif not isinstance(state, type(sizes)):
+        raise TypeError(f"{who}: state is {came(state)}, expected {type(sizes).__name__}({', '.join(parts)})")
+    else:
+        for name, n in zip(parts, sizes, strict=True):
+            _require_part(who, f"state.{name}", getattr(state, name), (B, n), given.x)
+
+
+def _require_part(who: str, name: str, state: PyTree, expected: tuple[int, int], x: Array) -> None:
     if not hasattr(state, "shape"):
-        raise TypeError(f"{who}: {argument} is {came(state)}, expected an array {expected}")
+        raise TypeError(f"{who}: {name} is {came(state)}, expected an array {expected}")
     if state.shape != expected:
-        raise ValueError(f"{who}: {argument} has shape {state.shape}, expected {expected}")
+        raise ValueError(f"{who}: {name} has shape {state.shape}, expected {expected}")
     if state.dtype != x.dtype:
-        raise TypeError(f"{who}: {argument} has dtype {state.dtype}, x has {x.dtype}; cast one to the other's")
+        raise TypeError(f"{who}: {name} has dtype {state.dtype}, x has {x.dtype}; cast one to the other's")

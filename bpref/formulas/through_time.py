@@ -2,7 +2,7 @@
 
 Forward, for t = 1 ... T, or T ... 1 if reversed, with z all inputs' projections, made by one product before the loop:
 
-    z = project(x)          s_t, h_t, kept_t = step(z_t, s_{t-1})         y_t = h_t
+    z = x W^T + b           s_t, h_t, kept_t = step(z_t, s_{t-1})         y_t = h_t
 
 Back, in the other order, with ds_t the cotangent of s_t by what came after it, and dy_t that of the output:
 
@@ -35,9 +35,10 @@ from jaxtyping import Bool, Float, PyTree
 from bpref.checks.hyperparameters import require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
+from bpref.formulas.affine import plus, times_transposed
 from bpref.formulas.decoder import decoder
 from bpref.formulas.lengths import within
-from bpref.formulas.steps import Passed, Steps, as_steps
+from bpref.formulas.steps import Passed, Steps, as_steps, require_state
 from bpref.layer import Layer
 from bpref.loops import scan
 
@@ -49,19 +50,15 @@ class Recurrence(NamedTuple):
     """A recurrence, as the loop needs it; everything in at least float32, the k steps of a segment first: (k, B, ...).
 
     Attributes:
-      init: the layer's.
-      require: `(params, x: Steps)`, raises unless they fit.
-      zeros: `(params, B)`, the state that there is if none is given.
-      project: `(params, x) -> z`.
+      init: `(key, x) -> params`, W (m, d) and b (m,) or `None` among them, of the inputs x (B, T, d).
+      sizes: how many features the state has; a named tuple of such numbers where it has parts.
       step: `(params, z_t, s) -> (s', h, kept_t)`, with what of the step `pull` needs beside the states.
       pull: `(params, kept_t, s, s', ds', dh) -> (ds, d_t)`, linear in `(ds', dh)`.
       collect: `(params, x, kept, s, s', d) -> (dparams, dx)`, of all steps.
     """
 
-    init: Callable[[Array, PyTree], PyTree]
-    require: Callable[[PyTree, Steps], None]
-    zeros: Callable[[PyTree, int], PyTree]
-    project: Callable[[PyTree, Array], Array]
+    init: Callable[[Array, Array], PyTree]
+    sizes: PyTree
     step: Callable[[PyTree, Array, PyTree], tuple[PyTree, Array, PyTree]]
     pull: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]]
     collect: Callable[[PyTree, Array, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, Array]]
@@ -103,11 +100,18 @@ def through_time(
     if checkpoint is not None:
         checkpoint = require_size(who, "checkpoint", checkpoint)
 
+    def init(key, x):
+        return recurrence.init(key, as_steps(x).x)
+
+    def zeros(p, x):
+        """The state that there is if none is given."""
+        return jax.tree.map(lambda n: jnp.zeros((x.shape[0], n), p.W.dtype), recurrence.sizes)
+
     def forward(params, x: Float[Array, "B T d>0"] | Steps):
         given = as_steps(x)
-        recurrence.require(params, given)
+        require_state(who, given, recurrence.sizes)
         p = jax.tree.map(widen, params)
-        start = recurrence.zeros(p, given.x.shape[0]) if given.state is None else jax.tree.map(widen, given.state)
+        start = zeros(p, given.x) if given.state is None else jax.tree.map(widen, given.state)
         k = segment_length(given.x.shape[1], checkpoint)
 
         inputs, n = filled_up(given.x, k)
@@ -158,7 +162,7 @@ def through_time(
             raise ValueError(f"{who}: reverse is True: positions that are yet to come would be the first")
 
         def start(params, x):
-            return recurrence.zeros(jax.tree.map(widen, params), as_steps(x).x.shape[0])
+            return zeros(jax.tree.map(widen, params), as_steps(x).x)
 
         def step(params, x, state):
             if isinstance(x, Steps):
@@ -168,7 +172,7 @@ def through_time(
 
         return decoder(leaf, start, step)
 
-    return Layer(recurrence.init, forward, backward, who, decoding=decoding)
+    return Layer(init, forward, backward, who, decoding=decoding)
 
 
 def segment_length(T: int, checkpoint: int | None) -> int:
@@ -220,7 +224,7 @@ def _run(recurrence: Recurrence, p: PyTree, start: PyTree, x: Array, marks: Mark
             after, h = choose(live, after, s), choose(live, h, jnp.zeros_like(h))
         return after, (h, arrived, kept)
 
-    return scan(body, start, (recurrence.project(p, x), marks), reverse=reverse)
+    return scan(body, start, (plus(times_transposed(x, p.W), p.b), marks), reverse=reverse)
 
 
 def _pull(

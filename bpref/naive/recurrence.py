@@ -13,14 +13,17 @@ from bpref.formulas.steps import Passed, Steps
 def naive_recurrence(
     step: Callable[[Array, PyTree], tuple[PyTree, Array]],
     x: Array | Steps,
-    state: PyTree,
+    sizes: PyTree,
     reverse: bool,
     truncate: int | None,
 ) -> Passed:
-    """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step."""
+    """`step(x_t, state) -> (state, h)` for all steps of x; gradients stop at the state before every k-th step.
+
+    Where none is given, the state begins with zeros, of as many features as `sizes` has.
+    """
     inputs, given, lengths = sequences(x)
-    state = state if given is None else given
     B, T = inputs.shape[:2]
+    start = jax.tree.map(lambda n: jnp.zeros((B, n), inputs.dtype), sizes) if given is None else given
     order = jnp.arange(T)[::-1] if reverse else jnp.arange(T)
 
     def body(state, slices):
@@ -33,7 +36,7 @@ def naive_recurrence(
         return jax.tree.map(lambda a, b: jnp.where(live, a, b), after, state), jnp.where(live, h, 0)
 
     steps = jnp.moveaxis(inputs, 1, 0)
-    last, h = lax.scan(body, state, (jnp.arange(T), order, steps[::-1] if reverse else steps))
+    last, h = lax.scan(body, start, (jnp.arange(T), order, steps[::-1] if reverse else steps))
     return Passed(jnp.moveaxis(h[::-1] if reverse else h, 0, 1), last)
 
 

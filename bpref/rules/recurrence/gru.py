@@ -56,10 +56,10 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.steps import Passed, Steps, as_steps, require_state
+from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
-from bpref.naive.recurrence import naive_recurrence, sequences
+from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
@@ -115,22 +115,11 @@ def gru(
     H = features
 
     def init(key, x):
-        x = as_steps(x)
-        d, dtype = x.x.shape[-1], x.x.dtype
+        d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key)
         W, U = lecun_uniform(keys[0], (3 * H, d), d, dtype), lecun_uniform(keys[1], (3 * H, H), H, dtype)
         b, v = jnp.zeros(3 * H, dtype), jnp.zeros(H, dtype)
         return GruParams(W, U, b if bias else None, v if bias and reset_after else None)
-
-    def require(params, x):
-        if x.state is not None:
-            require_state(who, "state", x.state, x.x, H)
-
-    def zeros(params, B):
-        return jnp.zeros((B, H), params.W.dtype)
-
-    def project(params, x):
-        return plus(times_transposed(x, params.W), params.b)
 
     def step(params, w, h):
         w_r, w_z, w_n = blocks(w, 3)
@@ -170,9 +159,7 @@ def gru(
             dv = bias_cotangent(dq, params.v)
         return GruParams(transposed_times(da, x), dU, bias_cotangent(da, params.b), dv), times(da, params.W)
 
-    return through_time(
-        who, Recurrence(init, require, zeros, project, step, pull, collect), reverse, truncate, checkpoint
-    )
+    return through_time(who, Recurrence(init, H, step, pull, collect), reverse, truncate, checkpoint)
 
 
 @called_as(gru)
@@ -190,8 +177,7 @@ def reference(params: GruParams, x: Steps | Array, features, reset_after, revers
         h = (1 - z) * jnp.tanh(x_t @ W_n.T + b_n + of_state) + z * h
         return h, h
 
-    B, dtype = sequences(x).x.shape[0], params.W.dtype
-    return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
+    return naive_recurrence(step, x, features, reverse, truncate)
 
 
 _X = specs(Steps, Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))

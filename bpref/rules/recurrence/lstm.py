@@ -46,21 +46,19 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite, require_flags, require_size
-from bpref.dtypes import came
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
-    plus,
     times,
     times_transposed,
 )
 from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
 from bpref.formulas.standardize import on_last_axes
-from bpref.formulas.steps import Passed, Steps, as_steps, require_state
+from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
-from bpref.naive.recurrence import naive_recurrence, sequences
+from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
@@ -133,10 +131,10 @@ def lstm(
         projection = require_size(who, "projection", projection)
     forget_bias = require_finite(who, "forget_bias", forget_bias)
     shown = features if projection is None else projection
+    sizes = LstmState._make((shown, features))
 
     def init(key, x):
-        x = as_steps(x)
-        d, dtype = x.x.shape[-1], x.x.dtype
+        d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key, 3)
         return LstmParams(
             lecun_uniform(keys[0], (4 * features, d), d, dtype),
@@ -145,20 +143,6 @@ def lstm(
             jnp.zeros((3, features), dtype) if peepholes else None,
             None if projection is None else lecun_uniform(keys[2], (projection, features), features, dtype),
         )
-
-    def require(params, x):
-        if x.state is None:
-            return
-        if not isinstance(x.state, LstmState):
-            raise TypeError(f"{who}: state is {came(x.state)}, expected LstmState(h, c)")
-        require_state(who, "state.h", x.state.h, x.x, shown)
-        require_state(who, "state.c", x.state.c, x.x, features)
-
-    def zeros(params, B):
-        return LstmState(*(jnp.zeros((B, n), params.W.dtype) for n in (shown, features)))
-
-    def project(params, x):
-        return plus(times_transposed(x, params.W), params.b)
 
     def seen(params, which, c):
         return 0 if params.P is None else on_last_axes(params.P[which], c) * c
@@ -200,9 +184,7 @@ def lstm(
         dW, dU = transposed_times(da, x), transposed_times(da, before.h)
         return LstmParams(dW, dU, bias_cotangent(da, params.b), dP, dR), times(da, params.W)
 
-    return through_time(
-        who, Recurrence(init, require, zeros, project, step, pull, collect), reverse, truncate, checkpoint
-    )
+    return through_time(who, Recurrence(init, sizes, step, pull, collect), reverse, truncate, checkpoint)
 
 
 @called_as(lstm)
@@ -219,9 +201,8 @@ def reference(params: LstmParams, x: Steps | Array, features, projection, revers
         h = m if params.R is None else m @ params.R.T
         return LstmState(h, c), h
 
-    B, dtype = sequences(x).x.shape[0], params.W.dtype
-    sizes = (features if projection is None else projection, features)
-    return naive_recurrence(step, x, LstmState(*(jnp.zeros((B, n), dtype) for n in sizes)), reverse, truncate)
+    sizes = LstmState._make((features if projection is None else projection, features))
+    return naive_recurrence(step, x, sizes, reverse, truncate)
 
 
 def _given(p: str) -> Steps:

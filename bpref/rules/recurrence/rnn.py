@@ -38,15 +38,14 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.formulas.affine import (
     bias_cotangent,
     lecun_uniform,
-    plus,
     times,
     times_transposed,
 )
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.steps import Passed, Steps, as_steps, require_state
+from bpref.formulas.steps import Passed, Steps
 from bpref.formulas.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
-from bpref.naive.recurrence import naive_recurrence, sequences
+from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs
 
 
@@ -99,24 +98,11 @@ def rnn(
     g, slope = ACTIVATIONS[activation]
 
     def init(key, x):
-        import jax
-
-        x = as_steps(x)
-        d, dtype = x.x.shape[-1], x.x.dtype
+        d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key)
         W = lecun_uniform(keys[0], (features, d), d, dtype)
         U = lecun_uniform(keys[1], (features, features), features, dtype)
         return RnnParams(W, U, jnp.zeros(features, dtype) if bias else None)
-
-    def require(params, x):
-        if x.state is not None:
-            require_state(who, "state", x.state, x.x, features)
-
-    def zeros(params, B):
-        return jnp.zeros((B, features), params.W.dtype)
-
-    def project(params, x):
-        return plus(times_transposed(x, params.W), params.b)
 
     def step(params, z, h):
         h = g(z + times_transposed(h, params.U))
@@ -130,9 +116,7 @@ def rnn(
         dparams = RnnParams(transposed_times(da, x), transposed_times(da, before), bias_cotangent(da, params.b))
         return dparams, times(da, params.W)
 
-    return through_time(
-        who, Recurrence(init, require, zeros, project, step, pull, collect), reverse, truncate, checkpoint
-    )
+    return through_time(who, Recurrence(init, features, step, pull, collect), reverse, truncate, checkpoint)
 
 
 @called_as(rnn)
@@ -144,8 +128,7 @@ def reference(params: RnnParams, x: Steps | Array, features, activation, reverse
         h = g(a if params.b is None else a + params.b[None])
         return h, h
 
-    B, dtype = sequences(x).x.shape[0], params.W.dtype
-    return naive_recurrence(step, x, jnp.zeros((B, features), dtype), reverse, truncate)
+    return naive_recurrence(step, x, features, reverse, truncate)
 
 
 _X = specs(Steps, Real("B T d", -2.0, 2.0), Real("B H", -1.0, 1.0), Integer("B", 0, "T", points=(100, 0)))
