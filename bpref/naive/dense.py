@@ -1,5 +1,6 @@
 """Products with a matrix, and norms, of the rows of an array; systems of equations."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -21,10 +22,24 @@ def naive_norm(
 ) -> Array:
     """The RMS or layer norm of each row, times the scale, or 1 + it, plus the shift, where there are these."""
     centred = x - jnp.mean(x, -1, keepdims=True) if norm == "layer" else x
-    y = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+    hat = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+    return naive_scaled(hat, scale, shift, zero_centred)
+
+
+def naive_scaled(x: Array, scale: Array | None, shift: Array | None, zero_centred: bool = False) -> Array:
+    """x times the scale, or 1 + it, plus the shift, where there are these."""
     if scale is not None:
-        y = y * jnp.broadcast_to(1 + scale if zero_centred else scale, y.shape)
-    return y if shift is None else y + jnp.broadcast_to(shift, y.shape)
+        x = x * jnp.broadcast_to(1 + scale if zero_centred else scale, x.shape)
+    return x if shift is None else x + jnp.broadcast_to(shift, x.shape)
+
+
+def naive_group_norm(x: Array, groups: int, eps: float) -> Array:
+    """Each example's groups of channels, which are the last axis, less their mean, over their deviation."""
+
+    def normalized(group):
+        return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)
+
+    return jnp.concatenate([jax.vmap(normalized)(group) for group in jnp.split(x, groups, -1)], -1)
 
 
 def naive_solve(A: Array, B: Array) -> Array:

@@ -49,6 +49,7 @@ from bpref.formulas.affine import lecun_uniform, plus, times, times_transposed, 
 from bpref.formulas.sinkhorn import scaled, steps_back, steps_taken
 from bpref.formulas.standardize import root_mean_square
 from bpref.layer import Layer, Reals
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as, specs
 
 
@@ -178,10 +179,9 @@ def flat(v: Array) -> Array:
 def reference(params: HyperConnectionParams, x: Array, steps, eps) -> tuple[Array, Array, Array]:
     """As equations 7 to 9 have it."""
     n, C = x.shape[-2:]
-    X = x.reshape(*x.shape[:-2], n * C)
-    X = X / jnp.sqrt(jnp.mean(X**2, -1, keepdims=True) + eps)
+    X = naive_norm(x.reshape(*x.shape[:-2], n * C), None, None, eps)
     alpha = jnp.repeat(params.alpha, jnp.array([n, n, n * n], jnp.int32), total_repeat_length=n * (n + 2))
-    Z = jnp.einsum("...d,md->...m", X, params.W)
+    Z = naive_affine(params.W, None, X)
     Z = Z * jnp.broadcast_to(alpha, Z.shape) + jnp.broadcast_to(params.bias, Z.shape)
     M = jnp.exp(Z[..., 2 * n :].reshape(*x.shape[:-2], n, n))
     for _ in range(steps):

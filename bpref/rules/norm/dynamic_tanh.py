@@ -34,6 +34,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
 from bpref.formulas.standardize import pull_scale_and_shift, scale_and_shift
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_scaled
 from bpref.rule import Case, Real, Rule
 
 
@@ -91,10 +92,7 @@ def dynamic_tanh(alpha: float = 0.5, affine: bool = True) -> Layer[DynamicTanhPa
 
 
 def reference(params: DynamicTanhParams, x: Array, alpha: float = 0.5, affine: bool = True) -> Array:
-    y = jnp.tanh(params.alpha * x)
-    if params.scale is None or params.shift is None:
-        return y
-    return y * jnp.broadcast_to(params.scale, y.shape) + jnp.broadcast_to(params.shift, y.shape)
+    return naive_scaled(jnp.tanh(params.alpha * x), params.scale, params.shift)
 
 
 _ALPHA = Real("", 0.25, 1.0)

@@ -31,7 +31,6 @@ gradient to x.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -45,6 +44,7 @@ from bpref.formulas.standardize import (
     scale_and_shift,
 )
 from bpref.layer import Layer, Reals
+from bpref.naive.dense import naive_group_norm, naive_scaled
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 OVER_A_GROUP = (1, 3)
@@ -125,14 +125,7 @@ def group_norm(
 
 @called_as(group_norm)
 def reference(params: GroupNormParams, x: Array, groups, eps, **_) -> Array:
-    def normalized(group):
-        return (group - jnp.mean(group)) / jnp.sqrt(jnp.var(group) + eps)
-
-    by_group = jnp.split(x, x.shape[-1] if groups is None else groups, axis=-1)
-    y = jnp.concatenate([jax.vmap(normalized)(group) for group in by_group], -1)
-    if params.scale is not None:
-        y = y * jnp.broadcast_to(params.scale, y.shape)
-    return y if params.shift is None else y + jnp.broadcast_to(params.shift, y.shape)
+    return naive_scaled(naive_group_norm(x, x.shape[-1] if groups is None else groups, eps), *params)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-5)

@@ -36,7 +36,6 @@ Numerical care:
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -50,6 +49,7 @@ from bpref.formulas.standardize import (
     scale_and_shift,
 )
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
@@ -115,10 +115,7 @@ def layer_norm(
 
 @called_as(layer_norm)
 def reference(params: LayerNormParams, x: Array, eps, zero_centred, **_) -> Array:
-    y = (x - jnp.mean(x, -1, keepdims=True)) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + eps)
-    if params.scale is not None:
-        y = y * jnp.broadcast_to(1 + params.scale if zero_centred else params.scale, y.shape)
-    return y if params.shift is None else y + jnp.broadcast_to(params.shift, y.shape)
+    return naive_norm(x, *params, eps, "layer", zero_centred)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-5)

@@ -49,6 +49,7 @@ from bpref.formulas.heads import Heads, by_head, by_position, features_of_head
 from bpref.formulas.pairs_of_nodes import PairsOfNodes, as_pairs, like_pairs, mirrored
 from bpref.formulas.pre_norm import NormParams, Statistics, init_norm, normalize, pull_normalize, statistics
 from bpref.layer import Layer, Reals
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as, specs
 
 NODES = ("starting", "ending")
@@ -173,16 +174,13 @@ def triangle_attention(
 def reference(params: TriangleAttentionParams, x: Array | PairsOfNodes, heads, node, eps, **_) -> Array:
     z, mask = x if isinstance(x, tuple) else (x, None)
     mask = jnp.ones(z.shape[:-1], bool) if mask is None else mask
-    assert params.norm.shift is not None
-    centred = z - jnp.mean(z, -1, keepdims=True)
-    n = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
-    n = n * jnp.broadcast_to(params.norm.scale, z.shape) + jnp.broadcast_to(params.norm.shift, z.shape)
+    n = naive_norm(z, *params.norm, eps, "layer")
 
     def split(v):
         return v.reshape(*v.shape[:-1], heads, -1)
 
-    q, k, v = (split(u) for u in jnp.split(jnp.einsum("...c,dc->...d", n, params.W_qkv), 3, -1))
-    e = jnp.einsum("...c,hc->...h", n, params.W_bias)
+    q, k, v = (split(u) for u in jnp.split(naive_affine(params.W_qkv, None, n), 3, -1))
+    e = naive_affine(params.W_bias, None, n)
     if node == "starting":
         logits = jnp.einsum("...ijhd,...ikhd->...hijk", q, k)
         of_third, seen = jnp.moveaxis(e, -1, -3)[..., None, :, :], mask[..., None, :, None, :]
@@ -194,10 +192,8 @@ def reference(params: TriangleAttentionParams, x: Array | PairsOfNodes, heads, n
     seen = jnp.broadcast_to(seen, logits.shape)
     p = jnp.where(seen, jax.nn.softmax(jnp.where(seen, logits, -1e30)), 0)
     o = jnp.einsum("...hijk,...ikhd->...ijhd" if node == "starting" else "...hijk,...kjhd->...ijhd", p, v)
-    f = jnp.einsum("...c,dc->...d", n, params.W_gate)
-    gate = jax.nn.sigmoid(f + jnp.broadcast_to(params.b_gate, f.shape))
-    y = jnp.einsum("...d,cd->...c", gate * o.reshape(f.shape), params.W_out)
-    return y + jnp.broadcast_to(params.b_out, y.shape)
+    gate = jax.nn.sigmoid(naive_affine(params.W_gate, params.b_gate, n))
+    return naive_affine(params.W_out, params.b_out, gate * o.reshape(gate.shape))
 
 
 _EPS = Interval(1e-3, 0.1, 1e-2)

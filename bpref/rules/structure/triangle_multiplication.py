@@ -50,6 +50,7 @@ from bpref.formulas.gates import blocks, sigmoid_slope
 from bpref.formulas.pairs_of_nodes import PairsOfNodes, as_pairs, like_pairs, mirrored
 from bpref.formulas.pre_norm import NormParams, Statistics, init_norm, normalize, pull_normalize, statistics
 from bpref.layer import Layer, Reals
+from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Boolean, Case, Interval, Real, Rule, Size, called_as, specs
 
 EDGES = ("outgoing", "incoming")
@@ -184,25 +185,15 @@ def seen(v: Array, mask: Array | None) -> Array:
 @called_as(triangle_multiplication)
 def reference(params: TriangleMultiplicationParams, x: Array | PairsOfNodes, edges, eps, **_) -> Array:
     z, mask = x if isinstance(x, tuple) else (x, None)
-
-    def normed(norm, v):
-        centred = v - jnp.mean(v, -1, keepdims=True)
-        v = centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
-        return v * jnp.broadcast_to(norm.scale, v.shape) + jnp.broadcast_to(norm.shift, v.shape)
-
-    def affine(W, b, v):
-        Z = jnp.einsum("...c,dc->...d", v, W)
-        return Z + jnp.broadcast_to(b, Z.shape)
-
-    n = normed(params.norm, z)
-    p, q, u, v = jnp.split(affine(params.W_in, params.b_in, n), 4, -1)
+    n = naive_norm(z, *params.norm, eps, "layer")
+    p, q, u, v = jnp.split(naive_affine(params.W_in, params.b_in, n), 4, -1)
     a, b = jax.nn.sigmoid(p) * u, jax.nn.sigmoid(q) * v
     if mask is not None:
         a, b = (e * mask[..., None].astype(e.dtype) for e in (a, b))
     letters = "...ikc,...jkc->...ijc" if edges == "outgoing" else "...kic,...kjc->...ijc"
-    t = normed(params.norm_out, jnp.einsum(letters, a, b))
-    gate = jax.nn.sigmoid(affine(params.W_gate, params.b_gate, n))
-    return gate * affine(params.W_out, params.b_out, t)
+    t = naive_norm(jnp.einsum(letters, a, b), *params.norm_out, eps, "layer")
+    gate = jax.nn.sigmoid(naive_affine(params.W_gate, params.b_gate, n))
+    return gate * naive_affine(params.W_out, params.b_out, t)
 
 
 _EPS = Interval(1e-3, 0.1, 1e-2)
