@@ -1,5 +1,6 @@
 """What attention is given: queries, keys and values by heads, and what decides which of them meet."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -101,3 +102,15 @@ def from_groups(a: Array) -> Array:
     """The inverse of `by_groups`."""
     *b, K, G, T, D = a.shape
     return jnp.moveaxis(a, -2, -4).reshape(*b, T, K * G, D)
+
+
+def in_rows(a: Array, k: Array) -> Array:
+    """(*b, T, N, D) as (M, R, D): for each batch and head of keys k, M in all, the R = N T / K steps of its heads."""
+    of = by_groups(a, k.shape[-2])
+    return of.reshape(math.prod(of.shape[:-3]), of.shape[-3] * of.shape[-2], of.shape[-1])
+
+
+def from_rows(a: Array, like: Array, k: Array) -> Array:
+    """The inverse, of arrays of as many heads as `like`."""
+    *b, T, N, _ = like.shape
+    return from_groups(a.reshape(*b, k.shape[-2], N // k.shape[-2], T, a.shape[-1]))

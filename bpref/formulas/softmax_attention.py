@@ -27,10 +27,6 @@ class AttentionParams(NamedTuple):
     relative_bias: Float[Array, "buckets N"] | None = None
 
 
-class AttentionCache(NamedTuple):
-    x: Heads
-
-
 class Weighted(NamedTuple):
     """What attention puts out, and its weights: those of each head, or their mean over the heads."""
 
@@ -120,12 +116,12 @@ def softmax_attention(
             require_key(who, x.key)
         pattern_of_x, extras, _ = of(params, x)
         if weights is None:
-            return forms(x).attend(pattern_of_x, x, extras), AttentionCache(x)
+            return forms(x).attend(pattern_of_x, x, extras), x
         y, w = attend_with_weights(pattern_of_x, x, extras)
-        return Weighted(y, cast(jnp.mean(w, -3) if weights == "mean" else w, x.q.dtype)), AttentionCache(x)
+        return Weighted(y, cast(jnp.mean(w, -3) if weights == "mean" else w, x.q.dtype)), x
 
     def backward(params, cache, dy):
-        (x,) = cache
+        x = cache
         pattern_of_x, extras, bucket = of(params, x)
         if weights is None:
             d = forms(x).pull_attend(pattern_of_x, x, extras, dy)

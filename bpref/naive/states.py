@@ -10,13 +10,13 @@ from bpref.formulas.steps import Passed
 
 
 def naive_states(
-    step: Callable[..., tuple[Array, Array]],
+    step: Callable[..., Array],
     heads: Heads,
     others: tuple[Array, ...] = (),
     state: Array | None = None,
     final: bool = False,
 ) -> Array | Passed:
-    """`step(S, q_t, k_t, v_t, *others_t) -> (S, y_t)` for all steps, what each head of keys has for each of queries.
+    """y_t = S_t^T q_t, S_t = `step(S_{t-1}, k_t, v_t, *others_t)`, what each head of keys has for each of queries.
 
     Args:
       heads: q (*b, T, N, D), k and v (*b, T, K, ...), and the ids of packed sequences, each of which begins with S = 0.
@@ -32,13 +32,24 @@ def naive_states(
     before = jnp.concatenate([ids[..., :1], ids[..., :-1]], -1)
 
     def body(S, now):
-        is_new, *now = now
-        return step(jnp.where(is_new[..., None, None, None], 0, S), *now)
+        is_new, q_t, *now = now
+        S = step(jnp.where(is_new[..., None, None, None], 0, S), *now)
+        return S, jnp.einsum("...d,...de->...e", q_t, S)
 
     by_time = (jnp.moveaxis(ids != before, -1, 0), *(jnp.moveaxis(z, -3, 0) for z in (q, k, v, *more)))
     S, y = lax.scan(body, zeros if state is None else jnp.repeat(state, each, -3), by_time)
     y = jnp.moveaxis(y, 0, -3)
     return Passed(y, S[..., ::each, :, :]) if final else y
+
+
+def added(S: Array, k: Array, v: Array) -> Array:
+    """S + k v^T."""
+    return S + k[..., :, None] * v[..., None, :]
+
+
+def corrected(S: Array, k: Array, v: Array, beta: Array) -> Array:
+    """S + beta k (v - S^T k)^T."""
+    return added(S, k, beta * (v - jnp.einsum("...d,...de->...e", k, S)))
 
 
 def naive_chunks(

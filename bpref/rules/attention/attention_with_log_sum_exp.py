@@ -41,10 +41,11 @@ from jaxtyping import Float, Inexact
 from bpref.formulas.attend import attend, log_sum_exp_of, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, require_pattern
+from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, no_params
 from bpref.naive.attention import naive_attention, naive_log_sum_exp
-from bpref.rule import Case, Interval, Real, Rule, called_as, specs
+from bpref.rule import Case, Interval, Real, Rule, called_as
 
 
 class Attended(NamedTuple):
@@ -61,7 +62,7 @@ def attention_with_log_sum_exp(
     scale: float | None = None,
     query_block: int = 256,
     key_block: int = 256,
-) -> Layer[tuple[()], Heads, Attended, AttentionCache]:
+) -> Layer[tuple[()], Heads, Attended, Heads]:
     """y and L of each query: the mean of the values that it sees, and the logarithm of its softmax's denominator.
 
     Args:
@@ -84,10 +85,10 @@ def attention_with_log_sum_exp(
         if x.key is not None:
             raise ValueError(f"{who}: x.key is given, expected None: there is no dropout")
         kept = attend(_of(x), x, Extras())
-        return Attended(kept.y, log_sum_exp_of(kept)), AttentionCache(x)
+        return Attended(kept.y, log_sum_exp_of(kept)), x
 
     def backward(params, cache, dy):
-        (x,) = cache
+        x = cache
         of_y, dL = dy
         if of_y is None:
             of_y = jnp.zeros((*x.q.shape[:-1], x.v.shape[-1]), x.q.dtype)
@@ -105,29 +106,18 @@ def reference(params: tuple[()], x: Heads, **hyper) -> Attended:
     return Attended(naive_attention(AttentionParams(), x, **hyper), naive_log_sum_exp(x, **hyper))
 
 
-_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
-_NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
-_FIXED = {"N": 4, "K": 2}
-
 RULE = Rule(
     "attention_with_log_sum_exp",
     attention_with_log_sum_exp,
     reference,
     cases=(
-        Case(
-            "causal",
-            specs(Heads, *_QKV),
-            {"causal": True},
-            _NEVER_EMPTY,
-            fixed=_FIXED,
-            timed={"B": 1, "T": 512, "N": 8, "D": 64, "S": 512, "K": 8, "E": 64},
-        ),
+        Case("causal", ACROSS, {"causal": True}, NEVER_EMPTY, fixed=GROUPED, timed=TIMED),
         Case(
             "bias, soft cap, blocks",
-            specs(Heads, *_QKV, None, Real("u N T S", -2, 2)),
+            ACROSS._replace(bias=Real("u N T S", -2, 2)),
             {"soft_cap": Interval(1.0, 8.0, 2.0), "scale": 0.4, "query_block": 5, "key_block": 2},
-            _NEVER_EMPTY,
-            fixed=_FIXED | {"B": 2, "u": 1},
+            NEVER_EMPTY,
+            fixed=GROUPED | {"B": 2, "u": 1},
         ),
     ),
     cite="arXiv:2205.14135, section 3.1; merging: arXiv:2310.01889, section 3",

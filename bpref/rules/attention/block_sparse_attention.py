@@ -31,10 +31,11 @@ from bpref.checks.hyperparameters import is_traced, require_sizes
 from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, require_pattern
+from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, WITHIN
+from bpref.formulas.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
 
 
 def block_sparse_attention(
@@ -43,7 +44,7 @@ def block_sparse_attention(
     causal: bool = False,
     soft_cap: float | None = None,
     scale: float | None = None,
-) -> Layer[tuple[()], Heads, Reals, AttentionCache]:
+) -> Layer[tuple[()], Heads, Reals, Heads]:
     """Each query's mean of the values in the blocks that its own block sees, weighted by softmax.
 
     Args:
@@ -92,10 +93,10 @@ def block_sparse_attention(
         require_heads(who, x)
         if x.key is not None:
             raise ValueError(f"{who}: x.key is given, expected None: there is no dropout")
-        return attend(of(x), x, Extras()).y, AttentionCache(x)
+        return attend(of(x), x, Extras()).y, x
 
     def backward(params, cache, dy):
-        (x,) = cache
+        x = cache
         d = pull_attend(of(x), x, Extras(), dy)
         return (), Heads(d.dq, d.dk, d.dv, bias=d.dbias)
 
@@ -130,10 +131,6 @@ def reference(params: tuple[()], x: Heads, pattern, block, **of_logits) -> Array
     return naive_attention(AttentionParams(), x._replace(mask=seen if x.mask is None else x.mask & seen), **of_logits)
 
 
-_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
-_SELF = (Real("B T N D", -2, 2), Real("B T K D", -2, 2), Real("B T K E", -2, 2))
-_NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
-_FIXED = {"N": 4, "K": 2}
 _WINDOW_AND_FIRST = tuple(tuple(j == 0 or 0 <= i - j < 2 for j in range(8)) for i in range(8))
 
 RULE = Rule(
@@ -143,23 +140,23 @@ RULE = Rule(
     cases=(
         Case(
             "causal, a window and the first block",
-            specs(Heads, *_SELF),
+            WITHIN,
             {"pattern": _WINDOW_AND_FIRST, "causal": True},
-            tuple(axis for axis in _NEVER_EMPTY if axis != "S"),
-            fixed=_FIXED,
+            tuple(axis for axis in NEVER_EMPTY if axis != "S"),
+            fixed=GROUPED,
             timed={"B": 1, "T": 1024, "N": 8, "D": 64, "K": 8, "E": 64},
         ),
         Case(
             "mask, bias, soft cap, a row of nothing",
-            specs(Heads, *_QKV, mask=Boolean("B N T S"), bias=Real("u N T S", -2, 2)),
+            ACROSS._replace(mask=Boolean("B N T S"), bias=Real("u N T S", -2, 2)),
             {
                 "pattern": ((True, False, True), (False, False, False), (False, True, True)),
                 "block": (2, 3),
                 "soft_cap": Interval(1.0, 8.0, 2.0),
                 "scale": 0.4,
             },
-            _NEVER_EMPTY,
-            fixed=_FIXED | {"B": 2, "u": 1, "T": 5, "S": 8},
+            NEVER_EMPTY,
+            fixed=GROUPED | {"B": 2, "u": 1, "T": 5, "S": 8},
         ),
     ),
     cite="arXiv:2007.14062, section 2 (BigBird; section not checked); in blocks: arXiv:2205.14135, section 3.3",

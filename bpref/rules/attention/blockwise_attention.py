@@ -40,7 +40,7 @@ from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.kernels.attention import forms
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
@@ -61,7 +61,7 @@ def blockwise_attention(
     query_block: int = 256,
     key_block: int = 256,
     implementation: str = "auto",
-) -> Layer[AttentionParams, Heads, Reals, AttentionCache]:
+) -> Layer[AttentionParams, Heads, Reals, Heads]:
     """`dot_product_attention` with memory that grows with T + S and not with T S: the same results and cotangents.
 
     Args:

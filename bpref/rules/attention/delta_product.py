@@ -53,7 +53,7 @@ from bpref.formulas.plain_heads import DeltaHeads, ProductHeads
 from bpref.formulas.state_by_chunks import gates_forgetting, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
+from bpref.naive.states import corrected, naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 from bpref.rules.attention.delta_rule import ERRORS_OF_CHUNK
 
@@ -101,13 +101,11 @@ def reference(params: tuple[()], x: ProductHeads, final, **_) -> Array | Passed:
     n = x.k.shape[-3]
     written = [z for j in range(n) for z in (x.k[..., j, :, :], x.v[..., j, :, :], x.beta[..., j, :, None])]
 
-    def step(S, q_t, k_t, v_t, g_t, *written):
+    def step(S, k_t, v_t, g_t, *written):
         S = jnp.exp(g_t)[..., None] * S
         for j in range(n):
-            k, v, beta = written[3 * j : 3 * j + 3]
-            u = beta * (v - jnp.einsum("...d,...de->...e", k, S))
-            S = S + k[..., :, None] * u[..., None, :]
-        return S, jnp.einsum("...d,...de->...e", q_t, S)
+            S = corrected(S, *written[3 * j : 3 * j + 3])
+        return S
 
     g = jnp.zeros_like(x.beta[..., 0, :]) if x.log_gate is None else x.log_gate
     heads = Heads(x.q, *written[:2], q_segments=x.q_segments)

@@ -54,15 +54,15 @@ from jaxtyping import PyTree
 
 from bpref.formulas.chunks import dot, sees, transpose
 from bpref.formulas.decays import decays, per_pair, per_row, per_step, per_two_steps, pull_decays
-from bpref.formulas.heads import Heads
+from bpref.formulas.heads_to_try import SHORT_KEYS, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, packed
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import DeltaHeads, require_delta
 from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.formulas.unit_triangular import inverse_of_unit
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
-from bpref.rule import Case, Integer, Real, Rule, called_as, specs
+from bpref.naive.states import corrected, naive_states
+from bpref.rule import Case, Real, Rule, called_as, specs
 
 
 def delta_rule(chunk: int = 32, final: bool = False) -> Layer[tuple[()], DeltaHeads, PyTree, DeltaHeads]:
@@ -144,18 +144,13 @@ ERRORS_OF_CHUNK = OneChunk(_forward, _backward)
 
 @called_as(delta_rule)
 def reference(params: tuple[()], x: DeltaHeads, final, **_) -> Array | Passed:
-    def step(S, q_t, k_t, v_t, beta_t, g_t):
-        S = jnp.exp(g_t)[..., None] * S
-        u = beta_t * (v_t - jnp.einsum("...d,...de->...e", k_t, S))
-        S = S + k_t[..., :, None] * u[..., None, :]
-        return S, jnp.einsum("...d,...de->...e", q_t, S)
+    def step(S, k_t, v_t, beta_t, g_t):
+        return corrected(jnp.exp(g_t)[..., None] * S, k_t, v_t, beta_t)
 
     g = jnp.zeros_like(x.beta) if x.log_gate is None else x.log_gate
     return naive_states(step, x.heads, (x.beta[..., None], g[..., None]), x.state, final)
 
 
-_HEADS = specs(Heads, Real("B T N D", -2.0, 2.0), Real("B T K D", -0.8, 0.8), Real("B T K E", -2.0, 2.0))
-_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
 _BETA = Real("B T K", 0.0, 1.0, points=(1.0, 0.0))
 _GATE = Real("B T K", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
@@ -164,19 +159,13 @@ RULE = Rule(
     delta_rule,
     reference,
     cases=(
-        Case("grouped", specs(DeltaHeads, _HEADS, _BETA), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
-        Case(
-            "gated",
-            specs(DeltaHeads, _HEADS, _BETA, _GATE),
-            {"chunk": 16},
-            fixed={"B": 2, "N": 2, "K": 2},
-            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
-        ),
+        Case("grouped", specs(DeltaHeads, SHORT_KEYS, _BETA), {"chunk": 5}, fixed=TWO_GROUPED),
+        Case("gated", specs(DeltaHeads, SHORT_KEYS, _BETA, _GATE), {"chunk": 16}, fixed=TWO, timed=TIMED_WITH_STATE),
         Case(
             "from state to state, packed",
-            specs(DeltaHeads, _PACKED, _BETA, state=Real("B K D E", -1.0, 1.0)),
+            specs(DeltaHeads, packed(SHORT_KEYS), _BETA, state=STATE),
             {"chunk": 3, "final": True},
-            fixed={"B": 2, "N": 4, "K": 2},
+            fixed=TWO_GROUPED,
         ),
     ),
     cite="Yang et al., 'Parallelizing linear transformers with the delta rule over sequence length' (2024), "

@@ -44,10 +44,11 @@ from jax import Array
 
 from bpref.formulas.attention_grid import Pattern, Window
 from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as
 
 
 def dot_product_attention(
@@ -60,7 +61,7 @@ def dot_product_attention(
     max_distance: int = 128,
     sinks: bool = False,
     dropout: float = 0.0,
-) -> Layer[AttentionParams, Heads, Reals, AttentionCache]:
+) -> Layer[AttentionParams, Heads, Reals, Heads]:
     """Each query's mean of the values it sees, weighted by the softmax of its dot products with their keys.
 
     Args:
@@ -98,35 +99,22 @@ def reference(params: AttentionParams, x: Heads, **hyper) -> Array:
     return naive_attention(params, x, **hyper)
 
 
-_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
-_MASK = Boolean("B N T S")
-_BIAS = Real("u N T S", -2, 2)
-_KEY = Key()
-_SEGMENTS = (Integer("B T", 0, 2), Integer("B S", 0, 2))
-_NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
-_FIXED = {"N": 4, "K": 2, "u": 1}
+_FIXED = GROUPED | {"u": 1}
 
 CASES = (
-    Case(
-        "causal",
-        specs(Heads, *_QKV),
-        {"causal": True},
-        never_empty=_NEVER_EMPTY,
-        fixed=_FIXED,
-        timed={"B": 1, "T": 512, "N": 8, "D": 64, "S": 512, "K": 8, "E": 64},
-    ),
+    Case("causal", ACROSS, {"causal": True}, never_empty=NEVER_EMPTY, fixed=_FIXED, timed=TIMED),
     Case(
         "mask, bias, soft cap, sinks",
-        specs(Heads, *_QKV, mask=_MASK, bias=_BIAS),
+        ACROSS._replace(mask=Boolean("B N T S"), bias=Real("u N T S", -2, 2)),
         {"soft_cap": Interval(1.0, 8.0, 2.0), "sinks": True, "scale": 0.4},
-        never_empty=_NEVER_EMPTY,
+        never_empty=NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},
     ),
     Case(
         "window, segments, distances, dropout",
-        specs(Heads, *_QKV, None, None, *_SEGMENTS, _KEY),
+        ACROSS._replace(q_segments=Integer("B T", 0, 2), kv_segments=Integer("B S", 0, 2), key=Key()),
         {"window": (4, 2), "alibi": True, "relative_buckets": 4, "max_distance": 6, "dropout": 0.25},
-        never_empty=_NEVER_EMPTY,
+        never_empty=NEVER_EMPTY,
         fixed=_FIXED | {"B": 2},
         least={"S": 6},  # a query that sees one key has no gradient but dv
     ),

@@ -35,10 +35,11 @@ from bpref.formulas.attend import attend, pull_attend
 from bpref.formulas.attention_grid import Extras, Pattern, Window
 from bpref.formulas.changed_scores import Changed, Scores
 from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, require_pattern
+from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params, require_layer, require_no_state
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Real, Rule, called_as
 
 
 def flex_attention(
@@ -48,7 +49,7 @@ def flex_attention(
     scale: float | None = None,
     query_block: int = 256,
     key_block: int = 256,
-) -> Layer[PyTree, Heads, Reals, AttentionCache]:
+) -> Layer[PyTree, Heads, Reals, Heads]:
     """Each query's mean of the values it sees, weighted by the softmax of what a layer makes of their scores.
 
     Args:
@@ -98,10 +99,10 @@ def flex_attention(
             came, expected = (getattr(v, what, None) for v in (made, given.z))
             if came != expected:
                 raise error(f"{who}: {score.name} gives the {what} {came}, expected z's, {expected}")
-        return attend(pattern, x, extras).y, AttentionCache(x)
+        return attend(pattern, x, extras).y, x
 
     def backward(params, cache, dy):
-        (x,) = cache
+        x = cache
         pattern, extras = of(params, x)
         d = pull_attend(pattern, x, extras, dy)
         dparams = jax.tree.map(lambda d, v: cast(d, v.dtype), d.extras.score, params)
@@ -168,30 +169,19 @@ def _tilted() -> Layer:
     return Layer(init, forward, backward, "tilted")
 
 
-_QKV = (Real("B T N D", -2, 2), Real("B S K D", -2, 2), Real("B S K E", -2, 2))
-_NEVER_EMPTY = ("T", "N", "D", "S", "K", "E")
-_FIXED = {"N": 4, "K": 2}
-
 RULE = Rule(
     "flex_attention",
     flex_attention,
     reference,
     cases=(
-        Case(
-            "bent, causal",
-            specs(Heads, *_QKV),
-            {"score": _bent(), "causal": True},
-            _NEVER_EMPTY,
-            fixed=_FIXED,
-            timed={"B": 1, "T": 512, "N": 8, "D": 64, "S": 512, "K": 8, "E": 64},
-        ),
+        Case("bent, causal", ACROSS, {"score": _bent(), "causal": True}, NEVER_EMPTY, fixed=GROUPED, timed=TIMED),
         Case(
             "tilted by a slope of each head, mask, window, blocks",
-            specs(Heads, *_QKV, mask=Boolean("B N T S")),
+            ACROSS._replace(mask=Boolean("B N T S")),
             {"score": _tilted(), "window": (4, 2), "scale": 0.4, "query_block": 5, "key_block": 2},
-            _NEVER_EMPTY,
+            NEVER_EMPTY,
             Real("N", -0.5, 0.5),
-            fixed=_FIXED | {"B": 2},
+            fixed=GROUPED | {"B": 2},
         ),
     ),
     cite="arXiv:2412.05496, section 3 (section not checked)",

@@ -37,11 +37,12 @@ from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
 from bpref.formulas.decays import pull_sums_between, sums_between
 from bpref.formulas.heads import Heads, require_heads
+from bpref.formulas.heads_to_try import WITHIN, packed
 from bpref.formulas.plain_heads import ForgettingHeads
 from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Integer, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Real, Rule, called_as, specs
 from bpref.rules.attention.dot_product_attention import dot_product_attention
 
 
@@ -113,8 +114,7 @@ def reference(params: tuple[()], x: ForgettingHeads, scale) -> Array:
     )
 
 
-_HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
-_HIDDEN = _HEADS._replace(mask=Boolean("B N T T"), q_segments=Integer("B T", 0, 2))
+_HIDDEN = packed(WITHIN._replace(mask=Boolean("B N T T")))
 _GATE = Real("B T N", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 _NEVER_EMPTY = ("T", "N", "K", "D", "E")
 
@@ -125,7 +125,7 @@ RULE = Rule(
     cases=(
         Case(
             "grouped",
-            specs(ForgettingHeads, _HEADS, _GATE),
+            specs(ForgettingHeads, WITHIN, _GATE),
             never_empty=_NEVER_EMPTY,
             fixed={"N": 4, "K": 2},
             timed={"B": 1, "T": 512, "N": 8, "K": 8, "D": 64, "E": 64},

@@ -58,14 +58,14 @@ from jaxtyping import PyTree
 from bpref.formulas.chunks import dot, transpose
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.feature_decays import from_start, halvings, joined, kept, sum_before, sum_from, to_end
-from bpref.formulas.heads import Heads
+from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
 from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
-from bpref.rule import Case, Integer, Real, Rule, called_as, specs
+from bpref.naive.states import added, naive_states
+from bpref.rule import Case, Real, Rule, called_as, specs
 
 
 def gated_linear_attention(chunk: int = 32, final: bool = False) -> Layer[tuple[()], GatedHeads, PyTree, GatedHeads]:
@@ -145,35 +145,24 @@ def _pull_inside(q: Array, k: Array, v: Array, g: Array, dy: Array) -> tuple[Arr
 
 @called_as(gated_linear_attention)
 def reference(params: tuple[()], x: GatedHeads, final, **_) -> Array | Passed:
-    def step(S, q_t, k_t, v_t, g_t):
-        S = jnp.exp(g_t)[..., None] * S + k_t[..., :, None] * v_t[..., None, :]
-        return S, jnp.einsum("...d,...de->...e", q_t, S)
+    def step(S, k_t, v_t, g_t):
+        return added(jnp.exp(g_t)[..., None] * S, k_t, v_t)
 
     return naive_states(step, x.heads, (x.log_gate,), x.state, final)
 
-
-_HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
-_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
-_GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 
 RULE = Rule(
     "gated_linear_attention",
     gated_linear_attention,
     reference,
     cases=(
-        Case("grouped", specs(GatedHeads, _HEADS, _GATE), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
-        Case(
-            "longer chunks",
-            specs(GatedHeads, _HEADS, _GATE),
-            {"chunk": 16},
-            fixed={"B": 2, "N": 2, "K": 2},
-            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
-        ),
+        Case("grouped", specs(GatedHeads, WITHIN, GATES), {"chunk": 4}, fixed=TWO_GROUPED),
+        Case("longer chunks", specs(GatedHeads, WITHIN, GATES), {"chunk": 16}, fixed=TWO, timed=TIMED_WITH_STATE),
         Case(
             "from state to state, packed",
-            specs(GatedHeads, _PACKED, Real("B T K D", -2.0, 0.0), Real("B K D E", -1.0, 1.0)),
+            specs(GatedHeads, packed(WITHIN), Real("B T K D", -2.0, 0.0), STATE),
             {"chunk": 2, "final": True},
-            fixed={"B": 2, "N": 4, "K": 2},
+            fixed=TWO_GROUPED,
         ),
     ),
     cite="Yang et al., 'Gated linear attention transformers with hardware-efficient training' (2023), "

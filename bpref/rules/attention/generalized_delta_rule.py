@@ -53,7 +53,7 @@ from jaxtyping import PyTree
 from bpref.formulas.chunks import transpose
 from bpref.formulas.decays import per_row, per_step
 from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
-from bpref.formulas.heads import Heads
+from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import SelfReadingHeads, require_plain
 from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
@@ -61,8 +61,8 @@ from bpref.formulas.states import begins
 from bpref.formulas.steps import Passed
 from bpref.formulas.unit_triangular import inverse_of_unit
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
-from bpref.rule import Case, Integer, Real, Rule, called_as, specs
+from bpref.naive.states import added, naive_states
+from bpref.rule import Case, Real, Rule, called_as, specs
 
 
 def generalized_delta_rule(
@@ -155,17 +155,13 @@ def _backward(dS: Array, chunk: Chunk, S: Array, r: Array, dy: Array) -> tuple[A
 
 @called_as(generalized_delta_rule)
 def reference(params: tuple[()], x: SelfReadingHeads, final, **_) -> Array | Passed:
-    def step(S, q_t, k_t, v_t, g_t, a_t, b_t):
+    def step(S, k_t, v_t, g_t, a_t, b_t):
         r_t = jnp.einsum("...d,...de->...e", a_t, S)
-        S = jnp.exp(g_t)[..., None] * S + b_t[..., :, None] * r_t[..., None, :] + k_t[..., :, None] * v_t[..., None, :]
-        return S, jnp.einsum("...d,...de->...e", q_t, S)
+        return added(added(jnp.exp(g_t)[..., None] * S, b_t, r_t), k_t, v_t)
 
     return naive_states(step, x.heads, (x.log_gate, x.a, x.b), x.state, final)
 
 
-_HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
-_PACKED = _HEADS._replace(q_segments=Integer("B T", 0, 2))
-_GATE = Real("B T K D", -2.0, 0.0, points=(0.0, -30.0, 0.0, -200.0))
 _A = Real("B T K D", -0.5, 0.5)
 
 RULE = Rule(
@@ -173,19 +169,19 @@ RULE = Rule(
     generalized_delta_rule,
     reference,
     cases=(
-        Case("grouped", specs(SelfReadingHeads, _HEADS, _GATE, _A, _A), {"chunk": 4}, fixed={"B": 2, "N": 4, "K": 2}),
+        Case("grouped", specs(SelfReadingHeads, WITHIN, GATES, _A, _A), {"chunk": 4}, fixed=TWO_GROUPED),
         Case(
             "longer chunks",
-            specs(SelfReadingHeads, _HEADS, _GATE, _A, _A),
+            specs(SelfReadingHeads, WITHIN, GATES, _A, _A),
             {"chunk": 16},
-            fixed={"B": 2, "N": 2, "K": 2},
-            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+            fixed=TWO,
+            timed=TIMED_WITH_STATE,
         ),
         Case(
             "from state to state, packed",
-            specs(SelfReadingHeads, _PACKED, Real("B T K D", -2.0, 0.0), _A, _A, Real("B K D E", -1.0, 1.0)),
+            specs(SelfReadingHeads, packed(WITHIN), Real("B T K D", -2.0, 0.0), _A, _A, STATE),
             {"chunk": 2, "final": True},
-            fixed={"B": 2, "N": 4, "K": 2},
+            fixed=TWO_GROUPED,
         ),
     ),
     cite="Peng et al., 'RWKV-7 \"Goose\" with expressive dynamic state evolution' (2025), arXiv:2503.14456, section 3 "

@@ -52,7 +52,7 @@ from bpref.formulas.heads import Heads
 from bpref.formulas.memory import Memory, attend_on, no_memory, reach
 from bpref.formulas.rotations import Stretch, require_rotation
 from bpref.formulas.sequences import Sequences, as_sequences
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams, softmax_attention
+from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
 from bpref.naive.dense import naive_affine, naive_norm
@@ -205,7 +205,7 @@ def latent_attention(
         of_q, q_cache = normed(params.q_scale, A if a is None else a)
         of_kv, kv_cache = normed(params.kv_scale, c)
         do = cast(times(dy, params.W_o), dtype).reshape(o.shape)
-        d = attention.backward(AttentionParams(), AttentionCache(made(params, seqs, of_q, of_kv)), do)[1]
+        d = attention.backward(AttentionParams(), made(params, seqs, of_q, of_kv), do)[1]
         dq = jnp.concatenate([d.q[..., :head_dim], rotary.backward((), None, d.q[..., head_dim:])[1]], -1)
         shared = cast(jnp.sum(widen(d.k[..., head_dim:]), -2, keepdims=True), dtype)
         dq, dk, dv, dk_r = map(_joined, (dq, d.k[..., :head_dim], d.v, rotary.backward((), None, shared)[1]))

@@ -65,13 +65,14 @@ from bpref.formulas.chunks import fitting, from_chunks, into_chunks, no_state_of
 from bpref.formulas.decays import per_row
 from bpref.formulas.decoder import decoder, require_no_later
 from bpref.formulas.heads import Heads
+from bpref.formulas.heads_to_try import TIMED_WITH_STATE, TWO_GROUPED
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import HeadsAndState, require_plain
 from bpref.formulas.states import arrived, begins, from_state, given_out, into_state, require_alone
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
-from bpref.naive.states import naive_states
+from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 
 
@@ -261,18 +262,13 @@ def reference(params: tuple[()], x: Heads | HeadsAndState, features, normalize, 
     x, state = x if isinstance(x, HeadsAndState) else (x, None)
     v = jnp.concatenate([x.v, jnp.ones((*x.v.shape[:-1], 1), x.v.dtype)], -1) if normalize else x.v
 
-    def read(S, a_t):
-        y = jnp.einsum("...d,...de->...e", a_t, S)
-        return y[..., :-1] / jnp.where(y[..., -1:] == 0, jnp.inf, y[..., -1:]) if normalize else y
-
-    def step(S, a_t, b_t, v_t):
-        S = S + b_t[..., :, None] * v_t[..., None, :]
-        return S, read(S, a_t)
-
     if causal:
-        return naive_states(step, x._replace(q=phi(x.q), k=phi(x.k), v=v), state=state, final=final)
-    b, v = (jnp.repeat(z, x.q.shape[-2] // x.k.shape[-2], -2) for z in (phi(x.k), v))
-    return read(jnp.einsum("...snd,...sne->...nde", b, v)[..., None, :, :, :], phi(x.q))
+        y, S = naive_states(added, x._replace(q=phi(x.q), k=phi(x.k), v=v), state=state, final=True)
+    else:
+        b, v = (jnp.repeat(z, x.q.shape[-2] // x.k.shape[-2], -2) for z in (phi(x.k), v))
+        y, S = jnp.einsum("...tnd,...snd,...sne->...tne", phi(x.q), b, v), None
+    y = y[..., :-1] / jnp.where(y[..., -1:] == 0, jnp.inf, y[..., -1:]) if normalize else y
+    return Passed(y, S) if final else y
 
 
 def _heads(v: str, **more: Integer) -> Heads:
@@ -285,34 +281,32 @@ def _from_state(features: str) -> HeadsAndState:
     return specs(HeadsAndState, _heads("T", q_segments=Integer("B T", 0, 2)), state)
 
 
-_FIXED = {"B": 2, "N": 4, "K": 2}
-
 RULE = Rule(
     "linear_attention",
     linear_attention,
     reference,
     cases=(
-        Case("elu", _heads("T"), {"chunk": 5}, fixed=_FIXED),
+        Case("elu", _heads("T"), {"chunk": 5}, fixed=TWO_GROUPED),
         Case(
             "identity",
             _heads("T"),
             {"features": "identity", "normalize": False},
-            fixed=_FIXED,
-            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+            fixed=TWO_GROUPED,
+            timed=TIMED_WITH_STATE,
         ),
         Case(
             "from state to state, packed",
             _from_state("F"),
             {"chunk": 3, "final": True},
-            fixed=_FIXED | {"E": 2, "F": 3},
+            fixed=TWO_GROUPED | {"E": 2, "F": 3},
         ),
         Case(
             "without quotient, from state to state, packed",
             _from_state("E"),
             {"features": "identity", "normalize": False, "chunk": 4, "final": True},
-            fixed=_FIXED,
+            fixed=TWO_GROUPED,
         ),
-        Case("relu, not causal", _heads("S"), {"features": "relu", "causal": False}, fixed=_FIXED | {"S": 24}),
+        Case("relu, not causal", _heads("S"), {"features": "relu", "causal": False}, fixed=TWO_GROUPED | {"S": 24}),
     ),
     cite="Katharopoulos et al., 'Transformers are RNNs' (2020), arXiv:2006.16236, equations 8 to 15",
     covers=("linear transformer", "kernelized attention"),

@@ -64,7 +64,6 @@ from bpref.formulas.random_draws import with_key_in_x
 from bpref.formulas.rotations import Stretch, require_rope
 from bpref.formulas.sequences import Sequences, as_sequences, heads_of, pull_sources, sources, with_key
 from bpref.formulas.softmax_attention import (
-    AttentionCache,
     AttentionParams,
     Weighted,
     require_pattern,
@@ -250,9 +249,7 @@ def multi_head_attention(
             q, k = turned(q, k)
         alone = heads_of(given, q, k, v)
         met, extra = with_extra(params, alone)
-        dattention, d = attention.backward(
-            params.attention, AttentionCache(met), do if weights is None else Weighted._make((do, dw))
-        )
+        dattention, d = attention.backward(params.attention, met, do if weights is None else Weighted._make((do, dw)))
         if adds_keys:
             d, extra = pull_appended(alone, extra, d)
         dq, dk, dv = d.q, d.k, d.v

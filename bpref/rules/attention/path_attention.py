@@ -43,7 +43,6 @@ float32. Z is a difference: where reflections have taken away most of q_t . k_s,
 A w that is longer than sqrt(2 / beta) makes H_u grow, and what is between two far steps overflow.
 """
 
-from math import prod
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -54,14 +53,15 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
-from bpref.formulas.heads import Heads, by_groups, from_groups, require_heads
+from bpref.formulas.heads import Heads, from_rows, in_rows, require_heads
+from bpref.formulas.heads_to_try import WITHIN, packed
 from bpref.formulas.matrices import transpose
 from bpref.formulas.plain_heads import PathHeads
-from bpref.formulas.softmax_attention import AttentionCache, AttentionParams
+from bpref.formulas.softmax_attention import AttentionParams
 from bpref.formulas.unit_triangular import right_divided
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
-from bpref.rule import Boolean, Case, Integer, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Real, Rule, called_as, specs
 from bpref.rules.attention.dot_product_attention import dot_product_attention
 
 
@@ -111,7 +111,7 @@ def path_attention(scale: float | None = None) -> Layer[tuple[()], PathHeads, Re
     def backward(params, cache, dy):
         x, E, bias = cache
         q, k = x.heads[:2]
-        dx = attention.backward(AttentionParams(), AttentionCache(biased(x.heads, bias)), widen(dy))[1]
+        dx = attention.backward(AttentionParams(), biased(x.heads, bias), widen(dy))[1]
         of, S = _rows(x), -a_of(q.shape[-1]) * jnp.reshape(dx.bias, E.shape)
         dE = jnp.matmul(S, transpose(_L(of)))
         dN = _lower(right_divided(dE, _G(of), transposed=True))
@@ -119,11 +119,11 @@ def path_attention(scale: float | None = None) -> Layer[tuple[()], PathHeads, Re
         of_beta = jnp.sum(dG * _over_last(of.w, of.w) + dL * _over_last(of.w, of.k), -1)
         dG, dL = of.beta * dG, of.beta * dL
         dw = jnp.matmul(transpose(dN), of.q) + jnp.matmul(dG + transpose(dG), of.w) + jnp.matmul(dL, of.k)
-        dq = widen(dx.q) + _from_rows(jnp.matmul(dN, of.w), q, k)
-        dk = widen(dx.k) + _from_rows(jnp.matmul(transpose(dL), of.w), k, k)
+        dq = widen(dx.q) + from_rows(jnp.matmul(dN, of.w), q, k)
+        dk = widen(dx.k) + from_rows(jnp.matmul(transpose(dL), of.w), k, k)
         heads = Heads(*(cast(d, q.dtype) for d in (dq, dk, dx.v)))
-        dbeta = _from_rows(of_beta[..., None], k, k)[..., 0]
-        return (), PathHeads(heads, cast(_from_rows(dw, k, k), x.w.dtype), cast(dbeta, x.beta.dtype))
+        dbeta = from_rows(of_beta[..., None], k, k)[..., 0]
+        return (), PathHeads(heads, cast(from_rows(dw, k, k), x.w.dtype), cast(dbeta, x.beta.dtype))
 
     def a_of(D):
         return D**-0.5 if scale is None else scale
@@ -151,18 +151,8 @@ def _require(who: str, x: PathHeads) -> None:
 
 
 def _rows(x: PathHeads) -> _Rows:
-    def rows(a):
-        of = by_groups(widen(a), x.heads.k.shape[-2])
-        return of.reshape(prod(of.shape[:-3]), of.shape[-3] * of.shape[-2], of.shape[-1])
-
-    return _Rows(*map(rows, (x.heads.q, x.heads.k, x.w, x.beta[..., None])))
-
-
-def _from_rows(a: Array, like: Array, k: Array) -> Array:
-    """Rows in the place of the heads of `like`."""
-    *b, T, N, _ = like.shape
-    K = k.shape[-2]
-    return from_groups(a.reshape(*b, K, N // K, T, a.shape[-1]))
+    q, k = x.heads[:2]
+    return _Rows(*(in_rows(widen(a), k) for a in (q, k, x.w, x.beta[..., None])))
 
 
 def _G(of: _Rows) -> Array:
@@ -210,8 +200,7 @@ def _unit(a: np.ndarray) -> np.ndarray:
     return a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-3)
 
 
-_HEADS = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
-_HIDDEN = _HEADS._replace(mask=Boolean("B N T T"), q_segments=Integer("B T", 0, 2))
+_HIDDEN = packed(WITHIN._replace(mask=Boolean("B N T T")))
 _W = Real("B T K D", -1.0, 1.0, domain=_unit)
 _NEVER_EMPTY = ("T", "N", "K", "D", "E")
 
@@ -222,7 +211,7 @@ RULE = Rule(
     cases=(
         Case(
             "grouped",
-            specs(PathHeads, _HEADS, _W, Real("B T K", 0.0, 2.0, points=(0.0, 2.0, 1.0))),
+            specs(PathHeads, WITHIN, _W, Real("B T K", 0.0, 2.0, points=(0.0, 2.0, 1.0))),
             never_empty=_NEVER_EMPTY,
             fixed={"N": 4, "K": 2, "D": 16},
             timed={"B": 1, "T": 512, "N": 8, "K": 8, "D": 64, "E": 64},

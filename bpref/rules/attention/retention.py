@@ -50,14 +50,14 @@ from jaxtyping import PyTree
 
 from bpref.formulas.chunks import dot, transpose
 from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
-from bpref.formulas.heads import Heads
+from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
 from bpref.formulas.long_sums import times
 from bpref.formulas.plain_heads import GatedHeads, require_gated
 from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
-from bpref.rule import Case, Integer, Real, Rule, called_as, specs
+from bpref.naive.states import added, naive_states
+from bpref.rule import Case, Real, Rule, called_as, specs
 
 
 def retention(chunk: int = 64, final: bool = False) -> Layer[tuple[()], GatedHeads, PyTree, GatedHeads]:
@@ -118,35 +118,28 @@ def _backward(dS: Array, chunk: Chunk, S: Array, kept: None, dy: Array) -> tuple
 
 @called_as(retention)
 def reference(params: tuple[()], x: GatedHeads, final, **_) -> Array | Passed:
-    def step(S, q_t, k_t, v_t, g_t):
-        S = jnp.exp(g_t)[..., None] * S + k_t[..., :, None] * v_t[..., None, :]
-        return S, jnp.einsum("...d,...de->...e", q_t, S)
+    def step(S, k_t, v_t, g_t):
+        return added(jnp.exp(g_t)[..., None] * S, k_t, v_t)
 
     return naive_states(step, x.heads, (x.log_gate[..., None],), x.state, final)
 
 
-def _x(*state: Real, points: tuple[float, ...] = (), **more: Integer) -> GatedHeads:
-    q, k, v = (Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E"))
-    return specs(GatedHeads, specs(Heads, q, k, v, **more), Real("B T K", -2.0, 0.0, points), *state)
-
+_GATE = Real("B T K", -2.0, 0.0)
 
 RULE = Rule(
     "retention",
     retention,
     reference,
     cases=(
-        Case("grouped", _x(points=(0.0, -30.0, 0.0, -200.0)), {"chunk": 5}, fixed={"B": 2, "N": 4, "K": 2}),
         Case(
-            "one chunk",
-            _x(),
-            fixed={"B": 2, "N": 2, "K": 2},
-            timed={"B": 1, "T": 512, "N": 4, "K": 4, "D": 32, "E": 32},
+            "grouped", specs(GatedHeads, WITHIN, _GATE._replace(points=GATES.points)), {"chunk": 5}, fixed=TWO_GROUPED
         ),
+        Case("one chunk", specs(GatedHeads, WITHIN, _GATE), fixed=TWO, timed=TIMED_WITH_STATE),
         Case(
             "from state to state, packed",
-            _x(Real("B K D E", -1.0, 1.0), q_segments=Integer("B T", 0, 2)),
+            specs(GatedHeads, packed(WITHIN), _GATE, STATE),
             {"chunk": 3, "final": True},
-            fixed={"B": 2, "N": 4, "K": 2},
+            fixed=TWO_GROUPED,
         ),
     ),
     cite="Sun et al., 'Retentive network' (2023), arXiv:2307.08621, equations 5 to 7; "

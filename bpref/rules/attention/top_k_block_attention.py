@@ -33,7 +33,6 @@ Numerical care: that of `blockwise_attention`. The means and products of the cho
 """
 
 from functools import partial
-from math import prod
 from typing import NamedTuple
 
 import jax
@@ -55,12 +54,13 @@ from bpref.formulas.grouped_rows import (
     token_of,
     total_like,
 )
-from bpref.formulas.heads import Heads, by_groups, from_groups, require_heads
+from bpref.formulas.heads import Heads, from_rows, in_rows, require_heads
+from bpref.formulas.heads_to_try import WITHIN
 from bpref.formulas.plain_heads import require_plain
 from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
-from bpref.rule import Case, Real, Rule, called_as, specs
+from bpref.rule import Case, Rule, called_as
 
 
 class TopKBlockAttentionCache(NamedTuple):
@@ -98,14 +98,14 @@ def top_k_block_attention(
         q, keys, v = grouped(x)
         chosen = _choice(q, keys, x.q.shape[-3], k)
         y = jax.vmap(lambda *of: _attend(_Tiles(x.q.shape[-3], a_of(x), *of)))(q, keys, v, chosen)
-        return cast(_from_rows(y, x.q, x.k), x.q.dtype), TopKBlockAttentionCache(x, chosen)
+        return cast(from_rows(y, x.q, x.k), x.q.dtype), TopKBlockAttentionCache(x, chosen)
 
     def backward(params, cache, dy):
         x, chosen = cache
         pull = jax.vmap(lambda dy, *of: _pull_attend(_Tiles(x.q.shape[-3], a_of(x), *of), dy))
-        dq, *of_keys = pull(_in_rows(dy, x.k), *grouped(x), chosen)
+        dq, *of_keys = pull(in_rows(dy, x.k), *grouped(x), chosen)
         dk, dv = (d.reshape(d.shape[0], d.shape[1] * b, d.shape[3])[:, : x.k.shape[-3]] for d in of_keys)
-        dx = (_from_rows(d, like, x.k) for d, like in ((dq, x.q), (dk, x.k), (dv, x.k)))
+        dx = (from_rows(d, like, x.k) for d, like in ((dq, x.q), (dk, x.k), (dv, x.k)))
         return (), Heads(*(cast(d, x.q.dtype) for d in dx))
 
     def a_of(x):
@@ -113,21 +113,9 @@ def top_k_block_attention(
 
     def grouped(x):
         """q (M, R, D), and the keys (M, T / b, b, D) and values that its rows share."""
-        return _in_rows(x.q, x.k), *(_in_blocks(_in_rows(u, x.k), b) for u in x[1:3])
+        return in_rows(x.q, x.k), *(_in_blocks(in_rows(u, x.k), b) for u in x[1:3])
 
     return Layer(no_params, forward, backward, who)
-
-
-def _in_rows(a: Array, k: Array) -> Array:
-    """(*b, T, N, D) as (M, R, D): for each batch and head of keys, M in all, the R = N T / K steps of its heads."""
-    of = by_groups(a, k.shape[-2])
-    return of.reshape(prod(of.shape[:-3]), of.shape[-3] * of.shape[-2], of.shape[-1])
-
-
-def _from_rows(a: Array, like: Array, k: Array) -> Array:
-    """The inverse, of arrays of as many heads as `like`."""
-    *b, T, N, _ = like.shape
-    return from_groups(a.reshape(*b, k.shape[-2], N // k.shape[-2], T, a.shape[-1]))
 
 
 def _in_blocks(a: Array, b: int) -> Array:
@@ -243,7 +231,6 @@ def reference(params: tuple[()], x: Heads, block, k, scale) -> Array:
     return naive_attention(AttentionParams(), x._replace(mask=mask), causal=True, scale=scale)
 
 
-_X = specs(Heads, *(Real(axes, -2.0, 2.0) for axes in ("B T N D", "B T K D", "B T K E")))
 _NEVER_EMPTY = ("T", "N", "K", "D", "E")
 
 RULE = Rule(
@@ -251,10 +238,10 @@ RULE = Rule(
     top_k_block_attention,
     reference,
     cases=(
-        Case("grouped heads", _X, {"block": 3, "k": 2}, _NEVER_EMPTY, fixed={"N": 4, "K": 2, "T": 11}),
+        Case("grouped heads", WITHIN, {"block": 3, "k": 2}, _NEVER_EMPTY, fixed={"N": 4, "K": 2, "T": 11}),
         Case(
             "scale, large blocks",
-            _X,
+            WITHIN,
             {"block": 64, "k": 3, "scale": 0.4},
             _NEVER_EMPTY,
             fixed={"N": 2, "K": 2},

@@ -49,7 +49,7 @@ from bpref.formulas.plain_heads import GatedHeads
 from bpref.formulas.states import require_alone
 from bpref.formulas.steps import Passed
 from bpref.layer import Layer
-from bpref.naive.states import naive_states
+from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs
 from bpref.rules.attention.retention import retention
 
@@ -188,9 +188,8 @@ def reference(params: StateSpaceDualParams, x: SelectiveHeads, softplus, final, 
     A = jnp.broadcast_to(-jnp.exp(params.log_A)[:, None], s.shape)
     B, C = (jnp.repeat(z, u.shape[2] // B.shape[2], 2) for z in (B, C))
 
-    def step(S, C_t, B_t, u_t, s_t, A_t):
-        S = jnp.exp(s_t * A_t)[..., None] * S + s_t[..., None] * B_t[..., :, None] * u_t[..., None, :]
-        return S, jnp.einsum("...np,...n->...p", S, C_t)
+    def step(S, B_t, u_t, s_t, A_t):
+        return added(jnp.exp(s_t * A_t)[..., None] * S, s_t * B_t, u_t)
 
     y, last = naive_states(step, Heads(C, B, u, q_segments=ids), (s, A), state, final=True)
     y = y if params.D is None else y + u * jnp.broadcast_to(params.D[:, None], u.shape)
