@@ -1,4 +1,4 @@
-"""What a function of one array keeps of it for its backward, where that is a single array of its shape, or nothing."""
+"""What a function of one array keeps for its backward: its input, its output, where it passes it, or nothing."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,18 @@ class InputCache(NamedTuple):
     x: Float[Array, "..."]
 
 
+class RowsCache(NamedTuple):
+    """The input, whose last axis is what the function is of."""
+
+    A: Float[Array, "... d"]
+
+
 class OutputCache(NamedTuple):
+    y: Float[Array, "..."]
+
+
+class InputAndOutputCache(NamedTuple):
+    x: Float[Array, "..."]
     y: Float[Array, "..."]
 
 

@@ -14,6 +14,7 @@ from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import widen
 from bpref.formulas.clipped_ratio import require_reference
 from bpref.formulas.reduced import mean_of
+from bpref.rule import Boolean, Real
 
 
 class AnswerGroups(NamedTuple):
@@ -22,6 +23,11 @@ class AnswerGroups(NamedTuple):
     reference: Float[Array, "*n G T"] | None
     rewards: Float[Array, "*n G"]
     mask: Bool[Array, "*n G T"]
+
+
+_TOKENS = Real("B G T", -2.0, 0.0)
+GROUPS = (_TOKENS, _TOKENS, _TOKENS, Real("B G"), Boolean("B G T"))
+"""What the rules are tried with."""
 
 
 def beside_held(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt
 
 from bpref.dtypes import cast, widen, widen_integers
 from bpref.formulas.along_axis import axis_of
@@ -25,11 +25,26 @@ class DataAndIds(NamedTuple):
     ids: Int[Array, " N"]
 
 
+class PlacesCache(NamedTuple):
+    places: UInt[Array, "..."]
+    shape: Float[Array, "0 ..."]
+
+
 def indexed_axis(who: str, data: Array, axis: int) -> int:
     """`axis` of data counted from the first; raises `ValueError` unless there is something along it."""
     along = axis_of(who, "data", data, axis)
     if data.shape[along] == 0:
         raise ValueError(f"{who}: data has shape {data.shape}, expected at least one element in axis {along}")
+    return along
+
+
+def axis_of_each(who: str, data: Array, indices: Array, axis: int) -> int:
+    """The same; raises `ValueError` too unless indices have data's shape but for this axis."""
+    along = indexed_axis(who, data, axis)
+    expected = (*data.shape[:along], "M", *data.shape[along + 1 :])
+    if indices.ndim != data.ndim or any(n not in (m, "M") for n, m in zip(expected, indices.shape, strict=True)):
+        text = ", ".join(map(str, expected))
+        raise ValueError(f"{who}: indices has shape {indices.shape}, expected ({text}), data's but for axis {along}")
     return along
 
 

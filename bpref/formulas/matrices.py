@@ -87,6 +87,11 @@ class System(NamedTuple):
     B: Float[Array, "*b n"] | Float[Array, "*b n k"]
 
 
+class SystemCache(NamedTuple):
+    A: Float[Array, "... n n"]
+    X: Float[Array, "... n k"]
+
+
 def as_matrices(x: System) -> tuple[Array, Array, bool]:
     """A, the right-hand sides as matrices, and whether these came as vectors."""
     A, B = x

@@ -1,4 +1,4 @@
-"""The input of a loss, the pair (prediction, target), and what is taken of it."""
+"""The input of a loss, the pair (prediction, target), what is taken of it, and what is kept."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,27 @@ class Pair(NamedTuple):
 class LogitsAndTarget(NamedTuple):
     logits: Float[Array, "*n"]
     target: Target
+
+
+class ScoresAndTarget(NamedTuple):
+    scores: Float[Array, "*n"]
+    target: Target
+
+
+class TwoLogits(NamedTuple):
+    logits: Float[Array, "*n C>0"]
+    target: Float[Array, "*n C"]
+
+
+class ErrorCache(NamedTuple):
+    error: Float[Array, "..."]
+
+
+class SlopesCache(NamedTuple):
+    """What the terms' cotangent is multiplied by in those of the pair; a label has none."""
+
+    slope: Float[Array, "..."]
+    target_slope: Float[Array, "..."] | None
 
 
 def of_no_size(x: Array) -> Float[Array, "0"]:

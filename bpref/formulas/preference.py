@@ -26,6 +26,13 @@ from bpref.formulas.pairs import of_no_size
 FORMS = ("sigmoid", "hinge", "ipo")
 
 
+class ChosenAndRejected(NamedTuple):
+    """Log-probabilities of two answers to one prompt."""
+
+    chosen: Float[Array, "some=*n"]
+    rejected: Float[Array, "*n"]
+
+
 class Judge(NamedTuple):
     beta: float
     smoothing: float

@@ -1,9 +1,11 @@
 """Signs: labels of two classes, -1 and +1, however they are written, and the signs of numbers in one byte each."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Int8
+from jaxtyping import Float, Int8
 
 
 def is_label(target: Array) -> bool:
@@ -18,6 +20,11 @@ def is_positive(label: Array) -> Array:
 
 NO_SIGN = 2
 """In a byte, what stands for the sign of NaN."""
+
+
+class SignCache(NamedTuple):
+    sign: Int8[Array, "..."]
+    like: Float[Array, "0"]
 
 
 def as_byte(e: Array) -> Int8[Array, "..."]:

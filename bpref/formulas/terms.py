@@ -23,6 +23,7 @@ are the sizes of what a loss keeps. J and g are in at least float32, also where 
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -65,9 +66,14 @@ class Reduction(NamedTuple):
             return lax.expand_dims(g, range(g.ndim, g.ndim + below))
         return g / self.divisor(shape, M)
 
-    def scaled(self, dJ: Array, slope: Array, M: Array | float | None = None) -> Array:
+    def scaled(self, dJ: Array, slope: Array, M: Array | float | None = None, below: int = 0) -> Array:
         """g times what was kept of each term's derivative, in the derivative's dtype, rounded once."""
-        return cast(self.at_terms(dJ, slope.shape, M) * widen(slope), slope.dtype)
+        g = self.at_terms(dJ, slope.shape[: slope.ndim - below], M, below)
+        return cast(g * widen(slope), slope.dtype)
+
+    def scaled_each(self, dJ: Array, slopes: Iterable[Array | None], below: int = 0) -> tuple[Array | None, ...]:
+        """The same for each part of the input; `None` for a label."""
+        return tuple(None if slope is None else self.scaled(dJ, slope, below=below) for slope in slopes)
 
 
 def require_reduction(who: str, reduction: str) -> Reduction:

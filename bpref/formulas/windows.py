@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax import Array
+from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import is_integer, plain
 
@@ -37,6 +38,13 @@ class Windows(NamedTuple):
     @property
     def reach(self) -> Ints:
         return tuple(d * (k - 1) + 1 for k, d in zip(self.size, self.dilation, strict=True))
+
+
+class WinnersCache(NamedTuple):
+    """Along each axis which offset's element each window has, `None` where it has one; and x without its examples."""
+
+    winners: tuple[UInt[Array, "N *sizes C"] | None, ...]
+    no_examples: Float[Array, "0 *sizes C"]
 
 
 def as_windows(who: str, window: Ints, stride: int | Ints, dilation: int | Ints, padding: Padding) -> Windows:

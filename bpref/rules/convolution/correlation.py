@@ -37,12 +37,7 @@ class TwoFeatures(NamedTuple):
     second: Float[Array, "N H W C"]
 
 
-class CorrelationCache(NamedTuple):
-    f: Float[Array, "N H W C"]
-    g: Float[Array, "N H W C"]
-
-
-def correlation(reach: int = 4, step: int = 1) -> Layer[tuple[()], tuple[Array, Array], Reals, CorrelationCache]:
+def correlation(reach: int = 4, step: int = 1) -> Layer[tuple[()], tuple[Array, Array], Reals, TwoFeatures]:
     """The mean products of each pixel with those of another image that are displaced by up to `reach` each way.
 
     Args:
@@ -72,7 +67,7 @@ def correlation(reach: int = 4, step: int = 1) -> Layer[tuple[()], tuple[Array, 
 
         _, y = scan(row, None, rows())
         y = jnp.moveaxis(y, 0, -2).reshape(*f.shape[:-1], count * count)
-        return cast(y, f.dtype), CorrelationCache(f, g)
+        return cast(y, f.dtype), x
 
     def backward(params, cache, dy):
         f, g = cache

@@ -74,12 +74,6 @@ class DeformableConvolutionParams(NamedTuple):
     b: Float[Array, " F"] | None
 
 
-class DeformableConvolutionCache(NamedTuple):
-    x: Float[Array, "N H W C"]
-    offsets: Float[Array, "N P Q K 2"]
-    mask: Float[Array, "N P Q K"] | None
-
-
 def deformable_convolution(
     features: int,
     window: tuple[int, int] = (3, 3),
@@ -87,7 +81,7 @@ def deformable_convolution(
     dilation: int | tuple[int, int] = 1,
     padding: Padding = "same",
     bias: bool = True,
-) -> Layer[DeformableConvolutionParams, ImagesAndOffsets, Reals, DeformableConvolutionCache]:
+) -> Layer[DeformableConvolutionParams, ImagesAndOffsets, Reals, ImagesAndOffsets]:
     """A convolution whose every window has its own offset, and weight, for each of its elements (versions 1 and 2).
 
     Args:
@@ -126,7 +120,7 @@ def deformable_convolution(
         require_counts(x)
         _, _, v = seen(*x)
         y = plus(times_transposed(flat(v), flat_weights(W)), b)
-        return cast(y, x.images.dtype), DeformableConvolutionCache(*x)
+        return cast(y, x.images.dtype), x
 
     def backward(params, cache, dy):
         W, b = params

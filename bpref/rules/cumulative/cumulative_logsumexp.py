@@ -28,8 +28,6 @@ Half precision is computed in float32. x_t = -inf is a term of zero: its gradien
 -inf came so far and y_t = -inf. Beside +inf the softmax is not defined, and NaN.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -38,19 +36,13 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
+from bpref.formulas.caches import InputAndOutputCache
 from bpref.formulas.long_sums import LONG, apart, in_blocks, joined_blocks, together
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class CumulativeLogsumexpCache(NamedTuple):
-    x: Float[Array, "..."]
-    y: Float[Array, "..."]
-
-
-def cumulative_logsumexp(
-    axis: int = -1, reverse: bool = False
-) -> Layer[tuple[()], Array, Reals, CumulativeLogsumexpCache]:
+def cumulative_logsumexp(axis: int = -1, reverse: bool = False) -> Layer[tuple[()], Array, Reals, InputAndOutputCache]:
     """y_t = the logarithm of the sum of exp(x_k) over k up to t.
 
     Args:
@@ -118,7 +110,7 @@ def cumulative_logsumexp(
 
     def forward(params, x: Float[Array, "..."]):
         y = cast(total(widen(x), axis_of(who, "x", x, axis)), x.dtype)
-        return y, CumulativeLogsumexpCache(x, y)
+        return y, InputAndOutputCache(x, y)
 
     def backward(params, cache, dy):
         x, y = map(widen, cache)

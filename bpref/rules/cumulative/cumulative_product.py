@@ -29,8 +29,6 @@ y_t over- or underflows as well within the axis, unless the cotangent is what is
 factors that overflows is NaN where the cotangents behind it are 0, and step by step it is 0.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -38,16 +36,12 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.along_axis import axis_of, join_affine, run_along, scalar_as_line, shifted
+from bpref.formulas.caches import InputAndOutputCache
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
-class CumulativeProductCache(NamedTuple):
-    x: Float[Array, "..."]
-    y: Float[Array, "..."]
-
-
-def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer[tuple[()], Array, Reals, CumulativeProductCache]:
+def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer[tuple[()], Array, Reals, InputAndOutputCache]:
     """y_t = the product of x_k over k up to t.
 
     Args:
@@ -78,7 +72,7 @@ def cumulative_product(axis: int = -1, reverse: bool = False) -> Layer[tuple[()]
     def forward(params, x: Float[Array, "..."]):
         axis_of(who, "x", x, axis)
         y = cast(run_along(multiply, jnp.ones_like, (widen(x),), axis, reverse, lax.cumprod), x.dtype)
-        return y, CumulativeProductCache(x, y)
+        return y, InputAndOutputCache(x, y)
 
     def backward(params, cache, dy):
         x, y = cache

@@ -57,14 +57,9 @@ class ImagesAndGrid(NamedTuple):
     grid: Float[Array, "N P Q 2"]
 
 
-class GridSampleCache(NamedTuple):
-    x: Float[Array, "N H W C"]
-    grid: Float[Array, "N P Q 2"]
-
-
 def grid_sample(
     align_corners: bool = False, padding: str = "zeros"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, GridSampleCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, ImagesAndGrid]:
     """Images read at points between their pixels.
 
     Args:
@@ -86,7 +81,7 @@ def grid_sample(
     def forward(params, x: ImagesAndGrid):
         images, grid = x
         pixels = of_points(grid, images.shape)
-        return cast(mixed(read(images, pixels), pixels), images.dtype), GridSampleCache(images, grid)
+        return cast(mixed(read(images, pixels), pixels), images.dtype), x
 
     def backward(params, cache, dy):
         images, grid = cache

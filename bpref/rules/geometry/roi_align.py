@@ -57,15 +57,9 @@ class FeaturesAndBoxes(NamedTuple):
     images: Int[Array, " R"]
 
 
-class RoIAlignCache(NamedTuple):
-    x: Float[Array, "N H W C"]
-    boxes: Float[Array, "R 4"]
-    images: Int[Array, " R"]
-
-
 def roi_align(
     height: int, width: int, scale: float = 1.0, sampling: int = 2, aligned: bool = True
-) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, RoIAlignCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, FeaturesAndBoxes]:
     """Boxes of images, each as an image of one size.
 
     Args:
@@ -93,7 +87,7 @@ def roi_align(
         features, boxes, images = x
         pixels = of_points(boxes, images, features)
         y = jnp.sum(mixed(read(features, pixels), pixels), (3, 4)) / S**2
-        return cast(y, features.dtype), RoIAlignCache(features, boxes, images)
+        return cast(y, features.dtype), x
 
     def backward(params, cache, dy):
         x, boxes, images = cache

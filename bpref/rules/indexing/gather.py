@@ -20,25 +20,17 @@ Numerical care: half precision is summed in float32 and rounded once, which matt
 order of the sum is the device's.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, UInt
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.indices import DataAndIndices, add_rows, indexed_axis, placed
+from bpref.formulas.indices import DataAndIndices, PlacesCache, add_rows, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
-class GatherCache(NamedTuple):
-    places: UInt[Array, "..."]
-    shape: Float[Array, "0 ..."]
-
-
-def gather(axis: int = 0) -> Layer[tuple[()], tuple[Array, Array], Reals, GatherCache]:
+def gather(axis: int = 0) -> Layer[tuple[()], tuple[Array, Array], Reals, PlacesCache]:
     """y = x at the indices along an axis, whole slices at a time.
 
     Args:
@@ -59,7 +51,7 @@ def gather(axis: int = 0) -> Layer[tuple[()], tuple[Array, Array], Reals, Gather
         data, indices = x
         along = indexed_axis(who, data, axis)
         places = placed(indices, data.shape[along])
-        return jnp.take(data, widen_integers(indices), axis=along, mode="fill"), GatherCache(places, shape_keeper(data))
+        return jnp.take(data, widen_integers(indices), axis=along, mode="fill"), PlacesCache(places, shape_keeper(data))
 
     def backward(params, cache, dy):
         places, shape = cache

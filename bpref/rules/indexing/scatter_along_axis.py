@@ -40,7 +40,7 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import add_along, indexed_axis, placed, smallest_integer
+from bpref.formulas.indices import add_along, axis_of_each, placed, smallest_integer
 from bpref.formulas.reduced import shared_out
 from bpref.formulas.segmented_products import product_of_others, running_product, stretches
 from bpref.formulas.shape_keeper import shape_keeper
@@ -107,7 +107,7 @@ def scatter_along_axis(
 
     def forward(params, x: UpdatedAlongAxis):
         data, indices, updates = x
-        along = _axis(who, data, indices, axis)
+        along = axis_of_each(who, data, indices, axis)
         places = placed(indices, data.shape[along])
         wide, u = widen(data), widen(updates)
         s = _stays(places, data.shape, along)
@@ -157,15 +157,6 @@ def scatter_along_axis(
         return None if include_data else ~_any(places, shape, along)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _axis(who: str, data: Array, indices: Array, axis: int) -> int:
-    along = indexed_axis(who, data, axis)
-    expected = (*data.shape[:along], "M", *data.shape[along + 1 :])
-    if indices.ndim != data.ndim or any(n not in (m, "M") for n, m in zip(expected, indices.shape, strict=True)):
-        text = ", ".join(map(str, expected))
-        raise ValueError(f"{who}: indices has shape {indices.shape}, expected ({text}), data's but for axis {along}")
-    return along
 
 
 def _any(places: Array, shape: tuple[int, ...], axis: int) -> Array:

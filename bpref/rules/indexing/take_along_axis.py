@@ -19,25 +19,17 @@ two up to 65535. Of x nothing but its shape is needed, which an array without el
 Numerical care: half precision is summed in float32 and rounded once; the order of the sum is the device's.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, UInt
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.indices import DataAndIndices, add_along, indexed_axis, placed
+from bpref.formulas.indices import DataAndIndices, PlacesCache, add_along, axis_of_each, placed
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 
 
-class TakeAlongAxisCache(NamedTuple):
-    places: UInt[Array, "..."]
-    shape: Float[Array, "0 ..."]
-
-
-def take_along_axis(axis: int = -1) -> Layer[tuple[()], tuple[Array, Array], Reals, TakeAlongAxisCache]:
+def take_along_axis(axis: int = -1) -> Layer[tuple[()], tuple[Array, Array], Reals, PlacesCache]:
     """y = x at the indices along an axis, element by element.
 
     Args:
@@ -56,17 +48,10 @@ def take_along_axis(axis: int = -1) -> Layer[tuple[()], tuple[Array, Array], Rea
 
     def forward(params, x: DataAndIndices):
         data, indices = x
-        along = indexed_axis(who, data, axis)
-        expected = (*data.shape[:along], "M", *data.shape[along + 1 :])
-        if indices.ndim != data.ndim or any(n not in (m, "M") for n, m in zip(expected, indices.shape, strict=True)):
-            text = ", ".join(map(str, expected))
-            raise ValueError(
-                f"{who}: indices has shape {indices.shape}, expected ({text}), data's but for axis {along}"
-            )
+        along = axis_of_each(who, data, indices, axis)
         places = placed(indices, data.shape[along])
-        return jnp.take_along_axis(data, widen_integers(indices), along, mode="fill"), TakeAlongAxisCache(
-            places, shape_keeper(data)
-        )
+        y = jnp.take_along_axis(data, widen_integers(indices), along, mode="fill")
+        return y, PlacesCache(places, shape_keeper(data))
 
     def backward(params, cache, dy):
         places, shape = cache

@@ -60,12 +60,7 @@ class Pair(NamedTuple):
     y: Float[Array, "*n q>0"]
 
 
-class BilinearCache(NamedTuple):
-    x: Float[Array, "... p"]
-    y: Float[Array, "... q"]
-
-
-def bilinear(features: int, bias: bool = True) -> Layer[BilinearParams, tuple[Array, Array], Reals, BilinearCache]:
+def bilinear(features: int, bias: bool = True) -> Layer[BilinearParams, tuple[Array, Array], Reals, Pair]:
     """z_k = x^T W_k y + b_k for each pair (x, y).
 
     Args:
@@ -94,7 +89,7 @@ def bilinear(features: int, bias: bool = True) -> Layer[BilinearParams, tuple[Ar
         W, b = params
         x, y = pair
         z = _per_pair(_T(x, W), widen(y), contract=(-1, -1))
-        return cast(plus(z, b), x.dtype), BilinearCache(x, y)
+        return cast(plus(z, b), x.dtype), pair
 
     def backward(params, cache, dz):
         W, b = params

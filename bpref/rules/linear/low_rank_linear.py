@@ -43,6 +43,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite, require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.caches import RowsCache
 from bpref.layer import Held, Layer, Reals, each_position
 from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Interval, Real, Rule, Size
@@ -55,13 +56,9 @@ class LowRankLinearParams(NamedTuple):
     V: Float[Array, "r d"]
 
 
-class LowRankLinearCache(NamedTuple):
-    A: Float[Array, "... d"]
-
-
 def low_rank_linear(
     features: int, rank: int = 8, alpha: float = 8.0, bias: bool = True
-) -> Layer[LowRankLinearParams, Array, Reals, LowRankLinearCache]:
+) -> Layer[LowRankLinearParams, Array, Reals, RowsCache]:
     """Z = A (W + (alpha / rank) U V)^T + b, of which U and V alone are trained.
 
     Args:
@@ -99,7 +96,7 @@ def low_rank_linear(
         W, b, U, V = _frozen(params)
         H = times_transposed(A, V)
         Z = times_transposed(A, W) + s * times_transposed(H, widen(U))
-        return cast(plus(Z, b), A.dtype), LowRankLinearCache(A)
+        return cast(plus(Z, b), A.dtype), RowsCache(A)
 
     def backward(params, cache, dZ):
         A = cache.A

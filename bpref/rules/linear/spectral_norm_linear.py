@@ -39,6 +39,7 @@ from jaxtyping import Float, Inexact
 from bpref.checks.hyperparameters import is_traced, require_count, require_flags, require_size
 from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.caches import RowsCache
 from bpref.layer import Held, Layer, Reals
 from bpref.loops import fori_loop
 from bpref.naive.dense import naive_affine
@@ -54,13 +55,7 @@ class SpectralNormLinearParams(NamedTuple):
     v: Inexact[Array, " d"]
 
 
-class SpectralNormLinearCache(NamedTuple):
-    A: Float[Array, "... d"]
-
-
-def spectral_norm_linear(
-    features: int, bias: bool = True
-) -> Layer[SpectralNormLinearParams, Array, Reals, SpectralNormLinearCache]:
+def spectral_norm_linear(features: int, bias: bool = True) -> Layer[SpectralNormLinearParams, Array, Reals, RowsCache]:
     """Z = A (W / sigma)^T + b with sigma = u^T W v, u and v constant.
 
     Args:
@@ -91,7 +86,7 @@ def spectral_norm_linear(
 
     def forward(params, A: Float[Array, "... d>0"]):
         Z = plus(times_transposed(A, _normalised(params)), params.b)
-        return cast(Z, A.dtype), SpectralNormLinearCache(A)
+        return cast(Z, A.dtype), RowsCache(A)
 
     def backward(params, cache, dZ):
         W, b, u, v = params

@@ -39,6 +39,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.caches import RowsCache
 from bpref.layer import Layer, Reals, each_position
 from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Real, Rule, Size
@@ -50,13 +51,7 @@ class WeightNormLinearParams(NamedTuple):
     b: Float[Array, " m"] | None
 
 
-class WeightNormLinearCache(NamedTuple):
-    A: Float[Array, "... d"]
-
-
-def weight_norm_linear(
-    features: int, bias: bool = True
-) -> Layer[WeightNormLinearParams, Array, Reals, WeightNormLinearCache]:
+def weight_norm_linear(features: int, bias: bool = True) -> Layer[WeightNormLinearParams, Array, Reals, RowsCache]:
     """Z = A W^T + b with W_k = g_k v_k / ||v_k||.
 
     Args:
@@ -85,7 +80,7 @@ def weight_norm_linear(
     def forward(params, A: Float[Array, "... d>0"]):
         g, v, b = params
         Z = plus(times_transposed(A, _weight(g, v)), b)
-        return cast(Z, A.dtype), WeightNormLinearCache(A)
+        return cast(Z, A.dtype), RowsCache(A)
 
     def backward(params, cache, dZ):
         g, v, b = params

@@ -43,16 +43,11 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive_or_none, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, positive_definite, product, transpose
+from bpref.formulas.matrices import SMALL_BATCH, System, SystemCache, as_matrices, positive_definite, product, transpose
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
 from bpref.naive.dense import naive_solve
 from bpref.rule import Case, Real, Rule, called_as
-
-
-class ConjugateGradientCache(NamedTuple):
-    A: Float[Array, "... n n"]
-    X: Float[Array, "... n k"]
 
 
 class _Reached(NamedTuple):
@@ -66,7 +61,7 @@ class _Reached(NamedTuple):
 
 def conjugate_gradient(
     tolerance: float | None = None, steps: int | None = None
-) -> Layer[tuple[()], tuple[Array, Array], Reals, ConjugateGradientCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SystemCache]:
     """X with 1/2 (A + A^T) X = B for positive definite matrices, by conjugate gradients, forward and backward.
 
     Args:
@@ -90,7 +85,7 @@ def conjugate_gradient(
         A, B, is_vector = as_matrices(x)
         X = _solved(A, widen(B), tolerance, steps)
         y = cast(X, B.dtype)
-        return y[..., 0] if is_vector else y, ConjugateGradientCache(A, X)
+        return y[..., 0] if is_vector else y, SystemCache(A, X)
 
     def backward(params, cache, dX):
         is_vector = dX.ndim < cache.X.ndim

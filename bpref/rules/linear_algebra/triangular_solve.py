@@ -25,29 +25,21 @@ substitution, which is often much better than the condition number says. A zero 
 and in the cotangents, as `jax.scipy.linalg.solve_triangular` does; other matrices of the batch are not touched.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, System, as_matrices, dominant_diagonal, product
+from bpref.formulas.matrices import SMALL_BATCH, System, SystemCache, as_matrices, dominant_diagonal, product
 from bpref.formulas.matrices import transpose as transposed
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule, called_as
 
 
-class TriangularSolveCache(NamedTuple):
-    A: Float[Array, "... n n"]
-    X: Float[Array, "... n k"]
-
-
 def triangular_solve(
     lower: bool = False, transpose: bool = False, unit_diagonal: bool = False
-) -> Layer[tuple[()], tuple[Array, Array], Reals, TriangularSolveCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SystemCache]:
     """X with T X = B, or T^T X = B, T the upper or the lower triangle of A, for each matrix of a batch.
 
     Args:
@@ -76,7 +68,7 @@ def triangular_solve(
         A, B, is_vector = as_matrices(x)
         X = substitute(A, widen(B), transpose)
         y = cast(X, B.dtype)
-        return y[..., 0] if is_vector else y, TriangularSolveCache(A, X)
+        return y[..., 0] if is_vector else y, SystemCache(A, X)
 
     def backward(params, cache, dX):
         A, X = cache

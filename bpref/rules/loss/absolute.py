@@ -26,27 +26,19 @@ Numerical care: half precision is subtracted and summed in float32; the sign of 
 A NaN makes J NaN, and its own gradient; the byte has a value for it.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int8
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import Pair, of_no_size
-from bpref.formulas.signs import as_byte, from_byte
+from bpref.formulas.signs import SignCache, as_byte, from_byte
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 
-class AbsoluteCache(NamedTuple):
-    sign: Int8[Array, "..."]
-    like: Float[Array, "0"]
-
-
-def absolute(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, AbsoluteCache]:
+def absolute(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SignCache]:
     """J = mean of |y_hat - y|.
 
     Args:
@@ -67,7 +59,7 @@ def absolute(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], R
     def forward(params, x: Pair):
         y_hat, y = x
         e = widen(y_hat) - widen(y)
-        return J_of.of(jnp.maximum(e, -e)), AbsoluteCache(as_byte(e), of_no_size(y_hat))
+        return J_of.of(jnp.maximum(e, -e)), SignCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
         g = J_of.at_terms(dJ, cache.sign.shape)

@@ -63,15 +63,9 @@ class LabelledVectors(NamedTuple):
     label: Int[Array, "*n"] | Bool[Array, "*n"]
 
 
-class CosineEmbeddingCache(NamedTuple):
-    a: Float[Array, "... d"]
-    b: Float[Array, "... d"]
-    label: Int[Array, "..."] | Bool[Array, "..."] | None
-
-
 def cosine_embedding(
     margin: float = 0.0, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, ...], Reals, CosineEmbeddingCache]:
+) -> Layer[tuple[()], tuple[Array, ...], Reals, Vectors | LabelledVectors]:
     """J = mean of 1 - cos(a, b), or of max(0, cos(a, b) - margin) for pairs labelled -1.
 
     Args:
@@ -96,22 +90,22 @@ def cosine_embedding(
     J_of = require_reduction(who, reduction)
 
     def forward(params, x: Vectors | LabelledVectors):
-        a, b = x[:2]
-        label = x.label if isinstance(x, LabelledVectors) else None
+        a, b, *label = x
         (u, _), (v, _), c = _angle(a, b)
         f = jnp.where(c > 0.5, 0.5 * jnp.sum((u - v) ** 2, -1, keepdims=True), 1 - c)
-        if label is not None:
-            f = jnp.where(_together(label), f, jnp.where(c <= margin, 0, c - margin))
-        return J_of.of(f[..., 0]), CosineEmbeddingCache(a, b, label)
+        if label:
+            f = jnp.where(_together(*label), f, jnp.where(c <= margin, 0, c - margin))
+        return J_of.of(f[..., 0]), x
 
     def backward(params, cache, dJ):
-        (u, per_a), (v, per_b), c = _angle(cache.a, cache.b)
+        a, b, *label = cache
+        (u, per_a), (v, per_b), c = _angle(a, b)
         g = -J_of.at_terms(dJ, u.shape[:-1], below=1)
-        if cache.label is not None:
-            g = jnp.where(_together(cache.label), g, jnp.where(c <= margin, 0, -g))
-        da = cast((g * per_a) * (v - c * u), cache.a.dtype)
-        db = cast((g * per_b) * (u - c * v), cache.a.dtype)
-        return (), (da, db) if cache.label is None else (da, db, None)
+        if label:
+            g = jnp.where(_together(*label), g, jnp.where(c <= margin, 0, -g))
+        da = cast((g * per_a) * (v - c * u), a.dtype)
+        db = cast((g * per_b) * (u - c * v), a.dtype)
+        return (), (da, db, None) if label else (da, db)
 
     return Layer(no_params, forward, backward, who)
 

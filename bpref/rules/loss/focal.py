@@ -36,17 +36,14 @@ the whole is 0. Half precision is computed in float32 and each slope rounded onc
 size and t in [0, 1].
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.formulas.pairs import LogitsAndTarget
+from bpref.formulas.pairs import LogitsAndTarget, SlopesCache
 from bpref.formulas.signs import is_label
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -54,14 +51,9 @@ from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 
 
-class FocalCache(NamedTuple):
-    slope: Float[Array, "..."]
-    target_slope: Float[Array, "..."] | None
-
-
 def focal(
     gamma: float = 2.0, alpha: float | None = None, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, FocalCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SlopesCache]:
     """J = mean of w r^gamma c: c the binary cross-entropy, r = |s(x) - t| for a label, w the class's weight.
 
     Args:
@@ -101,12 +93,12 @@ def focal(
         pull = gamma * c / jnp.where(r == 0, 1, r)
         slope = w * r_g * ((1 - t) * p - t * q + pull * (1 - 2 * t) * p * q)
         target_slope = r_g * (w * (pull * (q - p) - x) + (0 if alpha is None else 2 * alpha - 1) * c)
-        return J_of.of(w * r_g * c), FocalCache(
+        return J_of.of(w * r_g * c), SlopesCache(
             cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None
         )
 
     def backward(params, cache, dJ):
-        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache)
+        return (), J_of.scaled_each(dJ, cache)
 
     return Layer(no_params, forward, backward, who)
 

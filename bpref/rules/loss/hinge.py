@@ -38,17 +38,12 @@ from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Target, of_no_size
+from bpref.formulas.pairs import ScoresAndTarget, of_no_size
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as
-
-
-class ScoresAndTarget(NamedTuple):
-    scores: Float[Array, "*n"]
-    target: Target
 
 
 class HingeCache(NamedTuple):

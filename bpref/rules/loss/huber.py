@@ -28,28 +28,21 @@ Numerical care: half precision is computed and summed in float32; e is kept in t
 line is |e| - D / 2 and the square e / D times e / 2, so that no D times what is then divided by it overflows.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import widen
-from bpref.formulas.pairs import Pair
+from bpref.formulas.pairs import ErrorCache, Pair
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule
 
 
-class HuberCache(NamedTuple):
-    error: Float[Array, "..."]
-
-
 def huber(
     delta: float = 1.0, per_delta: bool = False, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, HuberCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, ErrorCache]:
     """J = mean of h(y_hat - y), with h(e) = e^2 / 2 for |e| <= delta and delta (|e| - delta / 2) beyond.
 
     Args:
@@ -78,7 +71,7 @@ def huber(
         e = widen(y_hat) - widen(y)
         size = jnp.abs(e)
         h = jnp.where(size <= delta, 0.5 * e * inside(e), slope * (size - 0.5 * delta))
-        return J_of.of(h), HuberCache(e.astype(y_hat.dtype))
+        return J_of.of(h), ErrorCache(e.astype(y_hat.dtype))
 
     def inside(e):
         return e / delta if per_delta else e

@@ -38,14 +38,15 @@ Numerical care:
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float
+from jax import Array
 
 from bpref.dtypes import cast, widen
+from bpref.formulas.choices import through_softmax
+from bpref.formulas.divergence import softmax_and_logarithm
+from bpref.formulas.pairs import SlopesCache, TwoLogits
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
@@ -54,17 +55,7 @@ from bpref.rule import Case, Real, Rule
 LOWEST = -1000.0
 
 
-class TwoLogits(NamedTuple):
-    logits: Float[Array, "*n C>0"]
-    target: Float[Array, "*n C"]
-
-
-class JensenShannonCache(NamedTuple):
-    slope: Float[Array, "... C"]
-    target_slope: Float[Array, "... C"]
-
-
-def jensen_shannon(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, JensenShannonCache]:
+def jensen_shannon(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SlopesCache]:
     """J = mean over the positions of (KL(p || m) + KL(q || m)) / 2, with m = (p + q) / 2.
 
     Args:
@@ -96,27 +87,18 @@ def jensen_shannon(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Arr
         J = J_of.of(0.25 * jnp.sum((p + q) * B, -1))
         apart = jnp.where(is_near, 0, size)
         u, v = 0.25 * (T - (d + apart)), 0.25 * (T + (d - apart))
-        return J, JensenShannonCache(cast(_to_logits(p, u), a.dtype), cast(_to_logits(q, v), a.dtype))
+        return J, SlopesCache(cast(through_softmax(p, u), a.dtype), cast(through_softmax(q, v), a.dtype))
 
     def backward(params, cache, dJ):
-        g = J_of.at_terms(dJ, cache.slope.shape[:-1], below=1)
-        return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
+        return (), J_of.scaled_each(dJ, cache, below=1)
 
     return Layer(no_params, forward, backward, who)
 
 
 def _softmax(a: Array) -> tuple[Array, Array]:
     """p and log p, in at least float32."""
-    a = widen(a)
-    a -= lax.stop_gradient(jnp.max(a, -1, keepdims=True))
-    e = jnp.exp(a)
-    S = jnp.sum(e, -1, keepdims=True)
-    return e / S, jnp.maximum(a - jnp.log(S), LOWEST)
-
-
-def _to_logits(p: Array, u: Array) -> Array:
-    """The adjoint of softmax: from what multiplies delta p to what multiplies delta a."""
-    return p * (u - jnp.sum(p * u, -1, keepdims=True))
+    p, log_p = softmax_and_logarithm(widen(a))
+    return p, jnp.maximum(log_p, LOWEST)
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], reduction: str = "mean") -> Array:

@@ -53,14 +53,9 @@ class Distributions(NamedTuple):
     target: Float[Array, "*n C"]
 
 
-class KlDivergenceCache(NamedTuple):
-    z: Float[Array, "... C"]
-    target: Float[Array, "... C"]
-
-
 def kl_divergence(
     log_target: bool = False, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, KlDivergenceCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, Distributions]:
     """J = mean over the positions of sum_c p_c (log p_c - z_c).
 
     Args:
@@ -85,7 +80,7 @@ def kl_divergence(
     def forward(params, x: Distributions):
         z, target = x
         p, nats = _nats(z, target)
-        return J_of.of(jnp.sum(p * nats, -1)), KlDivergenceCache(z, target)
+        return J_of.of(jnp.sum(p * nats, -1)), x
 
     def backward(params, cache, dJ):
         z, target = cache

@@ -93,9 +93,7 @@ def multilabel_margin(
         return J_of.of(terms), MultilabelMarginCache(cast(slope, scores.dtype))
 
     def backward(params, cache, dJ):
-        slope = cache.slope
-        g = J_of.at_terms(dJ, slope.shape[:-1], below=1)
-        return (), (cast(g * widen(slope), slope.dtype), None)
+        return (), (J_of.scaled(dJ, cache.slope, below=1), None)
 
     return Layer(no_params, forward, backward, who)
 

@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Target
+from bpref.formulas.pairs import SlopesCache, Target
 from bpref.formulas.signs import is_label
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -58,14 +58,9 @@ class PredictionAndCounts(NamedTuple):
     target: Target
 
 
-class PoissonCache(NamedTuple):
-    slope: Float[Array, "..."]
-    target_slope: Float[Array, "..."] | None
-
-
 def poisson(
     log_input: bool = True, full: bool = False, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, PoissonCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SlopesCache]:
     """J = mean of exp(z) - t z, or of z - t log z: the negative log likelihood of counts t.
 
     Args:
@@ -108,11 +103,11 @@ def poisson(
             log_t = jnp.log(many)
             terms += jnp.where(is_many, many * log_t - many + 0.5 * (math.log(2 * math.pi) + log_t), 0)
             target_slope += jnp.where(is_many, log_t + 0.5 / many, 0)
-        kept = PoissonCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
+        kept = SlopesCache(cast(slope, dtype), cast(target_slope, dtype) if has_cotangent else None)
         return J_of.of(terms), kept
 
     def backward(params, cache, dJ):
-        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache)
+        return (), J_of.scaled_each(dJ, cache)
 
     return Layer(no_params, forward, backward, who)
 

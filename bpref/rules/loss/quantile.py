@@ -37,13 +37,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
 from bpref.formulas.pairs import of_no_size
-from bpref.formulas.signs import as_byte
+from bpref.formulas.signs import SignCache, as_byte
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
@@ -55,14 +55,9 @@ class PredictionAndTarget(NamedTuple):
     target: Float[Array, "*n"]
 
 
-class QuantileCache(NamedTuple):
-    sign: Int8[Array, "..."]
-    like: Float[Array, "0"]
-
-
 def quantile(
     tau: float | Sequence[float] = 0.5, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, QuantileCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SignCache]:
     """J = mean of (1 - tau) e where e = y_hat - y is positive, and -tau e where it is negative.
 
     Args:
@@ -98,7 +93,7 @@ def quantile(
         require_shape(who, "prediction", y_hat, (*y.shape, *taus.shape), f"by target {y.shape} and {taus.size} taus")
         e = widen(y_hat) - jnp.broadcast_to(widen(y)[..., None] if is_several else widen(y), y_hat.shape)
         terms = jnp.where(e > 0, spread(1 - taus, e, e.dtype) * e, spread(-taus, e, e.dtype) * e)
-        return J_of.of(terms), QuantileCache(as_byte(e), of_no_size(y_hat))
+        return J_of.of(terms), SignCache(as_byte(e), of_no_size(y_hat))
 
     def backward(params, cache, dJ):
         sign = cache.sign

@@ -129,8 +129,7 @@ def sigmoid_cross_entropy(
         return J_of.of(terms), SigmoidCrossEntropyCache(*kept, weight_slope)
 
     def backward(params, cache, dJ):
-        slopes = cache[:2] if cache.weight_slope is None else cache
-        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in slopes)
+        return (), J_of.scaled_each(dJ, cache[:2] if cache.weight_slope is None else cache)
 
     return Layer(no_params, forward, backward, who)
 

@@ -26,16 +26,13 @@ Numerical care: log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)): no score overflo
 its small loss and its small slope. Half precision is computed in float32 and each slope rounded once. There is no kink.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.pairs import Target
+from bpref.formulas.pairs import ScoresAndTarget, SlopesCache
 from bpref.formulas.signs import is_label, is_positive
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -43,17 +40,7 @@ from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Real, Rule
 
 
-class SignedScores(NamedTuple):
-    scores: Float[Array, "*n"]
-    target: Target
-
-
-class SoftMarginCache(NamedTuple):
-    slope: Float[Array, "..."]
-    target_slope: Float[Array, "..."] | None
-
-
-def soft_margin(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SoftMarginCache]:
+def soft_margin(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SlopesCache]:
     """J = mean of log(1 + exp(-t x)).
 
     Args:
@@ -72,17 +59,17 @@ def soft_margin(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array]
     who = "soft_margin"
     J_of = require_reduction(who, reduction)
 
-    def forward(params, pair: SignedScores):
+    def forward(params, pair: ScoresAndTarget):
         x, t = pair
         wide = widen(x)
         sign = jnp.where(is_positive(t), 1, -1).astype(wide.dtype) if is_label(t) else widen(t)
         tx = sign * wide
         s = logistic(-tx)
         target_slope = None if is_label(t) else cast(-s * wide, x.dtype)
-        return J_of.of(log1p_exp(-tx)), SoftMarginCache(cast(-s * sign, x.dtype), target_slope)
+        return J_of.of(log1p_exp(-tx)), SlopesCache(cast(-s * sign, x.dtype), target_slope)
 
     def backward(params, cache, dJ):
-        return (), tuple(None if slope is None else J_of.scaled(dJ, slope) for slope in cache)
+        return (), J_of.scaled_each(dJ, cache)
 
     return Layer(no_params, forward, backward, who)
 

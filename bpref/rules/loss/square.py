@@ -27,13 +27,10 @@ Numerical care: half precision is subtracted, squared and summed in float32; the
 prediction's dtype. There is no kink.
 """
 
-from typing import NamedTuple
-
 from jax import Array
-from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair
+from bpref.formulas.pairs import ErrorCache, Pair
 from bpref.formulas.root import square_root
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
@@ -41,11 +38,7 @@ from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule
 
 
-class SquareCache(NamedTuple):
-    error: Float[Array, "..."]
-
-
-def square(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, SquareCache]:
+def square(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Reals, ErrorCache]:
     """J = mean of 1/2 (y_hat - y)^2.
 
     Args:
@@ -66,7 +59,7 @@ def square(reduction: str = "mean") -> Layer[tuple[()], tuple[Array, Array], Rea
     def forward(params, x: Pair):
         y_hat, y = x
         error = widen(y_hat) - widen(y)
-        return J_of.of(0.5 * error * error), SquareCache(cast(error, y_hat.dtype))
+        return J_of.of(0.5 * error * error), ErrorCache(cast(error, y_hat.dtype))
 
     def backward(params, cache, dJ):
         dy_hat = J_of.scaled(dJ, cache.error)

@@ -124,8 +124,7 @@ def ssim(
         return J, SsimCache(cast(ds + dd, pair.prediction.dtype), cast(ds - dd, pair.target.dtype))
 
     def backward(params, cache, dJ):
-        g = J_of.at_terms(dJ, cache.slope.shape[:1], below=3)
-        return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
+        return (), J_of.scaled_each(dJ, cache, below=3)
 
     def passes(v, pads):
         """The window down and the one across: weights and how they slide."""

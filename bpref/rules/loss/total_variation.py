@@ -36,15 +36,14 @@ takes a quarter of the time more.
 Kink: where q_c = p_c, s is 0.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
+from bpref.formulas.choices import through_softmax
+from bpref.formulas.pairs import SlopesCache, TwoLogits
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
@@ -53,19 +52,9 @@ from bpref.rule import Case, Interval, Real, Rule
 LOWEST = -1000.0
 
 
-class StudentAndTarget(NamedTuple):
-    logits: Float[Array, "*n C>0"]
-    target: Float[Array, "*n C"]
-
-
-class TotalVariationCache(NamedTuple):
-    slope: Float[Array, "... C"]
-    target_slope: Float[Array, "... C"]
-
-
 def total_variation(
     temperature: float = 1.0, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array], Reals, TotalVariationCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, SlopesCache]:
     """J = mean over the positions of 1/2 sum_c |softmax(a / t)_c - softmax(b / t)_c|.
 
     Args:
@@ -86,7 +75,7 @@ def total_variation(
     temperature = require_positive(who, "temperature", temperature)
     J_of = require_reduction(who, reduction)
 
-    def forward(params, x: StudentAndTarget):
+    def forward(params, x: TwoLogits):
         a, b = x
         (d_a, e_a, S_a), (d_b, e_b, S_b) = _exponentials(widen(a)), _exponentials(widen(b))
         q, p, D = e_a / S_a, e_b / S_b, (d_a - d_b) / temperature
@@ -97,16 +86,11 @@ def total_variation(
         s = jnp.sign(r)
         # halved between two sums, which XLA would make one long one of
         J = J_of.of(0.5 * jnp.sum(s * _difference(q, p, r), -1))
-        slopes = _to_logits(q, s), _to_logits(p, -s)
-        return J, TotalVariationCache(*(cast(slope, a.dtype) for slope in slopes))
+        slopes = through_softmax(q, s), through_softmax(p, -s)
+        return J, SlopesCache(*(cast(slope * (0.5 / temperature), a.dtype) for slope in slopes))
 
     def backward(params, cache, dJ):
-        g = J_of.at_terms(dJ, cache.slope.shape[:-1], below=1)
-        return (), tuple(cast(g * widen(slope), slope.dtype) for slope in cache)
-
-    def _to_logits(q, s):
-        """The adjoint of softmax: from what multiplies delta q to what multiplies delta a."""
-        return q * (s - jnp.sum(q * s, -1, keepdims=True)) * (0.5 / temperature)
+        return (), J_of.scaled_each(dJ, cache, below=1)
 
     def _exponentials(a):
         """a less its largest, the exponentials of that divided by t, and their sum."""

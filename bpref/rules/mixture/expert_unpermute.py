@@ -41,15 +41,9 @@ class RowsAndWeights(NamedTuple):
     weights: Float[Array, "N k"]
 
 
-class ExpertUnpermuteCache(NamedTuple):
-    rows: Float[Array, "R d"]
-    experts: Int[Array, "N k"]
-    weights: Float[Array, "N k"]
-
-
 def expert_unpermute(
     experts: int, capacity: int | None = None
-) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, ExpertUnpermuteCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, RowsAndWeights]:
     """y_n = sum_j w_nj o_nj, of the rows o that experts have made of what `expert_permute` gave.
 
     Args:
@@ -77,7 +71,7 @@ def expert_unpermute(
             )
         o, w = each_choice(rows, order_of(chosen, E, C)), widen(weights)
         y = reduce(jnp.add, (w[:, j, None] * o_j for j, o_j in enumerate(o)))
-        return cast(y, rows.dtype), ExpertUnpermuteCache(rows, chosen, weights)
+        return cast(y, rows.dtype), x
 
     def backward(params, cache, dy):
         rows, chosen, weights = cache

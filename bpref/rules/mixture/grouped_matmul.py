@@ -50,14 +50,7 @@ class Groups(NamedTuple):
     sizes: Int[Array, " E>0"]
 
 
-class GroupedMatmulCache(NamedTuple):
-    x: Float[Array, "R d"]
-    sizes: Int[Array, " E"]
-
-
-def grouped_matmul(
-    features: int, block: int = 128
-) -> Layer[GroupedMatmulParams, tuple[Array, Array], Reals, GroupedMatmulCache]:
+def grouped_matmul(features: int, block: int = 128) -> Layer[GroupedMatmulParams, tuple[Array, Array], Reals, Groups]:
     """y_r = W_e x_r, e the group of row r.
 
     Args:
@@ -91,17 +84,17 @@ def grouped_matmul(
             return (), cast(times_transposed(x, W[e]), x.dtype)
 
         y = over_blocks(step, (), blocks.group, rows_in_blocks(rows, blocks.row))[1]
-        return rows_from_blocks(y, blocks.slot), GroupedMatmulCache(rows, sizes)
+        return rows_from_blocks(y, blocks.slot), x
 
     def backward(params, cache, dy):
         W = jnp.asarray(params.W)
-        blocks = ragged_blocks(cache.sizes, cache.x.shape[0], block)
+        blocks = ragged_blocks(cache.sizes, cache.rows.shape[0], block)
 
         def step(e, both):
             x, dy = both
             return (transposed_times(dy, x),), cast(times(dy, W[e]), dy.dtype)
 
-        both = rows_in_blocks(cache.x, blocks.row), rows_in_blocks(dy, blocks.row)
+        both = rows_in_blocks(cache.rows, blocks.row), rows_in_blocks(dy, blocks.row)
         (dW,), dx = over_blocks(step, (total_like(W),), blocks.group, both)
         return GroupedMatmulParams(cast(dW, W.dtype)), (rows_from_blocks(dx, blocks.slot), None)
 

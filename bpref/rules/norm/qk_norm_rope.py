@@ -65,12 +65,6 @@ class HeadsInOrder(NamedTuple):
     by_name = True
 
 
-class QkNormRopeCache(NamedTuple):
-    q: Float[Array, "*b T H D"]
-    k: Float[Array, "*b T K D"]
-    positions: Int[Array, "*b T"] | None
-
-
 def qk_norm_rope(
     eps: float = 1e-6,
     zero_centred: bool = False,
@@ -79,7 +73,7 @@ def qk_norm_rope(
     fraction: float = 1.0,
     base: float = 10000.0,
     stretch: Stretch | None = None,
-) -> Layer[QkNormParams, HeadsInOrder, tuple[Reals, Reals], QkNormRopeCache]:
+) -> Layer[QkNormParams, HeadsInOrder, tuple[Reals, Reals], HeadsInOrder]:
     """(q', k'): `rotary_embedding` of what `qk_norm` makes of queries and keys.
 
     Args:
@@ -126,7 +120,7 @@ def qk_norm_rope(
         return root_mean_square(wide, (wide.ndim - 1,), eps)
 
     def forward(params, x: HeadsInOrder):
-        return normed_and_turned(params, x), QkNormRopeCache(*x)
+        return normed_and_turned(params, x), x
 
     def backward(params, cache, dys):
         dys = with_zeros(dys, (cache.q, cache.k))

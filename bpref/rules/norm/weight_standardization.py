@@ -39,6 +39,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.caches import RowsCache
 from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_affine
@@ -54,13 +55,9 @@ class WeightStandardizationParams(NamedTuple):
     b: Float[Array, " m"] | None
 
 
-class WeightStandardizationCache(NamedTuple):
-    A: Float[Array, "... d"]
-
-
 def weight_standardization(
     features: int, eps: float = 1e-6, scale: bool = False, bias: bool = True
-) -> Layer[WeightStandardizationParams, Array, Reals, WeightStandardizationCache]:
+) -> Layer[WeightStandardizationParams, Array, Reals, RowsCache]:
     """Z = A V^T + b, where each row of V is gamma (W - mean) / sqrt(var + eps), mean and variance over that row of W.
 
     Args:
@@ -107,7 +104,7 @@ def weight_standardization(
         Z = lax.dot_general(A, V, (((A.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide_dtype(A.dtype))
         if b is not None:
             Z = Z + on_last_axes(b, Z)
-        return cast(Z, A.dtype), WeightStandardizationCache(A)
+        return cast(Z, A.dtype), RowsCache(A)
 
     def backward(params, cache, dZ):
         W, gamma, b = params

@@ -37,16 +37,16 @@ than autodiff, and took minutes to compile.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, UInt
+from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up
-from bpref.formulas.windows import require_spatial
+from bpref.formulas.windows import WinnersCache, require_spatial
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -54,14 +54,9 @@ LONG = 256
 """The elements of a window that are taken one after the other."""
 
 
-class AdaptivePoolCache(NamedTuple):
-    winners: tuple[UInt[Array, "N *sizes C"] | None, ...]
-    no_examples: Float[Array, "0 *sizes C"]
-
-
 def adaptive_pool(
     counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average"
-) -> Layer[tuple[()], Array, Reals, AdaptivePoolCache]:
+) -> Layer[tuple[()], Array, Reals, WinnersCache]:
     """y = the mean or the maximum of `counts` windows that cover x evenly.
 
     Args:
@@ -90,7 +85,7 @@ def adaptive_pool(
             else:
                 y, w = _largest(y, axis, m)
                 winners.insert(0, w)
-        return cast(y, x.dtype), AdaptivePoolCache(tuple(winners), x[:0])
+        return cast(y, x.dtype), WinnersCache(tuple(winners), x[:0])
 
     def backward(params, cache, dy):
         x = cache.no_examples

@@ -33,25 +33,19 @@ which on a CPU is w, stays as small.
 """
 
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, UInt
+from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
-from bpref.formulas.windows import Along, Padding, as_windows, place_pool
+from bpref.formulas.windows import Along, Padding, WinnersCache, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import first_largest, in_pairs, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as
-
-
-class MaxPoolCache(NamedTuple):
-    winners: tuple[UInt[Array, "N *sizes C"] | None, ...]
-    no_examples: Float[Array, "0 *sizes C"]
 
 
 def max_pool(
@@ -60,7 +54,7 @@ def max_pool(
     padding: Padding = "valid",
     dilation: int | tuple[int, ...] = 1,
     with_indices: bool = False,
-) -> Layer[tuple[()], Array, Reals | tuple[Reals, Array], MaxPoolCache]:
+) -> Layer[tuple[()], Array, Reals | tuple[Reals, Array], WinnersCache]:
     """y = the maximum over each window, of as many spatial axes as the window has entries.
 
     Args:
@@ -90,7 +84,7 @@ def max_pool(
         for along in reversed(place_pool(who, windows, x)):
             y, w, places = _largest_along(y, along, places)
             winners.insert(0, w)
-        return y if places is None else (y, places), MaxPoolCache(tuple(winners), x[:0])
+        return y if places is None else (y, places), WinnersCache(tuple(winners), x[:0])
 
     def backward(params, cache, dy):
         dy = dy[0] if with_indices else dy

@@ -35,25 +35,17 @@ cancel. Half precision is computed and summed in float32.
 Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
+from bpref.formulas.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as
-
-
-class Preferred(NamedTuple):
-    chosen: Float[Array, "some=*n"]
-    rejected: Float[Array, "*n"]
 
 
 def cpo(
@@ -83,7 +75,7 @@ def cpo(
     likelihood = require_non_negative(who, "likelihood", likelihood)
     J_of = require_reduction(who, reduction)
 
-    def forward(params, x: Preferred):
+    def forward(params, x: ChosenAndRejected):
         c, r = map(widen, x)
         f, slope = judged(judge, c - r)
         return J_of.of(f - likelihood * c), kept(judge, slope, x.chosen)

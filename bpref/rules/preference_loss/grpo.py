@@ -44,10 +44,10 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, surrogate, token_weights, weighted_sum
-from bpref.formulas.group_advantage import AnswerGroups, beside_held, require_ddof
+from bpref.formulas.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_token_mean
-from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
+from bpref.rule import Case, Interval, Rule, called_as
 
 
 class GrpoCache(NamedTuple):
@@ -128,30 +128,22 @@ def reference(
     return -naive_token_mean(s, mask, normalization)
 
 
-_GROUPS = (
-    Real("B G T", -2.0, 0.0),
-    Real("B G T", -2.0, 0.0),
-    Real("B G T", -2.0, 0.0),
-    Real("B G"),
-    Boolean("B G T"),
-)
-
 RULE = Rule(
     "grpo",
     grpo,
     reference,
     cases=(
-        Case("grpo", _GROUPS, never_empty=("B", "G", "T"), timed={"B": 8, "G": 8, "T": 8192}),
+        Case("grpo", GROUPS, never_empty=("B", "G", "T"), timed={"B": 8, "G": 8, "T": 8192}),
         Case(
             "dapo",
-            _GROUPS,
+            GROUPS,
             {"clip_high": 0.28, "kl_weight": Interval(0.0, 0.5, 0.0), "normalization": "token", "ddof": 1},
             ("B", "T"),
             least={"G": 2},
         ),
         Case(
             "dr. grpo",
-            (*_GROUPS[:2], None, *_GROUPS[3:]),
+            (*GROUPS[:2], None, *GROUPS[3:]),
             {"scaled": False, "normalization": "constant", "kl_weight": 0.0},
             ("B", "G", "T"),
         ),

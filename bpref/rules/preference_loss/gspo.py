@@ -43,10 +43,10 @@ from jaxtyping import Bool, Float
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.clipped_ratio import require_clips, surrogate
-from bpref.formulas.group_advantage import AnswerGroups, beside_held, require_ddof
+from bpref.formulas.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
 from bpref.formulas.pairs import of_no_size
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as
+from bpref.rule import Case, Interval, Rule, called_as
 
 
 class GspoCache(NamedTuple):
@@ -131,14 +131,6 @@ def reference(params: tuple[()], x: tuple[Array, ...], clip, clip_high, kl_weigh
     return -jnp.mean(s)
 
 
-_GROUPS = (
-    Real("B G T", -2.0, 0.0),
-    Real("B G T", -2.0, 0.0),
-    Real("B G T", -2.0, 0.0),
-    Real("B G"),
-    Boolean("B G T"),
-)
-
 RULE = Rule(
     "gspo",
     gspo,
@@ -146,19 +138,19 @@ RULE = Rule(
     cases=(
         Case(
             "gspo",
-            (*_GROUPS[:2], None, *_GROUPS[3:]),
+            (*GROUPS[:2], None, *GROUPS[3:]),
             {"clip": 0.2, "clip_high": 0.3},
             never_empty=("B", "G", "T"),
             timed={"B": 8, "G": 8, "T": 8192},
         ),
         Case(
             "with a reference",
-            _GROUPS,
+            GROUPS,
             {"clip": 0.2, "clip_high": None, "kl_weight": Interval(0.0, 0.5, 0.04), "ddof": 1},
             ("B", "T"),
             least={"G": 2},
         ),
-        Case("not scaled", _GROUPS, {"clip": 0.3, "scaled": False}, ("B", "G", "T")),
+        Case("not scaled", GROUPS, {"clip": 0.3, "scaled": False}, ("B", "G", "T")),
     ),
     cite="arXiv:2507.18071, section 4 (equation numbers not checked); clips: section 5.1",
     covers=("group sequence policy optimization",),

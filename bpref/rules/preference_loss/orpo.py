@@ -39,15 +39,11 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp
+from bpref.formulas.preference import ChosenAndRejected
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule
-
-
-class ChosenAndRejected(NamedTuple):
-    chosen: Float[Array, "some=*n"]
-    rejected: Float[Array, "*n"]
 
 
 class OrpoCache(NamedTuple):

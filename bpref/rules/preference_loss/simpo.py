@@ -30,25 +30,17 @@ Numerical care: that of `dpo`. Half precision is computed and summed in float32.
 Kink: the hinge's at B D = 1, where the slope is 0, as `jax.nn.relu` takes it.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import widen
-from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
+from bpref.formulas.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
 from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as
-
-
-class PreferredPerToken(NamedTuple):
-    chosen: Float[Array, "some=*n"]
-    rejected: Float[Array, "*n"]
 
 
 def simpo(
@@ -77,7 +69,7 @@ def simpo(
     least = require_finite(who, "margin", margin) / judge.beta
     J_of = require_reduction(who, reduction)
 
-    def forward(params, x: PreferredPerToken):
+    def forward(params, x: ChosenAndRejected):
         c, r = map(widen, x)
         f, slope = judged(judge, (c - r) - least)
         return J_of.of(f), kept(judge, slope, x.chosen)

@@ -48,14 +48,9 @@ class LogitsAndLabels(NamedTuple):
     labels: Int[Array, "*n"]
 
 
-class TokenLogProbabilityCache(NamedTuple):
-    logits: Float[Array, "... C"]
-    label: Int[Array, "..."]
-
-
 def token_log_probability(
     temperature: float = 1.0,
-) -> Layer[tuple[()], tuple[Array, Array], Reals, TokenLogProbabilityCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, LogitsAndLabels]:
     """logp = log softmax(z / t)_y, for each position.
 
     Args:
@@ -77,7 +72,7 @@ def token_log_probability(
         z, label = x
         _, d_y, R = _shifted(z, label)
         logp = -nats(R, d_y)[..., 0]
-        return cast(jnp.where(is_class(label, z), logp, jnp.nan), z.dtype), TokenLogProbabilityCache(z, label)
+        return cast(jnp.where(is_class(label, z), logp, jnp.nan), z.dtype), x
 
     def backward(params, cache, dlogp):
         z, label = cache

@@ -38,6 +38,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed
+from bpref.formulas.caches import RowsCache
 from bpref.formulas.formats import power_below, to_nearest
 from bpref.formulas.long_sums import transposed_times
 from bpref.layer import Layer, Reals, each_position
@@ -52,13 +53,9 @@ class Fp8LinearParams(NamedTuple):
     b: Float[Array, " m"] | None
 
 
-class Fp8LinearCache(NamedTuple):
-    A: Float[Array, "... d"]
-
-
 def fp8_linear(
     features: int, bias: bool = True, cotangent: bool = False
-) -> Layer[Fp8LinearParams, Array, Reals, Fp8LinearCache]:
+) -> Layer[Fp8LinearParams, Array, Reals, RowsCache]:
     """Z = Q(A) Q(W)^T + b, both arrays rounded to 8 bits (e4m3), with the backward of A W^T + b at these.
 
     Args:
@@ -85,7 +82,7 @@ def fp8_linear(
     def forward(params, x: Float[Array, "*n d"]):
         W, b = params
         Z = plus(times_transposed(rounded(x), rounded(W)), b)
-        return cast(Z, x.dtype), Fp8LinearCache(x)
+        return cast(Z, x.dtype), RowsCache(x)
 
     def backward(params, cache, dZ):
         W, b = params

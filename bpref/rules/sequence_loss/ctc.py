@@ -75,10 +75,7 @@ class Labelled(NamedTuple):
 
 
 class CTCCache(NamedTuple):
-    logits: Float[Array, "B T C"]
-    labels: Int[Array, "B U"]
-    logit_lengths: Int[Array, " B"]
-    label_lengths: Int[Array, " B"]
+    x: Labelled
     f: Float[Array, "T B U+1"]
     e: Float[Array, "T B U"]
     ends_blank: Float[Array, " B"]
@@ -135,10 +132,10 @@ def ctc(
         possible = is_possible(log_P)
         J = J_of.of(jnp.where(possible, nats(log_P), jnp.inf))
         ends_blank = jnp.exp(f_U - c_U)[:, 0]
-        return J, CTCCache(logits, labels, frames, label_lengths, fs, es, ends_blank, possible)
+        return J, CTCCache(Labelled(logits, labels, frames, label_lengths), fs, es, ends_blank, possible)
 
     def backward(params, cache, dJ):
-        logits, labels, frames, label_lengths, fs, es, ends_blank, possible = cache
+        (logits, labels, frames, label_lengths), fs, es, ends_blank, possible = cache
         B, T, C = logits.shape
         U, dtype = labels.shape[1], fs.dtype
         repeated = _repeated(labels)

@@ -77,19 +77,13 @@ class StudentAndTeacher(NamedTuple):
     labels: Int[Array, "*n"]
 
 
-class DistillationCache(NamedTuple):
-    student: Float[Array, "... C"]
-    teacher: Float[Array, "... C"]
-    label: Int[Array, "..."]
-
-
 def distillation(
     temperature: float = 2.0,
     soft_weight: float = 0.5,
     reverse: bool = False,
     mixture: float | None = None,
     reduction: str = "mean",
-) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, DistillationCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, StudentAndTeacher]:
     """J = mean over the positions of w t^2 KL(teacher || student) + (1 - w) cross-entropy with the labels.
 
     Args:
@@ -131,7 +125,7 @@ def distillation(
             terms += soft * temperature * divergence(widen(a), widen(b))[0]
         if hard:
             terms += hard * of_labels.forward((), (widen(a), label))[0]
-        return J_of.of(terms), DistillationCache(a, b, label)
+        return J_of.of(terms), x
 
     def backward(params, cache, dJ):
         a, b, label = cache

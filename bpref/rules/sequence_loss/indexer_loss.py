@@ -95,9 +95,7 @@ def indexer_loss(causal: bool = False, reduction: str = "mean") -> Layer[tuple[(
         return J, IndexerLossCache(cast(jnp.where(of_all > 0, difference(q, p), 0), x.scores.dtype))
 
     def backward(params, cache, dJ):
-        (slope,) = cache
-        g = J_of.at_terms(dJ, slope.shape[:-1], below=1)
-        return (), Looked._make((cast(g * widen(slope), slope.dtype), None, None))
+        return (), Looked._make((J_of.scaled(dJ, cache.slope, below=1), None, None))
 
     return Layer(no_params, forward, backward, who)
 

@@ -66,10 +66,7 @@ class Labelled(NamedTuple):
 
 
 class TransducerCache(NamedTuple):
-    logits: Float[Array, "B T U+1 V"]
-    labels: Int[Array, "B U"]
-    logit_lengths: Int[Array, " B"]
-    label_lengths: Int[Array, " B"]
+    x: Labelled
     f: Float[Array, "T+U B U+1"]
     possible: Bool[Array, " B"]
 
@@ -120,10 +117,10 @@ def transducer(
         log_P = (total + jnp.take_along_axis(f, label_lengths[:, None], 1))[:, 0]
         possible = is_possible(log_P) & (frames > 0)
         J = J_of.of(jnp.where(possible, nats(log_P), jnp.inf))
-        return J, TransducerCache(logits, labels, frames, label_lengths, fs, possible)
+        return J, TransducerCache(Labelled(logits, labels, frames, label_lengths), fs, possible)
 
     def backward(params, cache, dJ):
-        logits, labels, frames, label_lengths, fs, possible = cache
+        (logits, labels, frames, label_lengths), fs, possible = cache
         B, T, U1, _ = logits.shape
         b, y = _steps(logits, labels, frames, label_lengths, blank)
         dtype = fs.dtype

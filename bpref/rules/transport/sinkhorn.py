@@ -79,9 +79,7 @@ class SinkhornCache(NamedTuple):
 
 
 class UnrolledSinkhornCache(NamedTuple):
-    C: Float[Array, "*b n m"]
-    alpha: Float[Array, "*b n"]
-    beta: Float[Array, "*b m"]
+    x: Transport
     f: Float[Array, "steps *b n"]
     g: Float[Array, "steps *b m"]
 
@@ -116,14 +114,14 @@ def sinkhorn(
         if unrolled:
             f, g = steps_taken(K, a, b, steps)
             P = weighed(a, b) * scaled(K, f[-1], g[-1])
-            return cast(P, x.C.dtype), UnrolledSinkhornCache(*x, f, g)
+            return cast(P, x.C.dtype), UnrolledSinkhornCache(x, f, g)
         P = weighed(a, b) * scaled(K, *end_of_steps(K, a, b, steps, tolerance))
         return cast(P, x.C.dtype), SinkhornCache(P)
 
     def backward(params, cache, dy):
         dP = widen(dy)
         if unrolled:
-            C, alpha, beta, f, g = cache
+            (C, alpha, beta), f, g = cache
             K, a, b = widen(C) / -epsilon, weights(alpha), weights(beta)
             dK = weighed(a, b) * scaled(K, f[-1], g[-1]) * dP
             df, dg = jnp.sum(dK, -1), jnp.sum(dK, -2)

@@ -35,32 +35,22 @@ first. J is a divergence between the weights only less what each costs by itself
 Sinkhorn's divergence, three of these.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float
+from jax import Array
 
 from bpref.checks.hyperparameters import require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.sinkhorn import end_of_steps, scaled, weighed, weights
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule, called_as
+from bpref.rules.transport import sinkhorn
 from bpref.rules.transport.sinkhorn import Transport
-
-
-class TransportCostCache(NamedTuple):
-    """The derivatives of J by C, alpha and beta."""
-
-    C: Float[Array, "*b n m"]
-    alpha: Float[Array, "*b n"]
-    beta: Float[Array, "*b m"]
 
 
 def transport_cost(
     epsilon: float = 0.1, steps: int = 100, tolerance: float | None = None
-) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, TransportCostCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, Transport]:
     """J = the least cost of a plan, and epsilon times its Kullback-Leibler divergence from an even one.
 
     Args:
@@ -87,7 +77,7 @@ def transport_cost(
         of_rows, of_columns = (jnp.sum(w * v, -1, keepdims=True) for w, v in ((a, f), (b, g)))
         J = epsilon * jnp.squeeze(of_rows + of_columns, -1)
         slopes = P, epsilon * a * (f - of_rows), epsilon * b * (g - of_columns)
-        return J, TransportCostCache(*(cast(slope, x.C.dtype) for slope in slopes))
+        return J, Transport(*(cast(slope, x.C.dtype) for slope in slopes))
 
     def backward(params, cache, dJ):
         return (), tuple(
@@ -101,15 +91,8 @@ def transport_cost(
 def reference(params: tuple[()], x: tuple[Array, Array, Array], epsilon, steps, **how) -> Array:
     """What the plan costs, and how far it is from an even one, of the plan that many steps of scaling find."""
     C, alpha, beta = x
-    E, a, b = jnp.exp(-C / epsilon), jax.nn.softmax(alpha, -1), jax.nn.softmax(beta, -1)
-
-    def step(v, _):
-        u = a / jnp.einsum("...ij,...j->...i", E, v)
-        return b / jnp.einsum("...ij,...i->...j", E, u), u
-
-    v, u = lax.scan(step, b, length=steps)
-    P = u[-1][..., :, None] * E * v[..., None, :]
-    unevenness = jnp.log(P) - jnp.log(a)[..., :, None] - jnp.log(b)[..., None, :]
+    P = sinkhorn.reference(params, x, epsilon, steps)
+    unevenness = jnp.log(P) - jax.nn.log_softmax(alpha, -1)[..., :, None] - jax.nn.log_softmax(beta, -1)[..., None, :]
     return jnp.sum(P * C + epsilon * P * unevenness, (-2, -1))
 
 
