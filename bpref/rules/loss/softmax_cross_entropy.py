@@ -74,18 +74,13 @@ class Classification(NamedTuple):
     target: Int[Array, "*n"] | Float[Array, "*n C"]
 
 
-class SoftmaxCrossEntropyCache(NamedTuple):
-    logits: Float[Array, "... C"]
-    target: Int[Array, "..."] | Float[Array, "... C"]
-
-
 def softmax_cross_entropy(
     smoothing: float = 0.0,
     ignored: int | None = None,
     z_loss: float = 0.0,
     class_weights: Sequence[float] | None = None,
     reduction: str = "mean",
-) -> Layer[tuple[()], tuple[Array, Array], Reals, SoftmaxCrossEntropyCache]:
+) -> Layer[tuple[()], tuple[Array, Array], Reals, Classification]:
     """J = mean over the positions of -sum_c q_c log softmax(z)_c, and z_loss times logsumexp(z)^2.
 
     Args:
@@ -125,7 +120,7 @@ def softmax_cross_entropy(
         if ignored is not None and not is_label(target):
             raise TypeError(f"{who}: ignored is {ignored}, which needs integer labels; target is {target.dtype}")
         J = _of_labels(logits, target) if is_label(target) else _of_distributions(logits, target)
-        return J, SoftmaxCrossEntropyCache(logits, target)
+        return J, x
 
     def backward(params, cache, dJ):
         adjoint = _from_labels if is_label(cache.target) else _from_distributions

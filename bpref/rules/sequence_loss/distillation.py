@@ -68,7 +68,7 @@ from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
-from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
+from bpref.rules.loss.softmax_cross_entropy import Classification, softmax_cross_entropy
 
 
 class StudentAndTeacher(NamedTuple):
@@ -136,7 +136,7 @@ def distillation(
             da, db = g * soft * to_student, g * soft * to_teacher
         if hard:
             of_each = jnp.broadcast_to(hard * g, (*label.shape, 1))[..., 0]
-            da += of_labels.backward((), SoftmaxCrossEntropyCache(widen(a), label), of_each)[1][0]
+            da += of_labels.backward((), Classification(widen(a), label), of_each)[1][0]
         return (), (cast(da, a.dtype), cast(db, b.dtype), None)
 
     def divergence(a, b):

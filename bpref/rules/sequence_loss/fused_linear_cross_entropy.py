@@ -68,6 +68,7 @@ from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndTarget, Sums
 from bpref.formulas.class_targets import ClassTargets
 from bpref.formulas.counted_labels import require_counting
 from bpref.formulas.labels import is_label
+from bpref.formulas.row_blocks import HeadGradient, scaled_gradient
 from bpref.formulas.terms import require_reduction
 from bpref.kernels.launch import IMPLEMENTATIONS
 from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
@@ -101,14 +102,6 @@ class FusedLinearCrossEntropySoftCache(NamedTuple):
     mass: Float[Array, "..."]
 
 
-class FusedLinearCrossEntropyGradient(NamedTuple):
-    """What is cached with `rows`: the cotangents for dJ = 1, in at least float32."""
-
-    W: Float[Array, "V d"]
-    b: Float[Array, " V"] | None
-    h: Float[Array, "... d"]
-
-
 def fused_linear_cross_entropy(
     vocabulary: int,
     bias: bool = False,
@@ -125,7 +118,7 @@ def fused_linear_cross_entropy(
     FusedLinearCrossEntropyParams,
     tuple[Array, Array],
     Reals,
-    FusedLinearCrossEntropyCache | FusedLinearCrossEntropySoftCache | FusedLinearCrossEntropyGradient,
+    FusedLinearCrossEntropyCache | FusedLinearCrossEntropySoftCache | HeadGradient,
 ]:
     """J = mean over the rows of -sum_c q_c log softmax(h W^T + b)_c, without an array of all logits.
 
@@ -209,13 +202,13 @@ def fused_linear_cross_entropy(
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
         J, dW, db, dh = for_blocks(y.size, rows, add, zeros)
-        return J / M, FusedLinearCrossEntropyGradient(dW, db, dh.reshape(h.shape))
+        return J / M, HeadGradient(dW, db, dh.reshape(h.shape))
 
     def backward(params, cache, dJ):
         if isinstance(cache, FusedLinearCrossEntropySoftCache):
             return _from_distributions(params, cache, dJ)
         if rows is not None:
-            dW, db, dh = jax.tree.map(lambda d: cast(jnp.where(d == 0, 0, widen(dJ) * d), params.W.dtype), tuple(cache))
+            dW, db, dh = jax.tree.map(lambda d: scaled_gradient(dJ, d, params.W), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = flat(cache.h, cache.label)
         m, R, own = (s.reshape(y.shape) for s in cache[2:5])

@@ -42,7 +42,7 @@ from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as
-from bpref.rules.loss.softmax_cross_entropy import SoftmaxCrossEntropyCache, softmax_cross_entropy
+from bpref.rules.loss.softmax_cross_entropy import Classification, softmax_cross_entropy
 
 PADDING = -(2**31)
 """The label of what is no token."""
@@ -54,14 +54,9 @@ class Tokens(NamedTuple):
     real: Bool[Array, "B T"] | Int[Array, " B"]
 
 
-class SequenceCrossEntropyCache(NamedTuple):
-    logits: Float[Array, "B T C"]
-    labels: Int[Array, "B T"]
-
-
 def sequence_cross_entropy(
     smoothing: float = 0.0, per_example: bool = False, reduction: str = "mean"
-) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, SequenceCrossEntropyCache]:
+) -> Layer[tuple[()], tuple[Array, Array, Array], Reals, Classification]:
     """J = mean over the real tokens of -sum_c q_c log softmax(z)_c.
 
     Args:
@@ -103,21 +98,20 @@ def sequence_cross_entropy(
             J = jnp.zeros(shape, wide_dtype(logits.dtype))
         else:
             J = forward_of((), (logits, labels))[0]
-        return J, SequenceCrossEntropyCache(logits, labels)
+        return J, Classification(logits, labels)
 
     def backward(params, cache, dJ):
         if cache.labels.size == 0:
             return (), (jnp.zeros_like(cache.logits), None, None)
-        _, (dlogits, _) = backward_of((), SoftmaxCrossEntropyCache(*cache), dJ)
+        _, (dlogits, _) = backward_of((), cache, dJ)
         return (), (dlogits, None, None)
 
     def as_of_all(f):
-        return lambda cache, at: (f(SoftmaxCrossEntropyCache(*cache), at)[0], None, None)
+        return lambda cache, at: (f(cache, at)[0], None, None)
 
     r, root = of_all.root, None
     if r is not None and not per_example:
-        width = r.width
-        root = Root(lambda cache: width(SoftmaxCrossEntropyCache(*cache)), as_of_all(r.column), as_of_all(r.drawn))
+        root = Root(r.width, as_of_all(r.column), as_of_all(r.drawn))
     return Layer(no_params, forward, backward, who, root=root)
 
 
