@@ -8,7 +8,9 @@ and, with g = gamma dn, as `rms_norm` and `layer_norm` derive it,
 
     dx = r (g - mean g - xhat mean(g xhat))                               without mean g for the RMS norm
 
-It stands in front of the products of a block (pre-norm), and alone where a stream is added to or a condition modulates.
+It stands in front of the products of a block (pre-norm), or behind the sum that they are added to (post-norm): then
+there is none in front, its params and statistics are None, and n is x. And it stands alone where a stream is added to
+or a condition modulates.
 """
 
 from typing import NamedTuple
@@ -48,8 +50,10 @@ def init_norm(norm: str, d: int, dtype: DTypeLike, zero_centred: bool = False) -
     return NormParams(scale, jnp.zeros(d, dtype) if norm == "layer" else None)
 
 
-def statistics(norm: str, x: Array, eps: float) -> Statistics:
+def statistics(norm: str | None, x: Array, eps: float) -> Statistics | None:
     """The mean and the reciprocal standard deviation of each row, in at least float32."""
+    if norm is None:
+        return None
     last = (x.ndim - 1,)
     if norm == "layer":
         mean, var = moments(widen(x), last)
@@ -70,15 +74,19 @@ def pull_row(g: Array, xhat: Array, of: Statistics) -> Array:
     return pull_standardized(g, xhat, of.rstd, last)
 
 
-def normalize(params: NormParams, x: Array, of: Statistics, zero_centred: bool = False) -> Array:
+def normalize(params: NormParams | None, x: Array, of: Statistics | None, zero_centred: bool = False) -> Array:
     """n, in x's dtype; with 1 + gamma for gamma where that is `zero_centred`."""
+    if params is None or of is None:
+        return x
     return cast(scale_and_shift(standardized(x, of), *params, zero_centred), x.dtype)
 
 
 def pull_normalize(
-    params: NormParams, x: Array, of: Statistics, dn: Array, zero_centred: bool = False
-) -> tuple[NormParams, Array]:
+    params: NormParams | None, x: Array, of: Statistics | None, dn: Array, zero_centred: bool = False
+) -> tuple[NormParams | None, Array]:
     """The cotangents of gamma and beta, and of x, the latter in at least float32."""
+    if params is None or of is None:
+        return None, dn
     xhat = standardized(x, of)
     g, dscale, dshift = pull_scale_and_shift(widen(dn), xhat, *params, zero_centred)
     assert dscale is not None

@@ -49,11 +49,12 @@ def test_residual_convolution_block(torch, seed, rank, stride):
     assert_same(layer, twin, params, rng.normal(size=(2, *sizes, C)))
 
 
+@pytest.mark.parametrize("post_norm", [False, True], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("form", ["gelu", "gelu_erf"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_transformer_block(torch, seed, causal, form):
-    """As `TransformerEncoderLayer(norm_first=True)` with either GELU, layer norms and biases."""
+def test_transformer_block(torch, seed, causal, form, post_norm):
+    """As `TransformerEncoderLayer` with the norms on either side, either GELU, layer norms and biases."""
     rng = np.random.default_rng(seed)
     heads, d, F = 2, 8, 12
     T = int(rng.integers(1, 14))
@@ -64,13 +65,23 @@ def test_transformer_block(torch, seed, causal, form):
 
     params = TransformerBlockParams(half(AttentionBlockParams, 3 * d, d), half(MlpBlockParams, F, F))
     layer = bpref.transformer_block(
-        heads, F, activation=form, gated=False, norm="layer", rope=None, causal=causal, bias=True, eps=1e-5, block=4
+        heads,
+        F,
+        activation=form,
+        gated=False,
+        norm="layer",
+        rope=None,
+        causal=causal,
+        bias=True,
+        eps=1e-5,
+        block=4,
+        post_norm=post_norm,
     )
 
     def gelu(x):
         return torch.nn.functional.gelu(x, approximate="tanh" if form == "gelu" else "none")
 
-    module = torch.nn.TransformerEncoderLayer(d, heads, F, 0.0, gelu, 1e-5, True, True, dtype=torch.float64)
+    module = torch.nn.TransformerEncoderLayer(d, heads, F, 0.0, gelu, 1e-5, True, not post_norm, dtype=torch.float64)
 
     def twin(p, x):
         a, m = p.attention, p.mlp

@@ -78,7 +78,7 @@ from bpref.rule import Case, Interval, Key, Real, Rule, Size, called_as, specs
 
 
 class AttentionBlockParams(NamedTuple):
-    norm: NormParams
+    norm: NormParams | None
     W_qkv: Float[Array, "(N+2*K)*D d"]
     b_qkv: Float[Array, " (N+2*K)*D"] | None
     W_o: Float[Array, "d N*D"]
@@ -88,7 +88,7 @@ class AttentionBlockParams(NamedTuple):
 
 class AttentionBlockCache(NamedTuple):
     x: Float[Array, "*b T d"]
-    of_x: Statistics
+    of_x: Statistics | None
     q: Float[Array, "*b T N D"]
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
@@ -150,7 +150,7 @@ def attention_layer(
     who: str,
     heads: int,
     kv_heads: int | None,
-    norm: str,
+    norm: str | None,
     rope: float | None,
     causal: bool,
     window: Window | None,
@@ -163,11 +163,15 @@ def attention_layer(
     keyed: bool = False,
     head_dim: int | None = None,
 ) -> Layer:
-    """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped."""
+    """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped.
+
+    Without a `norm` its params have None in its place, and n is x.
+    """
     heads, K = require_kv_heads(who, heads, kv_heads)
     block = require_size(who, "block", block)
     head_dim = None if head_dim is None else require_size(who, "head_dim", head_dim)
-    require_norm(who, norm)
+    if norm is not None:
+        require_norm(who, norm)
     if not (isinstance(bias, str) and bias == "qkv") and not isinstance(bias, bool | np.bool_):
         raise ValueError(f"{who}: bias is {bias!r}, expected True, False or 'qkv'")
     eps = require_positive(who, "eps", eps)
@@ -212,7 +216,7 @@ def attention_layer(
         of_qkv, of_o = jax.random.split(key)
         rows = (heads + 2 * K) * D
         return AttentionBlockParams(
-            init_norm(norm, d, x.dtype),
+            None if norm is None else init_norm(norm, d, x.dtype),
             lecun_uniform(of_qkv, (rows, d), d, x.dtype),
             jnp.zeros(rows, x.dtype) if bias else None,
             lecun_uniform(of_o, (d, heads * D), heads * D, x.dtype),
@@ -268,7 +272,7 @@ def reference(
     K = heads if kv_heads is None else kv_heads
     D = x.shape[-1] // heads if head_dim is None else head_dim
 
-    n = naive_norm(x, *params.norm, eps, norm)
+    n = x if params.norm is None else naive_norm(x, *params.norm, eps, norm)
     z = naive_affine(params.W_qkv, params.b_qkv, n).reshape(*x.shape[:-1], heads + 2 * K, D)
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:

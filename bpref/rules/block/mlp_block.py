@@ -58,7 +58,7 @@ from bpref.rules.activation.glu import GATES, glu_layer
 
 
 class MlpBlockParams(NamedTuple):
-    norm: NormParams
+    norm: NormParams | None
     W_in: Float[Array, "m d"]
     b_in: Float[Array, " m"] | None
     W_out: Float[Array, "d F"]
@@ -67,7 +67,7 @@ class MlpBlockParams(NamedTuple):
 
 class MlpBlockCache(NamedTuple):
     x: Float[Array, "... d"]
-    of_x: Statistics
+    of_x: Statistics | None
     z: Float[Array, "... m"]
 
 
@@ -101,12 +101,13 @@ def mlp_block(
     return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps)
 
 
-def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bias: bool, eps: float) -> Layer:
-    """The layer that error messages call `who`."""
+def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str | None, bias: bool, eps: float) -> Layer:
+    """The layer that error messages call `who`; without a `norm` its params have None in its place, and n is x."""
     require_flags(who, gated=gated, bias=bias)
     hidden = require_size(who, "hidden", hidden)
     require_choice(who, "activation", activation, sorted(GATES))
-    require_norm(who, norm)
+    if norm is not None:
+        require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
     act = glu_layer(activation, concatenated) if gated else GATES[activation]()
 
@@ -115,7 +116,7 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
         of_in, of_out = jax.random.split(key)
         m = 2 * hidden if gated else hidden
         return MlpBlockParams(
-            init_norm(norm, d, x.dtype),
+            None if norm is None else init_norm(norm, d, x.dtype),
             lecun_uniform(of_in, (m, d), d, x.dtype),
             jnp.zeros(m, x.dtype) if bias else None,
             lecun_uniform(of_out, (d, hidden), hidden, x.dtype),
@@ -144,7 +145,8 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str, bi
 
 @called_as(mlp_block)
 def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, **_) -> Array:
-    z = naive_affine(params.W_in, params.b_in, naive_norm(x, *params.norm, eps, norm))
+    n = x if params.norm is None else naive_norm(x, *params.norm, eps, norm)
+    z = naive_affine(params.W_in, params.b_in, n)
     g = naive_activation(activation)
     if gated:
         u, t = jnp.split(z, 2, -1)

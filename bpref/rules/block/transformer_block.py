@@ -1,4 +1,4 @@
-"""transformer_block: h = x + W_o attention(RoPE(norm(x) W_qkv)), y = h + W_out act(norm(h) W_in), pre-norm.
+"""transformer_block: h = x + W_o attention(RoPE(norm(x) W_qkv)), y = h + W_out act(norm(h) W_in), pre- or post-norm.
 
 Forward, with f the attention half (see `attention_block`) and m the half that mixes no positions (see `mlp_block`),
 x of shape (*b, T, d), N heads of queries and K of keys and values with D features each, F hidden features:
@@ -19,6 +19,12 @@ h and x each act twice, so their cotangents are sums of two, one of which is the
 
 and the params' cotangents are what those two backwards give beside.
 
+With `post_norm` the halves read x and h as they are, n = x and n' = h, and the norms stand behind the sums:
+
+    u = x + o W_o           h = norm(u)           w = h + a W_out         y = norm'(w)
+    dw = norm' backward of dy                     dh = dw + m's backward of dw
+    du = norm's backward of dh                    dx = du + f's backward of du
+
 Cached: of everything above, the least from which no product of matrices is made a second time. A product needs its
 two operands for its adjoints, and one of them is a parameter; so it is asked of each product what its other operand is
 made of without a product:
@@ -33,25 +39,28 @@ made of without a product:
 
 Features kept for each position where D = d / N: x, o and h are 3 d, q, k and v (1 + 2 K / N) d, z 2 F or F. y is no
 part of it: in a stack of blocks it is the next one's x. The halves alone would keep exactly this as well, h as the
-second one's x.
+second one's x. With `post_norm` u, w and x are kept, and h is made again of u: d more.
 
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_flags
+from bpref.checks.hyperparameters import require_flags, require_positive
+from bpref.dtypes import cast
 from bpref.formulas.affine import closed
 from bpref.formulas.attention_grid import Window
 from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.pre_norm import Statistics
+from bpref.formulas.pre_norm import Statistics, init_norm, normalize, pull_normalize, require_norm, statistics
 from bpref.formulas.random_draws import KEY
 from bpref.formulas.rotations import Stretch
 from bpref.layer import Held, Layer, Reals, With, begin
+from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
@@ -79,6 +88,22 @@ class TransformerBlockCache(NamedTuple):
     z: Float[Array, "*b T m"]
 
 
+class PostNormBlockCache(NamedTuple):
+    x: Float[Array, "*b T d"]
+    q: Float[Array, "*b T N D"]
+    k: Float[Array, "*b T K D"]
+    v: Float[Array, "*b T K D"]
+    o: Float[Array, "*b T N D"]
+    m: Float[Array, "*b T N"]
+    S: Float[Array, "*b T N"]
+    key: Array
+    u: Float[Array, "*b T d"]
+    of_u: Statistics
+    z: Float[Array, "*b T m"]
+    w: Float[Array, "*b T d"]
+    of_w: Statistics
+
+
 def transformer_block(
     heads: int,
     hidden: int,
@@ -96,8 +121,9 @@ def transformer_block(
     soft_cap: float | None = None,
     dropout: float = 0.0,
     head_dim: int | None = None,
-) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache]:
-    """A pre-norm transformer block; as it is called, a block of LLaMA or Mistral.
+    post_norm: bool = False,
+) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache | PostNormBlockCache]:
+    """A transformer block; as it is called, a block of LLaMA or Mistral.
 
     Args:
       heads: the number N of heads of queries, which divides the number of features d.
@@ -117,11 +143,13 @@ def transformer_block(
       soft_cap: the size that no logit of the attention reaches, as in `attention_block`.
       dropout: the share of the attention's weights that are dropped, as there.
       head_dim: the features D of a head, as there.
+      post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
       with dropout)`, x `(*b, T, d)` and y of x's shape. It is
-      `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat.
+      `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat. With `post_norm` the norm of
+      a half's params is that behind it.
 
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
@@ -129,14 +157,18 @@ def transformer_block(
       TypeError: x is not floating-point, or it or a parameter is not of W_qkv's dtype.
     """
     who = "transformer_block"
-    require_flags(who, gated=gated, causal=causal)
-    own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
+    require_flags(who, gated=gated, causal=causal, post_norm=post_norm)
+    require_norm(who, norm)
+    eps = require_positive(who, "eps", eps)
+    in_front = None if post_norm else norm
+    own = heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
     attention = attention_layer(who, *own, dropout, head_dim=head_dim)
-    mlp = mlp_layer(who, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
-    layer = _block(who, attention, mlp, attention)
+    mlp = mlp_layer(who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
+    made = partial(_post_norm_block, norm=norm, eps=eps) if post_norm else _block
+    layer = made(who, attention, mlp, attention)
     if not dropout:
         return layer
-    without = _block(
+    without = made(
         who,
         attention_layer(who, *own, keyed=True, head_dim=head_dim),
         mlp,
@@ -187,11 +219,77 @@ def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
     return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
 
 
+def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, norm: str, eps: float) -> Layer:
+    """As `_block`, the norms behind the sums of the two halves, which have none."""
+
+    def init(key, x):
+        drawn = _block(who, attention, mlp, decoded).init(key, x)
+        of_norm = init_norm(norm, x.shape[-1], x.dtype)
+        return drawn._replace(attention=drawn.attention._replace(norm=of_norm), mlp=drawn.mlp._replace(norm=of_norm))
+
+    def halves(params):
+        return params.attention._replace(norm=None, key=params.key), params.mlp._replace(norm=None)
+
+    def forward(params, x):
+        to_attention, to_mlp = halves(params)
+        f, of_attention = attention.forward(to_attention, x)
+        u = lax.add(x, f)
+        of_u = statistics(norm, u, eps)
+        h = normalize(params.attention.norm, u, of_u)
+        m, of_mlp = mlp.forward(to_mlp, h)
+        w = lax.add(h, m)
+        of_w = statistics(norm, w, eps)
+        cache = PostNormBlockCache(x, *of_attention[2:], u, of_u, of_mlp.z, w, of_w)
+        return normalize(params.mlp.norm, w, of_w), cache
+
+    def opened(params, cache, dy):
+        x, *met, u, of_u, z, w, of_w = cache
+        to_attention, to_mlp = halves(params)
+        assert mlp.opened is not None
+        assert attention.opened is not None
+        dnorm_of_w, dw = pull_normalize(params.mlp.norm, w, of_w, dy)
+        dw = cast(dw, dy.dtype)
+        of_mlp = MlpBlockCache(normalize(params.attention.norm, u, of_u), None, z)
+        dmlp, dh = mlp.opened(to_mlp, of_mlp, dw)
+        dnorm_of_u, du = pull_normalize(params.attention.norm, u, of_u, lax.add(dw, dh))
+        du = cast(du, dy.dtype)
+        dattention, dx = attention.opened(to_attention, AttentionBlockCache(x, None, *met), du)
+        dparams = dattention._replace(norm=dnorm_of_u), dmlp._replace(norm=dnorm_of_w)
+        return TransformerBlockParams(*dparams), lax.add(du, dx)
+
+    def decoding(leaf, length):
+        onwards = decoder_of(decoded, length)
+
+        def start(params, x):
+            return begin(onwards, jax.random.key(0), x)[1]
+
+        def step(params, x, memory):
+            to_attention, to_mlp = halves(params)
+            (f, memory), _ = onwards.forward(to_attention._replace(key=None), With(x, memory))
+            u = lax.add(x, f)
+            h = normalize(params.attention.norm, u, statistics(norm, u, eps))
+            w = lax.add(h, mlp.forward(to_mlp, h)[0])
+            return normalize(params.mlp.norm, w, statistics(norm, w, eps)), memory
+
+        return decoder(leaf, start, step)
+
+    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
+
+
 @called_as(transformer_block)
-def reference(params: TransformerBlockParams, x: Array, hidden, activation, gated, norm, bias, eps, **own) -> Array:
+def reference(
+    params: TransformerBlockParams, x: Array, hidden, activation, gated, norm, bias, eps, post_norm, **own
+) -> Array:
     attention = params.attention._replace(key=params.key)
+    with_bias = bool(bias) and bias != "qkv"
+    if post_norm:
+        of_attention, of_mlp = attention._replace(norm=None), params.mlp._replace(norm=None)
+        u = x + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
+        h = naive_norm(u, *attention.norm, eps, norm)
+        w = h + mlp_block.reference(of_mlp, h, hidden, activation, gated, norm, with_bias, eps)
+        return naive_norm(w, *params.mlp.norm, eps, norm)
     h = x + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
-    return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps)
+    return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, with_bias, eps)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
@@ -237,7 +335,15 @@ RULE = Rule(
             never_empty=("T",),
             fixed={"d": 8},
         ),
+        Case(
+            "post-norm",
+            Real("B T d", -1.0, 1.0),
+            {"heads": 2, "hidden": Size("F"), "gated": False, "norm": "layer", "bias": True, "eps": _EPS, "block": 16}
+            | {"post_norm": True, "rope": None},
+            never_empty=("T",),
+            fixed={"d": 8, "F": 6},
+        ),
     ),
-    cite="arXiv:1706.03762; pre-norm: arXiv:2002.04745, figure 1(b); as in arXiv:2302.13971, section 2.2",
+    cite="arXiv:1706.03762, section 3.1; pre-norm: arXiv:2002.04745, figure 1(b); as in arXiv:2302.13971, section 2.2",
     covers=("llama block", "decoder layer", "encoder layer"),
 )
