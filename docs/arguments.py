@@ -30,10 +30,12 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "(2, 2), padding=1, count_padding=False": (
             "F.avg_pool2d(x.movedim(-1, 1), 2, padding=1, count_include_pad=False).movedim(1, -1)"
         ),
+        "(3, 3), stride=2, ceil=True": "F.avg_pool2d(x.movedim(-1, 1), 3, 2, ceil_mode=True).movedim(1, -1)",
     },
     "max_pool": {
         "(2, 2), stride=1, dilation=2": "F.max_pool2d(x.movedim(-1, 1), 2, stride=1, dilation=2).movedim(1, -1)",
         "(2, 2), padding=1": "F.max_pool2d(x.movedim(-1, 1), 2, padding=1).movedim(1, -1)",
+        "(2, 2), stride=3, ceil=True": "F.max_pool2d(x.movedim(-1, 1), 2, 3, ceil_mode=True).movedim(1, -1)",
     },
     "adaptive_pool": {'(2, 2), kind="max"': "F.adaptive_max_pool2d(x.movedim(-1, 1), 2).movedim(1, -1)"},
     "flatten": {"1, 2": "torch.flatten(x, 1, 2)"},

@@ -6,6 +6,9 @@ elements, and so
 
     m = floor((n + lo + hi - r) / s) + 1          "valid": lo = hi = 0
     m = ceil(n / s)                               "same":  lo + hi = max(s (m - 1) + r - n, 0), lo = floor(half of it)
+
+Pools may round up, m = ceil((n + lo + hi - r) / s) + 1: then the last window ends behind the padding, in elements as of
+padding, and is left out where it begins behind x, s (m - 1) - lo >= n.
 """
 
 from typing import NamedTuple
@@ -14,7 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt
 
-from bpref.checks.hyperparameters import is_integer, plain
+from bpref.checks.hyperparameters import is_integer, plain, require_flags
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -30,6 +33,7 @@ class Windows(NamedTuple):
     stride: Ints
     dilation: Ints
     padding: str | Pairs
+    ceil: bool = False
 
     @property
     def rank(self) -> int:
@@ -47,13 +51,16 @@ class WinnersCache(NamedTuple):
     no_examples: Float[Array, "0 *sizes C"]
 
 
-def as_windows(who: str, window: Ints, stride: int | Ints, dilation: int | Ints, padding: Padding) -> Windows:
-    """The four arguments checked, numbers for all axes spread over them; raises `ValueError`."""
+def as_windows(
+    who: str, window: Ints, stride: int | Ints, dilation: int | Ints, padding: Padding, ceil: bool = False
+) -> Windows:
+    """The arguments checked, numbers for all axes spread over them; raises `ValueError`."""
+    require_flags(who, ceil=ceil)
     if not isinstance(window, (tuple, list)) or not 1 <= len(window) <= 3 or not all(map(_is_positive, window)):
         raise ValueError(f"{who}: window is {window!r}, expected a tuple of 1 to 3 positive integers")
     rank = len(window)
     steps = per_axis(who, "stride", stride, rank), per_axis(who, "dilation", dilation, rank)
-    return Windows(tuple(map(plain, window)), *steps, _as_padding(who, padding, rank))
+    return Windows(tuple(map(plain, window)), *steps, _as_padding(who, padding, rank), ceil)
 
 
 def per_axis(who: str, argument: str, value: int | Ints, rank: int, least: int = 1) -> Ints:
@@ -88,12 +95,22 @@ def place(who: str, windows: Windows, x: Array) -> Pairs:
     require_spatial(who, x, windows.rank)
     sizes = x.shape[1:-1]
     pads = as_pads(windows.padding, sizes, windows.reach, windows.stride)
+    if windows.ceil:
+        pads = tuple(map(_up_to_the_last, sizes, windows.reach, windows.stride, pads))
     for axis, (n, r, (lo, hi)) in enumerate(zip(sizes, windows.reach, pads, strict=True), 1):
         if r > n + lo + hi:
             raise ValueError(
                 f"{who}: the window reaches over {r} elements of axis {axis}, x has {n} there and {lo + hi} of padding"
             )
     return pads
+
+
+def _up_to_the_last(n: int, r: int, s: int, pads: tuple[int, int]) -> tuple[int, int]:
+    """The padding with what the last window needs behind it, where their number is rounded up."""
+    lo, hi = pads
+    m = -(-(n + lo + hi - r) // s) + 1
+    m -= s * (m - 1) >= n + lo
+    return lo, max(hi, s * (m - 1) + r - n - lo)
 
 
 class Along(NamedTuple):

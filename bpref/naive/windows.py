@@ -26,6 +26,25 @@ def in_pairs(padding: int | Ints | Pairs, rank: int) -> Pairs:
     return tuple((p, p) if isinstance(p, int) else p for p in of_axes)
 
 
+def pads_to_ceil(
+    x: Array, window: Ints, stride: int | Ints, padding: int | Ints | Pairs | str, dilation: int | Ints = 1
+) -> Pairs:
+    """The padding with as many elements behind as the last window needs, where the number of windows is rounded up.
+
+    Windows are put down one after the other, while one begins in x or in front of it and the last did not end behind.
+    """
+    rank = len(window)
+    steps, apart = ((v,) * rank if isinstance(v, int) else v for v in (stride, dilation))
+    pads = []
+    asked = in_pairs(0 if padding == "valid" else padding, rank)
+    for n, k, s, d, (lo, hi) in zip(x.shape[1:-1], window, steps, apart, asked, strict=True):
+        begin, end = -lo, -lo + d * (k - 1) + 1
+        while end < n + hi and begin + s < n:
+            begin, end = begin + s, end + s
+        pads.append((lo, max(hi, end - n)))
+    return tuple(pads)
+
+
 def first_largest(x: Array, window: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> tuple[Array, Array]:
     """The first of the largest elements of every window, whose elements are collected one by one, and their places.
 

@@ -109,6 +109,30 @@ def test_average_pool_padded_unevenly(seed, rank, counted):
     assert_same(bpref.average_pool(size, stride, pairs, counted), twin, (), values(rng, sizes, False))
 
 
+@pytest.mark.parametrize("kind", ["average", "average of what is there", "max"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_as_many_windows_as_begin_in_x(seed, rank, kind):
+    """PyTorch's `ceil_mode`."""
+    _, F = torch_and_functional()
+    rng = np.random.default_rng(seed)
+    size, stride, pad, sizes = windows(rng, rank)
+    x = values(rng, sizes, False)
+    if kind == "max":
+        dilation, _ = dilated(rng, size, sizes)
+        x = values(rng, [n + (d - 1) * (k - 1) for n, d, k in zip(sizes, dilation, size, strict=True)], False)
+        layer, more = bpref.max_pool(size, stride, pad, dilation, ceil=True), {"dilation": dilation}
+    else:
+        counted = kind == "average"
+        layer, more = bpref.average_pool(size, stride, pad, counted, ceil=True), {"count_include_pad": counted}
+    pool = getattr(F, f"{'max' if kind == 'max' else 'avg'}_pool{rank}d")
+
+    def twin(p, x):
+        return pool(x.movedim(-1, 1), size, stride, pad, ceil_mode=True, **more).movedim(1, -1)
+
+    assert_same(layer, twin, (), x)
+
+
 @pytest.mark.parametrize("kind", ["average", "max"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("seed", SEEDS)

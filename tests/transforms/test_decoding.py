@@ -80,6 +80,7 @@ DECODERS = {
     "transformer_block": [
         (lambda: bpref.transformer_block(4, 12, 1, block=3), sequence),
         (lambda: bpref.transformer_block(2, 12, gated=False, norm="layer", window=1, bias=True), sequence),
+        (lambda: bpref.transformer_block(2, 12, norm="layer", post_norm=True), sequence),
     ],
     "multi_head_attention": [
         (

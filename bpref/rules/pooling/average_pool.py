@@ -6,6 +6,8 @@ outside [0, n)); of several axes the sums are taken one after the other, and the
     y_i = 1/q_i sum_o x_{s i + o - lo}        m = floor((n + lo + hi - k) / s) + 1       x: (N, *sizes, C)
     q_i = k, or how many of the window's elements lie in [0, n)                           y: (N, *counts, C)
 
+or m is the ceil of it (`bpref.formulas.windows`), and q_i counts the elements in [-lo, n + hi), or in [0, n).
+
 Differential: delta y_i = 1/q_i sum_o delta x_{s i + o - lo}, linear in x. Collect the factor of each delta x_j:
 
     dx_j = sum_o sum over i with s i + o - lo = j of dy_i / q_i                           (N, *sizes, C)
@@ -31,9 +33,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
-from bpref.formulas.windows import Padding, as_windows, place_pool
+from bpref.formulas.windows import Padding, as_pads, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
-from bpref.naive.windows import reduce_windows
+from bpref.naive.windows import in_pairs, pads_to_ceil, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as
 
 
@@ -46,6 +48,7 @@ def average_pool(
     stride: int | tuple[int, ...] | None = None,
     padding: Padding = "valid",
     count_padding: bool = True,
+    ceil: bool = False,
 ) -> Layer[tuple[()], Array, Reals, AveragePoolCache]:
     """y = the mean over each window, of as many spatial axes as the window has entries.
 
@@ -55,6 +58,8 @@ def average_pool(
       padding: "valid" for none, "same" for ceil(n / stride) windows along each axis, or for each axis the pair of
         zeros in front and behind, each fewer than the window's; a number for as many on both sides.
       count_padding: whether these zeros count as elements; else the mean is that of the elements of x.
+      ceil: whether the number of windows is rounded up, as PyTorch's `ceil_mode`: the last one may end behind the
+        padding, where nothing counts, but begins in x or in front of it.
 
     Returns:
       A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
@@ -66,15 +71,17 @@ def average_pool(
     """
     who = "average_pool"
     require_flags(who, count_padding=count_padding)
-    windows = as_windows(who, window, window if stride is None else stride, 1, padding)
+    windows = as_windows(who, window, window if stride is None else stride, 1, padding, ceil)
 
     def divided(v, x):
         """v / q, of y's shape."""
-        if count_padding:
+        if count_padding and not ceil:
             return lax.mul(v, jnp.asarray(1 / math.prod(windows.size), v.dtype))
-        for axis, _, k, s, _, (lo, _) in place_pool(who, windows, x):
+        asked = as_pads(windows.padding, x.shape[1:-1], windows.reach, windows.stride)
+        for (axis, _, k, s, _, _), (lo, hi) in zip(place_pool(who, windows, x), asked, strict=True):
             first = s * np.arange(v.shape[axis]) - lo
-            q = np.minimum(first + k, x.shape[axis]) - np.maximum(first, 0)
+            least, end = (-lo, x.shape[axis] + hi) if count_padding else (0, x.shape[axis])
+            q = np.minimum(first + k, end) - np.maximum(first, least)
             v = lax.mul(v, lax.broadcast_in_dim(jnp.asarray(1 / q, v.dtype), v.shape, (axis,)))
         return v
 
@@ -97,12 +104,18 @@ def average_pool(
 
 
 @called_as(average_pool)
-def reference(params: tuple[()], x: Array, window, stride, padding, count_padding) -> Array:
-    def sums(v):
-        return reduce_windows(v, 0.0, lax.add, window, stride, padding)
+def reference(params: tuple[()], x: Array, window, stride, padding, count_padding, ceil) -> Array:
+    def sums(v, pads):
+        return reduce_windows(v, 0.0, lax.add, window, stride, pads)
 
-    y = sums(x)
-    return y / math.prod(window) if count_padding else y / sums(jnp.ones_like(x))
+    if ceil:
+        pads = pads_to_ceil(x, window, stride or window, padding)
+        asked = [(0, 0), *in_pairs(padding, len(window)), (0, 0)]
+        counted = jnp.pad(jnp.ones_like(x), asked, constant_values=1.0 * count_padding)
+        beyond = tuple((0, b - hi) for (_, b), (_, hi) in zip(pads, asked[1:-1], strict=True))
+        return sums(x, pads) / sums(counted, beyond)
+    y = sums(x, padding)
+    return y / math.prod(window) if count_padding else y / sums(jnp.ones_like(x), padding)
 
 
 RULE = Rule(
@@ -118,9 +131,9 @@ RULE = Rule(
             least={"H": 1, "W": 2},
         ),
         Case(
-            "2-D, padded by a number",
+            "2-D, padded by a number, rounded up",
             Real("N H W C"),
-            {"window": (3, 2), "stride": 2, "padding": (1, 0)},
+            {"window": (3, 2), "stride": 2, "padding": (1, 0), "ceil": True},
             least={"H": 1, "W": 2},
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),

@@ -5,7 +5,7 @@ derive; the layer takes the axes from the last to the first. Forward along an ax
 s, dilation d, and padding of `lo` and `hi` elements that are -inf:
 
     y_i = max_o x_{s i + d o - lo}        m = floor((n + lo + hi - d (k-1) - 1) / s) + 1       x: (N, *sizes, C)
-    w_i = the first o that attains it                                                           y: (N, *counts, C)
+    w_i = the first o that attains it     or the ceil of it, see `bpref.formulas.windows`       y: (N, *counts, C)
 
 Differential: while no two elements of a window are equal, w does not change, and delta y_i = delta x_j with
 j = s i + d w_i - lo. The adjoint puts dy_i where it came from:
@@ -44,7 +44,7 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.shifts import add_up, pad_axis, put, seen
 from bpref.formulas.windows import Along, Padding, WinnersCache, as_windows, place_pool
 from bpref.layer import Layer, Reals, no_params
-from bpref.naive.windows import first_largest, in_pairs, reduce_windows
+from bpref.naive.windows import first_largest, in_pairs, pads_to_ceil, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as
 
 
@@ -54,6 +54,7 @@ def max_pool(
     padding: Padding = "valid",
     dilation: int | tuple[int, ...] = 1,
     with_indices: bool = False,
+    ceil: bool = False,
 ) -> Layer[tuple[()], Array, Reals | tuple[Reals, Array], WinnersCache]:
     """y = the maximum over each window, of as many spatial axes as the window has entries.
 
@@ -64,6 +65,8 @@ def max_pool(
         elements -inf in front and behind, each fewer than the window reaches over; a number for as many on both sides.
       dilation: the step from element to element in a window; a number, or one for each axis.
       with_indices: whether the places of the largest elements are given too.
+      ceil: whether the number of windows is rounded up, as PyTorch's `ceil_mode`: the last one may end behind the
+        padding, but begins in x or in front of it.
 
     Returns:
       A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`. With
@@ -77,7 +80,7 @@ def max_pool(
     """
     who = "max_pool"
     require_flags(who, with_indices=with_indices)
-    windows = as_windows(who, window, window if stride is None else stride, dilation, padding)
+    windows = as_windows(who, window, window if stride is None else stride, dilation, padding, ceil)
 
     def forward(params, x: Float[Array, "N some=*sizes C"]):
         y, winners, places = x, [], _places(x) if with_indices else None
@@ -128,8 +131,10 @@ def _largest_along(x: Array, along: Along, places: Array | None) -> tuple[Array,
 
 @called_as(max_pool)
 def reference(
-    params: tuple[()], x: Array, window, stride, padding, dilation, with_indices
+    params: tuple[()], x: Array, window, stride, padding, dilation, with_indices, ceil
 ) -> Array | tuple[Array, Array]:
+    if ceil:
+        padding = pads_to_ceil(x, window, stride or window, padding, dilation)
     if with_indices:
         y, places = first_largest(x, window, stride or window, in_pairs(padding, len(window)), dilation)
         return y, places.astype(jnp.int32)
@@ -156,9 +161,9 @@ RULE = Rule(
             least={"H": 2, "W": 3},
         ),
         Case(
-            "2-D, with indices, padded by a number",
+            "2-D, with indices, padded by a number, rounded up",
             Real("N H W C", points=(1.0,) * 24),
-            {"window": (3, 2), "stride": (2, 1), "padding": 1, "dilation": (1, 1), "with_indices": True},
+            {"window": (3, 2), "stride": (2, 3), "padding": 1, "dilation": (1, 1), "with_indices": True, "ceil": True},
             least={"H": 1, "W": 1},
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),
