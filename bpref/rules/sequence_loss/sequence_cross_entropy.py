@@ -101,7 +101,7 @@ def sequence_cross_entropy(
         return J, Classification(logits, labels)
 
     def backward(params, cache, dJ):
-        if cache.labels.size == 0:
+        if cache.target.size == 0:
             return (), (jnp.zeros_like(cache.logits), None, None)
         _, (dlogits, _) = backward_of((), cache, dJ)
         return (), (dlogits, None, None)
