@@ -3,6 +3,7 @@
 from .bridge import as_function as as_function
 from .compose import MemoryPlan as MemoryPlan
 from .compose import Schedule as Schedule
+from .compose import backward_params as backward_params
 from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import fit_memory as fit_memory
@@ -22,6 +23,7 @@ from .compose import root as root
 from .compose import scan as scan
 from .compose import serial as serial
 from .compose import shared as shared
+from .compose import split_backward as split_backward
 from .compose import target_propagation as target_propagation
 from .corpus.grade import grade as grade
 from .devices.compiling import Compiled as Compiled
@@ -413,7 +415,6 @@ from .transforms import ShampooState as ShampooState
 from .transforms import Statistics as Statistics
 from .transforms import Swept as Swept
 from .transforms import Watched as Watched
-from .transforms import backward_params as backward_params
 from .transforms import cast_params as cast_params
 from .transforms import clipped_gradient as clipped_gradient
 from .transforms import decoding as decoding
@@ -436,7 +437,6 @@ from .transforms import privacy_spent as privacy_spent
 from .transforms import private_gradient as private_gradient
 from .transforms import shampoo as shampoo
 from .transforms import sign_symmetry as sign_symmetry
-from .transforms import split_backward as split_backward
 from .transforms import squared_norms as squared_norms
 from .transforms import stateful as stateful
 from .transforms import statistics_by_path as statistics_by_path

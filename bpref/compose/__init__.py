@@ -19,11 +19,14 @@ from bpref.compose.scan import scan
 from bpref.compose.schedules import Schedule, pipeline_schedule
 from bpref.compose.serial import serial
 from bpref.compose.shared import shared
+from bpref.compose.split import Later, backward_params, split_backward
 from bpref.compose.target_propagation import target_propagation
 
 __all__ = [
+    "Later",
     "MemoryPlan",
     "Schedule",
+    "backward_params",
     "direct_feedback",
     "fan_out",
     "fit_memory",
@@ -43,5 +46,6 @@ __all__ = [
     "scan",
     "serial",
     "shared",
+    "split_backward",
     "target_propagation",
 ]

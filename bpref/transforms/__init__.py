@@ -12,7 +12,6 @@ from bpref.transforms.feedback import Feedback, feedback_alignment, sign_symmetr
 from bpref.transforms.per_example import per_example_gradients, per_example_norms, squared_norms
 from bpref.transforms.privacy import privacy_spent
 from bpref.transforms.products import gradient_noise_scale, gradient_products, per_example_products
-from bpref.transforms.split import Later, backward_params, split_backward
 from bpref.transforms.stateful import evaluation, stateful
 from bpref.transforms.sweeps import Swept, update_by_sweeps
 from bpref.transforms.update_in_backward import Updated, apply_update, params_of, update_in_backward
@@ -24,14 +23,12 @@ __all__ = [
     "Feedback",
     "KfacState",
     "Kronecker",
-    "Later",
     "ShampooState",
     "Statistics",
     "Swept",
     "Updated",
     "Watched",
     "apply_update",
-    "backward_params",
     "cast_params",
     "clipped_gradient",
     "decoding",
@@ -54,7 +51,6 @@ __all__ = [
     "private_gradient",
     "shampoo",
     "sign_symmetry",
-    "split_backward",
     "squared_norms",
     "stateful",
     "statistics_by_path",

@@ -26,6 +26,7 @@ from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.compose.parts import pull
+from bpref.compose.split import Later
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.layer import Layer, as_cotangent, map_leaves, require_layer
 from bpref.transforms.per_example import (
@@ -36,7 +37,6 @@ from bpref.transforms.per_example import (
     squared_norms,
     transformed,
 )
-from bpref.transforms.split import Later
 
 
 class Clipped(NamedTuple):

@@ -39,37 +39,49 @@ def forward(J: Layer, devices: int) -> Any:
     return on_mesh(lambda params, x: (J.forward(params, x)[0], params, x), devices)
 
 
-def crosses(program: Any, M: int, params: Any) -> dict[str, int]:
-    return dict(traffic(program.lower(params, batch(M)).compile().as_text() or "").collectives)
-
-
 def batch(M: int) -> tuple[Any, Any]:
     return drawn(0, 16 * M, 8), jnp.arange(16 * M) % 5
 
 
+def compiled(program: Any, params: Any, M: int) -> Any:
+    return program.lower(params, batch(M)).compile()
+
+
+def crosses(program: Any) -> dict[str, int]:
+    return dict(traffic(program.as_text() or "").collectives)
+
+
 def temp(J: Layer, params: Any, M: int) -> int:
-    return sweep(J, 4).lower(params, batch(M)).compile().memory_analysis().temp_size_in_bytes
+    return compiled(sweep(J, 4), params, M).memory_analysis().temp_size_in_bytes
+
+
+def staged(schedule: str, M: int) -> Layer:
+    return bpref.pipeline_objective(BLOCK, LOSS, LAYERS, "stage", M, schedule)
 
 
 def found() -> dict[str, Any]:
-    """Of each number of devices the errors and what crosses; temp memory for M = 4 P and 8 P, in caches of a stage."""
+    """By schedule and number of devices the error and what crosses; temp memory for M = 4 P and 8 P, in caches."""
     whole = bpref.objective(bpref.scan(BLOCK, LAYERS), LOSS)
     params = whole.init(jax.random.key(1), batch(1))
     of_devices = {}
-    for devices, M in ((4, 6), (8, 3)):
-        expected = bpref.backpropagate(whole, params, batch(M))
-        J = bpref.pipeline_objective(BLOCK, LOSS, LAYERS, "stage", M)
-        errors = [apart(sweep(J, devices, check)(params, batch(M)), expected) for check in (True, False)]
-        both, up = (crosses(of(J, devices), M, params) for of in (sweep, forward))
-        of_devices[devices] = M, max(errors), both, up
+    for schedule in ("1f1b", "zero-bubble"):
+        for devices, M, check in ((4, 6, True), (8, 3, False)):
+            expected = bpref.backpropagate(whole, params, batch(M))
+            both = compiled(sweep(staged(schedule, M), devices, check), params, M)
+            error = apart(both(params, batch(M)), expected)
+            of_devices[f"{schedule}, {devices}"] = M, error, crosses(both)
     of_stage = jax.tree.map(lambda v: v[: LAYERS // 4], params[0])
     caches = jax.eval_shape(bpref.scan(BLOCK, LAYERS // 4).forward, of_stage, batch(1)[0])[1]
     cache = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(caches))
-    memory = {
-        "gpipe": [temp(bpref.objective(bpref.pipeline(BLOCK, LAYERS, "stage", 16), LOSS), params, 16)],
-        "1f1b": [temp(bpref.pipeline_objective(BLOCK, LOSS, LAYERS, "stage", M), params, M) for M in (16, 32)],
+    gpipe = bpref.objective(bpref.pipeline(BLOCK, LAYERS, "stage", 16), LOSS)
+    memory = {name: [temp(staged(name, M), params, M) for M in (16, 32)] for name in ("1f1b", "zero-bubble")}
+    memory["gpipe"] = [temp(gpipe, params, 16)]
+    up = crosses(compiled(forward(staged("1f1b", 6), 4), params, 6))
+    return {
+        "devices": of_devices,
+        "forward": up,
+        "memory": {name: [v / cache for v in of] for name, of in memory.items()},
     }
-    return {"devices": of_devices, "memory": {name: [v / cache for v in of] for name, of in memory.items()}}
 
 
 if __name__ == "__main__":

@@ -21,15 +21,20 @@ BLOCK = bpref.residual(bpref.serial(bpref.l2_normalize(), bpref.linear(3), bpref
 HEAD = bpref.objective(bpref.linear(4), bpref.softmax_cross_entropy())
 
 
-def made(loss=HEAD, axis=2, microbatches=2, block=BLOCK, length=4):
-    return bpref.pipeline_objective(block, loss, length, axis, microbatches)
+def made(loss=HEAD, axis=2, microbatches=2, block=BLOCK, length=4, schedule="1f1b"):
+    return bpref.pipeline_objective(block, loss, length, axis, microbatches, schedule)
 
 
 @pytest.mark.parametrize(("devices", "microbatches"), [(1, 2), (2, 1), (4, 3)])
-@pytest.mark.parametrize("combinator", [lambda block: block, bpref.remat], ids=["kept", "remat"])
-@pytest.mark.parametrize(("loss", "y"), [(HEAD, LABELS), (bpref.square("mean"), Y)], ids=["head", "targets"])
-def test_stages_and_loss_are_the_layers_in_series(devices, microbatches, combinator, loss, y):
-    whole, staged = bpref.objective(bpref.scan(BLOCK, 4), loss), made(loss, devices, microbatches, combinator(BLOCK))
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+@pytest.mark.parametrize(
+    ("combinator", "loss", "y"),
+    [(lambda block: block, HEAD, LABELS), (bpref.remat, bpref.square("mean"), Y)],
+    ids=["kept, a head and labels", "remat, targets"],
+)
+def test_stages_and_loss_are_the_layers_in_series(devices, microbatches, schedule, combinator, loss, y):
+    whole = bpref.objective(bpref.scan(BLOCK, 4), loss)
+    staged = made(loss, devices, microbatches, combinator(BLOCK), schedule=schedule)
     with jax.enable_x64(True):
         x, dJ = (jnp.asarray(X), jnp.asarray(y)), jnp.asarray(-0.7)
         params = jax.device_get(whole.init(jax.random.key(SEED), x))
@@ -73,8 +78,9 @@ def test_of_several_targets_those_that_are_differentiable_have_cotangents():
     np.testing.assert_allclose(of_weights, expected, rtol=1e-5)
 
 
-def test_the_checker_takes_it_for_right():
-    layer, x = made(bpref.square("mean")), (jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32))
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_the_checker_takes_it_for_right(schedule):
+    layer, x = made(bpref.square("mean"), schedule=schedule), (jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32))
     report = bpref.check(layer, layer.init(jax.random.key(0), x), x, key=SEED)
     assert report.ok, report
 
@@ -93,20 +99,25 @@ def on_eight_devices():
 
 
 @pytest.mark.parametrize("devices", [4, 8])
-def test_devices_give_the_gradient_of_one_and_send_both_ways_in_every_tick(on_eight_devices, devices):
-    M, error, crosses, crosses_forward = on_eight_devices["devices"][str(devices)]
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_devices_give_the_gradient_of_one_and_send_both_ways_in_every_tick(on_eight_devices, schedule, devices):
+    M, error, crosses = on_eight_devices["devices"][f"{schedule}, {devices}"]
     assert error < 1e-12
-    ticks = bpref.pipeline_schedule("1f1b", devices, M).ticks
-    assert ticks == 2 * (M + devices - 1)
+    ticks = bpref.pipeline_schedule(schedule, devices, M).ticks
     assert crosses == {"collective-permute": 2 * ticks, "all-reduce": 1}
-    assert crosses_forward == {"collective-permute": ticks, "all-reduce": 1}
 
 
-def test_caches_are_kept_of_as_many_micro_batches_as_there_are_stages(on_eight_devices):
-    """4 stages, in caches of one: of 16 micro-batches GPipe keeps 19; twice as many cost 1F1B no cache more."""
-    (gpipe,), (temp, of_twice) = (on_eight_devices["memory"][name] for name in ("gpipe", "1f1b"))
+def test_of_a_forward_alone_nothing_that_goes_down_is_left(on_eight_devices):
+    ticks = bpref.pipeline_schedule("1f1b", 4, 6).ticks
+    assert on_eight_devices["forward"] == {"collective-permute": ticks, "all-reduce": 1}
+
+
+@pytest.mark.parametrize(("schedule", "most"), [("1f1b", 4 + 3), ("zero-bubble", 2 * 4 + 5)])
+def test_caches_are_kept_of_as_many_micro_batches_as_there_are_stages(on_eight_devices, schedule, most):
+    """4 stages, in caches of one: of 16 micro-batches GPipe keeps 19; twice as many cost not one cache more."""
+    (gpipe,), (temp, of_twice) = (on_eight_devices["memory"][name] for name in ("gpipe", schedule))
     assert gpipe > 19
-    assert temp < 4 + 4
+    assert temp < most
     assert of_twice - temp < 1
 
 
@@ -118,6 +129,7 @@ def test_caches_are_kept_of_as_many_micro_batches_as_there_are_stages(on_eight_d
             lambda: made(bpref.square("mean"), microbatches=4),
             r"pipeline_objective: x has shape \(6, 3\), expected 4 micro-batches along",
         ),
+        (lambda: made(schedule="gpipe"), "pipeline_objective: schedule is 'gpipe', expected one of 1f1b, zero-bubble"),
         (lambda: made(microbatches=0), "pipeline_objective: microbatches is 0, expected a positive integer"),
         (lambda: made(block=bpref.batch_norm()), "pipeline_objective: batch_norm takes .* of all examples at once"),
         (lambda: made(bpref.square("none")), r"pipeline_objective: square gives an array of shape \(.*, expected one"),

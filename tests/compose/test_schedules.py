@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.compose.schedules import most_between
 
 SIZES = [(1, 1), (1, 5), (2, 1), (3, 4), (4, 2), (4, 16), (8, 8)]
 """Stages P and micro-batches M."""
@@ -22,7 +23,9 @@ def ticks_of(of, P, M):
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 def test_nothing_is_done_before_what_it_needs_and_the_bubble_is_that_of_the_paper(name, P, M):
     schedule = bpref.pipeline_schedule(name, P, M)
-    up, down = (ticks_of(of, P, M) for of in schedule)
+    up, down = (ticks_of(of, P, M) for of in (schedule.forward, schedule.backward))
+    assert np.all(schedule.params < 0)
+    assert schedule.waiting == (0,) * P
     assert not np.any((schedule.forward >= 0) & (schedule.backward >= 0))
     assert np.all(np.diff(up, axis=1) == 1)
     assert np.all(np.diff(down, axis=1) == -1)
@@ -44,17 +47,46 @@ def test_1f1b_goes_up_as_often_as_there_are_stages_behind_and_then_down_and_up_b
         assert [*up[up >= 0]] == [*down[down >= 0]] == [*range(M)]
 
 
+@pytest.mark.parametrize(("P", "M"), SIZES)
+def test_zero_bubble_has_a_third_of_the_bubble_and_room_for_as_many_micro_batches_as_stages(P, M):
+    schedule = bpref.pipeline_schedule("zero-bubble", P, M)
+    up, down, rest = (ticks_of(of, P, M) for of in schedule)
+    assert np.all(np.count_nonzero(np.stack(schedule) >= 0, axis=0) <= 1)
+    assert np.all(np.diff(up, axis=1) > 0)
+    assert np.all(np.diff(down, axis=1) < 0)
+    assert np.all(up[:, -1] < down[:, -1])
+    assert np.all(down < rest)
+    assert schedule.ticks == 1 + rest.max() == 3 * M + P - 1 + max(P - M, 0)
+    assert max(schedule.kept) == max(schedule.waiting) == min(P, M)
+    idle = schedule.ticks - 3 * M
+    assert schedule.bubble == pytest.approx(idle / schedule.ticks)
+    if M >= P:
+        assert 3 * idle == 3 * (bpref.pipeline_schedule("1f1b", P, M).ticks - 2 * M) / 2
+
+
+def test_what_comes_waits_for_no_more_than_one_other():
+    for P, M in SIZES:
+        for name in ("1f1b", "zero-bubble"):
+            schedule = bpref.pipeline_schedule(name, P, M)
+            assert max(most_between(schedule.from_before, schedule.forward)) <= (2 if name == "zero-bubble" else 1)
+            assert max(most_between(schedule.from_behind, schedule.backward)) == 1
+
+
 def test_it_is_drawn():
     assert str(bpref.pipeline_schedule("gpipe", 2, 3)) == (
         "0   F0 F1 F2 .  .  B2 B1 B0\n"
         "1   .  F0 F1 F2 B2 B1 B0 ."
+    )  # fmt: skip
+    assert str(bpref.pipeline_schedule("zero-bubble", 2, 3)) == (
+        "0   F0 F1 .  B0 F2 B1 W0 W1 B2 W2\n"
+        "1   .  F0 B0 F1 B1 F2 W0 B2 W1 W2"
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("1F1B", 2, 3), "pipeline_schedule: schedule is '1F1B', expected one of gpipe, 1f1b"),
+        (("1F1B", 2, 3), "pipeline_schedule: schedule is '1F1B', expected one of gpipe, 1f1b, zero-bubble"),
         (("1f1b", 0, 3), "pipeline_schedule: stages is 0, expected a positive integer"),
         (("1f1b", 2, 1.5), "pipeline_schedule: microbatches is 1.5, expected a positive integer"),
     ],
