@@ -3,6 +3,8 @@
 import pytest
 
 import bpref
+from bpref.formulas.heads import Heads
+from bpref.formulas.softmax_attention import AttentionParams
 from bpref.rules.linear.bilinear import BilinearParams
 from bpref.rules.linear.embedding import EmbeddingParams
 from bpref.rules.linear.linear import LinearParams
@@ -147,6 +149,20 @@ def rfft(x, n=None, dim=-1, norm=None):
     return Ours(made(bpref.real_fft, norm=norm or "backward", axes=(dim,)), x)
 
 
+def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """PyTorch's heads come before the positions; its mask is one of what is seen, or numbers added to the logits."""
+    if dropout_p:
+        return "dropout, whose draws are others"
+    *batch, _, _ = torch.broadcast_shapes(*((*x.shape[:-2], 1, 1) for x in (q, k, v)))
+    q, k, v = (x.expand(*batch, *x.shape[-2:]).transpose(-3, -2) for x in (q, k, v))
+    of_logits = {}
+    if attn_mask is not None:
+        name = "mask" if attn_mask.dtype == torch.bool else "bias"
+        of_logits[name] = attn_mask.expand(*(1,) * (q.ndim - 2), *attn_mask.shape[-2:])
+    layer = made(bpref.dot_product_attention, is_causal, scale=scale)
+    return Ours(layer, Heads(q, k, v, **of_logits), AttentionParams(), lambda y: y.transpose(-3, -2))
+
+
 TABLE: Table = {
     "einsum": Row(einsum, Outcome(6, {"one operand, or three": 4, "an equation without all of its axes": 1})),
     "fft.fft": Row(fft, Outcome(7, {"another length than that of x": 1})),
@@ -163,6 +179,7 @@ TABLE: Table = {
     "nn.functional.group_norm": Row(group_norm, Outcome(13, {"a negative eps": 4, "no numbers": 4})),
     "nn.functional.layer_norm": Row(layer_norm, Outcome(5, {"a negative eps": 1})),
     "nn.functional.linear": Row(linear, Outcome(18)),
+    "nn.functional.scaled_dot_product_attention": Row(attention, Outcome(13, {"dropout, whose draws are others": 12})),
     "nn.functional.rms_norm": Row(rms_norm, Outcome(5, {"a negative eps": 1})),
 }
 

@@ -7,6 +7,8 @@ import pytest
 import bpref
 from tests.rules.torch_samples import Ours, Outcome, Row, Table, assert_as_expected, made
 
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
 
 def matrix_norm(x, ord="fro", dim=(-2, -1), keepdim=False, dtype=None):
     if dtype is not None:
@@ -35,6 +37,33 @@ def least_squares(A, B, rcond=None, driver=None):
     return Ours(made(bpref.least_squares), x, back=lambda y: y[..., 0] if is_vector else y, select=lambda y: y[0])
 
 
+def whatever_the_signs(*vectors_and_values):
+    """Of singular vectors, or eigenvectors, the sizes: as many as there are columns have a sign of their own."""
+    return tuple(v.abs() for v in vectors_and_values)
+
+
+def svd(x, full_matrices=True):
+    if full_matrices and x.shape[-2] != x.shape[-1]:
+        return "vectors beyond the singular values"
+    back = {"back": lambda y: whatever_the_signs(*y), "select": lambda y: whatever_the_signs(*y)}
+    return Ours(made(bpref.svd), x, **back, is_linear=False)
+
+
+def qr(x, mode="reduced"):
+    if mode != "reduced":
+        return "a square Q, or none"
+    back = {"back": lambda y: whatever_the_signs(*y), "select": lambda y: whatever_the_signs(*y)}
+    return Ours(made(bpref.qr), x, **back, is_linear=False)
+
+
+def eigh(x, UPLO="L"):
+    """PyTorch reads one triangle, and gives the cotangent of the symmetric matrix of which that is one, as ours."""
+    one = x.triu() if UPLO == "U" else x.tril()
+    symmetric = x + (one + one.mT - torch.diag_embed(x.diagonal(dim1=-2, dim2=-1)) - x).detach()
+    back = {"back": lambda y: (y[0], y[1].abs()), "select": lambda y: (y[0], y[1].abs())}
+    return Ours(made(bpref.eigh), symmetric, **back, is_linear=False)
+
+
 def interpolate(
     x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
 ):
@@ -58,6 +87,9 @@ def interpolate(
 TABLE: Table = {
     "linalg.matrix_norm": Row(matrix_norm, Outcome(64)),
     "linalg.det": Row(determinant, Outcome(9)),
+    "linalg.eigh": Row(eigh, Outcome(8)),
+    "linalg.qr": Row(qr, Outcome(36)),
+    "linalg.svd": Row(svd, Outcome(72, {"vectors beyond the singular values": 36}), every=2),
     "linalg.pinv": Row(pseudo_inverse, Outcome(8, {"another threshold, or a symmetric matrix's": 16})),
     "linalg.lstsq.grad_oriented": Row(least_squares, Outcome(36)),
     "nn.functional.interpolate.nearest": Row(interpolate, Outcome(8, {"lines, or volumes": 15})),
