@@ -332,6 +332,7 @@ from .rules.quantization.fp8_linear import fp8_linear as fp8_linear
 from .rules.quantization.gradient_reversal import gradient_reversal as gradient_reversal
 from .rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams as LearnedStepQuantizerParams
 from .rules.quantization.learned_step_quantizer import learned_step_quantizer as learned_step_quantizer
+from .rules.quantization.mxfp8_linear import mxfp8_linear as mxfp8_linear
 from .rules.quantization.straight_through import straight_through as straight_through
 from .rules.recurrence.bidirectional import Both as Both
 from .rules.recurrence.bidirectional import bidirectional as bidirectional

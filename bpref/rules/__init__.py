@@ -131,6 +131,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "fp8_linear",
         "gradient_reversal",
         "learned_step_quantizer",
+        "mxfp8_linear",
         "straight_through",
     ),
     "linear_algebra": (

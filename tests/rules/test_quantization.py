@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.formats import to_nearest
+from bpref.formulas.formats import microscaled, to_nearest
 from bpref.rules.quantization.learned_step_quantizer import LearnedStepQuantizerParams
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
@@ -180,3 +181,68 @@ def test_numbers_far_apart_in_scale_have_a_power_of_2_each():
     params = bpref.Fp8LinearParams(jnp.full((1, 2), 2.0**-40), None)
     Z = bpref.fp8_linear(1, bias=False).forward(params, jnp.array([[2.0**60, 2.0**58], [0.0, 0.0]]))[0]
     assert Z.tolist() == [[2.0**20 + 2.0**18], [0]]
+
+
+def blocks_by_casts(v: np.ndarray, axis: int, dtype: type) -> np.ndarray:
+    """OCP MX v1.0, by NumPy's casts to the formats themselves: a block that is no zeros at a time."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    rows = np.moveaxis(v, axis, -1).astype(np.float32)
+    done = np.zeros_like(rows)
+    for i in np.ndindex(rows.shape[:-1]):
+        for start in range(0, rows.shape[-1], 32):
+            block = rows[i][start : start + 32]
+            exponent = np.frexp(np.abs(block).max())[1] - np.frexp(largest)[1]
+            scale = np.float32(2.0**exponent).astype(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+            assert scale == 2.0**exponent
+            done[i][start : start + 32] = (
+                np.clip(block / scale, -largest, largest).astype(dtype).astype(np.float32) * scale
+            )
+    return np.moveaxis(done, -1, axis)
+
+
+@pytest.mark.parametrize("cotangent", [False, True])
+def test_blocks_of_8_bits_are_those_of_the_formats_own_casts(cotangent):
+    """Two whole blocks and a part of one along each of N, d and m; examples on two axes are one sequence of N."""
+    rng = np.random.default_rng(0)
+    A, W, dZ = (
+        rng.normal(size=shape) * 2.0 ** rng.integers(-9, 9, shape) for shape in ((5, 14, 65), (67, 65), (5, 14, 67))
+    )
+    A, W, dZ = (v.astype(np.float32).astype(float) for v in (A, W, dZ))
+    params = bpref.Fp8LinearParams(W, np.zeros(67))
+    with jax.enable_x64(True):
+        Z, dparams, dx = backpropagate(bpref.mxfp8_linear(67, cotangent=cotangent), params, A, dZ)
+
+    def near(v, axis):
+        return blocks_by_casts(v, axis, ml_dtypes.float8_e4m3fn).astype(float)
+
+    def near_cotangent(v, axis):
+        return blocks_by_casts(v, axis, ml_dtypes.float8_e5m2).astype(float) if cotangent else v
+
+    rows, d = A.reshape(70, 65), dZ.reshape(70, 67)
+    np.testing.assert_allclose(Z, (near(rows, 1) @ near(W, 1).T).reshape(Z.shape), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(dparams.W, near_cotangent(d, 0).T @ near(rows, 0), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(dx, (near_cotangent(d, 1) @ near(W, 0)).reshape(dx.shape), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(dparams.b, d.sum(0), rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_of_32_has_its_own_scale():
+    """1 is 256 units of 2^-8; beside it 2^-10 is a quarter of one, and 2^-19 nothing; 1.9 is beyond 448 of them."""
+    x = (
+        jnp.zeros((1, 40))
+        .at[0, jnp.array([0, 1, 2, 3, 32, 33])]
+        .set(jnp.array([1.0, 2.0**-10, 2.0**-19, 1.9, 2.0**-19, 2.0**-28]))
+    )
+    near = microscaled(x, 1, jnp.float8_e4m3fn)
+    assert near[0, jnp.array([0, 1, 2, 3, 32, 33])].tolist() == [1.0, 2.0**-10, 0.0, 1.75, 2.0**-19, 2.0**-28]
+    assert float(jnp.abs(near[0, 4:32]).max()) == 0
+
+
+def test_the_differential_of_blocks_is_the_one_that_is_decided():
+    """Forward mode of the forward, and the backward, are of the same factors."""
+    rng = np.random.default_rng(1)
+    A, W, dA, dW, dZ = (rng.normal(size=n) for n in ((35, 40), (33, 40), (35, 40), (33, 40), (35, 33)))
+    layer, params = bpref.mxfp8_linear(33, bias=False), bpref.Fp8LinearParams(W, None)
+    with jax.enable_x64(True):
+        tangent = jax.jvp(lambda W, A: layer.forward(bpref.Fp8LinearParams(W, None), A)[0], (W, A), (dW, dA))[1]
+        _, dparams, dx = backpropagate(layer, params, A, dZ)
+    assert np.vdot(dZ, tangent) == pytest.approx(np.vdot(dparams.W, dW) + np.vdot(dx, dA), rel=1e-12)

@@ -110,10 +110,13 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
                 bpref.map_leaves(bpref.per_example_norms, layer).forward(params, x)
         return
 
-    def every(params, x, dy):
+    def each_alone(params, x, dy):
         y, cotangents = oracle.with_cotangents(example.reference, params, x)
         n = len(jax.tree.leaves(y)[0])
-        alone = [cotangents(jax.tree.map(lambda d, i=i: jnp.zeros_like(d).at[i].set(d[i]), dy)) for i in range(n)]
+        return [cotangents(jax.tree.map(lambda d, i=i: jnp.zeros_like(d).at[i].set(d[i]), dy)) for i in range(n)]
+
+    def every(params, x, dy):
+        alone = each_alone(params, x, dy)
         if not is_trained or layer.couples:
             return alone, None, None
         swept = [
@@ -125,7 +128,14 @@ def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_co
     with jax.enable_x64(True):
         alone, swept, norms = in_one_program(every)(params, x, dy)
     to_others = [np.delete(d, i, 0) for i, (_, dx) in enumerate(alone) for d in jax.tree.leaves(dx)]
-    assert any(d.any() for d in to_others) == bool(layer.couples), "y of an example depends on others"
+    depends = any(d.any() for d in to_others)
+    if layer.couples and not depends:  # not its y: what it gives to params, as where blocks of examples share a scale
+        among_larger = jax.tree.map(lambda v: np.concatenate((v[:1], 1e6 * v[1:])), x)
+        with jax.enable_x64(True):
+            of_first = in_one_program(each_alone)(params, among_larger, dy)[0][0]
+        both = zip(jax.tree.leaves(of_first), jax.tree.leaves(alone[0][0]), strict=True)
+        depends = any(np.any(a != b) for a, b in both)
+    assert depends == bool(layer.couples), "y of an example, or its gradient, depends on others"
     if swept is None:
         return
     (_, dx), (gradients, dx_too), (_, dx_again), (squared, dx_once_more) = swept

@@ -42,6 +42,7 @@ from bpref.formulas.caches import RowsCache
 from bpref.formulas.formats import power_below, to_nearest
 from bpref.formulas.long_sums import transposed_times
 from bpref.layer import Layer, Reals, each_position
+from bpref.naive.formats import nearest_e4m3
 from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.tangents import by_decision
 
@@ -107,21 +108,14 @@ def in_8_bits(v: Array, dtype: type) -> Array:
 
 @called_as(fp8_linear)
 def reference(params: Fp8LinearParams, x: Array, **_) -> Array:
-    """By a list of the numbers of 0 and above, and the midpoints of each two: where v is one, the even number."""
-    bits = np.arange(127, dtype=np.uint8)
-    listed = bits.view(jnp.float8_e4m3fn).astype(np.float64)
     powers = 2.0 ** np.arange(-126, 128)
 
     def rounded(v):
-        numbers, scales = jnp.asarray(listed, v.dtype), jnp.asarray(powers, v.dtype)
+        scales = jnp.asarray(powers, v.dtype)
         most = jnp.max(jnp.abs(v), initial=0)
         s = jnp.where(most == 0, 1, scales[jnp.searchsorted(scales, most / 448)])
-        u = jnp.abs(v) / jnp.broadcast_to(s, v.shape)
-        middle = (numbers[1:] + numbers[:-1]) / 2
-        at = jnp.searchsorted(middle, u)
-        is_tied = u == middle[jnp.minimum(at, len(listed) - 2)]
-        at = jnp.where(is_tied & (at % 2 == 1), at + 1, at)
-        q = jnp.sign(v) * jnp.broadcast_to(s, v.shape) * numbers[at]
+        s = jnp.broadcast_to(s, v.shape)
+        q = s * nearest_e4m3(v / s)
         return lax.stop_gradient(q) + (v - lax.stop_gradient(v))
 
     wide = wide_dtype(x.dtype)
