@@ -220,3 +220,21 @@ def test_an_element_that_cancels_to_zero_is_not_imprecise():
     for key in range(1, 5):
         report = bpref.check(d.forward, u, v, backward=d.backward, key=key)
         assert report.ok, str(report)
+
+
+def test_what_is_steep_has_no_kinks():
+    f = rule(lambda x: jnp.sin(1e6 * x), lambda args, dy: (jnp.cos(1e6 * args[0]) * dy * 1e6,))
+    report = bpref.check(f, np.linspace(-3, 3, 12, dtype=np.float32), key=1)
+    assert report.ok
+    assert "kinks" not in report.verdicts[0].detail
+
+
+def test_a_formula_without_a_digit_left_vouches_for_nothing():
+    def flat(x):
+        return (1 - jnp.cos(x)) / x**2
+
+    wrong = rule(flat, lambda args, dy: (dy * args[0] / 7,))  # -1/12 is right
+    report = bpref.check(wrong, np.linspace(1, 4, 12, dtype=np.float32) * 1e-6, key=1)
+    assert verdicts(report) == {"x": "cannot tell"}
+    assert "round-off may explain" in report.verdicts[0].detail
+    assert verdicts(bpref.check(wrong, np.linspace(1, 4, 12, dtype=np.float32), key=1)) == {"x": "wrong"}

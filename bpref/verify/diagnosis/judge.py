@@ -204,7 +204,10 @@ def _open(held: Held) -> str:
             f"at {index}{_more(held.unjudged)} the oracle is NaN or infinite, and has no limit there; {said}; "
             f"all else is {rest}, {held.error:.0e} in float64"
         )
-    return f"off by {held.error:.1e}, which round-off may explain: it makes up to {held.allowed:.0e} here"
+    return (
+        f"off by {held.error:.1e}, which round-off may explain: it makes up to {held.allowed:.0e} here; "
+        "values that lose fewer digits, or a reference= that does, would tell"
+    )
 
 
 def _more(chosen: np.ndarray) -> str:

@@ -158,10 +158,10 @@ def hold(
             kinks = at_kinks(neighbours, [(s.hand[name], s.oracle[name]) for s in seen], name)
             here = _hold(name, hand, oracle, round_off, kinks)
         if here.is_wrong:
-            here = _hold(name, hand, oracle, _limits(here, rounding, round_off), kinks)
+            here = _hold(name, hand, oracle, round_off, kinks, _limits(here, rounding))
         if here.is_wrong and np.any(here.right):  # it is in doubt
             more = partial(rounding, MORE_TRIALS)
-            here = _hold(name, hand, oracle, _limits(here, more, round_off), kinks)
+            here = _hold(name, hand, oracle, round_off, kinks, _limits(here, more))
         return here
 
     return [held(name, *pair) for name, pair in values.items()]
@@ -171,13 +171,13 @@ def _is_torn(neighbours: Neighbourhood, seen: Sequence[Seen], name: str) -> bool
     return any(neighbours.is_torn(i, name, seen[i].oracle[name]) for i in neighbours.special)
 
 
-def _limits(here: Held, rounding: Rounding, round_off: float) -> np.ndarray:
+def _limits(here: Held, rounding: Rounding) -> np.ndarray:
     """What round-off may make of each sample; where the hand was refused at a kink, what it makes beside that."""
     limits = rounding()[here.where]
     if here.refused.any():
         refusing = here.refused.reshape(len(limits), -1).any(axis=1)
         limits = np.where(refusing, rounding(beside=True)[here.where], limits)
-    return np.maximum(round_off, limits)
+    return limits
 
 
 def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIALS) -> dict[str, np.ndarray]:
@@ -211,16 +211,21 @@ def nudged(point: Point, trial: int) -> Point:
 
 
 def _hold(
-    where: str, hand: np.ndarray, oracle: np.ndarray, round_off: float | np.ndarray, kinks: Kinks | None = None
+    where: str,
+    hand: np.ndarray,
+    oracle: np.ndarray,
+    round_off: float,
+    kinks: Kinks | None = None,
+    limits: np.ndarray | float = 0.0,
 ) -> Held:
-    """One value held against the oracle's; `round_off` is one relative error, or one for each sample."""
+    """One value held against the oracle's; `limits` are what round-off may make of each sample, if it is more."""
     accepted, refused, misled, oracle = kinks or (*(np.zeros(oracle.shape, bool) for _ in range(3)), oracle)
     unjudged = ~np.isfinite(oracle) & ~accepted
     worst = np.where(unjudged | accepted, 0.0, sample_errors(hand, oracle)).reshape(len(hand), -1)
     worst = worst.max(axis=1, initial=0.0)
-    allowed = np.full(len(hand), round_off)
+    allowed = np.full(len(hand), np.maximum(round_off, limits))
     right = worst <= allowed
-    vouched = bool(np.any(right & (allowed <= np.maximum(UNDECIDED, np.min(round_off))))) or not worst.size
+    vouched = bool(np.any(right & (allowed <= max(UNDECIDED, round_off)))) or not worst.size
     sample = max(range(len(worst)), key=lambda i: (not right[i], worst[i]), default=0)
     error, limit = (float(v[sample]) if v.size else 0.0 for v in (worst, allowed))
     return Held(where, hand, oracle, error, limit, vouched, accepted, unjudged, refused, misled, right)

@@ -236,6 +236,10 @@ def _at_kinks(
             refused &= (closer.outside(hand) | closer.breaks_a_sum(hand)) & near.is_a_limit_of(closer)
             misled &= refused
         accepted = torn & near.accepts(hand) & ~refused
+        if (among_several := accepted & near.kinked).any():
+            accepted &= ~among_several | _is_sharp(
+                near, *(neighbours.around(i, far)[name][:, k] for far in (STEP, CLOSER))
+            )
     return accepted, refused, misled, np.where(refused, near.nearest(oracle), oracle)
 
 
@@ -276,6 +280,16 @@ def _completed(
     # Elements that nobody has moved are accused only with all of those that were.
     outside = unseen()
     return near, outside if not np.any(tried & ~outside) else outside & tried
+
+
+def _is_sharp(near: _Picture, gradients: np.ndarray, closer: np.ndarray) -> np.ndarray:
+    """Where each neighbour's gradient is from closer by the same, or larger, as at a cusp.
+
+    It is not where the function is but steep, or where its gradient is noise: in between lies any value whatever.
+    """
+    same = np.abs(closer - gradients) <= near.margin
+    larger = (np.abs(closer) >= 2 * np.abs(gradients)) & (np.sign(closer) == np.sign(gradients))
+    return np.all(same | larger, axis=0)
 
 
 def _a_few(chosen: np.ndarray) -> Iterator[np.ndarray]:
