@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from bpref.verify.examining.program import pulled, swept
 from bpref.verify.examining.refusals import (
@@ -18,6 +20,7 @@ from bpref.verify.examining.refusals import (
 )
 from bpref.verify.examining.subject import INSIDE, Subject
 from bpref.verify.naming import describe, first_line
+from bpref.verify.numbers import points
 from bpref.verify.oracle import Arrays
 
 
@@ -61,7 +64,7 @@ def _untraceable(subject: Subject, cause: Exception) -> Exception:
     """It cannot be traced. Called with arrays it may work: then it is a host function, or it reads traced values."""
     try:
         with np.errstate(all="ignore"):
-            outputs = jax.tree.leaves(subject.plain(_concrete(subject)))
+            outputs = jax.tree.leaves(_on_some_arrays(subject, subject.plain))
     except Exception as error:
         return CannotCheck(blamed(subject, subject.name, error))
     odd = next((v for v in outputs if not _is_arraylike(v)), None)
@@ -83,26 +86,56 @@ def _unswept(subject: Subject, cause: Exception) -> Exception:
         jax.eval_shape(lambda leaves: subject.sweep(leaves)[0], subject.specs)
     except Exception:
         stage = f"the forward rule of {subject.name}"
-    if subject.form != INSIDE:
-        try:
-            with np.errstate(all="ignore"):
-                swept(subject.sweep, _concrete(subject))
-            return NeedsNumbers(f"JAX cannot trace {stage}: it was called as a host function, with arrays")
-        except Exception:  # with arrays it fails as well: what it raised first says why
-            pass
+    # With arrays it may fail as well: what it raised first says why.
+    if subject.form != INSIDE and (takes(subject, on_device) or takes(subject, copies)):
+        return NeedsNumbers(f"JAX cannot trace {stage}: it was called as a host function, with arrays")
     return CannotCheck(blamed(subject, stage, cause))
 
 
-def _concrete(subject: Subject) -> Arrays:
-    """Arrays that may be written into, zeros for specifications."""
-    arrays = [np.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v for v in subject.leaves]
-    return [np.array(v) if isinstance(v, np.ndarray) else v for v in arrays]
+def copies(values: Arrays) -> Arrays:
+    """Arrays that a function may write into."""
+    return [np.array(v) if isinstance(v, np.ndarray) else v for v in values]
+
+
+def on_device(values: Arrays) -> list:
+    """Copies for a function of JAX, which may index an array with a traced number, or update it."""
+    return [jnp.array(v) if isinstance(v, np.ndarray) else v for v in values]
+
+
+def takes(subject: Subject, given: Callable[[Arrays], list]) -> bool:
+    """Whether its forward and backward can be called with arrays as `given` makes them: NumPy's, or JAX's."""
+
+    def swept_once(leaves: Arrays) -> None:
+        y, pull = subject.sweep(given(leaves))
+        flat, tree = jax.tree.flatten(y)
+        pull(jax.tree.unflatten(tree, given([np.ones(np.shape(v), np.asarray(v).dtype) for v in flat])))
+
+    try:
+        with np.errstate(all="ignore"):
+            _on_some_arrays(subject, swept_once)
+    except Exception:
+        return False
+    return True
+
+
+def _on_some_arrays(subject: Subject, f: Callable[[Arrays], PyTree]) -> PyTree:
+    """What it returns for the arguments, specifications filled so that it is defined there; raises what it raises."""
+    smallest, first = points.smallest_axis(subject.leaves), None
+    for attempt in range(len(points.FILLS)):
+        rng = points.generator(0, 14, attempt)
+        filled = [points.fill(v, rng, attempt, smallest) if points.is_specification(v) else v for v in subject.leaves]
+        try:
+            return f(copies(filled))
+        except (ArithmeticError, ValueError) as error:  # where it is not defined
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _outputs_on_arrays(f: Callable, subject: Subject) -> list[ArrayLike] | None:
     """What it returns for arrays; None where it raises, or where that is no arrays."""
     try:
-        outputs = jax.tree.leaves(f(_concrete(subject)))
+        outputs = jax.tree.leaves(_on_some_arrays(subject, f))
     except Exception:
         return None
     return outputs if outputs and all(map(_is_arraylike, outputs)) else None

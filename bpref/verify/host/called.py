@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from bpref.verify.examining.faults import blamed
+from bpref.verify.examining.faults import blamed, copies, on_device, takes
 from bpref.verify.examining.program import output_name
 from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.examining.subject import Entry, Misfit, Subject
@@ -52,18 +52,20 @@ def called(subject: Subject) -> Called:
     specs = subject.specs
     forward, given = compiled(subject.plain, specs)
     by_hand = _compiled_backward(subject, specs) if given is on_device else None
+    # A backward in NumPy may write into what it is given, beside a function that JAX can trace.
+    to_sweep = copies if by_hand is None and not takes(subject, on_device) else given
 
     def sweep(leaves: Arrays) -> tuple[Arrays, Pull]:
         if (entries_of := by_hand) is not None:
             return plain(leaves), lambda dy: [_as_numpy(v) for v in entries_of(given(leaves), given(dy))]
         with np.errstate(all="ignore"):
-            y, pull = subject.sweep(given(leaves))
+            y, pull = subject.sweep(to_sweep(leaves))
         tree = jax.tree.structure(y)
 
         def pulled(dy: Arrays) -> list[Entry]:
             try:
                 with np.errstate(all="ignore"):
-                    entries = pull(jax.tree.unflatten(tree, given(dy)))
+                    entries = pull(jax.tree.unflatten(tree, to_sweep(dy)))
                 return [_as_numpy(v) for v in entries]
             except Exception as error:
                 raise CannotCheck(blamed(subject, f"the backward of {subject.name}", error)) from error
@@ -84,11 +86,6 @@ def called(subject: Subject) -> Called:
         bool(jax.config.read("jax_enable_x64")),
         output_name(subject.names),
     )
-
-
-def copies(values: Arrays) -> Arrays:
-    """Arrays that a function may write into."""
-    return [np.array(v) if isinstance(v, np.ndarray) else v for v in values]
 
 
 def widened(values: Arrays, chosen: tuple[bool, ...], dtype: str = "float64") -> Arrays:
@@ -135,14 +132,10 @@ def _compiled_backward(subject: Subject, specs: Specs) -> Callable[[Arrays, Arra
     return by_hand
 
 
-def on_device(values: Arrays) -> list:
-    """Copies for a function of JAX, which may index an array with a traced number, or update it."""
-    return [jnp.array(v) if isinstance(v, np.ndarray) else v for v in values]
-
-
 def _arrays(y: PyTree) -> Arrays:
-    return [np.asarray(v) for v in jax.tree.leaves(y)]
+    return [np.array(v) for v in jax.tree.leaves(y)]
 
 
 def _as_numpy(v: Entry) -> np.ndarray | Misfit | None:
-    return v if v is None or isinstance(v, Misfit) else np.asarray(v)
+    """A copy: a host function may write each answer into the same buffer."""
+    return v if v is None or isinstance(v, Misfit) else np.array(v)

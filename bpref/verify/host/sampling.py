@@ -51,22 +51,33 @@ class Sample(NamedTuple):
 
 def sampled(c: Called, oracle: Oracle, key: int, dtype: str, points: Sequence[int]) -> list[Sample]:
     """Every sample: two cotangents at each point; `dtype`: that of the arguments, empty for their own."""
-    return [s for i in points for s in _samples(c, oracle, key, i, dtype)]
+    samples = [s for i in points for s in _samples(c, oracle, key, i, dtype)]
+    shapes = [[v.shape for v in s.y] for s in samples]
+    if any(other != shapes[0] for other in shapes):
+        raise CannotCheck(f"{c.name}: the shapes of its outputs change with the values of its arguments")
+    return samples
 
 
 def point(c: Called, key: int, i: int, dtype: str = "") -> Arrays:
     """The arguments at point i; the first has the values that were given. Drawn anew until the output is finite."""
     best: tuple[int, Arrays] | None = None
+    refusal: Exception | None = None
     for attempt in range(len(fresh.STRENGTHS)):
         rng = fresh.generator(key, i, 8, attempt)
         leaves = fresh.leaves_of_point(c.leaves, rng, i, attempt, moves=c.differentiable)
         leaves = widened(leaves, c.differentiable, dtype) if dtype else leaves
-        with np.errstate(all="ignore"):
-            undefined = sum(int(np.sum(~np.isfinite(v))) for v in _plain(c, leaves) if is_differentiable(v))
+        try:
+            with np.errstate(all="ignore"):
+                undefined = sum(int(np.sum(~np.isfinite(v))) for v in _plain(c, leaves) if is_differentiable(v))
+        except (ArithmeticError, ValueError) as error:  # outside of its domain
+            refusal = refusal or error
+            continue
         best = (undefined, leaves) if best is None or undefined < best[0] else best
         if not undefined:
             break
-    assert best is not None
+    if best is None:
+        assert refusal is not None
+        raise refusal
     return best[1]
 
 

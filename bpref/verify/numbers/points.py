@@ -148,7 +148,7 @@ def alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
         for triangle in (np.tril, np.triu):
             if not np.any(given - triangle(given)):
                 return triangle(fresh)
-    if given.ndim and given.shape[-1] > 1 and not np.iscomplexobj(given):
+    if given.size and given.ndim and given.shape[-1] > 1 and not np.iscomplexobj(given):
         if given.min() >= 0 and _near(given.sum(-1), 1.0, 1e-2):
             return _divided(fresh, fresh.sum(-1, keepdims=True))
         if _near((given**2).sum(-1), 1.0, 1e-2):

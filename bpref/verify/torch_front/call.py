@@ -13,7 +13,7 @@ from bpref.verify import torch_oracle
 from bpref.verify.examining.refusals import CannotCheck
 from bpref.verify.examining.subject import Entry, Misfit, aligned
 from bpref.verify.host.called import Pull
-from bpref.verify.naming import argument_names, function_name, names_of_leaves
+from bpref.verify.naming import argument_names, function_name, in_short, names_of_leaves
 from bpref.verify.oracle import Arrays, Leaf
 from bpref.verify.torch_front.tensors import Placement, Watch, is_floating, specification, to_numpy, to_tensor
 
@@ -185,16 +185,19 @@ def pulled(
     if backward is not None:
         args = c.rebuild([t.detach() for t in tensors])
         dy = dys[0] if len(dys) == 1 else tuple(dys)
-        return [v if v is None or isinstance(v, Misfit) else to_numpy(v) for v in aligned(backward(args, dy), args)]
+        try:
+            came = aligned(backward(args, dy), args)
+        except Exception as error:
+            raise CannotCheck(f"the backward of {c.name} raised {in_short(error)}") from error
+        return [v if v is None or isinstance(v, Misfit) else to_numpy(v) for v in came]
     if not any(y.requires_grad for y in outputs):
         misfit = Misfit("its output carries no gradient: no output has a grad_fn")
         return [misfit if i in chosen else None for i in range(len(tensors))]
     try:
         with c.with_parameters(c.fun, tensors):
             found = torch_oracle.cotangents(outputs, [tensors[i] for i in chosen], dys, keep)
-    except (RuntimeError, TypeError) as error:
-        text = next(iter(str(error).splitlines()), type(error).__name__)
-        misfit = Misfit(f"the backward raised {type(error).__name__}: {text}")
+    except Exception as error:  # whatever it is, no gradient came
+        misfit = Misfit(f"the backward raised {in_short(error)}")
         return [misfit if i in chosen else None for i in range(len(tensors))]
     for i, v in zip(chosen, found, strict=True):
         entries[i] = None if v is None else to_numpy(v)

@@ -152,6 +152,7 @@ def _oracle(
 ) -> tuple[Oracle, list[str]]:
     leaves = point(front, key, 0)
     if reference is not None:
+        _require_reference(c, reference, leaves)
         return _differentiated(c, reference, OF_REFERENCE, leaves), []
     if backward is not None and not _has_own_backward(c, c.fun, leaves):
         return _differentiated(c, c.fun, OF_ITSELF, leaves)._replace(y=None), []
@@ -219,17 +220,30 @@ def _runs_in_float64(front: Called, key: int) -> bool:
 def _require_running(c: TorchCall, key: int) -> None:
     """Raise `CannotCheck` with what the function itself raises."""
     front = Called(c.name, c.names, c.leaves, c.differentiable, partial(swept, c, c.fun), partial(plain, c, c.fun))
-    try:
+    with _blaming(c, c.name):
         y = front.plain(point(front, key, 0))
+    if not any(is_differentiable(v) for v in y):
+        raise CannotCheck(f"{c.name}: it returns no floating-point numbers, so there is nothing to differentiate")
+
+
+def _require_reference(c: TorchCall, reference: Callable, leaves: Arrays) -> None:
+    """Raise `CannotCheck` with what the reference raises."""
+    with _blaming(c, "the reference"):
+        plain(c, reference, leaves)
+
+
+@contextmanager
+def _blaming(c: TorchCall, what: str) -> Iterator[None]:
+    """`CannotCheck` in place of what is raised inside, which says whose it is."""
+    try:
+        yield
     except CannotCheck:
         raise
     except Exception as error:
         called = ", ".join(f"{n}: {v.dtype}{list(v.shape)}" for n, v in zip(c.names, c.leaves, strict=True))
         raise CannotCheck(
-            f"{c.name} raised {type(error).__name__}: {first_line(error)} (called with {called})"
+            f"{what} raised {type(error).__name__}: {first_line(error)} (called with {called})"
         ) from error
-    if not any(is_differentiable(v) for v in y):
-        raise CannotCheck(f"{c.name}: it returns no floating-point numbers, so there is nothing to differentiate")
 
 
 def at_other_sizes(c: TorchCall, made: Callable[[TorchCall], tuple[Called, Oracle]], key: int) -> Sized:

@@ -306,3 +306,37 @@ def test_a_forward_rule_that_reads_values_is_named_and_not_the_backward():
 
     with pytest.raises(ValueError, match=r"^the forward rule of twice raised TracerArrayConversionError: "):
         bpref.check(twice, X, key=1)
+
+
+BUFFER = np.zeros_like(X)
+WRITING = {
+    "into dy": lambda args, dy: (np.multiply(dy, 2, out=dy),),
+    "into its arguments": lambda args, dy: (np.multiply(dy, 2, out=args[0]),),
+    "into one buffer": lambda args, dy: (np.multiply(dy, 2, out=BUFFER, casting="same_kind"),),
+}
+
+
+@pytest.mark.parametrize("where", WRITING)
+def test_a_backward_in_numpy_may_write(where):
+    report = bpref.check(lambda x: x * 2, X, backward=WRITING[where], key=1)
+    assert report.ok, str(report)
+    assert not bpref.check(lambda x: x * 3, X, backward=WRITING[where], key=1).ok
+
+
+def test_a_specification_is_filled_with_what_a_called_function_is_defined_for():
+    report = bpref.check(
+        lambda A: np.linalg.slogdet(A)[1] + 0 * np.linalg.cholesky(A).sum(),
+        jax.ShapeDtypeStruct((3, 3), np.float32),
+        backward=lambda args, dy: (dy * np.linalg.inv(args[0]).T,),
+        key=1,
+    )
+    assert report.ok, str(report)
+
+
+def test_outputs_whose_shapes_change_with_values_are_refused():
+    with pytest.raises(ValueError, match=r"^positive: the shapes of its outputs change with the values"):
+        bpref.check(positive, RNG.normal(size=40), backward=lambda args, dy: (np.zeros_like(args[0]),), key=1)
+
+
+def positive(x):
+    return x[x > 0]

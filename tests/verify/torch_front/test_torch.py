@@ -284,6 +284,24 @@ def test_the_call_is_refused_in_one_line():
     assert str(error.value).startswith("Scale raised RuntimeError: The size of tensor a (8) must match")
 
 
+def test_whatever_a_backward_or_a_reference_raises_is_said():
+    class Raising(f.Rms):
+        @staticmethod
+        def backward(ctx, dy):
+            raise KeyError("x")
+
+    report = bpref.check(Raising.apply, X, W, reference=f.rms_naive, key=1)
+    assert {v.detail for v in report.verdicts if v.verdict == "wrong"} == {"the backward raised KeyError: 'x'"}
+    with pytest.raises(ValueError, match=r"^the reference raised ZeroDivisionError: .* \(called with x: "):
+        bpref.check(f.Rms.apply, X, W, reference=lambda x, g: x / (1 // 0), key=1)
+    with pytest.raises(ValueError, match=r"^the backward of sin raised ZeroDivisionError"):
+        bpref.check(torch.sin, X, backward=lambda args, dy: (dy / (1 // 0),), key=1)
+
+
+def test_an_empty_tensor_is_looked_at():
+    assert bpref.check(f.Rms.apply, X[:0], W, reference=f.rms_naive, key=1).ok
+
+
 def test_a_test_takes_it(check_gradient):
     check_gradient(f.Rms.apply, X, W, reference=f.rms_naive)
     with pytest.raises(AssertionError):
