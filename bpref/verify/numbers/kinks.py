@@ -283,11 +283,11 @@ def _completed(
 
 
 def _is_sharp(near: _Picture, gradients: np.ndarray, closer: np.ndarray) -> np.ndarray:
-    """Where each neighbour's gradient is from closer by the same, or larger, as at a cusp.
+    """Where each gradient is from closer by the same, beside how far apart they are, or larger, as at a cusp.
 
     It is not where the function is but steep, or where its gradient is noise: in between lies any value whatever.
     """
-    same = np.abs(closer - gradients) <= near.margin
+    same = np.abs(closer - gradients) <= np.maximum(near.margin, np.ptp(gradients, axis=0) / 4)
     larger = (np.abs(closer) >= 2 * np.abs(gradients)) & (np.sign(closer) == np.sign(gradients))
     return np.all(same | larger, axis=0)
 
