@@ -97,6 +97,8 @@ def _report(
         raise CannotCheck(f"{c.name}: backward= goes with a function; a module's own backward is what is checked")
     _require_running(c, key)
     front = _front(c, backward)
+    if reference is not None:
+        _require_reference(c, reference, point(front, key, 0))
     oracle, notes = _oracle(c, front, reference, backward, key)
     found = disagreements(front, oracle, key)
     if not cross_check or oracle.differs():
@@ -152,7 +154,6 @@ def _oracle(
 ) -> tuple[Oracle, list[str]]:
     leaves = point(front, key, 0)
     if reference is not None:
-        _require_reference(c, reference, leaves)
         return _differentiated(c, reference, OF_REFERENCE, leaves), []
     if backward is not None and not _has_own_backward(c, c.fun, leaves):
         return _differentiated(c, c.fun, OF_ITSELF, leaves)._replace(y=None), []
