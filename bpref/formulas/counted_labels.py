@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 
 from bpref.checks.hyperparameters import as_numbers, fails, require_integer_or_none
 from bpref.dtypes import wide_dtype, widen_integers
@@ -32,7 +32,7 @@ class Counting(NamedTuple):
     ignored: int | None
     w: Array | np.ndarray | None
 
-    def positions(self, label: Array, scores: Array) -> tuple[Array, Array | None]:
+    def positions(self, label: Array, scores: Array | ShapeDtypeStruct) -> tuple[Array, Array | None]:
         """v, with an axis of size 1 for the classes, and N; `None` for N where it is the number of positions."""
         y = widen_integers(label)
         dtype = wide_dtype(scores.dtype)
@@ -53,7 +53,7 @@ class Counting(NamedTuple):
         """w_c values_nc."""
         return values if self.w is None else values * jnp.broadcast_to(self.w.astype(values.dtype), values.shape)
 
-    def require_classes(self, name: str, scores: Array) -> None:
+    def require_classes(self, name: str, scores: Array | ShapeDtypeStruct) -> None:
         """Raise `ValueError` where there is not one weight for each class."""
         if self.w is not None and self.w.size != scores.shape[-1]:
             raise ValueError(f"{self.who}: {name} has {scores.shape[-1]} classes C, class_weights has {self.w.size}")

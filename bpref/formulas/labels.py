@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 
 from bpref.dtypes import widen_integers
 
@@ -18,13 +18,13 @@ def is_label(target: Array) -> bool:
     return jnp.issubdtype(target.dtype, jnp.integer)
 
 
-def is_class(label: Array, scores: Array) -> Array:
+def is_class(label: Array, scores: Array | ShapeDtypeStruct) -> Array:
     """Whether each label is a class: (...)."""
     y = widen_integers(label)
     return (y >= 0) & (y < scores.shape[-1])
 
 
-def nearest_class(label: Array, scores: Array) -> Array:
+def nearest_class(label: Array, scores: Array | ShapeDtypeStruct) -> Array:
     """A class for every label: (...)."""
     return jnp.clip(widen_integers(label), 0, scores.shape[-1] - 1)
 

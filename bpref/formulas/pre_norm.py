@@ -13,7 +13,7 @@ there is none in front, its params and statistics are None, and n is x. And it s
 or a condition modulates.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -50,6 +50,10 @@ def init_norm(norm: str, d: int, dtype: DTypeLike, zero_centred: bool = False) -
     return NormParams(scale, jnp.zeros(d, dtype) if norm == "layer" else None)
 
 
+@overload
+def statistics(norm: str, x: Array, eps: float) -> Statistics: ...
+@overload
+def statistics(norm: None, x: Array, eps: float) -> None: ...
 def statistics(norm: str | None, x: Array, eps: float) -> Statistics | None:
     """The mean and the reciprocal standard deviation of each row, in at least float32."""
     if norm is None:

@@ -36,7 +36,7 @@ def pads_to_ceil(
     rank = len(window)
     steps, apart = ((v,) * rank if isinstance(v, int) else v for v in (stride, dilation))
     pads = []
-    asked = in_pairs(0 if padding == "valid" else padding, rank)
+    asked = in_pairs(0 if isinstance(padding, str) else padding, rank)
     for n, k, s, d, (lo, hi) in zip(x.shape[1:-1], window, steps, apart, asked, strict=True):
         begin, end = -lo, -lo + d * (k - 1) + 1
         while end < n + hi and begin + s < n:

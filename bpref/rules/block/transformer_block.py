@@ -22,8 +22,7 @@ and the params' cotangents are what those two backwards give beside.
 With `post_norm` the halves read x and h as they are, n = x and n' = h, and the norms stand behind the sums:
 
     u = x + o W_o           h = norm(u)           w = h + a W_out         y = norm'(w)
-    dw = norm' backward of dy                     dh = dw + m's backward of dw
-    du = norm's backward of dh                    dx = du + f's backward of du
+    dh = dw + m's backward of dw,   dx = du + f's backward of du;   dw, du: of dy, dh as the norms have it
 
 Cached: of everything above, the least from which no product of matrices is made a second time. A product needs its
 two operands for its adjoints, and one of them is a parameter; so it is asked of each product what its other operand is
@@ -239,7 +238,7 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
         m, of_mlp = mlp.forward(to_mlp, h)
         w = lax.add(h, m)
         of_w = statistics(norm, w, eps)
-        cache = PostNormBlockCache(x, *of_attention[2:], u, of_u, of_mlp.z, w, of_w)
+        cache = PostNormBlockCache(x, *of_attention[2:], u=u, of_u=of_u, z=of_mlp.z, w=w, of_w=of_w)
         return normalize(params.mlp.norm, w, of_w), cache
 
     def opened(params, cache, dy):
@@ -283,6 +282,8 @@ def reference(
     attention = params.attention._replace(key=params.key)
     with_bias = bool(bias) and bias != "qkv"
     if post_norm:
+        assert attention.norm is not None
+        assert params.mlp.norm is not None
         of_attention, of_mlp = attention._replace(norm=None), params.mlp._replace(norm=None)
         u = x + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
         h = naive_norm(u, *attention.norm, eps, norm)
