@@ -4,8 +4,6 @@
 the same rounded inputs, beside autodiff of the naive form.
 """
 
-import argparse
-import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,13 +12,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bpref.nearest import meant
 from bpref.rule import Case, Real, Rule
-from bpref.rules import RULES, other_names
 from bpref.verify.examining.prepare import Prepared
 from bpref.verify.numbers.measure import summarise
 from bpref.verify.rules.catalogue import prepare_example, rows_of, sizes_of
 from bpref.verify.rules.draw import Example, draw, is_spec
+from docs import by_rule
 
 FILE = Path(__file__).parent / "errors.json"
 
@@ -69,23 +66,15 @@ def _at(example: Example, ready: Prepared) -> Pair | None:
 @cache
 def of_all() -> dict[str, list[Pair | None]]:
     """What was measured, by rule."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    return by_rule.read(FILE)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m docs.errors", description="Measure errors at growing inputs.")
-    parser.add_argument("rules", nargs="*", metavar="RULE", help="only these; the others stay as they are in the file")
-    names = [meant("rule", name, RULES, other_names()) for name in parser.parse_args().rules] or list(RULES)
-    found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    for name in names:
-        if can_be_scaled(RULES[name].cases[0]):
-            found[name] = measured(RULES[name])
-            print(name, *("-" if pair is None else f"{pair[0]:.3g}/{pair[1]:.3g}" for pair in found[name]), flush=True)
-    rounded = {n: [p and [float(f"{v:.3g}") for v in p] for p in found[n]] for n in RULES if n in found}
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(pairs)}" for name, pairs in rounded.items())
-    FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    return 0
+def found(rule: Rule) -> list[Pair | None] | None:
+    """What is kept of a rule: its errors in three digits, if its first case can be scaled."""
+    if not can_be_scaled(rule.cases[0]):
+        return None
+    return [pair and (float(f"{pair[0]:.3g}"), float(f"{pair[1]:.3g}")) for pair in measured(rule)]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(by_rule.main(FILE, found, "python -m docs.errors", "Measure errors at growing inputs."))

@@ -184,6 +184,17 @@ def changes_of(program: Flat, prefix: str = "") -> Iterator[Change]:
                 yield Change((address, mutation.label + again), full, at, mutation, unused, alike)
 
 
+def is_legal(program: Flat, change: Change) -> bool:
+    """Whether the changed step can be traced, and gives what the step gives: same number, shapes and dtypes."""
+    node = program.nodes[change.at]
+    try:
+        results = jax.eval_shape(change.mutation.apply, *(program.types[i] for i in node.ins))
+    except (TypeError, ValueError, IndexError, KeyError, NotImplementedError, AssertionError, ZeroDivisionError):
+        return False
+    expected = [(program.types[i].shape, program.types[i].dtype) for i in node.outs]
+    return [(v.shape, v.dtype) for v in results] == expected
+
+
 def _changes_in_bodies(node: Node, shown: str) -> Iterator[tuple[tuple, Change]]:
     """The changes of the programs that a loop holds, as changes of the loop."""
     params = node.equation.params
@@ -191,6 +202,8 @@ def _changes_in_bodies(node: Node, shown: str) -> Iterator[tuple[tuple, Change]]
     for n, body in enumerate(bodies):
         flat = flattened(body, node.line)
         for change in changes_of(flat, f"{shown}."):
+            if not is_legal(flat, change):
+                continue
 
             def apply(*operands, change=change, flat=flat, body=body):
                 def recurse(inner, inputs):

@@ -18,7 +18,16 @@ from jaxtyping import PyTree
 
 from bpref.programs import is_typed
 from bpref.verify.mutating.arithmetic import differs_at_ties_only
-from bpref.verify.mutating.changes import Change, Flat, changes_of, flattened, outputs_with, rounds_apart, values_of
+from bpref.verify.mutating.changes import (
+    Change,
+    Flat,
+    changes_of,
+    flattened,
+    is_legal,
+    outputs_with,
+    rounds_apart,
+    values_of,
+)
 from bpref.verify.numbers.measure import relative_error, widened
 from bpref.verify.numbers.points import fill, generator, is_specification, near, smallest_axis
 from bpref.verify.options import require_callable, require_points
@@ -107,6 +116,7 @@ class _Versions:
         self.backward = backward
         self.known: dict[Hashable, Traced] = {}
 
+    @np.errstate(over="ignore")  # the largest number that there is, doubled
     def of(self, args: tuple) -> tuple[Traced, list]:
         """The program for these arguments, and its inputs: the arrays among them. Other leaves are static."""
         leaves, tree = jax.tree.flatten(args)
@@ -144,6 +154,7 @@ class _Versions:
 
 
 @as_if_at_home
+@np.errstate(over="ignore")
 def all_mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> list[Mutant]:
     """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them."""
     versions = _Versions(backward)
@@ -151,21 +162,10 @@ def all_mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence
     with jax.enable_x64(True):
         traced, _ = versions.of(tried[0])
         changes = rounds_apart([c for c in traced.changes.values() if c.mutation.changes])
-        changes = [c for c in changes if _is_legal(traced.program, c)]
+        changes = [c for c in changes if is_legal(traced.program, c)]
         seen = _seen(traced.program, changes, [versions.of(p)[1] for p in tried])
     reasons = _equivalences(traced.program, changes, seen)
     return [Mutant(c.name, partial(versions.changed, c.key), why) for c, why in zip(changes, reasons, strict=True)]
-
-
-def _is_legal(program: Flat, change: Change) -> bool:
-    """Whether the changed step can be traced, and gives what the step gives: same number, shapes and dtypes."""
-    node = program.nodes[change.at]
-    try:
-        results = jax.eval_shape(change.mutation.apply, *(program.types[i] for i in node.ins))
-    except (TypeError, ValueError, IndexError, KeyError, NotImplementedError, AssertionError, ZeroDivisionError):
-        return False
-    expected = [(program.types[i].shape, program.types[i].dtype) for i in node.outs]
-    return [(v.shape, v.dtype) for v in results] == expected
 
 
 class Outputs(NamedTuple):

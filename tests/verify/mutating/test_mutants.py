@@ -150,6 +150,18 @@ def test_a_mutant_in_a_scans_body_changes_the_body_alone(found):
     assert not np.any(dx)
 
 
+def test_a_step_of_a_scans_body_keeps_its_shape():
+    def halved(x, dy):
+        return lax.scan(lambda carry, v: (carry, (v * 0.5).reshape(2, 2).sum(0)), 0, dy)[1] + x
+
+    assert {m.name.split(" ")[0] for m in mutants(halved, draw(3, 2), draw(3, 4))} >= {"add", "keep"}
+
+
+def test_the_largest_number_is_doubled_without_a_warning(recwarn):
+    list(mutants(lambda x, dy: dy * jnp.where(x > 0, jnp.finfo(x.dtype).max, 1), draw(3), draw(3)))
+    assert [str(w.message) for w in recwarn.list] == []
+
+
 def test_what_is_invariant_is_left_out_with_its_reason():
     reasons = {m.name.split(" (")[0]: m.equivalent for m in equivalents(softmax, *SQUARE)}
     nothing = "no output depends on this step: random values in its place give the same at 5 random points"

@@ -1,0 +1,124 @@
+"""What the checker says of each rule's backward with one step changed: asked once, and shown on the rule's page.
+
+`python -m docs.mutants [RULE ...]` asks, and writes docs/mutants.json. The steps are those of the backward's program in
+the rule's first case, at small sizes; of the mutants that compute something else, a few are taken, from as many lines.
+"""
+
+import html
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import cycle, islice, zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+import bpref
+from bpref.rule import Rule
+from bpref.verify.mutating.mutants import Mutant, mutants
+from bpref.verify.rules.draw import Example, axes_of, draw_many, sized
+from docs import by_rule
+from docs.mistakes import row, table
+
+FILE = Path(__file__).parent / "mutants.json"
+
+MOST = 6
+"""Mutants of a rule."""
+
+SIZES = (3, 4, 2, 5)
+"""Of the axes that a case leaves open, in turn."""
+
+POINTS = 5
+"""Where a mutant must compute something else than the backward does."""
+
+
+class Asked(NamedTuple):
+    """A mutant, and the verdict on it.
+
+    Attributes:
+      change: what was done to the step.
+      line: the line of code that the step comes from.
+      where, kind, said: of the first finding: the argument, its kind, and what was seen.
+    """
+
+    change: str
+    line: str
+    where: str
+    kind: str
+    said: str
+
+
+def asked(rule: Rule) -> list[Asked]:
+    """A few mutants of a rule's backward, each with what `bpref.check` says of it."""
+    case = rule.cases[0]
+    with jax.enable_x64(True):
+        sizes = sized(case, dict(zip(axes_of(case), cycle(SIZES), strict=False)))
+        examples = list(draw_many(rule, case, sizes, range(POINTS)))
+        points = [_arguments(example) for example in examples]
+    first, layer = examples[0], examples[0].layer
+    chosen = islice(_from_every_line(list(mutants(layer.backward, *points[0], points=points))), MOST)
+    return [_verdict(first._replace(layer=layer._replace(backward=mutant.backward)), mutant) for mutant in chosen]
+
+
+def _arguments(example: Example) -> tuple[PyTree, PyTree, PyTree]:
+    """What a backward is called with, of an example."""
+    _, cache = example.layer.forward(example.params, example.x)
+    return jax.tree.map(np.asarray, (example.params, cache, jax.tree.map(lambda dy: dy[0], example.dys)))
+
+
+def _from_every_line(found: Sequence[Mutant]) -> Iterator[Mutant]:
+    """The first of each line, then the second of each, and so on."""
+    by_line = defaultdict(list)
+    for mutant in found:
+        by_line[_place(mutant)].append(mutant)
+    return (mutant for turn in zip_longest(*by_line.values()) for mutant in turn if mutant)
+
+
+def _verdict(example: Example, mutant: Mutant) -> Asked:
+    params, x = jax.tree.map(_narrow, (example.params, example.x))
+    report = bpref.check(example.layer, params, x, reference=example.reference, key=1729)
+    change = mutant.name.rpartition(" (")[0]
+    if not report.findings:
+        return Asked(change, _code(_place(mutant)), "", "ok", "")
+    finding = report.findings[0]
+    return Asked(change, _code(_place(mutant)), finding.where, finding.kind, finding.detail.partition("\n")[0])
+
+
+def _narrow(v: np.ndarray) -> np.ndarray:
+    return np.asarray(v, {np.float64: np.float32, np.complex128: np.complex64}.get(v.dtype.type, v.dtype))
+
+
+def _place(mutant: Mutant) -> str:
+    return mutant.name.rpartition(" (")[2].rstrip(")")
+
+
+def _code(place: str) -> str:
+    """The line that `file.py:12` names, of the one file of bpref with that name; empty if there is none, or several."""
+    name, _, number = place.partition(":")
+    files = list(Path(bpref.__file__).parent.rglob(name)) if name.endswith(".py") else []
+    return files[0].read_text(encoding="utf-8").splitlines()[int(number) - 1].strip() if len(files) == 1 else ""
+
+
+@cache
+def of_all() -> dict[str, list[Asked]]:
+    """What was asked, by rule."""
+    return {name: [Asked(*one) for one in found] for name, found in by_rule.read(FILE).items()}
+
+
+def to_page(name: str) -> str:
+    """The mutants of a rule as a table."""
+    rows = "".join(row(*_cells(one)) for one in of_all().get(name, ()))
+    return table(("one step changed", "in the line", "wrong in", "called", "what is said"), rows) if rows else ""
+
+
+def _cells(one: Asked) -> tuple[str, ...]:
+    change, line, where, kind, said = (html.escape(text, quote=False) for text in one)
+    return change, line and f"<code>{line}</code>", f"<code>{where}</code>", f"<code>{kind}</code>", said
+
+
+if __name__ == "__main__":
+    sys.exit(by_rule.main(FILE, asked, "python -m docs.mutants", "Ask the checker about mutants."))
