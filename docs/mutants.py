@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 
     Attributes:
       change: what was done to the step.
-      line: the line of code that the step comes from.
+      line: the line of code that the step came from; shown as long as it stands there.
       where, kind, said: of the first finding: the argument, its kind, and what was seen.
     """
 
@@ -109,6 +109,13 @@ def of_all() -> dict[str, list[Asked]]:
     return {name: [Asked(*one) for one in found] for name, found in by_rule.read(FILE).items()}
 
 
+@cache
+def _lines() -> frozenset[str]:
+    """Every line of code that there is."""
+    files = Path(bpref.__file__).parent.rglob("*.py")
+    return frozenset(line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
+
+
 def to_page(name: str) -> str:
     """The mutants of a rule as a table."""
     rows = "".join(row(*_cells(one)) for one in of_all().get(name, ()))
@@ -117,7 +124,13 @@ def to_page(name: str) -> str:
 
 def _cells(one: Asked) -> tuple[str, ...]:
     change, line, where, kind, said = (html.escape(text, quote=False) for text in one)
-    return change, line and f"<code>{line}</code>", f"<code>{where}</code>", f"<code>{kind}</code>", said
+    return (
+        change,
+        f"<code>{line}</code>" if one.line in _lines() - {""} else "",
+        f"<code>{where}</code>",
+        f"<code>{kind}</code>",
+        said,
+    )
 
 
 if __name__ == "__main__":

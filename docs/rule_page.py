@@ -21,6 +21,7 @@ from docs import (
     figures,
     flow,
     mistakes,
+    mutants,
     snippets,
     sources,
 )
@@ -98,8 +99,8 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     )
     measured = figures.to_page(rule.name)
     yield "Time and memory", measured and raw(measured)
-    wrong = mistakes.to_page(rule.name)
-    yield "How it goes wrong", wrong and f"{WRONG}\n\n{raw(wrong)}"
+    wrong = [(WRONG, mistakes.to_page(rule.name)), (CHANGED, mutants.to_page(rule.name))]
+    yield "How it goes wrong", "\n\n".join(f"{what}\n\n{raw(rows)}" for what, rows in wrong if rows)
     yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
     others = elsewhere.to_page(rule.name) + arguments.to_page(rule.name)
@@ -121,6 +122,9 @@ MEASURED = {"What is cached": figures.cached, "Numerical care": _errors}
 """What was measured, by the section of the derivation that it stands in."""
 
 WRONG = "Derivations that people got wrong, and what `bpref.check` calls each of them."
+
+CHANGED = """The backward's own program with one step changed, a few of its mutants, in the first call below, and what
+`bpref.check` says of each."""
 
 LAWS = """Every law is tested on these calls, at drawn shapes and values: equal to the naive form and its autodiff in
 float64, as precise in float32 and bfloat16, linear in the cotangent, jit, vmap, empty inputs, and sabotage."""

@@ -28,6 +28,7 @@ from docs import (
     flow,
     katex,
     mistakes,
+    mutants,
     pages,
     rule_page,
     seed,
@@ -145,6 +146,30 @@ def test_errors_at_growing_inputs_are_those_that_are_measured(site):
     assert hand < 2 < 1e5 < autodiff, "where x is small, autodiff of the naive form cancels"
     page = (site / "rules/norm/rms_norm.html").read_text()
     assert page.count('<circle class="hand"') == sum(pair is not None for pair in errors.of_all()["rms_norm"]) >= 5
+
+
+def test_mutants_of_every_rule_were_found_wrong(site):
+    assert set(mutants.of_all()) | WITHOUT_MUTANTS == set(RULES)
+    assert [name for name, found in mutants.of_all().items() if any(one.kind == "ok" for one in found)] == []
+    assert all(one == shown for one, shown in zip(mutants.asked(RULES["tanh"]), mutants.of_all()["tanh"], strict=True))
+    page = html.unescape((site / "rules/norm/rms_norm.html").read_text())
+    for one in mutants.of_all()["rms_norm"]:
+        assert one.change in page
+        assert one.said in page
+
+
+WITHOUT_MUTANTS: set[str] = set()
+"""Rules whose backward has no step that could be another."""
+
+
+def test_a_mutants_line_is_shown_as_long_as_it_stands_in_the_code(monkeypatch):
+    for line, shown in (
+        ("return dy * jnp.cos(x)  # no more", False),
+        ("return Layer(init, forward, backward, who)", True),
+    ):
+        one = mutants.Asked("negate mul[0]", line, "x", "sign", "-1 x the reference")
+        monkeypatch.setattr(mutants, "of_all", lambda one=one: {"tanh": [one]})
+        assert (html.escape(line, quote=False) in mutants.to_page("tanh")) == shown
 
 
 NOT_AS_PRECISE = {
