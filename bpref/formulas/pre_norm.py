@@ -85,6 +85,14 @@ def normalize(params: NormParams | None, x: Array, of: Statistics | None, zero_c
     return cast(scale_and_shift(standardized(x, of), *params, zero_centred), x.dtype)
 
 
+@overload
+def pull_normalize(
+    params: NormParams, x: Array, of: Statistics, dn: Array, zero_centred: bool = False
+) -> tuple[NormParams, Array]: ...
+@overload
+def pull_normalize(
+    params: NormParams | None, x: Array, of: Statistics | None, dn: Array, zero_centred: bool = False
+) -> tuple[NormParams | None, Array]: ...
 def pull_normalize(
     params: NormParams | None, x: Array, of: Statistics | None, dn: Array, zero_centred: bool = False
 ) -> tuple[NormParams | None, Array]:

@@ -122,13 +122,13 @@ def tensor_product(
         tensor = tensor_of(cache.of, x.dtype)
         M = met(tensor, y)
         ds = begun(widen(dz).reshape(*x.shape[:-1], dz.shape[-1]), w)
-        dw = None if w is None else times(ds * coupled(x, M), to_path.astype(x.dtype))
+        dw = None if w is None else times(ds * coupled(x, M), jnp.asarray(to_path, x.dtype))
         dt = ds if w is None else ds * rows_of(w)
         dx = jnp.einsum("...ki,...ak->...ai", M, dt)
         dM = jnp.einsum("...ak,...ai->...ki", dt, x)
         dy = jnp.einsum("...ki,kij->...j", dM, tensor)
-        made = zip((dx, dy, dw), cache.of, strict=True)
-        return (), PairOfIrreps(*(None if v is None else cast(d.reshape(v.shape), v.dtype) for d, v in made))
+        of = cache.of
+        return (), PairOfIrreps(like(dx, of.x), like(dy, of.y), None if dw is None else like(dw, of.w))
 
     def require_degrees(of):
         expected = {"x": (L1 + 1) ** 2, "y": (L2 + 1) ** 2, "w": len(paths)}
@@ -141,9 +141,15 @@ def tensor_product(
 
     def grouped(of):
         """x and w by the e channels of y, (*n, e, c / e, ...), and y, in at least float32."""
-        c, e = of.x.shape[-2], of.y.shape[-2]
-        x, w = (None if v is None else widen(v).reshape(*v.shape[:-2], e, c // e, v.shape[-1]) for v in (of.x, of.w))
-        return x, widen(of.y), w
+        e = of.y.shape[-2]
+
+        def by_y(v):
+            return widen(v).reshape(*v.shape[:-2], e, v.shape[-2] // e, v.shape[-1])
+
+        return by_y(of.x), widen(of.y), None if of.w is None else by_y(of.w)
+
+    def like(d, v):
+        return cast(d.reshape(v.shape), v.dtype)
 
     def tensor_of(of, dtype):
         return jnp.asarray(C if apart or of.w is not None else summed, dtype)
@@ -161,11 +167,11 @@ def tensor_product(
 
     def ended(s, w):
         """The rows of z: of all paths, or their sums."""
-        return s if apart or w is None else times(s, to_degree.astype(s.dtype))
+        return s if apart or w is None else times(s, jnp.asarray(to_degree, s.dtype))
 
     def begun(dz, w):
         """The adjoint of `ended`."""
-        return dz if apart or w is None else times_transposed(dz, to_degree.astype(dz.dtype))
+        return dz if apart or w is None else times_transposed(dz, jnp.asarray(to_degree, dz.dtype))
 
     return Layer(no_params, forward, backward, who)
 
