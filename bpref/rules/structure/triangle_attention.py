@@ -133,7 +133,7 @@ def triangle_attention(
         y = cast(plus(times_transposed(gated(f, o), params.W_out), params.b_out), z.dtype)
         return turned(y), TriangleAttentionCache(x, of_x, q, k, v, e, f, o, m, S)
 
-    def opened(params, cache, dy):
+    def opened(params: TriangleAttentionParams, cache: TriangleAttentionCache, dy: Array):
         x, of_x, q, k, v, e, f, o, m, S = cache
         z, dy = turned(as_pairs(x).z), turned(dy)
         gate, dg = jax.nn.sigmoid(widen(f)), times(dy, params.W_out)

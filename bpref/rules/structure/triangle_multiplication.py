@@ -130,7 +130,7 @@ def triangle_multiplication(
         y = cast(jax.nn.sigmoid(widen(f)) * widen(w), z.dtype)
         return y, TriangleMultiplicationCache(x, of_x, projected, t, of_t, w, f)
 
-    def opened(params, cache, dy):
+    def opened(params: TriangleMultiplicationParams, cache: TriangleMultiplicationCache, dy: Array):
         x, of_x, projected, t, of_t, w, f = cache
         z, mask = as_pairs(x)
         gate, wide = jax.nn.sigmoid(widen(f)), widen(dy)
