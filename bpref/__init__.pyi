@@ -131,6 +131,8 @@ from .rules.attention.linear_attention import linear_attention as linear_attenti
 from .rules.attention.merge_attention import merge_attention as merge_attention
 from .rules.attention.multi_head_attention import MultiHeadAttentionParams as MultiHeadAttentionParams
 from .rules.attention.multi_head_attention import multi_head_attention as multi_head_attention
+from .rules.attention.native_sparse_attention import SparseHeads as SparseHeads
+from .rules.attention.native_sparse_attention import native_sparse_attention as native_sparse_attention
 from .rules.attention.path_attention import path_attention as path_attention
 from .rules.attention.retention import retention as retention
 from .rules.attention.rotary_embedding import rotary_embedding as rotary_embedding

@@ -170,6 +170,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "linear_attention",
         "merge_attention",
         "multi_head_attention",
+        "native_sparse_attention",
         "path_attention",
         "retention",
         "rotary_embedding",
