@@ -30,6 +30,7 @@ REASONS: dict[str, str] = {
     "latent_attention": _ON_CHIP,
     "block_sparse_attention": _ON_CHIP,
     "flex_attention": _ON_CHIP,
+    "native_sparse_attention": _ON_CHIP,
     "path_attention": _NOT_READ,
     "correlation": _NOT_READ,
     "roi_align": _ONE_MORE,
