@@ -1,13 +1,12 @@
 """What the checker says of each rule's backward with one step changed: asked once, and shown on the rule's page.
 
 `python -m docs.mutants [RULE ...]` asks, and writes docs/mutants.json. The steps are those of the backward's program in
-the rule's first case, at small sizes; of the mutants that compute something else, a few are taken, from as many lines.
+the rule's first case, at small sizes; a few are changed, in as many lines, and those that compute something else shown.
 """
 
 import html
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
@@ -19,7 +18,8 @@ from jaxtyping import PyTree
 
 import bpref
 from bpref.rule import Rule
-from bpref.verify.mutating.mutants import Mutant, mutants
+from bpref.verify.mutating.changes import Change
+from bpref.verify.mutating.mutants import Mutant, all_mutants
 from bpref.verify.rules.draw import Example, axes_of, draw_many, sized
 from docs import by_rule
 from docs.mistakes import row, table
@@ -27,7 +27,7 @@ from docs.mistakes import row, table
 FILE = Path(__file__).parent / "mutants.json"
 
 MOST = 6
-"""Mutants of a rule."""
+"""Mutants of a rule; twice as many changes are tried."""
 
 SIZES = (3, 4, 2, 5)
 """Of the axes that a case leaves open, in turn."""
@@ -60,7 +60,8 @@ def asked(rule: Rule) -> list[Asked]:
         examples = list(draw_many(rule, case, sizes, range(POINTS)))
         points = [_arguments(example) for example in examples]
     first, layer = examples[0], examples[0].layer
-    chosen = islice(_from_every_line(list(mutants(layer.backward, *points[0], points=points))), MOST)
+    found = all_mutants(layer.backward, *points[0], points=points, chosen=_from_every_line)
+    chosen = [mutant for mutant in found if not mutant.equivalent][:MOST]
     return [_verdict(first._replace(layer=layer._replace(backward=mutant.backward)), mutant) for mutant in chosen]
 
 
@@ -70,12 +71,13 @@ def _arguments(example: Example) -> tuple[PyTree, PyTree, PyTree]:
     return jax.tree.map(np.asarray, (example.params, cache, jax.tree.map(lambda dy: dy[0], example.dys)))
 
 
-def _from_every_line(found: Sequence[Mutant]) -> Iterator[Mutant]:
-    """The first of each line, then the second of each, and so on."""
+def _from_every_line(changes: list[Change]) -> list[Change]:
+    """The first change of each line of code, then the second of each, and so on, until there are enough."""
     by_line = defaultdict(list)
-    for mutant in found:
-        by_line[_place(mutant)].append(mutant)
-    return (mutant for turn in zip_longest(*by_line.values()) for mutant in turn if mutant)
+    for change in changes:
+        by_line[_place(change.name)].append(change)
+    turns = (change for turn in zip_longest(*by_line.values()) for change in turn if change)
+    return list(islice(turns, 2 * MOST))
 
 
 def _verdict(example: Example, mutant: Mutant) -> Asked:
@@ -83,17 +85,17 @@ def _verdict(example: Example, mutant: Mutant) -> Asked:
     report = bpref.check(example.layer, params, x, reference=example.reference, key=1729)
     change = mutant.name.rpartition(" (")[0]
     if not report.findings:
-        return Asked(change, _code(_place(mutant)), "", "ok", "")
+        return Asked(change, _code(_place(mutant.name)), "", "ok", "")
     finding = report.findings[0]
-    return Asked(change, _code(_place(mutant)), finding.where, finding.kind, finding.detail.partition("\n")[0])
+    return Asked(change, _code(_place(mutant.name)), finding.where, finding.kind, finding.detail.partition("\n")[0])
 
 
 def _narrow(v: np.ndarray) -> np.ndarray:
     return np.asarray(v, {np.float64: np.float32, np.complex128: np.complex64}.get(v.dtype.type, v.dtype))
 
 
-def _place(mutant: Mutant) -> str:
-    return mutant.name.rpartition(" (")[2].rstrip(")")
+def _place(name: str) -> str:
+    return name.rpartition(" (")[2].rstrip(")")
 
 
 def _code(place: str) -> str:

@@ -134,10 +134,15 @@ def written_value(value: Any) -> str:
 
 
 def _closed_over(layer: Layer) -> dict[str, Any]:
-    """Numbers and the like that a layer's functions have closed over, by the names that they have there."""
-    functions = (inspect.unwrap(f) for f in (layer.init, layer.forward, layer.backward))
-    found = {name: v for f in functions for name, v in inspect.getclosurevars(f).nonlocals.items()}
-    return {name: v for name, v in found.items() if isinstance(v, bool | int | float | str)}
+    """Numbers and the like that a layer's functions, or those given to them, have closed over, by their names there."""
+    functions, found = [layer.init, layer.forward, layer.backward], {}
+    for f in functions:
+        for name, v in inspect.getclosurevars(inspect.unwrap(f)).nonlocals.items():
+            if isinstance(v, bool | int | float | str):
+                found.setdefault(name, v)
+            elif isinstance(v, tuple):
+                functions += [g for g in v if inspect.isfunction(g) and g not in functions]
+    return found
 
 
 def _imports(x: Any) -> Iterator[str]:

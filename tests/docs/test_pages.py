@@ -275,6 +275,14 @@ def test_a_program_of_a_page_runs(name, capsys):
     assert list(snippets.failing([name])) == []
 
 
+def test_a_layer_is_written_as_the_call_that_makes_one_like_it():
+    for layer in (bpref.linear(3), bpref.lstm(4, reverse=True), bpref.gru(2), bpref.rnn(3), bpref.tanh()):
+        again = eval(snippets.written_value(layer))
+        x = np.ones((1, 2, 3), np.float32)
+        assert snippets.written_value(again) == snippets.written_value(layer)
+        assert jax.eval_shape(again.init, jax.random.key(0), x) == jax.eval_shape(layer.init, jax.random.key(0), x)
+
+
 def test_a_program_that_raises_is_named(monkeypatch):
     monkeypatch.setattr(snippets, "use", lambda rule: "raise ValueError(1)")
     assert list(snippets.failing(["glu"])) == ["the program of glu raises ValueError(1)"]

@@ -117,8 +117,9 @@ def gru(
     def init(key, x):
         d, dtype = x.shape[-1], x.dtype
         keys = jax.random.split(key)
-        W, U = lecun_uniform(keys[0], (3 * H, d), d, dtype), lecun_uniform(keys[1], (3 * H, H), H, dtype)
-        b, v = jnp.zeros(3 * H, dtype), jnp.zeros(H, dtype)
+        W = lecun_uniform(keys[0], (3 * features, d), d, dtype)
+        U = lecun_uniform(keys[1], (3 * features, features), features, dtype)
+        b, v = jnp.zeros(3 * features, dtype), jnp.zeros(features, dtype)
         return GruParams(W, U, b if bias else None, v if bias and reset_after else None)
 
     def step(params, w, h):

@@ -155,14 +155,22 @@ class _Versions:
 
 @as_if_at_home
 @np.errstate(over="ignore")
-def all_mutants(backward: Callable[..., PyTree], *args: PyTree, points: Sequence[tuple] | None = None) -> list[Mutant]:
-    """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them."""
+def all_mutants(
+    backward: Callable[..., PyTree],
+    *args: PyTree,
+    points: Sequence[tuple] | None = None,
+    chosen: Callable[[list[Change]], list[Change]] = list,
+) -> list[Mutant]:
+    """`mutants` and `equivalents` in one list, in the order of the program, for the work of one of them.
+
+    Of a long program's changes only those that are `chosen` are compiled and run.
+    """
     versions = _Versions(backward)
     tried = [widened(p) for p in points] if points is not None else _points(args)
     with jax.enable_x64(True):
         traced, _ = versions.of(tried[0])
         changes = rounds_apart([c for c in traced.changes.values() if c.mutation.changes])
-        changes = [c for c in changes if is_legal(traced.program, c)]
+        changes = chosen([c for c in changes if is_legal(traced.program, c)])
         seen = _seen(traced.program, changes, [versions.of(p)[1] for p in tried])
     reasons = _equivalences(traced.program, changes, seen)
     return [Mutant(c.name, partial(versions.changed, c.key), why) for c, why in zip(changes, reasons, strict=True)]
