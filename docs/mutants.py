@@ -7,6 +7,7 @@ the rule's first case, at small sizes; a few are changed, in as many lines, and 
 import html
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
@@ -20,6 +21,7 @@ import bpref
 from bpref.rule import Rule
 from bpref.verify.mutating.changes import Change
 from bpref.verify.mutating.mutants import Mutant, all_mutants
+from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG
 from bpref.verify.rules.draw import Example, axes_of, draw_many, sized
 from docs import by_rule
 from docs.mistakes import row, table
@@ -42,7 +44,7 @@ class Asked(NamedTuple):
     Attributes:
       change: what was done to the step.
       line: the line of code that the step came from; shown as long as it stands there.
-      where, kind, said: of the first finding: the argument, its kind, and what was seen.
+      where, kind, said: of the first finding, where there is one: the argument, its kind, what was seen.
     """
 
     change: str
@@ -59,10 +61,10 @@ def asked(rule: Rule) -> list[Asked]:
         sizes = sized(case, dict(zip(axes_of(case), cycle(SIZES), strict=False)))
         examples = list(draw_many(rule, case, sizes, range(POINTS)))
         points = [_arguments(example) for example in examples]
-    first, layer = examples[0], examples[0].layer
+    layer = examples[0].layer
     found = all_mutants(layer.backward, *points[0], points=points, chosen=_from_every_line)
     chosen = [mutant for mutant in found if not mutant.equivalent][:MOST]
-    return [_verdict(first._replace(layer=layer._replace(backward=mutant.backward)), mutant) for mutant in chosen]
+    return [_verdict(examples, mutant) for mutant in chosen]
 
 
 def _arguments(example: Example) -> tuple[PyTree, PyTree, PyTree]:
@@ -80,14 +82,18 @@ def _from_every_line(changes: list[Change]) -> list[Change]:
     return list(islice(turns, 2 * MOST))
 
 
-def _verdict(example: Example, mutant: Mutant) -> Asked:
-    params, x = jax.tree.map(_narrow, (example.params, example.x))
-    report = bpref.check(example.layer, params, x, reference=example.reference, key=1729)
-    change = mutant.name.rpartition(" (")[0]
-    if not report.findings:
-        return Asked(change, _code(_place(mutant.name)), "", "ok", "")
+def _verdict(examples: Sequence[Example], mutant: Mutant) -> Asked:
+    """Of the first example in which the mutant is not `ok`: at one value of an index it may be right, or unknown."""
+    layer = examples[0].layer._replace(backward=mutant.backward)
+    reports = (
+        bpref.check(layer, *jax.tree.map(_narrow, (e.params, e.x)), reference=e.reference, key=1729) for e in examples
+    )
+    report = next((report for report in reports if report.verdict in (WRONG, IMPRECISE)), None)
+    what = mutant.name.rpartition(" (")[0], _code(_place(mutant.name))
+    if report is None:
+        return Asked(*what, "", CANNOT_TELL, "")
     finding = report.findings[0]
-    return Asked(change, _code(_place(mutant.name)), finding.where, finding.kind, finding.detail.partition("\n")[0])
+    return Asked(*what, finding.where, finding.kind, finding.detail.partition("\n")[0])
 
 
 def _narrow(v: np.ndarray) -> np.ndarray:
@@ -129,7 +135,7 @@ def _cells(one: Asked) -> tuple[str, ...]:
     return (
         change,
         f"<code>{line}</code>" if one.line in _lines() - {""} else "",
-        f"<code>{where}</code>",
+        where and f"<code>{where}</code>",
         f"<code>{kind}</code>",
         said,
     )
