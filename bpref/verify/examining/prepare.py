@@ -306,8 +306,8 @@ def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
     """What round-off may make of each value at these points."""
 
     @cache
-    def effect(n: int = TRIALS, beside: bool = False) -> dict[str, np.ndarray]:
+    def effect(n: int = TRIALS, beside: bool = False, alone: bool = False) -> dict[str, np.ndarray]:
         where = [Point(a_step_away(p.leaves), p.dys) for p in points] if beside else points
-        return effect_of_rounding(ready.wide, where, n)
+        return effect_of_rounding(ready.wide, where, n, alone)
 
     return effect
