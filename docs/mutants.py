@@ -21,7 +21,7 @@ import bpref
 from bpref.rule import Rule
 from bpref.verify.mutating.changes import Change
 from bpref.verify.mutating.mutants import Mutant, all_mutants
-from bpref.verify.report import CANNOT_TELL, IMPRECISE, WRONG
+from bpref.verify.report import BY_GRAVITY, IMPRECISE, OK, WRONG
 from bpref.verify.rules.draw import Example, axes_of, draw_many, sized
 from docs import by_rule
 from docs.mistakes import row, table
@@ -83,17 +83,17 @@ def _from_every_line(changes: list[Change]) -> list[Change]:
 
 
 def _verdict(examples: Sequence[Example], mutant: Mutant) -> Asked:
-    """Of the first example in which the mutant is not `ok`: at one value of an index it may be right, or unknown."""
+    """Of the first example in which the mutant is wrong: at one value of an index it may be right, or unknown."""
     layer = examples[0].layer._replace(backward=mutant.backward)
-    reports = (
-        bpref.check(layer, *jax.tree.map(_narrow, (e.params, e.x)), reference=e.reference, key=1729) for e in examples
-    )
-    report = next((report for report in reports if report.verdict in (WRONG, IMPRECISE)), None)
-    what = mutant.name.rpartition(" (")[0], _code(_place(mutant.name))
-    if report is None:
-        return Asked(*what, "", CANNOT_TELL, "")
-    finding = report.findings[0]
-    return Asked(*what, finding.where, finding.kind, finding.detail.partition("\n")[0])
+    what, verdict = (mutant.name.rpartition(" (")[0], _code(_place(mutant.name))), OK
+    for example in examples:
+        params, x = jax.tree.map(_narrow, (example.params, example.x))
+        report = bpref.check(layer, params, x, reference=example.reference, key=1729)
+        if report.verdict in (WRONG, IMPRECISE):
+            finding = report.findings[0]
+            return Asked(*what, finding.where, finding.kind, finding.detail.partition("\n")[0])
+        verdict = min(verdict, report.verdict, key=BY_GRAVITY.index)
+    return Asked(*what, "", verdict, "")
 
 
 def _narrow(v: np.ndarray) -> np.ndarray:

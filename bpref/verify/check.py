@@ -160,7 +160,7 @@ def _impure(
     changing = [] if ready.is_repeatable() else purity(ready.subject, narrow)
     found = [*consistency(seen), *(eagerness(ready.subject, wide, seen) if eager and not ready.is_lifted else ())]
     coarse = 1e3 * float(jnp.finfo(ready.casts_to).eps) if ready.casts_to else 0.0
-    return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where], initial=0.0))]
+    return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where].either, initial=0.0))]
 
 
 def _looked_at(

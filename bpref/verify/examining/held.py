@@ -34,10 +34,18 @@ few trials may miss it by chance."""
 UNDECIDED = 1e-6
 """Where round-off may make a larger relative error than this, a sample says nothing."""
 
-Rounding = Callable[..., dict[str, np.ndarray]]
-"""What round-off may make of each value, one relative error for each sample; computed when it is first asked for. It
-takes a number of trials, or nothing for `TRIALS`; with `beside=True` it is taken a step away from the points, where a
-jump that they lie on is not mistaken for round-off, and with `alone=True` it is of the oracle and not of the hand."""
+
+class Effect(NamedTuple):
+    """What round-off may make of a value, one relative error for each sample: in the oracle, and there or by hand."""
+
+    oracle: np.ndarray
+    either: np.ndarray
+
+
+Rounding = Callable[..., dict[str, Effect]]
+"""What round-off may make of each value; computed when it is first asked for. It takes a number of trials, or nothing
+for `TRIALS`; with `beside=True` it is taken a step away from the points, where a jump that they lie on is not mistaken
+for round-off."""
 
 
 class Point(NamedTuple):
@@ -158,10 +166,10 @@ def hold(
             kinks = at_kinks(neighbours, [(s.hand[name], s.oracle[name]) for s in seen], name)
             here = _hold(name, hand, oracle, round_off, kinks)
         if here.is_wrong:
-            here = _hold(name, hand, oracle, round_off, kinks, *_limits(here, rounding))
+            here = _hold(name, hand, oracle, round_off, kinks, _limits(here, rounding))
         if here.is_wrong and np.any(here.right):  # it is in doubt
             more = partial(rounding, MORE_TRIALS)
-            here = _hold(name, hand, oracle, round_off, kinks, *_limits(here, more))
+            here = _hold(name, hand, oracle, round_off, kinks, _limits(here, more))
         return here
 
     return [held(name, *pair) for name, pair in values.items()]
@@ -171,32 +179,29 @@ def _is_torn(neighbours: Neighbourhood, seen: Sequence[Seen], name: str) -> bool
     return any(neighbours.is_torn(i, name, seen[i].oracle[name]) for i in neighbours.special)
 
 
-def _limits(here: Held, rounding: Rounding) -> list[np.ndarray]:
-    """What round-off may make of each sample, by hand or in the oracle, and in the oracle alone.
-
-    Where the hand was refused at a kink, it is what round-off makes beside that.
-    """
+def _limits(here: Held, rounding: Rounding) -> Effect:
+    """What round-off may make of each sample; where the hand was refused at a kink, what it makes beside that."""
+    limits = rounding()[here.where]
+    if not here.refused.any():
+        return limits
     refusing = here.refused.reshape(len(here.hand), -1).any(axis=1)
-
-    def of(**whose) -> np.ndarray:
-        limits = rounding(**whose)[here.where]
-        return np.where(refusing, rounding(beside=True, **whose)[here.where], limits) if refusing.any() else limits
-
-    return [of(), of(alone=True)]
+    beside = rounding(beside=True)[here.where]
+    return Effect(*(np.where(refusing, *both) for both in zip(beside, limits, strict=True)))
 
 
-def effect_of_rounding(
-    program: Program, points: Sequence[Point], n: int = TRIALS, alone: bool = False
-) -> dict[str, np.ndarray]:
-    """What round-off may make of each value, one relative error for each sample: the largest seen in `n` trials.
+def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIALS) -> dict[str, Effect]:
+    """What round-off may make of each value: the largest seen in `n` trials."""
+    trials = [_effect(program, [nudged(p, i) for p in points]) for i in range(n)]
 
-    It is the larger one, of by hand and in the oracle; that of the oracle `alone` if so asked.
-    """
-    trials = [_effect(program, [nudged(p, i) for p in points], alone) for i in range(n)]
-    return {name: np.maximum(ROUND_OFF, AMPLIFIED * np.max([t[name] for t in trials], axis=0)) for name in trials[0]}
+    def largest(name: str) -> Effect:
+        by_hand, oracle = np.maximum(ROUND_OFF, AMPLIFIED * np.max([t[name] for t in trials], axis=0))
+        return Effect(oracle, np.maximum(by_hand, oracle))
+
+    return {name: largest(name) for name in trials[0]}
 
 
-def _effect(program: Program, points: Sequence[Point], alone: bool) -> dict[str, np.ndarray]:
+def _effect(program: Program, points: Sequence[Point]) -> dict[str, list[np.ndarray]]:
+    """By hand and in the oracle."""
     plain, rounded_at_random = (pairs(stacked(run_in_float64(run, points))) for run in (program.run, program.rounded))
 
     def apart(v, w, truth):
@@ -209,9 +214,7 @@ def _effect(program: Program, points: Sequence[Point], alone: bool) -> dict[str,
         return errors.reshape(len(v), -1).max(axis=1, initial=0.0)
 
     return {
-        name: np.max(
-            [apart(*both, pair[1]) for both in list(zip(pair, rounded_at_random[name], strict=True))[alone:]], 0
-        )
+        name: [apart(*both, pair[1]) for both in zip(pair, rounded_at_random[name], strict=True)]
         for name, pair in plain.items()
     }
 
@@ -228,20 +231,20 @@ def _hold(
     oracle: np.ndarray,
     round_off: float,
     kinks: Kinks | None = None,
-    limits: np.ndarray | float = 0.0,
-    spoilt: np.ndarray | float = 0.0,
+    limits: Effect | None = None,
 ) -> Held:
     """One value held against the oracle's; `limits` are what round-off may make of each sample, if it is more.
 
-    A sample vouches for the hand where the oracle is not `spoilt` by round-off: what a hand loses is the hand's affair.
+    A sample vouches for the hand where round-off does not spoil the oracle: what a hand loses is the hand's affair.
     """
+    of_oracle, of_either = limits or (0.0, 0.0)
     accepted, refused, misled, oracle = kinks or (*(np.zeros(oracle.shape, bool) for _ in range(3)), oracle)
     unjudged = ~np.isfinite(oracle) & ~accepted
     worst = np.where(unjudged | accepted, 0.0, sample_errors(hand, oracle)).reshape(len(hand), -1)
     worst = worst.max(axis=1, initial=0.0)
-    allowed = np.full(len(hand), np.maximum(round_off, limits))
+    allowed = np.full(len(hand), np.maximum(round_off, of_either))
     right = worst <= allowed
-    vouched = bool(np.any(right & (np.maximum(round_off, spoilt) <= max(UNDECIDED, round_off)))) or not worst.size
+    vouched = bool(np.any(right & (np.maximum(round_off, of_oracle) <= max(UNDECIDED, round_off)))) or not worst.size
     sample = max(range(len(worst)), key=lambda i: (not right[i], worst[i]), default=0)
     error, limit = (float(v[sample]) if v.size else 0.0 for v in (worst, allowed))
     return Held(where, hand, oracle, error, limit, vouched, accepted, unjudged, refused, misled, right)

@@ -36,7 +36,7 @@ def linearity(seen: Seen, rounding: Rounding) -> list[Finding]:
         error = np.where(apart == 0, 0.0, apart / np.maximum(scale, np.finfo(float).tiny))
         error = np.where(np.isfinite(scale), error, 0.0)
         if not np.all(error <= SLACK) and name in rounding():
-            of_points = rounding()[name].reshape(len(error), -1).max(axis=1)
+            of_points = rounding()[name].either.reshape(len(error), -1).max(axis=1)
             error = np.where(error <= np.maximum(SLACK, of_points), 0.0, error)
         if not np.all(error <= SLACK):
             worst = float(np.max(error))

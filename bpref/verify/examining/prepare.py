@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from bpref.programs import Typed, all_equations
 from bpref.verify.examining.faults import explained
-from bpref.verify.examining.held import ROUND_OFF, TRIALS, Point, Rounding, effect_of_rounding
+from bpref.verify.examining.held import ROUND_OFF, TRIALS, Effect, Point, Rounding, effect_of_rounding
 from bpref.verify.examining.laws import form, is_repeatable
 from bpref.verify.examining.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
 from bpref.verify.examining.refusals import require_arrays, require_checkable, require_outputs
@@ -306,8 +306,8 @@ def rounding_at(ready: Prepared, points: list[Point]) -> Rounding:
     """What round-off may make of each value at these points."""
 
     @cache
-    def effect(n: int = TRIALS, beside: bool = False, alone: bool = False) -> dict[str, np.ndarray]:
+    def effect(n: int = TRIALS, beside: bool = False) -> dict[str, Effect]:
         where = [Point(a_step_away(p.leaves), p.dys) for p in points] if beside else points
-        return effect_of_rounding(ready.wide, where, n, alone)
+        return effect_of_rounding(ready.wide, where, n)
 
     return effect
