@@ -23,7 +23,8 @@ def tensorboard(directory: Path, first: int | None) -> Iterator[Callable[[Epoch]
     """Who writes an epoch down, at its last step; of a run that goes on, what it left from step `first` on is void."""
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(directory), purge_step=first) as writer:
+    # its name tells seconds only: of two in one second, the later would write over the earlier
+    with SummaryWriter(str(directory), purge_step=first, filename_suffix=f".{first or 0:012d}") as writer:
 
         def write(epoch: Epoch) -> None:
             row = as_json(epoch)

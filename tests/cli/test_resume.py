@@ -328,8 +328,9 @@ def events_of(directory):
     return found
 
 
-def test_figures_are_written_for_tensorboard_too_also_where_a_run_goes_on(train, stopped, tmp_path):
+def test_figures_are_written_for_tensorboard_too_also_where_a_run_goes_on(train, stopped, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX", reason='tensorboardX is not installed: pip install "bpref[tensorboard]"')
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1.7e9)  # both runs within one second
     stopped(signal.SIGTERM)
     assert train("--tensorboard") == 143
     stopped(signal.SIGTERM, times=0)
