@@ -11,7 +11,8 @@ import bpref
 from bpref.cli.explain import call
 from bpref.rules import RULES
 from docs import docstring
-from docs.rule_page import path, raw
+from docs.rule_page import path
+from docs.search import raw
 
 GROUPS = {
     "layer": ("The layer, and what else is not in a room", ()),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import bpref
 from docs import mistakes
 from docs.prose import to_html
-from docs.rule_page import raw
+from docs.search import raw
 
 HOUSE = Path(bpref.__file__).parent
 GROUND = "ground"

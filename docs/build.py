@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from docs import katex, pages
+from docs import katex, pages, search
 
 HERE = Path(__file__).parent
 PAGES, SITE = HERE / "_pages", HERE / "_site"
@@ -36,8 +36,11 @@ def build(written: dict[str, str], source: Path, site: Path) -> int:
     write(written, source / "pages")
     shutil.copytree(katex.DIST / "fonts", source / "katex/katex/fonts", dirs_exist_ok=True, ignore=_not_woff2)
     shutil.copy(katex.DIST / "katex.min.css", source / "katex/katex")
-    static = {"html_static_path": [str(HERE / "static"), str(source / "katex")]}
-    app = Sphinx(source / "pages", HERE, site, source / "doctrees", "html", static, status=None, warningiserror=True)
+    found = {
+        "html_static_path": [str(HERE / "static"), str(source / "katex")],
+        "html_search_options": {"common": search.common(written.values())},
+    }
+    app = Sphinx(source / "pages", HERE, site, source / "doctrees", "html", found, status=None, warningiserror=True)
     app.build()
     return app.statuscode
 

@@ -7,7 +7,7 @@ author = "The bpref developers"
 release = bpref.__version__
 html_title = "bpref: the book of derivations"
 
-extensions = ["myst_parser", "docs.katex"]
+extensions = ["myst_parser", "docs.katex", "docs.search"]
 myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]

@@ -14,7 +14,8 @@ from types import ModuleType
 from bpref.corpus import DERIVATIONS, Derivation, Wrong
 from docs import mistakes
 from docs.prose import to_html
-from docs.rule_page import raw, toctree
+from docs.rule_page import toctree
+from docs.search import raw
 
 _THREAD = re.compile(r"([\w.-]+/[\w.-]+)#(\d+)")
 _SITE = re.compile(r"\b(?:community\.deeplearning\.ai|stats\.stackexchange\.com|victorzhou\.com|Stack Exchange)\b")

@@ -8,7 +8,8 @@ from bpref.corpus import DERIVATIONS
 from bpref.nearest import meant
 from bpref.rules import KINDS, RULES, other_names
 from docs import api, derivation, errata, guide, mistakes, rule_page, seed
-from docs.rule_page import path, raw, toctree
+from docs.rule_page import path, toctree
+from docs.search import raw
 
 
 def written(rules: Collection[str] | None = None) -> dict[str, str]:

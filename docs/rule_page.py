@@ -26,6 +26,7 @@ from docs import (
     sources,
 )
 from docs.prose import to_html
+from docs.search import raw
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
 """Sections that stand beside the lines of code; all others stand below."""
@@ -57,11 +58,6 @@ def page(rule: Rule) -> str:
         *(block for title, body in _below(rule, found) if body for block in (f"## {title}", body)),
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def raw(page: str) -> str:
-    """HTML that Markdown leaves alone."""
-    return f"````{{raw}} html\n{page}\n````"
 
 
 def toctree(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 import bpref
-from docs.rule_page import raw
+from docs.search import raw
 
 CHAPTERS = Path(__file__).parent / "chapters"
 CITATION = Path(bpref.__file__).parents[1] / "CITATION.cff"

@@ -97,7 +97,8 @@ def sums_over(
 
     zero = jnp.zeros(y.shape, widen(A).dtype)
     kept = jnp.zeros((len(classes.W), y.size), zero.dtype) if keep else None
-    return for_blocks(len(classes.W), blocks.size, add, (Sums(zero - jnp.inf, zero, zero, zero), kept))
+    none = Sums(zero + jnp.finfo(zero.dtype).min, zero, zero, zero)  # no infinity: of -inf alone the difference is none
+    return for_blocks(len(classes.W), blocks.size, add, (none, kept))
 
 
 def peaks_over(blocks: Blocks, classes: Classes, A: Array, y: Array, temperature: float) -> Peaks:

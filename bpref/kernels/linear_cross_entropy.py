@@ -175,7 +175,7 @@ def _sum_body(run: _Run, y_ref: Ref, h_ref: Ref, W_ref: Ref, *refs: Ref) -> None
 
     @pl.when(c == 0)
     def begin():
-        m_ref[...] = jnp.full_like(m_ref, -jnp.inf)
+        m_ref[...] = jnp.full_like(m_ref, jnp.finfo(m_ref.dtype).min)
         for ref in (R_ref, own_ref, total_ref):
             ref[...] = jnp.zeros_like(ref)
 

@@ -257,6 +257,18 @@ def test_a_class_that_is_masked_on_both_sides_has_no_part_in_a_distillation(mixt
     np.testing.assert_allclose(da, np.pad(dfew, ((0, 0), (0, 1))), atol=1e-6)
 
 
+@pytest.mark.parametrize("hyper", [{}, {"rows": 4}, {"implementation": "pallas"}], ids=str)
+def test_a_block_of_classes_that_are_all_shut_off_has_no_part(hyper):
+    """As a vocabulary that is padded is, by a bias of -inf; here the first block, after which nothing is known yet."""
+    b = jnp.where(jnp.arange(V) < 8, -jnp.inf, 0.0)
+    J, d, (dh, _) = backpropagate(fused(V, True, block=8, **hyper), PARAMS._replace(b=b), (H, LABELS + 8))
+    few = fused(V - 8, block=8)
+    expected, dfew, (dh_few, _) = backpropagate(few, PARAMS._replace(W=W[8:]), (H, LABELS))
+    assert pytest.approx(float(expected), rel=1e-6) == float(J)
+    np.testing.assert_allclose(dh, dh_few, atol=1e-6)
+    np.testing.assert_allclose(d.W, np.pad(dfew.W, ((8, 0), (0, 0))), atol=1e-6)
+
+
 def test_each_row_has_a_term_and_a_cotangent_of_its_own_and_no_rows_at_once():
     layer, given = fused(V, ignored=-100, reduction="none", block=8), (H, LABELS.at[3].set(-100))
     J, cache = layer.forward(PARAMS, given)

@@ -41,7 +41,7 @@ from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, ti
 from bpref.formulas.caches import RowsCache
 from bpref.formulas.formats import power_below, to_nearest
 from bpref.formulas.long_sums import transposed_times
-from bpref.layer import Layer, Reals, each_position
+from bpref.layer import Layer, Reals
 from bpref.naive.formats import nearest_e4m3
 from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.tangents import by_decision
@@ -67,6 +67,7 @@ def fp8_linear(
     Returns:
       A layer with params `Fp8LinearParams(W: (m, d), b: (m,) or None)`, x `(..., d)` and y `(..., m)`. W is drawn
       uniformly with variance 1 / d (LeCun), b is zero. Arrays keep their dtypes; their values are those of 8 bits.
+      One scale is all examples': what one comes to depends on which others stand beside it.
 
     Raises:
       ValueError: an argument is out of its range; x has no axis, or another d than W.
@@ -94,7 +95,7 @@ def fp8_linear(
     def rounded(v):
         return by_decision(lambda v: in_8_bits(v, FORWARD), lambda v: v)(widen(v))
 
-    return Layer(init, forward, backward, who, decoding=each_position)
+    return Layer(init, forward, backward, who, couples="the scale")
 
 
 def in_8_bits(v: Array, dtype: type) -> Array:
