@@ -2,7 +2,8 @@
 
 Pages are written to docs/_pages and the site to docs/_site, which any static server, or a browser from the file itself,
 shows. With names of rules only theirs are written, and no rule else: the quick way to see a change. The programs of the
-pages are run meanwhile, in a process of their own; one that raises is named, and the exit code is 1.
+pages are run meanwhile, in a process of their own. A program that raises, or a page that is too heavy, is named, and
+the exit code is 1.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from docs import katex, pages, search
+from bpref.rules import RULES
+from docs import katex, pages, search, weight
 
 HERE = Path(__file__).parent
 PAGES, SITE = HERE / "_pages", HERE / "_site"
@@ -38,7 +40,7 @@ def build(written: dict[str, str], source: Path, site: Path) -> int:
     shutil.copy(katex.DIST / "katex.min.css", source / "katex/katex")
     found = {
         "html_static_path": [str(HERE / "static"), str(source / "katex")],
-        "html_search_options": {"common": search.common(written.values())},
+        "html_search_options": {"common": search.common(written.values(), RULES)},
     }
     app = Sphinx(source / "pages", HERE, site, source / "doctrees", "html", found, status=None, warningiserror=True)
     app.build()
@@ -59,7 +61,9 @@ def main() -> int:
     with subprocess.Popen([sys.executable, "-m", "docs.snippets", *rules]) as running:
         code = build(pages.written(options.rules or None), PAGES, options.site)
     print(f"{options.site / 'index.html'}")
-    return code or running.returncode
+    for line in (heavy := weight.too_heavy(options.site)):
+        print(line, file=sys.stderr)
+    return code or running.returncode or bool(heavy)
 
 
 if __name__ == "__main__":

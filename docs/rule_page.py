@@ -26,10 +26,13 @@ from docs import (
     sources,
 )
 from docs.prose import to_html
-from docs.search import raw
+from docs.search import UNSEARCHED, raw
 
 BESIDE_THE_CODE = ("", "Forward", "Differential and adjoint", "Kinks", "Ties", "How")
 """Sections that stand beside the lines of code; all others stand below."""
+
+ALIKE = ("Shapes", "Time and memory", "Run it", "Check yours", "Tried on")
+"""Sections whose words are on every page."""
 
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
@@ -55,7 +58,7 @@ def page(rule: Rule) -> str:
         raw(f'<p class="question">{to_html(question, link)}</p>{_also(rule)}'),
         raw(flow.to_svg(flow.of_rule(rule))),
         raw(_beside(rule, found)),
-        *(block for title, body in _below(rule, found) if body for block in (f"## {title}", body)),
+        *(f"{UNSEARCHED if title in ALIKE else ''}## {title}\n\n{body}" for title, body in _below(rule, found) if body),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -95,8 +98,7 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     )
     measured = figures.to_page(rule.name)
     yield "Time and memory", measured and raw(measured)
-    wrong = [(WRONG, mistakes.to_page(rule.name)), (CHANGED, mutants.to_page(rule.name))]
-    yield "How it goes wrong", "\n\n".join(f"{what}\n\n{raw(rows)}" for what, rows in wrong if rows)
+    yield "How it goes wrong", "\n\n".join(_wrong(rule.name))
     yield "How it is called", f"```python\n{call(rule.make)}\n```\n\n" + raw(docstring.to_page(rule.make, link))
     yield "Run it", f"```python\n{snippets.use(rule)}\n```"
     others = elsewhere.to_page(rule.name) + arguments.to_page(rule.name)
@@ -104,6 +106,13 @@ def _below(rule: Rule, found: list[derivation.Section]) -> Iterator[tuple[str, s
     yield "Check yours", f"{YOURS.replace('NAME', rule.name)}\n\n```python\n{snippets.check(rule)}\n```"
     yield "Tried on", f"{LAWS}\n\n{raw(cases.to_page(rule))}"
     yield "Source", f"{RULES[rule.name].cite}.\n\n```bibtex\n{(chr(10) * 2).join(entries(rule))}\n```"
+
+
+def _wrong(name: str) -> Iterator[str]:
+    if mistaken := mistakes.to_page(name):
+        yield f"{UNSEARCHED}{WRONG}\n\n{raw(mistaken)}"
+    if changed := mutants.to_page(name):
+        yield f"{UNSEARCHED}{CHANGED}\n\n{raw(changed, is_searched=False)}"
 
 
 def _errors(name: str) -> str:

@@ -11,26 +11,31 @@ from typing import Any
 
 from sphinx.search.en import SearchEnglish
 
-COMMON = 80
-"""A word that more pages have than this leads nowhere."""
+COMMON = 110
+"""A word that more pages have than this leads nowhere, unless it is a rule's name."""
 
-UNSEARCHED = re.compile(
-    r'(<table class="formulas">.*?</table>|<svg\b.*?</svg>|<div class="code-of">.*</div>)', re.DOTALL
+UNSEARCHED = "{.no-search}\n"
+"""Before a block of Markdown, or a heading with all that stands below it."""
+
+_SYMBOLS = re.compile(r'(<table class="formulas">.*?</table>|<svg\b.*?</svg>|<div class="code-of">.*</div>)', re.DOTALL)
+_HIDDEN = re.compile(
+    r"{\.no-search}\n## .*?(?=\n(?:{\.no-search}\n)?## |\Z)|{\.no-search}\n.*?(?=\n\n|\Z)"
+    r"|````{raw} html\n:class: no-search\n.*?\n````",
+    re.DOTALL,
 )
-
 _ENDS = re.compile(r"(</(?:caption|d[dt]|h\d|li|p|pre|t[dhr])>)(?=\S)")
 _SPACED = r"\1 "
 
 
-def raw(page: str) -> str:
-    """HTML that Markdown leaves alone."""
-    parts = [part for part in UNSEARCHED.split(page) if part.strip()]
-    return "\n".join(_block(part) for part in parts)
+def raw(page: str, is_searched: bool = True) -> str:
+    """HTML that Markdown leaves alone; formulas, pictures and code in it are not searched."""
+    parts = [part for part in _SYMBOLS.split(page) if part.strip()]
+    return "\n".join(_block(part, is_searched and not _SYMBOLS.match(part)) for part in parts)
 
 
-def _block(part: str) -> str:
+def _block(part: str, is_searched: bool) -> str:
     """The index reads HTML without its tags: what stands in two cells are two words."""
-    hidden = ":class: no-search\n\n" if UNSEARCHED.match(part) else ""
+    hidden = "" if is_searched else ":class: no-search\n\n"
     return f"````{{raw}} html\n{hidden}{_ENDS.sub(_SPACED, part)}\n````"
 
 
@@ -45,16 +50,17 @@ class Words(SearchEnglish):
         return super().word_filter(word.lower())
 
 
-def common(pages: Iterable[str]) -> list[str]:
-    """The words, and their stems, that more pages have than `COMMON`."""
+def common(pages: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Such words, and their stems, among those of the pages that are searched."""
     language, forms, pages_with = SearchEnglish({}), {}, Counter()
     for page in pages:
-        words = {word.lower() for word in language.split(re.sub(r"<[^<]+?>", " ", page))}
+        words = {word.lower() for word in language.split(re.sub(r"<[^<]+?>", " ", _HIDDEN.sub("", page)))}
         stems = {word: language.stem(word).lower() for word in words}
         pages_with.update(set(stems.values()))
         for word, stem in stems.items():
             forms.setdefault(stem, set()).add(word)
-    return sorted({form for stem, n in pages_with.items() if n > COMMON for form in (stem, *forms[stem])})
+    many = {stem for stem, n in pages_with.items() if n > COMMON} - {language.stem(name).lower() for name in names}
+    return sorted({form for stem in many for form in (stem, *forms[stem])})
 
 
 def setup(app: Any) -> dict[str, bool]:

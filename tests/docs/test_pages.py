@@ -31,15 +31,15 @@ from docs import (
     mutants,
     pages,
     rule_page,
+    search,
     seed,
     snippets,
+    weight,
 )
 from tests.docs.conftest import SHOWN
 from tests.docs.test_formula import DERIVATIONS as DOCSTRINGS
 
 pytestmark = pytest.mark.usefixtures("with_katex")
-
-MOST_BYTES = 500_000
 
 
 class Page(HTMLParser):
@@ -90,21 +90,39 @@ def test_no_tex_is_left_and_nothing_comes_from_elsewhere(site):
         assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', file.read_text()), file
 
 
-def test_a_page_weighs_little(site):
-    fonts = sum((site / f"_static/katex/fonts/KaTeX_{name}.woff2").stat().st_size for name in FONTS)
-    for file in (site / f"{rule_page.path(name)}.html" for name in SHOWN):
-        assets = {link.partition("?")[0] for link in Page(file).links if re.search(r"\.(?:css|js)\b", link)}
-        assert sum((file.parent / asset).stat().st_size for asset in assets) + fonts + file.stat().st_size <= MOST_BYTES
+def test_a_page_weighs_little(site, monkeypatch):
+    assert weight.too_heavy(site) == []
+    home = site / "index.html"
+    monkeypatch.setattr(weight, "MOST_BYTES", weight.of_page(home, site) - 1)
+    assert f"index.html weighs {weight.MOST_BYTES + 1:,} bytes" in weight.too_heavy(site)
 
 
-FONTS = ("Main-Regular", "Math-Italic", "Size1-Regular", "Size2-Regular", "Size3-Regular", "Size4-Regular")
-
-
-def test_search_finds_a_rule_by_another_name(site):
+@pytest.fixture(scope="module")
+def terms(site):
+    """The pages of each word that can be searched for."""
     index = json.loads((site / "searchindex.js").read_text().removeprefix("Search.setIndex(").removesuffix(")"))
-    found = index["terms"]["swiglu"]
-    names = [index["docnames"][n] for n in (found if isinstance(found, list) else [found])]
-    assert "rules/activation/glu" in names
+    pages_of = {word: of if isinstance(of, list) else [of] for word, of in index["terms"].items()}
+    return {word: {index["docnames"][n] for n in of} for word, of in pages_of.items()}
+
+
+def test_search_finds_a_rule_by_another_name(terms):
+    assert "rules/activation/glu" in terms["swiglu"]
+
+
+def test_search_knows_words_alone(terms):
+    """Of two cells of a table two; of formulas, pictures, code, and what is alike on all pages of rules, none."""
+    of_rule = {word for word, pages in terms.items() if "rules/norm/rms_norm" in pages}
+    assert "librari" in of_rule
+    assert [word for word in of_rule if re.search(r"^argumentslib|^default_rng$|\ddef|nk$", word)] == ["γnk"]
+
+
+def test_a_word_of_most_pages_is_not_asked_for():
+    blocks = "# NAME", "The gradients of linear", f"{search.UNSEARCHED}## Run it", "run it", "## Source", "see NAME"
+    many = ["\n\n".join(blocks).replace("NAME", f"name{n}") for n in range(search.COMMON + 1)]
+    assert {"gradients", "gradient", "linear"} <= set(search.common(many, []))
+    assert {"run", "name1"}.isdisjoint(search.common(many, []))
+    assert "linear" not in search.common(many, ["linear"])
+    assert search.common(many[1:], []) == []
 
 
 def test_a_page_has_all_that_is_known_of_its_rule(site):

@@ -50,7 +50,7 @@ from bpref.formulas.pairs_of_nodes import PairsOfNodes, as_pairs, like_pairs, mi
 from bpref.formulas.pre_norm import NormParams, Statistics, init_norm, normalize, pull_normalize, statistics
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_affine, naive_norm
-from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as, specs
+from bpref.rule import Boolean, Case, Interval, Real, Rule, Size, called_as, specs
 
 NODES = ("starting", "ending")
 
@@ -206,9 +206,10 @@ RULE = Rule(
         Case(
             "starting node",
             Real("B N N c", -2.0, 2.0),
-            {"heads": 2, "eps": _EPS, "block": 3},
-            fixed={"B": 2, "N": 4, "c": 4},
-            timed={"B": 1, "N": 48, "c": 32},
+            {"heads": 2, "eps": _EPS, "block": Size("K")},
+            never_empty=("K",),
+            fixed={"B": 2, "N": 4, "c": 4, "K": 3},
+            timed={"B": 1, "N": 48, "c": 32, "K": 128},
         ),
         Case(
             "ending node, a mask",
