@@ -18,14 +18,19 @@ from bpref.dtypes import widen
 
 
 def scan(
-    step: Callable[..., PyTree], start: PyTree, xs: PyTree = None, length: int | None = None, reverse: bool = False
+    step: Callable[..., PyTree],
+    start: PyTree,
+    xs: PyTree = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int = 1,
 ) -> PyTree:
     """`jax.lax.scan`."""
 
     def turn(carry):
         return step(carry, jax.tree.map(_one, xs))[0]
 
-    return lax.scan(step, _varying(turn, start), xs, length, reverse)
+    return lax.scan(step, _varying(turn, start), xs, length, reverse, unroll)
 
 
 def _one(v: Array) -> Array:

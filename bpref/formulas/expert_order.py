@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
-from bpref.dtypes import widen
-from bpref.formulas.grouped_rows import by_expert, rows_in_blocks
+from bpref.formulas.grouped_rows import by_expert
 
 
 class Order(NamedTuple):
@@ -27,14 +26,6 @@ class Order(NamedTuple):
     choice: Int[Array, " R"]
     row: Int[Array, "k N"]
     sizes: Int[Array, " E"]
-
-
-def each_choice(rows: Array, order: Order) -> list[Array]:
-    """The rows of all first choices (N, d), of all second ones, ..., in at least float32; zeros where there is none.
-
-    One gather for each: of numbers that are no vector XLA on a CPU gathers 30 times as long, element by element.
-    """
-    return [widen(rows_in_blocks(rows, row)) for row in order.row]
 
 
 def rows_of(N: int, k: int, experts: int, capacity: int | None) -> int:

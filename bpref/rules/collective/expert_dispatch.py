@@ -21,6 +21,7 @@ Cached: the slot of each choice. x is in none of the products.
 Numerical care: nothing is computed but the sum over a token's choices, in at least float32, rounded once.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -28,9 +29,9 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_sizes
-from bpref.dtypes import cast, widen
+from bpref.dtypes import cast
 from bpref.formulas.expert_slots import from_experts, slots_of, to_experts
-from bpref.formulas.grouped_rows import rows_from_blocks, rows_in_blocks, token_of
+from bpref.formulas.grouped_rows import each_choice, rows_in_blocks, token_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.experts import slots
 from bpref.over_devices import SPLIT, axis_name, laid_out
@@ -87,8 +88,9 @@ def expert_dispatch(
         return to_experts(sent, name), ExpertDispatchCache(slot.reshape(chosen.shape[::-1]))
 
     def backward(params, cache, dy):
-        back = rows_from_blocks(from_experts(dy, name), cache.slot)
-        return (), (cast(jnp.sum(widen(back), 0), dy.dtype), None)
+        back = from_experts(dy, name)
+        dx = reduce(jnp.add, each_choice(back.reshape(-1, back.shape[-1]), cache.slot))
+        return (), (cast(dx, dy.dtype), None)
 
     return laid_out(Layer(no_params, forward, backward, who), axis, (), x=SPLIT, cache=SPLIT, y=SPLIT)
 

@@ -13,8 +13,8 @@ dy. The factors:
     df_pqc = 1/C sum_ab dy_pq,ab g_{p+a,q+b,c}                            (N, H, W, C)
     dg_pqc = 1/C sum_ab dy_{p-a,q-b,ab} f_{p-a,q-b,c}                     (N, H, W, C)      dy = 0 outside
 
-Cached: f and g. What the displacements see of g, K times as much, is never made: both sweeps take one row of
-displacements after the other.
+Cached: f and g. What the displacements see of g, K times as much, is never made: the forward takes one row of
+displacements after the other, the backward as many rows as are one loop over the pixels.
 
 Numerical care: half precision is multiplied and summed in float32.
 """
@@ -29,7 +29,10 @@ from bpref.checks.hyperparameters import require_count, require_size
 from bpref.dtypes import cast, widen
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, Size
+
+DISPLACEMENTS = 81
+"""How many are one loop of the backward: more of them take XLA long to compile."""
 
 
 class TwoFeatures(NamedTuple):
@@ -71,23 +74,20 @@ def correlation(reach: int = 4, step: int = 1) -> Layer[tuple[()], tuple[Array, 
 
     def backward(params, cache, dy):
         f, g = cache
-        wide, around = widen(f), padded(widen(g))
+        f_around, g_around = padded(widen(f)), padded(widen(g))
         by_row = jnp.moveaxis((widen(dy) / f.shape[-1]).reshape(*dy.shape[:-1], count, count), -2, 0)
 
         def row(sums, at):
             (df, dg), (a, dy_a) = sums, at
-            each = [jnp.broadcast_to(d[..., None], f.shape) for d in jnp.unstack(dy_a, axis=-1)]
-            df = df + _sum([d * seen for d, seen in zip(each, views(around, a), strict=True)])
-            moved = _sum([lax.pad(d * wide, zero, across(s * i)) for i, d in enumerate(each)])
-            rows_of_a = lax.dynamic_slice_in_dim(dg, a, f.shape[1], 1) + moved
-            return (df, lax.dynamic_update_slice_in_dim(dg, rows_of_a, a, 1)), None
+            each = jnp.unstack(dy_a[..., None], axis=-2)
+            df += _sum([d * seen for d, seen in zip(each, views(g_around, a), strict=True)])
+            seen_from = views(f_around, 2 * r - a), views(padded(dy_a), 2 * r - a)
+            back = zip(*seen_from, range(count - 1, -1, -1), strict=True)
+            dg += _sum([d[..., b, None] * seen for seen, d, b in back])
+            return (df, dg), None
 
-        def across(before):
-            return (0, 0, 0), (0, 0, 0), (before, 2 * r - before, 0), (0, 0, 0)
-
-        zero = jnp.zeros((), wide.dtype)
-        (df, dg), _ = scan(row, (jnp.zeros_like(wide), jnp.zeros_like(around)), (rows(), by_row))
-        dg = dg[:, r : r + f.shape[1], r : r + f.shape[2]]
+        zeros = jnp.zeros_like(f, widen(f).dtype), jnp.zeros_like(g, widen(g).dtype)
+        (df, dg), _ = scan(row, zeros, (rows(), by_row), unroll=max(DISPLACEMENTS // count, 1))
         return (), (cast(df, f.dtype), cast(dg, g.dtype))
 
     def rows():
@@ -131,10 +131,10 @@ RULE = Rule(
         Case(
             "all neighbours",
             _X,
-            {"reach": 1},
-            never_empty=("C",),
-            fixed={"H": 4},
-            timed={"N": 2, "H": 32, "W": 48, "C": 32},
+            {"reach": Size("r")},
+            never_empty=("C", "r"),
+            fixed={"H": 4, "r": 1},
+            timed={"N": 2, "H": 32, "W": 48, "C": 32, "r": 4},
         ),
         Case("every other one", _X, {"reach": 4, "step": 2}, never_empty=("C",), fixed={"H": 3, "W": 4}),
     ),

@@ -30,8 +30,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast
-from bpref.formulas.expert_order import each_choice, order_of
-from bpref.formulas.grouped_rows import rows_in_blocks, token_of
+from bpref.formulas.expert_order import order_of
+from bpref.formulas.grouped_rows import each_choice, rows_in_blocks, token_of
 from bpref.layer import Layer, no_params
 from bpref.naive.experts import rows as naive_rows
 from bpref.rule import Case, Integer, Real, Rule, Size
@@ -88,7 +88,7 @@ def expert_permute(
         return Permuted(rows, order.sizes), ExpertPermuteCache(chosen)
 
     def backward(params, cache, dy):
-        dx = reduce(jnp.add, each_choice(dy[0], order_of(cache.experts, E, C)))
+        dx = reduce(jnp.add, each_choice(dy[0], order_of(cache.experts, E, C).row))
         return (), (cast(dx, dy[0].dtype), None)
 
     return Layer(no_params, forward, backward, who, couples="the order by experts")

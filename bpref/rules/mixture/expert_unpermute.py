@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.expert_order import each_choice, order_of, rows_of
-from bpref.formulas.grouped_rows import rows_in_blocks, token_of
+from bpref.formulas.expert_order import order_of, rows_of
+from bpref.formulas.grouped_rows import each_choice, rows_in_blocks, token_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.experts import rows as naive_rows
 from bpref.rule import Case, Integer, Real, Rule
@@ -69,14 +69,14 @@ def expert_unpermute(
             raise ValueError(
                 f"{who}: rows has shape {rows.shape}, expected (R, d) with R = {R}, as expert_permute gives"
             )
-        o, w = each_choice(rows, order_of(chosen, E, C)), widen(weights)
+        o, w = each_choice(rows, order_of(chosen, E, C).row), widen(weights)
         y = reduce(jnp.add, (w[:, j, None] * o_j for j, o_j in enumerate(o)))
         return cast(y, rows.dtype), x
 
     def backward(params, cache, dy):
         rows, chosen, weights = cache
         order, wide = order_of(chosen, E, C), widen(dy)
-        dw = jnp.stack([jnp.sum(wide * o, -1) for o in each_choice(rows, order)], -1)
+        dw = jnp.stack([jnp.sum(wide * o, -1) for o in each_choice(rows, order.row)], -1)
         # A choice that is none has a weight of 0, and so has its row.
         of_rows = rows_in_blocks(widen(weights).T.reshape(-1, 1), order.choice)
         do = of_rows * rows_in_blocks(wide, token_of(order.choice, *chosen.shape))

@@ -42,6 +42,7 @@ x's dtype. The router's scores are not rounded, so that half precision changes n
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -56,6 +57,7 @@ from bpref.formulas.affine import lecun_uniform, times, times_transposed, transp
 from bpref.formulas.grouped_rows import (
     Blocks,
     capacity_blocks,
+    each_choice,
     over_blocks,
     placed,
     ragged_blocks,
@@ -176,8 +178,8 @@ def mixture_of_experts(
             return (), (u, cast(times_transposed(g.forward((), u)[0], V[e]), x.dtype))
 
         u, o = over_blocks(step, (), blocks.group, rows_in_blocks(tokens, token_of(blocks.row, tokens.shape[0], k)))[1]
-        each = rows_from_blocks(o, blocks.slot.reshape(k, -1))
-        y = jnp.sum(widen(weights).T[..., None] * widen(each), 0)
+        w = widen(weights)
+        y = reduce(jnp.add, (w[:, j, None] * o_j for j, o_j in enumerate(_each_choice(o, blocks))))
         shared_u = None
         if shared:
             shared_u = cast(times_transposed(tokens, shared_U), x.dtype)
@@ -205,7 +207,7 @@ def mixture_of_experts(
         per_block = (rows_in_blocks(tokens, of), u, rows_in_blocks(dtokens, of), w)
         (dU, dV), (dx, dw) = over_blocks(step, (total_like(U), total_like(V)), blocks.group, per_block)
         dw = rows_from_blocks(dw[..., None], blocks.slot)[:, 0].reshape(k, -1).T
-        dx = jnp.sum(widen(rows_from_blocks(dx, blocks.slot.reshape(k, -1))), 0)
+        dx = reduce(jnp.add, _each_choice(dx, blocks))
         dshared = None, None
         if shared:
             h, of_g = g.forward((), shared_u)
@@ -217,6 +219,9 @@ def mixture_of_experts(
         drouter, dx_of_router = router.backward(params.router, of_router, Routing._make((None, dw, dy.balance, dy.z)))
         dx = cast(dx.reshape(x.shape) + widen(dx_of_router), x.dtype)
         return MixtureOfExpertsParams(drouter, cast(dU, U.dtype), cast(dV, V.dtype), *dshared), dx
+
+    def _each_choice(rows, blocks):
+        return each_choice(rows.reshape(-1, rows.shape[-1]), blocks.slot.reshape(k, -1))
 
     def _blocks_of(sizes, rows):
         if capacity_factor is None:
