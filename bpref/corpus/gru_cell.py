@@ -92,7 +92,7 @@ DERIVATION = Derivation(
             "the candidate's tanh forgotten",
             partial(backward, slope=False),
             ("x", "h", "W", "U", "b"),
-            "unexplained",
+            "slope",
             "habit: the gates' sigmoids are remembered, and the candidate is no gate",
         ),
         Wrong(

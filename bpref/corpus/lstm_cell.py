@@ -79,14 +79,14 @@ DERIVATION = Derivation(
             "the slope of tanh(c') forgotten",
             partial(backward, slope=False),
             ("x", "h", "c", "W", "U", "b"),
-            "unexplained",
+            "slope",
             "habit: h' = o tanh(c') read as o c'",
         ),
         Wrong(
             "the candidate's slope g (1 - g), as of the gates",
             partial(backward, g_is_sigmoid=True),
             ("x", "h", "W", "U", "b"),
-            "unexplained",
+            "slope",
             "habit: one line for the slope of all four blocks of columns",
         ),
         Wrong(

@@ -60,7 +60,7 @@ DERIVATION = Derivation(
             "tanh' forgotten",
             partial(backward, slope=False),
             ("x", "W1", "b1"),
-            "unexplained",
+            "slope",
             "habit: da1 handed on as dz1",
         ),
         Wrong(

@@ -47,7 +47,7 @@ DERIVATION = Derivation(
             "sigmoid(z) for sigmoid(-z)",
             partial(backward, inner=1),
             ALL,
-            "unexplained",
+            "slope",
             "LuJunru/SamPO#1: 'the gradient formula in DPO is sigma(r_l - r_w), not sigma(r_w - r_l)'",
         ),
         Wrong(

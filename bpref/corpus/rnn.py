@@ -67,7 +67,7 @@ DERIVATION = Derivation(
             "the slope 1 - z^2 in place of 1 - a^2",
             partial(backward, slope_of_z=True),
             ("x", "a0", "Wx", "Wh", "b"),
-            "unexplained",
+            "slope",
             "habit: tanh' written in terms of the output and given the input; community.deeplearning.ai, "
             "'Back Propagation Not Working Accurately' has the two the other way round",
         ),

@@ -22,6 +22,7 @@ KINDS = (
     "sparse",
     "shifted",
     "missing_term",
+    "slope",
     "ignores_dy",
     "another_dy",
     "nonlinear",

@@ -23,6 +23,7 @@ from bpref.verify.diagnosis.residual import (
     scale_of,
     wrong_places,
 )
+from bpref.verify.diagnosis.slopes import slope
 from bpref.verify.diagnosis.sums import missing_sum, of_another_shape
 from bpref.verify.naming import first_line
 
@@ -39,6 +40,7 @@ HYPOTHESES: tuple[Callable[[Residual], Diagnosis | None], ...] = (
     clipped,
     sparse_by_name,
     known_term,
+    slope,
     another_dy,
     sparse,
     guessed_term,

@@ -9,6 +9,7 @@ import numpy as np
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Residual
+from bpref.verify.diagnosis.slopes import with_other_slopes
 from bpref.verify.diagnosis.terms import contributions
 from bpref.verify.examining import precision
 from bpref.verify.examining.held import ROUND_OFF, Held, Point, run_in_float64
@@ -50,8 +51,12 @@ def residuals(
     def terms() -> dict[str, Arrays]:
         return contributions(ready.primal, ready.subject.names, points)
 
-    def terms_of(name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
-        return level(terms()[name])
+    @cache
+    def slopes() -> dict[str, Arrays]:
+        return with_other_slopes(ready.primal, ready.subject.names, points)
+
+    def of_one(of_all: Callable[[], dict[str, Arrays]], name: str, level: Callable[[Arrays], Arrays]) -> Arrays:
+        return level(of_all()[name])
 
     def for_dys(name: str, others: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
         """The oracle's cotangents of one argument for other dys, each given for all samples."""
@@ -86,7 +91,8 @@ def residuals(
             y=outputs,
             dy=level(dict(zip(outputs, dys, strict=True))),
             round_off=round_off(held),
-            terms=partial(terms_of, name, level),
+            terms=partial(of_one, terms, name, level),
+            slopes=partial(of_one, slopes, name, level),
             for_dys=partial(for_dys, name),
         )
 

@@ -26,6 +26,7 @@ class Residual(NamedTuple):
       round_off: the elementwise relative error below which two arrays are equal.
       terms: gives the contributions to the oracle by path of the chain rule, each `(samples, *shape)`; called late,
         because it costs.
+      slopes: gives what the oracle would be with another slope of an elementwise function, by what is said; costs too.
       for_dys: gives the oracle, `(samples, *shape)`, for each of several other `dy`; costs too.
     """
 
@@ -38,6 +39,7 @@ class Residual(NamedTuple):
     dy: Mapping[str, np.ndarray]
     round_off: float
     terms: Callable[[], Mapping[str, np.ndarray]] | None = None
+    slopes: Callable[[], Mapping[str, np.ndarray]] | None = None
     for_dys: Callable[[Sequence[Mapping[str, np.ndarray]]], Sequence[np.ndarray]] | None = None
 
     @property

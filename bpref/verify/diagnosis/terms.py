@@ -55,11 +55,11 @@ def split_paths(program: ClosedJaxpr, limit: int = 64) -> tuple[Callable[..., li
     number = {use: k for k, (_, use) in enumerate(paths)}
 
     def label(v: Atom, use: Use) -> str:
-        value = named.get(v) or f"the result of `{made[v].primitive.name}`{_place(made[v])}"
+        value = named.get(v) or f"the result of `{made[v].primitive.name}`{where(made[v])}"
         if use.equation < 0:
             return f"the path of {value} into the output"
         reader = jaxpr.eqns[use.equation]
-        return f"the path of {value} into `{reader.primitive.name}`{_place(reader)}"
+        return f"the path of {value} into `{reader.primitive.name}`{where(reader)}"
 
     def masked(masks: Array, *inputs: Array) -> list:
         values = dict(zip(jaxpr.constvars, flat.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
@@ -138,7 +138,7 @@ def _argument_names(program: ClosedJaxpr) -> Sequence[str]:
     return [f"`{name}`" if name else f"argument {i}" for i, name in enumerate(names)]
 
 
-def _place(equation: JaxprEqn) -> str:
+def where(equation: JaxprEqn) -> str:
     """` (norms.py:12)`, where the file is known."""
     file, line = place(equation.source_info)
     return f" ({Path(file).name}:{line})" if file else ""
@@ -163,38 +163,50 @@ def contributions(
         if not labels:
             return {name: {} for name in names}
 
-        def cotangents(mask, leaves, dy):
-            y, pull = with_cotangents(lambda leaves: masked(mask, *leaves), leaves)
-            return {n: c for n, c in zip(names, pull(completed(dy, y))[0], strict=True) if c is not None}
-
-        of_all = jax.vmap(jax.vmap(cotangents, (0, None, None)), (None, None, 0))
-
         def with_closed(closed: np.ndarray) -> dict[str, np.ndarray]:
             """Cotangents with all paths open, and then with each row's closed; (samples, 1 + rows, *shape)."""
-            masks = 1.0 - np.concatenate([np.zeros((1, len(labels))), closed])
-            seen = [run(masks, p.leaves, p.dys) for p in points]
-            return {name: np.concatenate([s[name] for s in seen]) for name in seen[0]}
+            return run(1.0 - np.concatenate([np.zeros((1, len(labels))), closed]))
 
-        groups = _groups(labels)
+        groups = grouped(labels, "use")
         closed = np.stack([np.isin(np.arange(len(labels)), paths) for paths in groups.values()]).astype(float)
-        masks = np.ones((1 + len(groups), len(labels)))
-        run, *_ = in_float64(jax.jit(of_all).trace(masks, leaves, points[0].dys))
+        run = by_row(masked, np.ones((1 + len(groups), len(labels))), names, points)
         joined = with_closed(closed)
         idle = [all(_is_nothing(v[:, 0] - v[:, k + 1], v[:, 0]) for v in joined.values()) for k in range(len(groups))]
         if any(idle):
             joined = with_closed(np.maximum(closed, closed[idle].max(axis=0)))
     return {
-        name: {_with_names(label, names): v[:, 0] - v[:, k + 1] for k, label in enumerate(groups) if not idle[k]}
+        name: {with_names(label, names): v[:, 0] - v[:, k + 1] for k, label in enumerate(groups) if not idle[k]}
         for name, v in joined.items()
     }
 
 
-def _groups(labels: Sequence[str]) -> dict[str, list[int]]:
-    """What is closed together: each path, and all those that have the same label, several uses in one line."""
+def by_row(
+    switched: Callable[..., list], like: np.ndarray, names: Sequence[str], points: Sequence[Point]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Cotangents of `switched(row, *leaves)` by name, (samples, rows, *shape), of rows that are like these."""
+
+    def cotangents(row, leaves, dy):
+        y, pull = with_cotangents(lambda leaves: switched(row, *leaves), leaves)
+        return {n: c for n, c in zip(names, pull(completed(dy, y))[0], strict=True) if c is not None}
+
+    of_all = jax.vmap(jax.vmap(cotangents, (0, None, None)), (None, None, 0))
+    run, *_ = in_float64(jax.jit(of_all).trace(like, points[0].leaves, points[0].dys))
+
+    def of(rows: np.ndarray) -> dict[str, np.ndarray]:
+        seen = [run(rows, p.leaves, p.dys) for p in points]
+        return {name: np.concatenate([s[name] for s in seen]) for name in seen[0]}
+
+    return of
+
+
+def grouped(labels: Sequence[str], one: str) -> dict[str, list[int]]:
+    """What is tried together: each by itself, and all those that have the same label, several in one line."""
     alike = {label: [i for i, other in enumerate(labels) if other == label] for label in labels}
-    several = {label: paths for label, paths in alike.items() if len(paths) > 1}
+    several = {label: places for label, places in alike.items() if len(places) > 1}
     each = {
-        f"{label}, use {k + 1} of {len(paths)}": [i] for label, paths in several.items() for k, i in enumerate(paths)
+        f"{label}, {one} {k + 1} of {len(places)}": [i]
+        for label, places in several.items()
+        for k, i in enumerate(places)
     }
     return alike | each
 
@@ -203,7 +215,7 @@ def _is_nothing(term: np.ndarray, whole: np.ndarray) -> bool:
     return bool(np.max(np.abs(term), initial=0.0) <= 1e-12 * np.max(np.abs(whole), initial=0.0))
 
 
-def _with_names(label: str, names: Sequence[str]) -> str:
+def with_names(label: str, names: Sequence[str]) -> str:
     """The argument that a label calls by its place in the list of leaves, by its name."""
     for i, name in enumerate(names):
         label = label.replace(f"`values[{i}]`", f"`{name}`")
