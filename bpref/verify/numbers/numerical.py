@@ -11,6 +11,7 @@ defined nearby, the bar is large or infinite, and the value says nothing.
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -164,6 +165,19 @@ def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, roundi
     natural = np.abs(setting.dys) @ np.abs(setting.y) / scale
     # Along a slanted direction a function turns in many ways at once, and there are few such directions.
     fewest = ROUNDS * (1 if np.count_nonzero(direction) == 1 else 2)
+
+    @cache
+    def much_closer() -> _Row | None:
+        return _differences(setting, n, direction, setting.eps ** (1 / 3) * scale, rounding)
+
+    def holds_closer(value: np.ndarray, bar: np.ndarray) -> bool:
+        """Whether a slope over a much shorter step agrees: steps that halve may all be whole periods of a function."""
+        row = much_closer()
+        if row is None:
+            return True
+        allowed = bar + 5 * row.noise(setting, changed) + np.abs(rows[-1].slope - value) + 1e-3 * np.abs(value)
+        return bool(np.all(np.abs(row.slope - value) <= allowed))
+
     for k in range(ROUNDS * BATCHES):
         row = _differences(setting, n, direction, FIRST_STEP * scale * 2.0**-k, rounding)
         # What was seen beyond a point at which the function is not finite says nothing about here.
@@ -177,7 +191,7 @@ def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, roundi
             # Noise grows as steps shrink: where it is most of the bar already, smaller ones do not help. Slopes that do
             # not settle say that the function turns within a step, and then entries agree by chance.
             settled = np.abs(slopes[-1] - slopes[-2]) <= np.abs(slopes[-2] - slopes[-3]) / 2 + 4 * noise[-1]
-            if np.all(settled & (good | (noise[-1] > bar / 10))):
+            if np.all(settled & (good | (noise[-1] > bar / 10))) and holds_closer(value, bar):
                 break
     if rows and not np.all(changed):
         # What only a giant step changes depends on the argument, by less than it can show.

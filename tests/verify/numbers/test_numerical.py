@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpref.verify.numbers.numerical import numerical_cotangents
+from bpref.verify.numbers.numerical import FIRST_STEP, numerical_cotangents
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(60,))
@@ -85,6 +85,15 @@ def test_the_bars_hold_and_are_tight(name, variant):
         errors, relative = judged(f if variant == "complex step" else real_only(f), x, cotangent)
     assert np.mean(errors <= 2) >= 0.995
     assert np.median(relative) <= (1e-3 if variant == "float32 alone" else 1e-11)
+
+
+@pytest.mark.parametrize("turns", [512 * 30.003, 1024 * 7.001, 256 * 5.01])
+def test_steps_that_are_nearly_whole_periods_are_taken_for_no_slope(turns):
+    """All of the first steps may be, since they halve; the function then looks as if it hardly changed."""
+    rate = 2 * math.pi * turns / FIRST_STEP
+    value, bar = only(numerical_cotangents(real_only(lambda x: np.sin(rate * x)), (np.ones(1),), [np.ones(1)]))
+    assert abs(value - rate * math.cos(rate)) <= 2 * bar
+    assert bar <= 1e-6 * rate
 
 
 def only(found):
