@@ -60,7 +60,7 @@ def judge_argument(
     first = samples[0].hand[n]
     if isinstance(first, Misfit):
         return wrong(name, "structure", first.detail)
-    oracle, bars = (np.stack([getattr(s, field)[n] for s in samples]) for field in ("oracle", "bars"))
+    oracle, bars, kinks = (np.stack([getattr(s, of)[n] for s in samples]) for of in ("oracle", "bars", "kinks"))
     bars = np.where(_idle(samples, oracle), np.inf, bars)
     unseen = _unseen(samples, n)
     if first is None:
@@ -77,11 +77,11 @@ def judge_argument(
         judged = _narrow(own()[name], residual)
     else:
         noise = np.zeros(bars.shape)
-        judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual)
+        judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual, kinks=kinks)
         if judged.verdict.verdict != OK and np.all(np.isfinite(hand)) and expected in (np.float64, np.complex128):
             noise = _noise(c, held_against, samples, n)
             bars = bars + noise
-            judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual, noise)
+            judged = _within_bars(name, samples, n, hand, oracle, bars, eps, residual, noise, kinks)
         if judged.verdict.verdict != OK and held_against.is_exact and np.all(np.isfinite(hand)):
             at = [(s.leaves, [other.dy for other in samples[i : i + COTANGENTS]]) for i, s in _firsts(samples)]
             hand, oracle = settled(c, held_against, at, n, hand, oracle)
@@ -154,20 +154,25 @@ def _within_bars(
     eps: float,
     residual: Residual,
     noise: np.ndarray | None = None,
+    kinks: np.ndarray | float = 0.0,
 ) -> Judged:
+    """Right within the bars; at a kink whatever is between the slopes on either side."""
+    bars = bars - kinks
     looked = np.isfinite(bars) & np.isfinite(oracle)
     known = np.where(looked, np.abs(oracle), 0.0)
     size = np.max(known, axis=tuple(range(1, oracle.ndim)), keepdims=True, initial=0.0)
-    allowed = np.where(looked, bars, 0.0) + 100 * eps * size
+    allowed = np.where(looked, bars, 0.0) + 100 * eps * size + SHARP * kinks
     with np.errstate(invalid="ignore"):
         apart = np.where(looked, np.abs(hand - oracle), 0.0)
     apart = np.where(np.isnan(apart), np.inf, apart)
+    others = int(np.sum(np.any((kinks > 0) & (apart > 2 * allowed), axis=0)))
+    apart = np.maximum(apart - kinks, 0.0)
     with np.errstate(over="ignore"):
         error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
     if np.any(apart > BARS * allowed):
         if looked.all() and error > BARS * residual.round_off:
             return wrong(name, *diagnose(residual), error, pattern_of(residual))
-        return wrong(name, "unexplained", _worst(hand, oracle, apart), error)
+        return wrong(name, "unexplained", _worst(hand, oracle, apart, np.broadcast_to(kinks, apart.shape)), error)
     if samples and _projections_disagree(samples, n, hand, noise):
         return wrong(name, "unexplained", "along a random direction through the whole array it is off", error)
     width = float(np.max(np.where(looked, bars, 0.0) / np.maximum(size, np.finfo(float).tiny), initial=0.0))
@@ -176,7 +181,8 @@ def _within_bars(
         sure = f"only sure to {width:.0e}" if width < 1 else "sure to no digit, being 0 but for rounding"
         detail = f"off by {error:.1e}, and the oracle is {sure}"
         return Judged(Verdict(name, CANNOT_TELL, detail, error))
-    return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}", error))
+    at_kinks = f"; at {others} kink{'s' * (others > 1)} it has another subgradient, as right" if others else ""
+    return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}{at_kinks}", error))
 
 
 def _narrow(own: Compared, residual: Residual) -> Judged:
@@ -303,9 +309,11 @@ def _is_seen_along(samples: Sequence[Sample], n: int, oracle: np.ndarray, bars: 
     return any(BARS * p.bar <= 0.1 * typical or (p.bar == typical == 0) for s in samples for p in s.projections[n])
 
 
-def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray) -> str:
+def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray, kinks: np.ndarray) -> str:
     index = np.unravel_index(int(apart.argmax()), apart.shape)
-    return f"at {[int(i) for i in index[1:]]} it is {hand[index]:.3e}, the oracle's {oracle[index]:.3e}"
+    at, kink = [int(i) for i in index[1:]], kinks[index]
+    right = f"up to {kink:.3e} off {oracle[index]:.3e}, at a kink" if kink else f"{oracle[index]:.3e}"
+    return f"at {at} it is {hand[index]:.3e}, the oracle's {right}"
 
 
 def _residual(

@@ -83,6 +83,7 @@ def numerical(
             Numerical(
                 _spread(f.cotangents, where, len(leaves)),
                 _spread(f.bars, where, len(leaves)),
+                _spread(f.kinks, where, len(leaves)),
                 [tuple(p) for p in _spread(f.projections, where, len(leaves), ())],
                 _spread(f.chosen, where, len(leaves)),
             )
@@ -102,6 +103,7 @@ def exact(text: str, run: Run, in_float64: Run, differs: Callable[[], bool]) -> 
             Numerical(
                 here,
                 [_bar(v, [a[j][n] for a in around]) for n, v in enumerate(here)],
+                [None if v is None else np.zeros(v.shape) for v in here],
                 [()] * len(here),
                 [None if v is None else np.arange(v.size) for v in here],
             )

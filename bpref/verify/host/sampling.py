@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     Attributes:
       leaves, y, dy: the arguments, the output, its cotangent: zero where the output is not finite.
       hand, oracle, bars: for each argument what came, the oracle's, and how sure that is.
-      projections, chosen: as in `Numerical`.
+      kinks, projections, chosen: as in `Numerical`.
       reference: the reference's output, or None.
     """
 
@@ -40,6 +40,7 @@ class Sample(NamedTuple):
     hand: Arrays
     oracle: Arrays
     bars: Arrays
+    kinks: Arrays
     projections: list[tuple]
     chosen: list[np.ndarray | None]
     reference: Arrays | None
@@ -118,6 +119,7 @@ def _samples(c: Called, oracle: Oracle, key: int, i: int, dtype: str) -> Iterato
             hand,
             list(numbers.cotangents),
             list(numbers.bars),
+            list(numbers.kinks),
             list(numbers.projections),
             list(numbers.chosen),
             reference,

@@ -125,8 +125,17 @@ def _stacked(dys: Sequence[PyTree], seen: list[np.ndarray], which: list[int]) ->
 COLUMNS = 7
 """How often the tableau extrapolates at most."""
 
-Found = tuple[np.ndarray, np.ndarray]
-"""For each of several series, its limit and its bar."""
+
+class Found(NamedTuple):
+    """For each of several series its limit, and its bar.
+
+    Attributes:
+      kink: half of how far the slope jumps there, which the bar has in it: any slope within that is a subgradient.
+    """
+
+    value: np.ndarray
+    bar: np.ndarray
+    kink: np.ndarray
 
 
 def extrapolated(slopes: np.ndarray, bends: np.ndarray, noise: np.ndarray) -> Found:
@@ -140,10 +149,12 @@ def extrapolated(slopes: np.ndarray, bends: np.ndarray, noise: np.ndarray) -> Fo
     value, bar = _ridders(slopes, noise, first_power=2)
     jump, jump_bar = _ridders(bends, 4 * noise, first_power=1)
     # At a kink the slopes on either side differ also at step 0, and no value between them is the derivative.
-    return value, bar + np.where(np.abs(jump) > 2 * jump_bar, np.abs(jump) / 2, 0)
+    is_kink = np.abs(jump) > 2 * jump_bar
+    kink = np.where(is_kink, np.abs(jump) / 2, 0)
+    return Found(value, bar + kink + np.where(is_kink, jump_bar / 2, 0), kink)
 
 
-def _ridders(first: np.ndarray, noise: np.ndarray, first_power: int) -> Found:
+def _ridders(first: np.ndarray, noise: np.ndarray, first_power: int) -> tuple[np.ndarray, np.ndarray]:
     """The entry with the smallest bar. `first` is a series in `first_power`, `first_power + 2`, ... of the step."""
     best, bar = first[-1].copy(), np.full(first.shape[1], np.inf)
     if len(first) < 3:

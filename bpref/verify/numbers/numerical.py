@@ -44,12 +44,14 @@ class Numerical(NamedTuple):
     Attributes:
       cotangents: the tree of `args`; float64 or complex128 arrays, `None` for integers.
       bars: likewise, real: no element is further off than that. Infinite for one that was not looked at.
+      kinks: likewise, how much of a bar is half of a jump of the slope; 0 where there is no kink, and of complex ones.
       projections: for each leaf of `args` a tuple, empty for integers. They speak also of what was not looked at.
       chosen: for each leaf of `args` the elements that were looked at, by their place in the flat array.
     """
 
     cotangents: PyTree
     bars: PyTree
+    kinks: PyTree
     projections: list[tuple[Projection, ...]]
     chosen: list[np.ndarray | None]
 
@@ -85,39 +87,43 @@ def numerical_cotangents(
         return []
     rng = rng or np.random.default_rng(0)
     setting, tree = setting_of(f, args, dys)
-    values, bars, projections, chosen = [], [], [], []
+    values, bars, kinks, projections, chosen = [], [], [], [], []
     for n, leaf in enumerate(setting.leaves):
         if not is_inexact(leaf):
             values.append(None)
             bars.append(None)
+            kinks.append(None)
             projections.append([()] * len(dys))
             chosen.append(None)
             continue
         chosen.append(_chosen(leaf.size, limit, rng))
-        value, bar = _of_elements(setting, n, chosen[-1], rng, complex_step)
+        value, bar, kink = _of_elements(setting, n, chosen[-1], rng, complex_step)
         values.append(value)
         bars.append(bar)
+        kinks.append(kink)
         along = [_projections(setting, n, value, bar, rng) for _ in range(directions if leaf.size else 0)]
         projections.append([tuple(p[j] for p in along) for j in range(len(dys))])
 
     def of(parts: list, j: int) -> PyTree:
         return jax.tree.unflatten(tree, [None if v is None else v[j] for v in parts])
 
-    return [Numerical(of(values, j), of(bars, j), [p[j] for p in projections], chosen) for j in range(len(dys))]
+    return [
+        Numerical(of(values, j), of(bars, j), of(kinks, j), [p[j] for p in projections], chosen)
+        for j in range(len(dys))
+    ]
 
 
 def _chosen(size: int, limit: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(size) if size <= limit else np.sort(rng.choice(size, limit, replace=False))
 
 
-def _of_elements(
-    setting: Setting, n: int, chosen: np.ndarray, rng: np.random.Generator, complex_step: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values and bars of a leaf, with a leading axis for `dys`."""
+def _of_elements(setting: Setting, n: int, chosen: np.ndarray, rng: np.random.Generator, complex_step: bool) -> Found:
+    """Of a leaf, with a leading axis for `dys`."""
     leaf = setting.leaves[n]
     is_complex = np.iscomplexobj(leaf)
     values = np.zeros((len(setting.dys), leaf.size), np.complex128 if is_complex else np.float64)
     bars = np.full((len(setting.dys), leaf.size), np.inf)
+    kinks = np.zeros(bars.shape)
     scales = np.maximum(np.abs(leaf).reshape(-1), typical_size(leaf)).tolist()
     may_step = complex_step and leaf.size and not (is_complex or np.iscomplexobj(setting.y))
     by_complex_step = _complex_step(setting, n, rng) if may_step else None
@@ -126,13 +132,13 @@ def _of_elements(
         unit[i] = 1.0
         unit = unit.reshape(leaf.shape)
         if is_complex:
-            (re, bar_re), (im, bar_im) = (_along(setting, n, unit * part, scales[i]) for part in (1, 1j))
-            values[:, i], bars[:, i] = re - 1j * im, bar_re + bar_im
+            re, im = (_along(setting, n, unit * part, scales[i]) for part in (1, 1j))
+            values[:, i], bars[:, i] = re.value - 1j * im.value, re.bar + im.bar
             continue
         found = by_complex_step(unit, scales[i]) if by_complex_step else None
-        values[:, i], bars[:, i] = found or _along(setting, n, unit, scales[i])
+        values[:, i], bars[:, i], kinks[:, i] = found or _along(setting, n, unit, scales[i])
     shape = (len(setting.dys), *leaf.shape)
-    return values.reshape(shape), bars.reshape(shape)
+    return Found(*(v.reshape(shape) for v in (values, bars, kinks)))
 
 
 def _projections(
@@ -149,7 +155,7 @@ def _projections(
     effects = np.where(looked_at, np.abs(values) * size, 0).reshape(len(values), -1)
     share = np.maximum(looked_at.reshape(len(values), -1).mean(-1), 1 / leaf.size)
     rounding = 2 * float(np.finfo(setting.steps_dtype).eps) * np.sqrt((effects**2).sum(-1) / share)
-    value, bar = _along(setting, n, direction, typical_size(leaf), rounding)
+    value, bar, _ = _along(setting, n, direction, typical_size(leaf), rounding)
     return [Projection(direction, float(v), float(b)) for v, b in zip(value, bar, strict=True)]
 
 
@@ -161,7 +167,8 @@ def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, roundi
     """
     rows: list[_Row] = []
     changed = np.zeros(setting.y.shape, bool)
-    value, bar = np.zeros(len(setting.dys)), np.full(len(setting.dys), np.inf)
+    nothing = np.zeros(len(setting.dys))
+    value, bar, kink = nothing, np.full(nothing.shape, np.inf), nothing
     natural = np.abs(setting.dys) @ np.abs(setting.y) / scale
     # Along a slanted direction a function turns in many ways at once, and there are few such directions.
     fewest = ROUNDS * (1 if np.count_nonzero(direction) == 1 else 2)
@@ -186,7 +193,7 @@ def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, roundi
         if (k + 1) % ROUNDS == 0 and len(rows) > 2 and k + 1 >= fewest:
             noise = np.stack([r.noise(setting, changed) for r in rows])
             slopes, bends = (np.stack(v) for v in ([r.slope for r in rows], [r.bend for r in rows]))
-            value, bar = extrapolated(slopes, bends, noise)
+            value, bar, kink = extrapolated(slopes, bends, noise)
             good = bar <= max(1e-10, 1e4 * setting.eps) * np.maximum(np.abs(value), 1e-3 * natural)
             # Noise grows as steps shrink: where it is most of the bar already, smaller ones do not help. Slopes that do
             # not settle say that the function turns within a step, and then entries agree by chance.
@@ -197,7 +204,7 @@ def _along(setting: Setting, n: int, direction: np.ndarray, scale: float, roundi
         # What only a giant step changes depends on the argument, by less than it can show.
         depends = ~changed & _changed_by(setting, n, direction, 30 * scale)
         bar = bar + np.abs(setting.dys) @ np.where(depends, setting.noise, 0) / rows[0].width
-    return value, bar
+    return Found(value, bar, kink)
 
 
 def _changed_by(setting: Setting, n: int, direction: np.ndarray, step: float) -> np.ndarray:
@@ -306,20 +313,21 @@ def _complex_step(setting: Setting, n: int, rng: np.random.Generator) -> Callabl
         if slopes is None:
             return None
         error = 32 * setting.eps * np.abs(slopes) + np.where(slopes != 0, 4 * setting.noise / scale, 0)
-        return np.real(setting.dys) @ slopes, np.abs(setting.dys) @ error
+        value, bar = np.real(setting.dys) @ slopes, np.abs(setting.dys) @ error
+        return Found(value, bar, np.zeros(bar.shape))
 
     def checked(direction: np.ndarray, scale: float) -> Found | None:
         found = derivative(direction, scale)
         real = _differences(setting, n, direction, setting.eps ** (1 / 3) * scale) if found else None
         if not (found and real):
             return None
-        apart = np.abs(found[0] - real.slope) + np.abs(real.bend)
-        return found if np.all(apart <= 5 * real.noise(setting, real.changed) + 1e-3 * np.abs(found[0])) else None
+        apart = np.abs(found.value - real.slope) + np.abs(real.bend)
+        return found if np.all(apart <= 5 * real.noise(setting, real.changed) + 1e-3 * np.abs(found.value)) else None
 
     direction, scale = rng.normal(size=leaf.shape), typical_size(leaf)
     found = derivative(direction, scale)
     if found is None:
         return lambda direction, scale: None
-    value, bar = _along(setting, n, direction, scale)
-    agree = np.abs(found[0] - value) <= 2 * (bar + found[1]) + 1e2 * setting.eps * np.abs(value)
+    value, bar, _ = _along(setting, n, direction, scale)
+    agree = np.abs(found.value - value) <= 2 * (bar + found.bar) + 1e2 * setting.eps * np.abs(value)
     return checked if np.all(agree) else lambda direction, scale: None

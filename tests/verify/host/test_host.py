@@ -340,3 +340,32 @@ def test_outputs_whose_shapes_change_with_values_are_refused():
 
 def positive(x):
     return x[x > 0]
+
+
+KINKED = {
+    "relu": (lambda x: np.maximum(x, 0), lambda x: x > 0, (0, 0.25, 1), (-0.1, 1.02, 2)),
+    "abs": (np.abs, np.sign, (-1, 0, 1), (-1.1, 2)),
+}
+
+
+@pytest.mark.parametrize(("f", "slope", "right", "wrong"), KINKED.values(), ids=KINKED)
+def test_at_a_kink_whatever_is_between_the_slopes_on_either_side_is_right_and_nothing_else(f, slope, right, wrong):
+    at_zero = np.array([0.0, 1, -1, 0], np.float32)
+
+    def report(chosen):
+        def backward(args, dy):
+            return (dy * np.where(args[0] == 0, chosen, slope(args[0])).astype(dy.dtype),)
+
+        return bpref.check(f, at_zero, backward=backward, key=1)
+
+    assert [verdicts(report(s))["x"] for s in right] == ["ok"] * len(right)
+    assert [verdicts(report(s))["x"] for s in wrong] == ["wrong"] * len(wrong)
+    assert "; at 2 kinks it has another subgradient, as right" in details(report(right[-1]))["x"]
+    assert details(report(2))["x"].endswith(", at a kink")
+
+
+def test_a_smooth_function_that_turns_sharply_has_no_kink():
+    """Of softplus the slope at 0 is known, 1/2, and no other between 0 and 1 is right."""
+    x, sharply = np.array([0.0, 1, -1]), lambda x: np.logaddexp(0, 1e5 * x) / 1e5
+    slopes = {s: bpref.check(sharply, x, backward=lambda a, dy, s=s: (dy * np.heaviside(a[0], s),)) for s in (0.5, 0.9)}
+    assert {s: verdicts(report)["x"] for s, report in slopes.items()} == {0.5: "ok", 0.9: "wrong"}
