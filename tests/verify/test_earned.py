@@ -177,6 +177,21 @@ def test_a_gradient_as_imprecise_as_autodiff_is_not_ok(accumulated, expected):
         assert " times less precise than float32 accumulation" in report.verdicts[0].detail
 
 
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "ok"), (1.1, "imprecise")])
+def test_a_factor_in_few_digits_alone_is_seen_in_the_whole_array(factor, expected):
+    """Each element is off by no more than is forgiven: all of them together, and alike, are not."""
+
+    def backward(args, dy):
+        x, W = args
+        return (dy @ W.T * jnp.asarray(factor if x.dtype == jnp.bfloat16 else 1, x.dtype), x.T @ dy)
+
+    x, W = (RNG.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16, 5)))
+    report = bpref.check(rule(lambda x, W: x @ W, backward), x, W, key=1, dtypes=["float32", "bfloat16"])
+    assert verdicts(report) == {"x": expected, "W": "ok"}
+    if factor != 1:
+        assert report.verdicts[0].detail.startswith("in bfloat16 it is 1.1 times the truth, to 0.00")
+
+
 def test_an_accumulator_inside_that_autodiff_has_too():
     def primal(W, ids):
         return W.astype(jnp.bfloat16)[ids].astype(W.dtype)

@@ -30,6 +30,12 @@ OUTLIER = 1024
 WHOLE = 16
 """How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
 
+SCALED = 8
+"""How many times the unit round-off, beyond autodiff's, all of an array may be too large or too small by one factor."""
+
+FEW = 8
+"""Of fewer elements than these a common factor may be rounding."""
+
 UNIT_OF_FLOAT32 = 2.0**-24
 
 MOVES = 3
@@ -55,6 +61,7 @@ class Row(NamedTuple):
       shape: the shape of one sample.
       fault: what is wrong with the hand's, if anything is; `undefined` where the function itself has no value.
       beside: whose errors stand in `autodiff`: `attainable`, where there is no autodiff, is the truth rounded once.
+      scale: as `scales` has it.
     """
 
     where: str
@@ -65,6 +72,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...] = ()
     fault: Finding | None = None
     beside: str = "autodiff"
+    scale: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
     @property
     def is_coarse(self) -> bool:
@@ -169,6 +177,10 @@ def _with_faults(
             is_lost = any(apart_as_a_whole(m[name], inputs.truth[name]) > 1 for m in cancelled())
             if is_blunt(row, max(unit, effect)) and not is_lost:
                 return Finding(name, "imprecise", _blunt(ready, inputs, row) + draw, row.whole[0])
+        if is_scaled(row, unit):
+            effect = max(abs(scale_to(m[name], inputs.truth[name]) - 1) for m in moved() + cancelled())
+            if is_scaled(row, max(unit, effect)):
+                return Finding(name, "imprecise", scaled_text(row) + draw, abs(row.scale[0] - 1))
         return None
 
     return {name: row._replace(fault=fault(name, row)) for name, row in rows.items()}
@@ -182,6 +194,19 @@ def has_value(*ys: np.ndarray) -> bool:
 def is_blunt(row: Row, unit: float) -> bool:
     """Whether a whole array is off by more than so many times `unit`, and than the truth rounded once."""
     return unit > UNIT_OF_FLOAT32 and row.whole[0] > WHOLE * max(unit, row.whole[2])
+
+
+def is_scaled(row: Row, unit: float) -> bool:
+    """Whether a whole array is the truth times another number than 1, in a dtype that has fewer digits than float32."""
+    hand, autodiff, rest = row.scale
+    off = abs(hand - 1)
+    return row.hand.size >= FEW and unit > UNIT_OF_FLOAT32 and off > abs(autodiff - 1) + SCALED * max(unit, rest)
+
+
+def scaled_text(row: Row) -> str:
+    """In words what the array is, and how nearly."""
+    hand, autodiff, rest = row.scale
+    return f"in {row.dtype} it is {hand:.3g} times the truth, to {rest:.1g}; {row.beside} {autodiff:.3g} times"
 
 
 def blunt_text(row: Row, best: float, than: str) -> str:
@@ -253,7 +278,8 @@ def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, t
             return apart_as_a_whole(np.where(skipped, 0.0, v), known)
 
         off = whole(hand), whole(autodiff), whole(once)
-        return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:])
+        scale = scales(*(np.where(skipped, 0.0, v) for v in (hand, autodiff)), known)
+        return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:], scale=scale)
 
 
 def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
@@ -261,6 +287,20 @@ def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
     wide = np.asarray(values, truth.dtype)
     apart, size = (np.sqrt((np.abs(v).reshape(len(truth), -1) ** 2).sum(axis=1)) for v in (wide - truth, truth))
     return float(np.max(apart / np.where(size > 0, size, np.inf), initial=0.0))
+
+
+def scales(hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """The numbers that take the truth to the hand's and to autodiff's best, and how far off the hand's is beside it."""
+    c, size = scale_to(hand, truth), float(np.linalg.norm(truth))
+    rest = float(np.linalg.norm(np.asarray(hand, truth.dtype) - c * truth)) / size if size > 0 else 0.0
+    return c, scale_to(autodiff, truth), rest
+
+
+def scale_to(values: np.ndarray, truth: np.ndarray) -> float:
+    """The number that takes the truth to the values best; 1 where either says nothing."""
+    with np.errstate(all="ignore"):
+        power, overlap = (float(np.vdot(truth, v).real) for v in (truth, np.asarray(values, truth.dtype)))
+        return overlap / power if power > 0 and np.isfinite(overlap / power) else 1.0
 
 
 def _cast(values: Arrays, dtypes: Sequence[np.dtype]) -> Arrays:

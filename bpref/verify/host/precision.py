@@ -21,8 +21,12 @@ from bpref.verify.examining.precision import (
     has_an_outlier,
     has_value,
     is_blunt,
+    is_scaled,
     long_text,
     nonfinite,
+    scale_to,
+    scaled_text,
+    scales,
     within,
 )
 from bpref.verify.examining.prepare import x64_for
@@ -82,7 +86,8 @@ class Compared(NamedTuple):
             return apart_as_a_whole(np.where(known, v, 0), truth)
 
         off = whole(self.hand), whole(self.other), whole(truth.astype(dtype))
-        row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside)
+        scale = scales(*(np.where(known, v, 0) for v in (self.hand, self.other)), truth)
+        row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside, scale=scale)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
         if not np.all(np.isfinite(row.hand)):
@@ -95,6 +100,8 @@ class Compared(NamedTuple):
         if is_blunt(row, unit) and is_blunt(row, max(unit, apart_as_a_whole(truth + moved_by, truth))):
             detail = blunt_text(row, row.whole[2], "the truth rounded once")
             return row._replace(fault=Finding(where, "imprecise", detail, row.whole[0]))
+        if is_scaled(row, unit) and is_scaled(row, max(unit, abs(scale_to(truth + moved_by, truth) - 1))):
+            return row._replace(fault=Finding(where, "imprecise", scaled_text(row), abs(row.scale[0] - 1)))
         return row
 
 
