@@ -19,7 +19,7 @@ from bpref.programs import is_literal, programs_in, types_of
 from bpref.verify.diagnosis.residual import Diagnosis, Residual, agree, is_clear
 from bpref.verify.diagnosis.terms import by_row, grouped, where, with_names
 from bpref.verify.examining.held import Point
-from bpref.verify.oracle import Values
+from bpref.verify.oracle import Values, with_cotangents
 from bpref.verify.programs.rewrite import Recurse, as_it_is, evaluate
 from bpref.verify.programs.strip import without_rule
 
@@ -123,7 +123,8 @@ def _switched(program: ClosedJaxpr, number: dict[int, int], which: Array, inputs
             return as_it_is(equation, [*inputs[:at], v, *inputs[at + 1 :]])[0]
 
         def of(v: Array) -> Array:
-            return jax.jvp(g, (v,), (jnp.ones_like(v),))[1]
+            u, pull = with_cotangents(g, v)
+            return pull(jnp.ones_like(u))[0]
 
         still = lax.stop_gradient(inputs[at])
         u = g(still)

@@ -162,12 +162,11 @@ def _within_bars(
     known = np.where(looked, np.abs(oracle), 0.0)
     size = np.max(known, axis=tuple(range(1, oracle.ndim)), keepdims=True, initial=0.0)
     allowed = np.where(looked, bars, 0.0) + 100 * eps * size + SHARP * kinks
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(looked, np.abs(hand - oracle), 0.0)
-    apart = np.where(np.isnan(apart), np.inf, apart)
-    others = int(np.sum(np.any((kinks > 0) & (apart > 2 * allowed), axis=0)))
-    apart = np.maximum(apart - kinks, 0.0)
-    with np.errstate(over="ignore"):
+        apart = np.where(np.isnan(apart), np.inf, apart)
+        others = int(np.sum(np.any((kinks > 0) & (apart > 2 * allowed), axis=0)))
+        apart = np.maximum(apart - kinks, 0.0)
         error = float(np.max(apart / np.maximum(known, SHARP * size + np.finfo(float).tiny), initial=0.0))
     if np.any(apart > BARS * allowed):
         if looked.all() and error > BARS * residual.round_off:
@@ -179,10 +178,9 @@ def _within_bars(
     width = max(width, 100 * eps) if 100 * eps > SHARP else width
     if width > SHARP or np.any(apart > 2 * allowed):
         sure = f"only sure to {width:.0e}" if width < 1 else "sure to no digit, being 0 but for rounding"
-        detail = f"off by {error:.1e}, and the oracle is {sure}"
-        return Judged(Verdict(name, CANNOT_TELL, detail, error))
-    at_kinks = f"; at {others} kink{'s' * (others > 1)} it has another subgradient, as right" if others else ""
-    return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}{at_kinks}", error))
+        return Judged(Verdict(name, CANNOT_TELL, f"off by {error:.1e}, and the oracle is {sure}", error))
+    more = f"; at {others} kink{'s' * (others > 1)} it has another subgradient, as right" if others else ""
+    return Judged(Verdict(name, OK, f"{error:.0e} off; the oracle is sure to {width:.0e}{more}", error))
 
 
 def _narrow(own: Compared, residual: Residual) -> Judged:
@@ -228,12 +226,10 @@ def _absent(
 ) -> Judged:
     with np.errstate(invalid="ignore"):
         if np.any(np.abs(oracle) > BARS * bars):
-            return wrong(
-                name, "structure", "the backward returned None for it, which stands for zero, and it is not zero"
-            )
-    return _looked_at(
-        Judged(Verdict(name, OK, "None, and the oracle's is zero", 0.0)), samples, n, oracle, bars, unseen
-    )
+            detail = "the backward returned None for it, which stands for zero, and it is not zero"
+            return wrong(name, "structure", detail)
+    absent = Judged(Verdict(name, OK, "None, and the oracle's is zero", 0.0))
+    return _looked_at(absent, samples, n, oracle, bars, unseen)
 
 
 def _looked_at(
@@ -254,8 +250,7 @@ def _looked_at(
     blind = ~np.any(np.isfinite(oracle) & np.isfinite(bars), axis=0) & ~unseen
     if np.any(blind) or (oracle[0].size and unseen.all()):
         why = "only outputs that are NaN or infinite depend on it" if broken else "the oracle has no value"
-        detail = f"{why}{_where(blind)}"
-        return Judged(Verdict(v.where, CANNOT_TELL, detail, v.error))
+        return Judged(Verdict(v.where, CANNOT_TELL, f"{why}{_where(blind)}", v.error))
     return Judged(v._replace(detail=v.detail + more), judged.finding)
 
 
@@ -311,9 +306,8 @@ def _is_seen_along(samples: Sequence[Sample], n: int, oracle: np.ndarray, bars: 
 
 def _worst(hand: np.ndarray, oracle: np.ndarray, apart: np.ndarray, kinks: np.ndarray) -> str:
     index = np.unravel_index(int(apart.argmax()), apart.shape)
-    at, kink = [int(i) for i in index[1:]], kinks[index]
-    right = f"up to {kink:.3e} off {oracle[index]:.3e}, at a kink" if kink else f"{oracle[index]:.3e}"
-    return f"at {at} it is {hand[index]:.3e}, the oracle's {right}"
+    right = f"up to {kinks[index]:.3e} off {oracle[index]:.3e}, at a kink" if kinks[index] else f"{oracle[index]:.3e}"
+    return f"at {[int(i) for i in index[1:]]} it is {hand[index]:.3e}, the oracle's {right}"
 
 
 def _residual(
