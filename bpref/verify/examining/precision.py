@@ -278,7 +278,7 @@ def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, t
             return apart_as_a_whole(np.where(skipped, 0.0, v), known)
 
         off = whole(hand), whole(autodiff), whole(once)
-        scale = scales(*(np.where(skipped, 0.0, v) for v in (hand, autodiff)), known)
+        scale = scales(np.where(skipped, 0.0, hand), np.where(skipped, 0.0, autodiff), known)
         return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:], scale=scale)
 
 

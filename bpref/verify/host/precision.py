@@ -86,7 +86,7 @@ class Compared(NamedTuple):
             return apart_as_a_whole(np.where(known, v, 0), truth)
 
         off = whole(self.hand), whole(self.other), whole(truth.astype(dtype))
-        scale = scales(*(np.where(known, v, 0) for v in (self.hand, self.other)), truth)
+        scale = scales(np.where(known, self.hand, 0), np.where(known, self.other, 0), truth)
         row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside, scale=scale)
         scaled = row._replace(hand=hand / unit, autodiff=other / unit)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
