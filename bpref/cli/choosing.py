@@ -53,6 +53,8 @@ def choose_table(
             if value is not None:
                 raise UsageError(f"{option} goes with --data, a table of your own")
         dataset = dataset or DEFAULT
+        if Path(dataset).suffix:
+            raise UsageError(f"{dataset!r} is no data set or model; a table of your own is --data {dataset}")
         require_known("data set or model", dataset, [*EMBEDDED, *OF_TEXT, *OF_IMAGES])
         return EMBEDDED[dataset](), RECIPES[dataset]
     if dataset is not None:

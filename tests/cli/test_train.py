@@ -117,6 +117,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["diabets"], "unknown data set or model 'diabets'; the nearest are diabetes, digits"),
+        (["my.csv"], "'my.csv' is no data set or model; a table of your own is --data my.csv"),
         (["digits", "--data", "t.csv"], "both 'digits' and --data are given; train on one of them"),
         (["--layout", "tensor"], "--layout goes with --mesh, the devices among which parameters are divided"),
         (["--mesh", "data=64"], "mesh 'data=64' is of 64 devices, and there is 1"),
