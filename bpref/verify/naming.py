@@ -57,8 +57,9 @@ def function_name(fun: object) -> str:
 
 
 def first_line(error: Exception, otherwise: str = "without a message") -> str:
-    """The first line of an error's message that says anything."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), otherwise)
+    """The first line of an error's message that says anything; with the next one, where it announces that."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [otherwise]
+    return f"{first} {rest[0]}" if rest and first.endswith(":") else first
 
 
 def in_short(error: Exception) -> str:

@@ -498,3 +498,17 @@ def test_infinite_everywhere_says_nothing():
 def test_a_host_function_may_write_into_its_arguments():
     sine = lambda x: np.sin(x, out=x)  # noqa: E731
     assert bpref.check(sine, X, backward=lambda args, dy: (np.cos(args[0]) * dy,), key=1).ok
+
+
+def test_the_other_order_of_bytes_is_read_and_what_jax_has_not_is_named():
+    f = rule(jnp.sin, lambda args, dy: (dy * jnp.cos(args[0]),))
+    assert bpref.check(f, X.astype(X.dtype.newbyteorder()), key=1).ok
+    if np.dtype(np.longdouble).itemsize > 8:
+        with pytest.raises(TypeError, match="which JAX has not; expected one such as float64$"):
+            bpref.check(f, X.astype(np.longdouble))
+
+
+def test_of_an_error_that_announces_its_reason_the_reason_is_said():
+    f = rule(jnp.sin, lambda args, dy: (dy * jnp.cos(args[0]),))
+    with pytest.raises(bpref.CannotCheck, match="Binding failed with the error: too many positional arguments"):
+        bpref.check(f, X, backward=f)

@@ -185,7 +185,9 @@ def as_jax_sees_it(v: object) -> Leaf:
         )
     if isinstance(v, jax.Array | jax.ShapeDtypeStruct) and points.is_key(v):
         return v  # type: ignore[return-value]  # the one array that NumPy has not, see `Arrays`
-    dtype = jax.dtypes.canonicalize_dtype(v.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(np.dtype(v.dtype).newbyteorder("="))
+    if dtype in (np.longdouble, np.clongdouble) and np.dtype(np.longdouble).itemsize > 8:
+        raise TypeError(f"check: an argument has dtype {dtype}, which JAX has not; expected one such as float64")
     return jax.ShapeDtypeStruct(v.shape, dtype) if isinstance(v, jax.ShapeDtypeStruct) else np.asarray(v).astype(dtype)
 
 
