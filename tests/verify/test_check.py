@@ -10,6 +10,7 @@ import pytest
 
 import bpref
 from bpref.corpus import DERIVATIONS
+from bpref.verify.examining.refusals import CannotCheck
 from tests.conftest import SEED
 
 RNG = np.random.default_rng(SEED)
@@ -504,11 +505,11 @@ def test_the_other_order_of_bytes_is_read_and_what_jax_has_not_is_named():
     f = rule(jnp.sin, lambda args, dy: (dy * jnp.cos(args[0]),))
     assert bpref.check(f, X.astype(X.dtype.newbyteorder()), key=1).ok
     if np.dtype(np.longdouble).itemsize > 8:
-        with pytest.raises(TypeError, match="which JAX has not; expected one such as float64$"):
+        with pytest.raises(TypeError, match="which JAX has not; expected one such as float64"):
             bpref.check(f, X.astype(np.longdouble))
 
 
 def test_of_an_error_that_announces_its_reason_the_reason_is_said():
     f = rule(jnp.sin, lambda args, dy: (dy * jnp.cos(args[0]),))
-    with pytest.raises(bpref.CannotCheck, match="Binding failed with the error: too many positional arguments"):
+    with pytest.raises(CannotCheck, match="Binding failed with the error: too many positional arguments"):
         bpref.check(f, X, backward=f)
