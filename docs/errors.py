@@ -9,12 +9,20 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jaxtyping import PyTree
 
+from bpref.formulas.matrices import (
+    dominant_diagonal,
+    positive_definite,
+    spread_eigenvalues,
+    spread_singular_values,
+)
 from bpref.rule import Case, Real, Rule
 from bpref.verify.examining.prepare import Prepared
-from bpref.verify.numbers.measure import summarise
+from bpref.verify.numbers.measure import rounded, summarise
 from bpref.verify.rules.catalogue import prepare_example, rows_of, sizes_of
 from bpref.verify.rules.draw import Example, draw, is_spec
 from docs import by_rule
@@ -23,6 +31,9 @@ FILE = Path(__file__).parent / "errors.json"
 
 SIZES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 """What real inputs are multiplied by, those that are drawn near 1."""
+
+OF_ANY_SIZE = (None, spread_singular_values, spread_eigenvalues, positive_definite, dominant_diagonal)
+"""What a matrix that is multiplied by a positive number still is."""
 
 Pair = tuple[float, float]
 """Errors by hand and by autodiff: the 99th percentile of all cotangents' elements, in units of the last place."""
@@ -37,12 +48,12 @@ def measured(rule: Rule, seed: int = 0) -> list[Pair | None]:
 
 
 def can_be_scaled(case: Case) -> bool:
-    """Whether there is a real input of any size in it: none that is a probability, or a matrix of some kind."""
+    """Whether there is a real input of any size in it: none that is a probability, or of length 1."""
     return any(map(_is_free, jax.tree.leaves(case.x, is_leaf=is_spec)))
 
 
 def _is_free(spec: object) -> bool:
-    return isinstance(spec, Real) and spec.domain is None and not spec.simplex
+    return isinstance(spec, Real) and spec.domain in OF_ANY_SIZE and not spec.simplex
 
 
 def _scaled(case: Case, x: PyTree, size: float) -> PyTree:
@@ -53,6 +64,9 @@ def _scaled(case: Case, x: PyTree, size: float) -> PyTree:
 
 
 def _at(example: Example, ready: Prepared) -> Pair | None:
+    given = jax.tree.map(jnp.asarray, rounded((example.params, example.x), jnp.float32))
+    if not any(map(_has_value, jax.tree.leaves(jax.jit(lambda *of: example.layer.forward(*of)[0])(*given)))):
+        return None
     with np.errstate(all="ignore"):
         rows = [row for row in rows_of([example], ready) if not row.where.startswith("y")]
         defined = [row for row in rows if row.fault is None or row.fault.kind != "undefined"]
@@ -61,6 +75,10 @@ def _at(example: Example, ready: Prepared) -> Pair | None:
         by_hand, by_autodiff = (np.concatenate(v) for v in zip(*((r.hand, r.autodiff) for r in defined), strict=True))
         pair = float(summarise(by_hand).p99), float(summarise(by_autodiff).p99)
     return pair if np.isfinite(pair).all() else None
+
+
+def _has_value(v: Array) -> bool:
+    return bool(jnp.any(jnp.isfinite(v)))
 
 
 @cache
