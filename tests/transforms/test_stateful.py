@@ -330,3 +330,13 @@ def test_bad_calls_are_refused(call, message):
     with pytest.raises((TypeError, ValueError)) as refused:
         call()
     assert str(refused.value).startswith(message)
+
+
+def test_one_word_evaluates_over_devices_too():
+    layer = bpref.over_devices(
+        bpref.serial(bpref.linear(3), bpref.dropout(0.5)), "model", 2, params=0, x=0, cache=0, y=0
+    )
+    x = jnp.ones((2, 4, 5))
+    params = layer.init(jax.random.key(0), x)
+    assert jnp.any(layer.forward(params, x)[0] == 0)
+    assert not jnp.any(bpref.evaluation(layer).forward(params, x)[0] == 0)
