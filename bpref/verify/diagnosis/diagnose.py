@@ -16,6 +16,7 @@ from bpref.verify.diagnosis.places import right_region, sparse, sparse_by_name
 from bpref.verify.diagnosis.residual import (
     Diagnosis,
     Residual,
+    agree,
     cotangents_of_outputs,
     informative,
     is_floating,
@@ -132,6 +133,8 @@ def _observations(r: Residual) -> list[str]:
                 return [f"hand = reference x {text}"]
             if _all_near(r, r.hand * times, r.oracle):
                 return [f"hand = reference / {text}"]
+    if len(r.shape) > 1 and r.shape[-1] == r.shape[-2] > 1 and agree(r, _symmetric(r.oracle), value=_symmetric(r.hand)):
+        return ["its symmetric part is the reference's: it is right for arguments that are symmetric, and stay so"]
     ratio = np.where(live, r.hand / np.where(live, r.oracle, 1), np.nan)
     region = right_region(r)
     if region is not None:
@@ -150,6 +153,10 @@ def _observations(r: Residual) -> list[str]:
         if n > 1 and np.all(np.ptp(np.abs(difference), axis=axis + 1) <= r.round_off * np.max(scale_of(r.oracle)))
     ]
     return [f"the difference is constant along axis {', '.join(map(str, flat))}"] if flat else []
+
+
+def _symmetric(v: np.ndarray) -> np.ndarray:
+    return v + v.swapaxes(-1, -2).conj()
 
 
 def _all_near(r: Residual, a: np.ndarray, b: np.ndarray) -> bool:

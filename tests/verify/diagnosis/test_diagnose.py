@@ -280,3 +280,12 @@ def test_an_output_is_diagnosed_too(rng):
     x = rng.normal(size=(3, 4))
     found = diagnose(residual_of("y", 3 * np.sin(x), np.sin(x), {"x": x}))
     assert found == ("factor", "3.000 x the reference, every element: a constant factor 3")
+
+
+def test_a_gradient_that_is_right_for_symmetric_arguments_alone_is_said_to_be():
+    """As Cholesky's often is, made symmetric, where the function reads one triangle."""
+    rng = np.random.default_rng(4)
+    A, oracle = rng.normal(size=(6, 4, 4)), np.tril(rng.normal(size=(6, 4, 4)))
+    found = diagnose(residual_of("A", (oracle + oracle.swapaxes(1, 2)) / 2, oracle, {"A": A}))
+    assert found.kind == "unexplained"
+    assert "its symmetric part is the reference's: it is right for arguments that are symmetric" in found.detail
