@@ -7,8 +7,14 @@ from g = 0, where a and b have one sum. A step makes the sum of every row a_i, a
     f_i <- -log sum_j b_j exp(K_ij + g_j)
     g_j <- -log sum_i a_i exp(K_ij + f_i)
 
-and it converges to where P has both. Differential of one step, with the shares V_ij = b_j exp(K_ij + f_i + g_j) of a
-row, which sum to 1 over j, and W_ij = a_i exp(K_ij + f_i + g_j) of a column, over i:
+and it converges to where P has both. Of several steps all but the first are products: with E_ij = exp(K_ij + f_i + g_j)
+where they begin, and u and v for exp of how far f and g have moved since,
+
+    v_j <- 1 / sum_i E_ij a_i u_i        u_i <- 1 / sum_j E_ij b_j v_j
+
+unless they move so far that what E has lost below the smallest numbers would count. Differential of one step, with the
+shares V_ij = b_j exp(K_ij + f_i + g_j) of a row, which sum to 1 over j, and W_ij = a_i exp(K_ij + f_i + g_j) of a
+column, over i:
 
     delta f_i = -sum_j V_ij (delta K_ij + delta g_j + delta b_j / b_j)
     delta g_j = -sum_i W_ij (delta K_ij + delta f_i + delta a_i / a_i)
@@ -31,7 +37,8 @@ from jax import Array
 
 from bpref.dtypes import widen
 from bpref.formulas.log_space import LOG_ZERO, known
-from bpref.loops import scan, settled
+from bpref.formulas.matrices import product, transpose
+from bpref.loops import cond, fori_loop, scan, settled
 
 
 def weights(alpha: Array) -> Array:
@@ -67,9 +74,34 @@ def weighed(a: Array, b: Array) -> Array:
 
 def end_of_steps(K: Array, a: Array, b: Array, steps: int, tolerance: float | None) -> tuple[Array, Array]:
     """f and g when they change no more."""
-    g = settled(lambda g: of_columns(K, a, of_rows(K, b, g)), jnp.zeros_like(b), steps, tolerance)
+    together, alone = divmod(steps, TOGETHER)
+    g = settled(lambda g: _together(K, a, b, g), jnp.zeros_like(b), together, tolerance)
+    g = settled(lambda g: _step(K, a, b, g), g, alone, tolerance)
     f = of_rows(K, b, g)
     return f, of_columns(K, a, f)
+
+
+TOGETHER, FURTHEST = 10, 20.0
+"""How many steps are products with one matrix, and how far a number may move in them: what is 0 there stays nothing."""
+
+
+def _step(K: Array, a: Array, b: Array, g: Array) -> Array:
+    return of_columns(K, a, of_rows(K, b, g))
+
+
+def _together(K: Array, a: Array, b: Array, g: Array) -> Array:
+    """`TOGETHER` steps from g, by products with E where these keep within the reach of exponentials."""
+    f = of_rows(K, b, g)
+    E = jnp.where(weighed(a, b) > 0, scaled(K, f, g), 0)
+
+    def step(u, _):
+        v = 1 / jnp.where(b > 0, product(transpose(E), (a * u)[..., None])[..., 0], 1)
+        return 1 / jnp.where(a > 0, product(E, (b * v)[..., None])[..., 0], 1), v
+
+    u, v = scan(step, jnp.ones_like(f), length=TOGETHER)
+    of_rows_moved, moved = jnp.log(u), jnp.log(v[-1])
+    is_near = (jnp.max(jnp.abs(of_rows_moved), initial=0) < FURTHEST) & (jnp.max(jnp.abs(moved), initial=0) < FURTHEST)
+    return cond(is_near, lambda: g + moved, lambda: fori_loop(0, TOGETHER, lambda _, g: _step(K, a, b, g), g))
 
 
 def steps_taken(K: Array, a: Array, b: Array, steps: int) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import scipy.optimize
 from scipy.special import expit
 
 import bpref
+from bpref.formulas.sinkhorn import end_of_steps, steps_taken, weights
 from tests.rules.sweeping import backpropagate, forward
 
 ACROSS = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -103,3 +104,17 @@ def test_wrong_calls_are_refused(make):
         with pytest.raises(ValueError) as refused:
             call()
         assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.03, 0.001])
+@pytest.mark.parametrize("steps", [3, 25, 200])
+def test_steps_that_are_products_end_where_steps_in_logarithms_do(epsilon, steps):
+    """Also where f and g move too far for products, and where a weight is 0."""
+    C, alpha, beta = drawn(7, 9)
+    x = C / epsilon, alpha.at[2].set(-jnp.inf), beta.at[3].set(-jnp.inf)
+    with jax.enable_x64(True):
+        K, a, b = -jnp.asarray(x[0], jnp.float64), *(weights(jnp.asarray(v, jnp.float64)) for v in x[1:])
+        found = end_of_steps(K, a, b, steps, None)
+        one_by_one = (v[-1] for v in steps_taken(K, a, b, steps + 1))
+        for came, expected in zip(found, one_by_one, strict=True):
+            np.testing.assert_allclose(came, expected, rtol=1e-11, atol=1e-11)
