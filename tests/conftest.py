@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -60,6 +62,19 @@ settings.register_profile("ci", derandomize=True, deadline=None, database=None, 
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 SLOW_TO_COMPILE = settings(suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def same_draws_in_any_order(request):
+    """What a test draws from its module's `RNG` or `GENERATOR` does not depend on which tests its worker ran before."""
+    rng, generator = (getattr(request.module, name, None) for name in ("RNG", "GENERATOR"))
+    if isinstance(rng, np.random.Generator):
+        rng.bit_generator.state = AFTER_IMPORT.setdefault(id(rng), rng.bit_generator.state)
+    if generator is not None:
+        generator.set_state(AFTER_IMPORT.setdefault(id(generator), generator.get_state()))
+
+
+AFTER_IMPORT: dict[int, Any] = {}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from tests.verify.diagnosis.wrong_cotangents import D, Dense, N, at, drawn, is_unexplained, residual_of
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(11)
 

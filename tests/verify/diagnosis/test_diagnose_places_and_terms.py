@@ -20,7 +20,7 @@ from tests.verify.diagnosis.wrong_cotangents import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(11)
 
