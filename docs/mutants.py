@@ -83,9 +83,13 @@ def _from_every_line(changes: list[Change]) -> list[Change]:
 
 
 def _verdict(examples: Sequence[Example], mutant: Mutant) -> Asked:
-    """Of the first example in which the mutant is wrong: at one value of an index it may be right, or unknown."""
+    """Of the first example in which the mutant is wrong: at one value of an index it may be right, or unknown.
+
+    One that is never wrong may have another subgradient at a kink, which is said of it.
+    """
     layer = examples[0].layer._replace(backward=mutant.backward)
     what, verdict = (mutant.name.rpartition(" (")[0], _code(_place(mutant.name))), OK
+    kinks = []
     for example in examples:
         params, x = jax.tree.map(_narrow, (example.params, example.x))
         report = bpref.check(layer, params, x, reference=example.reference, key=1729)
@@ -93,7 +97,8 @@ def _verdict(examples: Sequence[Example], mutant: Mutant) -> Asked:
             finding = report.findings[0]
             return Asked(*what, finding.where, finding.kind, finding.detail.partition("\n")[0])
         verdict = min(verdict, report.verdict, key=BY_GRAVITY.index)
-    return Asked(*what, "", verdict, "")
+        kinks += [Asked(*what, f.where, f.kind, f.detail) for f in report.findings if f.kind == "kink"]
+    return kinks[0] if kinks and verdict == OK else Asked(*what, "", verdict, "")
 
 
 def _narrow(v: np.ndarray) -> np.ndarray:
