@@ -252,6 +252,13 @@ def map_leaves(f: Callable[[Layer], Layer], layer: Layer) -> Layer:
     return layer.rebuild(*(mapped[i] for i in range(len(layer.parts))))
 
 
+def in_evaluation(layer: Layer) -> Layer | None:
+    """What a layer is in evaluation, leaf by leaf; `None` where that is itself."""
+    if not any(leaf.evaluating for _, leaf in leaves(layer)):
+        return None
+    return map_leaves(lambda leaf: leaf.evaluating or leaf, layer)
+
+
 def leaf_paths(layer: Layer) -> list[str]:
     """Where each leaf's parameters stand in those of the whole, and its name, in the order that they have in the tree.
 

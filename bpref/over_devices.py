@@ -33,7 +33,7 @@ from bpref.apart import sealed_by
 from bpref.checks.given import declared_of
 from bpref.checks.hyperparameters import is_integer, require_size
 from bpref.checks.shapes import normalized
-from bpref.layer import Layer, leaves, map_leaves, require_layer
+from bpref.layer import Layer, in_evaluation, require_layer
 from bpref.loops import varies_along
 
 SPLIT: PyTree = 0
@@ -138,10 +138,8 @@ def over_devices(layer: Layer, axis: str, devices: int, params: PyTree, x: PyTre
         return on_each(layer.backward, (params, cache, y), (params, x))(of_params, of_cache, dy)
 
     forward.__module__ = unwrap(layer.forward).__module__
-    evaluating = None
-    if any(leaf.evaluating for _, leaf in leaves(layer)):
-        in_evaluation = map_leaves(lambda leaf: leaf.evaluating or leaf, layer)
-        evaluating = over_devices(in_evaluation, axis, devices, params, x, cache, y)
+    inside = in_evaluation(layer)
+    evaluating = None if inside is None else over_devices(inside, axis, devices, params, x, cache, y)
     return Layer(init, forward, backward, who, evaluating=evaluating, sealed=sealed_by(layer))
 
 

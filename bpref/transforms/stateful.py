@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from bpref.apart import require_parts, taken_apart
 from bpref.dtypes import described
-from bpref.layer import Layer, P, State, With, X, Y, map_leaves, require_layer
+from bpref.layer import Layer, P, State, With, X, Y, in_evaluation, map_leaves, require_layer
 
 
 class StatefulCache(NamedTuple):
@@ -56,7 +56,7 @@ def evaluation(layer: Layer[P, X, Y, PyTree]) -> Layer[P, X, Y, PyTree]:
       TypeError: `layer` is no Layer.
     """
     require_layer("evaluation", "layer", layer)
-    return map_leaves(lambda leaf: leaf.evaluating or leaf, layer)
+    return in_evaluation(layer) or layer
 
 
 def _stateful_leaf(leaf: Layer) -> Layer:

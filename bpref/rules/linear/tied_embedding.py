@@ -44,7 +44,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
 from bpref.formulas.table import add_to_rows, as_ids, normal_table, rows
-from bpref.layer import Layer, Reals, leaves, map_leaves, require_layer, require_no_state
+from bpref.layer import Layer, Reals, in_evaluation, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
@@ -109,9 +109,8 @@ def tied_embedding(
         dW = add_to_rows(transposed_times(dz, cache.H), cache.x, dE)
         return TiedEmbeddingParams(cast(dW, W.dtype), dinner), None
 
-    evaluating = None
-    if any(leaf.evaluating for _, leaf in leaves(inner)):
-        evaluating = tied_embedding(vocabulary, features, map_leaves(lambda leaf: leaf.evaluating or leaf, inner))
+    inside = in_evaluation(inner)
+    evaluating = None if inside is None else tied_embedding(vocabulary, features, inside)
     return Layer(init, forward, backward, who, evaluating=evaluating, sealed=sealed_by(inner))
 
 
