@@ -103,14 +103,13 @@ def pages() -> dict[Path, str]:
         "figures of all rules": rule_figures.short(rules),
         "short figures": short(sequences.rows),
         "figures of the checker": bench_checker.tables(bench_checker.from_json(CHECKER.read_text())),
-        "figures of a suite": bench_suite.table(bench_suite.read(SUITE)),
         "figures of criteria": bench_criteria.table(bench_criteria.read(CRITERIA)),
         "figures of gpt": bench_models.short(models),
         "figures compiled": compiled_figures.short(compiled),
-        "figures of devices": bench_devices.table(json.loads(DEVICES.read_text())),
     }
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),
+        "figures of devices": bench_devices.table(json.loads(DEVICES.read_text())),
         "figures of kernels": bench_kernels.table(json.loads(KERNELS.read_text())),
         "figures of sequences": sequence_figures.tables(sequences),
         "figures of the seed": equations(SEED),
@@ -122,6 +121,7 @@ def pages() -> dict[Path, str]:
         "figures of kills": kill_and_resume.table(json.loads(KILLS.read_text())),
         "figures of keeping": bench_keeping.table(json.loads(KEEPING.read_text())),
         "figures of PyTorch": torch_figures.table(torch_figures.read(TORCH)),
+        "figures of a suite": bench_suite.table(bench_suite.read(SUITE)),
         "figures of draws": bench_draws.table(bench_draws.read(DRAWS)),
     }
     of_compiled = {
