@@ -1,18 +1,25 @@
-"""Calls that are refused: what each raises, and the whole message."""
+"""Calls that are refused: the whole message of each, and the call."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
 
-def refusals(calls: Mapping[str, tuple]) -> Callable[..., None]:
-    """A test of each `(call, message)`, a `ValueError`, or `(call, kind, message)`, by its name."""
+def refusals(calls: Mapping[str, Any], by: Callable[[Any], Any] = lambda call: call()) -> Callable[..., None]:
+    """A test of each call, that it is refused with its message: by a `ValueError`, where it does not say `TypeError: `.
 
-    @pytest.mark.parametrize("refused", calls.values(), ids=calls)
-    def is_refused(refused):
-        call, kind, message = refused if len(refused) == 3 else (refused[0], ValueError, refused[1])
+    Args:
+      calls: of each message what is refused with it. One that ends in `...` is how a longer one begins.
+      by: what is called with it, if it is no function that is called itself.
+    """
+
+    @pytest.mark.parametrize(("message", "given"), calls.items(), ids=calls)
+    def is_refused(message, given):
+        kind = TypeError if message.startswith("TypeError: ") else ValueError
         with pytest.raises(kind) as raised:
-            call()
-        assert str(raised.value) == message
+            by(given)
+        said, expected = str(raised.value), message.removeprefix("TypeError: ")
+        assert said == expected or (expected.endswith("...") and said.startswith(expected[:-3])), said
 
     return is_refused

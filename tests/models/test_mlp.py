@@ -135,24 +135,14 @@ P = mlp.init(jax.random.key(0), (3, 4, 1))
 WIDTHS = "expected two or more positive widths, the input's first"
 SHAPES = "expected one shape (N, n[L]), N at least 1"
 BAD_CALLS = {
-    "one width": (lambda: mlp.init(jax.random.key(0), (3,)), f"mlp: n is [3], {WIDTHS}"),
-    "no width": (lambda: mlp.init(jax.random.key(0), (3, 0, 1)), f"mlp: n is [3, 0, 1], {WIDTHS}"),
-    "columns": (
-        lambda: mlp.forward(P, jnp.ones((5, 2)), G),
-        "mlp: X has shape (5, 2), expected (N, n[0]) = (N, 3)",
+    f"mlp: n is [3], {WIDTHS}": lambda: mlp.init(jax.random.key(0), (3,)),
+    f"mlp: n is [3, 0, 1], {WIDTHS}": lambda: mlp.init(jax.random.key(0), (3, 0, 1)),
+    "mlp: X has shape (5, 2), expected (N, n[0]) = (N, 3)": lambda: mlp.forward(P, jnp.ones((5, 2)), G),
+    "mlp: g holds 1 activations (tanh), expected one for each of the 2 layers": (
+        lambda: mlp.forward(P, jnp.ones((5, 3)), G[:1])
     ),
-    "activations": (
-        lambda: mlp.forward(P, jnp.ones((5, 3)), G[:1]),
-        "mlp: g holds 1 activations (tanh), expected one for each of the 2 layers",
-    ),
-    "targets": (
-        lambda: mlp.cost(jnp.ones((5, 1)), jnp.ones(5)),
-        f"mlp: y has shape (5,), y_hat (5, 1); {SHAPES}",
-    ),
-    "no examples": (
-        lambda: mlp.cost(jnp.ones((0, 1)), jnp.ones((0, 1))),
-        f"mlp: y has shape (0, 1), y_hat (0, 1); {SHAPES}",
-    ),
+    f"mlp: y has shape (5,), y_hat (5, 1); {SHAPES}": lambda: mlp.cost(jnp.ones((5, 1)), jnp.ones(5)),
+    f"mlp: y has shape (0, 1), y_hat (0, 1); {SHAPES}": lambda: mlp.cost(jnp.ones((0, 1)), jnp.ones((0, 1))),
 }
 
 

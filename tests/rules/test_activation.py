@@ -17,132 +17,48 @@ ONES = jnp.ones((8, 6))
 KEY = jax.random.key(0)
 
 BAD_CALLS = {
-    "softmax along an axis that is not there": (
-        lambda: bpref.softmax(axis=2).forward((), ONES),
-        ValueError,
-        "softmax: x has shape (8, 6), which has no axis 2",
+    "softmax: x has shape (8, 6), which has no axis 2": lambda: bpref.softmax(axis=2).forward((), ONES),
+    "softmax: x has shape (8, 0), expected at least one element C in axis -1": (
+        lambda: bpref.softmax().forward((), ONES[:, :0])
     ),
-    "softmax of no classes": (
-        lambda: bpref.softmax().forward((), ONES[:, :0]),
-        ValueError,
-        "softmax: x has shape (8, 0), expected at least one element C in axis -1",
+    "softmax: x has shape (), which has no axis 1": lambda: bpref.softmax(1).forward((), jnp.float32(1)),
+    "log_softmax: x has shape (8, 6), which has no axis -3": lambda: bpref.log_softmax(axis=-3).forward((), ONES),
+    "sparsemax: x has shape (0, 6), expected at least one element C in axis 0": (
+        lambda: bpref.sparsemax(axis=0).forward((), ONES[:0])
     ),
-    "softmax along a scalar's second axis": (
-        lambda: bpref.softmax(1).forward((), jnp.float32(1)),
-        ValueError,
-        "softmax: x has shape (), which has no axis 1",
+    "gumbel_softmax: temperature is 0.0, expected a positive number": lambda: bpref.gumbel_softmax(temperature=0.0),
+    "gumbel_softmax: x has shape (8, 6), which has no axis 2": (
+        lambda: bpref.gumbel_softmax(axis=2).forward(GumbelSoftmaxParams(KEY), ONES)
     ),
-    "log_softmax along an axis that is not there": (
-        lambda: bpref.log_softmax(axis=-3).forward((), ONES),
-        ValueError,
-        "log_softmax: x has shape (8, 6), which has no axis -3",
+    "TypeError: gumbel_softmax: key has dtype float32, expected a PRNG key such as jax.random.key(0)": (
+        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(ONES), ONES)
     ),
-    "sparsemax of no classes": (
-        lambda: bpref.sparsemax(axis=0).forward((), ONES[:0]),
-        ValueError,
-        "sparsemax: x has shape (0, 6), expected at least one element C in axis 0",
+    "gumbel_softmax: key has shape (8,), expected one PRNG key such as jax.random.key(0)": (
+        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(jax.random.split(KEY, 8)), ONES)
     ),
-    "gumbel_softmax with no temperature": (
-        lambda: bpref.gumbel_softmax(temperature=0.0),
-        ValueError,
-        "gumbel_softmax: temperature is 0.0, expected a positive number",
+    "maxout: pieces is 0, expected a positive integer": lambda: bpref.maxout(0),
+    "maxout: x has shape (8, 6), expected (..., k m) with k = 4 pieces": lambda: bpref.maxout(4).forward((), ONES),
+    "prelu: initial is inf, expected a finite number": lambda: bpref.prelu(initial=float("inf")),
+    "prelu: x is a scalar, expected (..., d), a slope for each feature d": (
+        lambda: bpref.prelu(per_feature=True).init(KEY, jnp.float32(1))
     ),
-    "gumbel_softmax along an axis that is not there": (
-        lambda: bpref.gumbel_softmax(axis=2).forward(GumbelSoftmaxParams(KEY), ONES),
-        ValueError,
-        "gumbel_softmax: x has shape (8, 6), which has no axis 2",
+    "leaky_relu: negative_slope is -0.1, expected a number of at least 0": lambda: bpref.leaky_relu(-0.1),
+    "soft_cap: cap is inf, expected a positive number": lambda: bpref.soft_cap(float("inf")),
+    "maxout: pieces is True, expected a positive integer": lambda: bpref.maxout(True),
+    "glu: gate is 'swiglu', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh": (
+        lambda: bpref.glu("swiglu")
     ),
-    "gumbel_softmax with no key": (
-        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(ONES), ONES),
-        TypeError,
-        "gumbel_softmax: key has dtype float32, expected a PRNG key such as jax.random.key(0)",
+    "hard_tanh: low is 1.0, expected a number below high = -1.0": lambda: bpref.hard_tanh(1.0, -1.0),
+    "hard_tanh: high is inf, expected a finite number": lambda: bpref.hard_tanh(high=float("inf")),
+    "softplus: beta is -1.0, expected a positive number": lambda: bpref.softplus(-1.0),
+    "softplus: threshold is 0.0, expected a positive number or None": lambda: bpref.softplus(threshold=0.0),
+    "hard_shrink: size is -0.5, expected a number of at least 0": lambda: bpref.hard_shrink(-0.5),
+    "soft_shrink: size is -0.5, expected a number of at least 0": lambda: bpref.soft_shrink(-0.5),
+    "threshold: bound is nan, expected a finite number": lambda: bpref.threshold(float("nan")),
+    "softmin: x has shape (8, 0), expected at least one element C in axis -1": (
+        lambda: bpref.softmin().forward((), ONES[:, :0])
     ),
-    "gumbel_softmax with several keys": (
-        lambda: bpref.gumbel_softmax().forward(GumbelSoftmaxParams(jax.random.split(KEY, 8)), ONES),
-        ValueError,
-        "gumbel_softmax: key has shape (8,), expected one PRNG key such as jax.random.key(0)",
-    ),
-    "maxout of no pieces": (lambda: bpref.maxout(0), ValueError, "maxout: pieces is 0, expected a positive integer"),
-    "maxout of uneven pieces": (
-        lambda: bpref.maxout(4).forward((), ONES),
-        ValueError,
-        "maxout: x has shape (8, 6), expected (..., k m) with k = 4 pieces",
-    ),
-    "prelu with an infinite slope": (
-        lambda: bpref.prelu(initial=float("inf")),
-        ValueError,
-        "prelu: initial is inf, expected a finite number",
-    ),
-    "prelu with a slope for each feature of a scalar": (
-        lambda: bpref.prelu(per_feature=True).init(KEY, jnp.float32(1)),
-        ValueError,
-        "prelu: x is a scalar, expected (..., d), a slope for each feature d",
-    ),
-    "leaky_relu with a slope below zero": (
-        lambda: bpref.leaky_relu(-0.1),
-        ValueError,
-        "leaky_relu: negative_slope is -0.1, expected a number of at least 0",
-    ),
-    "soft_cap without end": (
-        lambda: bpref.soft_cap(float("inf")),
-        ValueError,
-        "soft_cap: cap is inf, expected a positive number",
-    ),
-    "maxout of a truth": (
-        lambda: bpref.maxout(True),
-        ValueError,
-        "maxout: pieces is True, expected a positive integer",
-    ),
-    "glu with a gate that is none": (
-        lambda: bpref.glu("swiglu"),
-        ValueError,
-        "glu: gate is 'swiglu', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh",
-    ),
-    "hard_tanh with bounds the wrong way round": (
-        lambda: bpref.hard_tanh(1.0, -1.0),
-        ValueError,
-        "hard_tanh: low is 1.0, expected a number below high = -1.0",
-    ),
-    "hard_tanh without a bound": (
-        lambda: bpref.hard_tanh(high=float("inf")),
-        ValueError,
-        "hard_tanh: high is inf, expected a finite number",
-    ),
-    "softplus with a beta below zero": (
-        lambda: bpref.softplus(-1.0),
-        ValueError,
-        "softplus: beta is -1.0, expected a positive number",
-    ),
-    "softplus with no threshold": (
-        lambda: bpref.softplus(threshold=0.0),
-        ValueError,
-        "softplus: threshold is 0.0, expected a positive number or None",
-    ),
-    "hard_shrink that grows": (
-        lambda: bpref.hard_shrink(-0.5),
-        ValueError,
-        "hard_shrink: size is -0.5, expected a number of at least 0",
-    ),
-    "soft_shrink that grows": (
-        lambda: bpref.soft_shrink(-0.5),
-        ValueError,
-        "soft_shrink: size is -0.5, expected a number of at least 0",
-    ),
-    "threshold that is nowhere": (
-        lambda: bpref.threshold(float("nan")),
-        ValueError,
-        "threshold: bound is nan, expected a finite number",
-    ),
-    "softmin of no classes": (
-        lambda: bpref.softmin().forward((), ONES[:, :0]),
-        ValueError,
-        "softmin: x has shape (8, 0), expected at least one element C in axis -1",
-    ),
-    "soft_cap with no cap": (
-        lambda: bpref.soft_cap(0.0),
-        ValueError,
-        "soft_cap: cap is 0.0, expected a positive number",
-    ),
+    "soft_cap: cap is 0.0, expected a positive number": lambda: bpref.soft_cap(0.0),
 }
 
 

@@ -28,105 +28,51 @@ def changed(layer, x, **params):
 
 
 BAD_CALLS = {
-    "correlation by steps that do not reach": (
-        lambda: bpref.correlation(3, 2),
-        ValueError,
-        "correlation: reach is 3, expected a multiple of step 2",
+    "correlation: reach is 3, expected a multiple of step 2": lambda: bpref.correlation(3, 2),
+    "deformable_convolution: window is (3,), expected its height and width": (
+        lambda: bpref.deformable_convolution(3, (3,))
     ),
-    "deformable_convolution along one axis": (
-        lambda: bpref.deformable_convolution(3, (3,)),  # pyright: ignore[reportArgumentType]
-        ValueError,
-        "deformable_convolution: window is (3,), expected its height and width",
-    ),
-    "deformable_convolution of offsets for other windows": (
+    "deformable_convolution: offsets has shape (2, 5, 6, 4, 2), expected (2, 4, 5, 4, 2), for windows (2, 2) of "
+    "images (2, 5, 6, 4)": (
         lambda: forward(
             bpref.deformable_convolution(3, (2, 2), padding="valid"),
             bpref.ImagesAndOffsets(IMAGE, jnp.zeros((2, 5, 6, 4, 2))),
-        ),
-        ValueError,
-        "deformable_convolution: offsets has shape (2, 5, 6, 4, 2), expected (2, 4, 5, 4, 2), for windows (2, 2) of "
-        "images (2, 5, 6, 4)",
+        )
     ),
-    "no window": (
-        lambda: bpref.convolution(8, ()),
-        ValueError,
-        "convolution: window is (), expected a tuple of 1 to 3 positive integers",
+    "convolution: window is (), expected a tuple of 1 to 3 positive integers": lambda: bpref.convolution(8, ()),
+    "convolution: window is 3, expected a tuple of 1 to 3 positive integers": lambda: bpref.convolution(8, 3),
+    "convolution: stride is 0, expected a positive integer, or 2 of them": lambda: bpref.convolution(8, stride=0),
+    "convolution: dilation is (1, 1, 1), expected a positive integer, or 2 of them": (
+        lambda: bpref.convolution(8, dilation=(1, 1, 1))
     ),
-    "window of a number": (
-        lambda: bpref.convolution(8, 3),  # pyright: ignore[reportArgumentType]
-        ValueError,
-        "convolution: window is 3, expected a tuple of 1 to 3 positive integers",
+    "convolution 'stem': padding is ((1, 1), (-1, 0)), expected 'same', 'valid', a non-negative "
+    "integer, or 2 of them or of pairs": (lambda: bpref.convolution(8, padding=((1, 1), (-1, 0)), name="stem")),
+    "convolution: padding is 'full', expected 'same', 'valid', a non-negative integer, or 1 of them or of pairs": (
+        lambda: bpref.convolution(8, (3,), padding="full")
     ),
-    "stride of 0": (
-        lambda: bpref.convolution(8, stride=0),
-        ValueError,
-        "convolution: stride is 0, expected a positive integer, or 2 of them",
+    "convolution: groups is 0, expected a positive integer": lambda: bpref.convolution(8, groups=0),
+    "convolution: features is 8, expected a positive multiple of groups 3": lambda: bpref.convolution(8, groups=3),
+    "convolution: x has 4 channels in its last axis, expected a positive multiple of groups 3": (
+        lambda: bpref.convolution(9, groups=3).init(KEY, IMAGE)
     ),
-    "dilation of too many": (
-        lambda: bpref.convolution(8, dilation=(1, 1, 1)),
-        ValueError,
-        "convolution: dilation is (1, 1, 1), expected a positive integer, or 2 of them",
+    "convolution: x has shape (2, 5, 4), expected 4 axes (N, H, W, C)": lambda: forward(bpref.convolution(8), SERIES),
+    "convolution: the window reaches over 7 elements of axis 1, x has 5 there and 0 of padding": (
+        lambda: forward(bpref.convolution(8, (3, 3), dilation=3, padding=((0, 0), (0, 2))), IMAGE)
     ),
-    "negative padding": (
-        lambda: bpref.convolution(8, padding=((1, 1), (-1, 0)), name="stem"),
-        ValueError,
-        "convolution 'stem': padding is ((1, 1), (-1, 0)), expected 'same', 'valid', a non-negative "
-        "integer, or 2 of them or of pairs",
+    "causal_convolution 'mixer': x has shape (2, 5, 6, 4), expected 3 axes (N, T, C)": (
+        lambda: forward(bpref.causal_convolution(8, name="mixer"), IMAGE)
     ),
-    "another padding": (
-        lambda: bpref.convolution(8, (3,), padding="full"),  # pyright: ignore[reportArgumentType]
-        ValueError,
-        "convolution: padding is 'full', expected 'same', 'valid', a non-negative integer, or 1 of them or of pairs",
+    "transposed_convolution: output_padding is -1, expected a non-negative integer, or 2 of them": (
+        lambda: bpref.transposed_convolution(8, padding=((1, 1), (1, 1)), output_padding=-1)
     ),
-    "no groups": (
-        lambda: bpref.convolution(8, groups=0),
-        ValueError,
-        "convolution: groups is 0, expected a positive integer",
+    "transposed_convolution: output_padding is (1, 1), expected less than the stride (2, 1)": (
+        lambda: bpref.transposed_convolution(8, stride=(2, 1), padding=((1, 1), (1, 1)), output_padding=1)
     ),
-    "features in groups": (
-        lambda: bpref.convolution(8, groups=3),
-        ValueError,
-        "convolution: features is 8, expected a positive multiple of groups 3",
+    "transposed_convolution: output_padding is (1, 1), which needs pairs for the padding, not 'same'": (
+        lambda: bpref.transposed_convolution(8, stride=2, output_padding=1)
     ),
-    "channels in groups": (
-        lambda: bpref.convolution(9, groups=3).init(KEY, IMAGE),
-        ValueError,
-        "convolution: x has 4 channels in its last axis, expected a positive multiple of groups 3",
-    ),
-    "another rank": (
-        lambda: forward(bpref.convolution(8), SERIES),
-        ValueError,
-        "convolution: x has shape (2, 5, 4), expected 4 axes (N, H, W, C)",
-    ),
-    "window beyond x": (
-        lambda: forward(bpref.convolution(8, (3, 3), dilation=3, padding=((0, 0), (0, 2))), IMAGE),
-        ValueError,
-        "convolution: the window reaches over 7 elements of axis 1, x has 5 there and 0 of padding",
-    ),
-    "causal in 2-D": (
-        lambda: forward(bpref.causal_convolution(8, name="mixer"), IMAGE),
-        ValueError,
-        "causal_convolution 'mixer': x has shape (2, 5, 6, 4), expected 3 axes (N, T, C)",
-    ),
-    "no output padding": (
-        lambda: bpref.transposed_convolution(8, padding=((1, 1), (1, 1)), output_padding=-1),
-        ValueError,
-        "transposed_convolution: output_padding is -1, expected a non-negative integer, or 2 of them",
-    ),
-    "output padding of a stride": (
-        lambda: bpref.transposed_convolution(8, stride=(2, 1), padding=((1, 1), (1, 1)), output_padding=1),
-        ValueError,
-        "transposed_convolution: output_padding is (1, 1), expected less than the stride (2, 1)",
-    ),
-    "output padding with same": (
-        lambda: bpref.transposed_convolution(8, stride=2, output_padding=1),
-        ValueError,
-        "transposed_convolution: output_padding is (1, 1), which needs pairs for the padding, not 'same'",
-    ),
-    "nothing left": (
-        lambda: forward(bpref.transposed_convolution(8, (3,), padding=((3, 3),)), jnp.ones((2, 2, 4))),
-        ValueError,
-        "transposed_convolution: the padding ((3, 3),) leaves y the sizes (-2,), from x (2, 2, 4)",
+    "transposed_convolution: the padding ((3, 3),) leaves y the sizes (-2,), from x (2, 2, 4)": (
+        lambda: forward(bpref.transposed_convolution(8, (3,), padding=((3, 3),)), jnp.ones((2, 2, 4)))
     ),
 }
 

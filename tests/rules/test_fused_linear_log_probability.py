@@ -21,20 +21,10 @@ ONES = OfTokens(*(jnp.ones(N),) * 3)
 fused = bpref.fused_linear_log_probability
 
 BAD_CALLS = {
-    "no temperature": (
-        lambda: fused(V, temperature=0.0),
-        ValueError,
-        "fused_linear_log_probability: temperature is 0.0, expected a positive number",
-    ),
-    "no block": (
-        lambda: fused(V, block=0),
-        ValueError,
-        "fused_linear_log_probability: block is 0, expected a positive integer",
-    ),
-    "no cap": (
-        lambda: fused(V, soft_cap=-1.0),
-        ValueError,
-        "fused_linear_log_probability: soft_cap is -1.0, expected a positive number or None",
+    "fused_linear_log_probability: temperature is 0.0, expected a positive number": lambda: fused(V, temperature=0.0),
+    "fused_linear_log_probability: block is 0, expected a positive integer": lambda: fused(V, block=0),
+    "fused_linear_log_probability: soft_cap is -1.0, expected a positive number or None": (
+        lambda: fused(V, soft_cap=-1.0)
     ),
 }
 

@@ -19,20 +19,10 @@ LAYER = bpref.latent_attention(2, 3, 2, head_dim=3, rope_dim=2, causal=False)
 PARAMS = LAYER.init(KEY, X)
 
 BAD_CALLS = {
-    "no rank": (
-        lambda: bpref.latent_attention(2, 0),
-        ValueError,
-        "latent_attention: kv_rank is 0, expected a positive integer",
-    ),
-    "an odd number of features to turn": (
-        lambda: bpref.latent_attention(2, 3, rope_dim=3),
-        ValueError,
-        "latent_attention: rope_dim is 3, expected an even number",
-    ),
-    "a memory": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, X)),
-        ValueError,
-        "latent_attention: there is a memory, expected None: keys and values are made of x",
+    "latent_attention: kv_rank is 0, expected a positive integer": lambda: bpref.latent_attention(2, 0),
+    "latent_attention: rope_dim is 3, expected an even number": lambda: bpref.latent_attention(2, 3, rope_dim=3),
+    "latent_attention: there is a memory, expected None: keys and values are made of x": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, X))
     ),
 }
 

@@ -16,26 +16,10 @@ def init(layer, x):
 
 
 BAD_CALLS = {
-    "no states": (
-        lambda: bpref.mamba_block(states=0),
-        ValueError,
-        "mamba_block: states is 0, expected a positive integer",
-    ),
-    "no channels inside": (
-        lambda: bpref.mamba_block(expand=0),
-        ValueError,
-        "mamba_block: expand is 0, expected a positive integer",
-    ),
-    "half a rank": (
-        lambda: bpref.mamba_block(rank=0.5),
-        ValueError,
-        "mamba_block: rank is 0.5, expected a positive integer",
-    ),
-    "a window on nothing": (
-        lambda: bpref.mamba_block(window=0),
-        ValueError,
-        "mamba_block: window is 0, expected a positive integer",
-    ),
+    "mamba_block: states is 0, expected a positive integer": lambda: bpref.mamba_block(states=0),
+    "mamba_block: expand is 0, expected a positive integer": lambda: bpref.mamba_block(expand=0),
+    "mamba_block: rank is 0.5, expected a positive integer": lambda: bpref.mamba_block(rank=0.5),
+    "mamba_block: window is 0, expected a positive integer": lambda: bpref.mamba_block(window=0),
 }
 
 

@@ -22,66 +22,38 @@ LAYER = bpref.multi_head_attention(2)
 PARAMS = LAYER.init(KEY, X)
 
 BAD_CALLS = {
-    "heads that do not divide the features": (
-        lambda: bpref.multi_head_attention(3).init(KEY, X),
-        ValueError,
-        "multi_head_attention: x has 4 features in its last axis, not a multiple of 3 heads",
+    "multi_head_attention: x has 4 features in its last axis, not a multiple of 3 heads": (
+        lambda: bpref.multi_head_attention(3).init(KEY, X)
     ),
-    "heads of keys that do not divide those of queries": (
-        lambda: bpref.multi_head_attention(4, 3),
-        ValueError,
-        "multi_head_attention: kv_heads is 3, expected a divisor of heads 4",
+    "multi_head_attention: kv_heads is 3, expected a divisor of heads 4": lambda: bpref.multi_head_attention(4, 3),
+    "multi_head_attention: heads is 0, expected a positive integer": lambda: bpref.multi_head_attention(0),
+    "multi_head_attention: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0": (
+        lambda: bpref.multi_head_attention(2, window=0)
     ),
-    "no heads": (
-        lambda: bpref.multi_head_attention(0),
-        ValueError,
-        "multi_head_attention: heads is 0, expected a positive integer",
+    "multi_head_attention: 3 of a head's 3 features are turned, expected an even number from 2 to 3": (
+        lambda: bpref.multi_head_attention(2, head_dim=3, rope=100.0).init(KEY, X)
     ),
-    "an empty window": (
-        lambda: bpref.multi_head_attention(2, window=0),
-        ValueError,
-        "multi_head_attention: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
+    "multi_head_attention: mask has shape (2, 1, 3, 4), expected (*b, N, T, S) = (2, 2, 3, 3) by q (2, 3, 2, 2) "
+    "and k (2, 3, 2, 2), or 1 in place of any": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, mask=jnp.ones((2, 1, 3, 4), bool)))
     ),
-    "an odd number of features to turn": (
-        lambda: bpref.multi_head_attention(2, head_dim=3, rope=100.0).init(KEY, X),
-        ValueError,
-        "multi_head_attention: 3 of a head's 3 features are turned, expected an even number from 2 to 3",
+    "multi_head_attention: memory_segments are given without segments": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, X, memory_segments=IDS))
     ),
-    "a mask of another length": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, mask=jnp.ones((2, 1, 3, 4), bool))),
-        ValueError,
-        "multi_head_attention: mask has shape (2, 1, 3, 4), expected (*b, N, T, S) = (2, 2, 3, 3) by q (2, 3, 2, 2) "
-        "and k (2, 3, 2, 2), or 1 in place of any",
+    "multi_head_attention: segments are given, and the memory (2, 2, 4) needs memory_segments too": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, X[:, :2], segments=IDS))
     ),
-    "segments of the memory alone": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, X, memory_segments=IDS)),
-        ValueError,
-        "multi_head_attention: memory_segments are given without segments",
+    "multi_head_attention: values has shape (2, 2, 4), expected (2, 3, g) as the keys": (
+        lambda: LAYER.forward(PARAMS, Sequences(X, values=X[:, :2]))
     ),
-    "segments without those of the memory": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, X[:, :2], segments=IDS)),
-        ValueError,
-        "multi_head_attention: segments are given, and the memory (2, 2, 4) needs memory_segments too",
+    "multi_head_attention: weights is 'all', expected one of heads, mean": (
+        lambda: bpref.multi_head_attention(2, weights="all")
     ),
-    "values of another length than the keys": (
-        lambda: LAYER.forward(PARAMS, Sequences(X, values=X[:, :2])),
-        ValueError,
-        "multi_head_attention: values has shape (2, 2, 4), expected (2, 3, g) as the keys",
+    "multi_head_attention: a key without a place is added, expected neither alibi nor relative_buckets": (
+        lambda: bpref.multi_head_attention(2, alibi=True, add_zero_attn=True)
     ),
-    "weights of nobody": (
-        lambda: bpref.multi_head_attention(2, weights="all"),
-        ValueError,
-        "multi_head_attention: weights is 'all', expected one of heads, mean",
-    ),
-    "a key without a place among distances": (
-        lambda: bpref.multi_head_attention(2, alibi=True, add_zero_attn=True),
-        ValueError,
-        "multi_head_attention: a key without a place is added, expected neither alibi nor relative_buckets",
-    ),
-    "dropout without a key": (
-        lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X),
-        ValueError,
-        "multi_head_attention: dropout is 0.5, and x.key is None; expected a PRNG key",
+    "multi_head_attention: dropout is 0.5, and x.key is None; expected a PRNG key": (
+        lambda: bpref.multi_head_attention(2, dropout=0.5).forward(PARAMS, X)
     ),
 }
 

@@ -14,33 +14,15 @@ pytestmark = pytest.mark.quick
 PAIR = jnp.zeros(3), jnp.zeros(3)
 
 BAD_CALLS = {
-    "no such form": (
-        lambda: bpref.simpo(form="ipo"),
-        "simpo: form is 'ipo', expected 'sigmoid' or 'hinge'",
-    ),
-    "a form that is none": (
-        lambda: bpref.cpo(form="simpo"),
-        "cpo: form is 'simpo', expected 'sigmoid', 'hinge' or 'ipo'",
-    ),
-    "a hinge that is smoothed": (
-        lambda: bpref.cpo(smoothing=0.1, form="hinge"),
-        "cpo: smoothing is 0.1, which form 'hinge' does not have",
-    ),
-    "a likelihood that is pushed down": (
-        lambda: bpref.cpo(likelihood=-1.0),
-        "cpo: likelihood is -1.0, expected a number of at least 0",
-    ),
-    "a margin without end": (
-        lambda: bpref.simpo(margin=float("inf")),
-        "simpo: margin is inf, expected a finite number",
-    ),
-    "a negative weight": (lambda: bpref.orpo(-0.1), "orpo: weight is -0.1, expected a number of at least 0"),
-    "a clip of all": (lambda: bpref.gspo(clip=1.0), "gspo: clip is 1.0, expected a number between 0 and 1"),
-    "no such deviation": (lambda: bpref.gspo(ddof=2), "gspo: ddof is 2, expected 0 or 1"),
-    "no temperature": (
-        lambda: bpref.total_variation(0.0),
-        "total_variation: temperature is 0.0, expected a positive number",
-    ),
+    "simpo: form is 'ipo', expected 'sigmoid' or 'hinge'": lambda: bpref.simpo(form="ipo"),
+    "cpo: form is 'simpo', expected 'sigmoid', 'hinge' or 'ipo'": lambda: bpref.cpo(form="simpo"),
+    "cpo: smoothing is 0.1, which form 'hinge' does not have": lambda: bpref.cpo(smoothing=0.1, form="hinge"),
+    "cpo: likelihood is -1.0, expected a number of at least 0": lambda: bpref.cpo(likelihood=-1.0),
+    "simpo: margin is inf, expected a finite number": lambda: bpref.simpo(margin=float("inf")),
+    "orpo: weight is -0.1, expected a number of at least 0": lambda: bpref.orpo(-0.1),
+    "gspo: clip is 1.0, expected a number between 0 and 1": lambda: bpref.gspo(clip=1.0),
+    "gspo: ddof is 2, expected 0 or 1": lambda: bpref.gspo(ddof=2),
+    "total_variation: temperature is 0.0, expected a positive number": lambda: bpref.total_variation(0.0),
 }
 
 

@@ -13,81 +13,39 @@ from tests.refusing import refusals
 X = jnp.ones((4, 6))
 
 BAD_CALLS = {
-    "an axis that is not there": (
-        lambda: bpref.reduce_sum(axis=(0, -3)).forward((), X),
-        ValueError,
-        "reduce_sum: axis is (0, -3), x has 2 axes (x: (4, 6))",
+    "reduce_sum: axis is (0, -3), x has 2 axes (x: (4, 6))": lambda: bpref.reduce_sum(axis=(0, -3)).forward((), X),
+    "reduce_prod: axis is (1, -1), which names an axis of x twice (x: (4, 6))": (
+        lambda: bpref.reduce_prod(axis=(1, -1)).forward((), X)
     ),
-    "an axis twice": (
-        lambda: bpref.reduce_prod(axis=(1, -1)).forward((), X),
-        ValueError,
-        "reduce_prod: axis is (1, -1), which names an axis of x twice (x: (4, 6))",
+    "reduce_sum: x has shape (0, 6), expected at least one value along axes (0,)": (
+        lambda: bpref.reduce_sum(axis=0, mean=True).forward((), jnp.ones((0, 6)))
     ),
-    "mean of nothing": (
-        lambda: bpref.reduce_sum(axis=0, mean=True).forward((), jnp.ones((0, 6))),
-        ValueError,
-        "reduce_sum: x has shape (0, 6), expected at least one value along axes (0,)",
+    "reduce_max: x has shape (0, 6), expected at least one value along axes (0, 1)": (
+        lambda: bpref.reduce_max().forward((), jnp.ones((0, 6)))
     ),
-    "largest of nothing": (
-        lambda: bpref.reduce_max().forward((), jnp.ones((0, 6))),
-        ValueError,
-        "reduce_max: x has shape (0, 6), expected at least one value along axes (0, 1)",
+    "variance: x has shape (1, 6), expected more than ddof = 1 values along axes (0,), not 1": (
+        lambda: bpref.variance(axis=0, ddof=1).forward((), X[:1])
     ),
-    "variance of too few": (
-        lambda: bpref.variance(axis=0, ddof=1).forward((), X[:1]),
-        ValueError,
-        "variance: x has shape (1, 6), expected more than ddof = 1 values along axes (0,), not 1",
+    "variance: ddof is -1, expected an integer of at least 0": lambda: bpref.variance(ddof=-1),
+    "reduce_max: axis is (0, 1), expected one axis, or None for all, where indices are asked for": (
+        lambda: bpref.reduce_max((0, 1), with_indices=True)
     ),
-    "a negative ddof": (
-        lambda: bpref.variance(ddof=-1),
-        ValueError,
-        "variance: ddof is -1, expected an integer of at least 0",
+    "vector_norm: p is nan, expected a number, math.inf or -math.inf": lambda: bpref.vector_norm(math.nan),
+    "fan_in: combined is 'mean', expected one of sum, product, concatenation": lambda: bpref.fan_in("mean"),
+    "fan_in: x has no array, expected at least one": lambda: bpref.fan_in().forward((), ()),
+    "fan_in: array 1 of x has shape (1, 6), expected that of array 0, (4, 6)": (
+        lambda: bpref.fan_in().forward((), (X, X[:1]))
     ),
-    "the index of the largest over several axes": (
-        lambda: bpref.reduce_max((0, 1), with_indices=True),
-        ValueError,
-        "reduce_max: axis is (0, 1), expected one axis, or None for all, where indices are asked for",
+    "fan_in: array 1 of x has shape (4, 2), expected that of array 0, (4, 6) but along axis 0": (
+        lambda: bpref.fan_in("concatenation", axis=0).forward((), {"a": X, "b": X[:, :2]})
     ),
-    "a p that is no number": (
-        lambda: bpref.vector_norm(math.nan),
-        ValueError,
-        "vector_norm: p is nan, expected a number, math.inf or -math.inf",
+    "fan_in: array 0 of x has shape (4, 6), which has no axis 2": (
+        lambda: bpref.fan_in("concatenation", axis=2).forward((), (X, X))
     ),
-    "a way of combining that is none": (
-        lambda: bpref.fan_in("mean"),
-        ValueError,
-        "fan_in: combined is 'mean', expected one of sum, product, concatenation",
+    "TypeError: fan_in: array 1 of x has dtype bfloat16, expected that of array 0, float32": (
+        lambda: bpref.fan_in("product").forward((), (X, X.astype(jnp.bfloat16)))
     ),
-    "a sum of nothing": (
-        lambda: bpref.fan_in().forward((), ()),
-        ValueError,
-        "fan_in: x has no array, expected at least one",
-    ),
-    "a sum of two shapes": (
-        lambda: bpref.fan_in().forward((), (X, X[:1])),
-        ValueError,
-        "fan_in: array 1 of x has shape (1, 6), expected that of array 0, (4, 6)",
-    ),
-    "a concatenation of two widths": (
-        lambda: bpref.fan_in("concatenation", axis=0).forward((), {"a": X, "b": X[:, :2]}),
-        ValueError,
-        "fan_in: array 1 of x has shape (4, 2), expected that of array 0, (4, 6) but along axis 0",
-    ),
-    "a concatenation along no axis": (
-        lambda: bpref.fan_in("concatenation", axis=2).forward((), (X, X)),
-        ValueError,
-        "fan_in: array 0 of x has shape (4, 6), which has no axis 2",
-    ),
-    "a product of two dtypes": (
-        lambda: bpref.fan_in("product").forward((), (X, X.astype(jnp.bfloat16))),
-        TypeError,
-        "fan_in: array 1 of x has dtype bfloat16, expected that of array 0, float32",
-    ),
-    "logsumexp of a scalar's second axis": (
-        lambda: bpref.logsumexp(axis=1).forward((), jnp.ones(())),
-        ValueError,
-        "logsumexp: axis is 1, x has 0 axes (x: ())",
-    ),
+    "logsumexp: axis is 1, x has 0 axes (x: ())": lambda: bpref.logsumexp(axis=1).forward((), jnp.ones(())),
 }
 
 

@@ -47,13 +47,11 @@ def test_the_noise_scale_is_that_of_two_unbiased_estimates():
 
 
 BAD_CALLS = {
-    "one example": (
-        lambda: bpref.gradient_noise_scale(jnp.ones(1), ()),
-        "gradient_noise_scale: norms has shape (1,), expected (N,) of at least 2 examples",
+    "gradient_noise_scale: norms has shape (1,), expected (N,) of at least 2 examples": (
+        lambda: bpref.gradient_noise_scale(jnp.ones(1), ())
     ),
-    "norms": (
-        lambda: bpref.gradient_products((jnp.ones(3),)),
-        "gradient_products: products have the shapes (3,), expected (..., N, N) of one N",
+    "gradient_products: products have the shapes (3,), expected (..., N, N) of one N": (
+        lambda: bpref.gradient_products((jnp.ones(3),))
     ),
 }
 
