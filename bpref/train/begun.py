@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,13 @@ def begun_with(directory: Path) -> Json:
         return {}
 
 
-def require_the_same(directory: Path, settings: Json) -> None:
+def require_the_same(directory: Path, settings: Json, but_for: Collection[str] = ()) -> None:
     """Raise `ValueError` for the settings that are not those which a run was begun with.
+
+    Args:
+      directory: the run's.
+      settings: all of them, as they are now.
+      but_for: the names of those that equality says nothing of.
 
     Raises:
       OSError: there is no `run.json`, or it cannot be read.
@@ -83,7 +88,13 @@ def require_the_same(directory: Path, settings: Json) -> None:
     except ValueError as error:
         raise ValueError(f"{directory / BEGUN} is damaged: it is no object of JSON") from error
     now = json.loads(json.dumps(settings))
-    others = [name for name in before | now if before.get(name) != now.get(name)]
+    others = [name for name in before | now if name not in but_for and before.get(name) != now.get(name)]
     if others:
-        parts = [f"{name} was {before.get(name)}, and is {now.get(name)} now" for name in others]
-        raise ValueError(f"{directory} cannot be gone on with, since it was begun otherwise: {'; '.join(parts)}")
+        raise begun_otherwise(
+            directory, *(f"{name} was {before.get(name)}, and is {now.get(name)} now" for name in others)
+        )
+
+
+def begun_otherwise(directory: Path, how: str) -> ValueError:
+    """Of a run that cannot be gone on with, since that is not the same."""
+    return ValueError(f"{directory} cannot be gone on with, since it was begun otherwise: {how}")

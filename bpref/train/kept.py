@@ -7,23 +7,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpref.layer import leaf_paths
-from bpref.train.begun import BEGUN, Json, require_the_same, write_begun
+from bpref.train.begun import BEGUN, Json, begun_otherwise, begun_with, require_the_same, write_begun
 from bpref.train.checkpoint import Checkpoints
 from bpref.train.keep import keeping
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.record import CHECKPOINTS, held, is_begun, require_new
 from bpref.train.start import Start, precision
+from bpref.train.traced import CannotCompare, Traced, difference
+
+OPTIMIZER = "optimizer"
+"""Of what a run was begun with, what its optimiser computes."""
 
 
 @contextmanager
 def kept(
-    directory: Path, settings: Json, begin: Start, epochs: int, every: int | None, resume: bool
+    directory: Path, settings: Json, optimizer: Traced, begin: Start, epochs: int, every: int | None, resume: bool
 ) -> Iterator[tuple[Reached | None, list[Visit]]]:
     """Within, what a run goes on from, None where it has just begun, and who visits it to keep it.
 
     Args:
       directory: a new one, or that of a run that is gone on with; no other run writes into it meanwhile.
       settings: what must be the same to go on, besides the layers and the arrays.
+      optimizer: what it computes, which must be the same too, as far as that is known.
       begin: the run's.
       epochs: how many there are to be in all.
       every: steps between checkpoints; None for once a minute. The last step leaves one too.
@@ -37,9 +42,10 @@ def kept(
     """
     if importlib.util.find_spec("orbax") is None:
         raise ImportError('checkpoints are written by orbax, which is not installed: pip install "bpref[cli]"')
-    settings = settings | {"layers": list(leaf_paths(begin.stepper.objective))}
+    settings = settings | {"layers": list(leaf_paths(begin.stepper.objective)), OPTIMIZER: optimizer._asdict()}
     if resume and is_begun(directory) and (directory / BEGUN).exists():
-        require_the_same(directory, settings)
+        require_the_same(directory, settings, but_for=(OPTIMIZER,))
+        require_the_same_updates(directory, optimizer)
     else:
         if not (resume and is_begun(directory)):
             require_new(directory)
@@ -53,3 +59,16 @@ def kept(
             raise ValueError(f"{directory}: {since.step} steps are done, more than the {steps} of epochs={epochs}")
         yield since, keeping(checkpoints, every, lambda: None, last=steps)
         checkpoints.wait()
+
+
+def require_the_same_updates(directory: Path, now: Traced) -> None:
+    """Raise `ValueError` where another optimiser has made a run's updates so far; a warning where that is not known."""
+    before = begun_with(directory).get(OPTIMIZER)
+    if not isinstance(before, dict):
+        return
+    try:
+        if what := difference(before, now):
+            raise begun_otherwise(directory, what)
+    except CannotCompare as unknown:
+        message = f"{directory} is gone on with, though {unknown}: whether it is the same is not known"
+        warnings.warn(message, stacklevel=5)

@@ -98,7 +98,10 @@ def fit(
         last one; the last three are kept.
       every: so many steps between them; once a minute where it is left out.
       resume: go on, bit for bit, with the run in `checkpoints`, also to more epochs; begin it where there is none yet.
-        Epochs that were done before are in the history, and not given to `on_epoch` again.
+        Epochs that were done before are in the history, and not given to `on_epoch` again. Other data, options, layers
+        by name, shapes or dtypes are refused, and another optimizer, as its traced `init` and `update` tell: other
+        numbers (a learning rate, a schedule), arrays, operations. What callbacks to Python compute is not noticed, nor
+        are numbers that layers and loss are made with (a rate of dropout), `metric`, `watch` and `on_epoch`.
 
     Example:
       >>> optimizer, data = optax.adam(0.01), (X, y)
@@ -146,6 +149,7 @@ def fit(
     if every is not None and every < 1:
         raise ValueError(f"every is {every}, expected at least 1 step")
     from bpref.train.kept import kept  # which reads this file
+    from bpref.train.traced import traced
 
     settings = {
         "seed": seed,
@@ -155,7 +159,7 @@ def fit(
         "most_skipped": most_skipped,
         "data": f"sha256 {digest(as_arrays(train, dtype), test)[:16]}",
     }
-    with kept(Path(checkpoints), settings, begin, epochs, every, resume) as (since, visits):
+    with kept(Path(checkpoints), settings, traced(optimizer, begin), begin, epochs, every, resume) as (since, visits):
         return steps(since, visits)
 
 

@@ -18,6 +18,7 @@ from bpref.compose import objective
 from bpref.dtypes import widen
 from bpref.layer import Layer, With, backpropagate, begin, map_leaves
 from bpref.naming import flat_names, name_of
+from bpref.programs import Typed
 from bpref.train.averaging import averaged
 from bpref.train.rounding import rounded_like
 from bpref.trained import select, trainable
@@ -229,7 +230,7 @@ def of_network(tree: PyTree) -> PyTree:
     return tree[0] if type(tree) is tuple else tree
 
 
-def is_key(v: Array) -> bool:
+def is_key(v: Typed) -> bool:
     """Whether it is a PRNG key, which no file takes and no training begins anew with."""
     return jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
 

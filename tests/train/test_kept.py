@@ -1,6 +1,7 @@
 """`fit` with checkpoints: what is stopped goes on to the same bits, and to more epochs; another run is refused."""
 
 import doctest
+import json
 from pathlib import Path
 
 import jax
@@ -86,7 +87,12 @@ def test_another_run_is_refused_and_named(fitted, tmp_path):
         ({"seed": 1}, begun_otherwise + "seed was 0, and is 1 now"),
         ({"data": other}, begun_otherwise + "data was sha256 "),
         ({"width": 5}, "is of another run: carry.going.updated.params."),
-        ({"optimizer": optax.sgd(0.1)}, "is of another run: carry.going.updated.state."),
+        ({"optimizer": optax.sgd(0.1)}, begun_otherwise + "the optimizer had other operations"),
+        ({"optimizer": optax.adam(0.1)}, begun_otherwise + "a number in the optimizer was -0.05, and is -0.1 now"),
+        (
+            {"optimizer": optax.adam(0.1, b1=0.8)},
+            "numbers in the optimizer were 0.1, 0.9, -0.05, and are 0.2, 0.8, -0.1",
+        ),
     ):
         with pytest.raises(ValueError, match="run") as error:
             fitted(resume=True, **options)
@@ -95,6 +101,43 @@ def test_another_run_is_refused_and_named(fitted, tmp_path):
         fitted()
     with held(tmp_path / "run"), pytest.raises(OSError, match="another run is writing into "):
         fitted(resume=True)
+
+
+def by_parts(steps=99, leaf=1.0):
+    """What closes over a schedule, arrays and the names of parts."""
+    schedule = optax.join_schedules([optax.constant_schedule(0.1), optax.cosine_decay_schedule(0.1, steps)], [5])
+    every = {"W": optax.adam(schedule), "b": optax.sgd(np.float32(0.5))}
+    scaled = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * np.full(u.shape, leaf), updates))
+    return optax.chain(scaled, optax.partition(every, lambda p: jax.tree.map(lambda v: "bW"[v.ndim > 1], p)))
+
+
+@pytest.mark.parametrize("update_in_backward", [False, True])
+def test_another_schedule_within_an_optimizer_is_named_and_the_same_one_made_anew_is_taken(fitted, update_in_backward):
+    options = {"resume": True, "update_in_backward": update_in_backward}
+    fitted(optimizer=by_parts(), epochs=1, **options)
+    with pytest.raises(ValueError, match=r": a number in the optimizer was 99.0, and is 98.0 now$"):
+        fitted(optimizer=by_parts(98), **options)
+    with pytest.raises(ValueError, match=r": the optimizer had other operations$"):
+        fitted(optimizer=by_parts(leaf=2.0), **options)
+    assert len(fitted(optimizer=by_parts(), **options).history) == 4
+
+
+def test_what_another_version_of_a_library_has_traced_is_a_warning(fitted, tmp_path):
+    """The same operations are the same by whichever version; an older run does not say what they were."""
+    fitted(epochs=1)
+    file = tmp_path / "run" / "run.json"
+    begun = json.loads(file.read_text())
+    begun["optimizer"]["by"] = "jax 0.1"
+    file.write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match=r": a number in the optimizer was -0.05, and is -0.1 now$"):
+        fitted(optimizer=optax.adam(0.1), resume=True)
+    begun["optimizer"]["program"] = "0"
+    file.write_text(json.dumps(begun))
+    with pytest.warns(UserWarning, match="though the optimizer was traced by jax 0.1 before, and is by jax "):
+        fitted(epochs=2, resume=True)
+    del begun["optimizer"]
+    file.write_text(json.dumps(begun))
+    assert len(fitted(resume=True).history) == 4
 
 
 def test_a_damaged_checkpoint_is_a_warning(fitted, tmp_path):
