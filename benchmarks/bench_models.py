@@ -32,7 +32,8 @@ from benchmarks.model_works import DEEP, RNG, WORK, Work, gpt_config, tokens
 from benchmarks.models_plot import plot
 from benchmarks.paired import Ratio, beside_each, least_time, paired, repetitions
 from benchmarks.sequence_blocks import POLICIES
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 
 PRODUCT = 1024
 """The matrices whose product says what the machine can do are so wide."""

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 import bpref
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 
 HERE = Path(__file__).parent
 ADAM = optax.adam(1e-3)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from benchmarks.plain_models import of_jax, turned
-from bpref.models.gpt import GptConfig
+from bpref.models.gpt_config import GptConfig
 from bpref.models.gpt_weights import save_weights
 
 ADAM = optax.adam(1e-3)

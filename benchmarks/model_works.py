@@ -12,7 +12,8 @@ import optax
 import bpref
 from benchmarks import library_models, plain_generative, plain_models
 from benchmarks.library_models import Jitted
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.models.mixture import MixtureConfig, mixture_objective
 from bpref.models.rearranged import Generative
 from bpref.models.text import text_model

@@ -14,7 +14,7 @@ import optax
 from jax import Array, lax
 
 from benchmarks import plain_sequences
-from bpref.models.gpt import GptConfig
+from bpref.models.gpt_config import GptConfig
 from bpref.models.mixture import MixtureConfig
 from bpref.rules import RULES
 from bpref.rules.block import mamba_block

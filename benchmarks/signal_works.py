@@ -11,7 +11,8 @@ import optax
 
 import bpref
 from benchmarks import plain_models
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 
 RNG = np.random.default_rng(0)
 

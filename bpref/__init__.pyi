@@ -55,10 +55,10 @@ from .layer import each_position as each_position
 from .layer import leaf_paths as leaf_paths
 from .layer import map_leaves as map_leaves
 from .models.generate import generate as generate
-from .models.gpt import GPT_PRESETS as GPT_PRESETS
-from .models.gpt import GptConfig as GptConfig
 from .models.gpt import gpt as gpt
 from .models.gpt import gpt_objective as gpt_objective
+from .models.gpt_config import GPT_PRESETS as GPT_PRESETS
+from .models.gpt_config import GptConfig as GptConfig
 from .models.gpt_published import config_of as config_of
 from .models.gpt_weights import load_weights as load_weights
 from .models.gpt_weights import save_weights as save_weights

@@ -9,7 +9,7 @@ import pytest
 
 import bpref
 from benchmarks import bench_models, library_models, model_works, plain_models
-from bpref.models.gpt import GptConfig
+from bpref.models.gpt_config import GptConfig
 from bpref.verify.oracle import gradient
 
 GPT = GptConfig(16, 8, 2, 2, 12, 5, eps=1e-3)

@@ -14,7 +14,8 @@ from bpref.checks.hyperparameters import require_size
 from bpref.compose import objective
 from bpref.devices.compiling import Compiled, compile_for, devices_of
 from bpref.layer import Layer, With, backpropagate, begin
-from bpref.models.gpt import GPT_PRESETS, GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GPT_PRESETS, GptConfig
 from bpref.models.lenet import lenet
 from bpref.models.mixture import MIXTURE_PRESETS, MixtureConfig, mixture_objective
 from bpref.models.rearranged import Generative

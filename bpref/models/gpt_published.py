@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from bpref.checks.hyperparameters import require_size
 from bpref.formulas.rotations import Stretch, fast_of
-from bpref.models.gpt import GptConfig
+from bpref.models.gpt_config import GptConfig
 from bpref.nearest import require_known
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
@@ -25,8 +25,35 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
+_NONE = {"soft_cap": (None,), "logit_soft_cap": (None,), "scale": (None,), "window": (None,), "windowed": ((True,),)}
+_NONE |= {"qk_norm": (False,), "zero_centred": (False,), "sandwich": (False,), "scaled_embedding": (False,)}
+_NONE |= {"rotated": ((True,),)}
+_LLAMA: dict[str, tuple] = _NONE | {"norm": ("rms",), "gated": (True,), "bias": (False,)}
+_SANDWICH = dict.fromkeys(("zero_centred", "sandwich", "scaled_embedding"), (True,))
+LAYOUTS = {
+    "gpt2": _NONE | {"rope": (None,), "norm": ("layer",), "gated": (False,), "bias": (True,), "head_dim": (None,)},
+    "llama": _LLAMA | {"bias": (False, True)},
+    "mistral": _LLAMA | {"window": ()},
+    "qwen2": _LLAMA | {"bias": ("qkv",)},
+    "qwen3": _LLAMA | {"qk_norm": (True,)},
+    "smollm3": _LLAMA | {"bias": (False, True), "rotated": ()},
+    "gemma2": _LLAMA | _SANDWICH | dict.fromkeys(("window", "windowed", "soft_cap", "logit_soft_cap", "scale"), ()),
+}
+"""For each model what its config can say, none standing for anything; the first that fits is that of a config."""
+
+ACTIVATION_OF = {"gemma2": ("hidden_activation", "gelu_pytorch_tanh")}
+"""What the entry is called, and what it is where a config does not say it; hidden_act and silu of the others."""
+
+WINDOWED = ("full_attention", "sliding_attention")
+"""What `layer_types` calls a block without a window, and one with."""
+
+HEAD_DIM = {"qwen3": 128, "gemma2": 256}
+"""The features of a head where a config does not say them; of others they are the width over the heads."""
+
 LLAMA_NAMES = {
     "vocabulary": "vocab_size",
     "width": "hidden_size",
@@ -79,23 +106,13 @@ def config_of(path: str | Path) -> GptConfig:
 def kind_of(config: GptConfig) -> str:
     """The published model that has such a config; `ValueError` where none has."""
     c = config
-    alike = c.kv_heads in (None, c.heads)
-    if c.soft_cap is not None or c.logit_soft_cap is not None:
-        raise ValueError(f"no published layout that is known has soft caps, as {config} has")
-    if not all(c.windowed):
-        raise ValueError(f"no published layout that is known has windows in some blocks alone, as {config} has")
-    if c.rope is None:
-        if (c.norm, c.gated, bool(c.bias), c.bias, c.window, alike) == ("layer", False, True, True, None, True):
-            return "gpt2"
-    elif not all(c.rotated):
-        if c.norm == "rms" and c.gated and isinstance(c.bias, bool) and c.window is None:
-            return "smollm3"
-    elif c.norm == "rms" and c.gated:
-        if c.bias == "qkv" and c.window is None:
-            return "qwen2"
-        if c.bias is False or (c.bias is True and c.window is None):
-            return "llama" if c.window is None else "mistral"
-    raise ValueError(f"no published layout has {config}; expected that of GPT-2, Llama, Mistral, Qwen 2 or SmolLM 3")
+    for kind, allowed in LAYOUTS.items():
+        fits = all(getattr(c, name) in values for name, values in allowed.items() if values)
+        if fits and (c.kv_heads in (None, c.heads) if kind == "gpt2" else c.rope is not None):
+            return kind
+    raise ValueError(
+        f"no published layout has {config}; expected that of GPT-2, Llama, Mistral, Qwen 2 or 3, SmolLM 3 or Gemma 2"
+    )
 
 
 Published = dict[str, Any]
@@ -121,13 +138,21 @@ def published_of(config: GptConfig, dtype: DTypeLike) -> Published:
             "activation_function": acts[c.activation],
         }
     of |= {theirs: getattr(c, ours) for ours, theirs in LLAMA_NAMES.items()}
-    of |= {"num_key_value_heads": c.kv_heads or c.heads, "hidden_act": acts[c.activation], "rope_theta": c.rope}
+    of |= {"num_key_value_heads": c.kv_heads or c.heads, "rope_theta": c.rope}
+    name, usual = ACTIVATION_OF.get(kind, ("hidden_act", "silu"))
+    of[name] = usual if ACTIVATIONS[usual] == c.activation else acts[c.activation]
+    if c.head_dim is not None or kind in HEAD_DIM:
+        of["head_dim"] = c.D
     of |= {"rope_scaling": None if c.stretch is None else _scaling_of(c.stretch)}
     if kind == "mistral":
         of["sliding_window"] = c.window
     if kind == "smollm3":
         of["pad_token_id"] = None  # theirs by default, which a small vocabulary does not have
         of["no_rope_layers"] = [int(sight.rope is not None) for sight in c.group] * (c.depth // len(c.group))
+    if kind == "gemma2":
+        of |= {"attn_logit_softcapping": c.soft_cap, "final_logit_softcapping": c.logit_soft_cap}
+        of |= {"query_pre_attn_scalar": _query_scalar(c), "sliding_window": c.window, "pad_token_id": None}
+        of["layer_types"] = [WINDOWED[sight.window is not None] for sight in c.group] * (c.depth // len(c.group))
     if kind in ("llama", "smollm3"):
         of |= {"attention_bias": bool(c.bias), "mlp_bias": bool(c.bias)}
     return of
@@ -153,25 +178,54 @@ def _of_gpt2(of: Published) -> GptConfig:
 def _of_llama(of: Published) -> GptConfig:
     kind = of["model_type"]
     sizes = {ours: of[theirs] for ours, theirs in LLAMA_NAMES.items()}
-    _require(of, "head_dim", (None, of["hidden_size"] // of["num_attention_heads"]), None)
     biases = [of.get(name) or False for name in ("attention_bias", "mlp_bias")]
     _require(of, "mlp_bias", (biases[0], None), False)
+    if kind in HEAD_DIM:
+        _require(of, "attention_bias", (False, None), False)
     rope, stretch = _rope(of)
+    D, usual = of.get("head_dim", HEAD_DIM.get(kind)), of["hidden_size"] / of["num_attention_heads"]
+    if kind == "gemma2":
+        sizes |= _of_gemma2(of, D or usual)
     return GptConfig(
         **sizes,
+        head_dim=None if usual == D else D,
+        qk_norm=kind == "qwen3",
         kv_heads=of.get("num_key_value_heads"),
         rope=rope,
         stretch=stretch,
-        activation=_activation(of, "hidden_act", "silu"),
+        activation=_activation(of, *ACTIVATION_OF.get(kind, ("hidden_act", "silu"))),
         bias="qkv" if kind == "qwen2" else biases[0],
-        tied=of.get("tie_word_embeddings", kind == "smollm3"),
+        tied=of.get("tie_word_embeddings", kind in ("smollm3", "gemma2")),
         window=_window(of),
         rotated=_rotated(of) if kind == "smollm3" else (True,),
     )
 
 
+def _of_gemma2(of: Published, D: float) -> Published:
+    """What Gemma 2 alone has."""
+    _require(of, "use_bidirectional_attention", (False, None), None)
+    scalar = of.get("query_pre_attn_scalar", 256)
+    return {
+        "soft_cap": of.get("attn_logit_softcapping", 50.0),
+        "logit_soft_cap": of.get("final_logit_softcapping", 30.0),
+        "scale": None if scalar == D else scalar**-0.5,
+        "windowed": _windowed(of),
+        "zero_centred": True,
+        "sandwich": True,
+        "scaled_embedding": True,
+    }
+
+
+def _query_scalar(c: GptConfig) -> int:
+    """What Gemma 2 divides by the root of."""
+    scalar = c.D if c.scale is None else c.scale**-2
+    if abs(scalar - round(scalar)) > 1e-6 * scalar:
+        raise ValueError(f"no published layout has the scale {c.scale}; expected 1 / sqrt(n) of an integer n")
+    return round(scalar)
+
+
 def _rotated(of: Published) -> tuple[bool, ...]:
-    """The shortest pattern of which SmolLM 3's blocks with rotations are repetitions."""
+    """The pattern of SmolLM 3's blocks with rotations."""
     L, told = require_size("gpt", "depth", of["num_hidden_layers"]), of.get("no_rope_layers")
     if told is None:
         every = require_size("gpt", "no_rope_layer_interval", of.get("no_rope_layer_interval", 4))
@@ -180,15 +234,30 @@ def _rotated(of: Published) -> tuple[bool, ...]:
         raise ValueError(
             f"no_rope_layers is {json.dumps(told)}, expected a list of 0 and 1, one for each of {L} layers"
         )
-    blocks = tuple(bool(v) for v in told[:L])
+    return _pattern(bool(v) for v in told[:L])
+
+
+def _windowed(of: Published) -> tuple[bool, ...]:
+    """The pattern of Gemma 2's blocks with windows."""
+    L = require_size("gpt", "depth", of["num_hidden_layers"])
+    told = of.get("layer_types") or [WINDOWED[i % 2 == 0] for i in range(L)]
+    if not isinstance(told, list) or len(told) != L or any(v not in WINDOWED for v in told):
+        raise ValueError(f"layer_types is {json.dumps(told)}, expected one of {' and '.join(WINDOWED)} for each layer")
+    return _pattern(v == WINDOWED[True] for v in told)
+
+
+def _pattern(of_blocks: Iterable[bool]) -> tuple[bool, ...]:
+    """The shortest one of which the blocks are repetitions."""
+    blocks = tuple(of_blocks)
+    L = len(blocks)
     return next(blocks[:p] for p in range(1, L + 1) if L % p == 0 and blocks[:p] * (L // p) == blocks)
 
 
 def _window(of: Published) -> int | None:
-    """Of Mistral every block's; Qwen 2 has it in its upper blocks, if at all."""
-    if of["model_type"] == "mistral":
+    """Of Mistral every block's; Qwen has it in its upper blocks, if at all."""
+    if of["model_type"] == "mistral" or (of["model_type"] == "gemma2" and any(_windowed(of))):
         return of.get("sliding_window", 4096)
-    if of["model_type"] in ("qwen2", "smollm3"):
+    if of["model_type"] in ("qwen2", "qwen3", "smollm3"):
         _require(of, "use_sliding_window", (False, None), False)
     return None
 

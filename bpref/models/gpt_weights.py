@@ -1,8 +1,8 @@
 """gpt_weights: the weights of others by the names that they are published under, and back.
 
-Published are the tensors of GPT-2 and those of Llama, which Mistral, Qwen 2 and SmolLM share. Each is some rows of
-one array of our params, in one block; GPT-2 has its matrices the other way, inputs first. One table of places, read
-from left to right, loads, and from right to left, saves.
+Published are the tensors of GPT-2 and those of Llama, which Mistral, Qwen, SmolLM and Gemma 2 share. Each is some
+rows of one array of our params, in one block; GPT-2 has its matrices the other way, inputs first. One table of places,
+read from left to right, loads, and from right to left, saves.
 """
 
 import json
@@ -18,7 +18,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from bpref.models.gpt import GptConfig, as_config, gpt
+from bpref.models.gpt import gpt
+from bpref.models.gpt_config import GptConfig, as_config
 from bpref.models.gpt_published import kind_of, published_of
 from bpref.naming import name_of
 
@@ -61,6 +62,17 @@ LLAMA = {
     "blocks.mlp.b_out": "model.layers.{}.mlp.down_proj.bias",
     "norm.scale": "model.norm.weight",
     "head.W": "lm_head.weight",
+}
+LLAMA |= {
+    "blocks.attention.attention.norm.q_scale": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.attention.attention.norm.k_scale": "model.layers.{}.self_attn.k_norm.weight",
+    "blocks.mlp.mlp.W_in": LLAMA["blocks.mlp.W_in"],
+    "blocks.mlp.mlp.W_out": LLAMA["blocks.mlp.W_out"],
+} | {f"blocks.attention.attention.W_{v}": f"model.layers.{{}}.self_attn.{v}_proj.weight" for v in "qkvo"}
+GEMMA2 = LLAMA | {
+    "blocks.attention.scale": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.mlp.norm.scale": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "blocks.mlp.scale": "model.layers.{}.post_feedforward_layernorm.weight",
 }
 """For each array of params the tensors that it is made of; `a|b` are two, one after the other along the rows."""
 
@@ -187,14 +199,19 @@ def _by_array(params: PyTree) -> Iterator[tuple[str, Array]]:
 
 
 def _names(config: GptConfig) -> dict[str, str]:
-    return GPT2 if kind_of(config) == "gpt2" else LLAMA
+    return {"gpt2": GPT2, "gemma2": GEMMA2}.get(kind_of(config), LLAMA)
 
 
 def places_of(config: GptConfig) -> dict[str, Place]:
     """The place of each tensor by its name."""
-    D = config.width // config.heads
-    K = (config.kv_heads or config.heads) * D
-    sizes = {"q_proj": config.width, "k_proj": K, "v_proj": K, "up_proj": config.hidden, "gate_proj": config.hidden}
+    K = (config.kv_heads or config.heads) * config.D
+    sizes = {
+        "q_proj": config.heads * config.D,
+        "k_proj": K,
+        "v_proj": K,
+        "up_proj": config.hidden,
+        "gate_proj": config.hidden,
+    }
     places = {}
     for array, v in _by_array(_drawn(config)):
         place = re.match(r"blocks\.(\d+)\.", array)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from bpref.compose import objective, scan, serial
 from bpref.layer import Layer
-from bpref.models.gpt import GptConfig, gpt, gpt_objective
+from bpref.models.gpt import gpt, gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.models.mixture import MixtureConfig, mixture, mixture_objective
 from bpref.nearest import meant
 from bpref.rules.block.lstm_block import lstm_block

@@ -9,7 +9,8 @@ from jax.experimental import topologies
 import bpref
 from bpref.devices.targets import CARDS, facts, target
 from bpref.devices.works import beside, both_forms, known, of_objective, work_of
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from tests.conftest import needs_libtpu
 
 S = jax.ShapeDtypeStruct

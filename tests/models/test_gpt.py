@@ -18,11 +18,18 @@ from tests.rules.sweeping import by_oracle, compiled
 LLAMA = bpref.GptConfig(23, 16, 2, 4, 12, 9, kv_heads=2, window=4, bias="qkv")
 OF_GPT2 = {"rope": None, "norm": "layer", "activation": "gelu", "gated": False, "bias": True, "tied": True}
 GPT2 = bpref.GptConfig(23, 16, 2, 4, 12, 9, **OF_GPT2)
+OF_GEMMA2 = {"activation": "gelu", "tied": True, "window": 4, "windowed": (True, False), "head_dim": 6, "scale": 0.3}
+OF_GEMMA2 |= {"soft_cap": 1.5, "logit_soft_cap": 2.0, "zero_centred": True, "sandwich": True, "scaled_embedding": True}
+GEMMA2 = bpref.GptConfig(23, 16, 4, 4, 12, 9, 2, **OF_GEMMA2)
+STRETCH = bpref.Stretch("llama3", 8.0, 8, 1.0, 4.0)
 CONFIGS = {
     "llama": LLAMA,
     "llama, tied": replace(LLAMA, tied=True),
     "llama, soft caps": replace(LLAMA, tied=True, soft_cap=1.5, logit_soft_cap=2.0),
     "blocks of four kinds": replace(LLAMA, depth=8, rotated=(True, True, True, False), windowed=(True, False)),
+    "qwen3": replace(LLAMA, window=None, bias=False, qk_norm=True, head_dim=6),
+    "gemma2": GEMMA2,
+    "a sandwich of layer norms": replace(GPT2, sandwich=True, zero_centred=True),
     "gpt2": GPT2,
     "gpt2, untied": replace(GPT2, tied=False),
 }
@@ -37,23 +44,47 @@ def table_of(params):
     return params["shared"]["body.embed.W"] if "shared" in params else params["body"]["embed"].W
 
 
+def norm_of(c, params, x):
+    return RULES[f"{c.norm}_norm"].reference(params, x, eps=c.eps, zero_centred=c.zero_centred)
+
+
+def plain_block(c, params, x, rope, window):
+    """As one rule, where its parameters are that of one; else half by half, each of its parts."""
+    of_logits = {"window": window, "soft_cap": c.soft_cap}
+    if not isinstance(params, dict):
+        given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, rope)
+        return RULES["transformer_block"].reference(params, x, *given, eps=c.eps, **of_logits)
+    for name, half in params.items():
+        half, *after = half if isinstance(half, tuple) and not hasattr(half, "_fields") else (half,)
+        if not isinstance(half, dict):
+            u = RULES["mlp_block"].reference(half, x, c.hidden, c.activation, c.gated, c.norm, eps=c.eps)
+        elif name == "attention":
+            own = {"head_dim": c.head_dim, "qk_norm": c.qk_norm, "eps": c.eps, "rope": rope, "scale": c.scale}
+            n = norm_of(c, half["norm"], x)
+            u = RULES["multi_head_attention"].reference(
+                half["attention"], n, c.heads, c.kv_heads, causal=True, **own, **of_logits
+            )
+        else:
+            u = RULES["mlp_block"].reference(half["mlp"], norm_of(c, half["norm"], x), c.hidden, c.activation, c.gated)
+        x = x + (norm_of(c, after[0], u) if after else u)
+    return x
+
+
 def plain(config, params, ids):
     """The logits, as they are written down."""
     c, net = config, params.get("network", params)
     body = net["body"]
-    x = table_of(params)[ids]
+    x = table_of(params)[ids] * (c.width**0.5 if c.scaled_embedding else 1.0)
     if c.rope is None:
         x = x + jnp.broadcast_to(body["positions"].W[: ids.shape[1]], x.shape)
-    block = RULES["transformer_block"].reference
     for l in range(c.depth):
         p = max(len(c.rotated), len(c.windowed))  # one divides the other here
         own = body["blocks"] if p == 1 else body["blocks"][l % p]
         own = jax.tree.map(lambda v, i=l // p: v[i], own)
         rope = c.rope if c.rotated[l % len(c.rotated)] else None
         window = c.window if c.windowed[l % len(c.windowed)] else None
-        given = (c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, rope)
-        x = block(own, x, *given, window=window, eps=c.eps, soft_cap=c.soft_cap)
-    x = RULES["layer_norm" if c.norm == "layer" else "rms_norm"].reference(body["norm"], x, c.eps)
+        x = plain_block(c, own, x, rope, window)
+    x = norm_of(c, body["norm"], x)
     z = x @ (table_of(params) if c.tied else net["head"].W).T
     return z if c.logit_soft_cap is None else c.logit_soft_cap * jnp.tanh(z / c.logit_soft_cap)
 
@@ -83,6 +114,24 @@ def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradi
         assert dx == (None, None)
 
 
+DECODED = CONFIGS | {"llama 3.1": replace(LLAMA, bias=False, window=None, stretch=STRETCH)}
+
+
+@pytest.mark.parametrize("config", DECODED.values(), ids=DECODED)
+def test_with_a_cache_every_position_has_the_logits_of_the_whole(config):
+    with jax.enable_x64(True):
+        network, (ids, _) = bpref.gpt(config), drawn(config)
+        params = compiled(network.init)(jax.random.key(SEED), ids)
+        expected = compiled(lambda p: network.forward(p, ids)[0])(params)
+        decoder = bpref.decoding(network, config.context)
+        state = bpref.begin(decoder, jax.random.key(SEED), ids)[1]
+        forward, came = compiled(lambda *of: decoder.forward(*of)[0]), []
+        for chunk in jnp.split(ids, (4, *range(5, config.context)), 1):  # a prompt, and token after token
+            logits, state = forward(params, bpref.With(chunk, state))
+            came.append(logits)
+    np.testing.assert_allclose(np.concatenate(came, 1), expected, rtol=0, atol=1e-12)
+
+
 PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -99,7 +148,16 @@ PUBLISHED = {
     "qwen2-0.5b": 494_032_768,
     "qwen2-1.5b": 1_543_714_304,
     "qwen2-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
     "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
     "smollm3-3b": 3_075_098_624,
 }
 """The sizes of the weights at huggingface.co, each array counted once, and masks left out (GPT-2's file has them)."""
@@ -174,6 +232,7 @@ DROPPED = {
     "of what is added": {"dropout": 0.2},
     "of the attention": {"attention_dropout": 0.2},
     "of both, tied": {"dropout": 0.2, "attention_dropout": 0.2, "tied": True},
+    "of parts": {"dropout": 0.2, "attention_dropout": 0.2, "sandwich": True, "zero_centred": True},
 }
 
 
@@ -225,7 +284,7 @@ def test_the_examples_run(name, tmp_path, monkeypatch):
 
 def test_a_preset_is_found_however_it_is_written():
     assert bpref.gpt("GPT2").name == "shared"
-    assert bpref.models.gpt.as_config("Llama 3 8B") == bpref.GPT_PRESETS["llama-3-8b"]
+    assert bpref.models.gpt_config.as_config("Llama 3 8B") == bpref.GPT_PRESETS["llama-3-8b"]
 
 
 SIZES = {"vocabulary": 5, "width": 8, "depth": 1, "heads": 2, "hidden": 4, "context": 3}
@@ -243,6 +302,13 @@ WRONG = {
     "norm": ({"norm": "batch"}, "gpt: norm is 'batch', expected 'layer' or 'rms'"),
     "dropout": ({"dropout": 1.0}, "gpt: dropout is 1.0, expected a number from 0 to below 1"),
     "bias": ({"bias": "q"}, "gpt: bias is 'q', expected True, False or 'qkv'"),
+    "head_dim": ({"head_dim": 0}, "gpt: head_dim is 0, expected a positive integer"),
+    "odd heads": ({"head_dim": 3}, "gpt: width is 8, 3 for each of 2 heads; RoPE turns pairs"),
+    "scale": ({"scale": 0}, "gpt: scale is 0, expected a positive number or None"),
+    "qkv": (
+        {"bias": "qkv", "qk_norm": True},
+        "gpt: bias is 'qkv', expected True or False with qk_norm, zero_centred or a scale",
+    ),
     "tied": ({"tied": "no"}, "gpt: tied is 'no', expected True or False"),
     "stretch": (
         {"rope": None, "stretch": bpref.Stretch("linear", 2.0)},

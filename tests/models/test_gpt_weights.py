@@ -31,6 +31,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 8,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "original_max_position_embeddings": 16}
+GEMMA2 = {"head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": 5, "pad_token_id": None}
+GEMMA2 |= {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}
 GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "bos_token_id": 0}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "eos_token_id": 0}
 MODELS = {
@@ -40,6 +42,9 @@ MODELS = {
     "llama, biases, yarn": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_scaling": YARN}),
     "mistral, a window": ("Mistral", LLAMA | {"sliding_window": 5}),
     "qwen2": ("Qwen2", LLAMA),
+    "qwen2, tied": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", LLAMA | {"head_dim": 6, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", LLAMA | GEMMA2),
     "smollm3": ("SmolLM3", LLAMA | {"num_hidden_layers": 6, "no_rope_layers": [1, 0, 1] * 2, "pad_token_id": None}),
 }
 ALL = pytest.mark.parametrize(("family", "given"), MODELS.values(), ids=MODELS)
@@ -254,7 +259,18 @@ WRONG = {
         {"hidden_act": "gelu_fast"},
         'hidden_act is "gelu_fast", expected "gelu_new" or "gelu_pytorch_tanh" or',
     ),
-    "other heads": ({"head_dim": 16}, "head_dim is 16, expected null or 4"),
+    "other layers": (
+        {"model_type": "gemma2", "layer_types": ["full_attention"]},
+        'layer_types is ["full_attention"], expected one of full_attention and sliding_attention for each layer',
+    ),
+    "both ways": (
+        {"model_type": "gemma2", "use_bidirectional_attention": True},
+        "use_bidirectional_attention is true, expected false or null",
+    ),
+    "a bias of some": (
+        {"model_type": "qwen3", "attention_bias": True, "mlp_bias": True},
+        "attention_bias is true, expected",
+    ),
     "some biases": ({"attention_bias": True}, "mlp_bias is false, expected true or null"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic", expected "linear" or'),
     "half a window": (
@@ -275,6 +291,12 @@ def test_a_config_that_the_layers_do_not_have_is_refused(changed, message, tmp_p
     file.write_text(json.dumps(published_of(UNTIED, jnp.float32) | changed))
     with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {message}")):
         bpref.config_of(tmp_path)
+
+
+def test_a_scale_that_is_no_root_of_an_integer_is_refused():
+    with pytest.raises(ValueError) as refused:
+        published_of(replace(bpref.GPT_PRESETS["gemma-2-2b"], scale=0.3), jnp.float32)
+    assert str(refused.value) == "no published layout has the scale 0.3; expected 1 / sqrt(n) of an integer n"
 
 
 def test_a_config_without_an_entry_or_that_is_no_json_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pytest
 
-from bpref.models.gpt import GPT_PRESETS
+from bpref.models.gpt_config import GPT_PRESETS
 from bpref.models.gpt_published import GPT2_NAMES, LLAMA_NAMES
 from bpref.models.mixture import MIXTURE_PRESETS
 

@@ -14,7 +14,8 @@ import bpref
 from bpref.compose import objective
 from bpref.devices.program_text import traffic
 from bpref.layer import backpropagate
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.models.mixture import MixtureConfig, mixture_objective
 from bpref.naming import flat_names
 from bpref.sharding.mesh import mesh_of

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from bpref.devices.divided import objective_on_mesh
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.naming import flat_names
 from tests.conftest import needs_libtpu
 

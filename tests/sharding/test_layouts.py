@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 import bpref
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.naming import flat_names
 from bpref.sharding.layout import layout_of
 from bpref.sharding.mesh import mesh_of

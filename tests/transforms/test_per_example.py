@@ -9,7 +9,8 @@ import pytest
 
 import bpref
 from bpref.layer import no_params
-from bpref.models.gpt import GptConfig, gpt_objective
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.rule import Key
 from bpref.rules import RULES
 from bpref.trained import select
