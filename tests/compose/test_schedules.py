@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.compose.schedules import most_between
+from tests.refusing import refusals
 
 SIZES = [(1, 1), (1, 5), (2, 1), (3, 4), (4, 2), (4, 16), (8, 8)]
 """Stages P and micro-batches M."""
@@ -83,15 +84,11 @@ def test_it_is_drawn():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (("1F1B", 2, 3), "pipeline_schedule: schedule is '1F1B', expected one of gpipe, 1f1b, zero-bubble"),
-        (("1f1b", 0, 3), "pipeline_schedule: stages is 0, expected a positive integer"),
-        (("1f1b", 2, 1.5), "pipeline_schedule: microbatches is 1.5, expected a positive integer"),
-    ],
+test_bad_calls_are_refused = refusals(
+    {
+        "pipeline_schedule: schedule is '1F1B', expected one of gpipe, 1f1b, zero-bubble": ("1F1B", 2, 3),
+        "pipeline_schedule: stages is 0, expected a positive integer": ("1f1b", 0, 3),
+        "pipeline_schedule: microbatches is 1.5, expected a positive integer": ("1f1b", 2, 1.5),
+    },
+    lambda call: bpref.pipeline_schedule(*call),
 )
-def test_bad_calls_are_refused(call, message):
-    with pytest.raises(ValueError) as refused:
-        bpref.pipeline_schedule(*call)
-    assert str(refused.value) == message

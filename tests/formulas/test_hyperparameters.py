@@ -14,6 +14,7 @@ import bpref
 from bpref.checks.hyperparameters import as_numbers
 from bpref.rule import Interval, Size
 from bpref.rules import RULES
+from tests.refusing import refusals
 
 pytestmark = pytest.mark.quick
 
@@ -81,48 +82,39 @@ def test_what_is_no_boolean_is_refused(rule, name, bad):
     assert str(error.value) == f"{rule.name}: {name} is {bad!r}, expected True or False"
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: bpref.layer_norm(eps="x"), "layer_norm: eps is 'x', expected a positive number"),
-        (lambda: bpref.layer_norm(eps=True), "layer_norm: eps is True, expected a positive number"),
-        (lambda: bpref.layer_norm(eps=None), "layer_norm: eps is None, expected a positive number"),
-        (lambda: bpref.layer_norm(eps=1j), "layer_norm: eps is 1j, expected a positive number"),
-        (lambda: bpref.leaky_relu("x"), "leaky_relu: negative_slope is 'x', expected a number of at least 0"),
-        (lambda: bpref.prelu(initial=math.inf), "prelu: initial is inf, expected a finite number"),
-        (lambda: bpref.dropout("x"), "dropout: rate is 'x', expected a number from 0 to below 1"),
-        (lambda: bpref.linear(4.0), "linear: features is 4.0, expected a positive integer"),
-        (lambda: bpref.linear(np.int64(0)), "linear: features is np.int64(0), expected a positive integer"),
-        (lambda: bpref.ctc(blank="x"), "ctc: blank is 'x', expected an integer of at least 0"),
-        (lambda: bpref.embedding(3, 2, padding=True), "embedding: padding is True, expected an id from 0 to 2"),
-        (lambda: bpref.embedding(3, 2, padding="x"), "embedding: padding is 'x', expected an id from 0 to 2"),
-        (lambda: bpref.lstm(3, forget_bias=math.nan), "lstm: forget_bias is nan, expected a finite number"),
-        (lambda: bpref.lstm_block(3, forget_bias="x"), "lstm_block: forget_bias is 'x', expected a finite number"),
-        (lambda: bpref.low_rank_linear(3, alpha=math.inf), "low_rank_linear: alpha is inf, expected a finite number"),
-        (lambda: bpref.huber(math.inf), "huber: delta is inf, expected a positive number"),
-        (lambda: bpref.token_entropy(math.inf), "token_entropy: temperature is inf, expected a positive number"),
-        (lambda: bpref.clipped_value(math.nan), "clipped_value: clip is nan, expected a positive number or None"),
-        (lambda: bpref.ppo(clip_high="x"), "ppo: clip_high is 'x', expected a positive number"),
-        (lambda: bpref.ppo(dual_clip=math.inf), "ppo: dual_clip is inf, expected a number above 1 or None"),
-        (lambda: bpref.rotary_embedding(base=math.inf), "rotary_embedding: base is inf, expected a number above 1"),
-        (
-            lambda: bpref.rotary_embedding(fraction=math.nan),
-            "rotary_embedding: fraction is nan, expected a number from 0 to 1",
+test_a_hyperparameter_that_is_none = refusals(
+    {
+        "layer_norm: eps is 'x', expected a positive number": lambda: bpref.layer_norm(eps="x"),
+        "layer_norm: eps is True, expected a positive number": lambda: bpref.layer_norm(eps=True),
+        "layer_norm: eps is None, expected a positive number": lambda: bpref.layer_norm(eps=None),
+        "layer_norm: eps is 1j, expected a positive number": lambda: bpref.layer_norm(eps=1j),
+        "leaky_relu: negative_slope is 'x', expected a number of at least 0": lambda: bpref.leaky_relu("x"),
+        "prelu: initial is inf, expected a finite number": lambda: bpref.prelu(initial=math.inf),
+        "dropout: rate is 'x', expected a number from 0 to below 1": lambda: bpref.dropout("x"),
+        "linear: features is 4.0, expected a positive integer": lambda: bpref.linear(4.0),
+        "linear: features is np.int64(0), expected a positive integer": lambda: bpref.linear(np.int64(0)),
+        "ctc: blank is 'x', expected an integer of at least 0": lambda: bpref.ctc(blank="x"),
+        "embedding: padding is True, expected an id from 0 to 2": lambda: bpref.embedding(3, 2, padding=True),
+        "embedding: padding is 'x', expected an id from 0 to 2": lambda: bpref.embedding(3, 2, padding="x"),
+        "lstm: forget_bias is nan, expected a finite number": lambda: bpref.lstm(3, forget_bias=math.nan),
+        "lstm_block: forget_bias is 'x', expected a finite number": lambda: bpref.lstm_block(3, forget_bias="x"),
+        "low_rank_linear: alpha is inf, expected a finite number": lambda: bpref.low_rank_linear(3, alpha=math.inf),
+        "huber: delta is inf, expected a positive number": lambda: bpref.huber(math.inf),
+        "token_entropy: temperature is inf, expected a positive number": lambda: bpref.token_entropy(math.inf),
+        "clipped_value: clip is nan, expected a positive number or None": lambda: bpref.clipped_value(math.nan),
+        "ppo: clip_high is 'x', expected a positive number": lambda: bpref.ppo(clip_high="x"),
+        "ppo: dual_clip is inf, expected a number above 1 or None": lambda: bpref.ppo(dual_clip=math.inf),
+        "rotary_embedding: base is inf, expected a number above 1": lambda: bpref.rotary_embedding(base=math.inf),
+        "rotary_embedding: fraction is nan, expected a number from 0 to 1": (
+            lambda: bpref.rotary_embedding(fraction=math.nan)
         ),
-        (lambda: bpref.quantile("x"), "quantile: tau is 'x', expected a number from 0 to 1, or several"),
-        (lambda: bpref.quantile([0.5, math.nan]), "quantile: tau is nan, expected a number from 0 to 1"),
-        (lambda: bpref.pad(((1, 1),), value="x"), "pad: value is 'x', expected a number"),
-        (
-            lambda: bpref.pad((1, 1)),
-            "pad: widths is (1, 1), expected a pair of non-negative integers for each axis",
-        ),
-        (lambda: bpref.einsum(3), "einsum: the equation is 3, expected a string such as 'ij,jk->ik'"),
-    ],
+        "quantile: tau is 'x', expected a number from 0 to 1, or several": lambda: bpref.quantile("x"),
+        "quantile: tau is nan, expected a number from 0 to 1": lambda: bpref.quantile([0.5, math.nan]),
+        "pad: value is 'x', expected a number": lambda: bpref.pad(((1, 1),), value="x"),
+        "pad: widths is (1, 1), expected a pair of non-negative integers for each axis": lambda: bpref.pad((1, 1)),
+        "einsum: the equation is 3, expected a string such as 'ij,jk->ik'": lambda: bpref.einsum(3),
+    },
 )
-def test_a_hyperparameter_that_is_none(call, message):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("who", ["dot_product_attention", "blockwise_attention"])

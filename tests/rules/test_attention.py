@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref import Heads
 from bpref.formulas.distances import skew, sum_of_diagonals
 from bpref.formulas.softmax_attention import AttentionParams
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
 RNG = np.random.default_rng(0)
@@ -133,96 +135,70 @@ def test_dropout_drops_its_share_and_takes_typed_keys():
 X = heads()
 
 BAD = {
-    "heads that do not divide": ({}, heads(K=3), ValueError, "q has 4 heads, expected a multiple of k's 3"),
-    "an empty sequence": (
-        {},
-        heads(S=0),
-        ValueError,
-        "k has shape (2, 0, 2, 3), expected none of its last three axes empty",
-    ),
-    "no Heads": (
-        {},
-        (X.q, X.k, X.v),
-        TypeError,
-        "x is a tuple of 3, expected Heads(q, k, v, [mask], [bias], [q_segments], [kv_segments], [key])",
-    ),
-    "a mask of another shape": (
-        {},
-        X._replace(mask=jnp.ones((1, 7, 9), bool)),
-        ValueError,
-        "mask has shape (1, 7, 9), expected (*b, N, T, S) = (2, 4, 7, 9) by q (2, 7, 4, 3) and k (2, 9, 2, 3), "
-        "or 1 in place of any",
-    ),
-    "segments of keys alone": (
-        {},
-        X._replace(kv_segments=jnp.zeros((2, 9), int)),
-        ValueError,
-        "kv_segments are given without q_segments",
-    ),
-    "segments of queries alone": (
-        {},
-        X._replace(q_segments=jnp.zeros((2, 7), int)),
-        ValueError,
-        "7 queries and 9 keys need kv_segments too",
-    ),
-    "dropout without a key": (
-        {"dropout": 0.5},
-        X,
-        ValueError,
-        "dropout is 0.5, and x.key is None; expected a PRNG key",
-    ),
+    "q has 4 heads, expected a multiple of k's 3": heads(K=3),
+    "k has shape (2, 0, 2, 3), expected none of its last three axes empty": heads(S=0),
+    "x is a tuple of 3, expected Heads(q, k, v, [mask], [bias], [q_segments], [kv_segments], [key])": (X.q, X.k, X.v),
+    "mask has shape (1, 7, 9), expected (*b, N, T, S) = (2, 4, 7, 9) by q (2, 7, 4, 3) and k (2, 9, 2, 3), or 1 in "
+    "place of any": X._replace(mask=jnp.ones((1, 7, 9), bool)),
+    "kv_segments are given without q_segments": X._replace(kv_segments=jnp.zeros((2, 9), int)),
+    "7 queries and 9 keys need kv_segments too": X._replace(q_segments=jnp.zeros((2, 7), int)),
 }
+BOTH = (bpref.dot_product_attention, bpref.blockwise_attention)
 
 
-@pytest.mark.parametrize("make", [bpref.dot_product_attention, bpref.blockwise_attention])
-@pytest.mark.parametrize(("hyper", "x", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_input(make, hyper, x, error, message):
-    with pytest.raises(error) as seen:
-        make(**hyper).forward(AttentionParams(), x)
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize(("message", "x"), BAD.items(), ids=BAD)
+def test_bad_input(make, message, x):
+    with pytest.raises(ValueError if isinstance(x, Heads) else TypeError) as seen:
+        make().forward(AttentionParams(), x)
     assert str(seen.value) == f"{make.__name__}: {message}"
 
 
-@pytest.mark.parametrize(
-    ("hyper", "message"),
-    [
-        *(
-            (
-                {"window": window},
-                f"window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at least 0",
-            )
-            for window in (0, True, 2.0, (1, -1), (1, 2, 3), (1, None), "12")
-        ),
-        ({"query_block": 0}, "query_block is 0, expected an integer of at least 1"),
-        ({"soft_cap": 0.0}, "soft_cap is 0.0, expected a positive number or None"),
-        ({"dropout": 1.0}, "dropout is 1.0, expected a number from 0 to below 1"),
-        (
-            {"relative_buckets": 3},
-            "relative_buckets is 3 and max_distance 128, expected at least 4 buckets, an even number if there are some "
-            "for each direction, and more distances than buckets",
-        ),
-    ],
+test_dropout_needs_a_key = refusals(
+    {f"{make.__name__}: dropout is 0.5, and x.key is None; expected a PRNG key": make for make in BOTH},
+    lambda make: make(dropout=0.5).forward(AttentionParams(), X),
 )
-def test_bad_hyperparameters(hyper, message):
-    with pytest.raises(ValueError) as error:
-        bpref.blockwise_attention(**hyper)
-    assert str(error.value) == f"blockwise_attention: {message}"
 
 
-def test_sinks_of_another_number_of_heads():
-    with pytest.raises(ValueError) as error:
-        bpref.blockwise_attention(sinks=True).forward(AttentionParams(jnp.zeros(3)), X)
-    assert (
-        str(error.value) == "blockwise_attention: sinks has shape (3,), expected (N,) = (4,), as init gives for this x"
-    )
+test_bad_hyperparameters = refusals(
+    {
+        f"blockwise_attention: window is {window!r}, expected an integer of at least 1, or a pair (left, right) of at "
+        "least 0": {"window": window}
+        for window in (0, True, 2.0, (1, -1), (1, 2, 3), (1, None), "12")
+    }
+    | {
+        "blockwise_attention: query_block is 0, expected an integer of at least 1": {"query_block": 0},
+        "blockwise_attention: soft_cap is 0.0, expected a positive number or None": {"soft_cap": 0.0},
+        "blockwise_attention: dropout is 1.0, expected a number from 0 to below 1": {"dropout": 1.0},
+        "blockwise_attention: relative_buckets is 3 and max_distance 128, expected at least 4 buckets, an even number "
+        "if there are some for each direction, and more distances than buckets": {"relative_buckets": 3},
+    },
+    lambda hyper: bpref.blockwise_attention(**hyper),
+)
 
 
-@pytest.mark.parametrize(("hyper", "name"), [({"sinks": True}, "sinks"), ({"relative_buckets": 4}, "relative_bias")])
-def test_parameters_of_another_dtype(hyper, name):
+def of_params(change, **hyper):
     layer = bpref.blockwise_attention(**hyper)
-    params = jax.tree.map(lambda v: v.astype(jnp.bfloat16), layer.init(jax.random.key(0), X))
-    with pytest.raises(TypeError) as error:
-        layer.forward(params, X)
-    assert str(error.value) == f"blockwise_attention: {name} has dtype bfloat16, q has float32; cast one to the other's"
+    return layer.forward(jax.tree.map(change, layer.init(jax.random.key(0), X)), X)
+
+
+def in_bfloat16(v):
+    return v.astype(jnp.bfloat16)
+
+
+test_parameters_of_another_form = refusals(
+    {
+        "blockwise_attention: sinks has shape (3,), expected (N,) = (4,), as init gives for this x": (
+            lambda: of_params(lambda v: v[:3], sinks=True)
+        ),
+        "TypeError: blockwise_attention: sinks has dtype bfloat16, q has float32; cast one to the other's": (
+            lambda: of_params(in_bfloat16, sinks=True)
+        ),
+        "TypeError: blockwise_attention: relative_bias has dtype bfloat16, q has float32; cast one to the other's": (
+            lambda: of_params(in_bfloat16, relative_buckets=4)
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("lowest", [-np.inf, -1e31])
@@ -282,37 +258,28 @@ def test_a_quarter_turn_by_hand():
     np.testing.assert_allclose(at, expected[1:], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("make", "x", "error", "message"),
-    [
-        ({}, jnp.ones((3, 1, 5)), ValueError, "5 of x's 5 features are rotated, expected an even number from 2 to 5 "),
-        ({"base": 1.0}, jnp.ones((3, 1, 4)), ValueError, "base is 1.0, expected a number above 1"),
-        *(
-            ({"stretch": stretch}, jnp.ones((3, 1, 4)), error, message)
-            for stretch, error, message in (
-                ("yarn", TypeError, "stretch is a str, expected bpref.Stretch(way, factor) or None"),
-                (
-                    bpref.Stretch("longer", 2.0),
-                    ValueError,
-                    "stretch.way is 'longer', expected one of linear, ntk, llama",
-                ),
-                (bpref.Stretch("ntk", 0.0), ValueError, "stretch.factor is 0.0, expected a positive number"),
-                (bpref.Stretch("yarn", 2.0, 0), ValueError, "stretch.length is 0, expected a positive integer"),
-                (bpref.Stretch("yarn", 2.0, 16, slow=0), ValueError, "stretch.slow is 0, expected a positive number"),
-                (
-                    bpref.Stretch("yarn", 2.0, 16, fast=0),
-                    ValueError,
-                    "stretch.fast is 0, expected a positive number or",
-                ),
-                (bpref.Stretch("llama3", 2.0, 16, 4), ValueError, "stretch.fast is 4.0, expected more than slow, 4"),
-            )
+test_rotary_refuses = refusals(
+    {
+        "rotary_embedding: 5 of x's 5 features are rotated, expected an even number from 2 to 5 ...": (
+            lambda: bpref.rotary_embedding().forward((), jnp.ones((3, 1, 5)))
         ),
-    ],
+        "rotary_embedding: base is 1.0, expected a number above 1": lambda: bpref.rotary_embedding(base=1.0),
+    }
 )
-def test_rotary_refuses(make, x, error, message):
-    with pytest.raises(error) as seen:
-        bpref.rotary_embedding(**make).forward((), x)
-    assert str(seen.value).startswith(f"rotary_embedding: {message}")
+
+
+test_rotary_refuses_a_stretch = refusals(
+    {
+        "TypeError: rotary_embedding: stretch is a str, expected bpref.Stretch(way, factor) or None": "yarn",
+        "rotary_embedding: stretch.way is 'longer', expected one of linear, ntk...": bpref.Stretch("longer", 2.0),
+        "rotary_embedding: stretch.factor is 0.0, expected a positive number": bpref.Stretch("ntk", 0.0),
+        "rotary_embedding: stretch.length is 0, expected a positive integer": bpref.Stretch("yarn", 2.0, 0),
+        "rotary_embedding: stretch.slow is 0, expected a positive number": bpref.Stretch("yarn", 2.0, 16, slow=0),
+        "rotary_embedding: stretch.fast is 0, expected a positive number or...": bpref.Stretch("yarn", 2.0, 16, fast=0),
+        "rotary_embedding: stretch.fast is 4.0, expected more than slow, 4...": bpref.Stretch("llama3", 2.0, 16, 4),
+    },
+    lambda stretch: bpref.rotary_embedding(stretch=stretch),
+)
 
 
 @pytest.mark.parametrize("name", ["multi_head_attention", "attention_block", "transformer_block"])
@@ -355,21 +322,22 @@ def test_rows_and_columns_of_an_image_turn_their_own_halves():
     np.testing.assert_array_equal(in_row[4:], in_column[:4])
 
 
-@pytest.mark.parametrize(
-    ("make", "places", "error", "message"),
-    [
-        ({"sections": (3, 2)}, 2, ValueError, "x has 8 features, expected at least 10, 2 for each pair"),
-        (
-            {"sections": (2, 2)},
-            3,
-            ValueError,
-            "positions has shape (4, 3), expected (*b, T, A) with A = 2, one for each section",
+def turned_along_axes(sections, axes):
+    x = jnp.ones((4, 1, 8)), jnp.ones((4, axes), int)
+    return bpref.axial_rotary_embedding(sections).forward((), x)
+
+
+test_axial_rotations_refuse = refusals(
+    {
+        "axial_rotary_embedding: x has 8 features, expected at least 10, 2 for each pair": (
+            lambda: turned_along_axes((3, 2), 2)
         ),
-        ({"sections": (2, 0)}, 2, ValueError, "sections[1] is 0, expected a positive integer"),
-        ({"sections": 4}, 2, TypeError, "sections is 4, expected a tuple of a number of pairs for each axis"),
-    ],
+        "axial_rotary_embedding: positions has shape (4, 3), expected (*b, T, A) with A = 2, one for each section": (
+            lambda: turned_along_axes((2, 2), 3)
+        ),
+        "axial_rotary_embedding: sections[1] is 0, expected a positive integer": lambda: turned_along_axes((2, 0), 2),
+        "TypeError: axial_rotary_embedding: sections is 4, expected a tuple of a number of pairs for each axis": (
+            lambda: turned_along_axes(4, 2)
+        ),
+    }
 )
-def test_axial_rotations_refuse(make, places, error, message):
-    with pytest.raises(error) as seen:
-        bpref.axial_rotary_embedding(**make).forward((), (jnp.ones((4, 1, 8)), jnp.ones((4, places), int)))
-    assert str(seen.value) == f"axial_rotary_embedding: {message}"

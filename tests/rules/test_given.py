@@ -14,6 +14,7 @@ from bpref.rule import Rule
 from bpref.rules import RULES
 from bpref.verify.rules.draw import Example, axes_of, draw, sized
 from tests.conftest import SEED
+from tests.refusing import refusals
 
 pytestmark = pytest.mark.quick
 
@@ -94,42 +95,29 @@ def test_a_cache_of_another_layer():
         assert str(error.value) == message
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: bpref.embedding(2, 3).forward((PARAMS.W,), jnp.zeros(4, int)),
-            "embedding: params is a tuple, expected EmbeddingParams, as init gives for this x",
+test_messages = refusals(
+    {
+        "TypeError: embedding: params is a tuple, expected EmbeddingParams, as init gives for this x": (
+            lambda: bpref.embedding(2, 3).forward((PARAMS.W,), jnp.zeros(4, int))
         ),
-        (
-            lambda: LINEAR.forward((PARAMS.W,), X),
-            "linear: params is a tuple, expected LinearParams, as init gives for this x",
+        "TypeError: linear: params is a tuple, expected LinearParams, as init gives for this x": (
+            lambda: LINEAR.forward((PARAMS.W,), X)
         ),
-        (
-            lambda: bpref.lstm(2).forward(bpref.LstmParams(*(None, PARAMS.W, PARAMS.b)), jnp.ones((1, 2, 3))),
-            "lstm: W is None, expected an array, as init gives for this x",
+        "TypeError: lstm: W is None, expected an array, as init gives for this x": (
+            lambda: bpref.lstm(2).forward(bpref.LstmParams(*(None, PARAMS.W, PARAMS.b)), jnp.ones((1, 2, 3)))
         ),
-        (
+        "TypeError: transformer_block: attention is a LinearParams, expected AttentionBlockParams, as init gives for "
+        "this x": (
             lambda: bpref.transformer_block(1, 4).forward(
                 bpref.TransformerBlockParams(PARAMS, PARAMS), jnp.ones((2, 4))
-            ),
-            "transformer_block: attention is a LinearParams, expected AttentionBlockParams, as init gives for this x",
+            )
         ),
-        (
-            lambda: LINEAR(PARAMS, X),
-            "linear: a layer is no function; call layer.forward(params, x), which gives (y, cache), or "
-            "bpref.as_function(layer)(params, x), which gives y",
-        ),
-        (
-            lambda: bpref.update_in_backward(0.1),  # pyright: ignore[reportArgumentType]
-            "update_in_backward: optimizer is a float, expected an optax transformation such as optax.sgd(0.1)",
-        ),
-    ],
+        "TypeError: linear: a layer is no function; call layer.forward(params, x), which gives (y, cache), or "
+        "bpref.as_function(layer)(params, x), which gives y": (lambda: LINEAR(PARAMS, X)),
+        "TypeError: update_in_backward: optimizer is a float, expected an optax transformation such as "
+        "optax.sgd(0.1)": (lambda: bpref.update_in_backward(0.1)),
+    },
 )
-def test_messages(call, message):
-    with pytest.raises(TypeError) as error:
-        call()
-    assert str(error.value) == message
 
 
 def test_a_layer_that_somebody_else_wrote_is_taken_at_its_word():

@@ -8,6 +8,7 @@ import pytest
 import bpref
 from bpref import Heads, SparseHeads
 from bpref.formulas.softmax_attention import AttentionParams
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
@@ -85,24 +86,19 @@ def test_where_all_is_seen_three_gates_are_attention_times_their_sum():
     np.testing.assert_allclose(y, GATES.sum(-1, keepdims=True) * np.asarray(causal), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: bpref.native_sparse_attention(k=0), "k is 0, expected a positive integer"),
-        (lambda: bpref.native_sparse_attention(stride=-1), "stride is -1, expected a positive integer"),
-        (
+test_wrong_calls_are_refused = refusals(
+    {
+        "native_sparse_attention: k is 0, expected a positive integer": lambda: bpref.native_sparse_attention(k=0),
+        "native_sparse_attention: stride is -1, expected a positive integer": (
+            lambda: bpref.native_sparse_attention(stride=-1)
+        ),
+        "native_sparse_attention: k_summary has shape (2, 0, 2, 3), expected none of its last three axes empty": (
             lambda: bpref.native_sparse_attention(B).forward(
                 (), X._replace(k_summary=KEYS[:, :0], v_summary=KEYS[:, :0])
-            ),
-            "k_summary has shape (2, 0, 2, 3), expected none of its last three axes empty",
+            )
         ),
-        (
-            lambda: bpref.native_sparse_attention(B).forward((), X._replace(q=Q[:, :, :3], gates=GATES[:, :, :3])),
-            "q has 3 heads, expected a multiple of k's 2",
+        "native_sparse_attention: q has 3 heads, expected a multiple of k's 2": (
+            lambda: bpref.native_sparse_attention(B).forward((), X._replace(q=Q[:, :, :3], gates=GATES[:, :, :3]))
         ),
-    ],
+    },
 )
-def test_wrong_calls_are_refused(make, message):
-    with pytest.raises(ValueError) as refused:
-        make()
-    assert str(refused.value) == f"native_sparse_attention: {message}"

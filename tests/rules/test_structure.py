@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from bpref.rules.structure.tensor_product import coupling, paths_of
+from tests.refusing import refusals
 
 KEY = jax.random.key(0)
 PAIRS = jnp.ones((2, 5, 5, 6))
@@ -17,44 +18,28 @@ def forward(layer, x):
 
 
 BAD_CALLS = {
-    "triangle_multiplication of no such edges": (
-        lambda: bpref.triangle_multiplication(8, "both"),
-        ValueError,
-        "triangle_multiplication: edges is 'both', expected one of outgoing, incoming",
+    "triangle_multiplication: edges is 'both', expected one of outgoing, incoming": (
+        lambda: bpref.triangle_multiplication(8, "both")
     ),
-    "triangle_multiplication of pairs of two kinds": (
-        lambda: forward(bpref.triangle_multiplication(8), PAIRS[:, 1:]),
-        ValueError,
-        "triangle_multiplication: x has shape (2, 4, 5, 6), expected (*b, N, N, c) with N > 0 and c > 0",
+    "triangle_multiplication: x has shape (2, 4, 5, 6), expected (*b, N, N, c) with N > 0 and c > 0": (
+        lambda: forward(bpref.triangle_multiplication(8), PAIRS[:, 1:])
     ),
-    "triangle_attention around no such node": (
-        lambda: bpref.triangle_attention(2, "third"),
-        ValueError,
-        "triangle_attention: node is 'third', expected one of starting, ending",
+    "triangle_attention: node is 'third', expected one of starting, ending": (
+        lambda: bpref.triangle_attention(2, "third")
     ),
-    "triangle_attention of heads that do not divide": (
-        lambda: bpref.triangle_attention(4).init(KEY, PAIRS),
-        ValueError,
-        "triangle_attention: x has 6 features in its last axis, not a multiple of 4 heads",
+    "triangle_attention: x has 6 features in its last axis, not a multiple of 4 heads": (
+        lambda: bpref.triangle_attention(4).init(KEY, PAIRS)
     ),
-    "tensor_product of another degree": (
-        lambda: bpref.tensor_product(1, 1, 1).forward((), bpref.PairOfIrreps(jnp.ones((3, 4)), jnp.ones((3, 9)))),
-        ValueError,
-        "tensor_product: y has shape (3, 9), expected 4 in its last axis",
+    "tensor_product: y has shape (3, 9), expected 4 in its last axis": (
+        lambda: bpref.tensor_product(1, 1, 1).forward((), bpref.PairOfIrreps(jnp.ones((3, 4)), jnp.ones((3, 9))))
     ),
-    "tensor_product of channels that do not divide": (
-        lambda: bpref.tensor_product(1, 1, 1).forward((), bpref.PairOfIrreps(jnp.ones((3, 4)), jnp.ones((2, 4)))),
-        ValueError,
-        "tensor_product: x has 3 channels and y 2, expected a divisor of x's",
+    "tensor_product: x has 3 channels and y 2, expected a divisor of x's": (
+        lambda: bpref.tensor_product(1, 1, 1).forward((), bpref.PairOfIrreps(jnp.ones((3, 4)), jnp.ones((2, 4))))
     ),
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_wrong_calls_are_refused(call, kind, message):
-    with pytest.raises(kind) as refused:
-        call()
-    assert str(refused.value) == message
+test_wrong_calls_are_refused = refusals(BAD_CALLS)
 
 
 @pytest.mark.parametrize("degree", [3, 12], ids="degree {}".format)

@@ -6,55 +6,34 @@ import numpy as np
 import pytest
 
 import bpref
+from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
 IMAGES = jnp.ones((2, 12, 8, 3))
 POINTS = jnp.ones((2, 5, 3))
 
 BAD_CALLS = {
-    "ssim of images smaller than the window": (
-        lambda: bpref.ssim().forward((), (IMAGES, IMAGES)),
-        ValueError,
-        "ssim: the window reaches over 11 elements of axis 2, x has 8 there and 0 of padding",
+    "ssim: the window reaches over 11 elements of axis 2, x has 8 there and 0 of padding": (
+        lambda: bpref.ssim().forward((), (IMAGES, IMAGES))
     ),
-    "ssim of a window without width": (
-        lambda: bpref.ssim(sigma=0),
-        ValueError,
-        "ssim: sigma is 0, expected a positive number",
+    "ssim: sigma is 0, expected a positive number": lambda: bpref.ssim(sigma=0),
+    "ssim: target has shape (2, 11, 8, 3), expected (N, H, W, C) = (2, 12, 8, 3) by prediction (2, 12, 8, 3)": (
+        lambda: bpref.ssim(3).forward((), (IMAGES, IMAGES[:, 1:]))
     ),
-    "ssim of two sizes": (
-        lambda: bpref.ssim(3).forward((), (IMAGES, IMAGES[:, 1:])),
-        ValueError,
-        "ssim: target has shape (2, 11, 8, 3), expected (N, H, W, C) = (2, 12, 8, 3) by prediction (2, 12, 8, 3)",
+    "chamfer: target has shape (2, 0, 3), expected (N, Q, D) = (2, Q, 3) by prediction (2, 5, 3)": (
+        lambda: bpref.chamfer().forward((), (POINTS, POINTS[:, :0]))
     ),
-    "chamfer of no points": (
-        lambda: bpref.chamfer().forward((), (POINTS, POINTS[:, :0])),
-        ValueError,
-        "chamfer: target has shape (2, 0, 3), expected (N, Q, D) = (2, Q, 3) by prediction (2, 5, 3)",
+    "alpha_compositing: alpha has shape (4, 0), expected (*n, K) with K > 0": (
+        lambda: bpref.alpha_compositing().forward((), (jnp.ones((4, 0)), jnp.ones((4, 0, 3))))
     ),
-    "alpha_compositing of no samples": (
-        lambda: bpref.alpha_compositing().forward((), (jnp.ones((4, 0)), jnp.ones((4, 0, 3)))),
-        ValueError,
-        "alpha_compositing: alpha has shape (4, 0), expected (*n, K) with K > 0",
-    ),
-    "spherical_harmonics of a negative degree": (
-        lambda: bpref.spherical_harmonics(-1),
-        ValueError,
-        "spherical_harmonics: degree is -1, expected an integer of at least 0",
-    ),
-    "spherical_harmonics of a plane": (
-        lambda: bpref.spherical_harmonics(2).forward((), jnp.ones((4, 2))),
-        ValueError,
-        "spherical_harmonics: x has shape (4, 2), expected (*n, 3)",
+    "spherical_harmonics: degree is -1, expected an integer of at least 0": lambda: bpref.spherical_harmonics(-1),
+    "spherical_harmonics: x has shape (4, 2), expected (*n, 3)": (
+        lambda: bpref.spherical_harmonics(2).forward((), jnp.ones((4, 2)))
     ),
 }
 
 
-@pytest.mark.parametrize(("call", "kind", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_wrong_calls_are_refused(call, kind, message):
-    with pytest.raises(kind) as refused:
-        call()
-    assert str(refused.value) == message
+test_wrong_calls_are_refused = refusals(BAD_CALLS)
 
 
 def test_images_that_are_alike_differ_in_nothing():

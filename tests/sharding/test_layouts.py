@@ -16,6 +16,7 @@ from bpref.sharding.layout import layout_of
 from bpref.sharding.mesh import mesh_of
 from bpref.train.divided import require_divided
 from bpref.train.network import fully_connected
+from tests.refusing import refusals
 
 IDS = jax.ShapeDtypeStruct((8, 8), jnp.int32)
 GPT = gpt_objective(GptConfig(32, 16, 3, 2, 24, 8, norm="layer"))
@@ -31,20 +32,16 @@ def specs(name, of, J=GPT, x=(IDS, IDS), rules=()):
     return flat_names(layout_of(name, of, J, x, rules).specs)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("data=2", "mesh 'data=2' is of 2 devices, and there is 1"),
-        ("modle=1", "unknown axis of a mesh 'modle'; the nearest is model"),
-        ("data", "mesh 'data': 'data' is no axis, expected such as data=4 or data=4,model=2"),
-        ("data=0", "mesh 'data=0': 'data=0' is no axis, expected such as data=4 or data=4,model=2"),
-        ("data=1,data=1", "mesh 'data=1,data=1': data is given twice"),
-    ],
+test_a_mesh_that_cannot_be_is_refused = refusals(
+    {
+        "mesh 'data=2' is of 2 devices, and there is 1": "data=2",
+        "unknown axis of a mesh 'modle'; the nearest is model": "modle=1",
+        "mesh 'data': 'data' is no axis, expected such as data=4 or data=4,model=2": "data",
+        "mesh 'data=0': 'data=0' is no axis, expected such as data=4 or data=4,model=2": "data=0",
+        "mesh 'data=1,data=1': data is given twice": "data=1,data=1",
+    },
+    lambda text: mesh_of(text, jax.devices()[:1]),
 )
-def test_a_mesh_that_cannot_be_is_refused(text, message):
-    with pytest.raises(ValueError) as error:
-        mesh_of(text, jax.devices()[:1])
-    assert str(error.value) == message
 
 
 def test_fully_sharded_divides_the_longest_axis_and_of_tables_the_features():
@@ -82,55 +79,36 @@ def test_a_rule_of_ones_own_comes_first():
     assert of["0.W"] == P(None, None)
 
 
-@pytest.mark.parametrize(
-    ("name", "axes", "rules", "message"),
-    [
-        ("tenser", {"model": 2}, (), "unknown layout 'tenser'; the nearest is tensor"),
-        (
-            "replicated",
-            {"data": 2, "model": 2},
-            (),
-            "layout replicated divides no parameter along model=2; leave the axis out, or take tensor or fully-sharded",
+test_a_layout_that_divides_nothing_is_refused = refusals(
+    {
+        "unknown layout 'tenser'; the nearest is tensor": lambda: layout_of("tenser", mesh(model=2), MLP, X),
+        "layout replicated divides no parameter along model=2; leave the axis out, or take tensor or fully-sharded": (
+            lambda: layout_of("replicated", mesh(data=2, model=2), MLP, X)
         ),
-        ("tensor", {"expert": 2}, (), "layout tensor divides no parameter along expert=2; leave the axis out"),
-        (
-            "fully-sharded",
-            {"data": 7},
-            (),
-            "layout fully-sharded divides no parameter along data=7; leave the axis out",
+        "layout tensor divides no parameter along expert=2; leave the axis out": (
+            lambda: layout_of("tensor", mesh(expert=2), MLP, X)
         ),
-        (
-            "tensor",
-            {"model": 2},
-            [("4.W", ("model", None))],
-            "layout tensor: 4.W: model=2 does not divide 3 of (3, 12)",
+        "layout fully-sharded divides no parameter along data=7; leave the axis out": (
+            lambda: layout_of("fully-sharded", mesh(data=7), MLP, X)
         ),
-        (
-            "tensor",
-            {"model": 2},
-            [("blocks.*", ("model", None))],
-            "layout tensor: no parameter of 2 axes is called 'blocks.*'; there is 0.W, 0.b, 2.W, 2.b, 4.W, 4.b",
+        "layout tensor: 4.W: model=2 does not divide 3 of (3, 12)": (
+            lambda: layout_of("tensor", mesh(model=2), MLP, X, [("4.W", ("model", None))])
         ),
-    ],
+        "layout tensor: no parameter of 2 axes is called 'blocks.*'; there is 0.W, 0.b, 2.W, 2.b, 4.W, 4.b": (
+            lambda: layout_of("tensor", mesh(model=2), MLP, X, [("blocks.*", ("model", None))])
+        ),
+    }
 )
-def test_a_layout_that_divides_nothing_is_refused(name, axes, rules, message):
-    with pytest.raises(ValueError) as error:
-        layout_of(name, mesh(**axes), MLP, X, rules)
-    assert str(error.value) == message
 
 
-@pytest.mark.parametrize(
-    ("axes", "x", "message"),
-    [
-        ({"data": 3, "model": 2}, IDS, "batch size is 8, expected a multiple of 3: mesh data=3"),
-        ({"data": 2, "expert": 3}, IDS, "batch size is 8, expected a multiple of 6: mesh data=2,expert=3"),
-        ({"sequence": 3}, IDS, "mesh sequence=3 does not divide the second axis of X, (8, 8)"),
-    ],
+test_a_batch_that_does_not_divide_is_refused = refusals(
+    {
+        "batch size is 8, expected a multiple of 3: mesh data=3": {"data": 3, "model": 2},
+        "batch size is 8, expected a multiple of 6: mesh data=2,expert=3": {"data": 2, "expert": 3},
+        "mesh sequence=3 does not divide the second axis of X, (8, 8)": {"sequence": 3},
+    },
+    lambda axes: require_divided(mesh(**axes), (IDS, IDS)),
 )
-def test_a_batch_that_does_not_divide_is_refused(axes, x, message):
-    with pytest.raises(ValueError) as error:
-        require_divided(mesh(**axes), (x, x))
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("shown", [bpref.mesh_of, bpref.layout_of, bpref.laid_out], ids=lambda f: f.__name__)

@@ -9,6 +9,7 @@ from bpref.nearest import nearest
 from bpref.train.network import ACTIVATIONS, LOSSES, accuracy, as_target, fully_connected, loss_named, r2
 from bpref.train.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from bpref.transforms.update_in_backward import mixes_parameters
+from tests.refusing import refusals
 
 
 def test_nearest_names():
@@ -25,46 +26,33 @@ def test_rules_are_found_by_their_folder():
     assert "linear" not in ACTIVATIONS
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: fully_connected((4,), "tanhh", 1),
-            "unknown activation 'tanhh'; the nearest are tanh, tanh_shrink, hard_tanh",
+test_refused = refusals(
+    {
+        "unknown activation 'tanhh'; the nearest are tanh, tanh_shrink, hard_tanh": (
+            lambda: fully_connected((4,), "tanhh", 1)
         ),
-        (
-            lambda: fully_connected((), "tanh", 1),
-            "layers is '', expected the width of each hidden layer, at least 1, such as 64,64",
+        "layers is '', expected the width of each hidden layer, at least 1, such as 64,64": (
+            lambda: fully_connected((), "tanh", 1)
         ),
-        (
-            lambda: fully_connected((4, 0), "tanh", 1),
-            "layers is '4,0', expected the width of each hidden layer, at least 1, such as 64,64",
+        "layers is '4,0', expected the width of each hidden layer, at least 1, such as 64,64": (
+            lambda: fully_connected((4, 0), "tanh", 1)
         ),
-        (lambda: loss_named("squared", "regression"), "unknown loss 'squared'; the nearest are square, quantile"),
-        (
-            lambda: loss_named("softmax_cross_entropy", "regression"),
-            "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, "
-            "log_cosh, quantile, square",
+        "unknown loss 'squared'; the nearest are square, quantile": lambda: loss_named("squared", "regression"),
+        "loss softmax_cross_entropy is for classes, and this target is a quantity; there is absolute, huber, log_cosh, "
+        "quantile, square": (lambda: loss_named("softmax_cross_entropy", "regression")),
+        "unknown optimizer 'sdg'; the nearest is sgd": lambda: make_optimizer("sdg", steps=1),
+        "unknown schedule 'cosin'; the nearest are cosine, warmup_cosine": (
+            lambda: make_optimizer("sgd", steps=1, schedule="cosin")
         ),
-        (lambda: make_optimizer("sdg", steps=1), "unknown optimizer 'sdg'; the nearest is sgd"),
-        (
-            lambda: make_optimizer("sgd", steps=1, schedule="cosin"),
-            "unknown schedule 'cosin'; the nearest are cosine, warmup_cosine",
+        "learning rate is 0, expected a positive number": lambda: make_optimizer("sgd", 0.0, steps=1),
+        "learning rate is -0.1, expected a positive number": lambda: make_optimizer("sgd", -0.1, steps=1),
+        "learning rate is nan, expected a positive number": lambda: make_optimizer("sgd", float("nan"), steps=1),
+        "learning rate is inf, expected a positive number": lambda: make_optimizer("sgd", float("inf"), steps=1),
+        "weight decay is -1, expected 0 or a positive number": (
+            lambda: make_optimizer("sgd", steps=1, weight_decay=-1.0)
         ),
-        (lambda: make_optimizer("sgd", 0.0, steps=1), "learning rate is 0, expected a positive number"),
-        (lambda: make_optimizer("sgd", -0.1, steps=1), "learning rate is -0.1, expected a positive number"),
-        (lambda: make_optimizer("sgd", float("nan"), steps=1), "learning rate is nan, expected a positive number"),
-        (lambda: make_optimizer("sgd", float("inf"), steps=1), "learning rate is inf, expected a positive number"),
-        (
-            lambda: make_optimizer("sgd", steps=1, weight_decay=-1.0),
-            "weight decay is -1, expected 0 or a positive number",
-        ),
-    ],
+    },
 )
-def test_refused(call, message):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

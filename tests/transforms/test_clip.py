@@ -8,6 +8,7 @@ import pytest
 
 import bpref
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import EVERY_COMPOSITION, close, fused, gradients_of, squares
 from tests.transforms.test_stateful import packed_transformer
@@ -115,23 +116,16 @@ def test_the_noise_is_that_of_its_multiplier_and_no_two_arrays_have_the_same():
 
 
 BAD_CALLS = {
-    "a bound of 0": (
-        lambda: bpref.clipped_gradient(*classifier()[:1], (), (), 0.0),
-        "clipped_gradient: bound is 0.0, expected a positive number",
+    "clipped_gradient: bound is 0.0, expected a positive number": (
+        lambda: bpref.clipped_gradient(*classifier()[:1], (), (), 0.0)
     ),
-    "less than no noise": (
-        lambda: bpref.private_gradient(*classifier()[:1], (), (), 1.0, -1.0, jax.random.key(0)),
-        "private_gradient: multiplier is -1.0, expected a number of at least 0",
+    "private_gradient: multiplier is -1.0, expected a number of at least 0": (
+        lambda: bpref.private_gradient(*classifier()[:1], (), (), 1.0, -1.0, jax.random.key(0))
     ),
-    "no layer": (
-        lambda: bpref.clipped_gradient(3, (), (), 1.0),  # type: ignore[arg-type]
-        "clipped_gradient: layer is an int, expected a Layer, one that is made, as by ",
+    "TypeError: clipped_gradient: layer is an int, expected a Layer, one that is made, as by ...": (
+        lambda: bpref.clipped_gradient(3, (), (), 1.0)
     ),
 }
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_refused(call, message):
-    with pytest.raises((TypeError, ValueError)) as refused:
-        call()
-    assert str(refused.value).startswith(message)
+test_bad_calls_are_refused = refusals(BAD_CALLS)

@@ -12,6 +12,7 @@ from bpref.train.loop import fit
 from bpref.train.network import accuracy
 from bpref.train.split import split
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
 from tests.transforms.test_per_example import close, images
 
@@ -179,32 +180,23 @@ def test_the_digits_are_learnt(made, standard_promotion):
 
 
 BAD_CALLS = {
-    "no leaf": (lambda: bpref.feedback_alignment(3), "feedback_alignment: leaf is an int, expected a Layer, one"),  # type: ignore[arg-type]
-    "no layer to sign": (lambda: bpref.sign_symmetry(3), "sign_symmetry: leaf is an int, expected a Layer, one that"),  # type: ignore[arg-type]
-    "no blocks": (lambda: bpref.direct_feedback(), "direct_feedback: no layer was given, expected at least one"),
-    "a block that gives a tuple": (
+    "TypeError: feedback_alignment: leaf is an int, expected a Layer, one...": lambda: bpref.feedback_alignment(3),
+    "TypeError: sign_symmetry: leaf is an int, expected a Layer, one that...": lambda: bpref.sign_symmetry(3),
+    "direct_feedback: no layer was given, expected at least one": lambda: bpref.direct_feedback(),
+    "direct_feedback: the output of fan_out is a tuple of 2, expected an array of examples (N, ...)": (
         lambda: bpref.direct_feedback(bpref.fan_out(bpref.tanh(), bpref.tanh()), bpref.fan_in("sum")).init(
             jax.random.key(0), jnp.ones((2, 3))
-        ),
-        "direct_feedback: the output of fan_out is a tuple of 2, expected an array of examples (N, ...)",
+        )
     ),
-    "no step": (
-        lambda: bpref.target_propagation(bpref.linear(3), bpref.linear(3), 0),
-        "target_propagation: step is 0, expected a positive number",
+    "target_propagation: step is 0, expected a positive number": (
+        lambda: bpref.target_propagation(bpref.linear(3), bpref.linear(3), 0)
     ),
-    "no inverse": (
-        lambda: bpref.target_propagation(bpref.linear(3), bpref.linear(3)).init(jax.random.key(0), jnp.ones((2, 4))),
-        "target_propagation: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]",
+    "target_propagation: the output of linear is float32[2, 3], expected that of its input, float32[2, 4]": (
+        lambda: bpref.target_propagation(bpref.linear(3), bpref.linear(3)).init(jax.random.key(0), jnp.ones((2, 4)))
     ),
-    "state": (
-        lambda: bpref.target_propagation(bpref.stateful(bpref.dropout(0.5)), bpref.linear(3)),
-        "target_propagation: dropout in it is stateful, or shares arrays, and target_propagation gives its parts",
-    ),
+    "TypeError: target_propagation: dropout in it is stateful, or shares arrays, and target_propagation gives its "
+    "parts...": (lambda: bpref.target_propagation(bpref.stateful(bpref.dropout(0.5)), bpref.linear(3))),
 }
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_bad_calls_are_refused(call, message):
-    with pytest.raises((TypeError, ValueError)) as refused:
-        call()
-    assert str(refused.value).startswith(message)
+test_bad_calls_are_refused = refusals(BAD_CALLS)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from bpref.verify.searching.specs import Axis, parse_spec, parse_specs, parse_templates
+from tests.refusing import refusals
 
 RNG = np.random.default_rng(0)
 
@@ -44,39 +44,26 @@ def test_names_bounds_and_alternatives_are_read():
     assert parse_spec("i32[4]<10").below == Axis("", 0, 10)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("f33[2]", "'f33[2]': unknown dtype 'f33'; the nearest is f32"),
-        ("f32[N]", "'f32[N]': axis 'N' has no size; write a number here, names for a search"),
-        ("f32[2", "'f32[2': a bracket is not closed, or not opened; expected such as f32[16,32] f32[32]"),
-        ("f32[2;3]", "'f32[2;3]': '2;3' is no size; expected a number, a name, or one such as 2*d or N+1"),
-        ("f32[2,]", "'f32[2,]': '' is no size; expected a number, a name, or one such as 2*d or N+1"),
-        ("f32[2]<3", "'f32[2]<3': a bound (<3) is for integers, such as i32[N]<3"),
-        ("i32[2]<V", "'i32[2]<V': axis 'V' has no size; write a number here, names for a search"),
-        ("i8[2]<200", "'i8[2]<200': the bound is 200, expected 1 to 128 for int8"),
-        ("i32[2]<0", "'i32[2]<0': the bound is 0, expected 1 to 2147483648 for int32"),
-        (
-            "f32[2] 16,32",
-            "'16,32' is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array is such "
-            "as f32[16,32]",
-        ),
-        (
-            "'mean",
-            "\"'mean\" is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array "
-            "is such as f32[16,32]",
-        ),
-        ("f32|bf16[2]", "'f32|bf16[2]': 2 dtypes; one is expected here, several are for a search"),
-        ("f32[2]f32", "'f32[2]f32' is no array specification; expected a dtype and a shape, such as f32[16,32]"),
-        (
-            "f32[2],f32[3]",
-            "'f32[2],f32[3]' is no array specification; expected a dtype and a shape, such as f32[16,32]; arguments "
-            "stand apart by spaces",
-        ),
-        (" ", "no array is specified; expected one for each argument, such as f32[16,32] f32[32]"),
-    ],
+test_what_cannot_be_read_is_explained = refusals(
+    {
+        "'f33[2]': unknown dtype 'f33'; the nearest is f32": "f33[2]",
+        "'f32[N]': axis 'N' has no size; write a number here, names for a search": "f32[N]",
+        "'f32[2': a bracket is not closed, or not opened; expected such as f32[16,32] f32[32]": "f32[2",
+        "'f32[2;3]': '2;3' is no size; expected a number, a name, or one such as 2*d or N+1": "f32[2;3]",
+        "'f32[2,]': '' is no size; expected a number, a name, or one such as 2*d or N+1": "f32[2,]",
+        "'f32[2]<3': a bound (<3) is for integers, such as i32[N]<3": "f32[2]<3",
+        "'i32[2]<V': axis 'V' has no size; write a number here, names for a search": "i32[2]<V",
+        "'i8[2]<200': the bound is 200, expected 1 to 128 for int8": "i8[2]<200",
+        "'i32[2]<0': the bound is 0, expected 1 to 2147483648 for int32": "i32[2]<0",
+        "'16,32' is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array is such as "
+        "f32[16,32]": "f32[2] 16,32",
+        "\"'mean\" is no constant; expected a number, true, false, none, 'text' or a tuple (2, 2); an array is such as "
+        "f32[16,32]": "'mean",
+        "'f32|bf16[2]': 2 dtypes; one is expected here, several are for a search": "f32|bf16[2]",
+        "'f32[2]f32' is no array specification; expected a dtype and a shape, such as f32[16,32]": "f32[2]f32",
+        "'f32[2],f32[3]' is no array specification; expected a dtype and a shape, such as f32[16,32]; arguments stand "
+        "apart by spaces": "f32[2],f32[3]",
+        "no array is specified; expected one for each argument, such as f32[16,32] f32[32]": " ",
+    },
+    lambda text: parse_specs(text, RNG),
 )
-def test_what_cannot_be_read_is_explained(text, message):
-    with pytest.raises(ValueError) as refused:
-        parse_specs(text, RNG)
-    assert str(refused.value) == message

@@ -13,6 +13,7 @@ import bpref
 from bpref.models import mlp
 from bpref.verify.steps.intermediates import check_intermediates
 from tests.conftest import SEED
+from tests.refusing import refusals
 
 G = [bpref.RULES[name].make() for name in ("tanh", "relu", "identity")]
 BACKWARD_ORDER = ["A3", "Z3", "A2", "Z2", "A1", "Z1", "A0"]
@@ -193,18 +194,14 @@ def named(x):
     return checkpoint_name(checkpoint_name(z, "twice") + 1, "twice")
 
 
-@pytest.mark.parametrize(
-    ("cotangents", "message"),
-    [
-        ({"Z2": 1}, "unknown named value 'Z2'; the nearest is Z1"),
-        ({"inner": 1}, "the value named 'inner' is in the body of a scan, where it has one value for each step; "),
-        ({"twice": 1}, "2 values are named 'twice', and a name stands for one array"),
-    ],
+test_a_name_that_cannot_be_checked_is_refused = refusals(
+    {
+        "unknown named value 'Z2'; the nearest is Z1": {"Z2": 1},
+        "the value named 'inner' is in the body of a scan, where it has one value for each step; ...": {"inner": 1},
+        "2 values are named 'twice', and a name stands for one array...": {"twice": 1},
+    },
+    lambda cotangents: check_intermediates(named, (jnp.ones(()),), cotangents),
 )
-def test_a_name_that_cannot_be_checked_is_refused(cotangents, message):
-    with pytest.raises(ValueError) as refused:
-        check_intermediates(named, (jnp.ones(()),), cotangents)
-    assert str(refused.value).startswith(message)
 
 
 def test_a_call_that_cannot_be_checked_is_refused():
