@@ -1,4 +1,4 @@
-"""gpt_published: the `config.json` that weights are published with, as a `GptConfig`, and back.
+"""gpt_published: the `config.json` that weights are published with, as a `GptConfig` or `MixtureConfig`, and back.
 
 What the layers do not have exactly is refused: a file is read as the function that it means, or not at all.
 """
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from bpref.checks.hyperparameters import require_size
 from bpref.formulas.rotations import Stretch, fast_of
 from bpref.models.gpt_config import GptConfig
+from bpref.models.mixture import MixtureConfig
 from bpref.nearest import require_known
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
@@ -27,6 +28,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
 _NONE = {"soft_cap": (None,), "logit_soft_cap": (None,), "scale": (None,), "window": (None,), "windowed": ((True,),)}
@@ -63,6 +65,7 @@ LLAMA_NAMES = {
     "context": "max_position_embeddings",
     "eps": "rms_norm_eps",
 }
+MIXTRAL_NAMES = {"experts": "num_local_experts", "k": "num_experts_per_tok", "window": "sliding_window"}
 GPT2_NAMES = {
     "vocabulary": "vocab_size",
     "width": "n_embd",
@@ -73,8 +76,8 @@ GPT2_NAMES = {
 }
 
 
-def config_of(path: str | Path) -> GptConfig:
-    """The config that a `config.json` says; dropout is that of training, and left at 0.
+def config_of(path: str | Path) -> GptConfig | MixtureConfig:
+    """The config that a `config.json` says; what is of training, dropout and a mixture's penalties, is left as it is.
 
     Args:
       path: the file, or the directory or a file of the weights that it lies beside.
@@ -96,16 +99,20 @@ def config_of(path: str | Path) -> GptConfig:
         raise ValueError(f"{path} is no config, which is a JSON object")
     try:
         require_known("model_type", str(of.get("model_type")), ARCHITECTURES)
-        return _of_gpt2(of) if of["model_type"] == "gpt2" else _of_llama(of)
+        return {"gpt2": _of_gpt2, "mixtral": _of_mixtral}.get(of["model_type"], _of_llama)(of)
     except KeyError as error:
         raise ValueError(f"{path}: there is no {error.args[0]}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def kind_of(config: GptConfig) -> str:
+def kind_of(config: GptConfig | MixtureConfig) -> str:
     """The published model that has such a config; `ValueError` where none has."""
     c = config
+    if isinstance(c, MixtureConfig):
+        if c.shared or c.capacity_factor is not None or c.rope is None:
+            raise ValueError(f"no published layout that is known has shared experts or a capacity, as {config} has")
+        return "mixtral"
     for kind, allowed in LAYOUTS.items():
         fits = all(getattr(c, name) in values for name, values in allowed.items() if values)
         if fits and (c.kv_heads in (None, c.heads) if kind == "gpt2" else c.rope is not None):
@@ -119,9 +126,11 @@ Published = dict[str, Any]
 """The entries of a `config.json`."""
 
 
-def published_of(config: GptConfig, dtype: DTypeLike) -> Published:
+def published_of(config: GptConfig | MixtureConfig, dtype: DTypeLike) -> Published:
     """The config as `config.json` has it."""
     c, kind = config, kind_of(config)
+    if isinstance(c, MixtureConfig):
+        return _published_mixture(c) | {"torch_dtype": jnp.dtype(dtype).name}
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if c.activation not in acts:
         raise ValueError(f"no published layout has the activation {c.activation!r}; expected {', '.join(acts)}")
@@ -156,6 +165,27 @@ def published_of(config: GptConfig, dtype: DTypeLike) -> Published:
     if kind in ("llama", "smollm3"):
         of |= {"attention_bias": bool(c.bias), "mlp_bias": bool(c.bias)}
     return of
+
+
+def _published_mixture(c: MixtureConfig) -> Published:
+    of: Published = {"architectures": [ARCHITECTURES["mixtral"]], "model_type": "mixtral", "rope_theta": c.rope}
+    of |= {theirs: getattr(c, ours) for ours, theirs in (LLAMA_NAMES | MIXTRAL_NAMES).items()}
+    return of | {"num_key_value_heads": c.kv_heads or c.heads, "hidden_act": "silu", "tie_word_embeddings": False}
+
+
+def _of_mixtral(of: Published) -> MixtureConfig:
+    for name, known, usual in (
+        ("hidden_act", ("silu", "swish"), "silu"),
+        ("head_dim", (None, of["hidden_size"] // of["num_attention_heads"]), None),
+        ("tie_word_embeddings", (False,), False),
+    ):
+        _require(of, name, known, usual)
+    rope, stretch = _rope(of)
+    if stretch is not None:
+        raise ValueError(f"rope_type is {json.dumps(stretch.way)}, expected {json.dumps('default')}")
+    names = LLAMA_NAMES | MIXTRAL_NAMES
+    sizes = {ours: of.get(theirs) if ours == "window" else of[theirs] for ours, theirs in names.items()}
+    return MixtureConfig(**sizes, kv_heads=of.get("num_key_value_heads"), rope=rope)
 
 
 def _of_gpt2(of: Published) -> GptConfig:
@@ -265,7 +295,7 @@ def _window(of: Published) -> int | None:
 def _rope(of: Published) -> tuple[float, Stretch | None]:
     """The base and the stretch, as older and newer files have them."""
     scaling = of.get("rope_parameters") or of.get("rope_scaling") or {}
-    usual = 2e6 if of["model_type"] == "smollm3" else 10000.0
+    usual = {"smollm3": 2e6, "mixtral": 1e6}.get(of["model_type"], 10000.0)
     base = float(scaling.get("rope_theta") or of.get("rope_theta") or usual)
     way = scaling.get("rope_type", scaling.get("type", "default"))
     if way == "default":

@@ -50,6 +50,7 @@ class MixtureConfig:
       capacity_factor: how many tokens an expert takes, see `mixture_of_experts`; None drops none. A network that drops
         does not generate: which tokens are dropped depends on those that come later.
       balance_weight, z_weight: a and b.
+      context: as of `GptConfig`.
 
     Raises:
       ValueError: a number is out of its range, or heads do not divide the width, or kv_heads the heads.
@@ -70,10 +71,13 @@ class MixtureConfig:
     capacity_factor: float | None = None
     balance_weight: float = 0.01
     z_weight: float = 0.001
+    context: int = 32768
 
     def __post_init__(self) -> None:
         who = "mixture"
-        require_sizes(who, **{name: getattr(self, name) for name in ("vocabulary", "width", "depth", "heads")})
+        require_sizes(
+            who, **{name: getattr(self, name) for name in ("vocabulary", "width", "depth", "heads", "context")}
+        )
         if self.width % self.heads:
             raise ValueError(f"{who}: width is {self.width}, expected a multiple of heads, {self.heads}")
         require_non_negative(who, "balance_weight", self.balance_weight)
@@ -194,6 +198,6 @@ def _weighed(balance_weight: float, z_weight: float) -> Layer:
 
 MIXTURE_PRESETS: dict[str, MixtureConfig] = {
     "mixtral-8x7b": MixtureConfig(32000, 4096, 32, 32, 14336, kv_heads=8),
-    "mixtral-8x22b": MixtureConfig(32000, 6144, 56, 48, 16384, kv_heads=8),
+    "mixtral-8x22b": MixtureConfig(32000, 6144, 56, 48, 16384, kv_heads=8, context=65536),
 }
 """Published shapes by name."""

@@ -45,6 +45,8 @@ MODELS = {
     "qwen2, tied": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 6, "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", LLAMA | GEMMA2),
+    "smollm2, tied": ("Llama", LLAMA | {"tie_word_embeddings": True, "rope_theta": 1e5, "num_key_value_heads": 1}),
+    "mixtral": ("Mixtral", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5}),
     "smollm3": ("SmolLM3", LLAMA | {"num_hidden_layers": 6, "no_rope_layers": [1, 0, 1] * 2, "pad_token_id": None}),
 }
 ALL = pytest.mark.parametrize(("family", "given"), MODELS.values(), ids=MODELS)
@@ -79,13 +81,19 @@ def test_loss_and_every_gradient_agree_with_pytorchs(family, given, written, tmp
     J.backward()
 
     config = bpref.config_of(path)
-    params, objective = bpref.load_weights(config, path), bpref.gpt_objective(config)
+    of_a_mixture = isinstance(config, bpref.MixtureConfig)
+    objective = bpref.evaluation((bpref.mixture_objective if of_a_mixture else bpref.gpt_objective)(config))
+    params = bpref.load_weights(config, path)
     x = jnp.asarray(ids, jnp.int32), jnp.asarray(labels, jnp.int32)
     value, dparams, _ = jax.jit(lambda p: bpref.backpropagate(objective, p, x))(params)
     assert float(value) == pytest.approx(float(J.detach()), rel=1e-6)
     bpref.save_weights(config, dparams, tmp_path / "gradient")  # by their names
     ours = load_file(tmp_path / "gradient/model.safetensors")
-    theirs = {name.removeprefix("transformer."): p.grad.numpy() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.data = p.grad
+    model.save_pretrained(tmp_path / "their_gradient")
+    saved = load_file(tmp_path / "their_gradient/model.safetensors")
+    theirs = {name.removeprefix("transformer."): v for name, v in saved.items()}
     assert ours.keys() == theirs.keys()
     worst = {name: np.linalg.norm(ours[name] - g) / np.linalg.norm(g) for name, g in theirs.items()}
     assert max(worst.values()) <= 1e-5  # 1.3e-6 seen
@@ -244,7 +252,7 @@ def test_nothing_on_disk_is_lost_and_nothing_absent_is_read(tmp_path):
     params = saved(UNTIED, tmp_path)
     with pytest.raises(FileExistsError, match=r"model.safetensors exists already; name a directory without it$"):
         bpref.save_weights(UNTIED, params, tmp_path)
-    with pytest.raises(ValueError, match=r"^save_weights: blocks.*positions.W of params are not as gpt\(config\)"):
+    with pytest.raises(ValueError, match=r"^save_weights: blocks.*positions.W of params are not as the network of"):
         bpref.save_weights(SMALL, params, tmp_path / "other")
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none.model.safetensors$"):
@@ -277,6 +285,10 @@ WRONG = {
         {"model_type": "smollm3", "use_sliding_window": True},
         "use_sliding_window is true, expected false",
     ),
+    "a mixture's heads": (
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+        "head_dim is 8, expected null or 4",
+    ),
     "some rotations": (
         {"model_type": "smollm3", "no_rope_layers": [1, 2]},
         "no_rope_layers is [1, 2], expected a list of 0 and 1, one for each of 2 layers",
@@ -297,6 +309,14 @@ def test_a_scale_that_is_no_root_of_an_integer_is_refused():
     with pytest.raises(ValueError) as refused:
         published_of(replace(bpref.GPT_PRESETS["gemma-2-2b"], scale=0.3), jnp.float32)
     assert str(refused.value) == "no published layout has the scale 0.3; expected 1 / sqrt(n) of an integer n"
+
+
+def test_a_mixture_that_no_layout_has_is_refused():
+    config = bpref.MixtureConfig(11, 8, 2, 2, 12, shared=1)
+    with pytest.raises(
+        ValueError, match=r"^no published layout that is known has shared experts or a capacity, as Mix"
+    ):
+        published_of(config, jnp.float32)
 
 
 def test_a_config_without_an_entry_or_that_is_no_json_is_refused(tmp_path):
