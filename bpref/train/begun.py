@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bpref.train.rows import Rows, examples
+from bpref.train.rows import Rows, examples, stamp_of
 from bpref.whole_file import whole_file
 
 Json = dict[str, Any]
@@ -21,24 +22,36 @@ BEGUN = "run.json"
 
 
 MOST_HASHED, HASHED_AT_ONCE = 2**30, 2**22
-"""Bytes of a file: of a larger one, parts are looked at that lie evenly in it."""
+"""Bytes of rows: of more, the file itself is looked at from end to end, and of what its rows become some parts."""
 
 
 def digest(*data: PyTree) -> str:
-    """SHA-256 of arrays: their dtypes, shapes and contents; of a file that is larger than `MOST_HASHED`, of parts."""
+    """SHA-256 of arrays: their dtypes, shapes and contents. Of what is larger than `MOST_HASHED` and on disk, of the
+    whole file, in the order that it lies there, and of rows that lie evenly in it, as they are given.
+    """
     seen = hashlib.sha256()
     for v in map(examples, jax.tree.leaves(data)):
         seen.update(f"{v.dtype}{v.shape}".encode())
+        if isinstance(v, Rows) and v.nbytes > MOST_HASHED:
+            seen.update(_of_file(v.file, stamp_of(v.file)))
         for part in _parts(v) if isinstance(v, Rows) else (v,):
             seen.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return seen.hexdigest()
 
 
+@lru_cache(8)
+def _of_file(file: str, stamp: tuple[int, int] | None) -> bytes:
+    """Of several arrays in one file, such as tokens and those that follow, once."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
 def _parts(v: Rows) -> Iterator[np.ndarray]:
-    """All rows of a file, some at a time, or as many as `MOST_HASHED` bytes are, from its first to its last."""
+    """All rows, some at a time; of more than `MOST_HASHED` bytes a sixteenth of so many, from the first to the last."""
     rows = max(1, HASHED_AT_ONCE // max(1, v.nbytes // len(v)))
     whole = -(-len(v) // rows)
-    for part in np.unique(np.linspace(0, whole - 1, min(whole, max(2, MOST_HASHED // HASHED_AT_ONCE))).astype(int)):
+    looked_at = whole if v.nbytes <= MOST_HASHED else min(whole, max(2, MOST_HASHED // HASHED_AT_ONCE // 16))
+    for part in np.linspace(0, whole - 1, looked_at).astype(int):
         yield v[part * rows : (part + 1) * rows]
 
 

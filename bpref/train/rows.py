@@ -40,7 +40,7 @@ class Rows:
     def __init__(self, mapped: np.memmap, kept: np.ndarray | None = None, made: tuple[Change, ...] = ()):
         self.mapped, self.kept, self.made = mapped, kept, made
         self.file = os.fspath(mapped.filename or "")
-        self._stamp = _stamp(self.file)
+        self._stamp = stamp_of(self.file)
 
     def __len__(self) -> int:
         return len(self.mapped) if self.kept is None else len(self.kept)
@@ -91,7 +91,7 @@ class Rows:
         return self if self.dtype == dtype else self.through(lambda v: v.astype(dtype))
 
     def _require_unchanged(self) -> None:
-        if (now := _stamp(self.file)) != self._stamp:
+        if (now := stamp_of(self.file)) != self._stamp:
             what = "is gone" if now is None else "has changed since it was opened"
             raise Changed(f"{self.file} {what}; its examples are read while a run goes on")
 
@@ -119,7 +119,8 @@ def in_parts(v: Examples) -> Iterator[tuple[int, np.ndarray]]:
         yield first, v[first : first + each]
 
 
-def _stamp(file: str) -> tuple[int, int] | None:
+def stamp_of(file: str) -> tuple[int, int] | None:
+    """A file's size and when it was last written; None where it is gone."""
     try:
         found = os.stat(file)
     except OSError:

@@ -131,17 +131,21 @@ def test_a_file_that_changes_or_is_gone_ends_the_run(mapped, small_windows, tmp_
     assert str(gone.value) == f"{file} is gone; its examples are read while a run goes on"
 
 
-def test_the_digest_is_of_the_contents_and_of_parts_where_a_file_is_large(mapped, monkeypatch):
+def test_the_digest_is_of_all_contents_also_where_a_file_is_large(mapped, monkeypatch):
     assert digest((examples(mapped(X)), Y)) == digest((X, Y))
     other = X.copy()
     other[1, 1] += 1
     assert digest(mapped(other)) != digest(X)
     monkeypatch.setattr(begun, "MOST_HASHED", 400)
     monkeypatch.setattr(begun, "HASHED_AT_ONCE", 48)
-    of_parts, last = digest(examples(mapped(X))), X.copy()
-    last[-1, -1] += 1
-    assert of_parts != digest(examples(mapped(last)))
-    assert of_parts == digest(examples(mapped(X)))
+    of_large = digest(examples(mapped(X)))
+    for row in (3, -1):  # the first is in no part that is looked at as it is given
+        other = X.copy()
+        other[row, -1] += 1
+        assert of_large != digest(examples(mapped(other)))
+    assert of_large != digest(examples(mapped(X)[::-1]))
+    assert of_large != digest(examples(mapped(X)).of(np.arange(50)[::-1]))
+    assert of_large == digest(examples(mapped(X)))
 
 
 def test_far_more_than_is_held_is_trained_on(tmp_path, monkeypatch):
