@@ -24,14 +24,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
 
 from bpref.cli.errors import UsageError
 from bpref.cli.tasks import _asked
+from bpref.leftovers import undo_all
 from bpref.naming import flat_names
 from bpref.train import mapped
+from bpref.train import read_csv as of_csv
 from bpref.train.begun import begun_with, require_the_same, score_of
 from bpref.train.cells import MISSING
 from bpref.train.checkpoint import _sha256
@@ -41,7 +44,7 @@ from bpref.train.predict import rows_of as rows_to_predict
 from bpref.train.read_csv import read_csv
 from bpref.train.read_npz import read_arrays, read_npz
 from bpref.train.record import rows_of
-from bpref.train.text import read_text
+from bpref.train.text import byte_pairs, read_text, texts_of
 from tests.fuzzed_files import (
     EPOCH,
     UNITS,
@@ -106,6 +109,31 @@ def reads_csv(path: Path, content: bytes) -> None:
         assert len({label + 0.0 if isinstance(label, float) else label for label in table.classes}) == len(
             table.classes
         )
+
+
+def reads_csv_in_parts(path: Path, content: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapped, "IN_MEMORY", 0)
+        patch.setattr(of_csv, "ROWS", 2)
+        try:
+            table = read_csv(path, "y")
+            X = table.X[:]
+        finally:
+            undo_all()
+    whole = read_csv(path, "y")
+    np.testing.assert_array_equal(X, whole.X)
+    np.testing.assert_array_equal(table.y, whole.y)
+    assert (table.feature_names, table.classes, table.columns) == (whole.feature_names, whole.classes, whole.columns)
+
+
+LEARNED = byte_pairs(["the cat sat, and 12 x's\n\n  on é\t "] * 20, 300)
+
+
+def reads_text_in_parts(path: Path, content: bytes) -> None:
+    text = content.decode()
+    parts = list(texts_of(np.frombuffer(content, np.uint8), 8))
+    assert "".join(parts) == text
+    assert [i for part in parts for i in LEARNED.encode(part)] == list(LEARNED.encode(text))
 
 
 def reads_predict(path: Path, content: bytes) -> None:
@@ -204,12 +232,14 @@ ABOUT = {"rule": "linear", "framework": "jax", "version": "0.1"}
 
 READERS = {
     "csv": Reader("t.csv", damaged(tables()), reads_csv),
+    "csv in parts": Reader("t.csv", damaged(tables()), reads_csv_in_parts),
     "predict": Reader("t.csv", damaged(tables()), reads_predict),
     "npy": Reader("t.npy", damaged(arrays().map(npy)), reads_npy),
     "npz": Reader("t.npz", damaged(npz()), reads_npz),
     "idx": Reader("t-idx", damaged(idx()), reads_idx),
     "tokens": Reader("t.bin", damaged(tokens()), reads_tokens),
     "text": Reader("t.txt", damaged(texts()), reads_text),
+    "text in parts": Reader("t.txt", damaged(texts()), reads_text_in_parts),
     "safetensors": Reader("params.safetensors", damaged(safetensors()) | safetensors(), reads_run),
     "run.json": Reader("run.json", as_json(st.just(EPOCH)), reads_begun),
     "metrics": Reader("metrics.jsonl", lines(changed(EPOCH)), reads_metrics),

@@ -2,14 +2,22 @@
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 SEPARATORS = (",", ";", "\t")
 """The one that parts the header into most names is the file's; of several the first."""
 
 MISSING = {"", "na", "n/a", "nan", "null"}
 """What stands for a value that is missing, in small letters."""
+
+OF_INDEX = "{}: the first column has no name and numbers the rows; it is left out"
+
+FIRST_LINE = 2**20
+"""Characters of the first line that are looked at, for what parts it."""
 
 
 class Cells(NamedTuple):
@@ -61,33 +69,88 @@ def read_cells(path: Path) -> Cells:
       ValueError: it is not such a file.
     """
     rows, lines = [], []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), skipinitialspace=True)
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    with _of_csv(path) as file:
+        text = file.read()
+        for line, row in _rows(io.StringIO(text, newline=""), text):
+            rows.append(row)
+            lines.append(line)
     if not rows:
         raise ValueError(f"{path}: the file is empty")
     header, *rows = rows
     if rows and not header[0] and len(header) > 1 and _number_rows([row[0] for row in rows]):
-        notes = (f"{path}: the first column has no name and numbers the rows; it is left out",)
+        notes = (OF_INDEX.format(path),)
     else:
         notes = ()
     _require_header(path, header[len(notes) :])
     if not rows:
         raise ValueError(f"{path}: there is a header and no data")
     for row, line in zip(rows, lines[1:], strict=True):
-        if len(row) != len(header):
-            raise ValueError(f"{path}, line {line}: {len(row)} values, expected {len(header)} as in the header")
+        _require_length(path, line, row, header)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     if notes:
         del columns[""]
     return Cells(path, columns, tuple(lines[1:]), notes)
+
+
+def cells_in_parts(path: Path, at_once: int) -> Iterator[Cells]:
+    """The same file, so many rows at a time; its notes come with the first.
+
+    What has no name must rise from row to row here, to be taken for an index: it is not remembered.
+
+    Raises:
+      OSError, ValueError: as of `read_cells`, when that part is reached.
+    """
+    with _of_csv(path) as file:
+        first = file.readline(FIRST_LINE)
+        while first and not first.strip():
+            first = file.readline(FIRST_LINE)
+        file.seek(0)
+        rows = _rows(file, first)
+        header = next(rows, (1, []))[1]
+        if not header:
+            raise ValueError(f"{path}: the file is empty")
+        indexed, before, notes, is_empty = not header[0] and len(header) > 1, -1, (), True
+        while part := list(islice(rows, at_once)):
+            is_empty = False
+            for line, row in part:
+                _require_length(path, line, row, header)
+            columns = list(zip(*(row for _, row in part), strict=True))
+            if indexed and (indexed := _rise(columns[0], before)):
+                notes, before = ((OF_INDEX.format(path),) if before < 0 else ()), int(columns[0][-1])
+            _require_header(path, header[indexed:])
+            lines = tuple(line for line, _ in part)
+            yield Cells(path, dict(zip(header[indexed:], columns[indexed:], strict=True)), lines, notes)
+        if is_empty:
+            _require_header(path, header)
+            raise ValueError(f"{path}: there is a header and no data")
+
+
+@contextmanager
+def _of_csv(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _rows(file: TextIO, first: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a file that has this first line, but for blank ones, with the line that each ends on."""
+    reader = csv.reader(file, delimiter=_separator(first), skipinitialspace=True)
+    for row in reader:
+        if any(cell.strip() for cell in row):
+            yield reader.line_num, [cell.strip() for cell in row]
+
+
+def _rise(cells: Sequence[str], before: int) -> bool:
+    """Whether they are whole numbers, each larger than that before it."""
+    numbers = [before, *(int(cell) if cell.isdecimal() else -1 for cell in cells)]
+    return all(a < b for a, b in pairwise(numbers))
+
+
+def _require_length(path: Path, line: int, row: list[str], header: list[str]) -> None:
+    if len(row) != len(header):
+        raise ValueError(f"{path}, line {line}: {len(row)} values, expected {len(header)} as in the header")
 
 
 def _separator(text: str) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -106,14 +107,22 @@ def require_present(cells: Cells, row: int, name: str, hint: str = " (see bpref 
 
 def complete(cells: Cells, names: list[str]) -> Cells:
     """The rows alone in which nothing is missing in these columns, and a note of the others."""
-    N = len(cells.lines)
-    kept = [row for row in range(N) if not any(is_missing(cells.columns[name][row]) for name in names)]
+    N, kept = len(cells.lines), rows_without_missing(cells, names)
     if len(kept) == N:
         return cells
-    if not kept:
-        raise ValueError(f"{cells.path}: something is missing in each of the {N} rows; none is left")
-    note = f"{cells.path}: {N - len(kept)} of {N} rows are left out, where a value is missing"
-    return cells.rows(kept)._replace(notes=(*cells.notes, note))
+    return cells.rows(kept)._replace(notes=(*cells.notes, of_left_out(cells.path, N - len(kept), N)))
+
+
+def rows_without_missing(cells: Cells, names: list[str]) -> list[int]:
+    """The rows in which each of these columns has a value."""
+    return [row for row in range(len(cells.lines)) if not any(is_missing(cells.columns[name][row]) for name in names)]
+
+
+def of_left_out(path: Path, rows: int, N: int) -> str:
+    """A note of so many of N rows; `ValueError` where they are all."""
+    if rows == N:
+        raise ValueError(f"{path}: something is missing in each of the {N} rows; none is left")
+    return f"{path}: {rows} of {N} rows are left out, where a value is missing"
 
 
 def as_settings(columns: tuple[Column, ...]) -> list[Json]:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from bpref.nearest import require_known
 from bpref.train import mapped
+from bpref.train.scratch import mapped_from
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Learned
@@ -46,8 +47,8 @@ def in_bytes() -> Tokenizer:
     )
 
 
-def byte_pairs(text: str, vocabulary: int) -> Tokenizer:
-    """Byte pair encoding learned from a text (Sennrich et al., arXiv:1508.07909), over bytes as GPT-2's.
+def byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Byte pair encoding learned from texts (Sennrich et al., arXiv:1508.07909), over bytes as GPT-2's.
 
     Raises:
       ValueError: the vocabulary is smaller than the 256 bytes.
@@ -63,7 +64,7 @@ def byte_pairs(text: str, vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    learned.train_from_iterator(text.splitlines(keepends=True), trainer)
+    learned.train_from_iterator((line for text in texts for line in text.splitlines(keepends=True)), trainer)
     return _of_learned(learned)
 
 
@@ -140,11 +141,18 @@ TOKENS = ("bytes", "bpe", *OF_NUMBERS)
 AT_ONCE = 2**24
 """Tokens that are looked at together, of a file."""
 
+TEXT_AT_ONCE = 2**20
+"""Bytes of a text that are encoded together, of a file: the library takes some hundred times as many for it."""
+
+OF_WORDS = np.array([chr(byte).isalnum() and byte < 128 for byte in range(256)])
+"""Whether a byte is a letter or digit of ASCII."""
+
 
 def read_text(path: Path | None, context: int, tokens: str = "bytes", vocabulary: int = 1024) -> Text:
     """A UTF-8 file's text, or where there is none, what Python's `help` knows of the language; or a file of ids.
 
-    In bytes, and of ids, a file may be larger than memory: contexts are read of it as they are needed.
+    A file may be larger than memory: contexts are read as they are needed. Byte pairs of a large one are encoded into a
+    temporary file, each time that it is read; it is faster to do that once, and to give the ids.
 
     Args:
       path: the file; None for `pydoc_data.topics`, which comes with every Python.
@@ -173,11 +181,19 @@ def read_text(path: Path | None, context: int, tokens: str = "bytes", vocabulary
     elif path is not None and tokens == "bytes" and path.stat().st_size > mapped.IN_MEMORY:
         tokenizer, (learned_from, held_out) = in_bytes(), _bytes_of(path)
         of_bytes = len(held_out)
+    elif path is not None and path.stat().st_size > mapped.IN_MEMORY:
+        before, after = _bytes_of(path)
+        tokenizer, of_bytes = byte_pairs(texts_of(before), vocabulary), len(after)
+        ids = np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32
+        learned_from, held_out = (
+            mapped_from(path, (tokenizer.encode(text).astype(ids) for text in texts_of(part)))
+            for part in (before, after)
+        )
     else:
         text = documentation() if path is None else decoded(path)
         at = len(text) - int(len(text) * TEST_SHARE)
         before, after = text[:at], text[at:]
-        tokenizer = in_bytes() if tokens == "bytes" else byte_pairs(before, vocabulary)
+        tokenizer = in_bytes() if tokens == "bytes" else byte_pairs([before], vocabulary)
         learned_from, held_out = tokenizer.encode(before), tokenizer.encode(after)
         of_bytes = len(after.encode())
     for part, ids in (("trained on", learned_from), ("held out", held_out)):
@@ -244,6 +260,25 @@ def _bytes_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
         else:
             end, left = first, left - len(begins)
     return ids[:end], ids[end:]
+
+
+def texts_of(content: np.ndarray, at_once: int | None = None) -> Iterator[str]:
+    """The UTF-8 in an array of bytes, about so many at a time, cut where byte pairs of parts are those of the whole.
+
+    That is before a blank or a line's end which follows a letter or digit of ASCII: whatever stands before it, there a
+    word has ended, and its pairs are merged by themselves. A text without any is one part.
+    """
+    at_once = TEXT_AT_ONCE if at_once is None else at_once
+    first, end = 0, 0
+    while end < len(content):
+        end = min(end + at_once, len(content))
+        part = np.asarray(content[first:end])
+        cuts = np.flatnonzero(OF_WORDS[part[:-1]] & ((part[1:] == ord(" ")) | (part[1:] == ord("\n"))))
+        if end < len(content) and not len(cuts):
+            continue
+        end = first + int(cuts[-1]) + 1 if end < len(content) else end
+        yield part[: end - first].tobytes().decode()
+        first = end
 
 
 def contexts(ids: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:

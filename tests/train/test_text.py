@@ -39,7 +39,7 @@ def test_tokens_are_the_text_again_also_when_saved(file, tokens):
 def test_what_is_held_out_is_the_end_and_nothing_is_learned_of_it(file):
     text = read_text(file, 8, "bpe", 400)
     before = TEXT[: len(TEXT) - int(len(TEXT) * TEST_SHARE)]
-    assert text.tokenizer.saved == byte_pairs(before, 400).saved
+    assert text.tokenizer.saved == byte_pairs([before], 400).saved
     ids, ids_test = text.tokenizer.encode(before), text.tokenizer.encode(TEXT[len(before) :])
     np.testing.assert_array_equal(text.train[0].ravel(), ids[: text.train[0].size])
     np.testing.assert_array_equal(text.test[1].ravel(), ids_test[1 : text.test[1].size + 1])
