@@ -170,17 +170,32 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
 
 
 def compiling(name: str, seconds: float) -> list[dict[str, Any]]:
+    """J and its gradient alone, which is what is derived, and a step, whose optimiser is the same for all."""
     work = DEEP[name]()
+    losses = {OWN: lambda params, x: cost(work.objective.forward(params, x)[0])} | work.forms
+
+    def gradient(params, x):
+        y, dparams, _ = bpref.backpropagate(work.objective, params, x)
+        return cost(y), dparams
+
+    of_gradient = {form: jax.value_and_grad(J) for form, J in losses.items()}
+    of_step = {form: stepping(J) for form, J in losses.items()}
     given = work.params, ADAM.init(work.params), work.x
+    return [
+        *_compiling(f"{name}: J and its gradient", gradient, of_gradient, (work.params, work.x), seconds),
+        *_compiling(f"{name}: a step", hand_step(work.objective), of_step, given, seconds),
+    ]
 
-    def lowering(step):
-        return lambda: jax.jit(lambda *given: step(*given)).lower(*given)
 
-    hand = lowering(hand_step(work.objective))
-    rivals = {OWN: own_step(work.objective)} | {form: stepping(J) for form, J in work.forms.items()}
-    rows = []
-    for rival, step in rivals.items():
-        other = lowering(step)
+def _compiling(
+    name: str, by_hand: Callable, rivals: dict[str, Callable], given: tuple, seconds: float
+) -> list[dict[str, Any]]:
+    def lowering(f):
+        return lambda: jax.jit(lambda *given: f(*given)).lower(*given)
+
+    hand, rows = lowering(by_hand), []
+    for rival, f in rivals.items():
+        other = lowering(f)
         trace = paired(hand, other, repetitions(other, seconds, most=9, least=3))
         lowered = [(hand(), other()) for _ in range(3)]
         ours, theirs = (iter(programs) for programs in zip(*lowered, strict=True))
