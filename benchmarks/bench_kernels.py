@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 
 import bpref
 from bpref.devices.compiling import compile_for
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.kernels import linear_cross_entropy
 from bpref.rule import specs
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.formulas.heads import Heads
-from bpref.formulas.plain_heads import DeltaHeads, GatedHeads
-from bpref.formulas.steps import Passed
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.plain_heads import DeltaHeads, GatedHeads
+from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.recurrence.bidirectional import Both
 from bpref.rules.recurrence.lstm import LstmState
 

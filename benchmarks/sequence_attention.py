@@ -9,7 +9,7 @@ from jax import Array
 
 import bpref
 from benchmarks.contest import Contest, by_hand, gradients, gradients_of_own
-from bpref.formulas.heads import Heads
+from bpref.formulas.attention.heads import Heads
 
 N, D, WINDOW = 8, 64, 256
 LENGTHS = (1024, 2048, 4096, 8192)

@@ -10,8 +10,8 @@ from jax import Array
 
 from benchmarks import plain_sequences
 from benchmarks.contest import Contest
-from bpref.formulas.heads import Heads
-from bpref.formulas.plain_heads import DeltaHeads, GatedHeads
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.plain_heads import DeltaHeads, GatedHeads
 from bpref.rules import RULES
 
 T, N, D = 2048, 8, 64

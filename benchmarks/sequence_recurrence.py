@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from benchmarks.contest import Contest
 from bpref.formulas.affine import plus
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.recurrence.lstm import LstmParams, LstmState, lstm
 
 B, T, D, H = 16, 512, 256, 256

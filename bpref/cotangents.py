@@ -81,7 +81,7 @@ class Total(NamedTuple):
 
 
 class Root(NamedTuple):
-    """Of a loss with the Hessian H = S S^T: the columns of S, by its cache (see `bpref.formulas.root`).
+    """Of a loss with the Hessian H = S S^T: the columns of S, by its cache (see `bpref.formulas.loss.root`).
 
     Attributes:
       width: `(cache) -> int`, how many columns an example has.

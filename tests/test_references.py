@@ -81,8 +81,8 @@ def test_a_reference_knows_data_types_and_naive_forms_alone(rule):
 
 def test_the_law_would_notice():
     """attention_block's layer takes its frequencies from the forward's own file: a reference may not."""
-    assert not is_independent("bpref.formulas.rotations", "frequencies")
-    assert not is_independent("bpref.formulas.distances", "buckets")
-    assert is_independent("bpref.formulas.rotations", "Stretch")
+    assert not is_independent("bpref.formulas.attention.rotations", "frequencies")
+    assert not is_independent("bpref.formulas.attention.distances", "buckets")
+    assert is_independent("bpref.formulas.attention.rotations", "Stretch")
     names, _ = reached(ast.parse("def f():\n    return g()\ndef g():\n    return frequencies(3)"), "f")
     assert names == {"f", "g", "frequencies"}

@@ -24,10 +24,10 @@ from jax.typing import DTypeLike
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, wide_dtype
-from bpref.formulas.attend import Cotangents, attend, pull_attend
-from bpref.formulas.attention_grid import LOWEST, Extras, Pattern
-from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import XLA, Forms
+from bpref.formulas.attention.attend import Cotangents, attend, pull_attend
+from bpref.formulas.attention.attention_grid import LOWEST, Extras, Pattern
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.softmax_attention import XLA, Forms
 from bpref.kernels.attention_blocks import Arrays, Pair, Plan, grouped, pair_of, planned, ungrouped
 from bpref.kernels.launch import (
     IMPLEMENTATIONS,

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
-from bpref.formulas.attention_grid import LOWEST, Pattern, sides
-from bpref.formulas.heads import Heads, by_groups, from_groups, segments_of
+from bpref.formulas.attention.attention_grid import LOWEST, Pattern, sides
+from bpref.formulas.attention.heads import Heads, by_groups, from_groups, segments_of
 from bpref.kernels.launch import power_of_two, product
 
 LARGEST_ON_GPU = 64

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.class_blocks import Blocks, Classes, Slopes, Sums, pull_sums, sums_over
+from bpref.formulas.loss.class_blocks import Blocks, Classes, Slopes, Sums, pull_sums, sums_over
 from bpref.kernels.launch import (
     LANES,
     OF_A_TPU,

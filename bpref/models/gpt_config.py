@@ -5,8 +5,8 @@ from math import lcm
 from typing import NamedTuple
 
 from bpref.checks.hyperparameters import require_flags, require_positive_or_none, require_size, require_sizes
+from bpref.formulas.attention.rotations import Stretch
 from bpref.formulas.random_draws import require_rate
-from bpref.formulas.rotations import Stretch
 from bpref.models.presets import preset
 from bpref.rules.block.attention_block import attention_layer
 from bpref.rules.block.mlp_block import mlp_layer

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bpref.checks.hyperparameters import require_size
-from bpref.formulas.rotations import Stretch, fast_of
+from bpref.formulas.attention.rotations import Stretch, fast_of
 from bpref.models.gpt_config import GptConfig
 from bpref.models.mixture import MixtureConfig
 from bpref.nearest import require_known

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.naive.distances import bucket, slope
 
 

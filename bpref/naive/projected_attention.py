@@ -5,10 +5,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.heads import Heads
-from bpref.formulas.rotations import Stretch
-from bpref.formulas.sequences import Sequences
-from bpref.formulas.softmax_attention import Weighted
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.rotations import Stretch
+from bpref.formulas.attention.sequences import Sequences
+from bpref.formulas.attention.softmax_attention import Weighted
 from bpref.naive.attention import naive_attention
 from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.rotation import naive_rotation

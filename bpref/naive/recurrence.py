@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import PyTree
 
-from bpref.formulas.steps import Passed, Steps
+from bpref.formulas.recurrence.steps import Passed, Steps
 
 
 def naive_recurrence(

@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 
 from bpref.dtypes import widen
-from bpref.formulas.rotations import Stretch
+from bpref.formulas.attention.rotations import Stretch
 
 
 def frequency(pair: int, features: int, base: float, stretch: Stretch | None) -> float:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bpref.formulas.heads import Heads
-from bpref.formulas.steps import Passed
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.recurrence.steps import Passed
 
 
 def naive_states(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from bpref.formulas.windows import Ints, Padding, Pairs
+from bpref.formulas.convolution.windows import Ints, Padding, Pairs
 
 
 def reduce_windows(

@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas import distances, rotations
+from bpref.formulas.attention import distances, rotations
 from bpref.naive import distances as naive_distances
 from bpref.naive import rotation as naive_rotation
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import bpref
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.kernels import attention
 from bpref.kernels.attention_blocks import grouped, planned
 from tests.conftest import needs_libtpu

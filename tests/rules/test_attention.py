@@ -7,8 +7,8 @@ import pytest
 
 import bpref
 from bpref import Heads
-from bpref.formulas.distances import skew, sum_of_diagonals
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.distances import skew, sum_of_diagonals
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from tests.rules.beside_torch import SEEDS, assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.pre_norm import NormParams
+from bpref.formulas.norm.pre_norm import NormParams
 from bpref.rules.block.attention_block import AttentionBlockParams
 from bpref.rules.block.mamba_block import MambaBlockParams
 from bpref.rules.block.mlp_block import MlpBlockParams

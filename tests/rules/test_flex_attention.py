@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref import Heads, Layer, Scores
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.layer import no_params
 from bpref.rules import RULES
 from tests.rules.beside_torch import assert_same

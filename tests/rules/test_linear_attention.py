@@ -9,7 +9,7 @@ import pytest
 
 import bpref
 from bpref import DeltaHeads, GatedHeads, ProductHeads
-from bpref.formulas.heads import Heads
+from bpref.formulas.attention.heads import Heads
 from bpref.layer import Layer
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate

@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref import Heads, Sequences
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.rules.linear.linear import LinearParams
 from bpref.rules.norm.qk_norm import QkNormParams
 from tests.refusing import refusals

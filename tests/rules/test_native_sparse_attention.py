@@ -7,7 +7,7 @@ import pytest
 
 import bpref
 from bpref import Heads, SparseHeads
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.pre_norm import NormParams
+from bpref.formulas.norm.pre_norm import NormParams
 from bpref.rules.norm.batch_norm import BatchNormParams
 from bpref.rules.norm.dynamic_tanh import DynamicTanhParams
 from bpref.rules.norm.gated_rms_norm import GatedRmsNormParams

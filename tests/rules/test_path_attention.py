@@ -7,8 +7,8 @@ import pytest
 
 import bpref
 from bpref import Heads, PathHeads
-from bpref.formulas.softmax_attention import AttentionParams
-from bpref.formulas.unit_triangular import right_divided
+from bpref.formulas.attention.softmax_attention import AttentionParams
+from bpref.formulas.recurrence.unit_triangular import right_divided
 from bpref.rules.attention.path_attention import reference
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate, by_oracle

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.steps import Passed, Steps
+from bpref.formulas.recurrence.steps import Passed, Steps
 from bpref.rules.recurrence.lstm import LstmState
 from bpref.rules.recurrence.rnn import RnnParams
 from tests.refusing import refusals

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.steps import Passed, Steps
+from bpref.formulas.recurrence.steps import Passed, Steps
 from bpref.rules.recurrence.bidirectional import Both
 from bpref.rules.recurrence.gru import GruParams
 from bpref.rules.recurrence.lstm import LstmParams, LstmState

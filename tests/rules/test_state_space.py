@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
 from bpref.verify.numbers.measure import relative_error

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
 from tests.rules.beside_torch import SEEDS, assert_same

@@ -3,8 +3,8 @@
 import pytest
 
 import bpref
-from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.rules.linear.bilinear import BilinearParams
 from bpref.rules.linear.embedding import EmbeddingParams
 from bpref.rules.linear.linear import LinearParams

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.formulas.pre_norm import NormParams
+from bpref.formulas.norm.pre_norm import NormParams
 from bpref.rules.block.mlp_block import MlpBlockParams
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.verify import oracle

@@ -40,7 +40,7 @@ from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis, scalar_as_line
+from bpref.formulas.indexing.along_axis import require_axis, scalar_as_line
 from bpref.formulas.random_draws import KEY, require_key
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Key, Real, Rule

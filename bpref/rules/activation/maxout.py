@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.reduced import shared_out
+from bpref.formulas.norm.reduced import shared_out
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -31,8 +31,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.caches import OutputCache
+from bpref.formulas.indexing.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -26,8 +26,8 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from bpref.formulas.along_axis import require_axis, scalar_as_line
 from bpref.formulas.caches import OutputCache
+from bpref.formulas.indexing.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 from bpref.rules.activation.softmax import softmax

@@ -35,7 +35,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import require_axis, scalar_as_line
+from bpref.formulas.indexing.along_axis import require_axis, scalar_as_line
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import while_loop
 from bpref.rule import Case, Real, Rule

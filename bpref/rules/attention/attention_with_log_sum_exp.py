@@ -38,11 +38,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Inexact
 
-from bpref.formulas.attend import attend, log_sum_exp_of, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern, Window
-from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
-from bpref.formulas.softmax_attention import AttentionParams, require_pattern
+from bpref.formulas.attention.attend import attend, log_sum_exp_of, pull_attend
+from bpref.formulas.attention.attention_grid import Extras, Pattern, Window
+from bpref.formulas.attention.heads import Heads, require_heads
+from bpref.formulas.attention.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.attention.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, no_params
 from bpref.naive.attention import naive_attention, naive_log_sum_exp
 from bpref.rule import Case, Interval, Real, Rule, called_as

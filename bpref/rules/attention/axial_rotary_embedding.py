@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_sizes
 from bpref.dtypes import widen
-from bpref.formulas.rotations import require_rotation, rotate_by_axis
+from bpref.formulas.attention.rotations import require_rotation, rotate_by_axis
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as
 

@@ -28,11 +28,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bpref.checks.hyperparameters import is_traced, require_sizes
-from bpref.formulas.attend import attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern
-from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, WITHIN
-from bpref.formulas.softmax_attention import AttentionParams, require_pattern
+from bpref.formulas.attention.attend import attend, pull_attend
+from bpref.formulas.attention.attention_grid import Extras, Pattern
+from bpref.formulas.attention.heads import Heads, require_heads
+from bpref.formulas.attention.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, WITHIN
+from bpref.formulas.attention.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as

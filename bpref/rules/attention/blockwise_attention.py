@@ -38,9 +38,9 @@ backward is differentiated once more as the same backward in XLA's form.
 
 from jax import Array
 
-from bpref.formulas.attention_grid import Pattern, Window
-from bpref.formulas.heads import Heads
-from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
+from bpref.formulas.attention.attention_grid import Pattern, Window
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.softmax_attention import AttentionParams, softmax_attention
 from bpref.kernels.attention import forms
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention

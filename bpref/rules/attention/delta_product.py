@@ -48,10 +48,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.heads import Heads, require_groups
-from bpref.formulas.plain_heads import DeltaHeads, ProductHeads
-from bpref.formulas.state_by_chunks import gates_forgetting, state_by_chunks
-from bpref.formulas.steps import Passed
+from bpref.formulas.attention.heads import Heads, require_groups
+from bpref.formulas.attention.plain_heads import DeltaHeads, ProductHeads
+from bpref.formulas.recurrence.state_by_chunks import gates_forgetting, state_by_chunks
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
 from bpref.naive.states import corrected, naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs

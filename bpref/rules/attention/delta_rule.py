@@ -52,14 +52,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.chunks import dot, sees, transpose
-from bpref.formulas.decays import decays, per_pair, per_row, per_step, per_two_steps, pull_decays
-from bpref.formulas.heads_to_try import SHORT_KEYS, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, packed
+from bpref.formulas.attention.heads_to_try import SHORT_KEYS, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, packed
+from bpref.formulas.attention.plain_heads import DeltaHeads, require_delta
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import DeltaHeads, require_delta
-from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
-from bpref.formulas.steps import Passed
-from bpref.formulas.unit_triangular import inverse_of_unit
+from bpref.formulas.recurrence.chunks import dot, sees, transpose
+from bpref.formulas.recurrence.decays import decays, per_pair, per_row, per_step, per_two_steps, pull_decays
+from bpref.formulas.recurrence.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
+from bpref.formulas.recurrence.steps import Passed
+from bpref.formulas.recurrence.unit_triangular import inverse_of_unit
 from bpref.layer import Layer
 from bpref.naive.states import corrected, naive_states
 from bpref.rule import Case, Real, Rule, called_as, specs

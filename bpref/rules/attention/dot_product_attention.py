@@ -42,10 +42,10 @@ whole of y and dq, and spoils dk and dv of all keys that it sees. A NaN in dy is
 
 from jax import Array
 
-from bpref.formulas.attention_grid import Pattern, Window
-from bpref.formulas.heads import Heads
-from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
-from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
+from bpref.formulas.attention.attention_grid import Pattern, Window
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.attention.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as

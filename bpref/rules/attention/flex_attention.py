@@ -31,12 +31,12 @@ from jaxtyping import PyTree
 
 from bpref.cotangents import is_differentiable
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.attend import attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern, Window
-from bpref.formulas.changed_scores import Changed, Scores
-from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
-from bpref.formulas.softmax_attention import AttentionParams, require_pattern
+from bpref.formulas.attention.attend import attend, pull_attend
+from bpref.formulas.attention.attention_grid import Extras, Pattern, Window
+from bpref.formulas.attention.changed_scores import Changed, Scores
+from bpref.formulas.attention.heads import Heads, require_heads
+from bpref.formulas.attention.heads_to_try import ACROSS, GROUPED, NEVER_EMPTY, TIMED
+from bpref.formulas.attention.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params, require_layer, require_no_state
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Real, Rule, called_as

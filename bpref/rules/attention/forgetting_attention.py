@@ -23,9 +23,9 @@ made of the sums of each row of dF before u, X_tu = sum_{s<u} dF_ts, as dg_u = s
 
 Cached: x as it came. F, the logits and p are made again; they are (T, T).
 
-Numerical care: F_ts is a sum over the steps between alone, see `bpref/formulas/decays.py`. The usual form, c_t - c_s of
-the sums c from the start, loses the gates of late steps to round-off, and is NaN where one is 0: there F is -inf, which
-is a mask, and dg is 0. All is at least float32. A step sees itself, with F_tt = 0.
+Numerical care: F_ts is a sum over the steps between alone, see `bpref/formulas/recurrence/decays.py`. The usual form,
+c_t - c_s of the sums c from the start, loses the gates of late steps to round-off, and is NaN where one is 0: there F
+is -inf, which is a mask, and dg is 0. All is at least float32. A step sees itself, with F_tt = 0.
 """
 
 from math import prod
@@ -35,11 +35,11 @@ from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
-from bpref.formulas.decays import pull_sums_between, sums_between
-from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.heads_to_try import WITHIN, packed
-from bpref.formulas.plain_heads import ForgettingHeads
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.heads import Heads, require_heads
+from bpref.formulas.attention.heads_to_try import WITHIN, packed
+from bpref.formulas.attention.plain_heads import ForgettingHeads
+from bpref.formulas.attention.softmax_attention import AttentionParams
+from bpref.formulas.recurrence.decays import pull_sums_between, sums_between
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Real, Rule, called_as, specs

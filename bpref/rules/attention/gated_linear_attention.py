@@ -55,14 +55,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.chunks import dot, transpose
-from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.feature_decays import from_start, halvings, joined, kept, sum_before, sum_from, to_end
-from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.plain_heads import GatedHeads, require_gated
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.chunks import dot, transpose
+from bpref.formulas.recurrence.decays import per_row, per_step
+from bpref.formulas.recurrence.feature_decays import from_start, halvings, joined, kept, sum_before, sum_from, to_end
+from bpref.formulas.recurrence.state_by_chunks import Chunk, OneChunk, state_by_chunks
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
 from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Real, Rule, called_as, specs

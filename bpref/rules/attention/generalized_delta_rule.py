@@ -26,8 +26,8 @@ Differential, with dS the cotangent of S after, and r_hat that of what the trian
     r_hat = (I - A^T)^-1 dr                 from  delta r - A delta r - (delta A) r = delta ((f' a) S + A' v)
     dP = dy r^T      dP' = dy v^T      dA = r_hat r^T      dA' = r_hat v^T
 
-What these four give to q, a, b, k and g is made by halves of the chunk, see `bpref/formulas/feature_decays.py`. The
-factor of each perturbation:
+What these four give to q, a, b, k and g is made by halves of the chunk, see
+`bpref/formulas/recurrence/feature_decays.py`. The factor of each perturbation:
 
     dv = P'^T dy + A'^T r_hat + (e k) dS                                  (L, E)
     dq = f * dy S^T + P's and P''s          da = f' * r_hat S^T + A's and A''s            (L, D)
@@ -50,16 +50,24 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.chunks import transpose
-from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
-from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.plain_heads import SelfReadingHeads, require_plain
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import SelfReadingHeads, require_plain
-from bpref.formulas.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
-from bpref.formulas.states import begins
-from bpref.formulas.steps import Passed
-from bpref.formulas.unit_triangular import inverse_of_unit
+from bpref.formulas.recurrence.chunks import transpose
+from bpref.formulas.recurrence.decays import per_row, per_step
+from bpref.formulas.recurrence.feature_decays import (
+    from_start,
+    kept,
+    overlaps,
+    pull_overlaps,
+    sum_before,
+    sum_from,
+    to_end,
+)
+from bpref.formulas.recurrence.state_by_chunks import Chunk, OneChunk, gates_forgetting, state_by_chunks
+from bpref.formulas.recurrence.states import begins
+from bpref.formulas.recurrence.steps import Passed
+from bpref.formulas.recurrence.unit_triangular import inverse_of_unit
 from bpref.layer import Layer
 from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Real, Rule, called_as, specs

@@ -29,7 +29,7 @@ Differential, with dS the cotangent of S after, and u_hat what an error turned i
     dc    = beta u_hat                      the cotangent of v - (f k) S  (L, E)
 
 The cotangent of P is dy u^T, that of N is -dc u^T; what they give to q, k and g is made by halves of the chunk, see
-`bpref/formulas/feature_decays.py`, and called here by P and N. The factor of each perturbation:
+`bpref/formulas/recurrence/feature_decays.py`, and called here by P and N. The factor of each perturbation:
 
     dv = dc                 dbeta_t = c_t . u_hat_t                       (L, E), (L,)
     dq = f * dy S^T                                  + P's                (L, D)
@@ -55,15 +55,23 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.chunks import dot, sees, transpose
-from bpref.formulas.decays import per_row, per_step
-from bpref.formulas.feature_decays import from_start, kept, overlaps, pull_overlaps, sum_before, sum_from, to_end
-from bpref.formulas.heads_to_try import GATES, SHORT_KEYS, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, packed
+from bpref.formulas.attention.heads_to_try import GATES, SHORT_KEYS, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, packed
+from bpref.formulas.attention.plain_heads import DeltaHeads, require_delta
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import DeltaHeads, require_delta
-from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
-from bpref.formulas.steps import Passed
-from bpref.formulas.unit_triangular import inverse_of_unit
+from bpref.formulas.recurrence.chunks import dot, sees, transpose
+from bpref.formulas.recurrence.decays import per_row, per_step
+from bpref.formulas.recurrence.feature_decays import (
+    from_start,
+    kept,
+    overlaps,
+    pull_overlaps,
+    sum_before,
+    sum_from,
+    to_end,
+)
+from bpref.formulas.recurrence.state_by_chunks import Chunk, OneChunk, state_by_chunks
+from bpref.formulas.recurrence.steps import Passed
+from bpref.formulas.recurrence.unit_triangular import inverse_of_unit
 from bpref.layer import Layer
 from bpref.naive.states import corrected, naive_states
 from bpref.rule import Case, Real, Rule, called_as, specs

@@ -46,13 +46,13 @@ from jaxtyping import Float, PyTree
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size, require_sizes
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.attention_grid import Extras, Pattern, Window
+from bpref.formulas.attention.attention_grid import Extras, Pattern, Window
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.memory import Memory, attend_on, no_memory, reach
+from bpref.formulas.attention.rotations import Stretch, require_rotation
+from bpref.formulas.attention.sequences import Sequences, as_sequences
+from bpref.formulas.attention.softmax_attention import AttentionParams, softmax_attention
 from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.heads import Heads
-from bpref.formulas.memory import Memory, attend_on, no_memory, reach
-from bpref.formulas.rotations import Stretch, require_rotation
-from bpref.formulas.sequences import Sequences, as_sequences
-from bpref.formulas.softmax_attention import AttentionParams, softmax_attention
 from bpref.layer import Layer, Reals, With
 from bpref.naive.attention import naive_attention
 from bpref.naive.dense import naive_affine, naive_norm

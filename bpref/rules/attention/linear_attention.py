@@ -61,15 +61,15 @@ from jaxtyping import Float, Int, PyTree
 from bpref.checks.hyperparameters import require_choice, require_flags, require_size
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import widen
-from bpref.formulas.chunks import fitting, from_chunks, into_chunks, no_state_of, sees, transpose
-from bpref.formulas.decays import per_row
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.heads_to_try import TIMED_WITH_STATE, TWO_GROUPED
+from bpref.formulas.attention.plain_heads import HeadsAndState, require_plain
 from bpref.formulas.decoder import decoder, require_no_later
-from bpref.formulas.heads import Heads
-from bpref.formulas.heads_to_try import TIMED_WITH_STATE, TWO_GROUPED
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import HeadsAndState, require_plain
-from bpref.formulas.states import arrived, begins, from_state, given_out, into_state, require_alone
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.chunks import fitting, from_chunks, into_chunks, no_state_of, sees, transpose
+from bpref.formulas.recurrence.decays import per_row
+from bpref.formulas.recurrence.states import arrived, begins, from_state, given_out, into_state, require_alone
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
 from bpref.naive.states import added, naive_states

@@ -56,19 +56,19 @@ from bpref.checks.hyperparameters import (
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
-from bpref.formulas.attention_grid import Pattern, Window
-from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.extra_keys import Extra, appended, pull_appended
-from bpref.formulas.heads import Heads, by_head, by_position, features_of_head, require_kv_heads
-from bpref.formulas.random_draws import with_key_in_x
-from bpref.formulas.rotations import Stretch, require_rope
-from bpref.formulas.sequences import Sequences, as_sequences, heads_of, pull_sources, sources, with_key
-from bpref.formulas.softmax_attention import (
+from bpref.formulas.attention.attention_grid import Pattern, Window
+from bpref.formulas.attention.extra_keys import Extra, appended, pull_appended
+from bpref.formulas.attention.heads import Heads, by_head, by_position, features_of_head, require_kv_heads
+from bpref.formulas.attention.rotations import Stretch, require_rope
+from bpref.formulas.attention.sequences import Sequences, as_sequences, heads_of, pull_sources, sources, with_key
+from bpref.formulas.attention.softmax_attention import (
     AttentionParams,
     Weighted,
     require_pattern,
     softmax_attention,
 )
+from bpref.formulas.decoder import decoder, decoder_of
+from bpref.formulas.random_draws import with_key_in_x
 from bpref.layer import Layer, Reals, With, begin
 from bpref.naive.projected_attention import naive_projected_attention
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as, specs

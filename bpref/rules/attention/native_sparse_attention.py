@@ -39,8 +39,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_finite, require_sizes
 from bpref.dtypes import cast, widen
-from bpref.formulas.heads import Heads, require_groups
-from bpref.formulas.softmax_attention import AttentionParams
+from bpref.formulas.attention.heads import Heads, require_groups
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
 from bpref.rule import Case, Real, Rule, called_as, specs

@@ -53,12 +53,12 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
-from bpref.formulas.heads import Heads, from_rows, in_rows, require_heads
-from bpref.formulas.heads_to_try import WITHIN, packed
+from bpref.formulas.attention.heads import Heads, from_rows, in_rows, require_heads
+from bpref.formulas.attention.heads_to_try import WITHIN, packed
+from bpref.formulas.attention.plain_heads import PathHeads
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.formulas.matrices import transpose
-from bpref.formulas.plain_heads import PathHeads
-from bpref.formulas.softmax_attention import AttentionParams
-from bpref.formulas.unit_triangular import right_divided
+from bpref.formulas.recurrence.unit_triangular import right_divided
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
 from bpref.rule import Boolean, Case, Real, Rule, called_as, specs

@@ -40,21 +40,21 @@ Cached: q, k, v and g as they came. The states before each chunk are made again,
 factors between its steps: a fifth of the bytes that autodiff of the forward keeps.
 
 Numerical care: states and products are at least float32. No exponential of a difference of sums, see
-`bpref/formulas/decays.py`, and products of many features are summed in blocks. Gates of 0 (g = -inf) and of 1 are
-exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm, and where a segment begins.
+`bpref/formulas/recurrence/decays.py`, and products of many features are summed in blocks. Gates of 0 (g = -inf) and of
+1 are exact, their dg too: it is 0 at a gate of 0, being the derivative by the logarithm, and where a segment begins.
 """
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.formulas.chunks import dot, transpose
-from bpref.formulas.decays import decays, decays_to_end, per_row, per_step, pull_decays
-from bpref.formulas.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.heads_to_try import GATES, STATE, TIMED_WITH_STATE, TWO, TWO_GROUPED, WITHIN, packed
+from bpref.formulas.attention.plain_heads import GatedHeads, require_gated
 from bpref.formulas.long_sums import times
-from bpref.formulas.plain_heads import GatedHeads, require_gated
-from bpref.formulas.state_by_chunks import Chunk, OneChunk, state_by_chunks
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.chunks import dot, transpose
+from bpref.formulas.recurrence.decays import decays, decays_to_end, per_row, per_step, pull_decays
+from bpref.formulas.recurrence.state_by_chunks import Chunk, OneChunk, state_by_chunks
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
 from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Real, Rule, called_as, specs

@@ -28,8 +28,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_share, require_size
-from bpref.formulas.decoder import decoder
-from bpref.formulas.rotations import (
+from bpref.formulas.attention.rotations import (
     After,
     Stretch,
     frequencies,
@@ -38,6 +37,7 @@ from bpref.formulas.rotations import (
     require_turned,
     rotate,
 )
+from bpref.formulas.decoder import decoder
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive import rotation
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

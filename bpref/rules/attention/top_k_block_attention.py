@@ -22,9 +22,10 @@ choice as it is, as MoBA's code has it. What is left is attention with a mask. W
     dk_s  = a sum_t dx_ts q_t                                             (T, D)
 
 How: each block that a query chose is a row, and rows are sorted by block, as those of experts are
-(`bpref/formulas/grouped_rows.py`): b queries that chose the same block meet its keys in one product. What a query has
-seen of its blocks is merged at the end, as in `merge_attention`. The backward goes through the products twice, for L_t
-and D_t, and then for the rest. So work grows as T k b (D + E), with T / b products for each query's choice besides.
+(`bpref/formulas/mixture/grouped_rows.py`): b queries that chose the same block meet its keys in one product. What a
+query has seen of its blocks is merged at the end, as in `merge_attention`. The backward goes through the products
+twice, for L_t and D_t, and then for the rest. So work grows as T k b (D + E), with T / b products for each query's
+choice besides.
 
 Cached: x, and what was chosen, k integers for each query and head: a product that another program rounds otherwise
 could choose another block.
@@ -44,8 +45,12 @@ from jaxtyping import Int
 from bpref.checks.hyperparameters import require_finite, require_sizes
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import times, times_transposed, transposed_times
-from bpref.formulas.attention_grid import LOWEST
-from bpref.formulas.grouped_rows import (
+from bpref.formulas.attention.attention_grid import LOWEST
+from bpref.formulas.attention.heads import Heads, from_rows, in_rows, require_heads
+from bpref.formulas.attention.heads_to_try import WITHIN
+from bpref.formulas.attention.plain_heads import require_plain
+from bpref.formulas.attention.softmax_attention import AttentionParams
+from bpref.formulas.mixture.grouped_rows import (
     over_blocks,
     placed,
     ragged_blocks,
@@ -54,10 +59,6 @@ from bpref.formulas.grouped_rows import (
     token_of,
     total_like,
 )
-from bpref.formulas.heads import Heads, from_rows, in_rows, require_heads
-from bpref.formulas.heads_to_try import WITHIN
-from bpref.formulas.plain_heads import require_plain
-from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.attention import naive_attention
 from bpref.rule import Case, Rule, called_as

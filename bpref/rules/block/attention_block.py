@@ -53,12 +53,14 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
-from bpref.formulas.attend import Kept, attend, pull_attend
-from bpref.formulas.attention_grid import Extras, Pattern, Window, require_window
+from bpref.formulas.attention.attend import Kept, attend, pull_attend
+from bpref.formulas.attention.attention_grid import Extras, Pattern, Window, require_window
+from bpref.formulas.attention.heads import Heads, by_position, features_of_head, require_kv_heads
+from bpref.formulas.attention.memory import attend_on, no_memory, reach
+from bpref.formulas.attention.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
+from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.formulas.decoder import decoder
-from bpref.formulas.heads import Heads, by_position, features_of_head, require_kv_heads
-from bpref.formulas.memory import attend_on, no_memory, reach
-from bpref.formulas.pre_norm import (
+from bpref.formulas.norm.pre_norm import (
     NormParams,
     Statistics,
     init_norm,
@@ -68,8 +70,6 @@ from bpref.formulas.pre_norm import (
     statistics,
 )
 from bpref.formulas.random_draws import KEY, require_key, require_rate
-from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
-from bpref.formulas.softmax_attention import AttentionParams
 from bpref.layer import Held, Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.naive.dense import naive_affine, naive_norm

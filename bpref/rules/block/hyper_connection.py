@@ -46,8 +46,8 @@ from bpref.checks.hyperparameters import require_positive, require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, plus, times, times_transposed, transposed_times
+from bpref.formulas.norm.standardize import root_mean_square
 from bpref.formulas.sinkhorn import scaled, steps_back, steps_taken
-from bpref.formulas.standardize import root_mean_square
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as, specs

@@ -43,9 +43,9 @@ from bpref.checks.hyperparameters import require_finite, require_flags, require_
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
-from bpref.formulas.steps import Passed, Steps
-from bpref.formulas.through_time import Kept, joined
+from bpref.formulas.norm.standardize import moments, on_last_axes, pull_standardized
+from bpref.formulas.recurrence.steps import Passed, Steps
+from bpref.formulas.recurrence.through_time import Kept, joined
 from bpref.layer import Layer, Reals, begin
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as
 from bpref.rules.recurrence.lstm import LstmParams, lstm

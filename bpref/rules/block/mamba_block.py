@@ -50,9 +50,9 @@ from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
 from bpref.formulas.caches import InputCache
 from bpref.formulas.decoder import decoder
-from bpref.formulas.states import begins, require_alone
-from bpref.formulas.steps import Passed
-from bpref.formulas.taps import pull_taps, taps
+from bpref.formulas.recurrence.states import begins, require_alone
+from bpref.formulas.recurrence.steps import Passed
+from bpref.formulas.recurrence.taps import pull_taps, taps
 from bpref.layer import Layer
 from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs

@@ -41,7 +41,7 @@ from bpref.checks.hyperparameters import require_choice, require_flags, require_
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
 from bpref.formulas.joined import concatenated
-from bpref.formulas.pre_norm import (
+from bpref.formulas.norm.pre_norm import (
     NormParams,
     Statistics,
     init_norm,

@@ -53,9 +53,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
-from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
-from bpref.formulas.windows import as_windows, place, require_spatial
+from bpref.formulas.convolution.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.convolution.windows import as_windows, place, require_spatial
+from bpref.formulas.norm.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_group_norm, naive_scaled
 from bpref.rule import Case, Interval, Real, Rule, called_as

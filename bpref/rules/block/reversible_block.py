@@ -41,9 +41,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.formulas.attention_grid import Window
-from bpref.formulas.pre_norm import NormParams
-from bpref.formulas.rotations import Stretch
+from bpref.formulas.attention.attention_grid import Window
+from bpref.formulas.attention.rotations import Stretch
+from bpref.formulas.norm.pre_norm import NormParams
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as, specs
 from bpref.rules.block import attention_block, mlp_block

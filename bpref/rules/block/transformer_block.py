@@ -53,11 +53,11 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed
-from bpref.formulas.attention_grid import Window
+from bpref.formulas.attention.attention_grid import Window
+from bpref.formulas.attention.rotations import Stretch
 from bpref.formulas.decoder import decoder, decoder_of
-from bpref.formulas.pre_norm import Statistics, init_norm, normalize, pull_normalize, require_norm, statistics
+from bpref.formulas.norm.pre_norm import Statistics, init_norm, normalize, pull_normalize, require_norm, statistics
 from bpref.formulas.random_draws import KEY
-from bpref.formulas.rotations import Stretch
 from bpref.layer import Held, Layer, Reals, With, begin
 from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as

@@ -30,8 +30,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_sizes
 from bpref.dtypes import cast
-from bpref.formulas.expert_slots import from_experts, slots_of, to_experts
-from bpref.formulas.grouped_rows import each_choice, rows_in_blocks, token_of
+from bpref.formulas.mixture.expert_slots import from_experts, slots_of, to_experts
+from bpref.formulas.mixture.grouped_rows import each_choice, rows_in_blocks, token_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.experts import slots
 from bpref.over_devices import SPLIT, axis_name, laid_out

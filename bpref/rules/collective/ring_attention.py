@@ -40,10 +40,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.dtypes import cast
-from bpref.formulas.attend import Kept, Sums, kept_of, pull_wide, sums_over
-from bpref.formulas.attention_grid import Extras, Grid, Pattern
-from bpref.formulas.heads import Heads, require_heads
-from bpref.formulas.softmax_attention import AttentionParams, require_pattern
+from bpref.formulas.attention.attend import Kept, Sums, kept_of, pull_wide, sums_over
+from bpref.formulas.attention.attention_grid import Extras, Grid, Pattern
+from bpref.formulas.attention.heads import Heads, require_heads
+from bpref.formulas.attention.softmax_attention import AttentionParams, require_pattern
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
 from bpref.naive.attention import naive_attention

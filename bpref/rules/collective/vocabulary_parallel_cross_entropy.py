@@ -40,8 +40,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_integer_or_none, require_non_negative
 from bpref.dtypes import widen, widen_integers
-from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
-from bpref.formulas.terms import require_terms
+from bpref.formulas.loss.labels import is_class, is_own, nats, own_score, sum_of_others
+from bpref.formulas.loss.terms import require_terms
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.blocks import whole
 from bpref.over_devices import ALIKE, SPLIT, axis_name, laid_out, require_alike

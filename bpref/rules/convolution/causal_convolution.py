@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_flags
+from bpref.formulas.convolution.windows import as_windows
 from bpref.formulas.decoder import decoder
-from bpref.formulas.windows import as_windows
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams, convolution_layer

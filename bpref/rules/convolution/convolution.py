@@ -36,7 +36,8 @@ A negative lo' or hi' cuts elements off: those that no window saw, when the stri
 Cached: x alone, which dW needs. dx needs W, which is a parameter; db needs nothing.
 
 Numerical care: products of half-precision numbers accumulate in float32, and so does the sum of db; b is added before
-y is rounded. Windows of one element and depthwise convolutions take a way of their own, see `bpref.formulas.correlate`.
+y is rounded. Windows of one element and depthwise convolutions take a way of their own, see
+`bpref.formulas.convolution.correlate`.
 """
 
 import math
@@ -49,9 +50,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, total, unmade
-from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx, seen
-from bpref.formulas.kernels import channels_in_groups, require_groups
-from bpref.formulas.windows import Padding, Windows, as_windows, place, require_spatial
+from bpref.formulas.convolution.correlate import Slide, correlate, correlate_dW, correlate_dx, seen
+from bpref.formulas.convolution.kernels import channels_in_groups, require_groups
+from bpref.formulas.convolution.windows import Padding, Windows, as_windows, place, require_spatial
 from bpref.layer import Layer, Reals
 from bpref.naive.windows import in_pairs
 from bpref.rule import Case, Real, Rule, Size, called_as

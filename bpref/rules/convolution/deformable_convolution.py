@@ -45,9 +45,9 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed
-from bpref.formulas.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.convolution.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.convolution.windows import Padding, as_windows, place
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.windows import Padding, as_windows, place
 from bpref.layer import Layer, Reals
 from bpref.naive.windows import in_pairs
 from bpref.rule import Case, Real, Rule, Size, called_as, specs

@@ -45,9 +45,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus
-from bpref.formulas.correlate import Slide, correlate, correlate_dW, correlate_dx
-from bpref.formulas.kernels import channels_in_groups, require_groups
-from bpref.formulas.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
+from bpref.formulas.convolution.correlate import Slide, correlate, correlate_dW, correlate_dx
+from bpref.formulas.convolution.kernels import channels_in_groups, require_groups
+from bpref.formulas.convolution.windows import Ints, Padding, as_pads, as_windows, per_axis, require_spatial
 from bpref.layer import Layer, Reals
 from bpref.naive.windows import in_pairs
 from bpref.rule import Case, Real, Rule, Size, called_as

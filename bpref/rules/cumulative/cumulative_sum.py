@@ -29,8 +29,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import axis_of, run_along, scalar_as_line, shifted
 from bpref.formulas.caches import NoCache
+from bpref.formulas.indexing.along_axis import axis_of, run_along, scalar_as_line, shifted
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

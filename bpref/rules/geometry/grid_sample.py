@@ -45,7 +45,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.convolution.bilinear import locate, mixed, pull_images, pull_points, read
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -51,8 +51,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_sizes
 from bpref.dtypes import cast, widen
+from bpref.formulas.indexing.sparse_along import multiply_along
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.formulas.sparse_along import multiply_along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule, Size
 

@@ -45,8 +45,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_sizes
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.bilinear import locate, mixed, pull_images, pull_points, read
-from bpref.formulas.indices import placed
+from bpref.formulas.convolution.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.indexing.indices import placed
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 

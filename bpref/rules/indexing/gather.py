@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.indices import DataAndIndices, PlacesCache, add_rows, indexed_axis, placed
+from bpref.formulas.indexing.indices import DataAndIndices, PlacesCache, add_rows, indexed_axis, placed
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule

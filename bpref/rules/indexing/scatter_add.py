@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, UInt
 
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import widen_integers
-from bpref.formulas.indices import add_rows, indexed_axis, placed
+from bpref.formulas.indexing.indices import add_rows, indexed_axis, placed
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
 

@@ -23,7 +23,8 @@ b_rm = 1 where u_rm = y_rk, else 0, and c_rk = a_rk + sum over S_rk of b_rm is t
 kinks, where those who tie share dy equally, as in `segment_max` and in PyTorch. The indices are integers: None.
 
 The product of the others is no quotient, which would be 0 / 0 at a zero: along the axis updates are brought into the
-order of their indices, q being the permutation, and multiplied from either end, see `formulas/segmented_products.py`.
+order of their indices, q being the permutation, and multiplied from either end, see
+`formulas/indexing/segmented_products.py`.
 
 Cached: the indices, as places from 0 to n - 1 with n for nowhere, in the smallest integers; they tell s and c. For prod
 x, u, Q, and q in the smallest integers; for max a and b, one byte an element.
@@ -40,9 +41,9 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from bpref.checks.hyperparameters import require_choice, require_flags
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import add_along, axis_of_each, placed, smallest_integer
-from bpref.formulas.reduced import shared_out
-from bpref.formulas.segmented_products import product_of_others, running_product, stretches
+from bpref.formulas.indexing.indices import add_along, axis_of_each, placed, smallest_integer
+from bpref.formulas.indexing.segmented_products import product_of_others, running_product, stretches
+from bpref.formulas.norm.reduced import shared_out
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule

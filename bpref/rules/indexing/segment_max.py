@@ -32,9 +32,9 @@ from jaxtyping import Bool, UInt
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
-from bpref.formulas.indices import DataAndIds, of_segments, placed
-from bpref.formulas.reduced import shared_out
-from bpref.formulas.segments_along import along
+from bpref.formulas.indexing.indices import DataAndIds, of_segments, placed
+from bpref.formulas.indexing.segments_along import along
+from bpref.formulas.norm.reduced import shared_out
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 

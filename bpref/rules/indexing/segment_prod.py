@@ -34,9 +34,9 @@ from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import DataAndIds, add_rows, of_segments, placed, smallest_integer
-from bpref.formulas.segmented_products import product_of_others, running_product, stretches
-from bpref.formulas.segments_along import along
+from bpref.formulas.indexing.indices import DataAndIds, add_rows, of_segments, placed, smallest_integer
+from bpref.formulas.indexing.segmented_products import product_of_others, running_product, stretches
+from bpref.formulas.indexing.segments_along import along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 

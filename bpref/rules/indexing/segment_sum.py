@@ -30,8 +30,8 @@ from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import DataAndIds, of_segments, placed
-from bpref.formulas.segments_along import along
+from bpref.formulas.indexing.indices import DataAndIds, of_segments, placed
+from bpref.formulas.indexing.segments_along import along
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule, Size
 

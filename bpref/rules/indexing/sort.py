@@ -28,8 +28,8 @@ from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_flags
-from bpref.formulas.along_axis import axis_of, scalar_as_line
-from bpref.formulas.indices import add_along, smallest_integer
+from bpref.formulas.indexing.along_axis import axis_of, scalar_as_line
+from bpref.formulas.indexing.indices import add_along, smallest_integer
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import widen_integers
-from bpref.formulas.indices import DataAndIndices, PlacesCache, add_along, axis_of_each, placed
+from bpref.formulas.indexing.indices import DataAndIndices, PlacesCache, add_along, axis_of_each, placed
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule

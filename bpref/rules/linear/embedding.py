@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, wide_dtype
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
+from bpref.formulas.indexing.table import add_to_rows, as_ids, normal_table, require_padding, rows
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Integer, Rule, Size
 

@@ -48,8 +48,8 @@ from jaxtyping import Float, Int, UInt
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import as_array, cast, wide_dtype, widen, widen_integers
-from bpref.formulas.indices import smallest_integer
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, require_padding, rows
+from bpref.formulas.indexing.indices import smallest_integer
+from bpref.formulas.indexing.table import add_to_rows, as_ids, normal_table, require_padding, rows
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as
 

@@ -27,7 +27,7 @@ from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.caches import NoCache
 from bpref.formulas.decoder import decoder
-from bpref.formulas.table import normal_table
+from bpref.formulas.indexing.table import normal_table
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule, Size
 

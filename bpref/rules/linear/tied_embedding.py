@@ -43,7 +43,7 @@ from bpref.apart import sealed_by
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, require_array
 from bpref.formulas.affine import times, times_transposed, transposed_times
-from bpref.formulas.table import add_to_rows, as_ids, normal_table, rows
+from bpref.formulas.indexing.table import add_to_rows, as_ids, normal_table, rows
 from bpref.layer import Layer, Reals, in_evaluation, require_layer, require_no_state
 from bpref.rule import Case, Integer, Rule, Size
 from bpref.rules.activation.tanh import tanh

@@ -36,8 +36,8 @@ from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import is_number, require_flags
 from bpref.dtypes import cast, widen
+from bpref.formulas.loss.signs import as_byte, from_byte
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values
-from bpref.formulas.signs import as_byte, from_byte
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

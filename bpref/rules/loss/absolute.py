@@ -11,7 +11,7 @@ Differential, with sign(e) in {-1, 0, 1}:
 
     delta J = 1/M sum_i sign(e_i) (delta y_hat_i - delta y_i)
 
-The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.terms`):
+The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dy_hat_i = g_i sign(e_i)                                              y_hat's shape
     dy_i     = -g_i sign(e_i)                                             y's shape
@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair, of_no_size
-from bpref.formulas.signs import SignCache, as_byte, from_byte
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import Pair, of_no_size
+from bpref.formulas.loss.signs import SignCache, as_byte, from_byte
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

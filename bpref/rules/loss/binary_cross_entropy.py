@@ -19,7 +19,7 @@ Differential, with delta a = delta p / p where a > -100, else 0; delta b = -delt
             = (p - t) / (p (1 - p)) delta p + (b - a) delta t             where neither is bounded
 
 The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dp_i = g_i v_i (p_i - t_i) / (p_i (1 - p_i))                          p's shape
            g_i v_i (1 - t_i) where p_i = 0,  -g_i v_i t_i where p_i = 1
@@ -42,9 +42,9 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Target
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import Target
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule

@@ -15,7 +15,7 @@ Differential, with i and j constant, as they are wherever one point is the neare
     delta d_np = delta x_np - delta y_{n, i_np},   delta e_nq = delta y_nq - delta x_{n, j_nq}
 
 and with u = d / |d| in the place of 2 d, e likewise, where not squared. The sweep starts with dJ. The factor of each
-perturbation, with g_n = dJ / N, or another `reduction`'s (`bpref.formulas.terms`):
+perturbation, with g_n = dJ / N, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dd_np = g_n / P 2 d_np,   de_nq = g_n / Q 2 e_nq
     dx_np = dd_np - sum_q [j_nq = p] de_nq                                (N, P, D)
@@ -38,9 +38,9 @@ from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import add_rows, placed
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import length, unit
+from bpref.formulas.indexing.indices import add_rows, placed
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import length, unit
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

@@ -17,7 +17,7 @@ Differential, with delta u = (delta a - u (u . delta a)) / |a| and likewise for 
     delta J = 1/N sum_n k_n delta c_n
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     da_n = g_n k_n (v_n - c_n u_n) / |a_n|                                (..., d)
     db_n = g_n k_n (u_n - c_n v_n) / |b_n|                                (..., d)
@@ -44,9 +44,9 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain
 from bpref.dtypes import cast, widen
-from bpref.formulas.signs import is_positive
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import unit
+from bpref.formulas.loss.signs import is_positive
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import unit
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule

@@ -15,7 +15,7 @@ Differential, with the ratio r_n = M_n / V_n:
     delta J = 1/N sum_n (delta M_n - r_n delta V_n) / V_n
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dp_nk = g_n (1 - 2 t_nk - r_n) / V_n                                  (N, ...)
     or, squared      2 g_n (p_nk - t_nk - r_n p_nk) / V_n
@@ -39,9 +39,9 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import inverse
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import inverse
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

@@ -21,7 +21,7 @@ Differential, with s' = s(x) s(-x):
     delta (w r^g c) = r^g (w delta c + c delta w) + w c g r^g (delta r / r)
 
 The sweep starts with dJ. The factor of each perturbation, with u_i = dJ / M, or the g of another `reduction`
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dx_i = u_i w r^g ((1 - t) s(x) - t s(-x) + g c (1 - 2 t) s' / r)                      x's shape
     dt_i = u_i r^g (w (g c (s(-x) - s(x)) / r - x) + (2 a - 1) c)                         t's shape; None for labels
@@ -43,9 +43,9 @@ from jax import Array
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.formulas.pairs import LogitsAndTarget, SlopesCache
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import LogitsAndTarget, SlopesCache
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

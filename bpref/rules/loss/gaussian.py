@@ -17,7 +17,7 @@ Differential, with delta e = delta m - delta y:
     delta l = e exp(-s) delta e + 1/2 (1 - e^2 exp(-s)) delta s           in v:  1/2 (1 - e^2 / v) / v delta v
 
 The factor of each perturbation, with w = exp(-s) = 1 / v and g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dm_i = g_i e_i w_i                                                    m's shape
     ds_i = g_i (1 - e_i^2 w_i) / 2        dv_i = w_i ds_i                 m's shape
@@ -42,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule, called_as

@@ -15,7 +15,7 @@ Differential, with a_i = [m - t_i x_i > 0] and k_i = a_i, or 2 h_i when squared:
     delta J = -1/M sum_i k_i (t_i delta x_i + x_i delta t_i)
 
 The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dx_i = -g_i k_i t_i                                                   x's shape
     dt_i = -g_i k_i x_i           None for labels                         t's shape
@@ -38,9 +38,9 @@ from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import ScoresAndTarget, of_no_size
-from bpref.formulas.signs import is_label, is_positive
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import ScoresAndTarget, of_no_size
+from bpref.formulas.loss.signs import is_label, is_positive
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as

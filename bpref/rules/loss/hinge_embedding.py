@@ -11,7 +11,7 @@ Forward, with distances x and labels t of one shape, i running over all M elemen
 A label (integer or boolean) is read by its sign, so that 0 and False are -1.
 
 Differential: delta l = k delta x, with k = 1 where the label is +1 and k = -[x < m] where it is -1. The factor of each
-perturbation, with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.terms`):
+perturbation, with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dx_i = g_i k_i                                                        x's shape
 
@@ -32,9 +32,9 @@ from jaxtyping import Bool, Float, Int, Int8
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import of_no_size
-from bpref.formulas.signs import is_positive
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import of_no_size
+from bpref.formulas.loss.signs import is_positive
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule

@@ -13,7 +13,7 @@ It becomes `square` for a large D. Divided by D it is the smooth L1 loss, whose 
 that becomes `absolute`.
 
 Differential: delta h = c delta e, where c is e inside, and D sign(e) outside: the error, clipped to [-D, D]. Hence,
-with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.terms`), and c / D in the place of c with `per_delta`,
+with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.loss.terms`), and c / D in the place of c with `per_delta`,
 
     dy_hat_i = g_i c_i                                                    y_hat's shape
     dy_i     = -g_i c_i                                                   y's shape
@@ -33,8 +33,8 @@ from jax import Array
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import widen
-from bpref.formulas.pairs import ErrorCache, Pair
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import ErrorCache, Pair
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule

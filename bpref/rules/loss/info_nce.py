@@ -15,7 +15,7 @@ Differential, with p_ij = exp(S_ij / T - l_i) whose rows sum to 1, and q_ij = ex
     delta J = 1/(N T) sum_ij (p_ij - [i = j]) delta S_ij    or  1/(2N T) sum_ij (p_ij + q_ij - 2 [i = j]) delta S_ij
 
 The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dS_ij = g_i (p_ij - [i = j]) / T                                      (N, N)
             or  (g_i (p_ij - [i = j]) + g_j (q_ij - [i = j])) / (2 T)
@@ -44,9 +44,9 @@ from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import from_unit, unit
+from bpref.formulas.loss.contrast import LogSumExp, Views, log_sum_exp, nats, pull
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import from_unit, unit
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

@@ -19,7 +19,7 @@ u = 1/2 log(p / m), v = 1/2 log(q / m):
     delta J = 1/N sum_nc (u_nc delta p_nc + v_nc delta q_nc),     delta p_c = p_c (delta a_c - sum_k p_k delta a_k)
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     da_nc = g_n p_nc (u_nc - sum_k p_nk u_nk)                             (..., C)
     db_nc = g_n q_nc (v_nc - sum_k q_nk v_nk)                             (..., C)
@@ -44,10 +44,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.choices import through_softmax
-from bpref.formulas.divergence import softmax_and_logarithm
-from bpref.formulas.pairs import SlopesCache, TwoLogits
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.divergence import softmax_and_logarithm
+from bpref.formulas.loss.pairs import SlopesCache, TwoLogits
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.mixture.choices import through_softmax
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

@@ -16,7 +16,7 @@ Differential:
     delta J = 1/N sum_nc (-p delta z + (log p + 1 - z) delta p)          delta p = p delta l
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dz_nc = -g_n p_nc                                                     (..., C)
     dp_nc = g_n (log p_nc + 1 - z_nc)                                     (..., C)
@@ -42,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule, called_as

@@ -11,7 +11,7 @@ log cosh e is e^2 / 2 for a small e and |e| - log 2 for a large one: `huber` wit
 without a delta.
 
 Differential: delta log cosh(e) = sinh(e) / cosh(e) delta e = t delta e with t = tanh(e), hence, with g_i = dJ / M, or
-another `reduction`'s (`bpref.formulas.terms`),
+another `reduction`'s (`bpref.formulas.loss.terms`),
 
     dy_hat_i = g_i t_i                                                    y_hat's shape
     dy_i     = -g_i t_i                                                   y's shape
@@ -34,8 +34,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Pair
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import Pair
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

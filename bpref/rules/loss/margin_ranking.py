@@ -10,7 +10,7 @@ Forward, with scores x1 and x2 and a sign t of one shape, i running over all M e
 which is `hinge` of the difference D = x1 - x2.
 
 Differential: delta D = delta x1 - delta x2, and hinge's adjoint gives dD and dt, with g_i = dJ / M, or another
-`reduction`'s (`bpref.formulas.terms`):
+`reduction`'s (`bpref.formulas.loss.terms`):
 
     dx1_i = dD_i = -g_i t_i [t_i D_i < m]                                 x1's shape
     dx2_i = -dD_i                                                         x2's shape
@@ -32,9 +32,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import Target, of_no_size
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import Target, of_no_size
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule

@@ -17,7 +17,7 @@ Differential, with k_nc = [h_nc > 0], or 2 h_nc when squared:
     delta J = 1/(N C) sum_nc k_nc (delta z_nc - delta z_ny)
 
 The sweep starts with dJ. The factor of each perturbation, where the label's own score is in every term, with
-g_n = dJ / N, or another `reduction`'s (`bpref.formulas.terms`):
+g_n = dJ / N, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dz_nc = g_n k_nc / C                       for c != y                 (..., C)
     dz_ny = -g_n sum_c k_nc / C
@@ -44,10 +44,10 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.indices import add_along
-from bpref.formulas.labels import is_class, is_own, nearest_class, own_score
-from bpref.formulas.pairs import of_no_size
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.indexing.indices import add_along
+from bpref.formulas.loss.labels import is_class, is_own, nearest_class, own_score
+from bpref.formulas.loss.pairs import of_no_size
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

@@ -16,7 +16,7 @@ Differential, with k_nji = c_nj [h_nji > 0]:
     delta l_n = 1/C sum_ji k_nji (delta z_ni - delta z_nj)
 
 A class is on one side or the other. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dz_nj = -g_n / C sum_i k_nji              for j in Y_n                (..., C)
     dz_ni = g_n / C sum_j k_nji               for i not in Y_n
@@ -41,8 +41,8 @@ from jaxtyping import Bool, Float, Int
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.signs import is_positive
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.signs import is_positive
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule

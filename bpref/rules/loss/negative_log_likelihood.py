@@ -8,11 +8,11 @@ each, and for each class a weight w_c (1 if nothing is said):
     J = -1/N sum_n v_n z_n,y_n                                            J: ()
 
 v_n is w_y, and 0 where the label is `ignored`; N = sum_n v_n, 1 where that is 0: the mean is weighted, as PyTorch's
-(`bpref.formulas.counted_labels`). Nothing is assumed to sum to 1. Of logits `softmax_cross_entropy` is the same, in one
-step: a log-softmax by itself keeps all its log-probabilities, of which one is used here.
+(`bpref.formulas.loss.counted_labels`). Nothing is assumed to sum to 1. Of logits `softmax_cross_entropy` is the same,
+in one step: a log-softmax by itself keeps all its log-probabilities, of which one is used here.
 
 Differential: delta J = -1/N sum_n v_n delta z_n,y_n. The factor of each perturbation, with g_n = dJ / N, or another
-`reduction`'s (`bpref.formulas.terms`):
+`reduction`'s (`bpref.formulas.loss.terms`):
 
     dz_nc = -g_n v_n [c = y_n]                                            (..., C)
 
@@ -31,9 +31,9 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.counted_labels import require_counting
-from bpref.formulas.labels import is_class, own_score
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.counted_labels import require_counting
+from bpref.formulas.loss.labels import is_class, own_score
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule, called_as

@@ -12,7 +12,7 @@ Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
     delta J = 1/N sum_n (-s(-a_n) delta a_n + sum_k s(b_nk) delta b_nk)
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     da_n  = -g_n s(-a_n),    db_nk = g_n s(b_nk)                          (N,), (N, K)
     dv_n  = da_n u_n + sum_k db_nk w_nk                                   (N, d)
@@ -37,7 +37,7 @@ from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

@@ -14,7 +14,7 @@ Differential, with p_kj = exp(S_kj / T - l_k) for j != k, and p_kk = 0:
     delta J = 1/(2N T) sum_kj (p_kj - [j = k']) delta S_kj,    delta S_kj = delta u_k . u_j + u_k . delta u_j
 
 The sweep starts with dJ. u stands on both sides of S. The factor of each perturbation, with g_k = dJ / (2N), or another
-`reduction`'s (`bpref.formulas.terms`):
+`reduction`'s (`bpref.formulas.loss.terms`):
 
     dS_kj = g_k (p_kj - [j = k']) / T                                     (2N, 2N)
     du_k  = sum_j (dS_kj + dS_jk) u_j                                     (2N, d)
@@ -37,9 +37,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.contrast import LogSumExp, Views, log_sum_exp, nats, pull
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import from_unit, unit
+from bpref.formulas.loss.contrast import LogSumExp, Views, log_sum_exp, nats, pull
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import from_unit, unit
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

@@ -21,7 +21,7 @@ Differential, with f'(t) = log t + 1 / (2 t) for t > 1:
     rate itself:     delta l = (1 - t / z) delta z - log z delta t
 
 The factor of each perturbation, one under the other for the two forms, with g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dz_i = g_i (exp(z_i) - t_i)           dt_i = g_i (f'(t_i) - z_i)            z's shape
     dz_i = g_i (1 - t_i / z_i)            dt_i = g_i (f'(t_i) - log z_i)        z's shape
@@ -45,9 +45,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import SlopesCache, Target
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import SlopesCache, Target
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Real, Rule, called_as

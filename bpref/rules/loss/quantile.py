@@ -16,7 +16,7 @@ With K taus the prediction has one more axis than the target, of size K, and so 
 e_iq = y_hat_iq - y_i, with tau_q.
 
 Differential: delta l = s(e) delta e, with the slope s of the line that e lies on. The factor of each perturbation,
-with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.terms`):
+with g_i = dJ / M, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     s_i      = 1 - tau,  -tau,  or 1/2 - tau, where e_i is > 0, < 0 or = 0
     dy_hat_i = g_i s_i                                                    y_hat's shape
@@ -42,9 +42,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import as_numbers, is_traced, require_share
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import of_no_size
-from bpref.formulas.signs import SignCache, as_byte
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import of_no_size
+from bpref.formulas.loss.signs import SignCache, as_byte
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule

@@ -20,7 +20,7 @@ Differential, with d/dx log s(x) = s(-x) and d/dx log s(-x) = -s(x):
     delta J = 1/M sum_i (((1 - t_i) s(x_i) - w t_i s(-x_i)) delta x_i - (w log s(x_i) - log s(-x_i)) delta t_i)
 
 The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dx_i = g_i ((1 - t_i) s(x_i) - w t_i s(-x_i))                         x's shape
     dt_i = g_i (log s(-x_i) - w log s(x_i))                               t's shape; None for labels
@@ -49,9 +49,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import as_numbers, fails, is_traced
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, falling, logistic_pair
-from bpref.formulas.pairs import LogitsAndTarget, Target
-from bpref.formulas.signs import is_label
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import LogitsAndTarget, Target
+from bpref.formulas.loss.signs import is_label
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

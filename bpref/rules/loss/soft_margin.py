@@ -15,7 +15,7 @@ Differential, with s(x) = 1 / (1 + exp(-x)) and d/dx log(1 + exp(-x)) = -s(-x):
     delta l = -s(-t x) (t delta x + x delta t)
 
 The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dx_i = -g_i s(-t_i x_i) t_i                                           x's shape
     dt_i = -g_i s(-t_i x_i) x_i           None for labels                 x's shape
@@ -32,9 +32,9 @@ from jax import Array
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.pairs import ScoresAndTarget, SlopesCache
-from bpref.formulas.signs import is_label, is_positive
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import ScoresAndTarget, SlopesCache
+from bpref.formulas.loss.signs import is_label, is_positive
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Real, Rule

@@ -20,13 +20,13 @@ without weights; for a dense target nothing is assumed):
     delta J = 1/N sum_nc ((Q_n + 2 v_n a l_n) p_nc - q_nc) delta z_nc + w_c (1 - s) (l_n - z_nc) delta t_nc
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dz_nc = g_n ((Q_n + 2 v_n a l_n) p_nc - q_nc)                         (..., C)
     dt_nc = g_n w_c (1 - s) (l_n - z_nc)          None for labels         (..., C)
 
 Both are 0 where the label is ignored. Once more, with a = 0, the Hessian in z has for each position the block
-Q_n / N (diag p_n - p_n p_n^T), 0 too where the label is ignored; its square root stands in `bpref.formulas.root`.
+Q_n / N (diag p_n - p_n p_n^T), 0 too where the label is ignored; its square root stands in `bpref.formulas.loss.root`.
 
 Cached: the logits and the target; labels as they came. The softmax is made again from them in the backward. To
 keep p as well would double the cache, and in half precision round every probability; a loss is where the sweep
@@ -60,10 +60,10 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_non_negative, require_share
 from bpref.dtypes import widen, widen_integers
-from bpref.formulas.counted_labels import require_counting
-from bpref.formulas.labels import is_label, is_own, nats, own_score, sum_of_others
-from bpref.formulas.root import softmax_root
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.counted_labels import require_counting
+from bpref.formulas.loss.labels import is_label, is_own, nats, own_score, sum_of_others
+from bpref.formulas.loss.root import softmax_root
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

@@ -19,7 +19,7 @@ The sweep starts with dJ. The factor of each perturbation, with g_i = dJ / M:
     dy_i     = -g_i (y_hat_i - y_i)                                       y's shape
 
 The mean's 1/M enters here, once; no layer below divides by it again. The Hessian in y_hat is 1/M times the identity,
-whose square root is 1/sqrt(M) times it. Another `reduction` has another g (`bpref.formulas.terms`).
+whose square root is 1/sqrt(M) times it. Another `reduction` has another g (`bpref.formulas.loss.terms`).
 
 Cached: the error y_hat - y. Both adjoints are multiples of it, and neither y_hat nor y is needed beside it.
 
@@ -30,9 +30,9 @@ prediction's dtype. There is no kink.
 from jax import Array
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import ErrorCache, Pair
-from bpref.formulas.root import square_root
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import ErrorCache, Pair
+from bpref.formulas.loss.root import square_root
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Real, Rule

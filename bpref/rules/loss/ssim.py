@@ -23,7 +23,7 @@ Differential:
     delta V = G(2 d delta d) - 2 m delta m                                delta U likewise of s and t
 
 The sweep starts with dJ. With p = (1 - b) / A, q = (1 - a) / B, M = P Q C windows an example, G^T the adjoint of G,
-and g_n = dJ / N, or another `reduction`'s (`bpref.formulas.terms`):
+and g_n = dJ / N, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dd = g_n / M (G^T(m (p (2 - a) - 2 q (1 - b / 2))) + 2 d G^T(q (1 - b / 2)))        (N, H, W, C)
     ds = g_n / M (G^T(t (q b - p a)) - 2 s G^T(q b / 2))
@@ -45,9 +45,9 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_positive, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.correlate import Slide, correlate, correlate_dx
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.windows import as_windows, place
+from bpref.formulas.convolution.correlate import Slide, correlate, correlate_dx
+from bpref.formulas.convolution.windows import as_windows, place
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

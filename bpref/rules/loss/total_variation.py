@@ -15,7 +15,7 @@ Differential, with s = sign(q - p) and the softmax's delta q_c = q_c / t (delta 
     delta J = 1/N sum_nc 1/2 s_nc (delta q_nc - delta p_nc)
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     da_nc = g_n / (2 t) q_nc (s_nc - sum_k q_nk s_nk)                     (..., C)
     db_nc = -g_n / (2 t) p_nc (s_nc - sum_k p_nk s_nk)                    (..., C)
@@ -42,9 +42,9 @@ from jax import Array, lax
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.choices import through_softmax
-from bpref.formulas.pairs import SlopesCache, TwoLogits
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.pairs import SlopesCache, TwoLogits
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.mixture.choices import through_softmax
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule

@@ -13,7 +13,7 @@ Differential, with a step k_n = [h_n > 0], and U = P / |P|, V = Q / |Q|, or U = 
     delta J = 1/N sum_n k_n (U_n . (delta a_n - delta p_n) - V_n . (delta a_n - delta m_n))
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     da_n = g_n k_n (U_n - V_n)                                            (..., d)
     dp_n = -g_n k_n U_n                                                   (..., d)
@@ -40,8 +40,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import inverse, length
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import inverse, length
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

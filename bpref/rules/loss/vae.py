@@ -19,7 +19,7 @@ Differential:
     delta K_n = sum_j (mu delta mu + 1/2 (exp(L) - 1) delta L)
 
 The sweep starts with dJ. The factor of each perturbation, with g_n = dJ / N, or another `reduction`'s
-(`bpref.formulas.terms`):
+(`bpref.formulas.loss.terms`):
 
     dx_nk  = g_n ((1 - t_nk) s(x_nk) - t_nk s(-x_nk))        or  g_n (x_nk - t_nk)            (N, ...)
     dt_nk  = -g_n x_nk                                       or  -g_n (x_nk - t_nk)           (N, ...)
@@ -42,7 +42,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import binary_cross_entropy, logistic_pair
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

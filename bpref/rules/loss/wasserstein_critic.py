@@ -21,7 +21,7 @@ Differential: of the penalty 2 C/N sum_n (|G_n| - 1) G_n / |G_n| . delta G_n, an
     delta q_l = delta p_l f'(z_l) + p_l f''(z_l) delta z_l,    delta p_(l-1) = delta q_l W_l + q_l delta W_l
 
 which is read from its end to its beginning, from the first layer to the last. The sweep starts with dJ; g_n is dJ / N,
-or another `reduction`'s (`bpref.formulas.terms`):
+or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dp_0  = g 2 C (|G| - 1) G / |G|                                                           (N, d)
     dq_l  = dp_(l-1) W_l^T                                                      l = 1 to L-1  (N, n_l)
@@ -59,9 +59,9 @@ from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_choice, require_non_negative
 from bpref.dtypes import cast, widen
+from bpref.formulas.loss.terms import require_reduction
+from bpref.formulas.norm.unit_vectors import length, unit
 from bpref.formulas.random_draws import KEY, require_key
-from bpref.formulas.terms import require_reduction
-from bpref.formulas.unit_vectors import length, unit
 from bpref.layer import Layer, Reals
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Key, Real, Rule, called_as, specs

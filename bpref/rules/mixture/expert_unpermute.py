@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.expert_order import order_of, rows_of
-from bpref.formulas.grouped_rows import each_choice, rows_in_blocks, token_of
+from bpref.formulas.mixture.expert_order import order_of, rows_of
+from bpref.formulas.mixture.grouped_rows import each_choice, rows_in_blocks, token_of
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.experts import rows as naive_rows
 from bpref.rule import Case, Integer, Real, Rule

@@ -22,7 +22,8 @@ A group without rows has dW_e = 0.
 Cached: x and the sizes. Where the rows lie is a few integers, and made again.
 
 How: rows are gathered into blocks of one group each, so that the groups of any sizes are one loop over whole matrix
-products (`bpref.formulas.grouped_rows`). `lax.ragged_dot` on a CPU multiplies every row by every expert, and masks.
+products (`bpref.formulas.mixture.grouped_rows`). `lax.ragged_dot` on a CPU multiplies every row by every expert, and
+masks.
 
 Numerical care: products and the sum of dW over the blocks are in at least float32, and rounded once.
 """
@@ -36,7 +37,7 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_size
 from bpref.dtypes import cast
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
+from bpref.formulas.mixture.grouped_rows import over_blocks, ragged_blocks, rows_from_blocks, rows_in_blocks, total_like
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Integer, Real, Rule, Size
 

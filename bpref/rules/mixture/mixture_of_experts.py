@@ -33,8 +33,9 @@ Cached: what the router keeps, x among it; u of each choice; and where the choic
 made of u again, and o is never needed. A naive layer that runs all experts on all tokens keeps E / k times as much.
 
 How: choices are sorted by expert and laid out in blocks of tokens of one expert each, so that the experts' matrix
-products are a loop over blocks, whatever their number of tokens (`bpref.formulas.grouped_rows`; with a capacity, one
-block of C for each expert). Tokens are gathered into the blocks, and outputs out of them: neither way is a scatter.
+products are a loop over blocks, whatever their number of tokens (`bpref.formulas.mixture.grouped_rows`; with a
+capacity, one block of C for each expert). Tokens are gathered into the blocks, and outputs out of them: neither way is
+a scatter.
 
 Numerical care: products accumulate in at least float32, as do the sums over choices and blocks; u and o are rounded to
 x's dtype. The router's scores are not rounded, so that half precision changes no choice.
@@ -54,7 +55,8 @@ from bpref.checks.hyperparameters import is_number, plain, require_choice, requi
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.grouped_rows import (
+from bpref.formulas.joined import concatenated
+from bpref.formulas.mixture.grouped_rows import (
     Blocks,
     capacity_blocks,
     each_choice,
@@ -66,7 +68,6 @@ from bpref.formulas.grouped_rows import (
     token_of,
     total_like,
 )
-from bpref.formulas.joined import concatenated
 from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule, Size, called_as
 from bpref.rules.activation.gelu import gelu

@@ -55,9 +55,9 @@ from jaxtyping import Float, Inexact, Int, UInt
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive, require_sizes
 from bpref.dtypes import cast, require_type, wide_dtype, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.choices import at, at_the_chosen, first_k, one_hot, through_softmax
-from bpref.formulas.indices import smallest_integer
+from bpref.formulas.indexing.indices import smallest_integer
 from bpref.formulas.logistic import log1p_exp, logistic
+from bpref.formulas.mixture.choices import at, at_the_chosen, first_k, one_hot, through_softmax
 from bpref.layer import Held, Layer, each_position
 from bpref.rule import Case, Interval, Real, Rule, called_as
 

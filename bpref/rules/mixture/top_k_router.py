@@ -49,8 +49,8 @@ from jaxtyping import Float, Int, UInt
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform, times, times_transposed, transposed_times
-from bpref.formulas.choices import at, at_the_chosen, first_k, one_hot, through_softmax
-from bpref.formulas.indices import smallest_integer
+from bpref.formulas.indexing.indices import smallest_integer
+from bpref.formulas.mixture.choices import at, at_the_chosen, first_k, one_hot, through_softmax
 from bpref.layer import Layer, each_position
 from bpref.rule import Case, Real, Rule
 

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
-from bpref.formulas.pre_norm import Statistics, pull_row, require_norm, standardized, statistics
+from bpref.formulas.norm.pre_norm import Statistics, pull_row, require_norm, standardized, statistics
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.dense import naive_norm
 from bpref.rule import Case, Interval, Real, Rule, called_as

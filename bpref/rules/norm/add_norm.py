@@ -30,7 +30,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.formulas.pre_norm import (
+from bpref.formulas.norm.pre_norm import (
     NormParams,
     Statistics,
     init_norm,

@@ -39,7 +39,7 @@ from jaxtyping import Float, Inexact
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.dtypes import cast, require_type, wide_dtype, widen
-from bpref.formulas.standardize import moments, on_last_axes, scale_and_shift
+from bpref.formulas.norm.standardize import moments, on_last_axes, scale_and_shift
 from bpref.layer import Held, Layer, Reals
 from bpref.rule import Case, Interval, Real, Rule
 

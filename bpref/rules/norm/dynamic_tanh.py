@@ -32,7 +32,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.long_sums import sum_over
-from bpref.formulas.standardize import pull_scale_and_shift, scale_and_shift
+from bpref.formulas.norm.standardize import pull_scale_and_shift, scale_and_shift
 from bpref.layer import Layer, Reals, each_position
 from bpref.naive.dense import naive_scaled
 from bpref.rule import Case, Real, Rule

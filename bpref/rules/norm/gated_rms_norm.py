@@ -44,7 +44,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import pull_divided_by_rms, pull_scale_and_shift, root_mean_square, scale_and_shift
+from bpref.formulas.norm.standardize import pull_divided_by_rms, pull_scale_and_shift, root_mean_square, scale_and_shift
 from bpref.layer import Layer, Reals, each_position
 from bpref.naive.activation import activation
 from bpref.naive.dense import naive_norm

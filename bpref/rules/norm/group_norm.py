@@ -37,7 +37,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import (
+from bpref.formulas.norm.standardize import (
     moments,
     pull_scale_and_shift,
     pull_standardized,

@@ -38,8 +38,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.p_norms import p_length, p_slope, require_p
-from bpref.formulas.reduced import require_axes, require_values
+from bpref.formulas.norm.p_norms import p_length, p_slope, require_p
+from bpref.formulas.norm.reduced import require_axes, require_values
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Interval, Real, Rule
 from bpref.rules.reduction import vector_norm

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import (
+from bpref.formulas.norm.standardize import (
     init_scale,
     moments,
     pull_scale_and_shift,

@@ -34,9 +34,17 @@ from jaxtyping import Float, Int
 from bpref.checks.hyperparameters import require_flags, require_positive, require_share
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
+from bpref.formulas.attention.rotations import (
+    After,
+    Stretch,
+    frequencies,
+    magnitude,
+    require_rotation,
+    require_turned,
+    rotate,
+)
 from bpref.formulas.decoder import decoder
-from bpref.formulas.rotations import After, Stretch, frequencies, magnitude, require_rotation, require_turned, rotate
-from bpref.formulas.standardize import (
+from bpref.formulas.norm.standardize import (
     init_scale,
     pull_divided_by_rms,
     pull_scale_and_shift,

@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.standardize import (
+from bpref.formulas.norm.standardize import (
     init_scale,
     pull_divided_by_rms,
     pull_scale_and_shift,

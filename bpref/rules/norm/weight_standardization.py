@@ -40,7 +40,7 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_flags, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.caches import RowsCache
-from bpref.formulas.standardize import moments, on_last_axes, pull_standardized
+from bpref.formulas.norm.standardize import moments, on_last_axes, pull_standardized
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_affine
 from bpref.rule import Case, Interval, Real, Rule, Size, called_as

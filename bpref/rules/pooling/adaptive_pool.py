@@ -45,8 +45,8 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.shifts import add_up
-from bpref.formulas.windows import WinnersCache, require_spatial
+from bpref.formulas.convolution.windows import WinnersCache, require_spatial
+from bpref.formulas.indexing.shifts import add_up
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -6,7 +6,8 @@ outside [0, n)); of several axes the sums are taken one after the other, and the
     y_i = 1/q_i sum_o x_{s i + o - lo}        m = floor((n + lo + hi - k) / s) + 1       x: (N, *sizes, C)
     q_i = k, or how many of the window's elements lie in [0, n)                           y: (N, *counts, C)
 
-or m is the ceil of it (`bpref.formulas.windows`), and q_i counts the elements in [-lo, n + hi), or in [0, n).
+or m is the ceil of it (`bpref.formulas.convolution.windows`), and q_i counts the elements in [-lo, n + hi), or in [0,
+n).
 
 Differential: delta y_i = 1/q_i sum_o delta x_{s i + o - lo}, linear in x. Collect the factor of each delta x_j:
 
@@ -32,8 +33,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.shifts import add_up, pad_axis, put_in_all, seen
-from bpref.formulas.windows import Padding, as_pads, as_windows, place_pool
+from bpref.formulas.convolution.windows import Padding, as_pads, as_windows, place_pool
+from bpref.formulas.indexing.shifts import add_up, pad_axis, put_in_all, seen
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import in_pairs, pads_to_ceil, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as

@@ -5,7 +5,7 @@ derive; the layer takes the axes from the last to the first. Forward along an ax
 s, dilation d, and padding of `lo` and `hi` elements that are -inf:
 
     y_i = max_o x_{s i + d o - lo}        m = floor((n + lo + hi - d (k-1) - 1) / s) + 1       x: (N, *sizes, C)
-    w_i = the first o that attains it     or the ceil of it, see `bpref.formulas.windows`       y: (N, *counts, C)
+    w_i = the first o that attains it     or the ceil of it (`bpref.formulas.convolution.windows`)    y: (N, *counts, C)
 
 Differential: while no two elements of a window are equal, w does not change, and delta y_i = delta x_j with
 j = s i + d w_i - lo. The adjoint puts dy_i where it came from:
@@ -41,8 +41,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.shifts import add_up, pad_axis, put, seen
-from bpref.formulas.windows import Along, Padding, WinnersCache, as_windows, place_pool
+from bpref.formulas.convolution.windows import Along, Padding, WinnersCache, as_windows, place_pool
+from bpref.formulas.indexing.shifts import add_up, pad_axis, put, seen
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import first_largest, in_pairs, pads_to_ceil, reduce_windows
 from bpref.rule import Case, Real, Rule, called_as

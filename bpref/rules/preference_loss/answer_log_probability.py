@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.pairs import of_no_size
+from bpref.formulas.loss.pairs import of_no_size
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Boolean, Case, Real, Rule
 

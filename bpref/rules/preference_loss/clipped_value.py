@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_positive_or_none
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_normalization, token_weights, weighted_sum
+from bpref.formulas.loss.clipped_ratio import require_normalization, token_weights, weighted_sum
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Interval, Real, Rule

@@ -1,7 +1,7 @@
 """cpo: a policy is to prefer the chosen answer without a reference, and to stay likely to give it.
 
 The mean is that of all terms, one for each pair: what `reduction="none"` gives; of another `reduction`
-(`bpref.formulas.terms`) dJ / N is that one's g.
+(`bpref.formulas.loss.terms`) dJ / N is that one's g.
 
 Forward, with the policy's log-probabilities of whole answers, summed over their tokens, of shape (N,), of the chosen
 answer c and the rejected one r:
@@ -41,8 +41,8 @@ from jax import Array
 
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

@@ -1,7 +1,7 @@
 """dpo: a policy is to prefer the chosen answer to the rejected one by more than its reference does.
 
 The mean is that of all terms, one for each pair: what `reduction="none"` gives; of another `reduction`
-(`bpref.formulas.terms`) dJ / N is that one's g.
+(`bpref.formulas.loss.terms`) dJ / N is that one's g.
 
 Forward, with the log-probabilities of whole answers, summed over their tokens, of shape (N,): pi of the policy, rho of
 the reference, of the chosen answer c and the rejected one r:
@@ -44,8 +44,8 @@ from jax import Array
 from jaxtyping import Float
 
 from bpref.dtypes import widen
-from bpref.formulas.preference import JudgedCache, judged, kept, require_judge, slope_of
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.preference import JudgedCache, judged, kept, require_judge, slope_of
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

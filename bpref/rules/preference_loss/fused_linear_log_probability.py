@@ -57,8 +57,8 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_head
 from bpref.dtypes import cast
-from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndLabels, flat, peaks_over, pull_logits, shifted
-from bpref.formulas.labels import nats
+from bpref.formulas.loss.class_blocks import Blocks, Classes, FeaturesAndLabels, flat, peaks_over, pull_logits, shifted
+from bpref.formulas.loss.labels import nats
 from bpref.layer import Layer
 from bpref.naive.dense import naive_logits
 from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as

@@ -36,8 +36,8 @@ from jaxtyping import Bool, Float, Inexact, Int, PyTree
 
 from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_head
 from bpref.dtypes import cast, require_floating, widen_integers
-from bpref.formulas.losses_by_name import made
-from bpref.formulas.pairs import of_no_size
+from bpref.formulas.loss.losses_by_name import made
+from bpref.formulas.loss.pairs import of_no_size
 from bpref.layer import Layer, Reals
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams

@@ -43,8 +43,8 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_clips, surrogate, token_weights, weighted_sum
-from bpref.formulas.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
+from bpref.formulas.loss.clipped_ratio import require_clips, surrogate, token_weights, weighted_sum
+from bpref.formulas.loss.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Case, Interval, Rule, called_as

@@ -42,9 +42,9 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_flags, require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_clips, surrogate
-from bpref.formulas.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
-from bpref.formulas.pairs import of_no_size
+from bpref.formulas.loss.clipped_ratio import require_clips, surrogate
+from bpref.formulas.loss.group_advantage import GROUPS, AnswerGroups, beside_held, require_ddof
+from bpref.formulas.loss.pairs import of_no_size
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Rule, called_as
 

@@ -1,7 +1,7 @@
 """kto: single answers, each good or bad, weighed by how far the policy is from its reference already.
 
 The mean is that of all terms, one for each answer: what `reduction="none"` gives; of another `reduction`
-(`bpref.formulas.terms`) dJ / N is that one's g.
+(`bpref.formulas.loss.terms`) dJ / N is that one's g.
 
 Forward, with the log-probabilities of whole answers of shape (N,): pi of the policy, rho of the reference, and k the
 log-ratio of both for N answers that belong to other prompts; g_n = 1 for a desirable answer and -1 for another:
@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_non_negative, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as

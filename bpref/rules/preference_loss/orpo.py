@@ -1,7 +1,7 @@
 """orpo: supervised training on the chosen answer, which the odds of the rejected one add to; no reference.
 
 The mean is that of all terms, one for each pair: what `reduction="none"` gives; of another `reduction`
-(`bpref.formulas.terms`) dJ / N is that one's g.
+(`bpref.formulas.loss.terms`) dJ / N is that one's g.
 
 Forward, with the policy's log-probabilities per token of whole answers, the means over their tokens, of shape (N,), of
 the chosen answer c and the rejected one r, each below 0:
@@ -39,8 +39,8 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_non_negative
 from bpref.dtypes import cast, widen
 from bpref.formulas.logistic import log1p_exp
-from bpref.formulas.preference import ChosenAndRejected
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.preference import ChosenAndRejected
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule

@@ -42,7 +42,7 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import is_number, plain, require_non_negative
 from bpref.dtypes import cast, widen
-from bpref.formulas.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
+from bpref.formulas.loss.clipped_ratio import require_clips, require_reference, surrogate, token_weights, weighted_sum
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Interval, Real, Rule, called_as

@@ -1,7 +1,7 @@
 """simpo: the chosen answer is to be likelier per token than the rejected one, by a margin, without a reference.
 
 The mean is that of all terms, one for each pair: what `reduction="none"` gives; of another `reduction`
-(`bpref.formulas.terms`) dJ / N is that one's g.
+(`bpref.formulas.loss.terms`) dJ / N is that one's g.
 
 Forward, with the policy's log-probabilities per token of whole answers, the means over their tokens, of shape (N,), of
 the chosen answer c and the rejected one r:
@@ -36,8 +36,8 @@ from jax import Array
 
 from bpref.checks.hyperparameters import require_finite
 from bpref.dtypes import widen
-from bpref.formulas.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.preference import ChosenAndRejected, JudgedCache, judged, kept, require_judge, slope_of
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Interval, Real, Rule, called_as

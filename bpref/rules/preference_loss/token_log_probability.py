@@ -38,7 +38,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.labels import is_class, is_own, nats, own_score, sum_of_others
+from bpref.formulas.loss.labels import is_class, is_own, nats, own_score, sum_of_others
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Interval, Real, Rule
 

@@ -25,8 +25,8 @@ from jax import Array
 from jaxtyping import Float, PyTree
 
 from bpref.dtypes import came, cast, widen
+from bpref.formulas.recurrence.steps import Passed, Steps
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.formulas.steps import Passed, Steps
 from bpref.layer import Layer
 from bpref.naive.recurrence import sequences
 from bpref.rule import Case, Integer, Real, Rule

@@ -30,7 +30,7 @@ All that is a sum over steps is made after the loop, by one product each, k runn
     dU = sum_kt (da_r, da_z, r da_n)^T h_{t-1}              dv = sum_kt r da_n                       after
     dU_r, dU_z = sum_kt (da_r, da_z)^T h_{t-1}              dU_n = sum_kt da_n^T (r h_{t-1})         before
 
-Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.through_time`).
+Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.recurrence.through_time`).
 
 Cached: x, the state before each step, r, z and n, and q if the reset comes after: 1/r would give it back from n,
 with what the tanh has left of it.
@@ -54,10 +54,10 @@ from bpref.formulas.affine import (
     times,
     times_transposed,
 )
-from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.steps import Passed, Steps
-from bpref.formulas.through_time import Kept, Recurrence, through_time
+from bpref.formulas.recurrence.gates import blocks, sigmoid_slope, tanh_slope
+from bpref.formulas.recurrence.steps import Passed, Steps
+from bpref.formulas.recurrence.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs

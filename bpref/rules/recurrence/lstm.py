@@ -29,7 +29,7 @@ All that is a sum over steps is made after the loop, by one product each, n runn
     dP_i = sum_nt da_i c_{t-1}      dP_f = sum_nt da_f c_{t-1}      dP_o = sum_nt da_o c_t
     dx = da W                                                             (B, T, d)
 
-Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.through_time`).
+Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.recurrence.through_time`).
 
 Cached: x, the states h and c before each step, and the four gates. c_t is c_{t-1} of the step after; tanh(c_t) and the
 slopes are made again from them, and so is m_t.
@@ -52,11 +52,11 @@ from bpref.formulas.affine import (
     times,
     times_transposed,
 )
-from bpref.formulas.gates import blocks, sigmoid_slope, tanh_slope
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.standardize import on_last_axes
-from bpref.formulas.steps import Passed, Steps
-from bpref.formulas.through_time import Kept, Recurrence, through_time
+from bpref.formulas.norm.standardize import on_last_axes
+from bpref.formulas.recurrence.gates import blocks, sigmoid_slope, tanh_slope
+from bpref.formulas.recurrence.steps import Passed, Steps
+from bpref.formulas.recurrence.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs

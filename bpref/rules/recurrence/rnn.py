@@ -19,7 +19,7 @@ All that is a sum over steps is one product after the loop, n running over the e
     dW = sum_nt da_nt^T x_nt      dU = sum_nt da_nt^T h_n,t-1      db = sum_nt da_nt
     dx_nt = da_nt W                                                       (B, T, d)
 
-Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.through_time`).
+Lengths, truncation and checkpoints are those of every recurrence (`bpref.formulas.recurrence.through_time`).
 
 Cached: x, and the states: g' is made of h, 1 - h^2 for tanh, and [h > 0] for relu, whose subgradient at 0 is 0.
 
@@ -42,8 +42,8 @@ from bpref.formulas.affine import (
     times_transposed,
 )
 from bpref.formulas.long_sums import transposed_times
-from bpref.formulas.steps import Passed, Steps
-from bpref.formulas.through_time import Kept, Recurrence, through_time
+from bpref.formulas.recurrence.steps import Passed, Steps
+from bpref.formulas.recurrence.through_time import Kept, Recurrence, through_time
 from bpref.layer import Layer
 from bpref.naive.recurrence import naive_recurrence
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs

@@ -30,7 +30,7 @@ from jaxtyping import PyTree
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, require_arrays, require_floating, widen
-from bpref.formulas.reduced import numbered
+from bpref.formulas.norm.reduced import numbered
 from bpref.layer import Layer, Reals, each_position, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.reduced import Axis, numbered, require_axes, restored, without
+from bpref.formulas.norm.reduced import Axis, numbered, require_axes, restored, without
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

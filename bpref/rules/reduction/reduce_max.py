@@ -33,8 +33,8 @@ from jaxtyping import Bool, Float, UInt
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen, widen_integers
-from bpref.formulas.indices import smallest_integer
-from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, shared_out, without
+from bpref.formulas.indexing.indices import smallest_integer
+from bpref.formulas.norm.reduced import Axis, numbered, require_axes, require_values, restored, shared_out, without
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule

@@ -36,7 +36,7 @@ from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.caches import InputCache
 from bpref.formulas.joined import concatenated
-from bpref.formulas.reduced import Axis, numbered, require_axes, restored
+from bpref.formulas.norm.reduced import Axis, numbered, require_axes, restored
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.reduced import Axis, count, numbered, require_axes, require_values, restored, without
+from bpref.formulas.norm.reduced import Axis, count, numbered, require_axes, require_values, restored, without
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

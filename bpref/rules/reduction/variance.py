@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.reduced import Axis, count, mean_of, numbered, require_axes, restored, without
+from bpref.formulas.norm.reduced import Axis, count, mean_of, numbered, require_axes, restored, without
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 

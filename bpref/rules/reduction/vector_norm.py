@@ -43,9 +43,9 @@ from jaxtyping import Float, Int8
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.p_norms import or_one, p_length, p_slope, require_p
-from bpref.formulas.reduced import Axis, numbered, require_axes, require_values, restored, without
-from bpref.formulas.signs import as_byte, from_byte
+from bpref.formulas.loss.signs import as_byte, from_byte
+from bpref.formulas.norm.p_norms import or_one, p_length, p_slope, require_p
+from bpref.formulas.norm.reduced import Axis, numbered, require_axes, require_values, restored, without
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Interval, Real, Rule
 

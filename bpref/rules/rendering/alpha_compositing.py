@@ -42,7 +42,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.along_axis import join_affine, run_along, shifted
+from bpref.formulas.indexing.along_axis import join_affine, run_along, shifted
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_count, require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.unit_vectors import from_unit, unit
+from bpref.formulas.norm.unit_vectors import from_unit, unit
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule, called_as
 

@@ -53,7 +53,7 @@ from bpref.checks.shapes import Call
 from bpref.dtypes import as_array, cast, require_type, widen, widen_integers
 from bpref.formulas.lengths import used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_sum, nats
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals
 from bpref.loops import scan
 from bpref.naive.reduction import naive_reduction

@@ -60,7 +60,7 @@ from bpref.checks.hyperparameters import require_count
 from bpref.dtypes import cast, wide_dtype, widen, widen_integers
 from bpref.formulas.lengths import require_label, used, within
 from bpref.formulas.log_space import LOG_ZERO, balanced, is_possible, known, log_add, log_normaliser, nats
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.naive.reduction import naive_reduction

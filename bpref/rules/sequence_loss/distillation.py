@@ -27,7 +27,7 @@ Differential, with L = log q - log p and the softmax's delta q_c = q_c / t (delt
 In the last, as in the others, what stands beside a logarithm is 1, and the sum of each delta p, delta q, delta m is 0.
 
 The sweep starts with dJ. The factor of each perturbation, here of the forward divergence, with g_n = dJ / N, or another
-`reduction`'s (`bpref.formulas.terms`):
+`reduction`'s (`bpref.formulas.loss.terms`):
 
     da_nc = g_n (w t (q_nc - p_nc) + (1 - w) (softmax(a)_nc - [c = y_n]))                             (..., C)
     db_nc = -g_n w t p_nc (L_nc - sum_k p_nk L_nk)                                                    (..., C)
@@ -62,9 +62,9 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import is_number, plain, require_flags, require_positive, require_share
 from bpref.dtypes import cast, widen
-from bpref.formulas.divergence import difference, relative_entropy, softmax_and_logarithm, where_any
 from bpref.formulas.log_space import centred
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.divergence import difference, relative_entropy, softmax_and_logarithm, where_any
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Case, Integer, Interval, Real, Rule, called_as

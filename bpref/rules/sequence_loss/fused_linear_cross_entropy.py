@@ -10,8 +10,9 @@ nothing is said):
     q_nc = w_c ((1 - s) T_nc + s / V)         s: `smoothing`              (N, V), by blocks
     J    = 1/M sum_n (sum_c q_nc (l_n - z_nc) + v_n a l_n^2)              a: `z_loss`, J: ()
 
-With labels v_n = w_y and M = sum_n v_n (1 if that is 0), or another `reduction`'s (`bpref.formulas.terms`); a row whose
-label is `ignored` adds nothing to either. With distributions v_n = 1 and M = N. With "none" J is (N,), and so is dJ.
+With labels v_n = w_y and M = sum_n v_n (1 if that is 0), or another `reduction`'s (`bpref.formulas.loss.terms`); a row
+whose label is `ignored` adds nothing to either. With distributions v_n = 1 and M = N. With "none" J is (N,), and so is
+dJ.
 
 Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc, and Q_n = sum_c q_nc:
 
@@ -64,12 +65,12 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_choice, require_head, require_non_negative, require_share, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.class_blocks import Blocks, Classes, FeaturesAndTarget, Sums, flat, pull_sums, sums_over
-from bpref.formulas.class_targets import ClassTargets
-from bpref.formulas.counted_labels import require_counting
-from bpref.formulas.labels import is_label
-from bpref.formulas.row_blocks import HeadGradient, scaled_gradient
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.class_blocks import Blocks, Classes, FeaturesAndTarget, Sums, flat, pull_sums, sums_over
+from bpref.formulas.loss.class_targets import ClassTargets
+from bpref.formulas.loss.counted_labels import require_counting
+from bpref.formulas.loss.labels import is_label
+from bpref.formulas.loss.row_blocks import HeadGradient, scaled_gradient
+from bpref.formulas.loss.terms import require_reduction
 from bpref.kernels.launch import IMPLEMENTATIONS
 from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
 from bpref.layer import Layer, Reals

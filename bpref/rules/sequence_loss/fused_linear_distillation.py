@@ -42,10 +42,10 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_choice, require_head, require_size
 from bpref.dtypes import widen
-from bpref.formulas.class_blocks import Classes, flat
-from bpref.formulas.losses_by_name import made
-from bpref.formulas.row_blocks import HeadGradient, by_rows, logits, scaled_gradient
-from bpref.formulas.terms import require_terms
+from bpref.formulas.loss.class_blocks import Classes, flat
+from bpref.formulas.loss.losses_by_name import made
+from bpref.formulas.loss.row_blocks import HeadGradient, by_rows, logits, scaled_gradient
+from bpref.formulas.loss.terms import require_terms
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of
 from bpref.naive.dense import naive_logits

@@ -13,7 +13,7 @@ Differential, P being a constant: the indexer learns where attention looks, and 
 
     delta J = 1/M sum_ts (q_ts - p_ts) delta I_ts                         since sum_s p_ts = 1
 
-The sweep starts with dJ. With g_t = dJ / M, or another `reduction`'s (`bpref.formulas.terms`):
+The sweep starts with dJ. With g_t = dJ / M, or another `reduction`'s (`bpref.formulas.loss.terms`):
 
     dI_ts = g_t (q_ts - p_ts)                                             (T, S)
 
@@ -34,9 +34,9 @@ from jaxtyping import Bool, Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.divergence import difference, relative_entropy, softmax_and_logarithm, where_any
 from bpref.formulas.log_space import LOG_ZERO
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.divergence import difference, relative_entropy, softmax_and_logarithm, where_any
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Real, Rule, called_as, specs

@@ -38,7 +38,7 @@ from bpref.checks.hyperparameters import require_flags, require_share
 from bpref.cotangents import Root
 from bpref.dtypes import wide_dtype, widen_integers
 from bpref.formulas.lengths import used, within
-from bpref.formulas.terms import require_reduction
+from bpref.formulas.loss.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.reduction import naive_reduction
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, called_as

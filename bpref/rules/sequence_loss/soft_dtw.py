@@ -44,8 +44,8 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_positive
 from bpref.dtypes import cast, widen
 from bpref.formulas.log_space import LOG_ZERO
+from bpref.formulas.loss.terms import require_reduction
 from bpref.formulas.shape_keeper import shape_keeper
-from bpref.formulas.terms import require_reduction
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import scan
 from bpref.naive.reduction import naive_reduction

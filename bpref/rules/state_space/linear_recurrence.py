@@ -42,7 +42,15 @@ from jaxtyping import Complex, Float, Inexact
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.decoder import decoder
-from bpref.formulas.recurrences import Method, before, last, require_method, run_back, run_recurrence, start_cotangent
+from bpref.formulas.recurrence.recurrences import (
+    Method,
+    before,
+    last,
+    require_method,
+    run_back,
+    run_recurrence,
+    start_cotangent,
+)
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule
 

@@ -52,7 +52,7 @@ from bpref.formulas.affine import (
 )
 from bpref.formulas.decoder import decoder
 from bpref.formulas.logistic import log1p_exp, logistic
-from bpref.formulas.recurrences import Method, before, last, require_method, run_back, run_recurrence
+from bpref.formulas.recurrence.recurrences import Method, before, last, require_method, run_back, run_recurrence
 from bpref.layer import Layer, Reals
 from bpref.rule import Case, Real, Rule
 

@@ -57,11 +57,11 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.decoder import decoder
-from bpref.formulas.held_steps import hold_of, shifted_by, step_sizes
 from bpref.formulas.logistic import logistic
-from bpref.formulas.recurrences import advance, retreat
-from bpref.formulas.states import begins, require_alone
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.held_steps import hold_of, shifted_by, step_sizes
+from bpref.formulas.recurrence.recurrences import advance, retreat
+from bpref.formulas.recurrence.states import begins, require_alone
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
 from bpref.loops import scan
 from bpref.rule import Case, Integer, Real, Rule, Size, called_as, specs

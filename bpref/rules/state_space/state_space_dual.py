@@ -40,14 +40,14 @@ from jaxtyping import Float, Int, PyTree
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.formulas.attention.heads import Heads
+from bpref.formulas.attention.plain_heads import GatedHeads
 from bpref.formulas.decoder import decoder
-from bpref.formulas.heads import Heads
-from bpref.formulas.held_steps import shifted_by, step_sizes
 from bpref.formulas.logistic import logistic
 from bpref.formulas.long_sums import sum_over
-from bpref.formulas.plain_heads import GatedHeads
-from bpref.formulas.states import require_alone
-from bpref.formulas.steps import Passed
+from bpref.formulas.recurrence.held_steps import shifted_by, step_sizes
+from bpref.formulas.recurrence.states import require_alone
+from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
 from bpref.naive.states import added, naive_states
 from bpref.rule import Case, Integer, Real, Rule, called_as, specs

@@ -46,9 +46,9 @@ from jaxtyping import Float
 from bpref.checks.hyperparameters import require_choice, require_positive, require_size
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
-from bpref.formulas.gates import blocks, sigmoid_slope
+from bpref.formulas.norm.pre_norm import NormParams, Statistics, init_norm, normalize, pull_normalize, statistics
 from bpref.formulas.pairs_of_nodes import PairsOfNodes, as_pairs, like_pairs, mirrored
-from bpref.formulas.pre_norm import NormParams, Statistics, init_norm, normalize, pull_normalize, statistics
+from bpref.formulas.recurrence.gates import blocks, sigmoid_slope
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_affine, naive_norm
 from bpref.rule import Boolean, Case, Interval, Real, Rule, Size, called_as, specs

@@ -1,8 +1,8 @@
 """gauss_newton: the Gauss-Newton matrix G = J^T H J, its diagonal and its product with a vector, of backward passes.
 
 J is the Jacobian of the network's output z in its params, H the Hessian of the loss in z, and S its square root, whose
-columns stand in `bpref.formulas.root`. With g_ik = J_i^T s_ik the row that column k of example i becomes on its way
-back, as many columns as an example has outputs:
+columns stand in `bpref.formulas.loss.root`. With g_ik = J_i^T s_ik the row that column k of example i becomes on its
+way back, as many columns as an example has outputs:
 
     G = sum_ik g_ik g_ik^T         diag G = sum_ik g_ik^2         G v = sum_ik g_ik <g_ik, v>
 

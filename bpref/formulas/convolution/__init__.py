@@ -1,0 +1,1 @@
+"""What is done with windows of images: where they lie, sliding products, values between pixels."""

@@ -1,0 +1,1 @@
+"""What the losses share: their terms and mean, labels and weights, logits by blocks of classes, preferences."""

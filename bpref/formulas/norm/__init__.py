@@ -1,0 +1,1 @@
+"""What norms and reductions share: axes that go and come back, means, deviations, lengths."""
