@@ -47,6 +47,11 @@ def assert_same(layer: Layer, twin: Callable[..., Any], params: Any, x: Any, tol
     assert max(errors) <= tolerance, errors
 
 
+def channels_second(twin: Callable[..., Any]) -> Callable[..., Any]:
+    """Of images that have their channels last, what a twin makes of them as PyTorch has them."""
+    return lambda params, x: twin(params, x.movedim(-1, 1)).movedim(1, -1)
+
+
 def _leaves(tree: Any, like: Any = None) -> list[Any]:
     """The leaves, `None` among them; with `like`, a `None` for every leaf of `like` below one."""
     if like is None:

@@ -5,45 +5,37 @@ import pytest
 
 import bpref
 from bpref.rules.activation.prelu import PreluParams
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same, channels_second
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
-def drawn(seed):
-    """A generator, and normal numbers of a random shape with three axes."""
-    rng = np.random.default_rng(seed)
-    return rng, rng.normal(size=rng.integers(1, 9, 3)) * 3
+def drawn(rng):
+    """Normal numbers of a random shape with three axes."""
+    return rng.normal(size=rng.integers(1, 9, 3)) * 3
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_softmax(seed, axis):
-    assert_same(bpref.softmax(axis), lambda p, x: torch.softmax(x, axis), (), drawn(seed)[1])
+def test_softmax(rng, axis):
+    assert_same(bpref.softmax(axis), lambda p, x: torch.softmax(x, axis), (), drawn(rng))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_log_softmax(seed, axis):
-    assert_same(bpref.log_softmax(axis), lambda p, x: torch.log_softmax(x, axis), (), drawn(seed)[1])
+def test_log_softmax(rng, axis):
+    assert_same(bpref.log_softmax(axis), lambda p, x: torch.log_softmax(x, axis), (), drawn(rng))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_prelu_with_one_slope(seed):
-    rng, x = drawn(seed)
+def test_prelu_with_one_slope(rng):
+    x = drawn(rng)
     params = PreluParams(rng.normal(size=()))
     assert_same(bpref.prelu(), lambda p, x: torch.nn.functional.prelu(x, p.a), params, x)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_prelu_with_a_slope_for_each_feature(seed):
+def test_prelu_with_a_slope_for_each_feature(rng):
     """PyTorch's features lie in the second axis."""
-    rng, x = drawn(seed)
+    x = drawn(rng)
     params = PreluParams(rng.normal(size=x.shape[-1:]))
-
-    def twin(p, x):
-        return torch.nn.functional.prelu(x.movedim(-1, 1), p.a).movedim(1, -1)
-
+    twin = channels_second(lambda p, x: torch.nn.functional.prelu(x, p.a))
     assert_same(bpref.prelu(per_feature=True), twin, params, x)
 
 
@@ -59,9 +51,8 @@ GATES = {
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_glu(seed, gate):
-    rng, x = drawn(seed)
+def test_glu(rng, gate):
+    x = drawn(rng)
     x = np.concatenate([x, rng.normal(size=x.shape)], -1)
 
     def twin(p, x):
@@ -73,9 +64,8 @@ def test_glu(seed, gate):
     assert_same(bpref.glu(gate), twin, (), x)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_squared_relu_and_soft_cap(seed):
-    x = drawn(seed)[1]
+def test_squared_relu_and_soft_cap(rng):
+    x = drawn(rng)
     assert_same(bpref.squared_relu(), lambda p, x: torch.relu(x) ** 2, (), x)
     assert_same(bpref.soft_cap(2.0), lambda p, x: 2 * torch.tanh(x / 2), (), x)
 
@@ -93,10 +83,9 @@ OF_ONE_ELEMENT = {
 
 
 @pytest.mark.parametrize("name", OF_ONE_ELEMENT)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_shrinks_and_bounds(name, seed):
+def test_shrinks_and_bounds(name, rng):
     layer, twin = OF_ONE_ELEMENT[name]
-    assert_same(layer, lambda p, x: twin(x), (), drawn(seed)[1])
+    assert_same(layer, lambda p, x: twin(x), (), drawn(rng))
 
 
 def test_jumps_and_kinks_of_the_shrinks():

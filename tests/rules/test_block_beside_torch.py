@@ -1,6 +1,5 @@
 """The blocks beside PyTorch's modules that compute the same, on random shapes."""
 
-import numpy as np
 import pytest
 
 import bpref
@@ -13,7 +12,7 @@ from bpref.rules.block.transformer_block import TransformerBlockParams
 from bpref.rules.convolution.convolution import ConvolutionParams
 from bpref.rules.norm.rms_norm import RmsNormParams
 from bpref.rules.state_space.selective_scan import SelectiveScanParams
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 
 @pytest.fixture
@@ -23,11 +22,9 @@ def torch():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_residual_convolution_block(torch, seed, rank, stride):
+def test_residual_convolution_block(torch, rng, rank, stride):
     """With a stride on odd sizes, where "same" has one element of padding on either side."""
     F = torch.nn.functional
-    rng = np.random.default_rng(seed)
     C, outputs = 6, 6 if stride == 1 else 9
     window = (3,) * rank
     of_norm = [rng.normal(size=n) for n in (C, C, outputs, outputs)]
@@ -52,10 +49,8 @@ def test_residual_convolution_block(torch, seed, rank, stride):
 @pytest.mark.parametrize("post_norm", [False, True], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("form", ["gelu", "gelu_erf"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_transformer_block(torch, seed, causal, form, post_norm):
+def test_transformer_block(torch, rng, causal, form, post_norm):
     """As `TransformerEncoderLayer` with the norms on either side, either GELU, layer norms and biases."""
-    rng = np.random.default_rng(seed)
     heads, d, F = 2, 8, 12
     T = int(rng.integers(1, 14))
 
@@ -105,11 +100,9 @@ def test_transformer_block(torch, seed, causal, form, post_norm):
     assert_same(layer, twin, params, rng.normal(size=(3, T, d)))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_mamba_block(torch, seed):
+def test_mamba_block(torch, rng):
     """Figure 3 of the paper with PyTorch's norm and convolution, and a loop over time for the scan."""
     F = torch.nn.functional
-    rng = np.random.default_rng(seed)
     N, T, d, n, r, k = map(int, rng.integers(2, 6, 6))
     e, normal = 2 * d, rng.normal
     params = MambaBlockParams(

@@ -207,3 +207,12 @@ def test_neighbours_of_two_pixels():
     assert y.reshape(2, 3, 3).tolist() == [[[0] * 3, [0, 1, 2], [0] * 3], [[0] * 3, [10, 20, 0], [0] * 3]]
     assert df.ravel().tolist() == [2, 0]
     assert dg.ravel().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("make", [bpref.convolution, bpref.transposed_convolution])
+def test_a_number_for_the_padding_is_that_of_both_sides(make):
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32)
+    layer = make(4, (3, 2), padding=(1, 0))
+    params = layer.init(jax.random.key(0), x)
+    y = [make(4, (3, 2), padding=p).forward(params, x)[0] for p in ((1, 0), ((1, 1), (0, 0)))]
+    np.testing.assert_array_equal(*y)

@@ -1,85 +1,72 @@
 """Convolutions beside PyTorch's, on random shapes; its channels come second."""
 
-import jax
 import numpy as np
 import pytest
 
 import bpref
 from bpref.rules.convolution.convolution import ConvolutionParams
 from bpref.rules.convolution.transposed_convolution import TransposedConvolutionParams
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same, channels_second
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
 
 
-def functional():
-    return pytest.importorskip("torch", reason="PyTorch is not installed").nn.functional
+@pytest.fixture(params=[1, 2, 3])
+def rank(request):
+    return request.param
 
 
-@pytest.mark.parametrize("groups", ["one", "some", "depthwise"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_convolution(seed, rank, groups):
-    F = functional()
-    rng = np.random.default_rng(seed)
-    g = {"one": 1, "some": 2, "depthwise": 4}[groups]
-    features = 4 if groups == "depthwise" else 6
-    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, rank))) for _ in range(3))
+@pytest.fixture(params=["one", "some", "depthwise"])
+def groups(request):
+    """Their number, and that of the features; of 4 channels."""
+    return {"one": (1, 6), "some": (2, 6), "depthwise": (4, 4)}[request.param]
+
+
+def drawn(rng, rank):
+    """Window, stride and dilation for each axis."""
+    return (tuple(map(int, rng.integers(1, 4, rank))) for _ in range(3))
+
+
+def test_convolution(rng, rank, groups):
+    g, features = groups
+    window, stride, dilation = drawn(rng, rank)
     pad = tuple(map(int, rng.integers(0, 3, rank)))
     sizes = tuple(int(d * (k - 1) + rng.integers(1, 6)) for k, d in zip(window, dilation, strict=True))
     params = ConvolutionParams(rng.normal(size=(features, *window, 4 // g)), rng.normal(size=features))
     layer = bpref.convolution(features, window, stride, dilation, tuple((p, p) for p in pad), g)
-
-    def twin(p, x):
-        y = getattr(F, f"conv{rank}d")(x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride, pad, dilation, g)
-        return y.movedim(1, -1)
-
+    conv = getattr(F, f"conv{rank}d")
+    twin = channels_second(lambda p, x: conv(x, p.W.movedim(-1, 1), p.b, stride, pad, dilation, g))
     assert_same(layer, twin, params, rng.normal(size=(3, *sizes, 4)))
 
 
-@pytest.mark.parametrize("groups", ["one", "some", "depthwise"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_transposed_convolution(seed, rank, groups):
-    F = functional()
-    rng = np.random.default_rng(seed)
-    g = {"one": 1, "some": 2, "depthwise": 4}[groups]
-    features = 4 if groups == "depthwise" else 6
-    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, rank))) for _ in range(3))
+def test_transposed_convolution(rng, rank, groups):
+    g, features = groups
+    window, stride, dilation = drawn(rng, rank)
     pad = tuple(int(rng.integers(0, k)) for k in window)
     more = tuple(int(rng.integers(0, s)) for s in stride)
     counts = tuple(map(int, rng.integers(3, 6, rank)))
     params = TransposedConvolutionParams(rng.normal(size=(4, *window, features // g)), rng.normal(size=features))
     layer = bpref.transposed_convolution(features, window, stride, dilation, tuple((p, p) for p in pad), more, g)
-
-    def twin(p, x):
-        y = getattr(F, f"conv_transpose{rank}d")(
-            x.movedim(-1, 1), p.W.movedim(-1, 1), p.b, stride, pad, more, g, dilation
-        )
-        return y.movedim(1, -1)
-
+    conv = getattr(F, f"conv_transpose{rank}d")
+    twin = channels_second(lambda p, x: conv(x, p.W.movedim(-1, 1), p.b, stride, pad, more, g, dilation))
     assert_same(layer, twin, params, rng.normal(size=(3, *counts, 4)))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_causal_convolution(seed):
-    F = functional()
-    rng = np.random.default_rng(seed)
+def test_causal_convolution(rng):
     k, d, s, T = map(int, rng.integers(1, 5, 4))
     params = ConvolutionParams(rng.normal(size=(6, k, 2)), rng.normal(size=6))
     layer = bpref.causal_convolution(6, k, s, d, groups=2)
 
     def twin(p, x):
-        past = F.pad(x.movedim(-1, 1), (d * (k - 1), 0))
-        return F.conv1d(past, p.W.movedim(-1, 1), p.b, s, 0, d, 2).movedim(1, -1)
+        return F.conv1d(F.pad(x, (d * (k - 1), 0)), p.W.movedim(-1, 1), p.b, s, 0, d, 2)
 
-    assert_same(layer, twin, params, rng.normal(size=(3, T, 4)))
+    assert_same(layer, channels_second(twin), params, rng.normal(size=(3, T, 4)))
 
 
 @pytest.mark.parametrize(("mode", "theirs"), [("circular", "circular"), ("reflect", "reflect"), ("edge", "replicate")])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_convolution_with_other_borders(seed, mode, theirs):
+def test_convolution_with_other_borders(rng, mode, theirs):
     """PyTorch's padding_mode is a layer of its own here."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(seed)
     params = (), ConvolutionParams(rng.normal(size=(2, 3, 3, 4)), rng.normal(size=2))
     borders = bpref.pad(((0, 0), (1, 1), (2, 2), (0, 0)), mode)
     layer = bpref.serial(borders, bpref.convolution(2, (3, 3), padding="valid"))
@@ -87,27 +74,15 @@ def test_convolution_with_other_borders(seed, mode, theirs):
     def twin(p, x):
         module = torch.nn.Conv2d(4, 2, 3, padding=(1, 2), padding_mode=theirs)
         own = {"weight": p[1].W.movedim(-1, 1), "bias": p[1].b}
-        return torch.func.functional_call(module, own, x.movedim(-1, 1)).movedim(1, -1)
+        return torch.func.functional_call(module, own, x)
 
-    assert_same(layer, twin, params, rng.normal(size=(2, 5, 6, 4)))
-
-
-@pytest.mark.parametrize("make", [bpref.convolution, bpref.transposed_convolution])
-def test_a_number_for_the_padding_is_that_of_both_sides(make):
-    x = np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32)
-    layer = make(4, (3, 2), padding=(1, 0))
-    params = layer.init(jax.random.key(0), x)
-    y = [make(4, (3, 2), padding=p).forward(params, x)[0] for p in ((1, 0), ((1, 1), (0, 0)))]
-    np.testing.assert_array_equal(*y)
+    assert_same(layer, channels_second(twin), params, rng.normal(size=(2, 5, 6, 4)))
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_deformable_convolution(seed, masked):
+def test_deformable_convolution(rng, masked):
     """Each element of the window in turn, read by PyTorch's grid_sample."""
-    F = functional()
-    rng = np.random.default_rng(seed)
-    window, stride, dilation = (tuple(map(int, rng.integers(1, 4, 2))) for _ in range(3))
+    window, stride, dilation = drawn(rng, 2)
     lo = tuple(map(int, rng.integers(0, 3, 2)))
     sizes = tuple(int(d * (k - 1) + rng.integers(2, 6)) for k, d in zip(window, dilation, strict=True))
     layer = bpref.deformable_convolution(3, window, stride, dilation, tuple((p, p) for p in lo))
@@ -127,7 +102,7 @@ def test_deformable_convolution(seed, masked):
                 place = np.arange(counts[axis]) * stride[axis] + at[axis] * dilation[axis] - lo[axis]
                 place = x.offsets[..., k, axis] + x.offsets.new_tensor(place).reshape((1, -1, 1) if axis == 0 else -1)
                 grid.append((2 * place + 1) / sizes[axis] - 1)
-            seen = F.grid_sample(x.images.movedim(-1, 1), _stacked(grid), align_corners=False)
+            seen = F.grid_sample(x.images.movedim(-1, 1), torch.stack(grid, -1), align_corners=False)
             seen = seen.movedim(1, -1)
             y = y + (seen if x.mask is None else seen * x.mask[..., k, None]) @ p.W[:, at[0], at[1]].T
         return y
@@ -135,15 +110,8 @@ def test_deformable_convolution(seed, masked):
     assert_same(layer, twin, params, given)
 
 
-def _stacked(parts):
-    return pytest.importorskip("torch").stack(parts, -1)
-
-
 @pytest.mark.parametrize(("reach", "step"), [(0, 1), (2, 1), (4, 2)])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_correlation(seed, reach, step):
-    F = functional()
-    rng = np.random.default_rng(seed)
+def test_correlation(rng, reach, step):
     N, H, W, C = (int(n) for n in rng.integers(1, 6, 4))
     count = 2 * reach // step + 1
 

@@ -1,29 +1,18 @@
 """Resizing, sampling, shuffling and padding beside PyTorch's, whose channels come second."""
 
-import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same, channels_second
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
 
 
-@pytest.fixture(params=SEEDS)
-def rng(request):
-    return np.random.default_rng(request.param)
-
-
-def channels_second(twin):
-    """A function of images that have them last."""
-    return lambda _, x: twin(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 @pytest.mark.parametrize(("method", "theirs"), [("bilinear", "bilinear"), ("nearest", "nearest-exact")])
 def test_resize(rng, method, theirs):
     height, width = (int(n) for n in rng.integers(1, 12, 2))
-    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=theirs))
+    twin = channels_second(lambda _, x: F.interpolate(x, (height, width), mode=theirs))
     assert_same(bpref.resize(height, width, method), twin, (), rng.normal(size=rng.integers(1, 9, 4)))
 
 
@@ -32,7 +21,7 @@ def test_resize(rng, method, theirs):
 def test_smooth_resize(rng, method, how):
     height, width = (int(n) for n in rng.integers(1, 12, 2))
     flags = {} if how == "plain" else {how: True}
-    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=method, **flags))
+    twin = channels_second(lambda _, x: F.interpolate(x, (height, width), mode=method, **flags))
     assert_same(bpref.resize(height, width, method, **flags), twin, (), rng.normal(size=rng.integers(1, 9, 4)))
 
 
@@ -41,7 +30,7 @@ def test_smooth_resize(rng, method, how):
 @pytest.mark.parametrize("scale", [(1.7, 0.6), (2.6, 1.3)])
 def test_resize_by_a_factor(rng, scale, method, align_corners):
     how = {"align_corners": align_corners}
-    twin = channels_second(lambda x: F.interpolate(x, scale_factor=scale, mode=method, **how))
+    twin = channels_second(lambda _, x: F.interpolate(x, scale_factor=scale, mode=method, **how))
     assert_same(bpref.resize(scale=scale, method=method, **how), twin, (), rng.normal(size=(2, 5, 7, 3)))
 
 
@@ -50,9 +39,9 @@ def test_resize_to_one_pixel(rng, method, theirs):
     """Factors of which PyTorch makes neither the same size nor twice as much: it overlooks the fraction there."""
     height, width = (int(n) for n in rng.integers(1, 12, 2))
     x, scale = rng.normal(size=(2, 5, 7, 3)), (1.7, 0.6)
-    twin = channels_second(lambda x: F.interpolate(x, (height, width), mode=theirs))
+    twin = channels_second(lambda _, x: F.interpolate(x, (height, width), mode=theirs))
     assert_same(bpref.resize(height, width, method), twin, (), x)
-    twin = channels_second(lambda x: F.interpolate(x, scale_factor=scale, mode=theirs))
+    twin = channels_second(lambda _, x: F.interpolate(x, scale_factor=scale, mode=theirs))
     assert_same(bpref.resize(scale=scale, method=method), twin, (), x)
 
 
@@ -78,7 +67,7 @@ def test_flatten(rng, start, end):
 @pytest.mark.parametrize("inverse", [False, True])
 def test_pixel_shuffle(rng, inverse):
     N, H, W, C, r = (int(n) for n in rng.integers(1, 5, 5))
-    twin = channels_second(lambda x: (F.pixel_unshuffle if inverse else F.pixel_shuffle)(x, r))
+    twin = channels_second(lambda _, x: (F.pixel_unshuffle if inverse else F.pixel_shuffle)(x, r))
     shape = (N, H * r, W * r, C) if inverse else (N, H, W, C * r**2)
     assert_same(bpref.pixel_shuffle(r, inverse=inverse), twin, (), rng.normal(size=shape))
 
@@ -90,5 +79,5 @@ def test_pixel_shuffle(rng, inverse):
 def test_pad(rng, mode, theirs):
     shape = rng.integers(4, 9, 4)
     rows, columns = ((int(a), int(b)) for a, b in rng.integers(0, 4, (2, 2)))
-    twin = channels_second(lambda x: F.pad(x, (*columns, *rows), mode=theirs))
+    twin = channels_second(lambda _, x: F.pad(x, (*columns, *rows), mode=theirs))
     assert_same(bpref.pad(((0, 0), rows, columns, (0, 0)), mode), twin, (), rng.normal(size=shape))

@@ -10,7 +10,7 @@ from bpref.formulas.sinkhorn import steps_taken
 from bpref.rules.block.hyper_connection import maps, mixing
 from bpref.verify import oracle
 from tests.refusing import refusals
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 from tests.rules.sweeping import backpropagate
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -18,8 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 STREAMS, WIDTH = 4, 3
 
 
-def drawn(seed, T=5):
-    rng = np.random.default_rng(seed)
+def drawn(rng, T=5):
     m = STREAMS * (STREAMS + 2)
     W = rng.uniform(-0.5, 0.5, (m, STREAMS * WIDTH))
     return bpref.HyperConnectionParams._make((W, rng.normal(size=3), rng.normal(size=m))), rng.normal(
@@ -27,8 +26,7 @@ def drawn(seed, T=5):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_hyper_connection(seed):
+def test_hyper_connection(rng):
     def twin(params, x):
         """Sinkhorn and Knopp's division by sums, of exponentials."""
         W, alpha, bias = params
@@ -40,12 +38,12 @@ def test_hyper_connection(seed):
             M = M / M.sum(2, keepdim=True)
         return (torch.sigmoid(of[0])[:, None] @ x)[:, 0], M @ x, 2 * torch.sigmoid(of[1])
 
-    assert_same(bpref.hyper_connection(), twin, *drawn(seed))
+    assert_same(bpref.hyper_connection(), twin, *drawn(rng))
 
 
 def test_the_mixing_has_rows_and_columns_of_sum_1():
     with jax.enable_x64(True):
-        params, x = drawn(0)
+        params, x = drawn(np.random.default_rng(0))
         s = 3 * jnp.asarray(np.random.default_rng(1).normal(size=(5, 24)))
         _, _, K = maps(params, s, STREAMS)
         one = jnp.ones((5, STREAMS))
@@ -74,7 +72,7 @@ def test_a_network_of_them_is_differentiated_right():
     )
     network = bpref.scan(around, 3)
     with jax.enable_x64(True):
-        x = jnp.asarray(drawn(0)[1])
+        x = jnp.asarray(drawn(np.random.default_rng(0))[1])
         params = network.init(jax.random.key(0), x)
         y, dparams, dx = backpropagate(network, params, x, jnp.cos(x))
         assert y.shape == x.shape

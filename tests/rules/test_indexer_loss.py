@@ -7,16 +7,14 @@ import pytest
 
 import bpref
 from bpref import Looked
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 from tests.rules.sweeping import backpropagate
 
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_beside_torch(seed):
+def test_beside_torch(rng):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(seed)
     B, T, S, N = rng.integers(2, 6, 4)
     mask = rng.random((B, T, S)) > 0.4
     mask[..., 0] = True

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-
-
-@pytest.fixture(params=SEEDS)
-def rng(request):
-    return np.random.default_rng(request.param)
 
 
 def test_gather(rng):

@@ -13,9 +13,7 @@ from bpref.rules.linear.position_embedding import PositionEmbeddingParams
 from bpref.rules.linear.spectral_norm_linear import SpectralNormLinearParams
 from bpref.rules.linear.tied_embedding import TiedEmbeddingParams
 from bpref.rules.linear.weight_norm_linear import WeightNormLinearParams
-from tests.rules.beside_torch import SEEDS, assert_same
-
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -23,8 +21,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 class Draw:
     """Normal random arrays and sizes from 1 to 8."""
 
-    def __init__(self, seed: int):
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
 
     def sizes(self, count: int) -> list[int]:
         return [int(n) for n in self.rng.integers(1, 9, count)]
@@ -36,17 +34,18 @@ class Draw:
         return self.rng.integers(0, vocabulary, shape)
 
 
-@EVERY_SEED
-def test_linear(seed):
-    draw = Draw(seed)
+@pytest.fixture
+def draw(rng):
+    return Draw(rng)
+
+
+def test_linear(draw):
     N, T, d, m = draw.sizes(4)
     params = LinearParams(draw.normal(m, d), draw.normal(m))
     assert_same(bpref.linear(m), lambda p, x: torch.nn.functional.linear(x, p.W, p.b), params, draw.normal(N, T, d))
 
 
-@EVERY_SEED
-def test_position_embedding(seed):
-    draw = Draw(seed)
+def test_position_embedding(draw):
     B, T, d, more = draw.sizes(4)
 
     def twin(params, x):
@@ -56,19 +55,15 @@ def test_position_embedding(seed):
     assert_same(bpref.position_embedding(T + more), twin, params, draw.normal(B, T, d))
 
 
-@EVERY_SEED
-def test_bilinear(seed):
-    draw = Draw(seed)
+def test_bilinear(draw):
     N, T, p, q, m = draw.sizes(5)
     params = BilinearParams(draw.normal(m, p, q), draw.normal(m))
     x = draw.normal(N, T, p), draw.normal(N, T, q)
     assert_same(bpref.bilinear(m), lambda p, x: torch.nn.functional.bilinear(*x, p.W, p.b), params, x)
 
 
-@EVERY_SEED
-def test_low_rank_linear(seed):
+def test_low_rank_linear(draw):
     """The forward of loralib's `Linear`, whose weight has `requires_grad = False`."""
-    draw = Draw(seed)
     N, T, d, m, r = draw.sizes(5)
     params = LowRankLinearParams(draw.normal(m, d), draw.normal(m), draw.normal(m, r), draw.normal(r, d))
 
@@ -78,9 +73,7 @@ def test_low_rank_linear(seed):
     assert_same(bpref.low_rank_linear(m, rank=r, alpha=12.0), twin, params, draw.normal(N, T, d))
 
 
-@EVERY_SEED
-def test_weight_norm_linear(seed):
-    draw = Draw(seed)
+def test_weight_norm_linear(draw):
     N, d, m = draw.sizes(3)
     params = WeightNormLinearParams(draw.normal(m), draw.normal(m, d), draw.normal(m))
 
@@ -90,10 +83,8 @@ def test_weight_norm_linear(seed):
     assert_same(bpref.weight_norm_linear(m), twin, params, draw.normal(N, d))
 
 
-@EVERY_SEED
-def test_spectral_norm_linear(seed):
+def test_spectral_norm_linear(draw):
     """What PyTorch's own module computes in evaluation, with the vectors that its power iteration has left."""
-    draw = Draw(seed)
     N, d, m = draw.sizes(3)
     inner = torch.nn.Linear(d, m, dtype=torch.float64)
     normed = torch.nn.utils.parametrizations.spectral_norm(inner, n_power_iterations=3).eval()
@@ -111,10 +102,8 @@ def test_spectral_norm_linear(seed):
     np.testing.assert_allclose(y.numpy(), normed(torch.tensor(x)).detach().numpy())
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("padding", [None, 0])
-def test_embedding(seed, padding):
-    draw = Draw(seed)
+def test_embedding(draw, padding):
     N, T, V, d = draw.sizes(4)
 
     def twin(p, x):
@@ -123,10 +112,8 @@ def test_embedding(seed, padding):
     assert_same(bpref.embedding(V, d, padding), twin, EmbeddingParams(draw.normal(V, d)), draw.ids(V, N, T))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("padding", [None, 0])
-def test_embedding_bag_with_weights(seed, padding):
-    draw = Draw(seed)
+def test_embedding_bag_with_weights(draw, padding):
     N, T, V, d = draw.sizes(4)
 
     def twin(p, x):
@@ -136,11 +123,9 @@ def test_embedding_bag_with_weights(seed, padding):
     assert_same(bpref.embedding_bag(V, d, padding=padding), twin, EmbeddingBagParams(draw.normal(V, d)), x)
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("padding", [None, 0])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_embedding_bag(seed, padding, mode):
-    draw = Draw(seed)
+def test_embedding_bag(draw, padding, mode):
     N, T, V, d = draw.sizes(4)
 
     def twin(p, x):
@@ -150,9 +135,7 @@ def test_embedding_bag(seed, padding, mode):
     assert_same(layer, twin, EmbeddingBagParams(draw.normal(V, d)), draw.ids(V, N, T))
 
 
-@EVERY_SEED
-def test_tied_embedding(seed):
-    draw = Draw(seed)
+def test_tied_embedding(draw):
     N, T, V, d = draw.sizes(4)
 
     def twin(p, x):
@@ -174,10 +157,8 @@ EQUATIONS = [
 ]
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_einsum(seed, equation):
-    draw = Draw(seed)
+def test_einsum(draw, equation):
     size_of = dict(zip("abcdhijkmnpqxy", draw.sizes(14), strict=True))
     operands = equation.replace("...", "xy").split("->")[0].split(",")
     x = tuple(draw.normal(*(size_of[i] for i in indices)) for indices in operands)

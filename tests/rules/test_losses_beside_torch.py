@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
 
-def drawn(seed):
-    """A generator, and the shape (N, d) of a batch."""
-    rng = np.random.default_rng(seed)
-    return rng, tuple(int(n) for n in rng.integers(2, 9, 2))
+def drawn(rng):
+    """The shape (N, d) of a batch."""
+    return tuple(int(n) for n in rng.integers(2, 9, 2))
 
 
 def twin_of(loss, factor=1.0, **options):
@@ -37,18 +35,16 @@ ERROR_LOSSES = {
 }
 
 
-@EVERY_SEED
 @pytest.mark.parametrize(("layer", "twin"), ERROR_LOSSES.values(), ids=ERROR_LOSSES)
-def test_losses_of_an_error(layer, twin, seed):
-    rng, shape = drawn(seed)
+def test_losses_of_an_error(layer, twin, rng):
+    shape = drawn(rng)
     assert_same(layer, twin, (), (2 * rng.normal(size=shape), rng.normal(size=shape)))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("log_input", [True, False])
-def test_poisson(log_input, full, seed):
-    rng, shape = drawn(seed)
+def test_poisson(log_input, full, rng):
+    shape = drawn(rng)
     z = rng.normal(size=shape) if log_input else rng.uniform(0.1, 5, shape)
     of_reals = twin_of(F.poisson_nll_loss, log_input=log_input, full=full, eps=0.0)
 
@@ -60,10 +56,9 @@ def test_poisson(log_input, full, seed):
     assert_same(bpref.poisson(log_input, full), twin, (), (z, rng.poisson(2.0, shape)))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("full", [False, True])
-def test_gaussian(full, seed):
-    rng, shape = drawn(seed)
+def test_gaussian(full, rng):
+    shape = drawn(rng)
 
     def twin(params, x):
         (m, v), y = x
@@ -79,12 +74,11 @@ def test_gaussian(full, seed):
     )
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("ignored", [None, 1])
-def test_softmax_cross_entropy_of_labels(ignored, is_weighted, smoothing, seed):
-    rng, (N, C) = drawn(seed)
+def test_softmax_cross_entropy_of_labels(ignored, is_weighted, smoothing, rng):
+    N, C = drawn(rng)
     labels = rng.integers(0, C, N)
     labels[0] = 0
     w = rng.uniform(0.1, 3, C) if is_weighted else None
@@ -99,10 +93,9 @@ def test_softmax_cross_entropy_of_labels(ignored, is_weighted, smoothing, seed):
     assert_same(layer, twin, (), (3 * rng.normal(size=(N, C)), labels))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_softmax_cross_entropy_of_distributions(smoothing, seed):
-    rng, (N, C) = drawn(seed)
+def test_softmax_cross_entropy_of_distributions(smoothing, rng):
+    N, C = drawn(rng)
     w = rng.uniform(0.1, 3, C)
     layer = bpref.softmax_cross_entropy(smoothing, class_weights=tuple(w))
     assert_same(
@@ -113,9 +106,8 @@ def test_softmax_cross_entropy_of_distributions(smoothing, seed):
     )
 
 
-@EVERY_SEED
-def test_sigmoid_cross_entropy_with_a_weight_for_each_class(seed):
-    rng, (N, C) = drawn(seed)
+def test_sigmoid_cross_entropy_with_a_weight_for_each_class(rng):
+    N, C = drawn(rng)
     w = rng.uniform(0.1, 3, C)
     assert_same(
         bpref.sigmoid_cross_entropy(tuple(w)),
@@ -125,10 +117,9 @@ def test_sigmoid_cross_entropy_with_a_weight_for_each_class(seed):
     )
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("log_target", [False, True])
-def test_kl_divergence(log_target, seed):
-    rng, (N, C) = drawn(seed)
+def test_kl_divergence(log_target, rng):
+    N, C = drawn(rng)
     target = rng.dirichlet(np.ones(C), N)
     assert_same(
         bpref.kl_divergence(log_target),

@@ -1,16 +1,13 @@
 """Multi-head attention beside PyTorch's, forward and every gradient."""
 
-import numpy as np
 import pytest
 
 import bpref
 from bpref import Sequences
 from bpref.rules.attention.multi_head_attention import MultiHeadAttentionParams
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
 
 def drawn(rng, d: int) -> MultiHeadAttentionParams:
@@ -30,10 +27,8 @@ def theirs(p, x, memory, heads, mask=None):
     return y.transpose(0, 1)
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("causal", [False, True])
-def test_self_attention(seed, causal):
-    rng = np.random.default_rng(seed)
+def test_self_attention(rng, causal):
     B, T, D, heads = (int(n) for n in rng.integers(2, 6, 4))
     mask = torch.ones(T, T, dtype=torch.bool).triu(1) if causal else None
     layer = bpref.multi_head_attention(heads, causal=causal, query_block=2, key_block=3)
@@ -41,20 +36,16 @@ def test_self_attention(seed, causal):
     assert_same(layer, lambda p, x: theirs(p, x, x, heads, mask), drawn(rng, D * heads), x)
 
 
-@EVERY_SEED
-def test_cross_attention(seed):
-    rng = np.random.default_rng(seed)
+def test_cross_attention(rng):
     B, T, S, D, heads = (int(n) for n in rng.integers(2, 6, 5))
     x = Sequences(rng.normal(size=(B, T, D * heads)), rng.normal(size=(B, S, D * heads)))
     assert_same(bpref.multi_head_attention(heads), lambda p, x: theirs(p, *x[:2], heads), drawn(rng, D * heads), x)
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("more", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}], ids=str)
 @pytest.mark.parametrize("weights", [None, "mean", "heads"])
-def test_values_of_their_own_a_real_mask_keys_more_and_weights(seed, more, weights):
+def test_values_of_their_own_a_real_mask_keys_more_and_weights(rng, more, weights):
     """As `torch.nn.MultiheadAttention(kdim=, vdim=)`, whose masks may be of real numbers, with all that it puts out."""
-    rng = np.random.default_rng(seed)
     B, T, S, D, heads, f, g = (int(n) for n in rng.integers(2, 6, 7))
     d = D * heads
     W = [rng.normal(size=(d, n)) for n in (d, f, g, d)]

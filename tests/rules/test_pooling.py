@@ -298,3 +298,8 @@ def test_global_pooling_over_four_axes():
     for kind, expected in (("average", [15, 16]), ("max", [30, 31])):
         y, _ = bpref.global_pool(kind).forward((), x)
         np.testing.assert_array_equal(y, [expected])
+
+
+def test_the_place_of_what_only_padding_won_is_none():
+    y, _ = bpref.max_pool((2,), padding=1, with_indices=True).forward((), np.full((1, 2, 1), -np.inf, np.float32))
+    assert y[1].ravel().tolist() == [-1, 1]

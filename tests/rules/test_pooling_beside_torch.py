@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same, channels_second
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
 
 
-def torch_and_functional():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    return torch, torch.nn.functional
+@pytest.fixture(params=[1, 2, 3])
+def rank(request):
+    return request.param
+
+
+def pooled(name, rank, *args, **options):
+    """PyTorch's pooling over so many axes."""
+    pool = getattr(F, f"{name}_pool{rank}d")
+    return channels_second(lambda _, x: pool(x, *args, **options))
 
 
 def drawn(rng, low, high):
@@ -43,103 +52,63 @@ def values(rng, sizes, tied):
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_max_pool(seed, rank, tied):
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
+def test_max_pool(rng, rank, tied):
     size, stride, pad, sizes = windows(rng, rank)
     dilation, sizes = dilated(rng, size, sizes)
     layer = bpref.max_pool(size, stride, tuple((p, p) for p in pad), dilation)
-
-    def twin(p, x):
-        return getattr(F, f"max_pool{rank}d")(x.movedim(-1, 1), size, stride, pad, dilation).movedim(1, -1)
-
-    assert_same(layer, twin, (), values(rng, sizes, tied))
+    assert_same(layer, pooled("max", rank, size, stride, pad, dilation), (), values(rng, sizes, tied))
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_max_pool_padded_unevenly(seed, rank):
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
+def test_max_pool_padded_unevenly(rng, rank):
     size, stride, _, sizes = windows(rng, rank)
     pairs, pads = pads_in_front_and_behind(rng, size)
-
-    def twin(p, x):
-        padded = F.pad(x.movedim(-1, 1), pads, value=-float("inf"))
-        return getattr(F, f"max_pool{rank}d")(padded, size, stride).movedim(1, -1)
-
+    pool = getattr(F, f"max_pool{rank}d")
+    twin = channels_second(lambda _, x: pool(F.pad(x, pads, value=-float("inf")), size, stride))
     assert_same(bpref.max_pool(size, stride, pairs), twin, (), values(rng, sizes, False))
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["counted", "not counted"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_average_pool(seed, rank, counted):
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
+COUNTED = pytest.mark.parametrize("counted", [True, False], ids=["counted", "not counted"])
+
+
+@COUNTED
+def test_average_pool(rng, rank, counted):
     size, stride, pad, sizes = windows(rng, rank)
     layer = bpref.average_pool(size, stride, tuple((p, p) for p in pad), counted)
-
-    def twin(p, x):
-        y = getattr(F, f"avg_pool{rank}d")(x.movedim(-1, 1), size, stride, pad, count_include_pad=counted)
-        return y.movedim(1, -1)
-
+    twin = pooled("avg", rank, size, stride, pad, count_include_pad=counted)
     assert_same(layer, twin, (), values(rng, sizes, False))
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["counted", "not counted"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_average_pool_padded_unevenly(seed, rank, counted):
+@COUNTED
+def test_average_pool_padded_unevenly(rng, rank, counted):
     """Where padding does not count, the mean is over that of ones, padded alike."""
-    torch, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
     size, stride, _, sizes = windows(rng, rank)
     pairs, pads = pads_in_front_and_behind(rng, size)
 
     def mean(x):
         return getattr(F, f"avg_pool{rank}d")(F.pad(x, pads), size, stride)
 
-    def twin(p, x):
-        x = x.movedim(-1, 1)
-        return (mean(x) if counted else mean(x) / mean(torch.ones_like(x))).movedim(1, -1)
-
+    twin = channels_second(lambda _, x: mean(x) if counted else mean(x) / mean(torch.ones_like(x)))
     assert_same(bpref.average_pool(size, stride, pairs, counted), twin, (), values(rng, sizes, False))
 
 
 @pytest.mark.parametrize("kind", ["average", "average of what is there", "max"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_as_many_windows_as_begin_in_x(seed, rank, kind):
+def test_as_many_windows_as_begin_in_x(rng, rank, kind):
     """PyTorch's `ceil_mode`."""
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
     size, stride, pad, sizes = windows(rng, rank)
-    x = values(rng, sizes, False)
     if kind == "max":
-        dilation, _ = dilated(rng, size, sizes)
-        x = values(rng, [n + (d - 1) * (k - 1) for n, d, k in zip(sizes, dilation, size, strict=True)], False)
-        layer, more = bpref.max_pool(size, stride, pad, dilation, ceil=True), {"dilation": dilation}
+        dilation, sizes = dilated(rng, size, sizes)
+        layer = bpref.max_pool(size, stride, pad, dilation, ceil=True)
+        twin = pooled("max", rank, size, stride, pad, dilation, ceil_mode=True)
     else:
         counted = kind == "average"
-        layer, more = bpref.average_pool(size, stride, pad, counted, ceil=True), {"count_include_pad": counted}
-    pool = getattr(F, f"{'max' if kind == 'max' else 'avg'}_pool{rank}d")
-
-    def twin(p, x):
-        return pool(x.movedim(-1, 1), size, stride, pad, ceil_mode=True, **more).movedim(1, -1)
-
-    assert_same(layer, twin, (), x)
+        layer = bpref.average_pool(size, stride, pad, counted, ceil=True)
+        twin = pooled("avg", rank, size, stride, pad, ceil_mode=True, count_include_pad=counted)
+    assert_same(layer, twin, (), values(rng, sizes, False))
 
 
 @pytest.mark.parametrize("kind", ["average", "max"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_same_padding(seed, rank, kind):
+def test_same_padding(rng, rank, kind):
     """ceil(n / stride) windows; what the axis lacks is padded half in front, and the larger half behind."""
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
     size, stride, _, sizes = windows(rng, rank)
     counts = tuple(-(-n // s) for n, s in zip(sizes, stride, strict=True))
     lacking = [max(s * (m - 1) + k - n, 0) for n, k, s, m in zip(sizes, size, stride, counts, strict=True)]
@@ -149,61 +118,36 @@ def test_same_padding(seed, rank, kind):
         "max": (bpref.max_pool, "max_pool", -float("inf")),
     }[kind]
 
-    def twin(p, x):
-        y = getattr(F, f"{name}{rank}d")(F.pad(x.movedim(-1, 1), pads, value=value), size, stride).movedim(1, -1)
-        assert y.shape[1:-1] == counts
+    def twin(_, x):
+        y = getattr(F, f"{name}{rank}d")(F.pad(x, pads, value=value), size, stride)
+        assert y.shape[2:] == counts
         return y
 
-    assert_same(ours(size, stride, "same"), twin, (), values(rng, sizes, False))
+    assert_same(ours(size, stride, "same"), channels_second(twin), (), values(rng, sizes, False))
 
 
 @pytest.mark.parametrize("kind", ["average", "max", "max, tied"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_adaptive_pool(seed, rank, kind):
+def test_adaptive_pool(rng, rank, kind):
     """As many windows as there are elements, more or fewer."""
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
     counts, sizes = (drawn(rng, (1,) * rank, (9,) * rank) for _ in range(2))
-    name = "adaptive_avg_pool" if kind == "average" else "adaptive_max_pool"
-
-    def twin(p, x):
-        return getattr(F, f"{name}{rank}d")(x.movedim(-1, 1), counts).movedim(1, -1)
-
+    name = "adaptive_avg" if kind == "average" else "adaptive_max"
     layer = bpref.adaptive_pool(counts, "average" if kind == "average" else "max")
-    assert_same(layer, twin, (), values(rng, sizes, kind == "max, tied"))
+    assert_same(layer, pooled(name, rank, counts), (), values(rng, sizes, kind == "max, tied"))
 
 
 @pytest.mark.parametrize("kind", ["average", "max"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_global_pool(seed, rank, kind):
-    torch_and_functional()
-    rng = np.random.default_rng(seed)
-    sizes = drawn(rng, (1,) * rank, (6,) * rank)
-
-    def twin(p, x):
-        axes = tuple(range(1, rank + 1))
-        return x.mean(axes) if kind == "average" else x.amax(axes)
-
+def test_global_pool(rng, rank, kind):
+    sizes, axes = drawn(rng, (1,) * rank, (6,) * rank), tuple(range(1, rank + 1))
+    twin = (lambda _, x: x.mean(axes)) if kind == "average" else (lambda _, x: x.amax(axes))
     assert_same(bpref.global_pool(kind), twin, (), values(rng, sizes, False))
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_max_pool_with_indices(seed, rank):
-    _, F = torch_and_functional()
-    rng = np.random.default_rng(seed)
+def test_max_pool_with_indices(rng, rank):
     size, stride, pad, sizes = windows(rng, rank)
     layer = bpref.max_pool(size, stride, pad, with_indices=True)
 
-    def twin(p, x):
+    def twin(_, x):
         y = getattr(F, f"max_pool{rank}d")(x.movedim(-1, 1), size, stride, pad, return_indices=True)
         return tuple(v.movedim(1, -1) for v in y)
 
     assert_same(layer, twin, (), values(rng, sizes, tied=True))
-
-
-def test_the_place_of_what_only_padding_won_is_none():
-    y, _ = bpref.max_pool((2,), padding=1, with_indices=True).forward((), np.full((1, 2, 1), -np.inf, np.float32))
-    assert y[1].ravel().tolist() == [-1, 1]

@@ -11,11 +11,10 @@ from bpref.rules.recurrence.bidirectional import Both
 from bpref.rules.recurrence.gru import GruParams
 from bpref.rules.recurrence.lstm import LstmParams, LstmState
 from bpref.rules.recurrence.rnn import RnnParams
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
 LENGTHS = np.array([5, 1, 7, 3])
 B, T = 4, 7
@@ -24,8 +23,8 @@ B, T = 4, 7
 class Draw:
     """Sizes from 2 to 5, and normal random parameters and inputs."""
 
-    def __init__(self, seed: int):
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
         self.d, self.H = (int(n) for n in self.rng.integers(2, 6, 2))
 
     def normal(self, *shape: int) -> np.ndarray:
@@ -45,6 +44,11 @@ class Draw:
 
     def given(self, state, lengths=LENGTHS) -> Steps:
         return Steps(self.normal(B, T, self.d), state, lengths)
+
+
+@pytest.fixture
+def draw(rng):
+    return Draw(rng)
 
 
 def run(kind, weights, x, states, **options):
@@ -73,11 +77,9 @@ def of_lstm(p):
     return (p.W, p.U, p.b, torch.zeros_like(p.b), *(() if p.R is None else (p.R,)))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("checkpoint", [None, 3])
-def test_rnn(seed, activation, checkpoint):
-    draw = Draw(seed)
+def test_rnn(draw, activation, checkpoint):
 
     def twin(p, x):
         weights = (p.W, p.U, p.b, torch.zeros_like(p.b))
@@ -88,10 +90,8 @@ def test_rnn(seed, activation, checkpoint):
     assert_same(layer, twin, draw.rnn(), draw.given(draw.normal(B, draw.H)))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_without_a_bias(seed, kind):
-    draw = Draw(seed)
+def test_without_a_bias(draw, kind):
     make, params = {
         "RNN": (bpref.rnn, draw.rnn()._replace(b=None)),
         "GRU": (bpref.gru, draw.gru()._replace(b=None, v=None)),
@@ -107,9 +107,7 @@ def test_without_a_bias(seed, kind):
     assert_same(make(draw.H, bias=False), twin, params, draw.given(state))
 
 
-@EVERY_SEED
-def test_gru(seed):
-    draw = Draw(seed)
+def test_gru(draw):
 
     def twin(p, x):
         y, (last,) = run("GRU", [of_gru(p)], x, [(x.state,)])
@@ -118,10 +116,8 @@ def test_gru(seed):
     assert_same(bpref.gru(draw.H), twin, draw.gru(), draw.given(draw.normal(B, draw.H)))
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("projected", [False, True])
-def test_lstm(seed, projected):
-    draw = Draw(seed)
+def test_lstm(draw, projected):
     p = draw.H - 1 if projected else None
     state = LstmState(draw.normal(B, p or draw.H), draw.normal(B, draw.H))
 
@@ -132,9 +128,7 @@ def test_lstm(seed, projected):
     assert_same(bpref.lstm(draw.H, projection=p), twin, draw.lstm(p), draw.given(state))
 
 
-@EVERY_SEED
-def test_bidirectional_lstm(seed):
-    draw = Draw(seed)
+def test_bidirectional_lstm(draw):
     states = Both(*(LstmState(draw.normal(B, draw.H), draw.normal(B, draw.H)) for _ in range(2)))
 
     def twin(p, x):
@@ -146,7 +140,7 @@ def test_bidirectional_lstm(seed):
 
 
 def test_many_steps_are_cut_into_segments_the_last_not_full():
-    draw = Draw(0)
+    draw = Draw(np.random.default_rng(0))
     x = Steps(draw.normal(2, 131, draw.d), LstmState(draw.normal(2, draw.H), draw.normal(2, draw.H)), None)
 
     def twin(params, x):
@@ -160,7 +154,7 @@ def test_many_steps_are_cut_into_segments_the_last_not_full():
 def test_the_cells_of_flax_are_the_same():
     """Its order of gates and its biases are this library's: GRU with one of its own in the product that is reset."""
     nn = pytest.importorskip("flax.linen", reason="Flax is not installed")
-    draw = Draw(1)
+    draw = Draw(np.random.default_rng(1))
     x = draw.normal(B, T, draw.d)
     with jax.enable_x64(True):
         p, h = draw.gru(), jnp.zeros((B, draw.H))

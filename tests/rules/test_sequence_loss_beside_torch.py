@@ -9,17 +9,14 @@ import pytest
 import bpref
 from bpref.verify.numbers.measure import relative_error
 from bpref.verify.oracle import as_cotangent, with_cotangents
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 from tests.rules.sweeping import backpropagate, in_one_program
-
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 
-def speech(seed: int, blank: int):
+def speech(rng, blank: int):
     """A batch in which every example has a path: 2 U + 1 frames at least."""
-    rng = np.random.default_rng(seed)
     B, U, C = (int(n) for n in rng.integers(2, 6, 3))
     T = 2 * U + 1 + int(rng.integers(0, 4))
     labels = rng.integers(0, C, (B, U))
@@ -29,21 +26,19 @@ def speech(seed: int, blank: int):
     return rng.normal(size=(B, T, C + 1)), labels, frames, label_lengths
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("blank", [0, 2])
-def test_ctc(seed, blank):
+def test_ctc(rng, blank):
     def twin(_, x):
         logits, labels, frames, label_lengths = x
         log_p = torch.log_softmax(logits, -1).transpose(0, 1)
         return torch.nn.functional.ctc_loss(log_p, labels, frames, label_lengths, blank, reduction="none")
 
-    assert_same(bpref.ctc(blank), twin, (), speech(seed, blank))
+    assert_same(bpref.ctc(blank), twin, (), speech(rng, blank))
 
 
-@EVERY_SEED
-def test_ctc_beside_optax(seed):
+def test_ctc_beside_optax(rng):
     """Which has single precision among double, so that promotion cannot be strict."""
-    logits, labels, frames, label_lengths = x = speech(seed, 0)
+    logits, labels, frames, label_lengths = x = speech(rng, 0)
     T, U = logits.shape[1], labels.shape[1]
     beyond = [(np.arange(n)[None] >= v[:, None]).astype(float) for n, v in ((T, frames), (U, label_lengths))]
 
@@ -59,10 +54,8 @@ def test_ctc_beside_optax(seed):
     assert relative_error(np.asarray(dlogits), np.asarray(dlogits_of_optax)) < 1e-10
 
 
-@EVERY_SEED
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_sequence_cross_entropy(seed, smoothing):
-    rng = np.random.default_rng(seed)
+def test_sequence_cross_entropy(rng, smoothing):
     B, T, C = (int(n) for n in rng.integers(2, 9, 3))
     real = rng.random((B, T)) < 0.7
     real[0, 0] = True

@@ -1,15 +1,12 @@
 """Recurrences and scans beside PyTorch's autograd of a plain loop over time."""
 
-import numpy as np
 import pytest
 
 import bpref
 from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
-from tests.rules.beside_torch import SEEDS, assert_same
-
-EVERY_SEED = pytest.mark.parametrize("seed", SEEDS)
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -23,18 +20,14 @@ def loop(a, b, h=None):
     return torch.stack(states, 1)
 
 
-@EVERY_SEED
-def test_linear_recurrence(seed):
-    rng = np.random.default_rng(seed)
+def test_linear_recurrence(rng):
     N, T, d = map(int, rng.integers(1, 9, 3))
     x = rng.uniform(-1, 1, (N, T, d)), rng.normal(size=(N, T, d)), rng.normal(size=(N, d))
     assert_same(bpref.linear_recurrence(), lambda _, x: loop(*x), (), x)
 
 
-@EVERY_SEED
-def test_selective_scan(seed):
+def test_selective_scan(rng):
     """The reference of Mamba's own code, `selective_scan_ref`, without its gate."""
-    rng = np.random.default_rng(seed)
     N, T, d, n = map(int, rng.integers(2, 9, 4))
     normal = rng.normal
     params = SelectiveScanParams(normal(size=(d, n)), normal(size=d), normal(size=d))
@@ -49,9 +42,7 @@ def test_selective_scan(seed):
     assert_same(bpref.selective_scan(n, chunk=3, final=True), twin, params, x)
 
 
-@EVERY_SEED
-def test_rg_lru(seed):
-    rng = np.random.default_rng(seed)
+def test_rg_lru(rng):
     N, T, d = map(int, rng.integers(1, 9, 3))
     W_r, W_i = rng.normal(size=(2, d, d))
     params = RgLruParams(W_r, rng.normal(size=d), W_i, rng.normal(size=d), rng.uniform(1, 4, d))

@@ -5,15 +5,10 @@ import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
-
-
-@pytest.fixture(params=SEEDS)
-def rng(request):
-    return np.random.default_rng(request.param)
 
 
 def drawn(rng, layer, B=2, N=4, c=6):

@@ -1,18 +1,12 @@
 """Losses of images and points, and what is rendered, beside plain forms in PyTorch, images' channels second."""
 
-import numpy as np
 import pytest
 
 import bpref
-from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.beside_torch import assert_same
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
-
-
-@pytest.fixture(params=SEEDS)
-def rng(request):
-    return np.random.default_rng(request.param)
 
 
 def structural_similarity(x, y, window, sigma, padding):
