@@ -9,41 +9,9 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.corpus import DERIVATIONS
 from bpref.verify.examining.refusals import CannotCheck
 from tests.conftest import SEED
-
-RNG = np.random.default_rng(SEED)
-X = RNG.normal(size=(5, 7)).astype(np.float32)
-G = RNG.normal(size=7).astype(np.float32)
-
-
-def verdicts(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.verdict for v in report.verdicts}
-
-
-def kinds(report: bpref.Report) -> set[tuple[str, str]]:
-    return {(f.where, f.kind) for f in report.findings}
-
-
-def rule(primal, backward, **options):
-    """A custom_vjp function that keeps its arguments."""
-    f = jax.custom_vjp(primal, **options)
-    f.defvjp(lambda *args: (primal(*args), args), lambda *rest: backward(*rest))
-    return f
-
-
-def rms_norm(factor: float = 1.0):
-    def primal(x, g):
-        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * g[None, :]
-
-    def backward(args, dy):
-        x, g = args
-        r = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-        d, xhat = dy * g[None, :], x * r
-        return factor * r * (d - xhat * jnp.mean(d * xhat, -1, keepdims=True)), jnp.sum(dy * xhat, 0)
-
-    return rule(primal, backward)
+from tests.verify.written import RNG, G, X, kinds, rms_norm, rule, verdicts
 
 
 def test_a_report_says_where_and_why():
@@ -149,179 +117,6 @@ def test_an_argument_called_y_and_integers_among_the_arguments():
     assert verdicts(bpref.check(f, X, X[:3], ids)) == {"x": "ok", "y": "ok"}
 
 
-# What the usual checkers miss
-
-
-def test_inputs_made_with_the_checkers_own_seed():
-    state = np.random.RandomState(0)
-    x, g = state.randn(5, 7).astype(np.float32), state.randn(7).astype(np.float32)
-    for key in (0, 1):
-        x2 = np.random.default_rng(key).normal(size=(5, 7)).astype(np.float32)
-        assert kinds(bpref.check(rms_norm(-1.0), x, g, key=key)) == {("x", "sign")}
-        assert kinds(bpref.check(rms_norm(0.0), x2, g, key=key)) == {("x", "zero")}
-
-
-def test_a_derivative_slightly_wrong_in_one_of_many_elements():
-    x = np.random.default_rng(SEED).normal(size=100_000).astype(np.float32)
-    f = rule(jnp.sin, lambda args, dy: ((dy * jnp.cos(args[0])).at[1234].multiply(1.0001),))
-    report = bpref.check(f, x)
-    assert kinds(report) == {("x", "sparse")}
-    assert "1234" in str(report)
-
-
-def test_nan_is_never_equal():
-    f = rule(jnp.sin, lambda args, dy: ((dy * jnp.cos(args[0])).at[0, 0].set(jnp.nan),))
-    assert kinds(bpref.check(f, X)) == {("x", "nonfinite")}
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_a_right_tanh_is_right_in_every_dtype(dtype):
-    f = rule(jnp.tanh, lambda args, dy: (dy * (1 - jnp.tanh(args[0]) ** 2),))
-    assert bpref.check(f, jnp.asarray(X, dtype)).ok
-
-
-@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
-def test_a_clip_is_found_wherever_it_is_set_and_may_be_declared(limit):
-    f = rule(jnp.sin, lambda args, dy: (jnp.clip(dy, -limit, limit) * jnp.cos(args[0]),))
-    assert kinds(bpref.check(f, X)) == {("x", "clipped")}
-    if limit >= 1:
-        assert bpref.check(f, X, linear=False).ok
-
-
-def test_a_backward_that_is_not_linear():
-    f = rule(jnp.sin, lambda args, dy: (jnp.abs(dy) * jnp.cos(args[0]),))
-    report = bpref.check(f, X, key=1)
-    assert kinds(report) == {("x", "nonlinear")}
-    assert report.findings[0].detail == "not linear in dy: b(2u - 3v) is 2.0e+00 off 2b(u) - 3b(v)"
-
-
-# Precision
-
-
-def test_a_right_derivation_that_computes_in_half_precision_is_imprecise():
-    def coarse(args, dy):
-        half = jnp.cos(args[0]).astype(jnp.bfloat16).astype(args[0].dtype)
-        return (dy * half,)
-
-    f = rule(jnp.sin, coarse)
-    for key in range(10):
-        report = bpref.check(f, X, key=key)
-        assert verdicts(report) == {"x": "imprecise"}
-        assert "casts down to bfloat16" in report.notes[0]
-
-
-def test_a_function_that_only_runs_in_float32_is_checked_in_float64():
-    def primal(x):
-        return jax.lax.scan(lambda c, v: (c + (v * v).sum(), None), jnp.zeros((), jnp.float32), x)[0]
-
-    assert bpref.check(rule(primal, lambda args, dy: (2 * args[0] * dy,)), X).ok
-    assert bpref.check(rule(primal, lambda args, dy: (2.0001 * args[0] * dy,)), X).verdict == "wrong"
-    report = bpref.check(rule(primal, lambda args, dy: (3 * args[0] * dy,)), X)
-    assert kinds(report) == {("x", "factor")}
-
-
-def test_a_saturated_function_is_not_accused_of_round_off():
-    f = rule(jnp.tanh, lambda args, dy: (dy * (1 - jnp.tanh(args[0]) ** 2),))
-    x = np.full(4, 17.3, np.float32) + np.arange(4, dtype=np.float32) / 10
-    report = bpref.check(f, x)
-    assert report.verdict in ("ok", "cannot tell")
-    assert bpref.check(f, np.concatenate([x, X[0]])).verdict != "wrong"
-
-
-def test_overflow_in_the_working_dtype_is_found():
-    f = rule(
-        lambda x: jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0),
-        lambda args, dy: (dy * jnp.exp(args[0]) / (1 + jnp.exp(args[0])),),
-    )
-    report = bpref.check(f, np.linspace(90, 100, 5, dtype=np.float32))
-    assert kinds(report) == {("x", "nonfinite")}
-
-
-# Kinks and ties
-
-
-@pytest.mark.parametrize(("slope", "right"), [(0.0, True), (0.5, True), (1.0, True), (-0.1, False), (1.5, False)])
-def test_any_subgradient_is_accepted_at_a_kink(slope, right):
-    f = rule(
-        lambda x: jnp.maximum(x, 0.0),
-        lambda args, dy: (jnp.where(args[0] == 0, slope, (args[0] > 0).astype(dy.dtype)) * dy,),
-    )
-    report = bpref.check(f, np.array([-1.0, 0.0, 2.0, 0.0], np.float32))
-    assert report.ok == right
-    assert {k for _, k in kinds(report)} <= {"kink"} if right else "kink" not in {k for _, k in kinds(report)}
-
-
-def tied_maximum(share):
-    def backward(args, dy):
-        ties = (args[0] == args[0].max(-1, keepdims=True)).astype(dy.dtype)
-        return (share(ties) * dy[..., None],)
-
-    return rule(lambda x: x.max(-1), backward)
-
-
-def test_ties_may_be_broken_in_any_way_that_gives_all_of_the_cotangent():
-    x = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], np.float32)
-    first = tied_maximum(lambda ties: jnp.where(jnp.cumsum(ties, -1) == 1, ties, 0.0))
-    assert bpref.check(tied_maximum(lambda ties: ties / ties.sum(-1, keepdims=True)), x).ok
-    assert bpref.check(first, x).ok
-    assert not bpref.check(tied_maximum(lambda ties: jnp.where(ties.sum(-1, keepdims=True) > 1, 0.0, ties)), x).ok
-    assert not bpref.check(tied_maximum(lambda ties: ties), x).ok
-
-
-def test_a_smooth_function_whose_formula_has_a_kink():
-    """log(1 + exp(x)) as max(x, 0) + log1p(exp(-|x|)): smooth at 0, where autodiff of max alone says 1/2."""
-
-    def loss(x):
-        return jnp.where(x > 0, x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-    right = rule(loss, lambda args, dy: (dy * jax.nn.sigmoid(args[0]),))
-    assert bpref.check(right, np.array([0.0, 1.0, -1.0, 0.0], np.float32)).ok
-
-
-# Right derivations at awkward values
-
-AWKWARD = {
-    "singular": ("inverse", [np.ones((2, 2))]),
-    "nothing but zeros": ("cosine_similarity", [np.zeros((1, 1)), np.zeros((1, 1))]),
-    "overflow": ("gaussian_kl", [np.zeros((1, 1)), np.full((1, 1), 2e18)]),
-    "a kink that cancels": ("sigmoid_cross_entropy", [np.zeros((1, 5)), np.zeros((1, 5))]),
-    "underflow": ("softmax", [np.array([[0, 0, 0, 0, -2000.0]])]),
-    "a gradient of zero": ("attention", [np.zeros((1, 2, 1)), np.ones((1, 2, 1)), np.array([[[0.3], [-1.2]]])]),
-}
-
-
-@pytest.mark.parametrize(("name", "values"), AWKWARD.values(), ids=AWKWARD)
-@pytest.mark.parametrize("key", [0, 11])
-def test_a_right_derivation_is_not_accused_at_awkward_values(name, values, key):
-    derivation = DERIVATIONS[name]
-    args = [v.astype(np.float32) for v in values]
-    report = bpref.check(derivation.forward, *args, backward=derivation.backward, key=key)
-    assert report.verdict == ("cannot tell" if name in ("gaussian_kl", "inverse", "cosine_similarity") else "ok"), str(
-        report
-    )
-
-
-def test_total_cancellation_is_not_accused():
-    """RMS norm of one feature: its gradient is 1e-43 of the terms that it is the difference of."""
-    f, x, g = rms_norm(), np.array([[2e18]], np.float32), np.zeros(1, np.float32)
-    assert {bpref.check(f, x, g, key=key).verdict for key in range(8)} <= {"ok", "cannot tell"}
-
-
-def test_dtypes_may_leave_out_that_of_the_arguments():
-    report = bpref.check(rms_norm(), X, G, dtypes=["bfloat16", "float16"], key=1)
-    assert report.ok
-    assert [p.dtype for p in report.verdicts[0].precision] == ["bfloat16", "float16"]
-
-
-def test_ties_are_right_whatever_the_key():
-    first = tied_maximum(lambda ties: jnp.where(jnp.cumsum(ties, -1) == 1, ties, 0.0))
-    x = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], np.float32)
-    assert [key for key in range(20) if not bpref.check(first, x, key=key).ok] == []
-
-
-# Forms
-
-
 def test_what_comes_back_in_the_wrong_form():
     f = lambda x, w: jnp.tanh(x) * w  # noqa: E731
     both = lambda args, dy: (dy * args[1] * (1 - jnp.tanh(args[0]) ** 2), dy * jnp.tanh(args[0]))  # noqa: E731
@@ -385,27 +180,6 @@ def test_a_call_that_cannot_be_checked_says_who_is_at_fault(call, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_function_with_two_answers_is_no_function():
-    f = lambda x: x * np.float32(np.random.rand())  # noqa: E731
-    report = bpref.check(f, X, backward=lambda args, dy: (dy,))
-    assert verdicts(report)["x"] == "cannot tell"
-    assert "called twice with the same arguments it gives two answers" in str(report)
-
-
-def test_a_function_that_answers_otherwise_eagerly_or_under_vmap():
-    def shy(x):
-        return jnp.sin(x) if isinstance(x, jax.core.Tracer) else 2 * jnp.sin(x)
-
-    backward = lambda args, dy: (dy * jnp.cos(args[0]),)  # noqa: E731
-    assert bpref.check(shy, X, backward=backward).ok
-    report = bpref.check(shy, X, backward=backward, eager=True)
-    assert ("y", "impure") in kinds(report)
-    batched = jax.custom_batching.custom_vmap(lambda dy: dy)
-    batched.def_vmap(lambda size, in_batched, dy: (2 * dy, in_batched[0]))
-    report = bpref.check(jnp.sin, X, backward=lambda args, dy: (batched(dy) * jnp.cos(args[0]),))
-    assert not report.ok
-
-
 def test_empty_arrays_and_complex_functions():
     square = lambda z: z * z  # noqa: E731
     right, wrong = (lambda a, dy: (2 * a[0] * dy,)), (lambda a, dy: (2 * jnp.conj(a[0]) * dy,))
@@ -413,67 +187,6 @@ def test_empty_arrays_and_complex_functions():
     z = (X + 1j * X[::-1]).astype(np.complex64)
     assert bpref.check(square, z, backward=right).ok
     assert not bpref.check(square, z, backward=wrong).ok
-
-
-# Numbers in place of an oracle
-
-
-def host(x, w):
-    return np.tanh(x @ w)
-
-
-def host_backward(args, dy):
-    x, w = args
-    d = dy * (1 - np.tanh(x @ w) ** 2)
-    return d @ w.T, x.T @ d
-
-
-def test_a_numpy_function_is_checked_by_numbers():
-    w = np.random.default_rng(3).normal(size=(7, 3)) / 4  # tanh is not saturated, where 1 - y^2 is imprecise
-    right = bpref.check(host, X, w, backward=host_backward, key=1)
-    assert verdicts(right) == {"x": "ok", "w": "ok"}
-    assert right.oracle.startswith("numerical oracle")
-    wrong = bpref.check(
-        host, X, w, backward=lambda a, dy: (host_backward(a, dy)[0] * 2, host_backward(a, dy)[1]), key=1
-    )
-    assert kinds(wrong) == {("x", "factor")}
-
-
-def test_a_host_function_in_float32_and_one_that_is_too_noisy():
-    single = lambda x: np.sin(x.astype(np.float32))  # noqa: E731
-    assert bpref.check(single, X, backward=lambda a, dy: (np.cos(a[0]) * dy,), key=1).ok
-    assert bpref.check(single, X, backward=lambda a, dy: (1.05 * np.cos(a[0]) * dy,), key=1).verdict == "wrong"
-    noise = lambda x: np.asarray(x) + 0.1 * np.sin(1e9 * np.asarray(x))  # noqa: E731
-    assert bpref.check(noise, X, backward=lambda a, dy: (dy,), key=1).verdict != "ok"
-
-
-def test_a_rule_over_a_callback_is_not_its_own_oracle():
-    def sine(x):
-        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
-
-    small = X[:2, :3]
-    assert bpref.check(rule(sine, lambda args, dy: (dy * jnp.cos(args[0]),)), small, key=1).ok
-    report = bpref.check(rule(sine, lambda args, dy: (-dy * jnp.cos(args[0]),)), small, key=1)
-    assert kinds(report) == {("x", "sign")}
-    assert "kernel or callback" in report.notes[0]
-
-
-def test_a_loop_that_jax_cannot_reverse_is_checked_by_numbers():
-    def cube(x):
-        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x), (0, jnp.ones_like(x)))[1]
-
-    report = bpref.check(rule(cube, lambda args, dy: (3 * args[0] ** 2 * dy,)), X[:2, :2], key=1)
-    assert report.ok
-    assert "cannot be differentiated" in report.notes[0]
-
-
-def test_an_error_in_one_element_in_the_working_dtype_alone_is_found():
-    def backward(args, dy):
-        flipped = (jnp.arange(5000) < 3) & (args[0].dtype == jnp.float32)
-        return (jnp.where(flipped, -1.0, 1.0).astype(dy.dtype) * dy * jnp.cos(args[0]),)
-
-    x = np.random.default_rng(SEED).normal(size=5000).astype(np.float32)
-    assert verdicts(bpref.check(rule(jnp.sin, backward), x, key=1)) == {"x": "imprecise"}
 
 
 def test_integer_outputs_and_typed_random_keys():
@@ -489,16 +202,6 @@ def test_integer_outputs_and_typed_random_keys():
         lambda args, dy: (None, dy * jax.random.normal(args[0], dy.shape, dy.dtype)),
     )
     assert verdicts(bpref.check(noisy, jax.random.key(SEED), X, key=1)) == {"x": "ok"}
-
-
-def test_infinite_everywhere_says_nothing():
-    f = rule(jnp.exp, lambda args, dy: (3 * dy * jnp.exp(args[0]),))
-    assert bpref.check(f, np.full(3, 1000.0, np.float32), key=1).verdict == "cannot tell"
-
-
-def test_a_host_function_may_write_into_its_arguments():
-    sine = lambda x: np.sin(x, out=x)  # noqa: E731
-    assert bpref.check(sine, X, backward=lambda args, dy: (np.cos(args[0]) * dy,), key=1).ok
 
 
 def test_the_other_order_of_bytes_is_read_and_what_jax_has_not_is_named():

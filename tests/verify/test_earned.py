@@ -8,7 +8,8 @@ import pytest
 import bpref
 from bpref.corpus import DERIVATIONS
 from tests.conftest import SEED
-from tests.verify.test_check import kinds, rule, tied_maximum, verdicts
+from tests.verify.test_check_kinks import tied_maximum
+from tests.verify.written import kinds, rule, verdicts
 
 RNG = np.random.default_rng(SEED)
 ROWS = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]], np.float32)

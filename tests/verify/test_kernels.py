@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 import bpref
 from benchmarks.audits import pallas_mha
 from tests.conftest import SEED
-from tests.verify.test_check import rule, verdicts
+from tests.verify.written import rule, verdicts
 
 RNG = np.random.default_rng(SEED)
 X = RNG.normal(size=(6, 8)).astype(np.float32)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 import bpref  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify.torch_front import torch_functions as f  # noqa: E402
+from tests.verify.written import kinds  # noqa: E402
 
 X = np.random.default_rng(SEED).normal(size=6).astype(np.float32)
 T, W = torch.from_numpy(X), torch.from_numpy(X + 1)
@@ -18,10 +19,6 @@ T, W = torch.from_numpy(X), torch.from_numpy(X + 1)
 def cut_off(x):
     """x, in steps of 2^-40: autodiff of it is 0."""
     return x.round() * 2.0**-40
-
-
-def kinds(report: bpref.Report) -> set[tuple[str, str]]:
-    return {(v.where, v.kind) for v in report.findings}
 
 
 class Nothing(torch.autograd.Function):

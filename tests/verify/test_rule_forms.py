@@ -9,7 +9,7 @@ import pytest
 
 import bpref
 from tests.conftest import SEED
-from tests.verify.test_check import kinds, rule, verdicts
+from tests.verify.written import kinds, rule, verdicts
 
 X = np.random.default_rng(SEED).normal(size=(3, 4)).astype(np.float32)
 G = np.random.default_rng(SEED + 1).normal(size=4).astype(np.float32)

@@ -7,6 +7,7 @@ import pytest
 
 import bpref
 from tests.conftest import SEED
+from tests.verify.written import details, kinds, verdicts
 
 X = np.linspace(-3, 3, 7, dtype=np.float32)
 RNG = np.random.default_rng(SEED)
@@ -18,18 +19,6 @@ def softplus(x):
 
 def softplus_backward(args, dy):
     return (dy / (1 + np.exp(-args[0])),)
-
-
-def verdicts(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.verdict for v in report.verdicts}
-
-
-def details(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.detail for v in report.verdicts}
-
-
-def kinds(report: bpref.Report) -> set[tuple[str, str]]:
-    return {(f.where, f.kind) for f in report.findings}
 
 
 def test_the_values_and_the_backward_are_held_against_the_reference():

@@ -14,6 +14,7 @@ from bpref.corpus import DERIVATIONS  # noqa: E402
 from bpref.verify.numbers.points import by_zipfs_law  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify.torch_front import torch_functions as f  # noqa: E402
+from tests.verify.written import details, kinds, verdicts  # noqa: E402
 
 GENERATOR = torch.Generator().manual_seed(SEED)
 X, W, B = (torch.randn(*shape, generator=GENERATOR) for shape in ((5, 8), (8,), (8,)))
@@ -35,18 +36,6 @@ WRONG = {
     "embedding": (f.EmbeddingOverwritten.apply, {"table"}),
     "cross_entropy": (f.CrossEntropyNoDy.apply, {"logits"}),
 }
-
-
-def verdicts(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.verdict for v in report.verdicts}
-
-
-def details(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.detail for v in report.verdicts}
-
-
-def kinds(report: bpref.Report) -> set[tuple[str, str]]:
-    return {(v.where, v.kind) for v in report.findings}
 
 
 @pytest.mark.parametrize("name", RIGHT)

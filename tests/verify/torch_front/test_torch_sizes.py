@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 import bpref  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
 from tests.verify.torch_front import torch_functions as f  # noqa: E402
+from tests.verify.written import details  # noqa: E402
 
 GENERATOR = torch.Generator().manual_seed(SEED)
 BLOCK = 128
@@ -33,10 +34,6 @@ class Blocked(torch.autograd.Function):
 
 class BlockedToTheEnd(Blocked):
     full = True
-
-
-def details(report: bpref.Report) -> dict[str, str]:
-    return {v.where: v.detail for v in report.verdicts}
 
 
 @pytest.mark.parametrize("reference", [torch.sin, None])

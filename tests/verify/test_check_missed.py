@@ -1,0 +1,68 @@
+"""check of what the usual checkers miss: seeds of their own, few elements, NaN, cotangents of another size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bpref
+from tests.conftest import SEED
+from tests.verify.written import X, kinds, rms_norm, rule, verdicts
+
+
+def test_inputs_made_with_the_checkers_own_seed():
+    state = np.random.RandomState(0)
+    x, g = state.randn(5, 7).astype(np.float32), state.randn(7).astype(np.float32)
+    for key in (0, 1):
+        x2 = np.random.default_rng(key).normal(size=(5, 7)).astype(np.float32)
+        assert kinds(bpref.check(rms_norm(-1.0), x, g, key=key)) == {("x", "sign")}
+        assert kinds(bpref.check(rms_norm(0.0), x2, g, key=key)) == {("x", "zero")}
+
+
+def test_a_derivative_slightly_wrong_in_one_of_many_elements():
+    x = np.random.default_rng(SEED).normal(size=100_000).astype(np.float32)
+    f = rule(jnp.sin, lambda args, dy: ((dy * jnp.cos(args[0])).at[1234].multiply(1.0001),))
+    report = bpref.check(f, x)
+    assert kinds(report) == {("x", "sparse")}
+    assert "1234" in str(report)
+
+
+def test_nan_is_never_equal():
+    f = rule(jnp.sin, lambda args, dy: ((dy * jnp.cos(args[0])).at[0, 0].set(jnp.nan),))
+    assert kinds(bpref.check(f, X)) == {("x", "nonfinite")}
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
+def test_a_clip_is_found_wherever_it_is_set_and_may_be_declared(limit):
+    f = rule(jnp.sin, lambda args, dy: (jnp.clip(dy, -limit, limit) * jnp.cos(args[0]),))
+    assert kinds(bpref.check(f, X)) == {("x", "clipped")}
+    if limit >= 1:
+        assert bpref.check(f, X, linear=False).ok
+
+
+def test_a_backward_that_is_not_linear():
+    f = rule(jnp.sin, lambda args, dy: (jnp.abs(dy) * jnp.cos(args[0]),))
+    report = bpref.check(f, X, key=1)
+    assert kinds(report) == {("x", "nonlinear")}
+    assert report.findings[0].detail == "not linear in dy: b(2u - 3v) is 2.0e+00 off 2b(u) - 3b(v)"
+
+
+def test_a_function_with_two_answers_is_no_function():
+    f = lambda x: x * np.float32(np.random.rand())  # noqa: E731
+    report = bpref.check(f, X, backward=lambda args, dy: (dy,))
+    assert verdicts(report)["x"] == "cannot tell"
+    assert "called twice with the same arguments it gives two answers" in str(report)
+
+
+def test_a_function_that_answers_otherwise_eagerly_or_under_vmap():
+    def shy(x):
+        return jnp.sin(x) if isinstance(x, jax.core.Tracer) else 2 * jnp.sin(x)
+
+    backward = lambda args, dy: (dy * jnp.cos(args[0]),)  # noqa: E731
+    assert bpref.check(shy, X, backward=backward).ok
+    report = bpref.check(shy, X, backward=backward, eager=True)
+    assert ("y", "impure") in kinds(report)
+    batched = jax.custom_batching.custom_vmap(lambda dy: dy)
+    batched.def_vmap(lambda size, in_batched, dy: (2 * dy, in_batched[0]))
+    report = bpref.check(jnp.sin, X, backward=lambda args, dy: (batched(dy) * jnp.cos(args[0]),))
+    assert not report.ok
