@@ -25,8 +25,11 @@ from jaxtyping import PyTree
 
 import bpref
 from bpref.devices.compiling import compile_for
+from bpref.devices.works import of_objective
 from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.kernels import linear_cross_entropy
+from bpref.models.gpt import gpt_objective
+from bpref.models.gpt_config import GptConfig
 from bpref.rule import specs
 
 TARGET = "tpu-v5e"
@@ -94,15 +97,38 @@ class CrossEntropy(NamedTuple):
         return lambda *args: bpref.backpropagate(layer, *args), (specs(bpref.LinearParams, W, None), (h, y))
 
 
+class Gpt(NamedTuple):
+    """A whole model, of B sequences of T: the attention of every block, and the loss."""
+
+    config: GptConfig
+    B: int
+    T: int
+    dtype: str = "bfloat16"
+
+    def counts(self, kernel: str) -> tuple[int, int]:
+        c = self.config
+        if not kernel.startswith("attention"):
+            return CrossEntropy(self.B * self.T, c.width, c.vocabulary, 1024).counts(kernel)
+        of_a_block = Attention(self.B, self.T, c.heads, c.kv_heads or c.heads, c.width // c.heads, 128)
+        runs, turns = of_a_block.counts(kernel)
+        return c.depth * runs, c.depth * turns
+
+    def program(self, form: str) -> tuple[Callable[..., PyTree], tuple[PyTree, ...]]:
+        ids = jax.ShapeDtypeStruct((self.B, self.T), jnp.int32)
+        work = of_objective(gpt_objective(self.config, implementation=form), (ids, ids), self.dtype)
+        return work.by_hand, work.arguments
+
+
 JAXS = "jax's own"
 FORMS = ("xla", "pallas")
-CASES: dict[str, tuple[Attention | CrossEntropy, tuple[str, ...]]] = {
+CASES: dict[str, tuple[Attention | CrossEntropy | Gpt, tuple[str, ...]]] = {
     "attention, 8 heads of 64, T 512": (Attention(1, 512, 8, 8, 64, 256), (*FORMS, JAXS)),
     "attention, 8 heads of 128, T 2048": (Attention(1, 2048, 8, 8, 128, 256), (*FORMS, JAXS)),
     "the same, blocks of 512": (Attention(1, 2048, 8, 8, 128, 512), (*FORMS, JAXS)),
     "4 sequences, 16 heads of 128 for 4, T 2048": (Attention(4, 2048, 16, 4, 128, 512), FORMS),
     "cross-entropy, 1,024 rows of 256, 32,000 classes": (CrossEntropy(1024, 256, 32000, 1024), FORMS),
     "cross-entropy, 4,096 rows of 1,024, 32,768 classes": (CrossEntropy(4096, 1024, 32768, 512), FORMS),
+    "gpt, 8 blocks of 256 features, 4 sequences of 256": (Gpt(GptConfig(8192, 256, 8, 4, 680, 256), 4, 256), FORMS),
 }
 
 

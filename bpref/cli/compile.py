@@ -16,8 +16,9 @@ from bpref.devices.bounds import at_least, in_words
 from bpref.devices.compiling import Compiled, devices_of
 from bpref.devices.divided import on_mesh
 from bpref.devices.targets import CARDS, EXTRAS, TPUS, target
-from bpref.devices.works import MODEL, MODELS, SMALL, Beside, Settings, beside, known
+from bpref.devices.works import GPTS, MODEL, MODELS, SMALL, USUAL, Beside, Settings, beside, known
 from bpref.dtypes import floating_dtype
+from bpref.nearest import require_known
 from bpref.rules import ON_ONE_DEVICE, RULES
 from bpref.sharding.layout import LAYOUTS
 from bpref.sharding.mesh import mesh_of
@@ -53,6 +54,9 @@ def compile(
         bool, typer.Option("--remat", help="By hand, keep each block's input alone: gpt and mixture.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of parameters and inputs: float32 or bfloat16.")] = "float32",
+    implementation: Annotated[
+        str, typer.Option(help="By hand, of attention and loss of gpt on one TPU: xla, or pallas, kernels.")
+    ] = "xla",
     mesh: Annotated[
         str | None, typer.Option(help="How a model's devices lie, such as data=16 or data=8,model=2. [default: data]")
     ] = None,
@@ -72,7 +76,11 @@ def compile(
     jax.config.update("jax_platforms", "cpu")  # nothing is run, and no device of this machine is to be taken
     with blaming_the_input():
         chosen = list(dict.fromkeys(map(known, names or [*ON_ONE_DEVICE, *SMALL])))
-        given = Settings(batch, length, remat, str(np.dtype(floating_dtype("compile", "dtype", dtype))))
+        narrow = str(np.dtype(floating_dtype("compile", "dtype", dtype)))
+        require_known("implementation", implementation, ("xla", "pallas"))
+        given = Settings(batch, length, remat, narrow, implementation)
+        if implementation != USUAL.implementation and (for_ not in TPUS or not set(chosen) <= set(GPTS)):
+            raise UsageError(f"--implementation {implementation} is of gpt and its published shapes, on one TPU")
         require_models(chosen, {"batch": batch, "length": length, "remat": remat or None, "mesh": mesh})
         if layout is not None and mesh is None:
             raise UsageError("--layout goes with --mesh, how the devices lie")
@@ -181,7 +189,8 @@ def plain_rows(file: Path, machine: dict[str, str], settings: Settings) -> dict[
     """Those of an earlier run of the same compiler with the same settings."""
     try:
         found = json.loads(file.read_text())
-        return found["rows"] if [found["machine"], found["settings"]] == [machine, settings._asdict()] else {}
+        were = USUAL._asdict() | found["settings"]
+        return found["rows"] if [found["machine"], were] == [machine, settings._asdict()] else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

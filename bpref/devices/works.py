@@ -65,12 +65,13 @@ class Beside(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What may be said of a model: its examples (on each device), the length of a sequence, recomputation, dtype."""
+    """What may be said of a model: examples (on each device), length of a sequence, recomputation, dtype, kernels."""
 
     batch: int | None = None
     length: int | None = None
     remat: bool = False
     dtype: str = "float32"
+    implementation: str = "xla"
 
 
 USUAL = Settings()
@@ -204,28 +205,34 @@ Made = tuple[Layer, PyTree]
 
 
 def _text(
-    make: Callable[[bool], Layer], examples: int, length: int, longest: float, settings: Settings, devices: int
+    make: Callable[[Settings], Layer], examples: int, length: int, longest: float, settings: Settings, devices: int
 ) -> Made:
     B = devices * require_size("compile", "batch", settings.batch or examples)
     T = require_size("compile", "length", settings.length or length)
     if longest < T:
         raise ValueError(f"compile: length is {T}, expected at most {longest:g}, the model's context")
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
-    return make(settings.remat), (ids, ids)
+    return make(settings), (ids, ids)
 
 
 def _gpt(config: GptConfig, examples: int, length: int) -> Callable[[Settings, int], Made]:
     longest = config.context if config.rope is None else math.inf
-    return partial(_text, lambda remat: gpt_objective(config, remat), examples, length, longest)
+    return partial(
+        _text,
+        lambda chosen: gpt_objective(config, chosen.remat, implementation=chosen.implementation),
+        examples,
+        length,
+        longest,
+    )
 
 
 def _mixture(config: MixtureConfig, examples: int, length: int) -> Callable[[Settings, int], Made]:
-    return partial(_text, lambda remat: mixture_objective(config, remat), examples, length, math.inf)
+    return partial(_text, lambda chosen: mixture_objective(config, chosen.remat), examples, length, math.inf)
 
 
 def _blocks(name: str) -> Callable[[Settings, int], Made]:
     V, T, d = 256, 128, 128
-    return partial(_text, lambda remat: text_model(name, V, T, d, 2, 4).objective, 8, T, math.inf)
+    return partial(_text, lambda chosen: text_model(name, V, T, d, 2, 4).objective, 8, T, math.inf)
 
 
 def _images(network: Callable[[], Layer], examples: int, image: tuple[int, ...]) -> Callable[[Settings, int], Made]:
@@ -261,6 +268,9 @@ SMALL: Mapping[str, Callable[[Settings, int], Made]] = {
     "diffusion": _generative(diffusion, 16, (32, 32, 3), width=64, depth=2),
 }
 """Models of a size that fits everywhere: `(settings, devices) -> (objective, x)`."""
+
+GPTS = ("gpt", *GPT_PRESETS)
+"""Those that have kernels."""
 
 MODELS: Mapping[str, Callable[[Settings, int], Made]] = {
     **SMALL,

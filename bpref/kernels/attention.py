@@ -45,11 +45,13 @@ from bpref.kernels.launch import (
 from bpref.rule import Hyper
 
 
-def forms(who: str, implementation: str, blocks: tuple[int, int], others: Hyper) -> Callable[[Heads], Forms]:
+def forms(
+    who: str, implementation: str, blocks: tuple[int | None, int | None], others: Hyper
+) -> Callable[[Heads], Forms]:
     """Which forms are taken of x, by the `implementation` that was asked for.
 
     Args:
-      blocks: how many queries and keys are worked on at once.
+      blocks: how many queries and keys are worked on at once; None: all.
       others: hyperparameters that the kernels have not, by name.
 
     Raises:
@@ -71,9 +73,9 @@ def forms(who: str, implementation: str, blocks: tuple[int, int], others: Hyper)
     return of
 
 
-def is_better_by_kernel(blocks: tuple[int, int], x: Heads) -> bool:
+def is_better_by_kernel(blocks: tuple[int | None, int | None], x: Heads) -> bool:
     """Whether "auto" takes the kernels: on a TPU, for at least a block of its own sizes, where the keys fit onto it."""
-    if any(block % LANES for block in blocks):
+    if any(block is None or block % LANES for block in blocks):
         return False
     S = x.k.shape[-3]
     room = sum(S * BYTES_OF_A_KEY * -(-a.shape[-1] // LANES) * LANES for a in (x.k, x.v))

@@ -44,7 +44,7 @@ from bpref.rules.stochastic.dropout import dropout
 from bpref.transforms.stateful import stateful
 
 
-def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
+def gpt(config: GptConfig | str, remat: bool = False, implementation: str = "auto") -> Layer:
     """The network: token ids `(B, T)` to logits `(B, T, V)`.
 
     Params are `{"body": {"embed", "positions", "blocks", "norm"}, "head"}`, without positions for RoPE; the blocks' are
@@ -54,6 +54,7 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
     Args:
       config: a `GptConfig`, or the name of one of `GPT_PRESETS`.
       remat: whether of each block its input alone is kept for the backward.
+      implementation: of the blocks' attention: "xla", "pallas" or "auto", as in `blockwise_attention`.
 
     Returns:
       A layer; with dropout a stateful one, whose x is `With(ids, state)`. `evaluation` of it drops nothing.
@@ -70,7 +71,8 @@ def gpt(config: GptConfig | str, remat: bool = False) -> Layer:
       (1, 32, 256)
     """
     config = as_config(config)
-    return _finished(config, serial(body=_body(config, remat), head=_head(config.vocabulary, config.logit_soft_cap)))
+    head = _head(config.vocabulary, config.logit_soft_cap)
+    return _finished(config, serial(body=_body(config, remat, implementation), head=head))
 
 
 def gpt_objective(
@@ -79,6 +81,7 @@ def gpt_objective(
     ignored: int | None = None,
     rows: int | None = None,
     head: Layer | None = None,
+    implementation: str = "auto",
 ) -> Layer:
     """What is trained: ids and labels, the next tokens, both `(B, T)`, to the mean cross-entropy J.
 
@@ -91,6 +94,7 @@ def gpt_objective(
       rows: how many positions the loss takes at once, see `fused_linear_cross_entropy`.
       head: a layer of `(features, what goes with ids)` whose params are W (V, d) and no b, in the place of the
         cross-entropy, such as `fused_linear_policy_loss(V, "dpo")`; it has `ignored`, `rows` and a soft cap of its own.
+      implementation: as of `gpt`, and of the cross-entropy too.
 
     Returns:
       A layer of x = `(ids, labels)`; with dropout a stateful one, whose x is `With((ids, labels), state)`.
@@ -112,16 +116,17 @@ def gpt_objective(
     config = as_config(config)
     if head is None:
         cap = config.logit_soft_cap
-        head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, soft_cap=cap, rows=rows)
+        own = {"soft_cap": cap, "rows": rows, "implementation": implementation}
+        head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, **own)
     elif (ignored, rows) != (None, None):
         raise ValueError("gpt_objective: ignored and rows are of the cross-entropy; a head has its own")
-    return _finished(config, objective(body=_body(config, remat), head=head))
+    return _finished(config, objective(body=_body(config, remat, implementation), head=head))
 
 
-def _body(config: GptConfig, remat: bool) -> Layer:
+def _body(config: GptConfig, remat: bool, implementation: str) -> Layer:
     """Ids to features, (B, T, d)."""
     require_flags("gpt", remat=remat)
-    kinds = {sight: _block(config, sight) for sight in config.group}
+    kinds = {sight: _block(config, sight, implementation) for sight in config.group}
     if remat:
         kinds = {sight: remat_of(block) for sight, block in kinds.items()}
     blocks = [kinds[sight] for sight in config.group]
@@ -164,10 +169,10 @@ def _head(vocabulary: int, cap: float | None) -> Layer:
     return product._replace(forward=forward, backward=backward, name="capped_linear")
 
 
-def _block(c: GptConfig, sight: Sight) -> Layer:
+def _block(c: GptConfig, sight: Sight, implementation: str) -> Layer:
     """Flat where it has nothing but the two halves and their sums."""
     own = sight._asdict() | {"stretch": None if sight.rope is None else c.stretch, "soft_cap": c.soft_cap}
-    own |= {"eps": c.eps, "dropout": c.attention_dropout, "head_dim": c.head_dim}
+    own |= {"eps": c.eps, "dropout": c.attention_dropout, "head_dim": c.head_dim, "implementation": implementation}
     after = [_norm(c)] if c.sandwich else []
     after += [dropout(c.dropout)] if c.dropout else []
     if not (c.composed or after):

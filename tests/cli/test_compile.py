@@ -63,6 +63,9 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(capsys, tmp_path, mo
         ("gpt", "--for", "tpu-v5e", "--batch", "0"): "bpref: Invalid value for '--batch'",
         ("gpt", "--for", "h100:8", "--layout", "tensor"): "bpref: --layout goes with --mesh, how the devices lie",
         ("relu", "--for", "h100:8", "--mesh", "data=8"): "bpref: --mesh goes with a model, such as gpt",
+        ("vit", "--for", "tpu-v5e", "--implementation", "pallas"): "bpref: --implementation pallas is of gpt and its",
+        ("gpt", "--for", "h100", "--implementation", "pallas"): "bpref: --implementation pallas is of gpt and its",
+        ("gpt", "--for", "tpu-v5e", "--implementation", "cudnn"): "bpref: unknown implementation 'cudnn'; there is xla",
         ("relu", "--for", "h100:0x0x0"): "bpref: target h100:0x0x0: the topology is '0x0x0'",
     }
     for arguments, message in wrong.items():

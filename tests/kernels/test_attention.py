@@ -12,7 +12,7 @@ import bpref
 from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.kernels import attention
 from bpref.kernels.attention_blocks import grouped, planned
-from tests.conftest import needs_libtpu
+from tests.conftest import needs_cuda_plugin, needs_libtpu
 from tests.rules.sweeping import backpropagate
 
 S = jax.ShapeDtypeStruct
@@ -90,6 +90,19 @@ def test_both_ways_are_kernels_of_the_platform(platform, dtype):
     assert text.count(f"custom_call @{name}(") == count
 
 
+@needs_cuda_plugin
+def test_on_an_h100_they_are_compiled_and_read_a_tenth_of_what_loops_do():
+    """Where its compiler is, which CI does not install: 835 MB, in an empty environment for each commit.
+
+    In an environment of `pip install -e ".[dev,aot-cuda]"` it is run. What JAX itself makes of the kernels for a
+    GPU is seen everywhere, above.
+    """
+    x = bpref.Heads(*[S((1, 512, 8, 64), jnp.bfloat16)] * 3)
+    kernels, loops = (bpref.compile_for("h100", program(i, causal=True), x, x.q) for i in ("pallas", "xla"))
+    assert kernels.accessed < 0.1 * loops.accessed
+    assert kernels.temp < 0.4 * loops.temp
+
+
 @needs_libtpu
 def test_on_a_tpu_hardly_more_than_inputs_and_outputs_is_read_and_written():
     """The arrays laid out by heads, which a kernel wants, for the forward and again for the backward."""
@@ -124,6 +137,36 @@ def test_what_a_kernel_has_not_is_refused_when_the_layer_is_made(hyper, message)
     assert str(error.value) == f"blockwise_attention: {message}"
 
 
+REFUSED = {
+    "attention_block": ({"dropout": 0.5}, 'dropout is 0.5; implementation "pallas" has none, "xla" has'),
+    "transformer_block": ({"hidden": 3, "implementation": "cuda"}, "implementation is 'cuda', expected one of auto"),
+    "multi_head_attention": ({"blockwise": False}, 'blockwise is False; implementation "pallas" works by blocks'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_layers_that_have_an_attention_refuse_by_their_own_names(name):
+    hyper, message = REFUSED[name]
+    with pytest.raises(ValueError) as error:
+        getattr(bpref, name)(2, **{"implementation": "pallas"} | hyper)
+    assert str(error.value).startswith(f"{name}: {message}")
+    with pytest.raises(ValueError) as error:
+        bpref.multi_head_attention(2, weights="mean", implementation="pallas")
+    assert str(error.value) == 'multi_head_attention: weights is \'mean\'; implementation "pallas" has none, "xla" has'
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_gpt_by_kernels_has_the_gradient_that_it_has_without(remat):
+    config = bpref.GptConfig(vocabulary=11, width=8, depth=2, heads=2, hidden=12, context=8, kv_heads=1)
+    ids = jnp.arange(10).reshape(2, 5)
+    forms = [bpref.gpt_objective(config, remat, implementation=i) for i in ("pallas", "xla")]
+    params = forms[0].init(jax.random.key(0), (ids, ids + 1))
+    sweeps = [jax.jit(partial(bpref.backpropagate, J)) for J in forms]
+    assert str(jax.make_jaxpr(sweeps[0])(params, (ids, ids + 1))).count("pallas_call") >= 4
+    came, expected = (sweep(params, (ids, ids + 1))[:2] for sweep in sweeps)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), came, expected)
+
+
 @pytest.mark.parametrize("name", ["mask", "bias"])
 def test_a_mask_or_a_bias_is_refused_before_anything_is_computed(name):
     pairs = jnp.ones((1, 1, 5, 6), bool if name == "mask" else jnp.float32)
@@ -138,10 +181,19 @@ def test_of_itself_a_kernel_is_taken_on_one_tpu_alone(monkeypatch):
         traced = jax.make_jaxpr(bpref.blockwise_attention(**hyper).forward)(AttentionParams(), x)
         return "pallas_call" in str(traced)
 
+    def taken_by(make):
+        layer, x = make(2), S((1, 256, 128), jnp.float32)
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        return "pallas_call" in str(jax.make_jaxpr(layer.forward)(params, x))
+
+    layers = bpref.attention_block, bpref.multi_head_attention, partial(bpref.transformer_block, hidden=8)
     assert not taken()
+    assert not any(map(taken_by, layers))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "devices", lambda: ["a chip"])
     assert taken()
+    assert all(map(taken_by, layers))
+    assert not taken_by(partial(bpref.multi_head_attention, blockwise=False))
     assert taken(dtype=jnp.bfloat16, causal=True, window=9)
     assert not taken(alibi=True)
     assert not taken(implementation="xla")

@@ -46,13 +46,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, PyTree
 
-from bpref.checks.hyperparameters import (
-    require_choice,
-    require_flags,
-    require_positive,
-    require_share,
-    require_size,
-)
+from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_share, require_size
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
@@ -61,14 +55,10 @@ from bpref.formulas.attention.extra_keys import Extra, appended, pull_appended
 from bpref.formulas.attention.heads import Heads, by_head, by_position, features_of_head, require_kv_heads
 from bpref.formulas.attention.rotations import Stretch, require_rope
 from bpref.formulas.attention.sequences import Sequences, as_sequences, heads_of, pull_sources, sources, with_key
-from bpref.formulas.attention.softmax_attention import (
-    AttentionParams,
-    Weighted,
-    require_pattern,
-    softmax_attention,
-)
+from bpref.formulas.attention.softmax_attention import AttentionParams, Weighted, require_pattern, softmax_attention
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.random_draws import with_key_in_x
+from bpref.kernels.attention import forms
 from bpref.layer import Layer, Reals, With, begin
 from bpref.naive.projected_attention import naive_projected_attention
 from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, called_as, specs
@@ -127,6 +117,7 @@ def multi_head_attention(
     weights: str | None = None,
     add_bias_kv: bool = False,
     add_zero_attn: bool = False,
+    implementation: str = "auto",
 ) -> Layer[MultiHeadAttentionParams, Array | Sequences, Reals | Weighted, MultiHeadAttentionCache]:
     """y = W_o attention(W_q x, W_k c, W_v c), of a sequence to itself or to another.
 
@@ -142,7 +133,7 @@ def multi_head_attention(
       causal, window, soft_cap, scale, alibi, relative_buckets, max_distance, sinks, dropout: as in
         `dot_product_attention`.
       blockwise: whether attention works by blocks, as `blockwise_attention` does.
-      query_block, key_block: as there.
+      query_block, key_block, implementation: as there; "pallas" works by blocks, adds no keys and puts no weights out.
       weights: what y has beside it: the attention's weights by "heads", `(*b, N, T, S)`, or their "mean", `(*b, T, S)`.
       add_bias_kv: whether a learned key and value stand behind all others, seen by every query.
       add_zero_attn: whether ones of zeros do. Either hides what else is hidden by a mask, T S booleans.
@@ -175,10 +166,15 @@ def multi_head_attention(
     heads, K = require_kv_heads(who, heads, kv_heads)
     head_dim = None if head_dim is None else require_size(who, "head_dim", head_dim)
     blocks = (query_block, key_block) if blockwise else (None, None)
+    others = {"alibi": alibi, "relative_buckets": relative_buckets, "sinks": sinks, "dropout": dropout}
+    others |= {"weights": weights, "add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}
+    form_of = forms(who, implementation, blocks, others)
+    if implementation == "pallas" and not blockwise:
+        raise ValueError(f'{who}: blockwise is False; implementation "pallas" works by blocks, "xla" need not')
     pattern = require_pattern(who, Pattern(0.0 if scale is None else scale, causal, window, soft_cap, dropout, *blocks))
     of_pairs = pattern._replace(causal=False, window=None) if adds_keys else pattern
     biases = alibi, relative_buckets, max_distance, sinks
-    attention = softmax_attention(who, of_pairs, scale is None, *biases, weights=weights)
+    attention = softmax_attention(who, of_pairs, scale is None, *biases, form_of, weights)
     norm = qk_norm_layer(eps=eps) if qk_norm else None
     rotary = None if rope is None else rotary_embedding(interleaved, fraction, rope, stretch)
     moves_logits = qk_norm or sinks or rope is not None or soft_cap is not None or adds_keys
@@ -340,6 +336,13 @@ RULE = Rule(
             never_empty=("T", "d"),
             fixed={"B": 2, "d": 4},
             least={"T": 3},
+        ),
+        Case(
+            "causal, grouped queries, a kernel",
+            Real("B T d", -2.0, 2.0),
+            {"heads": 4, "kv_heads": 2, "causal": True, "query_block": 4, "key_block": 4, "implementation": "pallas"},
+            never_empty=("T",),
+            fixed={"B": 1, "d": 8},
         ),
     ),
     cite="arXiv:1706.03762, section 3.2.2; grouped queries: arXiv:2305.13245, section 2.2",

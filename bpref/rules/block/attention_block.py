@@ -39,6 +39,8 @@ exponential of a product that ds needs anyway. q' and k' are not needed: the cot
 Numerical care: s, p and the sums over j in float32 at least, block by block with a running maximum, so that no
 exponential overflows. m and S are kept as two numbers: p made of m + log S, rounded, is off by |m| rounding errors from
 the p that o is the sum of, which c relies on. With dropout all three are made again, since r v is rounded in o.
+
+By kernels (`implementation`, as in `blockwise_attention`) o alone is kept of the softmax: m, S and c are made again.
 """
 
 from itertools import pairwise
@@ -58,7 +60,7 @@ from bpref.formulas.attention.attention_grid import Extras, Pattern, Window, req
 from bpref.formulas.attention.heads import Heads, by_position, features_of_head, require_kv_heads
 from bpref.formulas.attention.memory import attend_on, no_memory, reach
 from bpref.formulas.attention.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
-from bpref.formulas.attention.softmax_attention import AttentionParams
+from bpref.formulas.attention.softmax_attention import XLA, AttentionParams
 from bpref.formulas.decoder import decoder
 from bpref.formulas.norm.pre_norm import (
     NormParams,
@@ -70,6 +72,7 @@ from bpref.formulas.norm.pre_norm import (
     statistics,
 )
 from bpref.formulas.random_draws import KEY, require_key, require_rate
+from bpref.kernels.attention import forms
 from bpref.layer import Held, Layer, Reals
 from bpref.naive.attention import naive_attention
 from bpref.naive.dense import naive_affine, naive_norm
@@ -93,8 +96,8 @@ class AttentionBlockCache(NamedTuple):
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
     o: Float[Array, "*b T N D"]
-    m: Float[Array, "*b T N"]
-    S: Float[Array, "*b T N"]
+    m: Float[Array, "*b T N"] | None
+    S: Float[Array, "*b T N"] | None
     key: Array | None = None
 
 
@@ -112,6 +115,7 @@ def attention_block(
     soft_cap: float | None = None,
     dropout: float = 0.0,
     head_dim: int | None = None,
+    implementation: str = "auto",
 ) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
@@ -130,6 +134,7 @@ def attention_block(
       soft_cap: t, the size that no logit of the attention reaches (Gemma 2: 50).
       dropout: the share of the softmax's weights that are dropped, those that stay being divided by 1 - dropout.
       head_dim: the features D of a head; d / N where left out.
+      implementation: "xla", "pallas" or "auto", as in `blockwise_attention`; without dropout there is "pallas".
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
@@ -143,7 +148,7 @@ def attention_block(
     """
     require_flags("attention_block", causal=causal)
     own = heads, kv_heads, norm, rope, causal, window, bias, eps, block, stretch, soft_cap, dropout
-    return attention_layer("attention_block", *own, head_dim=head_dim)
+    return attention_layer("attention_block", *own, head_dim=head_dim, implementation=implementation)
 
 
 def attention_layer(
@@ -162,6 +167,7 @@ def attention_layer(
     dropout: float = 0.0,
     keyed: bool = False,
     head_dim: int | None = None,
+    implementation: str = "auto",
 ) -> Layer:
     """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped.
 
@@ -179,6 +185,7 @@ def attention_layer(
     soft_cap = require_positive_or_none(who, "soft_cap", soft_cap)
     window = require_window(who, window)
     dropout = require_rate(who, dropout, "dropout")
+    form_of = forms(who, implementation, (block, block), {"dropout": dropout})
 
     def pattern(q):
         return Pattern(q.shape[-1] ** -0.5, causal, window, soft_cap, dropout, block, block)
@@ -229,14 +236,18 @@ def attention_layer(
             require_key(who, params.key)
         of_x = statistics(norm, x, eps)
         met = meeting(params, x, of_x)
-        o, m, S = attend(pattern(met.q), met._replace(key=params.key), Extras())
+        form, of = form_of(met), (pattern(met.q), met._replace(key=params.key), Extras())
+        o, m, S = attend(*of) if form is XLA else (form.attend(*of), None, None)
         return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S, params.key)
 
     def opened(params, cache, dy):
         x, of_x, q, k, v, o, m, S, key = cache
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        kept = None if dropout else Kept(o, m, S)
-        dq, dk, dv, *_ = pull_attend(pattern(q), Heads(q, k, v, key=key), Extras(), do, kept)
+        of = pattern(q), Heads(q, k, v, key=key), Extras(), do
+        if m is None or S is None:
+            dq, dk, dv, *_ = form_of(of[1]).pull_attend(*of)
+        else:
+            dq, dk, dv, *_ = pull_attend(*of, None if dropout else Kept(o, m, S))
         dz = by_position(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv, dW_o = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, by_position(o))
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
@@ -259,7 +270,7 @@ def attention_layer(
 
     if dropout:
         own = heads, K, norm, rope, causal, window, bias, eps, block, stretch, soft_cap
-        without = attention_layer(who, *own, keyed=True, head_dim=head_dim)
+        without = attention_layer(who, *own, keyed=True, head_dim=head_dim, implementation=implementation)
         return Layer(init, forward, closed(opened), who, held=KEY, evaluating=without, opened=opened)
     held = Held(("key",)) if keyed else None
     return Layer(init, forward, closed(opened), who, held=held, decoding=decoding, opened=opened)
@@ -293,14 +304,8 @@ RULE = Rule(
         Case(
             "grouped queries, a window",
             Real("T d"),
-            {
-                "heads": 4,
-                "kv_heads": 2,
-                "window": Size("w"),
-                "eps": _EPS,
-                "block": Size("P"),
-                "stretch": Stretch("yarn", 4.0, 16),
-            },
+            {"heads": 4, "kv_heads": 2, "window": Size("w"), "eps": _EPS, "block": Size("P")}
+            | {"stretch": Stretch("yarn", 4.0, 16)},
             never_empty=("T",),
             fixed={"d": 8, "w": 7, "P": 5},
             timed={"T": 512, "d": 256, "w": 256, "P": 128},
@@ -308,17 +313,8 @@ RULE = Rule(
         Case(
             "layer norm, seen from both sides, a soft cap",
             Real("B T d"),
-            {
-                "heads": 2,
-                "head_dim": 3,
-                "norm": "layer",
-                "rope": None,
-                "causal": False,
-                "bias": "qkv",
-                "eps": _EPS,
-                "block": 16,
-            }
-            | {"soft_cap": Interval(1.0, 8.0, 2.0)},
+            {"heads": 2, "head_dim": 3, "norm": "layer", "rope": None, "causal": False, "bias": "qkv", "eps": _EPS}
+            | {"block": 16, "soft_cap": Interval(1.0, 8.0, 2.0)},
             never_empty=("T",),
             fixed={"d": 8},
         ),
@@ -329,6 +325,13 @@ RULE = Rule(
             params=_PARAMS,
             fixed={"B": 2, "d": 8, "m": 16},
             least={"T": 2},
+        ),
+        Case(
+            "a kernel",
+            Real("T d"),
+            {"heads": 2, "kv_heads": 1, "window": 4, "eps": _EPS, "block": 4, "implementation": "pallas"},
+            never_empty=("T",),
+            fixed={"d": 8},
         ),
     ),
     cite="arXiv:1706.03762, section 3.2; pre-norm: arXiv:2002.04745; grouped queries: arXiv:2305.13245; "

@@ -79,8 +79,8 @@ class TransformerBlockCache(NamedTuple):
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
     o: Float[Array, "*b T N D"]
-    m: Float[Array, "*b T N"]
-    S: Float[Array, "*b T N"]
+    m: Float[Array, "*b T N"] | None
+    S: Float[Array, "*b T N"] | None
     key: Array
     h: Float[Array, "*b T d"]
     of_h: Statistics
@@ -93,8 +93,8 @@ class PostNormBlockCache(NamedTuple):
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
     o: Float[Array, "*b T N D"]
-    m: Float[Array, "*b T N"]
-    S: Float[Array, "*b T N"]
+    m: Float[Array, "*b T N"] | None
+    S: Float[Array, "*b T N"] | None
     key: Array
     u: Float[Array, "*b T d"]
     of_u: Statistics
@@ -121,6 +121,7 @@ def transformer_block(
     dropout: float = 0.0,
     head_dim: int | None = None,
     post_norm: bool = False,
+    implementation: str = "auto",
 ) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache | PostNormBlockCache]:
     """A transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -143,6 +144,7 @@ def transformer_block(
       dropout: the share of the attention's weights that are dropped, as there.
       head_dim: the features D of a head, as there.
       post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
+      implementation: of the attention, as in `attention_block`.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
@@ -160,19 +162,15 @@ def transformer_block(
     require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
     in_front = None if post_norm else norm
-    own = heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
-    attention = attention_layer(who, *own, dropout, head_dim=head_dim)
+    own = who, heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
+    attending = partial(attention_layer, *own, head_dim=head_dim, implementation=implementation)
+    attention = attending(dropout)
     mlp = mlp_layer(who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
     made = partial(_post_norm_block, norm=norm, eps=eps) if post_norm else _block
     layer = made(who, attention, mlp, attention)
     if not dropout:
         return layer
-    without = made(
-        who,
-        attention_layer(who, *own, keyed=True, head_dim=head_dim),
-        mlp,
-        attention_layer(who, *own, head_dim=head_dim),
-    )
+    without = made(who, attending(keyed=True), mlp, attending())
     return layer._replace(held=KEY, evaluating=without._replace(held=Held(("key",))), decoding=None)
 
 
@@ -303,14 +301,8 @@ RULE = Rule(
         Case(
             "swiglu, grouped queries",
             Real("T d"),
-            {
-                "heads": 4,
-                "hidden": Size("F"),
-                "kv_heads": 2,
-                "eps": _EPS,
-                "block": Size("P"),
-                "stretch": Stretch("linear", 4.0),
-            },
+            {"heads": 4, "hidden": Size("F"), "kv_heads": 2, "eps": _EPS, "block": Size("P")}
+            | {"stretch": Stretch("linear", 4.0)},
             never_empty=("T",),
             fixed={"d": 8, "F": 6, "P": 5},
             timed={"T": 512, "d": 256, "F": 512, "P": 128},
@@ -343,6 +335,13 @@ RULE = Rule(
             | {"post_norm": True, "rope": None},
             never_empty=("T",),
             fixed={"d": 8, "F": 6},
+        ),
+        Case(
+            "a kernel",
+            Real("T d"),
+            {"heads": 2, "hidden": 6, "eps": _EPS, "block": 4, "implementation": "pallas"},
+            never_empty=("T",),
+            fixed={"d": 8},
         ),
     ),
     cite="arXiv:1706.03762, section 3.1; pre-norm: arXiv:2002.04745, figure 1(b); as in arXiv:2302.13971, section 2.2",
