@@ -85,10 +85,7 @@ CALLS = {
         lambda: bpref.check_leaves(bpref.linear(2), {"W": "p"}, X),
         "check_leaves: params['W'] is a str, expected an array",
     ),
-    "check_leaves, dy": (
-        lambda: bpref.check_leaves(TANH, (), X, "dy"),
-        "check_leaves: dy is a str, expected an array",
-    ),
+    "check_leaves, dy": (lambda: bpref.check_leaves(TANH, (), X, "dy"), "check_leaves: dy is a str, expected an array"),
     "cast_params": (lambda: bpref.cast_params("nope"), f"cast_params: dtype is 'nope', {DTYPE}"),
     "cast_params, None": (lambda: bpref.cast_params(None), f"cast_params: dtype is None, {DTYPE}"),
     "cast_params, stored": (lambda: bpref.cast_params("bfloat16", int), f"cast_params: stored is int, {DTYPE}"),
@@ -167,10 +164,7 @@ CALLS = {
     "search, seconds": (lambda: search(seconds="a"), "search: seconds is a str, expected a number of 0 or more"),
     "search, negative": (lambda: search(seconds=-1), "search: seconds is -1, expected 0 or more"),
     "search, key": (lambda: search(key="a"), f"search: key is a str, {SEED}"),
-    "search, examples": (
-        lambda: search(examples=1.5),
-        "search: examples is 1.5, expected a whole number of 1 or more",
-    ),
+    "search, examples": (lambda: search(examples=1.5), "search: examples is 1.5, expected a whole number of 1 or more"),
     "search, no examples": (lambda: search(examples=0), "search: examples is 0, expected 1 or more"),
     "mutants": (lambda: bpref.mutants("f", X), "mutants: backward is a str, expected a function"),  # type: ignore[arg-type]
     "mutants, no points": (

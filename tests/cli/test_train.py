@@ -132,10 +132,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         ),
         (["--data", "none.csv", "--target", "y"], "none.csv: No such file or directory"),
         (["--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv, .npz or .npy"),
-        (
-            ["--layers", "64,0"],
-            "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64",
-        ),
+        (["--layers", "64,0"], "layers is '64,0', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--layers", ""], "layers is '', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--layers", "a"], "layers is 'a', expected the width of each hidden layer, at least 1, such as 64,64"),
         (["--activation", "rellu"], "unknown activation 'rellu'; the nearest are relu, relu6, prelu"),
@@ -170,10 +167,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         (["--batch-size", "354"], "batch size is 354, expected 1 ... 353: there are 353 examples to train on"),
         (["--seed", "-1"], "seed is -1, expected an integer in 0 ... 4294967295"),
         (["--out", "TMP"], "the output directory TMP exists already; name one that does not"),
-        (
-            ["--out", "CSV/run"],
-            "the output directory CSV/run cannot be made: CSV is not a writable directory",
-        ),
+        (["--out", "CSV/run"], "the output directory CSV/run cannot be made: CSV is not a writable directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, csv_file, tmp_path, capsys):

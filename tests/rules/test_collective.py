@@ -106,10 +106,7 @@ X = jnp.ones((2, 3, 5))
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: bpref.column_parallel_linear(4, ""),
-            "column_parallel_linear: axis is '', expected the name",
-        ),
+        (lambda: bpref.column_parallel_linear(4, ""), "column_parallel_linear: axis is '', expected the name"),
         (lambda: bpref.row_parallel_linear(4, 0), "row_parallel_linear: axis is 0, expected a positive integer"),
         (
             lambda: bpref.row_parallel_linear(4, 4),

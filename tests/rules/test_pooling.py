@@ -146,13 +146,7 @@ BY_HAND = {
         [[306, 255], [300, 250]],
     ),
     "adaptive average, apart": (bpref.adaptive_pool((2,)), [1, 3, 5, 7], [2, 20], [2, 6], [1, 1, 10, 10]),
-    "adaptive average, sharing": (
-        bpref.adaptive_pool((2,)),
-        [3, 6, 9, 12, 15],
-        [3, 30],
-        [6, 12],
-        [1, 1, 11, 10, 10],
-    ),
+    "adaptive average, sharing": (bpref.adaptive_pool((2,)), [3, 6, 9, 12, 15], [3, 30], [6, 12], [1, 1, 11, 10, 10]),
     "adaptive average, windows of two sizes": (
         bpref.adaptive_pool((3,)),
         [2, 4, 6, 8],

@@ -65,12 +65,7 @@ def test_refused_values(X, y, more, message):
 @pytest.mark.parametrize(
     ("X", "y", "classes", "message"),
     [
-        (
-            X.astype(int),
-            Y,
-            (),
-            "X has dtype int64, expected a floating-point dtype; cast it: X.astype('float32')",
-        ),
+        (X.astype(int), Y, (), "X has dtype int64, expected a floating-point dtype; cast it: X.astype('float32')"),
         (
             X,
             Y.astype(int),

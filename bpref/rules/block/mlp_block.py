@@ -72,12 +72,7 @@ class MlpBlockCache(NamedTuple):
 
 
 def mlp_block(
-    hidden: int,
-    activation: str = "silu",
-    gated: bool = True,
-    norm: str = "rms",
-    bias: bool = False,
-    eps: float = 1e-6,
+    hidden: int, activation: str = "silu", gated: bool = True, norm: str = "rms", bias: bool = False, eps: float = 1e-6
 ) -> Layer[MlpBlockParams, Array, Reals, MlpBlockCache]:
     """y = W_out act(norm(x) W_in), row by row; `residual` of it is half a transformer block.
 

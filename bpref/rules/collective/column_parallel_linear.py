@@ -115,13 +115,7 @@ RULE = Rule(
     column_parallel_linear,
     reference,
     cases=(
-        Case(
-            "tensor parallel",
-            Real("S T d"),
-            _HYPER,
-            _NOT_EMPTY,
-            timed={"S": 8, "T": 64, "d": 256, "m": 64, "P": 4},
-        ),
+        Case("tensor parallel", Real("S T d"), _HYPER, _NOT_EMPTY, timed={"S": 8, "T": 64, "d": 256, "m": 64, "P": 4}),
         Case(
             "sequence parallel, no bias",
             Real("P S T d"),

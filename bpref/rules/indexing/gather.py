@@ -70,12 +70,7 @@ RULE = Rule(
     gather,
     reference,
     cases=(
-        Case(
-            "rows",
-            (Real("n d"), Integer("M", 0, "n")),
-            never_empty=("n",),
-            timed={"n": 4096, "d": 64, "M": 16384},
-        ),
+        Case("rows", (Real("n d"), Integer("M", 0, "n")), never_empty=("n",), timed={"n": 4096, "d": 64, "M": 16384}),
         Case("middle axis, from either end", (Real("N n d"), Integer("P Q", -1, 1)), {"axis": 1}, never_empty=("n",)),
         Case("one index", (Real("N n"), Integer("", 0, "n")), {"axis": -1}, never_empty=("n",)),
     ),

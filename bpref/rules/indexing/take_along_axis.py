@@ -70,17 +70,9 @@ RULE = Rule(
     reference,
     cases=(
         Case(
-            "last axis",
-            (Real("N n"), Integer("N M", 0, "n")),
-            never_empty=("n",),
-            timed={"N": 512, "n": 512, "M": 512},
+            "last axis", (Real("N n"), Integer("N M", 0, "n")), never_empty=("n",), timed={"N": 512, "n": 512, "M": 512}
         ),
-        Case(
-            "middle axis, from either end",
-            (Real("N n d"), Integer("N M d", -1, 1)),
-            {"axis": 1},
-            never_empty=("n",),
-        ),
+        Case("middle axis, from either end", (Real("N n d"), Integer("N M d", -1, 1)), {"axis": 1}, never_empty=("n",)),
     ),
     cite="Griewank and Walther, 'Evaluating Derivatives' (2008), section 3.2: the adjoint of an assignment adds",
     covers=("torch.gather",),

@@ -36,12 +36,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.affine import (
-    bias_cotangent,
-    lecun_uniform,
-    plus,
-    product,
-)
+from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, product
 from bpref.formulas.long_sums import in_blocks
 from bpref.layer import Layer, Reals, each_position
 from bpref.rule import Case, Real, Rule, Size

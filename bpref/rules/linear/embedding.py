@@ -93,13 +93,7 @@ RULE = Rule(
     embedding,
     reference,
     cases=(
-        Case(
-            "sequence",
-            Integer("B T", 0, "V"),
-            _HYPER,
-            ("V", "d"),
-            timed={"B": 16, "T": 256, "V": 16384, "d": 128},
-        ),
+        Case("sequence", Integer("B T", 0, "V"), _HYPER, ("V", "d"), timed={"B": 16, "T": 256, "V": 16384, "d": 128}),
         Case("padding", Integer("N", 0, "V"), _HYPER | {"padding": 0}, ("V", "d")),
         Case("one id", Integer("", 0, "V"), _HYPER, ("V", "d")),
     ),

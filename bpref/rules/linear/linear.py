@@ -100,11 +100,7 @@ RULE = Rule(
         Case("bias", Real("N d"), {"features": Size("m")}, _NOT_EMPTY),
         Case("no bias", Real("N d"), {"features": Size("m"), "bias": False}, _NOT_EMPTY),
         Case(
-            "sequence",
-            Real("B T d"),
-            {"features": Size("m")},
-            _NOT_EMPTY,
-            timed={"B": 8, "T": 64, "d": 256, "m": 256},
+            "sequence", Real("B T d"), {"features": Size("m")}, _NOT_EMPTY, timed={"B": 8, "T": 64, "d": 256, "m": 256}
         ),
         Case("one example", Real("d"), {"features": Size("m")}, _NOT_EMPTY),
     ),

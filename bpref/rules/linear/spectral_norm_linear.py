@@ -168,13 +168,7 @@ RULE = Rule(
     spectral_norm_linear,
     reference,
     cases=(
-        Case(
-            "bias",
-            Real("N d"),
-            {"features": Size("m")},
-            _NOT_EMPTY,
-            _PARAMS,
-        ),
+        Case("bias", Real("N d"), {"features": Size("m")}, _NOT_EMPTY, _PARAMS),
         Case(
             "sequence, no bias",
             Real("B T d"),

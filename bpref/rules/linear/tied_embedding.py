@@ -131,12 +131,7 @@ RULE = Rule(
             ("V", "d"),
             timed={"B": 4, "T": 64, "V": 2048, "d": 64},
         ),
-        Case(
-            "linear",
-            Integer("N", 0, "V"),
-            {"vocabulary": Size("V"), "features": 3, "inner": linear(3)},
-            ("V",),
-        ),
+        Case("linear", Integer("N", 0, "V"), {"vocabulary": Size("V"), "features": 3, "inner": linear(3)}, ("V",)),
     ),
     cite="arXiv:1608.05859, section 2",
     covers=("weight tying", "shared embedding"),

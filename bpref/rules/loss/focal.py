@@ -131,9 +131,7 @@ RULE = Rule(
             timed={"N": 2048, "C": 80},
         ),
         Case(
-            "probabilities",
-            (Real("N C"), Real("N C", 0.0, 1.0)),
-            {"gamma": _GAMMA, "alpha": 0.25, "reduction": "none"},
+            "probabilities", (Real("N C"), Real("N C", 0.0, 1.0)), {"gamma": _GAMMA, "alpha": 0.25, "reduction": "none"}
         ),
     ),
     cite="Lin et al., arXiv:1708.02002, equations 4 and 5",

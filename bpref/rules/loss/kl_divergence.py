@@ -122,10 +122,7 @@ RULE = Rule(
             timed={"N": 2048, "C": 128},
         ),
         Case(
-            "sequence",
-            (Real("B T C", -8.0, 0.0), Real("B T C", 0.125, 2.0)),
-            {"reduction": "none"},
-            never_empty=("C",),
+            "sequence", (Real("B T C", -8.0, 0.0), Real("B T C", 0.125, 2.0)), {"reduction": "none"}, never_empty=("C",)
         ),
         Case(
             "log-probabilities",

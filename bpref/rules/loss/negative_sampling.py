@@ -107,13 +107,7 @@ RULE = Rule(
     negative_sampling,
     reference,
     cases=(
-        Case(
-            "words",
-            (Real("N d"), Real("N d"), Real("N K d")),
-            {},
-            ("N", "d"),
-            timed={"N": 512, "d": 128, "K": 10},
-        ),
+        Case("words", (Real("N d"), Real("N d"), Real("N K d")), {}, ("N", "d"), timed={"N": 512, "d": 128, "K": 10}),
         Case("each centre", (Real("N d"), Real("N d"), Real("N K d")), {"reduction": "none"}, ("N", "d")),
     ),
     cite="word2vec, arXiv:1310.4546, equation 4",

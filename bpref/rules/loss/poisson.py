@@ -129,12 +129,7 @@ RULE = Rule(
     poisson,
     reference,
     cases=(
-        Case(
-            "log of a rate",
-            (Real("N d"), _COUNTS),
-            never_empty=("N", "d"),
-            timed={"N": 4096, "d": 64},
-        ),
+        Case("log of a rate", (Real("N d"), _COUNTS), never_empty=("N", "d"), timed={"N": 4096, "d": 64}),
         Case("rate", (Real("N d", 0.125, 8.0), _COUNTS), {"log_input": False, "reduction": "batch_mean"}, ("N",)),
         Case("real counts", (Real("N d"), Real("N d", 0.125, 8.0)), {"full": True, "reduction": "none"}),
         Case(

@@ -272,13 +272,7 @@ RULE = Rule(
         Case(
             "sequence, everything",
             (Real("B T C"), Integer("B T", 0, "C", points=(-1,))),
-            {
-                "smoothing": _SMOOTHING,
-                "ignored": -1,
-                "z_loss": _Z_LOSS,
-                "class_weights": _WEIGHTS,
-                "reduction": "none",
-            },
+            {"smoothing": _SMOOTHING, "ignored": -1, "z_loss": _Z_LOSS, "class_weights": _WEIGHTS, "reduction": "none"},
             fixed={"C": len(_WEIGHTS)},
         ),
         Case("distributions", (Real("N C"), Real("N C", simplex=True, points=(0.0, 1.0))), never_empty=("N", "C")),

@@ -81,12 +81,7 @@ RULE = Rule(
     reference,
     cases=(
         Case("one output", (Real("N"), Real("N")), never_empty=("N",)),
-        Case(
-            "several outputs",
-            (Real("N d"), Real("N d")),
-            never_empty=("N", "d"),
-            timed={"N": 4096, "d": 256},
-        ),
+        Case("several outputs", (Real("N d"), Real("N d")), never_empty=("N", "d"), timed={"N": 4096, "d": 256}),
         Case("each of a sequence", (Real("B T d"), Real("B T d")), {"reduction": "none"}),
         Case("batch mean", (Real("B T d"), Real("B T d")), {"reduction": "batch_mean"}, never_empty=("B",)),
         Case("one number", (Real(""), Real(""))),

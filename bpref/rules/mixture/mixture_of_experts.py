@@ -283,22 +283,11 @@ RULE = Rule(
     mixture_of_experts,
     reference,
     cases=(
-        Case(
-            "none dropped",
-            _X,
-            {"experts": 4, "hidden": Size("H"), "activation": "relu", "block": 5},
-            _NOT_EMPTY,
-        ),
+        Case("none dropped", _X, {"experts": 4, "hidden": Size("H"), "activation": "relu", "block": 5}, _NOT_EMPTY),
         Case(
             "capacity",
             _X,
-            {
-                "experts": 5,
-                "hidden": Size("H"),
-                "activation": "gelu",
-                "renormalize": False,
-                "capacity_factor": 0.75,
-            },
+            {"experts": 5, "hidden": Size("H"), "activation": "gelu", "renormalize": False, "capacity_factor": 0.75},
             _NOT_EMPTY,
         ),
         Case(

@@ -37,12 +37,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
 from bpref.dtypes import cast, widen
-from bpref.formulas.norm.standardize import (
-    moments,
-    pull_scale_and_shift,
-    pull_standardized,
-    scale_and_shift,
-)
+from bpref.formulas.norm.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_group_norm, naive_scaled
 from bpref.rule import Case, Interval, Real, Rule, called_as

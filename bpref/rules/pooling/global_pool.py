@@ -99,12 +99,7 @@ RULE = Rule(
     global_pool,
     reference,
     cases=(
-        Case(
-            "average, 2-D",
-            Real("N H W C"),
-            never_empty=("H", "W"),
-            timed={"N": 16, "H": 32, "W": 32, "C": 32},
-        ),
+        Case("average, 2-D", Real("N H W C"), never_empty=("H", "W"), timed={"N": 16, "H": 32, "W": 32, "C": 32}),
         Case("average, 1-D", Real("N T C"), never_empty=("T",)),
         Case("max, 2-D", Real("N H W C", points=(4.0,) * 40), {"kind": "max"}, never_empty=("H", "W")),
         Case("max, 3-D", Real("N D H W C"), {"kind": "max"}, never_empty=("D", "H", "W")),

@@ -90,10 +90,7 @@ RULE = Rule(
     "answer_log_probability",
     answer_log_probability,
     reference,
-    cases=(
-        Case("sum", _TOKENS, timed={"N": 64, "T": 8192}),
-        Case("mean", _TOKENS, {"mean": True}),
-    ),
+    cases=(Case("sum", _TOKENS, timed={"N": 64, "T": 8192}), Case("mean", _TOKENS, {"mean": True})),
     cite="sums: arXiv:2305.18290, equation 7; means: arXiv:2405.14734, equation 4",
     covers=("sequence log-probability", "length-normalized reward"),
 )

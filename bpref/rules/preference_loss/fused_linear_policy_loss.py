@@ -285,10 +285,7 @@ RULE = Rule(
         _case("grpo", (_GROUPS, _GROUPS, Real("N G")), axes="N G T"),
         _case("gspo", (_GROUPS, None, Real("N G")), {"clip": 0.2, "clip_high": 0.3}, axes="N G T"),
         _case(
-            "ppo",
-            (_TOKENS, None, Real("N T")),
-            also={"block": 1024},
-            timed={"N": 4, "T": 256, "d": 128, "V": 16384},
+            "ppo", (_TOKENS, None, Real("N T")), also={"block": 1024}, timed={"N": 4, "T": 256, "d": 128, "V": 16384}
         ),
     ),
     cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; each loss: its rule",

@@ -138,12 +138,7 @@ RULE = Rule(
         Case(
             "everything, by sequence",
             _TOKENS,
-            {
-                "clip_high": 0.3,
-                "dual_clip": 3.0,
-                "kl_weight": Interval(0.0, 0.5, 0.04),
-                "normalization": "sequence",
-            },
+            {"clip_high": 0.3, "dual_clip": 3.0, "kl_weight": Interval(0.0, 0.5, 0.04), "normalization": "sequence"},
             ("N", "T"),
         ),
     ),

@@ -102,11 +102,7 @@ RULE = Rule(
         Case(
             "smoothed",
             _PAIRS,
-            {
-                "beta": Interval(0.5, 3.0, 2.0),
-                "margin": Interval(0.0, 2.0, 0.5),
-                "smoothing": Interval(0.0, 0.4, 0.1),
-            },
+            {"beta": Interval(0.5, 3.0, 2.0), "margin": Interval(0.0, 2.0, 0.5), "smoothing": Interval(0.0, 0.4, 0.1)},
             ("N",),
             timed={"N": 1 << 20},
         ),

@@ -48,9 +48,7 @@ class LogitsAndLabels(NamedTuple):
     labels: Int[Array, "*n"]
 
 
-def token_log_probability(
-    temperature: float = 1.0,
-) -> Layer[tuple[()], tuple[Array, Array], Reals, LogitsAndLabels]:
+def token_log_probability(temperature: float = 1.0) -> Layer[tuple[()], tuple[Array, Array], Reals, LogitsAndLabels]:
     """logp = log softmax(z / t)_y, for each position.
 
     Args:

@@ -132,13 +132,7 @@ RULE = Rule(
     fp8_linear,
     reference,
     cases=(
-        Case(
-            "",
-            Real("N d"),
-            {"features": Size("m")},
-            never_empty=("m",),
-            timed={"N": 256, "d": 512, "m": 512},
-        ),
+        Case("", Real("N d"), {"features": Size("m")}, never_empty=("m",), timed={"N": 256, "d": 512, "m": 512}),
         Case("sequences, no b", Real("B T d", -900.0, 900.0), {"features": 3, "bias": False}),
     ),
     cite="Micikevicius et al., 'FP8 formats for deep learning', arXiv:2209.05433; straight-through: arXiv:1308.3432",

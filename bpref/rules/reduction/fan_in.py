@@ -142,9 +142,7 @@ RULE = Rule(
         Case("sum", (Real("N d"), Real("N d"), Real("N d")), timed={"N": 4096, "d": 256}),
         Case("product", (Real("N d", points=(0.0,)), Real("N d"), Real("N d")), {"combined": "product"}),
         Case(
-            "concatenation, named",
-            {"b": Real("N p d"), "a": Real("N q d")},
-            {"combined": "concatenation", "axis": 1},
+            "concatenation, named", {"b": Real("N p d"), "a": Real("N q d")}, {"combined": "concatenation", "axis": 1}
         ),
     ),
     cite="Rumelhart, Hinton and Williams, 'Learning representations by back-propagating errors' (1986): the sum rule "

@@ -327,12 +327,7 @@ RULE = Rule(
             fixed={"r": 50},
             timed={"B": 4, "T": 256, "d": 128, "V": 16384, "r": 128},
         ),
-        Case(
-            "everything, a kernel",
-            _SOME_IGNORED,
-            _EVERYTHING | {"implementation": "pallas"},
-            ("N", "d", "V"),
-        ),
+        Case("everything, a kernel", _SOME_IGNORED, _EVERYTHING | {"implementation": "pallas"}, ("N", "d", "V")),
     ),
     cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; soft cap: "
     "Gemma 2, arXiv:2408.00118, section 2; z-loss: PaLM, arXiv:2204.02311, section 5",

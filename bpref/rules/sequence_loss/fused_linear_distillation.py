@@ -174,12 +174,7 @@ RULE = Rule(
     fused_linear_distillation,
     reference,
     cases=(
-        Case(
-            "forward",
-            _ROWS,
-            {"vocabulary": Size("V"), "rows": 3},
-            ("N", *_NEVER_EMPTY),
-        ),
+        Case("forward", _ROWS, {"vocabulary": Size("V"), "rows": 3}, ("N", *_NEVER_EMPTY)),
         Case(
             "mixture, some ignored",
             _SOME_IGNORED,

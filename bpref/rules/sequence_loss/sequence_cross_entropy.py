@@ -147,12 +147,7 @@ RULE = Rule(
         ),
         Case("mask, smoothing", (*_X, Boolean("B T")), {"smoothing": Interval(0.0, 0.5, 0.1)}, ("C",)),
         Case("each token", (*_X, Boolean("B T")), {"reduction": "none"}, ("C",)),
-        Case(
-            "per example",
-            (*_X, Integer("B", 0, "T", points=(99, 0))),
-            {"per_example": True},
-            ("C",),
-        ),
+        Case("per example", (*_X, Integer("B", 0, "T", points=(99, 0))), {"per_example": True}, ("C",)),
     ),
     cite="Sutskever, Vinyals, Le, 'Sequence to sequence learning with neural networks', arXiv:1409.3215, equation 1; "
     "smoothing: arXiv:1512.00567, section 7",

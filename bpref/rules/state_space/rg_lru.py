@@ -43,13 +43,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.affine import (
-    lecun_uniform,
-    plus,
-    times,
-    times_transposed,
-    transposed_times,
-)
+from bpref.formulas.affine import lecun_uniform, plus, times, times_transposed, transposed_times
 from bpref.formulas.decoder import decoder
 from bpref.formulas.logistic import log1p_exp, logistic
 from bpref.formulas.recurrence.recurrences import Method, before, last, require_method, run_back, run_recurrence

@@ -102,18 +102,9 @@ RULE = Rule(
     reference,
     cases=(
         Case(
-            "",
-            Real("N d"),
-            {"rate": Interval(0.0, 0.9, 0.3)},
-            params=DropoutParams(Key()),
-            timed={"N": 512, "d": 1024},
+            "", Real("N d"), {"rate": Interval(0.0, 0.9, 0.3)}, params=DropoutParams(Key()), timed={"N": 512, "d": 1024}
         ),
-        Case(
-            "whole channels",
-            Real("N H W C"),
-            {"rate": 0.5, "shared_axes": (1, -2)},
-            params=DropoutParams(Key()),
-        ),
+        Case("whole channels", Real("N H W C"), {"rate": 0.5, "shared_axes": (1, -2)}, params=DropoutParams(Key())),
         Case("rate 0", Real("N d"), {"rate": 0.0}, params=DropoutParams(Key())),
     ),
     cite="Srivastava et al., 'Dropout: a simple way to prevent neural networks from overfitting' (2014); whole "

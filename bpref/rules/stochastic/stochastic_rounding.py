@@ -44,9 +44,7 @@ class StochasticRoundingParams(NamedTuple):
     key: PyTree
 
 
-def stochastic_rounding(
-    dtype: DTypeLike = "bfloat16",
-) -> Layer[StochasticRoundingParams, Array, Reals, NoCache]:
+def stochastic_rounding(dtype: DTypeLike = "bfloat16") -> Layer[StochasticRoundingParams, Array, Reals, NoCache]:
     """y = x, rounded at random to numbers that a narrower format has, and right on the mean.
 
     Args:

@@ -52,12 +52,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import (
-    require_flags,
-    require_positive,
-    require_positive_or_none,
-    require_size,
-)
+from bpref.checks.hyperparameters import require_flags, require_positive, require_positive_or_none, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import product, transpose
 from bpref.formulas.sinkhorn import end_of_steps, scaled, steps_back, steps_taken, weighed, weights

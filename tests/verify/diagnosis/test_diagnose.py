@@ -52,10 +52,7 @@ AMBIGUOUS = {
     "four": (4, f"a constant factor 4, or {A}"),
     "a third": (1 / 3, f"a constant factor 1/3, or 1 / {B}"),
     "minus three": (-3, f"a constant factor -3, or minus {B}"),
-    "three halves": (
-        1.5,
-        f"a constant factor 3/2, or n / (n - 1), n = 3 being {B}, or n / 2, n = 3 being {B}",
-    ),
+    "three halves": (1.5, f"a constant factor 3/2, or n / (n - 1), n = 3 being {B}, or n / 2, n = 3 being {B}"),
     "a root": (3**0.5, f"a constant factor sqrt(3), or the square root of {B}"),
     "two": (2, "a constant factor 2"),
     "twelve": (12, "a factor the number of elements of x"),

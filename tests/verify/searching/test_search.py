@@ -221,12 +221,7 @@ def test_a_missing_hypothesis_is_named_with_its_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("specs", "options", "kind", "message"),
     [
-        (
-            ("f32[N,d]", "i32[N]<W"),
-            {},
-            ValueError,
-            "search: 'i32[N]<W': W is the size of no axis; the sizes are N, d",
-        ),
+        (("f32[N,d]", "i32[N]<W"), {}, ValueError, "search: 'i32[N]<W': W is the size of no axis; the sizes are N, d"),
         (("f32[N,d]", "i32[N]<d"), {"seconds": -1}, ValueError, "search: seconds is -1, expected 0 or more"),
         (
             ("f32[N,d]",),
