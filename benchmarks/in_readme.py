@@ -15,6 +15,7 @@ from benchmarks import (
     bench_kernels,
     bench_mlp,
     bench_models,
+    bench_precision,
     bench_signals,
     bench_suite,
     bench_train,
@@ -35,6 +36,7 @@ TORCH = HERE / "results/torch_cpu.json"
 DRAWS = HERE / "results/draws_cpu.json"
 DEVICES = HERE / "results/devices_tpu.json"
 KERNELS = HERE / "results/kernels_tpu.json"
+PRECISION = HERE / "results/precision.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
 SEED, TRAINING, STEP, MODELS, SIGNALS, UPDATES, KILLS, KEEPING = (
@@ -110,6 +112,7 @@ def pages() -> dict[Path, str]:
     of_long = {
         "figures of the rules": rule_figures.by_kind(rules),
         "figures of devices": bench_devices.table(json.loads(DEVICES.read_text())),
+        "figures of precision": bench_precision.tables(bench_precision.read(PRECISION)),
         "figures of kernels": bench_kernels.table(json.loads(KERNELS.read_text())),
         "figures of sequences": sequence_figures.tables(sequences),
         "figures of the seed": equations(SEED),

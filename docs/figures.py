@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bench_precision
 from benchmarks.compiled_reasons import REASONS
 from bpref.cli.rules import read_figures
 from docs.prose import to_html
@@ -28,6 +29,27 @@ def cached(name: str) -> str:
     return (
         f"<p>At the size that is timed (<i>{row['case'] or 'the one case'}</i>): <b>{size(hand)}</b> are kept by hand, "
         f"{size(own)} by autodiff of the same forward, {size(plain)} by autodiff of the best plain form.</p>"
+    )
+
+
+@cache
+def precisions() -> dict[str, bench_precision.Row]:
+    """Of rules that have a product."""
+    return bench_precision.read(RESULTS / "precision.json")
+
+
+def in_fewer_bits(name: str) -> str:
+    """The error where products take their operands as accelerators do, in a sentence."""
+    row = precisions().get(name)
+    if row is None:
+        return ""
+    error = {way: f"{v:.0e}" for way, v in row.errors.items()}
+    return (
+        "<p>Largest error of all outputs and cotangents, each beside its largest element, with the operands of "
+        f"products as accelerators take them, modelled on a CPU: <b>{error['bfloat16']}</b> in bfloat16, what a TPU "
+        f"does unless told otherwise, {error['3 passes']} by three passes, {error['6 passes']} by six "
+        f'(<code>jax.default_matmul_precision("highest")</code>); <b>{error["TF32"]}</b> in TF32, what a GPU does; '
+        f"{error['float32']} in float32. The laws hold for highest.</p>"
     )
 
 

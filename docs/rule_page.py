@@ -117,7 +117,8 @@ def _wrong(name: str) -> Iterator[str]:
 
 def _errors(name: str) -> str:
     pairs = errors.of_all().get(name)
-    return f'{error_plot.to_svg(name, pairs)}<p class="fine">{ERRORS}</p>' if pairs else ""
+    plot = f'{error_plot.to_svg(name, pairs)}<p class="fine">{ERRORS}</p>' if pairs else ""
+    return plot + figures.in_fewer_bits(name)
 
 
 ERRORS = """Errors of the gradient in float32, the 99th percentile of all its elements, in the first case below with its
