@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+OTHERS = {kind.__name__: kind for kind in (TypeError, KeyError)}
+
 
 def refusals(calls: Mapping[str, Any], by: Callable[[Any], Any] = lambda call: call()) -> Callable[..., None]:
-    """A test of each call, that it is refused with its message: by a `ValueError`, where it does not say `TypeError: `.
+    """A test of each call, that it is refused with its message: by a `ValueError`, or what it begins with.
 
     Args:
       calls: of each message what is refused with it. One that ends in `...` is how a longer one begins.
@@ -16,10 +18,10 @@ def refusals(calls: Mapping[str, Any], by: Callable[[Any], Any] = lambda call: c
 
     @pytest.mark.parametrize(("message", "given"), calls.items(), ids=calls)
     def is_refused(message, given):
-        kind = TypeError if message.startswith("TypeError: ") else ValueError
+        kind = OTHERS.get(message.partition(": ")[0], ValueError)
         with pytest.raises(kind) as raised:
             by(given)
-        said, expected = str(raised.value), message.removeprefix("TypeError: ")
+        said, expected = str(raised.value), message.removeprefix(f"{kind.__name__}: ")
         assert said == expected or (expected.endswith("...") and said.startswith(expected[:-3])), said
 
     return is_refused

@@ -14,17 +14,6 @@ pytestmark = pytest.mark.quick
 
 KEY = jax.random.key(0)
 
-BAD_CALLS = {
-    "TypeError: linear: b is a float, expected an array": (
-        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), 1.0), jnp.ones((5, 2)))
-    ),
-    "linear: features is 0, expected a positive integer": lambda: bpref.linear(0),
-    "linear: features is 0.5, expected a positive integer": lambda: bpref.linear(0.5),
-}
-
-
-test_wrong_calls_are_refused = refusals(BAD_CALLS)
-
 
 @pytest.mark.parametrize(
     ("x", "came"), [([1.0], "a list"), (1.0, "a float"), (None, "None"), (1, "an int"), ((), "a tuple")]
@@ -75,7 +64,12 @@ def changed(layer, init_x, x, **params):
     return layer.forward(layer.init(KEY, init_x)._replace(**params), x)
 
 
-BAD_CALLS_OF_THE_OTHERS = {
+BAD_CALLS = {
+    "TypeError: linear: b is a float, expected an array": (
+        lambda: bpref.linear(3).forward(LinearParams(jnp.ones((3, 2)), 1.0), jnp.ones((5, 2)))
+    ),
+    "linear: features is 0, expected a positive integer": lambda: bpref.linear(0),
+    "linear: features is 0.5, expected a positive integer": lambda: bpref.linear(0.5),
     "bilinear: features is 0, expected a positive integer": lambda: bpref.bilinear(0),
     "low_rank_linear: rank is 0, expected a positive integer": lambda: bpref.low_rank_linear(5, rank=0),
     "TypeError: embedding: x has dtype float32, expected an integer dtype such as int32": (
@@ -141,7 +135,7 @@ BAD_CALLS_OF_THE_OTHERS = {
 }
 
 
-test_wrong_calls_of_the_others_are_refused = refusals(BAD_CALLS_OF_THE_OTHERS)
+test_wrong_calls_are_refused = refusals(BAD_CALLS)
 
 
 def normal(*shape):
