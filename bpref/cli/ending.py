@@ -1,5 +1,6 @@
 """How a command ends before its time: at Ctrl-C, when nobody reads its output any more, when that cannot be written."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -124,6 +125,32 @@ def end_at_interrupt() -> None:
 def _end(*_: object) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_at_once(f"interrupted{so_far()}", INTERRUPTED)
+
+
+@contextmanager
+def answered(number: int | None, answer: Callable[[], None]) -> Iterator[None]:
+    """Within, a signal that comes of native code, such as C++'s abort, calls `answer` in the thread that it comes to.
+
+    Python's own handlers wait until that code has returned, which it never does. Where `answer` returns, the process
+    ends by the signal. None is a signal that this system has not.
+    """
+    if os.name != "posix" or number is None:
+        yield
+        return
+
+    def call(number: int) -> None:
+        answer()
+        of_c(number, None)
+        os.kill(os.getpid(), number)
+
+    of_c = ctypes.CDLL(None).signal
+    of_c.argtypes, of_c.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(call)
+    before = of_c(number, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        of_c(number, before)
 
 
 def end_at_once(message: str, code: int) -> NoReturn:

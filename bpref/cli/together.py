@@ -5,7 +5,6 @@ Where a process is lost, JAX ends the others by C++'s abort, with a log and a st
 is held meanwhile, and SIGABRT is answered by one line that says what it means.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -20,13 +19,16 @@ from typing import BinaryIO
 
 import jax
 
-from bpref.cli.ending import WRONG_USE, Stdout, end_at_once, ending, leaving, say, so_far, speaking_as
+from bpref.cli.ending import WRONG_USE, Stdout, answered, end_at_once, ending, leaving, say, so_far, speaking_as
 from bpref.cli.errors import Ended, UsageError, blaming_the_input
 from bpref.sharding.hosts import Hosts, are_many, is_first, largest, meet, part, told
 from bpref.train.begun import BEGUN, Json
 
 LOST = 75
 """The exit code where other processes are lost, or were not found: sysexits' temporary failure."""
+
+BUS = getattr(signal, "SIGBUS", None)
+"""What comes where a mapped file is shorter than it was; Windows has none."""
 
 OF_JAX, OF_COLLECTIVES = "the JAX distributed service detected fatal errors", ("Gloo", "NCCL", "CoordinationService")
 """What the log says where JAX ends a process, and an error where a sum over devices has lost some."""
@@ -38,20 +40,21 @@ def together(hosts: Hosts | None, command: Callable[[], int]) -> int:
     Each prints the one line that ends it on stderr; on stdout the first alone prints.
     """
     if hosts is None:
-        return command()
+        with answered(BUS, cut_off):
+            return command()
     with ExitStack() as stack:
         held = stack.enter_context(native_output_held())
         if hosts.process is not None:
             stack.enter_context(speaking_as(f"process {hosts.process} of {hosts.processes}"))
-        with answered_abort(lambda: met_not(hosts, log_of(held))), blaming_the_input():
+        with answered(signal.SIGABRT, lambda: met_not(hosts, log_of(held))), blaming_the_input():
             meet(hosts)
         if hosts.process is None:
             stack.enter_context(speaking_as(f"process {jax.process_index()} of {jax.process_count()}"))
-        with answered_abort(lambda: lost(log_of(held))):
+        with answered(signal.SIGABRT, lambda: lost(log_of(held))), answered(BUS, cut_off):
             if not is_first():
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             code = ending(lambda: code_of(command))
-        with answered_abort(lambda: end_at_once("", code) if code else lost(log_of(held))):
+        with answered(signal.SIGABRT, lambda: end_at_once("", code) if code else lost(log_of(held))):
             part()
         if code:
             end_at_once("", code)
@@ -87,6 +90,11 @@ def of_lost(error: BaseException | None) -> tuple[str, str] | None:
             return re.sub(r"^.*\.cc:\d+\] ", "", str(error).splitlines()[0]), getattr(error, "so_far", "")
         error = error.__cause__ or error.__context__
     return None
+
+
+def cut_off() -> None:
+    """End where the system says that what is mapped is in no file any more, while it is read."""
+    end_at_once(f"a file that is read while a run goes on has been cut off, or its disk is lost{so_far()}", WRONG_USE)
 
 
 def met_not(hosts: Hosts, log: str) -> None:
@@ -171,22 +179,6 @@ def native_output_held() -> Iterator[BinaryIO]:
 def log_of(held: BinaryIO) -> str:
     """What native code has written."""
     return os.pread(held.fileno(), os.fstat(held.fileno()).st_size, 0).decode(errors="replace")
-
-
-@contextmanager
-def answered_abort(answer: Callable[[], None]) -> Iterator[None]:
-    """Within, C++'s abort calls `answer`, in the thread that aborts; where that returns, the process is aborted."""
-    if os.name != "posix":
-        yield
-        return
-    of_c = ctypes.CDLL(None).signal
-    of_c.argtypes, of_c.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: answer())
-    before = of_c(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        of_c(signal.SIGABRT, before)
 
 
 def _stderr() -> int:

@@ -38,7 +38,16 @@ SEAL = ".json"
 
 REASONS = [
     os.strerror(code)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO)
+    for code in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EIO,
+    )
 ]
 """Why a file cannot be written, as orbax hands it on inside of longer messages."""
 
@@ -96,8 +105,8 @@ class Checkpoints:
         """Of those that were written to the end."""
         if not self.directory.is_dir():
             return []
-        sealed = [file.with_suffix("") for file in self.directory.glob(f"*{SEAL}")]
-        return sorted(int(folder.name) for folder in sealed if folder.name.isdecimal() and folder.is_dir())
+        sealed = [file.with_suffix("").name for file in self.directory.glob(f"*{SEAL}")]
+        return sorted(int(name) for name in sealed if name.isdecimal())
 
     def remove(self) -> None:
         """All of them; the run is done."""
@@ -127,7 +136,7 @@ class Checkpoints:
                 self._seal(step, about)
                 for old in self.steps()[:-KEPT]:
                     (self.directory / f"{old}{SEAL}").unlink()
-                    rmtree(self.directory / str(old))
+                    rmtree(self.directory / str(old), ignore_errors=True)
             ocp.multihost.sync_global_processes(f"bpref checkpoint {step} sealed", processes=_processes())
 
     @contextmanager
@@ -144,7 +153,7 @@ class Checkpoints:
         sealed = {str(s) for s in self.steps() if s < step}
         for path in self.directory.glob("*"):
             if path.name.removesuffix(SEAL) not in sealed:
-                path.unlink() if path.is_file() else rmtree(path)
+                rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _seal(self, step: int, about: Json) -> None:
         """Say what the arrays are that orbax has finished, and by which digests they are known."""
@@ -157,7 +166,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         try:
             sealed = json_object(folder.with_suffix(SEAL).read_bytes())
-        except ValueError:
+        except (ValueError, OSError):
             sealed = {}
         if sealed.pop("sha256", None) != _sha256(sealed):
             return f"{folder.name}{SEAL} is not as it was written"

@@ -84,7 +84,8 @@ def fit(
       loss: `(prediction, target) -> J`, a mean over the batch.
       optimizer: any optax transformation.
       train: X (N, ...) and y (N, ...), both cast to `dtype`; ids and labels are integers still. What is memory-mapped,
-        as by `numpy.load(file, mmap_mode="r")`, may be larger than memory: batches are read as they are needed.
+        as by `numpy.load(file, mmap_mode="r")`, may be larger than memory: batches are read as they are needed. A
+        file that is cut off in that very moment ends the process (SIGBUS), as any that is mapped; the command says so.
       test: the same for data that is only looked at.
       batch_size: left out, all N examples at once.
       seed: of the parameters and of the orders.

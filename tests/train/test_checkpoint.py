@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from contextlib import contextmanager
+from shutil import rmtree
 
 import jax
 import numpy as np
@@ -132,6 +133,32 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(begin_and_whole, kep
     again.wait()
     assert again.last(begun(at), pytest.fail).step == 15
     assert capfd.readouterr() == ("", "")
+
+
+IN_PLACES = {
+    "a file": ("15", lambda path: path.touch(), "_CHECKPOINT_METADATA is missing"),
+    "a link to itself": ("15", lambda path: path.symlink_to(path), "_CHECKPOINT_METADATA is missing"),
+    "nothing": ("15", lambda path: None, "_CHECKPOINT_METADATA is missing"),
+    "a directory": ("15.json", lambda path: path.mkdir(), "15.json is not as it was written"),
+}
+
+
+@pytest.mark.parametrize("what", IN_PLACES)
+def test_what_has_come_in_the_place_of_one_is_damage_and_makes_room(begin_and_whole, kept, what):
+    at, whole = begin_and_whole
+    name, put, damage = IN_PLACES[what]
+    path, warnings = kept.directory / name, []
+    path.unlink() if path.is_file() else rmtree(path)
+    put(path)
+    since = kept.last(begun(at), warnings.append)
+    assert warnings == [
+        f"the checkpoint of step 15 in {kept.directory} is damaged ({damage}); the one before it is taken"
+    ]
+    again = Checkpoints(kept.directory)
+    assert_alike(run(at, DATA, epochs=EPOCHS, since=since, visits=[Visit(again.save, 3)]), whole)
+    again.wait()
+    assert again.steps() == [9, 12, 15]
+    assert again.last(begun(at), pytest.fail).step == 15
 
 
 def test_what_a_killed_process_had_not_finished_is_no_checkpoint_and_makes_room(begin_and_whole, kept):

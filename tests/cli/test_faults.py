@@ -1,0 +1,47 @@
+"""What happens to files while `bpref train` runs, each of which ends it in one line."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from tests.cli.test_ending import ENVIRONMENT
+
+CUT_OFF = """
+import os
+from bpref import __main__ as program
+from bpref.cli import carrying_out
+from bpref.train import mapped, start
+from bpref.train.rows import Rows
+from bpref.train.windows import Windows
+
+mapped.IN_MEMORY, start.WINDOW = 0, 2**14
+carrying_out.require_right = lambda *given: None
+at, found = Windows.at, Rows._require_unchanged
+
+def in_steps(self, step):
+    Rows._require_unchanged = cut
+    return at(self, step)
+
+def cut(self):
+    found(self)
+    os.truncate(self.file, 4096)
+
+Windows.at = in_steps
+program.main()
+"""
+"""The command, whose file is cut off when it has just been found as it was."""
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
+    X = np.random.default_rng(0).normal(size=(20_000, 8))
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "y.npy", X[:, 0])
+    options = ["train", "--data", "X.npy", "--target", "y.npy", "--layers", "4", "--epochs", "2", "--out", "run"]
+    command = [sys.executable, "-c", CUT_OFF, *options]
+    ended = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr == (
+        "bpref: a file that is read while a run goes on has been cut off, or its disk is lost after 0 epochs; the "
+        "metrics so far are in run/metrics.jsonl\n"
+    )
+    assert ended.returncode == 2
