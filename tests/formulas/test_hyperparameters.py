@@ -18,24 +18,16 @@ from tests.refusing import refusals
 
 pytestmark = pytest.mark.quick
 
-NUMBERS = [
-    (rule, p.name)
-    for rule in RULES.values()
-    for p in inspect.signature(rule.make).parameters.values()
-    if float in (p.annotation, *get_args(p.annotation))
-]
-FLAGS = [
-    (rule, p.name)
-    for rule in RULES.values()
-    for p in inspect.signature(rule.make).parameters.values()
-    if p.annotation is bool
-]
-OTHERS = [
-    (rule, p.name)
-    for rule in RULES.values()
-    for p in inspect.signature(rule.make).parameters.values()
-    if p.annotation not in (bool, int, float) and p.name != "name"
-]
+
+def arguments(asked):
+    """Of each rule those for which it is true."""
+    parameters = ((rule, inspect.signature(rule.make).parameters.values()) for rule in RULES.values())
+    return [(rule, p.name) for rule, of_rule in parameters for p in of_rule if asked(p)]
+
+
+NUMBERS = arguments(lambda p: float in (p.annotation, *get_args(p.annotation)))
+FLAGS = arguments(lambda p: p.annotation is bool)
+OTHERS = arguments(lambda p: p.annotation not in (bool, int, float) and p.name != "name")
 
 
 def make(rule, **changed):
@@ -117,43 +109,40 @@ test_a_hyperparameter_that_is_none = refusals(
 )
 
 
-@pytest.mark.parametrize("who", ["dot_product_attention", "blockwise_attention"])
-@pytest.mark.parametrize(
-    ("argument", "v", "expected"),
-    [
-        ("scale", math.nan, "a finite number"),
-        ("scale", math.inf, "a finite number"),
-        ("scale", (), "a finite number"),
-        ("soft_cap", math.nan, "a positive number or None"),
-        ("soft_cap", math.inf, "a positive number or None"),
-        ("dropout", "x", "a number from 0 to below 1"),
-        ("sinks", "none", "True or False"),
-    ],
+ATTENTION = ("dot_product_attention", "blockwise_attention")
+CROSS_ENTROPY = ("softmax_cross_entropy", "fused_linear_cross_entropy")
+NEEDED = {"fused_linear_cross_entropy": {"vocabulary": 2}}
+REFUSED = [
+    (ATTENTION, "scale", (math.nan, math.inf, ()), "a finite number"),
+    (ATTENTION, "soft_cap", (math.nan, math.inf), "a positive number or None"),
+    (ATTENTION, "dropout", ("x",), "a number from 0 to below 1"),
+    (ATTENTION, "sinks", ("none",), "True or False"),
+    (CROSS_ENTROPY, "ignored", (1.5, math.nan, True, "x"), "an integer or None"),
+    (
+        CROSS_ENTROPY,
+        "class_weights",
+        ([1.0, math.inf], [1.0, math.nan], "xy", ["1", "2"], [[1.0], [1.0, 2.0]], 1.0, [0.0]),
+        "C numbers of at least 0, not all 0",
+    ),
+    (
+        ("sigmoid_cross_entropy",),
+        "positive_weight",
+        (math.inf, math.nan, "x", [], [1.0, 0.0]),
+        "a positive number, or one for each C",
+    ),
+]
+"""Rules, an argument of theirs, values that it cannot have, and what is expected of it."""
+
+
+test_a_value_that_an_argument_cannot_have = refusals(
+    {
+        f"{rule}: {argument} is {v!r}, expected {expected}": (rule, {argument: v})
+        for rules, argument, values, expected in REFUSED
+        for rule in rules
+        for v in values
+    },
+    lambda call: getattr(bpref, call[0])(**NEEDED.get(call[0], {}), **call[1]),
 )
-def test_what_attention_refuses(who, argument, v, expected):
-    with pytest.raises(ValueError) as error:
-        getattr(bpref, who)(**{argument: v})
-    assert str(error.value) == f"{who}: {argument} is {v!r}, expected {expected}"
-
-
-@pytest.mark.parametrize("who", ["softmax_cross_entropy", "fused_linear_cross_entropy"])
-@pytest.mark.parametrize("ignored", [1.5, math.nan, True, "x"])
-def test_an_ignored_label_that_no_label_equals(who, ignored):
-    hyper = {"vocabulary": 4} if who == "fused_linear_cross_entropy" else {}
-    with pytest.raises(ValueError) as error:
-        getattr(bpref, who)(ignored=ignored, **hyper)
-    assert str(error.value) == f"{who}: ignored is {ignored!r}, expected an integer or None"
-
-
-@pytest.mark.parametrize(
-    "weights", [[1.0, math.inf], [1.0, math.nan], "xy", ["1", "2"], [[1.0], [1.0, 2.0]], 1.0, [0.0]]
-)
-@pytest.mark.parametrize("who", ["softmax_cross_entropy", "fused_linear_cross_entropy"])
-def test_class_weights_that_are_none(who, weights):
-    hyper = {"vocabulary": 2} if who == "fused_linear_cross_entropy" else {}
-    with pytest.raises(ValueError) as error:
-        getattr(bpref, who)(class_weights=weights, **hyper)
-    assert str(error.value) == (f"{who}: class_weights is {weights!r}, expected C numbers of at least 0, not all 0")
 
 
 def test_weights_that_are_traced_count_as_those_that_are_not():
@@ -176,15 +165,6 @@ def test_weights_that_are_traced_count_as_those_that_are_not():
         assert jax.tree.map(lambda v: v.dtype, came) == jax.tree.map(lambda v: v.dtype, expected)
         for v, e in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(v, e, rtol=3e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("weight", [math.inf, math.nan, "x", [], [1.0, 0.0]])
-def test_positive_weights_that_are_none(weight):
-    with pytest.raises(ValueError) as error:
-        bpref.sigmoid_cross_entropy(positive_weight=weight)
-    assert str(error.value) == (
-        f"sigmoid_cross_entropy: positive_weight is {weight!r}, expected a positive number, or one for each C"
-    )
 
 
 @pytest.mark.parametrize("v", [1, 0.5, np.float32(0.5), np.float16(0.5), np.int32(1), jnp.bfloat16.dtype.type(0.5)])
