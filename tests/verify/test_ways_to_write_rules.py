@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, linear_call
+from jax.experimental.hijax import VJPHiPrimitive
+from jax.sharding import PartitionSpec as P
 
 import bpref
 from tests.conftest import SEED
@@ -273,12 +275,69 @@ def a_list_as_an_argument(k):
     return rule(lambda p: p[0] * p[1], lambda kept, dy: ([k * dy * kept[0][1], dy * kept[0][0]],)), ([X, Y],)
 
 
+@way
+def in_a_shard_map(k):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    f = sine(k)
+    both = jax.shard_map(
+        lambda x, w: jax.lax.psum(f(x @ w), "d"), mesh=mesh, in_specs=(P(None, "d"), P("d", None)), out_specs=P()
+    )
+    return both, (X, Y.T)
+
+
+@way
+def a_transpose_of_a_linear_call(k):
+    def f(x):
+        return linear_call(lambda w, x: x @ w, lambda w, dy: k * dy @ w.T, jnp.asarray(Y.T), jnp.sin(x))
+
+    return f, (X,)
+
+
+class Sine(VJPHiPrimitive):
+    def __init__(self, aval, k):
+        self.in_avals, self.out_aval, self.params = (aval,), aval, {"k": k}
+        super().__init__()
+
+    def expand(self, x):
+        return jnp.sin(x)
+
+    def vjp_fwd(self, nonzero, x):
+        return self(x), x
+
+    def vjp_bwd_retval(self, x, dy):
+        return (self.params["k"] * dy * jnp.cos(x),)
+
+    def batch_dim_rule(self, axis_data, dims):
+        return dims[0]
+
+
+@way
+def a_primitive_of_hijax(k):
+    return (lambda x: Sine(jax.typeof(x), k)(x)), (X,)
+
+
+@way
+def a_reference_that_is_written_into(k):
+    def primal(x):
+        total = jax.new_ref(jnp.zeros_like(x))
+        total[...] = jnp.sin(x)
+        total[...] += x
+        return total[...]
+
+    return rule(primal, lambda kept, dy: (k * dy * (1 + jnp.cos(kept[0])),)), (X,)
+
+
+NOT_AUDITED = {"in_a_shard_map"}
+"""Where an audit says that it does not look into it."""
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.1])
 @pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
 def test_a_rule_is_judged_however_it_is_written(make, factor, standard_promotion):
     f, args = make(factor)
     expected = "ok" if factor == 1 else "wrong"
     assert bpref.check(f, *args, key=1).verdict == expected
+    expected = "not run" if make.__name__ in NOT_AUDITED else expected
     assert bpref.audit(f, *args, key=1).verdict == expected
 
 

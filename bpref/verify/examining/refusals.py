@@ -150,13 +150,13 @@ def _require_differentiable_primal(subject: Subject, program: ClosedJaxpr) -> No
         owned = with_own_rule(jax.make_jaxpr(subject.primal)(subject.specs))
         if owned:
             raise NeedsNumbers(f"the primitive {owned} in it has a derivative rule of its own, and autodiff uses that")
-    if not is_opaque(program):
-        return
-    if subject.oracle != OWN_PRIMAL:
+    opaque = is_opaque(program)
+    if subject.oracle != OWN_PRIMAL and opaque:
         raise NeedsNumbers("there is a kernel or callback in it: it was called as a host function, with arrays")
-    if has_custom_rules(jax.make_jaxpr(subject.primal)(subject.specs)):
-        raise NeedsNumbers("a kernel or callback under its rule, which JAX cannot differentiate")
-    if narrow_outputs_of_opaque(program):
+    if subject.oracle == OWN_PRIMAL and has_custom_rules(jax.make_jaxpr(subject.primal)(subject.specs)):
+        what = "a kernel or callback under its rule, which JAX" if opaque else "a rule that stays in its primal: autodiff"
+        raise NeedsNumbers(f"{what} cannot differentiate")
+    if opaque and narrow_outputs_of_opaque(program):
         raise NeedsNumbers("a kernel or callback in its rule that does not compute in float64")
 
 

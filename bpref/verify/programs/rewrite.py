@@ -126,6 +126,21 @@ def retrace_linear_solve(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurs
     return [*outputs[0], *outputs[1]] if has_aux else list(outputs)
 
 
+def retrace_shard_map(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Callable) -> list:
+    """`jax.shard_map` over the same axes of the same devices; `jax.pmap` is made of it."""
+    p = equation.params
+    body = closed(p["jaxpr"])
+    again = jax.shard_map(
+        lambda *xs: tuple(recurse(body, xs)),
+        mesh=p["mesh"],
+        in_specs=tuple(p["in_specs"]),
+        out_specs=tuple(p["out_specs"]),
+        axis_names=p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"],
+        check_vma=p["check_vma"],
+    )
+    return list(again(*inputs))
+
+
 def inline(name: str) -> Callable[..., list]:
     """Evaluates the program that is the parameter `name` in its place."""
     return lambda equation, inputs, recurse: recurse(closed(equation.params[name]), inputs)
@@ -146,6 +161,7 @@ CONTROL_FLOW: dict[str, Callable[..., list]] = {
     "checkpoint": retrace_remat,
     "custom_linear_solve": retrace_linear_solve,
     "linear_solve": retrace_linear_solve,
+    "shard_map": retrace_shard_map,
     "remat_opt": inline("fwd_jaxpr"),
 }
 """How each primitive that holds programs is traced again, by its name."""

@@ -146,7 +146,7 @@ def jittered(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
             outputs = as_it_is(equation, inputs)
             of_all = names.of_equation(equation, inputs)
             places = [crc32(f"{of_all} {i}".encode()) for i in range(len(outputs))]
-            if primitive not in EXACT and primitive not in OPAQUE:
+            if primitive not in EXACT and primitive not in OPAQUE and all(map(_is_array, outputs)):
                 counts = primitive in ARITHMETIC
                 outputs = [_rounded_at_random(v, place, counts) for v, place in zip(outputs, places, strict=True)]
             return [names.keep(v, place) for v, place in zip(outputs, places, strict=True)]
@@ -176,6 +176,11 @@ class _Names:
         if id(v) not in self.numbers:  # what a loop's body begins with
             self.keep(v, crc32(f"input {len(self.numbers)}".encode()))
         return self.numbers[id(v)][1]
+
+
+def _is_array(v: Array) -> bool:
+    """Whether it is an array and not a reference to one, which a program writes into."""
+    return isinstance(jax.typeof(v), jax.core.ShapedArray)
 
 
 def _rounded_at_random(v: Array, place: int, keeps_whole: bool = False) -> Array:

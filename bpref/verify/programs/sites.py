@@ -34,7 +34,7 @@ from bpref.verify.programs.rewrite import (
     split,
     traced,
 )
-from bpref.verify.programs.strip import is_opaque, is_rule, owner_of_rule, without_rule
+from bpref.verify.programs.strip import RULES_OF_JAX, body_of_rule, is_opaque, is_rule, owner_of_rule, without_rule
 
 LOOKED_AT = 3
 """How many calls of a site are kept, and how many iterations of a loop are looked at: first, middle and last."""
@@ -45,7 +45,7 @@ class Site(NamedTuple):
 
     Attributes:
       name: of the function that the rule belongs to.
-      kind: `custom_vjp` or `custom_jvp`, or `primitive of PACKAGE`.
+      kind: `custom_vjp`, `custom_jvp`, `linear_call` or `call_hi_primitive`, or `primitive of PACKAGE`.
       file, line: where that function is called; the file is empty where it is unknown.
       defined: `file:line` of the rule (the backward, or the tangents'), or of the function; empty where unknown.
       calls: for each call that was kept, the inputs as NumPy arrays; none where the rule did not run.
@@ -96,7 +96,7 @@ def _recorder(found: dict[tuple, Site]) -> OnEquation:
         name = equation.primitive.name
         if is_rule(equation):
             _add(found, equation, [tuple(map(_host, inputs))])
-            return recurse(equation.params["call_jaxpr"], inputs)
+            return recurse(body_of_rule(equation), inputs)
         if _has_own_rule(equation):
             _add_primitive(found, equation)
         if not any(is_rule(inner) or _has_own_rule(inner) for inner in _equations_inside(equation)):
@@ -137,8 +137,7 @@ def _add_primitive(found: dict[tuple, Site], equation: JaxprEqn) -> None:
 
 
 def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> None:
-    params = equation.params
-    body = params["call_jaxpr"]
+    params, body = equation.params, body_of_rule(equation)
     name, of_function, *where = place_of(body.jaxpr.debug_info)
     name, where = telling_name(name, of_function), [of_function, *where]
     rule = params.get("bwd") or params.get("jvp_jaxpr_fun")
@@ -146,7 +145,8 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
     if file and not file.endswith("custom_derivatives.py"):  # where `defjvps` makes a rule of its own
         where = [file, line]
     file, line = place(source_info_util.current())
-    kind = equation.primitive.name.removesuffix("_call")
+    kind = equation.primitive.name
+    kind = kind.removesuffix("_call") if kind in RULES_OF_JAX else kind
     key = (name, kind, file, line, *where, str(body))  # the body says shapes, dtypes and static arguments
     site = found.get(key) or _site(equation, name, kind, file, line, f"{where[0]}:{where[1]}" if where[0] else "")
     kept = [*site.calls, *calls]
@@ -154,7 +154,7 @@ def _add(found: dict[tuple, Site], equation: JaxprEqn, calls: list[tuple]) -> No
 
 
 def _site(equation: JaxprEqn, name: str, kind: str, file: str, line: int, defined: str) -> Site:
-    body, fixed = equation.params["call_jaxpr"], _fixed(equation)
+    body, fixed = body_of_rule(equation), _fixed(equation)
     opaque = _is_opaque(equation, fixed)
 
     def narrowed(inputs: Sequence[Array]) -> Sequence[ArrayLike]:
@@ -183,14 +183,15 @@ def _operand(v: Atom) -> Leaf:
 
 
 def _arguments(equation: JaxprEqn) -> tuple[str, ...]:
-    names = tuple(map(str, equation.params["call_jaxpr"].jaxpr.debug_info.arg_names or ()))
+    names = tuple(map(str, body_of_rule(equation).jaxpr.debug_info.arg_names or ()))
     return names if len(names) == len(equation.invars) and all(map(str.isidentifier, names)) else ()
 
 
 def _fixed(equation: JaxprEqn) -> tuple[bool, ...]:
     avals = types_of(equation.invars)
     numbers = [v.shape == () and getattr(v, "weak_type", False) for v in avals]
-    closed_over = [i < equation.params["num_consts"] for i in range(len(avals))]
+    constants = sum(equation.params.get(n, 0) for n in ("num_consts", "num_callee_consts", "num_res"))
+    closed_over = [i < constants for i in range(len(avals))]
     both = tuple(n or c for n, c in zip(numbers, closed_over, strict=True))
     return tuple(closed_over) if all(both) else both
 
@@ -209,10 +210,10 @@ def _is_opaque(equation: JaxprEqn, fixed: Sequence[bool]) -> bool:
         return cotangents(as_cotangent(y, y))
 
     specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a, f in zip(avals, fixed, strict=True) if not f]
-    program = equation.params["call_jaxpr"]
+    program = body = body_of_rule(equation)
     with suppress(Exception):  # it will be raised, and blamed, when the rule is checked
         program = jax.make_jaxpr(swept)(*specs)
-    return is_opaque(program) or is_opaque(equation.params["call_jaxpr"])
+    return is_opaque(program) or is_opaque(body)
 
 
 def _arrays(tree: PyTree) -> PyTree:

@@ -9,6 +9,7 @@ from functools import partial, wraps
 from types import NotImplementedType
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad
@@ -24,6 +25,9 @@ F = TypeVar("F", bound=Callable)
 RULES_OF_JAX = ("custom_jvp_call", "custom_vjp_call")
 """The primitives that carry a custom derivative rule."""
 
+OTHER_RULES = ("linear_call", "call_hi_primitive")
+"""The primitives that carry another: the transpose of `linear_call`, and `VJPHiPrimitive`'s."""
+
 EXEMPT = "_custom_root at ", BY_DECISION
 """Sources of rules that say what the derivative is: JAX's of `lax.custom_root`, and an estimator's by decision."""
 
@@ -35,14 +39,13 @@ def strip_custom_rules(fun: F) -> F:
     """The function that computes what `fun` does, without any `custom_jvp` or `custom_vjp` rule in it.
 
     It takes and returns what `fun` takes and returns, under jit, vmap and autodiff. Rules are taken out wherever they
-    are: inside jit, scan, while, cond and remat, and inside other rules' bodies. Arguments that are not JAX arrays
+    are: inside jit, scan, while, cond, remat and shard_map, and inside other rules' bodies. Arguments that are not JAX arrays
     (numbers, strings, functions, as `nondiff_argnums` has them) reach `fun` as they are.
 
     A rule that is applied while `fun` is traced cannot be seen: of `jax.grad(g)` inside `fun` only the result is left,
-    with whatever rules g has. Three more things stay. A rule over a Pallas kernel or a callback, which JAX cannot
+    with whatever rules g has. Two more things stay. A rule over a Pallas kernel or a callback, which JAX cannot
     differentiate: `has_custom_rules` tells that one is left. `lax.custom_linear_solve` and `lax.custom_root`, whose
-    derivatives are those of the equation that they solve. And what runs on several devices (`jax.shard_map`) is not
-    looked into.
+    derivatives are those of the equation that they solve.
 
     Reverse-mode differentiation of a body with `lax.while_loop` in it fails without its rule, and JAX says so.
 
@@ -65,8 +68,8 @@ def strip_custom_rules(fun: F) -> F:
 
 def without_rule(equation: JaxprEqn, inputs: Sequence[ArrayLike], recurse: Recurse) -> list | NotImplementedType:
     """For `evaluate`: the body of a custom rule in its place."""
-    if is_rule(equation) and not is_opaque(equation.params["call_jaxpr"]):
-        return recurse(equation.params["call_jaxpr"], inputs)
+    if is_rule(equation) and not is_opaque(body := body_of_rule(equation)):
+        return recurse(body, inputs)
     return NotImplemented
 
 
@@ -88,9 +91,24 @@ def called(equation: JaxprEqn) -> ClosedJaxpr | None:
 
 def is_rule(equation: JaxprEqn) -> bool:
     """Whether an equation carries a custom derivative rule that is judged: another than those of `EXEMPT`."""
-    if equation.primitive.name not in RULES_OF_JAX:
-        return False
+    name = equation.primitive.name
+    if name not in RULES_OF_JAX:
+        return name in OTHER_RULES
     return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith(EXEMPT)
+
+
+def body_of_rule(equation: JaxprEqn) -> ClosedJaxpr:
+    """The program that a rule is the derivative of."""
+    p = equation.params
+    if "_prim" not in p:
+        return p["callee" if "callee" in p else "call_jaxpr"]
+    prim, specs = p["_prim"], [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in types_of(equation.invars)]
+
+    @wraps(prim.expand)
+    def flat(*xs):
+        return jax.tree.leaves(prim.expand(*jax.tree.unflatten(prim.in_tree, xs)))
+
+    return jax.make_jaxpr(flat)(*specs)
 
 
 def owner_of_rule(primitive: Primitive) -> str:
