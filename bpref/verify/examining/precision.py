@@ -31,7 +31,11 @@ WHOLE = 16
 """How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
 
 SCALED = 8
-"""How many times the unit round-off, beyond autodiff's, all of an array may be too large or too small by one factor."""
+"""How many times the unit round-off, and the error of the factor itself, beyond autodiff's, all of an array may be too
+large or too small by one factor."""
+
+PLAIN = 1000
+"""So many times as large as its own error is a factor that is all that is wrong."""
 
 FEW = 8
 """Of fewer elements than these a common factor may be rounding."""
@@ -170,7 +174,7 @@ def _with_faults(
             unit = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
             scaled = row._replace(hand=row.hand / unit, autodiff=row.autodiff / unit)
             if not within(scaled, FACTOR, FACTOR) or has_an_outlier(scaled):
-                return Finding(name, "imprecise", long_text(row.summary()) + draw, summarise(row.hand).p99)
+                return Finding(name, "imprecise", coarse_text(row) + draw, summarise(row.hand).p99)
         unit = _round_off(row.dtype, ready.casts_to)
         if is_blunt(row, unit):
             effect = max(apart_as_a_whole(m[name], inputs.truth[name]) for m in moved())
@@ -198,15 +202,25 @@ def is_blunt(row: Row, unit: float) -> bool:
 
 def is_scaled(row: Row, unit: float) -> bool:
     """Whether a whole array is the truth times another number than 1, in a dtype that has fewer digits than float32."""
-    hand, autodiff, rest = row.scale
-    off = abs(hand - 1)
-    return row.hand.size >= FEW and unit > UNIT_OF_FLOAT32 and off > abs(autodiff - 1) + SCALED * max(unit, rest)
+    return unit > UNIT_OF_FLOAT32 and _is_off_by_a_factor(row, unit)
+
+
+def _is_off_by_a_factor(row: Row, unit: float) -> bool:
+    hand, autodiff, sure_to = row.scale
+    return row.hand.size >= FEW and abs(hand - 1) > abs(autodiff - 1) + SCALED * (unit + sure_to)
 
 
 def scaled_text(row: Row) -> str:
     """In words what the array is, and how nearly."""
-    hand, autodiff, rest = row.scale
-    return f"in {row.dtype} it is {hand:.3g} times the truth, to {rest:.1g}; {row.beside} {autodiff:.3g} times"
+    hand, autodiff, sure_to = row.scale
+    return f"in {row.dtype} it is {hand:.3g} times the truth, sure to {sure_to:.1g}; {row.beside} {autodiff:.3g} times"
+
+
+def coarse_text(row: Row) -> str:
+    """In words how far its elements are off: all by one factor, where that is most of it."""
+    hand, _, sure_to = row.scale
+    is_factor = _is_off_by_a_factor(row, float(jnp.finfo(row.dtype).eps)) and abs(hand - 1) > PLAIN * sure_to
+    return scaled_text(row) if is_factor else long_text(row.summary())
 
 
 def blunt_text(row: Row, best: float, than: str) -> str:
@@ -265,20 +279,16 @@ def _values(ready: Prepared, working: Working, points: Sequence[Point]) -> dict[
 
 
 def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, torn: np.ndarray) -> Row:
-    """The errors of one value; zero where it has a kink, and where the truth is no number of its dtype."""
+    """The errors of one value; zero where it has a kink and a value, and where the truth is no number of its dtype."""
     with np.errstate(invalid="ignore", over="ignore"):
         once = truth.astype(hand.dtype)
-        skipped = ~np.isfinite(once) | torn[: len(truth)]
+        skipped = ~np.isfinite(once) | (torn[: len(truth)] & np.isfinite(hand))
         by_hand, by_autodiff = (
             np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff)
         )
-        known = np.where(skipped, 0.0, truth)
-
-        def whole(v: np.ndarray) -> float:
-            return apart_as_a_whole(np.where(skipped, 0.0, v), known)
-
-        off = whole(hand), whole(autodiff), whole(once)
-        scale = scales(np.where(skipped, 0.0, hand), np.where(skipped, 0.0, autodiff), known)
+        values, others, best, known = (np.where(skipped, 0.0, v) for v in (hand, autodiff, once, truth))
+        off = apart_as_a_whole(values, known), apart_as_a_whole(others, known), apart_as_a_whole(best, known)
+        scale = scales(values, others, known)
         return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:], scale=scale)
 
 
@@ -290,10 +300,14 @@ def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
 
 
 def scales(hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """The numbers that take the truth to the hand's and to autodiff's best, and how far off the hand's is beside it."""
-    c, size = scale_to(hand, truth), float(np.linalg.norm(truth))
-    rest = float(np.linalg.norm(np.asarray(hand, truth.dtype) - c * truth)) / size if size > 0 else 0.0
-    return c, scale_to(autodiff, truth), rest
+    """The numbers that take the truth to the hand's and to autodiff's best, and the standard error of the hand's.
+
+    That of least squares whose residuals are as large as they are, each by itself.
+    """
+    c, power = scale_to(hand, truth), float(np.vdot(truth, truth).real)
+    with np.errstate(all="ignore"):
+        apart = float(np.linalg.norm(truth * (np.asarray(hand, truth.dtype) - c * truth)))
+    return c, scale_to(autodiff, truth), apart / power if 0 < power < np.inf else 0.0
 
 
 def scale_to(values: np.ndarray, truth: np.ndarray) -> float:

@@ -18,11 +18,11 @@ from bpref.verify.examining.precision import (
     Row,
     apart_as_a_whole,
     blunt_text,
+    coarse_text,
     has_an_outlier,
     has_value,
     is_blunt,
     is_scaled,
-    long_text,
     nonfinite,
     scale_to,
     scaled_text,
@@ -92,9 +92,8 @@ class Compared(NamedTuple):
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
         if not np.all(np.isfinite(row.hand)):
             return row._replace(fault=nonfinite(row, self.is_defined))
-        p = row.summary()
         if not within(scaled, factor, factor) or has_an_outlier(scaled):
-            return row._replace(fault=Finding(where, "imprecise", long_text(p), p.hand.p99))
+            return row._replace(fault=Finding(where, "imprecise", coarse_text(row), row.summary().hand.p99))
         moved_by = np.where(known & np.isfinite(self.effect), self.effect, 0)
         unit = float(jnp.finfo(dtype).eps) / 2
         if is_blunt(row, unit) and is_blunt(row, max(unit, apart_as_a_whole(truth + moved_by, truth))):
