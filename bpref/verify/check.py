@@ -15,7 +15,7 @@ from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
 from bpref.verify.examining import precision
 from bpref.verify.examining.cross_check import disagreements
 from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
-from bpref.verify.examining.laws import consistency, eagerness, linearity, purity
+from bpref.verify.examining.laws import consistency, eagerness, linearity, partiality, purity
 from bpref.verify.examining.prepare import Prepared, lifted, prepared, rounding_at
 from bpref.verify.examining.program import COTANGENTS, POINTS, SCALES, Seen, swept
 from bpref.verify.examining.refusals import NeedsNumbers, Refused, refuse_eager, refused
@@ -158,7 +158,10 @@ def _impure(
 ) -> list[Finding]:
     """What differs between ways to call it, by more than rounding explains."""
     changing = [] if ready.is_repeatable() else purity(ready.subject, narrow)
-    found = [*consistency(seen), *(eagerness(ready.subject, wide, seen) if eager and not ready.is_lifted else ())]
+    found = consistency(seen)
+    if not ready.is_lifted:
+        found += eagerness(ready.subject, wide, seen) if eager else []
+        found += partiality(ready.subject, wide, seen) if ready.sees_zeros else []
     coarse = 1e3 * float(jnp.finfo(ready.casts_to).eps) if ready.casts_to else 0.0
     return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where].either, initial=0.0))]
 

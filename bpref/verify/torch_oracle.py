@@ -5,7 +5,7 @@ PyTorch knows one way to a backward, its own or somebody's: through the graph th
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
@@ -28,7 +28,8 @@ def with_graph(call: Callable[[], T]) -> T:
 def cotangents(outputs: Tensors, inputs: Tensors, dys: Tensors, keep: bool = False) -> list["torch.Tensor | None"]:
     """The cotangents of `inputs`, leaves of the graph, for those of `outputs`; `None` for what no output depends on.
 
-    Only outputs that have a graph take part; `keep` it, to be called once more.
+    Only outputs that have a graph take part; `keep` it, to be called once more. Through a reentrant checkpoint PyTorch
+    gives none but what is added to `.grad`.
     """
     import torch
 
@@ -39,23 +40,36 @@ def cotangents(outputs: Tensors, inputs: Tensors, dys: Tensors, keep: bool = Fal
             raise ValueError(f"a cotangent has shape {list(dy.shape)}, its output {list(y.shape)}")
     # What `autograd.grad` calls; that itself would take the backward out of the mode that it is called in.
     run = torch.autograd.graph._engine_run_backward
-    return list(run(ys, of_ys, keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False))
+    if not any(node.name() == "CheckpointFunctionBackward" for node in _nodes(ys)):
+        return list(run(ys, of_ys, keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False))
+    before = [v.grad for v in inputs]
+    try:
+        for v in inputs:
+            v.grad = None
+        run(ys, of_ys, keep, False, (), allow_unreachable=True, accumulate_grad=True)
+        return [v.grad for v in inputs]
+    finally:
+        for v, grad in zip(inputs, before, strict=True):
+            v.grad = grad
+
+
+def _nodes(outputs: Tensors) -> Iterator:
+    """Every node of these outputs' graph, once."""
+    seen, waiting = set(), [y.grad_fn for y in outputs if y.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [following for following, _ in node.next_functions if following is not None]
 
 
 def has_own_backward(outputs: Tensors) -> bool:
     """Whether a node of these outputs' graph is somebody's: an `autograd.Function` or a custom operator."""
     import torch
 
-    seen, waiting = set(), [y.grad_fn for y in outputs if y.grad_fn is not None]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
-            return True
-        waiting += [following for following, _ in node.next_functions if following is not None]
-    return False
+    of_python = torch.autograd.function.BackwardCFunction
+    return any(isinstance(node, of_python) or "CppNode" in node.name() for node in _nodes(outputs))
 
 
 def is_apply(fun: object) -> TypeGuard[MethodType]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.custom_derivatives import SymbolicZero
 
 import bpref
 from tests.conftest import SEED
@@ -102,6 +103,43 @@ def test_what_jax_takes_is_judged(primal, backward, args):
     assert bpref.check(rule(primal, backward), *args, key=1).ok
     doubled = rule(primal, lambda *rest: backward(*rest[:-1], 2 * rest[-1]))
     assert bpref.check(doubled, *args, key=1).verdict == "wrong"
+
+
+# Rules that are told what is differentiated
+
+
+def told(alone):
+    """A product whose rule does something else where one argument alone, or one output alone, is asked for."""
+
+    def forward(x, w):
+        both = x.perturbed and w.perturbed
+        return (x.value * w.value, jnp.sin(x.value)), (x.value, w.value, 1.0 if both else alone["argument"])
+
+    def backward(kept, dys):
+        x, w, factor = kept
+        one = any(isinstance(dy, SymbolicZero) for dy in dys)
+        dy, of_sine = (jnp.zeros_like(x) if isinstance(dy, SymbolicZero) else dy for dy in dys)
+        factor = factor * (alone["output"] if one else 1.0)
+        return factor * (dy * w + of_sine * jnp.cos(x)), factor * dy * x
+
+    f = jax.custom_vjp(lambda x, w: (x * w, jnp.sin(x)))
+    f.defvjp(forward, backward, symbolic_zeros=True)
+    return f
+
+
+@pytest.mark.parametrize(
+    ("alone", "text"),
+    [
+        ({"argument": 1.0, "output": 1.0}, ""),
+        ({"argument": 2.0, "output": 1.0}, "where x alone is differentiated it gives another value"),
+        ({"argument": 1.0, "output": 2.0}, "where y[0] alone is used it gives another value than beside cotangents of"),
+    ],
+)
+def test_a_rule_that_is_told_what_is_asked_for_is_asked_for_each_alone(alone, text):
+    report = bpref.check(told(alone), X, MASK + X, key=1)
+    assert report.ok == (not text)
+    assert text in report.verdicts[0].detail
+    assert kinds(report) <= {("x", "impure"), ("w", "impure")}
 
 
 # Defaults, numbers and static arguments

@@ -1,17 +1,19 @@
 """The laws that a backward obeys besides being right: linear in the cotangent, and the same however it is called."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from bpref.programs import Typed
 from bpref.verify.examining.held import Point, Rounding
 from bpref.verify.examining.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.examining.subject import Subject
-from bpref.verify.oracle import Leaf
+from bpref.verify.oracle import Leaf, Values, is_differentiable, with_cotangents
 from bpref.verify.report import Finding
 
 TWO_ANSWERS = "called twice with the same arguments it gives two answers"
@@ -103,6 +105,42 @@ def eagerness(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
         for name, v in eager.items()
         if not _same(compiled.get(name), v)
     ]
+
+
+def partiality(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
+    """Where one argument alone is differentiated, or one output alone is used, it gives the same in float64.
+
+    A rule with `symbolic_zeros=True` is told so, and may do something else.
+    """
+    leaves, dy = list(map(jnp.asarray, point.leaves)), [jnp.asarray(v[0]) for v in point.dys]
+    moving = [i for i, v in enumerate(leaves) if is_differentiable(v)]
+
+    def outputs(values: Values) -> list[Array]:
+        return [v for v in jax.tree.leaves(subject.plain(values)) if is_differentiable(v)]
+
+    def of_argument(i: int) -> dict[str, Array]:
+        _, pull = with_cotangents(lambda v: outputs([*leaves[:i], v, *leaves[i + 1 :]]), leaves[i])
+        return {subject.names[i]: pull(dy)[0]}
+
+    def of_output(j: int, alone: bool) -> dict[str, Array]:
+        _, pull = with_cotangents(lambda values: outputs(values)[j] if alone else outputs(values), leaves)
+        found = pull(dy[j] if alone else [v if i == j else jnp.zeros_like(v) for i, v in enumerate(dy)])[0]
+        return {name: v for name, v in zip(subject.names, found, strict=True) if v is not None}
+
+    def differing(alone: dict[str, Array], usual: Mapping[str, ArrayLike], text: str) -> list[Finding]:
+        pairs = {name: (np.asarray(v), np.asarray(usual[name])) for name, v in alone.items()}
+        return [Finding(name, "impure", text, _apart(*pair)) for name, pair in pairs.items() if not _same(*pair)]
+
+    findings = []
+    with jax.enable_x64(True):
+        for i in moving if len(moving) > 1 else ():
+            text = f"where {subject.names[i]} alone is differentiated it gives another value"
+            findings += differing(jax.jit(of_argument, static_argnums=0)(i), seen.alone, text)
+        for j, name in enumerate(seen.y if len(dy) > 1 else ()):
+            text = f"where {name} alone is used it gives another value than beside cotangents of zeros"
+            alone, beside = (jax.jit(of_output, static_argnums=(0, 1))(j, v) for v in (True, False))
+            findings += differing(alone, beside, text)
+    return findings
 
 
 def _same(v: np.ndarray | None, w: np.ndarray) -> bool:

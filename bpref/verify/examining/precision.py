@@ -30,9 +30,9 @@ OUTLIER = 1024
 WHOLE = 16
 """How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
 
-SCALED = 8
-"""How many times the unit round-off, and the error of the factor itself, beyond autodiff's, all of an array may be too
-large or too small by one factor."""
+SCALED, SURE = 4, 8
+"""How many times the unit round-off, and the standard error of the factor itself, beyond autodiff's, all of an array may
+be too large or too small by one factor. Of the corpus' right derivations none is off by an eighth of a unit."""
 
 PLAIN = 1000
 """So many times as large as its own error is a factor that is all that is wrong."""
@@ -207,7 +207,7 @@ def is_scaled(row: Row, unit: float) -> bool:
 
 def _is_off_by_a_factor(row: Row, unit: float) -> bool:
     hand, autodiff, sure_to = row.scale
-    return row.hand.size >= FEW and abs(hand - 1) > abs(autodiff - 1) + SCALED * (unit + sure_to)
+    return row.hand.size >= FEW and abs(hand - 1) > abs(autodiff - 1) + SCALED * unit + SURE * sure_to
 
 
 def scaled_text(row: Row) -> str:

@@ -19,12 +19,13 @@ from bpref.verify.examining.held import ROUND_OFF, TRIALS, Effect, Point, Roundi
 from bpref.verify.examining.laws import form, is_repeatable
 from bpref.verify.examining.program import COTANGENTS, Program, output_shapes, trace_program, unchanged
 from bpref.verify.examining.refusals import require_arrays, require_checkable, require_outputs
-from bpref.verify.examining.subject import Subject
+from bpref.verify.examining.subject import INSIDE, Subject
 from bpref.verify.numbers.kinks import a_step_away
 from bpref.verify.oracle import Specs, Values, is_differentiable
 from bpref.verify.programs.lift import lift, lift_traced, narrowest
 from bpref.verify.programs.rewrite import constants_of
 from bpref.verify.programs.running import collecting_nothing
+from bpref.verify.programs.strip import sees_zeros
 from bpref.verify.report import Finding
 
 WIDE = (np.float64, np.complex128)
@@ -58,6 +59,7 @@ class Prepared(NamedTuple):
       x64: whether narrow arguments are looked at with 64-bit numbers enabled, since the caller has them enabled.
       narrow: makes, once, the program in each working dtype.
       formal: what is wrong with the form of the cotangents.
+      sees_zeros: whether a rule in it may do something else where an argument alone is differentiated.
       is_repeatable: asks, once, whether it is the same program when it is traced again.
       is_its_own_truth: whether `wide` is what a program in another dtype computes, in float64: not if it casts down
         inside, or draws random numbers, which are others in another dtype.
@@ -77,6 +79,7 @@ class Prepared(NamedTuple):
     x64: bool
     narrow: Callable[[], tuple[Working, ...]]
     formal: tuple[Finding, ...]
+    sees_zeros: bool
     is_repeatable: Callable[[], bool]
     is_its_own_truth: bool
     truth: Callable[[Working], Program]
@@ -155,6 +158,7 @@ def programs_of(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         x64,
         narrow,
         tuple(formal),
+        _sees_zeros(subject, own, x64),
         cache(lambda: _is_repeatable(subject, specs, outputs, x64)),
         is_lifted or (casts_to is None and not draws_random_numbers(wide.traced.jaxpr)),
         _truths(subject, specs, outputs, wide, is_lifted, casts_to, x64),
@@ -234,6 +238,13 @@ def _unless_refused(subject: Subject, leaves: Sequence[Typed], outputs: Specs) -
     # JAX binds a rule with `optimize_remat` as it was traced, in float64 too
     is_typed = any(equation.primitive.name == "remat_opt" for equation in all_equations(made.traced.jaxpr))
     return None if is_typed else made
+
+
+def _sees_zeros(subject: Subject, own: list[np.dtype], x64: bool) -> bool:
+    if subject.form != INSIDE:
+        return False
+    with x64_for(own, x64):
+        return sees_zeros(jax.make_jaxpr(subject.plain)(subject.specs))
 
 
 def _is_repeatable(subject: Subject, specs: Specs, outputs: Specs, x64: bool) -> bool:

@@ -154,7 +154,9 @@ def _require_differentiable_primal(subject: Subject, program: ClosedJaxpr) -> No
     if subject.oracle != OWN_PRIMAL and opaque:
         raise NeedsNumbers("there is a kernel or callback in it: it was called as a host function, with arrays")
     if subject.oracle == OWN_PRIMAL and has_custom_rules(jax.make_jaxpr(subject.primal)(subject.specs)):
-        what = "a kernel or callback under its rule, which JAX" if opaque else "a rule that stays in its primal: autodiff"
+        what = (
+            "a kernel or callback under its rule, which JAX" if opaque else "a rule that stays in its primal: autodiff"
+        )
         raise NeedsNumbers(f"{what} cannot differentiate")
     if opaque and narrow_outputs_of_opaque(program):
         raise NeedsNumbers("a kernel or callback in its rule that does not compute in float64")

@@ -97,6 +97,14 @@ def is_rule(equation: JaxprEqn) -> bool:
     return not str(equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info).startswith(EXEMPT)
 
 
+def sees_zeros(program: ClosedJaxpr) -> bool:
+    """Whether a rule in it is told which arguments are differentiated, and which cotangents are symbolic zeros."""
+    return any(
+        e.params.get("symbolic_zeros") is True or e.primitive.name == "call_hi_primitive"
+        for e in all_equations(program)
+    )
+
+
 def body_of_rule(equation: JaxprEqn) -> ClosedJaxpr:
     """The program that a rule is the derivative of."""
     p = equation.params

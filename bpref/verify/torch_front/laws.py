@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from bpref.verify.examining.subject import Misfit
+from bpref.verify.examining.subject import Entry, Misfit
 from bpref.verify.host.sampling import cotangent
 from bpref.verify.naming import in_short
 from bpref.verify.numbers import points as fresh
@@ -74,6 +74,7 @@ def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], 
     _other_layouts(c, leaves, dys, names, runs[0], found)
     _other_cotangents(c, leaves, dys, names, runs[0], found)
     _fewer_gradients(c, leaves, dys, names, runs[0], found)
+    _fewer_outputs(c, leaves, dys, names, found)
     _called_again(c, leaves, dys, names, found)
     return found
 
@@ -204,6 +205,41 @@ def _fewer_gradients(c: TorchCall, leaves: Arrays, dys: list, names: list[str], 
             continue
         if name in first.values and _ulps(run.values.get(name), first.values[name]) > ROUNDING:
             found.wrong.append(Finding(name, "impure", f"differs where {name} alone needs a gradient"))
+
+
+def _fewer_outputs(c: TorchCall, leaves: Arrays, dys: list, names: list[str], found: Observed) -> None:
+    """Where one output alone is used it is the same as beside cotangents of zeros.
+
+    A backward under `set_materialize_grads(False)` has None for the others.
+    """
+    floats = [j for j, dy in enumerate(dys) if dy.is_floating_point() or dy.is_complex()]
+    for j in floats if len(floats) > 1 else []:
+        of_ways = []
+        for used in ([j], floats):
+            tensors = c.tensors(leaves)
+            y = c.outputs(c.fun, tensors)
+            if not y[j].requires_grad:
+                break
+            entries = pulled(c, tensors, [y[i] for i in used], [dys[i] if i == j else dys[i] * 0 for i in used])
+            of_ways.append(dict(zip(c.names, entries, strict=True)))
+        if len(of_ways) < 2:
+            continue
+        alone, beside = of_ways
+        misfit = next((v for v in alone.values() if isinstance(v, Misfit)), None)
+        if misfit is not None:
+            name = c.names[c.differentiable.index(True)]
+            found.wrong.append(Finding(name, "impure", f"where {names[j]} alone is used, {misfit.detail}"))
+            continue
+        first, run = (
+            Run({n: _or_zeros(w.get(n), v) for n, v in beside.items() if isinstance(v, np.ndarray)}, {})
+            for w in (beside, alone)
+        )
+        found.wrong.extend(_differing(c, run, first, [], f"differs where {names[j]} alone is used"))
+
+
+def _or_zeros(v: Entry, like: np.ndarray) -> np.ndarray:
+    """A cotangent, None being zero."""
+    return v if isinstance(v, np.ndarray) else np.zeros_like(like)
 
 
 def _called_again(c: TorchCall, leaves: Arrays, dys: list, names: list[str], found: Observed) -> None:
