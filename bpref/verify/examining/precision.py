@@ -31,8 +31,8 @@ WHOLE = 16
 """How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
 
 SCALED, SURE = 4, 8
-"""How many times the unit round-off, and the standard error of the factor itself, beyond autodiff's, all of an array may
-be too large or too small by one factor. Of the corpus' right derivations none is off by an eighth of a unit."""
+"""How many times the unit round-off, and the standard error of the factor itself, beyond autodiff's, an array may be too
+large or too small by one factor. Of the corpus' right derivations none is off by an eighth of a unit."""
 
 PLAIN = 1000
 """So many times as large as its own error is a factor that is all that is wrong."""

@@ -39,8 +39,8 @@ def strip_custom_rules(fun: F) -> F:
     """The function that computes what `fun` does, without any `custom_jvp` or `custom_vjp` rule in it.
 
     It takes and returns what `fun` takes and returns, under jit, vmap and autodiff. Rules are taken out wherever they
-    are: inside jit, scan, while, cond, remat and shard_map, and inside other rules' bodies. Arguments that are not JAX arrays
-    (numbers, strings, functions, as `nondiff_argnums` has them) reach `fun` as they are.
+    are: inside jit, scan, while, cond, remat and shard_map, and inside other rules' bodies. Arguments that are not JAX
+    arrays (numbers, strings, functions, as `nondiff_argnums` has them) reach `fun` as they are.
 
     A rule that is applied while `fun` is traced cannot be seen: of `jax.grad(g)` inside `fun` only the result is left,
     with whatever rules g has. Two more things stay. A rule over a Pallas kernel or a callback, which JAX cannot
