@@ -137,11 +137,16 @@ def stacked(seen: Sequence[Seen]) -> Seen:
     )
 
 
-def pairs(seen: Seen) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every value by name, the hand's and the oracle's, where both have one of the same shape."""
-    both = {name: (v, seen.y_oracle[name]) for name, v in seen.y.items() if name in seen.y_oracle}
-    both |= {name: (v, seen.oracle[name]) for name, v in seen.hand.items() if name in seen.oracle}
-    return {name: (hand, oracle) for name, (hand, oracle) in both.items() if hand.shape == oracle.shape}
+def pairs(seen: Sequence[Seen]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every value of several points by name, as `stacked` joins it, the hand's and the oracle's, where both have one of
+    the same shape."""
+    sides = [(lambda s: s.y, lambda s: s.y_oracle, np.stack), (lambda s: s.hand, lambda s: s.oracle, np.concatenate)]
+    return {
+        name: (join([hand(s)[name] for s in seen]), join([oracle(s)[name] for s in seen]))
+        for hand, oracle, join in sides
+        for name, v in hand(seen[0]).items()
+        if name in oracle(seen[0]) and v.shape == oracle(seen[0])[name].shape
+    }
 
 
 def hold(
@@ -156,7 +161,7 @@ def hold(
 
     `neighbours` are the points', given where the same points are held more than once.
     """
-    values, cotangents = pairs(stacked(seen)), set(seen[0].hand)
+    values, cotangents = pairs(seen), set(seen[0].hand)
     neighbours = neighbours or Neighbourhood(program.gradients, points, program.names)
 
     def held(name: str, hand: np.ndarray, oracle: np.ndarray) -> Held:
@@ -202,7 +207,7 @@ def effect_of_rounding(program: Program, points: Sequence[Point], n: int = TRIAL
 
 def _effect(program: Program, points: Sequence[Point]) -> dict[str, list[np.ndarray]]:
     """By hand and in the oracle."""
-    plain, rounded_at_random = (pairs(stacked(run_in_float64(run, points))) for run in (program.run, program.rounded))
+    plain, rounded_at_random = (pairs(run_in_float64(run, points)) for run in (program.run, program.rounded))
 
     def apart(v, w, truth):
         """How far v moves, in the units that its error is judged in: the truth's, where that is not zero."""

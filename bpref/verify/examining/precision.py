@@ -31,8 +31,8 @@ WHOLE = 16
 """How many times the unit round-off a whole array may be off, in a dtype that has fewer digits than float32."""
 
 SCALED, SURE = 4, 8
-"""How many times the unit round-off, and the standard error of the factor itself, beyond autodiff's, an array may be too
-large or too small by one factor. Of the corpus' right derivations none is off by an eighth of a unit."""
+"""How many times the unit round-off, and the standard error of the factor itself, beyond autodiff's, an array may be
+too large or too small by one factor. Of the corpus' right derivations none is off by an eighth of a unit."""
 
 PLAIN = 1000
 """So many times as large as its own error is a factor that is all that is wrong."""
@@ -275,7 +275,7 @@ def _truth(ready: Prepared, working: Working, inputs: Sequence[Point]) -> dict[s
 
 def _values(ready: Prepared, working: Working, points: Sequence[Point]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     with x64_for(working.leaves, ready.x64):
-        return pairs(stacked([working.program.run(*p) for p in points]))
+        return pairs([working.program.run(*p) for p in points])
 
 
 def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, torn: np.ndarray) -> Row:
@@ -286,7 +286,8 @@ def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, t
         by_hand, by_autodiff = (
             np.where(skipped.reshape(-1), 0.0, ulp_errors(v, truth, hand.dtype)) for v in (hand, autodiff)
         )
-        values, others, best, known = (np.where(skipped, 0.0, v) for v in (hand, autodiff, once, truth))
+        of_all = hand, autodiff, once, truth
+        values, others, best, known = (np.where(skipped, 0.0, v) for v in of_all) if skipped.any() else of_all
         off = apart_as_a_whole(values, known), apart_as_a_whole(others, known), apart_as_a_whole(best, known)
         scale = scales(values, others, known)
         return Row(name, jnp.dtype(hand.dtype).name, by_hand, by_autodiff, off, truth.shape[1:], scale=scale)
@@ -295,7 +296,7 @@ def _row(name: str, hand: np.ndarray, autodiff: np.ndarray, truth: np.ndarray, t
 def apart_as_a_whole(values: np.ndarray, truth: np.ndarray) -> float:
     """The norm of the error relative to the truth's, of the worst sample; the truth may be of many more digits."""
     wide = np.asarray(values, truth.dtype)
-    apart, size = (np.sqrt((np.abs(v).reshape(len(truth), -1) ** 2).sum(axis=1)) for v in (wide - truth, truth))
+    apart, size = (np.linalg.norm(v.reshape(len(truth), -1), axis=1) for v in (wide - truth, truth))
     return float(np.max(apart / np.where(size > 0, size, np.inf), initial=0.0))
 
 
