@@ -4,6 +4,8 @@ Forward: y_hat = f(X), J = loss(y_hat, y). The reverse sweep starts at dJ = 1; t
 dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it from there.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import overload
 
@@ -25,6 +27,7 @@ from bpref.compose.parts import (
     pull,
     run,
 )
+from bpref.dtypes import came, described
 from bpref.layer import Layer, X, Y
 
 
@@ -55,30 +58,34 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
       (3, 2)
 
     Raises:
-      TypeError: it is not one network and one loss, or one of them no layer.
-      ValueError: at the call, params are not those of both.
+      TypeError: it is not one network and one loss, or one of them no layer; at the call, x is no pair (X, y).
+      ValueError: at the call, params are not those of both, or y does not fit what the network gives.
     """
     names = ("network", "loss")
     if len(layers) + len(named) != 2 or (layers and named):
-        came = ", ".join([*(f"layer {i}" for i in range(len(layers))), *named]) or "nothing"
-        raise TypeError(f"objective: it was given {came}; expected a network and a loss, both by name or neither")
+        given = ", ".join([*(f"layer {i}" for i in range(len(layers))), *named]) or "nothing"
+        raise TypeError(f"objective: it was given {given}; expected a network and a loss, both by name or neither")
     if set(named) == set(names):
         named = {name: named[name] for name in names}
     parts = parts_of("objective", layers, named, names)
     network, loss = parts.layers
 
     def begin_both(key, x):
-        (X, y), data = at_the_start(x)
+        x, data = at_the_start(x)
+        X, y = pair(x)
         of_network, state = begun(network, key, X, data)
         y_hat = jax.eval_shape(partial(run, network), of_network, X, data._replace(x=None, state=state))[0]
-        of_loss, state_of_loss = begun(loss, key, beside(y_hat, y), data)
+        with saying_both(network, y_hat, y):
+            of_loss, state_of_loss = begun(loss, key, beside(y_hat, y), data)
         return parts.together((of_network, of_loss)), parts.together((state, state_of_loss))
 
     def forward(params, x):
         of_network, of_loss = parts.apart("objective", params)
-        (X, y), (of_X, of_y) = parts.given("objective", x)
+        x, (of_X, of_y) = parts.given("objective", x)
+        X, y = pair(x)
         y_hat, network_cache, state = run(network, of_network, X, of_X)
-        J, loss_cache, state_of_loss = run(loss, of_loss, beside(y_hat, y), of_y)
+        with saying_both(network, y_hat, y):
+            J, loss_cache, state_of_loss = run(loss, of_loss, beside(y_hat, y), of_y)
         after = parts.together((state, state_of_loss))
         return given_state(parts.is_stateful, J, after), parts.together((network_cache, loss_cache))
 
@@ -99,3 +106,27 @@ def objective(*layers: Layer, **named: Layer) -> Layer:
 def beside(y_hat: PyTree, y: PyTree) -> tuple[PyTree, ...]:
     """What a loss is given: a prediction, and beside it a target, or each of several."""
     return (y_hat, *y) if type(y) is tuple and len(y) > 1 else (y_hat, y)
+
+
+def pair(x: PyTree) -> tuple[PyTree, PyTree]:
+    """X and y of an objective's input; raises `TypeError` where it is none of two."""
+    if not isinstance(x, tuple | list) or len(x) != 2:
+        raise TypeError(f"objective: x is {came(x)}, expected a pair (X, y) of inputs and targets")
+    return x[0], x[1]
+
+
+@contextmanager
+def saying_both(network: Layer, y_hat: PyTree, y: PyTree) -> Iterator[None]:
+    """Adds to what a loss refuses that the prediction is the network's, and the shapes of both."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own
+            raise
+        gives, targets = (jax.tree.map(_shape, v, is_leaf=lambda v: v is None) for v in (y_hat, y))
+        both = f"in objective the network {network.name} gives {gives}, y is {targets}".replace("'", "")
+        raise type(error)(f"{error}; {both}") from error.__cause__
+
+
+def _shape(v: object) -> str:
+    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else described(v)

@@ -43,13 +43,6 @@ def standing_alone(f: Callable, written: Written | None = None) -> Written:
     return written
 
 
-CALLED_WITH = """
-def called_with(names, **defaults):
-    return lambda f: lambda params, x, *args, **hyper: f(params, x, **{**defaults, **dict(zip(names, args)), **hyper})
-"""
-"""What stands for `called_as`, whose defaults are those of a layer."""
-
-
 def _define(name: str, f: Callable, written: Written) -> None:
     """Write the definition of `f` under the name by which it is known where it is used."""
     called, f = f, inspect.unwrap(f)
@@ -57,11 +50,7 @@ def _define(name: str, f: Callable, written: Written) -> None:
         raise NotAlone("it needs a layer, with its backward")
     source = textwrap.dedent(inspect.getsource(f)).rstrip()
     if source.startswith(f"@{called_as.__name__}("):
-        written.setdefault("called_with", CALLED_WITH.strip())
-        hyper = list(inspect.signature(called).parameters.values())[2:]
-        defaults = (f"{p.name}={p.default!r}" for p in hyper if p.default is not p.empty)
-        header = ", ".join((repr(" ".join(p.name for p in hyper)) + ".split()", *defaults))
-        source = f"@called_with({header})\n" + source.split("\n", 1)[1]
+        source = _with_defaults(source.split("\n", 1)[1], inspect.signature(called))
     for keyword in ("def", "class"):
         source = re.sub(rf"^{keyword} {f.__name__}\b", f"{keyword} {name}", source, count=1, flags=re.M)
     if written.get(name, source) != source:
@@ -74,6 +63,36 @@ def _define(name: str, f: Callable, written: Written) -> None:
         if used in module and used != name:
             _need(used, module[used], written, source)
     written[name] = written.pop(name)  # after what it needs
+
+
+def _with_defaults(source: str, signature: inspect.Signature) -> str:
+    """A reference without `called_as`: its hyperparameters with the defaults that they have in the layer.
+
+    By name alone, unless they stand in the layer's order.
+    """
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef)
+    of, lines = definition.args, source.split("\n")
+    defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    _, x, *hyper = of.args
+    named = [*hyper, *of.kwonlyargs]
+    rest = {name: v for name, v in defaults.items() if name not in {a.arg for a in named}}
+    if rest and of.kwarg and of.kwarg.arg in _names(source):  # they are handed on
+        first = definition.body[ast.get_docstring(definition) is not None]
+        handed_on = ", ".join(f"{name}={v!r}" for name, v in rest.items())
+        lines.insert(first.lineno - 1, f"    {of.kwarg.arg} = dict({handed_on}) | {of.kwarg.arg}")
+    for a in reversed(named):
+        if a.arg in defaults:
+            _insert(lines, a, f"{' = ' if a.annotation else '='}{defaults[a.arg]!r}")
+    in_order = [a.arg for a in hyper] == list(signature.parameters)[2 : 2 + len(hyper)]
+    if not in_order and not of.kwonlyargs:
+        _insert(lines, x, ", *")
+    return "\n".join(lines)
+
+
+def _insert(lines: list[str], after: ast.arg, text: str) -> None:
+    row, column = (after.end_lineno or 1) - 1, after.end_col_offset or 0
+    lines[row] = lines[row][:column] + text + lines[row][column:]
 
 
 def _need(name: str, value: object, written: Written, source: str) -> None:

@@ -86,6 +86,20 @@ def test_the_nesting_of_the_design_document():
     assert_derivative(layer, np.random.default_rng(SEED).normal(size=(7, 3)))
 
 
+@pytest.mark.parametrize("y", [jnp.zeros((4, 4)), jnp.zeros((3, 3))], ids=["classes", "rows"])
+def test_labels_that_do_not_fit_what_the_network_gives_are_refused_and_both_are_named(y):
+    J = bpref.objective(network=bpref.serial(bpref.linear(3), bpref.tanh()), loss=bpref.softmax_cross_entropy())
+    X, key = jnp.ones((4, 5)), jax.random.key(SEED)
+    params = J.init(key, (X, jnp.zeros((4, 3))))
+    said = r"^softmax_cross_entropy: .*; in objective the network serial gives float32\[4, 3\], y is float32\["
+    for call in (lambda: J.init(key, (X, y)), lambda: J.forward(params, (X, y))):
+        with pytest.raises(ValueError, match=said):
+            call()
+    for x, came in ((X[:2], "an array"), ((X, y, y), "a tuple of 3")):
+        with pytest.raises(TypeError, match=rf"^objective: x is {came}, expected a pair \(X, y\)"):
+            J.init(key, x)
+
+
 @pytest.mark.parametrize("integer", [True, False], ids=["integer target", "dense target"])
 def test_objective_is_a_layer_whose_target_may_have_no_cotangent(integer):
     rng = np.random.default_rng(SEED)
