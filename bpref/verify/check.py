@@ -27,6 +27,7 @@ from bpref.verify.numbers.measure import widened
 from bpref.verify.options import require_flags, require_functions, seed_of, working_dtypes
 from bpref.verify.oracle import is_differentiable
 from bpref.verify.programs.running import as_if_at_home, collecting_nothing, ran_interpreted
+from bpref.verify.programs.sites import sites
 from bpref.verify.report import Finding, Precision, Report
 from bpref.verify.torch_front import is_torch
 
@@ -140,7 +141,9 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
         verdicts.append(verdict)
         findings += found
     oracle = f"float64 oracle: {ready.subject.oracle}"
-    return Report(ready.subject.name, oracle, key, tuple(verdicts), tuple(findings), _notes(ready))
+    return Report(
+        ready.subject.name, oracle, key, tuple(verdicts), tuple(findings), (*_notes(ready), *_not_run(ready, narrow))
+    )
 
 
 def _oracle_looked_at(ready: Prepared, point: Point, seen: Seen, held: dict[str, Held], key: int) -> list[Finding]:
@@ -186,6 +189,18 @@ def _notes(ready: Prepared) -> tuple[str, ...]:
     )
     notes = (casts, ready.casts_to), (loops, ready.wide.unbatched), (coarse, ready.round_off > ROUND_OFF)
     return (*(note for note, applies in notes if applies), *_interpreted(ready.subject))
+
+
+def _not_run(ready: Prepared, points: list[Point]) -> tuple[str, ...]:
+    """A note for each rule inside that ran at none of the points: nothing was seen of it."""
+    if not ready.may_skip:
+        return ()
+    ran: dict[str, bool] = {}
+    for p in points:
+        for site in sites(lambda *leaves: ready.subject.plain(list(leaves)), *p.leaves):
+            where = f"{site.name} at {site.file}:{site.line}" if site.file else site.name
+            ran[where] = ran.get(where, False) or site.ran
+    return tuple(f"the rule {where} did not run, and was not judged" for where, has in ran.items() if not has)
 
 
 def _interpreted(subject: Subject) -> tuple[str, ...]:

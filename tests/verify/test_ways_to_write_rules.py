@@ -341,6 +341,25 @@ def test_a_rule_is_judged_however_it_is_written(make, factor, standard_promotion
     assert bpref.audit(f, *args, key=1).verdict == expected
 
 
+def test_a_rule_in_a_branch_that_is_not_taken_is_said_to_have_not_run():
+    wrong, right = sine(2.0), rule(jnp.tanh, lambda kept, dy: (dy * (1 - jnp.tanh(kept[0]) ** 2),))
+
+    def f(x, limit):
+        return jax.lax.cond(
+            x.sum() > limit,
+            lambda v: wrong(v),
+            lambda v: right(v),
+            x,
+        )
+
+    for limit, verdict, other in ((1e9, "ok", "sin"), (-1e9, "wrong", "tanh")):
+        report = bpref.check(f, X, limit, key=1)
+        assert report.verdict == verdict
+        (note,) = report.notes
+        assert note.startswith(f"the rule {other} at ")
+        assert note.endswith(" did not run, and was not judged")
+
+
 def test_an_empty_array_has_no_wrong_cotangent():
     assert bpref.check(sine(2.0), X[:0], key=1).ok
 

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad
 from jax.typing import ArrayLike
 
-from bpref.programs import all_equations, closed, types_of
+from bpref.programs import all_equations, closed, programs_in, types_of
 from bpref.tangents import BY_DECISION
 from bpref.verify.options import require_callable
 from bpref.verify.programs.rewrite import CALLS, Recurse, evaluate, traced
@@ -103,6 +103,12 @@ def sees_zeros(program: ClosedJaxpr) -> bool:
         e.params.get("symbolic_zeros") is True or e.primitive.name == "call_hi_primitive"
         for e in all_equations(program)
     )
+
+
+def may_skip_a_rule(program: ClosedJaxpr) -> bool:
+    """Whether a rule is in a branch or in a loop that may be left out."""
+    held = (e for e in all_equations(program) if e.primitive.name in ("cond", "while"))
+    return any(has_custom_rules(inner) for e in held for inner in programs_in(e))
 
 
 def body_of_rule(equation: JaxprEqn) -> ClosedJaxpr:
