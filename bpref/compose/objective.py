@@ -7,7 +7,7 @@ dA[L] = dJ/dy_hat, which carries the batch mean's 1/N, and the network takes it 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, overload
+from typing import overload
 
 import jax
 from jaxtyping import PyTree
@@ -29,6 +29,7 @@ from bpref.compose.parts import (
 )
 from bpref.dtypes import came, described
 from bpref.layer import Layer, X, Y
+from bpref.programs import is_typed
 
 
 @overload
@@ -128,5 +129,5 @@ def saying_both(network: Layer, y_hat: PyTree, y: PyTree) -> Iterator[None]:
         raise type(error)(f"{error}; {both}") from error.__cause__
 
 
-def _shape(v: Any) -> str:
-    return f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") and hasattr(v, "shape") else described(v)
+def _shape(v: object) -> str:
+    return f"{v.dtype}{list(v.shape)}" if is_typed(v) else described(v)

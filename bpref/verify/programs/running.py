@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import ShapedArray, Tracer
+from jax.core import Tracer
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from jax.stages import Compiled, Traced
 from jax.typing import ArrayLike
@@ -180,7 +180,7 @@ class _Names:
 
 def _is_array(v: Array) -> bool:
     """Whether it is an array and not a reference to one, which a program writes into."""
-    return isinstance(jax.typeof(v), ShapedArray)
+    return not hasattr(jax.typeof(v), "inner_aval")
 
 
 def _rounded_at_random(v: Array, place: int, keeps_whole: bool = False) -> Array:
