@@ -184,7 +184,7 @@ def _of_mixtral(of: Published) -> MixtureConfig:
     if stretch is not None:
         raise ValueError(f"rope_type is {json.dumps(stretch.way)}, expected {json.dumps('default')}")
     names = LLAMA_NAMES | MIXTRAL_NAMES
-    sizes = {ours: of.get(theirs) if ours == "window" else of[theirs] for ours, theirs in names.items()}
+    sizes: Published = {ours: of.get(theirs) if ours == "window" else of[theirs] for ours, theirs in names.items()}
     return MixtureConfig(**sizes, kv_heads=of.get("num_key_value_heads"), rope=rope)
 
 
