@@ -72,8 +72,3 @@ def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
 def threshold(rate: float) -> int:
     """Below it are 32 random bits with probability 1 - rate."""
     return math.ceil(float(np.float32(1 - rate)) * 2**RESOLUTION) << (32 - RESOLUTION)
-
-
-def words(key: Array) -> Array:
-    """Two 32-bit words of a PRNG key, however it is written."""
-    return jax.random.key_data(key)[:2] if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

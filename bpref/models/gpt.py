@@ -197,6 +197,6 @@ def _mlp(c: GptConfig) -> Layer:
 
 
 def _finished(config: GptConfig, layer: Layer) -> Layer:
-    if config.tied:
-        layer = shared(layer, ("body.embed.W", "head.W"))
-    return stateful(layer) if config.dropout or config.attention_dropout else layer
+    if config.dropout or config.attention_dropout:
+        layer = stateful(layer)
+    return shared(layer, ("body.embed.W", "head.W")) if config.tied else layer

@@ -18,9 +18,10 @@ and for sequences, with rows t and s of example i, the cheaper of two contractio
 
 The rows of an embedding's table that an example reads more than once are added up before they are squared. Every other
 leaf's g_i comes of its own backward, run for each example's part of its cache. Which axis of the cache is the examples'
-is told by shapes: it is the one that grows with x. Where that cannot be told, or a PRNG key draws for all examples
-together, the backward is run for each example in turn with all other dy zero, which is what g_i is, at N times the
-cost.
+is told by shapes: it is the one that grows with x. What attention drops of its weights is a function of the key and of
+the weight's place, so that an example alone has it made again from the key and its number. Where the axis cannot be
+told, or a key draws for all examples together in another way, the backward is run for each example in turn with all
+other dy zero, which is what g_i is, at N times the cost.
 
 Source of the norms: Goodfellow, arXiv:1510.01799; of sequences Li et al., arXiv:2110.05679, section 4.
 """
@@ -38,11 +39,13 @@ from jaxtyping import PyTree
 from bpref.apart import sealed
 from bpref.compose.parts import pull
 from bpref.dtypes import cast, wide_dtype, widen
+from bpref.keys import numbered
 from bpref.layer import Layer, With, require_layer
 from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionParams
 from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyCache
+from bpref.transforms.example_axes import KEYED, axes_of_examples
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +56,8 @@ class PerExampleCache:
     Attributes:
       leaf: the cache.
       examples: N; `None` of a leaf without input: what is shared, whose dy comes with an axis of the examples.
-      axes: that of the examples in each array, `None` for one without; `None` where it cannot be taken apart.
+      axes: that of the examples in each array, `None` for one without, `KEYED` for a key of which each example is to
+        have its own; `None` where it cannot be taken apart.
     """
 
     leaf: PyTree
@@ -163,7 +167,7 @@ def transformed(who: str, leaf: Layer, reduced: Reduced, formulas: Formulas, kee
                 "a loss without, as linear and softmax_cross_entropy, or fused_linear_cross_entropy without rows"
             )
         n = jax.tree.leaves(given if is_loss else out)[0].shape[0]
-        return y, PerExampleCache(cache, n, _axes_of_examples(leaf, params, x, n))
+        return y, PerExampleCache(cache, n, axes_of_examples(leaf, params, x, n))
 
     def backward(params, cache, dy):
         if not isinstance(cache, PerExampleCache):
@@ -202,11 +206,15 @@ def _by_slices(sweep: Sweep, cache: PerExampleCache, dy: PyTree, reduced: Reduce
     n = cache.examples or 0
     arrays, tree = jax.tree.flatten((cache.leaf, dy))
     axes = [*(cache.axes or ()), *(0 if v.ndim else None for v in jax.tree.leaves(dy))]
+    is_key = [axis == KEYED for axis in axes]
+    arrays = [numbered(v, n) if keyed else v for v, keyed in zip(arrays, is_key, strict=True)]
+    axes = [0 if keyed else axis for axis, keyed in zip(axes, is_key, strict=True)]
     of_each = sum(v.size for v in jax.tree.leaves(made))
     at_once = max(1, sum(v.size for v in arrays) // of_each) if of_each else n
 
     def one(slices):
-        own = [v if axis is None else jnp.expand_dims(v, axis) for v, axis in zip(slices, axes, strict=True)]
+        each = zip(slices, axes, is_key, strict=True)
+        own = [v if axis is None or keyed else jnp.expand_dims(v, axis) for v, axis, keyed in each]
         dparams, dx, of_data = sweep(*tree.unflatten(own))
         return reduced(dparams), dx, of_data
 
@@ -235,40 +243,6 @@ def _of(swept: PyTree, reduced: Reduced) -> PyTree:
 def _alone(i: Array, dy: PyTree) -> PyTree:
     """dy of example i, zero elsewhere."""
     return jax.tree.map(lambda d: jnp.zeros_like(d).at[i].set(d[i]), dy)
-
-
-def _axes_of_examples(leaf: Layer, params: PyTree, x: PyTree, n: int) -> tuple[int | None, ...] | None:
-    """In each array of the cache the axis that grows by one with one more example; `None` where that cannot be told."""
-
-    def cached(more):
-        longer = jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct((n + more, *v.shape[1:]), v.dtype) if _has_examples(v, n) else v,
-            x if leaf.begin is None else x.x,
-        )
-        given = longer if leaf.begin is None else x._replace(x=longer)
-        try:
-            return jax.tree.leaves(jax.eval_shape(leaf.forward, params, given)[1])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{leaf.name}: x is taken to have {n} examples in its first axis, and with {n + more} it is refused; "
-                "expected examples in the first axis of every array of x"
-            ) from error
-
-    axes = []
-    for v, w in zip(cached(0), cached(1), strict=True):
-        grown = [k for k, (size, longer) in enumerate(zip(v.shape, w.shape, strict=True)) if size != longer]
-        if len(grown) > 1 or any((v.shape[k], w.shape[k]) != (n, n + 1) for k in grown) or _is_key(v):
-            return None
-        axes.append(grown[0] if grown else None)
-    return tuple(axes)
-
-
-def _has_examples(v: Array, n: int) -> bool:
-    return v.shape[:1] == (n,) and not _is_key(v)
-
-
-def _is_key(v: Array) -> bool:
-    return jnp.issubdtype(v.dtype, jax.dtypes.prng_key) or v.dtype == jnp.uint32
 
 
 def as_sequences(v: Array) -> Array:

@@ -14,6 +14,7 @@ from bpref.models.gpt_config import GptConfig
 from bpref.rule import Key
 from bpref.rules import RULES
 from bpref.trained import select
+from bpref.transforms import per_example
 from bpref.transforms.curvature.squares import squares as squares_of
 from bpref.verify import oracle
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
@@ -284,6 +285,37 @@ def test_what_is_dropped_for_the_batch_is_dropped_for_each_example():
         _, expected, _ = bpref.backpropagate(attention, params, given, alone)
         for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
+
+
+OF_GPT = {
+    "flat blocks": {"attention_dropout": 0.4},
+    "halves, and what they add": {"attention_dropout": 0.4, "dropout": 0.3, "kv_heads": 1},
+    "composed": {"attention_dropout": 0.4, "dropout": 0.3, "sandwich": True, "zero_centred": True, "tied": True},
+}
+
+
+@pytest.mark.parametrize("of", OF_GPT.values(), ids=OF_GPT)
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+def test_a_gpt_with_dropout_is_taken_apart(of, remat, monkeypatch):
+    """Beside autodiff of the whole batch, all cotangents but one example's being zero; no example in turn."""
+    config = GptConfig(V, 8, 2, 2, 6, T, **of)
+    monkeypatch.delattr(per_example, "_alone")
+    with jax.enable_x64(True):
+        network, tokens = bpref.gpt(config, remat), jnp.asarray(RNG.integers(V, size=(N, T)))
+        params, state = bpref.begin(network, jax.random.key(SEED), tokens)
+        params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
+        x, dy = bpref.With(tokens, state), jnp.asarray(RNG.normal(size=(N, T, V)))
+
+        def every(params):
+            _, cotangents = oracle.with_cotangents(lambda p: network.forward(p, x)[0][0], params)
+            alone = [cotangents(jnp.zeros_like(dy).at[i].set(dy[i]))[0] for i in range(N)]
+            transformed = (bpref.map_leaves(f, network) for f in (bpref.per_example_gradients, bpref.per_example_norms))
+            gradients, norms = (bpref.backpropagate(f, params, x, dy)[1] for f in transformed)
+            return jax.tree.map(lambda *g: jnp.stack(g), *alone), gradients, bpref.squared_norms(norms)
+
+        expected, gradients, norms = jax.device_get(in_one_program(every)(params))
+    close(jax.tree.map(examples_first, gradients, expected), expected)
+    close(norms, squares(expected))
 
 
 def test_an_output_that_is_not_used_gives_every_example_a_zero():

@@ -22,7 +22,8 @@ from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attention.changed_scores import Changed, Pull, changed
 from bpref.formulas.attention.distances import skew, sum_of_diagonals
 from bpref.formulas.attention.heads import Heads, by_groups, from_groups, segments_of
-from bpref.formulas.random_draws import threshold, words
+from bpref.formulas.random_draws import threshold
+from bpref.keys import number_of, words
 
 LOWEST = -1e30
 """A logit of what is not seen, and where a running maximum starts: finite, so that no difference of two is NaN."""
@@ -179,9 +180,13 @@ class Grid:
         return seen
 
     def _dropped(self, key: PyTree):
-        """r of block (i, j): each element's bits are a function of the key and of its place, whatever the blocks."""
+        """r of block (i, j): each element's bits are a function of the key and of its place, whatever the blocks.
+
+        One example alone, with the key that is its own, has those that it has among all.
+        """
         front = (*self.b, self.K, self.G)
-        lead = jnp.arange(int(np.prod(front)), dtype=jnp.uint32).reshape(*front, 1, 1)
+        size = int(np.prod(front))
+        lead = jnp.arange(size, dtype=jnp.uint32).reshape(*front, 1, 1) + jnp.uint32(size) * number_of(key)
         rate, key = self.pattern.dropout, words(key)
 
         def r(i, j):
