@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bpref
+from bpref.rules import RULES
 from bpref.rules.mixture.expert_permute import Permuted
 from bpref.rules.mixture.grouped_matmul import GroupedMatmulParams
 from bpref.rules.mixture.mixture_of_experts import Mixed, MixtureOfExpertsParams
@@ -250,3 +251,26 @@ def test_what_is_dropped_gives_no_gradient():
         bpref.expert_unpermute(2, 2), (), (y.rows, chosen, 2 * jnp.ones((3, 1))), jnp.ones((3, 1))
     )
     assert (back[:, 0].tolist(), do[:, 0].tolist(), dw[:, 0].tolist()) == ([2, 4, 0], [2, 2, 0], [1, 2, 0])
+
+
+@pytest.fixture
+def on_a_tpu(monkeypatch):
+    """What a TPU runs, on this machine."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+
+
+@pytest.mark.parametrize("capacity", [None, 3])
+def test_a_tpu_sorts_choices_back_to_where_they_were(capacity, on_a_tpu):
+    """Scatters, which it runs number by number, are left where rows are dropped alone."""
+    layer = bpref.expert_permute(4, capacity)
+    x = jax.random.normal(jax.random.key(0), (12, 2)), jax.random.randint(jax.random.key(1), (12, 2), -1, 5)
+
+    def both(x):
+        (rows, sizes), cache = layer.forward((), x)
+        return rows, layer.backward((), cache, Permuted(rows, sizes))[1][0]
+
+    rows, dx = both(x)
+    assert jax.jit(both).lower(x).as_text().count('"stablehlo.scatter"') == (0 if capacity is None else 1)
+    y, pull = jax.vjp(lambda tokens: RULES["expert_permute"].reference((), (tokens, x[1]), 4, capacity).rows, x[0])
+    np.testing.assert_allclose(rows, y, rtol=1e-6)
+    np.testing.assert_allclose(dx, pull(y)[0], rtol=1e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
-from bpref.formulas.mixture.grouped_rows import by_expert
+from bpref.formulas.mixture.grouped_rows import by_choice, by_expert
 
 
 class Order(NamedTuple):
@@ -45,5 +45,8 @@ def order_of(chosen: Int[Array, "N k"], experts: int, capacity: int | None) -> O
     rank = jnp.arange(M, dtype=jnp.int32) - (jnp.cumsum(counts) - counts).astype(jnp.int32)[its_expert]
     has_row = (expert[order] < experts) & (rank < sizes[its_expert])
     row = jnp.where(has_row, (jnp.cumsum(sizes) - sizes).astype(jnp.int32)[its_expert] + rank, R)
-    choice = jnp.full(R, M, jnp.int32).at[row].set(order, mode="drop")
-    return Order(choice, jnp.zeros(M, jnp.int32).at[order].set(row, unique_indices=True).reshape(k, N), sizes)
+    if capacity is None:  # then a row stands where its choice does in the order
+        choice = jnp.where(has_row, order, M)
+    else:
+        choice = jnp.full(R, M, jnp.int32).at[row].set(order, mode="drop")
+    return Order(choice, by_choice(order, row).reshape(k, N), sizes)
