@@ -277,6 +277,41 @@ def test_packed_sequences_are_each_as_if_alone(name: str):
     assert_same(dparams, jax.tree.map(lambda *d: sum(d), *(p[1] for p in pieces)))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@EVERY_FORM
+def test_what_is_not_finite_stays_within_its_packed_sequence(name: str, bad: float):
+    """A gate of 0 lay between, and 0 times NaN is NaN: in every other sequence all is as with a finite number."""
+    T, (layer, params) = 11, made(name)
+    ids = np.broadcast_to(np.repeat([7, 2, 7, 1], [3, 1, 5, 2])[None], (B, T))
+    x = FORMS[name].x(T)
+    dy = as_cotangent(shape_of_y(layer, params, x))
+    steps, tree = jax.tree.flatten((x._replace(state=None), dy.y))
+
+    def of_steps(leaves: Any, state: Any) -> tuple[Any, Any]:
+        """What there is of every step, and of the states."""
+        of_x, dy_y = jax.tree.unflatten(tree, leaves)
+        y, _, dx = swept(layer, params, packed(of_x._replace(state=state), ids), dy._replace(y=dy_y))
+        return (y.y, dx._replace(state=None)), (y.state, dx.state)
+
+    def only(steps: Any, within: Any) -> Any:
+        return jax.tree.map(lambda v: v[:, within], steps)
+
+    expected, of_states = of_steps(steps, x.state)
+    for i, leaf in enumerate(steps):
+        spoiled = leaf.copy()
+        spoiled[(0, 6, *[0] * (leaf.ndim - 2))] = bad
+        came, states = of_steps([*steps[:i], spoiled, *steps[i + 1 :]], x.state)
+        for others in (slice(4), slice(9, T)):
+            assert_same(only(came, others), only(expected, others))
+        assert_same(states, of_states)
+        assert not all(np.isfinite(v).all() for v in jax.tree.leaves(only(came, slice(4, 9))))
+    state = jax.tree.map(lambda v: np.where(np.arange(v.size).reshape(v.shape) == 0, bad, v), x.state)
+    came, states = of_steps(steps, state)
+    assert_same(only(came, slice(3, T)), only(expected, slice(3, T)))
+    assert_same(states[0], of_states[0])
+    assert not np.isfinite(came[0][:, :3]).all()
+
+
 @pytest.mark.parametrize("name", TAKES_NO_STEPS)
 def test_no_steps_hand_the_state_on_and_its_cotangent_back(name: str):
     layer, params = made(name)

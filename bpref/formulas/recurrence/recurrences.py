@@ -35,10 +35,10 @@ def run_recurrence(a: Array, b: Array, start: Array | None, method: Method, reve
     return _scan(advance, a, b, start, reverse)
 
 
-def advance(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-    """h_t twice, of h_{t-1}, a_t and b_t."""
-    a, b = at
-    h = a * h + b
+def advance(h: Array, at: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+    """h_t twice, of h_{t-1}, a_t, b_t, and where the step begins anew, if any does: there h_t is b_t."""
+    a, b, new = at
+    h = unless(new, a * h) + b
     return h, h
 
 
@@ -53,11 +53,16 @@ def run_back(a: Array, dh: Array, method: Method, reverse: bool = False) -> Arra
     return _scan(retreat, a, dh, None, not reverse)
 
 
-def retreat(from_later: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-    """a_t G_t and G_t, of a_{t+1} G_{t+1}, a_t and dh_t."""
-    a, dh = at
+def retreat(from_later: Array, at: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+    """a_t G_t, 0 where the step begins anew, and G_t, of a_{t+1} G_{t+1}, a_t, dh_t and where that is, if anywhere."""
+    a, dh, new = at
     G = dh + from_later
-    return a * G, G
+    return unless(new, a * G), G
+
+
+def unless(new: Array | None, z: Array) -> Array:
+    """z, and 0 where a step begins anew: a product with a gate of 0 would be NaN of what is not finite."""
+    return z if new is None else jnp.where(new, 0, z)
 
 
 def before(h: Array, start: Array | None, reverse: bool = False) -> Array:
@@ -83,6 +88,6 @@ def start_cotangent(a: Array, G: Array, reverse: bool = False) -> Array:
 
 
 def _scan(step: Callable[..., tuple[Array, Array]], a: Array, b: Array, start: Array | None, reverse: bool) -> Array:
-    along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0)
+    along = jnp.moveaxis(a, TIME, 0), jnp.moveaxis(b, TIME, 0), None
     start = jnp.zeros_like(along[1][0]) if start is None else start
     return jnp.moveaxis(scan(step, start, along, reverse=reverse)[1], 0, TIME)

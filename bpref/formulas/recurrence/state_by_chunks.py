@@ -15,6 +15,15 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.formulas.attention.heads import Heads
 from bpref.formulas.decoder import decoder
 from bpref.formulas.recurrence.chunks import fitting, from_chunks, halving, into_chunks, no_state_of
+from bpref.formulas.recurrence.decays import per_row
+from bpref.formulas.recurrence.segments_apart import (
+    bad_state,
+    bad_steps,
+    made_finite,
+    nan_where,
+    segment_numbers,
+    spoiled,
+)
 from bpref.formulas.recurrence.states import arrived, forgetting, from_state, given_out, into_state, require_alone
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
@@ -36,6 +45,45 @@ class OneChunk(NamedTuple):
     forward: Callable[[Array, Chunk], tuple[Array, Array, PyTree]]
     backward: Callable[[Array, Chunk, Array, PyTree, Array], tuple[Array, Chunk]]
     kept: Callable[[Array, Chunk], tuple[Array, PyTree]] | None = None
+
+
+def kept_apart(one: OneChunk, gate: int) -> OneChunk:
+    """The same of a chunk of several segments, whose numbers are its last array; `gate` is the place of the gates'.
+
+    A cotangent has a part in it from either side: all of a segment with something bad in it are NaN.
+    """
+
+    def cleaned(arrays):
+        return tuple(made_finite(z, i == gate) for i, z in enumerate(arrays))
+
+    def on(S, arrays, n):
+        """Of q the row of its own step alone has something."""
+        return spoiled(bad_steps(n.shape[1], arrays[1:], gate - 1), n, bad_state(S))
+
+    def forward(S, chunk):
+        *arrays, n = chunk
+        steps, last = on(S, arrays, n)
+        after, y, kept = one.forward(made_finite(S), (arrays[0], *cleaned(arrays)[1:]))
+        return nan_where(last, after), nan_where(per_row(steps, y.shape[1]), y), kept
+
+    def kept(S, chunk):
+        *arrays, n = chunk
+        if one.kept is None:
+            after, _, kept = one.forward(made_finite(S), cleaned(arrays))
+        else:
+            after, kept = one.kept(made_finite(S), cleaned(arrays))
+        return nan_where(on(S, arrays, n)[1], after), kept
+
+    def backward(dS, chunk, S, kept, dy):
+        *arrays, n = chunk
+        bad = bad_steps(n.shape[1], (*arrays, dy), gate)
+        after, _ = spoiled(bad, n, bad_state(S))
+        before, first = spoiled(bad, n, bad_state(dS), reverse=True)
+        steps = after | before
+        dS, d = one.backward(made_finite(dS), cleaned(arrays), made_finite(S), kept, made_finite(dy))
+        return nan_where(first | bad_state(S), dS), tuple(nan_where(per_row(steps, z.shape[1]), z) for z in d)
+
+    return OneChunk(forward, backward, kept)
 
 
 def gates_forgetting(x: PyTree) -> PyTree:
@@ -69,11 +117,13 @@ def state_by_chunks(
     if is_halved and chunk & (chunk - 1):
         raise ValueError(f"{who}: chunk is {chunk}, expected a power of 2, since it is halved")
 
+    def length(heads):
+        return (halving if is_halved else fitting)(chunk, heads.q.shape[-3])
+
     def chunked(z, heads):
         z = z[..., None] if z.ndim < heads.k.ndim else z
         T = heads.q.shape[-3]
-        L = (halving if is_halved else fitting)(chunk, T)
-        return into_chunks(z, heads.k.shape[-2], L * (z.shape[-3] // T if T else 1))
+        return into_chunks(z, heads.k.shape[-2], length(heads) * (z.shape[-3] // T if T else 1))
 
     def unchunked(z, like, k):
         if like.ndim == k.ndim:
@@ -81,15 +131,22 @@ def state_by_chunks(
         return from_chunks(z, k.shape[-2], like[..., None])[..., 0]
 
     def chunks_of(x):
+        """What one chunk does, and all chunks."""
         heads, *others, _ = x
-        return tuple(chunked(z, heads) for z in (*heads[:3], *others))
+        chunks = tuple(chunked(z, heads) for z in (*heads[:3], *others))
+        if heads.q_segments is None:
+            return one, chunks
+        n = segment_numbers(heads.q_segments, heads.k.shape[-2], length(heads))
+        return kept_apart(one, 2 + x._fields.index("log_gate")), (*chunks, n)
 
     def y_of(S, x):
+        one, chunks = chunks_of(x)
+
         def step(S, chunk):
             S, y, _ = one.forward(S, chunk)
             return S, y
 
-        S, y = scan(step, S, chunks_of(x))
+        S, y = scan(step, S, chunks)
         return given_out(final, y, S, x.heads), S
 
     def forward(params, x):
@@ -99,7 +156,7 @@ def state_by_chunks(
 
     def backward(params, cache, dy):
         x = used(cache)
-        chunks = chunks_of(x)
+        one, chunks = chunks_of(x)
 
         def again(S, chunk):
             if one.kept is None:

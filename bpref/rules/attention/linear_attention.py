@@ -42,7 +42,8 @@ they are that many rows at the same step: db and dw sum over them.
 The operator works by chunks of L steps: inside, (A * M) w with A = a b^T and M_ts = [s <= t]; the steps before come as
 a S, and S grows by b^T w for each chunk. O' is the same from the last chunk to the first, with M transposed. With n_t
 the number of sequences that begin up to step t of a chunk, M_ts = 0 where n_t and n_s differ; S is for the a of n_t = 0
-alone, is dropped where n_L > 0, and grows by the b of n_s = n_L alone; of O' these are the other way round.
+alone, is dropped where n_L > 0, and grows by the b of n_s = n_L alone; of O' these are the other way round. What is not
+finite stays within its segment, see `bpref/formulas/recurrence/segments_apart.py`.
 
 Cached: q, k and v; and n, one number for each head and step. Neither a state nor y: a . c says what y . dy would.
 
@@ -68,7 +69,15 @@ from bpref.formulas.decoder import decoder, require_no_later
 from bpref.formulas.long_sums import times
 from bpref.formulas.recurrence.chunks import fitting, from_chunks, into_chunks, no_state_of, sees, transpose
 from bpref.formulas.recurrence.decays import per_row
-from bpref.formulas.recurrence.states import arrived, begins, from_state, given_out, into_state, require_alone
+from bpref.formulas.recurrence.segments_apart import (
+    bad_state,
+    bad_steps,
+    made_finite,
+    nan_where,
+    segment_numbers,
+    spoiled,
+)
+from bpref.formulas.recurrence.states import arrived, from_state, given_out, into_state, require_alone
 from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer, no_params
 from bpref.loops import scan
@@ -145,10 +154,7 @@ def linear_attention(
 
     def counts(ids, K):
         """n, by chunks."""
-        if ids is None:
-            return None
-        new = begins(ids).astype(jnp.float32)[..., None, None]
-        return jnp.cumsum(chunked(jnp.broadcast_to(new, (*ids.shape, K, 1)), K), -2)
+        return None if ids is None else segment_numbers(ids, K, fitting(chunk, ids.shape[-1]))
 
     def require(x, state):
         require_plain(who, x, causal)
@@ -225,14 +231,18 @@ def _swept(S: Array, a: Array, b: Array, w: Array, counts: Array | None, reverse
 
     def step(S, now):
         a, b, w, n = now
-        inside = jnp.where(seen, times(a, transpose(b)), 0)
         if n is None:
+            inside = jnp.where(seen, times(a, transpose(b)), 0)
             return S + times(transpose(b), w), times(inside, w) + times(a, S)
+        steps, after = spoiled(bad_steps(n.shape[1], (b, w)), n, bad_state(S), reverse)
+        S, b, w = made_finite(S), made_finite(b), made_finite(w)
+        inside = jnp.where(seen, times(a, transpose(b)), 0)
         of_a, of_b = (per_row(n, z.shape[1]) for z in (a, b))
         end = n[:, -1:]
         near, far = (end, 0) if reverse else (0, end)
         y = times(jnp.where(of_a == transpose(of_b), inside, 0), w) + jnp.where(of_a == near, times(a, S), 0)
-        return jnp.where(end == 0, S, 0) + times(transpose(jnp.where(of_b == far, b, 0)), w), y
+        S = jnp.where(end == 0, S, 0) + times(transpose(jnp.where(of_b == far, b, 0)), w)
+        return nan_where(after, S), nan_where(per_row(steps, y.shape[1]), y)
 
     return scan(step, S, (a, b, w, counts), reverse=reverse)
 

@@ -11,7 +11,7 @@ Forward, with t over time, d over channels, n over the states of a channel; the 
     k = (a - 1) / A            a zero-order hold, the paper's equation 4
 
 h_0 is 0 unless it is given, and h_T is given out if it is asked for: what one piece of a sequence hands on to the next.
-Where one of several packed sequences begins, a is 0 in the recurrence, but not in the hold.
+Where one of several packed sequences begins, nothing is left of h_t-1, not even a NaN; the hold is as elsewhere.
 
 Differential. With the states as in `linear_recurrence`, G the cotangent of all that h_t reaches, and
 a_{T+1} G_{T+1} standing for the final state's own, 0 unless that is given out,
@@ -59,7 +59,7 @@ from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.decoder import decoder
 from bpref.formulas.logistic import logistic
 from bpref.formulas.recurrence.held_steps import hold_of, shifted_by, step_sizes
-from bpref.formulas.recurrence.recurrences import advance, retreat
+from bpref.formulas.recurrence.recurrences import advance, retreat, unless
 from bpref.formulas.recurrence.states import begins, require_alone
 from bpref.formulas.recurrence.steps import Passed
 from bpref.layer import Layer
@@ -150,7 +150,7 @@ def selective_scan(
             v = jnp.pad(v, ((0, 0), (0, count * L - T), (0, 0)))
             return jnp.moveaxis(v.reshape(N, count, L, v.shape[-1]), 0, 2)
 
-        new = None if x.segments is None else chunked(over_d(begins(x.segments)))
+        new = None if x.segments is None else over_d(chunked(over_d(begins(x.segments))))
         return tuple(chunked(widen(v)) for v in (s, x.u, x.B, x.C, *others)), new
 
     def in_time(v, like):
@@ -159,12 +159,11 @@ def selective_scan(
         return cast(v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3])[:, : like.shape[1]], like.dtype)
 
     def states_of(A, s, u, B, h, new):
-        """a of a chunk, (L, N, n, d), and what of it is for the state; k, the states, and the last of them."""
+        """a of a chunk, (L, N, n, d); k, the states, and the last of them."""
         a = jnp.exp(over_n(s) * A)
         k = hold_of(over_n(s), A) if hold else over_n(s)
-        kept = a if new is None else jnp.where(over_d(new), 0, a)
-        after, states = scan(advance, h, (kept, k * over_n(u) * over_d(B)))
-        return a, kept, k, states, after
+        after, states = scan(advance, h, (a, k * over_n(u) * over_d(B), new))
+        return a, k, states, after
 
     def sweep(params, x, start):
         """y or what is passed on with the last state; and that before every chunk. The first is `None` or (N, d, n)."""
@@ -174,7 +173,7 @@ def selective_scan(
 
         def run(h, at):
             (s, u, B, C), new = at
-            *_, states, after = states_of(A, s, u, B, h, new)
+            _, _, states, after = states_of(A, s, u, B, h, new)
             return after, (h, jnp.sum(over_d(C) * states, -2))
 
         last, (starts, y) = scan(run, by_states(start, (x.u.shape[0], *A.shape[2:]), A.dtype), (chunks, new))
@@ -197,10 +196,10 @@ def selective_scan(
         def run(carry, at):
             g, dlog_A = carry
             h, (s, u, B, C, dy), new = at
-            a, kept, k, states, _ = states_of(A, s, u, B, h, new)
+            a, k, states, _ = states_of(A, s, u, B, h, new)
             before = jnp.concatenate((h[None], states[:-1]))
-            g, G = scan(retreat, g, (kept, over_d(C) * over_n(dy)), reverse=True)
-            P = kept * before * G
+            g, G = scan(retreat, g, (a, over_d(C) * over_n(dy), new), reverse=True)
+            P = unless(new, a * before * G)
             GB = G * over_d(B)
             dC = jnp.sum(over_n(dy) * states, -1)
             dB = jnp.sum(k * over_n(u) * G, -1)
