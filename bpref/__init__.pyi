@@ -39,6 +39,7 @@ from .formulas.attention.plain_heads import PathHeads as PathHeads
 from .formulas.attention.plain_heads import ProductHeads as ProductHeads
 from .formulas.attention.plain_heads import SelfReadingHeads as SelfReadingHeads
 from .formulas.attention.rotations import Stretch as Stretch
+from .formulas.attention.sequences import MaskedSequence as MaskedSequence
 from .formulas.attention.sequences import Sequences as Sequences
 from .formulas.attention.softmax_attention import AttentionParams as AttentionParams
 from .formulas.attention.softmax_attention import Weighted as Weighted

@@ -30,6 +30,9 @@ def forward_with(layer, **changed):
 
 
 BAD_CALLS = {
+    "attention_block: mask has shape (2, 3, 5, 5), expected (*b, N, T, T) with N = 2 heads, or 1": (
+        lambda: forward(bpref.attention_block(2, rope=None), X, bpref.MaskedSequence(X, jnp.ones((2, 3, 5, 5), bool)))
+    ),
     "residual_convolution_block: x has 6 channels in its last axis, not a positive multiple of 4 groups": (
         lambda: init(bpref.residual_convolution_block(4), IMAGES)
     ),

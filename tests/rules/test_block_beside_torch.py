@@ -1,5 +1,6 @@
 """The blocks beside PyTorch's modules that compute the same, on random shapes."""
 
+import numpy as np
 import pytest
 
 import bpref
@@ -48,11 +49,13 @@ def test_residual_convolution_block(torch, rng, rank, stride):
 
 @pytest.mark.parametrize("post_norm", [False, True], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("form", ["gelu", "gelu_erf"])
-@pytest.mark.parametrize("causal", [True, False])
-def test_transformer_block(torch, rng, causal, form, post_norm):
-    """As `TransformerEncoderLayer` with the norms on either side, either GELU, layer norms and biases."""
+@pytest.mark.parametrize("sees", ["the past", "all", "what masks leave"])
+def test_transformer_block(torch, rng, sees, form, post_norm):
+    """As `TransformerEncoderLayer` with the norms on either side, either GELU, layer norms, biases, both its masks."""
     heads, d, F = 2, 8, 12
-    T = int(rng.integers(1, 14))
+    T, causal = int(rng.integers(1, 14)), sees == "the past"
+    hidden, padding = rng.random((T, T)) < 0.4, np.arange(T) >= rng.integers(1, T + 1, (3, 1))
+    hidden[:, 0] = False
 
     def half(kind, rows, columns):
         norm = NormParams(rng.normal(size=d), rng.normal(size=d))
@@ -94,10 +97,15 @@ def test_transformer_block(torch, rng, causal, form, post_norm):
             "linear2.weight": m.W_out,
             "linear2.bias": m.b_out,
         }
-        mask = torch.triu(torch.ones(T, T, dtype=torch.bool), 1) if causal else None
-        return torch.func.functional_call(module, named, (x,), {"src_mask": mask})
+        masks = {"src_mask": torch.triu(torch.ones(T, T, dtype=torch.bool), 1)} if causal else {}
+        if sees == "what masks leave":
+            x, masks = x.x, {"src_mask": torch.tensor(hidden), "src_key_padding_mask": torch.tensor(padding)}
+        return torch.func.functional_call(module, named, (x,), masks)
 
-    assert_same(layer, twin, params, rng.normal(size=(3, T, d)))
+    x = rng.normal(size=(3, T, d))
+    if sees == "what masks leave":
+        x = bpref.MaskedSequence(x, ~(hidden | padding[:, None])[:, None])
+    assert_same(layer, twin, params, x)
 
 
 def test_mamba_block(torch, rng):

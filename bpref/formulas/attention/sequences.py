@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
@@ -35,6 +35,50 @@ class Sequences(NamedTuple):
     bias: Float[Array, "*#b #N #T #S"] | None = None
 
     by_name = True
+
+
+class MaskedSequence(NamedTuple):
+    """The input of a block that looks into its own sequence, and what says which positions see which.
+
+    Attributes:
+      x: the sequence.
+      mask: which position may see which, with axes of size 1 where it is the same for all: a mask of positions that
+        none is to see is `(*b, 1, 1, T)`.
+      segments: ids of packed sequences: a position sees those of its own id only.
+      bias: added to the logits, as that of `Heads`.
+    """
+
+    x: Float[Array, "*b T>0 d>0"]
+    mask: Bool[Array, "*#b #N #T #T"] | None = None
+    segments: Int[Array, "*b T"] | None = None
+    bias: Float[Array, "*#b #N #T #T"] | None = None
+
+    by_name = True
+
+
+def alone(x: Array | MaskedSequence) -> Array:
+    """The sequence itself."""
+    return x.x if isinstance(x, MaskedSequence) else x
+
+
+def added(dh: Array, dx: Array | MaskedSequence) -> Array | MaskedSequence:
+    """dx, and what arrives at the sequence beside it."""
+    return dx._replace(x=lax.add(dh, dx.x)) if isinstance(dx, MaskedSequence) else lax.add(dh, dx)
+
+
+def as_given(x: Array | MaskedSequence, dx: Array, dbias: Array | None) -> Array | MaskedSequence:
+    """The cotangent of x, of that of the sequence itself and of the bias."""
+    return MaskedSequence(dx, bias=dbias) if isinstance(x, MaskedSequence) else dx
+
+
+def masked(who: str, x: Array | MaskedSequence, q: Array, k: Array, v: Array, key: Array | None) -> Heads:
+    """Queries, keys and values with x's masks; `ValueError` unless these are of each head, or of all."""
+    _, mask, segments, bias = x if isinstance(x, MaskedSequence) else MaskedSequence(x)
+    N = q.shape[-2]
+    for name, m in (("mask", mask), ("bias", bias)):
+        if m is not None and m.shape[-3] not in (1, N):
+            raise ValueError(f"{who}: {name} has shape {m.shape}, expected (*b, N, T, T) with N = {N} heads, or 1")
+    return Heads(q, k, v, mask, bias, segments, key=key)
 
 
 def with_key(x: Array | Sequences, held: State) -> Sequences:

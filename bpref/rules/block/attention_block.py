@@ -14,7 +14,8 @@ floor(n K / N)), D = d / N features each, and positions i, j:
 
 R_i turns the features c and c + D / 2 of every head, as the two coordinates of a plane, by the angle i base^(-2 c / D),
 or as `stretch` has it (`bpref.Stretch`). j runs over what is visible from i: j <= i (causal), |i - j| < w or
-i - left <= j <= i + right (window). r_ij is 0 with the probability of dropout, and else 1 / (1 - that).
+i - left <= j <= i + right (window), what a mask leaves, and what is of i's own segment; a bias is added to s_ij. r_ij
+is 0 with the probability of dropout, and else 1 / (1 - that).
 
 Differential, in the same order; R_i is orthogonal, or by YaRN a multiple of that, so its adjoint is the rotation back:
 
@@ -60,6 +61,7 @@ from bpref.formulas.attention.attention_grid import Extras, Pattern, Window, req
 from bpref.formulas.attention.heads import Heads, by_position, features_of_head, require_kv_heads
 from bpref.formulas.attention.memory import attend_on, no_memory, reach
 from bpref.formulas.attention.rotations import After, Stretch, frequencies, magnitude, require_rope, rotate
+from bpref.formulas.attention.sequences import MaskedSequence, alone, as_given, masked
 from bpref.formulas.attention.softmax_attention import XLA, AttentionParams
 from bpref.formulas.decoder import decoder
 from bpref.formulas.norm.pre_norm import (
@@ -90,7 +92,7 @@ class AttentionBlockParams(NamedTuple):
 
 
 class AttentionBlockCache(NamedTuple):
-    x: Float[Array, "*b T d"]
+    x: Float[Array, "*b T d"] | MaskedSequence
     of_x: Statistics | None
     q: Float[Array, "*b T N D"]
     k: Float[Array, "*b T K D"]
@@ -116,7 +118,7 @@ def attention_block(
     dropout: float = 0.0,
     head_dim: int | None = None,
     implementation: str = "auto",
-) -> Layer[AttentionBlockParams, Array, Reals, AttentionBlockCache]:
+) -> Layer[AttentionBlockParams, Array | MaskedSequence, Reals, AttentionBlockCache]:
     """y = W_o attention(RoPE(norm(x) W_qkv)) of a sequence to itself; `residual` of it is half a transformer block.
 
     Args:
@@ -138,8 +140,9 @@ def attention_block(
 
     Returns:
       A layer with params `AttentionBlockParams(norm: (scale: (d,), shift: (d,) or None), W_qkv: ((N + 2 K) D, d),
-      b_qkv, W_o: (d, N D), b_o, key: a PRNG key, with dropout)`, x `(*b, T, d)` and y of x's shape. Both W are drawn
-      uniformly with variance 1 over the number of their inputs; scale is ones, and shift and b are zeros at first.
+      b_qkv, W_o: (d, N D), b_o, key: a PRNG key, with dropout)`, x `(*b, T, d)` or `MaskedSequence(x, mask, segments,
+      bias)`, and y `(*b, T, d)`. Both W are drawn uniformly with variance 1 over the number of their inputs; scale is
+      ones, and shift and b are zeros at first. A position that sees nothing has y = b_o.
 
     Raises:
       ValueError: an argument is out of its range; x has no sequence, no position or no features; heads do not divide
@@ -219,6 +222,7 @@ def attention_layer(
         return cast(plus(times_transposed(by_position(o), params.W_o), params.b_o), o.dtype)
 
     def init(key, x):
+        x = alone(x)
         d, D = x.shape[-1], features(x)
         of_qkv, of_o = jax.random.split(key)
         rows = (heads + 2 * K) * D
@@ -231,33 +235,36 @@ def attention_layer(
             jax.random.split(key, 3)[2] if dropout or keyed else None,
         )
 
-    def forward(params, x: Float[Array, "*b T>0 d>0"]):
+    def forward(params, x: Float[Array, "*b T>0 d>0"] | MaskedSequence):
         if dropout:
             require_key(who, params.key)
-        of_x = statistics(norm, x, eps)
-        met = meeting(params, x, of_x)
-        form, of = form_of(met), (pattern(met.q), met._replace(key=params.key), Extras())
+        of_x = statistics(norm, alone(x), eps)
+        met = masked(who, x, *meeting(params, alone(x), of_x)[:3], params.key)
+        form, of = form_of(met), (pattern(met.q), met, Extras())
         o, m, S = attend(*of) if form is XLA else (form.attend(*of), None, None)
         return put_out(params, o), AttentionBlockCache(x, of_x, *met[:3], o, m, S, params.key)
 
     def opened(params, cache, dy):
-        x, of_x, q, k, v, o, m, S, key = cache
+        given, of_x, q, k, v, o, m, S, key = cache
+        x = alone(given)
         do = cast(times(dy, params.W_o), dy.dtype).reshape(o.shape)
-        of = pattern(q), Heads(q, k, v, key=key), Extras(), do
+        of = pattern(q), masked(who, given, q, k, v, key), Extras(), do
         if m is None or S is None:
-            dq, dk, dv, *_ = form_of(of[1]).pull_attend(*of)
+            dq, dk, dv, dbias, _ = form_of(of[1]).pull_attend(*of)
         else:
-            dq, dk, dv, *_ = pull_attend(*of, None if dropout else Kept(o, m, S))
+            dq, dk, dv, dbias, _ = pull_attend(*of, None if dropout else Kept(o, m, S))
         dz = by_position(jnp.concatenate([turned(dq, -1), turned(dk, -1), dv], -2))
         dW_qkv, dW_o = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, by_position(o))
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_qkv))
         db_qkv, db_o = total(dz, params.b_qkv), total(dy, params.b_o)
-        return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), cast(dx, x.dtype)
+        return AttentionBlockParams(dnorm, dW_qkv, db_qkv, dW_o, db_o), as_given(given, cast(dx, x.dtype), dbias)
 
     def decoding(leaf, length):
         W = reach(who, causal, window, length)
 
         def start(params, x):
+            if isinstance(x, MaskedSequence):
+                raise TypeError(f"{who}: x is MaskedSequence, expected an array: decoding is of one sequence to itself")
             kv = jax.ShapeDtypeStruct((*x.shape[:-1], K, features(x)), x.dtype)
             return no_memory(W, kv, kv)
 
@@ -278,8 +285,9 @@ def attention_layer(
 
 @called_as(attention_block)
 def reference(
-    params: AttentionBlockParams, x: Array, heads, kv_heads, norm, rope, eps, stretch, head_dim, **of_logits
+    params: AttentionBlockParams, x: Array | MaskedSequence, heads, kv_heads, norm, rope, eps, stretch, head_dim, **of
 ) -> Array:
+    x, mask, ids, bias = x if isinstance(x, MaskedSequence) else MaskedSequence(x)
     K = heads if kv_heads is None else kv_heads
     D = x.shape[-1] // heads if head_dim is None else head_dim
 
@@ -288,7 +296,7 @@ def reference(
     q, k, v = jnp.split(z, (heads, heads + K), -2)
     if rope is not None:
         q, k = (naive_rotation(u, rope, False, 1.0, stretch) for u in (q, k))
-    o = naive_attention(AttentionParams(), Heads(q, k, v, key=params.key), **of_logits)
+    o = naive_attention(AttentionParams(), Heads(q, k, v, mask, bias, ids, key=params.key), **of)
     return naive_affine(params.W_o, params.b_o, o.reshape(*x.shape[:-1], heads * D))
 
 
@@ -319,11 +327,11 @@ RULE = Rule(
             fixed={"d": 8},
         ),
         Case(
-            "dropout of the weights",
-            Real("B T d"),
+            "dropout of the weights, a bias",
+            specs(MaskedSequence, Real("B T d"), bias=Real("B u T T", -2.0, 2.0)),
             {"heads": 2, "kv_heads": 1, "dropout": 0.25, "eps": _EPS, "block": 4},
             params=_PARAMS,
-            fixed={"B": 2, "d": 8, "m": 16},
+            fixed={"B": 2, "d": 8, "m": 16, "u": 1},
             least={"T": 2},
         ),
         Case(

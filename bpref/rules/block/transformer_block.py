@@ -48,19 +48,20 @@ from typing import NamedTuple
 
 import jax
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed
 from bpref.formulas.attention.attention_grid import Window
 from bpref.formulas.attention.rotations import Stretch
+from bpref.formulas.attention.sequences import MaskedSequence, added, alone
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.norm.pre_norm import Statistics, init_norm, normalize, pull_normalize, require_norm, statistics
 from bpref.formulas.random_draws import KEY
 from bpref.layer import Held, Layer, Reals, With, begin
 from bpref.naive.dense import naive_norm
-from bpref.rule import Case, Interval, Real, Rule, Size, called_as
+from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as, specs
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
@@ -73,7 +74,7 @@ class TransformerBlockParams(NamedTuple):
 
 
 class TransformerBlockCache(NamedTuple):
-    x: Float[Array, "*b T d"]
+    x: Float[Array, "*b T d"] | MaskedSequence
     of_x: Statistics
     q: Float[Array, "*b T N D"]
     k: Float[Array, "*b T K D"]
@@ -88,7 +89,7 @@ class TransformerBlockCache(NamedTuple):
 
 
 class PostNormBlockCache(NamedTuple):
-    x: Float[Array, "*b T d"]
+    x: Float[Array, "*b T d"] | MaskedSequence
     q: Float[Array, "*b T N D"]
     k: Float[Array, "*b T K D"]
     v: Float[Array, "*b T K D"]
@@ -122,7 +123,7 @@ def transformer_block(
     head_dim: int | None = None,
     post_norm: bool = False,
     implementation: str = "auto",
-) -> Layer[TransformerBlockParams, Array, Reals, TransformerBlockCache | PostNormBlockCache]:
+) -> Layer[TransformerBlockParams, Array | MaskedSequence, Reals, TransformerBlockCache | PostNormBlockCache]:
     """A transformer block; as it is called, a block of LLaMA or Mistral.
 
     Args:
@@ -140,15 +141,13 @@ def transformer_block(
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
-      soft_cap: the size that no logit of the attention reaches, as in `attention_block`.
-      dropout: the share of the attention's weights that are dropped, as there.
-      head_dim: the features D of a head, as there.
+      soft_cap, dropout, head_dim: of the attention, as in `attention_block`.
       post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
       implementation: of the attention, as in `attention_block`.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
-      with dropout)`, x `(*b, T, d)` and y of x's shape. It is
+      with dropout)`, x `(*b, T, d)` or `MaskedSequence(x, mask, segments, bias)`, and y `(*b, T, d)`. It is
       `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat. With `post_norm` the norm of
       a half's params is that behind it.
 
@@ -180,14 +179,14 @@ def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
         drawn = attention.init(of_attention, x)
-        return TransformerBlockParams(drawn._replace(key=None), mlp.init(of_mlp, x), drawn.key)
+        return TransformerBlockParams(drawn._replace(key=None), mlp.init(of_mlp, alone(x)), drawn.key)
 
     def of_half(params):
         return params.attention._replace(key=params.key)
 
     def forward(params, x):
         f, of_attention = attention.forward(of_half(params), x)
-        h = lax.add(x, f)
+        h = lax.add(alone(x), f)
         m, of_mlp = mlp.forward(params.mlp, h)
         return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp)
 
@@ -198,7 +197,7 @@ def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
         dmlp, dh = mlp.opened(params.mlp, of_mlp, dy)
         dh = lax.add(dy, dh)
         dattention, dx = attention.opened(of_half(params), of_attention, dh)
-        return TransformerBlockParams(dattention, dmlp), lax.add(dh, dx)
+        return TransformerBlockParams(dattention, dmlp), added(dh, dx)
 
     def decoding(leaf, length):
         onwards = decoder_of(decoded, length)
@@ -221,7 +220,7 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
 
     def init(key, x):
         drawn = _block(who, attention, mlp, decoded).init(key, x)
-        of_norm = init_norm(norm, x.shape[-1], x.dtype)
+        of_norm = init_norm(norm, alone(x).shape[-1], alone(x).dtype)
         return drawn._replace(attention=drawn.attention._replace(norm=of_norm), mlp=drawn.mlp._replace(norm=of_norm))
 
     def halves(params):
@@ -230,7 +229,7 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
     def forward(params, x):
         to_attention, to_mlp = halves(params)
         f, of_attention = attention.forward(to_attention, x)
-        u = lax.add(x, f)
+        u = lax.add(alone(x), f)
         of_u = statistics(norm, u, eps)
         h = normalize(params.attention.norm, u, of_u)
         m, of_mlp = mlp.forward(to_mlp, h)
@@ -252,7 +251,7 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
         du = cast(du, dy.dtype)
         dattention, dx = attention.opened(to_attention, AttentionBlockCache(x, None, *met), du)
         dparams = dattention._replace(norm=dnorm_of_u), dmlp._replace(norm=dnorm_of_w)
-        return TransformerBlockParams(*dparams), lax.add(du, dx)
+        return TransformerBlockParams(*dparams), added(du, dx)
 
     def decoding(leaf, length):
         onwards = decoder_of(decoded, length)
@@ -275,19 +274,20 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
 
 @called_as(transformer_block)
 def reference(
-    params: TransformerBlockParams, x: Array, hidden, activation, gated, norm, bias, eps, post_norm, **own
+    params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, **own
 ) -> Array:
+    alone = x.x if isinstance(x, MaskedSequence) else x
     attention = params.attention._replace(key=params.key)
     with_bias = bool(bias) and bias != "qkv"
     if post_norm:
         assert attention.norm is not None
         assert params.mlp.norm is not None
         of_attention, of_mlp = attention._replace(norm=None), params.mlp._replace(norm=None)
-        u = x + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
+        u = alone + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
         h = naive_norm(u, *attention.norm, eps, norm)
         w = h + mlp_block.reference(of_mlp, h, hidden, activation, gated, norm, with_bias, eps)
         return naive_norm(w, *params.mlp.norm, eps, norm)
-    h = x + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
+    h = alone + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, with_bias, eps)
 
 
@@ -329,12 +329,12 @@ RULE = Rule(
             fixed={"d": 8},
         ),
         Case(
-            "post-norm",
-            Real("B T d", -1.0, 1.0),
+            "post-norm, a mask, segments",
+            specs(MaskedSequence, Real("B T d", -1.0, 1.0), Boolean("B u u T"), Integer("B T", 0, 2)),
             {"heads": 2, "hidden": Size("F"), "gated": False, "norm": "layer", "bias": True, "eps": _EPS, "block": 16}
             | {"post_norm": True, "rope": None},
             never_empty=("T",),
-            fixed={"d": 8, "F": 6},
+            fixed={"B": 2, "d": 8, "F": 6, "u": 1},
         ),
         Case(
             "a kernel",
