@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
@@ -56,7 +56,7 @@ def orientation(V: Array) -> Array:
 class Factors(NamedTuple):
     """P A = L U: L below the diagonal (its own is 1), U on and above it; row i of P A is row permutation_i of A."""
 
-    lu: Float[Array, "... n n"]
+    lu: Inexact[Array, "... n n"]
     permutation: Int[Array, "... n"]
 
 
@@ -92,7 +92,7 @@ class SystemCache(NamedTuple):
     X: Float[Array, "... n k"]
 
 
-def as_matrices(x: System) -> tuple[Array, Array, bool]:
+def as_matrices(x: tuple[Array, Array]) -> tuple[Array, Array, bool]:
     """A, the right-hand sides as matrices, and whether these came as vectors."""
     A, B = x
     is_vector = B.ndim < A.ndim
@@ -114,7 +114,7 @@ def spread_eigenvalues(v: np.ndarray) -> np.ndarray:
 
 
 def positive_definite(v: np.ndarray) -> np.ndarray:
-    """A symmetric matrix with eigenvalues from 1 to 3, and eigenvectors of v's symmetric part."""
+    """A symmetric or Hermitian matrix with eigenvalues from 1 to 3, and eigenvectors of that part of v."""
     return _with_eigenvalues(v, np.linspace(1, 3, v.shape[-1]))
 
 
@@ -128,6 +128,6 @@ def dominant_diagonal(v: np.ndarray) -> np.ndarray:
 def _with_eigenvalues(v: np.ndarray, w: np.ndarray) -> np.ndarray:
     if v.size == 0:
         return v
-    V = np.linalg.eigh(v + np.swapaxes(v, -1, -2))[1]
-    A = V * w @ np.swapaxes(V, -1, -2)
-    return (A + np.swapaxes(A, -1, -2)) / 2
+    V = np.linalg.eigh(v + np.conj(np.swapaxes(v, -1, -2)))[1]
+    A = V * w @ np.conj(np.swapaxes(V, -1, -2))
+    return (A + np.conj(np.swapaxes(A, -1, -2))) / 2

@@ -7,6 +7,7 @@ import pytest
 import bpref
 from bpref.formulas.matrices import dominant_diagonal, positive_definite, spread_eigenvalues, spread_singular_values
 from tests.rules.beside_torch import SEEDS, assert_same
+from tests.rules.sweeping import backpropagate
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -29,6 +30,30 @@ def square(seed, domain):
 def test_solve(seed, vector):
     A, B = square(seed, spread_singular_values), drawn(seed + 0, np.asarray)
     assert_same(bpref.solve(), lambda _, x: torch.linalg.solve(*x), (), (A, B[..., 0] if vector else B))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_complex_solve_and_cholesky(seed):
+    """PyTorch's cotangents are the conjugates of JAX's: of conjugated dy the conjugates of dx."""
+    rng, (B, n, k) = np.random.default_rng(seed), SIZES[seed]
+
+    def normal(*shape):
+        return rng.normal(size=shape) + 1j * rng.normal(size=shape)
+
+    A, b = normal(B, n, n) + 3 * n * np.eye(n), normal(B, n, k)
+    H = A @ A.conj().swapaxes(-1, -2)
+    for layer, x, theirs in (
+        (bpref.solve(), (A, b), torch.linalg.solve),
+        (bpref.cholesky(), (H,), lambda H: torch.linalg.cholesky((H + H.mH) / 2)),
+    ):
+        tensors = [torch.tensor(v, requires_grad=True) for v in x]
+        y = theirs(*tensors)
+        dy = normal(*y.shape)
+        y.backward(torch.tensor(dy.conj()))
+        with jax.enable_x64(True):
+            came, _, dx = backpropagate(layer, (), x if len(x) > 1 else x[0], dy)
+        for a, t in zip(jax.tree.leaves((came, dx)), (y, *(v.grad.conj() for v in tensors)), strict=True):
+            np.testing.assert_allclose(a, t.detach().resolve_conj().numpy(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -22,6 +22,15 @@ The last step is the symmetrisation of A, its own transpose too: dA is symmetric
 half a matrix has twice this below the diagonal and nothing above. P + P^T is L^T dL below the diagonal and on it,
 mirrored. dL above the diagonal, where L is always 0, meets only zeros of L^T and dropped entries: it does not count.
 
+Of complex matrices the Hermitian part counts, 1/2 (A + A^H) = L L^H with a real diagonal of L, and K is the lower half
+of L^-1 (delta S) L^-H. In the pairing Re sum conj(G) delta L, of which the adjoint of a product is one with the
+conjugate transpose, P = Phi(L^H G) and G's cotangent is 1/2 L^-H (P + P^H) L^-1. JAX pairs without the conjugate, as
+Re sum dL delta L: G is conj(dL), and dA the conjugate of that (PyTorch's are G, and that itself). So, of either kind,
+
+    P  = Phi(L^T dL)        dA = 1/2 L^-T (P + P^H) conj(L)^-1
+
+of which the diagonal of P + P^H is real, as a change of L's own would be.
+
 Cached: L alone, in at least float32.
 
 Numerical care: two triangular solves and one product; no inverse is formed. Half precision is factorised in float32.
@@ -34,41 +43,41 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, transpose
+from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, transpose, with_diagonal
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
 class CholeskyCache(NamedTuple):
-    L: Float[Array, "... n n"]
+    L: Inexact[Array, "... n n"]
 
 
 def cholesky() -> Layer[tuple[()], Array, Reals, CholeskyCache]:
-    """L with L L^T = (A + A^T) / 2, for each matrix of a batch.
+    """L with L L^T = (A + A^T) / 2, or of complex A L L^H = (A + A^H) / 2, for each matrix of a batch.
 
     Returns:
-      A layer with params `()`, x `A` of shape `(..., n, n)` and y `L` of the same shape, 0 above the diagonal. Where
-      A is not positive definite, y and dA are NaN.
+      A layer with params `()`, x `A` of shape `(..., n, n)`, real or complex, and y `L` of the same shape, 0 above the
+      diagonal. Where A is not positive definite, y and dA are NaN.
 
     Raises:
       ValueError: A is not square.
-      TypeError: A is not floating-point.
+      TypeError: A is neither floating-point nor complex.
     """
     who = "cholesky"
 
-    def forward(params, A: Float[Array, "... n n"]):
+    def forward(params, A: Float[Array, "... n n"] | Complex[Array, "... n n"]):
         L = jnp.linalg.cholesky(widen(A))
         return cast(L, A.dtype), CholeskyCache(L)
 
     def backward(params, cache, dL):
         L = cache.L
-        half = jnp.tril(product(transpose(L), jnp.tril(widen(dL))))
-        mirrored = half + transpose(jnp.tril(half, -1))
-        left = triangular_solve(L, 0.5 * mirrored, left_side=True, lower=True, transpose_a=True)
-        return (), cast(triangular_solve(L, left, left_side=False, lower=True), dL.dtype)
+        lower = jnp.tril(product(transpose(L), jnp.tril(widen(dL))))
+        P = lower - 0.5 * with_diagonal(jnp.zeros_like(lower), jnp.diagonal(lower, axis1=-2, axis2=-1))
+        left = triangular_solve(L, 0.5 * (P + transpose(jnp.conj(P))), left_side=True, lower=True, transpose_a=True)
+        return (), cast(triangular_solve(jnp.conj(L), left, left_side=False, lower=True), dL.dtype)
 
     return Layer(no_params, forward, backward, who)
 
@@ -78,8 +87,8 @@ def reference(params: tuple[()], A: Array) -> Array:
 
 
 def _lopsided(v):
-    """Only the symmetric part is positive definite."""
-    return positive_definite(v) + (v - v.swapaxes(-1, -2))
+    """Only the symmetric part, or the Hermitian, is positive definite."""
+    return positive_definite(v) + (v - v.swapaxes(-1, -2).conj())
 
 
 RULE = Rule(
@@ -94,6 +103,7 @@ RULE = Rule(
             timed={"B": 16, "n": 96},
         ),
         Case("not symmetric", Real("B n n", domain=_lopsided), fixed=SMALL_BATCH),
+        Case("complex", Real("B n n", domain=_lopsided, is_complex=True), fixed=SMALL_BATCH | {"n": 3}),
     ),
     cite="Murray, 'Differentiation of the Cholesky decomposition' (2016), arXiv:1602.07527, equation 9",
 )

@@ -17,6 +17,9 @@ The adjoint sum_ik dX_ik delta X_ik, the factor of each perturbation:
 
 so the backward is one solve with the transposed matrix, whose factors are those of A: A^-T = P^T L^-T U^-T.
 
+Complex numbers need nothing else: X is holomorphic in A and B, and JAX does not conjugate cotangents (those of PyTorch
+are the conjugates of these).
+
 Cached: X, which dA needs, and the factors L, U in one matrix, with the permutation P. A is not needed once it is
 factorised; to keep A instead would be no smaller, and cost a second factorisation.
 
@@ -28,13 +31,12 @@ holds inf or NaN, as `jnp.linalg.solve` has it, and so do the cotangents; other 
 from typing import NamedTuple
 
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
     Factors,
-    System,
     as_matrices,
     factorise,
     product,
@@ -48,9 +50,14 @@ from bpref.naive.dense import naive_solve
 from bpref.rule import Case, Real, Rule
 
 
+class LinearSystem(NamedTuple):
+    A: Float[Array, "*b n n"] | Complex[Array, "*b n n"]
+    B: Float[Array, "*b n"] | Float[Array, "*b n k"] | Complex[Array, "*b n"] | Complex[Array, "*b n k"]
+
+
 class SolveCache(NamedTuple):
     factors: Factors
-    X: Float[Array, "... n k"]
+    X: Inexact[Array, "... n k"]
 
 
 def solve() -> Layer[tuple[()], tuple[Array, Array], Reals, SolveCache]:
@@ -58,15 +65,15 @@ def solve() -> Layer[tuple[()], tuple[Array, Array], Reals, SolveCache]:
 
     Returns:
       A layer with params `()`, x `(A, B)`: A `(..., n, n)`, B `(..., n, k)` or, as vectors, `(..., n)`, with the same
-      batch axes; y is X, of B's shape. Where A is singular, X and the cotangents hold inf or NaN.
+      batch axes, both real or complex; y is X, of B's shape. Where A is singular, X and the cotangents hold inf or NaN.
 
     Raises:
       ValueError: A is not square; B does not fit A.
-      TypeError: x is no pair; A is not floating-point; B has another dtype.
+      TypeError: x is no pair; A is neither floating-point nor complex; B has another dtype.
     """
     who = "solve"
 
-    def forward(params, x: System):
+    def forward(params, x: LinearSystem):
         A, B, is_vector = as_matrices(x)
         factors, _ = factorise(widen(A))
         X = solve_factorised(factors, widen(B))
@@ -97,6 +104,11 @@ RULE = Rule(
     cases=(
         Case("matrix", (_A, Real("B n k")), fixed=SMALL_BATCH, timed={"B": 16, "n": 96, "k": 32}),
         Case("vector", (_A, Real("B n")), fixed=SMALL_BATCH),
+        Case(
+            "complex",
+            (_A._replace(is_complex=True), Real("B n k", is_complex=True)),
+            fixed=SMALL_BATCH | {"n": 3, "k": 2},
+        ),
     ),
     cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
     "(2008), section 2.3.1",
