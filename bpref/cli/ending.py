@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -11,8 +12,8 @@ from typing import Any, NoReturn, TextIO
 
 from bpref.leftovers import undo_all
 
-WRONG_USE, FAULT, INTERRUPTED, UNREAD = 2, 70, 130, 141
-"""The exit codes besides those of a verdict; the last two are the shell's for a process that a signal has ended."""
+WRONG_USE, FAULT, INTERRUPTED, UNREAD, TERMINATED = 2, 70, 130, 141, 143
+"""The exit codes besides those of a verdict; the last three are the shell's for a process that a signal has ended."""
 
 _SPEAKER: list[str] = []
 """Which of several processes this is."""
@@ -125,6 +126,19 @@ def end_at_interrupt() -> None:
 def _end(*_: object) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_at_once(f"interrupted{so_far()}", INTERRUPTED)
+
+
+@contextmanager
+def ended_by_termination() -> Iterator[None]:
+    """Within, SIGTERM ends this process with one line too, and leaves nothing temporary behind."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: end_at_once(f"terminated{so_far()}", TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bpref.cli.choosing import DEFAULT, choose_table, hosts_of, patterns, require_none, widths, with_given
+from bpref.cli.ending import ended_by_termination
 from bpref.cli.errors import blaming_the_input
 from bpref.cli.html_page import Open
 
@@ -243,4 +244,5 @@ def train(
             recipe = with_given(recipe, given)
         return run(str(data) if data is not None else what or DEFAULT, table, recipe, how)
 
-    return together(hosts, command)
+    with ended_by_termination():
+        return together(hosts, command)

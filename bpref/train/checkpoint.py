@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -208,11 +209,20 @@ def _processes() -> set[int] | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What goes wrong is raised; orbax would log it too, with its traceback."""
-    log = logging.getLogger("absl")
+    """What goes wrong is raised; orbax would log it too, with its traceback, and what it has not waited for then comes
+    late to a loop of events that is closed.
+    """
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
     before, log.disabled = log.disabled, True
+
+    def but_for_late_writes(raised: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):
+            hook(raised)
+
+    sys.unraisablehook = but_for_late_writes
     try:
         yield
+        sys.unraisablehook = hook
     finally:
         log.disabled = before
 

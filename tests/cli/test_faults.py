@@ -45,3 +45,27 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
         "metrics so far are in run/metrics.jsonl\n"
     )
     assert ended.returncode == 2
+
+
+TERMINATED = """
+import os, signal
+from bpref import __main__ as program
+from bpref.cli import carrying_out
+from bpref.leftovers import temporary_folder
+
+def terminate(*given):
+    temporary_folder()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+carrying_out.require_right = terminate
+program.main()
+"""
+"""The command, which is asked to end before there is anything to keep."""
+
+
+def test_terminated_before_the_first_step_it_says_so_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-c", TERMINATED, "train", "--out", "run"]
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "bpref: terminated\n")
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,10 @@ import errno
 import os
 import resource
 import signal
+import sys
 from contextlib import contextmanager
 from shutil import rmtree
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -193,8 +195,11 @@ def no_file_larger_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_where_no_more_can_be_written_the_last_one_stays(begin_and_whole, kept, capfd):
+def test_where_no_more_can_be_written_the_last_one_stays(begin_and_whole, kept, capfd, monkeypatch):
+    """And nothing is said of other arrays, whose writing ends later."""
     at, _ = begin_and_whole
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
     since = kept.last(begun(at), pytest.fail)
     again = Checkpoints(kept.directory)
     with no_file_larger_than(900):
@@ -203,5 +208,9 @@ def test_where_no_more_can_be_written_the_last_one_stays(begin_and_whole, kept, 
             again.wait()
     why = os.strerror(errno.EFBIG)
     assert str(error.value) == f"the checkpoint of step 16 cannot be written to {kept.directory}: {why}"
+    late, other = (SimpleNamespace(exc_value=RuntimeError(why)) for why in ("Event loop is closed", "else"))
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert said == [other]
     assert Checkpoints(kept.directory).last(begun(at), pytest.fail).step == 15
     assert capfd.readouterr() == ("", "")
