@@ -98,6 +98,7 @@ def reads_csv(path: Path, content: bytes) -> None:
         if any(c.strip() for c in r)
     ]
     header, *rows = [[cell.strip() for cell in row] for row in rows]
+    header = [" ".join(name.splitlines()) for name in header]
     assert len(rows) == len(table.X)
     for column in table.columns:
         cells = [row[header.index(column.name)] for row in rows]

@@ -103,9 +103,8 @@ def require_the_same(directory: Path, settings: Json, but_for: Collection[str] =
     now = json.loads(json.dumps(settings))
     others = [name for name in before | now if name not in but_for and before.get(name) != now.get(name)]
     if others:
-        raise begun_otherwise(
-            directory, *(f"{name} was {before.get(name)}, and is {now.get(name)} now" for name in others)
-        )
+        parts = [f"{name} was {before.get(name)}, and is {now.get(name)} now" for name in others]
+        raise begun_otherwise(directory, "; ".join(parts))
 
 
 def begun_otherwise(directory: Path, how: str) -> ValueError:

@@ -76,7 +76,7 @@ def read_cells(path: Path) -> Cells:
             lines.append(line)
     if not rows:
         raise ValueError(f"{path}: the file is empty")
-    header, *rows = rows
+    header, rows = _names(rows[0]), rows[1:]
     if rows and not header[0] and len(header) > 1 and _number_rows([row[0] for row in rows]):
         notes = (OF_INDEX.format(path),)
     else:
@@ -106,7 +106,7 @@ def cells_in_parts(path: Path, at_once: int) -> Iterator[Cells]:
             first = file.readline(FIRST_LINE)
         file.seek(0)
         rows = _rows(file, first)
-        header = next(rows, (1, []))[1]
+        header = _names(next(rows, (1, []))[1])
         if not header:
             raise ValueError(f"{path}: the file is empty")
         indexed, before, notes, is_empty = not header[0] and len(header) > 1, -1, (), True
@@ -160,6 +160,11 @@ def _separator(text: str) -> str:
 
 def _number_rows(cells: list[str]) -> bool:
     return all(cell.isdigit() for cell in cells) and len(set(cells)) == len(cells)
+
+
+def _names(header: list[str]) -> list[str]:
+    """The columns', each in one line: within quotes there may be several."""
+    return [" ".join(name.splitlines()) for name in header]
 
 
 def _require_header(path: Path, header: list[str]) -> None:

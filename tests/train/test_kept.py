@@ -85,6 +85,7 @@ def test_another_run_is_refused_and_named(fitted, tmp_path):
     other = DATA[0] + 1, DATA[1]
     for options, message in (
         ({"seed": 1}, begun_otherwise + "seed was 0, and is 1 now"),
+        ({"seed": 1, "most_skipped": 2}, "seed was 0, and is 1 now; most_skipped was 0, and is 2 now"),
         ({"data": other}, begun_otherwise + "data was sha256 "),
         ({"width": 5}, "is of another run: carry.going.updated.params."),
         ({"optimizer": optax.sgd(0.1)}, begun_otherwise + "the optimizer had other operations"),

@@ -26,6 +26,15 @@ def test_csv_of_numbers(as_csv):
     assert table.X.dtype == np.float64
 
 
+def test_a_name_of_several_lines_is_one(as_csv, monkeypatch):
+    path = as_csv('"a\nb",y\n1,0.5\n2,1.5\n')
+    for in_memory in (mapped.IN_MEMORY, 0):
+        monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+        assert read_csv(path, "y").feature_names == ("a b",)
+        with pytest.raises(ValueError, match=r"^unknown column 'z'; there is a b, y$"):
+            read_csv(path, "z")
+
+
 def test_csv_of_text_classes(as_csv):
     table = read_csv(as_csv("kind,a\ncat,1\ndog,2\ncat,3\n"), "kind")
     assert table.classes == ("cat", "dog")
