@@ -172,7 +172,7 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
 def compiling(name: str, seconds: float) -> list[dict[str, Any]]:
     """J and its gradient alone, which is what is derived, and a step, whose optimiser is the same for all."""
     work = DEEP[name]()
-    losses = {OWN: lambda params, x: cost(work.objective.forward(params, x)[0])} | work.forms
+    losses = {OWN: lambda params, x: cost(work.objective.forward(params, x)[0]), **work.forms}
 
     def gradient(params, x):
         y, dparams, _ = bpref.backpropagate(work.objective, params, x)
