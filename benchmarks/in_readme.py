@@ -15,6 +15,7 @@ from benchmarks import (
     bench_kernels,
     bench_mlp,
     bench_models,
+    bench_policies,
     bench_precision,
     bench_signals,
     bench_suite,
@@ -36,6 +37,7 @@ TORCH = HERE / "results/torch_cpu.json"
 DRAWS = HERE / "results/draws_cpu.json"
 DEVICES = HERE / "results/devices_tpu.json"
 KERNELS = HERE / "results/kernels_tpu.json"
+POLICIES = HERE / "results/policies.json"
 PRECISION = HERE / "results/precision.json"
 CRITERIA = HERE / "results/criteria.json"
 CHECKER = HERE / "results/checker_cpu.json"
@@ -130,6 +132,7 @@ def pages() -> dict[Path, str]:
     of_compiled = {
         "figures compiled for by kind": compiled_figures.by_kind(compiled),
         "figures compiled for models": compiled_figures.models(compiled),
+        "figures of policies": bench_policies.table(json.loads(POLICIES.read_text())),
         "figures compiled for what takes more": compiled_figures.reasons(compiled),
         "figures compiled for rules": compiled_figures.rules(compiled),
     }
