@@ -66,33 +66,25 @@ def _define(name: str, f: Callable, written: Written) -> None:
 
 
 def _with_defaults(source: str, signature: inspect.Signature) -> str:
-    """A reference without `called_as`: its hyperparameters with the defaults that they have in the layer.
-
-    By name alone, unless they stand in the layer's order.
-    """
+    """A reference without `called_as`: with the layer's hyperparameters, in its order, and their defaults."""
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.FunctionDef)
-    of, lines = definition.args, source.split("\n")
-    defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-    _, x, *hyper = of.args
-    named = [*hyper, *of.kwonlyargs]
-    rest = {name: v for name, v in defaults.items() if name not in {a.arg for a in named}}
+    of, body = definition.args, definition.body
+    hyper = list(signature.parameters.values())[2:]
+    header = [*map(ast.unparse, of.args[:2])]
+    for p in hyper:
+        if p.kind is p.KEYWORD_ONLY and "*" not in header:
+            header.append("*")
+        header.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    lines = source.split("\n")
+    rest = [p.name for p in hyper if p.name not in {a.arg for a in [*of.args, *of.kwonlyargs]}]
     if rest and of.kwarg and of.kwarg.arg in _names(source):  # they are handed on
-        first = definition.body[ast.get_docstring(definition) is not None]
-        handed_on = ", ".join(f"{name}={v!r}" for name, v in rest.items())
-        lines.insert(first.lineno - 1, f"    {of.kwarg.arg} = dict({handed_on}) | {of.kwarg.arg}")
-    for a in reversed(named):
-        if a.arg in defaults:
-            _insert(lines, a, f"{' = ' if a.annotation else '='}{defaults[a.arg]!r}")
-    in_order = [a.arg for a in hyper] == list(signature.parameters)[2 : 2 + len(hyper)]
-    if not in_order and not of.kwonlyargs:
-        _insert(lines, x, ", *")
+        handed_on = ", ".join(f"{name}={name}" for name in rest)
+        first = body[ast.get_docstring(definition) is not None]
+        lines.insert(first.lineno - 1, f"    {of.kwarg.arg} = dict({handed_on})")
+    returns = f" -> {ast.unparse(definition.returns)}" if definition.returns else ""
+    lines[: body[0].lineno - 1] = [f"def {definition.name}({', '.join(header)}){returns}:"]
     return "\n".join(lines)
-
-
-def _insert(lines: list[str], after: ast.arg, text: str) -> None:
-    row, column = (after.end_lineno or 1) - 1, after.end_col_offset or 0
-    lines[row] = lines[row][:column] + text + lines[row][column:]
 
 
 def _need(name: str, value: object, written: Written, source: str) -> None:
