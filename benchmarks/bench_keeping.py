@@ -18,17 +18,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from bpref.cli import progress as bar
+from bpref.cli.training import progress as bar
 from bpref.models.text import text_model
-from bpref.train.checkpoint import Checkpoints
+from bpref.train.data.text import read_text
 from bpref.train.fitted import Epoch
-from bpref.train.keep import keeping
+from bpref.train.keeping.checkpoint import Checkpoints
+from bpref.train.keeping.keep import keeping
+from bpref.train.keeping.record import Record
 from bpref.train.loop import Visit, run
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import OF_TEXT
-from bpref.train.record import Record
 from bpref.train.start import Start, start
-from bpref.train.text import read_text
 
 EVERY, STEPS = 50, 200
 

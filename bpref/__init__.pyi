@@ -408,7 +408,7 @@ from .sharding.laid_out import laid_out as laid_out
 from .sharding.layout import Layout as Layout
 from .sharding.layout import layout_of as layout_of
 from .sharding.mesh import mesh_of as mesh_of
-from .train.load import load as load
+from .train.keeping.load import load as load
 from .trained import trainable as trainable
 from .transforms import Clipped as Clipped
 from .transforms import Diagonal as Diagonal

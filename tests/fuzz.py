@@ -33,18 +33,18 @@ from bpref.cli.errors import UsageError
 from bpref.cli.tasks import _asked
 from bpref.leftovers import undo_all
 from bpref.naming import flat_names
-from bpref.train import mapped
-from bpref.train import read_csv as of_csv
-from bpref.train.begun import begun_with, require_the_same, score_of
-from bpref.train.cells import MISSING
-from bpref.train.checkpoint import _sha256
-from bpref.train.load import load
-from bpref.train.mapped import map_npz, read_idx, read_npy
+from bpref.train.data import mapped
+from bpref.train.data import read_csv as of_csv
+from bpref.train.data.cells import MISSING
+from bpref.train.data.mapped import map_npz, read_idx, read_npy
+from bpref.train.data.read_csv import read_csv
+from bpref.train.data.read_npz import read_arrays, read_npz
+from bpref.train.data.text import byte_pairs, read_text, texts_of
+from bpref.train.keeping.begun import begun_with, require_the_same, score_of
+from bpref.train.keeping.checkpoint import _sha256
+from bpref.train.keeping.load import load
+from bpref.train.keeping.record import rows_of
 from bpref.train.predict import rows_of as rows_to_predict
-from bpref.train.read_csv import read_csv
-from bpref.train.read_npz import read_arrays, read_npz
-from bpref.train.record import rows_of
-from bpref.train.text import byte_pairs, read_text, texts_of
 from tests.fuzzed_files import (
     EPOCH,
     UNITS,
@@ -215,7 +215,7 @@ SEALED |= {"sha256": _sha256(SEALED)}
 
 
 def reads_seal(path: Path, content: bytes) -> None:
-    from bpref.train.checkpoint import Checkpoints
+    from bpref.train.keeping.checkpoint import Checkpoints
 
     (path.parent / "3").mkdir(exist_ok=True)
     if damage := Checkpoints(path.parent)._damage(3):

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save as save_safetensors
 
-from bpref.train import mapped
+from bpref.train.data import mapped
 
 
 @st.composite

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import typer
 
 from bpref.cli.errors import UsageError
-from bpref.cli.html_check import page
-from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
 from bpref.cli.loading import Named, blaming, function, made_arguments, named, require_fitting
+from bpref.cli.pages.check import page
+from bpref.cli.pages.page import HtmlFile, Open, require_page, write_page
 from bpref.cli.reports import deliver, require_writable, stdout_for_json, waiting
 from bpref.layer import Layer
 from bpref.nearest import require_known

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bpref.cli.errors import UsageError, blaming_the_input
-from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
+from bpref.cli.pages.page import HtmlFile, Open, require_page, write_page
 
 EXAMPLE = "Example: bpref plot run slower/run --output both.png"
 
@@ -22,11 +22,11 @@ def plot(
 
     The page of --html has the picture, what each run was begun with, its epochs, and its layers' gradients.
     """
-    from bpref.cli.html_runs import page
+    from bpref.cli.pages.runs import page
     from bpref.cli.writing import require_writable
-    from bpref.train.begun import begun_with, score_of
-    from bpref.train.curves import draw
-    from bpref.train.record import rows_of
+    from bpref.train.keeping.begun import begun_with, score_of
+    from bpref.train.keeping.curves import draw
+    from bpref.train.keeping.record import rows_of
     from bpref.whole_file import whole_file
 
     with blaming_the_input():

@@ -27,7 +27,7 @@ def predict(
     --missing impute, and else refused.
     """
     from bpref.cli.writing import require_writable, write
-    from bpref.train.load import load
+    from bpref.train.keeping.load import load
     from bpref.train.predict import as_csv, predictions, rows_of
 
     with blaming_the_input():

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bpref.cli.choosing import require_none
 from bpref.cli.errors import UsageError, blaming_the_input
+from bpref.cli.training.choosing import require_none
 
 if TYPE_CHECKING:
-    from bpref.train.load import Loaded
+    from bpref.train.keeping.load import Loaded
 
 EXAMPLE = (
     'Examples: bpref train gpt --out run && bpref sample run --prompt "The " --temperature 0.8 | '
@@ -36,7 +36,7 @@ def sample(
     vae and unet, which make images, a picture of several side by side is written.
     """
     from bpref.models.images import GENERATIVE
-    from bpref.train.load import load
+    from bpref.train.keeping.load import load
 
     of_text = {"prompt": prompt, "tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     with blaming_the_input():

@@ -14,7 +14,7 @@ from bpref.tasks.judge import NO_DERIVATION
 from bpref.tasks.judge import judge as judge_solution
 from bpref.tasks.source import NotAlone
 from bpref.tasks.writing import ABOUT, write_task
-from bpref.train.begun import json_object
+from bpref.train.keeping.begun import json_object
 from bpref.verify.options import seed_of
 
 TASKS_EXAMPLE = "Example: bpref tasks --out problems linear rms_norm"

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from bpref.cli.choosing import DEFAULT, choose_table, hosts_of, patterns, require_none, widths, with_given
 from bpref.cli.ending import ended_by_termination
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.html_page import Open
+from bpref.cli.pages.page import Open
+from bpref.cli.training.choosing import DEFAULT, choose_table, hosts_of, patterns, require_none, widths, with_given
 
 EXAMPLE = (
     "Examples: bpref train | bpref train digits --epochs 20 --out run | bpref train gpt --out run | "
@@ -168,8 +168,8 @@ def train(
     Without arguments: a regression on the diabetes data with hidden layers, one output neuron, the square loss
     and gradient descent. 20% of the examples are held out for the test; of a text, the last tenth.
     """
-    from bpref.cli.how import How
-    from bpref.cli.together import together
+    from bpref.cli.training.how import How
+    from bpref.cli.training.together import together
     from bpref.train.recipes import OF_IMAGES, OF_TEXT
     from bpref.train.updates import Updates
 
@@ -220,7 +220,7 @@ def train(
                 require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
                 require_none(of_files, f"goes with a model of images; {what} is a model of text")
                 text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
-            from bpref.cli.training_text import run as run_text
+            from bpref.cli.training.text import run as run_text
 
             return run_text(what, text, text_recipe, how)
         if what in OF_IMAGES:
@@ -230,10 +230,10 @@ def train(
                 others = {option: v for option, v in of_makers.items() if getattr(OF_IMAGES[what], option) is None}
                 require_none(others, f"is no setting of {what}")
                 image_recipe = with_given(OF_IMAGES[what], of_models | of_makers | of_both)
-            from bpref.cli.training_images import run as run_images
+            from bpref.cli.training.images import run as run_images
 
             return run_images(what, images, labels, image_recipe, how)
-        from bpref.cli.training import run
+        from bpref.cli.training.table import run
 
         with blaming_the_input():
             require_none(of_text, f"goes with a model of text: {', '.join(OF_TEXT)}")

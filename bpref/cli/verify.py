@@ -16,8 +16,8 @@ from rich.table import Table
 
 from bpref.cli.ending import interrupt_held
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.html_page import HtmlFile, Open, require_page, write_page
-from bpref.cli.html_verify import page
+from bpref.cli.pages.page import HtmlFile, Open, require_page, write_page
+from bpref.cli.pages.verify import page
 from bpref.cli.writing import require_writable, write
 from bpref.models.mlp_equations import Equation, by_text, verify_equations
 from bpref.nearest import meant

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from bpref.compose.parts import run as run_part
 from bpref.layer import With, backpropagate, map_leaves
-from bpref.train.rows import Examples, Rows
+from bpref.train.data.rows import Examples, Rows
 from bpref.train.start import Start, as_arrays, steps_of_window
 from bpref.train.step import Going, beside, is_a_pair
 from bpref.transforms import Watched, evaluation, statistics_by_path, where_it_dies

@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 from bpref.layer import Layer
 from bpref.sharding.hosts import largest
 from bpref.train.advance import Carry, advance, first_carry
-from bpref.train.begun import digest
 from bpref.train.evaluate import scoring, watching
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
+from bpref.train.keeping.begun import digest
 from bpref.train.locate import first_non_finite
 from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
 from bpref.train.step import of_network
@@ -149,8 +149,8 @@ def fit(
         return steps()
     if every is not None and every < 1:
         raise ValueError(f"every is {every}, expected at least 1 step")
-    from bpref.train.kept import kept  # which reads this file
-    from bpref.train.traced import traced
+    from bpref.train.keeping.kept import kept  # which reads this file
+    from bpref.train.keeping.traced import traced
 
     settings = {
         "seed": seed,

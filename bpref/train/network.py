@@ -11,7 +11,7 @@ from bpref.layer import Layer
 from bpref.nearest import require_known
 from bpref.rules import KINDS, RULES
 from bpref.rules.linear.linear import linear
-from bpref.train.table import Task
+from bpref.train.data.table import Task
 
 ALONG_AN_AXIS = ("glu", "gumbel_softmax", "log_softmax", "maxout", "softmax", "softmin", "sparsemax")
 """Activations that are no functions of one element: what they are after a hidden layer is another network."""

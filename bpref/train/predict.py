@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train.begun import Json
-from bpref.train.cells import Cells, read_cells
-from bpref.train.columns import from_settings
-from bpref.train.load import Loaded
-from bpref.train.mapped import read_npy
-from bpref.train.read_npz import read_arrays
-from bpref.train.table import require_finite, require_floating_matrix
+from bpref.train.data.cells import Cells, read_cells
+from bpref.train.data.columns import from_settings
+from bpref.train.data.mapped import read_npy
+from bpref.train.data.read_npz import read_arrays
+from bpref.train.data.table import require_finite, require_floating_matrix
+from bpref.train.keeping.begun import Json
+from bpref.train.keeping.load import Loaded
 
 OF_CLASSES = {
     "softmax_cross_entropy": ("probability", jax.nn.softmax),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bpref.train.table import Task
+from bpref.train.data.table import Task
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from bpref.layer import Layer, begin
 from bpref.nearest import require_known
 from bpref.sharding.hosts import laid
 from bpref.sharding.layout import Layout
+from bpref.train.data.rows import Examples, Rows, examples
+from bpref.train.data.table import count
 from bpref.train.divided import Division, on_mesh, shardings_of
-from bpref.train.rows import Examples, Rows, examples
 from bpref.train.step import Going, Stepper, beside, is_key, layer_by_layer, training_objective, whole_gradient
-from bpref.train.table import count
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
 """What can be computed in, by name. With half a precision the parameters and the loss stay in float32."""

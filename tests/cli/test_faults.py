@@ -10,9 +10,10 @@ from tests.cli.test_ending import ENVIRONMENT
 CUT_OFF = """
 import os
 from bpref import __main__ as program
-from bpref.cli import carrying_out
-from bpref.train import mapped, start
-from bpref.train.rows import Rows
+from bpref.cli.training import carrying_out
+from bpref.train.data import mapped
+from bpref.train import start
+from bpref.train.data.rows import Rows
 from bpref.train.windows import Windows
 
 mapped.IN_MEMORY, start.WINDOW = 0, 2**14
@@ -50,7 +51,7 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
 TERMINATED = """
 import os, signal
 from bpref import __main__ as program
-from bpref.cli import carrying_out
+from bpref.cli.training import carrying_out
 from bpref.leftovers import temporary_folder
 
 def terminate(*given):

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from bpref.cli import carrying_out
 from bpref.cli.app import run
-from bpref.train import record
-from bpref.train.record import Record, held
+from bpref.cli.training import carrying_out
+from bpref.train.keeping import record
+from bpref.train.keeping.record import Record, held
 from tests.cli.test_ending import ENVIRONMENT
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpref.cli import carrying_out, together
 from bpref.cli.app import run
 from bpref.cli.ending import leaving
 from bpref.cli.train import train
+from bpref.cli.training import carrying_out, together
 from bpref.sharding.hosts import Hosts
-from bpref.train.record import held
+from bpref.train.keeping.record import held
 from tests.cli.test_ending import ENVIRONMENT, ROOT
 from tests.simulated import with_devices
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 UNVERIFIED = """
 from bpref import __main__ as program
-from bpref.cli import carrying_out
+from bpref.cli.training import carrying_out
 carrying_out.require_right = lambda *given: None
 program.main()
 """
@@ -37,7 +37,7 @@ program.main()
 
 WAITING = """
 import sys, time
-from bpref.cli.together import together
+from bpref.cli.training.together import together
 from bpref.sharding.hosts import Hosts, largest
 
 def command():

@@ -5,14 +5,15 @@ import os
 import numpy as np
 import pytest
 
-from bpref.cli import carrying_out
 from bpref.cli.app import run
+from bpref.cli.training import carrying_out
 from tests.cli.test_together import UNVERIFIED, assert_alike, by_hand, ended, started, until
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 ON_DISK = f"""
-from bpref.train import mapped, start
+from bpref.train.data import mapped
+from bpref.train import start
 mapped.IN_MEMORY, start.WINDOW = 0, 1000
 {UNVERIFIED}
 """

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from bpref.cli.app import run
 from bpref.layer import Layer
 from bpref.rules import RULES
-from bpref.train import mapped, network
+from bpref.train import network
+from bpref.train.data import mapped
 
 QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import bpref
-from bpref.cli import carrying_out
 from bpref.cli.app import run
+from bpref.cli.training import carrying_out
 from bpref.naming import flat_names
-from bpref.train import mapped
+from bpref.train.data import mapped
 from tests.train.test_mapped import idx
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -11,8 +11,8 @@ import pytest
 import bpref
 from bpref.cli.app import run
 from bpref.models.text import TEXT_MODELS, text_model
-from bpref.train import mapped
-from bpref.train.text import bits_per_byte
+from bpref.train.data import mapped
+from bpref.train.data.text import bits_per_byte
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

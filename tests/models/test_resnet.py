@@ -12,8 +12,8 @@ import pytest
 import bpref
 from benchmarks import plain_models
 from bpref.cli.app import run
-from bpref.train.embedded import digits_as_images
-from bpref.train.split import rows_of_split
+from bpref.train.data.embedded import digits_as_images
+from bpref.train.data.split import rows_of_split
 from tests.rules.sweeping import by_oracle, compiled
 
 PUBLISHED = {

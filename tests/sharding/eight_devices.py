@@ -20,8 +20,8 @@ from bpref.models.mixture import MixtureConfig, mixture_objective
 from bpref.naming import flat_names
 from bpref.sharding.mesh import mesh_of
 from bpref.train import loop
-from bpref.train.checkpoint import Checkpoints
 from bpref.train.divided import Division
+from bpref.train.keeping.checkpoint import Checkpoints
 from bpref.train.loop import Visit, begun
 from bpref.train.network import fully_connected
 from bpref.train.start import start

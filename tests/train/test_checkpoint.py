@@ -19,10 +19,10 @@ from bpref.rules.linear.linear import linear
 from bpref.rules.loss.square import square
 from bpref.rules.norm.batch_norm import batch_norm
 from bpref.rules.stochastic.dropout import dropout
-from bpref.train.checkpoint import Checkpoints
-from bpref.train.keep import Stopped, keeping
+from bpref.train.keeping.checkpoint import Checkpoints
+from bpref.train.keeping.keep import Stopped, keeping
+from bpref.train.keeping.record import Unwritable
 from bpref.train.loop import Visit, begun, run
-from bpref.train.record import Unwritable
 from bpref.train.start import precision, start
 from bpref.transforms import stateful
 

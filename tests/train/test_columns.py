@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bpref.train.columns import Column, as_settings, from_settings
-from bpref.train.read_csv import read_csv
-from bpref.train.split import rows_of_split
+from bpref.train.data.columns import Column, as_settings, from_settings
+from bpref.train.data.read_csv import read_csv
+from bpref.train.data.split import rows_of_split
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpref.leftovers import undo_all
-from bpref.train import mapped, read_csv, text
-from bpref.train.read_csv import read_csv as read
-from bpref.train.rows import Rows, examples
-from bpref.train.text import byte_pairs, read_text, texts_of
+from bpref.train.data import mapped, read_csv, text
+from bpref.train.data.read_csv import read_csv as read
+from bpref.train.data.rows import Rows, examples
+from bpref.train.data.text import byte_pairs, read_text, texts_of
 
 TABLE = "\n".join(["a,b,y", *(f"{i},{(i * 7) % 11},{2 * i + 0.5}" for i in range(9))])
 

@@ -14,9 +14,9 @@ from bpref.rules.activation.tanh import tanh
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.square import square
 from bpref.train import fit
-from bpref.train.begun import Json
-from bpref.train.record import held
-from bpref.train.text import read_text
+from bpref.train.data.text import read_text
+from bpref.train.keeping.begun import Json
+from bpref.train.keeping.record import held
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

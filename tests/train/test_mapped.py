@@ -7,10 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from bpref.train import mapped
-from bpref.train.mapped import map_npz, read_idx, read_npy
-from bpref.train.read_images import read_images, read_labels
-from bpref.train.rows import Rows
+from bpref.train.data import mapped
+from bpref.train.data.mapped import map_npz, read_idx, read_npy
+from bpref.train.data.read_images import read_images, read_labels
+from bpref.train.data.rows import Rows
 
 V = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bpref.train import mapped, rows
-from bpref.train.read_csv import read_csv
-from bpref.train.read_npz import read_npy_table, read_npz
-from bpref.train.split import split
+from bpref.train.data import mapped, rows
+from bpref.train.data.read_csv import read_csv
+from bpref.train.data.read_npz import read_npy_table, read_npz
+from bpref.train.data.split import split
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from safetensors.numpy import load_file
 
 from bpref.rules.linear.linear import LinearParams
 from bpref.train import Epoch
-from bpref.train.curves import draw
-from bpref.train.record import Record, require_new, rows_of
+from bpref.train.keeping.curves import draw
+from bpref.train.keeping.record import Record, require_new, rows_of
 
 
 def epoch(number, test=True):

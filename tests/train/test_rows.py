@@ -12,13 +12,14 @@ from bpref.rules.linear.embedding import embedding
 from bpref.rules.linear.linear import linear
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
 from bpref.rules.loss.square import square
-from bpref.train import begun, fit, start
-from bpref.train.begun import digest
-from bpref.train.checkpoint import Checkpoints
+from bpref.train import fit, start
+from bpref.train.data.rows import Changed, Rows, examples
+from bpref.train.keeping import begun
+from bpref.train.keeping.begun import digest
+from bpref.train.keeping.checkpoint import Checkpoints
 from bpref.train.loop import Visit, run
 from bpref.train.loop import begun as before_the_first
 from bpref.train.network import r2
-from bpref.train.rows import Changed, Rows, examples
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

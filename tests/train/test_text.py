@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bpref
-from bpref.train import mapped, text
-from bpref.train.load import load
-from bpref.train.rows import Rows, examples
-from bpref.train.text import TEST_SHARE, bits_per_byte, byte_pairs, contexts, read_text, tokenizer_of
+from bpref.train.data import mapped, text
+from bpref.train.data.rows import Rows, examples
+from bpref.train.data.text import TEST_SHARE, bits_per_byte, byte_pairs, contexts, read_text, tokenizer_of
+from bpref.train.keeping.load import load
 
 TEXT = "the cat sat on the mat; ünïcode — too. " * 20
 

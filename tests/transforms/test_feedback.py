@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import bpref
-from bpref.train.embedded import digits
+from bpref.train.data.embedded import digits
+from bpref.train.data.split import split
 from bpref.train.loop import fit
 from bpref.train.network import accuracy
-from bpref.train.split import split
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import bpref
-from bpref.train.embedded import digits_as_images
+from bpref.train.data.embedded import digits_as_images
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program

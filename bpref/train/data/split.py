@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpref.train.rows import Examples, Rows, in_parts, of_rows
-from bpref.train.table import Table, are_alike, count
+from bpref.train.data.rows import Examples, Rows, in_parts, of_rows
+from bpref.train.data.table import Table, are_alike, count
 
 
 class Split(NamedTuple):

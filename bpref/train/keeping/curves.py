@@ -4,7 +4,7 @@ from itertools import cycle
 from math import hypot
 from pathlib import Path
 
-from bpref.train.begun import Json
+from bpref.train.keeping.begun import Json
 
 MOST_NAMED = 12
 """Of more curves than these a legend would hide the curves."""

@@ -3,8 +3,8 @@
 import html
 import math
 
-from bpref.cli.html_heat_map import heat_map
-from bpref.cli.html_page import document, table, word
+from bpref.cli.pages.heat_map import heat_map
+from bpref.cli.pages.page import document, table, word
 from bpref.verify.report import Finding, Precision, Report, Verdict
 from bpref.verify.searching.search import SearchReport
 

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-from bpref.cli.html_page import document, table, word
+from bpref.cli.pages.page import document, table, word
 from bpref.models.mlp_equations import Equation, by_text
 from bpref.verify import RuleReport
 from bpref.verify.numbers.measure import Ulps

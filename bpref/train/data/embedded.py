@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bpref.train.table import Table
+from bpref.train.data.table import Table
 
 
 def diabetes() -> Table:

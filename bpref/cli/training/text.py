@@ -5,18 +5,18 @@ from pathlib import Path
 
 import jax
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.how import How, choose_device, optimizer_of
+from bpref.cli.training.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
+from bpref.cli.training.how import How, choose_device, optimizer_of
 from bpref.models.text import text_model
 from bpref.nearest import require_known
+from bpref.train.data.table import count
+from bpref.train.data.text import Text, bits_per_byte, read_text
 from bpref.train.fitted import Fitted
+from bpref.train.keeping.record import Record
 from bpref.train.recipes import TextRecipe
-from bpref.train.record import Record
 from bpref.train.start import DTYPES, Start, require_epochs, steps_per_epoch
 from bpref.train.step import in_dtype
-from bpref.train.table import count
-from bpref.train.text import Text, bits_per_byte, read_text
 
 
 def run(name: str, file: Path | None, recipe: TextRecipe, how: How) -> int:

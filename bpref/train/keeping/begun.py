@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bpref.train.rows import Rows, examples, stamp_of
+from bpref.train.data.rows import Rows, examples, stamp_of
 from bpref.whole_file import whole_file
 
 Json = dict[str, Any]

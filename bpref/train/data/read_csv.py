@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train import mapped
-from bpref.train.cells import Cells, cells_in_parts, is_missing, is_number, read_cells
-from bpref.train.columns import (
+from bpref.train.data import mapped
+from bpref.train.data.cells import Cells, cells_in_parts, is_missing, is_number, read_cells
+from bpref.train.data.columns import (
     OF_A_TARGET,
     RULES,
     Column,
@@ -19,9 +19,9 @@ from bpref.train.columns import (
     require_present,
     rows_without_missing,
 )
-from bpref.train.scratch import mapped_from
-from bpref.train.split import rows_of_split
-from bpref.train.table import MOST_CLASSES, Table, Task, require_classes
+from bpref.train.data.scratch import mapped_from
+from bpref.train.data.split import rows_of_split
+from bpref.train.data.table import MOST_CLASSES, Table, Task, require_classes
 
 ROWS = 2**14
 """Of a large file, that are read together."""

@@ -9,8 +9,8 @@ from bpref.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from bpref.sharding.hosts import Hosts
+    from bpref.train.data.table import Table, Task
     from bpref.train.recipes import Recipe, TableRecipe
-    from bpref.train.table import Table, Task
 
 R = TypeVar("R", bound="Recipe")
 
@@ -45,7 +45,7 @@ def choose_table(
 ) -> tuple["Table", "TableRecipe"]:
     """The table to train on and the settings that go with it; a wrong choice or wrong data raises."""
     from bpref.nearest import require_known
-    from bpref.train.embedded import EMBEDDED
+    from bpref.train.data.embedded import EMBEDDED
     from bpref.train.recipes import OF_IMAGES, OF_TEXT, OWN_DATA, RECIPES
 
     if data is None:
@@ -67,8 +67,8 @@ def choose_table(
 
 def read(data: Path, target: str | None, task: "Task | None", missing: str | None, seed: int) -> "Table":
     """The user's own table, by the file's suffix."""
-    from bpref.train.read_csv import read_csv
-    from bpref.train.read_npz import read_npy_table, read_npz
+    from bpref.train.data.read_csv import read_csv
+    from bpref.train.data.read_npz import read_npy_table, read_npz
 
     try:
         match data.suffix.lower():

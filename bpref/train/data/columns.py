@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train.begun import Json
-from bpref.train.cells import Cells, is_missing, is_number
-from bpref.train.table import require_classes
+from bpref.train.data.cells import Cells, is_missing, is_number
+from bpref.train.data.table import require_classes
+from bpref.train.keeping.begun import Json
 
 RULES = ("refuse", "drop", "impute")
 """Of a missing value: it is an error; its row is left out; the mean, or the most frequent class, takes its place."""

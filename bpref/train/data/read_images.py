@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bpref.train import mapped
-from bpref.train.read_npz import labels_of
-from bpref.train.rows import Change, Examples, Rows, examples, in_parts
-from bpref.train.table import count, require_classes
+from bpref.train.data import mapped
+from bpref.train.data.read_npz import labels_of
+from bpref.train.data.rows import Change, Examples, Rows, examples, in_parts
+from bpref.train.data.table import count, require_classes
 
 
 def read_images(path: Path) -> Examples:

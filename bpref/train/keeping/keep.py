@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from bpref.sharding.hosts import largest
-from bpref.train.checkpoint import Checkpoints
+from bpref.train.keeping.checkpoint import Checkpoints
 from bpref.train.loop import Reached, Visit
 
 SECONDS = 60.0

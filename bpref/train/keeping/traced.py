@@ -19,7 +19,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr
 
 from bpref.programs import Atom, is_literal, programs_in, types_of, value_of
-from bpref.train.begun import Json
+from bpref.train.keeping.begun import Json
 from bpref.train.start import Start, precision
 from bpref.train.step import beside, is_key
 from bpref.trained import select, trainable

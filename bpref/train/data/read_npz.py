@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from bpref.nearest import require_known
-from bpref.train import mapped
-from bpref.train.table import Table, Task, require_classes, require_floating_matrix
+from bpref.train.data import mapped
+from bpref.train.data.table import Table, Task, require_classes, require_floating_matrix
 
 
 def read_npz(path: Path, target: str = "y", task: Task | None = None) -> Table:

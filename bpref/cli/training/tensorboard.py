@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpref.train.fitted import Epoch
-from bpref.train.record import as_json
+from bpref.train.keeping.record import as_json
 
 FIGURES = {"train_loss": "loss/train", "test_loss": "loss/test", "test_score": "score/test", "seconds": "seconds"}
 """What a figure of an epoch is called there."""

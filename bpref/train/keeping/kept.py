@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpref.layer import leaf_paths
-from bpref.train.begun import BEGUN, Json, begun_otherwise, begun_with, require_the_same, write_begun
-from bpref.train.checkpoint import Checkpoints
-from bpref.train.keep import keeping
+from bpref.train.keeping.begun import BEGUN, Json, begun_otherwise, begun_with, require_the_same, write_begun
+from bpref.train.keeping.checkpoint import Checkpoints
+from bpref.train.keeping.keep import keeping
+from bpref.train.keeping.record import CHECKPOINTS, held, is_begun, require_new
+from bpref.train.keeping.traced import CannotCompare, Traced, difference
 from bpref.train.loop import Reached, Visit, begun
-from bpref.train.record import CHECKPOINTS, held, is_begun, require_new
 from bpref.train.start import Start, precision
-from bpref.train.traced import CannotCompare, Traced, difference
 
 OPTIMIZER = "optimizer"
 """Of what a run was begun with, what its optimiser computes."""

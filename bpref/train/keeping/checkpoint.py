@@ -22,10 +22,10 @@ from jax.sharding import NamedSharding
 
 from bpref.naming import flat_names
 from bpref.sharding.hosts import are_many, is_first, laid, told
-from bpref.train.begun import Json, json_object
 from bpref.train.fitted import Epoch
+from bpref.train.keeping.begun import Json, json_object
+from bpref.train.keeping.record import Unwritable, numbers_of, watched_of
 from bpref.train.loop import Reached
-from bpref.train.record import Unwritable, numbers_of, watched_of
 from bpref.train.step import is_key
 from bpref.whole_file import whole_file
 

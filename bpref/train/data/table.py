@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bpref.train.rows import Examples, examples, in_parts
+from bpref.train.data.rows import Examples, examples, in_parts
 
 if TYPE_CHECKING:
-    from bpref.train.columns import Column
+    from bpref.train.data.columns import Column
 
 Task = Literal["regression", "classification"]
 
@@ -31,7 +31,7 @@ class Table:
       feature_names: d names, for messages.
       target_name: what y is called in messages.
       classes: the C names of the classes; empty for regression.
-      columns: of a user's own file, how each of its columns became features, as `bpref.train.columns` has it.
+      columns: of a user's own file, how each of its columns became features, as `bpref.train.data.columns` has it.
       notes: what was found out in the reading, in sentences.
 
     Raises:

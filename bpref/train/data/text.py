@@ -11,8 +11,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bpref.nearest import require_known
-from bpref.train import mapped
-from bpref.train.scratch import mapped_from
+from bpref.train.data import mapped
+from bpref.train.data.scratch import mapped_from
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Learned

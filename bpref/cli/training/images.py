@@ -5,21 +5,21 @@ from pathlib import Path
 
 import jax
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import UsageError, blaming_the_input
-from bpref.cli.how import How, choose_device, optimizer_of
+from bpref.cli.training.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
+from bpref.cli.training.how import How, choose_device, optimizer_of
 from bpref.compose import objective
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.nearest import require_known
 from bpref.rules.loss.softmax_cross_entropy import softmax_cross_entropy
-from bpref.train.embedded import digits_as_images
+from bpref.train.data.embedded import digits_as_images
+from bpref.train.data.read_images import read_images, read_labels
+from bpref.train.data.rows import Examples, of_rows
+from bpref.train.data.split import rows_of_split
 from bpref.train.fitted import Fitted
+from bpref.train.keeping.record import Record
 from bpref.train.network import METRICS
-from bpref.train.read_images import read_images, read_labels
 from bpref.train.recipes import ImageRecipe
-from bpref.train.record import Record
-from bpref.train.rows import Examples, of_rows
-from bpref.train.split import rows_of_split
 from bpref.train.start import DTYPES, objective_in, require_epochs, steps_per_epoch
 
 LOOKED_AT = 4096

@@ -4,20 +4,20 @@ from dataclasses import asdict, replace
 
 import jax
 
-from bpref.cli.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
 from bpref.cli.errors import blaming_the_input
-from bpref.cli.how import How, choose_device, optimizer_of
+from bpref.cli.training.carrying_out import Training, after_compilation, by_what, carried_out, losses_of, written
+from bpref.cli.training.how import How, choose_device, optimizer_of
 from bpref.compose import objective
 from bpref.nearest import require_known
-from bpref.train.columns import as_settings
+from bpref.train.data.columns import as_settings
+from bpref.train.data.rows import Rows
+from bpref.train.data.split import Split, least_squares_r2, split
+from bpref.train.data.table import Table, count
 from bpref.train.fitted import Fitted
+from bpref.train.keeping.record import Record
 from bpref.train.network import METRICS, as_target, fully_connected, loss_named
 from bpref.train.recipes import TableRecipe
-from bpref.train.record import Record
-from bpref.train.rows import Rows
-from bpref.train.split import Split, least_squares_r2, split
 from bpref.train.start import DTYPES, objective_in, require_epochs, steps_per_epoch
-from bpref.train.table import Table, count
 
 LARGEST_BATCH = 32
 """Examples in a batch, where nothing else is asked for."""

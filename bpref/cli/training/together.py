@@ -22,7 +22,7 @@ import jax
 from bpref.cli.ending import WRONG_USE, Stdout, answered, end_at_once, ending, leaving, say, so_far, speaking_as
 from bpref.cli.errors import Ended, UsageError, blaming_the_input
 from bpref.sharding.hosts import Hosts, are_many, is_first, largest, meet, part, told
-from bpref.train.begun import BEGUN, Json
+from bpref.train.keeping.begun import BEGUN, Json
 
 LOST = 75
 """The exit code where other processes are lost, or were not found: sysexits' temporary failure."""

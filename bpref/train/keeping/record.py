@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bpref.naming import flat_names
-from bpref.train.begun import BEGUN, Json, json_object, require_the_same, write_begun
-from bpref.train.curves import draw
 from bpref.train.fitted import Epoch
+from bpref.train.keeping.begun import BEGUN, Json, json_object, require_the_same, write_begun
+from bpref.train.keeping.curves import draw
 from bpref.train.step import is_key
 from bpref.transforms import Statistics, Watched
 from bpref.whole_file import whole_file

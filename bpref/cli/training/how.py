@@ -7,18 +7,18 @@ from typing import NamedTuple, Protocol
 import jax
 from optax import GradientTransformation
 
-from bpref.cli.html_page import require_page
-from bpref.cli.tensorboard import require_tensorboard
+from bpref.cli.pages.page import require_page
+from bpref.cli.training.tensorboard import require_tensorboard
 from bpref.layer import Layer
 from bpref.nearest import meant, require_known
 from bpref.sharding.hosts import are_many
 from bpref.sharding.layout import LAYOUTS
 from bpref.sharding.mesh import DATA, mesh_of
+from bpref.train.data.rows import Examples
 from bpref.train.divided import Division
+from bpref.train.keeping.record import is_begun, require_new
 from bpref.train.optimizers import make_optimizer
 from bpref.train.recipes import Recipe
-from bpref.train.record import is_begun, require_new
-from bpref.train.rows import Examples
 from bpref.train.start import Start, start
 from bpref.train.updates import Updates
 

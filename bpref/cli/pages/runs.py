@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bpref.cli.html_page import document, picture, table
-from bpref.train.begun import Json, begun_with, score_of
-from bpref.train.record import PLOT, rows_of
+from bpref.cli.pages.page import document, picture, table
+from bpref.train.keeping.begun import Json, begun_with, score_of
+from bpref.train.keeping.record import PLOT, rows_of
 
 
 def page_of(run: Path) -> str:

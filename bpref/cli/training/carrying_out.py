@@ -9,29 +9,29 @@ from typing import NamedTuple
 import jax
 from jax import Array
 
-from bpref.cli import watching
 from bpref.cli.ending import leaving, say
 from bpref.cli.errors import Ended, UsageError, blaming_the_input, blaming_the_size
-from bpref.cli.how import How
-from bpref.cli.html_page import write_page
-from bpref.cli.html_runs import page_of
-from bpref.cli.profiling import profiling
-from bpref.cli.progress import progress
-from bpref.cli.stopping import SIGNALS, asked_to_stop
-from bpref.cli.tensorboard import tensorboard
-from bpref.cli.together import require_one_run, require_seen_by_all
-from bpref.cli.verifying import require_right, verifying
+from bpref.cli.pages.page import write_page
+from bpref.cli.pages.runs import page_of
+from bpref.cli.training import watching
+from bpref.cli.training.how import How
+from bpref.cli.training.profiling import profiling
+from bpref.cli.training.progress import progress
+from bpref.cli.training.stopping import SIGNALS, asked_to_stop
+from bpref.cli.training.tensorboard import tensorboard
+from bpref.cli.training.together import require_one_run, require_seen_by_all
+from bpref.cli.training.verifying import require_right, verifying
 from bpref.layer import Layer
 from bpref.sharding.hosts import are_many, by_first, is_first
 from bpref.sharding.mesh import NotDivided
 from bpref.train import loop
-from bpref.train.begun import Json, digest
-from bpref.train.checkpoint import Checkpoints
+from bpref.train.data.rows import Changed, Examples
+from bpref.train.data.table import count
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
-from bpref.train.keep import Stopped, keeping
-from bpref.train.loop import Reached, Visit, begun
-from bpref.train.recipes import Recipe
-from bpref.train.record import (
+from bpref.train.keeping.begun import Json, digest
+from bpref.train.keeping.checkpoint import Checkpoints
+from bpref.train.keeping.keep import Stopped, keeping
+from bpref.train.keeping.record import (
     CHECKPOINTS,
     PARAMS,
     PLOT,
@@ -42,9 +42,9 @@ from bpref.train.record import (
     Unwritable,
     held,
 )
-from bpref.train.rows import Changed, Examples
+from bpref.train.loop import Reached, Visit, begun
+from bpref.train.recipes import Recipe
 from bpref.train.start import Start, as_arrays, precision
-from bpref.train.table import count
 from bpref.train.updates import require_named
 
 

@@ -12,11 +12,11 @@ from bpref.layer import Layer, begin
 from bpref.models.images import GENERATIVE, IMAGE_MODELS, generative
 from bpref.models.text import TEXT_MODELS, text_model
 from bpref.naming import flat_names
-from bpref.train.begun import Json, json_object
+from bpref.train.data.text import Tokenizer, tokenizer_of
+from bpref.train.keeping.begun import Json, json_object
+from bpref.train.keeping.record import PARAMS, STATE
 from bpref.train.network import fully_connected
-from bpref.train.record import PARAMS, STATE
 from bpref.train.step import is_key
-from bpref.train.text import Tokenizer, tokenizer_of
 
 
 class Loaded(NamedTuple):

@@ -1,0 +1,1 @@
+"""Reports as pages that stand by themselves."""
