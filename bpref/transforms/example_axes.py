@@ -5,10 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
-from bpref.layer import Layer
+from bpref.checks.given import declared_of
+from bpref.checks.shapes import axes_of, declared_forms
+from bpref.layer import Layer, each_position
 from bpref.rules.attention.multi_head_attention import MultiHeadAttentionCache
 from bpref.rules.block.attention_block import AttentionBlockCache
 from bpref.rules.block.transformer_block import PostNormBlockCache, TransformerBlockCache
+from bpref.rules.linear.linear import LinearCache
 from bpref.transforms.stateful import StatefulCache
 
 KEYED = -1
@@ -16,6 +19,28 @@ KEYED = -1
 
 BY_PLACE = (AttentionBlockCache, TransformerBlockCache, PostNormBlockCache, MultiHeadAttentionCache)
 """Caches of layers whose draws are a function of the key and of the place, see `numbered`."""
+
+
+def require_examples(who: str, leaf: Layer, x: PyTree, cache: PyTree) -> None:
+    """Raise `ValueError` where x is one example by itself: a (T, d) of what is `(*b, T, d)`, whose T positions meet."""
+    first = jax.tree.leaves(x)[0]
+    if not first.ndim or _is_one(leaf, first.ndim, cache.leaf if isinstance(cache, StatefulCache) else cache):
+        raise ValueError(
+            f"{who}: {leaf.name} is given x of shape {first.shape}, which is one example; expected examples in its "
+            f"first axis, as in {(1, *first.shape)}"
+        )
+
+
+def _is_one(leaf: Layer, ndim: int, cache: PyTree) -> bool:
+    """Whether the axes that x may have in front of those of one example are none."""
+    if isinstance(cache, BY_PLACE):
+        return cache.q.ndim == 3
+    if isinstance(cache, LinearCache):
+        return ndim == 1
+    if leaf.decoding is each_position and ndim > 1:
+        return False
+    forms = [axes_of(form.dim_str) for _, form in declared_forms(declared_of(leaf.forward))]
+    return bool(forms) and forms[0][0].many and ndim == len(forms[0]) - 1
 
 
 def axes_of_examples(leaf: Layer, params: PyTree, x: PyTree, n: int) -> tuple[int | None, ...] | None:

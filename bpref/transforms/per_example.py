@@ -45,7 +45,7 @@ from bpref.rules.convolution.convolution import ConvolutionCache, ConvolutionPar
 from bpref.rules.linear.embedding import EmbeddingCache, EmbeddingParams
 from bpref.rules.linear.linear import LinearCache, LinearParams
 from bpref.rules.sequence_loss.fused_linear_cross_entropy import FusedLinearCrossEntropyCache
-from bpref.transforms.example_axes import KEYED, axes_of_examples
+from bpref.transforms.example_axes import KEYED, axes_of_examples, require_examples
 
 
 @jax.tree_util.register_dataclass
@@ -160,6 +160,7 @@ def transformed(who: str, leaf: Layer, reduced: Reduced, formulas: Formulas, kee
             return y, cache
         if not jax.tree.leaves(given):
             return y, PerExampleCache(cache, None)
+        require_examples(who, leaf, given, cache)
         is_loss = any(v.ndim == 0 for v in jax.tree.leaves(out))
         if is_loss and not isinstance(cache, WHOLE):
             raise ValueError(

@@ -339,6 +339,11 @@ def test_of_no_examples_there_are_none(f):
     assert {v.shape[0] for v in jax.tree.leaves(none)} == {0}
 
 
+def one_example(layer, shape):
+    x = jnp.ones(shape)
+    bpref.map_leaves(bpref.per_example_norms, layer).forward(layer.init(jax.random.key(0), x), x)
+
+
 BAD_CALLS = {
     "per_example_norms: batch_norm takes the mean and variance of all examples together, so that no gradient is "
     "one example's; expected layers that treat each by itself, as bpref.evaluation(layer) or layer_norm does": (
@@ -352,10 +357,20 @@ BAD_CALLS = {
             1.0,
         )
     ),
-    "linear: x is taken to have 2 examples in its first axis, and with 3 it is refused; ...": (
-        lambda: bpref.map_leaves(bpref.per_example_gradients, bpref.linear(2, bias=False)).forward(
-            bpref.LinearParams(jnp.ones((2, 2)), None), jnp.ones(2)
-        )
+    "low_rank_linear: x is taken to have 2 examples in its first axis, and with 3 it is refused; ...": (
+        lambda: one_example(bpref.low_rank_linear(2, 1), (2,))
+    ),
+    "per_example_norms: linear is given x of shape (2,), which is one example; expected examples in its first axis, as "
+    "in (1, 2)": lambda: one_example(bpref.linear(2), (2,)),
+    "per_example_norms: layer_norm is given x of shape (2,), which ...": lambda: one_example(bpref.layer_norm(), (2,)),
+    "per_example_norms: attention_block is given x of shape (3, 4), which is one example; ...": (
+        lambda: one_example(bpref.attention_block(1), (3, 4))
+    ),
+    "per_example_norms: transformer_block is given x of shape (3, 4), which is one example; ...": (
+        lambda: one_example(bpref.transformer_block(1, 4), (3, 4))
+    ),
+    "per_example_norms: position_embedding is given x of shape (3, 4), which is one example; ...": (
+        lambda: one_example(bpref.position_embedding(3), (3, 4))
     ),
     "squared_norms: norms have the shapes nothing, expected (..., N) of one N": lambda: bpref.squared_norms(()),
 }
