@@ -20,16 +20,19 @@ all three contractions of the same relation between i, o and j; elements of x ou
   result k long, hi' = d (k-1) + s (m-1) + 1 - n - lo. The examples are summed over as channels are, and the channels
   of x, which dW keeps, take the place of the batch.
 
-A negative lo' or hi' cuts off what no window saw. Two kinds are no convolutions for XLA, which on a CPU takes 2 to 7
-times as long for them: windows of one element are matrix products, and where every group is one channel (depthwise)
-there is nothing to contract, and each offset is a multiplication and an addition. dW with groups is a third: XLA's
-batch groups are 50 times slower on a CPU, and as a convolution with feature groups it sums all places one after the
-other. Each offset is a matrix product for every group and every block of `BLOCK` places, and the blocks are added: in
-float32 that is as precise as autodiff, or more.
+A negative lo' or hi' cuts off what no window saw. Some are no convolutions for XLA, which on a CPU takes much longer
+for them: windows of one element are matrix products, and where every group is one channel (depthwise) there is nothing
+to contract, and each offset is a multiplication and an addition. Where windows lie side by side, s = k and nothing
+around them, as patches of an image do, each element is in one window: j = s i + o and dx_{s i + o} = dy_i W_o, so that
+dx and dW are a product each, between tiles (for patches of 16 in a 25th of the time; y is as fast as it is). dW with
+groups is another: XLA's batch groups are 50 times slower on a CPU, and as a convolution with feature groups it sums all
+places one after the other. Each offset is a matrix product for every group and every block of `BLOCK` places, and the
+blocks are added: in float32 that is as precise as autodiff, or more.
 """
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -65,6 +68,24 @@ def correlate_dx(dy: Array, W: Array, sizes: Ints, slide: Slide) -> Array:
     """dx of dy `(N, *counts, F)` and W, for an x with these spatial sizes, in at least float32."""
     if _is_product(W, slide):
         return _product(dy, W.reshape(W.shape[0], -1), ((dy.ndim - 1,), (0,)))
+    if _is_tiled(W.shape[1:-1], slide):
+        tiled, sliding = (partial(f, sizes=sizes, slide=slide) for f in (_tiled_dx, _sliding_dx))
+        return lax.platform_dependent(dy, W, cpu=tiled, default=sliding)
+    return _sliding_dx(dy, W, sizes, slide)
+
+
+def _tiled_dx(dy: Array, W: Array, sizes: Ints, slide: Slide) -> Array:
+    """Each window's dx beside the next one's, and 0 where there is none."""
+    counts, window = dy.shape[1:-1], W.shape[1:-1]
+    rank = len(window)
+    tiles = _product(dy, W, ((rank + 1,), (0,)))  # (N, *counts, *window, C)
+    in_turn = itertools.chain(*((1 + axis, 1 + rank + axis) for axis in range(rank)))
+    covered = [m * k for m, k in zip(counts, window, strict=True)]
+    dx = lax.reshape(lax.transpose(tiles, (0, *in_turn, 2 * rank + 1)), (len(dy), *covered, W.shape[-1]))
+    return _padded(dx, tuple((0, n - end) for n, end in zip(sizes, covered, strict=True)))
+
+
+def _sliding_dx(dy: Array, W: Array, sizes: Ints, slide: Slide) -> Array:
     window = tuple(range(1, W.ndim - 1))
     V = lax.rev(W, window)
     front = [d * (k - 1) - lo for k, d, (lo, _) in zip(W.shape[1:-1], slide.dilation, slide.pads, strict=True)]
@@ -95,6 +116,22 @@ def correlate_dW(x: Array, dy: Array, window: Ints, slide: Slide) -> Array:
         left = _in_blocks(widen(dy), g)
         sums = [_sum_of_products(left, _in_blocks(v, g)).reshape(F, 1, C // g) for v in seen]
         return lax.reshape(lax.concatenate(sums, 1), (F, *window, C // g))
+    if _is_tiled(window, slide):
+        tiled, sliding = (partial(f, window=window, slide=slide) for f in (_tiled_dW, _sliding_dW))
+        return lax.platform_dependent(x, dy, cpu=tiled, default=sliding)
+    return _sliding_dW(x, dy, window, slide)
+
+
+def _tiled_dW(x: Array, dy: Array, window: Ints, slide: Slide) -> Array:
+    counts, rank = dy.shape[1:-1], len(window)
+    covered = lax.slice(x, (0,) * x.ndim, (len(x), *(m * k for m, k in zip(counts, window, strict=True)), x.shape[-1]))
+    in_turn = itertools.chain(*zip(counts, window, strict=True))
+    tiles = lax.reshape(covered, (len(x), *in_turn, x.shape[-1]))
+    return _product(dy, tiles, (tuple(range(rank + 1)), (0, *range(1, 2 * rank, 2))))
+
+
+def _sliding_dW(x: Array, dy: Array, window: Ints, slide: Slide) -> Array:
+    last = x.ndim - 1
     steps = zip(x.shape[1:-1], dy.shape[1:-1], window, slide.stride, slide.dilation, slide.pads, strict=True)
     pads = tuple((lo, d * (k - 1) + s * (m - 1) + 1 - n - lo) for n, m, k, s, d, (lo, _) in steps)
     once = (1,) * len(window)
@@ -207,6 +244,12 @@ def _is_product(W: Array, slide: Slide) -> bool:
 def _is_dense(slide: Slide) -> bool:
     """Whether windows of one element see every element of x once, and nothing else."""
     return all(s == 1 for s in slide.stride) and all(pair == (0, 0) for pair in slide.pads)
+
+
+def _is_tiled(window: Ints, slide: Slide) -> bool:
+    """Whether windows lie side by side, with nothing around them: each element of x is in one of them, or in none."""
+    side_by_side = slide.stride == window and all(d == 1 for d in slide.dilation)
+    return side_by_side and slide.groups == 1 and all(pair == (0, 0) for pair in slide.pads)
 
 
 def _is_depthwise(x: Array, W: Array, slide: Slide) -> bool:

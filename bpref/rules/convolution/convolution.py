@@ -193,6 +193,13 @@ RULE = Rule(
             least={"H": 1},
         ),
         Case(
+            "2-D, patches, elements left over",
+            Real("N H W C"),
+            {"features": Size("F"), "window": (2, 3), "stride": (2, 3), "padding": "valid"},
+            never_empty=("C", "F"),
+            least={"H": 2, "W": 3},
+        ),
+        Case(
             "2-D, padded by a number",
             Real("N H W C"),
             {"features": Size("F"), "window": (3, 4), "padding": 2},

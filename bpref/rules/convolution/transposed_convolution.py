@@ -198,6 +198,18 @@ RULE = Rule(
             never_empty=("H", "W", "C", "F"),
         ),
         Case(
+            "2-D, side by side, more behind",
+            Real("N H W C"),
+            {
+                "features": Size("F"),
+                "window": (2, 3),
+                "stride": (2, 3),
+                "padding": ((0, 0), (0, 0)),
+                "output_padding": 1,
+            },
+            never_empty=("H", "W", "C", "F"),
+        ),
+        Case(
             "3-D, valid",
             Real("N D H W C"),
             {"features": Size("F"), "window": (1, 2, 3), "stride": (2, 1, 2), "padding": "valid", "bias": False},
