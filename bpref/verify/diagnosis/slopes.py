@@ -29,11 +29,13 @@ STANDS_IN: dict[str, Callable[[Function, Array, Array], ArrayLike]] = {
     "left out": lambda slope, v, u: jnp.ones_like(v),
     "applied twice": lambda slope, v, u: slope(v) ** 2,
     "taken of its output": lambda slope, v, u: slope(u),
+    "1 over what it is": lambda slope, v, u: 1 / slope(v),
     "the function itself": lambda slope, v, u: u,
     "1 - v^2 of its input v, as tanh's is of the output": lambda slope, v, u: 1 - v**2,
     "v (1 - v) of its input v, as sigmoid's is of the output": lambda slope, v, u: v * (1 - v),
     "1 - u^2 of its output u, which is tanh's": lambda slope, v, u: 1 - u**2,
     "u (1 - u) of its output u, which is sigmoid's": lambda slope, v, u: u * (1 - u),
+    "1 - u of its output u, of tanh's 1 - u^2 or sigmoid's u (1 - u)": lambda slope, v, u: 1 - u,
 }
 """What may stand for g'(v), by how it is said: of the slope as a function, of v, and of u."""
 

@@ -28,11 +28,13 @@ SLOPES = {
     "left out": (jnp.tanh, lambda v: 1),
     "applied twice": (jax.nn.sigmoid, lambda v: (jax.nn.sigmoid(v) * jax.nn.sigmoid(-v)) ** 2),
     "taken of its output": (jnp.tanh, lambda v: 1 - jnp.tanh(jnp.tanh(v)) ** 2),
+    "1 over what it is": (jnp.tanh, lambda v: 1 / (1 - jnp.tanh(v) ** 2)),
     "the function itself": (jnp.sin, jnp.sin),
     "1 - v^2 of its input v, as tanh's is of the output": (jnp.tanh, lambda v: 1 - v**2),
     "v (1 - v) of its input v, as sigmoid's is of the output": (jax.nn.sigmoid, lambda v: v * (1 - v)),
     "1 - u^2 of its output u, which is tanh's": (jax.nn.sigmoid, lambda v: 1 - jax.nn.sigmoid(v) ** 2),
     "u (1 - u) of its output u, which is sigmoid's": (jnp.tanh, lambda v: jnp.tanh(v) * (1 - jnp.tanh(v))),
+    "1 - u of its output u, of tanh's 1 - u^2 or sigmoid's u (1 - u)": (jnp.tanh, lambda v: 1 - jnp.tanh(v)),
 }
 
 
