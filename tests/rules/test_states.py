@@ -360,62 +360,40 @@ def decoded(layer: Layer, x: Any) -> Any:
 
 
 BAD_CALLS = {
-    "a state of a block with another window": (
-        lambda: of_block(bpref.mamba_block(4, 2, 2, window=4), MambaState(jnp.ones((2, 2, 6)), jnp.ones((2, 6, 4)))),
-        ValueError,
-        "mamba_block: state.v has shape (2, 2, 6), expected (2, 3, 6), by x (2, 5, 3)",
+    "mamba_block: state.v has shape (2, 2, 6), expected (2, 3, 6), by x (2, 5, 3)": (
+        lambda: of_block(bpref.mamba_block(4, 2, 2, window=4), MambaState(jnp.ones((2, 2, 6)), jnp.ones((2, 6, 4))))
     ),
-    "a state of another size": (
-        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 5)))),
-        ValueError,
-        "retention: state has shape (2, 2, 3, 5), expected (*b, K, D, E) = (2, 2, 3, 6) by heads.q (2, 5, 4, 3) and "
-        "heads.k (2, 5, 2, 3) and heads.v (2, 5, 2, 6)",
+    "retention: state has shape (2, 2, 3, 5), expected (*b, K, D, E) = (2, 2, 3, 6) by heads.q (2, 5, 4, 3) and "
+    "heads.k (2, 5, 2, 3) and heads.v (2, 5, 2, 6)": (
+        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 5))))
     ),
-    "a state without its sum of features": (
-        lambda: bpref.linear_attention().forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 6)))),
-        ValueError,
-        "linear_attention: state has shape (2, 2, 3, 6), expected (2, 2, 3, 7), by v (2, 5, 2, 6), of whose features "
-        "there is one more as it is normalized",
+    "linear_attention: state has shape (2, 2, 3, 6), expected (2, 2, 3, 7), by v (2, 5, 2, 6), of whose features "
+    "there is one more as it is normalized": (
+        lambda: bpref.linear_attention().forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 6))))
     ),
-    "a state of another dtype": (
-        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6), jnp.bfloat16))),
-        TypeError,
-        "retention: state has dtype bfloat16, heads.q has float32; cast one to the other's",
+    "TypeError: retention: state has dtype bfloat16, heads.q has float32; cast one to the other's": (
+        lambda: bpref.retention().forward((), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6), jnp.bfloat16)))
     ),
-    "ids of keys": (
-        lambda: bpref.delta_rule().forward((), DeltaHeads(ONES._replace(q_segments=IDS, kv_segments=IDS), GATE)),
-        ValueError,
-        "delta_rule: kv_segments is given, expected None: keys are at the steps of queries",
+    "delta_rule: kv_segments is given, expected None: keys are at the steps of queries": (
+        lambda: bpref.delta_rule().forward((), DeltaHeads(ONES._replace(q_segments=IDS, kv_segments=IDS), GATE))
     ),
-    "ids where every step sees all": (
-        lambda: bpref.linear_attention(causal=False).forward((), ONES._replace(q_segments=IDS)),
-        ValueError,
-        "linear_attention: q_segments is given, expected None: it is not causal, so that no step begins anew",
+    "linear_attention: q_segments is given, expected None: it is not causal, so that no step begins anew": (
+        lambda: bpref.linear_attention(causal=False).forward((), ONES._replace(q_segments=IDS))
     ),
-    "a state where every step sees all": (
-        lambda: bpref.linear_attention(causal=False).forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 7)))),
-        ValueError,
-        "linear_attention: x has a state, expected None: it is not causal, so that no step is the first",
+    "linear_attention: x has a state, expected None: it is not causal, so that no step is the first": (
+        lambda: bpref.linear_attention(causal=False).forward((), HeadsAndState(ONES, jnp.ones((2, 2, 3, 7))))
     ),
-    "a last state where every step sees all": (
-        lambda: bpref.linear_attention(causal=False, final=True),
-        ValueError,
-        "linear_attention: final is True, expected False: it is not causal, so that no step is the last",
+    "linear_attention: final is True, expected False: it is not causal, so that no step is the last": (
+        lambda: bpref.linear_attention(causal=False, final=True)
     ),
-    "a state while it is decoding": (
-        lambda: decoded(bpref.retention(), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6)))),
-        TypeError,
-        "retention: x has a state, expected None: while it is decoding the state is its own",
+    "TypeError: retention: x has a state, expected None: while it is decoding the state is its own": (
+        lambda: decoded(bpref.retention(), GatedHeads(ONES, GATE, jnp.ones((2, 2, 3, 6))))
     ),
-    "ids while it is decoding": (
-        lambda: decoded(bpref.linear_attention(), ONES._replace(q_segments=IDS)),
-        TypeError,
-        "linear_attention: x has q_segments, expected None: what is decoding goes on with one sequence",
+    "TypeError: linear_attention: x has q_segments, expected None: what is decoding goes on with one sequence": (
+        lambda: decoded(bpref.linear_attention(), ONES._replace(q_segments=IDS))
     ),
-    "ids while a scan is decoding": (
-        lambda: decoded(bpref.selective_scan(6), Selective(*(jnp.ones((2, 5, n)) for n in (3, 3, 6, 6)), None, IDS)),
-        TypeError,
-        "selective_scan: x has segments, expected None: what is decoding goes on with one sequence",
+    "TypeError: selective_scan: x has segments, expected None: what is decoding goes on with one sequence": (
+        lambda: decoded(bpref.selective_scan(6), Selective(*(jnp.ones((2, 5, n)) for n in (3, 3, 6, 6)), None, IDS))
     ),
 }
 

@@ -3,8 +3,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import train_test_split
 
-from bpref.train import Table
-from bpref.train.data import split
+from bpref.train import Table, split
 from bpref.train.data.embedded import diabetes, digits
 from bpref.train.data.split import least_squares_r2
 from tests.refusing import refusals

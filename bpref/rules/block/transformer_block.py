@@ -276,18 +276,18 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
 def reference(
     params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, **own
 ) -> Array:
-    alone = x.x if isinstance(x, MaskedSequence) else x
+    sequence = x.x if isinstance(x, MaskedSequence) else x
     attention = params.attention._replace(key=params.key)
     with_bias = bool(bias) and bias != "qkv"
     if post_norm:
         assert attention.norm is not None
         assert params.mlp.norm is not None
         of_attention, of_mlp = attention._replace(norm=None), params.mlp._replace(norm=None)
-        u = alone + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
+        u = sequence + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
         h = naive_norm(u, *attention.norm, eps, norm)
         w = h + mlp_block.reference(of_mlp, h, hidden, activation, gated, norm, with_bias, eps)
         return naive_norm(w, *params.mlp.norm, eps, norm)
-    h = alone + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
+    h = sequence + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
     return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, with_bias, eps)
 
 
