@@ -53,8 +53,9 @@ def hand_step(objective: bpref.Layer) -> Callable[..., Any]:
     return step
 
 
-def own_step(objective: bpref.Layer) -> Callable[..., Any]:
-    return stepping(lambda params, x: cost(objective.forward(params, x)[0]))
+def losses(work: Work) -> dict[str, Callable[..., Any]]:
+    """J of every form for autodiff: of our own forward first."""
+    return {OWN: lambda params, x: cost(work.objective.forward(params, x)[0]), **work.forms}
 
 
 class Program(NamedTuple):
@@ -82,8 +83,8 @@ def program(step: Callable[..., Any], arguments: tuple[Any, ...]) -> Program:
 def programs(work: Work) -> dict[str, Program]:
     """By hand first, then autodiff of the own forward, then all others."""
     given = work.params, ADAM.init(work.params), work.x
-    made = {"by hand": program(hand_step(work.objective), given), OWN: program(own_step(work.objective), given)}
-    made |= {name: program(stepping(J), given) for name, J in work.forms.items()}
+    made = {"by hand": program(hand_step(work.objective), given)}
+    made |= {name: program(stepping(J), given) for name, J in losses(work).items()}
     for name, program_ in made.items():
         np.testing.assert_allclose(program_.J, made["by hand"].J, rtol=1e-3, err_msg=name)
     made |= {name: program(*make()) for name, make in work.jitted.items()}
@@ -172,14 +173,13 @@ def own_under(c: GptConfig, policy: Any) -> Callable[[Any, Any], Any]:
 def compiling(name: str, seconds: float) -> list[dict[str, Any]]:
     """J and its gradient alone, which is what is derived, and a step, whose optimiser is the same for all."""
     work = DEEP[name]()
-    losses = {OWN: lambda params, x: cost(work.objective.forward(params, x)[0]), **work.forms}
 
     def gradient(params, x):
         y, dparams, _ = bpref.backpropagate(work.objective, params, x)
         return cost(y), dparams
 
-    of_gradient = {form: jax.value_and_grad(J) for form, J in losses.items()}
-    of_step = {form: stepping(J) for form, J in losses.items()}
+    of_gradient = {form: jax.value_and_grad(J) for form, J in losses(work).items()}
+    of_step = {form: stepping(J) for form, J in losses(work).items()}
     given = work.params, ADAM.init(work.params), work.x
     return [
         *_compiling(f"{name}: J and its gradient", gradient, of_gradient, (work.params, work.x), seconds),

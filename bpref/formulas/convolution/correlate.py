@@ -56,7 +56,7 @@ class Slide(NamedTuple):
 
 def correlate(x: Array, W: Array, slide: Slide) -> Array:
     """y of x `(N, *sizes, C)` and W `(F, *window, C/groups)`, in at least float32."""
-    if _is_product(W, slide):
+    if _is_product(W.shape[1:-1], slide):
         return _product(x, W.reshape(W.shape[0], -1), ((x.ndim - 1,), (1,)))
     if _is_depthwise(x, W, slide):
         return _multiply_add(_padded(x, slide.pads), W, slide)
@@ -66,7 +66,7 @@ def correlate(x: Array, W: Array, slide: Slide) -> Array:
 
 def correlate_dx(dy: Array, W: Array, sizes: Ints, slide: Slide) -> Array:
     """dx of dy `(N, *counts, F)` and W, for an x with these spatial sizes, in at least float32."""
-    if _is_product(W, slide):
+    if _is_product(W.shape[1:-1], slide):
         return _product(dy, W.reshape(W.shape[0], -1), ((dy.ndim - 1,), (0,)))
     if _is_tiled(W.shape[1:-1], slide):
         tiled, sliding = (partial(f, sizes=sizes, slide=slide) for f in (_tiled_dx, _sliding_dx))
@@ -105,7 +105,7 @@ def correlate_dW(x: Array, dy: Array, window: Ints, slide: Slide) -> Array:
     F, C, g = dy.shape[-1], x.shape[-1], slide.groups
     last = x.ndim - 1
     examples = tuple(range(last))
-    if g == 1 and all(k == 1 for k in window) and _is_dense(slide):
+    if _is_product(window, slide):
         return _product(dy, x, (examples, examples)).reshape(F, *window, C)
     if g == C == F:
         views = _views(_padded(x, slide.pads), window, slide, dy.shape[1:-1])
@@ -237,19 +237,19 @@ def _product(left: Array, right: Array, contract: tuple[Ints, Ints]) -> Array:
     return lax.dot_general(left, right, (contract, ((), ())), preferred_element_type=wide_dtype(left.dtype))
 
 
-def _is_product(W: Array, slide: Slide) -> bool:
-    return slide.groups == 1 and all(k == 1 for k in W.shape[1:-1]) and _is_dense(slide)
-
-
-def _is_dense(slide: Slide) -> bool:
+def _is_product(window: Ints, slide: Slide) -> bool:
     """Whether windows of one element see every element of x once, and nothing else."""
-    return all(s == 1 for s in slide.stride) and all(pair == (0, 0) for pair in slide.pads)
+    return all(n == 1 for n in (*window, *slide.stride)) and slide.groups == 1 and _is_bare(slide)
+
+
+def _is_bare(slide: Slide) -> bool:
+    return all(pair == (0, 0) for pair in slide.pads)
 
 
 def _is_tiled(window: Ints, slide: Slide) -> bool:
     """Whether windows lie side by side, with nothing around them: each element of x is in one of them, or in none."""
     side_by_side = slide.stride == window and all(d == 1 for d in slide.dilation)
-    return side_by_side and slide.groups == 1 and all(pair == (0, 0) for pair in slide.pads)
+    return side_by_side and slide.groups == 1 and _is_bare(slide)
 
 
 def _is_depthwise(x: Array, W: Array, slide: Slide) -> bool:
