@@ -64,7 +64,7 @@ class Hunt:
         options: dict[str, Any],
         start: float,
         seconds: float,
-        examples: int,
+        examples: float,
     ):
         self.fun, self.template, self.key, self.options = fun, template, options["key"], options
         of_torch = is_torch(fun, template.leaves)
@@ -79,7 +79,8 @@ class Hunt:
         self.tried = self.refused = self.undecided = 0
         self.refusal = ""
         self.failing: tuple[_Trial, Report] | None = None
-        self.outcomes: dict[Hashable, Report | None] = {}
+        # The trial is kept beside its report, lest an array's id occur again.
+        self.outcomes: dict[Hashable, tuple[Report | None, _Trial]] = {}
 
     def explore(self) -> None:
         """Try layouts one after the other, each with many values, until one fails or the time is up."""
@@ -109,8 +110,7 @@ class Hunt:
     def _rounds(self) -> Iterator[Layout]:
         """The layouts; all of them again, if there are so few."""
         for turn in count():
-            known = list(layouts(self.template, np.random.default_rng([self.key, turn])))
-            yield from known
+            yield from layouts(self.template, np.random.default_rng([self.key, turn]))
 
     def _explore(self, layout: Layout, n: int, i: int) -> None:
         from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -145,8 +145,8 @@ class Hunt:
                 self.shrunk_by if self.failing else self.end, _compiled_for(args) not in self.compiled
             ):
                 return False
-            self.outcomes[name] = self._outcome(args)
-        report = self.outcomes[name]
+            self.outcomes[name] = self._outcome(args), case
+        report, _ = self.outcomes[name]
         if report is None or (self.failing and not _alike(report, self.failing[1])):
             return False
         self.failing = case, report

@@ -1,6 +1,7 @@
 """search: is there a shape, a dtype, a value or a hyperparameter for which a hand-derived gradient is wrong?"""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -97,7 +98,7 @@ def search(
     backward: Callable[[tuple, PyTree], tuple] | None = None,
     seconds: float = 10.0,
     key: int | Array | None = None,
-    examples: int = 200,
+    examples: int | None = None,
     cross_check: bool = True,
 ) -> SearchReport:
     """Look for arguments for which `check` finds a derivation wrong or imprecise; a function of PyTorch gets tensors.
@@ -116,7 +117,7 @@ def search(
       seconds: when to stop; making a failing case smaller may take as long again. A case that would not be through by
         then, compilation included, is not begun.
       key: the seed of every draw, a whole number or a `jax.random.key`; left out, a new one, which the report names.
-      examples: how many cases to try at most.
+      examples: how many cases to try at most; left out, as many as the time allows.
       cross_check: whether to hold the oracle itself against finite differences in each.
 
     Example:
@@ -134,12 +135,13 @@ def search(
     key = seed_of("search", key)
     require_functions("search", fun, reference=reference, backward=backward)
     require_seconds("search", seconds)
-    require_count("search", "examples", examples)
+    if examples is not None:
+        require_count("search", "examples", examples)
     require_flags("search", cross_check=cross_check)
     template = as_template(specs)
     _require_fitting(fun, template)
     options = {"reference": reference, "backward": backward, "key": key, "cross_check": cross_check}
-    hunt = Hunt(fun, template, options, start, seconds, examples)
+    hunt = Hunt(fun, template, options, start, seconds, math.inf if examples is None else examples)
     with leaving_nothing_behind():
         hunt.explore()
         found = hunt.smallest()

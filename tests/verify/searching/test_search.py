@@ -275,6 +275,12 @@ def test_it_ends_with_as_many_cases_as_asked_for(examples, monkeypatch):
     assert search(maximum, "f32[2,3]", seconds=1, key=1, examples=examples).tried == examples
 
 
+def test_it_lasts_as_long_as_it_was_told(monkeypatch):
+    clock = Clock(monkeypatch, cold=0.1, warm=0.1, verdict="ok")
+    assert search(maximum, "f32[2,3]", seconds=60, key=1).tried > 500
+    assert clock.now > 59
+
+
 def test_one_case_is_tried_however_long_the_imports_took(monkeypatch):
     clock = Clock(monkeypatch, cold=1.0, warm=1.0, verdict="ok")
     monkeypatch.setattr(
