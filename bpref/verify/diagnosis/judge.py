@@ -11,7 +11,7 @@ from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Residual
 from bpref.verify.diagnosis.slopes import with_other_slopes
 from bpref.verify.diagnosis.terms import contributions
-from bpref.verify.examining import precision
+from bpref.verify.examining import rows
 from bpref.verify.examining.held import ROUND_OFF, Held, Point, run_in_float64
 from bpref.verify.examining.laws import TWO_ANSWERS
 from bpref.verify.examining.prepare import Prepared
@@ -151,7 +151,7 @@ def judge(e: Evidence) -> tuple[Verdict, list[Finding]]:
         return Verdict(e.where, IMPRECISE, _lines(coarse), e.held.error, e.precision), coarse + kinks
     if e.faults:
         return Verdict(e.where, CANNOT_TELL, _lines(list(e.faults)), e.held.error, e.precision), [*e.faults, *kinks]
-    figures = [f"{e.held.error:.0e} in float64", *map(precision.text, e.precision)]
+    figures = [f"{e.held.error:.0e} in float64", *map(rows.text, e.precision)]
     return Verdict(e.where, OK, "; ".join(figures + [f.detail for f in kinks]), e.held.error, e.precision), kinks
 
 

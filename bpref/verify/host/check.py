@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 from bpref.programs import Typed
 from bpref.verify.examining.cross_check import ELEMENTS, apart
 from bpref.verify.examining.laws import SLACK, TWO_ANSWERS, not_linear
-from bpref.verify.examining.precision import Row, text
 from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS, SCALES
+from bpref.verify.examining.rows import Row, text
 from bpref.verify.examining.subject import REFERENCE, Entry, Misfit, Subject
 from bpref.verify.host.called import Called, called, copies, in_dtype, widened
 from bpref.verify.host.judged import BARS, DOUBLE, Judged, judge_argument, judge_output

@@ -10,8 +10,8 @@ import numpy as np
 from bpref.verify.diagnosis.diagnose import diagnose, diagnose_shape
 from bpref.verify.diagnosis.pattern import pattern_of
 from bpref.verify.diagnosis.residual import Residual, agree
-from bpref.verify.examining.precision import long_text
 from bpref.verify.examining.program import COTANGENTS
+from bpref.verify.examining.rows import long_text
 from bpref.verify.examining.subject import Misfit
 from bpref.verify.host.called import Called
 from bpref.verify.host.oracles import MARGIN, Oracle, jumps, settled

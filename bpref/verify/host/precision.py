@@ -13,42 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bpref.verify.examining.precision import (
-    FACTOR,
-    Row,
-    apart_as_a_whole,
-    blunt_text,
-    coarse_text,
-    has_an_outlier,
-    has_value,
-    is_blunt,
-    is_scaled,
-    nonfinite,
-    scale_to,
-    scaled_text,
-    scales,
-    within,
-)
 from bpref.verify.examining.prepare import x64_for
 from bpref.verify.examining.program import COTANGENTS
+from bpref.verify.examining.rows import FACTOR, Row, errors, fault, has_value
 from bpref.verify.examining.subject import Entry
 from bpref.verify.host.called import Called, copies, in_dtype, widened
 from bpref.verify.host.oracles import MARGIN, MOVES, Oracle, jumps, nudged
 from bpref.verify.host.sampling import POINTS, cotangent, point
 from bpref.verify.numbers import points as fresh
-from bpref.verify.numbers.measure import ulp_errors
 from bpref.verify.oracle import Arrays, is_differentiable
-from bpref.verify.report import Finding
 
 HALF = 4
 """What `FACTOR` is for a dtype of two bytes, which has no five bits to lose."""
 
 AUTODIFF, ATTAINABLE = "autodiff", "attainable"
 
-
 STEP = 2.0**-18
 """How far inputs are moved, relatively, so that what bends of a smooth function is no more than its rounding."""
-
 
 LOST = 1e-11
 """More than this of the terms of a cotangent is no rounding in double precision."""
@@ -72,36 +53,16 @@ class Compared(NamedTuple):
     is_defined: bool
 
     def row(self, where: str) -> Row:
-        """Errors in ulps, and whether they are worse than possible in units that rounding the inputs makes."""
-        dtype = jnp.dtype(self.hand.dtype)
+        """Its errors, and whether they are worse than possible in units that rounding the inputs makes."""
+        row = errors(where, self.hand, self.other, self.truth, beside=self.beside)
+        dtype = self.hand.dtype
         with np.errstate(over="ignore"):
             known = np.isfinite(self.truth.astype(dtype))
-        skipped = ~known.reshape(-1)
-        hand, other = (np.where(skipped, 0.0, ulp_errors(v, self.truth, dtype)) for v in (self.hand, self.other))
-        moved = np.where(skipped, 0.0, ulp_errors(self.truth + self.effect, self.truth, dtype))
-        unit = np.maximum(1.0, np.where(np.isfinite(moved), moved, 1.0))
         truth = np.where(known, self.truth, 0)
-
-        def whole(v: np.ndarray) -> float:
-            return apart_as_a_whole(np.where(known, v, 0), truth)
-
-        off = whole(self.hand), whole(self.other), whole(truth.astype(dtype))
-        scale = scales(np.where(known, self.hand, 0), np.where(known, self.other, 0), truth)
-        row = Row(where, dtype.name, hand, other, off, self.truth.shape[1:], beside=self.beside, scale=scale)
-        scaled = row._replace(hand=hand / unit, autodiff=other / unit)
+        moved = truth + np.where(known & np.isfinite(self.effect), self.effect, 0)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
-        if not np.all(np.isfinite(row.hand)):
-            return row._replace(fault=nonfinite(row, self.is_defined))
-        if not within(scaled, factor, factor) or has_an_outlier(scaled):
-            return row._replace(fault=Finding(where, "imprecise", coarse_text(row), row.summary().hand.p99))
-        moved_by = np.where(known & np.isfinite(self.effect), self.effect, 0)
         unit = float(jnp.finfo(dtype).eps) / 2
-        if is_blunt(row, unit) and is_blunt(row, max(unit, apart_as_a_whole(truth + moved_by, truth))):
-            detail = blunt_text(row, row.whole[2], "the truth rounded once")
-            return row._replace(fault=Finding(where, "imprecise", detail, row.whole[0]))
-        if is_scaled(row, unit) and is_scaled(row, max(unit, abs(scale_to(truth + moved_by, truth) - 1))):
-            return row._replace(fault=Finding(where, "imprecise", scaled_text(row), abs(row.scale[0] - 1)))
-        return row
+        return row._replace(fault=fault(row, truth, self.is_defined, unit, moved=lambda: [moved], factor=factor))
 
 
 def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[np.dtype], vouched: set[str]) -> dict[str, Compared]:

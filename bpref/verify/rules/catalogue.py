@@ -15,9 +15,10 @@ from bpref.verify.diagnosis.judge import misled_text, residuals
 from bpref.verify.examining.cross_check import disagreements
 from bpref.verify.examining.held import Held, Point, Rounding, hold, run_in_float64, stacked
 from bpref.verify.examining.laws import linearity
-from bpref.verify.examining.precision import Row, rows_in, within
+from bpref.verify.examining.precision import rows_in
 from bpref.verify.examining.prepare import Prepared, programs_of, rounding_at
 from bpref.verify.examining.program import Seen
+from bpref.verify.examining.rows import Row, within
 from bpref.verify.examining.subject import as_subject
 from bpref.verify.numbers.kinks import Neighbourhood
 from bpref.verify.numbers.measure import Ulps, rounded, summarise
