@@ -55,7 +55,7 @@ def mean_of(x: Array, axes: tuple[int, ...]) -> Array:
     """
     mean = sum_over(x, axes, keepdims=True) / count(x.shape, axes)
     first = lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
-    is_equal = jnp.max(jnp.abs(x - first), axes, keepdims=True) == 0
+    is_equal = sum_over(jnp.abs(x - first), axes, keepdims=True) == 0
     return mean + lax.stop_gradient(jnp.where(is_equal, first - mean, 0))
 
 

@@ -55,13 +55,11 @@ from bpref.dtypes import cast, widen
 from bpref.formulas.affine import lecun_uniform
 from bpref.formulas.convolution.correlate import Slide, correlate, correlate_dW, correlate_dx
 from bpref.formulas.convolution.windows import as_windows, place, require_spatial
-from bpref.formulas.norm.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
+from bpref.formulas.norm.groups import group_moments, group_standardized, pull_group_norm
+from bpref.formulas.norm.standardize import scale_and_shift
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_group_norm, naive_scaled
 from bpref.rule import Case, Interval, Real, Rule, called_as
-
-OVER_A_GROUP = (1, 3)
-"""The axes of x as (N, S, G, C / G) that belong to one group of an example."""
 
 
 class ResidualConvolutionBlockParams(NamedTuple):
@@ -131,27 +129,15 @@ def residual_convolution_block(
         F = features or C
         return F, F != C or first.stride != once
 
-    def grouped(v):
-        """(N, S, G, C / G)"""
-        return v.reshape(v.shape[0], math.prod(v.shape[1:-1]), groups, v.shape[-1] // groups)
-
-    def moments_of(x):
-        mean, var = moments(grouped(widen(x)), OVER_A_GROUP)
-        return mean, lax.rsqrt(var + eps)
-
-    def normalized(x, mean, rstd):
-        return ((grouped(widen(x)) - mean) * rstd).reshape(x.shape)
-
     def activated(xhat, gamma, beta, dtype):
         return cast(jnp.maximum(scale_and_shift(xhat, gamma, beta), 0), dtype)
 
     def pull(da, a, xhat, rstd, gamma, beta):
         """The cotangents of what was normalised, in at least float32, of gamma and of beta."""
-        dn = jnp.where(a > 0, da, 0)
-        g, dgamma, dbeta = pull_scale_and_shift(dn, xhat, gamma, beta)
+        dx, dgamma, dbeta = pull_group_norm(jnp.where(a > 0, da, 0), xhat, rstd, gamma, beta)
         assert dgamma is not None
         assert dbeta is not None
-        return pull_standardized(grouped(g), grouped(xhat), rstd, OVER_A_GROUP).reshape(da.shape), dgamma, dbeta
+        return dx, dgamma, dbeta
 
     def slide_over(x, windows):
         return Slide(windows.stride, windows.dilation, place(who, windows, x), 1)
@@ -177,11 +163,11 @@ def residual_convolution_block(
 
     def forward(params, x: Float[Array, "N some=*sizes C>0"]):
         gamma1, beta1, W1, gamma2, beta2, W2, S = params
-        m1, r1 = moments_of(x)
-        a1 = activated(normalized(x, m1, r1), gamma1, beta1, x.dtype)
+        m1, r1 = group_moments(x, groups, eps)
+        a1 = activated(group_standardized(x, m1, r1), gamma1, beta1, x.dtype)
         u = cast(correlate(a1, W1, slide_over(x, first)), x.dtype)
-        m2, r2 = moments_of(u)
-        a2 = activated(normalized(u, m2, r2), gamma2, beta2, x.dtype)
+        m2, r2 = group_moments(u, groups, eps)
+        a2 = activated(group_standardized(u, m2, r2), gamma2, beta2, x.dtype)
         shortcut = widen(x) if S is None else correlate(a1, as_kernel(S), sampled)
         y = cast(shortcut + correlate(a2, W2, slide_over(u, second)), x.dtype)
         return y, ResidualConvolutionBlockCache(x, m1, r1, u, m2, r2)
@@ -190,13 +176,13 @@ def residual_convolution_block(
         gamma1, beta1, W1, gamma2, beta2, W2, S = params
         x, m1, r1, u, m2, r2 = cache
         sizes, slide = x.shape[1:-1], slide_over(u, second)
-        uhat = normalized(u, m2, r2)
+        uhat = group_standardized(u, m2, r2)
         a2 = activated(uhat, gamma2, beta2, x.dtype)
         dW2 = cast(correlate_dW(a2, dy, window, slide), W2.dtype)
         da2 = correlate_dx(dy, W2, u.shape[1:-1], slide)
         du, dgamma2, dbeta2 = pull(da2, a2, uhat, r2, gamma2, beta2)
         du = cast(du, x.dtype)
-        xhat = normalized(x, m1, r1)
+        xhat = group_standardized(x, m1, r1)
         a1 = activated(xhat, gamma1, beta1, x.dtype)
         slide = slide_over(x, first)
         dW1 = cast(correlate_dW(a1, du, window, slide), W1.dtype)

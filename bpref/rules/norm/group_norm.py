@@ -15,11 +15,12 @@ Differential: delta y = gamma delta xhat + xhat delta gamma + delta beta, and, s
     delta xhat = r (delta x - mean(delta x) - xhat mean(xhat delta x))
 
 as in layer norm, the means over a group. gamma is a channel's, not a group's, and stands inside of these means in
-the adjoint. With g = gamma dy:
+the adjoint. It is the same at all positions, so that two sums over these serve the means and the parameters alike:
 
-    dx_nsc   = r_np (g_nsc - mean g - xhat_nsc mean (g xhat))             (N, ..., C)
-    dgamma_c = sum_ns dy_nsc xhat_nsc                                     (C,)
-    dbeta_c  = sum_ns dy_nsc                                              (C,)
+    t_nc = sum_s dy_nsc      u_nc = sum_s dy_nsc xhat_nsc                                         (N, C)
+    dx_nsc   = r_np (gamma_c dy_nsc - 1/n sum_c gamma_c t_nc - xhat_nsc 1/n sum_c gamma_c u_nc)   (N, ..., C)
+    dgamma_c = sum_n u_nc                                                                         (C,)
+    dbeta_c  = sum_n t_nc                                                                         (C,)
 
 Cached: x, and mu and r, two numbers for each group of an example. xhat is one subtraction and one product away.
 
@@ -28,22 +29,19 @@ float32. Along more than 1,024 places sums are taken in blocks. A group of a sin
 gradient to x.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags, require_positive
-from bpref.dtypes import cast, widen
-from bpref.formulas.norm.standardize import moments, pull_scale_and_shift, pull_standardized, scale_and_shift
+from bpref.dtypes import cast
+from bpref.formulas.norm.groups import group_moments, group_standardized, pull_group_norm
+from bpref.formulas.norm.standardize import scale_and_shift
 from bpref.layer import Layer, Reals
 from bpref.naive.dense import naive_group_norm, naive_scaled
 from bpref.rule import Case, Interval, Real, Rule, called_as
-
-OVER_A_GROUP = (1, 3)
-"""The axes of x as (N, S, G, C / G) that belong to one group of an example."""
 
 
 class GroupNormParams(NamedTuple):
@@ -84,12 +82,6 @@ def group_norm(
     groups = plain(groups)
     eps = require_positive(who, "eps", eps)
 
-    def grouped(v):
-        """(N, S, G, C / G)"""
-        N, *positions, C = v.shape
-        G = C if groups is None else groups
-        return v.reshape(N, math.prod(positions), G, C // G)
-
     def init(key, x):
         if 0 in x.shape[1:-1]:
             raise ValueError(f"{who}: x has shape {x.shape}, expected (N, ..., C) with at least one position")
@@ -100,19 +92,13 @@ def group_norm(
         return GroupNormParams(jnp.ones(C, x.dtype) if scale else None, jnp.zeros(C, x.dtype) if shift else None)
 
     def forward(params, x: Float[Array, "N ... C>0"]):
-        gamma, beta = params
-        in_groups = grouped(widen(x))
-        mean, var = moments(in_groups, OVER_A_GROUP)
-        rstd = lax.rsqrt(var + eps)
-        xhat = ((in_groups - mean) * rstd).reshape(x.shape)
-        return cast(scale_and_shift(xhat, gamma, beta), x.dtype), GroupNormCache(x, mean, rstd)
+        mean, rstd = group_moments(x, x.shape[-1] if groups is None else groups, eps)
+        xhat = group_standardized(x, mean, rstd)
+        return cast(scale_and_shift(xhat, *params), x.dtype), GroupNormCache(x, mean, rstd)
 
     def backward(params, cache, dy):
         x, mean, rstd = cache
-        gamma, beta = params
-        xhat = (grouped(widen(x)) - mean) * rstd
-        g, dgamma, dbeta = pull_scale_and_shift(widen(dy), xhat.reshape(x.shape), gamma, beta)
-        dx = pull_standardized(grouped(g), xhat, rstd, OVER_A_GROUP).reshape(x.shape)
+        dx, dgamma, dbeta = pull_group_norm(dy, group_standardized(x, mean, rstd), rstd, *params)
         return GroupNormParams(dgamma, dbeta), cast(dx, x.dtype)
 
     return Layer(init, forward, backward, who)
