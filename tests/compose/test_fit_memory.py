@@ -13,7 +13,7 @@ from bpref.compose.offload import OffloadCache
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import COMPOSITIONS, close
+from tests.transforms.compositions import COMPOSITIONS, close
 
 RNG = np.random.default_rng(SEED)
 

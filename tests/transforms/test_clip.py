@@ -10,7 +10,7 @@ import bpref
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import EVERY_COMPOSITION, close, fused, gradients_of, squares
+from tests.transforms.compositions import EVERY_COMPOSITION, close, fused, gradients_of, squares
 from tests.transforms.test_stateful import packed_transformer
 
 RNG = np.random.default_rng(SEED)

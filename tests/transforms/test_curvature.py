@@ -14,7 +14,8 @@ from bpref.trained import select
 from bpref.verify.rules.draw import draw
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import CASES, COMPOSITIONS, close, sizes_of
+from tests.transforms.compositions import COMPOSITIONS, close
+from tests.transforms.test_per_example import CASES, sizes_of
 
 RNG = np.random.default_rng(SEED)
 ROOTED = {

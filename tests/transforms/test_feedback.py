@@ -14,7 +14,7 @@ from bpref.train.network import accuracy
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import close, images
+from tests.transforms.compositions import close, images
 
 RNG = np.random.default_rng(SEED)
 

@@ -10,7 +10,7 @@ from bpref.train.data.embedded import digits_as_images
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import close
+from tests.transforms.compositions import close
 
 RNG = np.random.default_rng(SEED)
 DAMPING = 0.1

@@ -13,7 +13,7 @@ from bpref.verify import oracle
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import COMPOSITIONS, N, close, gradients_of
+from tests.transforms.compositions import COMPOSITIONS, N, close, gradients_of
 
 RNG = np.random.default_rng(SEED)
 SQUARE, SOFTMAX = bpref.square("batch_mean"), bpref.softmax_cross_entropy()

@@ -9,7 +9,6 @@ import pytest
 
 import bpref
 from bpref.layer import no_params
-from bpref.models.gpt import gpt_objective
 from bpref.models.gpt_config import GptConfig
 from bpref.rule import Key
 from bpref.rules import RULES
@@ -21,9 +20,19 @@ from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, siz
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
+from tests.transforms.compositions import (
+    EVERY_COMPOSITION,
+    RNG,
+    D,
+    N,
+    T,
+    V,
+    close,
+    examples_first,
+    gradients_of,
+    squares,
+)
 
-RNG = np.random.default_rng(SEED)
-N, T, V, D = 3, 4, 5, 4
 SQUARES = partial(squares_of, "squares")
 EXAMPLES = {"B", "N"}
 """What cases call the axis of the examples."""
@@ -47,16 +56,6 @@ LOSSES = {name: of for name, of in OF_EXAMPLES.items() if "loss" in of[0].make._
 
 def sizes_of(case) -> dict[str, int]:
     return sized(case, {axis: 2 if axis in EXAMPLES else 3 for axis in axes_of(case)})
-
-
-def close(got, expected, rtol=1e-10):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1.0, float(np.abs(b).max(initial=0))))
-
-
-def squares(gradients):
-    return sum(np.sum(np.abs(v) ** 2, tuple(range(1, v.ndim))) for v in jax.tree.leaves(gradients))
 
 
 FUSED = "fused_linear_cross_entropy"
@@ -166,93 +165,6 @@ def test_a_loss_in_which_an_example_depends_on_the_numbers_of_others_says_so(rul
         before, after = (swept(one.params, x, dy) for x in (one.x, jax.tree.map(second_of_other, one.x, other.x)))
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     assert any(not np.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs) == bool(one.layer.couples)
-
-
-def images():
-    block = bpref.residual(bpref.convolution(3, (3, 3), padding="same"), bpref.group_norm(1), bpref.relu())
-    network = bpref.serial(
-        stem=bpref.convolution(3, (3, 3), padding="same"),
-        blocks=bpref.scan(bpref.remat(block), 2),
-        pool=bpref.global_pool(),
-        head=bpref.linear(2),
-    )
-    J = bpref.objective(network=network, loss=bpref.softmax_cross_entropy())
-    return J, (RNG.normal(size=(N, 4, 4, 2)), np.arange(N) % 2)
-
-
-def branches():
-    sides = bpref.fan_out(bpref.serial(bpref.linear(3), bpref.tanh()), bpref.linear(3, bias=False))
-    network = bpref.serial(sides, bpref.parallel(bpref.linear(3), bpref.layer_norm()), bpref.fan_in("sum"))
-    return bpref.objective(network, bpref.square("batch_mean")), (RNG.normal(size=(N, D)), RNG.normal(size=(N, 3)))
-
-
-def gpt(head, loss=bpref.sequence_cross_entropy):
-    block = bpref.serial(
-        attention=bpref.residual(bpref.rms_norm(), bpref.multi_head_attention(2, causal=True)),
-        mlp=bpref.residual(norm=bpref.rms_norm(), up=bpref.linear(6), act=bpref.gelu(), down=bpref.linear(D)),
-    )
-    network = bpref.serial(embed=bpref.embedding(V, D), blocks=bpref.scan(bpref.remat(block), 2), head=head)
-    tokens = RNG.integers(V, size=(N, T))
-    return bpref.objective(network=network, loss=loss()), (tokens, (np.roll(tokens, -1, 1), np.ones((N, T), bool)))
-
-
-def fused(tied=False):
-    """The model's own objective, whose loss has the head's W."""
-    config = GptConfig(V, 8, 2, 2, 6, context=T, tied=tied, rope=None)
-    J = gpt_objective(config, remat=True)
-    tokens = RNG.integers(V, size=(N, T))
-    return J, (tokens, np.roll(tokens, -1, 1))
-
-
-def tied():
-    J, x = gpt(bpref.linear(V, bias=False))
-    return bpref.shared(J, ("network.embed.W", "network.head.W")), x
-
-
-def universal():
-    J, x = gpt(bpref.linear(V))
-    return bpref.shared(J, "network.blocks"), x
-
-
-def reversed_again():
-    f = bpref.serial(bpref.layer_norm(), bpref.linear(D))
-    network = bpref.serial(
-        bpref.fan_out(bpref.identity(), bpref.linear(D)), bpref.reversible(f, f, 2), bpref.fan_in("sum")
-    )
-    return bpref.objective(network, bpref.square("batch_mean")), (RNG.normal(size=(N, D)), RNG.normal(size=(N, D)))
-
-
-COMPOSITIONS = {
-    "a convnet": images,
-    "branches": branches,
-    "a scanned GPT": lambda: gpt(bpref.linear(V)),
-    "a GPT with its loss": fused,
-    "a tied GPT with its loss": lambda: fused(tied=True),
-    "tied": tied,
-    "one block for all": universal,
-    "reversible": reversed_again,
-}
-EVERY_COMPOSITION = pytest.mark.parametrize("made", COMPOSITIONS.values(), ids=COMPOSITIONS)
-
-
-def gradients_of(made):
-    """A composition, its x and params, its gradient, and by autodiff of each example alone its share in that."""
-    J, x = made()
-    params = J.init(jax.random.key(SEED), x)
-
-    def each(params, x):
-        def alone(i):
-            own = jax.tree.map(lambda v: v[i][None], x)
-            return oracle.with_cotangents(lambda p: J.forward(p, own)[0] / N, params)[1](jnp.ones(()))[0]
-
-        return jax.vmap(alone)(jnp.arange(N)), bpref.backpropagate(J, params, x)[1]
-
-    return J, x, params, *jax.device_get(in_one_program(each)(params, jax.tree.map(jnp.asarray, x)))
-
-
-def examples_first(got, expected):
-    """The axis of the examples before that of the turns, of which there are not as many."""
-    return got if got.shape == expected.shape else np.moveaxis(got, 1, 0)
 
 
 @EVERY_COMPOSITION

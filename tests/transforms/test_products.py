@@ -8,7 +8,7 @@ import bpref
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import EVERY_COMPOSITION, close, gradients_of
+from tests.transforms.compositions import EVERY_COMPOSITION, close, gradients_of
 
 RNG = np.random.default_rng(SEED)
 

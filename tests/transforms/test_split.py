@@ -10,7 +10,7 @@ import pytest
 import bpref
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import EVERY_COMPOSITION
+from tests.transforms.compositions import EVERY_COMPOSITION
 from tests.transforms.test_stateful import NETWORKS
 
 

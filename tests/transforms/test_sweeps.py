@@ -10,7 +10,7 @@ import bpref
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import COMPOSITIONS, N, close
+from tests.transforms.compositions import COMPOSITIONS, N, close
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -8,7 +8,7 @@ import pytest
 import bpref
 from tests.conftest import SEED
 from tests.rules.sweeping import in_one_program
-from tests.transforms.test_per_example import EVERY_COMPOSITION, close
+from tests.transforms.compositions import EVERY_COMPOSITION, close
 from tests.transforms.test_stateful import NETWORKS
 
 
