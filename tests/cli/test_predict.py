@@ -88,10 +88,9 @@ def test_to_a_file_and_of_the_file_that_was_trained_on(folder, capsys):
     assert 1 - ((came - truth)[known] ** 2).sum() / ((truth - truth.mean())[known] ** 2).sum() > 0.9
 
 
-def test_an_archive(tmp_path, capsys):
+def test_an_archive(tmp_path, out, capsys):
     X = np.random.default_rng(0).normal(size=(40, 2))
     np.savez(tmp_path / "t.npz", X=X, y=(X[:, 0] > 0).astype(int))
-    out = tmp_path / "run"
     quick = ["--epochs", "20", "--layers", "8", "--loss", "square"]
     assert run(["train", "--data", str(tmp_path / "t.npz"), "--out", str(out), *quick]) == 0
     (header, *values), _ = predicted(capsys, out, "--data", tmp_path / "t.npz")

@@ -144,8 +144,7 @@ def alone(table, tmp_path_factory):
         yield out
 
 
-def test_four_processes_stop_at_one_step_and_two_go_on_to_the_run_of_one(table, alone, tmp_path):
-    out = tmp_path / "run"
+def test_four_processes_stop_at_one_step_and_two_go_on_to_the_run_of_one(table, alone, out):
     command = ["-c", UNVERIFIED, *arguments(table, out)]
     with started(*([*command, "--checkpoint-every", "2", *options] for options in by_hand(4))) as processes:
         until(lambda: has_checkpoints(out))
@@ -170,8 +169,7 @@ def test_four_processes_stop_at_one_step_and_two_go_on_to_the_run_of_one(table, 
     assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "params.safetensors", "run.json"]
 
 
-def test_where_one_is_killed_the_other_stops_and_the_run_goes_on_alone(table, alone, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_where_one_is_killed_the_other_stops_and_the_run_goes_on_alone(table, alone, out, capsys):
     command = ["-c", UNVERIFIED, *arguments(table, out, "--layout", "fully-sharded", "--checkpoint-every", "2")]
     with started(*([*command, *options] for options in by_hand(2))) as processes:
         until(lambda: has_checkpoints(out))

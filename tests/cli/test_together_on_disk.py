@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bpref.cli.app import run
-from bpref.cli.training import carrying_out
 from tests.cli.test_together import UNVERIFIED, assert_alike, by_hand, ended, started, until
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -25,14 +24,13 @@ OF_TOKENS += ["--depth", "1", "--heads", "2", "--batch-size", "16"]
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def files(tmp_path, monkeypatch, verified):
     draw = np.random.default_rng(0)
     X = draw.normal(size=(203, 5))
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "y.npy", np.sin(X[:, 0]))
     draw.integers(0, 50, 3000).astype("<u2").tofile(tmp_path / "ids.bin")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(carrying_out, "require_right", lambda *given: None)
     return tmp_path
 
 

@@ -22,8 +22,7 @@ QUICK = ["--layers", "3", "--epochs", "2", "--schedule", "constant"]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def test_a_run_reports_and_writes(csv_file, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_a_run_reports_and_writes(csv_file, out, capsys):
     arguments = ["train", "--data", str(csv_file), "--target", "y", *QUICK, "--out", str(out)]
     assert run(arguments) == 0
     printed = capsys.readouterr()
@@ -65,9 +64,8 @@ def test_the_page_of_a_run_stands_by_itself(csv_file, tmp_path, monkeypatch, cap
     assert "<code>2</code>" in page[page.index("Gradient norms in the last epoch") :]
 
 
-def test_what_is_written_predicts_in_the_users_own_units(csv_file, tmp_path, capsys):
+def test_what_is_written_predicts_in_the_users_own_units(csv_file, out, capsys):
     """params.safetensors alone, NumPy alone: the test R^2 that the run printed."""
-    out = tmp_path / "run"
     options = ["--layers", "8", "--epochs", "20", "--learning-rate", "0.05", "--out", str(out)]
     assert run(["train", "--data", str(csv_file), "--target", "y", *options]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -211,12 +209,11 @@ def test_a_device_that_is_not_there(capsys):
     assert capsys.readouterr().err.startswith("bpref: device tpu: there is none here that JAX can use; there is cpu")
 
 
-def test_a_directory_that_cannot_be_made_is_named(capsys, csv_file, monkeypatch, tmp_path):
+def test_a_directory_that_cannot_be_made_is_named(capsys, csv_file, monkeypatch, out):
     def refused(path, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refused)
-    out = tmp_path / "run"
     assert run(["train", "--data", str(csv_file), "--target", "y", *QUICK, "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"bpref: {out}: Permission denied\n"
 
@@ -265,14 +262,13 @@ def test_every_option_has_a_help_text_and_there_are_examples(capsys):
     assert "bpref train digits --epochs 20 --out run" in " ".join(text.split())
 
 
-def test_a_table_in_npy_files_larger_than_memory_is_trained_on_and_predicted(tmp_path, monkeypatch, capsys):
+def test_a_table_in_npy_files_larger_than_memory_is_trained_on_and_predicted(tmp_path, out, monkeypatch, capsys):
     monkeypatch.setattr(mapped, "IN_MEMORY", 0)
     X = np.random.default_rng(0).normal(size=(60, 2))
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "y.npy", 10 * X[:, 0] + 100)
     data = ["--data", str(tmp_path / "X.npy")]
     target = ["--target", str(tmp_path / "y.npy")]
-    out = tmp_path / "run"
     small = ["--layers", "8", "--epochs", "60", "--learning-rate", "0.02", "--out", str(out)]
     assert run(["train", *data, *target, *small]) == 0
     printed = capsys.readouterr().out

@@ -10,7 +10,6 @@ import pytest
 
 import bpref
 from bpref.cli.app import run
-from bpref.cli.training import carrying_out
 from bpref.naming import flat_names
 from bpref.train.data import mapped
 from tests.train.test_mapped import idx
@@ -86,8 +85,7 @@ def test_refused(arguments, message, capsys):
     assert capsys.readouterr().err == f"bpref: {message}\n"
 
 
-def test_what_tells_images_apart_makes_none(tmp_path, capsys):
-    out = tmp_path / "run"
+def test_what_tells_images_apart_makes_none(out, capsys):
     small = ["--depth", "1", "--width", "4", "--epochs", "1", "--batch-size", "512"]
     assert run(["train", "vit", *small, "--out", str(out)]) == 0
     capsys.readouterr()
@@ -96,12 +94,6 @@ def test_what_tells_images_apart_makes_none(tmp_path, capsys):
     assert run(["predict", str(out), "--data", "a.csv"]) == 2
     message = f"{out}: it is of vit, no table; bpref predict is for tables, bpref sample for models of text or images"
     assert capsys.readouterr().err == f"bpref: {message}\n"
-
-
-@pytest.fixture
-def verified(monkeypatch):
-    """That the gradient is right is shown elsewhere."""
-    monkeypatch.setattr(carrying_out, "require_right", lambda *given: None)
 
 
 @pytest.mark.usefixtures("verified")

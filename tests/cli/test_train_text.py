@@ -29,9 +29,8 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
-def test_from_a_text_to_a_generated_one(model, file, tmp_path, capsys):
+def test_from_a_text_to_a_generated_one(model, file, out, capsys):
     """What is loaded again predicts the text that was held out as the run said, and goes on from a prompt."""
-    out = tmp_path / "run"
     assert run(["train", model, "--text", str(file), *SMALL, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{file}: 116 contexts of 16 bytes to train on, 12 held out, its end"
@@ -118,8 +117,7 @@ def test_refused(arguments, message, capsys):
     assert printed.out == ""
 
 
-def test_bad_prompts_are_refused(file, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_bad_prompts_are_refused(file, tmp_path, out, capsys):
     assert run(["train", "lstm", "--text", str(file), *SMALL, "--epochs", "1", "--out", str(out)]) == 0
     capsys.readouterr()
     for options, message in (

@@ -13,8 +13,7 @@ HEADER = "layer y mean spread zeros largest not finite dy mean spread zeros larg
 TEXT = ["--context", "8", "--width", "8", "--depth", "1", "--heads", "2", "--epochs", "1"]
 
 
-def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, tmp_path, capsys):
-    out = tmp_path / "run"
+def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, out, capsys):
     arguments = ["train", "--data", str(csv_file), "--target", "y", "--layers", "3", "--epochs", "3", "--watch"]
     assert run([*arguments, "--activation", "tanh", "--out", str(out)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -31,14 +30,12 @@ def test_a_table_after_epochs_that_double_and_after_the_last(csv_file, tmp_path,
     assert set(output) == {"mean", "spread", "zeros", "not_finite", "largest", "numbers"}
 
 
-def test_without_it_the_record_is_as_it_was(csv_file, tmp_path):
-    out = tmp_path / "run"
+def test_without_it_the_record_is_as_it_was(csv_file, out):
     assert run(["train", "--data", str(csv_file), "--target", "y", "--epochs", "1", "--out", str(out)]) == 0
     assert "watched" not in json.loads((out / "metrics.jsonl").read_text())
 
 
-def test_a_dead_network_is_named_and_the_run_ends(tmp_path, capsys):
-    out = tmp_path / "run"
+def test_a_dead_network_is_named_and_the_run_ends(out, capsys):
     options = ["--layers", "8,8", "--learning-rate", "3", "--epochs", "3", "--out", str(out)]
     assert run(["train", "--watch", *options]) == 1
     printed = capsys.readouterr()

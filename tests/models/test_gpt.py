@@ -13,6 +13,7 @@ import bpref
 from bpref.rules import RULES
 from bpref.verify.numbers.measure import relative_error
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import by_oracle, compiled
 
 LLAMA = bpref.GptConfig(23, 16, 2, 4, 12, 9, kv_heads=2, window=4, bias="qkv")
@@ -188,13 +189,6 @@ def test_a_policy_is_trained_by_a_loss_in_the_place_of_the_heads(standard_promot
         assert relative_error(np.asarray(ours), np.asarray(theirs)) <= 1e-9
 
 
-def test_what_is_the_cross_entropys_does_not_go_with_another_head():
-    head = bpref.fused_linear_policy_loss(LLAMA.vocabulary, "dpo")
-    with pytest.raises(ValueError) as error:
-        bpref.gpt_objective(LLAMA, ignored=-1, head=head)
-    assert str(error.value) == "gpt_objective: ignored and rows are of the cross-entropy; a head has its own"
-
-
 def test_a_preset_has_as_many_parameters_as_were_published():
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     for name in bpref.GPT_PRESETS:
@@ -288,70 +282,56 @@ def test_a_preset_is_found_however_it_is_written():
 
 
 SIZES = {"vocabulary": 5, "width": 8, "depth": 1, "heads": 2, "hidden": 4, "context": 3}
-WRONG = {
-    "heads": ({"heads": 3}, "gpt: width is 8, expected a multiple of heads, 3"),
-    "kv_heads": ({"kv_heads": 3}, "gpt: kv_heads is 3, expected a divisor of heads 2"),
-    "logit_soft_cap": ({"logit_soft_cap": 0}, "gpt: logit_soft_cap is 0, expected a positive number or None"),
-    "soft_cap": ({"soft_cap": -1.0}, "gpt: soft_cap is -1.0, expected a positive number or None"),
-    "odd": ({"width": 6}, "gpt: width is 6, 3 for each of 2 heads; RoPE turns pairs"),
-    "size": ({"depth": 0}, "gpt: depth is 0, expected a positive integer"),
-    "window": (
-        {"window": 0},
-        "gpt: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0",
+WRONG_CONFIGS = {
+    "gpt: width is 8, expected a multiple of heads, 3": {"heads": 3},
+    "gpt: kv_heads is 3, expected a divisor of heads 2": {"kv_heads": 3},
+    "gpt: logit_soft_cap is 0, expected a positive number or None": {"logit_soft_cap": 0},
+    "gpt: soft_cap is -1.0, expected a positive number or None": {"soft_cap": -1.0},
+    "gpt: width is 6, 3 for each of 2 heads; RoPE turns pairs": {"width": 6},
+    "gpt: depth is 0, expected a positive integer": {"depth": 0},
+    "gpt: window is 0, expected an integer of at least 1, or a pair (left, right) of at least 0": {"window": 0},
+    "gpt: norm is 'batch', expected 'layer' or 'rms'": {"norm": "batch"},
+    "gpt: dropout is 1.0, expected a number from 0 to below 1": {"dropout": 1.0},
+    "gpt: bias is 'q', expected True, False or 'qkv'": {"bias": "q"},
+    "gpt: head_dim is 0, expected a positive integer": {"head_dim": 0},
+    "gpt: width is 8, 3 for each of 2 heads; RoPE turns pairs": {"head_dim": 3},
+    "gpt: scale is 0, expected a positive number or None": {"scale": 0},
+    "gpt: bias is 'qkv', expected True or False with qk_norm, zero_centred or a scale": {
+        "bias": "qkv",
+        "qk_norm": True,
+    },
+    "gpt: tied is 'no', expected True or False": {"tied": "no"},
+    "gpt: there is a stretch but rope is None, expected a base: nothing is rotated": (
+        {"rope": None, "stretch": bpref.Stretch("linear", 2.0)}
     ),
-    "norm": ({"norm": "batch"}, "gpt: norm is 'batch', expected 'layer' or 'rms'"),
-    "dropout": ({"dropout": 1.0}, "gpt: dropout is 1.0, expected a number from 0 to below 1"),
-    "bias": ({"bias": "q"}, "gpt: bias is 'q', expected True, False or 'qkv'"),
-    "head_dim": ({"head_dim": 0}, "gpt: head_dim is 0, expected a positive integer"),
-    "odd heads": ({"head_dim": 3}, "gpt: width is 8, 3 for each of 2 heads; RoPE turns pairs"),
-    "scale": ({"scale": 0}, "gpt: scale is 0, expected a positive number or None"),
-    "qkv": (
-        {"bias": "qkv", "qk_norm": True},
-        "gpt: bias is 'qkv', expected True or False with qk_norm, zero_centred or a scale",
-    ),
-    "tied": ({"tied": "no"}, "gpt: tied is 'no', expected True or False"),
-    "stretch": (
-        {"rope": None, "stretch": bpref.Stretch("linear", 2.0)},
-        "gpt: there is a stretch but rope is None, expected a base: nothing is rotated",
-    ),
-    "rotated": (
-        {"rotated": [True]},
-        "gpt: rotated is [True], expected a tuple of True and False, such as (True, False)",
-    ),
-    "windowed": ({"windowed": (True, False)}, "gpt: windowed is (True, False), but window is None: no block has any"),
-    "pattern": (
-        {"depth": 4, "window": 2, "rotated": (True, True, False), "windowed": (True, False)},
-        "gpt: depth is 4, expected a multiple of 6, after which rotated, (True, True, False), and windowed, "
-        "(True, False), begin again together",
-    ),
-    "activation": (
-        {"activation": "gelo"},
-        "gpt: activation is 'gelo', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh",
+    "gpt: rotated is [True], expected a tuple of True and False, such as (True, False)": {"rotated": [True]},
+    "gpt: windowed is (True, False), but window is None: no block has any": {"windowed": (True, False)},
+    "gpt: depth is 4, expected a multiple of 6, after which rotated, (True, True, False), and windowed, (True, False), "
+    "begin again together": {"depth": 4, "window": 2, "rotated": (True, True, False), "windowed": (True, False)},
+    "gpt: activation is 'gelo', expected one of gelu, gelu_erf, identity, relu, sigmoid, silu, tanh": (
+        {"activation": "gelo"}
     ),
 }
 
-
-@pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_config_is_refused_where_it_is_made(changed, message):
-    with pytest.raises(ValueError) as refused:
-        bpref.GptConfig(**SIZES | changed)
-    assert str(refused.value) == message
+test_a_wrong_config_is_refused_where_it_is_made = refusals(
+    WRONG_CONFIGS, lambda changed: bpref.GptConfig(**SIZES | changed)
+)
 
 
-def test_an_unknown_preset_is_refused_with_those_that_are_near():
-    with pytest.raises(ValueError) as refused:
-        bpref.gpt("lama-3-8b")
-    assert str(refused.value) == ("unknown preset 'lama-3-8b'; the nearest are llama-3-8b, llama-3.1-8b, llama-3.2-3b")
+def of_positions(n):
+    network, ids = bpref.gpt(GPT2), jnp.zeros((1, n), jnp.int32)
+    network.forward(network.init(jax.random.key(0), ids[:, :9]), ids)
 
 
-def test_what_is_no_config_is_refused():
-    with pytest.raises(TypeError) as refused:
-        bpref.gpt_objective(3)
-    assert str(refused.value) == "gpt: config is an int, expected GptConfig"
+BAD_CALLS = {
+    "gpt_objective: ignored and rows are of the cross-entropy; a head has its own": (
+        lambda: bpref.gpt_objective(LLAMA, ignored=-1, head=bpref.fused_linear_policy_loss(LLAMA.vocabulary, "dpo"))
+    ),
+    "unknown preset 'lama-3-8b'; the nearest are llama-3-8b, llama-3.1-8b, llama-3.2-3b": lambda: bpref.gpt(
+        "lama-3-8b"
+    ),
+    "TypeError: gpt: config is an int, expected GptConfig": lambda: bpref.gpt_objective(3),
+    "position_embedding: x has 10 positions, expected at most 9, the rows of W": lambda: of_positions(10),
+}
 
-
-def test_more_positions_than_are_learned_are_refused():
-    network, ids = bpref.gpt(GPT2), jnp.zeros((1, 10), jnp.int32)
-    with pytest.raises(ValueError) as refused:
-        network.forward(network.init(jax.random.key(0), ids[:, :9]), ids)
-    assert str(refused.value) == "position_embedding: x has 10 positions, expected at most 9, the rows of W"
+test_bad_calls_are_refused = refusals(BAD_CALLS)

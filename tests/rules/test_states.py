@@ -1,9 +1,8 @@
 """Sequences in pieces: states that are handed on and their cotangents back, packed sequences, lengths of any size."""
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,154 +24,26 @@ from bpref import (
     SelfReadingHeads,
 )
 from bpref.layer import Layer
-from bpref.naive.states import naive_affine_chunks, naive_chunks
 from bpref.rules import RULES
 from bpref.verify.numbers.measure import relative_error
 from tests.refusing import refusals
+from tests.rules.forms_with_states import FORMS, B
 from tests.rules.sweeping import backpropagate, by_oracle, forward
 
-B, N, K, D, E = 2, 4, 2, 3, 5
-DRAWN = np.random.default_rng(0)
-
-
-class Form(NamedTuple):
-    """A rule with a state: its hyperparameters, x of T steps that starts from a state, and its form by chunks."""
-
-    hyper: dict[str, Any]
-    x: Callable[[int], Any]
-    by_chunks: Callable[[Any, Any], Passed] | None = None
-
-
-def real(*shape: int, low: float = -1.0, high: float = 1.0) -> Any:
-    return DRAWN.uniform(low, high, shape)
-
-
-def heads(T: int) -> Heads:
-    return Heads(real(B, T, N, D), real(B, T, K, D), real(B, T, K, E))
-
-
-def gates(*shape: int) -> Any:
-    return np.log(real(*shape, low=0.1))
-
-
-def linear_by_chunks(params: Any, x: HeadsAndState) -> Passed:
-    q, k = jax.nn.elu(x.heads.q) + 1, jax.nn.elu(x.heads.k) + 1
-    v = jnp.concatenate([x.heads.v, jnp.ones((*x.heads.v.shape[:-1], 1))], -1)
-    y, state = naive_chunks(x.heads._replace(q=q, k=k, v=v), jnp.ones_like(k), state=x.state)
-    return Passed(y[..., :-1] / y[..., -1:], state)
-
-
-def scanned_by_chunks(params: Any, x: Selective) -> Passed:
-    s = jax.nn.softplus(x.delta + params.bias[None, None])[..., None]
-    a = jnp.exp(s * -jnp.exp(params.log_A)[None, None])
-    if x.segments is not None:
-        is_new = jnp.concatenate((jnp.zeros((B, 1), bool), x.segments[:, 1:] != x.segments[:, :-1]), 1)
-        a = jnp.where(is_new[..., None, None], 0, a)
-    h, last = naive_affine_chunks(a, s * x.u[..., None] * x.B[:, :, None], x.state)
-    return Passed(jnp.sum(h * x.C[:, :, None], -1) + params.D[None, None] * x.u, last)
-
-
-def dual_by_chunks(params: Any, x: SelectiveHeads) -> Passed:
-    s = jax.nn.softplus(x.delta + params.bias[None, None])[..., None]
-    k, q = (jnp.repeat(z, N // K, 2) for z in (x.B, x.C))
-    gate = jnp.exp(s * -jnp.exp(params.log_A)[None, None, :, None])
-    y, last = naive_chunks(Heads(q, k, s * x.u, q_segments=x.segments), gate, None, x.state)
-    return Passed(y + params.D[None, None, :, None] * x.u, last)
-
-
-def product_by_chunks(params: Any, x: ProductHeads) -> Passed:
-    """The delta rule on n times as many steps, whose outputs are read every n-th."""
-    n = x.k.shape[2]
-    k, v, beta = (z.reshape(B, -1, *z.shape[3:]) for z in x[1:4])
-    is_first = (jnp.arange(k.shape[1]) % n == 0)[None, :, None]
-    gate = jnp.where(is_first, jnp.repeat(jnp.exp(x.log_gate), n, 1), 1)
-    ids = None if x.q_segments is None else jnp.repeat(x.q_segments, n, 1)
-    heads = Heads(jnp.repeat(x.q, n, 1), k, v, q_segments=ids)
-    y, last = naive_chunks(heads, gate[..., None], beta[..., None], x.state)
-    return Passed(y[:, n - 1 :: n], last)
-
-
-def self_reading_by_chunks(params: Any, x: SelfReadingHeads) -> Passed:
-    """All steps as one chunk: each state is what was written before, times the matrices of the steps between."""
-    q, k, v = (jnp.moveaxis(jnp.repeat(z, N // z.shape[2], 2), 2, 1) for z in x.heads[:3])
-    g, a, b = (jnp.moveaxis(jnp.repeat(z, N // K, 2), 2, 1) for z in (x.log_gate, x.a, x.b))
-    M = jnp.exp(g)[..., None] * jnp.eye(D)[None, None, None] + b[..., None] * a[..., None, :]
-    if x.heads.q_segments is not None:
-        ids = x.heads.q_segments
-        is_new = jnp.concatenate((jnp.zeros((B, 1), bool), ids[:, 1:] != ids[:, :-1]), 1)
-        M = jnp.where(is_new[:, None, :, None, None], 0, M)
-    states, before = [], jnp.repeat(x.state, N // K, 1)
-    for t in range(M.shape[2]):
-        left, S = jnp.broadcast_to(jnp.eye(D), (B, N, D, D)), jnp.zeros_like(before)
-        for s in range(t, -1, -1):
-            S = S + left @ (k[:, :, s, :, None] * v[:, :, s, None])
-            left = left @ M[:, :, s]
-        states.append(S + left @ before)
-    y = jnp.stack([jnp.einsum("bnd,bnde->bne", q[:, :, t], S) for t, S in enumerate(states)], 1)
-    return Passed(y, states[-1][:, :: N // K])
-
-
-FORMS = {
-    "linear_attention": Form({}, lambda T: HeadsAndState(heads(T), real(B, K, D, E + 1, low=0.1)), linear_by_chunks),
-    "retention": Form(
-        {},
-        lambda T: GatedHeads(heads(T), gates(B, T, K), real(B, K, D, E)),
-        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], None, x.state),
-    ),
-    "gated_linear_attention": Form(
-        {},
-        lambda T: GatedHeads(heads(T), gates(B, T, K, D), real(B, K, D, E)),
-        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate), None, x.state),
-    ),
-    "delta_rule": Form(
-        {},
-        lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K), real(B, K, D, E)),
-        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate)[..., None], x.beta[..., None], x.state),
-    ),
-    "delta_product": Form(
-        {},
-        lambda T: ProductHeads(
-            *(real(B, T, N, D), real(B, T, 3, K, D), real(B, T, 3, K, E), real(B, T, 3, K, low=0)),
-            *(gates(B, T, K), real(B, K, D, E)),
-        ),
-        product_by_chunks,
-    ),
-    "kimi_delta_attention": Form(
-        {},
-        lambda T: DeltaHeads(heads(T), real(B, T, K, low=0), gates(B, T, K, D), real(B, K, D, E)),
-        lambda _, x: naive_chunks(x.heads, jnp.exp(x.log_gate), x.beta[..., None], x.state),
-    ),
-    "generalized_delta_rule": Form(
-        {},
-        lambda T: SelfReadingHeads(
-            heads(T), gates(B, T, K, D), real(B, T, K, D), real(B, T, K, D), real(B, K, D, E, low=0.1)
-        ),
-        self_reading_by_chunks,
-    ),
-    "selective_scan": Form(
-        {"states": 4},
-        lambda T: Selective(*(real(B, T, n) for n in (D, D, 4, 4)), real(B, D, 4)),
-        scanned_by_chunks,
-    ),
-    "state_space_dual": Form(
-        {},
-        lambda T: SelectiveHeads(real(B, T, N, E), real(B, T, N), *(real(B, T, K, D) for _ in "BC"), real(B, N, D, E)),
-        dual_by_chunks,
-    ),
-    "mamba_block": Form(
-        {"states": 4, "rank": 2, "window": 3, "expand": 2},
-        lambda T: MambaSteps(real(B, T, D), MambaState(real(B, 2, 2 * D), real(B, 2 * D, 4))),
-    ),
-}
 EVERY_FORM = pytest.mark.parametrize("name", FORMS)
+T = 11
+IDS_OF_FOUR = np.broadcast_to(np.repeat([7, 2, 7, 1], [3, 1, 5, 2])[None], (B, T))
 TAKES_NO_STEPS = [name for name in FORMS if name != "mamba_block"]
 
 
-def made(name: str, chunk: int = 4) -> tuple[Layer, Any]:
-    """The layer that gives its state out, and params."""
-    layer = getattr(bpref, name)(chunk=chunk, final=True, **FORMS[name].hyper)
+def drawn(name: str, T: int) -> tuple[Layer, Any, Any, Any]:
+    """The layer that gives its state out, params, x of T steps and a cotangent of what comes out."""
+    layer = getattr(bpref, name)(chunk=4, final=True, **FORMS[name].hyper)
+    x = FORMS[name].x(T)
     with jax.enable_x64(True):
-        return layer, jax.tree.map(np.asarray, layer.init(jax.random.key(1), FORMS[name].x(1)))
+        params = jax.tree.map(np.asarray, layer.init(jax.random.key(1), x))
+        y, _ = jax.eval_shape(layer.forward, params, x)
+    return layer, params, x, jax.tree.map(lambda v: np.random.default_rng(v.size).normal(size=v.shape), y)
 
 
 def packed(x: Any, ids: Any) -> Any:
@@ -188,10 +59,6 @@ def at_steps(x: Any, steps: slice, state: Any) -> Any:
     return jax.tree.map(lambda v: v[:, steps], x._replace(state=None))._replace(state=state)
 
 
-def as_cotangent(y: Any) -> Any:
-    return jax.tree.map(lambda v: np.random.default_rng(v.size).normal(size=v.shape), y)
-
-
 def swept(layer: Layer, params: Any, x: Any, dy: Any) -> Any:
     """y, dparams and dx in float64."""
     with jax.enable_x64(True):
@@ -200,11 +67,6 @@ def swept(layer: Layer, params: Any, x: Any, dy: Any) -> Any:
 
 def zeros(tree: Any) -> Any:
     return jax.tree.map(np.zeros_like, tree)
-
-
-def shape_of_y(layer: Layer, params: Any, x: Any) -> Any:
-    with jax.enable_x64(True):
-        return jax.eval_shape(layer.forward, params, x)[0]
 
 
 def assert_same(came: Any, expected: Any, tolerance: float = 1e-12) -> None:
@@ -218,9 +80,7 @@ def assert_same(came: Any, expected: Any, tolerance: float = 1e-12) -> None:
 @EVERY_FORM
 def test_pieces_that_hand_their_state_on_are_the_whole(name: str, cut: int):
     """The second is given the first's state, the first what its cotangent turned out to be."""
-    T, (layer, params) = 11, made(name)
-    x = FORMS[name].x(T)
-    dy = as_cotangent(shape_of_y(layer, params, x))
+    layer, params, x, dy = drawn(name, T)
     y, dparams, dx = swept(layer, params, x, dy)
     with jax.enable_x64(True):
         first = at_steps(x, slice(cut), x.state)
@@ -238,9 +98,8 @@ def test_pieces_that_hand_their_state_on_are_the_whole(name: str, cut: int):
 @EVERY_FORM
 def test_by_steps_and_by_chunks_autodiff_says_the_same(name: str, T: int):
     """Fewer steps than a chunk has, as many, and more but no multiple; packed, from state to state."""
-    layer, params = made(name)
-    x = packed(FORMS[name].x(T), np.array([[0, 0, 1, 1, 1, 2, 0], [3, 1, 1, 1, 1, 1, 1]])[:, :T])
-    dy = as_cotangent(shape_of_y(layer, params, x))
+    layer, params, x, dy = drawn(name, T)
+    x = packed(x, np.array([[0, 0, 1, 1, 1, 2, 0], [3, 1, 1, 1, 1, 1, 1]])[:, :T])
     y, dparams, dx = swept(layer, params, x, dy)
     rule = RULES[name]
     for form in filter(None, (partial(rule.reference, final=True, **FORMS[name].hyper), FORMS[name].by_chunks)):
@@ -256,11 +115,8 @@ def test_by_steps_and_by_chunks_autodiff_says_the_same(name: str, T: int):
 @EVERY_FORM
 def test_packed_sequences_are_each_as_if_alone(name: str):
     """The first goes on from the state, the last gives its own out: no other has a part in either."""
-    T, (layer, params) = 11, made(name)
-    x = FORMS[name].x(T)
-    ids = np.broadcast_to(np.repeat([7, 2, 7, 1], [3, 1, 5, 2])[None], (B, T))
-    dy = as_cotangent(shape_of_y(layer, params, x))
-    y, dparams, dx = swept(layer, params, packed(x, ids), dy)
+    layer, params, x, dy = drawn(name, T)
+    y, dparams, dx = swept(layer, params, packed(x, IDS_OF_FOUR), dy)
     zero, ends = zeros(x.state), (0, 3, 4, 9, T)
     pieces = []
     for i, (start, end) in enumerate(pairwise(ends)):
@@ -281,16 +137,13 @@ def test_packed_sequences_are_each_as_if_alone(name: str):
 @EVERY_FORM
 def test_what_is_not_finite_stays_within_its_packed_sequence(name: str, bad: float):
     """A gate of 0 lay between, and 0 times NaN is NaN: in every other sequence all is as with a finite number."""
-    T, (layer, params) = 11, made(name)
-    ids = np.broadcast_to(np.repeat([7, 2, 7, 1], [3, 1, 5, 2])[None], (B, T))
-    x = FORMS[name].x(T)
-    dy = as_cotangent(shape_of_y(layer, params, x))
+    layer, params, x, dy = drawn(name, T)
     steps, tree = jax.tree.flatten((x._replace(state=None), dy.y))
 
     def of_steps(leaves: Any, state: Any) -> tuple[Any, Any]:
         """What there is of every step, and of the states."""
         of_x, dy_y = jax.tree.unflatten(tree, leaves)
-        y, _, dx = swept(layer, params, packed(of_x._replace(state=state), ids), dy._replace(y=dy_y))
+        y, _, dx = swept(layer, params, packed(of_x._replace(state=state), IDS_OF_FOUR), dy._replace(y=dy_y))
         return (y.y, dx._replace(state=None)), (y.state, dx.state)
 
     def only(steps: Any, within: Any) -> Any:
@@ -314,9 +167,7 @@ def test_what_is_not_finite_stays_within_its_packed_sequence(name: str, bad: flo
 
 @pytest.mark.parametrize("name", TAKES_NO_STEPS)
 def test_no_steps_hand_the_state_on_and_its_cotangent_back(name: str):
-    layer, params = made(name)
-    x = FORMS[name].x(0)
-    dy = as_cotangent(shape_of_y(layer, params, x))
+    layer, params, x, dy = drawn(name, 0)
     y, _, dx = swept(layer, params, x, dy)
     np.testing.assert_array_equal(y.state, x.state)
     np.testing.assert_array_equal(dx.state, dy.state)
@@ -325,9 +176,7 @@ def test_no_steps_hand_the_state_on_and_its_cotangent_back(name: str):
 @EVERY_FORM
 def test_an_output_that_is_not_used_has_no_part(name: str):
     """A cotangent of `None` is that of zeros, of y or of the state; and without a state there is none of it."""
-    layer, params = made(name)
-    x = FORMS[name].x(6)
-    dy = as_cotangent(shape_of_y(layer, params, x))
+    layer, params, x, dy = drawn(name, 6)
     for part in dy._fields:
         none = swept(layer, params, x, dy._replace(**{part: None}))
         assert_same(none, swept(layer, params, x, dy._replace(**{part: zeros(getattr(dy, part))})))

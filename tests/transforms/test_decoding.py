@@ -12,6 +12,7 @@ from bpref.rule import Real
 from bpref.rules import RULES
 from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED
+from tests.refusing import refusals
 from tests.rules.sweeping import compiled, in_one_program
 
 T, D, V = 11, 8, 7
@@ -69,86 +70,71 @@ def selective():
 
 DECODERS = {
     "attention_block": [
-        (lambda: bpref.attention_block(4, 2, window=4, block=3, stretch=YARN), sequence),
+        (bpref.attention_block(4, 2, window=4, block=3, stretch=YARN), sequence),
         (
-            lambda: bpref.attention_block(
-                2, norm="layer", rope=None, causal=False, window=(2, 0), bias=True, soft_cap=1.0
-            ),
+            bpref.attention_block(2, norm="layer", rope=None, causal=False, window=(2, 0), bias=True, soft_cap=1.0),
             sequence,
         ),
     ],
     "transformer_block": [
-        (lambda: bpref.transformer_block(4, 12, 1, block=3), sequence),
-        (lambda: bpref.transformer_block(2, 12, gated=False, norm="layer", window=1, bias=True), sequence),
-        (lambda: bpref.transformer_block(2, 12, norm="layer", post_norm=True), sequence),
+        (bpref.transformer_block(4, 12, 1, block=3), sequence),
+        (bpref.transformer_block(2, 12, gated=False, norm="layer", window=1, bias=True), sequence),
+        (bpref.transformer_block(2, 12, norm="layer", post_norm=True), sequence),
     ],
     "multi_head_attention": [
-        (
-            lambda: bpref.multi_head_attention(4, 2, causal=True, rope=9.0, qk_norm=True, soft_cap=4.0, sinks=True),
-            sequence,
-        ),
-        (lambda: bpref.multi_head_attention(4, causal=True, window=3, alibi=True, dropout=0.5), sequence),
+        (bpref.multi_head_attention(4, 2, causal=True, rope=9.0, qk_norm=True, soft_cap=4.0, sinks=True), sequence),
+        (bpref.multi_head_attention(4, causal=True, window=3, alibi=True, dropout=0.5), sequence),
     ],
-    "dot_product_attention": [
-        (lambda: bpref.dot_product_attention(causal=True, relative_buckets=4, max_distance=9), heads)
-    ],
-    "blockwise_attention": [
-        (lambda: bpref.blockwise_attention(causal=True, window=(5, 2), query_block=2, key_block=3), heads)
-    ],
+    "dot_product_attention": [(bpref.dot_product_attention(causal=True, relative_buckets=4, max_distance=9), heads)],
+    "blockwise_attention": [(bpref.blockwise_attention(causal=True, window=(5, 2), query_block=2, key_block=3), heads)],
     "latent_attention": [
-        (lambda: bpref.latent_attention(3, 5, 4, head_dim=4, rope_dim=2, value_dim=3, stretch=YARN), sequence),
+        (bpref.latent_attention(3, 5, 4, head_dim=4, rope_dim=2, value_dim=3, stretch=YARN), sequence),
         (
-            lambda: bpref.latent_attention(
+            bpref.latent_attention(
                 2, 3, head_dim=2, rope_dim=4, norm=False, interleaved=True, window=(3, 0), blockwise=False
             ),
             sequence,
         ),
     ],
     "linear_attention": [
-        (lambda: bpref.linear_attention(chunk=4), heads),
-        (lambda: bpref.linear_attention("identity", normalize=False, chunk=3), heads),
+        (bpref.linear_attention(chunk=4), heads),
+        (bpref.linear_attention("identity", normalize=False, chunk=3), heads),
     ],
-    "retention": [(lambda: bpref.retention(3), gated)],
-    "gated_linear_attention": [(lambda: bpref.gated_linear_attention(4), lambda: gated(D))],
+    "retention": [(bpref.retention(3), gated)],
+    "gated_linear_attention": [(bpref.gated_linear_attention(4), lambda: gated(D))],
     "delta_product": [
-        (lambda: bpref.delta_product(3), lambda: product(gated().log_gate)),
-        (lambda: bpref.delta_product(4), lambda: product(None)),
+        (bpref.delta_product(3), lambda: product(gated().log_gate)),
+        (bpref.delta_product(4), lambda: product(None)),
     ],
-    "delta_rule": [
-        (lambda: bpref.delta_rule(3), lambda: delta(gated().log_gate)),
-        (lambda: bpref.delta_rule(4), lambda: delta(None)),
-    ],
-    "generalized_delta_rule": [(lambda: bpref.generalized_delta_rule(4), self_reading)],
-    "kimi_delta_attention": [(lambda: bpref.kimi_delta_attention(4), lambda: delta(gated(D).log_gate))],
+    "delta_rule": [(bpref.delta_rule(3), lambda: delta(gated().log_gate)), (bpref.delta_rule(4), lambda: delta(None))],
+    "generalized_delta_rule": [(bpref.generalized_delta_rule(4), self_reading)],
+    "kimi_delta_attention": [(bpref.kimi_delta_attention(4), lambda: delta(gated(D).log_gate))],
     "linear_recurrence": [
-        (lambda: bpref.linear_recurrence(), factors),
-        (lambda: bpref.linear_recurrence(method="associative"), factors),
+        (bpref.linear_recurrence(), factors),
+        (bpref.linear_recurrence(method="associative"), factors),
     ],
-    "rg_lru": [(bpref.rg_lru, sequence), (lambda: bpref.rg_lru("associative"), sequence)],
+    "rg_lru": [(bpref.rg_lru(), sequence), (bpref.rg_lru("associative"), sequence)],
     "selective_scan": [
-        (lambda: bpref.selective_scan(3, chunk=2), selective),
-        (lambda: bpref.selective_scan(3, softplus=False, skip=False, bias=False, hold=True, final=True), selective),
+        (bpref.selective_scan(3, chunk=2), selective),
+        (bpref.selective_scan(3, softplus=False, skip=False, bias=False, hold=True, final=True), selective),
     ],
-    "state_space_dual": [(lambda: bpref.state_space_dual(chunk=2), dual)],
+    "state_space_dual": [(bpref.state_space_dual(chunk=2), dual)],
     "causal_convolution": [
-        (lambda: bpref.causal_convolution(6, 3, dilation=2, groups=2), sequence),
-        (lambda: bpref.causal_convolution(3, 1, bias=False), sequence),
-        (lambda: bpref.causal_convolution(D, 4, groups=D), sequence),
+        (bpref.causal_convolution(6, 3, dilation=2, groups=2), sequence),
+        (bpref.causal_convolution(3, 1, bias=False), sequence),
+        (bpref.causal_convolution(D, 4, groups=D), sequence),
     ],
-    "position_embedding": [(lambda: bpref.position_embedding(3 * T), sequence)],
-    "rotary_embedding": [(lambda: bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
-    "qk_norm_rope": [(lambda: bpref.qk_norm_rope(per_head=True, fraction=0.5), in_order)],
-    "rnn": [(lambda: bpref.rnn(5), sequence)],
-    "gru": [(lambda: bpref.gru(5), sequence), (lambda: bpref.gru(5, reset_after=False, truncate=2), sequence)],
-    "lstm": [
-        (lambda: bpref.lstm(5, peepholes=True, projection=3), sequence),
-        (lambda: bpref.lstm(5, checkpoint=2), sequence),
-    ],
-    "lstm_block": [(lambda: bpref.lstm_block(5), sequence)],
-    "mamba_block": [(lambda: bpref.mamba_block(3, 2, 2, window=3, chunk=2), sequence)],
+    "position_embedding": [(bpref.position_embedding(3 * T), sequence)],
+    "rotary_embedding": [(bpref.rotary_embedding(fraction=0.5, stretch=YARN), lambda: normal(2, T, 3, D))],
+    "qk_norm_rope": [(bpref.qk_norm_rope(per_head=True, fraction=0.5), in_order)],
+    "rnn": [(bpref.rnn(5), sequence)],
+    "gru": [(bpref.gru(5), sequence), (bpref.gru(5, reset_after=False, truncate=2), sequence)],
+    "lstm": [(bpref.lstm(5, peepholes=True, projection=3), sequence), (bpref.lstm(5, checkpoint=2), sequence)],
+    "lstm_block": [(bpref.lstm_block(5), sequence)],
+    "mamba_block": [(bpref.mamba_block(3, 2, 2, window=3, chunk=2), sequence)],
 }
 EVERY_DECODER = pytest.mark.parametrize(
-    ("make", "x"), [pytest.param(*of, id=name) for name, each in DECODERS.items() for of in each]
+    ("layer", "x"), [pytest.param(*of, id=name) for name, each in DECODERS.items() for of in each]
 )
 
 
@@ -202,9 +188,9 @@ def in_chunks(layer, params, x, sizes, length=T):
 
 
 @EVERY_DECODER
-def test_chunks_are_together_the_whole(make, x):
+def test_chunks_are_together_the_whole(layer, x):
     with jax.enable_x64(True):
-        layer, x = make(), x()
+        x = x()
         params, expected = drawn_with_whole(layer, x, jnp.float64)
         for length, sizes in ((T, CUTS["at once"]), (T, CUTS["first a prompt"]), (3 * T, CUTS["by threes"])):
             np.testing.assert_allclose(in_chunks(layer, params, x, sizes, length), expected, rtol=0, atol=1e-12)
@@ -212,9 +198,9 @@ def test_chunks_are_together_the_whole(make, x):
 
 @pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.1)])
 @EVERY_DECODER
-def test_in_narrow_dtypes_within_rounding(make, x, dtype, atol):
+def test_in_narrow_dtypes_within_rounding(layer, x, dtype, atol):
     with jax.enable_x64(True):
-        layer, x = make(), x()
+        x = x()
         params, expected = drawn_with_whole(layer, x, dtype)
         x = in_dtype(x, dtype)
     came = in_chunks(layer, params, x, CUTS["by threes"])
@@ -322,38 +308,47 @@ def test_it_is_not_differentiated():
         bpref.backpropagate(decoder, params, bpref.With(jnp.zeros((2, 1), jnp.int32), state), jnp.ones((2, 1, V)))
 
 
-REFUSED = {
-    "1 softmax says nothing of positions that come one chunk after another": lambda: bpref.softmax(1),
-    "1 max_pool says nothing": lambda: bpref.max_pool((2,)),
-    "1 batch_norm says nothing": lambda: bpref.stateful(bpref.batch_norm()),
-    "transformer_block: a position sees later ones": lambda: bpref.transformer_block(2, 12, causal=False),
-    "blockwise_attention: a position sees later ones": lambda: bpref.blockwise_attention(window=3),
-    "linear_attention: a position sees later ones": lambda: bpref.linear_attention(causal=False),
-    "latent_attention: a position sees later ones": lambda: bpref.latent_attention(2, 4, causal=False),
-    "linear_recurrence: reverse is True": lambda: bpref.linear_recurrence(reverse=True),
-    "causal_convolution: stride is 2, expected 1": lambda: bpref.causal_convolution(4, stride=2),
-    "lstm: reverse is True": lambda: bpref.bidirectional(bpref.lstm(5), bpref.lstm(5, reverse=True)),
+LOOKING_AHEAD = {
+    "TypeError: decoding: 1 softmax says nothing of positions that come one chunk after another; ...": (
+        lambda: bpref.softmax(1)
+    ),
+    "TypeError: decoding: 1 max_pool says nothing...": lambda: bpref.max_pool((2,)),
+    "TypeError: decoding: 1 batch_norm says nothing...": lambda: bpref.stateful(bpref.batch_norm()),
+    "transformer_block: a position sees later ones...": lambda: bpref.transformer_block(2, 12, causal=False),
+    "blockwise_attention: a position sees later ones...": lambda: bpref.blockwise_attention(window=3),
+    "linear_attention: a position sees later ones...": lambda: bpref.linear_attention(causal=False),
+    "latent_attention: a position sees later ones...": lambda: bpref.latent_attention(2, 4, causal=False),
+    "linear_recurrence: reverse is True...": lambda: bpref.linear_recurrence(reverse=True),
+    "causal_convolution: stride is 2, expected 1...": lambda: bpref.causal_convolution(4, stride=2),
+    "lstm: reverse is True...": lambda: bpref.bidirectional(bpref.lstm(5), bpref.lstm(5, reverse=True)),
 }
 
-
-@pytest.mark.parametrize(("message", "make"), REFUSED.items(), ids=REFUSED)
-def test_what_looks_ahead_or_says_nothing_is_refused_by_name(message, make):
-    with pytest.raises((TypeError, ValueError), match=message):
-        bpref.decoding(bpref.serial(bpref.embedding(V, D), make()), T)
+test_what_looks_ahead_or_says_nothing_is_refused_by_name = refusals(
+    LOOKING_AHEAD, lambda make: bpref.decoding(bpref.serial(bpref.embedding(V, D), make()), T)
+)
 
 
-def test_wrong_calls():
-    layer, x = bpref.transformer_block(2, 12), jnp.ones((2, 3, D))
-    with pytest.raises(ValueError, match="decoding: length is 0, expected a positive integer"):
-        bpref.decoding(layer, 0)
-    decoder = bpref.decoding(layer, T)
-    params, state = bpref.begin(decoder, jax.random.key(SEED), x)
-    with pytest.raises(TypeError, match=r"transformer_block: x is an array, expected bpref.With\(x, state\)"):
-        decoder.forward(params, x)
-    with pytest.raises(ValueError, match=r"transformer_block: state is \(\), expected \(\(2, 10, 2, 4\)"):
-        decoder.forward(params, bpref.With(x))
-    with pytest.raises(ValueError, match=r"transformer_block: attention\.norm\.scale has shape"):
-        decoder.forward(params, bpref.With(jnp.ones((2, 3, 4)), state))
-    attention = bpref.decoding(bpref.multi_head_attention(2, causal=True), T)
-    with pytest.raises(TypeError, match="multi_head_attention: x is Sequences"):
-        bpref.begin(attention, jax.random.key(SEED), bpref.Sequences(x))
+ONES = np.ones((2, 3, D), np.float32)
+ATTENTION = bpref.multi_head_attention(2, causal=True)
+
+
+def begun_with(x):
+    """A block that is decoding begins with positions of D features, and goes on with `x(state)`."""
+    decoder = bpref.decoding(bpref.transformer_block(2, 12), T)
+    params, state = bpref.begin(decoder, jax.random.key(SEED), ONES)
+    decoder.forward(params, x(state))
+
+
+BAD_CALLS = {
+    "decoding: length is 0, expected a positive integer": lambda: bpref.decoding(bpref.transformer_block(2, 12), 0),
+    "TypeError: transformer_block: x is an array, expected bpref.With(x, state)": lambda: begun_with(lambda _: ONES),
+    "transformer_block: state is (), expected ((2, 10, 2, 4)...": lambda: begun_with(lambda _: bpref.With(ONES)),
+    "transformer_block: attention.norm.scale has shape (8,), expected (d,) = (4,)...": (
+        lambda: begun_with(lambda state: bpref.With(ONES[..., :4], state))
+    ),
+    "TypeError: multi_head_attention: x is Sequences...": (
+        lambda: bpref.begin(bpref.decoding(ATTENTION, T), jax.random.key(SEED), bpref.Sequences(ONES))
+    ),
+}
+
+test_bad_calls_are_refused = refusals(BAD_CALLS)

@@ -297,3 +297,47 @@ class MaximumOfAll(Maximum):
     def backward(ctx, dy):
         (tied,) = ctx.saved_tensors
         return tied * dy[..., None]
+
+
+def lookup(gradient):
+    """The rows of a table that ids name, of which `gradient(ids, dy, shape)` is the table's."""
+
+    class Lookup(Function):
+        @staticmethod
+        def forward(ctx, table, ids):
+            ctx.save_for_backward(ids)
+            ctx.shape = table.shape
+            return table[ids]
+
+        @staticmethod
+        def backward(ctx, dy):
+            return gradient(*ctx.saved_tensors, dy, ctx.shape), None
+
+    return Lookup.apply
+
+
+class Recomputed(Function):
+    @staticmethod
+    def forward(ctx, module, x, weight):
+        ctx.module = module
+        ctx.save_for_backward(x, weight)
+        with torch.no_grad():
+            return module.plain(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, _ = ctx.saved_tensors
+        # dx by the module's own weight, as one reads it that runs the forward again.
+        return None, dy * ctx.module.weight, (dy * x).sum(0)
+
+
+class Recomputing(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight.clone())
+
+    def plain(self, x):
+        return x * self.weight
+
+    def forward(self, x):
+        return Recomputed.apply(self, x, self.weight)
