@@ -44,6 +44,12 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         'padding="border"': (
             'F.grid_sample(x[0].movedim(-1, 1), x[1], padding_mode="border", align_corners=False).movedim(1, -1)'
         ),
+        'padding="reflection"': (
+            'F.grid_sample(x[0].movedim(-1, 1), x[1], padding_mode="reflection", align_corners=False).movedim(1, -1)'
+        ),
+        'method="bicubic"': (
+            'F.grid_sample(x[0].movedim(-1, 1), x[1], mode="bicubic", align_corners=False).movedim(1, -1)'
+        ),
     },
     "pad": {
         '((0, 0), (1, 2), (0, 0), (0, 0)), mode="reflect"': (

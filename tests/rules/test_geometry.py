@@ -32,8 +32,12 @@ BAD_CALLS = {
     "resize: align_corners and antialias are True, expected one of them at most": (
         lambda: bpref.resize(4, 4, align_corners=True, antialias=True)
     ),
-    "grid_sample: padding is 'reflection', expected one of zeros, border": (
-        lambda: bpref.grid_sample(padding="reflection")
+    "grid_sample: padding is 'wrap', expected one of zeros, border, reflection": (
+        lambda: bpref.grid_sample(padding="wrap")
+    ),
+    "grid_sample: grid has shape (2, 3, 3, 3, 3), expected (N, P, Q, 2) for images (N, H, W, C) or (N, O, P, Q, 3) for "
+    "volumes (N, D, H, W, C), and images has shape (2, 3, 4, 8)": (
+        lambda: bpref.grid_sample().forward((), (IMAGES, jnp.ones((2, 3, 3, 3, 3))))
     ),
     "roi_align: width is 0, expected a positive integer": lambda: bpref.roi_align(2, 0),
     "roi_align: boxes has shape (3, 5), expected (R, 4)": (

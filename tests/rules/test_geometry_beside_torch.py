@@ -46,16 +46,21 @@ def test_resize_to_one_pixel(rng, method, theirs):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("padding", ["zeros", "border"])
-def test_grid_sample(rng, align_corners, padding):
-    N, H, W, C, P, Q = rng.integers(2, 7, 6)
-    x = rng.normal(size=(N, H, W, C)), rng.uniform(-1.5, 1.5, (N, P, Q, 2))
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize(
+    ("method", "rank"), [("bilinear", 2), ("nearest", 2), ("bicubic", 2), ("bilinear", 3), ("nearest", 3)]
+)
+def test_grid_sample(rng, align_corners, padding, method, rank):
+    """Some of the points several images away."""
+    N, C, *sizes = rng.integers(1, 6, 2 + 2 * rank)
+    x = rng.normal(size=(N, *sizes[:rank], C)), rng.uniform(-5, 5, (N, *sizes[rank:], rank))
+    x[1][..., :2] /= 3
 
     def twin(_, x):
-        y = F.grid_sample(x[0].permute(0, 3, 1, 2), x[1], padding_mode=padding, align_corners=align_corners)
-        return y.permute(0, 2, 3, 1)
+        how = {"mode": method, "padding_mode": padding, "align_corners": align_corners}
+        return F.grid_sample(x[0].movedim(-1, 1), x[1], **how).movedim(1, -1)
 
-    assert_same(bpref.grid_sample(align_corners, padding), twin, (), x)
+    assert_same(bpref.grid_sample(align_corners, padding, method), twin, (), x)
 
 
 @pytest.mark.parametrize(("start", "end"), [(1, -1), (0, 1), (2, 3), (-2, -2)])

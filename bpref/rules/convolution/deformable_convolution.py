@@ -45,7 +45,7 @@ from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.checks.shapes import require_shape
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.affine import bias_cotangent, lecun_uniform, plus, times, times_transposed
-from bpref.formulas.convolution.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.convolution.between_pixels import locate, mixed, pull_images, pull_points, read
 from bpref.formulas.convolution.windows import Padding, as_windows, place
 from bpref.formulas.long_sums import transposed_times
 from bpref.layer import Layer, Reals
@@ -133,8 +133,7 @@ def deformable_convolution(
         if mask is not None:
             dm = cast(jnp.sum(dv * mixed(four, pixels), -1), mask.dtype)
             dv = dv * widen(mask)[..., None]
-        across, down = pull_points(dv, four, pixels)
-        doffsets = cast(jnp.stack([down, across], -1), offsets.dtype)
+        doffsets = cast(jnp.stack(pull_points(dv, four, pixels), -1), offsets.dtype)
         dx = cast(pull_images(dv, pixels, x.shape), x.dtype)
         return DeformableConvolutionParams(cast(dW, W.dtype), bias_cotangent(dy, b)), ImagesAndOffsets(dx, doffsets, dm)
 
@@ -150,7 +149,7 @@ def deformable_convolution(
         N, P, Q, _, _ = offsets.shape
         down, across = place(who, windows, images)
         v, u = along(offsets, 0, P, down), along(offsets, 1, Q, across)
-        pixels = locate(u, v, jnp.arange(N, dtype=jnp.int32).reshape(N, 1, 1, 1), images.shape, "zeros")
+        pixels = locate((v, u), jnp.arange(N, dtype=jnp.int32).reshape(N, 1, 1, 1), images.shape, "zeros")
         four = read(images, pixels)
         values = mixed(four, pixels)
         return pixels, four, values if mask is None else widen(mask)[..., None] * values

@@ -51,6 +51,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_sizes
 from bpref.dtypes import cast, widen
+from bpref.formulas.convolution.between_pixels import cubic
 from bpref.formulas.indexing.sparse_along import multiply_along
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
@@ -162,15 +163,9 @@ def _matrix(n: int, m: int, factor: float | None, method: str, align_corners: bo
             row[min(h + 1, n - 1)] += rest / unit
         else:
             h, rest = divmod(s, unit)
-            for k, weight in enumerate(_cubic(rest / unit, (unit - rest) / unit), h - 1):
+            for k, weight in enumerate(cubic(rest / unit, (unit - rest) / unit), h - 1):
                 row[min(max(k, 0), n - 1)] += weight
     return A
-
-
-def _cubic(t: float, u: float) -> tuple[float, float, float, float]:
-    """w at -1 - t, -t, u and 1 + u, with u = 1 - t."""
-    a = -0.75
-    return a * t * u * u, u * (1 + t - (a + 2) * t * t), t * (1 + u - (a + 2) * u * u), a * u * t * t
 
 
 def _smoothing(n: int, m: int, factor: float | None, method: str) -> np.ndarray:

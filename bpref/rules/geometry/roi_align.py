@@ -45,7 +45,7 @@ from jaxtyping import Float, Int
 
 from bpref.checks.hyperparameters import require_flags, require_positive, require_sizes
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.convolution.bilinear import locate, mixed, pull_images, pull_points, read
+from bpref.formulas.convolution.between_pixels import locate, mixed, pull_images, pull_points, read
 from bpref.formulas.indexing.indices import placed
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Integer, Real, Rule
@@ -92,8 +92,8 @@ def roi_align(
     def backward(params, cache, dy):
         x, boxes, images = cache
         pixels = of_points(boxes, images, x)
-        shares = jnp.broadcast_to((widen(dy) / S**2)[:, :, :, None, None], (*pixels.a.shape[:-1], dy.shape[-1]))
-        du, dv = pull_points(shares, read(x, pixels), pixels)
+        shares = jnp.broadcast_to((widen(dy) / S**2)[:, :, :, None, None], (*pixels.rows[0].shape, dy.shape[-1]))
+        dv, du = pull_points(shares, read(x, pixels), pixels)
         dx = pull_images(shares, pixels, x.shape)
         ends = ends_of(jnp.sum(du, (1, 3)), Q, boxes, 0), ends_of(jnp.sum(dv, (2, 4)), P, boxes, 1)
         dboxes = jnp.stack([d for pair in zip(*ends, strict=True) for d in pair], -1)
@@ -105,7 +105,7 @@ def roi_align(
         u = jnp.broadcast_to(along(boxes, Q, 0)[:, None, :, None, :], shape)
         v = jnp.broadcast_to(along(boxes, P, 1)[:, :, None, :, None], shape)
         n = placed(images, len(features), wrap=False).astype(jnp.int32).reshape(len(boxes), 1, 1, 1, 1)
-        return locate(u, v, n, features.shape, "near")
+        return locate((v, u), n, features.shape, "near")
 
     def extent(boxes, axis):
         """Where a box begins, in pixels, and how far it reaches."""
