@@ -51,12 +51,12 @@ def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def mean_of(x: Array, axes: tuple[int, ...]) -> Array:
     """The mean over the reduced axes, of size 1 along them; where all values are equal, exactly what they are.
 
-    The mean of seven times 0.1 rounds, and deviations from it would all be of one sign.
+    The mean of seven times 0.1 rounds, and deviations from it would all be of one sign: their own mean is what it is
+    off by.
     """
-    mean = sum_over(x, axes, keepdims=True) / count(x.shape, axes)
-    first = lax.slice(x, (0,) * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
-    is_equal = sum_over(jnp.abs(x - first), axes, keepdims=True) == 0
-    return mean + lax.stop_gradient(jnp.where(is_equal, first - mean, 0))
+    n = count(x.shape, axes)
+    mean = sum_over(x, axes, keepdims=True) / n
+    return mean + lax.stop_gradient(sum_over(x - mean, axes, keepdims=True) / n)
 
 
 def shared_out(is_extreme: Array, dy: Array, c: Array) -> Array:
