@@ -134,8 +134,7 @@ def measured(rule: Rule) -> Row | None:
     case = rule.cases[0]
     example = draw(rule, case, sizes_of(case), SEED)
     sweep = sweep_by_hand(example.layer)
-    dy = jax.tree.map(lambda v: v[0], example.dys)
-    narrow = rounded((example.params, example.x, dy), jnp.float32)
+    narrow = rounded((example.params, example.x, example.dy), jnp.float32)
     program, inputs, _ = traced(sweep, tuple(jax.tree.map(jnp.asarray, narrow)), {})
     count = sum(map(is_modelled, all_equations(program)))
     if not count:

@@ -9,7 +9,7 @@ from bpref.cli.bibtex import entries
 from bpref.cli.explain import call, shapes
 from bpref.rule import Rule
 from bpref.rules import KINDS, RULES
-from bpref.verify.rules.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import all_of_size, draw
 from docs import (
     arguments,
     cases,
@@ -76,7 +76,7 @@ def _also(rule: Rule) -> str:
 
 def _beside(rule: Rule, found: list[derivation.Section]) -> str:
     case = rule.cases[0]
-    layer = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), seed=0).layer
+    layer = draw(rule, case, all_of_size(case, 3), seed=0).layer
     code = "\n".join(sources.to_page(source) for source in sources.of_layer(rule.make, layer))
     text = "\n".join(
         (f"<h2>{section.title}</h2>\n" if section.title else "") + derivation.to_page(section, link)

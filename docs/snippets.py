@@ -14,7 +14,7 @@ import jax
 import bpref
 from bpref.layer import Layer
 from bpref.rule import Boolean, Case, Integer, Key, Real, Rule
-from bpref.verify.rules.draw import axes_of, hyperparameters, is_spec, sized
+from bpref.verify.rules.draw import all_of_size, hyperparameters, is_spec
 
 SIZE = 4
 """Of every axis whose size the case leaves open."""
@@ -78,7 +78,7 @@ def _has_params(rule: Rule) -> bool:
 
 def _made(rule: Rule) -> list[str]:
     case = rule.cases[0]
-    x = _written(case.x, sized(case, dict.fromkeys(axes_of(case), SIZE)))
+    x = _written(case.x, all_of_size(case, SIZE))
     own = [maker for value in _chosen(case).values() if (maker := _maker(value))]
     imports = sorted({*_imports(case.x), *(line for maker in own for line in _names_of(maker))})
     return [
@@ -98,7 +98,7 @@ def _arguments(case: Case) -> str:
 
 
 def _chosen(case: Case) -> dict[str, Any]:
-    return hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), SIZE)))
+    return hyperparameters(case, all_of_size(case, SIZE))
 
 
 def _maker(value: Any) -> FunctionType | None:

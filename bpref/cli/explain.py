@@ -15,7 +15,7 @@ from bpref.layer import Layer
 from bpref.nearest import meant
 from bpref.rule import Rule
 from bpref.rules import RULES, other_names
-from bpref.verify.rules.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import all_of_size, draw
 
 WIDTH = 100
 """A call that is longer has one argument a line."""
@@ -38,7 +38,7 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A rule, su
 def shapes(rule: Rule) -> Iterator[str]:
     """What the rule's own forward declares of x, and its parameters' class of each: one line an array."""
     case = rule.cases[0]
-    example = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), seed=0)
+    example = draw(rule, case, all_of_size(case, 3), seed=0)
     for root, form in (("x", declared_of(inspect.unwrap(example.layer.forward))), ("params", type(example.params))):
         for name, array in declared_forms(form, root):
             yield f"{name}: {in_words(array)}"

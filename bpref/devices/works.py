@@ -161,8 +161,7 @@ def known(name: str) -> str:
 def _of_rule(rule: Rule, dtype: str) -> Work:
     example = timed_example(rule)
     kind = next(kind for kind, names in KINDS.items() if rule.name in names)
-    dy = jax.tree.map(lambda v: v[0], example.dys)
-    arguments = _specifications((example.params, example.x, dy), dtype)
+    arguments = _specifications((example.params, example.x, example.dy), dtype)
     forms = sweep_by_hand(example.layer), sweep_by_autodiff(output_of(example.layer))
     return Work(kind, timed_case(rule).name, *forms, arguments, batch=(1, 2))
 

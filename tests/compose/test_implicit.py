@@ -10,6 +10,7 @@ import bpref
 from bpref.layer import no_params
 from bpref.verify import oracle
 from bpref.verify.oracle import bytes_kept
+from tests.comparing import assert_same
 from tests.conftest import SEED
 from tests.refusing import refusals
 
@@ -27,11 +28,6 @@ def drawn(layer, shape=(5, N), shrunk=0.6):
     x, dz = rng.normal(size=shape), rng.normal(size=shape)
     params = jax.tree.map(lambda v: shrunk * v, layer.init(jax.random.key(SEED), jnp.asarray(x)))
     return params, jnp.asarray(x), jnp.asarray(dz)
-
-
-def assert_same(came, expected, tolerance=1e-11):
-    assert jax.tree.structure(came) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), came, expected)
 
 
 def by_oracle(f, params, x, dz):
@@ -59,7 +55,7 @@ def test_a_linear_fixed_point_is_the_solution_of_a_system():
             ((W, b), (V, c)), *_ = params
             return jnp.linalg.solve(jnp.eye(N) - W, (x @ V.T + (b + c)[None]).T).T
 
-        assert_same(swept(layer, params, x, dz), by_oracle(closed, params, x, dz))
+        assert_same(swept(layer, params, x, dz), by_oracle(closed, params, x, dz), 1e-11)
 
 
 def test_a_fixed_point_beside_its_loop_unrolled():
@@ -75,10 +71,10 @@ def test_a_fixed_point_beside_its_loop_unrolled():
     with jax.enable_x64(True):
         params, x, dz = drawn(layer)
         expected = by_oracle(unrolled, params, x, dz)
-        assert_same(swept(layer, params, x, dz), expected)
-        assert_same(by_oracle(lambda p, x: layer.forward(p, x)[0], params, x, dz), expected)
+        assert_same(swept(layer, params, x, dz), expected, 1e-11)
+        assert_same(by_oracle(lambda p, x: layer.forward(p, x)[0], params, x, dz), expected, 1e-11)
         bridged = by_oracle(bpref.as_function(layer), params, x, dz)
-        assert_same(bridged, expected)
+        assert_same(bridged, expected, 1e-11)
 
 
 def test_what_is_kept_is_what_f_keeps_once():
@@ -192,7 +188,7 @@ def test_a_root_beside_scipy_and_newtons_loop_unrolled():
         for z_n, x_n in zip(z, x, strict=True):
             found = scipy.optimize.root(lambda v, x=x_n: np.asarray(equations(params, v, x)), np.zeros(N), tol=1e-13)
             np.testing.assert_allclose(z_n, found.x, atol=1e-11)
-        assert_same((z, cotangents), by_oracle(unrolled, params, x, dz))
+        assert_same((z, cotangents), by_oracle(unrolled, params, x, dz), 1e-11)
 
 
 @pytest.mark.parametrize("make", [bpref.fixed_point, bpref.root])

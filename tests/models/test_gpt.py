@@ -11,7 +11,7 @@ import pytest
 
 import bpref
 from bpref.rules import RULES
-from bpref.verify.numbers.measure import relative_error
+from tests.comparing import assert_same
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import by_oracle, compiled
@@ -108,10 +108,8 @@ def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradi
         value, dparams, dx = compiled(lambda p: bpref.backpropagate(J, p, (ids, labels)))(params)
         cost, (oracle,) = by_oracle(lambda p: plain_cost(config, p, ids, labels), params)
         expected = compiled(lambda p: plain(config, p, ids))(params)
-        assert relative_error(np.asarray(logits), np.asarray(expected)) <= 1e-10
         assert abs(value - cost) <= 1e-10
-        worst = jax.tree.map(lambda a, b: relative_error(np.asarray(a), np.asarray(b)), dparams, oracle)
-        assert max(jax.tree.leaves(worst)) <= 1e-10
+        assert_same((logits, dparams), (expected, oracle), 1e-10)
         assert dx == (None, None)
 
 
@@ -185,8 +183,7 @@ def test_a_policy_is_trained_by_a_loss_in_the_place_of_the_heads(standard_promot
         value, dparams, _ = compiled(lambda params: bpref.backpropagate(J, params, x))(params)
         expected, (expected_dparams, _) = by_oracle(by_definition, params, x)
     assert float(value) == pytest.approx(float(expected), rel=1e-12)
-    for ours, theirs in zip(jax.tree.leaves(dparams), jax.tree.leaves(expected_dparams), strict=True):
-        assert relative_error(np.asarray(ours), np.asarray(theirs)) <= 1e-9
+    assert_same(dparams, expected_dparams, 1e-9)
 
 
 def test_a_preset_has_as_many_parameters_as_were_published():

@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from bpref.cotangents import require_cotangent
 from bpref.layer import Layer
+from bpref.programs import all_equations
 from bpref.verify.oracle import with_cotangents
 from bpref.verify.programs.quick import quick_compilation
 from bpref.verify.programs.running import in_float64
+from bpref.verify.rules.draw import Example
 
 
 def in_one_program(f: Callable) -> Callable:
@@ -82,3 +85,21 @@ def shapes_within(jaxpr: Any) -> Iterator[tuple[int, ...]]:
         ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 yield from shapes_within(getattr(inner, "jaxpr", inner))
+
+
+def narrow_program(example: Example, narrow: str) -> tuple[ClosedJaxpr, Any]:
+    """The forward and backward of narrow inputs, and the outputs, the cache and the cotangents by their shapes."""
+    kinds = {"f": jnp.dtype(narrow), "c": jnp.complex64}
+    inputs = jax.tree.map(lambda v: v.astype(kinds.get(v.dtype.kind, v.dtype)), (example.params, example.x))
+
+    def sweep(params, x):
+        y, cache = example.layer.forward(params, x)
+        return y, cache, example.layer.backward(params, cache, y)
+
+    return jax.make_jaxpr(sweep, return_shape=True)(*inputs)
+
+
+def wide_values_in(program: ClosedJaxpr) -> list[Any]:
+    """The types of a program's values of 64-bit dtypes, but for Python's numbers: weak where they are not promoted."""
+    values = (v.aval for e in all_equations(program) for v in e.outvars if hasattr(v.aval, "weak_type"))
+    return [v for v in values if v.dtype in ("float64", "complex128") and not v.weak_type]

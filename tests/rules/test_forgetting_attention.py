@@ -8,6 +8,7 @@ import pytest
 import bpref
 from bpref import ForgettingHeads, Heads
 from bpref.formulas.attention.softmax_attention import AttentionParams
+from tests.comparing import assert_same
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
@@ -25,22 +26,17 @@ def swept(x, dy=DY, layer=None, params=()):
         return jax.tree.map(np.asarray, (y, dx))
 
 
-def assert_close(came, expected):
-    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
-
-
 def test_gates_of_1_are_causal_attention():
     y, dx = swept(ForgettingHeads(X, np.zeros((B, T, N))))
     expected = swept(X, DY, bpref.dot_product_attention(causal=True), AttentionParams())
-    assert_close((y, dx.heads), expected)
+    assert_same((y, dx.heads), expected, 1e-11)
 
 
 def test_one_gate_for_all_steps_is_a_bias_by_distance():
     slopes = 2.0 ** (-8 * np.arange(1, N + 1) / N)
     y, dx = swept(ForgettingHeads(X, np.broadcast_to(-slopes, (B, T, N))))
     expected = swept(X, DY, bpref.dot_product_attention(causal=True, alibi=True), AttentionParams())
-    assert_close((y, dx.heads), expected)
+    assert_same((y, dx.heads), expected, 1e-11)
 
 
 def test_a_gate_of_0_begins_anew():
@@ -52,7 +48,7 @@ def test_a_gate_of_0_begins_anew():
     y, dx = swept(ForgettingHeads(X, gate), dy)
     late = jax.tree.map(lambda v: v[:, cut:], ForgettingHeads(X, gate))
     alone, of_late = swept(late, dy[:, cut:])
-    assert_close((y[:, cut:], jax.tree.map(lambda d: d[:, cut:], dx)), (alone, of_late))
+    assert_same((y[:, cut:], jax.tree.map(lambda d: d[:, cut:], dx)), (alone, of_late), 1e-11)
     np.testing.assert_array_equal(dx.log_gate[:, : cut + 1], 0)
 
 

@@ -12,7 +12,7 @@ import torch
 import bpref
 from bpref.rule import Rule
 from bpref.rules import RULES
-from bpref.verify.rules.draw import Example, axes_of, draw, sized
+from bpref.verify.rules.draw import Example, all_of_size, draw
 from tests.conftest import SEED
 from tests.refusing import refusals
 
@@ -23,7 +23,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 def example_of(rule: Rule) -> Example:
     case = rule.cases[0]
-    return draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), SEED)
+    return draw(rule, case, all_of_size(case, 3), SEED)
 
 
 def refusal(f: Any, *args: Any) -> str:

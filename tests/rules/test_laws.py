@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from jax.extend.core import ClosedJaxpr
 
 import bpref
 from bpref.bridge import as_function
 from bpref.cotangents import has_cotangent, is_differentiable, with_zeros
-from bpref.programs import all_equations
 from bpref.rule import Case, Interval, Real, Rule, Size
 from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.examining.held import ROUND_OFF
 from bpref.verify.examining.prepare import Prepared
-from bpref.verify.naming import path_text
-from bpref.verify.numbers.measure import relative_error
 from bpref.verify.rules.catalogue import (
     WORKING,
     broken_laws,
@@ -40,10 +36,11 @@ from bpref.verify.rules.catalogue import (
     sabotages,
     sizes_of,
 )
-from bpref.verify.rules.draw import Example, axes_of, draw, hyperparameters, is_spec, sized
+from bpref.verify.rules.draw import Example, all_of_size, axes_of, draw, hyperparameters, is_spec
+from tests import comparing
 from tests.conftest import SEED, SLOW_TO_COMPILE
 from tests.rules.drawing import drawn
-from tests.rules.sweeping import as_users_compile, compiled, in_one_program
+from tests.rules.sweeping import as_users_compile, compiled, in_one_program, narrow_program, wide_values_in
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -58,6 +55,8 @@ def every_case(marks_of_the_first=()):
     return pytest.mark.parametrize(("rule", "case"), params, scope="module")
 
 
+assert_same = partial(comparing.assert_same, tolerance=ROUND_OFF)
+
 EVERY_CASE = every_case()
 EVERY_CASE_THE_FIRST_QUICK = every_case(pytest.mark.quick)
 
@@ -70,8 +69,8 @@ class Swept(NamedTuple):
     x: Any
 
 
-def small(case: Case, size: int = 3) -> dict[str, int]:
-    return sized(case, dict.fromkeys(axes_of(case), size))
+def small(rule: Rule, case: Case, seed: int = SEED) -> Example:
+    return draw(rule, case, all_of_size(case, 3), seed)
 
 
 def without_points(case: Case) -> Case:
@@ -92,46 +91,24 @@ def sweep(layer):
     return run
 
 
+def kept_for_the_case(f: Callable[[Rule, Case], Any]) -> Callable[[Rule, Case], Any]:
+    """`f`, of which the last two results are kept."""
+    kept = lru_cache(maxsize=2)(lambda name, index: f(RULES[name], RULES[name].cases[index]))
+    return lambda rule, case: kept(rule.name, rule.cases.index(case))
+
+
+@kept_for_the_case
 def prepared(rule: Rule, case: Case) -> Prepared:
     """The case's programs at the sizes it is verified with, in float64 and in the working dtypes."""
-    return _prepared(rule.name, rule.cases.index(case))
+    return prepare_example(draw(rule, case, sizes_of(case), SEED), WORKING)
 
 
-@lru_cache(maxsize=2)
-def _prepared(name: str, index: int) -> Prepared:
-    case = RULES[name].cases[index]
-    return prepare_example(draw(RULES[name], case, sizes_of(case), SEED), WORKING)
-
-
+@kept_for_the_case
 def compiled_sweep(rule: Rule, case: Case) -> Callable[..., Swept]:
     """`sweep` of the small case under jit, which may be traced once, whoever calls it."""
-    return _compiled_sweep(rule.name, rule.cases.index(case))
-
-
-@lru_cache(maxsize=2)
-def _compiled_sweep(name: str, index: int) -> Callable[..., Swept]:
-    case = RULES[name].cases[index]
-    run = sweep(draw(RULES[name], case, small(case), SEED).layer)
+    run = sweep(small(rule, case).layer)
     chex.clear_trace_counter()  # it counts by name and address, and the address may have been another's
     return compiled(chex.assert_max_traces(run, n=1))
-
-
-def wide_values_in(program: ClosedJaxpr) -> list[Any]:
-    """The types of a program's values of 64-bit dtypes, but for Python's numbers: weak where they are not promoted."""
-    values = (v.aval for e in all_equations(program) for v in e.outvars if hasattr(v.aval, "weak_type"))
-    return [v for v in values if v.dtype in ("float64", "complex128") and not v.weak_type]
-
-
-def narrow_program(example: Example, narrow: str) -> tuple[ClosedJaxpr, Any]:
-    """The forward and backward of narrow inputs, and the outputs, the cache and the cotangents by their shapes."""
-    kinds = {"f": jnp.dtype(narrow), "c": jnp.complex64}
-    inputs = jax.tree.map(lambda v: v.astype(kinds.get(v.dtype.kind, v.dtype)), (example.params, example.x))
-
-    def sweep(params, x):
-        y, cache = example.layer.forward(params, x)
-        return y, cache, example.layer.backward(params, cache, y)
-
-    return jax.make_jaxpr(sweep, return_shape=True)(*inputs)
 
 
 def named_tuples_in(tree: Any) -> Iterator[type]:
@@ -141,18 +118,6 @@ def named_tuples_in(tree: Any) -> Iterator[type]:
             yield type(tree)
         for part in tree:
             yield from named_tuples_in(part)
-
-
-def first(dys):
-    return jax.tree.map(lambda v: v[0], dys)
-
-
-def assert_same(came: Swept, expected: Swept, tolerance: float = ROUND_OFF) -> None:
-    (came, tree), (expected, expected_tree) = (jax.tree_util.tree_flatten_with_path(v) for v in (came, expected))
-    assert tree == expected_tree
-    both = zip(came, expected, strict=True)
-    errors = {path_text(path): float(relative_error(np.asarray(v), np.asarray(e))) for (path, v), (_, e) in both}
-    assert max(errors.values()) <= tolerance, errors
 
 
 @EVERY_RULE
@@ -193,23 +158,23 @@ def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_6_jit_equals_eager_and_does_not_retrace(rule: Rule, case: Case):
     """Traced with other values than those compared: one kept from the trace would show. The first as users compile."""
-    example = draw(rule, case, small(case), SEED)
-    again = draw(rule, case, small(case), SEED + 1)
+    example = small(rule, case)
+    again = small(rule, case, SEED + 1)
     run = compiled_sweep(rule, case)
     with jax.enable_x64(True):
         if case is rule.cases[0]:
-            inputs = again.params, again.x, first(again.dys)
+            inputs = again.params, again.x, again.dy
             assert_same(as_users_compile(sweep(again.layer))(*inputs), run(*inputs))
-        run(again.params, again.x, first(again.dys))
-        inputs = example.params, example.x, first(example.dys)
+        run(again.params, again.x, again.dy)
+        inputs = example.params, example.x, example.dy
         assert_same(run(*inputs), sweep(example.layer)(*inputs))
 
 
 @EVERY_CASE
 def test_an_output_that_is_not_used_has_none_for_zero(rule: Rule, case: Case):
     """For every choice of them; where none is used, params have zeros, x has `None`, and nothing is computed."""
-    example = draw(rule, case, small(case), SEED)
-    layer, args, dy = example.layer, (example.params, example.x), first(example.dys)
+    example = small(rule, case)
+    layer, args, dy = example.layer, (example.params, example.x), example.dy
     with jax.enable_x64(True):
         swept = compiled_sweep(rule, case)(*args, dy)
         cache = layer.forward(*args)[1] if layer.parts else ()
@@ -241,9 +206,9 @@ def assert_zeros_like(dparams: Any, expected: Any) -> None:
 
 @EVERY_CASE
 def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
-    run = sweep(draw(rule, case, small(case), SEED).layer)
-    examples = [draw(rule, case, small(case), SEED + i) for i in range(3)]
-    inputs = [(e.params, e.x, first(e.dys)) for e in examples]
+    run = sweep(small(rule, case).layer)
+    examples = [small(rule, case, SEED + i) for i in range(3)]
+    inputs = [(e.params, e.x, e.dy) for e in examples]
     with jax.enable_x64(True):
         together = in_one_program(jax.vmap(run))(*jax.tree.map(lambda *v: np.stack(v), *inputs))
         one_by_one = jax.tree.map(lambda *v: np.stack(v), *(compiled_sweep(rule, case)(*i) for i in inputs))
@@ -253,7 +218,7 @@ def test_law_7_vmap_equals_a_loop(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_8_empty_axes_work_or_are_refused_by_name(rule: Rule, case: Case):
     for axis in axes_of(case):
-        sizes = small(case) | {axis: 0}
+        sizes = all_of_size(case, 3) | {axis: 0}
         if axis in case.fixed:
             continue
         if axis in case.never_empty or axis in case.least:
@@ -265,12 +230,12 @@ def test_law_8_empty_axes_work_or_are_refused_by_name(rule: Rule, case: Case):
 
 @EVERY_CASE
 def test_law_8_one_of_everything(rule: Rule, case: Case):
-    assert check_laws(draw(rule, case, small(case, 1), SEED))[0] == []
+    assert check_laws(draw(rule, case, all_of_size(case, 1), SEED))[0] == []
 
 
 @EVERY_CASE
 def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
-    example = draw(rule, case, small(case), SEED)
+    example = small(rule, case)
     run = compiled_sweep(rule, case)
 
     def strided(v):
@@ -283,14 +248,14 @@ def test_law_8_strided_and_broadcast_inputs(rule: Rule, case: Case):
         for changed in (strided, repeated):
             x = jax.tree.map(changed, example.x)
             dense = jax.tree.map(np.array, x)
-            dy = first(example.dys)
+            dy = example.dy
             assert_same(run(example.params, x, dy), run(example.params, dense, dy), tolerance=0.0)
 
 
 @EVERY_CASE
 def test_law_9_differentiable_once_more(rule: Rule, case: Case):
-    example = draw(rule, without_points(case), small(case), SEED)
-    weights = draw(rule, without_points(case), small(case), SEED + 1)
+    example = small(rule, without_points(case))
+    weights = small(rule, without_points(case), SEED + 1)
 
     def second(f):
         def projected(params, x, dy):
@@ -304,7 +269,7 @@ def test_law_9_differentiable_once_more(rule: Rule, case: Case):
         return in_one_program(oracle.gradient(projected))
 
     with jax.enable_x64(True):
-        inputs = example.params, example.x, first(example.dys)
+        inputs = example.params, example.x, example.dy
         by_hand, by_oracle = second(as_function(example.layer))(*inputs), second(example.reference)(*inputs)
     assert_same(Swept(by_hand[2], *by_hand[:2]), Swept(by_oracle[2], *by_oracle[:2]))
 
@@ -324,7 +289,7 @@ def test_x64_changes_nothing_for_narrow_inputs(rule: Rule, case: Case, narrow: s
     JAX's defaults are 64 bits wide then: a NumPy scalar or a default dtype shows here, and a Python number, whose type
     is weak, where it is not promoted.
     """
-    example = draw(rule, case, small(case), SEED)
+    example = small(rule, case)
 
     def traced(x64):
         with jax.enable_x64(x64):
@@ -341,8 +306,9 @@ def test_hyperparameters_may_be_scalars_of_numpy(rule: Rule, case: Case):
     """As a grid of values has them: with x64 one of 64 bits was promoted with a narrow x, or refused beside it."""
     defaults = {k: p.default for k, p in inspect.signature(rule.make).parameters.items() if p.default is not p.empty}
     kinds = {float: np.float64, int: np.int64}
-    given = {k: kinds.get(type(v), lambda v: v)(v) for k, v in (defaults | hyperparameters(case, small(case))).items()}
-    example = draw(rule, case, small(case), SEED, hyper=given)
+    sizes = all_of_size(case, 3)
+    given = {k: kinds.get(type(v), lambda v: v)(v) for k, v in (defaults | hyperparameters(case, sizes)).items()}
+    example = draw(rule, case, sizes, SEED, hyper=given)
     with jax.enable_x64(True):
         program, _ = narrow_program(example, "float32")
     assert wide_values_in(program) == []
@@ -352,7 +318,7 @@ def test_hyperparameters_may_be_scalars_of_numpy(rule: Rule, case: Case):
 def test_every_type_that_a_call_needs_is_a_public_name(rule: Rule):
     """What params, x, y and hyperparameters are made of: a caller builds them, and messages ask for them by name."""
     for case in rule.cases:
-        example = draw(rule, case, small(case), SEED)
+        example = small(rule, case)
         with jax.enable_x64(True):
             y = jax.eval_shape(example.layer.forward, example.params, example.x)[0]
         for kind in named_tuples_in((example.params, example.x, y, *case.hyper.values())):
@@ -375,7 +341,7 @@ def test_law_10_the_cache_is_no_larger_than_autodiffs(rule: Rule, case: Case):
 
 @EVERY_CASE
 def test_law_11_sabotage_is_rejected(rule: Rule, case: Case):
-    example = draw(rule, without_points(case), small(case), SEED)
+    example = small(rule, without_points(case))
     ready = prepare_example(example)
     point, seen = run(example, ready)
     assert broken_laws(ready, point, seen)[0] == []

@@ -11,6 +11,7 @@ import bpref
 from bpref import DeltaHeads, GatedHeads, ProductHeads
 from bpref.formulas.attention.heads import Heads
 from bpref.layer import Layer
+from tests.comparing import assert_same
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate
 
@@ -75,12 +76,6 @@ def swept(layer: Layer, x: Any) -> tuple[Any, Any]:
         return jax.tree.map(np.asarray, (y, dx))
 
 
-def assert_close(came: Any, expected: Any) -> None:
-    assert jax.tree.structure(came) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
-
-
 def of_each(T: int) -> dict[str, Any]:
     x, beta = heads(T), np.random.default_rng(3).uniform(0, 1, (2, T, 2))
     return {
@@ -96,7 +91,7 @@ def test_the_chunk_changes_no_value(name: str):
     x = of_each(21)[name]
     one_by_one = swept(getattr(bpref, name)(chunk=1), x)
     for chunk in (8, 64):
-        assert_close(swept(getattr(bpref, name)(chunk=chunk), x), one_by_one)
+        assert_same(swept(getattr(bpref, name)(chunk=chunk), x), one_by_one, 1e-10)
 
 
 @pytest.mark.parametrize("name", of_each(0))
@@ -112,7 +107,7 @@ def test_gates_of_1_are_linear_attention():
     y, dx = swept(bpref.linear_attention("identity", normalize=False, chunk=8), x)
     for name, gate in (("retention", np.zeros((2, 21, 2))), ("gated_linear_attention", np.zeros((2, 21, 2, 3)))):
         y_gated, dx_gated = swept(getattr(bpref, name)(chunk=8), GatedHeads(x, gate))
-        assert_close((y_gated, dx_gated.heads), (y, dx))
+        assert_same((y_gated, dx_gated.heads), (y, dx), 1e-10)
 
 
 def test_one_gate_for_all_features_is_retention():
@@ -120,8 +115,8 @@ def test_one_gate_for_all_features_is_retention():
     y, dx = swept(bpref.retention(chunk=8), GatedHeads(x, gate))
     spread = np.broadcast_to(gate[..., None], (2, 21, 2, 3))
     y_spread, dx_spread = swept(bpref.gated_linear_attention(chunk=8), GatedHeads(x, spread))
-    assert_close((y_spread, dx_spread.heads), (y, dx.heads))
-    assert_close(np.sum(dx_spread.log_gate, -1), dx.log_gate)
+    assert_same((y_spread, dx_spread.heads), (y, dx.heads), 1e-10)
+    assert_same(np.sum(dx_spread.log_gate, -1), dx.log_gate, 1e-10)
 
 
 @pytest.mark.parametrize("name", ["retention", "gated_linear_attention", "delta_rule"])
@@ -137,8 +132,8 @@ def test_a_gate_of_0_begins_anew(name: str):
         dy[:, :cut] = 0
         y, _, dx = backpropagate(layer, (), x, dy)
         alone, _, of_late = backpropagate(layer, (), late, dy[:, cut:])
-        assert_close(y[:, cut:], alone)
-        assert_close(jax.tree.map(lambda d: d[:, cut:], dx), of_late)
+        assert_same(y[:, cut:], alone, 1e-10)
+        assert_same(jax.tree.map(lambda d: d[:, cut:], dx), of_late, 1e-10)
     for d in jax.tree.leaves(dx):
         np.testing.assert_array_equal(d[:, :cut], 0)
     np.testing.assert_array_equal(dx.log_gate[:, cut], 0)
@@ -200,9 +195,9 @@ def test_a_product_of_one_step_is_the_delta_rule():
     y, dx = swept(bpref.delta_rule(chunk=8), x)
     k, v, beta = (z[:, :, None] for z in (x.heads.k, x.heads.v, x.beta))
     y_of_one, dx_of_one = swept_product(ProductHeads(x.heads.q, k, v, beta, x.log_gate))
-    assert_close(y_of_one, y)
+    assert_same(y_of_one, y, 1e-10)
     parts = dx_of_one.q, *(d[:, :, 0] for d in dx_of_one[1:4]), dx_of_one.log_gate
-    assert_close(parts, (*dx.heads[:3], dx.beta, dx.log_gate))
+    assert_same(parts, (*dx.heads[:3], dx.beta, dx.log_gate), 1e-10)
 
 
 def swept_product(x: ProductHeads) -> tuple[Any, Any]:

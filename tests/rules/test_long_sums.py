@@ -8,7 +8,7 @@ import bpref
 from bpref.rules import RULES
 from bpref.verify import oracle
 from bpref.verify.numbers.measure import rounded
-from bpref.verify.rules.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import all_of_size, draw, sized
 from tests.rules.sweeping import backpropagate
 
 T = 16384
@@ -58,7 +58,7 @@ def of_case(name, **sizes):
     """Forward and backward of a rule's timed case in float32 and by autodiff, and autodiff's in float64."""
     rule = RULES[name]
     case = next(case for case in rule.cases if case.timed)
-    example = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 4) | sizes), 0)
+    example = draw(rule, case, sized(case, all_of_size(case, 4) | sizes), 0)
     params, x, dys = rounded((example.params, example.x, example.dys), np.float32)
     dy = jax.tree.map(lambda v: abs(v[0]), dys)
 

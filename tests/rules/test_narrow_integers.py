@@ -11,7 +11,7 @@ import bpref
 from bpref.dtypes import widen_integers
 from bpref.rule import Case, Integer, Rule
 from bpref.rules import RULES
-from bpref.verify.rules.draw import axes_of, draw, is_spec, sized
+from bpref.verify.rules.draw import all_of_size, draw, is_spec, sized
 from tests.conftest import SEED
 from tests.rules.sweeping import forward, in_one_program
 
@@ -28,7 +28,7 @@ FIRST = [(rule, case) for i, (rule, case) in enumerate(WITH_INTEGERS) if rule is
 
 def assert_the_same_in(rule: Rule, case: Case, sizes: dict[str, int], dtypes: tuple[Any, ...]) -> None:
     """Bit for bit, of values that the dtype holds: those that the case asks for, and the dtype's ends."""
-    example = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 2) | sizes), SEED)
+    example = draw(rule, case, sized(case, all_of_size(case, 2) | sizes), SEED)
 
     def is_integer(v):
         return np.issubdtype(v.dtype, np.integer) and v.dtype != np.uint32

@@ -10,6 +10,7 @@ from bpref import Heads, PathHeads
 from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.formulas.recurrence.unit_triangular import right_divided
 from bpref.rules.attention.path_attention import reference
+from tests.comparing import assert_same
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate, by_oracle
 
@@ -30,14 +31,9 @@ def swept(x, layer=None, params=(), dy=DY):
     return y, dx
 
 
-def assert_close(came, expected, rtol=1e-11):
-    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-12)
-
-
 def test_nothing_reflected_is_causal_attention():
     y, dx = swept(PathHeads(X, W, np.zeros((B, T, K))))
-    assert_close((y, dx.heads), swept(X, CAUSAL, AttentionParams()))
+    assert_same((y, dx.heads), swept(X, CAUSAL, AttentionParams()), 1e-11)
 
 
 def test_a_reflection_at_every_step_along_one_axis_is_a_sign_by_distance():
@@ -49,7 +45,7 @@ def test_a_reflection_at_every_step_along_one_axis_is_a_sign_by_distance():
     y, dx = swept(PathHeads(X, w, np.full((B, T, K), 2.0)))
     signed, of_signed = swept(X._replace(q=X.q * sign, k=X.k * sign), CAUSAL, AttentionParams())
     expected = of_signed._replace(q=of_signed.q * sign, k=of_signed.k * sign)
-    assert_close((y, dx.heads), (signed, expected))
+    assert_same((y, dx.heads), (signed, expected), 1e-11)
 
 
 def test_a_projection_forgets_its_direction():
@@ -70,7 +66,7 @@ def test_more_steps_than_an_inverse_is_made_of():
     dy = rng.normal(size=(steps, 2, 8))
     with jax.enable_x64(True):
         y, (dx,) = by_oracle(lambda x: reference((), x), jax.tree.map(jnp.asarray, x), dy=jnp.asarray(dy))
-    assert_close(swept(x, dy=dy), (y, dx), 1e-9)
+    assert_same(swept(x, dy=dy), (y, dx), 1e-9)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -9,7 +9,7 @@ import bpref
 from bpref.rule import Case, Rule
 from bpref.rules import ON_ONE_DEVICE, RULES
 from bpref.verify.oracle import with_cotangents
-from bpref.verify.rules.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import all_of_size, draw
 from tests.conftest import SEED
 from tests.simulated import on_devices
 
@@ -25,7 +25,7 @@ def test_every_value_of_a_sweep_varies_as_it_has_to(rule: Rule, case: Case):
 
     The rules with collectives are run in `test_collective`: their cases have blocks on one device.
     """
-    example = draw(rule, case, sized(case, dict.fromkeys(axes_of(case), 3)), SEED)
+    example = draw(rule, case, all_of_size(case, 3), SEED)
     function = bpref.as_function(example.layer)
     leaves, tree = jax.tree.flatten((example.params, example.x))
     in_params = len(jax.tree.leaves(example.params))

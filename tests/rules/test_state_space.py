@@ -9,7 +9,7 @@ import bpref
 from bpref.formulas.recurrence.steps import Passed
 from bpref.rules.state_space.rg_lru import RgLruParams
 from bpref.rules.state_space.selective_scan import Selective, SelectiveScanParams
-from bpref.verify.numbers.measure import relative_error
+from tests.comparing import assert_same
 from tests.refusing import refusals
 from tests.rules.sweeping import backpropagate, forward
 
@@ -45,13 +45,6 @@ test_bad_calls_are_refused_with_what_was_expected_and_what_came = refusals(BAD_C
 def swept(layer, params, x):
     y = jax.eval_shape(layer.forward, params, x)[0]
     return backpropagate(layer, params, x, np.random.default_rng(0).normal(size=y.shape).astype(y.dtype))
-
-
-def assert_same(came, expected, tolerance=1e-12):
-    assert jax.tree.structure(came) == jax.tree.structure(expected)
-    both = zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True)
-    errors = [float(relative_error(np.asarray(a), np.asarray(b))) for a, b in both]
-    assert max(errors) <= tolerance, errors
 
 
 def test_a_recurrence_of_three_steps():

@@ -25,7 +25,7 @@ from bpref import (
 )
 from bpref.layer import Layer
 from bpref.rules import RULES
-from bpref.verify.numbers.measure import relative_error
+from tests.comparing import assert_same
 from tests.refusing import refusals
 from tests.rules.forms_with_states import FORMS, B
 from tests.rules.sweeping import backpropagate, by_oracle, forward
@@ -67,13 +67,6 @@ def swept(layer: Layer, params: Any, x: Any, dy: Any) -> Any:
 
 def zeros(tree: Any) -> Any:
     return jax.tree.map(np.zeros_like, tree)
-
-
-def assert_same(came: Any, expected: Any, tolerance: float = 1e-12) -> None:
-    assert jax.tree.structure(came) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape
-        assert a.size == 0 or float(relative_error(a, b)) <= tolerance
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9])

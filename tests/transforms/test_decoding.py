@@ -10,7 +10,7 @@ import bpref
 from bpref.layer import each_position
 from bpref.rule import Real
 from bpref.rules import RULES
-from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
+from bpref.verify.rules.draw import all_of_size, draw, hyperparameters, is_spec
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import compiled, in_one_program
@@ -210,7 +210,7 @@ def test_in_narrow_dtypes_within_rounding(layer, x, dtype, atol):
 
 def leaf_of(rule, case):
     """The layer of a case in evaluation, all of whose sizes are 4."""
-    layer = rule.make(**hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), 4))))
+    layer = rule.make(**hyperparameters(case, all_of_size(case, 4)))
     return layer.evaluating or layer
 
 
@@ -237,7 +237,7 @@ def test_what_takes_each_position_for_itself_does(name):
     number = min(n for of, n in of_decoding(lambda leaf: leaf.decoding is each_position) if of == name)
     case = rule.cases[number]
     case = case._replace(x=jax.tree.map(by_positions, case.x, is_leaf=is_spec))
-    sizes = sized(case, dict.fromkeys(axes_of(case), 4)) | {"batch": 2, "positions": 5}
+    sizes = all_of_size(case, 4) | {"batch": 2, "positions": 5}
     with jax.enable_x64(True):
         example = draw(rule, case, sizes, SEED)
         layer = example.layer.evaluating or example.layer

@@ -16,7 +16,7 @@ from bpref.trained import select
 from bpref.transforms import per_example
 from bpref.transforms.curvature.squares import squares as squares_of
 from bpref.verify import oracle
-from bpref.verify.rules.draw import axes_of, draw, hyperparameters, is_spec, sized
+from bpref.verify.rules.draw import all_of_size, axes_of, draw, hyperparameters, is_spec, sized
 from tests.conftest import SEED
 from tests.refusing import refusals
 from tests.rules.sweeping import in_one_program
@@ -45,7 +45,7 @@ def has_examples(case) -> bool:
 
 
 def has_params(rule, case) -> bool:
-    layer = rule.make(**hyperparameters(case, sized(case, dict.fromkeys(axes_of(case), 3))))
+    layer = rule.make(**hyperparameters(case, all_of_size(case, 3)))
     return layer.init.__name__ != no_params.__name__
 
 
@@ -102,7 +102,7 @@ def test_the_fused_loss_gives_each_example_its_share_in_the_mean(case, by_row):
 def test_every_rule_gives_what_the_oracle_gives_for_each_example_or_says_what_couples_them(rule, case):
     example = draw(rule, case, sizes_of(case), SEED)
     layer, params, x = example.layer, example.params, example.x
-    dy = jax.tree.map(lambda v: v[0], example.dys)
+    dy = example.dy
     with jax.enable_x64(True):
         mask = bpref.trainable(layer, params, x)
     is_trained = any(jax.tree.leaves(mask))
@@ -159,7 +159,7 @@ def test_a_loss_in_which_an_example_depends_on_the_numbers_of_others_says_so(rul
     def first(params, x, dy):
         return jax.tree.map(lambda d: d[0], bpref.backpropagate(one.layer, params, x, dy)[2])
 
-    dy = jax.tree.map(lambda v: v[0], one.dys)
+    dy = one.dy
     with jax.enable_x64(True):
         swept = in_one_program(first)
         before, after = (swept(one.params, x, dy) for x in (one.x, jax.tree.map(second_of_other, one.x, other.x)))

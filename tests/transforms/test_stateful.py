@@ -9,7 +9,7 @@ import pytest
 import bpref
 from bpref.rules import RULES
 from bpref.verify import oracle
-from bpref.verify.rules.draw import axes_of, draw, sized
+from bpref.verify.rules.draw import all_of_size, draw
 from tests.conftest import SEED
 from tests.refusing import refusals
 
@@ -261,7 +261,7 @@ def test_what_is_inside_of_a_leaf_is_evaluated_too():
 
 def test_every_rule_that_holds_what_is_not_trained_says_so():
     for rule in RULES.values():
-        example = draw(rule, rule.cases[0], sized(rule.cases[0], dict.fromkeys(axes_of(rule.cases[0]), 3)), SEED)
+        example = draw(rule, rule.cases[0], all_of_size(rule.cases[0], 3), SEED)
         mask = bpref.trainable(example.layer, example.params, example.x) if jax.tree.leaves(example.params) else ()
         constant = {path[0].name for path, trained in jax.tree_util.tree_flatten_with_path(mask)[0] if not trained}
         held = example.layer.held

@@ -36,6 +36,11 @@ class Example(NamedTuple):
     x: PyTree
     dys: PyTree
 
+    @property
+    def dy(self) -> PyTree:
+        """The first of the cotangents."""
+        return jax.tree.map(lambda v: v[0], self.dys)
+
 
 def draw(
     rule: Rule,
@@ -159,6 +164,11 @@ def hyperparameters(case: Case, sizes: Mapping[str, int]) -> dict[str, object]:
 def sized(case: Case, sizes: Mapping[str, int]) -> dict[str, int]:
     """`sizes` as far as the case allows them: some axes have one size only, others a smallest."""
     return {name: case.fixed.get(name, max(n, case.least.get(name, 0))) for name, n in sizes.items()}
+
+
+def all_of_size(case: Case, n: int) -> dict[str, int]:
+    """Every axis of length n, as far as the case allows it."""
+    return sized(case, dict.fromkeys(axes_of(case), n))
 
 
 def values(spec: Spec, sizes: Mapping[str, int], rng: np.random.Generator, dtype: DTypeLike) -> np.ndarray:
