@@ -161,16 +161,12 @@ def of_positions(y):
     return jnp.concatenate(y, -2) if isinstance(y, tuple) else y
 
 
-def whole(layer, params, x):
-    return of_positions(bpref.evaluation(layer).forward(params, x)[0])
-
-
 def drawn_with_whole(layer, x, dtype):
     """Params, and what the layer makes of the whole sequence with them."""
 
     def both(x):
         params = in_dtype(drawn(layer, x), dtype)
-        return params, whole(layer, params, in_dtype(x, dtype))
+        return params, of_positions(bpref.evaluation(layer).forward(params, in_dtype(x, dtype))[0])
 
     return compiled(both)(x)
 
@@ -280,11 +276,9 @@ NETWORKS = {
 def test_networks(make):
     network, tokens = make(), jax.random.randint(jax.random.key(SEED), (2, T), 0, V)
     params, state = bpref.begin(network, jax.random.key(SEED), tokens)
-    evaluated = bpref.evaluation(network)
-    if network.begin is None:
-        expected = whole(network, params, tokens)
-    else:
-        (expected, _), _ = evaluated.forward(params, bpref.With(tokens, state))
+    x = tokens if network.begin is None else bpref.With(tokens, state)
+    y, _ = bpref.evaluation(network).forward(params, x)
+    expected = y if network.begin is None else y[0]
     came = in_chunks(network, params, tokens, CUTS["first a prompt"])
     atol = 0.1 if came.dtype == jnp.bfloat16 else 1e-5
     np.testing.assert_allclose(*(v.astype(np.float32) for v in (came, expected)), rtol=0, atol=atol)
