@@ -136,6 +136,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "matrix_norm": {'"nuc"': 'torch.linalg.matrix_norm(x, "nuc")', "2": "torch.linalg.matrix_norm(x, 2)"},
     "pseudo_inverse": {"rtol=0.1": "torch.linalg.pinv(x, rtol=0.1)"},
+    "qr": {'mode="r"': 'torch.linalg.qr(x, mode="r").R'},
     "triangular_solve": {
         "lower=True": "torch.linalg.solve_triangular(*x, upper=False)",
         "unit_diagonal=True": "torch.linalg.solve_triangular(*x, upper=True, unitriangular=True)",

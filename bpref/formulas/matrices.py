@@ -53,6 +53,17 @@ def orientation(V: Array) -> Array:
     return jnp.where(jnp.take_along_axis(V, largest, -2) < 0, jnp.full((), -1, V.dtype), jnp.full((), 1, V.dtype))
 
 
+def complement(U: Array) -> Array:
+    """An orthonormal basis, `(..., m, m - k)`, of what the orthonormal columns of U, `(..., m, k)`, do not reach.
+
+    Each basis is as good as another: to JAX it is one that turns no more than U makes it, delta E = -U (delta U)^T E.
+    """
+    m, k = U.shape[-2:]
+    Q = jnp.linalg.qr(lax.stop_gradient(U), mode="complete")[0] if k else jnp.eye(m, dtype=U.dtype)
+    E = jnp.broadcast_to(lax.stop_gradient(Q[..., k:]), (*U.shape[:-2], m, m - k))
+    return E - product(U, product(transpose(U), E))
+
+
 class Factors(NamedTuple):
     """P A = L U: L below the diagonal (its own is 1), U on and above it; row i of P A is row permutation_i of A."""
 

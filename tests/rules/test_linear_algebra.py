@@ -47,6 +47,9 @@ BAD_CALLS = {
     "fft: x has shape (2, 0), expected at least one element along each of axes (-1,)": (
         lambda: bpref.fft().forward((), COMPLEX[:, :0])
     ),
+    "qr: mode is 'raw', expected one of reduced, complete, r": lambda: bpref.qr("raw"),
+    "qr: x has shape (4, 3), expected (..., m, n) with m <= n: of a complete Q the last m - n columns are any basis, "
+    "and have no derivative": lambda: bpref.qr("complete").forward((), WIDE.T),
 }
 
 
@@ -279,3 +282,22 @@ def test_a_transform_is_scipys():
     with jax.enable_x64(True):
         y = bpref.hadamard(orthonormal=False).forward((), x)[0]
     np.testing.assert_allclose(y, x @ linalg.hadamard(16), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 2), (2, 2, 5)])
+def test_the_vectors_beyond_the_singular_values_turn_with_the_others(shape):
+    """What is a function of the space that they span, E E^T = I - U U^T, has the same cotangent through either."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        A, n = jnp.asarray(rng.normal(size=shape)), max(shape)
+        weights = jnp.asarray(rng.normal(size=(shape[0], n, n)))
+        layer, is_tall = bpref.svd(full_matrices=True), shape[1] > shape[2]
+        (U, _, Vt), cache = layer.forward((), A)
+        longer = U if is_tall else jnp.swapaxes(Vt, -1, -2)
+        np.testing.assert_allclose(longer @ jnp.swapaxes(longer, -1, -2), jnp.eye(n)[None] + 0 * weights, atol=1e-12)
+        pulled = (weights + jnp.swapaxes(weights, -1, -2)) @ longer
+        own = jnp.arange(n) < 2
+        through = [jnp.where(own, -pulled, 0), jnp.where(own, 0, pulled)]
+        dys = [(d, None, None) if is_tall else (None, None, jnp.swapaxes(d, -1, -2)) for d in through]
+        of_U, of_E = (layer.backward((), cache, dy)[1] for dy in dys)
+    np.testing.assert_allclose(of_E, of_U, atol=1e-10 * np.abs(of_U).max())

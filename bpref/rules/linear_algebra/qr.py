@@ -26,6 +26,9 @@ with R_1 in the place of R, and no dQ outside of the span of Q. Nothing else cha
 
     dA = Q dR + (Q Low(X - X^T) R_1^-T  0)              0 for the columns of A_2
 
+`mode="complete"` has a square Q, which for m <= n is the same one. For m > n its last m - n columns are any basis of
+what A does not reach, and have no derivative: that is refused. `mode="r"` gives R alone: dQ is 0.
+
 Cached: Q and R, the outputs, in at least float32. A is their product, and is not needed.
 
 Numerical care: half precision is decomposed in float32. R is not inverted but solved with, once, and only for what Q's
@@ -44,6 +47,7 @@ from jax import Array
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_choice
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
@@ -56,27 +60,41 @@ class QrCache(NamedTuple):
     R: Float[Array, "... k n"]
 
 
-def qr() -> Layer[tuple[()], Array, tuple[Reals, Reals], QrCache]:
-    """The reduced decomposition A = Q R, for each matrix of a batch.
+MODES = ("reduced", "complete", "r")
+
+
+def qr(mode: str = "reduced") -> Layer[tuple[()], Array, tuple[Reals, Reals] | Reals, QrCache]:
+    """The decomposition A = Q R, for each matrix of a batch.
+
+    Args:
+      mode: "reduced", "complete" for a square Q, or "r" for R alone.
 
     Returns:
       A layer with params `()`, x `A` of shape `(..., m, n)` and y `(Q, R)`: with k = min(m, n), Q `(..., m, k)` and R
-      `(..., k, n)`, 0 below the diagonal. Where the first k columns of A are dependent, dA is inf, NaN or large.
+      `(..., k, n)`, 0 below the diagonal; or y is R. Where the first k columns of A are dependent, dA is inf, NaN or
+      large.
 
     Raises:
-      ValueError: A is no matrix.
+      ValueError: there is no such mode; A is no matrix, or has more rows than columns where Q is to be complete.
       TypeError: A is not floating-point.
     """
     who = "qr"
+    require_choice(who, "mode", mode, MODES)
 
     def forward(params, A: Float[Array, "... m n"]):
+        m, n = A.shape[-2:]
+        if mode == "complete" and m > n:
+            raise ValueError(
+                f"{who}: x has shape {A.shape}, expected (..., m, n) with m <= n: of a complete Q the last m - n "
+                f"columns are any basis, and have no derivative"
+            )
         Q, R = jnp.linalg.qr(widen(A))
-        return (cast(Q, A.dtype), cast(R, A.dtype)), QrCache(Q, R)
+        return cast(R, A.dtype) if mode == "r" else (cast(Q, A.dtype), cast(R, A.dtype)), QrCache(Q, R)
 
     def backward(params, cache, dy):
         Q, R = cache
         dtype = jax.tree.leaves(dy)[0].dtype
-        dQ, dR = (widen(d) for d in with_zeros(dy, (Q, R)))
+        dQ, dR = (widen(d) for d in with_zeros((None, dy) if mode == "r" else dy, (Q, R)))
         dR = jnp.triu(dR)
         m, k, n = *Q.shape[-2:], R.shape[-1]
         of_Q = product(transpose(Q), dQ)
@@ -90,9 +108,9 @@ def qr() -> Layer[tuple[()], Array, tuple[Reals, Reals], QrCache]:
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
+def reference(params: tuple[()], A: Array, mode: str = "reduced") -> tuple[Array, Array] | Array:
     Q, R = jnp.linalg.qr(widen(A))
-    return Q.astype(A.dtype), R.astype(A.dtype)
+    return R.astype(A.dtype) if mode == "r" else (Q.astype(A.dtype), R.astype(A.dtype))
 
 
 RULE = Rule(
@@ -107,7 +125,8 @@ RULE = Rule(
             timed={"B": 16, "m": 96, "n": 64},
         ),
         Case("wide", Real("B m n", domain=spread_singular_values), fixed=SMALL_BATCH | {"m": 2}),
-        Case("square", Real("B n n", domain=spread_singular_values), fixed=SMALL_BATCH),
+        Case("square", Real("B n n", domain=spread_singular_values), {"mode": "complete"}, fixed=SMALL_BATCH),
+        Case("R alone", Real("B m n", domain=spread_singular_values), {"mode": "r"}, fixed=SMALL_BATCH | {"n": 3}),
     ),
     cite="Walter and Lehmann, 'Algorithmic differentiation of linear algebra functions' (2010), arXiv:1001.1654, "
     "section 4.2; Liao et al., 'Differentiable programming tensor networks' (2019), arXiv:1903.09650, appendix A",

@@ -1,4 +1,4 @@
-"""svd: the thin singular value decomposition, A = U diag(s) V^T.
+"""svd: the singular value decomposition, A = U diag(s) V^T.
 
 Forward, for each matrix of the batch, with k = min(m, n), s descending, and orthonormal columns of U and V:
 
@@ -14,6 +14,15 @@ delta A = (delta U) diag(s) V^T + U diag(delta s) V^T + U diag(s) (delta V)^T fr
 For m > n, U spans a part of the space only, and what leaves it is (I - U U^T) (delta U) = (I - U U^T) (delta A) V / s;
 for n > m the same of V.
 
+With `full_matrices` the longer of U and V is completed to a square orthogonal matrix, (U E) or (V E), by any basis E of
+what is left. It stays orthonormal to U, E^T (delta U) + (delta E)^T U = 0, and of its own turning, which nothing
+that is independent of the choice of a basis can see, there is none:
+
+    delta E = -U (delta U)^T E              <dE, delta E> = <-E dE^T U, delta U>
+
+so dU - E dE^T U stands for dU below, where m > n, and dV - E dE^T V for dV where n > m. (A second derivative is right
+where E is a single vector, or nothing depends on which basis it is.)
+
 The adjoint of ds, dU and dV: with the antisymmetric K = U^T dU - (U^T dU)^T and L = V^T dV - (V^T dV)^T, the factor of
 G_ij is the same quotient, (K_ij s_j + s_i L_ij) / (s_j^2 - s_i^2), which falls into partial fractions:
 
@@ -23,7 +32,7 @@ G_ij is the same quotient, (K_ij s_j + s_i L_ij) / (s_j^2 - s_i^2), which falls 
        + (dU - U U^T dU) diag(1/s) V^T                                    where m > n
        + U diag(1/s) (dV - V V^T dV)^T                                    where n > m
 
-Cached: U, s and V^T, the outputs, in at least float32.
+Cached: U, s and V^T, the outputs, in at least float32, completed ones if asked for.
 
 Numerical care: half precision is decomposed in float32. In the partial fractions no square of a singular value is
 formed, so that small ones neither underflow nor lose half of their digits; rotations of U and V together meet the gap
@@ -44,10 +53,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
+    complement,
     orientation,
     product,
     quotient,
@@ -60,40 +71,51 @@ from bpref.rule import Case, Real, Rule
 
 
 class SvdCache(NamedTuple):
-    U: Float[Array, "... m k"]
+    U: Float[Array, "... m r"]
     s: Float[Array, "... k"]
-    Vt: Float[Array, "... k n"]
+    Vt: Float[Array, "... q n"]
 
 
-def svd() -> Layer[tuple[()], Array, tuple[Reals, Reals, Reals], SvdCache]:
-    """The thin singular value decomposition of each matrix of a batch.
+def svd(full_matrices: bool = False) -> Layer[tuple[()], Array, tuple[Reals, Reals, Reals], SvdCache]:
+    """The singular value decomposition of each matrix of a batch.
+
+    Args:
+      full_matrices: whether U and Vt are square, completed by an orthonormal basis of what they do not reach, which one
+        is open; the cotangent is right where nothing depends on which.
 
     Returns:
       A layer with params `()`, x `A` of shape `(..., m, n)` and y `(U, s, Vt)`: with k = min(m, n), U `(..., m, k)`,
-      s `(..., k)` descending, Vt `(..., k, n)`; the largest element of each column of U is positive. At
-      repeated singular values, and at 0 where m != n, dA is inf or NaN unless dU and dVt are 0. Without rows or columns
-      there is no singular value.
+      s `(..., k)` descending, Vt `(..., k, n)`, or U `(..., m, m)` and Vt `(..., n, n)`; the largest element of each of
+      the first k columns of U is positive. At repeated singular values, and at 0 where m != n, dA is inf or NaN unless
+      dU and dVt are 0. Without rows or columns there is no singular value.
 
     Raises:
       ValueError: A is no matrix.
-      TypeError: A is not floating-point.
+      TypeError: A is not floating-point, or full_matrices no boolean.
     """
     who = "svd"
+    require_flags(who, full_matrices=full_matrices)
 
     def forward(params, A: Float[Array, "... m n"]):
         U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
         sign = orientation(U)
         U, Vt = U * sign, Vt * transpose(sign)
+        if full_matrices:
+            U = jnp.concatenate([U, complement(U)], -1)
+            Vt = jnp.concatenate([Vt, transpose(complement(transpose(Vt)))], -2)
         return (cast(U, A.dtype), cast(s, A.dtype), cast(Vt, A.dtype)), SvdCache(U, s, Vt)
 
     def backward(params, cache, dy):
         U, s, Vt = cache
         dtype = jax.tree.leaves(dy)[0].dtype
         dU, ds, dVt = dy
+        m, k, n = U.shape[-2], s.shape[-1], Vt.shape[-1]
         if dU is None and dVt is None:
-            return (), cast(product(U * widen(ds)[..., None, :], Vt), dtype)
+            return (), cast(product(U[..., :k] * widen(ds)[..., None, :], Vt[..., :k, :]), dtype)
         dU, ds, dVt = (widen(d) for d in with_zeros((dU, ds, dVt), (U, s, Vt)))
-        m, n = U.shape[-2], Vt.shape[-1]
+        U, dU = of_thin(U, dU, k)
+        V, dV = of_thin(transpose(Vt), transpose(dVt), k)
+        Vt, dVt = transpose(V), transpose(dV)
         of_U, of_V = product(transpose(U), dU), product(Vt, transpose(dVt))
         K, L = of_U - transpose(of_U), of_V - transpose(of_V)
         s_i, s_j = s[..., :, None], s[..., None, :]
@@ -106,14 +128,31 @@ def svd() -> Layer[tuple[()], Array, tuple[Reals, Reals, Reals], SvdCache]:
             dA = product(product(U, M), Vt)
         return (), cast(dA, dtype)
 
+    def of_thin(U, dU, k):
+        """The first k columns, and their cotangent with what that of E adds."""
+        if U.shape[-1] == k:
+            return U, dU
+        U, E, dU, dE = U[..., :k], U[..., k:], dU[..., :k], dU[..., k:]
+        return U, dU - product(E, product(transpose(dE), U))
+
     return Layer(no_params, forward, backward, who)
 
 
-def reference(params: tuple[()], A: Array) -> tuple[Array, Array, Array]:
+def reference(params: tuple[()], A: Array, full_matrices: bool = False) -> tuple[Array, Array, Array]:
     U, s, Vt = jnp.linalg.svd(widen(A), full_matrices=False)
     sign = jnp.where(-U.min(-2, initial=0) > U.max(-2, initial=0), -1, 1).astype(U.dtype)
     U, Vt = U * sign[..., None, :], Vt * sign[..., :, None]
+    if full_matrices:
+        U, Vt = _completed(U), _completed(Vt.swapaxes(-1, -2)).swapaxes(-1, -2)
     return U.astype(A.dtype), s.astype(A.dtype), Vt.astype(A.dtype)
+
+
+def _completed(U: Array) -> Array:
+    """U, and a basis of the rest: any one, constant, projected and made orthonormal again, by a step that suffices."""
+    Ut = U.swapaxes(-1, -2)
+    E = jax.lax.stop_gradient(jnp.linalg.qr(jax.lax.stop_gradient(U), mode="complete")[0])[..., U.shape[-1] :]
+    left = E - U @ (Ut @ E)
+    return jnp.concatenate([U, 1.5 * left - 0.5 * left @ (left.swapaxes(-1, -2) @ left)], -1)
 
 
 RULE = Rule(
@@ -129,6 +168,18 @@ RULE = Rule(
         ),
         Case("wide", Real("B m n", domain=spread_singular_values), fixed=SMALL_BATCH | {"m": 3}),
         Case("square", Real("B n n", domain=spread_singular_values), fixed=SMALL_BATCH),
+        Case(
+            "tall, full",
+            Real("B m n", domain=spread_singular_values),
+            {"full_matrices": True},
+            fixed=SMALL_BATCH | {"m": 4, "n": 3},
+        ),
+        Case(
+            "wide, full",
+            Real("B m n", domain=spread_singular_values),
+            {"full_matrices": True},
+            fixed=SMALL_BATCH | {"m": 2, "n": 3},
+        ),
     ),
     cite="Townsend, 'Differentiating the singular value decomposition' (2016); Giles, 'Collected "
     "matrix derivative results for forward and reverse mode algorithmic differentiation' (2008), section 3.2",
