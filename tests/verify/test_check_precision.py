@@ -68,3 +68,17 @@ def test_dtypes_may_leave_out_that_of_the_arguments():
     report = bpref.check(rms_norm(), X, G, dtypes=["bfloat16", "float16"], key=1)
     assert report.ok
     assert [p.dtype for p in report.verdicts[0].precision] == ["bfloat16", "float16"]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "ok"), (1.05, "imprecise")])
+def test_a_factor_where_arguments_have_several_dtypes_is_imprecise(factor, expected):
+    def backward(args, dy):
+        x, w = args
+        other = factor if w.dtype == jnp.bfloat16 else 1.0
+        return dy @ w.T.astype(dy.dtype), (other * (x.T @ dy)).astype(w.dtype)
+
+    f = rule(lambda x, w: x @ w.astype(x.dtype), backward)
+    rng = np.random.default_rng(SEED)
+    x, w = rng.normal(size=(6, 8)).astype(np.float32), jnp.asarray(rng.normal(size=(8, 8)), jnp.bfloat16)
+    for key in range(3):
+        assert verdicts(bpref.check(f, x, w, key=key)) == {"x": "ok", "w": expected}

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from bpref.verify.examining.held import Held, Point, nudged, pairs, run_in_float64, stacked
-from bpref.verify.examining.prepare import Prepared, Working, x64_for
+from bpref.verify.examining.prepare import Prepared, Working, widest_of, x64_for
 from bpref.verify.examining.rows import ROUNDED_ONCE, Row, apart_as_a_whole, errors, fault, has_value
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.measure import widened
@@ -91,9 +91,9 @@ def _with_faults(
     def cancelled() -> list[dict[str, np.ndarray]]:
         """How far rounding inside of the oracle, at random, moves the truth, as much as it is in this dtype.
 
-        What the hand alone casts down is no excuse of the hand's.
+        What the hand alone casts down is no excuse of the hand's. Arguments of several dtypes meet in the widest.
         """
-        more = _round_off(working.name, ready.primal_casts_to()) / (float(np.finfo(np.float64).eps) / 2)
+        more = _round_off(widest_of(working.leaves), ready.primal_casts_to()) / (float(np.finfo(np.float64).eps) / 2)
         found = []
         for i in range(MOVES):
             rounded = stacked(run_in_float64(ready.truth(working).rounded, [nudged(p, i) for p in inputs.wide]))

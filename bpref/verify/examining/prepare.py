@@ -207,7 +207,7 @@ def _in_float32(subject: Subject, specs: Specs, own: list[np.dtype], x64: bool) 
 
 def _primal_casts_to(subject: Subject, specs: Specs, own: list[np.dtype], x64: bool) -> np.dtype | None:
     with x64_for(own, x64):
-        return narrowest(jax.make_jaxpr(subject.primal)(specs), _narrowest_of(own))
+        return narrowest(jax.make_jaxpr(subject.primal)(specs), widest_of(own))
 
 
 def lifted(ready: Prepared) -> Prepared:
@@ -258,6 +258,12 @@ def _is_repeatable(subject: Subject, specs: Specs, outputs: Specs, x64: bool) ->
 
 def draws_random_numbers(program: ClosedJaxpr) -> bool:
     return any(e.primitive.name.startswith(("random_bits", "threefry", "rng_")) for e in all_equations(program))
+
+
+def widest_of(dtypes: list[np.dtype]) -> DTypeLike:
+    """The floating-point dtype of the most digits among these, in which what they are in together is computed."""
+    real = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+    return max(real, key=lambda d: jnp.finfo(d).nmant, default=jnp.float32)
 
 
 def _narrowest_of(dtypes: list[np.dtype]) -> DTypeLike:

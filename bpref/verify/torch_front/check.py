@@ -185,7 +185,7 @@ def _differentiated(c: TorchCall, fun: Callable, text: str, leaves: Arrays) -> O
 def _observed(c: TorchCall, front: Called, key: int) -> Observed:
     leaves = point(front, key, 0)
     try:
-        return observed(c, leaves, front.outputs, key)
+        return observed(c, leaves, point(front, key, 1), front.outputs, key)
     except RuntimeError:  # its backward fails as it is: the verdicts say how
         return Observed([], [], [])
 

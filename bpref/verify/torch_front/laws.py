@@ -23,6 +23,12 @@ CALLS = 3
 ROUNDING = 64
 """In units of the last place of an array's largest element: what another order of summation may make."""
 
+PADDING = 16
+"""So many places beside each row of a slice of wider rows: a whole number of the widest loads, as in a fused qkv."""
+
+FEW = 8
+"""Of so many arguments each is once the only one without a gradient."""
+
 
 class Observed(NamedTuple):
     """What the laws have found.
@@ -47,8 +53,8 @@ class Run(NamedTuple):
     written: dict[str, str]
 
 
-def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], key: int) -> Observed:
-    """All laws, at one point, in the dtypes of the arguments."""
+def observed(c: TorchCall, leaves: Arrays, others: Arrays, outputs: Callable[[int], list[str]], key: int) -> Observed:
+    """All laws, at one point, in the dtypes of the arguments; `others` are the arguments of another call."""
     rng = fresh.generator(key, 20)
     with torch.no_grad():
         y = [to_numpy(v) for v in c.outputs(c.fun, c.tensors(leaves, [False] * len(leaves)))]
@@ -71,10 +77,13 @@ def observed(c: TorchCall, leaves: Arrays, outputs: Callable[[int], list[str]], 
         (found.wrong if name.startswith("dy") else found.remarks).append(
             Finding(c.names[0] if name.startswith("dy") else name, "impure", text)
         )
+    alone, with_graph = Run(dict(zip(names, y, strict=True)), {}), Run({n: runs[0].values[n] for n in names}, {})
+    found.wrong.extend(_differing(c, alone, with_graph, names, "differs where no gradient is asked for"))
     _other_layouts(c, leaves, dys, names, runs[0], found)
     _other_cotangents(c, leaves, dys, names, runs[0], found)
     _fewer_gradients(c, leaves, dys, names, runs[0], found)
     _fewer_outputs(c, leaves, dys, names, found)
+    _called_between(c, leaves, others, dys, runs[0], found)
     _called_again(c, leaves, dys, names, found)
     return found
 
@@ -112,11 +121,8 @@ def _other_layouts(c: TorchCall, leaves: Arrays, dys: list, names: list[str], fi
         plain = c.tensors(leaves)[n].detach()
         if not plain.ndim or not plain.numel() or c.parameters[n] is not None:
             continue
-        ways = {"non-contiguous": _strided(plain)}
-        if plain.ndim > 1:
-            ways["transposed"] = plain.mT.contiguous().mT
-        for way, other in ways.items():
-            _compare(c, leaves, n, other, dys, names, first, found, f"a {way} {name}")
+        for way, other in _layouts(plain).items():
+            _compare(c, leaves, n, other, dys, names, first, found, way.format(name))
         if plain.shape[0] > 1 and plain.is_floating_point():
             row = plain[:1]
             repeated = [to_numpy(row.expand(plain.shape)) if i == n else v for i, v in enumerate(leaves)]
@@ -167,15 +173,18 @@ def _differing(
 
 
 def _other_cotangents(c: TorchCall, leaves: Arrays, dys: list, names: list[str], first: Run, found: Observed) -> None:
-    """A cotangent expanded from one number, as `y.sum()` sends it, or transposed, gives what a contiguous one does."""
+    """A cotangent in another layout, or expanded as sums and means send it, gives what a contiguous one does."""
     floats = [dy.is_floating_point() or dy.is_complex() for dy in dys]
     ways = {"an expanded dy, as y.sum().backward() sends it": lambda dy: dy.new_ones(()).expand(dy.shape)}
+    for what in dict.fromkeys(way for dy in dys if dy.ndim and dy.numel() for way in _layouts(dy)):
+        ways[what.format("dy")] = lambda dy, what=what: _layouts(dy).get(what, dy) if dy.ndim else dy
     if any(dy.ndim > 1 for dy in dys):
-        ways["a transposed dy"] = lambda dy: dy.mT.contiguous().mT if dy.ndim > 1 else dy
+        ways["a dy expanded along its first axis"] = lambda dy: dy[:1].expand(dy.shape) if dy.ndim > 1 else dy
+        ways["a dy expanded along its last axis"] = lambda dy: dy[..., :1].expand(dy.shape) if dy.ndim > 1 else dy
     for what, way in ways.items():
         other = [way(dy) if keep else dy for dy, keep in zip(dys, floats, strict=True)]
         try:
-            usual = _run(c, c.tensors(leaves), [dy.contiguous() for dy in other], names)
+            usual = _run(c, c.tensors(leaves), [dy.clone(memory_format=torch.contiguous_format) for dy in other], names)
             tensors = c.tensors(leaves)
             entries = pulled(c, tensors, c.outputs(c.fun, tensors), other)
         except Exception as error:
@@ -192,19 +201,22 @@ def _other_cotangents(c: TorchCall, leaves: Arrays, dys: list, names: list[str],
 
 
 def _fewer_gradients(c: TorchCall, leaves: Arrays, dys: list, names: list[str], first: Run, found: Observed) -> None:
-    """Where one argument alone asks for a gradient it is the same."""
+    """Where one argument alone asks for a gradient, or one alone asks for none, it is the same."""
     chosen = [i for i, d in enumerate(c.differentiable) if d]
-    for i in chosen if len(chosen) > 1 else []:
+    ways = [(i, {i}, "alone needs a gradient") for i in chosen] * (len(chosen) > 1)
+    ways += [(i, {*chosen} - {i}, "needs no gradient") for i in chosen] * (2 < len(chosen) <= FEW)
+    for i, asked, how in ways:
         name = c.names[i]
-        tensors = c.tensors(leaves, [j == i for j in range(len(leaves))])
+        tensors = c.tensors(leaves, [j in asked for j in range(len(leaves))])
         try:
             run = _run(c, tensors, dys, names)
         except Exception as error:
-            detail = f"where {name} alone needs a gradient it raises {in_short(error)}"
+            detail = f"where {name} {how} it raises {in_short(error)}"
             found.wrong.append(Finding(name, "impure", detail))
             continue
-        if name in first.values and _ulps(run.values.get(name), first.values[name]) > ROUNDING:
-            found.wrong.append(Finding(name, "impure", f"differs where {name} alone needs a gradient"))
+        known = ((c.names[j], first.values.get(c.names[j])) for j in sorted(asked))
+        wrong = [n for n, v in known if v is not None and _ulps(run.values.get(n), v) > ROUNDING]
+        found.wrong.extend(Finding(n, "impure", f"differs where {name} {how}") for n in wrong)
 
 
 def _fewer_outputs(c: TorchCall, leaves: Arrays, dys: list, names: list[str], found: Observed) -> None:
@@ -242,6 +254,26 @@ def _or_zeros(v: Entry, like: np.ndarray) -> np.ndarray:
     return v if isinstance(v, np.ndarray) else np.zeros_like(like)
 
 
+def _called_between(c: TorchCall, leaves: Arrays, others: Arrays, dys: list, first: Run, found: Observed) -> None:
+    """Where it is called with other arguments before its backward, that is of the first call still."""
+    tensors = c.tensors(leaves)
+    y = c.outputs(c.fun, tensors)
+    try:
+        c.outputs(c.fun, c.tensors(others))
+    except Exception:  # it may not take other values: then nothing is between
+        return
+    entries = pulled(c, tensors, y, [dy.clone() for dy in dys])
+    text = "differs where it is called with other arguments before its backward"
+    misfits = [v.detail for v in entries if isinstance(v, Misfit)]
+    values = {n: v for n, v in zip(c.names, entries, strict=True) if isinstance(v, np.ndarray)}
+    usual = Run({n: v for n, v in first.values.items() if n in c.names}, {})
+    found.wrong.extend(
+        [Finding(c.names[c.differentiable.index(True)], "impure", f"{text}: {misfits[0]}")]
+        if misfits
+        else _differing(c, Run(values, {}), usual, [], text)
+    )
+
+
 def _called_again(c: TorchCall, leaves: Arrays, dys: list, names: list[str], found: Observed) -> None:
     """A graph that is kept gives the same the second time."""
     tensors = c.tensors(leaves)
@@ -257,11 +289,18 @@ def _called_again(c: TorchCall, leaves: Arrays, dys: list, names: list[str], fou
             found.remarks.append(Finding(name, "impure", text))
 
 
-def _strided(t: torch.Tensor) -> torch.Tensor:
-    """The same values, every second place of a tensor that is twice as wide."""
-    wide = t.new_zeros((*t.shape[:-1], 2 * t.shape[-1]))
-    wide[..., ::2] = t
-    return wide[..., ::2]
+def _layouts(t: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values laid out in other ways, by what such a tensor is called with a name in place of {}."""
+    n = t.shape[-1]
+    twice, wider = t.new_zeros((*t.shape[:-1], 2 * n)), t.new_zeros((*t.shape[:-1], n + 2 * PADDING))
+    ways = {"a non-contiguous {}": twice[..., ::2], "{}, a slice of wider rows": wider[..., PADDING:-PADDING]}
+    for other in ways.values():
+        other[...] = t
+    if t.ndim > 1:
+        ways["a transposed {}"] = t.mT.contiguous().mT
+    if t.ndim == 4:
+        ways["{} in channels_last"] = t.contiguous(memory_format=torch.channels_last)
+    return ways
 
 
 def _ulps(v: np.ndarray | None, w: np.ndarray, size: float = 0.0) -> float:
