@@ -1,9 +1,13 @@
 """check of what the usual checkers miss: seeds of their own, few elements, NaN, cotangents of another size."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 import bpref
 from tests.conftest import SEED
@@ -52,6 +56,17 @@ def test_a_function_with_two_answers_is_no_function():
     report = bpref.check(f, X, backward=lambda args, dy: (dy,))
     assert verdicts(report)["x"] == "cannot tell"
     assert "called twice with the same arguments it gives two answers" in str(report)
+
+
+@pytest.mark.parametrize("call", [partial(jax.pure_callback, vmap_method="sequential"), io_callback])
+def test_a_backward_whose_callback_has_two_answers_cannot_be_told(call):
+    calls = itertools.count()
+
+    def on_host(x, dy):
+        return (np.cos(x) * dy * (1 + next(calls) % 2)).astype(dy.dtype)
+
+    f = rule(jnp.sin, lambda args, dy: (call(on_host, jax.ShapeDtypeStruct(dy.shape, dy.dtype), args[0], dy),))
+    assert verdicts(bpref.check(f, X, key=1)) == {"x": "cannot tell"}
 
 
 def test_a_function_that_answers_otherwise_eagerly_or_under_vmap():

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import ClosedJaxpr
 from jax.typing import ArrayLike
 
-from bpref.programs import Typed
+from bpref.programs import Typed, all_equations
 from bpref.verify.examining.held import Point, Rounding
 from bpref.verify.examining.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.examining.subject import Subject
@@ -17,6 +18,9 @@ from bpref.verify.oracle import Leaf, Values, is_differentiable, with_cotangents
 from bpref.verify.report import Finding
 
 TWO_ANSWERS = "called twice with the same arguments it gives two answers"
+
+CALLBACKS = frozenset({"pure_callback", "io_callback"})
+"""What calls out of JAX, to a function that may have a state."""
 
 SLACK = 1e-7
 """How far the same derivation may be from itself: added up in another order, it still is the same."""
@@ -66,14 +70,18 @@ def form(program: Program, leaves: Sequence[Typed], names: tuple[str, ...]) -> l
 
 
 def is_repeatable(subject: Subject, leaves: Sequence[Typed], dy: Sequence[Leaf]) -> bool:
-    """Whether the subject, traced twice, is the same program with the same constants. Nothing is computed."""
+    """Whether the subject, traced twice, is the same program with the same constants. Nothing is computed.
 
-    def program() -> tuple[str, list[ArrayLike]]:
-        traced = jax.make_jaxpr(lambda leaves, dy: run_traced(subject, leaves, dy))(leaves, dy)
-        return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)), traced.consts
+    What a callback gives no program says.
+    """
 
-    (text, constants), (text_again, constants_again) = program(), program()
-    return text == text_again and all(map(np.array_equal, constants, constants_again))
+    def program() -> ClosedJaxpr:
+        return jax.make_jaxpr(lambda leaves, dy: run_traced(subject, leaves, dy))(leaves, dy)
+
+    once, again = program(), program()
+    text, text_again = (re.sub("0x[0-9a-f]+", "", str(p.jaxpr)) for p in (once, again))
+    same = text == text_again and all(map(np.array_equal, once.consts, again.consts))
+    return same and not any(e.primitive.name in CALLBACKS for e in all_equations(once))
 
 
 def purity(subject: Subject, point: Point) -> list[Finding]:

@@ -128,7 +128,7 @@ def _require_rule(subject: Subject) -> None:
     if not has_custom_rules(jax.make_jaxpr(subject.plain)(subject.specs)):
         raise CannotCheck(
             f"{subject.name}: nothing in it is derived by hand: it has no custom_vjp or custom_jvp rule inside, and "
-            "the call gives neither backward= nor reference="
+            "the call gives neither backward= nor reference= (a rule that a jax.grad inside it has used up is not seen)"
         )
 
 

@@ -293,7 +293,7 @@ def _layouts(t: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same values laid out in other ways, by what such a tensor is called with a name in place of {}."""
     n = t.shape[-1]
     twice, wider = t.new_zeros((*t.shape[:-1], 2 * n)), t.new_zeros((*t.shape[:-1], n + 2 * PADDING))
-    ways = {"a non-contiguous {}": twice[..., ::2], "{}, a slice of wider rows": wider[..., PADDING:-PADDING]}
+    ways = {"a non-contiguous {}": twice[..., ::2], "{} sliced from wider rows": wider[..., PADDING:-PADDING]}
     for other in ways.values():
         other[...] = t
     if t.ndim > 1:

@@ -147,7 +147,7 @@ def test_a_backward_in_another_form_is_said():
     ("fun", "detail"),
     [
         (f.ScaleByMemory, "y differs for a non-contiguous x"),
-        (f.ScaleDyByMemory, "with a non-contiguous dy the backward raised RuntimeError: view"),
+        (f.ScaleDyByMemory, "with dy sliced from wider rows the backward raised RuntimeError: view"),
         (f.ScaleForBothAlone, "differs where x alone needs a gradient"),
         (f.ScaleOverwritesDy, "its backward writes into dy"),
     ],

@@ -58,9 +58,9 @@ def plainly(t):
 @pytest.mark.parametrize(
     ("x", "of_x", "of_dy", "detail"),
     [
-        (X, by_last_stride, plainly, "differs for x, a slice of wider rows"),
-        (X, plainly, by_last_stride, "differs for dy, a slice of wider rows"),
-        (X[0], plainly, from_the_start, "differs for dy, a slice of wider rows"),
+        (X, by_last_stride, plainly, "differs for x sliced from wider rows"),
+        (X, plainly, by_last_stride, "differs for dy sliced from wider rows"),
+        (X[0], plainly, from_the_start, "differs for dy sliced from wider rows"),
         (IMAGES, halved_in_channels_last, plainly, "differs for x in channels_last"),
         (IMAGES, plainly, halved_in_channels_last, "differs for dy in channels_last"),
         (X, plainly, as_means_send_it, "differs for a dy expanded along its last axis"),
