@@ -26,6 +26,11 @@ def transpose(A: Array) -> Array:
     return jnp.swapaxes(A, -1, -2)
 
 
+def adjoint(A: Array) -> Array:
+    """A^H, which of real A is A^T."""
+    return jnp.conj(transpose(A))
+
+
 def identity_like(A: Array) -> Array:
     """The identity for each square matrix of the batch A."""
     return jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=A.dtype), A.shape)

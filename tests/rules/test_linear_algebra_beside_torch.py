@@ -33,7 +33,7 @@ def test_solve(seed, vector):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_complex_solve_and_cholesky(seed):
+def test_complex_matrices(seed):
     """PyTorch's cotangents are the conjugates of JAX's: of conjugated dy the conjugates of dx."""
     rng, (B, n, k) = np.random.default_rng(seed), SIZES[seed]
 
@@ -45,6 +45,8 @@ def test_complex_solve_and_cholesky(seed):
     for layer, x, theirs in (
         (bpref.solve(), (A, b), torch.linalg.solve),
         (bpref.cholesky(), (H,), lambda H: torch.linalg.cholesky((H + H.mH) / 2)),
+        (bpref.pseudo_inverse(), (normal(B, n, k),), torch.linalg.pinv),
+        (bpref.least_squares(), (normal(B, n, k), b), lambda A, b: torch.linalg.lstsq(A, b).solution),
     ):
         tensors = [torch.tensor(v, requires_grad=True) for v in x]
         y = theirs(*tensors)

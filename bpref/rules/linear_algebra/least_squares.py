@@ -20,6 +20,9 @@ W = (A A^T)^-1 A dY = R^-1 Q^T dY, X = R^-1 R^-T B, and F = dY - A^T W, which th
 
     dB = W        dA = X F^T - W Y^T
 
+Of complex numbers every transpose is a conjugate one, and so are dY before and dA and dB behind, as in
+`pseudo_inverse`.
+
 Cached: Q, R, Y, and E for m >= n, X for m < n, in at least float32. A is the product of the first two.
 
 Numerical care: half precision is decomposed in float32. A^T A is not formed: its condition number is the square of A's,
@@ -33,24 +36,24 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
+from bpref.formulas.matrices import SMALL_BATCH, adjoint, product, spread_singular_values
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
 class Observed(NamedTuple):
-    A: Float[Array, "*b m n"]
-    B: Float[Array, "*b m k"]
+    A: Float[Array, "*b m n"] | Complex[Array, "*b m n"]
+    B: Float[Array, "*b m k"] | Complex[Array, "*b m k"]
 
 
 class LeastSquaresCache(NamedTuple):
-    Q: Float[Array, "... l r"]
-    R: Float[Array, "... r r"]
-    Y: Float[Array, "... n k"]
-    E_or_X: Float[Array, "... m k"]
+    Q: Inexact[Array, "... l r"]
+    R: Inexact[Array, "... r r"]
+    Y: Inexact[Array, "... n k"]
+    E_or_X: Inexact[Array, "... m k"]
 
 
 def least_squares() -> Layer[tuple[()], tuple[Array, Array], Reals, LeastSquaresCache]:
@@ -58,11 +61,11 @@ def least_squares() -> Layer[tuple[()], tuple[Array, Array], Reals, LeastSquares
 
     Returns:
       A layer with params `()`, x `(A, B)` of shapes `(..., m, n)` and `(..., m, k)`, A of full rank, and y
-      `(..., n, k)`. Where A has a lower rank, y, dA and dB hold inf, NaN or large numbers.
+      `(..., n, k)`; real or complex. Where A has a lower rank, y, dA and dB hold inf, NaN or large numbers.
 
     Raises:
       ValueError: A or B is no matrix, or their rows or batches differ.
-      TypeError: x is no pair; A is not floating-point, or B not of A's dtype.
+      TypeError: x is no pair; A is neither floating-point nor complex, or B not of A's dtype.
     """
     who = "least_squares"
 
@@ -71,10 +74,10 @@ def least_squares() -> Layer[tuple[()], tuple[Array, Array], Reals, LeastSquares
         m, n = A.shape[-2:]
         if m >= n:
             Q, R = jnp.linalg.qr(A)
-            Y = _solved(R, product(transpose(Q), B))
+            Y = _solved(R, product(adjoint(Q), B))
             cache = LeastSquaresCache(Q, R, Y, B - product(A, Y))
         else:
-            Q, R = jnp.linalg.qr(transpose(A))
+            Q, R = jnp.linalg.qr(adjoint(A))
             half = _solved(R, B, transposed=True)
             Y = product(Q, half)
             cache = LeastSquaresCache(Q, R, Y, _solved(R, half))
@@ -82,28 +85,29 @@ def least_squares() -> Layer[tuple[()], tuple[Array, Array], Reals, LeastSquares
 
     def backward(params, cache, dy):
         Q, R, Y, E_or_X = cache
-        dY = widen(dy)
+        dY = jnp.conj(widen(dy))
         if E_or_X.shape[-2] >= Y.shape[-2]:
             half = _solved(R, dY, transposed=True)
             W = product(Q, half)
-            dA = product(E_or_X, transpose(_solved(R, half)))
+            dA = product(E_or_X, adjoint(_solved(R, half)))
         else:
-            along = product(transpose(Q), dY)
+            along = product(adjoint(Q), dY)
             W = _solved(R, along)
-            dA = product(E_or_X, transpose(dY - product(Q, along)))
-        return (), (cast(dA - product(W, transpose(Y)), dy.dtype), cast(W, dy.dtype))
+            dA = product(E_or_X, adjoint(dY - product(Q, along)))
+        dA = dA - product(W, adjoint(Y))
+        return (), (cast(jnp.conj(dA), dy.dtype), cast(jnp.conj(W), dy.dtype))
 
     return Layer(no_params, forward, backward, who)
 
 
 def _solved(R: Array, X: Array, transposed: bool = False) -> Array:
-    """R^-1 X, or R^-T X."""
-    return triangular_solve(R, X, left_side=True, lower=False, transpose_a=transposed)
+    """R^-1 X, or R^-H X."""
+    return triangular_solve(R, X, left_side=True, lower=False, transpose_a=transposed, conjugate_a=transposed)
 
 
 def reference(params: tuple[()], x: tuple[Array, Array]) -> Array:
     A, B = (widen(v) for v in x)
-    At = jnp.swapaxes(A, -1, -2)
+    At = jnp.swapaxes(A, -1, -2).conj()
     if A.shape[-2] >= A.shape[-1]:
         return jnp.linalg.solve(At @ A, At @ B).astype(x[0].dtype)
     return (At @ jnp.linalg.solve(A @ At, B)).astype(x[0].dtype)
@@ -126,6 +130,16 @@ RULE = Rule(
             fixed=SMALL_BATCH | {"m": 3, "n": 5},
         ),
         Case("square", (Real("B n n", domain=spread_singular_values), Real("B n k")), fixed=SMALL_BATCH),
+        Case(
+            "complex, tall",
+            (Real("B m n", domain=spread_singular_values, is_complex=True), Real("B m k", is_complex=True)),
+            fixed=SMALL_BATCH | {"m": 4, "n": 2},
+        ),
+        Case(
+            "complex, wide",
+            (Real("B m n", domain=spread_singular_values, is_complex=True), Real("B m k", is_complex=True)),
+            fixed=SMALL_BATCH | {"m": 2, "n": 4},
+        ),
     ),
     cite="Golub and Pereyra, 'The differentiation of pseudo-inverses and nonlinear least squares problems whose "
     "variables separate' (1973), SIAM J. Numer. Anal. 10",

@@ -14,6 +14,9 @@ The adjoint <dY, delta Y>, each term turned round so that delta A stands alone, 
 
     dA = -Y^T dY Y^T + P dY^T Y Y^T + Y^T Y dY^T Q                        (..., m, n)
 
+Of complex matrices every transpose is a conjugate one, in the pairing Re sum conj(G) delta Y of the cotangents G. JAX
+pairs without the conjugate: G is conj(dY), and dA the conjugate of what is found (PyTorch's are G, and that itself).
+
 Of full rank Q is 0 where m >= n, and P where m <= n. Where the rank changes Y jumps, and has no derivative.
 
 Cached: A and Y, in at least float32. P and Q are not formed: P X = X - A (Y X), X Q = X - (X Y) A.
@@ -26,18 +29,18 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.checks.hyperparameters import require_share
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
+from bpref.formulas.matrices import SMALL_BATCH, adjoint, product, spread_singular_values
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
 class PseudoInverseCache(NamedTuple):
-    A: Float[Array, "... m n"]
-    Y: Float[Array, "... n m"]
+    A: Inexact[Array, "... m n"]
+    Y: Inexact[Array, "... n m"]
 
 
 def pseudo_inverse(rtol: float | None = None) -> Layer[tuple[()], Array, Reals, PseudoInverseCache]:
@@ -48,31 +51,32 @@ def pseudo_inverse(rtol: float | None = None) -> Layer[tuple[()], Array, Reals, 
         PyTorch.
 
     Returns:
-      A layer with params `()`, x `A` of shape `(..., m, n)` and y `(..., n, m)`.
+      A layer with params `()`, x `A` of shape `(..., m, n)`, real or complex, and y `(..., n, m)`.
 
     Raises:
       ValueError: rtol is no share; A is no matrix.
-      TypeError: A is not floating-point.
+      TypeError: A is neither floating-point nor complex.
     """
     who = "pseudo_inverse"
     if rtol is not None:
         rtol = require_share(who, "rtol", rtol)
 
-    def forward(params, A: Float[Array, "... m n"]):
+    def forward(params, A: Float[Array, "... m n"] | Complex[Array, "... m n"]):
         wide = widen(A)
         U, s, Vt = jnp.linalg.svd(wide, full_matrices=False)
         share = max(A.shape[-2:]) * float(jnp.finfo(wide.dtype).eps) if rtol is None else rtol
         is_kept = s > share * jnp.max(s, -1, keepdims=True, initial=0)
-        inverted = jnp.where(is_kept, 1 / jnp.where(is_kept, s, 1), 0)
-        Y = product(transpose(Vt) * inverted[..., None, :], transpose(U))
+        inverted = jnp.where(is_kept, 1 / jnp.where(is_kept, s, 1), 0).astype(wide.dtype)
+        Y = product(adjoint(Vt) * inverted[..., None, :], adjoint(U))
         return cast(Y, A.dtype), PseudoInverseCache(wide, Y)
 
     def backward(params, cache, dy):
         A, Y = cache
-        Yt, dYt = transpose(Y), transpose(widen(dy))
+        dY = jnp.conj(widen(dy))
+        Yt, dYt = adjoint(Y), adjoint(dY)
         outside = product(dYt - product(A, product(Y, dYt)), product(Y, Yt))
         inside = product(product(Yt, Y), dYt - product(product(dYt, Y), A))
-        return (), cast(outside + inside - product(product(Yt, transpose(dYt)), Yt), dy.dtype)
+        return (), cast(jnp.conj(outside + inside - product(product(Yt, dY), Yt)), dy.dtype)
 
     return Layer(no_params, forward, backward, who)
 
@@ -96,6 +100,11 @@ RULE = Rule(
         ),
         Case("wide", Real("B m n", domain=spread_singular_values), {"rtol": 1e-3}, fixed=SMALL_BATCH | {"m": 3}),
         Case("square", Real("B n n", domain=spread_singular_values), fixed=SMALL_BATCH),
+        Case(
+            "complex",
+            Real("B m n", domain=spread_singular_values, is_complex=True),
+            fixed=SMALL_BATCH | {"m": 4, "n": 2},
+        ),
     ),
     cite="Golub and Pereyra, 'The differentiation of pseudo-inverses and nonlinear least squares problems whose "
     "variables separate' (1973), SIAM J. Numer. Anal. 10, equation 4.12 (number not checked)",
