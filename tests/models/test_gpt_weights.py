@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import bpref
 from bpref.models import gpt_weights
 from bpref.models.gpt_published import published_of
+from tests.refusing import refusals
 
 LLAMA = {
     "vocab_size": 61,
@@ -171,16 +172,18 @@ def test_dropout_changes_no_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("model.safetensors", "PK", "model.safetensors is no file of safetensors: "),
-        ("model.safetensors.index.json", "[]", "is no index of safetensors, which names a file for each tensor"),
-        ("model.safetensors.index.json", "{}", "is no index of safetensors, which names a file for each tensor"),
-        ("config.json", "[]", "config.json is no config, which is a JSON object"),
+        ("model.safetensors", "PK", " is no file of safetensors: "),
+        ("model.safetensors.index.json", "[]", " is no index of safetensors, which names a file for each tensor"),
+        ("model.safetensors.index.json", "{}", " is no index of safetensors, which names a file for each tensor"),
+        ("config.json", "[]", " is no config, which is a JSON object"),
+        ("config.json", "{", " is no JSON: "),
+        ("config.json", '{"model_type": "gpt2"}', ": there is no vocab_size"),
     ],
 )
 def test_files_of_something_else_are_refused(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     read = bpref.config_of if name == "config.json" else lambda path: bpref.load_weights(UNTIED, path)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{tmp_path / name}{message}")):
         read(tmp_path / name)
 
 
@@ -262,68 +265,43 @@ def test_nothing_on_disk_is_lost_and_nothing_absent_is_read(tmp_path):
 
 
 WRONG = {
-    "another model": ({"model_type": "gpt3"}, "unknown model_type 'gpt3'; the nearest is gpt2"),
-    "another form": (
-        {"hidden_act": "gelu_fast"},
-        'hidden_act is "gelu_fast", expected "gelu_new" or "gelu_pytorch_tanh" or',
+    "unknown model_type 'gpt3'; the nearest is gpt2": {"model_type": "gpt3"},
+    'hidden_act is "gelu_fast", expected "gelu_new" or "gelu_pytorch_tanh" or': {"hidden_act": "gelu_fast"},
+    'layer_types is ["full_attention"], expected one of full_attention and sliding_attention for each layer': (
+        {"model_type": "gemma2", "layer_types": ["full_attention"]}
     ),
-    "other layers": (
-        {"model_type": "gemma2", "layer_types": ["full_attention"]},
-        'layer_types is ["full_attention"], expected one of full_attention and sliding_attention for each layer',
+    "use_bidirectional_attention is true, expected false or null": (
+        {"model_type": "gemma2", "use_bidirectional_attention": True}
     ),
-    "both ways": (
-        {"model_type": "gemma2", "use_bidirectional_attention": True},
-        "use_bidirectional_attention is true, expected false or null",
+    "attention_bias is true, expected": {"model_type": "qwen3", "attention_bias": True, "mlp_bias": True},
+    "mlp_bias is false, expected true or null": {"attention_bias": True},
+    'rope_type is "dynamic", expected "linear" or': {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "use_sliding_window is true, expected false": {"model_type": "smollm3", "use_sliding_window": True},
+    "head_dim is 8, expected null or 4": (
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
     ),
-    "a bias of some": (
-        {"model_type": "qwen3", "attention_bias": True, "mlp_bias": True},
-        "attention_bias is true, expected",
+    "no_rope_layers is [1, 2], expected a list of 0 and 1, one for each of 2 layers": (
+        {"model_type": "smollm3", "no_rope_layers": [1, 2]}
     ),
-    "some biases": ({"attention_bias": True}, "mlp_bias is false, expected true or null"),
-    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic", expected "linear" or'),
-    "half a window": (
-        {"model_type": "smollm3", "use_sliding_window": True},
-        "use_sliding_window is true, expected false",
-    ),
-    "a mixture's heads": (
-        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-        "head_dim is 8, expected null or 4",
-    ),
-    "some rotations": (
-        {"model_type": "smollm3", "no_rope_layers": [1, 2]},
-        "no_rope_layers is [1, 2], expected a list of 0 and 1, one for each of 2 layers",
-    ),
-    "no vocabulary": ({"vocab_size": None}, "gpt: vocabulary is None, expected a positive integer"),
+    "gpt: vocabulary is None, expected a positive integer": {"vocab_size": None},
 }
 
 
-@pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
-def test_a_config_that_the_layers_do_not_have_is_refused(changed, message, tmp_path):
+@pytest.mark.parametrize(("message", "changed"), WRONG.items(), ids=WRONG)
+def test_a_config_that_the_layers_do_not_have_is_refused(message, changed, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(published_of(UNTIED, jnp.float32) | changed))
     with pytest.raises(ValueError, match="^" + re.escape(f"{file}: {message}")):
         bpref.config_of(tmp_path)
 
 
-def test_a_scale_that_is_no_root_of_an_integer_is_refused():
-    with pytest.raises(ValueError) as refused:
-        published_of(replace(bpref.GPT_PRESETS["gemma-2-2b"], scale=0.3), jnp.float32)
-    assert str(refused.value) == "no published layout has the scale 0.3; expected 1 / sqrt(n) of an integer n"
+NO_LAYOUT = {
+    "no published layout has the scale 0.3; expected 1 / sqrt(n) of an integer n": (
+        replace(bpref.GPT_PRESETS["gemma-2-2b"], scale=0.3)
+    ),
+    "no published layout that is known has shared experts or a capacity, as Mix...": (
+        bpref.MixtureConfig(11, 8, 2, 2, 12, shared=1)
+    ),
+}
 
-
-def test_a_mixture_that_no_layout_has_is_refused():
-    config = bpref.MixtureConfig(11, 8, 2, 2, 12, shared=1)
-    with pytest.raises(
-        ValueError, match=r"^no published layout that is known has shared experts or a capacity, as Mix"
-    ):
-        published_of(config, jnp.float32)
-
-
-def test_a_config_without_an_entry_or_that_is_no_json_is_refused(tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="^" + re.escape(f"{file}: there is no vocab_size")):
-        bpref.config_of(file)
-    file.write_text("{")
-    with pytest.raises(ValueError, match="^" + re.escape(f"{file} is no JSON: ")):
-        bpref.config_of(file)
+test_what_no_layout_has_is_refused = refusals(NO_LAYOUT, lambda config: published_of(config, jnp.float32))
