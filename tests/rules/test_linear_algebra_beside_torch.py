@@ -45,16 +45,19 @@ def test_complex_matrices(seed):
     for layer, x, theirs in (
         (bpref.solve(), (A, b), torch.linalg.solve),
         (bpref.cholesky(), (H,), lambda H: torch.linalg.cholesky((H + H.mH) / 2)),
+        (bpref.log_determinant(), (A,), torch.linalg.slogdet),
         (bpref.pseudo_inverse(), (normal(B, n, k),), torch.linalg.pinv),
         (bpref.least_squares(), (normal(B, n, k), b), lambda A, b: torch.linalg.lstsq(A, b).solution),
     ):
         tensors = [torch.tensor(v, requires_grad=True) for v in x]
-        y = theirs(*tensors)
-        dy = normal(*y.shape)
-        y.backward(torch.tensor(dy.conj()))
+        y = tuple(y) if isinstance(y := theirs(*tensors), tuple) else y
+        dy = jax.tree.map(lambda v: normal(*v.shape) if v.is_complex() else rng.normal(size=v.shape), y)
+        torch.autograd.backward(jax.tree.leaves(y), [torch.tensor(d.conj()) for d in jax.tree.leaves(dy)])
         with jax.enable_x64(True):
             came, _, dx = backpropagate(layer, (), x if len(x) > 1 else x[0], dy)
-        for a, t in zip(jax.tree.leaves((came, dx)), (y, *(v.grad.conj() for v in tensors)), strict=True):
+        for a, t in zip(
+            jax.tree.leaves((came, dx)), (*jax.tree.leaves(y), *(v.grad.conj() for v in tensors)), strict=True
+        ):
             np.testing.assert_allclose(a, t.detach().resolve_conj().numpy(), rtol=1e-9, atol=1e-12)
 
 
