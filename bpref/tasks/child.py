@@ -22,6 +22,16 @@ DIFFERENTIATES = (
 )
 """What every way of either library to differentiate goes through; of it a solution is no derivation."""
 
+STARTS = frozenset(
+    {
+        "subprocess.Popen",
+        *(f"os.{f}" for f in ("exec", "fork", "forkpty", "posix_spawn", "spawn", "startfile", "system")),
+    }
+)
+"""What Python announces before it starts another process, in which nobody would see what differentiates."""
+
+OF_BPREF = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
 used = set()
 """The libraries that the solution has let differentiate."""
 
@@ -68,6 +78,15 @@ def noting(library, f):
     return noted
 
 
+def forbid(event, args):
+    """An audit hook, which cannot be taken off: no other process, and nothing of bpref, which has the backward."""
+    if event in STARTS:
+        raise PermissionError("a solution starts no other process")
+    is_bpref = event == "import" and args[0].partition(".")[0] == "bpref"
+    if is_bpref or (event == "open" and isinstance(args[0], str) and args[0].startswith(OF_BPREF)):
+        raise PermissionError("a solution reads nothing of bpref")
+
+
 def answered(backward, header, arrays):
     n = header["args"]
     is_wide = any(v is not None and v.dtype.name in ("float64", "int64", "uint64", "complex128") for v in arrays)
@@ -104,6 +123,7 @@ def loaded(path):
             importlib.import_module("torch")
             watch("torch")
     watch("jax")
+    sys.addaudithook(forbid)
     spec = importlib.util.spec_from_file_location("solution", path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from bpref import rules
 from bpref.cli.app import run
 from bpref.rules import RULES
 from bpref.tasks.judge import _fresh, judge
@@ -32,7 +33,12 @@ INSTEAD = {
     "def backward(args, dy):\n    raise KeyError('no such row')\n": "it raised KeyError: 'no such row'",
     "def backward(args, dy):\n    return dy\n": "it raised TypeError: backward returned a ArrayImpl, expected a",
     "def backwards(args, dy):\n    return dy\n": "it raised AttributeError: module 'solution' has no attribute 'b",
-    "import bpref\n": "it raised ModuleNotFoundError: import of bpref halted; None in sys.modules",
+    "import bpref\n": "it raised PermissionError: a solution reads nothing of bpref",
+    "import sys\ndel sys.modules['bpref']\nimport bpref.rules\n": "it raised PermissionError: a solution reads nothing",
+    f"open({rules.__file__!r})\n": "it raised PermissionError: a solution reads nothing of bpref",
+    "import subprocess, sys\n\ndef backward(args, dy):\n    "
+    "subprocess.run([sys.executable, '-c', '1'])\n": "it raised PermissionError: a solution starts no other process",
+    "import os\n\ndef backward(args, dy):\n    os.fork()\n": "it raised PermissionError: a solution starts no other",
     "import os\n\ndef backward(args, dy):\n    for fd in range(3, 20):\n        try:\n            "
     "os.write(fd, b'x' * 64)\n        except OSError:\n            pass\n": "its answer cannot be read",
 }
