@@ -119,6 +119,7 @@ def fault(
     cancelled: Callable[[], list[np.ndarray]] = list,
     factor: float = FACTOR,
     best: Callable[[], tuple[float, str]] | None = None,
+    is_moved: bool = False,
 ) -> Finding | None:
     """What is wrong with a row, if anything is.
 
@@ -130,10 +131,12 @@ def fault(
       cancelled: the truth where the arithmetic inside is rounded, likewise.
       factor: how many times the other's error the hand's may be, and how many units more.
       best: how far off as a whole the array need not be, and than what that is, if not than the truth rounded once.
+      is_moved: whether `moved` is known and asked in any case: where the other is as far off in ulps, yet the inputs'
+        rounding explains the other's errors alone.
     """
     if np.any(np.isinf(row.hand)):
         return nonfinite(row, is_defined)
-    if not is_precise(row, factor):
+    if is_moved or not is_precise(row, factor):
         effects = [ulp_errors(v, truth, row.dtype) for v in moved() + cancelled()]
         units = np.maximum(1.0, np.max(np.where(np.isfinite(effects), effects, 1.0), axis=0))
         if not is_precise(row._replace(hand=row.hand / units, autodiff=row.autodiff / units), factor):

@@ -62,7 +62,9 @@ class Compared(NamedTuple):
         moved = truth + np.where(known & np.isfinite(self.effect), self.effect, 0)
         factor = FACTOR if jnp.finfo(dtype).nmant >= 23 else HALF
         unit = float(jnp.finfo(dtype).eps) / 2
-        return row._replace(fault=fault(row, truth, self.is_defined, unit, moved=lambda: [moved], factor=factor))
+        return row._replace(
+            fault=fault(row, truth, self.is_defined, unit, lambda: [moved], factor=factor, is_moved=True)
+        )
 
 
 def compared(c: Called, oracle: Oracle, key: int, dtypes: Sequence[np.dtype], vouched: set[str]) -> dict[str, Compared]:
