@@ -51,12 +51,23 @@ def count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def mean_of(x: Array, axes: tuple[int, ...]) -> Array:
     """The mean over the reduced axes, of size 1 along them; where all values are equal, exactly what they are.
 
-    The mean of seven times 0.1 rounds, and deviations from it would all be of one sign: their own mean is what it is
-    off by.
+    The mean of seven times 0.1 rounds, and deviations from it would all be of one sign. What it is off by is their own
+    mean; or the first of equal values less it, which an accelerator finds while it sums, and a CPU would choose again
+    for each element.
     """
     n = count(x.shape, axes)
     mean = sum_over(x, axes, keepdims=True) / n
-    return mean + lax.stop_gradient(sum_over(x - mean, axes, keepdims=True) / n)
+
+    def of_deviations(x, mean):
+        return sum_over(x - mean, axes, keepdims=True) / n
+
+    def of_equal_values(x, mean):
+        first = lax.slice(x, (0,) * x.ndim, [1 if a in axes else size for a, size in enumerate(x.shape)])
+        is_equal = jnp.max(jnp.abs(x - first), axes, keepdims=True) == 0
+        return jnp.where(is_equal, first - mean, 0)
+
+    held = lax.stop_gradient((x, mean))
+    return mean + lax.platform_dependent(*held, cpu=of_deviations, default=of_equal_values)
 
 
 def shared_out(is_extreme: Array, dy: Array, c: Array) -> Array:
