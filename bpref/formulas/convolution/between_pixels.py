@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from functools import reduce
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,6 +36,7 @@ from bpref.formulas.indexing.indices import add_rows
 FAR = 2**30
 """Pixels at least so far away are not told apart."""
 
+Number = TypeVar("Number", Array, float)
 Weights = tuple[Float[Array, "*m 1"], ...]
 
 
@@ -104,7 +105,7 @@ def pull_points(dy: Array, values: list[Array], pixels: Pixels) -> list[Float[Ar
     return found
 
 
-def cubic(t: Array | float, s: Array | float) -> tuple[Array | float, ...]:
+def cubic(t: Number, s: Number) -> tuple[Number, ...]:
     """The weights at distances 1 + t, t, s and 1 + s, with s = 1 - t: Keys's cubic with a = -3/4."""
     a = -0.75
     return a * t * s * s, s * (1 + t - (a + 2) * t * t), t * (1 + s - (a + 2) * s * s), a * s * t * t
