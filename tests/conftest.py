@@ -71,12 +71,12 @@ SLOW_TO_COMPILE = settings(suppress_health_check=list(HealthCheck))
 
 @pytest.fixture(autouse=True)
 def same_draws_in_any_order(request):
-    """What a test draws from its module's `RNG` or `GENERATOR` does not depend on which tests its worker ran before."""
-    rng, generator = (getattr(request.module, name, None) for name in ("RNG", "GENERATOR"))
-    if isinstance(rng, np.random.Generator):
-        rng.bit_generator.state = AFTER_IMPORT.setdefault(id(rng), rng.bit_generator.state)
-    if generator is not None:
-        generator.set_state(AFTER_IMPORT.setdefault(id(generator), generator.get_state()))
+    """What a test draws from a generator of its module does not depend on which tests its worker ran before."""
+    for name, drawn_from in vars(request.module).items():
+        if isinstance(drawn_from, np.random.Generator):
+            drawn_from.bit_generator.state = AFTER_IMPORT.setdefault(id(drawn_from), drawn_from.bit_generator.state)
+        elif name == "GENERATOR":
+            drawn_from.set_state(AFTER_IMPORT.setdefault(id(drawn_from), drawn_from.get_state()))
 
 
 AFTER_IMPORT: dict[int, Any] = {}

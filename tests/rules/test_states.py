@@ -27,7 +27,7 @@ from bpref.layer import Layer
 from bpref.rules import RULES
 from tests.comparing import assert_same
 from tests.refusing import refusals
-from tests.rules.forms_with_states import FORMS, B
+from tests.rules.forms_with_states import DRAWN, FORMS, B
 from tests.rules.sweeping import backpropagate, by_oracle, forward
 
 EVERY_FORM = pytest.mark.parametrize("name", FORMS)
@@ -43,7 +43,7 @@ def drawn(name: str, T: int) -> tuple[Layer, Any, Any, Any]:
     with jax.enable_x64(True):
         params = jax.tree.map(np.asarray, layer.init(jax.random.key(1), x))
         y, _ = jax.eval_shape(layer.forward, params, x)
-    return layer, params, x, jax.tree.map(lambda v: np.random.default_rng(v.size).normal(size=v.shape), y)
+    return layer, params, x, jax.tree.map(lambda v: DRAWN.normal(size=v.shape), y)
 
 
 def packed(x: Any, ids: Any) -> Any:
