@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from bpref.rules.loss.square import square
 from bpref.train import fit
 from bpref.train.data.text import read_text
 from bpref.train.keeping.begun import Json
+from bpref.train.keeping.checkpoint import Checkpoints
 from bpref.train.keeping.record import held
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -67,6 +69,16 @@ def test_what_is_stopped_goes_on_to_the_same_bits(fitted, every):
     told = []
     assert_alike(fitted(every=every, resume=True, on_epoch=lambda epoch: told.append(epoch.number)), whole)
     assert told == ([3, 4] if every == 3 else [1, 2, 3, 4])
+
+
+def test_what_is_stopped_leaves_nothing_that_is_still_being_written(fitted, monkeypatch):
+    write, told = Checkpoints._write, []
+    monkeypatch.setattr(Checkpoints, "_write", lambda *given: (time.sleep(0.5), write(*given)))
+    with pytest.raises(Stop):
+        fitted(every=9, on_epoch=stop_after(3))
+    monkeypatch.undo()
+    fitted(every=9, resume=True, on_epoch=lambda epoch: told.append(epoch.number))
+    assert told == [3, 4]
 
 
 def test_what_is_done_is_there_at_once_and_goes_on_to_more_epochs(fitted):

@@ -156,6 +156,7 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
     with ExitStack() as stack:
         visits, since = [], None
         if kept is not None:
+            stack.enter_context(kept.checkpoints.written())
             with precision(begin.dtype), blaming_the_input():
                 since = gone_on_with(kept, begin)
             done += since.history if since else []

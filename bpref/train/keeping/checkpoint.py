@@ -90,6 +90,20 @@ class Checkpoints:
         if written is not None:
             written.result()
 
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Within, checkpoints are saved; after it the last one is on disk, also where something was raised.
+
+        Else it would go on being written while another run, or this one gone on with, is in the directory.
+        """
+        try:
+            yield
+        except BaseException:
+            with suppress(Unwritable):
+                self.wait()
+            raise
+        self.wait()
+
     def last(self, like: Reached, warn: Callable[[str], None]) -> Reached | None:
         """The last one that is whole, with a warning for each that is not; None where there is none.
 

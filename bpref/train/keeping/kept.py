@@ -57,8 +57,8 @@ def kept(
             since = checkpoints.last(begun(begin), lambda message: warnings.warn(message, stacklevel=6))
         if since is not None and since.step > steps:
             raise ValueError(f"{directory}: {since.step} steps are done, more than the {steps} of epochs={epochs}")
-        yield since, keeping(checkpoints, every, lambda: None, last=steps)
-        checkpoints.wait()
+        with checkpoints.written():
+            yield since, keeping(checkpoints, every, lambda: None, last=steps)
 
 
 def require_the_same_updates(directory: Path, now: Traced) -> None:
