@@ -4,6 +4,7 @@ from .bridge import as_function as as_function
 from .compose import MemoryPlan as MemoryPlan
 from .compose import Schedule as Schedule
 from .compose import backward_params as backward_params
+from .compose import channels_first as channels_first
 from .compose import direct_feedback as direct_feedback
 from .compose import fan_out as fan_out
 from .compose import fit_memory as fit_memory
@@ -25,6 +26,7 @@ from .compose import serial as serial
 from .compose import shared as shared
 from .compose import split_backward as split_backward
 from .compose import target_propagation as target_propagation
+from .compose import unbatched as unbatched
 from .corpus.grade import grade as grade
 from .devices.compiling import Compiled as Compiled
 from .devices.compiling import compile_for as compile_for

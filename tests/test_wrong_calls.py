@@ -40,6 +40,8 @@ OF_LAYERS = {
     "as_function": bpref.as_function,
     "residual": bpref.residual,
     "remat": bpref.remat,
+    "channels_first": bpref.channels_first,
+    "unbatched": bpref.unbatched,
     "scan": lambda v: bpref.scan(v, 2),
 }
 

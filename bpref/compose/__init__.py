@@ -1,5 +1,6 @@
 """Combinators: layers in, a layer out. None of them looks into `dparams`."""
 
+from bpref.compose.channels_first import channels_first
 from bpref.compose.direct_feedback import direct_feedback
 from bpref.compose.fan_out import fan_out
 from bpref.compose.fit_memory import MemoryPlan, fit_memory
@@ -21,12 +22,14 @@ from bpref.compose.serial import serial
 from bpref.compose.shared import shared
 from bpref.compose.split import Later, backward_params, split_backward
 from bpref.compose.target_propagation import target_propagation
+from bpref.compose.unbatched import unbatched
 
 __all__ = [
     "Later",
     "MemoryPlan",
     "Schedule",
     "backward_params",
+    "channels_first",
     "direct_feedback",
     "fan_out",
     "fit_memory",
@@ -48,4 +51,5 @@ __all__ = [
     "shared",
     "split_backward",
     "target_propagation",
+    "unbatched",
 ]
