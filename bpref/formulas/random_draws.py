@@ -10,11 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jaxtyping import Bool, PyTree
+from jax import Array, lax
+from jax.extend.random import threefry_2x32
+from jaxtyping import Bool, Float, Int, PyTree
 
 from bpref.checks.hyperparameters import is_number, plain
-from bpref.dtypes import require_array
+from bpref.dtypes import cast, require_array, widen
+from bpref.keys import number_of, words
 from bpref.layer import Held, Layer, State
 
 
@@ -67,6 +69,28 @@ def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     if below == 2**32:
         return jnp.ones(shape, bool)
     return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(below)
+
+
+def kept_at(key: Array, rate: float, row: Int[Array, "..."], column: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """True with probability 1 - rate: the draw of each place is a function of the key, its row and its column alone."""
+    below = threshold(rate)
+    if below == 2**32:
+        return jnp.ones(row.shape, bool)
+    bits = threefry_2x32(words(key), jnp.concatenate([row.reshape(-1), column.reshape(-1)]))[: row.size]
+    return bits.reshape(row.shape) < jnp.uint32(below)
+
+
+def dropped(key: Array, rate: float, a: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    """a / (1 - rate), and 0 where it is dropped, place by place; one example alone has what it has among all.
+
+    Columns are counted from the last number backwards: attention counts its keys from 0, and may have the same key.
+    """
+    if not rate:
+        return a
+    rows = math.prod(a.shape[:-1])
+    row = (jnp.arange(rows, dtype=jnp.uint32) + jnp.uint32(rows) * number_of(key)).reshape(*a.shape[:-1], 1)
+    kept = kept_at(key, rate, jnp.broadcast_to(row, a.shape), ~lax.broadcasted_iota(jnp.uint32, a.shape, a.ndim - 1))
+    return jnp.where(kept, cast(widen(a) * (1 / (1 - rate)), a.dtype), 0)
 
 
 def threshold(rate: float) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jax.extend.random import threefry_2x32
+from jax import Array
 
 from bpref.formulas.attention.heads import Heads
 from bpref.formulas.attention.softmax_attention import AttentionParams
 from bpref.naive.distances import bucket, slope
+from bpref.naive.dropout import naive_kept
 
 
 def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **of_logits) -> Array:
@@ -25,8 +25,9 @@ def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **o
         sink = jnp.broadcast_to(params.sinks.reshape(*front, N, 1, 1), (*z.shape[:-1], 1))
         z = jnp.concatenate([z, sink], -1)
     p = jnp.where(seen, jax.nn.softmax(z)[..., :S], 0)
-    r = _kept(x, dropout)
-    return jnp.einsum("...nts,...snd->...tnd", p if r is None else p * r, v)
+    if dropout:
+        p = p * naive_kept(x.key, dropout, p.shape, x.q.dtype)
+    return jnp.einsum("...nts,...snd->...tnd", p, v)
 
 
 def naive_log_sum_exp(x: Heads, **of_logits) -> Array:
@@ -82,17 +83,3 @@ def _logits(
         of_k = x.q_segments if x.kv_segments is None else x.kv_segments
         seen = seen & (x.q_segments[..., None, :, None] == of_k[..., None, None, :])
     return jnp.where(seen, z, -1e30), seen
-
-
-def _kept(x: Heads, dropout: float) -> Array | None:
-    """r, (*b, N, T, S), by its definition: element (i, s) of all rows i = (b, n, t) is drawn by the counter (i, s)."""
-    if not dropout:
-        return None
-    *b, T, N, _ = x.q.shape
-    shape = (*b, N, T, x.k.shape[-3])
-    i = lax.iota(jnp.uint32, max(1, len(x.q[..., 0].reshape(-1)))).reshape(*shape[:-1], 1)
-    s = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-    counts = jnp.concatenate([jnp.broadcast_to(i, shape).reshape(-1), s.reshape(-1)])
-    bits = threefry_2x32(x.key, counts)[: s.size].reshape(shape)
-    uniform = (bits >> 9).astype(jnp.float32) * jnp.float32(2.0**-23)  # the first 23 of them, as jax.random.uniform
-    return jnp.where(uniform < jnp.float32(1 - dropout), jnp.asarray(1 / (1 - dropout), x.q.dtype), 0)

@@ -10,6 +10,7 @@ from bpref.checks.shapes import axes_of, declared_forms
 from bpref.layer import Layer, each_position
 from bpref.rules.attention.multi_head_attention import MultiHeadAttentionCache
 from bpref.rules.block.attention_block import AttentionBlockCache
+from bpref.rules.block.mlp_block import MlpBlockCache
 from bpref.rules.block.transformer_block import PostNormBlockCache, TransformerBlockCache
 from bpref.rules.linear.linear import LinearCache
 from bpref.transforms.stateful import StatefulCache
@@ -18,7 +19,7 @@ KEYED = -1
 """In the place of an axis: a PRNG key, of which each example is to have its own."""
 
 BY_PLACE = (AttentionBlockCache, TransformerBlockCache, PostNormBlockCache, MultiHeadAttentionCache)
-"""Caches of layers whose draws are a function of the key and of the place, see `numbered`."""
+"""Caches of attention whose draws are a function of the key and of the place, see `numbered`."""
 
 
 def require_examples(who: str, leaf: Layer, x: PyTree, cache: PyTree) -> None:
@@ -73,9 +74,9 @@ def axes_of_examples(leaf: Layer, params: PyTree, x: PyTree, n: int) -> tuple[in
 
 
 def _draws_by_place(cache: PyTree) -> bool:
-    """Whether it is that of an attention of a batch of sequences, whose draws are each example's own."""
+    """Whether it is that of a batch of sequences in attention, or of an MLP, whose draws are each example's own."""
     cache = cache.leaf if isinstance(cache, StatefulCache) else cache
-    return isinstance(cache, BY_PLACE) and cache.q.ndim > 3
+    return isinstance(cache, MlpBlockCache) or (isinstance(cache, BY_PLACE) and cache.q.ndim > 3)
 
 
 def _has_examples(v: Array, n: int) -> bool:

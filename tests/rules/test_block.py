@@ -111,6 +111,22 @@ def test_an_mlp_block_is_a_norm_two_linear_layers_and_a_gate(sequences):
     assert_equal_sweeps(backpropagate(block, p, x, dy), backpropagate(layers, params, x, dy))
 
 
+def test_the_halves_of_a_block_drop_by_one_key_and_an_mlp_block_drops_the_same(sequences):
+    """In evaluation nothing is dropped."""
+    x, dy = map(jnp.asarray, sequences)
+    block = bpref.transformer_block(4, 6, dropout=0.25, mlp_dropout=0.5, block=4)
+    halves = bpref.serial(
+        bpref.residual(bpref.attention_block(4, dropout=0.25, block=4)), bpref.residual(bpref.mlp_block(6, dropout=0.5))
+    )
+    params = init(block, x)
+    keyed = tuple(half._replace(key=params.key) for half in params[:2])
+    (y, dparams, dx), of_halves = backpropagate(block, params, x, dy), backpropagate(halves, keyed, x, dy)
+    assert_equal_sweeps((y, dparams[:2], dx), of_halves)
+    plain, evaluated = bpref.transformer_block(4, 6, block=4), bpref.evaluation(block)
+    without = params._replace(key=None)
+    assert_equal_sweeps(backpropagate(evaluated, params, x, dy), backpropagate(plain, without, x, dy))
+
+
 def test_a_residual_convolution_block_is_its_six_layers_in_a_residual(sequences):
     x, dy = map(jnp.asarray, sequences)
     block = bpref.residual_convolution_block(2, (3,))
@@ -203,6 +219,6 @@ def test_the_params_of_a_block_are_those_of_its_halves():
     assert isinstance(params, TransformerBlockParams)
     assert jax.tree.map(jnp.shape, params) == (
         (((8,), None), (24, 8), None, (8, 8), None, None),
-        (((8,), None), (12, 8), None, (8, 6), None),
+        (((8,), None), (12, 8), None, (8, 6), None, None),
         None,
     )

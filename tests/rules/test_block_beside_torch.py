@@ -1,5 +1,6 @@
 """The blocks beside PyTorch's modules that compute the same, on random shapes."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,6 +107,26 @@ def test_transformer_block(torch, rng, sees, form, post_norm):
     if sees == "what masks leave":
         x = bpref.MaskedSequence(x, ~(hidden | padding[:, None])[:, None])
     assert_same(layer, twin, params, x)
+
+
+def test_dropout_of_the_hidden_features(torch, rng):
+    """As `TransformerEncoderLayer` has it, between the activation and the second product; r is what is left of ones."""
+    F, N, T, d = torch.nn.functional, 3, 50, 8
+    layer = bpref.mlp_block(d, "relu", gated=False, norm="layer", bias=True, eps=1e-5, dropout=0.25)
+    params = MlpBlockParams(
+        NormParams(*rng.normal(size=(2, d))), *_affine(rng, d, d), *_affine(rng, d, d), jax.random.PRNGKey(7)
+    )
+    with jax.enable_x64(True):
+        ones = params._replace(W_in=np.zeros((d, d)), b_in=np.ones(d), W_out=np.eye(d), b_out=np.zeros(d))
+        r = np.array(layer.forward(ones, np.zeros((N, T, d)))[0])
+    assert set(np.unique(r)) == {0, 1 / 0.75}
+    assert abs(np.mean(r) - 1) < 0.05
+
+    def twin(p, x):
+        n = F.layer_norm(x, (d,), p.norm.scale, p.norm.shift, 1e-5)
+        return F.linear(torch.tensor(r) * F.relu(F.linear(n, p.W_in, p.b_in)), p.W_out, p.b_out)
+
+    assert_same(layer, twin, params, rng.normal(size=(N, T, d)))
 
 
 def test_mamba_block(torch, rng):

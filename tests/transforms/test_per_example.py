@@ -184,17 +184,26 @@ def test_every_composition_gives_the_gradient_and_norm_of_each_example(made):
     close(norms, squares(expected))
 
 
-def test_what_is_dropped_for_the_batch_is_dropped_for_each_example():
+DROP = {
+    "multi_head_attention": bpref.multi_head_attention(2, dropout=0.5),
+    "mlp_block": bpref.mlp_block(6, dropout=0.5),
+    "transformer_block": bpref.transformer_block(2, 6, rope=None, dropout=0.3, post_norm=True, mlp_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("plain", DROP.values(), ids=DROP)
+def test_what_is_dropped_for_the_batch_is_dropped_for_each_example(plain, monkeypatch):
     """A PRNG key draws for all examples together: cut into examples it would draw the same for each."""
-    attention = bpref.stateful(bpref.multi_head_attention(2, dropout=0.5))
+    monkeypatch.delattr(per_example, "_alone")
+    layer = bpref.stateful(plain)
     x = jnp.asarray(RNG.normal(size=(N, T, D)), jnp.float32)
-    params, state = bpref.begin(attention, jax.random.key(SEED), x)
+    params, state = bpref.begin(layer, jax.random.key(SEED), x)
     given = bpref.With(x, state)
-    each = bpref.map_leaves(bpref.per_example_gradients, attention)
+    each = bpref.map_leaves(bpref.per_example_gradients, layer)
     _, gradients, _ = bpref.backpropagate(each, params, given, x)
     for i in range(N):
         alone = jnp.zeros_like(x).at[i].set(x[i])
-        _, expected, _ = bpref.backpropagate(attention, params, given, alone)
+        _, expected, _ = bpref.backpropagate(layer, params, given, alone)
         for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.random import threefry_2x32
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, PyTree
 
@@ -22,8 +21,8 @@ from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.attention.changed_scores import Changed, Pull, changed
 from bpref.formulas.attention.distances import skew, sum_of_diagonals
 from bpref.formulas.attention.heads import Heads, by_groups, from_groups, segments_of
-from bpref.formulas.random_draws import threshold
-from bpref.keys import number_of, words
+from bpref.formulas.random_draws import kept_at
+from bpref.keys import number_of
 
 LOWEST = -1e30
 """A logit of what is not seen, and where a running maximum starts: finite, so that no difference of two is NaN."""
@@ -187,7 +186,7 @@ class Grid:
         front = (*self.b, self.K, self.G)
         size = int(np.prod(front))
         lead = jnp.arange(size, dtype=jnp.uint32).reshape(*front, 1, 1) + jnp.uint32(size) * number_of(key)
-        rate, key = self.pattern.dropout, words(key)
+        rate = self.pattern.dropout
 
         def r(i, j):
             t, s = (
@@ -196,8 +195,7 @@ class Grid:
                 for axis, size, index in ((0, self.bq, i), (1, self.bk, j))
             )
             row = lead * jnp.uint32(self.T) + t
-            bits = threefry_2x32(key, jnp.concatenate([row.reshape(-1), s.reshape(-1)]))[: row.size].reshape(row.shape)
-            return jnp.where(bits < jnp.uint32(threshold(rate)), jnp.full((), 1 / (1 - rate), self.wide), 0)
+            return jnp.where(kept_at(key, rate, row, s), jnp.full((), 1 / (1 - rate), self.wide), 0)
 
         return r
 

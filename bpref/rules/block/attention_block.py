@@ -302,7 +302,7 @@ def reference(
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
 _W = Real("m d", -1, 1), None, Real("d d", -1, 1), None
-_PARAMS = specs(AttentionBlockParams, specs(NormParams, Real("d"), None), *_W, Key())
+PARAMS = specs(AttentionBlockParams, specs(NormParams, Real("d"), None), *_W, Key())
 
 RULE = Rule(
     "attention_block",
@@ -330,7 +330,7 @@ RULE = Rule(
             "dropout of the weights, a bias",
             specs(MaskedSequence, Real("B T d"), bias=Real("B u T T", -2.0, 2.0)),
             {"heads": 2, "kv_heads": 1, "dropout": 0.25, "eps": _EPS, "block": 4},
-            params=_PARAMS,
+            params=PARAMS,
             fixed={"B": 2, "d": 8, "m": 16, "u": 1},
             least={"T": 2},
         ),

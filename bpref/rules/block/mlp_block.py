@@ -5,26 +5,27 @@ Forward, with x of shape (..., d), F hidden features, g the activation and i a r
     n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (..., d)        mu = beta = 0: RMS norm
     z_i = W_in n_i + b_in                                                 (..., F), (..., 2 F) where it is gated
     a_i = g(z_i),  or with z_i = (u_i, t_i) its halves  u_i g(t_i)        (..., F)
-    y_i = W_out a_i + b_out                                               (..., d)
+    y_i = W_out (r_i a_i) + b_out                                         (..., d)        r = 1 without dropout
 
+r is 0 with the probability of dropout, and else 1 / (1 - that), for each element, by the key and the element's place.
 Gated with silu it is SwiGLU, with gelu GEGLU.
 
 Differential:
 
-    delta y_i = W_out delta a_i + (delta W_out) a_i + delta b_out
+    delta y_i = W_out (r_i delta a_i) + (delta W_out) (r_i a_i) + delta b_out
     delta a_i = g'(z_i) delta z_i,  or  g(t_i) delta u_i + u_i g'(t_i) delta t_i
     delta z_i = W_in delta n_i + (delta W_in) n_i + delta b_in
 
 and delta n as in the norms. The factor of each perturbation:
 
-    da_i = W_out^T dy_i              dW_out = sum_i dy_i a_i^T            (..., F), (d, F)
+    da_i = r_i (W_out^T dy_i)        dW_out = sum_i dy_i (r_i a_i)^T      (..., F), (d, F)
     dz_i = da_i g'(z_i),  or  (da_i g(t_i), da_i u_i g'(t_i))             of z's shape
     dn_i = W_in^T dz_i               dW_in = sum_i dz_i n_i^T             (..., d), (F or 2 F, d)
     dx_i = r_i (f_i - mean f_i - xhat_i mean(f_i xhat_i)),   f = gamma dn (..., d)        no mean f: RMS norm
 
 Cached: x, two numbers for each of its rows (one for the RMS norm), and z, which cost a product of matrices. That is the
 least from which no such product is made a second time: n and a, which the two dW need, are a few operations for each
-element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides.
+element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides. r is drawn again from the key.
 
 Numerical care: the norm and g in float32 at least, products of half precision are summed in float32; z and a are
 rounded to x's dtype. About the tails and kinks of g, see `gelu`, `silu` and `relu`.
@@ -50,10 +51,12 @@ from bpref.formulas.norm.pre_norm import (
     require_norm,
     statistics,
 )
-from bpref.layer import Layer, Reals, each_position
+from bpref.formulas.random_draws import KEY, dropped, require_key, require_rate
+from bpref.layer import Held, Layer, Reals, each_position
 from bpref.naive.activation import activation as naive_activation
 from bpref.naive.dense import naive_affine, naive_norm
-from bpref.rule import Case, Interval, Real, Rule, Size, called_as
+from bpref.naive.dropout import naive_kept
+from bpref.rule import Case, Interval, Key, Real, Rule, Size, called_as, specs
 from bpref.rules.activation.glu import GATES, glu_layer
 
 
@@ -63,16 +66,24 @@ class MlpBlockParams(NamedTuple):
     b_in: Float[Array, " m"] | None
     W_out: Float[Array, "d F"]
     b_out: Float[Array, " d"] | None
+    key: Array | None = None
 
 
 class MlpBlockCache(NamedTuple):
     x: Float[Array, "... d"]
     of_x: Statistics | None
     z: Float[Array, "... m"]
+    key: Array | None = None
 
 
 def mlp_block(
-    hidden: int, activation: str = "silu", gated: bool = True, norm: str = "rms", bias: bool = False, eps: float = 1e-6
+    hidden: int,
+    activation: str = "silu",
+    gated: bool = True,
+    norm: str = "rms",
+    bias: bool = False,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
 ) -> Layer[MlpBlockParams, Array, Reals, MlpBlockCache]:
     """y = W_out act(norm(x) W_in), row by row; `residual` of it is half a transformer block.
 
@@ -83,27 +94,42 @@ def mlp_block(
       norm: "rms" or "layer".
       bias: whether there are a b_in and a b_out.
       eps: what is added to the mean square or variance, in units of x squared.
+      dropout: the share of the hidden features a that are dropped, those that stay being divided by 1 - dropout.
 
     Returns:
       A layer with params `MlpBlockParams(norm: (scale: (d,), shift: (d,) or None), W_in: (2 F or F, d), b_in,
-      W_out: (d, F), b_out)`, x `(..., d)` and y of x's shape. Both W are drawn uniformly with variance 1 over the
-      number of their inputs; scale is ones, and shift and b are zeros at first.
+      W_out: (d, F), b_out, key: a PRNG key, with dropout)`, x `(..., d)` and y of x's shape. Both W are drawn uniformly
+      with variance 1 over the number of their inputs; scale is ones, and shift and b are zeros at first.
 
     Raises:
       ValueError: an argument is out of its range; x has no features, or others than W_in.
       TypeError: x is not floating-point, or it or a parameter is not of W_in's dtype.
     """
-    return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps)
+    return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps, dropout)
 
 
-def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str | None, bias: bool, eps: float) -> Layer:
-    """The layer that error messages call `who`; without a `norm` its params have None in its place, and n is x."""
+def mlp_layer(
+    who: str,
+    hidden: int,
+    activation: str,
+    gated: bool,
+    norm: str | None,
+    bias: bool,
+    eps: float,
+    dropout: float = 0.0,
+    keyed: bool = False,
+) -> Layer:
+    """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped.
+
+    Without a `norm` its params have None in its place, and n is x.
+    """
     require_flags(who, gated=gated, bias=bias)
     hidden = require_size(who, "hidden", hidden)
     require_choice(who, "activation", activation, sorted(GATES))
     if norm is not None:
         require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
+    dropout = require_rate(who, dropout, "dropout")
     act = glu_layer(activation, concatenated) if gated else GATES[activation]()
 
     def init(key, x):
@@ -116,41 +142,54 @@ def mlp_layer(who: str, hidden: int, activation: str, gated: bool, norm: str | N
             jnp.zeros(m, x.dtype) if bias else None,
             lecun_uniform(of_out, (d, hidden), hidden, x.dtype),
             jnp.zeros(d, x.dtype) if bias else None,
+            jax.random.split(key, 3)[2] if dropout or keyed else None,
         )
 
     def forward(params, x: Float[Array, "... d>0"]):
+        if dropout:
+            require_key(who, params.key)
         of_x = statistics(norm, x, eps)
         n = normalize(params.norm, x, of_x)
         z = cast(plus(times_transposed(n, params.W_in), params.b_in), x.dtype)
-        a, _ = act.forward((), z)
+        a = dropped(params.key, dropout, act.forward((), z)[0])
         y = cast(plus(times_transposed(a, params.W_out), params.b_out), x.dtype)
-        return y, MlpBlockCache(x, of_x, z)
+        return y, MlpBlockCache(x, of_x, z, params.key)
 
     def opened(params, cache, dy):
-        x, of_x, z = cache
+        x, of_x, z, key = cache
         a, kept = act.forward((), z)
-        dz = act.backward((), kept, cast(times(dy, params.W_out), dy.dtype))[1]
-        dW_in, dW_out = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, a)
+        da = dropped(key, dropout, cast(times(dy, params.W_out), dy.dtype))
+        dz = act.backward((), kept, da)[1]
+        dW_in, dW_out = unmade(dz, normalize(params.norm, x, of_x)), unmade(dy, dropped(key, dropout, a))
         dnorm, dx = pull_normalize(params.norm, x, of_x, times(dz, params.W_in))
         db_in, db_out = total(dz, params.b_in), total(dy, params.b_out)
         return MlpBlockParams(dnorm, dW_in, db_in, dW_out, db_out), cast(dx, x.dtype)
 
-    return Layer(init, forward, closed(opened), who, decoding=each_position, opened=opened)
+    if dropout:
+        without = mlp_layer(who, hidden, activation, gated, norm, bias, eps, keyed=True)
+        return Layer(init, forward, closed(opened), who, held=KEY, evaluating=without, opened=opened)
+    held = Held(("key",)) if keyed else None
+    return Layer(init, forward, closed(opened), who, held=held, decoding=each_position, opened=opened)
 
 
 @called_as(mlp_block)
-def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, **_) -> Array:
+def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, dropout, **_) -> Array:
     n = x if params.norm is None else naive_norm(x, *params.norm, eps, norm)
     z = naive_affine(params.W_in, params.b_in, n)
     g = naive_activation(activation)
     if gated:
         u, t = jnp.split(z, 2, -1)
-        return naive_affine(params.W_out, params.b_out, u * g(t))
-    return naive_affine(params.W_out, params.b_out, g(z))
+        a = u * g(t)
+    else:
+        a = g(z)
+    if dropout:
+        a = a * naive_kept(params.key, dropout, a.shape, a.dtype, from_the_end=True)
+    return naive_affine(params.W_out, params.b_out, a)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
 _NOT_EMPTY = ("d", "F")
+PARAMS = specs(MlpBlockParams, specs(NormParams, Real("d"), None), Real("F d"), None, Real("d F"), None, Key())
 
 RULE = Rule(
     "mlp_block",
@@ -169,6 +208,13 @@ RULE = Rule(
             Real("N d"),
             {"hidden": Size("F"), "activation": "gelu_erf", "gated": False, "norm": "layer", "bias": True, "eps": _EPS},
             _NOT_EMPTY,
+        ),
+        Case(
+            "dropout",
+            Real("N T d"),
+            {"hidden": Size("F"), "activation": "tanh", "gated": False, "dropout": 0.25, "eps": _EPS},
+            _NOT_EMPTY,
+            params=PARAMS,
         ),
     ),
     cite="arXiv:1706.03762, section 3.3; gated: arXiv:2002.05202, equations 5 and 6; pre-norm: arXiv:2002.04745",

@@ -43,6 +43,7 @@ second one's x. With `post_norm` u, w and x are kept, and h is made again of u: 
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -58,10 +59,10 @@ from bpref.formulas.attention.rotations import Stretch
 from bpref.formulas.attention.sequences import MaskedSequence, added, alone
 from bpref.formulas.decoder import decoder, decoder_of
 from bpref.formulas.norm.pre_norm import Statistics, init_norm, normalize, pull_normalize, require_norm, statistics
-from bpref.formulas.random_draws import KEY
+from bpref.formulas.random_draws import KEY, require_rate
 from bpref.layer import Held, Layer, Reals, With, begin
 from bpref.naive.dense import naive_norm
-from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as, specs
+from bpref.rule import Boolean, Case, Integer, Interval, Key, Real, Rule, Size, called_as, specs
 from bpref.rules.block import attention_block, mlp_block
 from bpref.rules.block.attention_block import AttentionBlockCache, AttentionBlockParams, attention_layer
 from bpref.rules.block.mlp_block import MlpBlockCache, MlpBlockParams, mlp_layer
@@ -123,6 +124,7 @@ def transformer_block(
     head_dim: int | None = None,
     post_norm: bool = False,
     implementation: str = "auto",
+    mlp_dropout: float = 0.0,
 ) -> Layer[TransformerBlockParams, Array | MaskedSequence, Reals, TransformerBlockCache | PostNormBlockCache]:
     """A transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -144,10 +146,11 @@ def transformer_block(
       soft_cap, dropout, head_dim: of the attention, as in `attention_block`.
       post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
       implementation: of the attention, as in `attention_block`.
+      mlp_dropout: of the MLP's hidden features, as `dropout` of `mlp_block`; one key draws for both halves.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
-      with dropout)`, x `(*b, T, d)` or `MaskedSequence(x, mask, segments, bias)`, and y `(*b, T, d)`. It is
+      with either dropout)`, x `(*b, T, d)` or `MaskedSequence(x, mask, segments, bias)`, and y `(*b, T, d)`. It is
       `serial(residual(attention_block(...)), residual(mlp_block(...)))`, its cache flat. With `post_norm` the norm of
       a half's params is that behind it.
 
@@ -161,70 +164,81 @@ def transformer_block(
     require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
     in_front = None if post_norm else norm
-    own = who, heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
-    attending = partial(attention_layer, *own, head_dim=head_dim, implementation=implementation)
-    attention = attending(dropout)
-    mlp = mlp_layer(who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
+    own = heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
+    attending = partial(attention_layer, who, *own, head_dim=head_dim, implementation=implementation)
+    mlp_of = partial(mlp_layer, who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
+    keyed = any([require_rate(who, dropout, "dropout"), require_rate(who, mlp_dropout, "mlp_dropout")])
+    plain = attending(), mlp_of()
     made = partial(_post_norm_block, norm=norm, eps=eps) if post_norm else _block
-    layer = made(who, attention, mlp, attention)
-    if not dropout:
+    layer = made(who, attending(dropout, keyed), mlp_of(mlp_dropout, keyed), plain)
+    if not keyed:
         return layer
-    without = made(who, attending(keyed=True), mlp, attending())
+    without = made(who, attending(keyed=True), mlp_of(keyed=True), plain)
     return layer._replace(held=KEY, evaluating=without._replace(held=Held(("key",))), decoding=None)
 
 
-def _block(who: str, attention: Layer, mlp: Layer, decoded: Layer) -> Layer:
-    """The two halves, a key of the first's as the block's own; `decoded` is the first without a key."""
+def _block(who: str, attention: Layer, mlp: Layer, plain: tuple) -> Layer:
+    """The two halves, a key of the first's as the block's own; `plain` are both without a key."""
 
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
         drawn = attention.init(of_attention, x)
-        return TransformerBlockParams(drawn._replace(key=None), mlp.init(of_mlp, alone(x)), drawn.key)
+        return TransformerBlockParams(
+            drawn._replace(key=None), mlp.init(of_mlp, alone(x))._replace(key=None), drawn.key
+        )
 
-    def of_half(params):
-        return params.attention._replace(key=params.key)
+    def halves(params):
+        return params.attention._replace(key=params.key), params.mlp._replace(key=params.key)
 
     def forward(params, x):
-        f, of_attention = attention.forward(of_half(params), x)
+        to_attention, to_mlp = halves(params)
+        f, of_attention = attention.forward(to_attention, x)
         h = lax.add(alone(x), f)
-        m, of_mlp = mlp.forward(params.mlp, h)
-        return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp)
+        m, of_mlp = mlp.forward(to_mlp, h)
+        return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp[:3])
 
     def opened(params, cache, dy):
-        of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:])
+        of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:], cache.key)
+        to_attention, to_mlp = halves(params)
         assert mlp.opened is not None
         assert attention.opened is not None
-        dmlp, dh = mlp.opened(params.mlp, of_mlp, dy)
+        dmlp, dh = mlp.opened(to_mlp, of_mlp, dy)
         dh = lax.add(dy, dh)
-        dattention, dx = attention.opened(of_half(params), of_attention, dh)
+        dattention, dx = attention.opened(to_attention, of_attention, dh)
         return TransformerBlockParams(dattention, dmlp), added(dh, dx)
 
-    def decoding(leaf, length):
-        onwards = decoder_of(decoded, length)
+    def then(params, to_mlp, x, f):
+        h = lax.add(x, f)
+        return lax.add(h, plain[1].forward(to_mlp, h)[0])
 
-        def start(params, x):
-            return begin(onwards, jax.random.key(0), x)[1]
-
-        def step(params, x, memory):
-            (f, memory), _ = onwards.forward(params.attention, With(x, memory))
-            h = lax.add(x, f)
-            return lax.add(h, mlp.forward(params.mlp, h)[0]), memory
-
-        return decoder(leaf, start, step)
-
-    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
+    return Layer(init, forward, closed(opened), who, decoding=partial(_decoding, plain[0], halves, then), opened=opened)
 
 
-def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, norm: str, eps: float) -> Layer:
+def _decoding(attention: Layer, halves: Callable, then: Callable, leaf: Layer, length: int) -> Layer:
+    """The decoding of a block: `then` gives y, of x and of what the attention makes of it."""
+    onwards = decoder_of(attention, length)
+
+    def start(params, x):
+        return begin(onwards, jax.random.key(0), x)[1]
+
+    def step(params, x, memory):
+        to_attention, to_mlp = halves(params._replace(key=None))
+        (f, memory), _ = onwards.forward(to_attention, With(x, memory))
+        return then(params, to_mlp, x, f), memory
+
+    return decoder(leaf, start, step)
+
+
+def _post_norm_block(who: str, attention: Layer, mlp: Layer, plain: tuple, norm: str, eps: float) -> Layer:
     """As `_block`, the norms behind the sums of the two halves, which have none."""
 
     def init(key, x):
-        drawn = _block(who, attention, mlp, decoded).init(key, x)
+        drawn = _block(who, attention, mlp, plain).init(key, x)
         of_norm = init_norm(norm, alone(x).shape[-1], alone(x).dtype)
         return drawn._replace(attention=drawn.attention._replace(norm=of_norm), mlp=drawn.mlp._replace(norm=of_norm))
 
     def halves(params):
-        return params.attention._replace(norm=None, key=params.key), params.mlp._replace(norm=None)
+        return params.attention._replace(norm=None, key=params.key), params.mlp._replace(norm=None, key=params.key)
 
     def forward(params, x):
         to_attention, to_mlp = halves(params)
@@ -245,7 +259,7 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
         assert attention.opened is not None
         dnorm_of_w, dw = pull_normalize(params.mlp.norm, w, of_w, dy)
         dw = cast(dw, dy.dtype)
-        of_mlp = MlpBlockCache(normalize(params.attention.norm, u, of_u), None, z)
+        of_mlp = MlpBlockCache(normalize(params.attention.norm, u, of_u), None, z, cache.key)
         dmlp, dh = mlp.opened(to_mlp, of_mlp, dw)
         dnorm_of_u, du = pull_normalize(params.attention.norm, u, of_u, lax.add(dw, dh))
         du = cast(du, dy.dtype)
@@ -253,45 +267,35 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, decoded: Layer, nor
         dparams = dattention._replace(norm=dnorm_of_u), dmlp._replace(norm=dnorm_of_w)
         return TransformerBlockParams(*dparams), added(du, dx)
 
-    def decoding(leaf, length):
-        onwards = decoder_of(decoded, length)
+    def then(params, to_mlp, x, f):
+        u = lax.add(x, f)
+        h = normalize(params.attention.norm, u, statistics(norm, u, eps))
+        w = lax.add(h, plain[1].forward(to_mlp, h)[0])
+        return normalize(params.mlp.norm, w, statistics(norm, w, eps))
 
-        def start(params, x):
-            return begin(onwards, jax.random.key(0), x)[1]
-
-        def step(params, x, memory):
-            to_attention, to_mlp = halves(params)
-            (f, memory), _ = onwards.forward(to_attention._replace(key=None), With(x, memory))
-            u = lax.add(x, f)
-            h = normalize(params.attention.norm, u, statistics(norm, u, eps))
-            w = lax.add(h, mlp.forward(to_mlp, h)[0])
-            return normalize(params.mlp.norm, w, statistics(norm, w, eps)), memory
-
-        return decoder(leaf, start, step)
-
-    return Layer(init, forward, closed(opened), who, decoding=decoding, opened=opened)
+    return Layer(init, forward, closed(opened), who, decoding=partial(_decoding, plain[0], halves, then), opened=opened)
 
 
 @called_as(transformer_block)
 def reference(
-    params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, **own
+    params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, mlp_dropout, **own
 ) -> Array:
     sequence = x.x if isinstance(x, MaskedSequence) else x
-    attention = params.attention._replace(key=params.key)
-    with_bias = bool(bias) and bias != "qkv"
+    attention, mlp = params.attention._replace(key=params.key), params.mlp._replace(key=params.key)
+    of_mlp = hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps, mlp_dropout
     if post_norm:
         assert attention.norm is not None
-        assert params.mlp.norm is not None
-        of_attention, of_mlp = attention._replace(norm=None), params.mlp._replace(norm=None)
-        u = sequence + attention_block.reference(of_attention, x, norm=norm, bias=bias, eps=eps, **own)
+        assert mlp.norm is not None
+        u = sequence + attention_block.reference(attention._replace(norm=None), x, norm=norm, bias=bias, eps=eps, **own)
         h = naive_norm(u, *attention.norm, eps, norm)
-        w = h + mlp_block.reference(of_mlp, h, hidden, activation, gated, norm, with_bias, eps)
-        return naive_norm(w, *params.mlp.norm, eps, norm)
+        w = h + mlp_block.reference(mlp._replace(norm=None), h, *of_mlp)
+        return naive_norm(w, *mlp.norm, eps, norm)
     h = sequence + attention_block.reference(attention, x, norm=norm, bias=bias, eps=eps, **own)
-    return h + mlp_block.reference(params.mlp, h, hidden, activation, gated, norm, with_bias, eps)
+    return h + mlp_block.reference(mlp, h, *of_mlp)
 
 
 _EPS = Interval(1e-6, 0.1, 1e-6)
+_OF_ATTENTION, _OF_MLP = (half.PARAMS._replace(key=None) for half in (attention_block, mlp_block))
 
 RULE = Rule(
     "transformer_block",
@@ -310,21 +314,8 @@ RULE = Rule(
         Case(
             "gelu, layer norm, a window on both sides, a soft cap",
             Real("B T d"),
-            {
-                "heads": 2,
-                "hidden": 12,
-                "activation": "gelu",
-                "head_dim": 3,
-                "gated": False,
-                "norm": "layer",
-                "rope": None,
-                "causal": False,
-                "window": (4, 2),
-                "bias": True,
-                "eps": _EPS,
-                "block": 16,
-                "soft_cap": 2.0,
-            },
+            {"heads": 2, "head_dim": 3, "hidden": 12, "activation": "gelu", "gated": False, "rope": None, "eps": _EPS}
+            | {"norm": "layer", "causal": False, "window": (4, 2), "bias": True, "block": 16, "soft_cap": 2.0},
             never_empty=("T",),
             fixed={"d": 8},
         ),
@@ -335,6 +326,14 @@ RULE = Rule(
             | {"post_norm": True, "rope": None},
             never_empty=("T",),
             fixed={"B": 2, "d": 8, "F": 6, "u": 1},
+        ),
+        Case(
+            "dropout of both halves",
+            Real("B T d"),
+            {"heads": 2, "kv_heads": 1, "hidden": Size("F"), "gated": False, "dropout": 0.25, "mlp_dropout": 0.5},
+            params=specs(TransformerBlockParams, _OF_ATTENTION, _OF_MLP, Key()),
+            fixed={"B": 2, "d": 8, "m": 16, "F": 6},
+            least={"T": 2},
         ),
         Case(
             "a kernel",
