@@ -59,6 +59,23 @@ def test_the_gradient_does_not_drift_where_costs_are_far_beyond_gamma():
     assert 9 <= np.sum(dD) <= 15
 
 
+def test_lengths_are_those_of_each_pair_and_what_is_behind_is_not_looked_at():
+    """As of the pair cut to its lengths; NaN behind them is in nothing. A pair of which one is empty has no path."""
+    D = np.random.default_rng(0).normal(size=(5, 6, 4))
+    n, m = np.array([6, 3, 1, 6, 2]), np.array([4, 2, 4, 1, 0])
+    behind = (np.arange(6)[:, None] >= n[:, None, None]) | (np.arange(4) >= m[:, None, None])
+    with jax.enable_x64(True):
+        layer = bpref.soft_dtw(0.7)
+        J, _, (dD, *of_lengths) = backpropagate(layer, (), (jnp.asarray(np.where(behind, np.nan, D)), n, m))
+        assert of_lengths == [None, None]
+        assert np.all(dD[behind] == 0)
+        assert (J[-1], np.abs(dD[-1]).max()) == (np.inf, 0)
+        for b in range(4):
+            of_cut, _, d_cut = backpropagate(layer, (), jnp.asarray(D[b : b + 1, : n[b], : m[b]]))
+            np.testing.assert_allclose(J[b], of_cut[0], rtol=1e-14)
+            np.testing.assert_allclose(dD[b, : n[b], : m[b]], d_cut[0], rtol=1e-13)
+
+
 test_wrong_calls_are_refused = refusals(
     {
         "soft_dtw: gamma is 0.0, expected a positive number": lambda: bpref.soft_dtw(0.0),
