@@ -69,6 +69,27 @@ def test_a_linear_equation_has_an_exponential_and_the_error_is_of_order_4(time):
         assert 14 < errors[0] / errors[1] < 18
 
 
+def test_a_rate_that_depends_on_the_time_has_it_in_x():
+    """dz/dt = t z from t0 on is z = exp(((t0 + 1)^2 - t0^2) / 2) x = exp(t0 + 1/2) x, and so dt0 = z dz."""
+
+    def forward(params, x):
+        z, t = x
+        return (t * z, jnp.ones_like(t)), x
+
+    def backward(params, x, dy):
+        (z, t), (d, _) = x, dy
+        return (), (t * d, z * d)
+
+    with jax.enable_x64(True):
+        layer = bpref.neural_ode(bpref.Layer(lambda key, x: (), forward, backward, "timed"), 40)
+        _, x, dz = drawn(layer)
+        t0 = jnp.full_like(x, 0.3)
+        (z, t), _, (dx, dt0) = backpropagate(layer, (), (x, t0), (dz, jnp.zeros_like(t0)))
+        np.testing.assert_allclose(t, 1.3, rtol=1e-12)
+        for came, expected in ((z, np.exp(0.8) * x), (dx, np.exp(0.8) * dz), (dt0, np.exp(0.8) * x * dz)):
+            np.testing.assert_allclose(came, expected, rtol=1e-6)
+
+
 def test_it_is_scipys_solution():
     with jax.enable_x64(True):
         layer = bpref.neural_ode(f(), 50)
