@@ -26,6 +26,7 @@ def naive_attention(params: AttentionParams, x: Heads, dropout: float = 0.0, **o
         z = jnp.concatenate([z, sink], -1)
     p = jnp.where(seen, jax.nn.softmax(z)[..., :S], 0)
     if dropout:
+        assert x.key is not None
         p = p * naive_kept(x.key, dropout, p.shape, x.q.dtype)
     return jnp.einsum("...nts,...snd->...tnd", p, v)
 

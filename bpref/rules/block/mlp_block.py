@@ -183,6 +183,7 @@ def reference(params: MlpBlockParams, x: Array, activation, gated, norm, eps, dr
     else:
         a = g(z)
     if dropout:
+        assert params.key is not None
         a = a * naive_kept(params.key, dropout, a.shape, a.dtype, from_the_end=True)
     return naive_affine(params.W_out, params.b_out, a)
 

@@ -198,7 +198,7 @@ def _block(who: str, attention: Layer, mlp: Layer, plain: tuple) -> Layer:
         return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp[:3])
 
     def opened(params, cache, dy):
-        of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:], cache.key)
+        of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:], key=cache.key)
         to_attention, to_mlp = halves(params)
         assert mlp.opened is not None
         assert attention.opened is not None
