@@ -28,14 +28,14 @@ def squares(gradients):
 
 def images():
     block = bpref.residual(bpref.convolution(3, (3, 3), padding="same"), bpref.group_norm(1), bpref.relu())
-    network = bpref.channels_first(
+    network = bpref.serial(
         stem=bpref.convolution(3, (3, 3), padding="same"),
         blocks=bpref.scan(bpref.remat(block), 2),
         pool=bpref.global_pool(),
         head=bpref.linear(2),
     )
     J = bpref.objective(network=network, loss=bpref.softmax_cross_entropy())
-    return J, (RNG.normal(size=(N, 2, 4, 4)), np.arange(N) % 2)
+    return J, (RNG.normal(size=(N, 4, 4, 2)), np.arange(N) % 2)
 
 
 def branches():

@@ -94,13 +94,14 @@ class Checkpoints:
     def written(self) -> Iterator[None]:
         """Within, checkpoints are saved; after it the last one is on disk, also where something was raised.
 
-        Else it would go on being written while another run, or this one gone on with, is in the directory.
+        Else it would be written while another run is in the directory. Of several processes one may be lost.
         """
         try:
             yield
         except BaseException:
-            with suppress(Unwritable):
-                self.wait()
+            if not are_many():
+                with suppress(Unwritable):
+                    self.wait()
             raise
         self.wait()
 
