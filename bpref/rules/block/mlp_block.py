@@ -5,27 +5,27 @@ Forward, with x of shape (..., d), F hidden features, g the activation and i a r
     n_i = gamma xhat_i + beta,   xhat_i = (x_i - mu_i) r_i                (..., d)        mu = beta = 0: RMS norm
     z_i = W_in n_i + b_in                                                 (..., F), (..., 2 F) where it is gated
     a_i = g(z_i),  or with z_i = (u_i, t_i) its halves  u_i g(t_i)        (..., F)
-    y_i = W_out (r_i a_i) + b_out                                         (..., d)        r = 1 without dropout
+    y_i = W_out (k_i a_i) + b_out                                         (..., d)        k = 1 without dropout
 
-r is 0 with the probability of dropout, and else 1 / (1 - that), for each element, by the key and the element's place.
+k is 0 with the probability of dropout, and else 1 / (1 - that), for each element, by the key and the element's place.
 Gated with silu it is SwiGLU, with gelu GEGLU.
 
 Differential:
 
-    delta y_i = W_out (r_i delta a_i) + (delta W_out) (r_i a_i) + delta b_out
+    delta y_i = W_out (k_i delta a_i) + (delta W_out) (k_i a_i) + delta b_out
     delta a_i = g'(z_i) delta z_i,  or  g(t_i) delta u_i + u_i g'(t_i) delta t_i
     delta z_i = W_in delta n_i + (delta W_in) n_i + delta b_in
 
 and delta n as in the norms. The factor of each perturbation:
 
-    da_i = r_i (W_out^T dy_i)        dW_out = sum_i dy_i (r_i a_i)^T      (..., F), (d, F)
+    da_i = k_i (W_out^T dy_i)        dW_out = sum_i dy_i (k_i a_i)^T      (..., F), (d, F)
     dz_i = da_i g'(z_i),  or  (da_i g(t_i), da_i u_i g'(t_i))             of z's shape
     dn_i = W_in^T dz_i               dW_in = sum_i dz_i n_i^T             (..., d), (F or 2 F, d)
     dx_i = r_i (f_i - mean f_i - xhat_i mean(f_i xhat_i)),   f = gamma dn (..., d)        no mean f: RMS norm
 
 Cached: x, two numbers for each of its rows (one for the RMS norm), and z, which cost a product of matrices. That is the
 least from which no such product is made a second time: n and a, which the two dW need, are a few operations for each
-element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides. r is drawn again from the key.
+element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides. k is drawn again from the key.
 
 Numerical care: the norm and g in float32 at least, products of half precision are summed in float32; z and a are
 rounded to x's dtype. About the tails and kinks of g, see `gelu`, `silu` and `relu`.

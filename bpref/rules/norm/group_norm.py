@@ -25,8 +25,8 @@ the adjoint. It is the same at all positions, so that two sums over these serve 
 Cached: x, and mu and r, two numbers for each group of an example. xhat is one subtraction and one product away.
 
 Numerical care: as in layer norm, the variance in two passes, dx for any ratio of var to eps, half precision in
-float32. Along more than 1,024 places sums are taken in blocks. A group of a single value is xhat = 0, and passes no
-gradient to x.
+float32. Sums are taken over the positions, and of these over a group's channels. A group of a single value
+is xhat = 0, and passes no gradient to x.
 """
 
 from typing import NamedTuple
