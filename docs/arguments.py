@@ -135,7 +135,11 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         'norm="ortho"': 'torch.fft.fft(x, norm="ortho")',
     },
     "matrix_norm": {'"nuc"': 'torch.linalg.matrix_norm(x, "nuc")', "2": "torch.linalg.matrix_norm(x, 2)"},
-    "pseudo_inverse": {"rtol=0.1": "torch.linalg.pinv(x, rtol=0.1)"},
+    "pseudo_inverse": {
+        "rtol=0.1": "torch.linalg.pinv(x, rtol=0.1)",
+        "atol=0.1": "torch.linalg.pinv(x, atol=0.1)",
+        "hermitian=True": "torch.linalg.pinv((x + x.mT) / 2, hermitian=True)",
+    },
     "qr": {'mode="r"': 'torch.linalg.qr(x, mode="r").R'},
     "triangular_solve": {
         "lower=True": "torch.linalg.solve_triangular(*x, upper=False)",

@@ -31,6 +31,11 @@ def adjoint(A: Array) -> Array:
     return jnp.conj(transpose(A))
 
 
+def hermitian_part(A: Array) -> Array:
+    """1/2 (A + A^H), which of real A is the symmetric part."""
+    return 0.5 * (A + adjoint(A))
+
+
 def identity_like(A: Array) -> Array:
     """The identity for each square matrix of the batch A."""
     return jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=A.dtype), A.shape)

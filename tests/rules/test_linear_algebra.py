@@ -21,6 +21,9 @@ BAD_CALLS = {
         lambda: bpref.matrix_norm().forward((), WIDE[:0])
     ),
     "pseudo_inverse: rtol is 2.0, expected a number from 0 to 1": lambda: bpref.pseudo_inverse(2.0),
+    "pseudo_inverse: x has shape (3, 4), expected (..., n, n): a Hermitian matrix is square": (
+        lambda: bpref.pseudo_inverse(hermitian=True).forward((), WIDE)
+    ),
     "determinant: x has shape (3, 4), expected (..., n, n)": lambda: bpref.determinant().forward((), WIDE),
     "least_squares: B has shape (2, 4), expected (*b, m, k) = (3, k) by A (3, 4)": (
         lambda: bpref.least_squares().forward((), (WIDE, WIDE[:2]))
@@ -263,6 +266,14 @@ def test_a_pseudo_inverse_leaves_out_what_is_below_its_threshold():
     Y, dA = sweep(bpref.pseudo_inverse(), jnp.diag(jnp.array([2.0, 0.0])))
     np.testing.assert_allclose(Y, [[0.5, 0], [0, 0]], atol=1e-6)
     assert np.isfinite(dA).all()
+
+
+def test_a_threshold_of_its_own_leaves_out_as_much_of_a_symmetric_matrix():
+    A = jnp.array([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, -0.5]])
+    for hermitian in (False, True):
+        Y, dA = sweep(bpref.pseudo_inverse(atol=1.0, hermitian=hermitian), A)
+        np.testing.assert_allclose(Y, [[3 / 8, -1 / 8, 0], [-1 / 8, 3 / 8, 0], [0, 0, 0]], atol=1e-6)
+        np.testing.assert_allclose(dA, dA.T, atol=1e-6)
 
 
 def test_a_transform_of_four_signs():

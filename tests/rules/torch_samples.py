@@ -8,7 +8,7 @@ makes them by PyTorch's own operations, so that their adjoints carry our cotange
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from bpref.verify.numbers.measure import relative_error
 from tests.rules.sweeping import in_one_program
 
 EXACT = 1e-10
-"""The largest relative error, in float64."""
+"""The largest relative error, in float64, of complex numbers in complex128."""
 
 ROUND_OFF = 1e-12
 """Of numbers of the samples' size: what is nothing else beside a 0, in either, is no error."""
@@ -64,13 +64,15 @@ class Outcome(NamedTuple):
 class Row(NamedTuple):
     """What a table says of one of PyTorch's functions; a tolerance for one that PyTorch computes less precisely.
 
-    Of a function with many hundreds of samples one in `every` so many is looked at.
+    Of a function with many hundreds of samples one in `every` so many is looked at. A function that reads one triangle
+    of x `of_hermitian` is called with x + x^H, as PyTorch calls it where it checks its gradients.
     """
 
     ours: Translation
     expected: Outcome
     tolerance: float = EXACT
     every: int = 1
+    of_hermitian: bool = False
 
 
 Table = Mapping[str, Row]
@@ -101,8 +103,9 @@ def _infos() -> dict[str, Any]:
     return {info.full_name: info for info in op_db}
 
 
-def assert_as_expected(name: str, table: Table) -> None:
-    """Every sample of a function that its layer expresses agrees, forward and backward, and they are as many as said.
+def assert_as_expected(name: str, table: Table, dtype: str = "float64") -> None:
+    """Every sample of a function, of that dtype, that its layer expresses agrees, forward and backward, and they are as
+    many as said.
 
     Another version of PyTorch has other samples: of them it is asked alone that they agree.
     """
@@ -112,7 +115,7 @@ def assert_as_expected(name: str, table: Table) -> None:
     torch.manual_seed(0)
     row = table[name]
     agreed, reasons, wrong = 0, Counter(), []
-    for k, sample in enumerate(infos[name].sample_inputs("cpu", torch.float64, requires_grad=True)):
+    for k, sample in enumerate(infos[name].sample_inputs("cpu", getattr(torch, dtype), requires_grad=True)):
         if k % row.every:
             continue
         ours = row.ours(sample.input, *sample.args, **sample.kwargs)
@@ -120,7 +123,9 @@ def assert_as_expected(name: str, table: Table) -> None:
             reasons[ours] += 1
             continue
         agreed += 1
-        errors = _errors(infos[name], sample, ours)
+        info = infos[name]
+        op = partial(info.gradcheck_wrapper, info.op) if row.of_hermitian else info.op
+        errors = _errors(op, sample, ours)
         if max(errors, default=0) > row.tolerance:
             wrong.append(f"sample {k}, {sample.summary()}: {errors}")
     assert not wrong, "\n".join(wrong)
@@ -129,7 +134,7 @@ def assert_as_expected(name: str, table: Table) -> None:
         assert came == expected, f"{came}, expected {expected}"
 
 
-def _errors(info: Any, sample: Any, ours: Ours) -> list[float]:
+def _errors(op: Callable[..., Any], sample: Any, ours: Ours) -> list[float]:
     """The relative errors of the outputs, and of the cotangents of the sample's tensors."""
     import torch
 
@@ -138,7 +143,7 @@ def _errors(info: Any, sample: Any, ours: Ours) -> list[float]:
     leaves = [v for v in tensors if v.requires_grad]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, of arguments of its own
-        theirs = jax.tree.leaves(ours.select(info.op(sample.input, *sample.args, **sample.kwargs)))
+        theirs = jax.tree.leaves(ours.select(op(sample.input, *sample.args, **sample.kwargs)))
     dy_theirs = [torch.randn_like(v) if v.requires_grad else None for v in theirs]
     d_theirs = _pulled(theirs, leaves, dy_theirs)
 
