@@ -99,15 +99,7 @@ BAD_CALLS = {
     "TypeError: tied_embedding: x has dtype float32, expected an integer dtype such as int32": (
         lambda: called(bpref.tied_embedding(3, 4, bpref.tanh()), IDS, X)
     ),
-    "einsum: the equation is 'ij,jk', expected two operands and an output, such as 'ij,jk->ik'": (
-        lambda: bpref.einsum("ij,jk")
-    ),
-    "einsum: the equation is 'ij,jk,kl->il', expected two operands and an output, such as 'ij,jk->ik'": (
-        lambda: bpref.einsum("ij,jk,kl->il")
-    ),
-    "einsum: the equation is 'ii,ij->j', the index 'i' stands twice in 'ii'; take the diagonal first": (
-        lambda: bpref.einsum("ii,ij->j")
-    ),
+    "einsum: the equation is 'ij->ii', the index 'i' stands twice in the output": lambda: bpref.einsum("ij->ii"),
     "einsum: the equation is 'ij,jk->il', the index 'l' of the output stands in no operand": (
         lambda: bpref.einsum("ij,jk->il")
     ),
@@ -117,20 +109,24 @@ BAD_CALLS = {
     "einsum: the equation is 'i1,1k->ik', expected letters and at most one '...' in 'i1'": (
         lambda: bpref.einsum("i1,1k->ik")
     ),
-    "einsum 'ij,jk->ik': 'j' is 4 in left (2, 4), 2 in right (2, 3)": (
+    "einsum 'ij,jk->ik': 'j' is 4 in x[0] (2, 4), 2 in x[1] (2, 3)": (
         lambda: bpref.einsum("ij,jk->ik").forward((), (X, Y))
     ),
-    "einsum '...i,...j->...ij': an axis of '...' is 2 in left (2, 4), 1 in right (1, 3)": (
+    "einsum 'ii': 'i' is 2 in x (2, 4), 4 in x (2, 4)": lambda: bpref.einsum("ii").forward((), X),
+    "einsum '...i,...j->...ij': an axis of '...' is 2 in x[0] (2, 4), 1 in x[1] (1, 3)": (
         lambda: bpref.einsum("...i,...j->...ij").forward((), (X, jnp.ones((1, 3))))
     ),
-    "einsum '...i,...j->...ij': '...' stands for different numbers of axes: left (2, 4), right (3,)": (
-        lambda: bpref.einsum("...i,...j->...ij").forward((), (X, jnp.ones(3)))
-    ),
-    "einsum 'ij,...jk->...ik': right has shape (4,), expected at least 2 axes for '...jk'": (
+    "einsum 'ij,...jk->...ik': x[1] has shape (4,), expected at least 2 axes for '...jk'": (
         lambda: bpref.einsum("ij,...jk->...ik").forward((), (X, jnp.ones(4)))
     ),
-    "einsum 'i,jk->ik': left has shape (2, 4), expected 1 axis for 'i'": (
+    "einsum 'i,jk->ik': x[0] has shape (2, 4), expected 1 axis for 'i'": (
         lambda: bpref.einsum("i,jk->ik").forward((), (X, Y))
+    ),
+    "TypeError: einsum: x is a tuple of 2, expected a tuple (x[0], x[1], x[2])": (
+        lambda: bpref.einsum("ij,jk,kl").forward((), (X, Y))
+    ),
+    "TypeError: einsum: x[1] has dtype bfloat16, x[0] has float32; cast one to the other's": (
+        lambda: bpref.einsum("ij,ij->").forward((), (X, X.astype(jnp.bfloat16)))
     ),
 }
 
@@ -293,3 +289,9 @@ def test_an_ellipsis_in_both_operands_stands_for_the_same_axes():
     y, _, (dleft, _) = backpropagate(layer, (), (left, right), dy.transpose(1, 0, 3, 2))
     np.testing.assert_allclose(y, left.transpose(2, 0, 1)[..., None] * right[None], rtol=1e-6)
     np.testing.assert_allclose(dleft, np.einsum("zaby,zyb->zya", dy, right), rtol=1e-5, atol=1e-6)
+
+
+def test_three_operands_are_multiplied_in_the_cheapest_order_and_the_cache_keeps_what_is_between():
+    A, B, C = normal(50, 2), normal(2, 50), normal(50, 3)
+    _, cache = bpref.einsum("ab,bc,cd->ad").forward((), (A, B, C))
+    assert [v.shape for v in cache.factors] == [(50, 2), (2, 50), (50, 3), (2, 3)]

@@ -154,6 +154,10 @@ EQUATIONS = [
     "ij,ij->",
     "...d,dm->...m",
     "a...,...b->...ab",
+    "...ik,...j->ij",
+    "ij,kj",
+    "iji->j",
+    "aab,bc,cdd->ad",
 ]
 
 
@@ -162,4 +166,7 @@ def test_einsum(draw, equation):
     size_of = dict(zip("abcdhijkmnpqxy", draw.sizes(14), strict=True))
     operands = equation.replace("...", "xy").split("->")[0].split(",")
     x = tuple(draw.normal(*(size_of[i] for i in indices)) for indices in operands)
-    assert_same(bpref.einsum(equation), lambda _, x: torch.einsum(equation, *x), (), x)
+    if len(x) == 1:
+        assert_same(bpref.einsum(equation), lambda _, x: torch.einsum(equation, x), (), x[0])
+    else:
+        assert_same(bpref.einsum(equation), lambda _, x: torch.einsum(equation, *x), (), x)
