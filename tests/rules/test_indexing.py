@@ -41,6 +41,9 @@ BAD_CALLS = {
     "segment_sum: ids has shape (3,), expected (N,) = (4,) by data (4, 3)": (
         lambda: bpref.segment_sum(2, axis=1).forward((), (X, IDS))
     ),
+    "segment_max: ids has shape (2, 4), expected (N,) = (4,) or (*lines, N) = (3, 4) by data (3, 4)": (
+        lambda: bpref.segment_max(2, axis=-1).forward((), (X, jnp.zeros((2, 4), jnp.int32)))
+    ),
     "sort: x has shape (), which has no axis 1": lambda: bpref.sort(1).forward((), jnp.ones(())),
     "sort: descending is 'yes', expected True or False": lambda: bpref.sort(descending="yes"),
     "top_k: smallest is 1, expected True or False": lambda: bpref.top_k(1, smallest=1),

@@ -110,6 +110,17 @@ def test_those_who_tie_share_as_in_pytorch(rng):
     assert_same(layer, lambda _, x: torch.scatter_reduce(x[0], -1, x[1], x[2], "amax"), (), x)
 
 
+def segments(reduce, axis):
+    """The layer of so many segments that does what PyTorch's does."""
+    return {
+        "sum": lambda S: bpref.segment_sum(S, axis=axis),
+        "mean": lambda S: bpref.segment_sum(S, mean=True, axis=axis),
+        "prod": lambda S: bpref.segment_prod(S, axis),
+        "max": lambda S: bpref.segment_max(S, axis=axis),
+        "min": lambda S: bpref.segment_max(S, minimum=True, axis=axis),
+    }[reduce]
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "max", "min"])
 def test_segments_along_an_axis(rng, reduce, axis):
@@ -118,15 +129,22 @@ def test_segments_along_an_axis(rng, reduce, axis):
     lengths = rng.multinomial(data.shape[axis], np.ones(3) / 3)
     lengths = lengths[lengths > 0]
     ids = np.repeat(np.arange(len(lengths)), lengths)
-    make = {
-        "sum": lambda S: bpref.segment_sum(S, axis=axis),
-        "mean": lambda S: bpref.segment_sum(S, mean=True, axis=axis),
-        "prod": lambda S: bpref.segment_prod(S, axis),
-        "max": lambda S: bpref.segment_max(S, axis=axis),
-        "min": lambda S: bpref.segment_max(S, minimum=True, axis=axis),
-    }[reduce]
 
     def twin(_, x):
         return torch.segment_reduce(x[0].movedim(axis, 0), reduce, lengths=torch.tensor(lengths)).movedim(0, axis)
 
-    assert_same(make(len(lengths)), twin, (), (data, ids))
+    assert_same(segments(reduce, axis)(len(lengths)), twin, (), (data, ids))
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "max", "min"])
+def test_each_line_has_segments_of_its_own(rng, reduce, axis):
+    data = rng.normal(size=(3, 2, 7))[..., : 7 if axis == -1 else 4]
+    *lines, N = data.shape[: axis % 3 + 1]
+    lengths = 1 + rng.multinomial(N - 2, np.ones(2) / 2, size=lines)
+    ids = np.stack([np.repeat([0, 1], one) for one in lengths.reshape(-1, 2)]).reshape(*lines, N)
+
+    def twin(_, x):
+        return torch.segment_reduce(x[0], reduce, lengths=torch.tensor(lengths), axis=axis % 3)
+
+    assert_same(segments(reduce, axis)(2), twin, (), (data, ids))

@@ -5,7 +5,8 @@ Forward, with data x of shape (N, ...), integer ids i of shape (N,), elements k 
     y_sk = max over n with i_n = s of x_nk                                y: (S, ...)
 
 or the minimum, which is -max of -x. An empty segment has y_s = -inf, as a minimum inf. Ids need not be sorted; one
-outside [0, S) belongs to no segment, a negative one too, as in `jax.ops.segment_max`.
+outside [0, S) belongs to no segment, a negative one too, as in `jax.ops.segment_max`. Along another axis each line is
+such data: with the same ids, or with those of its own.
 
 Differential: where one row is the largest, delta y_sk = delta x_nk of that row. With a_nk = [x_nk = y_{i_n k}], the
 rows that attain the maximum, and c_sk = sum_n [i_n = s] a_nk their number,
@@ -52,7 +53,8 @@ def segment_max(
     Args:
       num_segments: S, the number of segments.
       minimum: whether y is the smallest instead.
-      axis: the axis of data that the ids are along, in whose place y has the segments.
+      axis: the axis of data that the ids are along, in whose place y has the segments. Ids `(*lines, N)`, of the shape
+        of data up to this axis, are each line's own, in place of the same ones in all.
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`, -inf where a
@@ -61,7 +63,8 @@ def segment_max(
       segment, and its cotangent is 0. dx is `(ddata, None)`.
 
     Raises:
-      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row.
+      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row,
+        or in each line one.
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_max"
@@ -87,6 +90,8 @@ def segment_max(
 def reference(
     params: tuple[()], x: tuple[Array, Array], num_segments: int, minimum: bool = False, axis: int = 0
 ) -> Array:
+    if x[1].ndim > 1:
+        return jax.vmap(lambda *line: reference(params, line, num_segments, minimum, axis % x[0].ndim - 1))(*x)
     rows = jnp.moveaxis(x[0], axis, 0)
     return jnp.moveaxis((jax.ops.segment_min if minimum else jax.ops.segment_max)(rows, x[1], num_segments), 0, axis)
 

@@ -5,7 +5,7 @@ Forward, with data x of shape (N, ...), integer ids i of shape (N,), elements k 
     y_sk = product over n with i_n = s of x_nk                            y: (S, ...)
 
 An empty segment has y_s = 1. Ids need not be sorted; one outside [0, S) belongs to no segment, a negative one too, as
-in `jax.ops.segment_prod`.
+in `jax.ops.segment_prod`. Along another axis each line is such data: with the same ids, or with those of its own.
 
 Differential, by the product rule: each row is a factor of one product at most, and
 
@@ -28,6 +28,7 @@ in float32. Overflow and underflow are met only where a product of some of the r
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt
@@ -52,7 +53,8 @@ def segment_prod(num_segments: int, axis: int = 0) -> Layer[tuple[()], tuple[Arr
 
     Args:
       num_segments: S, the number of segments.
-      axis: the axis of data that the ids are along, in whose place y has the segments.
+      axis: the axis of data that the ids are along, in whose place y has the segments. Ids `(*lines, N)`, of the shape
+        of data up to this axis, are each line's own, in place of the same ones in all.
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`, 1 where a
@@ -60,7 +62,8 @@ def segment_prod(num_segments: int, axis: int = 0) -> Layer[tuple[()], tuple[Arr
       `(ddata, None)`.
 
     Raises:
-      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row.
+      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row,
+        or in each line one.
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_prod"
@@ -102,6 +105,8 @@ def _column(of_rows: Array, data: Array) -> Array:
 
 def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int, axis: int = 0) -> Array:
     data, ids = x
+    if ids.ndim > 1:
+        return jax.vmap(lambda *line: reference(params, line, num_segments, axis % data.ndim - 1))(data, ids)
     rows = jnp.moveaxis(data, axis, 0)
     is_in = ids[:, None] == jnp.arange(num_segments, dtype=ids.dtype)[None]
     is_in = jnp.broadcast_to(is_in.reshape(*is_in.shape, *[1] * (rows.ndim - 1)), (*is_in.shape, *rows.shape[1:]))
@@ -122,8 +127,8 @@ RULE = Rule(
             timed={"N": 4096, "d": 64, "S": 512},
         ),
         Case(
-            "another axis",
-            (Real("B N d", -2.0, 2.0), Integer("N", 0, "S")),
+            "each line's own ids",
+            (Real("B N d", -2.0, 2.0), Integer("B N", 0, "S", points=(-1, 99))),
             {"num_segments": Size("S"), "axis": 1},
             never_empty=("S",),
         ),

@@ -6,7 +6,8 @@ Forward, with data x of shape (N, ...), integer ids i of shape (N,), and c_s the
     mean:  y_s = sum_n [i_n = s] x_n / max(c_s, 1)
 
 An empty segment has y_s = 0, also as a mean. Ids need not be sorted; one outside [0, S) belongs to no segment, a
-negative one too, as in `jax.ops.segment_sum`.
+negative one too, as in `jax.ops.segment_sum`. Along another axis each line is such data: with the same ids, or with
+those of its own.
 
 Differential: delta y_s = w_s sum_n [i_n = s] delta x_n, with w_s = 1 for the sum and 1 / max(c_s, 1) for the mean.
 Each row is in one sum at most, so the factor of delta x_n is one term, the cotangent of its segment:
@@ -49,14 +50,16 @@ def segment_sum(
     Args:
       num_segments: S, the number of segments.
       mean: whether each sum is divided by its number of rows (at least 1).
-      axis: the axis of data that the ids are along, in whose place y has the segments.
+      axis: the axis of data that the ids are along, in whose place y has the segments. Ids `(*lines, N)`, of the shape
+        of data up to this axis, are each line's own, in place of the same ones in all.
 
     Returns:
       A layer with params `()`, x `(data, ids)`, data `(N, ...)`, integer ids `(N,)`, and y `(S, ...)`. A row whose id
       is outside `[0, S)` is in no segment, and its cotangent is 0. dx is `(ddata, None)`.
 
     Raises:
-      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row.
+      ValueError: num_segments is not a positive integer; data has no such axis; there is not one id for each row,
+        or in each line one.
       TypeError: x is no pair; data is not floating-point; the ids are not integers.
     """
     who = "segment_sum"
@@ -85,6 +88,8 @@ def _divided(rows: Array, counts: Array) -> Array:
 
 
 def reference(params: tuple[()], x: tuple[Array, Array], num_segments: int, mean: bool = False, axis: int = 0) -> Array:
+    if x[1].ndim > 1:
+        return jax.vmap(lambda *line: reference(params, line, num_segments, mean, axis % x[0].ndim - 1))(*x)
     if axis != 0:
         return jnp.moveaxis(reference(params, (jnp.moveaxis(x[0], axis, 0), x[1]), num_segments, mean), 0, axis)
     data, ids = x
@@ -111,8 +116,8 @@ RULE = Rule(
             timed={"N": 16384, "d": 64, "S": 2048},
         ),
         Case(
-            "mean along another axis",
-            (Real("B N d"), Integer("N", 0, "S")),
+            "mean, each line's own ids",
+            (Real("B N d"), Integer("B N", 0, "S", points=(-1, 99))),
             {"num_segments": Size("S"), "mean": True, "axis": -2},
             never_empty=("S",),
         ),
