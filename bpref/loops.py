@@ -56,8 +56,8 @@ def for_blocks(count: int, size: int, add: Callable[..., PyTree], carry: PyTree)
     return add(carry, whole * size, rest) if rest else carry
 
 
-def block_of(v: Array, start: Array | int, size: int) -> Array:
-    return lax.dynamic_slice_in_dim(v, start, size, 0)
+def block_of(v: Array, start: Array | int, size: int, axis: int = 0) -> Array:
+    return lax.dynamic_slice_in_dim(v, start, size, axis)
 
 
 def among_devices() -> bool:

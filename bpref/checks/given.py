@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bpref.checks.shapes import Call, axes_of, fields_of, has_its_own_dtype, is_declared_array, normalized, shown
+from bpref.checks.shapes import Axis, Call, axes_of, fields_of, has_its_own_dtype, is_declared_array, normalized, shown
 from bpref.dtypes import described, require_array, require_floating
 
 ARRAYS: set[type] = set()
@@ -142,7 +142,8 @@ class _Params:
         who = self.call.who
         require_array(who, name, v)
         if v.shape != drawn.shape:
-            symbols = next((f"{shown(axes_of(dims))} = " for dims in _dims(form) if dims), "")
+            forms = [axes_of(dims) for dims in _dims(form) if dims]
+            symbols = next((f"{shown(axes)} = " for axes in forms if _are_as_many(axes, drawn)), "")
             raise ValueError(f"{who}: {name} has shape {v.shape}, expected {symbols}{drawn.shape}, {self.because}")
         for dims in _dims(form) if "." not in name else ():  # an inner layer's symbols are its own
             self.call.require_one_size(name, v, axes_of(dims))
@@ -157,6 +158,10 @@ class _Params:
 def _dims(form: object) -> list[str]:
     """The shapes that an annotation names."""
     return [f.dim_str for f in getattr(form, "__args__", (form,)) if is_declared_array(f)]
+
+
+def _are_as_many(axes: tuple[Axis, ...], v: PyTree) -> bool:
+    return len(axes) == v.ndim or any(axis.many for axis in axes)
 
 
 def _joined(name: str, field: object) -> str:

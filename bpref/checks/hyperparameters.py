@@ -65,6 +65,13 @@ def require_sizes(who: str, **sizes: object) -> tuple[int, ...]:
     return tuple(require_size(who, name, n) for name, n in sizes.items())
 
 
+def require_axes(who: str, axes: object) -> tuple[int, ...]:
+    """`axes` as Python has them; raise unless they are the sizes of some axes, or of none."""
+    if not isinstance(axes, tuple | list) or not all(is_integer(n) and n > 0 for n in axes):
+        raise ValueError(f"{who}: axes is {axes!r}, expected a tuple of positive integers")
+    return tuple(map(plain, axes))
+
+
 def require_count(who: str, name: str, n: object) -> int:
     """`n` as Python has it; raise unless it, such as an index, is an integer of at least 0."""
     if not is_integer(n) or n < 0:

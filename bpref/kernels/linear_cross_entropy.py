@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from bpref.checks.hyperparameters import require_choice
 from bpref.dtypes import cast, wide_dtype, widen
 from bpref.formulas.loss.class_blocks import Blocks, Classes, Slopes, Sums, pull_sums, sums_over
 from bpref.kernels.launch import (
+    IMPLEMENTATIONS,
     LANES,
     OF_A_TPU,
     ON_CHIP,
@@ -36,6 +38,23 @@ ROWS = 512
 """How many rows a run has."""
 
 FOR = ("cpu", "tpu")
+
+
+def require_form(who: str, implementation: str, **without: object) -> str:
+    """The hyperparameter `implementation`; "xla" in place of "auto" where arguments are given that kernels are without.
+
+    Raises:
+      ValueError: it is none of the three; there is no kernel for a GPU, or for these arguments.
+    """
+    require_choice(who, "implementation", implementation, IMPLEMENTATIONS)
+    given = {name: v for name, v in without.items() if v}
+    if implementation != "pallas":
+        return "xla" if given else implementation
+    for name, v in given.items():
+        raise ValueError(f'{who}: {name} is {v}; implementation "pallas" has none, "xla" has')
+    if jax.default_backend() == "gpu":
+        raise ValueError(f'{who}: implementation "pallas" has no kernels for a GPU, "xla" is for all')
+    return implementation
 
 
 def sums_by_kernel(blocks: Blocks, classes: Classes, A: Array, y: Array) -> Sums:

@@ -12,8 +12,10 @@ def naive_affine(W: Array, b: Array | None, x: Array) -> Array:
 
 
 def naive_logits(W: Array, b: Array | None, x: Array, soft_cap: float | None = None) -> Array:
-    """The same, held below the soft cap where there is one."""
-    z = naive_affine(W, b, x)
+    """The same, held below the soft cap where there is one; of W (V, *K, d) and b (V, *K) for each place of *K."""
+    V, *K, d = W.shape
+    z = naive_affine(W.reshape(-1, d), None if b is None else b.reshape(-1), x)
+    z = jnp.moveaxis(z.reshape(*x.shape[:-1], V, *K), x.ndim - 1, -1)
     return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
 
 

@@ -47,6 +47,16 @@ BAD_CALLS = {
     "fused_linear_cross_entropy: implementation is 'pallas', which needs integer labels; target is float32": (
         lambda: fused(V, implementation="pallas").forward(PARAMS, (H, T))
     ),
+    "fused_linear_cross_entropy: axes is (0,), expected a tuple of positive integers": lambda: fused(V, axes=(0,)),
+    'fused_linear_cross_entropy: axes is (3,); implementation "pallas" has none, "xla" has': (
+        lambda: fused(V, axes=(3,), implementation="pallas")
+    ),
+    "fused_linear_cross_entropy: target has shape (6,), expected (*n, 3) = (6, 3) by h (6, 4)": (
+        lambda: fused(V, axes=(3,)).forward(PARAMS, (H, LABELS))
+    ),
+    "fused_linear_cross_entropy: W has shape (50, 4), expected (50, 3, 4), as init gives for this x": (
+        lambda: fused(V, axes=(3,)).forward(PARAMS, (H, jnp.zeros((N, 3), int)))
+    ),
     "distillation: temperature is 0.0, expected a positive number": lambda: bpref.distillation(0.0),
     "distillation: soft_weight is 2.0, expected a number from 0 to 1": lambda: bpref.distillation(soft_weight=2.0),
     "distillation: mixture is 1.0, expected a number between 0 and 1 or None": lambda: bpref.distillation(mixture=1.0),
@@ -67,6 +77,15 @@ def test_no_array_of_all_logits_is_ever_made():
     assert largest(fused(V, block=V, **everything)) == N * V
     assert largest(fused(V, block=8, rows=2, **everything)) == W.size
     assert largest(fused(V, block=8, rows=5, **everything)) == 5 * V < N * V
+
+
+def test_with_more_axes_no_array_of_all_logits_is_ever_made():
+    rows = 40
+    h, params = jnp.ones((rows, D)), FusedLinearCrossEntropyParams(jnp.ones((V, 3, D)), None)
+    layer = fused(V, block=8, axes=(3,), smoothing=0.1, class_weights=[1.0] * V)
+    labels = jnp.zeros((rows, 3), int)
+    jaxpr = jax.make_jaxpr(lambda p, x: bpref.backpropagate(layer, p, x))(params, (h, labels))
+    assert max(int(np.prod(shape)) for shape in shapes_within(jaxpr.jaxpr)) == 8 * 3 * rows < V * 3 * rows
 
 
 def test_of_distributions_the_target_and_its_cotangent_alone_are_as_large_as_all_logits():
@@ -91,6 +110,24 @@ def test_one_hot_distributions_are_labels():
 def test_the_cache_does_not_grow_with_the_vocabulary():
     _, cache = fused(V).forward(PARAMS, (H, LABELS))
     assert sum(v.size for v in jax.tree.leaves(cache)) == N * (D + 4) + 1, "h, y, m, R, z_y of each row, and M"
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_each_place_of_more_axes_is_a_head_of_its_own(rows):
+    hyper = {"soft_cap": 5.0, "smoothing": 0.1, "z_loss": 0.1, "ignored": -1, "reduction": "sum", "block": 8}
+    params = PARAMS._replace(W=jnp.stack([W, -W, 2 * W[::-1]], 1), b=jnp.stack([W[:, 0], W[:, 1], W[:, 2]], 1))
+    labels = jnp.stack([LABELS, LABELS[::-1], LABELS.at[1].set(-1)], 1)
+    J, d, (dh, _) = backpropagate(fused(V, True, axes=(3,), rows=rows, **hyper), params, (H, labels))
+    one = fused(V, True, **hyper)
+    alone = [
+        backpropagate(one, FusedLinearCrossEntropyParams(params.W[:, k], params.b[:, k]), (H, labels[:, k]))
+        for k in range(3)
+    ]
+    np.testing.assert_allclose(J, sum(J for J, _, _ in alone), rtol=1e-6)
+    np.testing.assert_allclose(dh, sum(dh for _, _, (dh, _) in alone), rtol=1e-4, atol=1e-5)
+    for field in ("W", "b"):
+        expected = jnp.stack([getattr(of_one, field) for _, of_one, _ in alone], 1)
+        np.testing.assert_allclose(getattr(d, field), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("block", "rows"), [(1, None), (64, None), (7, 4), (25, 6), (50, 1), (64, 9)])

@@ -51,6 +51,27 @@ def test_fused_linear_cross_entropy_of_weighted_classes(rng, reduction, of_label
         assert_same(bpref.fused_linear_cross_entropy(V, **hyper, rows=4), twin, params, x)
 
 
+@pytest.mark.parametrize("of_labels", [False, True], ids=["distributions", "labels"])
+def test_fused_linear_cross_entropy_with_more_axes(rng, of_labels):
+    """PyTorch has the classes of logits and of distributions behind the first axis, and the same W."""
+    N, d, V, K, L = (int(n) for n in rng.integers(2, 9, 5))
+    weights = rng.uniform(0, 2, V)
+    target = rng.integers(0, V, (N, K, L)) if of_labels else rng.dirichlet(np.ones(V), (N, K, L))
+    params = FusedLinearCrossEntropyParams(rng.normal(size=(V, K, L, d)), rng.normal(size=(V, K, L)))
+
+    def twin(p, x):
+        h, target = x
+        z = torch.einsum("nd,ckld->nckl", h, p.W) + p.b
+        how = {"weight": torch.tensor(weights), "label_smoothing": 0.2}
+        return torch.nn.functional.cross_entropy(z, target if of_labels else target.movedim(-1, 1), **how)
+
+    hyper = {"bias": True, "smoothing": 0.2, "class_weights": weights, "block": 3, "axes": (K, L)}
+    x = rng.normal(size=(N, d)), target
+    assert_same(bpref.fused_linear_cross_entropy(V, **hyper), twin, params, x)
+    if of_labels:
+        assert_same(bpref.fused_linear_cross_entropy(V, **hyper, rows=2), twin, params, x)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_distillation(rng, reverse):
     N, C = (int(n) for n in rng.integers(2, 9, 2))

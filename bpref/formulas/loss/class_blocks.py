@@ -2,6 +2,9 @@
 
 In the symbols of `fused_linear_cross_entropy`: u = h W^T + b, z_nc = t tanh(u_nc / t) with a soft cap t and u_nc
 without, of one block of classes after the other, as (classes, rows).
+
+A row may have a softmax for each place of more axes *K: the classes' W is (V, *K, d) then, their b (V, *K), a block's
+logits are (classes, *K, rows), and what is said below to be (N,), of each row, is (*K, N).
 """
 
 from collections.abc import Callable
@@ -29,11 +32,20 @@ class FeaturesAndTarget(NamedTuple):
     target: Int[Array, "*n"] | Float[Array, "*n V"]
 
 
+def features_and_target(axes: tuple[int, ...]) -> type:
+    """What is declared of a pair (h, target) with these axes *K."""
+    if not axes:
+        return FeaturesAndTarget
+    K = " ".join(map(str, axes))
+    target = Int[Array, f"*n {K}"] | Float[Array, f"*n {K} V"]
+    return NamedTuple("FeaturesAndTarget", [("h", Float[Array, "*n d>0"]), ("target", target)])
+
+
 class Classes(NamedTuple):
     """The layer of which z are the logits."""
 
-    W: Float[Array, "V d"]
-    b: Float[Array, " V"] | None
+    W: Float[Array, "V *K d"]
+    b: Float[Array, " V *K"] | None
 
 
 class Blocks(NamedTuple):
@@ -72,8 +84,18 @@ class Slopes(NamedTuple):
 
 
 def flat(h: Array, label: Array) -> tuple[Array, Array]:
-    """h as A (N, d), and labels (N,) of a dtype that can be compared with any class."""
-    return h.reshape(-1, h.shape[-1]), widen_integers(label).reshape(-1)
+    """h as A (N, d), and labels (*K, N) of a dtype that can be compared with any class."""
+    return h.reshape(-1, h.shape[-1]), rows_last(widen_integers(label), label.shape[h.ndim - 1 :])
+
+
+def rows_last(v: Array, axes: tuple[int, ...]) -> Array:
+    """Labels, or what there is of each, (..., *K), as (*K, N)."""
+    return jnp.moveaxis(v.reshape(-1, *axes), 0, -1)
+
+
+def rows_first(v: Array, shape: tuple[int, ...]) -> Array:
+    """The same back, as labels of that shape."""
+    return jnp.moveaxis(v, -1, 0).reshape(shape)
 
 
 def sums_over(
@@ -96,7 +118,7 @@ def sums_over(
         return Sums(higher, R, own, total), lax.dynamic_update_slice_in_dim(kept, z, start, 0) if keep else kept
 
     zero = jnp.zeros(y.shape, widen(A).dtype)
-    kept = jnp.zeros((len(classes.W), y.size), zero.dtype) if keep else None
+    kept = jnp.zeros((len(classes.W), *y.shape), zero.dtype) if keep else None
     none = Sums(zero + jnp.finfo(zero.dtype).min, zero, zero, zero)  # no infinity: of -inf alone the difference is none
     return for_blocks(len(classes.W), blocks.size, add, (none, kept))
 
@@ -192,7 +214,7 @@ def pull_blocks(
         if blocks.soft_cap is not None:
             slope *= (1 - z / blocks.soft_cap) * (1 + z / blocks.soft_cap)
         dW = put(dW, times(slope, widen(A)), start)
-        db = None if db is None else put(db, jnp.sum(slope, 1), start)
+        db = None if db is None else put(db, jnp.sum(slope, -1), start)
         return dW, db, dh + transposed_times(slope, widen(block_of(classes.W, start, size))), beside
 
     def put(d, of_block, start):
@@ -211,13 +233,13 @@ def weighed(w: Array | None, values: Array, start: Array | int) -> Array:
 
 
 def logits_of(blocks: Blocks, classes: Classes, A: Array, start: Array | int, size: int) -> Array:
-    """z of a block of classes: (size, N)."""
+    """z of a block of classes: (size, N), or (size, *K, N)."""
     z = times_transposed(block_of(classes.W, start, size), A)
     if classes.b is not None:
-        z += lax.broadcast_in_dim(widen(block_of(classes.b, start, size)), z.shape, (0,))
+        z += lax.broadcast_in_dim(widen(block_of(classes.b, start, size)), z.shape, range(z.ndim - 1))
     return z if blocks.soft_cap is None else blocks.soft_cap * jnp.tanh(z / blocks.soft_cap)
 
 
 def _is_own(y: Array, start: Array | int, size: int) -> Array:
-    """[c = y] for the classes of a block: (size, N)."""
-    return lax.broadcasted_iota(y.dtype, (size, y.size), 0) == (y - cast(jnp.asarray(start), y.dtype))[None]
+    """[c = y] for the classes of a block, of its logits' shape."""
+    return lax.broadcasted_iota(y.dtype, (size, *y.shape), 0) == (y - cast(jnp.asarray(start), y.dtype))[None]

@@ -13,7 +13,17 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.dtypes import cast, wide_dtype, widen
-from bpref.formulas.loss.class_blocks import Blocks, Classes, Slopes, Sums, logits_of, pull_blocks, weighed
+from bpref.formulas.loss.class_blocks import (
+    Blocks,
+    Classes,
+    Slopes,
+    Sums,
+    logits_of,
+    pull_blocks,
+    rows_first,
+    rows_last,
+    weighed,
+)
 from bpref.formulas.loss.counted_labels import Counting
 from bpref.formulas.loss.labels import nats
 from bpref.loops import for_blocks
@@ -44,7 +54,7 @@ class ClassTargets(NamedTuple):
     def counts(self, y: Array, A: Array) -> tuple[Array, Array | None]:
         """v, NaN for a label that is no class; and the sum of v, None where that is the number of rows."""
         v, M = self.counting.positions(y, jax.ShapeDtypeStruct((*y.shape, self.vocabulary), A.dtype))
-        return v[:, 0], M
+        return v[..., 0], M
 
     def terms(self, sums: Sums, y: Array, v: Array) -> Array:
         """Of rows with labels y."""
@@ -66,8 +76,11 @@ class ClassTargets(NamedTuple):
         at_own = g * (((pull + even) * E - (1 - self.smoothing) * v * sums.R) / S)
         return Slopes(m, rate, at_own, g * (self.smoothing / self.vocabulary))
 
-    def soft_terms(self, blocks: Blocks, classes: Classes, A: Array, T: Array) -> tuple[Array, SoftSums]:
-        """Of rows A (N, d) with distributions T (N, V); and what is summed over the classes for them."""
+    def soft_terms(
+        self, blocks: Blocks, classes: Classes, h: Array, target: Array
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
+        """Of rows h (..., d) with distributions (..., *K, V); and m, S and Q of them, all (..., *K)."""
+        A, T = _flat(h, target)
 
         def add(carry, start, size):
             m, S, Q, F = carry
@@ -77,32 +90,37 @@ class ClassTargets(NamedTuple):
             below = jnp.where((q == 0) & jnp.isinf(z), 0, higher[None] - z)
             return SoftSums(higher, S, Q + jnp.sum(q, 0), F + Q * (higher - m) + jnp.sum(q * below, 0))
 
-        zero = jnp.zeros(len(A), widen(A).dtype)
+        zero = jnp.zeros((*T.shape[1:-1], len(A)), widen(A).dtype)
         none = SoftSums(zero + jnp.finfo(zero.dtype).min, zero, zero, zero)
         sums = for_blocks(self.vocabulary, blocks.size, add, none)
         log_S = jnp.log(sums.S)
         terms = sums.Q * log_S + sums.F
-        return terms + self.z_loss * (sums.m + log_S) ** 2 if self.z_loss else terms, sums
+        if self.z_loss:
+            terms += self.z_loss * (sums.m + log_S) ** 2
+        terms, m, S, Q = (rows_first(v, target.shape[:-1]) for v in (terms, *sums[:3]))
+        return terms, (m, S, Q)
 
     def pull_soft(
-        self, blocks: Blocks, classes: Classes, A: Array, T: Array, sums: tuple[Array, Array, Array], g: Array
+        self, blocks: Blocks, classes: Classes, h: Array, target: Array, m: Array, S: Array, Q: Array, g: Array
     ) -> tuple[Array, Array | None, Array, Array]:
-        """dW, db, dh, the last in at least float32, and dT, of the m, S and Q of rows A with distributions T."""
-        m, S, Q = sums
+        """dW, db, dh and the target's cotangent."""
+        A, T = _flat(h, target)
+        m, S, Q, g = (rows_last(v, T.shape[1:-1]) for v in (m, S, Q, g))
         log_S = jnp.log(S)
         rate = g * ((Q + 2 * self.z_loss * (m + log_S)) / S)
 
         def slope_of(z, start, dT):
             d = z - m[None]
             of_T = weighed(self.w(T), ((1 - self.smoothing) * g)[None] * (log_S[None] - d), start)
-            dT = lax.dynamic_update_slice_in_dim(dT, cast(of_T.T, dT.dtype), start, 1)
+            dT = lax.dynamic_update_slice_in_dim(dT, cast(of_T.swapaxes(0, -1), dT.dtype), start, -1)
             return rate[None] * jnp.exp(d) - g[None] * self._q(T, start, len(z)), dT
 
-        return pull_blocks(blocks, classes, A, slope_of, jnp.zeros_like(T))
+        dW, db, dh, dT = pull_blocks(blocks, classes, A, slope_of, jnp.zeros_like(T))
+        return dW, db, cast(dh, h.dtype).reshape(h.shape), dT.reshape(target.shape)
 
     def _q(self, T: Array, start: Array | int, size: int) -> Array:
-        """Of a block of classes, (classes, N)."""
-        of_block = widen(lax.dynamic_slice_in_dim(T, start, size, 1)).T
+        """Of a block of classes, of its logits' shape."""
+        of_block = widen(lax.dynamic_slice_in_dim(T, start, size, -1)).swapaxes(0, -1)
         return weighed(self.w(T), (1 - self.smoothing) * of_block + self.smoothing / self.vocabulary, start)
 
     def _mean_w(self, like: Array) -> Array | float:
@@ -110,7 +128,12 @@ class ClassTargets(NamedTuple):
         return 1.0 if w is None else jnp.mean(w)
 
     def _unless_ignored(self, y: Array, values: Array) -> Array:
-        return self.counting.unless_ignored(y, values[:, None])[:, 0]
+        return self.counting.unless_ignored(y, values[..., None])[..., 0]
+
+
+def _flat(h: Array, target: Array) -> tuple[Array, Array]:
+    """A (N, d) and T (N, *K, V)."""
+    return h.reshape(-1, h.shape[-1]), target.reshape(-1, *target.shape[h.ndim - 1 :])
 
 
 def _exponentials(sums: Sums) -> tuple[Array, Array]:

@@ -12,7 +12,9 @@ nothing is said):
 
 With labels v_n = w_y and M = sum_n v_n (1 if that is 0), or another `reduction`'s (`bpref.formulas.loss.terms`); a row
 whose label is `ignored` adds nothing to either. With distributions v_n = 1 and M = N. With "none" J is (N,), and so is
-dJ.
+dJ. With more `axes` *K a row has a softmax over the classes for each place k of them, by a W_ck and b_ck of its own,
+labels are (N, *K) and distributions (N, *K, V): below n stands for (n, k) then, c for (c, k) in W and b, and dh_n is
+summed over k too.
 
 Differential, with p_nc = exp(z_nc - l_n), delta l_n = sum_c p_nc delta z_nc, and Q_n = sum_c q_nc:
 
@@ -28,7 +30,8 @@ The sweep starts with dJ, a scalar. The factor of each perturbation of u = h W^T
 
 Both sweeps take one block of B classes after the other. The forward adds up R_n = sum over c != y of exp(z_nc - m_n),
 m the largest logit so far, R rescaled whenever m grows. The backward makes the block's logits again, turns them into g,
-adds to dh, and writes the block's rows of dW, each once: four products. The largest array beside W and dW is (B, N).
+adds to dh, and writes the block's rows of dW, each once: four products. The largest array beside W and dW is (B, N),
+with `axes` (B, *K, N): W is (V, *K, d), classes first, so that a block of it is one piece, and one product for all k.
 Cached: h, the labels, and of each row m, R, z_y, from which l = m + log(R + exp(z_y - m)); and M, so that a part of the
 rows and of these gives its part of dW. A dJ for each row, an array like the labels, weighs the rows. Of distributions
 T is kept instead of the labels, and of each row m, S = sum_c exp(z_nc - m_n) and Q; sum_c q_nc (m_n - z_nc) is added up
@@ -55,24 +58,34 @@ inherits the rounding of l. Products, sums and logits are in at least float32; e
 no kink: m is a shift that cancels, and is held constant.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
-from bpref.checks.hyperparameters import require_choice, require_head, require_non_negative, require_share, require_size
+from bpref.checks.hyperparameters import require_axes, require_head, require_non_negative, require_share, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.loss.class_blocks import Blocks, Classes, FeaturesAndTarget, Sums, flat, pull_sums, sums_over
+from bpref.formulas.loss.class_blocks import (
+    Blocks,
+    Classes,
+    Sums,
+    features_and_target,
+    flat,
+    pull_sums,
+    rows_first,
+    rows_last,
+    sums_over,
+)
 from bpref.formulas.loss.class_targets import ClassTargets
 from bpref.formulas.loss.counted_labels import require_counting
 from bpref.formulas.loss.labels import is_label
 from bpref.formulas.loss.row_blocks import HeadGradient, scaled_gradient
 from bpref.formulas.loss.terms import require_reduction
-from bpref.kernels.launch import IMPLEMENTATIONS
-from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, sums_by_kernel
+from bpref.kernels.linear_cross_entropy import is_better_by_kernel, pull_sums_by_kernel, require_form, sums_by_kernel
 from bpref.layer import Layer, Reals
 from bpref.loops import block_of, for_blocks
 from bpref.naive.dense import naive_logits
@@ -81,7 +94,7 @@ from bpref.rule import Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams, linear
 
 FusedLinearCrossEntropyParams = LinearParams
-"""W of shape (V, d) and b of shape (V,) or None: those of the layer whose logits these are."""
+"""W of shape (V, *K, d) and b of shape (V, *K) or None: those of the layer whose logits these are."""
 
 
 class FusedLinearCrossEntropyCache(NamedTuple):
@@ -115,6 +128,7 @@ def fused_linear_cross_entropy(
     rows: int | None = None,
     implementation: str = "auto",
     class_weights: Sequence[float] | None = None,
+    axes: Sequence[int] = (),
 ) -> Layer[
     FusedLinearCrossEntropyParams,
     tuple[Array, Array],
@@ -135,16 +149,17 @@ def fused_linear_cross_entropy(
       block: how many classes B are taken at once; memory is the number of rows times this.
       rows: how many rows r are taken at once, their gradient made in the forward; memory is `vocabulary` times this.
         None takes all, and makes the logits again in the backward. Distributions have none.
-      implementation: "xla", "pallas" or "auto", see above; with `rows`, of distributions, and of weighted classes that
-        are smoothed there is no "pallas".
+      implementation: "xla", "pallas" or "auto", see above; with `rows` or `axes`, of distributions, and of weighted
+        classes that are smoothed there is no "pallas".
       class_weights: w, how much each class counts, V numbers; of labels the mean is weighted by them as well.
+      axes: the sizes *K of more axes, at each place of which a row has a target of its own.
 
     Returns:
-      A layer with params `FusedLinearCrossEntropyParams(W: (V, d), b: (V,) or None)`, x `(h, target)` of shapes
-      `(..., d)` and `(...)`, integer labels, whose cotangent is None, or `(..., V)`, distributions of h's dtype: the
-      dtype tells which. y is the scalar J, or the terms (...), in at least float32. W is drawn as in `linear`. Where
-      every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)` that is not
-      `ignored` makes J, its row of dh, and dW and db NaN.
+      A layer with params `FusedLinearCrossEntropyParams(W: (V, *K, d), b: (V, *K) or None)`, x `(h, target)` of shapes
+      `(..., d)` and `(..., *K)`, integer labels, whose cotangent is None, or `(..., *K, V)`, distributions of h's
+      dtype: the dtype tells which. y is the scalar J, or the terms (..., *K), in at least float32. W is drawn as in
+      `linear`. Where every row is ignored, and in a sum of no rows, J and all gradients are 0. A label outside `[0, V)`
+      that is not `ignored` makes J, its row of dh, and dW and db NaN.
 
     Raises:
       ValueError: a hyperparameter is out of its range; shapes do not fit; a mean is over no rows; `rows` are given for
@@ -160,25 +175,26 @@ def fused_linear_cross_entropy(
         rows = require_size(who, "rows", rows)
     smoothing = require_share(who, "smoothing", smoothing)
     z_loss = require_non_negative(who, "z_loss", z_loss)
-    require_choice(who, "implementation", implementation, IMPLEMENTATIONS)
+    axes = require_axes(who, axes)
+    implementation = require_form(who, implementation, rows=rows, axes=axes)
     if rows is not None and not J_of.is_scalar:
         raise ValueError(f'{who}: rows is {rows}; reduction "none" has none, since each row has a dJ of its own')
-    if rows is not None and implementation == "pallas":
-        raise ValueError(f'{who}: rows is {rows}; implementation "pallas" has none, "xla" has')
-    if implementation == "pallas" and jax.default_backend() == "gpu":
-        raise ValueError(f'{who}: implementation "pallas" has no kernels for a GPU, "xla" is for all')
     counting = require_counting(who, ignored, class_weights)
     counting.require_classes("the head", jax.ShapeDtypeStruct((vocabulary,), jnp.float32))
     targets = ClassTargets(vocabulary, smoothing, z_loss, counting)
-    is_uneven = smoothing > 0 and counting.w is not None
-    if is_uneven and implementation == "pallas":
-        raise ValueError(f'{who}: class_weights are smoothed, for which implementation "pallas" has none, "xla" has')
+    if smoothing > 0 and counting.w is not None:
+        if implementation == "pallas":
+            without = f'implementation "{implementation}" has none, "xla" has'
+            raise ValueError(f"{who}: class_weights are smoothed, for which {without}")
+        implementation = "xla"
     blocks = Blocks(soft_cap, block, smoothing > 0)
 
     def init(key, x):
-        return linear(vocabulary, bias).init(key, x[0])
+        W, b = linear(vocabulary * math.prod(axes), bias).init(key, x[0])
+        W = W.reshape(vocabulary, *axes, -1)
+        return FusedLinearCrossEntropyParams(W, None if b is None else b.reshape(W.shape[:-1]))
 
-    def forward(params, x: FeaturesAndTarget):
+    def forward(params, x):
         h, target = x
         if not is_label(target):
             return _of_distributions(params, h, target)
@@ -188,13 +204,13 @@ def fused_linear_cross_entropy(
         if rows is None:
             of_all = blocks, Classes(*params), A, y
             sums = sums_by_kernel(*of_all) if _is_by_kernel(params, A) else sums_over(*of_all, w=targets.w(A))[0]
-            kept = (s.reshape(target.shape) for s in sums[:3])
-            J = J_of.of(targets.terms(sums, y, v).reshape(target.shape), M)
+            *kept, terms = (rows_first(s, target.shape) for s in (*sums[:3], targets.terms(sums, y, v)))
+            J = J_of.of(terms, M)
             return J, FusedLinearCrossEntropyCache(h, target, *kept, divisor=jnp.asarray(M, v.dtype))
 
         def add(carry, start, size):
             J, dW, db, dh = carry
-            A_, y_, v_ = (block_of(a, start, size) for a in (A, y, v))
+            A_, y_, v_ = block_of(A, start, size), *(block_of(a, start, size, -1) for a in (y, v))
             sums, logits = sums_over(blocks, Classes(*params), A_, y_, keep=True, w=targets.w(A))
             slopes = targets.slopes(sums, y_, v_, jnp.full_like(v_, 1 / M))
             dW, db, of_rows = _pull(params, A_, y_, slopes, (Classes(dW, db), logits))
@@ -202,7 +218,7 @@ def fused_linear_cross_entropy(
             return J, dW, db, lax.dynamic_update_slice_in_dim(dh, of_rows, start, 0)
 
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, v.dtype), (jnp.zeros(()), *params, A))
-        J, dW, db, dh = for_blocks(y.size, rows, add, zeros)
+        J, dW, db, dh = for_blocks(len(A), rows, add, zeros)
         return J / M, HeadGradient(dW, db, dh.reshape(h.shape))
 
     def backward(params, cache, dJ):
@@ -212,16 +228,15 @@ def fused_linear_cross_entropy(
             dW, db, dh = jax.tree.map(lambda d: scaled_gradient(dJ, d, params.W), tuple(cache))
             return FusedLinearCrossEntropyParams(dW, db), (dh, None)
         A, y = flat(cache.h, cache.label)
-        m, R, own = (s.reshape(y.shape) for s in cache[2:5])
-        g = jnp.broadcast_to(widen(dJ).reshape(-1) / cache.divisor, y.shape)
+        g = jnp.broadcast_to(widen(dJ) / cache.divisor, cache.label.shape)
+        m, R, own, g = (rows_last(s, axes) for s in (*cache[2:5], g))
         slopes = targets.slopes(Sums(m, R, own, m), y, targets.counts(y, A)[0], g)
         dW, db, dh = _pull(params, A, y, slopes)
         return FusedLinearCrossEntropyParams(dW, db), (cast(dh, cache.h.dtype).reshape(cache.h.shape), None)
 
     def _is_by_kernel(params, A):
-        return implementation == "pallas" or (
-            implementation == "auto" and not is_uneven and is_better_by_kernel(blocks, Classes(*params), A)
-        )
+        is_better = implementation == "auto" and is_better_by_kernel(blocks, Classes(*params), A)
+        return is_better or implementation == "pallas"
 
     def _pull(params, A, y, slopes, kept=None):
         """dW, db, and dh of these rows; added to the dW and db kept with their logits."""
@@ -238,41 +253,26 @@ def fused_linear_cross_entropy(
         for name, given in (("rows", rows), ("implementation", implementation)):
             if given not in (None, "auto", "xla"):
                 raise ValueError(f"{who}: {name} is {given!r}, which needs integer labels; target is {target.dtype}")
-        A, T = (v.reshape(-1, v.shape[-1]) for v in (h, target))
-        terms, sums = targets.soft_terms(blocks, Classes(*params), A, T)
-        of_rows = h.shape[:-1]
-        kept = (s.reshape(of_rows) for s in sums[:3])
-        return J_of.of(terms.reshape(of_rows)), FusedLinearCrossEntropySoftCache(h, target, *kept)
+        terms, sums = targets.soft_terms(blocks, Classes(*params), h, target)
+        return J_of.of(terms), FusedLinearCrossEntropySoftCache(h, target, *sums)
 
     def _from_distributions(params, cache, dJ):
-        h, target, *sums = cache
-        A, T = (v.reshape(-1, v.shape[-1]) for v in (h, target))
-        sums = tuple(s.reshape(-1) for s in sums)
-        g = jnp.broadcast_to(J_of.at_terms(dJ, target.shape[:-1]).reshape(-1), sums[0].shape)
-        dW, db, dh, dT = targets.pull_soft(blocks, Classes(*params), A, T, sums, g)
-        dx = cast(dh, h.dtype).reshape(h.shape), dT.reshape(target.shape)
-        return FusedLinearCrossEntropyParams(dW, db), dx
+        g = jnp.broadcast_to(J_of.at_terms(dJ, cache.largest.shape), cache.largest.shape)
+        dW, db, dh, dT = targets.pull_soft(blocks, Classes(*params), *cache, g)
+        return FusedLinearCrossEntropyParams(dW, db), (dh, dT)
 
+    forward.__annotations__["x"] = features_and_target(axes)
     return Layer(init, forward, backward, who)
 
 
 @called_as(fused_linear_cross_entropy)
 def reference(
-    params: LinearParams,
-    x: tuple[Array, Array],
-    vocabulary,
-    reduction,
-    ignored,
-    soft_cap,
-    smoothing,
-    z_loss,
-    class_weights,
-    **_,
+    params: LinearParams, x: PyTree, vocabulary, reduction, ignored, soft_cap, smoothing, z_loss, class_weights, **_
 ) -> Array:
     h, target = x
     z = naive_logits(params.W, params.b, h, soft_cap)
     w = jnp.ones(vocabulary, z.dtype) if class_weights is None else jnp.asarray(class_weights, z.dtype)
-    counts, T, v = jnp.ones(h.shape[:-1], bool), target, jnp.ones(h.shape[:-1], z.dtype)
+    counts, T, v = jnp.ones(z.shape[:-1], bool), target, jnp.ones(z.shape[:-1], z.dtype)
     if jnp.issubdtype(target.dtype, jnp.integer):
         counts = counts if ignored is None else target != ignored
         label = jnp.where(counts, target, 0)
@@ -318,6 +318,13 @@ RULE = Rule(
             {key: v for key, v in _EVERYTHING.items() if key != "ignored"} | {"class_weights": _WEIGHTS},
             ("B", "T", "d"),
             fixed={"V": len(_WEIGHTS)},
+        ),
+        Case(
+            "a softmax for each place of more axes",
+            (Real("N d", -1.0, 1.0), Integer("N K L", 0, "V", points=(-1,))),
+            _EVERYTHING | {"axes": (2, 3)},
+            ("N", "d", "V"),
+            fixed={"K": 2, "L": 3},
         ),
         Case(
             "sequence, a sum, some rows at once",
