@@ -6,11 +6,12 @@ precision is widened, and what is cached stays wide: factors rounded to 8 bits w
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Float, Inexact, Int, PyTree
 
 SMALL_BATCH = {"B": 4}
 """The batch of a case, `fixed`. Beyond about 32 matrices jaxlib splits a batch among its threads, from one of which it
@@ -46,32 +47,70 @@ def with_diagonal(A: Array, d: Array) -> Array:
     return jnp.where(jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=bool), A.shape), d[..., None], A)
 
 
+def off_diagonal(A: Array) -> Array:
+    """A, with zeros on its diagonal."""
+    return jnp.where(jnp.broadcast_to(jnp.eye(A.shape[-1], dtype=bool), A.shape), jnp.zeros((), A.dtype), A)
+
+
 def quotient(a: Array, gap: Array) -> Array:
-    """a / gap, and 0 for 0 / 0: where nothing asks for a vector, no gap is needed."""
+    """a / gap, gap real, and 0 for 0 / 0: where nothing asks for a vector, no gap is needed."""
+    if jnp.iscomplexobj(a):
+        return lax.complex(quotient(jnp.real(a), gap), quotient(jnp.imag(a), gap))
     return a / jnp.where((a == 0) & (gap == 0), 1, gap)
 
 
 def orientation(V: Array) -> Array:
-    """+1 or -1 for each column of V, `(..., 1, k)`: what makes its largest element positive.
+    """For each column of V, `(..., 1, k)`, the number of size 1 that makes its largest element real and positive.
 
-    A decomposition leaves the signs of its vectors open, and libraries, devices and dtypes choose differently; by this
-    they agree.
+    A decomposition leaves the signs of its vectors open, of complex ones the phases, and libraries, devices and dtypes
+    choose differently; by this they agree.
     """
     if V.shape[-2] == 0:
         return jnp.ones((*V.shape[:-2], 1, V.shape[-1]), V.dtype)
-    largest = jnp.argmax(jnp.abs(V), axis=-2, keepdims=True)
-    return jnp.where(jnp.take_along_axis(V, largest, -2) < 0, jnp.full((), -1, V.dtype), jnp.full((), 1, V.dtype))
+    largest = jnp.take_along_axis(V, _of_largest(V), -2)
+    if jnp.iscomplexobj(V):
+        return jnp.conj(largest) / jnp.abs(largest).astype(V.dtype)
+    return jnp.where(largest < 0, jnp.full((), -1, V.dtype), jnp.full((), 1, V.dtype))
+
+
+def of_oriented(V: Array, dV: Array, turned: Array) -> Array:
+    """dV, of complex columns V that `orientation` turned, with what holding their largest elements real adds to it.
+
+    A phase of v, delta v = i phi v, has the factor t = Im v^H dv, and `turned`, `(..., 1, k)`, is t of all that turns
+    with v, for eigenvectors of v alone. Whatever else happens to v, phi keeps v_p real: Im (delta v_p) + phi v_p = 0,
+
+        t phi = -t Im(delta v_p) / v_p              dv_p <- dv_p - i t / v_p
+
+    after which no phase has a factor, and it can be left out.
+    """
+    if V.shape[-2] == 0:
+        return dV
+    row = _of_largest(V)
+    largest = jnp.real(jnp.take_along_axis(V, row, -2))
+    is_largest = lax.broadcasted_iota(row.dtype, V.shape, V.ndim - 2) == row
+    held = jnp.where(is_largest, turned / largest, 0)
+    return dV - lax.complex(jnp.zeros_like(held), held)
+
+
+def _of_largest(V: Array) -> Array:
+    """The row of the largest element of each column, `(..., 1, k)`."""
+    return jnp.argmax(jnp.abs(V), axis=-2, keepdims=True)
+
+
+def turning(V: Array, dV: Array) -> Array:
+    """t = Im v^H dv for each column of V, `(..., 1, k)`."""
+    return jnp.imag(jnp.sum(jnp.conj(V) * dV, -2, keepdims=True))
 
 
 def complement(U: Array) -> Array:
     """An orthonormal basis, `(..., m, m - k)`, of what the orthonormal columns of U, `(..., m, k)`, do not reach.
 
-    Each basis is as good as another: to JAX it is one that turns no more than U makes it, delta E = -U (delta U)^T E.
+    Each basis is as good as another: to JAX it is one that turns no more than U makes it, delta E = -U (delta U)^H E.
     """
     m, k = U.shape[-2:]
     Q = jnp.linalg.qr(lax.stop_gradient(U), mode="complete")[0] if k else jnp.eye(m, dtype=U.dtype)
     E = jnp.broadcast_to(lax.stop_gradient(Q[..., k:]), (*U.shape[:-2], m, m - k))
-    return E - product(U, product(transpose(U), E))
+    return E - product(U, product(adjoint(U), E))
 
 
 class Factors(NamedTuple):
@@ -103,6 +142,11 @@ def solve_factorised_transposed(factors: Factors, B: Array) -> Array:
     return jnp.take_along_axis(X, jnp.argsort(permutation, -1)[..., None], -2)
 
 
+def dtype_of_matrix(dy: PyTree, V: Array) -> np.dtype:
+    """The dtype of a matrix with vectors V, from cotangents that are real where it is complex."""
+    return V.dtype if jnp.iscomplexobj(V) else jax.tree.leaves(dy)[0].dtype
+
+
 class System(NamedTuple):
     A: Float[Array, "*b n n"]
     B: Float[Array, "*b n"] | Float[Array, "*b n k"]
@@ -129,7 +173,7 @@ def spread_singular_values(v: np.ndarray) -> np.ndarray:
 
 
 def spread_eigenvalues(v: np.ndarray) -> np.ndarray:
-    """A symmetric matrix with eigenvalues of both signs that are 1 apart, and eigenvectors of v's symmetric part."""
+    """A symmetric or Hermitian matrix with eigenvalues of both signs, 1 apart, and eigenvectors of that part of v."""
     n = v.shape[-1]
     return _with_eigenvalues(v, np.arange(n) - 0.4 * n)
 

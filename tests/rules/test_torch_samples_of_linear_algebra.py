@@ -1,4 +1,4 @@
-"""Norms of matrices, determinants, pseudo-inverses, least squares and resizing on PyTorch's own samples."""
+"""Linear algebra, of complex matrices too, and resizing on PyTorch's own samples."""
 
 import math
 
@@ -23,6 +23,32 @@ def matrix_norm(x, ord="fro", dim=(-2, -1), keepdim=False, dtype=None):
 
 def determinant(x):
     return Ours(made(bpref.determinant), x)
+
+
+def log_determinant(x):
+    return Ours(made(bpref.log_determinant), x, select=tuple)
+
+
+def inverse(x):
+    return Ours(made(bpref.inverse), x)
+
+
+def cholesky(x, upper=False):
+    return Ours(made(bpref.cholesky), x + x.mH, back=lambda y: y.mH if upper else y)
+
+
+def solve(A, B, *, left=True):
+    """PyTorch broadcasts one's batch by the other's; ours has one batch."""
+    is_vector = B.ndim == 1 or B.shape == A.shape[:-1]
+    B = B[..., None] if is_vector else B
+    A, B = (A, B) if left or is_vector else (A.mT, B.mT)
+    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    x = A.expand(*batch, *A.shape[-2:]), B.expand(*batch, *B.shape[-2:])
+
+    def back(y):
+        return y[..., 0] if is_vector else y if left else y.mT
+
+    return Ours(made(bpref.solve), x, back=back)
 
 
 def pseudo_inverse(x, rcond=None, *, atol=None, rtol=None, hermitian=False):
@@ -103,7 +129,27 @@ TABLE: Table = {
 }
 
 
+COMPLEX: Table = {
+    "linalg.det": Row(determinant, Outcome(9)),
+    "linalg.slogdet": Row(log_determinant, Outcome(9)),
+    "linalg.inv": Row(inverse, Outcome(8)),
+    "linalg.solve": Row(solve, Outcome(24)),
+    "linalg.cholesky": Row(cholesky, Outcome(16), of_hermitian=True),
+    "linalg.eigh": Row(eigh, Outcome(8), of_hermitian=True),
+    "linalg.qr": Row(qr, Outcome(36)),
+    "linalg.svd": Row(svd, Outcome(54), every=4),
+    "linalg.pinv": Row(pseudo_inverse, Outcome(24)),
+    "linalg.pinv.hermitian": Row(pseudo_inverse, Outcome(8), of_hermitian=True),
+    "linalg.lstsq.grad_oriented": Row(least_squares, Outcome(36)),
+}
+
+
 @pytest.mark.filterwarnings("ignore:torch.qr is deprecated:UserWarning")  # PyTorch's own samples are made by it
 @pytest.mark.parametrize("name", TABLE)
 def test_samples_agree(name):
     assert_as_expected(name, TABLE)
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_samples_agree(name):
+    assert_as_expected(name, COMPLEX, "complex128")

@@ -1,4 +1,4 @@
-"""eigh: the eigenvalues w and eigenvectors V of a symmetric matrix, A = V diag(w) V^T.
+"""eigh: the eigenvalues w and eigenvectors V of a symmetric or Hermitian matrix, A = V diag(w) V^T.
 
 Forward, for each matrix of the batch, of which only the symmetric part counts; w ascends, V's columns are orthonormal:
 
@@ -20,6 +20,19 @@ Since G is symmetric only the symmetric part of M counts, and 1 / (w_j - w_i) is
 
 which is symmetric: the symmetrisation of A is its own transpose, and asks nothing more.
 
+Of complex matrices the Hermitian part counts, every transpose is a conjugate one, and w is real. The diagonal of C is
+imaginary, C_ii = i phi_i, a turning of v_i's phase, which the equation leaves open. Here the largest element of each
+v_i is real, in row p: whatever else happens to it, phi_i keeps it so,
+
+    delta v_i = sum_j v_j C_ji + i phi_i v_i            phi_i = -Im(sum_j V_pj C_ji) / V_pi
+
+In the pairing Re sum conj(D) delta V of cotangents D, phi_i has the factor t_i = Im(v_i^H d_i), so the phase is held by
+
+    D_pi <- D_pi - i t_i / V_pi
+
+after which no turning has a factor, and M is as above, of H = V^H D, with conj(H_ji) for H_ji. JAX pairs without the
+conjugate: D is conj(dV), and dA the conjugate of V M V^H (PyTorch's are D, and that itself).
+
 Cached: w and V, the outputs, in at least float32.
 
 Numerical care: half precision is decomposed in float32. Each element of M is a difference over a gap: relative to dV,
@@ -28,78 +41,86 @@ taken as 0: of eigenvalues alone (dV = 0) dA is V diag(dw) V^T, at repeated ones
 `None`) that is all that is computed. There V is any basis of their
 space and has no derivative: where dV asks for it, dA is inf or NaN, as autodiff's is. The equation leaves the sign of
 each column of V open, and devices and dtypes choose differently: here its largest element is positive, so that they
-agree. V jumps where two elements are largest together.
+agree. V jumps where two elements are largest together. What does not depend on phases has t = 0.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
 from bpref.formulas.matrices import (
     SMALL_BATCH,
+    adjoint,
+    dtype_of_matrix,
+    of_oriented,
+    off_diagonal,
     orientation,
     product,
     quotient,
     spread_eigenvalues,
-    transpose,
+    turning,
     with_diagonal,
 )
 from bpref.layer import Layer, Reals, no_params
+from bpref.naive.vectors import turning_largest_positive
 from bpref.rule import Case, Real, Rule
 
 
 class EighCache(NamedTuple):
     w: Float[Array, "... n"]
-    V: Float[Array, "... n n"]
+    V: Inexact[Array, "... n n"]
 
 
 def eigh() -> Layer[tuple[()], Array, tuple[Reals, Reals], EighCache]:
-    """The eigenvalues, ascending, and eigenvectors of the symmetric part of A, for each matrix of a batch.
+    """The eigenvalues, ascending, and eigenvectors of the symmetric or Hermitian part of A, for each matrix of a batch.
 
     Returns:
-      A layer with params `()`, x `A` of shape `(..., n, n)` and y `(w, V)`: w `(..., n)`, V `(..., n, n)` with the
-      eigenvectors as columns, the largest element of each positive. dA is symmetric; at repeated
-      eigenvalues it is inf or NaN unless dV is 0. A matrix without rows has neither.
+      A layer with params `()`, x `A` of shape `(..., n, n)`, real or complex, and y `(w, V)`: w `(..., n)`, real, V
+      `(..., n, n)` with the eigenvectors as columns, the largest element of each real and positive. dA is symmetric or
+      Hermitian; at repeated eigenvalues it is inf or NaN unless dV is 0. A matrix without rows has neither.
 
     Raises:
       ValueError: A is not square.
-      TypeError: A is not floating-point.
+      TypeError: A is neither floating-point nor complex.
     """
     who = "eigh"
 
-    def forward(params, A: Float[Array, "... n n"]):
+    def forward(params, A: Float[Array, "... n n"] | Complex[Array, "... n n"]):
         w, V = jnp.linalg.eigh(widen(A))
         V = V * orientation(V)
-        return (cast(w, A.dtype), cast(V, A.dtype)), EighCache(w, V)
+        return (cast(w, jnp.finfo(A.dtype).dtype), cast(V, A.dtype)), EighCache(w, V)
 
     def backward(params, cache, dy):
         w, V = cache
         dw, dV = dy
-        dtype = jax.tree.leaves(dy)[0].dtype
+        dtype = dtype_of_matrix(dy, V)
+        dw = None if dw is None else widen(dw).astype(V.dtype)
         if dV is None:
-            VM = V * widen(dw)[..., None, :]
+            VM = V * dw[..., None, :]
         else:
-            H = product(transpose(V), widen(dV))
-            M = quotient(0.5 * (H - transpose(H)), w[..., None, :] - w[..., :, None])
-            VM = product(V, M if dw is None else with_diagonal(M, widen(dw)))
-        return (), cast(product(VM, transpose(V)), dtype)
+            D = jnp.conj(widen(dV))
+            if jnp.iscomplexobj(V):
+                D = of_oriented(V, D, turning(V, D))
+            H = product(adjoint(V), D)
+            M = quotient(off_diagonal(0.5 * (H - adjoint(H))), w[..., None, :] - w[..., :, None])
+            VM = product(V, M if dw is None else with_diagonal(M, dw))
+        return (), cast(jnp.conj(product(VM, adjoint(V))), dtype)
 
     return Layer(no_params, forward, backward, who)
 
 
 def reference(params: tuple[()], A: Array) -> tuple[Array, Array]:
     w, V = jnp.linalg.eigh(widen(A))
-    V = jnp.where(-V.min(-2, keepdims=True, initial=0) > V.max(-2, keepdims=True, initial=0), -V, V)
-    return w.astype(A.dtype), V.astype(A.dtype)
+    V = V * turning_largest_positive(V)[..., None, :]
+    return w.astype(jnp.finfo(A.dtype).dtype), V.astype(A.dtype)
 
 
 def _lopsided(v):
-    """Only the symmetric part has separated eigenvalues."""
-    return spread_eigenvalues(v) + (v - v.swapaxes(-1, -2))
+    """Only the symmetric part, or the Hermitian, has separated eigenvalues."""
+    return spread_eigenvalues(v) + (v - v.swapaxes(-1, -2).conj())
 
 
 RULE = Rule(
@@ -114,8 +135,9 @@ RULE = Rule(
             timed={"B": 16, "n": 48},
         ),
         Case("not symmetric", Real("B n n", domain=_lopsided), fixed=SMALL_BATCH),
+        Case("complex", Real("B n n", domain=_lopsided, is_complex=True), fixed=SMALL_BATCH | {"n": 3}),
     ),
     cite="Giles, 'Collected matrix derivative results for forward and reverse mode algorithmic differentiation' "
     "(2008), section 3.1",
-    covers=("symmetric eigendecomposition", "eigvalsh"),
+    covers=("symmetric eigendecomposition", "hermitian eigendecomposition", "eigvalsh"),
 )

@@ -26,6 +26,11 @@ with R_1 in the place of R, and no dQ outside of the span of Q. Nothing else cha
 
     dA = Q dR + (Q Low(X - X^T) R_1^-T  0)              0 for the columns of A_2
 
+Of complex matrices every transpose is a conjugate one. LAPACK makes R's diagonal real, so that of (delta R) R^-1 too,
+and C has an imaginary diagonal, that of G: C = Low(G) - Low(G)^H + i Im diag(G), and Low(X - X^H) stands with half of
+the diagonal of X - X^H besides, which is 0 of real ones. In JAX's pairing, without the conjugate, what comes in and
+what goes out are the conjugates of dQ, dR and dA.
+
 `mode="complete"` has a square Q, which for m <= n is the same one. For m > n its last m - n columns are any basis of
 what A does not reach, and have no derivative: that is refused. `mode="r"` gives R alone: dQ is 0.
 
@@ -45,19 +50,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Inexact
 
 from bpref.checks.hyperparameters import require_choice
 from bpref.cotangents import with_zeros
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, product, spread_singular_values, transpose
+from bpref.formulas.matrices import SMALL_BATCH, adjoint, product, spread_singular_values, with_diagonal
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
 
 class QrCache(NamedTuple):
-    Q: Float[Array, "... m k"]
-    R: Float[Array, "... k n"]
+    Q: Inexact[Array, "... m k"]
+    R: Inexact[Array, "... k n"]
 
 
 MODES = ("reduced", "complete", "r")
@@ -70,18 +75,18 @@ def qr(mode: str = "reduced") -> Layer[tuple[()], Array, tuple[Reals, Reals] | R
       mode: "reduced", "complete" for a square Q, or "r" for R alone.
 
     Returns:
-      A layer with params `()`, x `A` of shape `(..., m, n)` and y `(Q, R)`: with k = min(m, n), Q `(..., m, k)` and R
-      `(..., k, n)`, 0 below the diagonal; or y is R. Where the first k columns of A are dependent, dA is inf, NaN or
-      large.
+      A layer with params `()`, x `A` of shape `(..., m, n)`, real or complex, and y `(Q, R)`: with k = min(m, n), Q
+      `(..., m, k)` and R `(..., k, n)`, real on the diagonal and 0 below; or y is R. Where the first k columns of A are
+      dependent, dA is inf, NaN or large.
 
     Raises:
       ValueError: there is no such mode; A is no matrix, or has more rows than columns where Q is to be complete.
-      TypeError: A is not floating-point.
+      TypeError: A is neither floating-point nor complex.
     """
     who = "qr"
     require_choice(who, "mode", mode, MODES)
 
-    def forward(params, A: Float[Array, "... m n"]):
+    def forward(params, A: Float[Array, "... m n"] | Complex[Array, "... m n"]):
         m, n = A.shape[-2:]
         if mode == "complete" and m > n:
             raise ValueError(
@@ -94,16 +99,19 @@ def qr(mode: str = "reduced") -> Layer[tuple[()], Array, tuple[Reals, Reals] | R
     def backward(params, cache, dy):
         Q, R = cache
         dtype = jax.tree.leaves(dy)[0].dtype
-        dQ, dR = (widen(d) for d in with_zeros((None, dy) if mode == "r" else dy, (Q, R)))
+        dQ, dR = (jnp.conj(widen(d)) for d in with_zeros((None, dy) if mode == "r" else dy, (Q, R)))
         dR = jnp.triu(dR)
         m, k, n = *Q.shape[-2:], R.shape[-1]
-        of_Q = product(transpose(Q), dQ)
-        X = of_Q - product(dR, transpose(R))
-        turned = jnp.tril(X - transpose(X), -1)
+        of_Q = product(adjoint(Q), dQ)
+        X = of_Q - product(dR, adjoint(R))
+        X = X - adjoint(X)
+        turned = jnp.tril(X, -1)
+        if jnp.iscomplexobj(X):
+            turned = with_diagonal(turned, 0.5 * jnp.diagonal(X, axis1=-2, axis2=-1))
         turned = product(Q, turned) if m == k else dQ + product(Q, turned - of_Q)
-        turned = triangular_solve(R[..., :k], turned, left_side=False, lower=False, transpose_a=True)
+        turned = triangular_solve(R[..., :k], turned, left_side=False, lower=False, transpose_a=True, conjugate_a=True)
         dA = product(Q, dR) + jnp.pad(turned, [(0, 0)] * (R.ndim - 1) + [(0, n - k)])
-        return (), cast(dA, dtype)
+        return (), cast(jnp.conj(dA), dtype)
 
     return Layer(no_params, forward, backward, who)
 
@@ -127,6 +135,16 @@ RULE = Rule(
         Case("wide", Real("B m n", domain=spread_singular_values), fixed=SMALL_BATCH | {"m": 2}),
         Case("square", Real("B n n", domain=spread_singular_values), {"mode": "complete"}, fixed=SMALL_BATCH),
         Case("R alone", Real("B m n", domain=spread_singular_values), {"mode": "r"}, fixed=SMALL_BATCH | {"n": 3}),
+        Case(
+            "complex, tall",
+            Real("B m n", domain=spread_singular_values, is_complex=True),
+            fixed=SMALL_BATCH | {"m": 4, "n": 3},
+        ),
+        Case(
+            "complex, wide",
+            Real("B m n", domain=spread_singular_values, is_complex=True),
+            fixed=SMALL_BATCH | {"m": 2, "n": 3},
+        ),
     ),
     cite="Walter and Lehmann, 'Algorithmic differentiation of linear algebra functions' (2010), arXiv:1001.1654, "
     "section 4.2; Liao et al., 'Differentiable programming tensor networks' (2019), arXiv:1903.09650, appendix A",
