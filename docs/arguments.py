@@ -173,6 +173,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "multiclass_hinge": {
         "margin=0.5": "F.multi_margin_loss(*x, margin=0.5)",
         "squared=True": "F.multi_margin_loss(*x, p=2)",
+        "class_weights=[1.0, 2.0, 0.5, 1.0]": "F.multi_margin_loss(*x, weight=torch.tensor([1.0, 2.0, 0.5, 1.0]))",
     },
     "negative_log_likelihood": {
         "ignored=1": "F.nll_loss(*x, ignore_index=1)",
@@ -189,7 +190,10 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         'reduction="none"': 'F.cross_entropy(*x, reduction="none")',
     },
     "soft_margin": {'reduction="sum"': 'F.soft_margin_loss(x[0], torch.where(x[1] > 0, 1, -1), reduction="sum")'},
-    "triplet": {'margin=0.5, reduction="sum"': 'F.triplet_margin_loss(*x, margin=0.5, eps=0.0, reduction="sum")'},
+    "triplet": {
+        'margin=0.5, reduction="sum"': 'F.triplet_margin_loss(*x, margin=0.5, eps=0.0, reduction="sum")',
+        "swap=True, eps=1e-6": "F.triplet_margin_loss(*x, swap=True)",
+    },
     "fused_linear_cross_entropy": {
         "4, smoothing=0.1": "F.cross_entropy(F.linear(x[0], p.W), x[1], label_smoothing=0.1)",
         "4, bias=True, ignored=1": "F.cross_entropy(F.linear(x[0], p.W, p.b), x[1], ignore_index=1)",

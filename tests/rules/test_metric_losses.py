@@ -103,6 +103,19 @@ def test_a_triplet_whose_anchor_is_its_positive():
     np.testing.assert_allclose(dm, [[-0.6, -0.8]], rtol=1e-6)
 
 
+def test_of_two_distances_to_the_negative_that_are_equal_the_anchors_is_taken():
+    """|a - m| = |p - m| = 5 and |a - p| = 6, margin 1: J = 2, and m is pushed away from a alone."""
+    J, (da, dp, dm) = sweep(bpref.triplet(swap=True), [[-3.0, 0.0]], [[3.0, 0.0]], [[0.0, 4.0]])
+    assert J == 2
+    np.testing.assert_allclose(dm, [[-0.6, -0.8]], rtol=1e-6)
+    np.testing.assert_allclose(dp, [[1.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(da, [[-0.4, 0.8]], rtol=1e-6)
+    nearer, (_, dp, dm) = sweep(bpref.triplet(swap=True), [[-3.5, 0.0]], [[3.0, 0.0]], [[0.0, 4.0]])
+    assert nearer == 6.5 - 5 + 1
+    np.testing.assert_allclose(dm, [[0.6, -0.8]], rtol=1e-6)
+    np.testing.assert_allclose(dp, [[0.4, 0.8]], rtol=1e-6)
+
+
 def test_a_vector_of_length_0_has_no_direction():
     J, (da, db) = sweep(bpref.cosine_embedding(), [[0.0, 0.0], [1.0, 0.0]], [[1.0, 2.0], [0.0, 2.0]])
     assert J == 1

@@ -69,14 +69,8 @@ def multilabel_soft_margin(input, target, weight=None, reduction="mean"):
     return ours._replace(back=lambda J: J.mean())
 
 
-SWAP = "the nearer of two distances to the negative"
-
-
 def triplet(anchor, positive, negative, margin=1.0, p=2, eps=1e-6, swap=False, reduction="mean"):
-    """PyTorch adds eps to the differences."""
-    if swap:
-        return SWAP
-    return Ours(made(bpref.triplet, margin, reduction=reduction), (anchor, positive - eps, negative - eps))
+    return Ours(made(bpref.triplet, margin, False, reduction, swap, eps), (anchor, positive, negative))
 
 
 def triplet_with_distance(anchor, positive, negative, distance_function=None, margin=1.0, swap=False, reduction="mean"):
@@ -98,13 +92,16 @@ def margin_ranking(x1, x2, sign, margin=0.0, reduction="mean"):
 
 
 def multi_margin(input, label, p=1, margin=1.0, weight=None, reduction="mean"):
+    """PyTorch's weights may be negative, which makes the terms so."""
     if margin < 0:
         return "a negative margin"
-    if weight is not None:
-        return "a weight for each class"
     scores = input.reshape(1, -1) if input.ndim < 2 else input
-    layer = made(bpref.multiclass_hinge, margin, p == 2, reduction=reduction)
-    return Ours(layer, (scores, label.reshape(-1)))
+    label = label.reshape(-1)
+    if weight is None:
+        return Ours(made(bpref.multiclass_hinge, margin, p == 2, reduction=reduction), (scores, label))
+    layer = made(bpref.multiclass_hinge, margin, p == 2, reduction="none", class_weights=_weights(weight.abs()))
+    of_terms = {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction]
+    return Ours(layer, (scores, label), back=lambda J: of_terms(weight.sign()[label] * J))
 
 
 def multilabel_margin(input, labels, reduction="mean"):
@@ -179,17 +176,15 @@ TABLE: Table = {
     "nn.functional.linear_cross_entropy.chunked_none": Row(linear_cross_entropy, Outcome(77)),
     "nn.functional.margin_ranking_loss": Row(margin_ranking, Outcome(24)),
     "nn.functional.mse_loss": Row(of_pair(bpref.square, 2.0), Outcome(6)),
-    "nn.functional.multi_margin_loss": Row(
-        multi_margin, Outcome(8, {"a negative margin": 1, "a weight for each class": 1})
-    ),
+    "nn.functional.multi_margin_loss": Row(multi_margin, Outcome(9, {"a negative margin": 1})),
     "nn.functional.multilabel_margin_loss": Row(multilabel_margin, Outcome(6)),
     "nn.functional.multilabel_soft_margin_loss": Row(multilabel_soft_margin, Outcome(4)),
     "nn.functional.nll_loss": Row(nll, Outcome(37, {"a negative weight": 24})),
     "nn.functional.poisson_nll_loss": Row(poisson, Outcome(72)),
     "nn.functional.smooth_l1_loss": Row(smooth_l1, Outcome(8)),
     "nn.functional.soft_margin_loss": Row(of_pair(bpref.soft_margin), Outcome(6)),
-    "nn.functional.triplet_margin_loss": Row(triplet, Outcome(6, {SWAP: 1})),
-    "nn.functional.triplet_margin_with_distance_loss": Row(triplet_with_distance, Outcome(6, {SWAP: 1})),
+    "nn.functional.triplet_margin_loss": Row(triplet, Outcome(7)),
+    "nn.functional.triplet_margin_with_distance_loss": Row(triplet_with_distance, Outcome(7)),
 }
 
 
