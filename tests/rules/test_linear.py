@@ -93,6 +93,15 @@ BAD_CALLS = {
     "TypeError: embedding_bag: weights has dtype bfloat16, W has float32; cast one to the other's": (
         lambda: called(bpref.embedding_bag(3, 4), IDS, (IDS, jnp.ones(IDS.shape, jnp.bfloat16)))
     ),
+    "TypeError: embedding_bag: x is an array, expected a tuple (ids, offsets, [weights]), the bags being packed": (
+        lambda: called(bpref.embedding_bag(3, 4, packed=True), IDS, IDS[0])
+    ),
+    "embedding_bag: ids has shape (2, 3), expected (M,), the bags being packed": (
+        lambda: called(bpref.embedding_bag(3, 4, packed=True), IDS, (IDS, IDS[0]))
+    ),
+    "TypeError: embedding_bag: offsets has dtype float32, expected an integer dtype such as int32": (
+        lambda: called(bpref.embedding_bag(3, 4, packed=True), IDS, (IDS[0], X[0]))
+    ),
     "tied_embedding: linear gives shape (2, 3, 5), W expects (..., 4) (W: (3, 4))": (
         lambda: called(bpref.tied_embedding(3, 4, bpref.linear(5)), IDS, IDS)
     ),

@@ -135,6 +135,22 @@ def test_embedding_bag(draw, padding, mode):
     assert_same(layer, twin, EmbeddingBagParams(draw.normal(V, d)), draw.ids(V, N, T))
 
 
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_embedding_bags_of_different_lengths(draw, padding, mode):
+    """The second bag and the last one are empty."""
+    V, d, M = draw.sizes(3)
+    offsets = np.asarray([0, *2 * [M // 2], M])
+    x = draw.ids(V, M), offsets, *([draw.normal(M)] if mode == "sum" else [])
+
+    def twin(p, x):
+        how = {"per_sample_weights": x[2]} if mode == "sum" else {}
+        return torch.nn.functional.embedding_bag(x[0], p.W, x[1], mode=mode, padding_idx=padding, **how)
+
+    layer = bpref.embedding_bag(V, d, mode == "mean", padding, mode == "max", packed=True)
+    assert_same(layer, twin, EmbeddingBagParams(draw.normal(V, d)), x)
+
+
 def test_tied_embedding(draw):
     N, T, V, d = draw.sizes(4)
 

@@ -13,10 +13,10 @@ from bpref.checks.hyperparameters import is_integer, plain
 from bpref.dtypes import as_array, require_integer, widen, widen_integers
 
 
-def as_ids(who: str, x: ArrayLike) -> Array:
+def as_ids(who: str, x: ArrayLike, argument: str = "x") -> Array:
     """x as ids with room, whatever integers they came as; raises `TypeError` unless it holds integers."""
-    x = as_array(who, "x", x)
-    require_integer(who, "x", x)
+    x = as_array(who, argument, x)
+    require_integer(who, argument, x)
     return widen_integers(x)
 
 
