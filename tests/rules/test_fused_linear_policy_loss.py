@@ -81,6 +81,33 @@ def test_the_terms_of_each_pair_have_a_cotangent_each():
     np.testing.assert_allclose(dparams.W / N, dmean.W, rtol=1e-4, atol=1e-7)
 
 
+OF_ITSELF, BY_TOKENS, BY_LENGTH = None, {"normalization": "token"}, {"normalization": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "hyper"),
+    [("grpo", OF_ITSELF), ("grpo", BY_TOKENS), ("grpo", BY_LENGTH), ("gspo", {"clip": 0.2}), ("ppo", OF_ITSELF)],
+    ids=str,
+)
+def test_a_bonus_for_entropy_is_the_mean_that_the_loss_takes_of_its_tokens(loss, hyper):
+    """Beside `linear` and `token_entropy`, which have all logits; the means by hand."""
+    with jax.enable_x64(True):
+        x, params = example(loss), params_of()
+        with_bonus = backpropagate(fused(V, loss, hyper, block=7, entropy_weight=0.3), params, x)
+        without = backpropagate(fused(V, loss, hyper, block=7), params, x)
+        mask = x[1] != -100
+        z, of_linear = bpref.linear(V, bias=False).forward(params, x[0])
+        H, of_entropy = bpref.token_entropy().forward((), z)
+        kind = (hyper or {}).get("normalization", "token" if loss == "ppo" else "sequence")
+        tokens, answers = mask.sum(-1, keepdims=True), mask.size // T
+        w = mask / {"token": mask.sum(), "constant": mask.size, "sequence": tokens * answers}[kind]
+        dz = bpref.token_entropy().backward((), of_entropy, -0.3 * jnp.asarray(w))[1]
+        dparams, dh = bpref.linear(V, bias=False).backward(params, of_linear, dz)
+        np.testing.assert_allclose(with_bonus[0], without[0] - 0.3 * jnp.sum(w * H), rtol=1e-12)
+        np.testing.assert_allclose(with_bonus[1].W, without[1].W + dparams.W, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(with_bonus[2][0], without[2][0] + dh, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_array_of_all_logits_is_ever_made(loss):
     params, x = params_of(np.float32), example(loss, np.float32)
@@ -126,6 +153,12 @@ def test_it_takes_the_heads_place_in_a_network():
 BAD_CALLS = {
     "fused_linear_policy_loss: loss is 'square', expected ...": lambda: fused(V, "square"),
     "fused_linear_policy_loss: ignored is None, expected an integer": lambda: fused(V, "dpo", ignored=None),
+    "fused_linear_policy_loss: entropy_weight is -1.0, expected a number of at least 0": (
+        lambda: fused(V, "ppo", entropy_weight=-1.0)
+    ),
+    "fused_linear_policy_loss: entropy_weight is 0.1, which 'dpo', a loss of answers, does not have": (
+        lambda: fused(V, "dpo", entropy_weight=0.1)
+    ),
     "dpo: beta is 0.0, expected a positive number": lambda: fused(V, "dpo", {"beta": 0.0}),
     "TypeError: fused_linear_policy_loss: x is a tuple of 2, expected a tuple (h, labels, reference_chosen, ...": (
         lambda: fused(V, "dpo").forward(params_of(np.float32), example("dpo", np.float32)[:2])

@@ -10,22 +10,32 @@ token t counts, [y_t != `ignored`]:
     J    = L(a_0, a_1, ...)                of "dpo", "cpo", "simpo" and "orpo", of pairs: chosen and rejected
 
 It is built of `fused_linear_log_probability`, of `answer_log_probability`, whose mean "simpo" and "orpo" are given and
-whose sum all others are, and of L, whose other inputs stand where they stand there.
+whose sum all others are, and of L, whose other inputs stand where they stand there. A loss of tokens may have a bonus
+for the policy's entropy H, (..., T), which the head gives too, e being `entropy_weight`:
+
+    J    = L(g, ..., m) - e sum_t w_t H_t
+
+with the weights w by which L itself takes the mean of its tokens, 0 where m is False: those of its `normalization`,
+and of "gspo" that of the answers' means.
 
 Differential: delta J = <L's dg, delta g>, or <L's da, delta a> with delta a = sum_t m_t delta g_t over the same number,
 and delta g is the head's. So the sweep is theirs in reverse. It starts with dJ, a scalar; dg, (..., T), is what L's
-backward gives, or of its da what `answer_log_probability`'s gives; dh, dW and db are the backward of
-`fused_linear_log_probability`, of dg alone.
+backward gives, or of its da what `answer_log_probability`'s gives. The bonus, -e sum_t w_t delta H_t, makes
 
-The entropy and the log-sum-exp have no cotangent, and their sums are not made. What L's other inputs have, None or not,
-they have here. Labels have the cotangent None.
+    dH_t = -e w_t dJ                                                      (..., T)
 
-Cached: what each of the three keeps; the mask is made again of the labels.
+and dh, dW and db are the backward of `fused_linear_log_probability`, of dg and dH, one sweep over the classes for both.
+
+The log-sum-exp has no cotangent, nor has the entropy where e = 0, and their sums are not made. What L's other inputs
+have, None or not, they have here. Labels have the cotangent None.
+
+Cached: what each of the three keeps; the mask is made again of the labels, and w of the mask.
 
 Numerical care: theirs. g is of at least float32, and so is all after it: other inputs may be of another dtype than h,
 as log-probabilities of a reference are, and are brought to g's. Kinks: L's.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -34,11 +44,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Inexact, Int, PyTree
 
-from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_head
-from bpref.dtypes import cast, require_floating, widen_integers
+from bpref.checks.hyperparameters import is_integer, plain, require_choice, require_head, require_non_negative
+from bpref.dtypes import cast, require_floating, widen, widen_integers
+from bpref.formulas.loss.clipped_ratio import token_weights, weighted_sum
 from bpref.formulas.loss.losses_by_name import made
 from bpref.formulas.loss.pairs import of_no_size
 from bpref.layer import Layer, Reals
+from bpref.naive.reduction import naive_token_mean
 from bpref.rule import Boolean, Case, Integer, Interval, Real, Rule, Size, called_as
 from bpref.rules.linear.linear import LinearParams
 from bpref.rules.preference_loss.answer_log_probability import AnswerLogProbabilityCache, answer_log_probability
@@ -140,6 +152,7 @@ def fused_linear_policy_loss(
     ignored: int = -100,
     soft_cap: float | None = None,
     block: int = 1024,
+    entropy_weight: float = 0.0,
 ) -> Layer[FusedLinearPolicyLossParams, tuple[Array | None, ...], Reals, FusedLinearPolicyLossCache]:
     """J of a loss of policies, of hidden states and the head's W.
 
@@ -149,6 +162,8 @@ def fused_linear_policy_loss(
       hyper: what that rule is made with, such as `{"beta": 0.3}`.
       bias, temperature, soft_cap, block: as in `fused_linear_log_probability`.
       ignored: the label of tokens that belong to no answer: prompts and padding.
+      entropy_weight: e, of "grpo", "gspo" and "ppo", what the mean entropy of the policy, in nats and at its
+        temperature, is multiplied by before J is less by it.
 
     Returns:
       A layer with params `FusedLinearPolicyLossParams(W: (V, d), b: (V,) or None)` and y the scalar J, or what the
@@ -160,7 +175,8 @@ def fused_linear_policy_loss(
       made of the labels. As the second layer of `objective` h comes from the first, and y is a tuple of the others.
 
     Raises:
-      ValueError: there is no such loss; a hyperparameter is out of its range, or none of the loss's; shapes do not fit.
+      ValueError: there is no such loss; a hyperparameter is out of its range, or none of the loss's; a loss of answers
+        has an entropy_weight; shapes do not fit.
       TypeError: x is no such tuple; dtypes do not fit.
 
     Example:
@@ -174,6 +190,10 @@ def fused_linear_policy_loss(
     if not is_integer(ignored):
         raise ValueError(f"{who}: ignored is {ignored!r}, expected an integer")
     ignored = plain(ignored)
+    entropy_weight = require_non_negative(who, "entropy_weight", entropy_weight)
+    if entropy_weight and loss not in OF_TOKENS:
+        raise ValueError(f"{who}: entropy_weight is {entropy_weight}, which {loss!r}, a loss of answers, does not have")
+    normalization = _normalization(loss, hyper)
     of_head = require_head(who, vocabulary, bias, temperature, ignored, soft_cap, block)
     head = fused_linear_log_probability(*of_head)
     answer = answer_log_probability(loss in OF_MEANS)
@@ -183,7 +203,7 @@ def fused_linear_policy_loss(
 
     def forward(params, x):
         # as x's are already: NumPy's in the dtype that JAX has for them
-        (g, *_), head_cache = head.forward(jax.tree.map(jnp.asarray, params), x[:2])
+        (g, H, _), head_cache = head.forward(jax.tree.map(jnp.asarray, params), x[:2])
         beside = tuple(_beside(who, name, v, g) for name, v in zip(of.x._fields[2:], x[2:], strict=True))
         mask = _mask(x[1])
         if loss in OF_TOKENS:
@@ -195,18 +215,22 @@ def fused_linear_policy_loss(
             J, cache = judge.forward((), given)
         except TypeError as error:  # a reference that has a weight and is missing: the loss alone knows it
             raise TypeError(f"{who}: {error}") from error
+        if entropy_weight:
+            J -= entropy_weight * weighted_sum(token_weights(mask, normalization, H.dtype), H, mask)
         return J, FusedLinearPolicyLossCache(head_cache, (cache, tuple(_like(v) for v in x[2:])))
 
     def backward(params, cache, dJ):
         loss_cache, like = cache.loss
         d = judge.backward((), loss_cache, dJ)[1]
-        mask = _mask(cache.head.label)
+        mask, dH = _mask(cache.head.label), None
+        if entropy_weight:
+            dH = -entropy_weight * widen(dJ) * token_weights(mask, normalization, dJ.dtype)
         if loss in OF_TOKENS:
             dg, *others = d[:-1]
         else:
             da, *others = (jnp.stack(d[:2]), *d[2:]) if loss in OF_PAIRS else d
             dg = answer.backward((), AnswerLogProbabilityCache(mask, of_no_size(da)), da)[1][0]
-        dparams, (dh, _) = head.backward(params, cache.head, (dg, None, None))
+        dparams, (dh, _) = head.backward(params, cache.head, (dg, dH, None))
         back = (None if v is None or w is None else cast(v, w.dtype) for v, w in zip(others, like, strict=True))
         return dparams, (dh, None, *back)
 
@@ -215,6 +239,12 @@ def fused_linear_policy_loss(
 
     forward.__annotations__["x"] = of.x
     return Layer(init, forward, backward, who, couples=judge.couples)
+
+
+def _normalization(loss: str, hyper: Mapping | None) -> str:
+    """How a loss of tokens takes their mean."""
+    named = inspect.signature(LOSSES[loss].make).parameters.get("normalization")
+    return "sequence" if named is None else (hyper or {}).get("normalization", named.default)
 
 
 def _beside(who: str, name: str, v: Array | None, g: Array) -> Array | None:
@@ -230,14 +260,16 @@ def _like(v: Array | None) -> Array | None:
 
 @called_as(fused_linear_policy_loss)
 def reference(
-    params: LinearParams, x: tuple[Array, ...], loss, hyper, vocabulary, temperature, ignored, soft_cap, **_
+    params: LinearParams, x: tuple, loss, hyper, vocabulary, temperature, ignored, soft_cap, entropy_weight, **_
 ) -> Array:
     of_loss = _reference_of(loss)
-    g = head_reference(params, x[:2], vocabulary, temperature=temperature, ignored=ignored, soft_cap=soft_cap)[0]
+    g, H, _ = head_reference(params, x[:2], vocabulary, temperature=temperature, ignored=ignored, soft_cap=soft_cap)
     mask = x[1] != ignored
     beside = [v if v is None or v.dtype == bool else v.astype(g.dtype) for v in x[2:]]
     if loss in OF_TOKENS:
-        return of_loss((), (g, *beside, mask), **(hyper or {}))
+        of_itself = {"normalization": "token" if loss == "ppo" else "sequence"} | (hyper or {})
+        bonus = entropy_weight * naive_token_mean(H, mask, of_itself["normalization"])
+        return of_loss((), (g, *beside, mask), **(hyper or {})) - bonus
     a = answer_reference((), (g, mask), loss in OF_MEANS)
     return of_loss((), (*(a if loss in OF_PAIRS else (a,)), *beside), **(hyper or {}))
 
@@ -282,12 +314,18 @@ RULE = Rule(
         _case("simpo", **_PAIRS),
         _case("orpo", **_PAIRS),
         _case("kto", (_LOG, Real("N"), Boolean("N"))),
-        _case("grpo", (_GROUPS, _GROUPS, Real("N G")), axes="N G T"),
+        _case(
+            "grpo",
+            (_GROUPS, _GROUPS, Real("N G")),
+            axes="N G T",
+            also={"entropy_weight": Interval(0.0, 0.5, 0.1), "temperature": 0.8},
+        ),
         _case("gspo", (_GROUPS, None, Real("N G")), {"clip": 0.2, "clip_high": 0.3}, axes="N G T"),
         _case(
             "ppo", (_TOKENS, None, Real("N T")), also={"block": 1024}, timed={"N": 4, "T": 256, "d": 128, "V": 16384}
         ),
     ),
-    cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; each loss: its rule",
+    cite="Wijmans et al., 'Cut Your Losses in Large-Vocabulary Language Models', arXiv:2411.09009; the bonus: "
+    "arXiv:1707.06347, equation 9; each loss: its rule",
     covers=("fused linear dpo", "fused linear grpo", "chunked policy loss"),
 )
