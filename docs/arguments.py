@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "(2, 2), padding=1, count_padding=False": (
             "F.avg_pool2d(x.movedim(-1, 1), 2, padding=1, count_include_pad=False).movedim(1, -1)"
         ),
+        "(3, 3), divisor=2": "F.avg_pool2d(x.movedim(-1, 1), 3, divisor_override=2).movedim(1, -1)",
         "(3, 3), stride=2, ceil=True": "F.avg_pool2d(x.movedim(-1, 1), 3, 2, ceil_mode=True).movedim(1, -1)",
     },
     "max_pool": {

@@ -54,6 +54,11 @@ BAD_CALLS = {
     "average_pool: x has shape (2, 5, 6, 4), expected 3 axes (N, T, C)": (
         lambda: bpref.average_pool((2,)).forward((), IMAGE)
     ),
+    "average_pool: divisor is 0, expected another number or None": lambda: bpref.average_pool(divisor=0),
+    "average_pool: divisor is 'all', expected a finite number": lambda: bpref.average_pool(divisor="all"),
+    "adaptive_pool: with_indices is True, which is for maxima; a mean has no place": (
+        lambda: bpref.adaptive_pool(with_indices=True)
+    ),
     "adaptive_pool: counts is (), expected a tuple of 1 to 3 positive integers": lambda: bpref.adaptive_pool(()),
     "adaptive_pool: counts is 7, expected a tuple of 1 to 3 positive integers": lambda: bpref.adaptive_pool(7),
     "adaptive_pool: counts is (7, 0), expected a tuple of 1 to 3 positive integers": (

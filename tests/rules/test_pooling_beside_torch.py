@@ -135,6 +135,16 @@ def test_adaptive_pool(rng, rank, kind):
     assert_same(layer, pooled(name, rank, counts), (), values(rng, sizes, kind == "max, tied"))
 
 
+def test_adaptive_pool_with_indices(rng, rank):
+    counts, sizes = (drawn(rng, (1,) * rank, (9,) * rank) for _ in range(2))
+
+    def twin(_, x):
+        y = getattr(F, f"adaptive_max_pool{rank}d")(x.movedim(-1, 1), counts, return_indices=True)
+        return tuple(v.movedim(1, -1) for v in y)
+
+    assert_same(bpref.adaptive_pool(counts, "max", with_indices=True), twin, (), values(rng, sizes, tied=True))
+
+
 @pytest.mark.parametrize("kind", ["average", "max"])
 def test_global_pool(rng, rank, kind):
     sizes, axes = drawn(rng, (1,) * rank, (6,) * rank), tuple(range(1, rank + 1))

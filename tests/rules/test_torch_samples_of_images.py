@@ -28,6 +28,11 @@ def channels_last(x, rank):
     return batched.movedim(1, -1), back
 
 
+def with_places(back):
+    """The way back of a pair of values and places, which PyTorch has in 64 bits."""
+    return lambda y: (back(y[0]), back(y[1]).long())
+
+
 def convolution(rank):
     def ours(x, W, b=None, stride=1, padding=0, dilation=1, groups=1):
         image, back = channels_last(x, rank)
@@ -68,21 +73,18 @@ def max_pool(rank):
         steps = window if stride in (None, ()) else per_axis(stride, rank)
         pads, apart = per_axis(padding, rank), per_axis(dilation, rank)
         layer = made(bpref.max_pool, window, steps, pads, apart, return_indices, ceil_mode)
-        if not return_indices:
-            return Ours(layer, image, back=back)
-        return Ours(layer, image, back=lambda y: (back(y[0]), back(y[1]).long()))
+        return Ours(layer, image, back=with_places(back) if return_indices else back)
 
     return ours
 
 
 def average_pool(rank):
     def ours(x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-        if divisor_override is not None:
-            return "another divisor than how many elements there are"
         image, back = channels_last(x, rank)
         window = per_axis(kernel_size, rank)
         steps = window if stride in (None, ()) else per_axis(stride, rank)
-        layer = made(bpref.average_pool, window, steps, per_axis(padding, rank), count_include_pad, ceil_mode)
+        how = per_axis(padding, rank), count_include_pad, ceil_mode, divisor_override
+        layer = made(bpref.average_pool, window, steps, *how)
         return Ours(layer, image, back=back)
 
     return ours
@@ -90,12 +92,11 @@ def average_pool(rank):
 
 def adaptive_pool(rank, kind):
     def ours(x, output_size, return_indices=False):
-        if return_indices:
-            return "where the largest elements are"
         image, back = channels_last(x, rank)
         asked = per_axis(output_size, rank)
         counts = tuple(n if m is None else m for m, n in zip(asked, image.shape[1:-1], strict=True))
-        return Ours(made(bpref.adaptive_pool, counts, kind), image, back=back)
+        layer = made(bpref.adaptive_pool, counts, kind, return_indices)
+        return Ours(layer, image, back=with_places(back) if return_indices else back)
 
     return ours
 
@@ -123,16 +124,10 @@ TABLE: Table = {
     "nn.functional.max_pool2d": Row(max_pool(2), Outcome(19), every=79),
     "nn.functional.max_pool3d": Row(max_pool(3), Outcome(8), every=79),
     "nn.functional.avg_pool1d": Row(average_pool(1), Outcome(9)),
-    "nn.functional.avg_pool2d": Row(
-        average_pool(2), Outcome(2, {"another divisor than how many elements there are": 5})
-    ),
-    "nn.functional.avg_pool3d": Row(
-        average_pool(3), Outcome(4, {"another divisor than how many elements there are": 4})
-    ),
+    "nn.functional.avg_pool2d": Row(average_pool(2), Outcome(7)),
+    "nn.functional.avg_pool3d": Row(average_pool(3), Outcome(8)),
     "nn.functional.adaptive_avg_pool2d": Row(adaptive_pool(2, "average"), Outcome(10)),
-    "nn.functional.adaptive_max_pool2d": Row(
-        adaptive_pool(2, "max"), Outcome(12, {"where the largest elements are": 12})
-    ),
+    "nn.functional.adaptive_max_pool2d": Row(adaptive_pool(2, "max"), Outcome(24)),
     "nn.functional.grid_sample": Row(grid_sample, Outcome(30)),
 }
 

@@ -11,10 +11,12 @@ Pools may round up, m = ceil((n + lo + hi - r) / s) + 1: then the last window en
 padding, and is left out where it begins behind x, s (m - 1) - lo >= n.
 """
 
+import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, UInt
 
 from bpref.checks.hyperparameters import is_integer, plain, require_flags
@@ -49,6 +51,12 @@ class WinnersCache(NamedTuple):
 
     winners: tuple[UInt[Array, "N *sizes C"] | None, ...]
     no_examples: Float[Array, "0 *sizes C"]
+
+
+def places_of(x: Array) -> Array:
+    """For every element of x its number among those of its example and channel."""
+    sizes = x.shape[1:-1]
+    return jnp.broadcast_to(lax.iota(jnp.int32, math.prod(sizes)).reshape(*sizes, 1), x.shape)
 
 
 def as_windows(

@@ -27,6 +27,9 @@ The adjoint of a mean is again a sum over adaptive windows, with m and n in each
 Ties: the first of the largest elements gets all of dy, within a row and then of the rows, as in `max_pool`: axes are
 taken from the last to the first. A NaN is larger than everything, and the first one gets dy.
 
+With indices the place of the element that won is given too, j counted through all spatial axes of x: along every axis
+what is taken of the places is what w takes of x. Integers, they have no cotangent.
+
 Cached: for means x's sizes and dtype alone, which an array without examples carries in 0 bytes; for maxima w for each
 axis as well, a byte for an element of the result along that axis. Where m = n, w is 0 and not kept.
 
@@ -36,6 +39,7 @@ side by side, each summed or searched as a whole: an addition for each o, 16,384
 than autodiff, and took minutes to compile.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -44,50 +48,61 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.convolution.windows import WinnersCache, require_spatial
+from bpref.formulas.convolution.windows import WinnersCache, places_of, require_spatial
 from bpref.formulas.indexing.shifts import add_up
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Real, Rule
+from bpref.rule import Case, Real, Rule, called_as
 
 LONG = 256
 """The elements of a window that are taken one after the other."""
 
 
 def adaptive_pool(
-    counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average"
-) -> Layer[tuple[()], Array, Reals, WinnersCache]:
+    counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average", with_indices: bool = False
+) -> Layer[tuple[()], Array, Reals | tuple[Reals, Array], WinnersCache]:
     """y = the mean or the maximum of `counts` windows that cover x evenly.
 
     Args:
       counts: the number of windows along each of 1 to 3 spatial axes.
       kind: "average" or "max".
+      with_indices: whether the places of the largest elements are given too.
 
     Returns:
-      A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
+      A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`. With
+      indices y is a pair `(values, indices)`, as of `max_pool`; of dy, a pair too, only the values' is read.
 
     Raises:
-      ValueError: an argument is out of its range; x has other axes than N, those of `counts` and C, or an empty one
-        among the spatial.
+      ValueError: an argument is out of its range, or indices are asked for of means; x has other axes than N, those of
+        `counts` and C, or an empty one among the spatial.
       TypeError: x is not floating-point.
     """
     who = "adaptive_pool"
     if not isinstance(counts, tuple) or not 1 <= len(counts) <= 3 or not all(_is_count(m) for m in counts):
         raise ValueError(f"{who}: counts is {counts!r}, expected a tuple of 1 to 3 positive integers")
     require_kind(who, kind)
+    require_flags(who, with_indices=with_indices)
+    if with_indices and kind == "average":
+        raise ValueError(f"{who}: with_indices is True, which is for maxima; a mean has no place")
 
     def forward(params, x: Float[Array, "N some=*sizes C"]):
         require_spatial(who, x, len(counts))
-        y, winners = (widen(x) if kind == "average" else x), []
+        y, winners, places = (widen(x) if kind == "average" else x), [], places_of(x) if with_indices else None
         for axis, m in reversed(list(enumerate(counts, 1))):
             if kind == "average":
                 y = _over(_sums(y, axis, m), axis, x.shape[axis])
             else:
                 y, w = _largest(y, axis, m)
                 winners.insert(0, w)
-        return cast(y, x.dtype), WinnersCache(tuple(winners), x[:0])
+                places = None if places is None else _chosen(places, w, axis, m)
+        y = cast(y, x.dtype)
+        return y if places is None else (y, places), WinnersCache(tuple(winners), x[:0])
 
     def backward(params, cache, dy):
+        dy = dy[0] if with_indices else dy
+        if dy is None:
+            return (), None
         x = cache.no_examples
         dx = widen(dy)
         for axis in range(1, len(counts) + 1):
@@ -188,6 +203,15 @@ def _largest(x: Array, axis: int, m: int) -> tuple[Array, Array | None]:
     return y, w
 
 
+def _chosen(places: Array, w: Array | None, axis: int, m: int) -> Array:
+    """The places of the elements that won along one axis."""
+    first, _ = _bounds(places.shape[axis], m)
+    if w is None:
+        return jnp.take(places, first, axis, mode="clip")
+    at = w.astype(jnp.int32) + lax.broadcast_in_dim(jnp.asarray(first, jnp.int32), w.shape, (axis,))
+    return jnp.take_along_axis(places, at, axis, mode="clip")
+
+
 def _put_back(dy: Array, w: Array | None, axis: int, n: int) -> Array:
     """dx along one axis: what element j was given by each of the windows that it lies in."""
     if w is None:
@@ -200,19 +224,20 @@ def _put_back(dy: Array, w: Array | None, axis: int, n: int) -> Array:
     return add_up(terms)
 
 
-def reference(
-    params: tuple[()], x: Array, counts: tuple[int, ...] = (1, 1), kind: Literal["average", "max"] = "average"
-) -> Array:
+@called_as(adaptive_pool)
+def reference(params: tuple[()], x: Array, counts, kind, with_indices) -> Array | tuple[Array, Array]:
+    places = jnp.broadcast_to(jnp.arange(math.prod(x.shape[1:-1])).reshape(*x.shape[1:-1], 1), x.shape)
     start, add = (0.0, lax.add) if kind == "average" else (-jnp.inf, lax.max)
     for axis, m in reversed(list(enumerate(counts, 1))):
-        n, parts = x.shape[axis], []
+        n, parts, of_parts = x.shape[axis], [], []
         for i in range(m):
-            part = lax.slice_in_dim(x, i * n // m, -(-(i + 1) * n // m), axis=axis)
+            part, of_part = (lax.slice_in_dim(v, i * n // m, -(-(i + 1) * n // m), axis=axis) for v in (x, places))
             sizes = [part.shape[a] if a == axis else 1 for a in range(x.ndim)]
             whole = lax.reduce_window(part, start, add, sizes, (1,) * x.ndim, "VALID")
             parts.append(whole / part.shape[axis] if kind == "average" else whole)
-        x = jnp.concatenate(parts, axis)
-    return x
+            of_parts.append(jnp.take_along_axis(of_part, jnp.argmax(part, axis, keepdims=True), axis))
+        x, places = jnp.concatenate(parts, axis), jnp.concatenate(of_parts, axis)
+    return (x, places.astype(jnp.int32)) if with_indices else x
 
 
 RULE = Rule(
@@ -229,7 +254,12 @@ RULE = Rule(
         ),
         Case("average, 3-D", Real("N D H W C"), {"counts": (4, 3, 2)}, never_empty=("D", "H", "W")),
         Case("max, 1-D, sharing elements", Real("N T C"), {"counts": (5,), "kind": "max"}, never_empty=("T",)),
-        Case("max, 2-D", Real("N H W C"), {"counts": (4, 3), "kind": "max"}, never_empty=("H", "W")),
+        Case(
+            "max, 2-D, with indices",
+            Real("N H W C", points=(1.0,) * 24),
+            {"counts": (4, 3), "kind": "max", "with_indices": True},
+            never_empty=("H", "W"),
+        ),
     ),
     cite="He et al., 'Spatial pyramid pooling in deep convolutional networks' (2014), arXiv:1406.4729, section 2.3",
     covers=("adaptive_avg_pool2d", "adaptive_max_pool2d", "spatial pyramid pooling"),

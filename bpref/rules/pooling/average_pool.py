@@ -7,7 +7,7 @@ outside [0, n)); of several axes the sums are taken one after the other, and the
     q_i = k, or how many of the window's elements lie in [0, n)                           y: (N, *counts, C)
 
 or m is the ceil of it (`bpref.formulas.convolution.windows`), and q_i counts the elements in [-lo, n + hi), or in [0,
-n).
+n). Where a divisor is given, it stands in the place of the product of the q: of a divisor of 1 y are the sums.
 
 Differential: delta y_i = 1/q_i sum_o delta x_{s i + o - lo}, linear in x. Collect the factor of each delta x_j:
 
@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_flags
+from bpref.checks.hyperparameters import require_finite, require_flags
 from bpref.dtypes import cast, widen
 from bpref.formulas.convolution.windows import Padding, as_pads, as_windows, place_pool
 from bpref.formulas.indexing.shifts import add_up, pad_axis, put_in_all, seen
@@ -50,6 +50,7 @@ def average_pool(
     padding: Padding = "valid",
     count_padding: bool = True,
     ceil: bool = False,
+    divisor: float | None = None,
 ) -> Layer[tuple[()], Array, Reals, AveragePoolCache]:
     """y = the mean over each window, of as many spatial axes as the window has entries.
 
@@ -61,23 +62,29 @@ def average_pool(
       count_padding: whether these zeros count as elements; else the mean is that of the elements of x.
       ceil: whether the number of windows is rounded up, as PyTorch's `ceil_mode`: the last one may end behind the
         padding, where nothing counts, but begins in x or in front of it.
+      divisor: what every sum is divided by, in place of how many elements count, as PyTorch's `divisor_override`.
 
     Returns:
       A layer with params `()`, x `(N, *sizes, C)` and y `(N, *counts, C)`: `N T C`, `N H W C` or `N D H W C`.
 
     Raises:
-      ValueError: an argument is out of its range; x has other axes than N, the window's and C, or an empty one among
-        the spatial; the window reaches over more than x with its padding, or might see nothing but padding.
+      ValueError: an argument is out of its range, or the divisor is 0; x has other axes than N, the window's and C, or
+        an empty one among the spatial; the window reaches over more than x with its padding, or might see nothing but
+        padding.
       TypeError: x is not floating-point.
     """
     who = "average_pool"
     require_flags(who, count_padding=count_padding)
     windows = as_windows(who, window, window if stride is None else stride, 1, padding, ceil)
+    divisor = None if divisor is None else require_finite(who, "divisor", divisor)
+    if divisor == 0:
+        raise ValueError(f"{who}: divisor is 0, expected another number or None")
+    of_all = math.prod(windows.size) if count_padding and not ceil and divisor is None else divisor
 
     def divided(v, x):
         """v / q, of y's shape."""
-        if count_padding and not ceil:
-            return lax.mul(v, jnp.asarray(1 / math.prod(windows.size), v.dtype))
+        if of_all is not None:
+            return lax.mul(v, jnp.asarray(1 / of_all, v.dtype))
         asked = as_pads(windows.padding, x.shape[1:-1], windows.reach, windows.stride)
         for (axis, _, k, s, _, _), (lo, hi) in zip(place_pool(who, windows, x), asked, strict=True):
             first = s * np.arange(v.shape[axis]) - lo
@@ -105,17 +112,21 @@ def average_pool(
 
 
 @called_as(average_pool)
-def reference(params: tuple[()], x: Array, window, stride, padding, count_padding, ceil) -> Array:
+def reference(params: tuple[()], x: Array, window, stride, padding, count_padding, ceil, divisor) -> Array:
     def sums(v, pads):
         return reduce_windows(v, 0.0, lax.add, window, stride, pads)
 
     if ceil:
         pads = pads_to_ceil(x, window, stride or window, padding)
+        if divisor is not None:
+            return sums(x, pads) / divisor
         asked = [(0, 0), *in_pairs(padding, len(window)), (0, 0)]
         counted = jnp.pad(jnp.ones_like(x), asked, constant_values=1.0 * count_padding)
         beyond = tuple((0, b - hi) for (_, b), (_, hi) in zip(pads, asked[1:-1], strict=True))
         return sums(x, pads) / sums(counted, beyond)
     y = sums(x, padding)
+    if divisor is not None:
+        return y / divisor
     return y / math.prod(window) if count_padding else y / sums(jnp.ones_like(x), padding)
 
 
@@ -139,9 +150,9 @@ RULE = Rule(
         ),
         Case("1-D, same", Real("N T C"), {"window": (4,), "stride": 1, "padding": "same"}, never_empty=("T",)),
         Case(
-            "3-D, elements left over",
+            "3-D, elements left over, another divisor",
             Real("N D H W C"),
-            {"window": (1, 2, 2), "stride": (2, 3, 1)},
+            {"window": (1, 2, 2), "stride": (2, 3, 1), "divisor": 2.5},
             never_empty=("D",),
             least={"H": 2, "W": 2},
         ),

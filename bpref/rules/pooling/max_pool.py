@@ -32,8 +32,6 @@ Two axes of k offsets take 2 k comparisons, not k^2, and what XLA computes again
 which on a CPU is w, stays as small.
 """
 
-import math
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -41,7 +39,7 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast, widen
-from bpref.formulas.convolution.windows import Along, Padding, WinnersCache, as_windows, place_pool
+from bpref.formulas.convolution.windows import Along, Padding, WinnersCache, as_windows, place_pool, places_of
 from bpref.formulas.indexing.shifts import add_up, pad_axis, put, seen
 from bpref.layer import Layer, Reals, no_params
 from bpref.naive.windows import first_largest, in_pairs, pads_to_ceil, reduce_windows
@@ -83,7 +81,7 @@ def max_pool(
     windows = as_windows(who, window, window if stride is None else stride, dilation, padding, ceil)
 
     def forward(params, x: Float[Array, "N some=*sizes C"]):
-        y, winners, places = x, [], _places(x) if with_indices else None
+        y, winners, places = x, [], places_of(x) if with_indices else None
         for along in reversed(place_pool(who, windows, x)):
             y, w, places = _largest_along(y, along, places)
             winners.insert(0, w)
@@ -101,12 +99,6 @@ def max_pool(
         return (), cast(dx, x.dtype)
 
     return Layer(no_params, forward, backward, who)
-
-
-def _places(x: Array) -> Array:
-    """For every element of x its number among those of its example and channel."""
-    sizes = x.shape[1:-1]
-    return jnp.broadcast_to(lax.iota(jnp.int32, math.prod(sizes)).reshape(*sizes, 1), x.shape)
 
 
 def _largest_along(x: Array, along: Along, places: Array | None) -> tuple[Array, Array | None, Array | None]:
