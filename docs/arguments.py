@@ -133,6 +133,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "fft": {
         "axes=(-2, -1)": "torch.fft.fft2(x)",
         "inverse=True": "torch.fft.ifft(x)",
+        "lengths=(8,)": "torch.fft.fft(x, 8)",
         'norm="ortho"': 'torch.fft.fft(x, norm="ortho")',
     },
     "matrix_norm": {'"nuc"': 'torch.linalg.matrix_norm(x, "nuc")', "2": "torch.linalg.matrix_norm(x, 2)"},

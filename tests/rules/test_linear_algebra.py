@@ -35,10 +35,12 @@ BAD_CALLS = {
     "TypeError: real_fft: x has dtype float32, the inverse expects complex numbers": (
         lambda: bpref.real_fft(inverse=True).forward((), WIDE)
     ),
-    "real_fft: length is 8, expected 6 or 7 (x: (2, 4))": (
-        lambda: bpref.real_fft(inverse=True, length=8).forward((), COMPLEX)
+    "real_fft: length is 0, expected a positive integer": lambda: bpref.real_fft(length=0),
+    "real_fft: x has shape (2, 1), of which 2 (m - 1) = 0 numbers would be made": (
+        lambda: bpref.real_fft(inverse=True).forward((), COMPLEX[:, :1])
     ),
-    "real_fft: length is 8, which only the inverse has; n is the size of x's axis": lambda: bpref.real_fft(length=8),
+    "fft: lengths is (4, 4), expected one for each of axes (-1,)": lambda: bpref.fft(lengths=(4, 4)),
+    "fft: a length is 0, expected a positive integer": lambda: bpref.fft(lengths=(0,)),
     "real_fft: axes is (), expected at least one axis": lambda: bpref.real_fft(axes=()),
     "real_fft: axes is (1, -1), expected different axes of x (x: (3, 4))": (
         lambda: bpref.real_fft(axes=(1, -1)).forward((), WIDE)

@@ -184,6 +184,15 @@ def test_inverse_real_fft(seed, odd, axes):
     assert_transforms_alike(bpref.real_fft(True, n, axes=axes), lambda x: torch.fft.irfftn(x, sizes, axes), x)
 
 
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_transforms_of_another_length(n):
+    real, coefficients = drawn(0, np.asarray), complex_drawn(0)
+    both = bpref.fft((0, -1), lengths=(2, n))
+    assert_transforms_alike(both, lambda x: torch.fft.fftn(x, (2, n), (0, -1)), coefficients)
+    assert_transforms_alike(bpref.real_fft(length=n, axes=(1,)), lambda x: torch.fft.rfft(x, n, 1), real)
+    assert_transforms_alike(bpref.real_fft(True, n), lambda x: torch.fft.irfft(x, n), coefficients)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_determinant(seed):
     assert_same(bpref.determinant(), lambda _, A: torch.linalg.det(A), (), square(seed, spread_singular_values))

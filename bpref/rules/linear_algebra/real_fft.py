@@ -18,6 +18,9 @@ delta J = Re sum_k dy_k delta y_k, without a conjugation. Collect the factors of
 The adjoint of each is the other one, of conjugates, with the weights a and the same c: which the other one calls the
 opposite norm. The imaginary parts of x_0 and, if n is even, of x_(n/2) do not enter y; their cotangents come out as 0.
 
+Of another length than x's, n as it is given: x is cut at its end before, or zeros are added there, up to n real or m
+complex numbers; dx is brought to the length of x in the same way, which is the adjoint.
+
 Over several axes, the last of them is transformed as above and the others, before it or by the inverse after, as `fft`
 does. The adjoint of `fft` is `fft` itself, and is taken of dy in the opposite order.
 
@@ -34,12 +37,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Complex, Float, Shaped
 
-from bpref.checks.hyperparameters import require_flags
+from bpref.checks.hyperparameters import require_flags, require_size
 from bpref.dtypes import cast, widen
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, no_params
 from bpref.rule import Case, Real, Rule, called_as
-from bpref.rules.linear_algebra.fft import Norm, as_axes, require_axes
+from bpref.rules.linear_algebra.fft import Norm, as_axes, fitted, require_axes
 
 OPPOSITE: dict[Norm, Norm] = {"backward": "forward", "ortho": "ortho", "forward": "backward"}
 """The norm by which the other direction has this one's factor c."""
@@ -56,7 +59,8 @@ def real_fft(
 
     Args:
       inverse: whether it takes the m complex numbers to the n real ones.
-      length: n, for the inverse alone; 2 (m - 1) if it is not given.
+      length: n, to which, or the inverse to whose m, x is cut or filled up with zeros; if it is not given as many as x
+        has, and of the inverse 2 (m - 1).
       norm: where the factor 1/n stands, as for `fft`.
       axes: which axes are transformed; the last named of them is the one with n and m elements.
 
@@ -65,17 +69,15 @@ def real_fft(
       inverse, the other way round.
 
     Raises:
-      ValueError: norm is none of the three; a length is given for no inverse, or does not belong to x; an axis is named
-        twice, is not one of x's, or is empty; no axis is named.
+      ValueError: norm is none of the three; length is not a positive integer, or is not given and would be 0; an axis
+        is named twice, is not one of x's, or is empty; no axis is named.
       TypeError: x is complex, or for the inverse real.
     """
     who = "real_fft"
     require_flags(who, inverse=inverse)
     if norm not in tuple(OPPOSITE):
         raise ValueError(f"{who}: norm is {norm!r}, expected 'backward', 'ortho' or 'forward'")
-    if length is not None and not inverse:
-        raise ValueError(f"{who}: length is {length}, which only the inverse has; n is the size of x's axis")
-
+    length = None if length is None else require_size(who, "length", length)
     axes = as_axes(who, axes)
     if not axes:
         raise ValueError(f"{who}: axes is (), expected at least one axis")
@@ -90,21 +92,30 @@ def real_fft(
             kind = "the inverse expects complex" if inverse else "expected real"
             raise TypeError(f"{who}: x has dtype {x.dtype}, {kind} numbers")
         require_axes(who, x, axes)
-        if not inverse:
-            return over_others(jnp.fft.rfft(widen(x), axis=axis, norm=norm)), RealFftCache(shape_keeper(x))
-        m = x.shape[axis]
-        n = 2 * (m - 1) if length is None else length
-        if n < 1 or n // 2 + 1 != m:
-            raise ValueError(f"{who}: length is {n}, expected {2 * m - 2} or {2 * m - 1} (x: {x.shape})")
-        return jnp.fft.irfft(over_others(x), n, axis, norm), RealFftCache(shape_keeper(x))
+        n = _length(x.shape)
+        if n == 0:
+            raise ValueError(f"{who}: x has shape {x.shape}, of which 2 (m - 1) = 0 numbers would be made")
+        if inverse:
+            of_n = over_others(fitted(x, (axis,), (n // 2 + 1,)))
+            return jnp.fft.irfft(of_n, n, axis, norm), RealFftCache(shape_keeper(x))
+        of_n = fitted(widen(x), (axis,), (n,))
+        return over_others(jnp.fft.rfft(of_n, axis=axis, norm=norm)), RealFftCache(shape_keeper(x))
 
     def backward(params, cache, dy):
+        before = cache.of_x.shape[1:]
+        n = _length(before)
         if inverse:
             transformed = jnp.conj(jnp.fft.rfft(dy, axis=axis, norm=OPPOSITE[norm]))
-            return (), over_others(transformed * _count(dy.shape[axis], transformed, axis))
-        n = cache.of_x.shape[1:][axis]
-        dx = jnp.fft.irfft(jnp.conj(over_others(dy)) / _count(n, dy, axis), n, axis, OPPOSITE[norm])
-        return (), cast(dx, cache.of_x.dtype)
+            dx = over_others(transformed * _count(n, transformed, axis))
+        else:
+            dx = jnp.fft.irfft(jnp.conj(over_others(dy)) / _count(n, dy, axis), n, axis, OPPOSITE[norm])
+        return (), cast(fitted(dx, (axis,), (before[axis],)), cache.of_x.dtype)
+
+    def _length(shape):
+        """n, for x of this shape."""
+        if length is not None:
+            return length
+        return 2 * (shape[axis] - 1) if inverse else shape[axis]
 
     return Layer(no_params, forward, backward, who)
 
@@ -117,10 +128,9 @@ def _count(n: int, like: Array, axis: int) -> Array:
 
 @called_as(real_fft)
 def reference(params: tuple[()], x: Array, inverse, length, norm, axes) -> Array:
-    if not inverse:
-        return jnp.fft.rfftn(widen(x), axes=axes, norm=norm)
-    n = 2 * (x.shape[axes[-1]] - 1) if length is None else length
-    return jnp.fft.irfftn(x, [x.shape[axis] for axis in axes[:-1]] + [n], axes, norm)
+    n = 2 * (x.shape[axes[-1]] - 1) if inverse else x.shape[axes[-1]]
+    sizes = [x.shape[axis] for axis in axes[:-1]] + [length or n]
+    return jnp.fft.irfftn(x, sizes, axes, norm) if inverse else jnp.fft.rfftn(widen(x), sizes, axes, norm)
 
 
 RULE = Rule(
@@ -129,14 +139,14 @@ RULE = Rule(
     reference,
     cases=(
         Case("forward", Real("B n"), never_empty=("n",), timed={"B": 64, "n": 4096}),
+        Case("forward, of another length", Real("B n"), {"length": 6}, never_empty=("n",)),
         Case("two axes, odd, ortho", Real("n B m"), {"norm": "ortho", "axes": (2, 0)}, ("m",), fixed={"n": 7}),
         Case("inverse, even", Real("B m", is_complex=True), {"inverse": True}, fixed={"m": 5}),
         Case(
-            "inverse, two axes, odd",
+            "inverse, two axes, of an odd length",
             Real("B k m", is_complex=True),
             {"inverse": True, "length": 9, "norm": "forward", "axes": (1, 2)},
-            never_empty=("k",),
-            fixed={"m": 5},
+            never_empty=("k", "m"),
         ),
     ),
     cite="Sorensen, Jones, Heideman and Burrus, 'Real-valued fast Fourier transform algorithms' (1987), IEEE "
