@@ -170,7 +170,7 @@ def train(
     """
     from bpref.cli.training.how import How
     from bpref.cli.training.together import together
-    from bpref.train.recipes import OF_IMAGES, OF_TEXT
+    from bpref.train.recipes import NO_SETTING_OF, OF_IMAGES, OF_TEXT
     from bpref.train.updates import Updates
 
     of_both = {
@@ -219,6 +219,9 @@ def train(
                 require_none(of_tables | of_networks, f"goes with a table; {what} is a model of text")
                 require_none(of_makers, f"goes with a model of images that makes some; {what} is a model of text")
                 require_none(of_files, f"goes with a model of images; {what} is a model of text")
+                require_none({o: of_tokens[o] for o in NO_SETTING_OF[what]}, f"is no setting of {what}")
+                if tokens in (None, "bytes"):
+                    require_none({"vocabulary": vocabulary}, "goes with --tokens; of bytes there are 256")
                 text_recipe = with_given(OF_TEXT[what], of_tokens | of_models | of_both)
             from bpref.cli.training.text import run as run_text
 

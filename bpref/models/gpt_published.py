@@ -90,6 +90,7 @@ def config_of(path: str | Path) -> GptConfig | MixtureConfig:
     """
     path = Path(path)
     if path.name != "config.json":
+        path.stat()  # raises where there is nothing, lest what lies beside it be read
         path = (path if path.is_dir() else path.parent) / "config.json"
     try:
         of = json.loads(path.read_text(encoding="utf-8"))

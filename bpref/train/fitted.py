@@ -57,13 +57,13 @@ class Diverged(FloatingPointError):
     Attributes:
       step, epoch: where, from 1; `step` counts from the beginning of training.
       place: the first value that was not finite, such as "the output of 2 linear".
+      is_given: whether that is of the data.
     """
 
-    def __init__(self, step: int, epoch: int, place: str):
-        super().__init__(
-            f"training stopped at step {step} (epoch {epoch}): {place} is not finite any more; lower the learning rate"
-        )
-        self.step, self.epoch, self.place = step, epoch, place
+    def __init__(self, step: int, epoch: int, place: str, is_given: bool = False):
+        why = "has a value that is not finite" if is_given else "is not finite any more; lower the learning rate"
+        super().__init__(f"training stopped at step {step} (epoch {epoch}): {place} {why}")
+        self.step, self.epoch, self.place, self.is_given = step, epoch, place, is_given
 
 
 class Died(ArithmeticError):

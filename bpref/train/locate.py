@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bpref.layer import Layer, leaf_paths, map_leaves
+from bpref.layer import Layer, With, leaf_paths, map_leaves
 from bpref.train.step import is_a_pair
+
+
+def non_finite_of(x: PyTree) -> str:
+    """Which part of what an objective is given, `(X, y)` or `With` it, is not finite; empty where all is."""
+    batch = x.x if isinstance(x, With) else x
+    return next((f"{name} of the batch" for name, v in zip("Xy", batch, strict=True) if not _is_finite(v)), "")
 
 
 def first_non_finite(J: Layer, params: PyTree, x: PyTree) -> str:
@@ -24,9 +30,7 @@ def first_non_finite(J: Layer, params: PyTree, x: PyTree) -> str:
     places: list[str] = []
 
     def look(values: PyTree, place: str) -> None:
-        if not all(
-            bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(values) if jnp.issubdtype(v.dtype, jnp.floating)
-        ):
+        if not _is_finite(values):
             places.append(place)
 
     def watched(leaf: Layer) -> Layer:
@@ -51,3 +55,7 @@ def first_non_finite(J: Layer, params: PyTree, x: PyTree) -> str:
         one = jnp.ones_like(y if J.begin is None else y[0])
         watching.backward(params, cache, one if J.begin is None else (one, x.data))
     return places[0] if places else "the gradient's norm"
+
+
+def _is_finite(values: PyTree) -> bool:
+    return all(bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(values) if jnp.issubdtype(v.dtype, jnp.floating))

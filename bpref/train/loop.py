@@ -17,10 +17,11 @@ from bpref.train.advance import Carry, advance, first_carry
 from bpref.train.evaluate import scoring, watching
 from bpref.train.fitted import Died, Diverged, Epoch, Fitted
 from bpref.train.keeping.begun import digest
-from bpref.train.locate import first_non_finite
+from bpref.train.locate import first_non_finite, non_finite_of
 from bpref.train.start import Start, as_arrays, count_examples, objective_in, precision, require_epochs, start
 from bpref.train.step import of_network
 from bpref.train.windows import Windows
+from bpref.transforms.update_in_backward import require_optimizer
 
 SECONDS = 0.25
 """About how long steps run until whoever visits them at any step is called."""
@@ -120,6 +121,7 @@ def fit(
       Died: a layer that is watched is dead; this epoch too was given to `on_epoch`.
     """
     require_epochs(epochs)
+    require_optimizer("fit", optimizer)
     begin = start(
         objective_in(dtype, network, loss),
         optimizer,
@@ -236,5 +238,6 @@ def begun(begin: Start) -> Reached:
 
 def _diverged(begin: Start, carry: Carry, step: int) -> Diverged:
     """What stops a run that no step after so many has changed, with the first place that is not finite."""
-    place = first_non_finite(begin.stepper.objective, *begin.at(carry.going, step))
-    return Diverged(step + 1, step // len(carry.losses) + 1, place)
+    params, x = begin.at(carry.going, step)
+    where, given = (step + 1, step // len(carry.losses) + 1), non_finite_of(x)
+    return Diverged(*where, given or first_non_finite(begin.stepper.objective, params, x), bool(given))

@@ -53,6 +53,14 @@ OF_TEXT: dict[str, TextRecipe] = dict.fromkeys(
 )
 """By model of text."""
 
+NO_SETTING_OF: dict[str, tuple[str, ...]] = {
+    "gpt": ("experts",),
+    "mixture": (),
+    "lstm": ("heads", "experts"),
+    "mamba": ("heads", "experts"),
+}
+"""By model of text, the settings that it has no use for."""
+
 
 @dataclass(frozen=True)
 class ImageRecipe(Recipe):

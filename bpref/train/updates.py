@@ -93,6 +93,12 @@ def require_named(patterns: tuple[str, ...], params: PyTree) -> None:
             raise ValueError(f"no parameter is called {pattern!r}; there is {', '.join(names)}")
 
 
+def require_trained(frozen: tuple[str, ...], params: PyTree) -> None:
+    """Raise `ValueError` where no parameter of the objective's `params` is left to train."""
+    if frozen and all(jax.tree.leaves(named_by(frozen, params))):
+        raise ValueError(f"freeze is {','.join(frozen)!r}: every parameter is frozen, and none is left to train")
+
+
 def _clipping(clip: str) -> optax.GradientTransformation:
     kind, _, most = clip.rpartition(":")
     kind = kind or "global"

@@ -77,6 +77,7 @@ def _stateful_leaf(leaf: Layer) -> Layer:
     def forward(params, x):
         if not isinstance(x, With):
             raise TypeError(f"{leaf.name}: x is {described(x)}, expected bpref.With(x, state)")
+        require_state(x.state)
         used = held.before(x.state)
         whole, value = filled(params, used), x.x if held.into is None else held.into(x.x, used)
         alone = () if isinstance(value, tuple) and not isinstance(x.x, tuple) else None
@@ -94,6 +95,13 @@ def _stateful_leaf(leaf: Layer) -> Layer:
         else:
             dparams, dx = leaf.backward(whole, cache.leaf, dy)
         return dparams, dx if cache.alone is None or dx.x is None else dx._replace(x=dx.x[0])
+
+    def require_state(state):
+        names = set(held.fields)
+        if not isinstance(state, dict) or set(state) != names:
+            came = f"a dict of {', '.join(state) or 'nothing'}" if isinstance(state, dict) else described(state)
+            of = ", ".join(sorted(names))
+            raise TypeError(f"{leaf.name}: its state is {came}, expected a dict of {of}, as bpref.begin gives it")
 
     def filled(params, used):
         return params._replace(**used) if held.into is None else params

@@ -118,12 +118,17 @@ def params_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda node: node.params if has_params(node) else node, tree, is_leaf=has_params)
 
 
-def require_by_itself(who: str, optimizer: optax.GradientTransformation) -> None:
-    """Raise unless `optimizer`, the argument of `who`, is of optax, draws nothing and mixes no parameters."""
+def require_optimizer(who: str, optimizer: object) -> None:
+    """Raise `TypeError` unless `optimizer`, the argument of `who`, is one of optax."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             f"{who}: optimizer is {described(optimizer)}, expected an optax transformation such as optax.sgd(0.1)"
         )
+
+
+def require_by_itself(who: str, optimizer: optax.GradientTransformation) -> None:
+    """Raise unless `optimizer`, the argument of `who`, is of optax, draws nothing and mixes no parameters."""
+    require_optimizer(who, optimizer)
     if draws_random_numbers(optimizer):
         raise ValueError(
             f"{who}: this optimizer draws random numbers, and would draw the same ones for every layer; "

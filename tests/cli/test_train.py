@@ -151,6 +151,7 @@ def test_classes_of_an_npz_in_the_backward(tmp_path, capsys):
         (["--weight-decay", "-1"], "weight decay is -1, expected 0 or a positive number"),
         (["--clip", "norm:1"], "unknown kind of clipping 'norm'; there is global, leaf, value"),
         (["--accumulate", "0"], "accumulate is 0, expected at least 1 batch"),
+        (["--accumulate", "4401"], "accumulate is 4401 batches, and the run has 4400 steps: no update"),
         (["--average", "2"], "average is 2, expected a decay from 0 to below 1, such as 0.999"),
         (
             ["--update-in-backward", "--clip", "1"],

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 TEXT = "the cat sat on the mat, and the dog sat on the log. " * 40
 
-SMALL = ["--context", "16", "--width", "16", "--depth", "1", "--heads", "2", "--epochs", "8", "--learning-rate", "0.02"]
+SMALL = ["--context", "16", "--width", "16", "--depth", "1", "--epochs", "8", "--learning-rate", "0.02"]
 
 
 @pytest.fixture
@@ -106,6 +106,9 @@ def test_pythons_own_documentation_is_learned(capsys):
         (["train", "gpt", "--width", "0"], "gpt: width is 0, expected a positive integer"),
         (["train", "gpt", "--text", "/nowhere"], "/nowhere: No such file or directory"),
         (["train", "digits", "--experts", "3"], "--experts goes with a model of text"),
+        (["train", "gpt", "--experts", "3"], "--experts is no setting of gpt"),
+        (["train", "mamba", "--heads", "2"], "--heads is no setting of mamba"),
+        (["train", "gpt", "--vocabulary", "300"], "--vocabulary goes with --tokens; of bytes there are 256"),
         (["sample", "/nowhere"], "there is no params.safetensors, as `bpref train --out /nowhere` leaves it"),
     ],
 )

@@ -187,6 +187,12 @@ def test_files_of_something_else_are_refused(name, text, message, tmp_path):
         read(tmp_path / name)
 
 
+def test_what_is_not_there_is_not_read_beside_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published_of(UNTIED, jnp.float32)))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{tmp_path / 'lama'}'")):
+        bpref.config_of(tmp_path / "lama")
+
+
 def test_names_with_the_models_before_them_masks_and_a_head_that_is_the_table_are_taken(tmp_path):
     config = replace(SMALL, tied=True)
     params = saved(config, tmp_path)

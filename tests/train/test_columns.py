@@ -105,6 +105,8 @@ def test_the_mean_and_the_most_frequent_class_of_the_rows_to_train_on_are_impute
         ("a,y\nred,0.5\nred,1.5\n", "refuse", "column 'a': it is 'red' in all rows and tells nothing; leave it out"),
         ("a,y\n1,0.5\nred,1.5\n", "refuse", "line 3, column 'a': 'red' is not a number"),
         ('a,y\n"1,5",0.5\n"2,5",1.5\n', "refuse", "line 2, column 'a': '1,5' is not a number; write it with a point"),
+        ('a,y\n1,"0,5"\n2,"1,5"\n', "refuse", "line 2, column 'y': '0,5' is not a number; write it with a point"),
+        ("a|y\n1|2\n", "refuse", ": there is one column, 'a|y'; expected commas, semicolons or tabs"),
         ("a,y\n,0.5\nNaN,1.5\n", "impute", "column 'a': no value to train on is there to impute the others from"),
     ],
 )

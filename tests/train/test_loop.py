@@ -206,8 +206,8 @@ def test_the_layer_that_is_named_is_the_first_one():
 
 
 def refused_fit(change):
-    settings = {"train": data(), "epochs": 1, **change}
-    return fit(network(), square(), optax.sgd(0.1), **settings)
+    settings = {"optimizer": optax.sgd(0.1), "train": data(), "epochs": 1, **change}
+    return fit(network(), square(), **settings)
 
 
 test_refused = refusals(
@@ -215,6 +215,9 @@ test_refused = refusals(
         "epochs is 0, expected at least 1": {"epochs": 0},
         "batch size is 23, expected 1 ... 22: there are 22 examples to train on": {"batch_size": 23},
         "batch size is 0, expected 1 ... 22: there are 22 examples to train on": {"batch_size": 0},
+        "TypeError: fit: optimizer is a str, expected an optax transformation such as optax.sgd(0.1)": (
+            {"optimizer": "adam"}
+        ),
         "unknown dtype 'float23'; the nearest are float32, float64, float16": {"dtype": "float23"},
         "TypeError: linear: x has dtype int32, expected a floating-point dtype such as float32": (
             {"train": (np.ones((4, 3), int), np.ones((4, 1)))}
@@ -307,4 +310,14 @@ def test_after_too_many_in_a_row_it_stops_at_the_first_of_them():
     X, y = data()
     with pytest.raises(Diverged) as error:
         fit(network(), square(), optax.sgd(0.1), (np.inf * X, y), epochs=9, batch_size=5, most_skipped=6)
-    assert (error.value.step, error.value.epoch, error.value.place) == (1, 1, "the output of 0 linear")
+    assert (error.value.step, error.value.epoch, error.value.place) == (1, 1, "X of the batch")
+
+
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_data_that_are_not_finite_are_not_the_learning_rates_fault(name):
+    X, y = data()
+    (X if name == "X" else y)[3] = np.nan
+    with pytest.raises(Diverged) as error:
+        fit(network(), square(), optax.sgd(0.1), (X, y), epochs=1)
+    message = f"training stopped at step 1 (epoch 1): {name} of the batch has a value that is not finite"
+    assert str(error.value) == message

@@ -15,7 +15,7 @@ from bpref.train.loop import fit, run
 from bpref.train.optimizers import make_optimizer
 from bpref.train.rounding import stochastic_round
 from bpref.train.start import objective_in, start
-from bpref.train.updates import Updates, require_named
+from bpref.train.updates import Updates, require_named, require_trained
 from tests.refusing import refusals
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -169,3 +169,12 @@ def test_a_name_that_nothing_has_is_refused():
     with pytest.raises(ValueError) as error:
         require_named(("0.*", "3.W"), start(J, optax.sgd(RATE), DATA).params)
     assert str(error.value) == "no parameter is called '3.W'; there is 0.W, 0.b, 2.W, 2.b"
+
+
+def test_where_all_is_frozen_nothing_is_left_to_train():
+    params = start(J, optax.sgd(RATE), DATA).params
+    require_trained((), params)
+    require_trained(("*.W", "0.b"), params)
+    with pytest.raises(ValueError) as error:
+        require_trained(("*.W", "*.b"), params)
+    assert str(error.value) == "freeze is '*.W,*.b': every parameter is frozen, and none is left to train"

@@ -272,6 +272,12 @@ BAD_CALLS = {
     "TypeError: serial: x is an array, expected bpref.With(x, state), since a layer in it has state": (
         lambda: bpref.stateful(bpref.serial(bpref.dropout())).forward((bpref.DropoutParams(None),), jnp.ones(2))
     ),
+    "TypeError: dropout: its state is a dict of nothing, expected a dict of key, as bpref.begin gives it": (
+        lambda: bpref.stateful(bpref.dropout()).forward(bpref.DropoutParams(None), bpref.With(jnp.ones(2), {}))
+    ),
+    "TypeError: dropout: its state is a DropoutParams, expected a dict of key, as bpref.begin gives it": (
+        lambda: bpref.stateful(bpref.dropout()).forward(p := bpref.DropoutParams(None), bpref.With(jnp.ones(2), p))
+    ),
     "TypeError: dropout: x is an array, expected bpref.With(x, state)": (
         lambda: bpref.stateful(bpref.dropout()).forward(bpref.DropoutParams(None), jnp.ones(2))
     ),

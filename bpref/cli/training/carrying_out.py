@@ -45,7 +45,7 @@ from bpref.train.keeping.record import (
 from bpref.train.loop import Reached, Visit, begun
 from bpref.train.recipes import Recipe
 from bpref.train.start import Start, as_arrays, precision
-from bpref.train.updates import require_named
+from bpref.train.updates import require_named, require_trained
 
 
 class Training(NamedTuple):
@@ -99,6 +99,7 @@ def carried_out(training: Training, recipe: Recipe, how: How) -> int:
             require_right(training.objective, *begin.first(), "the first batch")
         with blaming_the_input():
             require_named((*how.updates.frozen, *(how.updates.decayed or ())), begin.params)
+            require_trained(how.updates.frozen, begin.params)
             record = None if how.out is None else recorded(stack, how.out, settings, how.resume)
         if record is not None and record.is_done:
             print(f"{record.directory}: the run has come to its end; there is nothing to go on with")
@@ -195,7 +196,8 @@ def every_step(training: Training, begin: Start, recipe: Recipe, how: How, kept:
                 visits=visits,
             )
         except Diverged as diverged:
-            say(f"{diverged} (it is {recipe.learning_rate:g}){so_far(kept)}")
+            rate = "" if diverged.is_given else f" (it is {recipe.learning_rate:g})"
+            say(f"{diverged}{rate}{so_far(kept)}")
         except Died as died:
             say(f"{died}{so_far(kept)}")
         except Stopped as stopped:

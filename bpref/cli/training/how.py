@@ -15,6 +15,7 @@ from bpref.sharding.hosts import are_many
 from bpref.sharding.layout import LAYOUTS
 from bpref.sharding.mesh import DATA, mesh_of
 from bpref.train.data.rows import Examples
+from bpref.train.data.table import count
 from bpref.train.divided import Division
 from bpref.train.keeping.record import is_begun, require_new
 from bpref.train.optimizers import make_optimizer
@@ -156,7 +157,11 @@ def devices_called(name: str | None) -> Sequence[Device]:
 
 
 def optimizer_of(recipe: Recipe, steps: int, updates: Updates) -> GradientTransformation:
-    """The optax transformation that a recipe means, for so many steps."""
+    """The optax transformation that a recipe means, for so many steps; `ValueError` where none would be an update."""
+    if updates.accumulate > steps:
+        raise ValueError(
+            f"accumulate is {updates.accumulate} batches, and the run has {count(steps, 'step')}: no update"
+        )
     return make_optimizer(
         recipe.optimizer,
         recipe.learning_rate,

@@ -79,7 +79,7 @@ def column_of(cells: Cells, name: str, filled_from: np.ndarray | None) -> Column
     """
     given = cells.columns[name]
     there = [cell for cell in given if not is_missing(cell)]
-    is_text = there and not any(is_number(cell) or _has_comma(cell) for cell in there)
+    is_text = there and not any(is_number(cell) or has_comma(cell) for cell in there)
     classes = tuple(sorted(set(there))) if is_text else ()
     if len(classes) == 1:
         raise ValueError(
@@ -102,14 +102,14 @@ def number(cells: Cells, row: int, name: str) -> float:
     cell = cells.columns[name][row]
     require_present(cells, row, name)
     if not is_number(cell):
-        point = "; write it with a point" if _has_comma(cell) else ""
+        point = "; write it with a point" if has_comma(cell) else ""
         raise ValueError(f"{cells.where(row, name)}: {cell!r} is not a number{point}")
     if not math.isfinite(float(cell)):
         raise ValueError(f"{cells.where(row, name)}: {cell!r} is not a finite number")
     return float(cell)
 
 
-def _has_comma(cell: str) -> bool:
+def has_comma(cell: str) -> bool:
     """Whether it is a number in which a comma stands for the point."""
     return not is_number(cell) and is_number(cell.replace(",", ".", 1))
 

@@ -14,6 +14,7 @@ from bpref.train.data.columns import (
     Column,
     column_of,
     complete,
+    has_comma,
     number,
     of_left_out,
     require_present,
@@ -62,6 +63,10 @@ def read_csv(path: Path, target: str, task: Task | None = None, missing: str = "
 
 
 def _features(cells: Cells, target: str) -> tuple[str, ...]:
+    if len(cells.columns) == 1 and target not in cells.columns:
+        raise ValueError(
+            f"{cells.path}: there is one column, {next(iter(cells.columns))!r}; expected commas, semicolons or tabs"
+        )
     require_known("column", target, cells.columns)
     features = tuple(name for name in cells.columns if name != target)
     if not features:
@@ -117,7 +122,7 @@ def _target(file: Cells, name: str, task: Task | None) -> tuple[np.ndarray, tupl
     for row in range(len(cells)):
         require_present(file, row, name, OF_A_TARGET)
     numeric = [is_number(cell) for cell in cells]
-    text = not (any(numeric) if task is None else all(numeric))
+    text = not (any(numeric) or all(map(has_comma, cells)) if task is None else all(numeric))
     if task == "regression" or (task is None and not text and not _few_whole_numbers(cells)):
         return np.array([number(file, row, name) for row in range(len(cells))]), ()
     if text:
