@@ -63,6 +63,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "7, 5, align_corners=True": (
             'F.interpolate(x.movedim(-1, 1), (7, 5), mode="bilinear", align_corners=True).movedim(1, -1)'
         ),
+        "sizes=(7, 5)": 'F.interpolate(x.movedim(-1, 1), (7, 5), mode="bilinear").movedim(1, -1)',
         "3, 2, antialias=True": 'jax.image.resize(x, (4, 3, 2, 4), "bilinear")',
     },
     "gather": {"axis=1": "torch.index_select(x[0], 1, x[1])"},

@@ -20,8 +20,20 @@ BAD_CALLS = {
     "resize: height is None, expected a positive integer": lambda: bpref.resize(),
     "resize: height or width is given beside scale, expected one or the other": lambda: bpref.resize(4, 4, scale=2.0),
     "resize: scale is -1.0, expected a positive number": lambda: bpref.resize(scale=(2.0, -1.0)),
-    "resize: scale is (2.0, 1.0, 1.0), expected one positive number, or two": (
-        lambda: bpref.resize(scale=(2.0, 1.0, 1.0))
+    "resize: scale is (), expected one positive number, or that of each of 1 to 3 axes": (
+        lambda: bpref.resize(scale=())
+    ),
+    "resize: sizes is 4, expected a tuple of 1 to 3 positive integers": lambda: bpref.resize(sizes=4),
+    "resize: a size is 0, expected a positive integer": lambda: bpref.resize(sizes=(4, 0)),
+    "resize: height or width is given beside sizes, expected one or the other": lambda: bpref.resize(
+        4, 4, sizes=(4, 4)
+    ),
+    "resize: sizes is given beside scale, expected one or the other": lambda: bpref.resize(sizes=(4,), scale=2.0),
+    "resize: x has shape (1, 4, 3, 2), expected 3 axes (N, T, C)": (
+        lambda: bpref.resize(sizes=(4,)).forward((), jnp.ones((1, 4, 3, 2)))
+    ),
+    "resize: x has shape (4, 2), expected 3 axes (N, T, C)": (
+        lambda: bpref.resize(scale=2.0).forward((), jnp.ones((4, 2)))
     ),
     "resize: x has shape (1, 4, 3, 2), of which a scale of 0.3 leaves no pixel": (
         lambda: bpref.resize(scale=0.3).forward((), jnp.ones((1, 4, 3, 2)))

@@ -45,6 +45,18 @@ def test_resize_to_one_pixel(rng, method, theirs):
     assert_same(bpref.resize(scale=scale, method=method), twin, (), x)
 
 
+@pytest.mark.parametrize("method", ["nearest", "nearest-exact", "linear"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_resize_lines_and_volumes(rng, rank, method):
+    x, sizes = rng.normal(size=rng.integers(1, 6, rank + 2)), tuple(int(n) for n in rng.integers(1, 8, rank))
+    ours = {"nearest": "floor", "nearest-exact": "nearest", "linear": "bilinear"}[method]
+    theirs = "trilinear" if method == "linear" and rank == 3 else method
+    twin = channels_second(lambda _, x: F.interpolate(x, sizes, mode=theirs))
+    assert_same(bpref.resize(method=ours, sizes=sizes), twin, (), x)
+    twin = channels_second(lambda _, x: F.interpolate(x, scale_factor=2.0, mode=theirs))
+    assert_same(bpref.resize(method=ours, scale=2.0), twin, (), x)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize(

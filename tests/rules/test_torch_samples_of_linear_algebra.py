@@ -95,21 +95,29 @@ def eigh(x, UPLO="L"):
 def interpolate(
     x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
 ):
-    if x.ndim != 4:
-        return "lines, or volumes"
-    method = {"nearest": "floor", "nearest-exact": "nearest"}.get(mode, mode)
+    method = {"nearest": "floor", "nearest-exact": "nearest"}.get(mode, "bicubic" if mode == "bicubic" else "bilinear")
     how = {"align_corners": bool(align_corners), "antialias": antialias}
-    images = x.movedim(1, -1)
     if recompute_scale_factor:
-        scale = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
-        size = [math.floor(n * f) for n, f in zip(x.shape[2:], scale, strict=True)]
+        size = reduced_by(scale_factor, x)
     if size is not None:
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        layer = made(bpref.resize, height, width, method, **how)
+        sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * (x.ndim - 2)
+        layer = made(bpref.resize, method=method, sizes=sizes, **how)
     else:
         scale = tuple(map(float, scale_factor)) if isinstance(scale_factor, (tuple, list)) else float(scale_factor)
         layer = made(bpref.resize, method=method, scale=scale, **how)
-    return Ours(layer, images, back=lambda y: y.movedim(-1, 1))
+    return Ours(layer, x.movedim(1, -1), back=lambda y: y.movedim(-1, 1))
+
+
+def reduced_by(scale_factor, x):
+    """The sizes that a factor makes of those of x."""
+    scale = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * (x.ndim - 2)
+    return tuple(math.floor(n * f) for n, f in zip(x.shape[2:], scale, strict=True))
+
+
+def area(x, size=None, scale_factor=None, mode="area", align_corners=None, recompute_scale_factor=None):
+    """What PyTorch calls so is the adaptive mean."""
+    counts = tuple(size) if size is not None else reduced_by(scale_factor, x)
+    return Ours(made(bpref.adaptive_pool, counts), x.movedim(1, -1), back=lambda y: y.movedim(-1, 1))
 
 
 TABLE: Table = {
@@ -122,8 +130,11 @@ TABLE: Table = {
     "linalg.pinv.hermitian": Row(pseudo_inverse, Outcome(8), of_hermitian=True),
     "linalg.pinv.singular": Row(pseudo_inverse_of_product, Outcome(24), every=2),
     "linalg.lstsq.grad_oriented": Row(least_squares, Outcome(36)),
-    "nn.functional.interpolate.nearest": Row(interpolate, Outcome(8, {"lines, or volumes": 15})),
-    "nn.functional.interpolate.nearest-exact": Row(interpolate, Outcome(8, {"lines, or volumes": 15})),
+    "nn.functional.interpolate.nearest": Row(interpolate, Outcome(23)),
+    "nn.functional.interpolate.nearest-exact": Row(interpolate, Outcome(23)),
+    "nn.functional.interpolate.area": Row(area, Outcome(22)),
+    "nn.functional.interpolate.linear": Row(interpolate, Outcome(18)),
+    "nn.functional.interpolate.trilinear": Row(interpolate, Outcome(24)),
     "nn.functional.interpolate.bilinear": Row(interpolate, Outcome(24)),
     "nn.functional.interpolate.bicubic": Row(interpolate, Outcome(24)),
 }

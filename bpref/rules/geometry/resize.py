@@ -1,4 +1,4 @@
-"""resize: images of another height and width, each pixel a mixture of those that are near it along either axis.
+"""resize: images, lines and volumes of another size, each pixel a mixture of those that are near it along every axis.
 
 Forward, for images x of shape (N, H, W, C), to height P and width Q. Output p of P lies at s_p, in units of input
 pixels whose centres are at 0, 1, ..., H - 1 (pixel centres are at halves of either grid), with f = P / H, or the factor
@@ -15,6 +15,8 @@ that is given, of which P = floor(f H) is made:
 and likewise B of shape (Q, W) for the width. Each axis is a matrix with one, two or four numbers in a row:
 
     y_npqc = sum_hw A_ph B_qw x_nhwc                                      y: (N, P, Q, C)
+
+Lines (N, T, C) have one matrix, volumes (N, D, H, W, C) three; "bilinear" is linear along each axis, of any number.
 
 Of itself no smoothing comes before a reduction: this is `jax.image.resize(antialias=False)`, but for bicubic, whose a
 there is -1/2, and PyTorch's `interpolate` ("nearest" is its "nearest-exact", "floor" its "nearest"). With `antialias`
@@ -49,19 +51,20 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_sizes
+from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size, require_sizes
 from bpref.dtypes import cast, widen
 from bpref.formulas.convolution.between_pixels import cubic
+from bpref.formulas.convolution.windows import require_spatial
 from bpref.formulas.indexing.sparse_along import multiply_along
 from bpref.formulas.shape_keeper import shape_keeper
 from bpref.layer import Layer, Reals, no_params
-from bpref.rule import Case, Real, Rule, Size
+from bpref.rule import Case, Real, Rule, Size, called_as
 
 METHODS = ("nearest", "bilinear", "bicubic", "floor")
 
 
 class ResizeCache(NamedTuple):
-    shape: Float[Array, "0 N H W C"]
+    shape: Float[Array, "0 N *sizes C"]
 
 
 def resize(
@@ -69,31 +72,36 @@ def resize(
     width: int | None = None,
     method: str = "bilinear",
     *,
-    scale: float | tuple[float, float] | None = None,
+    scale: float | tuple[float, ...] | None = None,
     align_corners: bool = False,
     antialias: bool = False,
+    sizes: tuple[int, ...] | None = None,
 ) -> Layer[tuple[()], Array, Reals, ResizeCache]:
     """Images of the given height and width, or enlarged by a factor.
 
     Args:
       height, width: P and Q, in pixels, larger or smaller than before.
       method: "nearest", "floor", "bilinear" or "bicubic".
-      scale: in place of height and width f, one factor or that of each; positions are those of f itself, also where
-        f H is no integer.
+      scale: in place of height and width f, one factor or that of each axis; positions are those of f itself, also
+        where f H is no integer.
       align_corners: whether the centres of the corner pixels stay where they are, as PyTorch has it.
       antialias: whether what is reduced is smoothed.
+      sizes: in place of height and width the size of each of 1 to 3 spatial axes.
 
     Returns:
-      A layer with params `()`, x `(N, H, W, C)` and y `(N, P, Q, C)` in x's dtype.
+      A layer with params `()`, x `(N, H, W, C)` and y `(N, P, Q, C)` in x's dtype; with as many sizes or factors, or
+      with one factor of all axes, also `(N, T, C)` and `(N, D, H, W, C)`.
 
     Raises:
-      ValueError: height or width is not a positive integer, or a factor no positive number; there are both, or neither;
-        there is no such method, or it takes no corners or smoothing; x is not of images with pixels, or with too few
-        for one to be left.
+      ValueError: a size is not a positive integer, or a factor no positive number; there are several of height and
+        width, sizes and scale, or none; there is no such method, or it takes no corners or smoothing; x has other axes,
+        or no pixels, or too few for one to be left.
       TypeError: x is not floating-point.
     """
     who = "resize"
-    sizes, factors = _required(who, height, width, scale)
+    factors = _factors(who, scale)
+    after = _sizes(who, height, width, sizes, scale)
+    rank = next((len(v) for v in (after, factors) if isinstance(v, tuple)), None)
     require_choice(who, "method", method, METHODS)
     require_flags(who, align_corners=align_corners, antialias=antialias)
     if method in ("nearest", "floor") and (align_corners or antialias):
@@ -101,36 +109,50 @@ def resize(
     if align_corners and antialias:
         raise ValueError(f"{who}: align_corners and antialias are True, expected one of them at most")
 
-    def forward(params, x: Float[Array, "N H>0 W>0 C"]):
+    def forward(params, x: Float[Array, "N some=*sizes C"]):
+        require_spatial(who, x, rank or min(max(x.ndim - 2, 1), 3))
         return _applied(x, _matrices(x.shape)), ResizeCache(shape_keeper(x))
 
     def backward(params, cache, dy):
         return (), _applied(dy, [matrix.T for matrix in _matrices(cache.shape.shape[1:])])
 
     def _matrices(shape):
-        before = shape[1:3]
-        after = sizes or [math.floor(n * (f or 1)) for n, f in zip(before, factors, strict=True)]
-        if 0 in after:
+        before = shape[1:-1]
+        of_each = factors if isinstance(factors, tuple) else (factors,) * len(before)
+        to = after or [math.floor(n * (f or 1)) for n, f in zip(before, of_each, strict=True)]
+        if 0 in to:
             raise ValueError(f"{who}: x has shape {shape}, of which a scale of {scale} leaves no pixel")
         how = method, align_corners, antialias
-        return [_matrix(n, m, f, *how) for n, m, f in zip(before, after, factors, strict=True)]
+        return [_matrix(n, m, f, *how) for n, m, f in zip(before, to, of_each, strict=True)]
 
     return Layer(no_params, forward, backward, who)
 
 
-def _required(
-    who: str, height: object, width: object, scale: object
-) -> tuple[tuple[int, ...] | None, tuple[float | None, ...]]:
-    """The sizes, if given, and the factors of both axes, `None` where the sizes say them."""
+def _sizes(who: str, height: object, width: object, sizes: object, scale: object) -> tuple[int, ...] | None:
+    """The sizes after, `None` where factors say them."""
+    is_given = {"height or width": height is not None or width is not None, "sizes": sizes is not None}
+    beside = next((name for name, v in (("scale", scale), ("sizes", sizes)) if v is not None), None)
+    for name in ("height or width", "sizes"):
+        if beside not in (None, name) and is_given[name]:
+            raise ValueError(f"{who}: {name} is given beside {beside}, expected one or the other")
+    if scale is not None:
+        return None
+    if sizes is None:
+        return require_sizes(who, height=height, width=width)
+    if not isinstance(sizes, tuple | list) or not 1 <= len(sizes) <= 3:
+        raise ValueError(f"{who}: sizes is {sizes!r}, expected a tuple of 1 to 3 positive integers")
+    return tuple(require_size(who, "a size", n) for n in sizes)
+
+
+def _factors(who: str, scale: object) -> float | tuple[float, ...] | None:
+    """One factor of every axis or one of each, `None` where sizes say them."""
     if scale is None:
-        return require_sizes(who, height=height, width=width), (None, None)
-    factors = scale if isinstance(scale, tuple) else (scale, scale)
-    if len(factors) != 2:
-        raise ValueError(f"{who}: scale is {scale!r}, expected one positive number, or two")
-    factors = tuple(require_positive(who, "scale", f) for f in factors)
-    if height is not None or width is not None:
-        raise ValueError(f"{who}: height or width is given beside scale, expected one or the other")
-    return None, factors
+        return None
+    if not isinstance(scale, tuple):
+        return require_positive(who, "scale", scale)
+    if not 1 <= len(scale) <= 3:
+        raise ValueError(f"{who}: scale is {scale!r}, expected one positive number, or that of each of 1 to 3 axes")
+    return tuple(require_positive(who, "scale", f) for f in scale)
 
 
 def _applied(x: Array, matrices: list[np.ndarray]) -> Array:
@@ -179,31 +201,24 @@ def _smoothing(n: int, m: int, factor: float | None, method: str) -> np.ndarray:
     return A / A.sum(1, keepdims=True)
 
 
-def reference(
-    params: tuple[()],
-    x: Array,
-    height: int | None = None,
-    width: int | None = None,
-    method: str = "bilinear",
-    *,
-    scale: float | tuple[float, float] | None = None,
-    align_corners: bool = False,
-    antialias: bool = False,
-) -> Array:
-    before = x.shape[1:3]
+@called_as(resize)
+def reference(params: tuple[()], x: Array, height, width, method, scale, align_corners, antialias, sizes) -> Array:
+    before = x.shape[1:-1]
     if scale is None:
-        shape = (x.shape[0], height or 0, width or 0, x.shape[3])
-        factors = [m / n for n, m in zip(before, shape[1:3], strict=True)]
+        after = sizes or (height, width)
+        factors = [m / n for n, m in zip(before, after, strict=True)]
         if method == "nearest" or antialias:
-            return jax.image.resize(x, shape, method, antialias)
+            return jax.image.resize(x, (x.shape[0], *after, x.shape[-1]), method, antialias)
     else:
-        factors = scale if isinstance(scale, tuple) else (scale, scale)
-        shape = (x.shape[0], *(int(n * f) for n, f in zip(before, factors, strict=True)), x.shape[3])
+        factors = scale if isinstance(scale, tuple) else (scale,) * len(before)
+        after = [int(n * f) for n, f in zip(before, factors, strict=True)]
         if antialias:
-            f = jnp.asarray(factors, x.dtype)
-            return jax.image.scale_and_translate(x, shape, (1, 2), f, 0 * f, method, antialias)
-    A, B = (_naive(n, m, f, method, align_corners) for n, m, f in zip(before, shape[1:3], factors, strict=True))
-    return jnp.einsum("ph,qw,nhwc->npqc", A.astype(x.dtype), B.astype(x.dtype), x)
+            f, shape = jnp.asarray(factors, x.dtype), (x.shape[0], *after, x.shape[-1])
+            return jax.image.scale_and_translate(x, shape, range(1, x.ndim - 1), f, 0 * f, method, antialias)
+    for axis, (n, m, f) in enumerate(zip(before, after, factors, strict=True), 1):
+        A = jnp.asarray(_naive(n, m, f, method, align_corners), x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(A, x, (1, axis)), 0, axis)
+    return x
 
 
 def _naive(n: int, m: int, f: float, method: str, align_corners: bool) -> np.ndarray:
@@ -236,7 +251,7 @@ RULE = Rule(
         ),
         Case("bilinear, wider", _X, {"height": 7, "width": 31}, never_empty=("H", "W")),
         Case("nearest", _X, {"height": 31, "width": 2, "method": "nearest"}, never_empty=("H", "W")),
-        Case("corners", _X, {"height": 7, "width": 2, "align_corners": True}, never_empty=("H", "W")),
+        Case("corners of lines", Real("N T C"), {"sizes": (7,), "align_corners": True}, never_empty=("T",)),
         Case("bicubic", _X, {"height": 9, "width": 3, "method": "bicubic"}, never_empty=("H", "W")),
         Case(
             "bicubic corners, a factor",
@@ -244,7 +259,13 @@ RULE = Rule(
             {"scale": 1.7, "method": "bicubic", "align_corners": True},
             never_empty=("H", "W"),
         ),
-        Case("factors", _X, {"scale": (1.7, 0.6)}, never_empty=("H",), least={"W": 2}),
+        Case(
+            "factors of volumes",
+            Real("N D H W C"),
+            {"scale": (1.7, 0.6, 1.3)},
+            never_empty=("D", "W"),
+            least={"H": 2},
+        ),
         Case("floor", _X, {"height": 5, "width": 2, "method": "floor"}, never_empty=("H", "W")),
         Case("smoothed", _X, {"height": 2, "width": 3, "antialias": True}, never_empty=("H", "W")),
         Case(
