@@ -142,6 +142,9 @@ from .rules.attention.rotary_embedding import rotary_embedding as rotary_embeddi
 from .rules.attention.top_k_block_attention import top_k_block_attention as top_k_block_attention
 from .rules.block.attention_block import AttentionBlockParams as AttentionBlockParams
 from .rules.block.attention_block import attention_block as attention_block
+from .rules.block.decoder_block import DecoderBlockParams as DecoderBlockParams
+from .rules.block.decoder_block import SequenceAndMemory as SequenceAndMemory
+from .rules.block.decoder_block import decoder_block as decoder_block
 from .rules.block.hyper_connection import HyperConnectionParams as HyperConnectionParams
 from .rules.block.hyper_connection import hyper_connection as hyper_connection
 from .rules.block.hyper_merge import Merged as Merged

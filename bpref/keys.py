@@ -15,6 +15,14 @@ def numbered(key: Array, n: int) -> Array:
     return jnp.concatenate([jnp.broadcast_to(words(key), (n, 2)), jnp.arange(n, dtype=jnp.uint32)[:, None]], 1)
 
 
+def another(key: Array) -> Array:
+    """A key to draw from beside this one, for the same example where it is `numbered`."""
+    if key.shape != (3,):
+        return jax.random.fold_in(key, 1)
+    own = jax.random.fold_in(jax.random.wrap_key_data(key[:2], impl="threefry2x32"), 1)
+    return jnp.concatenate([words(own), key[2:]])
+
+
 def number_of(key: Array) -> Array:
     """Which example a key draws for first: that of `numbered`, and else 0."""
     return key[2] if key.shape == (3,) else jnp.uint32(0)

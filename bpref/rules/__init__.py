@@ -271,6 +271,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "block": (
         "attention_block",
+        "decoder_block",
         "hyper_connection",
         "hyper_merge",
         "lstm_block",

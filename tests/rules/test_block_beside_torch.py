@@ -6,7 +6,9 @@ import pytest
 
 import bpref
 from bpref.formulas.norm.pre_norm import NormParams
+from bpref.rules.attention.multi_head_attention import MultiHeadAttentionParams
 from bpref.rules.block.attention_block import AttentionBlockParams
+from bpref.rules.block.decoder_block import DecoderBlockParams
 from bpref.rules.block.mamba_block import MambaBlockParams
 from bpref.rules.block.mlp_block import MlpBlockParams
 from bpref.rules.block.residual_convolution_block import ResidualConvolutionBlockParams
@@ -106,6 +108,57 @@ def test_transformer_block(torch, rng, sees, form, post_norm):
     x = rng.normal(size=(3, T, d))
     if sees == "what masks leave":
         x = bpref.MaskedSequence(x, ~(hidden | padding[:, None])[:, None])
+    assert_same(layer, twin, params, x)
+
+
+@pytest.mark.parametrize("post_norm", [False, True], ids=["pre-norm", "post-norm"])
+def test_decoder_block(torch, rng, post_norm):
+    """As `TransformerDecoderLayer` has it, causal, its memory padded; of its keys' bias nothing depends."""
+    heads, d, F, (T, S) = 2, 8, 12, (int(n) for n in rng.integers(1, 9, 2))
+    padding = np.arange(S) >= rng.integers(1, S + 1, (3, 1))
+
+    def norm():
+        return NormParams(rng.normal(size=d), rng.normal(size=d))
+
+    W, b = rng.normal(0, 0.4, (4, d, d)), rng.normal(size=(4, d))
+    params = DecoderBlockParams(
+        AttentionBlockParams(norm(), *_affine(rng, 3 * d, d), *_affine(rng, d, d)),
+        MultiHeadAttentionParams(*W, b[0], None, b[2], b[3]),
+        norm(),
+        MlpBlockParams(norm(), *_affine(rng, F, d), *_affine(rng, d, F)),
+    )
+    hyper = {"activation": "relu", "gated": False, "norm": "layer", "rope": None, "bias": True, "eps": 1e-5}
+    layer = bpref.decoder_block(heads, F, **hyper, block=4, post_norm=post_norm)
+    module = torch.nn.TransformerDecoderLayer(
+        d, heads, F, 0.0, batch_first=True, norm_first=not post_norm, dtype=torch.float64
+    )
+
+    def twin(p, x):
+        a, c, m = p.attention, p.cross, p.mlp
+        norms = {"norm1": a.norm, "norm2": p.cross_norm, "norm3": m.norm}
+        named = {
+            "self_attn.in_proj_weight": a.W_qkv,
+            "self_attn.in_proj_bias": a.b_qkv,
+            "self_attn.out_proj.weight": a.W_o,
+            "self_attn.out_proj.bias": a.b_o,
+            "multihead_attn.in_proj_weight": torch.cat([c.W_q, c.W_k, c.W_v]),
+            "multihead_attn.in_proj_bias": torch.cat([c.b_q, torch.tensor(b[1]), c.b_v]),
+            "multihead_attn.out_proj.weight": c.W_o,
+            "multihead_attn.out_proj.bias": c.b_o,
+            "linear1.weight": m.W_in,
+            "linear1.bias": m.b_in,
+            "linear2.weight": m.W_out,
+            "linear2.bias": m.b_out,
+            **{f"{name}.weight": n.scale for name, n in norms.items()},
+            **{f"{name}.bias": n.shift for name, n in norms.items()},
+        }
+        masks = {
+            "tgt_mask": torch.triu(torch.ones(T, T, dtype=torch.bool), 1),
+            "memory_key_padding_mask": torch.tensor(padding),
+        }
+        return torch.func.functional_call(module, named, tuple(x[:2]), masks)
+
+    x = bpref.SequenceAndMemory(rng.normal(size=(3, T, d)), rng.normal(size=(3, S, d)), None, ~padding[:, None, None])
     assert_same(layer, twin, params, x)
 
 
