@@ -129,7 +129,9 @@ def test_rows_that_are_refused(folder, capsys, of, header, row, message):
 
 
 def test_wrong_uses(folder, capsys):
-    run_of_table = str(folder / "kind")
+    run_of_table, stopped = str(folder / "kind"), folder / "stopped"
+    stopped.mkdir()
+    (stopped / "metrics.jsonl").touch()
     for arguments, message in (
         ([run_of_table, "--data", "none.csv"], "none.csv: No such file or directory"),
         ([run_of_table, "--data", "t.parquet"], "t.parquet: expected a file that ends in .csv, .tsv, .npz or .npy"),
@@ -137,6 +139,10 @@ def test_wrong_uses(folder, capsys):
         (
             ["nowhere", "--data", "a.csv"],
             "nowhere: there is no params.safetensors, as `bpref train --out nowhere` leaves it",
+        ),
+        (
+            [str(stopped), "--data", "a.csv"],
+            f"{stopped}: the run has not come to its end; the same command with --resume goes on with it",
         ),
         (
             [run_of_table, "--data", "a.csv", "--output", "/nowhere/a.csv"],

@@ -137,6 +137,16 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(begin_and_whole, kep
     assert capfd.readouterr() == ("", "")
 
 
+def test_where_all_are_damaged_it_is_said_that_none_is_left(begin_and_whole, kept):
+    at, _ = begin_and_whole
+    warnings = []
+    for step in kept.steps():
+        (kept.directory / f"{step}.json").write_text("{}")
+    assert kept.last(begun(at), warnings.append) is None
+    insteads = [warning.rpartition("; ")[2] for warning in warnings]
+    assert insteads == ["the one before it is taken"] * 2 + ["there is none before it, and the run begins anew"]
+
+
 IN_PLACES = {
     "a file": ("15", lambda path: path.touch(), "_CHECKPOINT_METADATA is missing"),
     "a link to itself": ("15", lambda path: path.symlink_to(path), "_CHECKPOINT_METADATA is missing"),

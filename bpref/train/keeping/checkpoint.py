@@ -132,10 +132,14 @@ class Checkpoints:
             rmtree(self.directory, ignore_errors=True)
 
     def _last_whole(self, warn: Callable[[str], None]) -> int | None:
-        for step in sorted(self.steps(), reverse=True):
+        steps = self.steps()
+        for step in reversed(steps):
             if (damage := self._damage(step)) is None:
                 return step
-            warn(f"the checkpoint of step {step} in {self.directory} is damaged ({damage}); the one before it is taken")
+            instead = (
+                "the one before it is taken" if step > steps[0] else "there is none before it, and the run begins anew"
+            )
+            warn(f"the checkpoint of step {step} in {self.directory} is damaged ({damage}); {instead}")
         return None
 
     def _write(self, step: int, arrays: Arrays, about: Json) -> None:

@@ -14,7 +14,7 @@ from bpref.models.text import TEXT_MODELS, text_model
 from bpref.naming import flat_names
 from bpref.train.data.text import Tokenizer, tokenizer_of
 from bpref.train.keeping.begun import Json, json_object
-from bpref.train.keeping.record import PARAMS, STATE
+from bpref.train.keeping.record import METRICS, PARAMS, STATE
 from bpref.train.network import fully_connected
 from bpref.train.step import is_key
 
@@ -51,7 +51,10 @@ def load(run: str | Path) -> Loaded:
     file = Path(run)
     file = file / PARAMS if file.is_dir() else file
     if not file.is_file():
-        raise FileNotFoundError(f"{run}: there is no {PARAMS}, as `bpref train --out {run}` leaves it")
+        is_under_way = Path(run).is_dir() and (Path(run) / METRICS).exists()
+        why = "the run has not come to its end; the same command with --resume goes on with it"
+        why = why if is_under_way else f"there is no {PARAMS}, as `bpref train --out {run}` leaves it"
+        raise FileNotFoundError(f"{run}: {why}")
     arrays, settings = _read(file)
     try:
         _require_sizes(settings)
