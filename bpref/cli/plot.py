@@ -30,6 +30,8 @@ def plot(
     from bpref.whole_file import whole_file
 
     with blaming_the_input():
+        if output.suffix != ".png":
+            raise UsageError(f"--output {output}: expected a file that ends in .png")
         require_writable("--output", output)
         require_page("--html", html_file, show)
         whole = [run.resolve() for run in runs]

@@ -33,6 +33,8 @@ def predict(
     with blaming_the_input():
         if output is not None:
             require_writable("--output", output)
+            if output.exists() and data.exists() and output.samefile(data):
+                raise UsageError(f"--output {output}: it is --data, which would be lost")
         loaded = load(run)
         if "model" in loaded.settings:
             kind = loaded.settings["model"]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from bpref.layer import Layer, With, leaf_paths, map_leaves
@@ -50,7 +51,7 @@ def first_non_finite(J: Layer, params: PyTree, x: PyTree) -> str:
         return leaf._replace(forward=forward, backward=backward)
 
     watching = map_leaves(watched, J)
-    with jax.disable_jit():
+    with jax.disable_jit(), np.errstate(all="ignore"):
         y, cache = watching.forward(params, x)
         one = jnp.ones_like(y if J.begin is None else y[0])
         watching.backward(params, cache, one if J.begin is None else (one, x.data))

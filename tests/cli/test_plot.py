@@ -79,6 +79,11 @@ def test_refused(runs, tmp_path, capsys):
     ):
         assert run(["plot", *map(str, names), "--output", str(picture)]) == 2
         assert capsys.readouterr().err == f"bpref: {message}\n"
-    assert run(["plot", runs[0], "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"bpref: --output {tmp_path}: it is a directory\n"
+    directory, table = tmp_path / "d.png", tmp_path / "t.csv"
+    directory.mkdir()
+    table.write_text("a,b")
+    for output, message in ((directory, "it is a directory"), (table, "expected a file that ends in .png")):
+        assert run(["plot", runs[0], "--output", str(output)]) == 2
+        assert capsys.readouterr().err == f"bpref: --output {output}: {message}\n"
+    assert table.read_text() == "a,b"
     assert not picture.exists()

@@ -129,7 +129,7 @@ def test_rows_that_are_refused(folder, capsys, of, header, row, message):
 
 
 def test_wrong_uses(folder, capsys):
-    run_of_table, stopped = str(folder / "kind"), folder / "stopped"
+    run_of_table, stopped, kinds = str(folder / "kind"), folder / "stopped", str(folder / "kinds.tsv")
     stopped.mkdir()
     (stopped / "metrics.jsonl").touch()
     for arguments, message in (
@@ -147,6 +147,10 @@ def test_wrong_uses(folder, capsys):
         (
             [run_of_table, "--data", "a.csv", "--output", "/nowhere/a.csv"],
             "--output /nowhere/a.csv: No such file or directory",
+        ),
+        (
+            [run_of_table, "--data", kinds, "--output", kinds],
+            f"--output {kinds}: it is --data, which would be lost",
         ),
     ):
         assert run(["predict", *arguments]) == 2

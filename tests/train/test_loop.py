@@ -313,6 +313,13 @@ def test_after_too_many_in_a_row_it_stops_at_the_first_of_them():
     assert (error.value.step, error.value.epoch, error.value.place) == (1, 1, "X of the batch")
 
 
+def test_what_overflows_in_float16_is_named_without_a_warning_of_numpys():
+    """The parameters are looked at as NumPy has them; a warning is an error here."""
+    with pytest.raises(Diverged) as error:
+        fit(network(), square(), optax.sgd(1e6), data(), epochs=9, batch_size=5, dtype="float16", most_skipped=2)
+    assert error.value.place == "the output of 0 linear"
+
+
 @pytest.mark.parametrize("name", ["X", "y"])
 def test_data_that_are_not_finite_are_not_the_learning_rates_fault(name):
     X, y = data()

@@ -37,19 +37,8 @@ KEPT = 3
 
 SEAL = ".json"
 
-REASONS = [
-    os.strerror(code)
-    for code in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EIO,
-    )
-]
+REASONS = [*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))]
+REASONS += map(os.strerror, (errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EIO))
 """Why a file cannot be written, as orbax hands it on inside of longer messages."""
 
 
