@@ -43,7 +43,7 @@ def channels_first(*layers: Layer, **named: Layer) -> Layer:
       TypeError: something is no layer.
     """
     if len(layers) != 1 or named:
-        return channels_first(in_series(parts_of("serial", layers, named)))
+        return channels_first(in_series(parts_of("channels_first", layers, named)))
     return laid_out("channels_first", layers[0], _to_last, _to_second, _require_channels, channels_first)
 
 

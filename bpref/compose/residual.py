@@ -48,7 +48,7 @@ def residual(*layers: Layer, **named: Layer) -> Layer:
       TypeError: something is no layer.
     """
     if len(layers) != 1 or named:
-        return residual(in_series(parts_of("serial", layers, named)))
+        return residual(in_series(parts_of("residual", layers, named)))
     (layer,) = layers
     require_layer("residual", "layer", layer)
 

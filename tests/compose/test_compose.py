@@ -254,6 +254,8 @@ def test_fan_out_adds_what_comes_back_and_leaves_out_what_is_constant():
 BAD_CALLS = {
     "serial: no layer was given, expected at least one": lambda: bpref.serial(),
     "parallel: no layer was given, expected at least one": lambda: bpref.parallel(),
+    "residual: no layer was given, expected at least one": lambda: bpref.residual(),
+    "channels_first: no layer was given, expected at least one": lambda: bpref.channels_first(),
     "scan: length is 0, expected a positive integer": lambda: bpref.scan(bpref.tanh(), 0),
     "serial: params is a tuple of 1, expected a tuple of 2, one for each of (tanh, relu)": (
         lambda: bpref.serial(bpref.tanh(), bpref.relu()).forward(((),), jnp.ones(2))

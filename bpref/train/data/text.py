@@ -148,7 +148,7 @@ OF_WORDS = np.array([chr(byte).isalnum() and byte < 128 for byte in range(256)])
 """Whether a byte is a letter or digit of ASCII."""
 
 
-def read_text(path: Path | None, context: int, tokens: str = "bytes", vocabulary: int = 1024) -> Text:
+def read_text(path: str | Path | None, context: int, tokens: str = "bytes", vocabulary: int = 1024) -> Text:
     """A UTF-8 file's text, or where there is none, what Python's `help` knows of the language; or a file of ids.
 
     A file may be larger than memory: contexts are read as they are needed. Byte pairs of a large one are encoded into a
@@ -173,6 +173,7 @@ def read_text(path: Path | None, context: int, tokens: str = "bytes", vocabulary
     require_known("tokens", tokens, TOKENS)
     if context < 1:
         raise ValueError(f"context is {context}, expected at least 1")
+    path = None if path is None else Path(path)
     name = "Python's own documentation" if path is None else str(path)
     if tokens in OF_NUMBERS:
         if path is None:
