@@ -23,7 +23,7 @@ def require_known(what: str, name: str, known: Iterable[str], others: Iterable[s
     """Raise `ValueError` unless `name` is one of `known`; the message gives what is near, and very near of `others`."""
     known = list(known)
     if name not in known:
-        names = nearest(name, [*known, *_close(name, others, 3, 0.75)])
+        names = nearest(str(name), [*known, *_close(str(name), others, 3, 0.75)])
         if not known or len(known) == len(names) > MOST:
             why = f"none of the {len(known)} is near" if known else "there is none"
             raise ValueError(f"unknown {what} {name!r}; {why}")

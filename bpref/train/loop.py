@@ -114,7 +114,8 @@ def fit(
       4
 
     Raises:
-      TypeError: X holds no numbers, or not those that the network takes.
+      TypeError: X holds no numbers, or not those that the network takes; a layer has a key or running statistics, which
+        move with `stateful` alone.
       ValueError: anything else that cannot be trained on, before the first step; to go on, the run was begun otherwise.
       ImportError, OSError, Unwritable: there can be no checkpoints, and why.
       Diverged: more losses or gradients in a row are NaN or infinite; the epochs before were given to `on_epoch`.
@@ -122,6 +123,7 @@ def fit(
     """
     require_epochs(epochs)
     require_optimizer("fit", optimizer)
+    _require_moving(network, loss)
     begin = start(
         objective_in(dtype, network, loss),
         optimizer,
@@ -228,6 +230,15 @@ def run(
         rate = seen / sum(epoch.seconds for epoch in history)
         params, state = begin.at_hand((of_network(stepper.shown(carry.going)), carry.going.state))
         return Fitted(params, state, history, rate, compile_seconds)
+
+
+def _require_moving(*layers: Layer) -> None:
+    """Raise `TypeError` for a leaf whose keys or statistics would be the same at every step."""
+    for layer in layers:
+        if layer.begin is None and layer.held is not None and layer.evaluating is not None:
+            held = ", ".join(layer.held.fields)
+            raise TypeError(f"fit: {layer.name} would have the same {held} at every step; give bpref.stateful(network)")
+        _require_moving(*layer.parts)
 
 
 def begun(begin: Start) -> Reached:

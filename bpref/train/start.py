@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from bpref.dtypes import came
 from bpref.layer import Layer, begin
 from bpref.nearest import require_known
 from bpref.sharding.hosts import laid
@@ -208,6 +209,8 @@ def steps_per_epoch(N: int, batch_size: int) -> int:
 
 def count_examples(what: str, data: tuple[PyTree, PyTree]) -> int:
     """N; raises unless X holds real numbers or ids, (N, ...) with N > 0, and y has as many rows."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(f"{what}: {came(data)} came, expected a pair (X, y)")
     X, y = map(examples, data)
     if not (jnp.issubdtype(X.dtype, jnp.floating) or jnp.issubdtype(X.dtype, jnp.integer)):
         raise TypeError(f"{what}: X has dtype {X.dtype}, expected real numbers such as float32, or ids")

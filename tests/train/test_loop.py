@@ -206,8 +206,8 @@ def test_the_layer_that_is_named_is_the_first_one():
 
 
 def refused_fit(change):
-    settings = {"optimizer": optax.sgd(0.1), "train": data(), "epochs": 1, **change}
-    return fit(network(), square(), **settings)
+    settings = {"network": network(), "loss": square(), "optimizer": optax.sgd(0.1), "train": data(), "epochs": 1}
+    return fit(**settings | change)
 
 
 test_refused = refusals(
@@ -218,9 +218,19 @@ test_refused = refusals(
         "TypeError: fit: optimizer is a str, expected an optax transformation such as optax.sgd(0.1)": (
             {"optimizer": "adam"}
         ),
+        "unknown dtype 8; there is float32, bfloat16, float16, float64": {"dtype": 8},
         "unknown dtype 'float23'; the nearest are float32, float64, float16": {"dtype": "float23"},
         "TypeError: linear: x has dtype int32, expected a floating-point dtype such as float32": (
             {"train": (np.ones((4, 3), int), np.ones((4, 1)))}
+        ),
+        "TypeError: the training data: a tuple of 3 came, expected a pair (X, y)": (
+            {"train": (np.ones((4, 3)), np.ones((4, 1)), np.ones((4, 1)))}
+        ),
+        "TypeError: fit: dropout would have the same key at every step; give bpref.stateful(network)": (
+            {"network": residual(serial(linear(3), dropout(0.5)))}
+        ),
+        "TypeError: fit: batch_norm would have the same mean, var at every step; give bpref.stateful(network)": (
+            {"network": serial(linear(5), batch_norm(), linear(1))}
         ),
         "the training data: X has shape (0, 3), expected (N, ...) with at least one example": (
             {"train": (np.ones((0, 3)), np.ones((0, 1)))}
