@@ -101,7 +101,7 @@ class ClassTargets(NamedTuple):
         return terms, (m, S, Q)
 
     def pull_soft(
-        self, blocks: Blocks, classes: Classes, h: Array, target: Array, m: Array, S: Array, Q: Array, g: Array
+        self, blocks: Blocks, classes: Classes, g: Array, h: Array, target: Array, m: Array, S: Array, Q: Array
     ) -> tuple[Array, Array | None, Array, Array]:
         """dW, db, dh and the target's cotangent."""
         A, T = _flat(h, target)

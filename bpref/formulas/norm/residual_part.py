@@ -29,12 +29,12 @@ class Kept(NamedTuple):
     """Of one part.
 
     Attributes:
-      stream: what its norm is of; `None` where it is kept elsewhere.
+      stream: what its norm is of; in a cache that keeps it elsewhere `None`.
       of_stream: the statistics of that.
       own: its own cache, but for its input, the field x.
     """
 
-    stream: Float[Array, "*b T d"] | None
+    stream: Float[Array, "*b T d"]
     of_stream: Statistics
     own: PyTree
 

@@ -47,7 +47,7 @@ from typing import NamedTuple
 
 import jax
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PyTree
 
 from bpref.checks.hyperparameters import require_flags, require_positive
 from bpref.formulas.affine import closed
@@ -242,7 +242,7 @@ def reference(
         given = MaskedSequence(n, mask)
         return attention_block.reference(own, given, rope=rope, causal=causal, bias=bias, **of_both)
 
-    def to_memory(n):
+    def to_memory(n) -> PyTree:
         return multi_head_attention.reference(cross, Sequences(n, memory, memory_mask, key=other), **of_both)
 
     def mixed(n):

@@ -258,7 +258,7 @@ def fused_linear_cross_entropy(
 
     def _from_distributions(params, cache, dJ):
         g = jnp.broadcast_to(J_of.at_terms(dJ, cache.largest.shape), cache.largest.shape)
-        dW, db, dh, dT = targets.pull_soft(blocks, Classes(*params), *cache, g)
+        dW, db, dh, dT = targets.pull_soft(blocks, Classes(*params), g, *cache)
         return FusedLinearCrossEntropyParams(dW, db), (dh, dT)
 
     forward.__annotations__["x"] = features_and_target(axes)
