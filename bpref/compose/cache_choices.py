@@ -223,8 +223,18 @@ def _shared(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> 
     return [o._replace(layers=(_rebuilt(layer, o, owner),)) for o in inside]
 
 
-def _residual(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> list[Option]:
-    inside = options_of(layer.parts[0], given, path, terms)
+def _around(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> list[Option]:
+    """Of what stands around one layer, which is given x as it is or in another layout: what that is, a run tells."""
+    inner, seen = layer.parts[0], []
+
+    def forward(params, x):
+        seen.append(jax.eval_shape(lambda x: x, x))
+        return inner.forward(params, x)
+
+    assert layer.rebuild is not None
+    _shapes(layer.rebuild(inner._replace(forward=forward)), given)
+    x = seen[0].x if inner.begin is not None else seen[0]
+    inside = options_of(inner, given._replace(x=x), path, terms)
     return [o._replace(layers=(_rebuilt(layer, o),)) for o in inside]
 
 
@@ -247,5 +257,8 @@ def _scan(layer: Layer, given: Given, path: tuple[str, ...], terms: Terms) -> li
     return [of_all(o) for o in options_of(layer.parts[0], turn, path, terms._replace(in_loop=True))]
 
 
-_INSIDE = {"serial": _serial, "objective": _objective, "shared": _shared, "residual": _residual, "scan": _scan}
+_INSIDE = {
+    **{"serial": _serial, "objective": _objective, "shared": _shared, "scan": _scan},
+    **dict.fromkeys(("residual", "channels_first", "unbatched"), _around),
+}
 """The compositions that are looked into."""

@@ -68,7 +68,8 @@ class MemoryPlan(NamedTuple):
 def fit_memory(network: Layer, x: PyTree, bytes: int, flops_per_byte: float | None = None) -> MemoryPlan:
     """The network with the caches of some layers made again, or sent to the host, and what that costs.
 
-    It looks into `serial`, `objective`, `residual`, `scan` and `shared`, and takes all else as one layer.
+    It looks into `serial`, `objective`, `residual`, `scan`, `shared`, `channels_first` and `unbatched`, and takes all
+    else as one layer.
 
     Args:
       network: any composition; what is in `remat` or `offload` already stays there.

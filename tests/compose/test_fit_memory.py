@@ -40,7 +40,15 @@ def mlp():
     return J, (RNG.normal(size=(5, 4)), RNG.normal(size=(5, 3)))
 
 
-NETWORKS = {"an MLP": mlp} | {name: COMPOSITIONS[name] for name in ("a convnet", "tied")}
+def of_images_as_pytorch_has_them():
+    network = bpref.channels_first(bpref.convolution(4), bpref.relu(), bpref.convolution(4), bpref.gelu())
+    J = bpref.objective(bpref.serial(network, bpref.flatten(), bpref.linear(3)), bpref.square("batch_mean"))
+    return J, (RNG.normal(size=(2, 3, 6, 5)), RNG.normal(size=(2, 3)))
+
+
+NETWORKS = {"an MLP": mlp, "channels first": of_images_as_pytorch_has_them} | {
+    name: COMPOSITIONS[name] for name in ("a convnet", "tied")
+}
 
 
 @pytest.mark.parametrize("rate", [None, 1.0], ids=["recompute", "offload"])
@@ -88,6 +96,16 @@ def test_what_has_state_is_looked_into_and_drops_what_it_dropped():
     close([value_too, *gradients_too], [value, *gradients], 1e-6)
     for a, b in zip(jax.tree.leaves(after_too), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b))
+
+
+def test_what_stands_around_layers_is_looked_into_with_a_state_too():
+    inner = bpref.serial(bpref.linear(6), bpref.dropout(0.5), bpref.gelu(), bpref.linear(4))
+    network = bpref.stateful(bpref.unbatched(bpref.residual(inner)))
+    given = bpref.With(jnp.ones(4))
+    _, state = in_one_program(lambda key: bpref.begin(network, key, given))(jax.random.key(SEED))
+    plan = bpref.fit_memory(network, given._replace(state=state), bytes=10**9)
+    assert [choice.path for choice in plan.choices] == ["0 linear", "1 dropout", "2 gelu", "3 linear"]
+    assert [choice.path for choice in plan.choices] == bpref.leaf_paths(network)
 
 
 def by_trying_all(caches, inputs, works, most):
