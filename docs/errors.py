@@ -4,6 +4,7 @@
 the same rounded inputs, beside autodiff of the naive form.
 """
 
+import itertools
 import sys
 from functools import cache
 from pathlib import Path
@@ -68,7 +69,8 @@ def _at(example: Example, ready: Prepared) -> Pair | None:
     if not any(map(_has_value, jax.tree.leaves(jax.jit(lambda *of: example.layer.forward(*of)[0])(*given)))):
         return None
     with np.errstate(all="ignore"):
-        rows = [row for row in rows_of([example], ready) if not row.where.startswith("y")]
+        seen = itertools.chain.from_iterable(rows_of([example], ready).values())
+        rows = [row for row in seen if not row.where.startswith("y")]
         defined = [row for row in rows if row.fault is None or row.fault.kind != "undefined"]
         if not defined:
             return None

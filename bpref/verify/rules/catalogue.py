@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -101,10 +101,9 @@ def verify_rule(rule: Rule, seed: int = 0) -> RuleReport:
         wrong, error = check_laws(example, ready, cross_check=case is rule.cases[0])
         errors.append(error)
         if all(f.kind != "structure" for f in wrong):
-            seen = rows_of_case(rule, case, seed, ready)
-            wrong += [f for row in seen for f in imprecise(row)]
-            for row, name in zip(seen, np.repeat(WORKING, len(seen) // len(WORKING)), strict=True):
-                rows[str(name)].append(row)
+            for dtype, seen in rows_of_case(rule, case, seed, ready).items():
+                wrong += [f for row in seen for f in imprecise(row)]
+                rows[dtype] += seen
             cache += cache_bytes(example)
         findings += [f"{case.name}: {f}" if case.name else str(f) for f in wrong]
     if cache[0] > cache[1]:
@@ -243,26 +242,48 @@ def passed(ready: Prepared, point: Point, sabotages: Iterable[Sabotage]) -> list
     return [(s.where, s.how) for s in sabotages if not is_rejected(s.where, s.seen)]
 
 
-def rows_of(examples: Sequence[Example], ready: Prepared, with_faults: bool = True) -> list[Row]:
-    """The errors of every value in each of the working dtypes, one dtype after the other; complex ones by its name."""
+def rows_of(
+    examples: Sequence[Example],
+    ready: Prepared,
+    chosen: Mapping[str, Container[str]] | None = None,
+    with_faults: bool = True,
+) -> dict[str, list[Row]]:
+    """The errors of every value in each of the working dtypes, by its name; or of those that are `chosen`."""
     points, seen = zip(*(run(example, ready) for example in examples), strict=True)
     held: dict[str, Held] = {h.where: h for h in hold(ready.wide, points, seen, rounding_at(ready, list(points)))}
-    return [
-        row._replace(dtype=working.name) if row.dtype.startswith("complex") else row
-        for working in ready.narrow()
-        for row in rows_in(ready, working, points, points, held, with_faults=with_faults).values()
-    ]
+    found = {}
+    for working in ready.narrow():
+        if chosen is None or working.name in chosen:
+            asked = {name: h for name, h in held.items() if chosen is None or name in chosen[working.name]}
+            rows = rows_in(ready, working, points, points, asked, with_faults=with_faults)
+            found[working.name] = list(rows.values())
+    return found
 
 
-def rows_of_case(rule: Rule, case: Case, seed: int, ready: Prepared) -> list[Row]:
+def rows_of_case(rule: Rule, case: Case, seed: int, ready: Prepared) -> dict[str, list[Row]]:
     """`rows_of` one example of a case, for `imprecise`; of many together, where one alone says too little."""
-    rows: list[Row] = []
-    for draws in DRAWS:
-        examples = list(draw_many(rule, case, sizes_of(case), range(seed, seed + 1000 * draws, 1000)))
-        rows = rows_of(examples, ready, with_faults=False)
-        if not any(imprecise(row) and row.hand.size < ENOUGH for row in rows):
+    examples = draw_many(rule, case, sizes_of(case), range(seed, seed + 1000 * DRAWS[-1], 1000))
+    rows = rows_of([next(examples)], ready, with_faults=False)
+    for before, draws in itertools.pairwise(DRAWS):
+        unclear = {dtype: {r.where for r in seen if _says_too_little(r)} for dtype, seen in rows.items()}
+        unclear = {dtype: names for dtype, names in unclear.items() if names}
+        if not unclear:
             break
+        fresh = list(itertools.islice(examples, draws - before))
+        for dtype, seen in rows_of(fresh, ready, unclear, with_faults=False).items():
+            more = {row.where: row for row in seen}
+            rows[dtype] = [_together(row, more[row.where]) if row.where in more else row for row in rows[dtype]]
     return rows
+
+
+def _says_too_little(row: Row) -> bool:
+    return row.hand.size < ENOUGH and bool(imprecise(row))
+
+
+def _together(row: Row, more: Row) -> Row:
+    """The errors of some samples and of some more."""
+    hand, autodiff = (np.concatenate(both) for both in ((row.hand, more.hand), (row.autodiff, more.autodiff)))
+    return row._replace(hand=hand, autodiff=autodiff)
 
 
 def imprecise(row: Row) -> list[Finding]:
