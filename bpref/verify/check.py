@@ -15,7 +15,7 @@ from bpref.verify.diagnosis.judge import Evidence, judge, residuals, unscaled
 from bpref.verify.examining import precision
 from bpref.verify.examining.cross_check import disagreements
 from bpref.verify.examining.held import ROUND_OFF, Held, Point, Rounding, hold, run_in_float64, stacked
-from bpref.verify.examining.laws import consistency, eagerness, linearity, partiality, purity
+from bpref.verify.examining.laws import batching, consistency, eagerness, linearity, partiality, purity, stillness
 from bpref.verify.examining.prepare import Prepared, lifted, prepared, rounding_at
 from bpref.verify.examining.program import COTANGENTS, POINTS, SCALES, Seen, swept
 from bpref.verify.examining.refusals import NeedsNumbers, Refused, refuse_eager, refused
@@ -117,8 +117,9 @@ def _report(ready: Prepared, key: int, linear: bool, eager: bool, cross_check: b
         seen = run_in_float64(ready.wide.run, wide)
         rounding, held, nonlinear = _looked_at(ready, wide, seen, linear)
     together = stacked(seen)
-    impure = _impure(ready, narrow[0], wide[0], seen[0], rounding, eager)
-    said = [*ready.formal, *_absent(ready, together), *impure, *nonlinear]
+    impure = _impure(ready, narrow[0], wide, seen, rounding, eager)
+    moving = stillness(ready.subject, wide[0], seen[0]) if ready.pushes_tangents and not ready.is_lifted else []
+    said = [*ready.formal, *_absent(ready, together), *impure, *nonlinear, *moving]
     drawn = _scales(linear) if linear else (1.0,) * len(narrow)
     of_itself = set(together.y_oracle) if ready.subject.oracle == OWN_PRIMAL else set()
     accused = {f.where for f in said} | {name for name, h in held.items() if h.is_wrong}
@@ -157,14 +158,15 @@ def _absent(ready: Prepared, seen: Seen) -> list[Finding]:
 
 
 def _impure(
-    ready: Prepared, narrow: Point, wide: Point, seen: Seen, rounding: Callable[[], dict], eager: bool
+    ready: Prepared, narrow: Point, wide: list[Point], seen: list[Seen], rounding: Callable[[], dict], eager: bool
 ) -> list[Finding]:
     """What differs between ways to call it, by more than rounding explains."""
     changing = [] if ready.is_repeatable() else purity(ready.subject, narrow)
-    found = consistency(seen)
+    found = consistency(seen[0])
     if not ready.is_lifted:
-        found += eagerness(ready.subject, wide, seen) if eager else []
-        found += partiality(ready.subject, wide, seen) if ready.sees_zeros else []
+        found += eagerness(ready.subject, wide[0], seen[0]) if eager else []
+        found += partiality(ready.subject, wide[0], seen[0]) if ready.sees_zeros else []
+        found += batching(ready.subject, wide, seen) if ready.batches_itself and not ready.wide.unbatched else []
     coarse = 1e3 * float(jnp.finfo(ready.casts_to).eps) if ready.casts_to else 0.0
     return changing + [f for f in found if f.error > max(coarse, np.max(rounding()[f.where].either, initial=0.0))]
 
@@ -253,7 +255,7 @@ def _sampled_at(ready: Prepared, key: int, i: int, scale: float) -> tuple[Point,
 def _attempt(ready: Prepared, key: int, i: int, attempt: int, scale: float) -> tuple[Point, Point, Seen]:
     rng = fresh.generator(key, i, attempt)
     leaves = fresh.leaves_of_point(ready.subject.leaves, rng, i, attempt, skewed=i == 1)
-    point = Point(leaves, [fresh.normal(rng, (COTANGENTS, *v.shape), v.dtype) for v in ready.outputs])
+    point = Point(leaves, [fresh.cotangents(rng, COTANGENTS, v.shape, v.dtype, i) for v in ready.outputs])
     exact = Point([fresh.exactly(v) for v in widened(point.leaves)], [v * scale for v in widened(point.dys)])
     (values,) = run_in_float64(ready.wide.run, [exact])
     return point, exact, values

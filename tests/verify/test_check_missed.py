@@ -48,7 +48,37 @@ def test_a_backward_that_is_not_linear():
     f = rule(jnp.sin, lambda args, dy: (jnp.abs(dy) * jnp.cos(args[0]),))
     report = bpref.check(f, X, key=1)
     assert kinds(report) == {("x", "nonlinear")}
-    assert report.findings[0].detail == "not linear in dy: b(2u - 3v) is 2.0e+00 off 2b(u) - 3b(v)"
+    assert report.findings[0].detail == "not linear in dy: b(2u - 3v) is 1.9e+00 off 2b(u) - 3b(v)"
+
+
+@pytest.mark.parametrize(
+    ("like", "said"),
+    [
+        (lambda dy: jnp.all(dy < 0), "wrong where the cotangent is negative everywhere, and right for others"),
+        (lambda dy: jnp.all(dy > 0), "wrong where the cotangent is positive everywhere, and right for others"),
+        (lambda dy: jnp.sum(dy != 0) == 1, "not linear in dy: b(2u - 3v) is "),
+        (lambda dy: jnp.any(jnp.all(dy == 0, axis=1)) & jnp.any(dy != 0), "not linear in dy: b(2u - 3v) is "),
+    ],
+)
+def test_what_is_wrong_for_one_sort_of_cotangent_alone(like, said):
+    f = rule(jnp.sin, lambda args, dy: (jnp.where(like(dy), 2, 1) * dy * jnp.cos(args[0]),))
+    report = bpref.check(f, X, key=1)
+    assert kinds(report) == {("x", "nonlinear")}
+    assert report.findings[0].detail.startswith(said)
+
+
+def test_tangents_that_do_not_vanish():
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvp(lambda primals, tangents: (jnp.sin(primals[0]), tangents[0] * jnp.cos(primals[0]) + 0.1))
+    report = bpref.check(lambda x: 2 * sine(x), X, key=1)
+    assert kinds(report) == {("y", "nonlinear")}
+    assert report.findings[0].detail.endswith("where no argument moves its tangent is up to 0.2")
+
+
+def test_a_backward_that_counts_its_calls():
+    calls = itertools.count()
+    backward = lambda args, dy: (dy * np.cos(args[0]) * (1 if next(calls) < 20 else 2),)  # noqa: E731
+    assert verdicts(bpref.check(lambda x: np.sin(x), X, backward=backward, key=1)) == {"x": "cannot tell"}
 
 
 def test_a_function_with_two_answers_is_no_function():
@@ -81,3 +111,18 @@ def test_a_function_that_answers_otherwise_eagerly_or_under_vmap():
     batched.def_vmap(lambda size, in_batched, dy: (2 * dy, in_batched[0]))
     report = bpref.check(jnp.sin, X, backward=lambda args, dy: (batched(dy) * jnp.cos(args[0]),))
     assert not report.ok
+
+
+@pytest.mark.parametrize("spoilt", ["forward", "backward"])
+def test_a_function_that_is_another_under_vmap_over_its_arguments(spoilt):
+    def batched(f):
+        f = jax.custom_batching.custom_vmap(f)
+        f.def_vmap(lambda size, in_batched, x: (2 * x, in_batched[0]))
+        return f
+
+    sin, cos = (batched(f) if name == spoilt else f for f, name in ((jnp.sin, "forward"), (jnp.cos, "backward")))
+    f = jax.custom_vjp(jnp.sin)
+    f.defvjp(lambda x: (sin(x), x), lambda x, dy: (dy * cos(x),))
+    report = bpref.check(f, X, key=1)
+    assert kinds(report) == {("x" if spoilt == "backward" else "y", "impure")}
+    assert "under vmap over its arguments" in report.findings[0].detail

@@ -167,8 +167,11 @@ def _derivation(e: Evidence) -> list[Finding]:
         found = diagnose_shape(residual)
         return [Finding(e.where, *found)]
     if e.held.is_wrong:
-        if nonlinear and e.held.is_right_where_small and np.all(np.isfinite(e.held.hand)):
+        if nonlinear and e.held.is_clipped and np.all(np.isfinite(e.held.hand)):
             return [Finding(e.where, "clipped", "right for small cotangents, clipped for large ones", e.held.error)]
+        if nonlinear and (sign := e.held.only_where):
+            detail = f"wrong where the cotangent is {sign} everywhere, and right for others"
+            return [Finding(e.where, "nonlinear", detail, e.held.error)]
         if e.held.is_misled:
             return [Finding(e.where, "oracle", misled_text(e.held), e.held.error)]
         residual = e.residual()

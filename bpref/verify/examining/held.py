@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bpref.verify.examining.program import Program, Seen
+from bpref.verify.examining.program import COTANGENTS, SCALES, Program, Seen
 from bpref.verify.numbers import points as fresh
 from bpref.verify.numbers.kinks import Kinks, Neighbourhood, at_kinks
 from bpref.verify.numbers.measure import sample_errors
@@ -104,9 +104,16 @@ class Held(NamedTuple):
         return not self.error <= self.allowed
 
     @property
-    def is_right_where_small(self) -> bool:
-        """Whether the samples with the smallest cotangents, the last ones, are right, and only others wrong."""
-        return bool(np.all(self.right[-len(self.right) // 3 :]))
+    def is_clipped(self) -> bool:
+        """Whether the samples with the smallest cotangents, the last ones, are right, and of the largest none is."""
+        _, large, small = np.split(self.right, len(SCALES))
+        return bool(np.all(small)) and not np.any(large)
+
+    @property
+    def only_where(self) -> str:
+        """Which sign the one cotangent has everywhere for which it is wrong; empty where it is wrong for others too."""
+        wrong = {divmod(int(i), COTANGENTS) for i in np.flatnonzero(~self.right)}
+        return fresh.ONE_SIGNED.get(wrong.pop(), "") if len(wrong) == 1 else ""
 
     @property
     def is_open(self) -> bool:

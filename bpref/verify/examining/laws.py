@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.typing import ArrayLike
 
 from bpref.programs import Typed, all_equations
+from bpref.tangents import pushed_forward
 from bpref.verify.examining.held import Point, Rounding
 from bpref.verify.examining.program import Program, Seen, run_eagerly, run_traced
 from bpref.verify.examining.subject import Subject
@@ -113,6 +114,39 @@ def eagerness(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
         for name, v in eager.items()
         if not _same(compiled.get(name), v)
     ]
+
+
+def batching(subject: Subject, points: Sequence[Point], seen: Sequence[Seen]) -> list[Finding]:
+    """All points under one `vmap` give what each gives alone: asked where a function says itself what it is there."""
+    leaves, dys = ([np.stack(v) for v in zip(*of, strict=True)] for of in zip(*points, strict=True))
+    with jax.enable_x64(True):
+        swept = jax.vmap(lambda leaves, dys: run_traced(subject, leaves, [v[0] for v in dys]))
+        together = jax.device_get(jax.jit(swept)(leaves, dys))
+    text = "under vmap over its arguments it gives another value"
+    pairs = [(name, v[i], (s.y | s.alone).get(name)) for i, s in enumerate(seen) for name, v in together.items()]
+    error = {name: _apart(v, alone) for name, v, alone in pairs if not _same(alone, v)}
+    return [Finding(name, "impure", text, apart) for name, apart in error.items()]
+
+
+def stillness(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
+    """Where no argument moves no output does: so much of a tangent's linearity the reverse mode does not show."""
+    chosen = [i for i, v in enumerate(point.leaves) if is_differentiable(v)]
+
+    def outputs(moving: Values) -> list[Array]:
+        leaves = [moving[chosen.index(i)] if i in chosen else v for i, v in enumerate(point.leaves)]
+        return [v for v in jax.tree.leaves(subject.plain(leaves)) if is_differentiable(v)]
+
+    @jax.jit
+    def tangents(leaves):
+        return pushed_forward(outputs, (leaves,), (list(map(jnp.zeros_like, leaves)),))[1]
+
+    with jax.enable_x64(True):
+        moved = {
+            name: float(np.max(np.abs(np.nan_to_num(v)), initial=0.0))
+            for name, v in zip(seen.y, tangents([jnp.asarray(point.leaves[i]) for i in chosen]), strict=True)
+        }
+    text = "its custom_jvp is not linear: where no argument moves its tangent is up to {:.3g}"
+    return [Finding(name, "nonlinear", text.format(v), v) for name, v in moved.items() if v]
 
 
 def partiality(subject: Subject, point: Point, seen: Seen) -> list[Finding]:

@@ -25,7 +25,7 @@ from bpref.verify.oracle import Specs, Values, is_differentiable
 from bpref.verify.programs.lift import lift, lift_traced, narrowest
 from bpref.verify.programs.rewrite import constants_of
 from bpref.verify.programs.running import collecting_nothing
-from bpref.verify.programs.strip import may_skip_a_rule, sees_zeros
+from bpref.verify.programs.strip import batches_itself, may_skip_a_rule, pushes_tangents, sees_zeros
 from bpref.verify.report import Finding
 
 WIDE = (np.float64, np.complex128)
@@ -61,6 +61,8 @@ class Prepared(NamedTuple):
       formal: what is wrong with the form of the cotangents.
       sees_zeros: whether a rule in it may do something else where an argument alone is differentiated.
       may_skip: whether a rule in it need not run.
+      pushes_tangents: whether somebody's own `custom_jvp` is in it.
+      batches_itself: whether a function in it says itself what it is under `vmap`.
       is_repeatable: asks, once, whether it is the same program when it is traced again.
       is_its_own_truth: whether `wide` is what a program in another dtype computes, in float64: not if it casts down
         inside, or draws random numbers, which are others in another dtype.
@@ -82,6 +84,8 @@ class Prepared(NamedTuple):
     formal: tuple[Finding, ...]
     sees_zeros: bool
     may_skip: bool
+    pushes_tangents: bool
+    batches_itself: bool
     is_repeatable: Callable[[], bool]
     is_its_own_truth: bool
     truth: Callable[[Working], Program]
@@ -161,6 +165,7 @@ def programs_of(subject: Subject, working: tuple[str, ...] | None) -> Prepared:
         narrow,
         tuple(formal),
         *_of_rules_inside(subject, own, x64),
+        batches_itself(wide.traced.jaxpr),
         cache(lambda: _is_repeatable(subject, specs, outputs, x64)),
         is_lifted or (casts_to is None and not draws_random_numbers(wide.traced.jaxpr)),
         _truths(subject, specs, outputs, wide, is_lifted, casts_to, x64),
@@ -242,13 +247,13 @@ def _unless_refused(subject: Subject, leaves: Sequence[Typed], outputs: Specs) -
     return None if is_typed else made
 
 
-def _of_rules_inside(subject: Subject, own: list[np.dtype], x64: bool) -> tuple[bool, bool]:
-    """`sees_zeros` and `may_skip`."""
+def _of_rules_inside(subject: Subject, own: list[np.dtype], x64: bool) -> tuple[bool, bool, bool]:
+    """`sees_zeros`, `may_skip` and `pushes_tangents`."""
     if subject.form != INSIDE:
-        return False, False
+        return False, False, False
     with x64_for(own, x64):
         program = jax.make_jaxpr(subject.plain)(subject.specs)
-    return sees_zeros(program), may_skip_a_rule(program)
+    return sees_zeros(program), may_skip_a_rule(program), pushes_tangents(program)
 
 
 def _is_repeatable(subject: Subject, specs: Specs, outputs: Specs, x64: bool) -> bool:

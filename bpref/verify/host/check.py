@@ -76,6 +76,8 @@ def check_called(
     right = {name for name, j in judged.items() if j.verdict.verdict == OK}
     chosen = _working(c, dtypes)
     rows, unmeasured = _precision(c, oracle, key, chosen, right, in_double=eps_of(samples[0].y) < 1e-10)
+    if not _is_as_at_first(c, samples[0]):
+        return of_two_answers(c, oracle, key, notes)
     final = [_with_precision(j, rows.get(name, [])) for name, j in judged.items()]
     found = tuple(j.finding for j in final if j.finding)
     return Report(c.name, oracle.text, key, tuple(j.verdict for j in final), found, (*notes, *unmeasured))
@@ -228,6 +230,16 @@ def _is_repeatable(c: Called, key: int) -> bool:
     leaves = point(c, key, 0)
     once, again = (c.plain(copies(leaves)) for _ in range(2))
     return all(np.array_equal(v, w, equal_nan=is_differentiable(v)) for v, w in zip(once, again, strict=True))
+
+
+def _is_as_at_first(c: Called, first: Sample) -> bool:
+    """Whether the first call's cotangents, asked for once more at the end of all calls, are the same but for rounding:
+    what counts its calls, or fills a cache, is found."""
+    with x64_for([v.dtype for v in first.leaves], c.x64):
+        again = c.sweep(copies(first.leaves))[1](copies(first.dy))
+    both = ((_wide(v), _wide(w)) for v, w in zip(first.hand, again, strict=True) if isinstance(v, np.ndarray))
+    slack = max(SLACK, 1e3 * eps_of(first.y))
+    return all(v.shape == w.shape and _size(v - w) <= slack * _size(v) for v, w in both)
 
 
 def of_two_answers(c: Called, oracle: Oracle, key: int, notes: tuple[str, ...]) -> Report:

@@ -59,6 +59,28 @@ def normal(rng: Generator, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarr
     return (v + 1j * rng.normal(size=shape) if jnp.issubdtype(dtype, jnp.complexfloating) else v).astype(dtype)
 
 
+ONE_SIGNED = {(0, 1): "negative", (2, 0): "positive"}
+"""Which cotangents of which points are so everywhere: what is wrong for such alone is right for all that are drawn."""
+
+
+def cotangents(rng: Generator, count: int, shape: tuple[int, ...], dtype: DTypeLike, i: int) -> np.ndarray:
+    """A stack of so many at point number i: normal ones but for those `ONE_SIGNED`.
+
+    At the third point the first two are u and v = 2/3 u, but at one place: 2u - 3v, which the law of linearity asks
+    for, is then 0 everywhere else, as the cotangent of a row of a Jacobian is.
+    """
+    dys = normal(rng, (count, *shape), dtype)
+    if np.iscomplexobj(dys) or not dys[0].size:
+        return dys
+    if i == 2:
+        quarters = np.ceil(4 * np.abs(dys[0].astype(float))) / 4  # few digits, of which no dtype rounds any
+        signs = np.where(np.arange(quarters.size) == rng.integers(quarters.size), -1, 1).reshape(shape)
+        dys[0], dys[1] = 3 * quarters, 2 * quarters * signs
+    if i == 0:
+        dys[1] = -np.abs(dys[1])
+    return dys
+
+
 def fill(spec: Typed, rng: Generator, fill_with: int, smallest: int, skewed: bool = False) -> np.ndarray:
     """An array for a specification; integers are below `smallest`, so that they may index any axis in sight.
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from bpref.programs import all_equations, closed, programs_in, types_of
 from bpref.tangents import BY_DECISION
+from bpref.verify.naming import MACHINERY, place_of
 from bpref.verify.options import require_callable
 from bpref.verify.programs.rewrite import CALLS, Recurse, evaluate, traced
 
@@ -103,6 +104,17 @@ def sees_zeros(program: ClosedJaxpr) -> bool:
         e.params.get("symbolic_zeros") is True or e.primitive.name == "call_hi_primitive"
         for e in all_equations(program)
     )
+
+
+def pushes_tangents(program: ClosedJaxpr) -> bool:
+    """Whether somebody's own `custom_jvp` is in it: JAX's are JAX's affair."""
+    rules = (e for e in all_equations(program) if e.primitive.name == "custom_jvp_call" and is_rule(e))
+    return any(not MACHINERY.match(place_of(getattr(e.params["jvp_jaxpr_fun"], "debug_info", None))[1]) for e in rules)
+
+
+def batches_itself(program: ClosedJaxpr) -> bool:
+    """Whether a function in it says itself what it is under `vmap`."""
+    return any(e.primitive.name == "custom_vmap_call" for e in all_equations(program))
 
 
 def may_skip_a_rule(program: ClosedJaxpr) -> bool:
