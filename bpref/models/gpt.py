@@ -44,7 +44,9 @@ from bpref.rules.stochastic.dropout import dropout
 from bpref.transforms.stateful import stateful
 
 
-def gpt(config: GptConfig | str, remat: bool = False, implementation: str = "auto") -> Layer:
+def gpt(
+    config: GptConfig | str, remat: bool = False, implementation: str = "auto", mlp_tile: int | None = None
+) -> Layer:
     """The network: token ids `(B, T)` to logits `(B, T, V)`.
 
     Params are `{"body": {"embed", "positions", "blocks", "norm"}, "head"}`, without positions for RoPE; the blocks' are
@@ -55,6 +57,8 @@ def gpt(config: GptConfig | str, remat: bool = False, implementation: str = "aut
       config: a `GptConfig`, or the name of one of `GPT_PRESETS`.
       remat: whether of each block its input alone is kept for the backward.
       implementation: of the blocks' attention: "xla", "pallas" or "auto", as in `blockwise_attention`.
+      mlp_tile: how many positions the blocks' MLPs take at once, as `tile` of `mlp_block`: with `remat` it takes less
+        memory and no more time.
 
     Returns:
       A layer; with dropout a stateful one, whose x is `With(ids, state)`. `evaluation` of it drops nothing.
@@ -72,7 +76,7 @@ def gpt(config: GptConfig | str, remat: bool = False, implementation: str = "aut
     """
     config = as_config(config)
     head = _head(config.vocabulary, config.logit_soft_cap)
-    return _finished(config, serial(body=_body(config, remat, implementation), head=head))
+    return _finished(config, serial(body=_body(config, remat, implementation, mlp_tile), head=head))
 
 
 def gpt_objective(
@@ -82,6 +86,7 @@ def gpt_objective(
     rows: int | None = None,
     head: Layer | None = None,
     implementation: str = "auto",
+    mlp_tile: int | None = None,
 ) -> Layer:
     """What is trained: ids and labels, the next tokens, both `(B, T)`, to the mean cross-entropy J.
 
@@ -89,7 +94,7 @@ def gpt_objective(
     `head` it is what that makes of features and labels: the loss of a policy.
 
     Args:
-      config, remat: as of `gpt`.
+      config, remat, mlp_tile: as of `gpt`.
       ignored: a label, such as -100, whose positions do not count.
       rows: how many positions the loss takes at once, see `fused_linear_cross_entropy`.
       head: a layer of `(features, what goes with ids)` whose params are W (V, d) and no b, in the place of the
@@ -120,13 +125,13 @@ def gpt_objective(
         head = fused_linear_cross_entropy(config.vocabulary, ignored=ignored, **own)
     elif (ignored, rows) != (None, None):
         raise ValueError("gpt_objective: ignored and rows are of the cross-entropy; a head has its own")
-    return _finished(config, objective(body=_body(config, remat, implementation), head=head))
+    return _finished(config, objective(body=_body(config, remat, implementation, mlp_tile), head=head))
 
 
-def _body(config: GptConfig, remat: bool, implementation: str) -> Layer:
+def _body(config: GptConfig, remat: bool, implementation: str, mlp_tile: int | None) -> Layer:
     """Ids to features, (B, T, d)."""
     require_flags("gpt", remat=remat)
-    kinds = {sight: _block(config, sight, implementation) for sight in config.group}
+    kinds = {sight: _block(config, sight, implementation, mlp_tile) for sight in config.group}
     if remat:
         kinds = {sight: remat_of(block) for sight, block in kinds.items()}
     blocks = [kinds[sight] for sight in config.group]
@@ -169,15 +174,16 @@ def _head(vocabulary: int, cap: float | None) -> Layer:
     return product._replace(forward=forward, backward=backward, name="capped_linear")
 
 
-def _block(c: GptConfig, sight: Sight, implementation: str) -> Layer:
+def _block(c: GptConfig, sight: Sight, implementation: str, mlp_tile: int | None) -> Layer:
     """Flat where it has nothing but the two halves and their sums."""
     own = sight._asdict() | {"stretch": None if sight.rope is None else c.stretch, "soft_cap": c.soft_cap}
     own |= {"eps": c.eps, "dropout": c.attention_dropout, "head_dim": c.head_dim, "implementation": implementation}
     after = [_norm(c)] if c.sandwich else []
     after += [dropout(c.dropout)] if c.dropout else []
     if not (c.composed or after):
-        return transformer_block(c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, bias=c.bias, **own)
-    halves = {"attention": _attention(c, own), "mlp": _mlp(c)}
+        own |= {"bias": c.bias, "mlp_tile": mlp_tile}
+        return transformer_block(c.heads, c.hidden, c.kv_heads, c.activation, c.gated, c.norm, **own)
+    halves = {"attention": _attention(c, own), "mlp": _mlp(c, mlp_tile)}
     return serial(**{name: residual(serial(half, *after) if after else half) for name, half in halves.items()})
 
 
@@ -188,12 +194,12 @@ def _attention(c: GptConfig, own: dict) -> Layer:
     return serial(norm=_norm(c), attention=multi_head_attention(c.heads, c.kv_heads, **own))
 
 
-def _mlp(c: GptConfig) -> Layer:
+def _mlp(c: GptConfig, tile: int | None) -> Layer:
     own = c.hidden, c.activation, c.gated
     bias = bool(c.bias) and c.bias != "qkv"
     if not c.zero_centred:
-        return mlp_block(*own, c.norm, bias, c.eps)
-    return serial(norm=_norm(c), mlp=mlp_layer("mlp_block", *own, None, bias, c.eps))
+        return mlp_block(*own, c.norm, bias, c.eps, tile=tile)
+    return serial(norm=_norm(c), mlp=mlp_layer("mlp_block", *own, None, bias, c.eps, tile=tile))
 
 
 def _finished(config: GptConfig, layer: Layer) -> Layer:

@@ -27,6 +27,13 @@ Cached: x, two numbers for each of its rows (one for the RMS norm), and z, which
 least from which no such product is made a second time: n and a, which the two dW need, are a few operations for each
 element of x and z. Autodiff keeps n, a, g(t), g' and what they are made of besides. k is drawn again from the key.
 
+By tiles of positions nothing but x is kept, and no more than a tile's z and a are there at any time. No row sees
+another: y and dx are those of the tiles, one after the other, and of each sum over i the tiles have a part each:
+
+    dW_in = sum_tiles sum_(i in tile) dz_i n_i^T                          and likewise dW_out, db and the norm's
+
+at the price of making z again, which within `remat` is made again anyway.
+
 Numerical care: the norm and g in float32 at least, products of half precision are summed in float32; z and a are
 rounded to x's dtype. About the tails and kinks of g, see `gelu`, `silu` and `relu`.
 """
@@ -35,11 +42,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_choice, require_flags, require_positive, require_size
-from bpref.dtypes import cast
+from bpref.dtypes import cast, widen
 from bpref.formulas.affine import closed, lecun_uniform, plus, times, times_transposed, total, unmade
 from bpref.formulas.joined import concatenated
 from bpref.formulas.norm.pre_norm import (
@@ -53,6 +60,7 @@ from bpref.formulas.norm.pre_norm import (
 )
 from bpref.formulas.random_draws import KEY, dropped, require_key, require_rate
 from bpref.layer import Held, Layer, Reals, each_position
+from bpref.loops import for_blocks
 from bpref.naive.activation import activation as naive_activation
 from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.dropout import naive_kept
@@ -72,7 +80,7 @@ class MlpBlockParams(NamedTuple):
 class MlpBlockCache(NamedTuple):
     x: Float[Array, "... d"]
     of_x: Statistics | None
-    z: Float[Array, "... m"]
+    z: Float[Array, "... m"] | None
     key: Array | None = None
 
 
@@ -84,6 +92,7 @@ def mlp_block(
     bias: bool = False,
     eps: float = 1e-6,
     dropout: float = 0.0,
+    tile: int | None = None,
 ) -> Layer[MlpBlockParams, Array, Reals, MlpBlockCache]:
     """y = W_out act(norm(x) W_in), row by row; `residual` of it is half a transformer block.
 
@@ -95,6 +104,7 @@ def mlp_block(
       bias: whether there are a b_in and a b_out.
       eps: what is added to the mean square or variance, in units of x squared.
       dropout: the share of the hidden features a that are dropped, those that stay being divided by 1 - dropout.
+      tile: how many positions, along x's last axis but one, are worked on at once, nothing but x being kept; None: all.
 
     Returns:
       A layer with params `MlpBlockParams(norm: (scale: (d,), shift: (d,) or None), W_in: (2 F or F, d), b_in,
@@ -102,10 +112,11 @@ def mlp_block(
       with variance 1 over the number of their inputs; scale is ones, and shift and b are zeros at first.
 
     Raises:
-      ValueError: an argument is out of its range; x has no features, or others than W_in.
+      ValueError: an argument is out of its range, or there are dropout and a tile; x has no features, or others than
+        W_in.
       TypeError: x is not floating-point, or it or a parameter is not of W_in's dtype.
     """
-    return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps, dropout)
+    return mlp_layer("mlp_block", hidden, activation, gated, norm, bias, eps, dropout, tile=tile)
 
 
 def mlp_layer(
@@ -118,6 +129,7 @@ def mlp_layer(
     eps: float,
     dropout: float = 0.0,
     keyed: bool = False,
+    tile: int | None = None,
 ) -> Layer:
     """The layer that error messages call `who`; `keyed` where its params have a key though nothing is dropped.
 
@@ -130,6 +142,8 @@ def mlp_layer(
         require_norm(who, norm)
     eps = require_positive(who, "eps", eps)
     dropout = require_rate(who, dropout, "dropout")
+    if tile is not None and dropout:
+        raise ValueError(f"{who}: there are dropout and a tile, expected one of the two")
     act = glu_layer(activation, concatenated) if gated else GATES[activation]()
 
     def init(key, x):
@@ -169,7 +183,53 @@ def mlp_layer(
         without = mlp_layer(who, hidden, activation, gated, norm, bias, eps, keyed=True)
         return Layer(init, forward, closed(opened), who, held=KEY, evaluating=without, opened=opened)
     held = Held(("key",)) if keyed else None
-    return Layer(init, forward, closed(opened), who, held=held, decoding=each_position, opened=opened)
+    layer = Layer(init, forward, closed(opened), who, held=held, decoding=each_position, opened=opened)
+    return layer if tile is None else _by_tiles(layer, require_size(who, "tile", tile))
+
+
+def _by_tiles(whole: Layer, tile: int) -> Layer:
+    """The layer, so many positions at a time."""
+
+    def forward(params, x):
+        def put(y, start, size):
+            return _written(y, whole.forward(params, _tile_of(x, start, size))[0], start)
+
+        if x.ndim < 2 or x.shape[-2] <= tile:
+            return whole.forward(params, x)[0], MlpBlockCache(x, None, None)
+        return for_blocks(x.shape[-2], tile, put, jnp.zeros_like(x)), MlpBlockCache(x, None, None)
+
+    def again(params, x):
+        return whole.forward(params, x)[1]
+
+    def backward(params, cache, dy):
+        x = cache.x
+
+        def add(carry, start, size):
+            dparams, dx = carry
+            x_ = _tile_of(x, start, size)
+            of_tile, dx_ = whole.backward(params, again(params, x_), _tile_of(dy, start, size))
+            return jax.tree.map(lambda a, b: a + widen(b), dparams, of_tile), _written(dx, dx_, start)
+
+        if x.ndim < 2 or x.shape[-2] <= tile:
+            return whole.backward(params, again(params, x), dy)
+        trained = params._replace(key=None)
+        zeros = jax.tree.map(lambda v: jnp.zeros_like(widen(v)), trained)
+        dparams, dx = for_blocks(x.shape[-2], tile, add, (zeros, jnp.zeros_like(x)))
+        return jax.tree.map(lambda a, v: cast(a, v.dtype), dparams, trained), dx
+
+    def opened(params, cache, dy):
+        assert whole.opened is not None
+        return whole.opened(params, again(params, cache.x), dy)
+
+    return Layer(whole.init, forward, backward, whole.name, held=whole.held, decoding=each_position, opened=opened)
+
+
+def _tile_of(v: Array, start: Array | int, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(v, start, size, -2)
+
+
+def _written(v: Array, part: Array, start: Array | int) -> Array:
+    return lax.dynamic_update_slice_in_dim(v, part, start, -2)
 
 
 @called_as(mlp_block)
@@ -217,7 +277,14 @@ RULE = Rule(
             _NOT_EMPTY,
             params=PARAMS,
         ),
+        Case(
+            "tiles",
+            Real("B T d"),
+            {"hidden": Size("F"), "activation": "gelu", "bias": True, "eps": _EPS, "tile": 10},
+            _NOT_EMPTY,
+        ),
     ),
-    cite="arXiv:1706.03762, section 3.3; gated: arXiv:2002.05202, equations 5 and 6; pre-norm: arXiv:2002.04745",
+    cite="arXiv:1706.03762, section 3.3; gated: arXiv:2002.05202, equations 5 and 6; pre-norm: arXiv:2002.04745; "
+    "tiles: arXiv:2506.13996",
     covers=("feed_forward_block", "swiglu mlp"),
 )

@@ -38,7 +38,7 @@ made of without a product:
 
 Features kept for each position where D = d / N: x, o and h are 3 d, q, k and v (1 + 2 K / N) d, z 2 F or F. y is no
 part of it: in a stack of blocks it is the next one's x. The halves alone would keep exactly this as well, h as the
-second one's x. With `post_norm` u, w and x are kept, and h is made again of u: d more.
+second one's x. With `post_norm` u, w and x are kept, and h is made again of u: d more. With `mlp_tile` z is not.
 
 Numerical care: that of the two halves. h is rounded to x's dtype, as the sum that it is.
 """
@@ -85,8 +85,8 @@ class TransformerBlockCache(NamedTuple):
     S: Float[Array, "*b T N"] | None
     key: Array
     h: Float[Array, "*b T d"]
-    of_h: Statistics
-    z: Float[Array, "*b T m"]
+    of_h: Statistics | None
+    z: Float[Array, "*b T m"] | None
 
 
 class PostNormBlockCache(NamedTuple):
@@ -100,7 +100,7 @@ class PostNormBlockCache(NamedTuple):
     key: Array
     u: Float[Array, "*b T d"]
     of_u: Statistics
-    z: Float[Array, "*b T m"]
+    z: Float[Array, "*b T m"] | None
     w: Float[Array, "*b T d"]
     of_w: Statistics
 
@@ -125,6 +125,7 @@ def transformer_block(
     post_norm: bool = False,
     implementation: str = "auto",
     mlp_dropout: float = 0.0,
+    mlp_tile: int | None = None,
 ) -> Layer[TransformerBlockParams, Array | MaskedSequence, Reals, TransformerBlockCache | PostNormBlockCache]:
     """A transformer block; as it is called, a block of LLaMA or Mistral.
 
@@ -146,7 +147,7 @@ def transformer_block(
       soft_cap, dropout, head_dim: of the attention, as in `attention_block`.
       post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
       implementation: of the attention, as in `attention_block`.
-      mlp_dropout: of the MLP's hidden features, as `dropout` of `mlp_block`; one key draws for both halves.
+      mlp_dropout, mlp_tile: of the MLP, as `dropout` and `tile` of `mlp_block`; one key draws for both halves.
 
     Returns:
       A layer with params `TransformerBlockParams(attention: AttentionBlockParams, mlp: MlpBlockParams, key: a PRNG key
@@ -168,9 +169,9 @@ def transformer_block(
     attending = partial(attention_layer, who, *own, head_dim=head_dim, implementation=implementation)
     mlp_of = partial(mlp_layer, who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
     keyed = any([require_rate(who, dropout, "dropout"), require_rate(who, mlp_dropout, "mlp_dropout")])
-    plain = attending(), mlp_of()
+    plain = attending(), mlp_of(tile=mlp_tile)
     made = partial(_post_norm_block, norm=norm, eps=eps) if post_norm else _block
-    layer = made(who, attending(dropout, keyed), mlp_of(mlp_dropout, keyed), plain)
+    layer = made(who, attending(dropout, keyed), mlp_of(mlp_dropout, keyed, mlp_tile), plain)
     if not keyed:
         return layer
     without = made(who, attending(keyed=True), mlp_of(keyed=True), plain)
@@ -278,11 +279,11 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, plain: tuple, norm:
 
 @called_as(transformer_block)
 def reference(
-    params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, mlp_dropout, **own
+    params: TransformerBlockParams, x: PyTree, hidden, activation, gated, norm, bias, eps, post_norm, **own
 ) -> Array:
     sequence = x.x if isinstance(x, MaskedSequence) else x
     attention, mlp = params.attention._replace(key=params.key), params.mlp._replace(key=params.key)
-    of_mlp = hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps, mlp_dropout
+    of_mlp = hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps, own.pop("mlp_dropout")
     if post_norm:
         assert attention.norm is not None
         assert mlp.norm is not None
@@ -312,10 +313,11 @@ RULE = Rule(
             timed={"T": 512, "d": 256, "F": 512, "P": 128},
         ),
         Case(
-            "gelu, layer norm, a window on both sides, a soft cap",
+            "gelu, layer norm, a window on both sides, a soft cap, tiles",
             Real("B T d"),
             {"heads": 2, "head_dim": 3, "hidden": 12, "activation": "gelu", "gated": False, "rope": None, "eps": _EPS}
-            | {"norm": "layer", "causal": False, "window": (4, 2), "bias": True, "block": 16, "soft_cap": 2.0},
+            | {"norm": "layer", "causal": False, "window": (4, 2), "bias": True, "block": 16, "soft_cap": 2.0}
+            | {"mlp_tile": 10},
             never_empty=("T",),
             fixed={"d": 8},
         ),
