@@ -125,7 +125,7 @@ def front(seconds: float) -> list[dict[str, Any]]:
     c = gpt_config()
     x = tokens(c.vocabulary, 4, c.context)
     params = gpt_objective(c).init(jax.random.key(0), x)
-    sweeps = {("by hand", how): by_hand(gpt_objective(c, remat=how == "remat")) for how in ("kept", "remat")}
+    sweeps = {("by hand", how): by_hand(gpt_objective(c, **own)) for how, own in HOW.items()}
     for policy in ("none", *POLICIES):
         forms = {
             "own forward": own_under(c, POLICIES.get(policy)),
@@ -144,6 +144,10 @@ def front(seconds: float) -> list[dict[str, Any]]:
         {"form": form, "policy": policy, "temp": p.temp, "time": ratio._asdict()}
         for ((form, policy), p), ratio in zip(made.items(), [one, *times], strict=True)
     ]
+
+
+HOW: dict[str, Any] = {"kept": {}, "remat": {"remat": True}, "remat, tiles": {"remat": True, "mlp_tile": 64}}
+"""What of gpt's caches is kept by hand."""
 
 
 def by_hand(objective: bpref.Layer) -> Callable[[Any, Any], Any]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import plain_models
-from benchmarks.bench_models import by_hand, own_under
+from benchmarks.bench_models import HOW, by_hand, own_under
 from benchmarks.sequence_blocks import POLICIES
 from bpref.devices.compiling import compile_for
 from bpref.models.gpt import gpt_objective
@@ -34,7 +34,7 @@ KEPT = ("nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable")
 
 def forms() -> dict[str, Callable[..., Any]]:
     """Functions of params and x to J and its gradient, by form and by what is kept."""
-    found = {f"{HAND}, {how}": by_hand(gpt_objective(CONFIG, remat=how == "remat")) for how in ("remat", "kept")}
+    found = {f"{HAND}, {how}": by_hand(gpt_objective(CONFIG, **own)) for how, own in reversed(HOW.items())}
     for name in KEPT:
         found[f"{PLAIN}, {name}"] = jax.value_and_grad(plain_models.gpt(CONFIG, policy=POLICIES[name]))
     found[f"{OWN}, {KEPT[0]}"] = jax.value_and_grad(own_under(CONFIG, POLICIES[KEPT[0]]))

@@ -94,14 +94,14 @@ def plain_cost(config, params, ids, labels):
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(plain(config, params, ids), labels))
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("own", [{}, {"remat": True, "mlp_tile": 3}], ids=["kept", "remat, tiles"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradient_the_oracles(config, remat):
+def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradient_the_oracles(config, own):
     with jax.enable_x64(True):
-        J = bpref.gpt_objective(config, remat)
+        J = bpref.gpt_objective(config, **own)
         ids, labels = drawn(config)
         params = compiled(J.init)(jax.random.key(SEED), (ids, labels))
-        network = bpref.gpt(config, remat)
+        network = bpref.gpt(config, **own)
         of_network = jax.eval_shape(network.init, jax.random.key(SEED), ids)
         assert jax.tree.structure(of_network) == jax.tree.structure(params)
         logits = compiled(lambda p: network.forward(p, ids)[0])(params)

@@ -33,6 +33,10 @@ BAD_CALLS = {
     "attention_block: mask has shape (2, 3, 5, 5), expected (*b, N, T, T) with N = 2 heads, or 1": (
         lambda: forward(bpref.attention_block(2, rope=None), X, bpref.MaskedSequence(X, jnp.ones((2, 3, 5, 5), bool)))
     ),
+    "mlp_block: there are dropout and a tile, expected one of the two": (
+        lambda: bpref.mlp_block(8, dropout=0.5, tile=2)
+    ),
+    "transformer_block: tile is 0, expected a positive integer": lambda: bpref.transformer_block(2, 8, mlp_tile=0),
     "residual_convolution_block: x has 6 channels in its last axis, not a positive multiple of 4 groups": (
         lambda: init(bpref.residual_convolution_block(4), IMAGES)
     ),
@@ -222,3 +226,15 @@ def test_the_params_of_a_block_are_those_of_its_halves():
         (((8,), None), (12, 8), None, (8, 6), None, None),
         None,
     )
+
+
+def test_by_tiles_an_mlp_takes_less_memory_where_its_hidden_features_are_made_again_anyway():
+    x = jax.ShapeDtypeStruct((512, 16), jnp.float32)
+
+    def temp(tile):
+        block = bpref.scan(bpref.remat(bpref.residual(bpref.mlp_block(256, tile=tile))), 4)
+        params = jax.eval_shape(block.init, jax.random.key(0), x)
+        swept = jax.jit(lambda p, x: bpref.backpropagate(block, p, x, x)[1:])
+        return swept.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temp(64) < 0.5 * temp(None)

@@ -144,9 +144,8 @@ def transformer_block(
       eps: what is added to the mean squares or variances, in units of x squared.
       block: how many positions of the attention are worked on at once.
       stretch: how the rotations are made to reach further, as in `rotary_embedding`.
-      soft_cap, dropout, head_dim: of the attention, as in `attention_block`.
+      soft_cap, dropout, head_dim, implementation: of the attention, as in `attention_block`.
       post_norm: whether the norms stand behind the sums, as in the first transformer and in BERT.
-      implementation: of the attention, as in `attention_block`.
       mlp_dropout, mlp_tile: of the MLP, as `dropout` and `tile` of `mlp_block`; one key draws for both halves.
 
     Returns:
@@ -284,6 +283,7 @@ def reference(
     sequence = x.x if isinstance(x, MaskedSequence) else x
     attention, mlp = params.attention._replace(key=params.key), params.mlp._replace(key=params.key)
     of_mlp = hidden, activation, gated, norm, bool(bias) and bias != "qkv", eps, own.pop("mlp_dropout")
+    del own["mlp_tile"]
     if post_norm:
         assert attention.norm is not None
         assert mlp.norm is not None
