@@ -151,8 +151,7 @@ def test_laws_1_2_4_5_derivation_in_float64(rule: Rule, case: Case):
 @EVERY_CASE
 def test_law_3_no_less_precise_than_autodiff(rule: Rule, case: Case):
     rows = rows_of_case(rule, case, SEED + 1, prepared(rule, case))
-    assert rows.keys() == set(WORKING)
-    assert all(rows.values())
+    assert {dtype for dtype, seen in rows.items() if seen} == set(WORKING)
     assert [f for of_dtype in rows.values() for row in of_dtype for f in imprecise(row)] == []
 
 

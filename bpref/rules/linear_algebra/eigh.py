@@ -99,6 +99,7 @@ def eigh() -> Layer[tuple[()], Array, tuple[Reals, Reals], EighCache]:
         dtype = dtype_of_matrix(dy, V)
         dw = None if dw is None else widen(dw).astype(V.dtype)
         if dV is None:
+            assert dw is not None
             VM = V * dw[..., None, :]
         else:
             D = jnp.conj(widen(dV))

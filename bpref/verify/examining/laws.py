@@ -123,8 +123,9 @@ def batching(subject: Subject, points: Sequence[Point], seen: Sequence[Seen]) ->
         swept = jax.vmap(lambda leaves, dys: run_traced(subject, leaves, [v[0] for v in dys]))
         together = jax.device_get(jax.jit(swept)(leaves, dys))
     text = "under vmap over its arguments it gives another value"
-    pairs = [(name, v[i], (s.y | s.alone).get(name)) for i, s in enumerate(seen) for name, v in together.items()]
-    error = {name: _apart(v, alone) for name, v, alone in pairs if not _same(alone, v)}
+    each = (s.y | s.alone for s in seen)
+    pairs = [(name, together[name][i], v) for i, values in enumerate(each) for name, v in values.items()]
+    error = {name: _apart(came, alone) for name, came, alone in pairs if not _same(alone, came)}
     return [Finding(name, "impure", text, apart) for name, apart in error.items()]
 
 
