@@ -51,7 +51,7 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float, PyTree
 
-from bpref.checks.hyperparameters import require_flags, require_positive
+from bpref.checks.hyperparameters import require_flags
 from bpref.dtypes import cast
 from bpref.formulas.affine import closed
 from bpref.formulas.attention.attention_grid import Window
@@ -162,14 +162,13 @@ def transformer_block(
     who = "transformer_block"
     require_flags(who, gated=gated, causal=causal, post_norm=post_norm)
     require_norm(who, norm)
-    eps = require_positive(who, "eps", eps)
     in_front = None if post_norm else norm
     own = heads, kv_heads, in_front, rope, causal, window, bias, eps, block, stretch, soft_cap
     attending = partial(attention_layer, who, *own, head_dim=head_dim, implementation=implementation)
     mlp_of = partial(mlp_layer, who, hidden, activation, gated, in_front, bool(bias) and bias != "qkv", eps)
     keyed = any([require_rate(who, dropout, "dropout"), require_rate(who, mlp_dropout, "mlp_dropout")])
     plain = attending(), mlp_of(tile=mlp_tile)
-    made = partial(_post_norm_block, norm=norm, eps=eps) if post_norm else _block
+    made = partial(_post_norm_block, norm=norm, eps=float(eps)) if post_norm else _block
     layer = made(who, attending(dropout, keyed), mlp_of(mlp_dropout, keyed, mlp_tile), plain)
     if not keyed:
         return layer
@@ -183,9 +182,8 @@ def _block(who: str, attention: Layer, mlp: Layer, plain: tuple) -> Layer:
     def init(key, x):
         of_attention, of_mlp = jax.random.split(key)
         drawn = attention.init(of_attention, x)
-        return TransformerBlockParams(
-            drawn._replace(key=None), mlp.init(of_mlp, alone(x))._replace(key=None), drawn.key
-        )
+        own = mlp.init(of_mlp, alone(x))._replace(key=None)
+        return TransformerBlockParams(drawn._replace(key=None), own, drawn.key)
 
     def halves(params):
         return params.attention._replace(key=params.key), params.mlp._replace(key=params.key)
@@ -197,12 +195,12 @@ def _block(who: str, attention: Layer, mlp: Layer, plain: tuple) -> Layer:
         m, of_mlp = mlp.forward(to_mlp, h)
         return lax.add(h, m), TransformerBlockCache(*of_attention, *of_mlp[:3])
 
-    def opened(params, cache, dy):
+    def opened(params, cache, dy, pull=mlp.opened):
         of_attention, of_mlp = AttentionBlockCache(*cache[:9]), MlpBlockCache(*cache[9:], key=cache.key)
         to_attention, to_mlp = halves(params)
-        assert mlp.opened is not None
+        assert pull is not None
         assert attention.opened is not None
-        dmlp, dh = mlp.opened(to_mlp, of_mlp, dy)
+        dmlp, dh = pull(to_mlp, of_mlp, dy)
         dh = lax.add(dy, dh)
         dattention, dx = attention.opened(to_attention, of_attention, dh)
         return TransformerBlockParams(dattention, dmlp), added(dh, dx)
@@ -211,7 +209,8 @@ def _block(who: str, attention: Layer, mlp: Layer, plain: tuple) -> Layer:
         h = lax.add(x, f)
         return lax.add(h, plain[1].forward(to_mlp, h)[0])
 
-    return Layer(init, forward, closed(opened), who, decoding=partial(_decoding, plain[0], halves, then), opened=opened)
+    decoding, backward = partial(_decoding, plain[0], halves, then), closed(partial(opened, pull=mlp.backward))
+    return Layer(init, forward, backward, who, decoding=decoding, opened=opened)
 
 
 def _decoding(attention: Layer, halves: Callable, then: Callable, leaf: Layer, length: int) -> Layer:
@@ -252,15 +251,15 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, plain: tuple, norm:
         cache = PostNormBlockCache(x, *of_attention[2:], u=u, of_u=of_u, z=of_mlp.z, w=w, of_w=of_w)
         return normalize(params.mlp.norm, w, of_w), cache
 
-    def opened(params, cache, dy):
+    def opened(params, cache, dy, pull=mlp.opened):
         x, *met, u, of_u, z, w, of_w = cache
         to_attention, to_mlp = halves(params)
-        assert mlp.opened is not None
+        assert pull is not None
         assert attention.opened is not None
         dnorm_of_w, dw = pull_normalize(params.mlp.norm, w, of_w, dy)
         dw = cast(dw, dy.dtype)
         of_mlp = MlpBlockCache(normalize(params.attention.norm, u, of_u), None, z, cache.key)
-        dmlp, dh = mlp.opened(to_mlp, of_mlp, dw)
+        dmlp, dh = pull(to_mlp, of_mlp, dw)
         dnorm_of_u, du = pull_normalize(params.attention.norm, u, of_u, lax.add(dw, dh))
         du = cast(du, dy.dtype)
         dattention, dx = attention.opened(to_attention, AttentionBlockCache(x, None, *met), du)
@@ -273,7 +272,8 @@ def _post_norm_block(who: str, attention: Layer, mlp: Layer, plain: tuple, norm:
         w = lax.add(h, plain[1].forward(to_mlp, h)[0])
         return normalize(params.mlp.norm, w, statistics(norm, w, eps))
 
-    return Layer(init, forward, closed(opened), who, decoding=partial(_decoding, plain[0], halves, then), opened=opened)
+    decoding, backward = partial(_decoding, plain[0], halves, then), closed(partial(opened, pull=mlp.backward))
+    return Layer(init, forward, backward, who, decoding=decoding, opened=opened)
 
 
 @called_as(transformer_block)
@@ -318,7 +318,7 @@ RULE = Rule(
             {"heads": 2, "head_dim": 3, "hidden": 12, "activation": "gelu", "gated": False, "rope": None, "eps": _EPS}
             | {"norm": "layer", "causal": False, "window": (4, 2), "bias": True, "block": 16, "soft_cap": 2.0}
             | {"mlp_tile": 10},
-            never_empty=("T",),
+            ("T",),
             fixed={"d": 8},
         ),
         Case(
