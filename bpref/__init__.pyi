@@ -223,6 +223,7 @@ from .rules.linear.weight_norm_linear import weight_norm_linear as weight_norm_l
 from .rules.linear_algebra.cholesky import cholesky as cholesky
 from .rules.linear_algebra.conjugate_gradient import conjugate_gradient as conjugate_gradient
 from .rules.linear_algebra.determinant import determinant as determinant
+from .rules.linear_algebra.eig import eig as eig
 from .rules.linear_algebra.eigh import eigh as eigh
 from .rules.linear_algebra.fft import fft as fft
 from .rules.linear_algebra.hadamard import hadamard as hadamard

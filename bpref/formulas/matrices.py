@@ -53,8 +53,8 @@ def off_diagonal(A: Array) -> Array:
 
 
 def quotient(a: Array, gap: Array) -> Array:
-    """a / gap, gap real, and 0 for 0 / 0: where nothing asks for a vector, no gap is needed."""
-    if jnp.iscomplexobj(a):
+    """a / gap, and 0 for 0 / 0: where nothing asks for a vector, no gap is needed."""
+    if jnp.iscomplexobj(a) and not jnp.iscomplexobj(gap):
         return lax.complex(quotient(jnp.real(a), gap), quotient(jnp.imag(a), gap))
     return a / jnp.where((a == 0) & (gap == 0), 1, gap)
 

@@ -138,6 +138,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "cholesky",
         "conjugate_gradient",
         "determinant",
+        "eig",
         "eigh",
         "fft",
         "hadamard",

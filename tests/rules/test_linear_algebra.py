@@ -67,7 +67,7 @@ def sweep(layer, x):
     return y, layer.backward((), cache, jax.tree.map(jnp.ones_like, y))[1]
 
 
-SQUARE = [bpref.inverse, bpref.log_determinant, bpref.cholesky, bpref.eigh, bpref.svd, bpref.qr]
+SQUARE = [bpref.inverse, bpref.log_determinant, bpref.cholesky, bpref.eig, bpref.eigh, bpref.svd, bpref.qr]
 
 
 @pytest.mark.parametrize("make", [*SQUARE, bpref.matrix_exponential])
@@ -154,6 +154,25 @@ def test_eigenvalues_alone_have_a_derivative_at_repeated_ones(Q, through):
     np.testing.assert_allclose(dA, 2 * A, atol=1e-5)
 
 
+def test_a_turning_matrix_has_a_conjugate_pair():
+    """((a, -b), (b, a)) has a -+ ib, whose real parts change as a does, and the imaginary ones as b."""
+    layer = bpref.eig()
+    (w, V), cache = layer.forward((), jnp.array([[1.0, -2.0], [2.0, 1.0]]))
+    np.testing.assert_allclose(w, [1 - 2j, 1 + 2j], atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(V, axis=0), 1, rtol=1e-6)
+    for dw, expected in (([1, 1], [[1, 0], [0, 1]]), ([1j, -1j], [[0, -1], [1, 0]])):
+        dA = layer.backward((), cache, (jnp.asarray(dw, jnp.complex64), None))[1]
+        np.testing.assert_allclose(dA, expected, atol=1e-6)
+
+
+def test_eigenvalues_alone_of_any_matrix_have_a_derivative_at_repeated_ones():
+    """The sum of their squares is the trace of A A, whose derivative is 2 A^T."""
+    A = jnp.asarray([[2.0, 0.0, 3.0], [0.0, 2.0, -1.0], [0.0, 0.0, 1.0]])
+    for of_vectors in (jnp.zeros((3, 3), jnp.complex64), None):
+        dA = sweep_of(bpref.eig(), A, lambda y, dV=of_vectors: (2 * y[0], dV))
+        np.testing.assert_allclose(dA, 2 * A.T, atol=1e-5)
+
+
 NUCLEAR = {
     "repeated": (np.eye(2), np.eye(2)),
     "tall, repeated": (np.eye(3, 2), np.eye(3, 2)),
@@ -187,6 +206,7 @@ EMPTY = {
     bpref.inverse: lambda A: np.linalg.inv(A),
     bpref.log_determinant: lambda A: tuple(np.linalg.slogdet(A)),
     bpref.cholesky: lambda A: np.linalg.cholesky(A),
+    bpref.eig: lambda A: tuple(np.linalg.eig(A + 0j)),
     bpref.eigh: lambda A: tuple(np.linalg.eigh(A)),
     bpref.svd: lambda A: tuple(np.linalg.svd(A, full_matrices=False)),
     bpref.qr: lambda A: tuple(np.linalg.qr(A)),

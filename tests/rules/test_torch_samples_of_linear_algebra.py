@@ -92,6 +92,17 @@ def eigh(x, UPLO="L"):
     return Ours(made(bpref.eigh), x + x.mH, **back, is_linear=False)
 
 
+def eig(x):
+    """Ours ascend by the sum of their real and imaginary part."""
+
+    def compared(y):
+        w, V = y
+        order = (w.detach().real + w.detach().imag).argsort(-1)
+        return w.gather(-1, order), V.gather(-1, order[..., None, :].expand(V.shape)).abs()
+
+    return Ours(made(bpref.eig), x, back=compared, select=compared, is_linear=False)
+
+
 def interpolate(
     x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
 ):
@@ -123,6 +134,7 @@ def area(x, size=None, scale_factor=None, mode="area", align_corners=None, recom
 TABLE: Table = {
     "linalg.matrix_norm": Row(matrix_norm, Outcome(64)),
     "linalg.det": Row(determinant, Outcome(9)),
+    "linalg.eig": Row(eig, Outcome(8)),
     "linalg.eigh": Row(eigh, Outcome(8), of_hermitian=True),
     "linalg.qr": Row(qr, Outcome(36)),
     "linalg.svd": Row(svd, Outcome(108), every=2),
@@ -146,6 +158,7 @@ COMPLEX: Table = {
     "linalg.inv": Row(inverse, Outcome(8)),
     "linalg.solve": Row(solve, Outcome(24)),
     "linalg.cholesky": Row(cholesky, Outcome(16), of_hermitian=True),
+    "linalg.eig": Row(eig, Outcome(8)),
     "linalg.eigh": Row(eigh, Outcome(8), of_hermitian=True),
     "linalg.qr": Row(qr, Outcome(36)),
     "linalg.svd": Row(svd, Outcome(54), every=4),
