@@ -268,3 +268,15 @@ def test_at_a_kink_it_has_a_value_in_every_dtype():
     assert kinds(report) >= {("x", "nonfinite")}
     assert report.verdict == "imprecise"
     assert report.verdicts[0].detail == "in float32 it is NaN or infinite at [1], where autodiff is not"
+
+
+def product(of_w):
+    return rule(lambda x, W: x @ W, lambda args, dy: (dy @ of_w(args[1]), args[0].T @ dy))
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, 0.3])
+def test_a_matrix_of_one_number_throughout_is_not_taken_for_symmetric(number):
+    """It stands for any matrix: drawn symmetric at every point, what forgets to transpose it was `ok`."""
+    x, W = np.ones((2, 3), np.float32), np.full((3, 3), number, np.float32)
+    assert bpref.check(product(lambda W: W.T), x, W, key=1).ok
+    assert verdicts(bpref.check(product(lambda W: W), x, W, key=1)) == {"x": "wrong", "W": "ok"}

@@ -237,8 +237,17 @@ def _of_values(r: Residual, e: _Errors) -> str | None:
                 and (places & ~e.idle).sum() <= MOST_OF_AN_AXIS * (~e.idle).sum()
                 and _are_places(e, places)
             ):
-                return text
+                # What is at one end in every sample may be there for its place, or be the largest by chance.
+                return f"{end}, {text} too" if (end := _one_end(e, places)) else text
     return None
+
+
+def _one_end(e: _Errors, places: np.ndarray) -> str | None:
+    """The first or last slice of an axis, in words, where that is what these places are in every sample."""
+    if not np.array_equal(places.any(axis=0), places.all(axis=0)):
+        return None
+    found = _along_an_axis(e)
+    return found if found and found.count("(the ") == 1 and " and " not in found else None
 
 
 def _fewer(r: Residual, e: _Errors) -> str | None:

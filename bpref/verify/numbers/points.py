@@ -162,9 +162,9 @@ def _moved(v: np.ndarray, rng: Generator, strength: float) -> np.ndarray:
 def alike(fresh: np.ndarray, given: np.ndarray) -> np.ndarray:
     """`fresh` with what is special about `given`: symmetric, triangular, rows on the simplex or on the sphere.
 
-    It may be of other sizes.
+    It may be of other sizes. A matrix of one number throughout, as `jnp.ones((3, 3))`, stands for any matrix.
     """
-    if given.ndim > 1 and given.shape[-1] == given.shape[-2] > 1:
+    if given.ndim > 1 and given.shape[-1] == given.shape[-2] > 1 and np.any(given != given.flat[:1]):
         if _near(given, np.conj(np.swapaxes(given, -1, -2)), 1e-6):
             return (fresh + np.conj(np.swapaxes(fresh, -1, -2))) / 2
         for triangle in (np.tril, np.triu):

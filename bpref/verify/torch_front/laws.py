@@ -126,11 +126,14 @@ def _other_layouts(c: TorchCall, leaves: Arrays, dys: list, names: list[str], fi
         if plain.shape[0] > 1 and plain.is_floating_point():
             row = plain[:1]
             repeated = [to_numpy(row.expand(plain.shape)) if i == n else v for i, v in enumerate(leaves)]
+            (moved,) = fresh.nudged([repeated[n]], fresh.generator(n, 21), 2 * torch.finfo(plain.dtype).eps)
+            nudged = [moved.astype(v.dtype) if i == n else v for i, v in enumerate(repeated)]
             try:
-                usual = _run(c, c.tensors(repeated), dys, names)
+                usual, near = (_run(c, c.tensors(values), dys, names) for values in (repeated, nudged))
             except Exception:  # it may not take equal rows: then nothing is to be compared
                 continue
-            _compare(c, repeated, n, row.expand(plain.shape), dys, names, usual, found, f"an expanded {name}")
+            what = f"an expanded {name}"
+            _compare(c, repeated, n, row.expand(plain.shape), dys, names, usual, found, what, near)
 
 
 def _compare(
@@ -143,6 +146,7 @@ def _compare(
     first: Run,
     found: Observed,
     what: str,
+    near: Run | None = None,
 ) -> None:
     tensors = c.tensors(leaves)
     tensors[n] = other.detach().requires_grad_(c.differentiable[n])
@@ -151,11 +155,17 @@ def _compare(
     except Exception as error:
         found.notes.append(f"it refuses {what} ({in_short(error)})")
         return
-    found.wrong.extend(_differing(c, run, first, names, f"differs for {what}"))
+    found.wrong.extend(_differing(c, run, first, names, f"differs for {what}", near=near))
 
 
 def _differing(
-    c: TorchCall, run: Run, first: Run, names: list[str], text: str, like: Run | None = None
+    c: TorchCall,
+    run: Run,
+    first: Run,
+    names: list[str],
+    text: str,
+    like: Run | None = None,
+    near: Run | None = None,
 ) -> list[Finding]:
     # A cotangent that is zero but for rounding is measured by the others.
     others = max((_size(v) for name, v in (like or first).values.items() if name in c.names), default=0.0)
@@ -163,7 +173,9 @@ def _differing(
         name: _ulps(run.values.get(name), v, 0.1 * others if name in c.names else 0.0)
         for name, v in first.values.items()
     }
-    wrong = {name for name, ulps in differs.items() if ulps > ROUNDING}
+    # What a unit of the last place of an argument moves by more, rounding does: equal rows have no variance.
+    moved = {name: _ulps(near.values.get(name), v) if near else 1.0 for name, v in first.values.items()}
+    wrong = {name for name, ulps in differs.items() if ulps > ROUNDING * max(moved[name], 1.0)}
     # Where the output is another, every cotangent may be.
     of_output = sorted(wrong & set(names))
     chosen = [n for n in c.names if n in wrong] or [c.names[c.differentiable.index(True)]]

@@ -190,6 +190,15 @@ def test_the_largest_of_each_row(rng):
     assert found == ("sparse", "wrong only at the largest of x along axis 1, zero there")
 
 
+def test_the_last_is_said_to_be_the_last_where_it_happens_to_be_the_largest(rng):
+    x, o = drawn(rng, 5) + 9 * (np.arange(5) == 4), rng.normal(size=(6, 5))
+    found = diagnose(residual_of("x", np.where(np.arange(5) == 4, 0, o), o, {"x": x}))
+    assert found == (
+        "sparse",
+        "wrong only at index 4 (the last) of axis 0, the largest of x along axis 0 too, zero there",
+    )
+
+
 def test_where_an_argument_is_zero(rng):
     x = np.where(drawn(rng, N, 5) > 0.8, 0, drawn(rng, N, 5))
     o = rng.normal(size=x.shape)

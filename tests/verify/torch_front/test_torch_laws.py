@@ -125,3 +125,23 @@ def test_what_depends_on_how_it_is_called_is_wrong(fun, args, reference, detail)
     report = bpref.check(fun.apply, *args, reference=reference, key=1)
     assert report.verdict == "wrong", str(report)
     assert detail in str(report)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_rounding_makes_of_equal_rows_accuses_nobody(dtype):
+    """Their variance is zero: a batch norm's output is rounding alone, some 300 times enlarged."""
+    report = bpref.check(torch.nn.BatchNorm1d(5).to(dtype), X.to(dtype), key=1)
+    assert report.ok, str(report)
+
+
+class SineOfExpanded(Sine):
+    @staticmethod
+    def backward(ctx, dy):
+        x = ctx.saved_tensors[0]
+        return dy * x.cos() * (1.001 if x.stride(0) == 0 else 1), None, None
+
+
+def test_a_backward_that_is_wrong_for_expanded_rows_alone():
+    report = bpref.check(lambda x: SineOfExpanded.apply(x, plainly, plainly), X, reference=torch.sin, key=1)
+    assert report.verdict == "wrong"
+    assert "differs for an expanded x" in str(report)
