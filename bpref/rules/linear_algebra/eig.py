@@ -39,7 +39,7 @@ a TPU. Its own differentiation of the forward, for second derivatives, needs `en
 """
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +67,8 @@ from bpref.layer import Layer, Reals, no_params
 from bpref.naive.vectors import turning_largest_positive
 from bpref.rule import Case, Real, Rule
 
-_OF_VECTORS = "enable_eigvec_derivs"
-DIFFERENTIABLE = {_OF_VECTORS: True} if _OF_VECTORS in inspect.signature(lax.linalg.eig).parameters else {}
+_TAKEN = inspect.signature(lax.linalg.eig).parameters
+DIFFERENTIABLE: dict[str, Any] = {name: True for name in ("enable_eigvec_derivs",) if name in _TAKEN}
 
 
 class EigCache(NamedTuple):
