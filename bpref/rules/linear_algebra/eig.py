@@ -39,7 +39,7 @@ a TPU. Its own differentiation of the forward, for second derivatives, needs `en
 """
 
 import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +67,15 @@ from bpref.layer import Layer, Reals, no_params
 from bpref.naive.vectors import turning_largest_positive
 from bpref.rule import Case, Real, Rule
 
-_TAKEN = inspect.signature(lax.linalg.eig).parameters
-DIFFERENTIABLE: dict[str, Any] = {name: True for name in ("enable_eigvec_derivs",) if name in _TAKEN}
+
+class _Options(TypedDict, total=False):
+    enable_eigvec_derivs: bool
+
+
+DIFFERENTIABLE: _Options = (
+    {"enable_eigvec_derivs": True} if "enable_eigvec_derivs" in inspect.signature(lax.linalg.eig).parameters else {}
+)
+"""What JAX is told where it has a derivative of eigenvectors, as 0.10.0 has not."""
 
 
 class EigCache(NamedTuple):
