@@ -46,7 +46,7 @@ from jax.lax.linalg import triangular_solve
 from jaxtyping import Complex, Float, Inexact
 
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, positive_definite, product, transpose, with_diagonal
+from bpref.formulas.matrices import SMALL_BATCH, hermitian_part, positive_definite, product, transpose, with_diagonal
 from bpref.layer import Layer, Reals, no_params
 from bpref.rule import Case, Real, Rule
 
@@ -76,7 +76,7 @@ def cholesky() -> Layer[tuple[()], Array, Reals, CholeskyCache]:
         L = cache.L
         lower = jnp.tril(product(transpose(L), jnp.tril(widen(dL))))
         P = lower - 0.5 * with_diagonal(jnp.zeros_like(lower), jnp.diagonal(lower, axis1=-2, axis2=-1))
-        left = triangular_solve(L, 0.5 * (P + transpose(jnp.conj(P))), left_side=True, lower=True, transpose_a=True)
+        left = triangular_solve(L, hermitian_part(P), left_side=True, lower=True, transpose_a=True)
         return (), cast(triangular_solve(jnp.conj(L), left, left_side=False, lower=True), dL.dtype)
 
     return Layer(no_params, forward, backward, who)

@@ -43,7 +43,16 @@ from jaxtyping import Float
 
 from bpref.checks.hyperparameters import require_positive_or_none, require_size
 from bpref.dtypes import cast, widen
-from bpref.formulas.matrices import SMALL_BATCH, System, SystemCache, as_matrices, positive_definite, product, transpose
+from bpref.formulas.matrices import (
+    SMALL_BATCH,
+    System,
+    SystemCache,
+    as_matrices,
+    hermitian_part,
+    positive_definite,
+    product,
+    transpose,
+)
 from bpref.layer import Layer, Reals, no_params
 from bpref.loops import cond, scan
 from bpref.naive.dense import naive_solve
@@ -98,7 +107,7 @@ def conjugate_gradient(
 
 
 def _solved(A: Array, B: Array, tolerance: float | None, steps: int | None) -> Array:
-    S = 0.5 * (widen(A) + transpose(widen(A)))
+    S = hermitian_part(widen(A))
     tolerance = float(jnp.finfo(S.dtype).eps) if tolerance is None else tolerance
     largest = lax.stop_gradient(jnp.max(jnp.abs(B), -2, keepdims=True, initial=0))
     scale = jnp.where(largest == 0, 1, largest)
