@@ -60,7 +60,7 @@ from bpref.formulas.norm.pre_norm import (
 )
 from bpref.formulas.random_draws import KEY, dropped, require_key, require_rate
 from bpref.layer import Held, Layer, Reals, each_position
-from bpref.loops import for_blocks
+from bpref.loops import block_of, for_blocks
 from bpref.naive.activation import activation as naive_activation
 from bpref.naive.dense import naive_affine, naive_norm
 from bpref.naive.dropout import naive_kept
@@ -190,27 +190,31 @@ def mlp_layer(
 def _by_tiles(whole: Layer, tile: int) -> Layer:
     """The layer, so many positions at a time."""
 
-    def forward(params, x):
-        def put(y, start, size):
-            return _written(y, whole.forward(params, _tile_of(x, start, size))[0], start)
-
-        if x.ndim < 2 or x.shape[-2] <= tile:
-            return whole.forward(params, x)[0], MlpBlockCache(x, None, None)
-        return for_blocks(x.shape[-2], tile, put, jnp.zeros_like(x)), MlpBlockCache(x, None, None)
+    def is_one(x):
+        return x.ndim < 2 or x.shape[-2] <= tile
 
     def again(params, x):
         return whole.forward(params, x)[1]
+
+    def forward(params, x):
+        def put(y, start, size):
+            y_ = whole.forward(params, block_of(x, start, size, -2))[0]
+            return lax.dynamic_update_slice_in_dim(y, y_, start, -2)
+
+        y = whole.forward(params, x)[0] if is_one(x) else for_blocks(x.shape[-2], tile, put, jnp.zeros_like(x))
+        return y, MlpBlockCache(x, None, None)
 
     def backward(params, cache, dy):
         x = cache.x
 
         def add(carry, start, size):
             dparams, dx = carry
-            x_ = _tile_of(x, start, size)
-            of_tile, dx_ = whole.backward(params, again(params, x_), _tile_of(dy, start, size))
-            return jax.tree.map(lambda a, b: a + widen(b), dparams, of_tile), _written(dx, dx_, start)
+            x_, dy_ = (block_of(v, start, size, -2) for v in (x, dy))
+            of_tile, dx_ = whole.backward(params, again(params, x_), dy_)
+            dparams = jax.tree.map(lambda a, b: a + widen(b), dparams, of_tile)
+            return dparams, lax.dynamic_update_slice_in_dim(dx, dx_, start, -2)
 
-        if x.ndim < 2 or x.shape[-2] <= tile:
+        if is_one(x):
             return whole.backward(params, again(params, x), dy)
         trained = params._replace(key=None)
         zeros = jax.tree.map(lambda v: jnp.zeros_like(widen(v)), trained)
@@ -222,14 +226,6 @@ def _by_tiles(whole: Layer, tile: int) -> Layer:
         return whole.opened(params, again(params, cache.x), dy)
 
     return Layer(whole.init, forward, backward, whole.name, held=whole.held, decoding=each_position, opened=opened)
-
-
-def _tile_of(v: Array, start: Array | int, size: int) -> Array:
-    return lax.dynamic_slice_in_dim(v, start, size, -2)
-
-
-def _written(v: Array, part: Array, start: Array | int) -> Array:
-    return lax.dynamic_update_slice_in_dim(v, part, start, -2)
 
 
 @called_as(mlp_block)

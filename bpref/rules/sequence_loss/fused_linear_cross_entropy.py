@@ -184,8 +184,9 @@ def fused_linear_cross_entropy(
     targets = ClassTargets(vocabulary, smoothing, z_loss, counting)
     if smoothing > 0 and counting.w is not None:
         if implementation == "pallas":
-            without = f'implementation "{implementation}" has none, "xla" has'
-            raise ValueError(f"{who}: class_weights are smoothed, for which {without}")
+            raise ValueError(
+                f'{who}: class_weights are smoothed, for which implementation "pallas" has none, "xla" has'
+            )
         implementation = "xla"
     blocks = Blocks(soft_cap, block, smoothing > 0)
 

@@ -135,7 +135,7 @@ def stillness(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
 
     def outputs(moving: Values) -> list[Array]:
         leaves = [moving[chosen.index(i)] if i in chosen else v for i, v in enumerate(point.leaves)]
-        return [v for v in jax.tree.leaves(subject.plain(leaves)) if is_differentiable(v)]
+        return _outputs(subject, leaves)
 
     @jax.jit
     def tangents(leaves):
@@ -158,15 +158,16 @@ def partiality(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
     leaves, dy = list(map(jnp.asarray, point.leaves)), [jnp.asarray(v[0]) for v in point.dys]
     moving = [i for i, v in enumerate(leaves) if is_differentiable(v)]
 
-    def outputs(values: Values) -> list[Array]:
-        return [v for v in jax.tree.leaves(subject.plain(values)) if is_differentiable(v)]
-
     def of_argument(i: int) -> dict[str, Array]:
-        _, pull = with_cotangents(lambda v: outputs([*leaves[:i], v, *leaves[i + 1 :]]), leaves[i])
+        _, pull = with_cotangents(lambda v: _outputs(subject, [*leaves[:i], v, *leaves[i + 1 :]]), leaves[i])
         return {subject.names[i]: pull(dy)[0]}
 
     def of_output(j: int, alone: bool) -> dict[str, Array]:
-        _, pull = with_cotangents(lambda values: outputs(values)[j] if alone else outputs(values), leaves)
+        def used(values: Values) -> Array | list[Array]:
+            y = _outputs(subject, values)
+            return y[j] if alone else y
+
+        _, pull = with_cotangents(used, leaves)
         found = pull(dy[j] if alone else [v if i == j else jnp.zeros_like(v) for i, v in enumerate(dy)])[0]
         return {name: v for name, v in zip(subject.names, found, strict=True) if v is not None}
 
@@ -184,6 +185,11 @@ def partiality(subject: Subject, point: Point, seen: Seen) -> list[Finding]:
             alone, beside = (jax.jit(of_output, static_argnums=(0, 1))(j, v) for v in (True, False))
             findings += differing(alone, beside, text)
     return findings
+
+
+def _outputs(subject: Subject, leaves: Values) -> list[Array]:
+    """The outputs that have a cotangent."""
+    return [v for v in jax.tree.leaves(subject.plain(leaves)) if is_differentiable(v)]
 
 
 def _same(v: np.ndarray | None, w: np.ndarray) -> bool:
