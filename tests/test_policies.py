@@ -7,7 +7,10 @@ import pytest
 from benchmarks.bench_policies import HAND, LENGTHS, TARGETS, forms, least
 from benchmarks.in_readme import POLICIES
 
-LARGEST = {("tpu-v5e", "1024"): 0.02, ("h100", "1024"): 0.3, ("h100", "256"): 0.42}
+LARGEST = {
+    "remat": {("tpu-v5e", "1024"): 0.04, ("h100", "1024"): 0.45, ("h100", "256"): 0.5},
+    "remat, tiles": {("tpu-v5e", "1024"): 0.02, ("h100", "1024"): 0.3, ("h100", "256"): 0.42},
+}
 """Of the leanest policy's temp memory, by hand. Of 256 tokens a TPU needs next to none, either way."""
 
 
@@ -18,7 +21,7 @@ def test_every_form_is_compiled_for_both():
     }
 
 
-@pytest.mark.parametrize(("target", "length"), LARGEST)
-def test_by_hand_it_takes_less_than_under_the_leanest_policy(target, length):
+@pytest.mark.parametrize(("how", "target", "length"), [(how, *where) for how, of in LARGEST.items() for where in of])
+def test_by_hand_it_takes_less_than_under_the_leanest_policy(how, target, length):
     of_length = json.loads(POLICIES.read_text())[target][length]
-    assert of_length[f"{HAND}, remat, tiles"]["temp"] <= LARGEST[target, length] * least(of_length)
+    assert of_length[f"{HAND}, {how}"]["temp"] <= LARGEST[how][target, length] * least(of_length)

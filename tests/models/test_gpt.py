@@ -94,7 +94,9 @@ def plain_cost(config, params, ids, labels):
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(plain(config, params, ids), labels))
 
 
-@pytest.mark.parametrize("own", [{}, {"remat": True, "mlp_tile": 3}], ids=["kept", "remat, tiles"])
+@pytest.mark.parametrize(
+    "own", [{}, {"remat": True}, {"remat": True, "mlp_tile": 3}], ids=["kept", "remat", "remat, tiles"]
+)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_objective_is_the_cross_entropy_of_the_networks_logits_and_its_gradient_the_oracles(config, own):
     with jax.enable_x64(True):
