@@ -57,8 +57,8 @@ def gpt(
       config: a `GptConfig`, or the name of one of `GPT_PRESETS`.
       remat: whether of each block its input alone is kept for the backward.
       implementation: of the blocks' attention: "xla", "pallas" or "auto", as in `blockwise_attention`.
-      mlp_tile: how many positions the blocks' MLPs take at once, as `tile` of `mlp_block`: with `remat` it takes less
-        memory and no more time.
+      mlp_tile: how many positions the blocks' MLPs take at once, as `tile` of `mlp_block`: with `remat`, which makes
+        their hidden features again anyway, it takes less memory for little time.
 
     Returns:
       A layer; with dropout a stateful one, whose x is `With(ids, state)`. `evaluation` of it drops nothing.
